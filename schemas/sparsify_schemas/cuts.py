@@ -1,0 +1,78 @@
+"""The cut log: what was removed, as operations that replay on a fresh dense model without tracing."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sparsify_schemas.base import Positive, Spec, Text, Whole
+
+Range = tuple[Whole, Whole]
+"""half-open [start, end)"""
+
+
+class Width(Spec):
+    """What one coupled group keeps."""
+
+    group: Text
+    """name of the coupled group: its first layer"""
+    width: Positive
+    """units before"""
+    keep: tuple[Range, ...]
+    """units that stay, as half-open ranges"""
+
+    @property
+    def kept(self) -> int:
+        return sum(end - start for start, end in self.keep)
+
+
+class Narrow(Spec):
+    """tensor <- tensor.index_select(dim, keep)"""
+
+    op: Literal["narrow"] = "narrow"
+    tensor: Text
+    """dotted name of a parameter or buffer"""
+    dim: Whole
+    """dimension that is narrowed"""
+    size: Positive
+    """its length before; replay refuses a model where it differs"""
+    keep: tuple[Range, ...]
+    """indices that stay, as half-open ranges"""
+
+
+class SetAttribute(Spec):
+    """module.attribute <- value"""
+
+    op: Literal["set"] = "set"
+    module: str
+    """dotted name of the module"""
+    attribute: Text
+    """such as out_channels"""
+    value: int | tuple[int, ...]
+    """the new value"""
+
+
+class Zero(Spec):
+    """So many elements of the tensor were set to zero; the zeros are in the weights file."""
+
+    op: Literal["zero"] = "zero"
+    tensor: Text
+    """dotted name of a parameter"""
+    count: Whole
+    """elements that are zero"""
+    size: Positive
+    """elements in all"""
+
+
+Operation = Annotated[Narrow | SetAttribute | Zero, Field(discriminator="op")]
+
+
+class Cuts(Spec):
+    """Everything that a cut did, in order."""
+
+    version: Literal[1] = 1
+    plan: Text
+    """digest of the plan that it follows"""
+    widths: tuple[Width, ...] = ()
+    """what each coupled group keeps"""
+    operations: tuple[Operation, ...] = ()
+    """what was done to which tensor and attribute"""

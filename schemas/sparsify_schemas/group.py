@@ -1,0 +1,23 @@
+"""Group types: which weights live and die together."""
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator
+
+Kind = Literal["filter", "channel", "neuron", "weight"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+ALIASES = {"filters": "filter", "out_channel": "filter", "channels": "channel", "in_channel": "channel", "neurons": "neuron", "element": "weight", "unstructured": "weight"}
+
+MEANING: dict[Kind, str] = {
+    "filter": "W[n,:,:,:] of a convolution: one output feature map, with everything coupled to it (normalisation, the consumers' input slices, layers joined by a residual sum)",
+    "channel": "W[:,c,:,:] of a convolution: one input feature map, with the filters that produce it",
+    "neuron": "W[n,:] of a Linear layer: one output unit, with its bias and the consumers' columns",
+    "weight": "one element of a weight tensor; it is set to zero and stays in the tensor, so the file and the latency do not change",
+}
+
+
+def _canonical(value: Any) -> Any:
+    return ALIASES.get(value, value) if isinstance(value, str) else value
+
+
+Group = Annotated[Kind, BeforeValidator(_canonical, json_schema_input_type=Literal[Kind, "filters", "out_channel", "channels", "in_channel", "neurons", "element", "unstructured"])]

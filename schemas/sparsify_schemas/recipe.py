@@ -1,0 +1,110 @@
+"""The recipe: what a user writes."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from sparsify_schemas.base import Flag, Positive, Spec, Text, Whole
+from sparsify_schemas.budget import Budget
+from sparsify_schemas.criterion import Criterion, Magnitude
+from sparsify_schemas.data import Data
+from sparsify_schemas.group import Group
+from sparsify_schemas.model import Input, Model
+from sparsify_schemas.penalty import GroupLasso, Penalty
+from sparsify_schemas.selector import Layers
+from sparsify_schemas.stage import Cut, Stage, Train
+from sparsify_schemas.target import Target
+from sparsify_schemas.units import Share
+
+
+class Keep(Spec):
+    """What a rule never goes below."""
+
+    at_least: Positive = 1
+    """groups that stay in every layer"""
+    multiple_of: Positive = 1
+    """kept widths are multiples of this, rounded up; a layer that loses nothing keeps its width"""
+
+
+class Rule(Spec):
+    """What happens to some layers: which group, which penalty, which criterion, how much."""
+
+    layers: Layers
+    """glob on module names, re:<regular expression>, or a layer class; one or a list"""
+    group: Group | None = None
+    """filter, channel, neuron or weight"""
+    penalty: Penalty | None = None
+    """what drives the groups to zero while training"""
+    criterion: Criterion = Magnitude(kind="magnitude")
+    """which groups go first"""
+    keep: Keep = Keep()
+    """what always stays"""
+    sparsity: Share | None = None
+    """share of this rule's groups that is removed, whatever the budget says"""
+    protect: Flag = False
+    """the matched layers keep their width"""
+    override: Flag = False
+    """take over groups that an earlier rule reaches as well"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Rule":
+        if self.protect:
+            extra = sorted(self.model_fields_set & {"group", "penalty", "criterion", "keep", "sparsity"})
+            if extra:
+                raise ValueError(f"a rule with 'protect: true' takes no '{extra[0]}'; protected layers keep their width")
+        elif self.group is None:
+            raise ValueError("a rule needs a 'group' (filter, channel, neuron or weight), or 'protect: true'")
+        if self.group == "weight":
+            if isinstance(self.penalty, GroupLasso):
+                raise ValueError("group_lasso cannot act on group 'weight': a lasso over single weights is 'kind: l1'")
+            if self.sparsity is None:
+                raise ValueError("a rule with group 'weight' needs its own 'sparsity': zeroed weights stay in the file, so no budget can choose for it")
+            if self.keep != Keep():
+                raise ValueError("'keep' cannot act on group 'weight': it counts whole groups of a layer's width")
+        return self
+
+
+class Recipe(Spec):
+    """A whole recipe, resolved: variables filled in, parents merged."""
+
+    version: Literal[1]
+    """version of the recipe language"""
+    title: Text
+    """what the recipe is for; names the run folder"""
+    reference: Text | None = None
+    """where the method or its figures come from"""
+    seed: Whole = 0
+    """seeds every random choice"""
+    model: Model | None = None
+    """how to build the dense model; needed when the model file holds weights only"""
+    inputs: Annotated[tuple[Input, ...] | dict[str, Input] | None, Field(union_mode="left_to_right")] = None
+    """what one forward call takes, in order or by keyword; taken from data when left out"""
+    data: Data | None = None
+    """training, validation and test examples"""
+    targets: dict[Text, Target] = {}
+    """named hardware on which the result is timed"""
+    budget: Budget = Budget()
+    """what may remain of the dense model"""
+    rules: tuple[Rule, ...] = Field(min_length=1)
+    """what happens to which layers"""
+    stages: tuple[Stage, ...] = Field(default=(Cut(kind="cut"),), min_length=1)
+    """what is done, in order"""
+
+    @field_validator("stages")
+    @classmethod
+    def _stages_fit(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        names = [s.name for s in stages]
+        doubled = next((n for n in names if names.count(n) > 1), None)
+        if doubled:
+            raise ValueError(f"two stages are called '{doubled}'; give one of them another 'name'")
+        if sum(isinstance(s, Cut) for s in stages) != 1:
+            raise ValueError("a recipe has exactly one 'cut' stage")
+        return stages
+
+    @model_validator(mode="after")
+    def _training_needs_data(self) -> "Recipe":
+        if self.data is None and any(isinstance(s, Train) for s in self.stages):
+            raise ValueError("a recipe with a 'train' stage needs 'data'")
+        if self.data is None and any(r.criterion.kind == "taylor" for r in self.rules):
+            raise ValueError("criterion 'taylor' needs 'data': it looks at the loss on training batches")
+        return self

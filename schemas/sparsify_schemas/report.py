@@ -1,0 +1,160 @@
+"""The report: what a run measured, dense and cut side by side."""
+
+from typing import Literal
+
+from sparsify_schemas.base import Spec
+
+
+class Side(Spec):
+    """One model, dense or cut, as it lies on disk."""
+
+    params: int
+    """parameters stored"""
+    nonzero: int
+    """parameters that are not zero"""
+    macs: int
+    """multiply-accumulates of one forward call on one example (torch.utils.flop_counter, fast path off)"""
+    bytes: int
+    """size of the weights file"""
+    validation_accuracy: float | None = None
+    """share of the validation set classified rightly; null without data"""
+    test_accuracy: float | None = None
+    """share of the test set classified rightly; read once, at the end"""
+
+
+class Latency(Spec):
+    """Dense and cut model timed interleaved on one target."""
+
+    target: str
+    """name in the recipe"""
+    description: str
+    """kind, runtime, threads, batch"""
+    dense_ms: float
+    """median milliseconds of a forward call"""
+    cut_ms: float
+    """median milliseconds of a forward call"""
+    speedup: float
+    """median of dense / cut over interleaved pairs"""
+    low: float
+    """lower end of the 95 % bootstrap interval of the speed-up"""
+    high: float
+    """upper end"""
+    pairs: int
+    """interleaved measurements"""
+    load: float
+    """load average of the machine; above its cores the timing is not to be trusted"""
+
+
+class LayerRow(Spec):
+    """One layer before and after."""
+
+    name: str
+    type: str
+    inputs: int
+    """input width before"""
+    inputs_after: int
+    outputs: int
+    """output width before"""
+    outputs_after: int
+    params: int
+    params_after: int
+    zeros: float
+    """share of the remaining weights that is zero"""
+    macs: int
+    macs_after: int
+    protected: str | None = None
+    """why the width was kept, if it was protected"""
+
+
+class Limit(Spec):
+    """A budget or a rule's own sparsity: what was asked for and what came out."""
+
+    what: str
+    """such as budget.macs or rules.0.sparsity"""
+    asked: str
+    """as the recipe says it"""
+    limit: float
+    """the same in units of `achieved`"""
+    achieved: float
+    """as measured"""
+    met: bool
+
+
+class StageRow(Spec):
+    """One stage: what it took and where it ended."""
+
+    name: str
+    kind: Literal["train", "cut"]
+    seconds: float
+    epochs: int = 0
+    loss: float | None = None
+    """mean training loss of the last epoch"""
+    validation_accuracy: float | None = None
+    penalty_share: float | None = None
+    """share of the stage's step time spent in penalties"""
+
+
+class Epoch(Spec):
+    """One row of the history."""
+
+    stage: str
+    epoch: int
+    loss: float
+    train_accuracy: float
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+    lr: float
+    sparsity: float
+    """share of the groups that rules cover whose norm is zero"""
+    strength: float | None = None
+    seconds: float
+
+
+class Verdict(Spec):
+    """What the equality check said of a cut."""
+
+    outcome: Literal["equal", "statistics change", "nothing cut"]
+    difference: float
+    """largest absolute difference between cut and masked dense model in float64, relative to the largest output"""
+    control: float
+    """the same between masked and unmasked dense model: zero would mean that the check could not see the cut"""
+    groups: tuple[str, ...] = ()
+    """coupled groups checked"""
+    note: str = ""
+
+
+class Environment(Spec):
+    """What it ran on."""
+
+    python: str
+    packages: dict[str, str]
+    processor: str
+    cores: int
+    platform: str
+
+
+class Report(Spec):
+    """What a run did and measured. Every figure is counted or measured on the artefact as reloaded from disk."""
+
+    version: Literal[1] = 1
+    title: str
+    created: str
+    """UTC, ISO 8601"""
+    seed: int
+    recipe_digest: str
+    plan_digest: str
+    model_digest: str
+    """SHA-256 of the dense weights"""
+    dense: Side
+    cut: Side
+    latency: tuple[Latency, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    layers: tuple[LayerRow, ...] = ()
+    stages: tuple[StageRow, ...] = ()
+    history: tuple[Epoch, ...] = ()
+    verdict: Verdict
+    notes: tuple[str, ...] = ()
+    """what a reader must know, in plain words"""
+    files: dict[str, str] = {}
+    """SHA-256 of each file of the run"""
+    environment: Environment

@@ -1,0 +1,105 @@
+"""Schedules: how a number changes over a stage. Each holds in the half-open window [start, end).
+
+Before the window a schedule has its `from` value, after it its `to` value. `t` runs from 0 at `start` to 1 at `end`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from sparsify_schemas.base import NonNegative, Spec
+from sparsify_schemas.units import Duration
+
+
+class Constant(Spec):
+    """v = value, at every step. A plain number means this."""
+
+    kind: Literal["constant"]
+    value: NonNegative
+    """the value at every step"""
+
+
+class _Window(Spec):
+    from_: NonNegative = Field(alias="from")
+    """the value before and at `start`"""
+    to: NonNegative
+    """the value from `end` on"""
+    start: Duration = Duration(0, "ep")
+    """when the change begins"""
+    end: Duration = Duration(1, "dur")
+    """when the change is complete"""
+    every: Duration = Duration(1, "it")
+    """how often the value moves; between two moves it stays"""
+
+
+class Linear(_Window):
+    """v = from + (to - from) * t"""
+
+    kind: Literal["linear"]
+
+
+class Cosine(_Window):
+    """v = to + (from - to) * (1 + cos(pi t)) / 2    (Loshchilov & Hutter, arXiv:1608.03983)"""
+
+    kind: Literal["cosine"]
+
+
+class Cubic(_Window):
+    """v = to + (from - to) * (1 - t)^3    (Zhu & Gupta, arXiv:1710.01878, equation 1)"""
+
+    kind: Literal["cubic"]
+    from_: NonNegative = Field(default=0.0, alias="from")
+    """the value before and at `start`"""
+
+
+class Exponential(_Window):
+    """v = from * (to / from)^t; both ends above zero."""
+
+    kind: Literal["exponential"]
+
+    @model_validator(mode="after")
+    def _positive(self) -> "Exponential":
+        if self.from_ <= 0 or self.to <= 0:
+            raise ValueError("an exponential schedule needs 'from' and 'to' above zero; use linear or cosine to start at 0")
+        return self
+
+
+class Step(Spec):
+    """v = value * factor^(number of moments in `at` that have passed), as torch's MultiStepLR."""
+
+    kind: Literal["step"]
+    value: NonNegative
+    """the value at the beginning"""
+    factor: NonNegative = 0.1
+    """what the value is multiplied by at each moment"""
+    at: tuple[Duration, ...] = Field(min_length=1)
+    """the moments"""
+
+
+class OneShot(Spec):
+    """v = from until `at`, then `to`."""
+
+    kind: Literal["one_shot"]
+    from_: NonNegative = Field(default=0.0, alias="from")
+    """the value before `at`"""
+    to: NonNegative
+    """the value from `at` on"""
+    at: Duration
+    """the moment of the change"""
+
+
+Schedule = Annotated[
+    Constant | Linear | Cosine | Cubic | Exponential | Step | OneShot, Field(discriminator="kind")
+]
+
+
+def _from_number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, str):
+            raise ValueError(f"expected a number or a schedule, not '{value}'")
+        return value
+    return Constant(kind="constant", value=value)
+
+
+Scheduled = Annotated[Schedule, BeforeValidator(_from_number, json_schema_input_type=NonNegative | Schedule)]
+"""A number, or a schedule with a `kind`."""

@@ -1,0 +1,46 @@
+"""Which layers a rule speaks of.
+
+A selector is a glob on module names (`layer?.*.conv1`), `re:` and a regular expression that must match the whole name,
+or the name of a layer class (`Conv2d`). A rule may list several; a layer is selected when any of them matches.
+"""
+
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from sparsify_schemas.base import Text
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _checked(value: tuple[str, ...]) -> tuple[str, ...]:
+    for text in value:
+        if text.startswith("re:"):
+            try:
+                re.compile(text[3:])
+            except re.error as error:
+                raise ValueError(f"'{text}' is no regular expression: {error}") from None
+    return value
+
+
+def selects(patterns: Iterable[str], name: str, kind: str) -> bool:
+    """Whether any pattern matches a layer's name, or is the name of its class."""
+    return any(_matches(p, name, kind) for p in patterns)
+
+
+def _matches(pattern: str, name: str, kind: str) -> bool:
+    if pattern.startswith("re:"):
+        return re.fullmatch(pattern[3:], name) is not None
+    return pattern == kind or fnmatchcase(name, pattern)
+
+
+Layers = Annotated[
+    tuple[Text, ...],
+    Field(min_length=1),
+    BeforeValidator(_as_tuple, json_schema_input_type=Text | tuple[Text, ...]),
+]

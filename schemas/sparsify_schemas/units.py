@@ -1,0 +1,135 @@
+"""Values that carry their unit: `40%`, `5ep`, `200it`, `0.5dur`, `8MiB`, `1.5M`.
+
+A bare number is refused wherever its meaning would have to be looked up.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?"
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number and its unit; subclasses name the units and what to say when the text is something else."""
+
+    value: float
+    unit: str
+
+    UNITS: ClassVar[tuple[str, ...]] = ()
+    EXPECTS: ClassVar[str] = ""
+
+    @classmethod
+    def parse(cls, text: Any) -> Self:
+        """Read `12.5%`; raises ValueError that says what was expected."""
+        if isinstance(text, cls):
+            return text
+        units = "|".join(re.escape(u) for u in cls.UNITS)
+        match = re.fullmatch(rf"({_NUMBER})({units})", text) if isinstance(text, str) else None
+        if match is None:
+            raise ValueError(f"expected {cls.EXPECTS}, not {_shown(text)}")
+        return cls(float(match[1]), match[2]).checked()
+
+    def checked(self) -> Self:
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.value:.12g}{self.unit}"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        units = "|".join(re.escape(u) for u in cls.UNITS)
+        return {"type": "string", "pattern": f"^{_NUMBER}({units})$", "description": cls.EXPECTS}
+
+
+def _shown(text: Any) -> str:
+    return f"'{text}'" if isinstance(text, str) else f"{text!r} (a bare {type(text).__name__})"
+
+
+class Share(Quantity):
+    """A share of the dense model, 0 % to 100 %."""
+
+    UNITS = ("%",)
+    EXPECTS = "a share such as 40%"
+
+    def checked(self) -> Self:
+        if self.value > 100:
+            raise ValueError(f"expected a share between 0% and 100%, not '{self}'")
+        return self
+
+    @property
+    def fraction(self) -> float:
+        return self.value / 100
+
+
+class Duration(Quantity):
+    """A moment or a length of a stage: `5ep` epochs, `200it` optimizer steps, `0.5dur` half of the stage."""
+
+    UNITS = ("ep", "it", "dur")
+    EXPECTS = "a duration such as 5ep (epochs), 200it (optimizer steps) or 0.5dur (half of the stage)"
+
+    def steps(self, steps_per_epoch: int, total: int) -> float:
+        """The same moment counted in optimizer steps."""
+        match self.unit:
+            case "ep":
+                return self.value * steps_per_epoch
+            case "dur":
+                return self.value * total
+            case _:
+                return self.value
+
+
+class Amount(Quantity):
+    """A plain count with a metric suffix: `300M` multiply-accumulates, `85k` parameters."""
+
+    UNITS = ("k", "M", "G", "T")
+    EXPECTS = "a count such as 300M"
+
+    @property
+    def count(self) -> float:
+        return self.value * {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[self.unit]
+
+
+class Size(Quantity):
+    """Bytes: `8MiB`, `500kB`."""
+
+    UNITS = ("B", "kB", "MB", "GB", "KiB", "MiB", "GiB")
+    EXPECTS = "a size such as 8MiB or 500kB"
+
+    @property
+    def count(self) -> float:
+        powers = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
+        return self.value * powers[self.unit]
+
+
+def first_of(*kinds: type[Quantity]) -> Callable[[Any], Quantity]:
+    """A parser that takes whichever of the kinds fits; its complaint names them all."""
+
+    def parse(text: Any) -> Quantity:
+        if isinstance(text, kinds):
+            return text
+        for kind in kinds:
+            try:
+                return kind.parse(text)
+            except ValueError as error:
+                if "between" in str(error):
+                    raise
+        expected = " or ".join(kind.EXPECTS for kind in kinds)
+        raise ValueError(f"expected {expected}, not {_shown(text)}")
+
+    return parse
+
+
+Unit = Literal["ep", "it", "dur"]

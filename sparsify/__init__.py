@@ -1,0 +1,43 @@
+"""Recipes for structured sparsity in PyTorch.
+
+    plan = sparsify.make_plan("recipe.yaml", model, inputs)
+    with sparsify.attach(plan, model, optimizer) as hooks:
+        ...                                                     # the training loop, unchanged
+    result = sparsify.cut(plan, model, optimizer=optimizer)
+    run = sparsify.save_run(result, "runs/lenet")
+    model = sparsify.load_run(run)
+
+Names are resolved on first use, so that checking a recipe never imports torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsify.artefact import load_run as load_run
+    from sparsify.artefact import save_run as save_run
+    from sparsify.errors import SparsifyError as SparsifyError
+    from sparsify.hooks import attach as attach
+    from sparsify.load import load as load_recipe
+    from sparsify.pruning import cut as cut
+    from sparsify.pruning import make_plan as make_plan
+    from sparsify.run import apply as apply
+
+_WHERE = {
+    "SparsifyError": ("sparsify.errors", "SparsifyError"),
+    "apply": ("sparsify.run", "apply"),
+    "attach": ("sparsify.hooks", "attach"),
+    "cut": ("sparsify.pruning", "cut"),
+    "load_recipe": ("sparsify.load", "load"),
+    "load_run": ("sparsify.artefact", "load_run"),
+    "make_plan": ("sparsify.pruning", "make_plan"),
+    "save_run": ("sparsify.artefact", "save_run"),
+}
+__all__ = ["SparsifyError", "apply", "attach", "cut", "load_recipe", "load_run", "make_plan", "save_run"]  # noqa: F822
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'sparsify' has no attribute '{name}'")
+    module, attribute = _WHERE[name]
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,49 @@
+"""The error tree, and Problem: one complaint with its place and the next useful action."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """`file:line:column: path: message; hint`. What is not known is left out."""
+
+    file: str
+    line: int | None
+    column: int | None
+    path: str
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        place = ":".join(str(p) for p in (self.file, self.line, self.column) if p is not None)
+        parts = [p for p in (place, self.path, self.message) if p]
+        return ": ".join(parts) + (f"; {self.hint}" if self.hint else "")
+
+
+class SparsifyError(Exception):
+    """Something that a user can mend; the message says how."""
+
+
+class RecipeError(SparsifyError):
+    """The recipe is wrong, or does not fit the model. Carries every problem found."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(sorted(set(problems), key=lambda p: (p.file, p.line or 0, p.column or 0, p.path, p.message)))
+        super().__init__("\n".join(str(p) for p in self.problems))
+
+
+class ModelError(SparsifyError):
+    """The model or its file cannot be used."""
+
+
+class DataError(SparsifyError):
+    """The data cannot be read."""
+
+
+class RunError(SparsifyError):
+    """A run folder is missing something, damaged, or cannot be written."""
+
+
+class VerificationError(SparsifyError):
+    """A cut model does not compute what the masked one does; nothing was saved."""

@@ -1,0 +1,54 @@
+"""What a long call tells whoever listens, while it goes on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    name: str
+    kind: str
+    epochs: int
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    stage: str
+    epoch: int
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    stage: str
+    epoch: int
+    loss: float
+    train_accuracy: float
+    validation_accuracy: float | None
+    sparsity: float
+    remaining: tuple[tuple[str, float], ...]
+    """(budget, share of the dense model that would remain if the dead groups left now)"""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CutDone:
+    outcome: str
+    difference: float
+    macs: tuple[int, int]
+    params: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Note:
+    text: str
+
+
+Event = StageStarted | StepDone | EpochDone | CutDone | Note
+Listener = Callable[[Event], None]
+
+
+def silence(event: Event) -> None:
+    """The listener of who does not want to know."""

@@ -1,0 +1,173 @@
+"""The values between a model and a cut: ModelMap, Plan. Frozen, JSON-able, free of tensors."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from sparsify_schemas.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Span:
+    """Which indices of a dimension belong to which units.
+
+    For k in 0..units-1: indices start + k*repeat ... start + (k+1)*repeat - 1 belong to unit `unit + k`.
+    A plain layer has one span with repeat 1; after a flatten of h x w maps repeat is h*w; in a concat start is the
+    offset; a grouped convolution has one span per group of the convolution.
+    """
+
+    start: int
+    unit: int
+    units: int
+    repeat: int = 1
+
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """(index, unit) in order of index."""
+        for k in range(self.units):
+            for r in range(self.repeat):
+                yield self.start + k * self.repeat + r, self.unit + k
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One dimension of one tensor that a coupled group reaches. `role`: out (producer's rows and what follows them
+    per channel) or in (a consumer's input slices)."""
+
+    tensor: str
+    dim: int
+    role: str
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """Units that can only leave together across every slice listed. Named after its first layer."""
+
+    name: str
+    width: int
+    slices: tuple[Slice, ...]
+    statistics: bool = False
+    """a normalisation takes statistics over the units: a cut changes them"""
+    protected: str | None = None
+    """why no unit may leave, if so"""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Modules reached, in order, without repetition."""
+        return tuple(dict.fromkeys(s.tensor.rpartition(".")[0] for s in self.slices))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One module with parameters of its own."""
+
+    name: str
+    type: str
+    weight: tuple[int, ...]
+    """shape of `weight`, () if it has none"""
+    macs: int
+    """multiply-accumulates spent in it in one forward call on one example"""
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A parameter or buffer."""
+
+    name: str
+    shape: tuple[int, ...]
+    itemsize: int
+    parameter: bool
+
+    @property
+    def numel(self) -> int:
+        n = 1
+        for s in self.shape:
+            n *= s
+        return n
+
+
+@dataclass(frozen=True)
+class ModelMap:
+    """What there is to know about a model without its numbers."""
+
+    layers: tuple[Layer, ...]
+    tensors: tuple[Tensor, ...]
+    coupled: tuple[Coupled, ...]
+    macs: int
+    """multiply-accumulates of one forward call on one example"""
+
+    @cached_property
+    def params(self) -> int:
+        return sum(t.numel for t in self.tensors if t.parameter)
+
+    @cached_property
+    def bytes(self) -> int:
+        return sum(t.numel * t.itemsize for t in self.tensors)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Coupled]:
+        return {c.name: c for c in self.coupled}
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One rule, resolved against the model."""
+
+    rule: int
+    """its index in the recipe"""
+    layers: tuple[str, ...]
+    """layers it matched"""
+    coupled: tuple[str, ...] = ()
+    """coupled groups it chooses in (structural group types)"""
+    tensors: tuple[str, ...] = ()
+    """weights it covers (layer-scope penalties, group type weight)"""
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least that a budgeted quantity can come to, with everything removable removed."""
+
+    what: str
+    """macs, params or bytes"""
+    dense: float
+    limit: float
+    least: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe resolved against a model: what each rule reaches, what is protected and why, what a budget allows.
+
+    `preview` holds the widths (coupled group, units kept) if the cut were made now, on the present weights; it is no
+    part of the digest.
+    """
+
+    recipe: Recipe
+    map: ModelMap
+    assignments: tuple[Assignment, ...]
+    floors: tuple[Floor, ...] = ()
+    notes: tuple[str, ...] = ()
+    preview: tuple[tuple[str, int], ...] = ()
+
+    @cached_property
+    def digest(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of recipe, map and assignments; independent of key order."""
+        return hashlib.sha256(json.dumps(self._body(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """A mapping that `json.dumps` takes."""
+        return {"digest": self.digest, **self._body(), "preview": [list(p) for p in self.preview]}
+
+    def _body(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True),
+            "map": asdict(self.map),
+            "assignments": [asdict(a) for a in self.assignments],
+            "floors": [asdict(f) for f in self.floors],
+            "notes": list(self.notes),
+        }

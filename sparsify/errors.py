@@ -41,6 +41,10 @@ class DataError(SparsifyError):
     """The data cannot be read."""
 
 
+class TrainingError(SparsifyError):
+    """Training cannot go on: the loss is no longer finite, or the model cannot take the batches."""
+
+
 class RunError(SparsifyError):
     """A run folder is missing something, damaged, or cannot be written."""
 

@@ -5,6 +5,14 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class RunStarted:
+    """The first event of `apply`: where the run lies, so that an interrupted one can be named."""
+
+    folder: str
+    resumed: bool = False
+
+
+@dataclass(frozen=True)
 class StageStarted:
     name: str
     kind: str
@@ -46,7 +54,7 @@ class Note:
     text: str
 
 
-Event = StageStarted | StepDone | EpochDone | CutDone | Note
+Event = RunStarted | StageStarted | StepDone | EpochDone | CutDone | Note
 Listener = Callable[[Event], None]
 
 

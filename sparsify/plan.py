@@ -159,6 +159,12 @@ class Plan:
         """First 16 hexadecimal digits of the SHA-256 of recipe, map and assignments; independent of key order."""
         return hashlib.sha256(json.dumps(self._body(), sort_keys=True).encode()).hexdigest()[:16]
 
+    def __str__(self) -> str:
+        """What `sparsify plan` shows."""
+        from sparsify.overview import as_text
+
+        return as_text(self)
+
     def to_json(self) -> dict[str, Any]:
         """A mapping that `json.dumps` takes."""
         return {"digest": self.digest, **self._body(), "preview": [list(p) for p in self.preview]}

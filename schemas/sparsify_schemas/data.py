@@ -1,8 +1,9 @@
 """Data: where training, validation and test examples come from."""
 
+from difflib import get_close_matches
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sparsify_schemas.base import Flag, Number, Positive, Spec, Text, Whole
 from sparsify_schemas.units import Share
@@ -53,3 +54,20 @@ class Data(Spec):
     """random changes of training images"""
     size: Positive | None = None
     """folder: images are resized to size x size pixels"""
+
+    @field_validator("source")
+    @classmethod
+    def _known(cls, source: str) -> str:
+        if source in BUILT_IN or source.endswith(".npz") or ":" in source:
+            return source
+        near = get_close_matches(source, BUILT_IN, 1)
+        known = f"{', '.join(BUILT_IN)}, a path to an .npz, or package.module:callable"
+        raise ValueError(f"unknown source {source!r}; " + (f"did you mean '{near[0]}'?" if near else f"known: {known}"))
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> "Data":
+        if self.size is not None and self.source != "folder":
+            raise ValueError("'size' acts on source 'folder' only")
+        if self.validation.value == 100:
+            raise ValueError("validation: 100% leaves no example to train on")
+        return self

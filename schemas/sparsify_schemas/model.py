@@ -1,10 +1,10 @@
 """How to build the dense model when the model file holds weights only."""
 
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
-from sparsify_schemas.base import Spec
+from sparsify_schemas.base import Positive, Spec, Text
 
 Dotted = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z_][\w]*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*$")]
 
@@ -14,14 +14,14 @@ class Model(Spec):
 
     build: Dotted
     """dotted path of a callable, such as sparsify.models.lenet5 or mypackage.nets:resnet"""
-    args: dict[str, Any] = {}
+    args: dict[Text, JsonValue] = {}
     """keyword arguments of the callable"""
 
 
 class Input(Spec):
     """One tensor that a forward call takes."""
 
-    shape: tuple[Annotated[int, Field(strict=True, ge=1)], ...] = Field(min_length=1)
+    shape: tuple[Positive, ...] = Field(min_length=1)
     """with the batch dimension first"""
-    dtype: str = Field(default="float32", pattern="^(float32|float64|bfloat16|float16|int64|int32|bool)$")
+    dtype: Literal["float32", "float64", "bfloat16", "float16", "int64", "int32", "bool"] = "float32"
     """element type; integers are drawn from 0 and 1"""

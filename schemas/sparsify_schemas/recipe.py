@@ -1,10 +1,11 @@
 """The recipe: what a user writes."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from sparsify_schemas.base import Flag, Positive, Spec, Text, Whole
+from sparsify_schemas.base import Flag, Positive, Seed, Spec, Text
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Criterion, Magnitude
 from sparsify_schemas.data import Data
@@ -64,6 +65,16 @@ class Rule(Spec):
         return self
 
 
+def _shape_of_inputs(value: Any) -> str:
+    return "<by keyword>" if isinstance(value, Mapping) else "<in order>"
+
+
+Inputs = Annotated[
+    Annotated[tuple[Input, ...], Field(min_length=1), Tag("<in order>")] | Annotated[dict[Text, Input], Field(min_length=1), Tag("<by keyword>")],
+    Discriminator(_shape_of_inputs),
+]
+
+
 class Recipe(Spec):
     """A whole recipe, resolved: variables filled in, parents merged."""
 
@@ -73,11 +84,11 @@ class Recipe(Spec):
     """what the recipe is for; names the run folder"""
     reference: Text | None = None
     """where the method or its figures come from"""
-    seed: Whole = 0
+    seed: Seed = 0
     """seeds every random choice"""
     model: Model | None = None
     """how to build the dense model; needed when the model file holds weights only"""
-    inputs: Annotated[tuple[Input, ...] | dict[str, Input] | None, Field(union_mode="left_to_right")] = None
+    inputs: Inputs | None = None
     """what one forward call takes, in order or by keyword; taken from data when left out"""
     data: Data | None = None
     """training, validation and test examples"""

@@ -31,6 +31,14 @@ class _Window(Spec):
     every: Duration = Duration(1, "it")
     """how often the value moves; between two moves it stays"""
 
+    @model_validator(mode="after")
+    def _window(self) -> "_Window":
+        if self.start.unit == self.end.unit and self.start.value >= self.end.value:
+            raise ValueError(f"the schedule starts at {self.start} and ends at {self.end}; 'end' must come after 'start'")
+        if self.every.value == 0:
+            raise ValueError(f"'every: {self.every}' never comes; use 1it to move at each step")
+        return self
+
 
 class Linear(_Window):
     """v = from + (to - from) * t"""
@@ -96,7 +104,7 @@ Schedule = Annotated[
 def _from_number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
         if isinstance(value, str):
-            raise ValueError(f"expected a number or a schedule, not '{value}'")
+            raise ValueError(f"expected a number or a schedule, not {value[:60]!r}")
         return value
     return Constant(kind="constant", value=value)
 

@@ -5,6 +5,7 @@ or the name of a layer class (`Conv2d`). A rule may list several; a layer is sel
 """
 
 import re
+import warnings
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Annotated, Any
@@ -22,9 +23,11 @@ def _checked(value: tuple[str, ...]) -> tuple[str, ...]:
     for text in value:
         if text.startswith("re:"):
             try:
-                re.compile(text[3:])
-            except re.error as error:
-                raise ValueError(f"'{text}' is no regular expression: {error}") from None
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # `[[` and its like: odd, not wrong
+                    re.compile(text[3:])
+            except (re.error, OverflowError, RecursionError) as error:
+                raise ValueError(f"{text!r} is no regular expression: {error}") from None
     return value
 
 

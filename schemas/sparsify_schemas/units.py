@@ -3,6 +3,7 @@
 A bare number is refused wherever its meaning would have to be looked up.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,13 +35,15 @@ class Quantity:
         match = re.fullmatch(rf"({_NUMBER})({units})", text) if isinstance(text, str) else None
         if match is None:
             raise ValueError(f"expected {cls.EXPECTS}, not {_shown(text)}")
+        if not math.isfinite(float(match[1])):
+            raise ValueError(f"expected {cls.EXPECTS}, and {_shown(text)} is too large")
         return cls(float(match[1]), match[2]).checked()
 
     def checked(self) -> Self:
         return self
 
     def __str__(self) -> str:
-        return f"{self.value:.12g}{self.unit}"
+        return f"{repr(float(self.value)).removesuffix('.0')}{self.unit}"
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -55,7 +58,20 @@ class Quantity:
 
 
 def _shown(text: Any) -> str:
-    return f"'{text}'" if isinstance(text, str) else f"{text!r} (a bare {type(text).__name__})"
+    """A value in words; escapes what a terminal would act on, and shortens what would fill it."""
+    match text:
+        case None:
+            return "nothing"
+        case bool():
+            return str(text).lower()
+        case int() | float():
+            return f"the bare number {text}"
+        case str():
+            return repr(text) if len(text) <= 60 else repr(text[:60]) + "…"
+        case dict():
+            return "a mapping"
+        case _:
+            return "a list"
 
 
 class Share(Quantity):

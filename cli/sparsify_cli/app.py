@@ -1,0 +1,132 @@
+"""`sparsify`: the table of commands, loaded on first use, and the one error boundary.
+
+Each command is a module with a function `command`, annotated for typer. It returns None when all went well, raises
+SparsifyError when the user can mend something, and `typer.Exit(3)` when a budget was missed.
+"""
+
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from sparsify.errors import SparsifyError, VerificationError
+
+if TYPE_CHECKING:
+    from typer.core import TyperCommand
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("sparsify_cli.init", "Write a commented recipe to start from."),
+    "validate": ("sparsify_cli.validate", "Check a recipe, without a model."),
+    "plan": ("sparsify_cli.plan", "Show what a recipe would do to a model."),
+    "apply": ("sparsify_cli.apply", "Train, cut, verify and measure; leaves a run folder."),
+    "bench": ("sparsify_cli.bench", "Time the dense and the cut model of a run again."),
+    "report": ("sparsify_cli.report", "Show what a run did and measured."),
+    "diff": ("sparsify_cli.diff", "Compare two recipes or two runs."),
+    "runs": ("sparsify_cli.runs", "List the runs in a folder."),
+    "explain": ("sparsify_cli.explain", "Say what a word of the recipe language means."),
+    "schema": ("sparsify_cli.schema", "Print the JSON Schema of recipe, cuts or report."),
+}
+"""name -> (module with a function `command`, line in the help)"""
+
+
+class Commands(TyperGroup):
+    """The commands of the table; a module is imported when its command is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> "TyperCommand":
+        if cmd_name not in COMMANDS:
+            near = get_close_matches(cmd_name, COMMANDS, 1)
+            ctx.fail(f"no command '{cmd_name}'" + (f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(COMMANDS)}"))
+        module, line = COMMANDS[cmd_name]
+        single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        single.command(name=cmd_name, help=line)(import_module(module).command)
+        made: TyperCommand = typer.main.get_command(single)  # type: ignore[assignment]
+        return made
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sparsify {version('sparsify-recipes')}")
+        raise typer.Exit
+
+
+def _root(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """Recipes for structured sparsity: train, cut, verify and measure smaller PyTorch models."""
+
+
+def _commands() -> Any:
+    app = typer.Typer(
+        name="sparsify",
+        cls=Commands,
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    return typer.main.get_command(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line and exit: 0 done, 1 bad recipe, model or data, 2 usage, 3 budget missed or verification failed, 130 interrupted."""
+    sys.exit(exit_code(arguments))
+
+
+def exit_code(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line, say on stderr what went wrong, and return the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name that is no UTF-8 must not sink its own error message
+    try:
+        return _dispatched(arguments)
+    except VerificationError as error:
+        return _failed(error, 3)
+    except SparsifyError as error:
+        return _failed(error, 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has seen enough; no complaint at exit
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        return _surprised(error)
+
+
+def _dispatched(arguments: Sequence[str] | None) -> int:
+    try:
+        _commands()(args=arguments, prog_name="sparsify")
+    except SystemExit as stop:
+        sys.stdout.flush()
+        return stop.code if isinstance(stop.code, int) else 0
+    return 0
+
+
+def _failed(error: SparsifyError, code: int) -> int:
+    typer.echo(str(error), err=True)
+    return code
+
+
+def _surprised(error: Exception) -> int:
+    typer.echo(f"sparsify: {type(error).__name__}: {error}; this is a bug", err=True)
+    if os.environ.get("SPARSIFY_DEBUG"):
+        typer.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    else:
+        typer.echo("SPARSIFY_DEBUG=1 shows where it happened; please send that with the recipe", err=True)
+    return 1

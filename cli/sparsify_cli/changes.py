@@ -1,0 +1,82 @@
+"""Changes as tables: recipe, figures, widths."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparsify.diff import Change
+from sparsify.figures import MISSING, accuracy, count, digits, milliseconds, plain, points, seconds, share, signed, size, times
+from sparsify.table import Table, columns
+
+_SECTIONS = (("metrics.", "Measured"), ("widths.", "Widths"), ("recipe.", "Recipe"))
+_SHOWN = {
+    "params": count,
+    "nonzero": count,
+    "macs": count,
+    "bytes": size,
+    "validation_accuracy": accuracy,
+    "test_accuracy": accuracy,
+    "macs_left": share,
+    "params_left": share,
+    "dense_ms": milliseconds,
+    "cut_ms": milliseconds,
+    "speedup": times,
+    "seconds": seconds,
+}
+_SHARES = ("validation_accuracy", "test_accuracy", "macs_left", "params_left")
+
+
+def tables(changes: Sequence[Change]) -> tuple[Table, ...]:
+    """One table for the recipe, one for the figures, one for the widths; those without rows are left out."""
+    sorted_out: dict[str, list[tuple[str, Change]]] = {"Recipe": [], "Measured": [], "Widths": []}
+    for c in changes:
+        prefix, title = next(((p, t) for p, t in _SECTIONS if c.path.startswith(p)), ("", "Recipe"))
+        sorted_out[title].append((c.path.removeprefix(prefix), c))
+    return tuple(_table(title, rows) for title, rows in sorted_out.items() if rows)
+
+
+def _table(title: str, found: list[tuple[str, Change]]) -> Table:
+    if title == "Recipe":
+        return Table(title, columns("path", "old", "new", ">change"), tuple((path, _flow(c.old), _flow(c.new), _delta(c)) for path, c in found))
+    rows = tuple((path, _figure(path, c.old), _figure(path, c.new), "" if c.same else _figure_delta(path, c), c.remark) for path, c in found)
+    if not any(remark for *_, remark in rows):
+        return Table(title, columns("figure" if title == "Measured" else "layer", ">old", ">new", ">change"), tuple(r[:4] for r in rows))
+    return Table(title, columns("figure", ">old", ">new", ">change", ""), rows)
+
+
+def _figure(path: str, value: Any) -> str:
+    if value is None or isinstance(value, str | bool):
+        return _flow(value)
+    return _SHOWN.get(path.rpartition(".")[2], plain)(value)
+
+
+def _figure_delta(path: str, c: Change) -> str:
+    if c.delta is None:
+        return ""
+    field = path.rpartition(".")[2]
+    return points(c.delta) if field in _SHARES else signed(_figure(path, c.delta))
+
+
+def _delta(c: Change) -> str:
+    """'+5 ep', '-15 pp': the difference in the unit of both."""
+    if c.delta is None or c.same:
+        return ""
+    unit = c.new.lstrip("0123456789.e+-") if isinstance(c.new, str) else ""
+    text = signed(plain(float(digits(c.delta, 6)) if c.delta else 0.0))
+    return f"{text} {'pp' if unit == '%' else unit}".rstrip()
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML's flow style has it, without what is null."""
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return plain(value) if isinstance(value, float) else str(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {_flow(v)}" for k, v in value.items() if v is not None) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    return str(value)
+
+

@@ -1,0 +1,60 @@
+"""`sparsify diff`: compare two recipes or two runs. Never imports torch."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsify import report as reports
+from sparsify.diff import Change, diff_recipes, diff_runs, resolved
+from sparsify.errors import RunError, SparsifyError
+from sparsify.load import load
+from sparsify.table import as_markdown as markdown
+from sparsify_cli.changes import tables
+from sparsify_cli.render import show, show_json
+
+
+def command(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A recipe or a run's folder.", show_default=False)],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one of the same sort.", show_default=False)],
+    unchanged: Annotated[bool, typer.Option("--all", help="What is the same as well.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The changes as JSON.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--md", help="The changes as Markdown.")] = False,
+) -> None:
+    """Compare two recipes, or two runs: recipe, figures, widths. Defaults written out are no change."""
+    if as_json and as_markdown:
+        raise typer.BadParameter("--json and --md exclude each other")
+    runs = [_is_run(path) for path in (a, b)]
+    if runs[0] != runs[1]:
+        run, recipe = (a, b) if runs[0] else (b, a)
+        raise SparsifyError(f"{run} is a run and {recipe} a recipe; compare two runs, or {run / 'recipe.yaml'} with the recipe")
+    changes = _runs(a, b, unchanged) if runs[0] else diff_recipes(_recipe(a), _recipe(b), unchanged=unchanged)
+    if as_json:
+        show_json([{"changed": not c.same, **asdict(c)} for c in changes] if unchanged else [asdict(c) for c in changes])
+    elif as_markdown:
+        typer.echo(markdown(tables(changes)) or _same(runs[0]))
+    else:
+        show(*(tables(changes) or (_same(runs[0]),)))
+
+
+def _is_run(path: Path) -> bool:
+    if not path.exists():
+        raise SparsifyError(f"{path}: no such file or folder; give two recipes, or two folders of runs ('sparsify runs' lists them)")
+    return path.is_dir()
+
+
+def _recipe(path: Path) -> dict[str, object]:
+    return resolved(load(path).recipe)
+
+
+def _runs(a: Path, b: Path, unchanged: bool) -> tuple[Change, ...]:
+    found = reports.read(a), reports.read(b)
+    for run in (a, b):
+        if not (run / "recipe.yaml").exists():
+            raise RunError(f"{run / 'recipe.yaml'} is missing; the run is no longer complete")
+    return diff_runs(*found, _recipe(a / "recipe.yaml"), _recipe(b / "recipe.yaml"), unchanged=unchanged)
+
+
+def _same(runs: bool) -> str:
+    return "The two runs have the same recipe, figures and widths." if runs else "The two recipes mean the same."

@@ -1,0 +1,140 @@
+"""What `apply` says on stderr while it works: a bar on a terminal, a line per epoch in a log, nothing when quiet."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, assert_never
+
+from sparsify.events import CutDone, EpochDone, Event, Listener, Note, RunStarted, StageStarted, StepDone, silence
+from sparsify.figures import accuracy, count, plain, plural, seconds, share, tiny
+from sparsify_cli.render import say
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+_LABELS = {"macs": "MACs", "params": "params", "bytes": "bytes"}
+_REDRAW = 0.1
+"""seconds between two drawings within an epoch"""
+
+
+@contextmanager
+def narration(quiet: bool) -> Iterator[Listener]:
+    """A listener for `apply`, closed when the block ends."""
+    if quiet:
+        yield silence
+    elif sys.stderr.isatty():
+        with _bars() as listener:
+            yield listener
+    else:
+        yield _log
+
+
+def _log(event: Event) -> None:
+    """One line for each event but the single steps."""
+    text = _sentence(event)
+    if text:
+        say(text)
+
+
+def _sentence(event: Event) -> str:
+    match event:
+        case RunStarted():
+            return f"{'going on with' if event.resumed else 'run'} {event.folder}"
+        case StageStarted():
+            return f"{event.name}: {plural(event.epochs, 'epoch')} of {plural(event.steps_per_epoch, 'step')}" if event.kind == "train" else ""
+        case StepDone():
+            return ""
+        case EpochDone():
+            return f"{event.stage} {event.epoch}: {_figures(event)}, {seconds(event.seconds)}"
+        case CutDone():
+            return _cut(event)
+        case Note():
+            return f"note: {event.text}"
+        case _:
+            assert_never(event)
+
+
+def _figures(event: EpochDone) -> str:
+    parts = [f"loss {_loss(event.loss)}"]
+    measured, name = (event.train_accuracy, "train") if event.validation_accuracy is None else (event.validation_accuracy, "val")
+    parts.append(f"{name} {accuracy(measured)}")
+    parts.append(f"zero {share(event.sparsity)}")
+    parts += [f"{_LABELS.get(what, what)} {share(left)}" for what, left in event.remaining]
+    return ", ".join(parts)
+
+
+def _cut(event: CutDone) -> str:
+    equal = f"equal to {tiny(event.difference)}" if event.outcome == "equal" else event.outcome
+    (macs, fewer), (params, less) = event.macs, event.params
+    return f"cut: {equal}; MACs {count(macs)} -> {count(fewer)}, parameters {count(params)} -> {count(less)}"
+
+
+def _loss(value: float) -> str:
+    return plain(float(f"{value:.3g}"))
+
+
+@contextmanager
+def _bars() -> Iterator[Listener]:
+    """A bar for the stage that runs; a finished stage leaves one line."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    figures = TextColumn("{task.fields[figures]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
+    name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))
+    console = Console(stderr=True, highlight=False)
+    with Progress(name, BarColumn(10), figures, TimeRemainingColumn(), console=console, transient=True, expand=True) as progress:
+        yield _drawing(progress, lambda text: progress.console.print(text, markup=False))
+
+
+def _drawing(progress: "Progress", write: Callable[[str], None]) -> Listener:
+    """Events -> the bar. The mutable part is the bar's: which stage, how far, when it was last drawn."""
+    stage: list[StageStarted] = []
+    task: list[TaskID] = []
+    last: list[EpochDone] = []
+    drawn = [0.0]
+
+    def close() -> None:
+        if task:
+            progress.remove_task(task.pop())
+        if last:
+            write(f"{last[-1].stage}: {plural(last[-1].epoch, 'epoch')}, {_figures(last[-1])}")
+        last.clear()
+
+    def draw(epoch: int, step: int, loss: float) -> None:
+        started = stage[-1]
+        left = [f"{_LABELS.get(w, w)} {share(v)}" for w, v in last[-1].remaining] if last else []
+        seen = [_figures_short(last[-1])] if last else []
+        shown = [f"{min(epoch, started.epochs)}/{started.epochs}", f"loss {_loss(loss)}", *seen, *left]
+        progress.update(task[-1], completed=(epoch - 1) * started.steps_per_epoch + step, figures="  ".join(shown))
+
+    def listener(event: Event) -> None:
+        match event:
+            case StageStarted():
+                close()
+                stage[:] = [event]
+                total = event.epochs * event.steps_per_epoch or None
+                task.append(progress.add_task(event.name, total=total, figures=""))
+            case StepDone():
+                if time.monotonic() - drawn[0] > _REDRAW:
+                    drawn[0] = time.monotonic()
+                    draw(event.epoch, event.step, event.loss)
+            case EpochDone():
+                last[:] = [event]
+                draw(event.epoch, stage[-1].steps_per_epoch, event.loss)
+                if event.epoch == stage[-1].epochs:
+                    close()
+            case RunStarted() | CutDone() | Note():
+                if isinstance(event, CutDone):
+                    close()
+                write(_sentence(event))
+            case _:
+                assert_never(event)
+
+    return listener
+
+
+def _figures_short(event: EpochDone) -> str:
+    measured = event.train_accuracy if event.validation_accuracy is None else event.validation_accuracy
+    return f"acc {accuracy(measured)}  zero {share(event.sparsity)}"

@@ -1,0 +1,43 @@
+"""`sparsify runs`: list the runs in a folder."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsify.errors import RunError
+from sparsify.figures import MISSING, accuracy, share, times
+from sparsify.listing import RunRow, list_runs
+from sparsify.table import Table, columns
+from sparsify_cli.render import show, show_json
+
+
+def command(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder that holds the runs.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="The list as JSON.")] = False,
+) -> None:
+    """List the runs in a folder: their state, what is left of each model, accuracy and speed."""
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such folder; 'sparsify apply' makes runs in ./runs, or name another folder")
+    rows = list_runs(folder)
+    if as_json:
+        show_json([asdict(row) for row in rows])
+    elif not rows:
+        show(f"No runs in {folder}.")
+    else:
+        show(_table(folder, rows))
+
+
+def _table(folder: Path, rows: tuple[RunRow, ...]) -> Table:
+    shown = tuple(
+        (row.name, row.state, _minute(row.created), share(row.macs), share(row.params), accuracy(row.accuracy), times(row.speedup)) for row in rows
+    )
+    notes = [f"{row.name} is damaged: {row.problem}." for row in rows if row.problem]
+    notes += [f"Go on with {row.name}: sparsify apply --resume {folder / row.name}" for row in rows if row.state == "interrupted"]
+    return Table("", columns("run", "state", "created (UTC)", ">MACs", ">params", ">accuracy", ">speed"), shown, tuple(notes))
+
+
+def _minute(created: str | None) -> str:
+    """'2025-11-20T05:41:07Z' -> '2025-11-20 05:41'."""
+    return MISSING if created is None else created[:16].replace("T", " ")

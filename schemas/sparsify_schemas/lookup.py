@@ -1,0 +1,128 @@
+"""What the language says about itself: the fields of an entry, the members of a family, the words for a type."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel, BeforeValidator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from sparsify_schemas.units import Quantity
+
+Model = type[BaseModel]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One key of an entry."""
+
+    name: str
+    """as written in a recipe"""
+    annotation: Any
+    required: bool
+    default: Any
+    meaning: str
+
+
+def fields(model: Model) -> tuple[Field, ...]:
+    """The keys that an entry takes, in order."""
+    hints = get_type_hints(model, include_extras=True)
+    return tuple(_field(name, hints[name], info) for name, info in model.model_fields.items())
+
+
+def _field(name: str, annotation: Any, info: FieldInfo) -> Field:
+    default = None if info.is_required() else info.get_default(call_default_factory=True, validated_data={})
+    return Field(info.alias or name, annotation, info.is_required(), default, info.description or "")
+
+
+def arms(annotation: Any) -> Iterator[Any]:
+    """The alternatives of a type: unions flattened, annotations and None taken off."""
+    if get_origin(annotation) is Annotated:
+        yield from arms(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for arm in get_args(annotation):
+            yield from arms(arm)
+    elif annotation is not NoneType:
+        yield annotation
+
+
+def models(annotation: Any) -> tuple[Model, ...]:
+    """The entries among the alternatives of a type."""
+    return tuple(arm for arm in arms(annotation) if isinstance(arm, type) and issubclass(arm, BaseModel))
+
+
+def kind_of(model: Model) -> str | None:
+    """What `kind:` says for this entry, if it belongs to a family."""
+    info = model.model_fields.get("kind")
+    return None if info is None else str(get_args(info.annotation)[0])
+
+
+def family(annotation: Any) -> dict[str, Model]:
+    """kind -> entry, for the members of a family among the alternatives of a type."""
+    return {kind: model for model in models(annotation) if (kind := kind_of(model)) is not None}
+
+
+def inside(annotation: Any, part: str | int, value: Any) -> list[Any]:
+    """The types that may stand at `part` of a value of this type; `value` tells which member of a family it is."""
+    found: list[Any] = []
+    for arm in arms(annotation):
+        if isinstance(part, int):
+            found += [element for element in get_args(arm) if get_origin(arm) in (tuple, list) and element is not Ellipsis][:1]
+        elif get_origin(arm) is dict:
+            found.append(get_args(arm)[1])
+        elif arm in chosen(annotation, value):
+            found += [field.annotation for field in fields(arm) if field.name == part]
+    return found
+
+
+def chosen(annotation: Any, value: Any) -> tuple[Model, ...]:
+    """Those alternatives that the `kind` of a value picks; all of them where it picks none."""
+    candidates = models(annotation)
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    return tuple(m for m in candidates if kind_of(m) == kind) or candidates if kind is not None else candidates
+
+
+def entry_at(root: Model, path: tuple[str | int, ...], data: Any) -> tuple[Model, ...]:
+    """The entries that a path into plain data leads to."""
+    types: list[Any] = [root]
+    for part in path:
+        types = [t for annotation in types for t in inside(annotation, part, data)]
+        data = _child(data, part)
+    return tuple(model for annotation in types for model in chosen(annotation, data))
+
+
+def _child(data: Any, part: str | int) -> Any:
+    if isinstance(data, Mapping):
+        return data.get(part)
+    if isinstance(data, list | tuple) and isinstance(part, int) and part < len(data):
+        return data[part]
+    return None
+
+
+def in_words(annotation: Any) -> str:
+    """A type as a reader of recipes would say it: `share such as 40%`, `list of text`, `number or {kind: linear | ...}`."""
+    if get_origin(annotation) is Annotated:
+        inner, *marks = get_args(annotation)
+        written = [m.json_schema_input_type for m in marks if isinstance(m, BeforeValidator) and m.json_schema_input_type is not PydanticUndefined]
+        return in_words(written[0] if written else inner)
+    kinds = family(annotation)
+    words = [_arm_in_words(arm) for arm in arms(annotation) if arm not in kinds.values()]
+    if kinds:
+        words.append("{kind: " + " | ".join(kinds) + "}")
+    return " or ".join(dict.fromkeys(w for w in words if w))
+
+
+def _arm_in_words(arm: Any) -> str:
+    if get_origin(arm) is Literal:
+        return " | ".join(str(value) for value in get_args(arm))
+    if get_origin(arm) is tuple:
+        return "list of " + in_words(get_args(arm)[0])
+    if get_origin(arm) is dict:
+        return "mapping of names to " + in_words(get_args(arm)[1])
+    if isinstance(arm, type) and issubclass(arm, Quantity):
+        return arm.EXPECTS
+    if isinstance(arm, type) and issubclass(arm, BaseModel):
+        return "mapping"
+    return {"int": "whole number", "float": "number", "bool": "true | false", "str": "text"}.get(getattr(arm, "__name__", ""), "any value")

@@ -1,0 +1,189 @@
+"""Models in run folders: saved without pickle, rebuilt bit for bit from a builder, a log of cuts and the weights."""
+
+import json
+import shutil
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from sparsify import folder as files
+from sparsify import graph, pruning, report
+from sparsify.assess import Work, assess, check_reloads
+from sparsify.data import Datasets, example_inputs
+from sparsify.errors import RunError
+from sparsify.graph import Inputs
+from sparsify.listing import RunRow as RunRow, list_runs as list_runs
+from sparsify.load import dump
+from sparsify.modelfile import build_model
+from sparsify.weights import load_weights, save_weights
+from sparsify_schemas.cuts import Cuts
+from sparsify_schemas.model import Model
+from sparsify_schemas.report import Report
+
+Build = Callable[[], nn.Module]
+TIMING = 3.0
+"""seconds spent on timing each target"""
+_UNBUILT = "the recipe has no `model:`, so the run loads only with a builder: load_run(folder, build=...)"
+
+
+@dataclass(frozen=True)
+class Base:
+    """How the structure of a run's dense model comes about: a builder, then the cuts of earlier runs, in order."""
+
+    model: Model | None = None
+    cuts: tuple[Cuts, ...] = ()
+
+    def structure(self, build: Build | None = None) -> nn.Module:
+        """The dense model with whatever weights its builder gives it. Raises RunError without a builder."""
+        with torch.random.fork_rng(devices=[]):
+            if build is not None:
+                model = build()
+            elif self.model is not None:
+                model = build_model(self.model)
+            else:
+                raise RunError("the run does not say how its model is built, as its recipe has no `model:`; pass load_run(folder, build=callable)")
+        for cuts in self.cuts:
+            model = graph.replay(model, cuts)
+        return model
+
+    def write(self, folder: Path) -> None:
+        body = {"model": self.model and self.model.model_dump(mode="json"), "cuts": [c.model_dump(mode="json") for c in self.cuts]}
+        files.write(folder / files.BASE, files.as_json(body))
+
+
+def load_run(folder: str | Path, *, build: Build | None = None) -> nn.Module:
+    """The cut model of a complete run, with its weights, in eval mode; its outputs are those of the model saved.
+
+    build: makes the dense model (any weights), for a run whose recipe has no `model:`.
+    Raises RunError naming the file that is missing, damaged or does not fit.
+    """
+    path = Path(folder)
+    checked(path, files.RECIPE, files.CUTS, files.WEIGHTS)
+    return rebuilt(path, build)
+
+
+def load_dense(folder: str | Path, *, build: Build | None = None) -> nn.Module:
+    """The dense model that a complete run compares with, in eval mode. As `load_run`."""
+    path = Path(folder)
+    checked(path, files.RECIPE, files.DENSE)
+    return rebuilt_dense(path, build)
+
+
+def save_run(
+    result: pruning.Result,
+    folder: str | Path,
+    *,
+    inputs: Inputs | None = None,
+    datasets: Datasets | None = None,
+    timing: float = TIMING,
+) -> Path:
+    """Save a cut model and its dense one as a run, measured as reloaded from disk; the folder appears whole or not at all.
+
+    inputs: example inputs; taken from the recipe or the data when left out.
+    datasets: on which accuracy is measured; without them it stays unknown.
+    timing: seconds spent on timing each target.
+    Raises RunError when the folder exists, VerificationError when the reloaded model computes something else.
+    """
+    path, recipe = Path(folder), result.plan.recipe
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError(f"{path} exists already; choose another folder")
+    temporary = path.with_name(f".{path.name}.tmp")
+    given = example_inputs(recipe, datasets) if inputs is None else inputs
+    notes = () if recipe.model else (_UNBUILT,)
+    work = Work(result.plan, result.cuts, result.verdicts, notes=notes)
+    build = None if recipe.model else lambda: deepcopy(result.dense)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        begin(temporary, result.plan)
+        save_weights(result.dense, temporary / files.DENSE)
+        check_reloads(result.dense, rebuilt_dense(temporary, build), given, "dense model")
+        complete(temporary, work, result.model, given, datasets, build, timing)
+        temporary.rename(path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def begin(folder: Path, plan: pruning.Plan) -> None:
+    """Write what is known before anything is done: the resolved recipe and the plan."""
+    files.write(folder / files.RECIPE, dump(plan.recipe).encode())
+    files.write(folder / files.PLAN, files.as_json(plan.to_json()))
+
+
+def complete(folder: Path, work: Work, model: nn.Module, inputs: Inputs, datasets: Datasets | None, build: Build | None, timing: float) -> Report:
+    """Save the cut model, reload both models from disk, measure them, and write the report last of all."""
+    files.write(folder / files.CUTS, (work.cuts.model_dump_json(indent=1) + "\n").encode())
+    save_weights(model, folder / files.WEIGHTS)
+    dense, cut = rebuilt_dense(folder, build), rebuilt(folder, build)
+    check_reloads(model, cut, inputs, "cut model")
+    found = assess(work, folder, dense, cut, inputs, datasets, timing)
+    files.write(folder / files.PAGE, report.to_markdown(found).encode())
+    digests = {name: files.sha256(folder / name) for name in files.KEPT if (folder / name).exists()}
+    found = found.model_copy(update={"files": digests})
+    files.write(folder / files.REPORT, (found.model_dump_json(indent=1) + "\n").encode())
+    return found
+
+
+def rebuilt(folder: Path, build: Build | None = None) -> nn.Module:
+    """As `load_run`, for a folder that has no report yet."""
+    model = graph.replay(read_base(folder).structure(build), read_cuts(folder))
+    load_weights(model, folder / files.WEIGHTS)
+    return model.eval()
+
+
+def rebuilt_dense(folder: Path, build: Build | None = None) -> nn.Module:
+    """As `load_dense`, for a folder that has no report yet."""
+    model = read_base(folder).structure(build)
+    load_weights(model, folder / files.DENSE)
+    return model.eval()
+
+
+def checked(folder: Path, *names: str) -> Report:
+    """The report of a complete run, after comparing the named files with the digests in it. Raises RunError."""
+    found = report.read(folder)
+    for name in (*names, files.BASE):
+        if name not in found.files:
+            continue
+        if not (folder / name).is_file():
+            raise RunError(f"{folder / name} is missing; the run is no longer complete")
+        if files.sha256(folder / name) != found.files[name]:
+            raise RunError(f"{folder / name} is not as the run left it: its SHA-256 differs from the one in {files.REPORT}")
+    return found
+
+
+def read_cuts(folder: Path) -> Cuts:
+    """The cut log of a run. Raises RunError."""
+    path = folder / files.CUTS
+    try:
+        return Cuts.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing") from None
+    except (OSError, ValidationError) as error:
+        raise RunError(f"{path} is damaged: {error}") from None
+
+
+def read_base(folder: Path) -> Base:
+    """Where a run's dense model comes from: base.json after a run on a run, else the recipe's `model:`."""
+    path = folder / files.BASE
+    if not path.exists():
+        return Base(files.read_recipe(folder).model)
+    try:
+        body = json.loads(path.read_bytes())
+        model = Model.model_validate(body["model"]) if body["model"] else None
+        return Base(model, tuple(Cuts.model_validate(c) for c in body["cuts"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged: {error}") from None
+
+
+def base_on(run: Path) -> Base:
+    """The base of a run whose dense model is the cut model of another run."""
+    before = read_base(run)
+    return replace(before, cuts=(*before.cuts, read_cuts(run)))

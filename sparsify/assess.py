@@ -1,0 +1,188 @@
+"""The report of a run: dense and cut model as reloaded from disk, counted, timed and compared with what was asked for."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sparsify import graph, measure
+from sparsify.weights import tensors
+from sparsify.data import Datasets
+from sparsify.errors import VerificationError
+from sparsify.folder import DENSE, WEIGHTS, recipe_digest, sha256
+from sparsify.graph import Inputs
+from sparsify.plan import Plan
+from sparsify.train import evaluate
+from sparsify_schemas.cuts import Cuts
+from sparsify_schemas.recipe import Recipe
+from sparsify_schemas.report import Epoch, LayerRow, Limit, Report, Side, StageRow, Verdict
+from sparsify_schemas.target import Cpu
+from sparsify_schemas.units import Share
+
+DEFAULT_TARGET = {"cpu": Cpu(kind="cpu")}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run did, besides the two models."""
+
+    plan: Plan
+    cuts: Cuts
+    verdicts: tuple[Verdict, ...]
+    stages: tuple[StageRow, ...] = ()
+    history: tuple[Epoch, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def assess(work: Work, folder: Path, dense: nn.Module, cut: nn.Module, inputs: Inputs, datasets: Datasets | None, seconds: float) -> Report:
+    """Measure both models, as reloaded from `folder`, and judge the recipe's demands.
+
+    seconds: spent on timing each target. The test set is read here and nowhere else.
+    """
+    recipe = work.plan.recipe
+    sides = _side(dense, inputs, folder / DENSE, datasets), _side(cut, inputs, folder / WEIGHTS, datasets)
+    targets = recipe.targets or DEFAULT_TARGET
+    return Report(
+        title=recipe.title,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seed=recipe.seed,
+        recipe_digest=recipe_digest(recipe),
+        plan_digest=work.plan.digest,
+        model_digest=sha256(folder / DENSE),
+        dense=sides[0],
+        cut=sides[1],
+        latency=tuple(measure.latency(dense, cut, inputs, name, t, seconds=seconds, seed=recipe.seed) for name, t in targets.items()),
+        limits=(*_budgets(recipe, sides, _bytes(dense), _bytes(cut)), *_demands(work, cut)),
+        layers=tuple(_layers(work.plan, dense, cut, inputs)),
+        stages=work.stages,
+        history=work.history,
+        verdict=overall(work.verdicts),
+        notes=(*work.notes, *_notes(work, cut)),
+        environment=measure.environment(),
+    )
+
+
+def overall(verdicts: Iterable[Verdict]) -> Verdict:
+    """The verdict that says least for the cut."""
+    order = ("nothing cut", "equal", "statistics change")
+    return max(verdicts, key=lambda v: (order.index(v.outcome), v.difference), default=Verdict(outcome="nothing cut", difference=0.0, control=0.0))
+
+
+def check_reloads(model: nn.Module, reloaded: nn.Module, inputs: Inputs, what: str) -> None:
+    """Refuse an artefact that computes something else than the model saved. Raises VerificationError.
+
+    Rounding is allowed for, as memory layout may differ; a model that is random in eval mode is passed over.
+    """
+    model.eval()
+    with torch.no_grad():
+        before, again, after = (list(graph.tensors(graph.call(m, inputs))) for m in (model, model, reloaded))
+    if not _close(before, again):
+        return
+    if not _close(before, after):
+        raise VerificationError(
+            f"the {what} as reloaded from disk does not compute what it computed before it was saved; "
+            "does `model:` in the recipe build the very model that the file was made from?"
+        )
+
+
+def _close(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    def same(x: torch.Tensor, y: torch.Tensor) -> bool:
+        scale = float(x.abs().max()) if x.numel() else 0.0
+        return x.shape == y.shape and torch.allclose(x, y, rtol=1e-4, atol=1e-5 * scale, equal_nan=True)
+
+    return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _side(model: nn.Module, inputs: Inputs, weights: Path, datasets: Datasets | None) -> Side:
+    side = measure.side(model, inputs, weights)
+    if datasets is None:
+        return side
+    accuracies = (evaluate(model, examples)[1] for examples in (datasets.validation, datasets.test))
+    validation, test = (None if math.isnan(a) else a for a in accuracies)
+    return side.model_copy(update={"validation_accuracy": validation, "test_accuracy": test})
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors(model).values())
+
+
+def _budgets(recipe: Recipe, sides: tuple[Side, Side], dense_bytes: int, cut_bytes: int) -> Iterable[Limit]:
+    """Shares are of the dense model; bytes are those of the tensors, as the file's header is no part of the model."""
+    dense, cut = sides
+    counted = {"macs": (dense.macs, cut.macs), "params": (dense.params, cut.params), "bytes": (dense_bytes, cut_bytes)}
+    for what, (before, after) in counted.items():
+        asked = getattr(recipe.budget, what)
+        if asked is None:
+            continue
+        limit, achieved = (asked.fraction, after / before if before else 0.0) if isinstance(asked, Share) else (asked.count, float(after))
+        yield Limit(what=f"budget.{what}", asked=str(asked), limit=limit, achieved=achieved, met=achieved <= limit * (1 + 1e-12))
+
+
+def _demands(work: Work, cut: nn.Module) -> Iterable[Limit]:
+    """Each rule's own `sparsity`: units removed of coupled groups, or weights that are zero. Half a unit is rounding."""
+    widths = {w.group: w for w in work.cuts.widths}
+    for assignment in work.plan.assignments:
+        rule = work.plan.recipe.rules[assignment.rule]
+        if rule.sparsity is None:
+            continue
+        if rule.group == "weight":
+            count, total = zeros(cut, assignment.tensors)
+        else:
+            groups = [work.plan.map.by_name[name] for name in assignment.coupled]
+            total = sum(g.width for g in groups)
+            count = total - sum(widths[g.name].kept if g.name in widths else g.width for g in groups)
+        limit = rule.sparsity.fraction
+        achieved = count / total if total else 0.0
+        yield Limit(what=f"rules.{assignment.rule}.sparsity", asked=str(rule.sparsity), limit=limit, achieved=achieved, met=count >= limit * total - 0.5)
+
+
+def zeros(model: nn.Module, names: Iterable[str]) -> tuple[int, int]:
+    """(elements that are zero, elements) of the named tensors."""
+    state = model.state_dict()
+    found = [state[name] for name in names if name in state]
+    return sum(int((t == 0).sum()) for t in found), sum(t.numel() for t in found)
+
+
+def _layers(plan: Plan, dense: nn.Module, cut: nn.Module, inputs: Inputs) -> Iterable[LayerRow]:
+    before, after = (measure.count_macs(m, inputs)[1] for m in (dense, cut))
+    protected = _protected(plan)
+    for a, b in zip(graph.layers(dense, before), graph.layers(cut, after), strict=True):
+        stored = {n: p for n, p in cut.get_submodule(b.name).named_parameters(recurse=False)}
+        yield LayerRow(
+            name=a.name,
+            type=a.type,
+            inputs=a.inputs,
+            inputs_after=b.inputs,
+            outputs=a.outputs,
+            outputs_after=b.outputs,
+            params=_count(dense.get_submodule(a.name)),
+            params_after=_count(cut.get_submodule(b.name)),
+            zeros=float((stored["weight"] == 0).float().mean()) if "weight" in stored else 0.0,
+            macs=a.macs,
+            macs_after=b.macs,
+            protected=protected.get(a.name),
+        )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters(recurse=False))
+
+
+def _protected(plan: Plan) -> Mapping[str, str]:
+    """Layer -> why its output width was kept."""
+    return {s.tensor.rpartition(".")[0]: g.protected for g in plan.map.coupled if g.protected for s in g.slices if s.role == "out"}
+
+
+def _notes(work: Work, cut: nn.Module) -> Iterable[str]:
+    recipe = work.plan.recipe
+    yield from (note for note in work.plan.notes if "weights are set to zero" not in note)  # said with numbers below
+    for assignment in work.plan.assignments:
+        if recipe.rules[assignment.rule].group == "weight":
+            count, total = zeros(cut, assignment.tensors)
+            yield f"rules.{assignment.rule}: {count} of {total} weights are zero; zeros stay in the tensors: this brings no speed and no smaller file"
+    if not recipe.targets:
+        yield "the recipe names no target, so both models were timed on this machine's CPU: eager, 1 thread, batch 1"

@@ -1,0 +1,98 @@
+"""The checkpoint of an unfinished run: where it stands, in plain tensors, numbers and text."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+
+from sparsify.errors import RunError
+from sparsify.folder import CHECKPOINT, replacing
+from sparsify.train import Moment
+from sparsify_schemas.cuts import Cuts
+from sparsify_schemas.report import Epoch, StageRow, Verdict
+
+_HISTORY = TypeAdapter(tuple[Epoch, ...])
+_STAGES = TypeAdapter(tuple[StageRow, ...])
+_VERDICTS = TypeAdapter(tuple[Verdict, ...])
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run between two epochs."""
+
+    recipe: str
+    """digest of the resolved recipe"""
+    model: str | None
+    """SHA-256 of the model file"""
+    stage: int
+    """index of the stage that goes on or begins"""
+    weights: Mapping[str, Any] = field(repr=False)
+    """state dict of the model as it stands"""
+    moment: Moment | None = None
+    """how far that stage has come; None at its beginning. Its `model` is `weights`"""
+    history: tuple[Epoch, ...] = ()
+    """rows of the stages before"""
+    stages: tuple[StageRow, ...] = ()
+    """the stages before"""
+    cuts: Cuts | None = None
+    """what the cut stage did, once it is past"""
+    verdicts: tuple[Verdict, ...] = ()
+
+    def write(self, folder: Path) -> None:
+        """Replace the folder's checkpoint by this one, whole or not at all."""
+        moment = self.moment
+        body = {
+            "version": 1,
+            "recipe": self.recipe,
+            "model": self.model,
+            "stage": self.stage,
+            "weights": dict(self.weights),
+            "history": _HISTORY.dump_json(self.history).decode(),
+            "stages": _STAGES.dump_json(self.stages).decode(),
+            "cuts": self.cuts.model_dump_json() if self.cuts else None,
+            "verdicts": _VERDICTS.dump_json(self.verdicts).decode(),
+            "moment": None
+            if moment is None
+            else {
+                "epochs": moment.epochs,
+                "history": _HISTORY.dump_json(moment.history).decode(),
+                "seconds": (moment.seconds, moment.step_seconds, moment.penalty_seconds),
+                "optimizer": dict(moment.optimizer),
+                "hooks": dict(moment.hooks),
+            },
+        }
+        with replacing(folder / CHECKPOINT) as temporary:
+            torch.save(body, temporary)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Checkpoint | None":
+        """None when the run was stopped before its first checkpoint. Raises RunError when the file is damaged."""
+        path = folder / CHECKPOINT
+        if not path.exists():
+            return None
+        try:
+            return cls._parsed(torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:  # torch, zip and pickle each have errors of their own for a damaged file
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise RunError(f"{path} is damaged ({reason}); the run cannot be resumed, start a new one") from error
+
+    @classmethod
+    def _parsed(cls, body: Mapping[str, Any]) -> "Checkpoint":
+        part = body["moment"]
+        moment = part and Moment(
+            part["epochs"], _HISTORY.validate_json(part["history"]), *part["seconds"], body["weights"], part["optimizer"], part["hooks"]
+        )
+        return cls(
+            recipe=body["recipe"],
+            model=body["model"],
+            stage=body["stage"],
+            weights=body["weights"],
+            moment=moment,
+            history=_HISTORY.validate_json(body["history"]),
+            stages=_STAGES.validate_json(body["stages"]),
+            cuts=Cuts.model_validate_json(body["cuts"]) if body["cuts"] else None,
+            verdicts=_VERDICTS.validate_json(body["verdicts"]),
+        )

@@ -1,0 +1,146 @@
+"""Choosing what goes: plan + scores -> units that stay. Pure; knows no tensors.
+
+Dead units go first, then each rule's own `sparsity`, lowest scores first over all layers of the rule. What a budget
+still needs is taken from the rules that leave their amount open, in the order of score per share of the budget, by
+bisection on how many go; at the end units that fit back under the budget return.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+
+from sparsify.costs import Costs, limits
+from sparsify.plan import Plan
+from sparsify_schemas.recipe import Keep
+
+RETURNS = 64
+"""how many units at most are tried back at the end"""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One coupled group open to choice: units in the order in which they would go, their scores, and its bounds."""
+
+    name: str
+    order: tuple[int, ...]
+    scores: tuple[float, ...]
+    dead: int
+    keep: Keep
+    rule: int
+
+    def gone(self, wanted: int) -> tuple[int, ...]:
+        """The units that really go when so many should: kept widths stay above the floor and are rounded up."""
+        width = len(self.order)
+        kept = max(width - wanted, min(self.keep.at_least, width), 1)
+        kept = min(width, ceil(kept / self.keep.multiple_of) * self.keep.multiple_of)
+        return self.order[: width - kept]
+
+
+def candidates(plan: Plan, scores: Mapping[str, Sequence[float]], dead: Mapping[str, Sequence[bool]]) -> tuple[Candidate, ...]:
+    """Every coupled group that a rule chooses in, its units sorted: dead ones, then by score."""
+    found = []
+    for assignment in plan.assignments:
+        for name in assignment.coupled:
+            width = plan.map.by_name[name].width
+            values = [float(v) for v in scores.get(name, [0.0] * width)]
+            gone = [bool(v) for v in dead.get(name, [False] * width)]
+            order = sorted(range(width), key=lambda u: (not gone[u], values[u], u))
+            keep = plan.recipe.rules[assignment.rule].keep
+            found.append(Candidate(name, tuple(order), tuple(values), sum(gone), keep, assignment.rule))
+    return tuple(found)
+
+
+def choose(plan: Plan, scores: Mapping[str, Sequence[float]], dead: Mapping[str, Sequence[bool]]) -> dict[str, list[int]]:
+    """Coupled group -> units that stay, ascending. The result never exceeds a budget that can be met at all.
+
+    scores and dead: one number and one flag per unit of each coupled group.
+    """
+    costs = Costs(plan.map)
+    allowed = limits(plan.recipe.budget, costs.dense)
+    open_groups = candidates(plan, scores, dead)
+    wanted = {c.name: c.dead for c in open_groups}
+    for rule, spec in enumerate(plan.recipe.rules):
+        own = [c for c in open_groups if c.rule == rule]
+        if spec.sparsity is not None and own:
+            _demand(own, spec.sparsity.fraction, wanted)
+
+    def fits(amounts: Mapping[str, int]) -> bool:
+        now = costs.of({c.name: c.gone(amounts[c.name]) for c in open_groups})
+        return all(now[what] <= limit for what, limit in allowed.items())
+
+    free = [c for c in open_groups if plan.recipe.rules[c.rule].sparsity is None]
+    if allowed and free and not fits(wanted):
+        wanted = _to_budget(free, wanted, _prices(free, costs, allowed), fits)
+    return {c.name: sorted(set(range(len(c.order))) - set(c.gone(wanted[c.name]))) for c in open_groups}
+
+
+def _demand(own: Sequence[Candidate], share: float, wanted: dict[str, int]) -> None:
+    """Raise `wanted` until the share of all units of these groups goes, lowest scores first, as far as bounds allow."""
+    target = round(share * sum(len(c.order) for c in own))
+    ranked = sorted((c.scores[unit], i, at) for i, c in enumerate(own) for at, unit in enumerate(c.order) if at >= c.dead)
+    going = sum(len(c.gone(wanted[c.name])) for c in own)
+    for _, i, at in ranked:
+        if going >= target:
+            return
+        candidate = own[i]
+        before = len(candidate.gone(wanted[candidate.name]))
+        wanted[candidate.name] = max(wanted[candidate.name], at + 1)
+        going += len(candidate.gone(wanted[candidate.name])) - before
+
+
+def _prices(free: Sequence[Candidate], costs: Costs, allowed: Mapping[str, float]) -> dict[str, float]:
+    """Share of the budgeted quantities that one unit of each group frees, in the dense model, summed over the budgets."""
+    prices = {}
+    for c in free:
+        one = costs.of({c.name: c.order[:1]})
+        prices[c.name] = sum((costs.dense[what] - one[what]) / costs.dense[what] for what in allowed)
+    return prices
+
+
+def _to_budget(
+    free: Sequence[Candidate], wanted: Mapping[str, int], prices: Mapping[str, float], fits: Callable[[Mapping[str, int]], bool]
+) -> dict[str, int]:
+    """The fewest units, cheapest score per price first, after which every budget holds."""
+    ranked = sorted(
+        ((c.scores[unit] / max(prices[c.name], 1e-30), i, at) for i, c in enumerate(free) for at, unit in enumerate(c.order) if at >= wanted[c.name])
+    )
+
+    def after(count: int) -> dict[str, int]:
+        amounts = dict(wanted)
+        for _, i, at in ranked[:count]:
+            amounts[free[i].name] = max(amounts[free[i].name], at + 1)
+        return amounts
+
+    low, high = 0, len(ranked)
+    while low < high:
+        middle = (low + high) // 2
+        if fits(after(middle)):
+            high = middle
+        else:
+            low = middle + 1
+    return _returned(free, wanted, after(low), ranked[:low], fits)
+
+
+def _returned(
+    free: Sequence[Candidate],
+    least: Mapping[str, int],
+    amounts: dict[str, int],
+    taken: Sequence[tuple[float, int, int]],
+    fits: Callable[[Mapping[str, int]], bool],
+) -> dict[str, int]:
+    """Give units back, dearest first, where every budget still holds without them."""
+    for _, i, at in list(reversed(taken))[:RETURNS]:
+        c = free[i]
+        if amounts[c.name] != at + 1 or at < least[c.name]:
+            continue
+        fewer = {**amounts, c.name: at}
+        if len(c.gone(at)) < len(c.gone(at + 1)) and fits(fewer):
+            amounts = fewer
+    return amounts
+
+
+def weights_to_zero(total: int, share: float) -> int:
+    """How many of so many weights a rule with group `weight` sets to zero."""
+    return int(np.floor(total * share + 0.5))

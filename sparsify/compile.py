@@ -1,0 +1,190 @@
+"""Compiling: recipe + model map -> plan, or every reason why the recipe does not fit the model."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+
+from sparsify.choose import candidates
+from sparsify.costs import Costs, limits
+from sparsify.errors import Problem, RecipeError
+from sparsify.load import Loaded
+from sparsify.plan import Assignment, Coupled, Floor, Layer, ModelMap, Plan
+from sparsify_schemas.recipe import Recipe, Rule
+from sparsify_schemas.selector import selects
+
+ACTS_ON = {
+    "filter": ("convolutions", ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
+    "channel": ("convolutions", ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
+    "neuron": ("Linear layers", ("Linear",)),
+    "weight": ("layers with a weight matrix", ()),
+}
+
+
+def compile_plan(loaded: Loaded, map: ModelMap, *, strict: bool = False) -> Plan:
+    """Resolve every rule against a model.
+
+    Raises RecipeError with all problems at once: a rule that matches nothing or the wrong kind of layer, two rules on
+    one layer or one coupled group, a budget below the floor; with `strict` also every layer that had to be protected.
+    """
+    recipe = loaded.recipe
+    problems: list[Problem] = []
+    map = _protected(loaded, map, problems)
+    assignments = tuple(_assignments(loaded, map, problems))
+    notes = tuple(_notes(recipe, map, assignments))
+    plan = Plan(recipe, map, assignments, notes=notes)
+    if strict:
+        problems += [loaded.problem("rules", note, "write 'protect: true' for it, or run without --strict") for note in notes if "keeps its width" in note]
+    if not problems:
+        plan = replace(plan, floors=tuple(_floors(plan)))
+        problems += _infeasible(loaded, plan)
+    if problems:
+        raise RecipeError(problems)
+    return plan
+
+
+def _matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem]) -> list[Layer]:
+    """The layers of one rule, of the kind that its group acts on."""
+    rule = loaded.recipe.rules[index]
+    found: dict[str, Layer] = {}
+    for at, pattern in enumerate(rule.layers):
+        hits = [layer for layer in map.layers if selects((pattern,), layer.name, layer.type)]
+        if not hits:
+            problems.append(loaded.problem(f"rules.{index}.layers", f"'{pattern}' matches no layer of the model", _near(pattern, map)))
+        fitting = [layer for layer in hits if _acts_on(rule, layer)]
+        if hits and not fitting and rule.group is not None:
+            what = ACTS_ON[rule.group][0]
+            shown = ", ".join(f"{layer.name} ({layer.type})" for layer in hits[:3])
+            advice = "use group 'neuron'" if all(layer.type == "Linear" for layer in hits) else "select other layers"
+            problems.append(loaded.problem(f"rules.{index}.layers", f"group '{rule.group}' acts on {what}, but '{pattern}' matches only {shown}", advice))
+        found |= {layer.name: layer for layer in fitting}
+    return list(found.values())
+
+
+def _acts_on(rule: Rule, layer: Layer) -> bool:
+    if rule.group is None:
+        return bool(layer.weight)
+    if rule.group == "weight":
+        return len(layer.weight) > 1
+    return layer.type in ACTS_ON[rule.group][1]
+
+
+def _near(pattern: str, map: ModelMap) -> str:
+    names = [layer.name for layer in map.layers] + sorted({layer.type for layer in map.layers})
+    close = get_close_matches(pattern, names, n=1)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return f"the layers are {shown}"
+
+
+def _protected(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> ModelMap:
+    """The map with the groups of protected layers marked."""
+    for index, rule in enumerate(loaded.recipe.rules):
+        if not rule.protect:
+            continue
+        for layer in _matched(loaded, map, index, problems):
+            own = {c.name for c in _reached(map, layer, "out")}
+            why = f"rules.{index} protects '{layer.name}'"
+            coupled = tuple(replace(c, protected=c.protected or why) if c.name in own else c for c in map.coupled)
+            map = replace(map, coupled=coupled)
+    return map
+
+
+def _reached(map: ModelMap, layer: Layer, role: str) -> list[Coupled]:
+    return [c for c in map.coupled if any(s.tensor == f"{layer.name}.weight" and s.role == role for s in c.slices) or (role == "out" and c.name == layer.name)]
+
+
+def _assignments(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> Iterable[Assignment]:
+    rules = loaded.recipe.rules
+    layers: dict[int, list[Layer]] = {i: _matched(loaded, map, i, problems) for i, rule in enumerate(rules) if not rule.protect}
+    claimed: dict[tuple[str, str], int] = {}
+    owner: dict[str, tuple[int, str]] = {}
+    for index, own in layers.items():
+        rule = rules[index]
+        for layer in own:
+            first = claimed.setdefault((layer.name, str(rule.group)), index)
+            if first != index and not rule.override:
+                problems.append(_taken(loaded, index, f"layer '{layer.name}' already has group '{rule.group}' by rules.{first}"))
+                continue
+            claimed[layer.name, str(rule.group)] = index
+            for group in _of_rule(map, rule, layer):
+                before, through = owner.get(group.name, (index, layer.name))
+                if before != index and first == index and not rule.override:
+                    text = f"'{layer.name}' leaves together with '{through}', which rules.{before} already has (coupled group '{group.name}')"
+                    problems.append(_taken(loaded, index, text))
+                    continue
+                owner[group.name] = (index, layer.name)
+    for index, own in layers.items():
+        rule = rules[index]
+        mine = [layer for layer in own if claimed[layer.name, str(rule.group)] == index]
+        names = [c.name for layer in mine for c in _of_rule(map, rule, layer) if owner[c.name][0] == index and c.protected is None]
+        tensors = [f"{layer.name}.weight" for layer in mine if rule.group == "weight" or any(c.protected is None for c in _of_rule(map, rule, layer))]
+        yield Assignment(index, tuple(layer.name for layer in mine), tuple(dict.fromkeys(names)), tuple(tensors))
+
+
+def _taken(loaded: Loaded, index: int, text: str) -> Problem:
+    return loaded.problem(f"rules.{index}.layers", text, "narrow one of the two selectors, or say 'override: true' in the later rule")
+
+
+def _of_rule(map: ModelMap, rule: Rule, layer: Layer) -> list[Coupled]:
+    match rule.group:
+        case "filter" | "neuron":
+            return _reached(map, layer, "out")
+        case "channel":
+            return _reached(map, layer, "in")
+        case _:
+            return []
+
+
+def _notes(recipe: Recipe, map: ModelMap, assignments: Sequence[Assignment]) -> Iterable[str]:
+    """What a reader of the plan must know: layers that a rule names and that keep their width, and why."""
+    by_name = {layer.name: layer for layer in map.layers}
+    for assignment in assignments:
+        rule = recipe.rules[assignment.rule]
+        said: set[str] = set()
+        for name in assignment.layers:
+            groups = _of_rule(map, rule, by_name[name])
+            if rule.group == "channel" and not groups:
+                yield f"rules.{assignment.rule}: '{name}' keeps its width: its input channels come from the network's input"
+            for group in groups:
+                if group.protected is not None and group.name not in said:
+                    said.add(group.name)
+                    yield f"rules.{assignment.rule}: '{name}' keeps its width: {group.protected}"
+        if rule.group == "weight":
+            yield f"rules.{assignment.rule}: weights are set to zero and stay in the tensors; this brings no speed and no smaller file"
+        changing = [n for n in assignment.coupled if map.by_name[n].statistics]
+        if changing:
+            yield f"rules.{assignment.rule}: cutting {', '.join(repr(n) for n in changing)} changes the statistics of a normalisation; outputs will differ until fine-tuned"
+
+
+def _floors(plan: Plan) -> Iterable[Floor]:
+    costs = Costs(plan.map)
+    allowed = limits(plan.recipe.budget, costs.dense)
+    gone = {}
+    for c in candidates(plan, {}, {}):
+        sparsity = plan.recipe.rules[c.rule].sparsity
+        width = len(c.order)
+        gone[c.name] = c.gone(width if sparsity is None else round(width * sparsity.fraction))
+    least = costs.of(gone)
+    for what, limit in allowed.items():
+        yield Floor(what, costs.dense[what], limit, least[what])
+
+
+def _infeasible(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
+    reached = {name for a in plan.assignments for name in a.coupled}
+    for floor in plan.floors:
+        if floor.least <= floor.limit:
+            continue
+        protected = [c.name for c in plan.map.coupled if c.protected is not None]
+        free = [c.name for c in plan.map.coupled if c.protected is None and c.name not in reached]
+        message = f"{getattr(plan.recipe.budget, floor.what)} cannot be reached: with everything removed that the rules allow, {100 * floor.least / floor.dense:.1f}% remains"
+        hint = f"raise it to {_round_up(100 * floor.least / floor.dense)}%"
+        if free:
+            hint += f", or let a rule reach {', '.join(free[:5])}{', ...' if len(free) > 5 else ''}"
+        if protected:
+            hint += f" (protected: {', '.join(protected[:5])}{', ...' if len(protected) > 5 else ''})"
+        yield loaded.problem(f"budget.{floor.what}", message, hint)
+
+
+def _round_up(percent: float) -> str:
+    return f"{-(-percent * 10 // 1) / 10:.1f}"

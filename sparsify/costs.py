@@ -1,0 +1,66 @@
+"""What a model of given widths costs: MACs, parameters, bytes; exact for layers whose work is proportional to their weight."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsify.plan import ModelMap
+from sparsify_schemas.budget import Budget
+from sparsify_schemas.units import Share
+
+Counts = NDArray[np.int64]
+
+
+class Costs:
+    """MACs, parameters and bytes as a function of which units are gone.
+
+    A tensor keeps prod over dimensions of (size - indices gone) elements. A layer's MACs shrink with its weight; MACs
+    of functional operations outside layers are taken as constant, so the prediction is never below the truth there.
+    """
+
+    def __init__(self, map: ModelMap) -> None:
+        self._tensors = map.tensors
+        self._macs = {f"{layer.name}.weight": layer.macs for layer in map.layers if layer.weight}
+        self._fixed_macs = map.macs - sum(self._macs.values())
+        # tensor -> dimension -> (coupled group, indices per unit)
+        self._reach: dict[str, dict[int, list[tuple[str, Counts]]]] = defaultdict(lambda: defaultdict(list))
+        for group in map.coupled:
+            for part in group.slices:
+                per_unit = np.zeros(group.width, dtype=np.int64)
+                for span in part.spans:
+                    per_unit[span.unit : span.unit + span.units] += span.repeat
+                self._reach[part.tensor][part.dim].append((group.name, per_unit))
+
+    def of(self, gone: Mapping[str, Sequence[int]]) -> dict[str, float]:
+        """{'macs', 'params', 'bytes'} with the listed units of each coupled group removed."""
+        removed = {name: np.fromiter(units, dtype=np.int64) for name, units in gone.items() if len(units)}
+        macs, params, size = float(self._fixed_macs), 0.0, 0.0
+        for tensor in self._tensors:
+            kept = 1
+            for dim, length in enumerate(tensor.shape):
+                reach = self._reach[tensor.name][dim] if tensor.name in self._reach else ()
+                kept *= length - sum(int(per_unit[removed[name]].sum()) for name, per_unit in reach if name in removed)
+            size += kept * tensor.itemsize
+            if tensor.parameter:
+                params += kept
+            if tensor.name in self._macs and tensor.numel:
+                macs += self._macs[tensor.name] * kept / tensor.numel
+        return {"macs": macs, "params": params, "bytes": size}
+
+    @cached_property
+    def dense(self) -> dict[str, float]:
+        """The costs of the model as it is."""
+        return self.of({})
+
+
+def limits(budget: Budget, dense: Mapping[str, float]) -> dict[str, float]:
+    """The budget in absolute numbers."""
+    found = {}
+    for what in ("macs", "params", "bytes"):
+        limit = getattr(budget, what)
+        if limit is not None:
+            found[what] = limit.fraction * dense[what] if isinstance(limit, Share) else limit.count
+    return found

@@ -1,0 +1,98 @@
+"""Batches of examples: whole batches are indexed, converted and augmented at once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sparsify.data.examples import Examples
+from sparsify_schemas.data import Augment
+
+Batch = tuple[Tensor, Tensor]
+_NONE = Augment()
+
+
+def batches(examples: Examples, size: int, *, seed: int | None = None, augment: Augment = _NONE) -> DataLoader[Batch]:
+    """A loader of (x, y) batches; the last one may be smaller, no example is dropped.
+
+    A seed shuffles and augments, None gives the examples in order as they are. The same seed gives the same batches
+    to the last bit, each time the loader is iterated; use another seed for each epoch. torch's global random state is
+    neither read nor changed.
+    """
+    generator = torch.Generator().manual_seed(0 if seed is None else seed)
+    order = torch.arange(len(examples)) if seed is None else torch.randperm(len(examples), generator=generator)
+    changes = None if seed is None else _Changes.draw(len(examples), augment, generator)
+    return DataLoader(_Stacked(examples, changes), batch_sampler=_Chunks(order, size), collate_fn=_same, generator=generator)
+
+
+def _same(batch: Any) -> Any:
+    return batch
+
+
+@dataclass(frozen=True, eq=False)
+class _Changes:
+    """Which change each example gets in this epoch. Drawn for all of them at once, so it does not matter in which
+    order, or in which process, batches are made."""
+
+    pad: int
+    flips: Tensor | None
+    down: Tensor | None
+    right: Tensor | None
+
+    @staticmethod
+    def draw(count: int, augment: Augment, generator: torch.Generator) -> "_Changes":
+        def below(limit: int) -> Tensor:
+            return torch.randint(limit, (count,), generator=generator)
+
+        flips = below(2).bool() if augment.flip else None
+        down, right = (below(2 * augment.crop + 1), below(2 * augment.crop + 1)) if augment.crop else (None, None)
+        return _Changes(augment.crop, flips, down, right)
+
+    def apply(self, x: Tensor, at: Tensor) -> Tensor:
+        if self.flips is not None:
+            x = torch.where(self.flips[at].view(-1, 1, 1, 1), x.flip(-1), x)
+        if self.down is not None and self.right is not None:
+            windows = F.pad(x, (self.pad,) * 4).unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)
+            x = windows[torch.arange(len(x)), :, self.down[at], self.right[at]]
+        return x
+
+
+class _Stacked(Dataset[Batch]):
+    """Examples by the batch."""
+
+    def __init__(self, examples: Examples, changes: _Changes | None) -> None:
+        self.examples, self.changes = examples, changes
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Batch:
+        x, y = self.__getitems__([index])
+        return x[0], y[0]
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        at = torch.tensor(indices, dtype=torch.int64)
+        chosen = self.examples[at]
+        if self.changes is not None:
+            chosen = replace(chosen, inputs=self.changes.apply(chosen.inputs, at))
+        return chosen.ready(), chosen.targets
+
+
+class _Chunks(Sampler[list[int]]):
+    """A fixed order in chunks. The two attributes are those that a BatchSampler has: accelerate shards by them."""
+
+    drop_last = False
+
+    def __init__(self, order: Tensor, size: int) -> None:
+        self.order, self.batch_size = order, size
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(0, len(self.order), self.batch_size):
+            yield self.order[start : start + self.batch_size].tolist()

@@ -1,0 +1,75 @@
+"""MNIST and Fashion-MNIST: four IDX files, raw or gzipped, where torchvision keeps them."""
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsify.data.examples import Examples
+from sparsify.errors import DataError
+
+_MAGIC = {3: 0x0803, 1: 0x0801}
+_KIND = {3: "images", 1: "labels"}
+
+
+def read(root: Path, name: str) -> tuple[Examples, Examples]:
+    """Training and test examples of 1x28x28 bytes from <root>/<name>/raw; `name` is torchvision's class."""
+    folder = root / name / "raw"
+    wanted = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    missing = [w for w in wanted if not any(p.is_file() for p in _places(folder, w))]
+    if missing:
+        raise DataError(_absent(root, name, folder, missing))
+    return _examples(folder, "train"), _examples(folder, "t10k")
+
+
+def _places(folder: Path, name: str) -> tuple[Path, Path]:
+    return folder / name, folder / f"{name}.gz"
+
+
+def _absent(root: Path, name: str, folder: Path, missing: list[str]) -> str:
+    return (
+        f"{name} is not there: {folder} has no {', '.join(missing)} (raw or .gz)\n"
+        f"  bring it:   python -c \"from torchvision.datasets import {name}; {name}('{root}', download=True)\"\n"
+        f"  or point data.root or $SPARSIFY_DATA at the folder that holds {name}/raw"
+    )
+
+
+def _examples(folder: Path, part: str) -> Examples:
+    images = _read(folder, f"{part}-images-idx3-ubyte", 3)
+    labels = _read(folder, f"{part}-labels-idx1-ubyte", 1)
+    if len(images) != len(labels):
+        raise DataError(f"{folder}: {part} has {len(images)} images and {len(labels)} labels; fetch both files again")
+    if not len(labels):
+        raise DataError(f"{folder}: {part} has no examples")
+    if int(labels.max()) > 9:
+        raise DataError(f"{folder / part}-labels-idx1-ubyte: label {int(labels.max())} is out of range, expected 0 to 9")
+    return Examples(images[:, None], labels.long())
+
+
+def _read(folder: Path, name: str, dims: int) -> Tensor:
+    """One IDX file: magic number, a big-endian length per dimension, bytes. http://yann.lecun.com/exdb/mnist"""
+    path = next(p for p in _places(folder, name) if p.is_file())
+    content = _content(path)
+    header = 4 * (1 + dims)
+    if len(content) < header:
+        raise DataError(f"{path}: {len(content)} bytes are too short for an IDX file of {_KIND[dims]}; fetch it again")
+    magic, *shape = struct.unpack(f">{1 + dims}I", content[:header])
+    if magic != _MAGIC[dims]:
+        raise DataError(f"{path}: not an IDX file of {_KIND[dims]} (starts with {magic:#010x}, expected {_MAGIC[dims]:#010x})")
+    expected = header + int(np.prod(shape, dtype=np.uint64))
+    if len(content) != expected:
+        raise DataError(f"{path}: {len(content)} bytes where its header promises {expected}; fetch it again")
+    # a copy, because torch wants memory that it may write to
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())
+
+
+def _content(path: Path) -> bytes:
+    try:
+        raw = path.read_bytes()
+        return gzip.decompress(raw) if path.suffix == ".gz" else raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error}); fetch it again") from error

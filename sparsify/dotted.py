@@ -1,0 +1,48 @@
+"""What a dotted path in a recipe names: `package.module.thing` or `package.module:thing`."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def resolve(path: str) -> Any:
+    """The object behind a dotted path; modules in the current folder are found as well.
+
+    Raises ImportError with one sentence that says which part is missing or what the module raised.
+    """
+    module, _, name = path.replace(":", ".").rpartition(".")
+    found = load_module(module)
+    try:
+        return getattr(found, name)
+    except AttributeError:
+        close = get_close_matches(name, [n for n in dir(found) if not n.startswith("_")], n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise ImportError(f"module '{module}' has no '{name}'{hint}") from None
+
+
+def load_module(name: str) -> ModuleType:
+    """Import a module; the current folder is looked at last. Raises ImportError as `resolve` does."""
+    try:
+        with _current_folder():
+            return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(error.name + ".")):
+            raise ImportError(f"there is no module '{error.name}' (looked in the installed packages and in {Path.cwd()})") from error
+        raise ImportError(f"importing '{name}' failed: {error}") from error
+    except Exception as error:
+        raise ImportError(f"importing '{name}' failed: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _current_folder() -> Iterator[None]:
+    folder = str(Path.cwd())
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)

@@ -1,0 +1,143 @@
+"""Numbers as a person reads them: three digits, a unit, '-' for what is not known."""
+
+import math
+
+MISSING = "-"
+_SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_BINARY = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
+
+
+def known(value: float | None) -> bool:
+    """Whether there is a finite number to show."""
+    return value is not None and math.isfinite(value)
+
+
+def digits(value: float, count: int = 3) -> str:
+    """At least `count` significant digits without an exponent: 0.0123, 1.23, 12.3, 123, 1234."""
+    if value == 0:
+        return "0"
+    decimals = max(0, count - 1 - math.floor(math.log10(abs(value))))
+    rounded = round(value, decimals)
+    if rounded and math.floor(math.log10(abs(rounded))) > math.floor(math.log10(abs(value))):
+        decimals = max(0, decimals - 1)  # 9.996 is 10.0, not 10.00
+    return f"{rounded:.{decimals}f}"
+
+
+def plain(value: float | None) -> str:
+    """0.01, 1e-5, 12.5: a number as a recipe has it, six digits at most."""
+    if value is None or not known(value):
+        return MISSING
+    return f"{value:.6g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+
+
+def tiny(value: float | None) -> str:
+    """3e-16: only the magnitude matters."""
+    if value is None or not known(value):
+        return MISSING
+    return "0" if value == 0 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def share(value: float | None) -> str:
+    """0.382 -> '38.2 %'. Never rounded to 0 or 100 when it is neither."""
+    if value is None or not known(value):
+        return MISSING
+    percent = 100 * value
+    if percent in (0, 100):
+        return f"{percent:.0f} %"
+    if abs(percent) < 0.1:
+        return f"{tiny(percent) if abs(percent) < 1e-3 else digits(percent, 1)} %"
+    for decimals in (1, 2, 3, 4):
+        text = f"{percent:.{decimals}f}"
+        if float(text) != 100:
+            return f"{text} %"
+    return "> 99.99 %" if percent < 100 else "> 100 %"
+
+
+def accuracy(value: float | None) -> str:
+    """0.9753 -> '97.53 %': two decimals, since test sets of ten thousand are common."""
+    return MISSING if value is None or not known(value) else f"{100 * value:.2f} %"
+
+
+def points(value: float | None) -> str:
+    """-0.0031 -> '-0.31 pp': a signed difference of two shares in percentage points."""
+    return MISSING if value is None or not known(value) else f"{signed(f'{100 * value:.2f}')} pp"
+
+
+def brief(text: str) -> str:
+    """'97.50 %' -> '97.5 %': without the zeros that a column of figures needs and a sentence does not."""
+    number, space, unit = text.partition(" ")
+    return f"{number.rstrip('0').rstrip('.') if '.' in number else number}{space}{unit}"
+
+
+def count(value: float | None) -> str:
+    """431080 -> '431 k'; below a thousand the number itself."""
+    if value is None or not known(value):
+        return MISSING
+    for factor, suffix in _SUFFIXES:
+        if abs(value) >= 0.9995 * factor:  # 999.6 k is 1.00 M
+            return f"{digits(value / factor)} {suffix}"
+    return f"{value:.0f}" if float(value).is_integer() else digits(value)
+
+
+def size(value: float | None) -> str:
+    """1724320 -> '1.64 MiB'."""
+    if value is None or not known(value):
+        return MISSING
+    for factor, suffix in _BINARY:
+        if abs(value) >= factor:
+            return f"{digits(value / factor)} {suffix}"
+    return f"{value:.0f} B"
+
+
+def milliseconds(value: float | None) -> str:
+    """0.01234 -> '12.3 us', 1.2345 -> '1.23 ms', 1234.5 -> '1.23 s'."""
+    if value is None or not known(value):
+        return MISSING
+    if abs(value) >= 1000:
+        return f"{digits(value / 1000)} s"
+    return f"{digits(value * 1000)} us" if 0 < abs(value) < 0.1 else f"{digits(value)} ms"
+
+
+def seconds(value: float | None) -> str:
+    """0.51 s, 12.3 s, 2 min 05 s, 1 h 02 min."""
+    if value is None or not known(value):
+        return MISSING
+    if value < 59.95:
+        return f"{value:.1f} s" if value >= 1 else f"{digits(value, 2)} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def times(value: float | None) -> str:
+    """1.9 -> '1.90x'."""
+    return MISSING if value is None or not known(value) else f"{digits(value)}x"
+
+
+def spaced(text: str) -> str:
+    """'25%' -> '25 %': a recipe's quantity the way a report shows its own."""
+    number = text.rstrip("%abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    return f"{number} {text[len(number):]}" if number and number != text else text
+
+
+def signed(text: str) -> str:
+    """'1.2 M' -> '+1.2 M'; what rounds to zero has no sign."""
+    if text == MISSING:
+        return text
+    number = text.split()[0].lstrip("-")
+    if not number.strip("0."):
+        return text.lstrip("-")
+    return text if text.startswith("-") else f"+{text}"
+
+
+def few(names: tuple[str, ...], most: int = 3) -> str:
+    """'a, b, c and 4 more'."""
+    if len(names) <= most + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {len(names) - most} more"
+
+
+def plural(number: int, noun: str) -> str:
+    """'1 layer', '3 layers'."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,47 @@
+"""Calling a model with positional or keyword inputs, and collecting the tensors it returns."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.errors import ModelError
+
+Inputs = tuple[Tensor, ...] | Mapping[str, Tensor]
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """model(*inputs), or model(**inputs) for a mapping."""
+    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+
+
+def tensors(output: Any) -> Iterator[Tensor]:
+    """Every floating-point tensor in a nested output, in a fixed order; everything else is passed over."""
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from tensors(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from tensors(value)
+
+
+def converted(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    """The inputs with floating-point tensors in another dtype."""
+    if isinstance(inputs, Mapping):
+        return {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+    return tuple(v.to(dtype) if v.is_floating_point() else v for v in inputs)
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse wrappers whose layers only look like the user's model."""
+    kind = type(model).__name__
+    if kind == "OptimizedModule":
+        raise ModelError("the model is wrapped by torch.compile; pass the module inside it (model._orig_mod) and compile after the cut")
+    if kind in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
+        raise ModelError(f"the model is wrapped by {kind}; pass the module inside it (model.module) and wrap after the cut")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("the model is a TorchScript module, which cannot be narrowed; pass the Python module it was made from")

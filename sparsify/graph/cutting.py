@@ -1,0 +1,188 @@
+"""Cutting: narrowing a copy of the model, logging each operation, and replaying a log on a fresh dense model."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from sparsify.errors import ModelError, RunError
+from sparsify.graph.inspecting import canonical_names
+from sparsify.graph.slices import attributes
+from sparsify.plan import ModelMap
+from sparsify_schemas.cuts import Cuts, Narrow, Operation, Range, SetAttribute, Width, Zero
+
+Keep = Mapping[str, Sequence[int]]
+"""coupled group -> units that stay, ascending"""
+
+
+def cut(model: nn.Module, map: ModelMap, keep: Keep, plan: str, optimizer: torch.optim.Optimizer | None = None) -> tuple[nn.Module, Cuts]:
+    """Remove every unit not in `keep` from a copy of the model: (the copy, the log). Groups not in `keep` stay whole.
+
+    With an optimizer, its parameters and the state tensors of their shape are carried over to the copy.
+    """
+    narrows = tuple(_narrows(map, keep))
+    copy = _narrowed(model, narrows, optimizer)
+    touched = dict.fromkeys(op.tensor.rpartition(".")[0] for op in narrows)
+    sets = tuple(_changed(model, copy, touched))
+    for op in sets:
+        setattr(copy.get_submodule(op.module), op.attribute, op.value)
+    widths = tuple(Width(group=name, width=map.by_name[name].width, keep=ranges(kept)) for name, kept in keep.items())
+    return copy, Cuts(plan=plan, widths=widths, operations=narrows + sets)
+
+
+def replay(model: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
+    """Repeat a logged cut on a copy of a dense model; needs neither inputs nor a trace.
+
+    Raises RunError when the log does not fit the model.
+    """
+    narrows, sets = [], []
+    for op in cuts.operations:
+        match op:
+            case Narrow():
+                _check(model, op)
+                narrows.append(op)
+            case SetAttribute():
+                sets.append(op)
+            case Zero():
+                pass  # the zeros themselves come with the weights
+    copy = _narrowed(model, narrows, optimizer)
+    for op in sets:
+        try:
+            module = copy.get_submodule(op.module)
+        except AttributeError:
+            raise RunError(f"the cut log names a module '{op.module}' that this model does not have") from None
+        if op.attribute not in attributes(module):
+            raise RunError(f"the cut log sets '{op.module}.{op.attribute}', which is no width of a {type(module).__name__}")
+        setattr(module, op.attribute, op.value)
+    return copy
+
+
+def ranges(indices: Iterable[int]) -> tuple[Range, ...]:
+    """Ascending indices as half-open ranges: 0 1 2 5 -> (0, 3) (5, 6)."""
+    found: list[list[int]] = []
+    for i in indices:
+        if found and found[-1][1] == i:
+            found[-1][1] = i + 1
+        else:
+            found.append([i, i + 1])
+    return tuple((a, b) for a, b in found)
+
+
+def indices(keep: Iterable[Range]) -> list[int]:
+    """The inverse of `ranges`."""
+    return [i for a, b in keep for i in range(a, b)]
+
+
+def dropped(map: ModelMap, keep: Keep) -> dict[tuple[str, int, str], set[int]]:
+    """(tensor, dimension, role) -> indices that leave."""
+    gone: dict[tuple[str, int, str], set[int]] = defaultdict(set)
+    for name, kept in keep.items():
+        stays = set(kept)
+        if len(stays) == map.by_name[name].width:
+            continue
+        for part in map.by_name[name].slices:
+            gone[part.tensor, part.dim, part.role] |= {i for span in part.spans for i, unit in span.pairs() if unit not in stays}
+    return gone
+
+
+def _narrows(map: ModelMap, keep: Keep) -> Iterable[Narrow]:
+    shapes = {t.name: t.shape for t in map.tensors}
+    gone: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for (tensor, dim, _), lost in dropped(map, keep).items():
+        gone[tensor, dim] |= lost
+    for (tensor, dim), lost in gone.items():
+        size = shapes[tensor][dim]
+        yield Narrow(tensor=tensor, dim=dim, size=size, keep=ranges(i for i in range(size) if i not in lost))
+
+
+def _changed(before: nn.Module, after: nn.Module, names: Iterable[str]) -> Iterable[SetAttribute]:
+    for name in names:
+        old = before.get_submodule(name)
+        for attribute, value in attributes(after.get_submodule(name)).items():
+            if getattr(old, attribute) != value:
+                yield SetAttribute(module=name, attribute=attribute, value=value)
+
+
+def _check(model: nn.Module, op: Narrow) -> None:
+    try:
+        tensor = _tensor(model, op.tensor)
+    except AttributeError:
+        raise RunError(f"the cut log narrows '{op.tensor}', which this model does not have; was it built by the same recipe?") from None
+    size = tensor.shape[op.dim] if op.dim < tensor.dim() else None
+    if size != op.size:
+        raise RunError(f"the cut log expects '{op.tensor}' to have {op.size} entries in dimension {op.dim}, this model has {size}")
+    kept = indices(op.keep)
+    if not kept or any(b <= a for a, b in pairwise(kept)) or kept[-1] >= op.size:
+        raise RunError(f"the cut log keeps indices of '{op.tensor}' that are out of order or beyond its {op.size} entries")
+
+
+def _tensor(model: nn.Module, name: str) -> torch.Tensor:
+    module, _, attribute = name.rpartition(".")
+    owner = model.get_submodule(module)
+    found: torch.Tensor | None = owner._parameters.get(attribute)
+    found = owner._buffers.get(attribute) if found is None else found
+    if found is None:
+        raise AttributeError(name)
+    return found
+
+
+def _narrowed(model: nn.Module, narrows: Iterable[Narrow], optimizer: torch.optim.Optimizer | None) -> nn.Module:
+    """A deep copy with every tensor narrowed once over all its dimensions; aliases of a tied tensor stay tied."""
+    plans: dict[str, list[tuple[int, list[int]]]] = defaultdict(list)
+    for op in narrows:
+        plans[op.tensor].append((op.dim, indices(op.keep)))
+    copy = deepcopy(model)
+    aliases = defaultdict(list)
+    for name, first in canonical_names(copy).items():
+        aliases[first].append(name)
+    fresh: dict[str, torch.Tensor] = {}
+    for name, steps in plans.items():
+        old = _tensor(copy, name)
+        new = _like(old, _select(old.detach(), steps))
+        if isinstance(new, nn.Parameter) and old.grad is not None:
+            new.grad = _select(old.grad, steps)
+        fresh[name] = new
+        for alias in aliases[name]:
+            module, _, attribute = alias.rpartition(".")
+            store = copy.get_submodule(module)
+            (store._parameters if isinstance(new, nn.Parameter) else store._buffers)[attribute] = new  # type: ignore[assignment]
+    if optimizer is not None:
+        _rebind(optimizer, model, copy, plans)
+    return copy
+
+
+def _select(tensor: torch.Tensor, steps: Iterable[tuple[int, list[int]]]) -> torch.Tensor:
+    for dim, kept in steps:
+        tensor = tensor.index_select(dim, torch.tensor(kept, device=tensor.device))
+    return tensor
+
+
+def _like(old: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+    if old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous():
+        data = data.contiguous(memory_format=torch.channels_last)
+    return nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
+
+
+def _rebind(
+    optimizer: torch.optim.Optimizer, old: nn.Module, new: nn.Module, plans: Mapping[str, Sequence[tuple[int, list[int]]]]
+) -> None:
+    """Point an optimizer at the parameters of the copy and narrow state tensors that have a parameter's shape."""
+    names = {id(p): name for name, p in old.named_parameters()}
+    fresh = dict(new.named_parameters())
+    for group in optimizer.param_groups:
+        for i, parameter in enumerate(group["params"]):
+            name = names.get(id(parameter))
+            if name is None:
+                raise ModelError("the optimizer holds a parameter that is not the model's; pass the optimizer that trains this model")
+            group["params"][i] = fresh[name]
+            state = optimizer.state.pop(parameter, None)
+            if state is not None:
+                optimizer.state[fresh[name]] = {
+                    key: _select(value, plans.get(name, ()))
+                    if isinstance(value, torch.Tensor) and value.shape == parameter.shape
+                    else value
+                    for key, value in state.items()
+                }

@@ -1,0 +1,231 @@
+"""Hooks: a plan's penalties acting through the step hooks of any torch.optim optimizer.
+
+    with attach(plan, model, optimizer) as hooks:
+        for x, y in loader:
+            optimizer.zero_grad(); loss(model(x), y).backward(); optimizer.step()
+
+Gradient penalties act before the optimizer's step, proximal ones and the holding of zeros after it; neither touches the
+loss. The state is a few numbers and goes into a checkpoint.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.costs import Costs, limits
+from sparsify.errors import ModelError
+from sparsify.groups import Layout, coupled_layout, dead_units, layer_layout
+from sparsify.penalties import Action, build
+from sparsify.plan import Plan
+from sparsify.schedules import needs_steps, value
+from sparsify_schemas.penalty import GroupLasso, Penalty
+from sparsify_schemas.recipe import Rule
+
+
+@dataclass(frozen=True)
+class Regularizer:
+    """One rule's penalty, ready to act."""
+
+    spec: Penalty
+    layout: Layout
+    action: Action
+
+
+class Hooks:
+    """Attached penalties; a context manager that detaches at its end. Made by `attach`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        regularizers: Sequence[Regularizer],
+        masks: Mapping[str, Tensor],
+        steps_per_epoch: int,
+        steps: int,
+    ) -> None:
+        self._plan = plan
+        self._model = model
+        self._parameters = trained(model, optimizer)
+        self._regularizers = tuple(regularizers)
+        self._masks = dict(masks)
+        self._length = (steps_per_epoch, steps)
+        of_id = {id(p): g for g, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        self._group_of = {name: of_id[id(p)] for name, p in self._parameters.items()}
+        self._step = 0
+        self._pending = [[0.0] * len(optimizer.param_groups) for _ in regularizers]
+        self._costs = Costs(plan.map)
+        self.seconds = 0.0
+        """time spent in the hooks so far"""
+        self._handles = [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Carry out what proximal penalties still owe, and remove the hooks. Detaching twice does nothing."""
+        if self._handles:
+            self.flush()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers: the step, what each proximal penalty has still to carry out, which weights are held at zero."""
+        held = {name: mask != 0 for name, mask in self._masks.items()}
+        return {"step": self._step, "pending": [list(row) for row in self._pending], "held": held}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken. Raises ModelError when it belongs to other penalties."""
+        rows = [list(row) for row in state["pending"]]
+        if [len(row) for row in rows] != [len(row) for row in self._pending]:
+            raise ModelError("the saved penalty state belongs to another recipe or to an optimizer with other parameter groups")
+        self._step, self._pending = int(state["step"]), rows
+        for name, mask in self._masks.items():  # weights that a penalty has brought to zero since are free to return
+            mask.copy_(state["held"][name])
+
+    @property
+    def strength(self) -> float | None:
+        """Strength of the first penalty at the present step; None without penalties."""
+        return self._strength(self._regularizers[0].spec) if self._regularizers else None
+
+    def sparsity(self) -> float:
+        """Share of the covered groups (of single weights, for group `weight`) that are zero now."""
+        zero = total = 0
+        for flags in self._dead().values():
+            zero, total = zero + int(flags.sum()), total + flags.numel()
+        for name in self._single():
+            weight = self._parameters[name]
+            zero, total = zero + int((weight == 0).sum()), total + weight.numel()
+        return zero / total if total else 0.0
+
+    def remaining(self) -> dict[str, float]:
+        """Budgeted quantity -> share of the dense model that would remain if the dead groups left now."""
+        gone = {name: torch.nonzero(flags).flatten().tolist() for name, flags in self._dead().items()}
+        now, dense = self._costs.of(gone), self._costs.dense
+        return {what: now[what] / dense[what] for what in (limits(self._plan.recipe.budget, dense) or {"macs": 0.0}) if dense[what]}
+
+    def flush(self) -> None:
+        """Let proximal penalties with `every` above 1 carry out the steps that they have saved up."""
+        with torch.no_grad():
+            for i, regularizer in enumerate(self._regularizers):
+                self._proximal(i, regularizer)
+
+    def _dead(self) -> dict[str, Tensor]:
+        names = [name for a in self._plan.assignments for name in a.coupled]
+        return dead_units(self._plan.map, names, dict(self._model.named_parameters()))
+
+    def _single(self) -> list[str]:
+        rules = self._plan.recipe.rules
+        return [t for a in self._plan.assignments if rules[a.rule].group == "weight" for t in a.tensors if t in self._parameters]
+
+    def _strength(self, spec: Penalty) -> float:
+        return value(spec.strength, self._step, *self._length)
+
+    @torch.no_grad()
+    def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        started = time.perf_counter()
+        gradients = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
+        # A fused optimizer under a GradScaler still holds scaled gradients here and unscales inside its kernel.
+        scale = _scalar(optimizer, "grad_scale", 1.0)
+        for regularizer in self._regularizers:
+            if regularizer.action.gradient is not None:
+                regularizer.action.gradient(self._parameters, gradients, self._strength(regularizer.spec) * scale)
+        self.seconds += time.perf_counter() - started
+
+    @torch.no_grad()
+    def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if _scalar(optimizer, "found_inf", 0.0):
+            return  # the step was skipped
+        started = time.perf_counter()
+        for i, regularizer in enumerate(self._regularizers):
+            if regularizer.action.proximal is None:
+                continue
+            strength = self._strength(regularizer.spec)
+            for g, group in enumerate(optimizer.param_groups):
+                self._pending[i][g] += float(group["lr"]) * strength
+            if (self._step + 1) % regularizer.spec.every == 0:
+                self._proximal(i, regularizer)
+        for name, mask in self._masks.items():
+            self._parameters[name].mul_(mask)
+        self._step += 1
+        self.seconds += time.perf_counter() - started
+
+    def _proximal(self, i: int, regularizer: Regularizer) -> None:
+        if regularizer.action.proximal is None or not any(self._pending[i]):
+            return
+        amounts = {part.name: self._pending[i][self._group_of[part.name]] for part in regularizer.layout.parts}
+        regularizer.action.proximal(self._parameters, amounts)
+        self._pending[i] = [0.0] * len(self._pending[i])
+
+
+def attach(
+    plan: Plan,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps_per_epoch: int | None = None,
+    steps: int | None = None,
+    penalties: bool = True,
+    hold_zeros: bool = False,
+) -> Hooks:
+    """Attach a plan's penalties to an optimizer; the training loop stays as it is.
+
+    steps_per_epoch and steps (of the stage) are needed where a schedule counts in `ep` or `dur`.
+    hold_zeros keeps weights that are zero now, in rules with group `weight`, at zero.
+    Raises ModelError when the optimizer is not the model's, or when a schedule needs lengths that were not given.
+    """
+    parameters = trained(model, optimizer)
+    rules = plan.recipe.rules
+    regularizers = []
+    for assignment in plan.assignments:
+        rule = rules[assignment.rule]
+        if rule.penalty is None or not penalties:
+            continue
+        _check_lengths(rule.penalty, assignment.rule, steps_per_epoch, steps)
+        layout = _layout(plan, rule, assignment.coupled, assignment.tensors, parameters)
+        if layout.parts:
+            regularizers.append(Regularizer(rule.penalty, layout, build(rule.penalty, layout, parameters)))
+    masks = {}
+    if hold_zeros:
+        held = [t for a in plan.assignments if rules[a.rule].group == "weight" for t in a.tensors if t in parameters]
+        masks = {name: (parameters[name].detach() != 0).to(parameters[name].dtype) for name in held}
+    return Hooks(plan, model, optimizer, regularizers, masks, steps_per_epoch or 1, steps or 1)
+
+
+def _layout(plan: Plan, rule: Rule, coupled: Sequence[str], tensors: Sequence[str], parameters: Mapping[str, Tensor]) -> Layout:
+    if isinstance(rule.penalty, GroupLasso) and rule.penalty.scope == "coupled":
+        return coupled_layout(plan.map, coupled, parameters)
+    role = "in" if rule.group == "channel" else "out"
+    dims = {s.tensor: s.dim for c in plan.map.coupled for s in c.slices if s.role == role}
+    return layer_layout([(t, dims.get(t, 0)) for t in tensors], parameters)
+
+
+def _check_lengths(spec: Penalty, rule: int, steps_per_epoch: int | None, steps: int | None) -> None:
+    if needs_steps(spec.strength) and (steps_per_epoch is None or steps is None):
+        raise ModelError(
+            f"rules.{rule}.penalty.strength counts in epochs or in shares of the stage: pass steps_per_epoch=len(loader) and "
+            "steps=epochs * len(loader) to attach, or write the schedule in steps (200it)"
+        )
+
+
+def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    """The model's parameters that the optimizer moves; a penalty moves no others."""
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    found = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) in moved}
+    if not found:
+        raise ModelError("the optimizer holds none of the model's parameters; pass the optimizer that trains this model")
+    return found
+
+
+def _scalar(optimizer: torch.optim.Optimizer, name: str, default: float) -> float:
+    found = getattr(optimizer, name, None)
+    return default if found is None else float(found)

@@ -1,0 +1,110 @@
+"""Which runs lie in a folder, and in what state. Reads no tensors and never imports torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sparsify import folder as files
+from sparsify import report
+from sparsify.errors import SparsifyError
+
+State = Literal["complete", "running", "interrupted", "damaged"]
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run, as `sparsify runs` lists it. What is not known is None."""
+
+    name: str
+    state: State
+    title: str | None = None
+    created: str | None = None
+    """UTC, ISO 8601"""
+    macs: float | None = None
+    """share of the dense model's MACs that is left"""
+    params: float | None = None
+    """share of the dense model's parameters that is left"""
+    accuracy: float | None = None
+    """of the cut model, on the test set, else on the validation set"""
+    speedup: float | None = None
+    """on the first target"""
+    problem: str | None = None
+    """why it is damaged"""
+
+
+def list_runs(root: str | Path) -> tuple[RunRow, ...]:
+    """Every run in a folder, in order of name and number; folders that hold no run are passed over. Never raises."""
+    try:
+        found = [p for p in Path(root).iterdir() if p.is_dir() and _is_run(p)]
+    except OSError:
+        return ()
+    return tuple(_row(p) for p in sorted(found, key=_order))
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (files.REPORT, files.STATE, files.RECIPE))
+
+
+def _order(folder: Path) -> tuple[str, int, str]:
+    stem, _, number = folder.name.rpartition("-")
+    return (stem, int(number), "") if number.isascii() and number.isdigit() and len(number) < 10 else (folder.name, 0, "")
+
+
+def _row(folder: Path) -> RunRow:
+    name = folder.name
+    if not (folder / files.REPORT).exists():
+        return RunRow(name, "running" if files.running(folder) else "interrupted", title=_title(folder))
+    try:
+        found = report.read(folder)
+        problem = _problem(folder, found.files)
+    except (SparsifyError, OSError) as error:
+        return RunRow(name, "damaged", title=_title(folder), problem=str(error).splitlines()[0])
+    dense, cut = found.dense, found.cut
+    return RunRow(
+        name=name,
+        state="damaged" if problem else "complete",
+        title=found.title,
+        created=found.created,
+        macs=cut.macs / dense.macs if dense.macs else None,
+        params=cut.params / dense.params if dense.params else None,
+        accuracy=cut.validation_accuracy if cut.test_accuracy is None else cut.test_accuracy,
+        speedup=found.latency[0].speedup if found.latency else None,
+        problem=problem,
+    )
+
+
+def _problem(folder: Path, digests: Mapping[str, str]) -> str | None:
+    """What is wrong with the files that rebuild the models; weights are checked by length only, to stay quick."""
+    for name in (files.RECIPE, files.CUTS, files.BASE, files.WEIGHTS, files.DENSE):
+        path = folder / name
+        if name not in digests:
+            continue
+        if not path.is_file():
+            return f"{name} is missing"
+        whole = _whole(path) if path.suffix == ".safetensors" else files.sha256(path) == digests[name]
+        if not whole:
+            return f"{name} is damaged"
+    return None
+
+
+def _whole(path: Path) -> bool:
+    """Whether a safetensors file is as long as its header says."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > path.stat().st_size:
+            return False
+        try:
+            header: dict[str, Any] = json.loads(stream.read(length))
+            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False
+    return bool(8 + length + end == path.stat().st_size)
+
+
+def _title(folder: Path) -> str | None:
+    try:
+        return files.read_recipe(folder).title
+    except (SparsifyError, OSError):
+        return None

@@ -1,0 +1,114 @@
+"""Recipe data that remembers where it was written: leaf, items, table. The bounds that keep any input small."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sparsify.errors import Problem
+
+DEEPEST = 64
+"""levels of nesting"""
+MOST = 20_000
+"""values in a recipe, aliases expanded"""
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something is written; line and column count from 1 and are None in a value that came from Python or --set."""
+
+    file: str
+    line: int | None = None
+    column: int | None = None
+
+    def problem(self, path: Path | str, message: str, hint: str = "") -> Problem:
+        """A complaint about what is written here."""
+        return Problem(self.file, self.line, self.column, path if isinstance(path, str) else dotted(path), message, hint)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A number, text, true, false or nothing."""
+
+    value: str | int | float | bool | None
+    place: Place
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list."""
+
+    items: "tuple[Node, ...]"
+    place: Place
+
+
+@dataclass(frozen=True)
+class Table:
+    """A mapping; `keys` holds where each key is written."""
+
+    entries: "Mapping[str, Node]"
+    place: Place
+    keys: Mapping[str, Place] = field(default_factory=dict)
+
+    def key_place(self, key: str) -> Place:
+        return self.keys.get(key, self.place)
+
+    def without(self, *gone: str) -> "Table":
+        return replace(self, entries={k: v for k, v in self.entries.items() if k not in gone})
+
+
+Node = Leaf | Items | Table
+
+
+def dotted(path: Path) -> str:
+    """`rules.0.layers`"""
+    return ".".join(str(part) for part in path)
+
+
+def plain(node: Node) -> Any:
+    """The same data as dicts, lists and scalars."""
+    match node:
+        case Leaf(value=value):
+            return value
+        case Items(items=items):
+            return [plain(item) for item in items]
+        case Table(entries=entries):
+            return {key: plain(entry) for key, entry in entries.items()}
+
+
+def places(node: Node, path: Path = ()) -> Iterator[tuple[Path, Place]]:
+    """Every path of the data with where it is written."""
+    yield path, node.place
+    match node:
+        case Items(items=items):
+            for index, item in enumerate(items):
+                yield from places(item, (*path, index))
+        case Table(entries=entries):
+            for key, entry in entries.items():
+                yield from places(entry, (*path, key))
+
+
+def child(node: Node | None, part: str | int) -> Node | None:
+    """The entry or item of that name or number, if there is one."""
+    if isinstance(node, Table) and isinstance(part, str):
+        return node.entries.get(part)
+    if isinstance(node, Items) and isinstance(part, int) and 0 <= part < len(node.items):
+        return node.items[part]
+    return None
+
+
+def place_of(root: Node, path: Path) -> Place:
+    """Where the path is written, or the nearest of its ancestors that is."""
+    node = root
+    for part in path:
+        deeper = child(node, part)
+        if deeper is None:
+            break
+        node = deeper
+    return node.place
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8: no half of a surrogate pair."""
+    return not any("\ud800" <= c <= "\udfff" for c in value)

@@ -1,0 +1,42 @@
+"""How values and near misses are worded in messages."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+LONGEST = 60
+"""characters of a text that a message repeats"""
+
+
+def shown(text: str) -> str:
+    """Text in quotes, shortened; what a terminal would act on is escaped."""
+    return repr(text) if len(text) <= LONGEST else repr(text[:LONGEST]) + "…"
+
+
+def found(value: Any) -> str:
+    """What is there, in words: `the text 'abc'`, `the number 3`, `a list`."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return str(value).lower()
+        case int() | float():
+            return f"the number {value}" if isinstance(value, float) or value.bit_length() < 1000 else "a huge number"
+        case str():
+            return f"the text {shown(value)}" if value else "an empty text"
+        case dict():
+            return "a mapping"
+        case list() | tuple():
+            return "a list"
+        case _:
+            return f"a {type(value).__name__}"
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'?`, else what there is to choose from."""
+    choices = list(dict.fromkeys(known))
+    match get_close_matches(word, choices, 1):
+        case [best]:
+            return f"did you mean '{best}'?"
+        case _:
+            return f"known: {', '.join(choices)}" if choices else ""

@@ -1,0 +1,93 @@
+"""What PyYAML complains of, said so that a user knows what to change."""
+
+import re
+
+import yaml
+from yaml.error import Mark, MarkedYAMLError
+
+Explained = tuple[int, int, str, str]
+"""line, column (from 1), message, hint"""
+
+
+def explained(error: yaml.YAMLError, text: str) -> Explained:
+    """Where a YAML error is, what it is and what to do about it."""
+    if not isinstance(error, MarkedYAMLError):
+        return 1, 1, f"not valid YAML: {error}", ""
+    mark = error.problem_mark or error.context_mark
+    if mark is None:
+        return 1, 1, f"not valid YAML: {error.problem}", ""
+    opened = error.context_mark or mark
+    return _tab(mark, text) or _opened(error, opened) or _alias(error, opened, text) or _at_mark(error, mark, text)
+
+
+def _said(mark: Mark, message: str, hint: str = "") -> Explained:
+    return mark.line + 1, mark.column + 1, message, hint
+
+
+def _line(mark: Mark, text: str) -> str:
+    return _lines(text)[mark.line] if mark.line < len(_lines(text)) else ""
+
+
+def _lines(text: str) -> list[str]:
+    return re.split("\r\n|[\n\r\x85\u2028\u2029]", text)
+
+
+def _tab(mark: Mark, text: str) -> Explained | None:
+    for number in (mark.line, mark.line - 1):
+        line = _lines(text)[number] if 0 <= number < len(_lines(text)) else ""
+        indent = line[: len(line) - len(line.lstrip(" \t"))]
+        if "\t" in indent:
+            return number + 1, indent.index("\t") + 1, "a tab in the indentation", "YAML indents with spaces only"
+    if _rest(mark, text).startswith("\t"):
+        return _said(mark, "a tab", "YAML separates with spaces only")
+    return None
+
+
+def _rest(mark: Mark, text: str) -> str:
+    return _line(mark, text)[mark.column :]
+
+
+def _opened(error: MarkedYAMLError, opened: Mark) -> Explained | None:
+    context, problem = error.context or "", error.problem or ""
+    if "quoted scalar" in context and "unexpected end of stream" in problem:
+        return _said(opened, "a quote that is never closed", "close it at the end of the text")
+    if "flow sequence" in context and "stream end" in problem:
+        return _said(opened, "'[' is never closed", "add a ']'")
+    if "flow mapping" in context and "stream end" in problem:
+        return _said(opened, "'{' is never closed", "add a '}'")
+    return None
+
+
+def _alias(error: MarkedYAMLError, opened: Mark, text: str) -> Explained | None:
+    if "scanning an alias" not in (error.context or ""):
+        return None
+    word = re.match(r"[^\s,\]}]*", _rest(opened, text))
+    glob = word[0] if word else "*"
+    return _said(opened, f"unquoted '{glob}'", f'YAML reads a leading \'*\' as an alias; quote it: "{glob}"')
+
+
+def _at_mark(error: MarkedYAMLError, mark: Mark, text: str) -> Explained:
+    problem = error.problem or ""
+    rest = _rest(mark, text)
+    if escape := re.search(r"found unknown escape character '(.*)'", problem):
+        return _said(mark, f"'\\{escape[1]}' is no escape in a double-quoted text", "use single quotes, which keep '\\' as it is")
+    if "cannot start any token" in problem:
+        return _said(mark, f"a text cannot start with '{rest[:1]}'", "quote it")
+    if "but got '{'" in problem and _line(mark, text)[: mark.column].endswith("$"):
+        return _said(mark, "an unquoted '${' inside '{' or '['", 'quote the expression: "${name}"')
+    if "mapping values are not allowed" in problem:
+        return _said(mark, "a ':' is not expected here", "quote a text that holds ': ', and indent keys of one mapping alike")
+    if "sequence entries are not allowed" in problem:
+        return _said(mark, "a list item '-' is not expected here", "begin it on a line of its own")
+    if "could not find expected ':'" in problem:
+        return _key_without_colon(error, mark)
+    if "expected <block end>" in problem:
+        return _said(mark, "not in line with what it belongs to", "indent the keys of one mapping, or the '-' of one list, alike")
+    if "but got" in problem or "did not find expected" in problem:
+        return _said(mark, problem.replace("<", "").replace(">", ""), "check brackets, commas and quotes")
+    return _said(mark, f"not valid YAML: {problem}")
+
+
+def _key_without_colon(error: MarkedYAMLError, mark: Mark) -> Explained:
+    key = error.context_mark or mark
+    return _said(key, "a key without a ':' after it", "write 'key: value'")

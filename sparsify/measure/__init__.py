@@ -1,0 +1,7 @@
+"""What a model costs: multiply-accumulates, parameters, bytes, milliseconds; and the machine that they were measured on."""
+
+from sparsify.measure.counting import count_macs, side
+from sparsify.measure.machine import environment
+from sparsify.measure.timing import latency
+
+__all__ = ["count_macs", "environment", "latency", "side"]

@@ -1,0 +1,32 @@
+"""Calling a model so that nothing about it changes."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+Inputs = tuple[Tensor, ...] | Mapping[str, Tensor]
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """model(*inputs), or model(**inputs) for a mapping."""
+    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+
+
+def first(inputs: Inputs) -> Tensor:
+    """The tensor whose leading dimension is the batch."""
+    return next(iter(inputs.values() if isinstance(inputs, Mapping) else inputs))
+
+
+@contextmanager
+def in_eval(*models: nn.Module) -> Iterator[None]:
+    """Eval mode; each module gets its own mode back."""
+    training = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, flag in training:
+            module.training = flag

@@ -1,0 +1,52 @@
+"""The machine: what runs, and on what."""
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from sparsify_schemas.report import Environment
+
+_PACKAGES = ("torch", "torch-pruning", "numpy", "accelerate", "pydantic", "safetensors", "sparsify-recipes")
+
+
+def environment() -> Environment:
+    """Python, packages, processor."""
+    return Environment(
+        python=platform.python_version(),
+        packages={name: found for name in _PACKAGES if (found := _version(name)) is not None},
+        processor=_processor(),
+        cores=_cores(),
+        platform=platform.platform(),
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def load_average() -> float:
+    """Of the last minute; -1 where the system does not tell."""
+    if sys.platform == "win32":
+        return -1.0
+    return os.getloadavg()[0]

@@ -1,0 +1,21 @@
+"""Small reference networks. A builder seeds nothing: seed torch before calling it."""
+
+from sparsify.models.cifar_resnets import cifar_resnet, cifar_resnet20, cifar_resnet32, cifar_resnet44, cifar_resnet56
+from sparsify.models.digits import digits_cnn
+from sparsify.models.imagenet import alexnet
+from sparsify.models.lenet import lenet5, lenet_300_100
+from sparsify.models.ssl_nets import ssl_convnet, ssl_mlp
+
+__all__ = [
+    "alexnet",
+    "cifar_resnet",
+    "cifar_resnet20",
+    "cifar_resnet32",
+    "cifar_resnet44",
+    "cifar_resnet56",
+    "digits_cnn",
+    "lenet5",
+    "lenet_300_100",
+    "ssl_convnet",
+    "ssl_mlp",
+]

@@ -1,0 +1,171 @@
+"""A plan as tables: what each rule reaches, what it comes to, what is protected and why."""
+
+from collections.abc import Iterator, Mapping
+
+from sparsify.costs import Costs
+from sparsify.figures import MISSING, count, few, plain, plural, share, size, spaced
+from sparsify.plan import Assignment, Coupled, Plan
+from sparsify.table import Table, columns
+from sparsify.table import as_text as lay_out_all
+from sparsify_schemas.penalty import GroupLasso, Penalty
+from sparsify_schemas.recipe import Rule
+from sparsify_schemas.schedule import Scheduled
+from sparsify_schemas.stage import Cut, Stage
+
+LABELS = {"macs": "MACs", "params": "parameters", "bytes": "bytes"}
+
+
+def as_text(plan: Plan, width: int = 100) -> str:
+    """The whole plan as text."""
+    return lay_out_all((Table("", (), (), tuple(summary(plan).splitlines())), *tables(plan)), width)
+
+
+def summary(plan: Plan) -> str:
+    """One sentence: how much of the model is open to the rules, and what the cut would come to today."""
+    reached = _reached(plan)
+    text = (
+        f"{plan.recipe.title}: {plural(len(plan.recipe.rules), 'rule')}, {len(reached)} of {len(plan.map.coupled)} coupled groups open, "
+        f"{_protected_count(plan)} protected; plan {plan.digest}"
+    )
+    after = costs(plan)
+    if plan.preview and after["macs"] < plan.map.macs:
+        text += f"\nCut on the present weights it would leave {share(_part(after['macs'], plan.map.macs))} of the MACs and {share(_part(after['params'], plan.map.params))} of the parameters."
+    return text
+
+
+def tables(plan: Plan) -> tuple[Table, ...]:
+    """What `sparsify plan` shows, in order; a table without rows is left out."""
+    rules = [_rule_table(plan, a) for a in plan.assignments if not plan.recipe.rules[a.rule].protect]
+    found = [*rules, _costs_table(plan), _protected_table(plan), _stages_table(plan), _notes_table(plan)]
+    return tuple(t for t in found if t.rows or t.notes)
+
+
+def costs(plan: Plan) -> dict[str, float]:
+    """MACs, params and bytes at the preview's widths; which units go makes no difference to them."""
+    by_name = plan.map.by_name
+    return Costs(plan.map).of({name: range(units, by_name[name].width) for name, units in plan.preview if name in by_name})
+
+
+def _part(value: float, whole: float) -> float | None:
+    return value / whole if whole else None
+
+
+def _reached(plan: Plan) -> set[str]:
+    rules = plan.recipe.rules
+    return {c for a in plan.assignments if not rules[a.rule].protect for c in a.coupled if not plan.map.by_name[c].protected}
+
+
+def _protected_count(plan: Plan) -> int:
+    return sum(c.protected is not None for c in plan.map.coupled)
+
+
+def _rule_table(plan: Plan, assignment: Assignment) -> Table:
+    rule = plan.recipe.rules[assignment.rule]
+    title = f"rules.{assignment.rule}: {rule.group}s of {', '.join(rule.layers)}"
+    deeds = f"{_capital(', '.join(_deeds(rule)))}."
+    if rule.group == "weight":
+        return Table(title, columns("tensor", "shape", ">weights"), _weight_rows(plan, assignment), (deeds,))
+    preview = dict(plan.preview)
+    rows = tuple(_group_row(plan, assignment, plan.map.by_name[name], preview) for name in assignment.coupled)
+    return Table(title, columns("layers matched", ">of the MACs", ">width", ">after", "narrowed with them"), rows, (deeds,))
+
+
+def _group_row(plan: Plan, assignment: Assignment, group: Coupled, preview: Mapping[str, int]) -> tuple[str, ...]:
+    role = "in" if plan.recipe.rules[assignment.rule].group == "channel" else "out"
+    reached = {s.tensor.rpartition(".")[0] for s in group.slices if s.role == role}
+    matched = tuple(n for n in group.layers if n in reached and n in assignment.layers)
+    dragged = tuple(n for n in group.layers if n not in matched)
+    macs = sum(layer.macs for layer in plan.map.layers if layer.name in matched)
+    after = preview.get(group.name)
+    return (
+        few(matched) or group.name,
+        share(_part(macs, plan.map.macs)),
+        str(group.width),
+        MISSING if after is None else str(after),
+        few(dragged) or MISSING,
+    )
+
+
+def _weight_rows(plan: Plan, assignment: Assignment) -> tuple[tuple[str, ...], ...]:
+    covered = (t for t in plan.map.tensors if t.name in assignment.tensors)
+    return tuple((t.name, " x ".join(map(str, t.shape)), count(t.numel)) for t in covered)
+
+
+def _deeds(rule: Rule) -> Iterator[str]:
+    yield f"penalty {_penalty(rule.penalty)}" if rule.penalty else "no penalty"
+    yield "random ones go" if rule.criterion.kind == "random" else f"least {rule.criterion.kind} goes first"
+    yield f"{spaced(str(rule.sparsity))} removed" if rule.sparsity else "as many go as the budget asks"
+    if rule.keep.at_least > 1:
+        yield f"at least {rule.keep.at_least} stay"
+    if rule.keep.multiple_of > 1:
+        yield f"widths are multiples of {rule.keep.multiple_of}"
+
+
+def _penalty(penalty: Penalty) -> str:
+    scope = " on each layer alone" if isinstance(penalty, GroupLasso) and penalty.scope == "layer" else ""
+    return f"{penalty.kind} {_scheduled(penalty.strength)}{scope}"
+
+
+def _scheduled(value: Scheduled) -> str:
+    match value.kind:
+        case "constant":
+            return plain(value.value)
+        case "step":
+            return f"{plain(value.value)} times {plain(value.factor)} at {', '.join(map(str, value.at))}"
+        case "one_shot":
+            return f"{plain(value.from_)}, {plain(value.to)} from {value.at} on"
+        case _:
+            return f"{plain(value.from_)} to {plain(value.to)} ({value.kind}, {value.start} to {value.end})"
+
+
+def _costs_table(plan: Plan) -> Table:
+    after = costs(plan)
+    dense = {"macs": plan.map.macs, "params": plan.map.params, "bytes": plan.map.bytes}
+    floors = {f.what.removeprefix("budget."): f for f in plan.floors}
+    rows = []
+    for what, now in dense.items():
+        show = size if what == "bytes" else count
+        floor = floors.get(what)
+        asked = getattr(plan.recipe.budget, what)
+        rows.append((
+            LABELS[what],
+            show(now),
+            show(after[what]) if plan.preview else MISSING,
+            share(_part(after[what], now)) if plan.preview else MISSING,
+            MISSING if asked is None else f"at most {spaced(str(asked))}",
+            share(_part(floor.least, floor.dense)) if floor else MISSING,
+        ))
+    notes = ("after: cut on the present weights; lowest: with everything removed that rules and protections allow.",)
+    return Table("Model", columns("", ">dense", ">after", ">left", ">budget", ">lowest"), tuple(rows), notes)
+
+
+def _protected_table(plan: Plan) -> Table:
+    reasons: dict[str, list[str]] = {}
+    for group in plan.map.coupled:
+        if group.protected is not None:
+            reasons.setdefault(group.protected, []).append(f"{group.name} ({group.width})")
+    rows = tuple((few(tuple(names), 4), why) for why, names in reasons.items())
+    reached = _reached(plan)
+    free = tuple(g.name for g in plan.map.coupled if g.protected is None and g.name not in reached)
+    notes = (f"No rule reaches the width of {few(free, 8)}.",) if free else ()
+    return Table("Protected", columns("kept whole", "why"), rows, notes)
+
+
+def _stages_table(plan: Plan) -> Table:
+    penalised = any(r.penalty for r in plan.recipe.rules)
+    return Table("Stages", columns("stage", "what happens"), tuple((s.name, _stage(s, penalised)) for s in plan.recipe.stages))
+
+
+def _stage(stage: Stage, penalised: bool) -> str:
+    if isinstance(stage, Cut):
+        return "choose, remove, verify"
+    penalties = ", penalties on" if stage.penalties and penalised else ""
+    return f"train {plural(stage.epochs, 'epoch')}, batch {stage.batch}, {stage.optimizer.kind} lr {_scheduled(stage.optimizer.lr)}{penalties}"
+
+
+def _notes_table(plan: Plan) -> Table:
+    return Table("Notes", (), (), tuple(f"- {n}" for n in plan.notes))
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

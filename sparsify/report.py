@@ -1,0 +1,281 @@
+"""A report as a person reads it: a headline, tables, Markdown. And where it is read back from a run's folder."""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from sparsify.errors import RunError
+from sparsify.figures import (
+    MISSING,
+    accuracy,
+    brief,
+    count,
+    few,
+    known,
+    milliseconds,
+    plain,
+    plural,
+    points,
+    seconds,
+    share,
+    signed,
+    size,
+    spaced,
+    times,
+    tiny,
+)
+from sparsify.table import Table, as_markdown, columns, escape
+from sparsify_schemas.report import Latency, LayerRow, Limit, Report, Side, Verdict
+
+FILE = "report.json"
+_LABELS = {"budget.macs": "MACs", "budget.params": "parameters", "budget.bytes": "bytes"}
+_HISTORY_ROWS = 12
+
+
+def read(run: Path) -> Report:
+    """The report of a run's folder (or of a report.json); RunError says what to do when there is none."""
+    file = run if run.is_file() else run / FILE
+    if not run.exists():
+        raise RunError(f"{run}: no such run; 'sparsify runs' lists them, 'sparsify apply' makes one")
+    if not file.exists():
+        if (run / "recipe.yaml").exists():
+            raise RunError(f"{run}: this run was interrupted and has no report yet; go on with 'sparsify apply --resume {run}'")
+        raise RunError(f"{run}: no {FILE} here, so this is no run; 'sparsify runs {run}' lists the runs in a folder")
+    try:
+        return Report.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise RunError(f"{file}: damaged, not a report ({_first_line(error)}); make it anew with 'sparsify apply'") from None
+
+
+def headline(report: Report) -> str:
+    """What came out, in a sentence or two."""
+    dense, cut = report.dense, report.cut
+    parts = [f"{share(_part(cut.macs, dense.macs))} of the MACs", f"{share(_part(cut.params, dense.params))} of the parameters"]
+    zeros = 1 - cut.nonzero / cut.params if cut.params else 0.0
+    if zeros >= 0.005:
+        parts.append(f"{share(zeros)} of what remains is zero but stored")
+    parts += [timing_words(t, report.environment.cores) for t in report.latency]
+    parts.append(_accuracy_words(dense, cut))
+    text = f"{', '.join(parts)}; {verdict_words(report.verdict)}."
+    missed = [f"{limit_name(m)} {shown_limit(m, m.achieved)} (asked {spaced(m.asked)})" for m in report.limits if not m.met]
+    return f"{text} Missed: {', '.join(missed)}." if missed else text
+
+
+def timing_words(latency: Latency, cores: int) -> str:
+    """'1.90x faster (1.85 to 1.95) on laptop', or 'no measurable difference' when the interval holds 1."""
+    words = f"{speed_words(latency)} on {latency.target}"
+    return f"{words} (timed under load)" if overloaded(latency, cores) else words
+
+
+def speed_words(latency: Latency) -> str:
+    """The speed-up and its interval in words."""
+    low, high = latency.low, latency.high
+    if not (known(low) and known(high) and known(latency.speedup)):
+        return "speed not measured"
+    if low <= 1 <= high:
+        return f"no measurable difference in speed ({_interval(low, high)})"
+    if low > 1:
+        return f"{times(latency.speedup)} faster ({_interval(low, high)})"
+    return f"{times(1 / latency.speedup)} slower ({_interval(1 / high, 1 / low)})"
+
+
+def overloaded(latency: Latency, cores: int) -> bool:
+    """Whether more processes wanted to run than there are cores."""
+    return latency.load > cores
+
+
+def verdict_words(verdict: Verdict) -> str:
+    """What the equality check found, in words."""
+    match verdict.outcome:
+        case "equal":
+            return f"cut verified: equal to {tiny(verdict.difference)}"
+        case "statistics change":
+            return "cut verified in shape only: it changes what a normalisation averages over"
+        case "nothing cut":
+            return "nothing was cut"
+
+
+def limit_name(limit: Limit) -> str:
+    """'MACs' for budget.macs, 'rules.0.sparsity' for itself."""
+    return _LABELS.get(limit.what, limit.what)
+
+
+def shown_limit(limit: Limit, value: float) -> str:
+    """A limit's figure the way the recipe asked for it: as a share, a count or a size."""
+    if limit.asked.endswith("%"):
+        return share(value)
+    return size(value) if limit.what == "budget.bytes" else count(value)
+
+
+def tables(report: Report) -> tuple[Table, ...]:
+    """Everything that the terminal shows, in order; a table without rows is left out."""
+    found = (_sides(report), _limits(report), latency_table(report.latency, report.environment.cores), _layers(report), _stages(report), _notes(report))
+    return tuple(t for t in found if t.rows or t.notes)
+
+
+def to_markdown(report: Report) -> str:
+    """The report as a page: headline, tables, a thinned history, where it comes from."""
+    shown = [*tables(report)]
+    if report.history:
+        shown.insert(-1 if report.notes else len(shown), history(report, _HISTORY_ROWS))
+    return f"# {escape(report.title)}\n\n**{escape(headline(report))}**\n\n{as_markdown([*shown, provenance(report)])}\n"
+
+
+def _sides(report: Report) -> Table:
+    dense, cut = report.dense, report.cut
+    counted = (("MACs", dense.macs, cut.macs), ("parameters", dense.params, cut.params), ("parameters not zero", dense.nonzero, cut.nonzero))
+    rows = [(label, count(a), count(b), share(_part(b, a)), signed(count(b - a))) for label, a, b in counted]
+    rows.append(("weights file", size(dense.bytes), size(cut.bytes), share(_part(cut.bytes, dense.bytes)), signed(size(cut.bytes - dense.bytes))))
+    accuracies = (
+        ("validation accuracy", dense.validation_accuracy, cut.validation_accuracy),
+        ("test accuracy", dense.test_accuracy, cut.test_accuracy),
+    )
+    rows += [(label, accuracy(a), accuracy(b), MISSING, points(_less(b, a))) for label, a, b in accuracies if known(a) or known(b)]
+    return Table("Dense and cut", columns("", ">dense", ">cut", ">left", ">change"), tuple(rows), (f"{_capital(verdict_words(report.verdict))}.", *_verdict_notes(report.verdict)))
+
+
+def _verdict_notes(verdict: Verdict) -> tuple[str, ...]:
+    blind = verdict.outcome == "equal" and verdict.control == 0
+    notes = ("Warning: removing the same channels from the dense model changed nothing either, so the check could not see the cut.",) if blind else ()
+    return (*notes, verdict.note) if verdict.note else notes
+
+
+def _limits(report: Report) -> Table:
+    rows = tuple((limit_name(m), _asked(m), shown_limit(m, m.achieved), "met" if m.met else "MISSED") for m in report.limits)
+    return Table("Asked and achieved", columns("limit", ">asked", ">achieved", ""), rows)
+
+
+def _asked(limit: Limit) -> str:
+    return f"{'at most' if limit.what.startswith('budget.') else 'at least'} {spaced(limit.asked)}"
+
+
+def latency_table(latency: tuple[Latency, ...], cores: int, names: tuple[str, str] = ("dense", "cut")) -> Table:
+    """Timings side by side; the notes say what they mean in words."""
+    rows = tuple(
+        (t.target, milliseconds(t.dense_ms), milliseconds(t.cut_ms), times(t.speedup), _interval(t.low, t.high), str(t.pairs), plain(round(t.load, 1)))
+        for t in latency
+    )
+    notes = [f"{t.target}: {t.description}; {speed_words(t)}." for t in latency]
+    notes += [
+        f"Warning: {t.target} was timed at a load average of {t.load:.1f} on {plural(cores, 'core')}; do not trust it, time again on a quiet machine."
+        for t in latency
+        if overloaded(t, cores)
+    ]
+    return Table("Latency", columns("target", *(f">{n}" for n in names), ">speed-up", ">95 % interval", ">pairs", ">load"), rows, tuple(notes))
+
+
+def _layers(report: Report) -> Table:
+    shown = [layer for layer in report.layers if layer.macs or layer.macs_after or layer.zeros] or list(report.layers)
+    rows = tuple(
+        (
+            layer.name,
+            layer.type,
+            _change(layer.inputs, layer.inputs_after),
+            _change(layer.outputs, layer.outputs_after),
+            share(_gone(layer)),
+            share(_part(layer.macs, report.dense.macs)),
+            share(_part(layer.macs_after, report.cut.macs)),
+        )
+        for layer in shown
+    )
+    reasons: dict[str, list[str]] = {}
+    for layer in report.layers:
+        if layer.protected:
+            reasons.setdefault(layer.protected, []).append(layer.name)
+    notes = [f"Protected, {why}: {few(tuple(names), 6)}." for why, names in reasons.items()]
+    hidden = len(report.layers) - len(shown)
+    if hidden:
+        notes.append(f"{plural(hidden, 'layer')} without MACs of their own (normalisation and the like) not shown.")
+    heads = columns("layer", "type", ">inputs", ">outputs", ">sparsity", ">MACs dense", ">MACs cut")
+    return Table("Layers", heads, rows, tuple(notes))
+
+
+def _gone(layer: LayerRow) -> float | None:
+    kept = layer.params_after * (1 - layer.zeros)
+    return 1 - kept / layer.params if layer.params else None
+
+
+def _stages(report: Report) -> Table:
+    rows = tuple(
+        (s.name, s.kind, str(s.epochs) if s.epochs else MISSING, seconds(s.seconds), plain(_rounded(s.loss)), accuracy(s.validation_accuracy), share(s.penalty_share))
+        for s in report.stages
+    )
+    heads = columns("stage", "kind", ">epochs", ">time", ">loss", ">validation", ">in penalties")
+    return Table("Stages", heads, rows)
+
+
+def history(report: Report, most: int | None = None) -> Table:
+    """The epochs, or `most` of them evenly spaced with the first and the last."""
+    epochs = report.history
+    if most is not None and len(epochs) > most:
+        picked = {round(i * (len(epochs) - 1) / (most - 1)) for i in range(most)}
+        epochs = tuple(e for i, e in enumerate(epochs) if i in picked)
+    rows = tuple(
+        (e.stage, str(e.epoch), plain(_rounded(e.loss)), accuracy(e.train_accuracy), accuracy(e.validation_accuracy), share(e.sparsity), plain(e.strength), plain(e.lr), seconds(e.seconds))
+        for e in epochs
+    )
+    heads = columns("stage", ">epoch", ">loss", ">train", ">validation", ">groups zero", ">strength", ">lr", ">time")
+    thinned = (f"{len(epochs)} of {len(report.history)} epochs; all of them are in {FILE}.",) if len(epochs) < len(report.history) else ()
+    return Table("History", heads, rows, thinned)
+
+
+def _notes(report: Report) -> Table:
+    return Table("Notes", (), (), tuple(f"- {n}" for n in report.notes))
+
+
+def provenance(report: Report) -> Table:
+    """When, on what, from which recipe."""
+    machine = report.environment
+    rows = (
+        ("created", report.created),
+        ("seed", str(report.seed)),
+        ("recipe", report.recipe_digest[:16]),
+        ("plan", report.plan_digest[:16]),
+        ("dense weights", report.model_digest[:16]),
+        *((name, digest[:16]) for name, digest in sorted(report.files.items())),
+        ("machine", f"{machine.processor}, {plural(machine.cores, 'core')}, {machine.platform}"),
+        ("versions", ", ".join([f"Python {machine.python}", *(f"{name} {number}" for name, number in sorted(machine.packages.items()))])),
+    )
+    return Table("Provenance", columns("", ""), rows)
+
+
+def _accuracy_words(dense: Side, cut: Side) -> str:
+    for name, before, after in (("test", dense.test_accuracy, cut.test_accuracy), ("validation", dense.validation_accuracy, cut.validation_accuracy)):
+        if known(after):
+            compared = f" (dense {brief(accuracy(before))}, {brief(points(_less(after, before)))})" if known(before) else ""
+            return f"{name} accuracy {brief(accuracy(after))}{compared}"
+    return "accuracy not measured"
+
+
+def _interval(low: float, high: float) -> str:
+    if not (known(low) and known(high)):
+        return MISSING
+    decimals = 3 if min(abs(low - 1), abs(high - 1)) < 0.005 else 2  # which side of 1 must show
+    return f"{low:.{decimals}f} to {high:.{decimals}f}"
+
+
+def _change(before: int, after: int) -> str:
+    return str(before) if before == after else f"{before} -> {after}"
+
+
+def _part(value: float, whole: float) -> float | None:
+    return value / whole if whole else None
+
+
+def _less(after: float | None, before: float | None) -> float | None:
+    return None if after is None or before is None else after - before
+
+
+def _rounded(loss: float | None) -> float | None:
+    return None if loss is None or not known(loss) else float(f"{loss:.3g}")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,126 @@
+"""A table as a value, and its two plain forms: aligned text and Markdown."""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from textwrap import wrap
+
+GAP = "  "
+_LEAST = 10
+_SPECIAL = re.compile(r"[\\`*|<\[\]#~]|(?<![^\W_])_|_(?![^\W_])")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading; numbers stand to the right and are never wrapped."""
+
+    title: str
+    number: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is shown, apart from how. `notes` are lines of prose below the rows."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of laid-out text and what it is: title, head, rule, row, note or blank."""
+
+    role: str
+    text: str
+
+
+def columns(*titles: str) -> tuple[Column, ...]:
+    """Columns by heading; a heading that starts with '>' holds numbers."""
+    return tuple(Column(t.removeprefix(">"), t.startswith(">")) for t in titles)
+
+
+def clean(text: str) -> str:
+    """The same on one line, with control characters shown instead of obeyed."""
+    flat = " ".join(text.split())
+    return flat if flat.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in flat)
+
+
+def cells(text: str) -> int:
+    """How many terminal cells the text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def lay_out(table: Table, width: int = 100) -> Iterator[Line]:
+    """The table's lines, at most `width` cells wide as long as columns of text can be wrapped that far."""
+    if table.title:
+        yield from (Line("title", text) for text in _fold(clean(table.title), width))
+    if table.rows:
+        rows = [tuple(clean(c) for c in row) for row in table.rows]
+        widths = _widths(table.columns, rows, width)
+        head = tuple(c.title for c in table.columns)
+        if any(head):
+            yield from (Line("head", text) for text in _row(head, table.columns, widths))
+            yield Line("rule", "-" * (sum(widths) + len(GAP) * (len(widths) - 1)))
+        for row in rows:
+            yield from (Line("row", text) for text in _row(row, table.columns, widths))
+    for note in table.notes:
+        yield from (Line("note", text) for text in _fold(clean(note), width))
+
+
+def as_text(tables: Sequence[Table], width: int = 100) -> str:
+    """Tables one below the other, with an empty line between them."""
+    return "\n\n".join("\n".join(line.text for line in lay_out(t, width)) for t in tables if t.rows or t.notes)
+
+
+def as_markdown(tables: Sequence[Table]) -> str:
+    """GitHub's tables, each under a heading of the second level."""
+    return "\n\n".join(_markdown(t) for t in tables if t.rows or t.notes)
+
+
+def escape(text: str) -> str:
+    """Text that Markdown takes literally; an underscore inside a word is harmless and stays."""
+    return _SPECIAL.sub(r"\\\g<0>", clean(text))
+
+
+def _markdown(table: Table) -> str:
+    parts = [f"## {escape(table.title)}"] if table.title else []
+    if table.rows:
+        head = "| " + " | ".join(escape(c.title) for c in table.columns) + " |"
+        rule = "|" + "|".join(" ---: " if c.number else " --- " for c in table.columns) + "|"
+        parts.append("\n".join([head, rule, *("| " + " | ".join(escape(c) for c in row) + " |" for row in table.rows)]))
+    parts += [escape(note) for note in table.notes]
+    return "\n\n".join(parts)
+
+
+def _widths(heads: tuple[Column, ...], rows: list[tuple[str, ...]], width: int) -> list[int]:
+    widths = [max(cells(c.title), *(cells(row[i]) for row in rows)) for i, c in enumerate(heads)]
+    soft = [i for i, c in enumerate(heads) if not c.number]
+    excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
+    while excess > 0 and any(widths[i] > _LEAST for i in soft):
+        widest = max(soft, key=lambda i: widths[i])
+        second = max((widths[i] for i in soft if i != widest), default=0)
+        step = min(excess, max(1, widths[widest] - max(second, _LEAST)))
+        widths[widest] -= step
+        excess -= step
+    return widths
+
+
+def _row(row: tuple[str, ...], heads: tuple[Column, ...], widths: list[int]) -> Iterator[str]:
+    blocks = [[c] if heads[i].number else _fold(c, widths[i]) for i, c in enumerate(row)]
+    for k in range(max(len(b) for b in blocks)):
+        line = [_pad(b[k] if k < len(b) else "", widths[i], heads[i].number) for i, b in enumerate(blocks)]
+        yield GAP.join(line).rstrip()
+
+
+def _pad(text: str, width: int, right: bool) -> str:
+    space = " " * (width - cells(text))
+    return space + text if right else text + space
+
+
+def _fold(text: str, width: int) -> list[str]:
+    return wrap(text, max(width, 1), break_on_hyphens=False) or [""] if cells(text) > width else [text]

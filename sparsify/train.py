@@ -1,0 +1,272 @@
+"""One training stage on Accelerate: the recipe's penalties act through the hooks of the ordinary optimizer.
+
+Everything random in an epoch derives from (seed, stage index, epoch). A stage that goes on from a checkpoint therefore
+sees the batches, flips and dropouts that it would have seen, and a checkpoint needs no generator state.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, assert_never
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sparsify import schedules
+from sparsify.data import Datasets, Examples, batches
+from sparsify.errors import TrainingError
+from sparsify.events import EpochDone, Listener, StageStarted, StepDone, silence
+from sparsify.hooks import Hooks, attach
+from sparsify.plan import Plan
+from sparsify_schemas.data import Augment
+from sparsify_schemas.report import Epoch
+from sparsify_schemas.stage import Adam, AdamW, Optimizer, Sgd, Train
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A stage after some epochs: what a checkpoint must hold for it to go on."""
+
+    epochs: int
+    """epochs done"""
+    history: tuple[Epoch, ...]
+    """a row for each of them"""
+    seconds: float
+    """what they took, validation included"""
+    step_seconds: float
+    """of these, spent in training steps"""
+    penalty_seconds: float
+    """of these, spent in the hooks"""
+    model: Mapping[str, Any] = field(repr=False)
+    """state dict"""
+    optimizer: Mapping[str, Any] = field(repr=False)
+    """state dict"""
+    hooks: Mapping[str, Any] = field(repr=False)
+    """state dict; empty without a plan"""
+
+
+OnEpoch = Callable[[Moment], None]
+
+
+def make_accelerator() -> Accelerator:
+    """An Accelerator whose processes share a batch, so that `batch` means examples per step on one process or many."""
+    return Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True))
+
+
+def derived_seed(seed: int, stage: int, epoch: int) -> int:
+    """63 bits of SHA-256 over the three numbers."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{stage}/{epoch}".encode()).digest()[:8], "big") >> 1
+
+
+def make_optimizer(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    """The torch optimizer that a recipe names, over every parameter that takes a gradient. Raises TrainingError."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise TrainingError("no parameter of the model takes a gradient; set requires_grad on those that shall be trained")
+    match spec:
+        case Sgd():
+            return torch.optim.SGD(parameters, lr=0.0, momentum=spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.nesterov)
+        case Adam():
+            return torch.optim.Adam(parameters, lr=0.0, betas=spec.betas, weight_decay=spec.weight_decay)
+        case AdamW():
+            return torch.optim.AdamW(parameters, lr=0.0, betas=spec.betas, weight_decay=spec.weight_decay)
+        case _:
+            assert_never(spec)
+
+
+def evaluate(model: nn.Module, examples: Examples, batch: int = 500) -> tuple[float, float]:
+    """(mean cross-entropy, share classified rightly) in eval mode; (nan, nan) without examples."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    hits = torch.zeros((), dtype=torch.int64, device=device)
+    n = len(examples)
+    if not n:
+        return math.nan, math.nan
+    classes = int(examples.targets.max()) + 1
+    with _mode(model, training=False), torch.no_grad():
+        for x, y in batches(examples, batch):
+            losses, right = _losses(model, x.to(device), y.to(device), classes)
+            loss += losses.sum(dtype=torch.float64)
+            hits += right.sum()
+    return loss.item() / n, hits.item() / n
+
+
+def train_stage(
+    model: nn.Module,
+    stage: Train,
+    datasets: Datasets,
+    plan: Plan | None,
+    *,
+    seed: int,
+    stage_index: int,
+    accelerator: Accelerator,
+    augment: Augment = Augment(),
+    hold_zeros: bool = False,
+    restore: Moment | None = None,
+    listener: Listener = silence,
+    on_epoch: OnEpoch | None = None,
+) -> Moment:
+    """Train `model` in place and return how it ended; it is on the CPU afterwards.
+
+    plan: whose penalties act unless the stage says otherwise, and whose groups are counted; None for plain training.
+    hold_zeros: weights that are zero in rules of group `weight` stay so.
+    restore: an earlier moment of this very stage, to go on from.
+    on_epoch: called after each epoch on every process, with a moment whose tensors are the live ones.
+    Raises TrainingError when the loss is no longer finite, before the step that would spoil the weights.
+    """
+    steps = _steps(stage, datasets, accelerator)
+    listener(StageStarted(stage.name, "train", stage.epochs, steps))
+    if restore is not None:
+        model.load_state_dict(restore.model)
+    raw = make_optimizer(stage.optimizer, model)
+    prepared, optimizer = accelerator.prepare(model, raw)
+    total = steps * stage.epochs
+    hooked = attach(plan, model, raw, steps_per_epoch=steps, steps=total, penalties=stage.penalties, hold_zeros=hold_zeros) if plan else nullcontext()
+    with hooked as hooks:
+        if restore is not None:
+            raw.load_state_dict(dict(restore.optimizer))
+            if hooks is not None:
+                hooks.load_state_dict(dict(restore.hooks))
+        run = _Run(prepared, model, optimizer, raw, hooks, stage, datasets, accelerator, augment, steps, listener)
+        moment = restore or Moment(0, (), 0.0, 0.0, 0.0, {}, {}, {})
+        for epoch in range(moment.epochs, stage.epochs):
+            moment = _epoch(run, derived_seed(seed, stage_index, epoch), epoch, moment)
+            if on_epoch is not None:
+                on_epoch(moment)
+    accelerator.free_memory()
+    model.to("cpu")
+    return moment
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same through a stage. `prepared` and `optimizer` are Accelerate's wrappers of `model` and `raw`."""
+
+    prepared: nn.Module
+    model: nn.Module
+    optimizer: Any
+    raw: torch.optim.Optimizer
+    hooks: Hooks | None
+    stage: Train
+    datasets: Datasets
+    accelerator: Accelerator
+    augment: Augment
+    steps: int
+    listener: Listener
+
+
+def _epoch(run: _Run, seed: int, epoch: int, before: Moment) -> Moment:
+    """One pass over the training set and one over the validation set."""
+    started, hooks_before = time.perf_counter(), run.hooks.seconds if run.hooks else 0.0
+    loss, accuracy, lr = _train(run, seed, epoch)
+    if run.hooks:
+        run.hooks.flush()  # so that what is validated and saved owes nothing
+    trained = time.perf_counter()
+    validation = evaluate(run.model, run.datasets.validation) if len(run.datasets.validation) else None
+    _check_weights(run, epoch, validation)
+    ended = time.perf_counter()
+    row = Epoch(
+        stage=run.stage.name,
+        epoch=epoch + 1,
+        loss=loss,
+        train_accuracy=accuracy,
+        validation_loss=validation[0] if validation else None,
+        validation_accuracy=validation[1] if validation else None,
+        lr=lr,
+        sparsity=run.hooks.sparsity() if run.hooks else 0.0,
+        strength=run.hooks.strength if run.hooks else None,
+        seconds=ended - started,
+    )
+    remaining = tuple(run.hooks.remaining().items()) if run.hooks else ()
+    run.listener(EpochDone(run.stage.name, epoch + 1, loss, accuracy, row.validation_accuracy, row.sparsity, remaining, row.seconds))
+    return Moment(
+        epochs=epoch + 1,
+        history=(*before.history, row),
+        seconds=before.seconds + ended - started,
+        step_seconds=before.step_seconds + trained - started,
+        penalty_seconds=before.penalty_seconds + (run.hooks.seconds - hooks_before if run.hooks else 0.0),
+        model=run.model.state_dict(),
+        optimizer=run.raw.state_dict(),
+        hooks=run.hooks.state_dict() if run.hooks else {},
+    )
+
+
+def _train(run: _Run, seed: int, epoch: int) -> tuple[float, float, float]:
+    """(mean loss, share classified rightly, last learning rate) over the epoch's batches, as they were trained on."""
+    torch.manual_seed(seed + run.accelerator.process_index)
+    loader = run.accelerator.prepare(batches(run.datasets.train, run.stage.batch, seed=seed, augment=run.augment))
+    total, seen, lr = 0.0, 0, 0.0
+    hits = torch.zeros((), dtype=torch.int64, device=run.accelerator.device)
+    with _mode(run.prepared, training=True):
+        for i, (x, y) in enumerate(loader):
+            lr = schedules.value(run.stage.optimizer.lr, epoch * run.steps + i, run.steps, run.steps * run.stage.epochs)
+            for group in run.raw.param_groups:
+                group["lr"] = lr
+            run.optimizer.zero_grad()
+            losses, right = _losses(run.prepared, x, y, run.datasets.classes, f"stage '{run.stage.name}', epoch {epoch + 1}, step {i + 1}: ")
+            # gathered before the step: each process sees the same loss and they give up together
+            everyone, rights = run.accelerator.gather_for_metrics((losses.detach(), right))
+            loss = everyone.mean().item()
+            if not math.isfinite(loss):
+                raise _diverged(run, epoch, i, f"the loss is {loss}")
+            run.accelerator.backward(losses.mean())
+            run.optimizer.step()
+            total, seen = total + loss * len(everyone), seen + len(everyone)
+            hits += rights.sum()
+            run.listener(StepDone(run.stage.name, epoch + 1, i + 1, loss))
+    return total / seen, hits.item() / seen, lr
+
+
+def _losses(model: nn.Module, x: Tensor, y: Tensor, classes: int, where: str = "") -> tuple[Tensor, Tensor]:
+    """(cross-entropy, whether classified rightly) of each example. Raises TrainingError when the model cannot take it."""
+    try:
+        logits = model(x)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise TrainingError(f"{where}the model does not take a batch of shape {tuple(x.shape)}: {error}") from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        shape = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise TrainingError(f"{where}the model returns {shape}; cross-entropy needs one row of logits per example")
+    if logits.shape[1] < classes:
+        raise TrainingError(f"{where}the model has {logits.shape[1]} outputs and the data {classes} classes; build the model for as many")
+    return functional.cross_entropy(logits, y, reduction="none"), logits.argmax(dim=1) == y
+
+
+def _steps(stage: Train, datasets: Datasets, accelerator: Accelerator) -> int:
+    """Optimizer steps of an epoch."""
+    if not len(datasets.train):
+        raise TrainingError(f"stage '{stage.name}': there are no training examples; check data.validation and the data's files")
+    if stage.batch % accelerator.num_processes:
+        raise TrainingError(f"stage '{stage.name}': a batch of {stage.batch} does not divide among {accelerator.num_processes} processes; choose a multiple")
+    return math.ceil(len(datasets.train) / stage.batch)
+
+
+def _check_weights(run: _Run, epoch: int, validation: tuple[float, float] | None) -> None:
+    """The last step of an epoch may spoil the weights without any training loss to show it."""
+    spoilt = next((n for n, p in run.model.named_parameters() if not bool(p.isfinite().all())), None)
+    if spoilt is not None:
+        raise _diverged(run, epoch, run.steps - 1, f"'{spoilt}' holds values that are not finite")
+    if validation is not None and not math.isfinite(validation[0]):
+        raise _diverged(run, epoch, run.steps - 1, f"the validation loss is {validation[0]}")
+
+
+def _diverged(run: _Run, epoch: int, step: int, what: str) -> TrainingError:
+    strength = run.hooks.strength if run.hooks else None
+    ways = f"lower the learning rate (now {run.raw.param_groups[0]['lr']:.3g})" + (f" or the strength (now {strength:.3g})" if strength else "")
+    return TrainingError(f"stage '{run.stage.name}', epoch {epoch + 1}, step {step + 1}: {what}; {ways} and start again")
+
+
+@contextmanager
+def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put every module in train or eval mode, and each back as it was."""
+    before = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was in before.items():
+            module.training = was

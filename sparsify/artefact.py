@@ -17,9 +17,11 @@ from sparsify.assess import Work, assess, check_reloads
 from sparsify.data import Datasets, example_inputs
 from sparsify.errors import RunError
 from sparsify.graph import Inputs
-from sparsify.listing import RunRow as RunRow, list_runs as list_runs
+from sparsify.listing import RunRow as RunRow
+from sparsify.listing import list_runs as list_runs
 from sparsify.load import dump
 from sparsify.modelfile import build_model
+from sparsify.plan import Plan
 from sparsify.weights import load_weights, save_weights
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.model import Model
@@ -46,13 +48,18 @@ class Base:
             elif self.model is not None:
                 model = build_model(self.model)
             else:
-                raise RunError("the run does not say how its model is built, as its recipe has no `model:`; pass load_run(folder, build=callable)")
+                raise RunError(
+                    "the run does not say how its model is built, as its recipe has no `model:`; pass load_run(folder, build=callable)"
+                )
         for cuts in self.cuts:
             model = graph.replay(model, cuts)
         return model
 
     def write(self, folder: Path) -> None:
-        body = {"model": self.model and self.model.model_dump(mode="json"), "cuts": [c.model_dump(mode="json") for c in self.cuts]}
+        body = {
+            "model": self.model and self.model.model_dump(mode="json"),
+            "cuts": [c.model_dump(mode="json") for c in self.cuts],
+        }
         files.write(folder / files.BASE, files.as_json(body))
 
 
@@ -112,13 +119,15 @@ def save_run(
     return path
 
 
-def begin(folder: Path, plan: pruning.Plan) -> None:
+def begin(folder: Path, plan: Plan) -> None:
     """Write what is known before anything is done: the resolved recipe and the plan."""
     files.write(folder / files.RECIPE, dump(plan.recipe).encode())
     files.write(folder / files.PLAN, files.as_json(plan.to_json()))
 
 
-def complete(folder: Path, work: Work, model: nn.Module, inputs: Inputs, datasets: Datasets | None, build: Build | None, timing: float) -> Report:
+def complete(
+    folder: Path, work: Work, model: nn.Module, inputs: Inputs, datasets: Datasets | None, build: Build | None, timing: float
+) -> Report:
     """Save the cut model, reload both models from disk, measure them, and write the report last of all."""
     files.write(folder / files.CUTS, (work.cuts.model_dump_json(indent=1) + "\n").encode())
     save_weights(model, folder / files.WEIGHTS)

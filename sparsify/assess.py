@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from sparsify import graph, measure
-from sparsify.weights import tensors
 from sparsify.data import Datasets
 from sparsify.errors import VerificationError
-from sparsify.folder import DENSE, WEIGHTS, recipe_digest, sha256
+from sparsify.folder import DENSE, WEIGHTS, recipe_digest
 from sparsify.graph import Inputs
+from sparsify.modelfile import weights_digest
 from sparsify.plan import Plan
 from sparsify.train import evaluate
+from sparsify.weights import tensors
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Epoch, LayerRow, Limit, Report, Side, StageRow, Verdict
@@ -38,7 +39,9 @@ class Work:
     notes: tuple[str, ...] = ()
 
 
-def assess(work: Work, folder: Path, dense: nn.Module, cut: nn.Module, inputs: Inputs, datasets: Datasets | None, seconds: float) -> Report:
+def assess(
+    work: Work, folder: Path, dense: nn.Module, cut: nn.Module, inputs: Inputs, datasets: Datasets | None, seconds: float
+) -> Report:
     """Measure both models, as reloaded from `folder`, and judge the recipe's demands.
 
     seconds: spent on timing each target. The test set is read here and nowhere else.
@@ -52,10 +55,12 @@ def assess(work: Work, folder: Path, dense: nn.Module, cut: nn.Module, inputs: I
         seed=recipe.seed,
         recipe_digest=recipe_digest(recipe),
         plan_digest=work.plan.digest,
-        model_digest=sha256(folder / DENSE),
+        model_digest=weights_digest(dense),
         dense=sides[0],
         cut=sides[1],
-        latency=tuple(measure.latency(dense, cut, inputs, name, t, seconds=seconds, seed=recipe.seed) for name, t in targets.items()),
+        latency=tuple(
+            measure.latency(dense, cut, inputs, name, t, seconds=seconds, seed=recipe.seed) for name, t in targets.items()
+        ),
         limits=(*_budgets(recipe, sides, _bytes(dense), _bytes(cut)), *_demands(work, cut)),
         layers=tuple(_layers(work.plan, dense, cut, inputs)),
         stages=work.stages,
@@ -69,7 +74,11 @@ def assess(work: Work, folder: Path, dense: nn.Module, cut: nn.Module, inputs: I
 def overall(verdicts: Iterable[Verdict]) -> Verdict:
     """The verdict that says least for the cut."""
     order = ("nothing cut", "equal", "statistics change")
-    return max(verdicts, key=lambda v: (order.index(v.outcome), v.difference), default=Verdict(outcome="nothing cut", difference=0.0, control=0.0))
+    return max(
+        verdicts,
+        key=lambda v: (order.index(v.outcome), v.difference),
+        default=Verdict(outcome="nothing cut", difference=0.0, control=0.0),
+    )
 
 
 def check_reloads(model: nn.Module, reloaded: nn.Module, inputs: Inputs, what: str) -> None:
@@ -118,7 +127,9 @@ def _budgets(recipe: Recipe, sides: tuple[Side, Side], dense_bytes: int, cut_byt
         asked = getattr(recipe.budget, what)
         if asked is None:
             continue
-        limit, achieved = (asked.fraction, after / before if before else 0.0) if isinstance(asked, Share) else (asked.count, float(after))
+        limit, achieved = (
+            (asked.fraction, after / before if before else 0.0) if isinstance(asked, Share) else (asked.count, float(after))
+        )
         yield Limit(what=f"budget.{what}", asked=str(asked), limit=limit, achieved=achieved, met=achieved <= limit * (1 + 1e-12))
 
 
@@ -137,7 +148,13 @@ def _demands(work: Work, cut: nn.Module) -> Iterable[Limit]:
             count = total - sum(widths[g.name].kept if g.name in widths else g.width for g in groups)
         limit = rule.sparsity.fraction
         achieved = count / total if total else 0.0
-        yield Limit(what=f"rules.{assignment.rule}.sparsity", asked=str(rule.sparsity), limit=limit, achieved=achieved, met=count >= limit * total - 0.5)
+        yield Limit(
+            what=f"rules.{assignment.rule}.sparsity",
+            asked=str(rule.sparsity),
+            limit=limit,
+            achieved=achieved,
+            met=count >= limit * total - 0.5,
+        )
 
 
 def zeros(model: nn.Module, names: Iterable[str]) -> tuple[int, int]:
@@ -151,7 +168,7 @@ def _layers(plan: Plan, dense: nn.Module, cut: nn.Module, inputs: Inputs) -> Ite
     before, after = (measure.count_macs(m, inputs)[1] for m in (dense, cut))
     protected = _protected(plan)
     for a, b in zip(graph.layers(dense, before), graph.layers(cut, after), strict=True):
-        stored = {n: p for n, p in cut.get_submodule(b.name).named_parameters(recurse=False)}
+        stored = dict(cut.get_submodule(b.name).named_parameters(recurse=False))
         yield LayerRow(
             name=a.name,
             type=a.type,
@@ -174,7 +191,9 @@ def _count(module: nn.Module) -> int:
 
 def _protected(plan: Plan) -> Mapping[str, str]:
     """Layer -> why its output width was kept."""
-    return {s.tensor.rpartition(".")[0]: g.protected for g in plan.map.coupled if g.protected for s in g.slices if s.role == "out"}
+    return {
+        s.tensor.rpartition(".")[0]: g.protected for g in plan.map.coupled if g.protected for s in g.slices if s.role == "out"
+    }
 
 
 def _notes(work: Work, cut: nn.Module) -> Iterable[str]:

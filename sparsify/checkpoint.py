@@ -83,7 +83,12 @@ class Checkpoint:
     def _parsed(cls, body: Mapping[str, Any]) -> "Checkpoint":
         part = body["moment"]
         moment = part and Moment(
-            part["epochs"], _HISTORY.validate_json(part["history"]), *part["seconds"], body["weights"], part["optimizer"], part["hooks"]
+            part["epochs"],
+            _HISTORY.validate_json(part["history"]),
+            *part["seconds"],
+            body["weights"],
+            part["optimizer"],
+            part["hooks"],
         )
         return cls(
             recipe=body["recipe"],

@@ -94,18 +94,21 @@ def _lists(path: str, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[st
         case _:
             keys, matters = (), False
     pairs = _pair(old, new, keys)
-    for i, j in pairs:
+    labels = _labels(path, old, new, pairs)
+    for (i, j), name in zip(pairs, labels, strict=True):
         left, right = (None if i is None else old[i]), (None if j is None else new[j])
-        label = f"{path}[{_label(path, i, j, left, right)}]"
+        label = f"{path}[{name}]"
         if left is None or right is None:
             yield change(label, _short(path, left), _short(path, right))
         else:
             yield from _mappings(label, left, right)
     if matters:
-        yield from _order(path, old, new, pairs)
+        yield from _order(path, pairs, labels)
 
 
 _Key = Callable[[int, Mapping[str, Any]], Hashable]
+_Partners = tuple[int | None, int | None]
+"""positions in the old and in the new list; None on the side that has no such entry"""
 
 
 def _layers_and_group(_: int, rule: Mapping[str, Any]) -> Hashable:
@@ -128,7 +131,7 @@ def _same_kind(index: int, stage: Mapping[str, Any]) -> Hashable:
     return "kind", index, str(stage.get("kind"))
 
 
-def _pair(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], keys: tuple[_Key, ...]) -> list[tuple[int | None, int | None]]:
+def _pair(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], keys: tuple[_Key, ...]) -> list[_Partners]:
     """Partners by the first key that fits; without keys, by position. In order of the new list, the removed ones last."""
     if not keys:
         return [(i if i < len(old) else None, i if i < len(new) else None) for i in range(max(len(old), len(new)))]
@@ -143,14 +146,29 @@ def _pair(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], ke
     return [*((partner.get(j), j) for j in range(len(new))), *((i, None) for i in free)]
 
 
+def _labels(path: str, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], pairs: list[_Partners]) -> list[str]:
+    """A name for each pair that does not depend on which list came first: `conv*/filter`, `conv*/filter#2`."""
+    labels = [_label(path, i, j, None if i is None else old[i], None if j is None else new[j]) for i, j in pairs]
+    seen: dict[str, int] = {}
+    for k in sorted(range(len(pairs)), key=lambda k: (None in pairs[k], _place(pairs[k]))):
+        plain = labels[k]
+        seen[plain] = seen.get(plain, 0) + 1
+        labels[k] = plain if seen[plain] == 1 else f"{plain}#{seen[plain]}"
+    return labels
+
+
+def _place(partners: _Partners) -> int:
+    return next(i for i in partners if i is not None)
+
+
 def _label(path: str, i: int | None, j: int | None, left: Mapping[str, Any] | None, right: Mapping[str, Any] | None) -> str:
-    """A name that does not depend on which of the two came first; the position where the names differ."""
+    """What both entries are called; the position where the names differ."""
     names = {_entry_name(path, entry) for entry in (left, right) if entry is not None} - {None}
     if len(names) == 1:
         return str(names.pop())
     if path == "rules" and left is not None and right is not None and left.get("layers") == right.get("layers"):
         return _layers_name(left)
-    return str(j if i is None else i)
+    return str(_place((i, j)))
 
 
 def _entry_name(path: str, entry: Mapping[str, Any]) -> str | None:
@@ -172,14 +190,12 @@ def _layers_name(rule: Mapping[str, Any]) -> str:
     return layers if isinstance(layers, str) else ",".join(map(str, layers or ()))
 
 
-def _order(path: str, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], pairs: list[tuple[int | None, int | None]]) -> Iterator[Change]:
+def _order(path: str, pairs: list[_Partners], labels: list[str]) -> Iterator[Change]:
     """The order of what both have, where it means something."""
-    both = [(i, j) for i, j in pairs if i is not None and j is not None]
-    before, after = [j for _, j in sorted(both)], [j for _, j in both]
+    both = [(i, j, name) for (i, j), name in zip(pairs, labels, strict=True) if i is not None and j is not None]
+    before, after = [name for *_, name in sorted(both)], [name for *_, name in both]
     if before != after:
-        partner = {j: i for i, j in both}
-        names = {j: _label(path, partner[j], j, old[partner[j]], new[j]) for j in after}
-        yield change(f"{path}.order", [names[j] for j in before], [names[j] for j in after])
+        yield change(f"{path}.order", before, after)
 
 
 def _short(path: str, entry: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -35,10 +36,10 @@ KEPT = (RECIPE, PLAN, CUTS, BASE, WEIGHTS, DENSE, PAGE, LOG)
 
 @dataclass(frozen=True)
 class State:
-    """How a run was started: what `--resume` needs besides the recipe."""
+    """How a run was started: all that `--resume` needs, in the first file that a run writes."""
 
-    recipe: str
-    """digest of the resolved recipe"""
+    recipe: dict[str, Any]
+    """the resolved recipe, as JSON"""
     model_file: str | None
     """absolute path; None when the model is built with random weights"""
     model_digest: str | None
@@ -59,6 +60,11 @@ class State:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RunError(f"{path} is damaged ({error}); the run cannot be resumed, start a new one") from None
 
+    @cached_property
+    def digest(self) -> str:
+        """`recipe_digest` of the recipe."""
+        return _digest(self.recipe)
+
     def write(self, folder: Path) -> None:
         write(folder / STATE, as_json(asdict(self)))
 
@@ -76,7 +82,15 @@ def as_json(value: Any) -> bytes:
 
 def recipe_digest(recipe: Recipe) -> str:
     """First 16 hexadecimal digits of the SHA-256 of the resolved recipe; independent of key order and comments."""
-    body = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return _digest(recipe_json(recipe))
+
+
+def recipe_json(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON that `load` reads; defaults are left out."""
+    return recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+
+def _digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -99,7 +113,7 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
             with temporary.open("r+b") as stream:
                 os.fsync(stream.fileno())
-            os.replace(temporary, path)
+            temporary.replace(path)
             _sync_folder(path.parent)
         except BaseException:
             with suppress(OSError):

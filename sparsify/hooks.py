@@ -131,7 +131,7 @@ class Hooks:
         return value(spec.strength, self._step, *self._length)
 
     @torch.no_grad()
-    def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _before(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         started = time.perf_counter()
         gradients = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
         # A fused optimizer under a GradScaler still holds scaled gradients here and unscales inside its kernel.
@@ -142,7 +142,7 @@ class Hooks:
         self.seconds += time.perf_counter() - started
 
     @torch.no_grad()
-    def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _after(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         if _scalar(optimizer, "found_inf", 0.0):
             return  # the step was skipped
         started = time.perf_counter()

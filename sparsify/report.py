@@ -27,7 +27,7 @@ from sparsify.figures import (
 from sparsify.table import Table, as_markdown, columns, escape
 from sparsify_schemas.report import Latency, LayerRow, Limit, Report, Side, Verdict
 
-FILE = "report.json"
+FILE, WEIGHTS = "report.json", "model.safetensors"
 _LABELS = {"budget.macs": "MACs", "budget.params": "parameters", "budget.bytes": "bytes"}
 _HISTORY_ROWS = 12
 
@@ -149,7 +149,7 @@ def _asked(limit: Limit) -> str:
     return f"{'at most' if limit.what.startswith('budget.') else 'at least'} {spaced(limit.asked)}"
 
 
-def latency_table(latency: tuple[Latency, ...], cores: int, names: tuple[str, str] = ("dense", "cut")) -> Table:
+def latency_table(latency: tuple[Latency, ...], cores: int, names: tuple[str, str] = ("dense", "cut"), title: str = "Latency") -> Table:
     """Timings side by side; the notes say what they mean in words."""
     rows = tuple(
         (t.target, milliseconds(t.dense_ms), milliseconds(t.cut_ms), times(t.speedup), _interval(t.low, t.high), str(t.pairs), plain(round(t.load, 1)))
@@ -161,7 +161,7 @@ def latency_table(latency: tuple[Latency, ...], cores: int, names: tuple[str, st
         for t in latency
         if overloaded(t, cores)
     ]
-    return Table("Latency", columns("target", *(f">{n}" for n in names), ">speed-up", ">95 % interval", ">pairs", ">load"), rows, tuple(notes))
+    return Table(title, columns("target", *(f">{n}" for n in names), ">speed-up", ">95 % interval", ">pairs", ">load"), rows, tuple(notes))
 
 
 def _layers(report: Report) -> Table:
@@ -214,9 +214,11 @@ def history(report: Report, most: int | None = None) -> Table:
         (e.stage, str(e.epoch), plain(_rounded(e.loss)), accuracy(e.train_accuracy), accuracy(e.validation_accuracy), share(e.sparsity), plain(e.strength), plain(e.lr), seconds(e.seconds))
         for e in epochs
     )
-    heads = columns("stage", ">epoch", ">loss", ">train", ">validation", ">groups zero", ">strength", ">lr", ">time")
-    thinned = (f"{len(epochs)} of {len(report.history)} epochs; all of them are in {FILE}.",) if len(epochs) < len(report.history) else ()
-    return Table("History", heads, rows, thinned)
+    heads = columns("stage", ">epoch", ">loss", ">train", ">validation", ">zero", ">strength", ">lr", ">time")
+    notes = ["zero: share of the groups that rules cover whose norm is zero."]
+    if len(epochs) < len(report.history):
+        notes.append(f"{len(epochs)} of {len(report.history)} epochs; all of them are in {FILE}.")
+    return Table("History", heads, rows, tuple(notes))
 
 
 def _notes(report: Report) -> Table:
@@ -227,16 +229,21 @@ def provenance(report: Report) -> Table:
     """When, on what, from which recipe."""
     machine = report.environment
     rows = (
-        ("created", report.created),
+        ("created", utc_minute(report.created)),
         ("seed", str(report.seed)),
         ("recipe", report.recipe_digest[:16]),
         ("plan", report.plan_digest[:16]),
         ("dense weights", report.model_digest[:16]),
-        *((name, digest[:16]) for name, digest in sorted(report.files.items())),
+        ("cut weights", report.files.get(WEIGHTS, MISSING)[:16]),
         ("machine", f"{machine.processor}, {plural(machine.cores, 'core')}, {machine.platform}"),
         ("versions", ", ".join([f"Python {machine.python}", *(f"{name} {number}" for name, number in sorted(machine.packages.items()))])),
     )
     return Table("Provenance", columns("", ""), rows)
+
+
+def utc_minute(created: str) -> str:
+    """'2025-11-20T05:41:07+00:00' -> '2025-11-20 05:41 UTC'."""
+    return f"{created[:16].replace('T', ' ')} UTC"
 
 
 def _accuracy_words(dense: Side, cut: Side) -> str:

@@ -1,6 +1,6 @@
 """apply: a recipe and a dense model in, a run folder with a smaller model and its report out. The file to read first.
 
-    load -> plan -> for each stage train or cut -> save -> reload -> measure -> report
+load -> plan -> for each stage train or cut -> save -> reload -> measure -> report
 """
 
 import time
@@ -60,7 +60,11 @@ def apply(
     timing: seconds spent on timing each target.
     Raises a SparsifyError; the run then stays resumable, as it does when the process is killed.
     """
-    job = _resumed(Path(resume), recipe, overrides) if resume is not None else _asked(recipe, model_file, overrides, allow, from_scratch, strict)
+    job = (
+        _resumed(Path(resume), recipe, overrides)
+        if resume is not None
+        else _asked(recipe, model_file, overrides, allow, from_scratch, strict)
+    )
     with torch.random.fork_rng(devices=[]), _opened(job, Path(out), timing, listener) as run:
         model, at = _where_it_stands(run)
         for index in range(at.stage, len(run.recipe.stages)):
@@ -71,6 +75,24 @@ def apply(
                     model, at = _cut(run, stage, model, at)
         _finish(run, model, at)
     return run.folder
+
+
+def preview(
+    recipe: Source,
+    model_file: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    allow: Sequence[str] = (),
+    from_scratch: bool = False,
+    strict: bool = False,
+) -> Plan:
+    """The plan that `apply` would follow with the same arguments; writes nothing. Raises a SparsifyError."""
+    job = _asked(recipe, model_file, overrides, allow, from_scratch, strict)
+    with torch.random.fork_rng(devices=[]):
+        wanted = job.loaded.recipe
+        model, _ = _dense_model(job)
+        datasets = load_data(wanted.data, wanted.seed) if wanted.inputs is None and wanted.data is not None else None
+        return pruning.make_plan(job.loaded, model, example_inputs(wanted, datasets), strict=strict)
 
 
 @dataclass(frozen=True)
@@ -103,7 +125,12 @@ class _Run:
 
 
 def _asked(
-    recipe: Source | None, model_file: str | Path | None, overrides: Sequence[str], allow: Sequence[str], from_scratch: bool, strict: bool
+    recipe: Source | None,
+    model_file: str | Path | None,
+    overrides: Sequence[str],
+    allow: Sequence[str],
+    from_scratch: bool,
+    strict: bool,
 ) -> _Job:
     if recipe is None:
         raise RunError("nothing to apply: give a recipe, or a run to resume")
@@ -116,7 +143,7 @@ def _asked(
     if path is not None and not path.exists():
         raise ModelError(f"there is no model file {model_file}")
     state = files.State(
-        recipe=files.recipe_digest(loaded.recipe),
+        recipe=files.recipe_json(loaded.recipe),
         model_file=None if path is None else str(path),
         model_digest=None if path is None else files.sha256(path),
         allow=tuple(allow),
@@ -134,12 +161,12 @@ def _resumed(folder: Path, recipe: Source | None, overrides: Sequence[str]) -> _
     if (folder / files.REPORT).exists():
         raise RunError(f"{folder} is complete: nothing to resume")
     state = files.State.read(folder)
-    loaded = load(folder / files.RECIPE)
-    if files.recipe_digest(loaded.recipe) != state.recipe:
-        raise RunError(f"{folder / files.RECIPE} was changed since the run began; start a new run with it")
+    written = folder / files.RECIPE
+    if written.exists() and files.recipe_digest(files.read_recipe(folder)) != state.digest:
+        raise RunError(f"{written} was changed since the run began; start a new run with it")
     if state.model_file is not None and files.sha256(Path(state.model_file)) != state.model_digest:
         raise RunError(f"{state.model_file} was changed since the run began; start a new run with it")
-    return _Job(loaded, state, folder)
+    return _Job(load(state.recipe), state, folder)
 
 
 @contextmanager
@@ -156,7 +183,7 @@ def _opened(job: _Job, out: Path, timing: float, listener: Listener) -> Iterator
     with files.locked(folder) if main else nullcontext():
         told = _logged(listener, folder) if main else silence
         run = _Run(recipe, job.state, folder, datasets, inputs, plan, model, build, accelerator, timing, told)
-        if main and job.folder is None:
+        if main and not (folder / files.CHECKPOINT).exists():
             _begin(run, base)
         accelerator.wait_for_everyone()
         told(RunStarted(str(folder), resumed=job.folder is not None))
@@ -180,22 +207,22 @@ def _created(accelerator: Accelerator, out: Path, title: str) -> Path:
 
 
 def _begin(run: _Run, base: Base) -> None:
-    """Write what `--resume` needs; state.json last, so that a folder that has it has the rest."""
+    """Write what is known before the first epoch; state.json comes first, as a folder that has it can be resumed."""
+    run.state.write(run.folder)
     begin(run.folder, run.plan)
     if base.cuts:
         base.write(run.folder)
     if not run.state.from_scratch:
         save_weights(run.dense, run.folder / files.DENSE)
         check_reloads(run.dense, rebuilt_dense(run.folder, run.build), run.inputs, "dense model")
-    run.state.write(run.folder)
 
 
 def _where_it_stands(run: _Run) -> tuple[nn.Module, Checkpoint]:
     """The model and the checkpoint that the run goes on from; its beginning where there is none yet."""
     found = Checkpoint.read(run.folder)
     if found is None:
-        return deepcopy(run.dense), Checkpoint(run.state.recipe, run.state.model_digest, 0, {})
-    if (found.recipe, found.model) != (run.state.recipe, run.state.model_digest):
+        return deepcopy(run.dense), Checkpoint(run.state.digest, run.state.model_digest, 0, {})
+    if (found.recipe, found.model) != (run.state.digest, run.state.model_digest):
         raise RunError(f"{run.folder / files.CHECKPOINT} belongs to another run; start a new one")
     model = graph.replay(run.dense, found.cuts) if found.cuts else deepcopy(run.dense)
     try:
@@ -238,14 +265,16 @@ def _train(run: _Run, stage: Train, model: nn.Module, at: Checkpoint) -> tuple[n
         validation_accuracy=last.validation_accuracy,
         penalty_share=moment.penalty_seconds / moment.step_seconds if stage.penalties and moment.step_seconds else None,
     )
-    return model, replace(at, stage=at.stage + 1, weights={}, moment=None, history=at.history + moment.history, stages=(*at.stages, row))
+    return model, replace(
+        at, stage=at.stage + 1, weights={}, moment=None, history=at.history + moment.history, stages=(*at.stages, row)
+    )
 
 
 def _stage_plan(run: _Run, stage: Train, model: nn.Module, at: Checkpoint) -> Plan | None:
     """Whose penalties act and whose zeros are held. After the cut the plan is made anew, of the cut model."""
     if at.cuts is None:
         return run.plan
-    acting = any(r.penalty is not None and stage.penalties or r.group == "weight" for r in run.recipe.rules)
+    acting = any((r.penalty is not None and stage.penalties) or r.group == "weight" for r in run.recipe.rules)
     if not acting:
         return None
     # Budgets and demands were of the dense model, and what they asked for is done.
@@ -263,7 +292,14 @@ def _cut(run: _Run, stage: Cut, model: nn.Module, at: Checkpoint) -> tuple[nn.Mo
     macs = count_macs(model, run.inputs)[0], count_macs(result.model, run.inputs)[0]
     params = _params(model), _params(result.model)
     row = StageRow(name=stage.name, kind="cut", seconds=time.perf_counter() - started)
-    at = replace(at, stage=at.stage + 1, weights=result.model.state_dict(), stages=(*at.stages, row), cuts=result.cuts, verdicts=result.verdicts)
+    at = replace(
+        at,
+        stage=at.stage + 1,
+        weights=result.model.state_dict(),
+        stages=(*at.stages, row),
+        cuts=result.cuts,
+        verdicts=result.verdicts,
+    )
     if run.accelerator.is_main_process:
         if run.state.from_scratch:
             save_weights(model, run.folder / files.DENSE)
@@ -280,10 +316,16 @@ def _finish(run: _Run, model: nn.Module, at: Checkpoint) -> None:
     assert at.cuts is not None  # every recipe has a cut stage
     if run.accelerator.is_main_process:
         if run.state.from_scratch:
-            note = "trained from random weights: the dense model is the one that this run trained, as it stood right before the cut"
+            note = (
+                "trained from random weights: the dense model is the one that this run trained, as it stood right before the cut"
+            )
         else:
             note = f"the dense model is {Path(run.state.model_file or '').name} as given"
-        notes = (note,) if run.build is None else (note, "the recipe has no `model:`, so the run loads only with a builder: load_run(folder, build=...)")
+        notes = (
+            (note,)
+            if run.build is None
+            else (note, "the recipe has no `model:`, so the run loads only with a builder: load_run(folder, build=...)")
+        )
         work = Work(run.plan, at.cuts, at.verdicts, at.stages, at.history, notes)
         complete(run.folder, work, model, run.inputs, run.datasets, run.build, run.timing)
         files.finished(run.folder)
@@ -295,7 +337,9 @@ def _logged(listener: Listener, folder: Path) -> Listener:
 
     def tell(event: Event) -> None:
         if not isinstance(event, StepDone):
-            files.log(folder, {"at": datetime.now(UTC).isoformat(timespec="seconds"), "event": type(event).__name__, **asdict(event)})
+            files.log(
+                folder, {"at": datetime.now(UTC).isoformat(timespec="seconds"), "event": type(event).__name__, **asdict(event)}
+            )
         listener(event)
 
     return tell

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from textwrap import wrap
 
 GAP = "  "
-_LEAST = 10
+_LEAST, _COMFORTABLE = 10, 16
 _SPECIAL = re.compile(r"[\\`*|<\[\]#~]|(?<![^\W_])_|_(?![^\W_])")
 
 
@@ -98,15 +98,14 @@ def _markdown(table: Table) -> str:
 
 
 def _widths(heads: tuple[Column, ...], rows: list[tuple[str, ...]], width: int) -> list[int]:
+    """The natural widths, narrowed to fit: first the later columns of text, then the one that names the rows."""
     widths = [max(cells(c.title), *(cells(row[i]) for row in rows)) for i, c in enumerate(heads)]
-    soft = [i for i, c in enumerate(heads) if not c.number]
     excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
-    while excess > 0 and any(widths[i] > _LEAST for i in soft):
-        widest = max(soft, key=lambda i: widths[i])
-        second = max((widths[i] for i in soft if i != widest), default=0)
-        step = min(excess, max(1, widths[widest] - max(second, _LEAST)))
-        widths[widest] -= step
-        excess -= step
+    soft = [i for i, c in enumerate(heads) if not c.number]
+    for group, least in ((soft[1:], _COMFORTABLE), (soft, _LEAST)):
+        while excess > 0 and any(widths[i] > least for i in group):
+            widths[max(group, key=lambda i: widths[i])] -= 1
+            excess -= 1
     return widths
 
 
@@ -123,4 +122,18 @@ def _pad(text: str, width: int, right: bool) -> str:
 
 
 def _fold(text: str, width: int) -> list[str]:
-    return wrap(text, max(width, 1), break_on_hyphens=False) or [""] if cells(text) > width else [text]
+    """Lines of at most so many cells, broken at spaces; a longer word is broken after a dot, slash or comma."""
+    if cells(text) <= width:
+        return [text]
+    words = " ".join(_broken(word, width) for word in text.split(" "))
+    hanging = "  " if text.startswith("- ") else ""
+    return wrap(words, max(width, 1), break_on_hyphens=False, subsequent_indent=hanging) or [""]
+
+
+def _broken(word: str, width: int) -> str:
+    parts: list[str] = []
+    while cells(word) > width:
+        at = max(word.rfind(c, 0, width) for c in "./,") + 1
+        parts.append(word[: at or width])
+        word = word[at or width :]
+    return " ".join([*parts, word])

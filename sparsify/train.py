@@ -50,6 +50,7 @@ class Moment:
     """state dict; empty without a plan"""
 
 
+_PLAIN = Augment()
 OnEpoch = Callable[[Moment], None]
 
 
@@ -70,7 +71,9 @@ def make_optimizer(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
         raise TrainingError("no parameter of the model takes a gradient; set requires_grad on those that shall be trained")
     match spec:
         case Sgd():
-            return torch.optim.SGD(parameters, lr=0.0, momentum=spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.nesterov)
+            return torch.optim.SGD(
+                parameters, lr=0.0, momentum=spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.nesterov
+            )
         case Adam():
             return torch.optim.Adam(parameters, lr=0.0, betas=spec.betas, weight_decay=spec.weight_decay)
         case AdamW():
@@ -105,7 +108,7 @@ def train_stage(
     seed: int,
     stage_index: int,
     accelerator: Accelerator,
-    augment: Augment = Augment(),
+    augment: Augment = _PLAIN,
     hold_zeros: bool = False,
     restore: Moment | None = None,
     listener: Listener = silence,
@@ -126,7 +129,11 @@ def train_stage(
     raw = make_optimizer(stage.optimizer, model)
     prepared, optimizer = accelerator.prepare(model, raw)
     total = steps * stage.epochs
-    hooked = attach(plan, model, raw, steps_per_epoch=steps, steps=total, penalties=stage.penalties, hold_zeros=hold_zeros) if plan else nullcontext()
+    hooked = (
+        attach(plan, model, raw, steps_per_epoch=steps, steps=total, penalties=stage.penalties, hold_zeros=hold_zeros)
+        if plan
+        else nullcontext()
+    )
     with hooked as hooks:
         if restore is not None:
             raw.load_state_dict(dict(restore.optimizer))
@@ -183,7 +190,9 @@ def _epoch(run: _Run, seed: int, epoch: int, before: Moment) -> Moment:
         seconds=ended - started,
     )
     remaining = tuple(run.hooks.remaining().items()) if run.hooks else ()
-    run.listener(EpochDone(run.stage.name, epoch + 1, loss, accuracy, row.validation_accuracy, row.sparsity, remaining, row.seconds))
+    run.listener(
+        EpochDone(run.stage.name, epoch + 1, loss, accuracy, row.validation_accuracy, row.sparsity, remaining, row.seconds)
+    )
     return Moment(
         epochs=epoch + 1,
         history=(*before.history, row),
@@ -208,7 +217,9 @@ def _train(run: _Run, seed: int, epoch: int) -> tuple[float, float, float]:
             for group in run.raw.param_groups:
                 group["lr"] = lr
             run.optimizer.zero_grad()
-            losses, right = _losses(run.prepared, x, y, run.datasets.classes, f"stage '{run.stage.name}', epoch {epoch + 1}, step {i + 1}: ")
+            losses, right = _losses(
+                run.prepared, x, y, run.datasets.classes, f"stage '{run.stage.name}', epoch {epoch + 1}, step {i + 1}: "
+            )
             # gathered before the step: each process sees the same loss and they give up together
             everyone, rights = run.accelerator.gather_for_metrics((losses.detach(), right))
             loss = everyone.mean().item()
@@ -232,7 +243,9 @@ def _losses(model: nn.Module, x: Tensor, y: Tensor, classes: int, where: str = "
         shape = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise TrainingError(f"{where}the model returns {shape}; cross-entropy needs one row of logits per example")
     if logits.shape[1] < classes:
-        raise TrainingError(f"{where}the model has {logits.shape[1]} outputs and the data {classes} classes; build the model for as many")
+        raise TrainingError(
+            f"{where}the model has {logits.shape[1]} outputs and the data {classes} classes; build the model for as many"
+        )
     return functional.cross_entropy(logits, y, reduction="none"), logits.argmax(dim=1) == y
 
 
@@ -241,7 +254,9 @@ def _steps(stage: Train, datasets: Datasets, accelerator: Accelerator) -> int:
     if not len(datasets.train):
         raise TrainingError(f"stage '{stage.name}': there are no training examples; check data.validation and the data's files")
     if stage.batch % accelerator.num_processes:
-        raise TrainingError(f"stage '{stage.name}': a batch of {stage.batch} does not divide among {accelerator.num_processes} processes; choose a multiple")
+        raise TrainingError(
+            f"stage '{stage.name}': a batch of {stage.batch} does not divide among {accelerator.num_processes} processes; choose a multiple"
+        )
     return math.ceil(len(datasets.train) / stage.batch)
 
 
@@ -256,7 +271,9 @@ def _check_weights(run: _Run, epoch: int, validation: tuple[float, float] | None
 
 def _diverged(run: _Run, epoch: int, step: int, what: str) -> TrainingError:
     strength = run.hooks.strength if run.hooks else None
-    ways = f"lower the learning rate (now {run.raw.param_groups[0]['lr']:.3g})" + (f" or the strength (now {strength:.3g})" if strength else "")
+    ways = f"lower the learning rate (now {run.raw.param_groups[0]['lr']:.3g})" + (
+        f" or the strength (now {strength:.3g})" if strength else ""
+    )
     return TrainingError(f"stage '{run.stage.name}', epoch {epoch + 1}, step {step + 1}: {what}; {ways} and start again")
 
 

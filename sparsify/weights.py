@@ -40,7 +40,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path} is {'damaged' if path.exists() else 'missing'}: {error}") from None
     wanted = tensors(model)
-    wrong = [f"'{n}' is missing" for n in wanted if n not in stored] + [f"'{n}' is not in the model" for n in stored if n not in wanted]
+    wrong = [f"'{n}' is missing" for n in wanted if n not in stored] + [
+        f"'{n}' is not in the model" for n in stored if n not in wanted
+    ]
     wrong += [
         f"'{n}' is {_kind(stored[n])} in the file and {_kind(t)} in the model"
         for n, t in wanted.items()

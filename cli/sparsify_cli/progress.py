@@ -46,7 +46,7 @@ def _sentence(event: Event) -> str:
         case StepDone():
             return ""
         case EpochDone():
-            return f"{event.stage} {event.epoch}: {_figures(event)}, {seconds(event.seconds)}"
+            return f"{event.stage}, epoch {event.epoch}: {_figures(event)}, {seconds(event.seconds)}"
         case CutDone():
             return _cut(event)
         case Note():

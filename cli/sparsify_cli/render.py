@@ -14,7 +14,8 @@ from sparsify.table import Line, Table, clean, lay_out
 
 NARROWEST, WIDEST, PIPE = 40, 120, 100
 _STYLES = {"title": "bold", "head": "dim", "rule": "dim", "row": "", "note": "", "blank": ""}
-_WORDS = {"MISSED": "bold red", "damaged": "bold red", "interrupted": "yellow", "met": "green", "Warning:": "yellow"}
+_WORDS = {r"  MISSED$|^Warning:|  damaged  ": "bold red", r"  interrupted  ": "yellow", r"  met$": "green"}
+"""colour is an addition: every one of these is said in words"""
 
 
 def show(*parts: str | Table) -> None:
@@ -62,8 +63,8 @@ def _styled(lines: list[Line]) -> None:
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     for line in lines:
         text = Text(line.text.replace("-", "─") if line.role == "rule" and unicode else line.text, _STYLES[line.role])
-        for word, style in _WORDS.items():
-            text.highlight_words([word], style)
+        for pattern, style in _WORDS.items():
+            text.highlight_regex(pattern, style)
         console.print(text)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sparsify import report as reports
+from sparsify.table import Table
 from sparsify_cli.render import show, show_json
 from sparsify_schemas.report import Report
 
@@ -31,4 +32,4 @@ def command(
 def show_report(found: Report, *, history: bool = False) -> None:
     """The report on stdout: title, headline, tables."""
     epochs = (reports.history(found),) if history and found.history else ()
-    show(found.title, reports.headline(found), *reports.tables(found), *epochs, reports.provenance(found))
+    show(Table(found.title, (), (), (reports.headline(found),)), *reports.tables(found), *epochs, reports.provenance(found))

@@ -9,6 +9,7 @@ import typer
 from sparsify.errors import RunError
 from sparsify.figures import MISSING, accuracy, share, times
 from sparsify.listing import RunRow, list_runs
+from sparsify.report import utc_minute
 from sparsify.table import Table, columns
 from sparsify_cli.render import show, show_json
 
@@ -31,13 +32,8 @@ def command(
 
 def _table(folder: Path, rows: tuple[RunRow, ...]) -> Table:
     shown = tuple(
-        (row.name, row.state, _minute(row.created), share(row.macs), share(row.params), accuracy(row.accuracy), times(row.speedup)) for row in rows
+        (row.name, row.state, MISSING if row.created is None else utc_minute(row.created), share(row.macs), share(row.params), accuracy(row.accuracy), times(row.speedup)) for row in rows
     )
     notes = [f"{row.name} is damaged: {row.problem}." for row in rows if row.problem]
     notes += [f"Go on with {row.name}: sparsify apply --resume {folder / row.name}" for row in rows if row.state == "interrupted"]
-    return Table("", columns("run", "state", "created (UTC)", ">MACs", ">params", ">accuracy", ">speed"), shown, tuple(notes))
-
-
-def _minute(created: str | None) -> str:
-    """'2025-11-20T05:41:07Z' -> '2025-11-20 05:41'."""
-    return MISSING if created is None else created[:16].replace("T", " ")
+    return Table("", columns("run", "state", "created", ">MACs", ">params", ">accuracy", ">speed"), shown, tuple(notes))

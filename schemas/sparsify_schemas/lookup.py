@@ -84,16 +84,24 @@ def chosen(annotation: Any, value: Any) -> tuple[Model, ...]:
     return tuple(m for m in candidates if kind_of(m) == kind) or candidates if kind is not None else candidates
 
 
-def entry_at(root: Model, path: tuple[str | int, ...], data: Any) -> tuple[Model, ...]:
-    """The entries that a path into plain data leads to."""
+def types_at(root: Model, path: tuple[str | int, ...], data: Any) -> list[Any]:
+    """The types that may stand where a path into plain data leads to."""
     types: list[Any] = [root]
     for part in path:
         types = [t for annotation in types for t in inside(annotation, part, data)]
-        data = _child(data, part)
-    return tuple(model for annotation in types for model in chosen(annotation, data))
+        data = child(data, part)
+    return types
 
 
-def _child(data: Any, part: str | int) -> Any:
+def at(data: Any, path: tuple[str | int, ...]) -> Any:
+    """What a path into plain data leads to, None where it leads nowhere."""
+    for part in path:
+        data = child(data, part)
+    return data
+
+
+def child(data: Any, part: str | int) -> Any:
+    """The entry or item of plain data, None where there is none."""
     if isinstance(data, Mapping):
         return data.get(part)
     if isinstance(data, list | tuple) and isinstance(part, int) and part < len(data):
@@ -103,15 +111,25 @@ def _child(data: Any, part: str | int) -> Any:
 
 def in_words(annotation: Any) -> str:
     """A type as a reader of recipes would say it: `share such as 40%`, `list of text`, `number or {kind: linear | ...}`."""
+    alternatives = list(written_as(annotation))
+    kinds = [kind for arm in alternatives for kind in family(arm)]
+    words = [_arm_in_words(arm) for arm in alternatives if not family(arm)]
+    if kinds:
+        words.append("{kind: " + " | ".join(kinds) + "}")
+    return " or ".join(dict.fromkeys(words))
+
+
+def written_as(annotation: Any) -> Iterator[Any]:
+    """The alternatives of a type as a recipe has them: a schedule may be written as a number."""
     if get_origin(annotation) is Annotated:
         inner, *marks = get_args(annotation)
         written = [m.json_schema_input_type for m in marks if isinstance(m, BeforeValidator) and m.json_schema_input_type is not PydanticUndefined]
-        return in_words(written[0] if written else inner)
-    kinds = family(annotation)
-    words = [_arm_in_words(arm) for arm in arms(annotation) if arm not in kinds.values()]
-    if kinds:
-        words.append("{kind: " + " | ".join(kinds) + "}")
-    return " or ".join(dict.fromkeys(w for w in words if w))
+        yield from written_as(written[0] if written else inner)
+    elif get_origin(annotation) in (Union, UnionType):
+        for arm in get_args(annotation):
+            yield from written_as(arm)
+    elif annotation is not NoneType:
+        yield annotation
 
 
 def _arm_in_words(arm: Any) -> str:

@@ -31,9 +31,13 @@ def tensors(output: Any) -> Iterator[Tensor]:
 
 def converted(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     """The inputs with floating-point tensors in another dtype."""
+
+    def change(value: Tensor) -> Tensor:
+        return value.to(dtype) if value.is_floating_point() else value
+
     if isinstance(inputs, Mapping):
-        return {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
-    return tuple(v.to(dtype) if v.is_floating_point() else v for v in inputs)
+        return {key: change(value) for key, value in inputs.items()}
+    return tuple(change(value) for value in inputs)
 
 
 def check_model(model: nn.Module) -> None:

@@ -12,7 +12,7 @@ from sparsify.errors import ModelError, RunError
 from sparsify.graph.inspecting import canonical_names
 from sparsify.graph.slices import attributes
 from sparsify.plan import ModelMap
-from sparsify_schemas.cuts import Cuts, Narrow, Operation, Range, SetAttribute, Width, Zero
+from sparsify_schemas.cuts import Cuts, Narrow, Range, SetAttribute, Width, Zero
 
 Keep = Mapping[str, Sequence[int]]
 """coupled group -> units that stay, ascending"""
@@ -54,7 +54,7 @@ def replay(model: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None
             module = copy.get_submodule(op.module)
         except AttributeError:
             raise RunError(f"the cut log names a module '{op.module}' that this model does not have") from None
-        if op.attribute not in attributes(module):
+        if op.attribute not in attributes(model.get_submodule(op.module)):
             raise RunError(f"the cut log sets '{op.module}.{op.attribute}', which is no width of a {type(module).__name__}")
         setattr(module, op.attribute, op.value)
     return copy

@@ -2,17 +2,16 @@
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from sparsify.errors import ModelError
 from sparsify.graph.call import Inputs, call, check_model, tensors
-from sparsify.graph.slices import Index, Unsupported, side
+from sparsify.graph.slices import Unsupported, side
 from sparsify.plan import Coupled, Layer, ModelMap, Slice, Span, Tensor
 
 ROOTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
@@ -82,18 +81,22 @@ def _coupled(model: nn.Module, inputs: Inputs, names: Mapping[str, str]) -> Iter
     graph = _trace(copy, inputs)
     of_module = {module: name for name, module in copy.named_modules()}
     of_parameter = {id(p): name for name, p in copy.named_parameters()}
-    done: set[nn.Module] = set()
+    covered: dict[nn.Module, set[int]] = defaultdict(set)
     for name, module in copy.named_modules():
-        if not isinstance(module, ROOTS) or module in done:
+        if not isinstance(module, ROOTS):
             continue
         if module not in graph.module2node:
             yield Coupled(name, _widths(module)[1], (), protected="takes no part in a forward call with these inputs")
             continue
         pruner = graph.get_pruner_of_module(module)
-        width = pruner.get_out_channels(module)
-        group = graph.get_pruning_group(module, pruner.prune_out_channels, list(range(width)))
-        done |= {dep.target.module for dep, _ in group if isinstance(dep.target.module, nn.Module) and graph.is_out_channel_pruning_fn(dep.handler)}
-        yield _one_group(name, width, graph, group, of_module, of_parameter, names)
+        channels = [c for c in range(pruner.get_out_channels(module)) if c not in covered[module]]
+        if not channels:
+            continue
+        group = graph.get_pruning_group(module, pruner.prune_out_channels, channels)
+        for dep, index in group:
+            if graph.is_out_channel_pruning_fn(dep.handler):
+                covered[dep.target.module] |= set(index)
+        yield _one_group(name, channels, graph, group, of_module, of_parameter, names)
 
 
 def _trace(model: nn.Module, inputs: Inputs) -> Any:
@@ -129,10 +132,10 @@ def _trace(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def _one_group(
-    name: str, width: int, graph: Any, group: Any, of_module: Mapping[nn.Module, str], of_parameter: Mapping[int, str], names: Mapping[str, str]
+    name: str, channels: Sequence[int], graph: Any, group: Any, of_module: Mapping[nn.Module, str], of_parameter: Mapping[int, str], names: Mapping[str, str]
 ) -> Coupled:
     owners: dict[tuple[str, int, str], dict[int, int]] = defaultdict(dict)
-    merge = _Classes(width)
+    merge = _Classes(channels)
     statistics, protected = False, None
     for item in group:
         dep, index, roots = item.dep, item.idxs, item.root_idxs
@@ -156,16 +159,16 @@ def _one_group(
                 protected = protected or f"'{of_module[module]}' ties its channels to those of other layers"
                 continue
             statistics |= found.statistics
-            channels = dict(zip(index, roots, strict=True))
+            of_root = dict(zip(index, roots, strict=True))
             if found.tied > 1:
-                merge.tie(channels, found.channels // found.tied)
+                merge.tie(of_root, found.channels // found.tied)
             for attribute, dim in found.tensors:
                 owner = owners[names[f"{of_module[module]}.{attribute}"], dim, found.role]
-                for channel, root in channels.items():
+                for channel, root in of_root.items():
                     merge.join(owner.setdefault(found.index(channel), root), root)
     units = merge.numbered()
     slices = tuple(Slice(t, d, r, _spans(owner, units)) for (t, d, r), owner in owners.items())
-    count = int(units.max()) + 1
+    count = max(units.values()) + 1
     if protected is None and not any(s.role == "in" for s in slices):
         protected = "nothing that could be narrowed consumes it"
     if protected is None and count == 1:
@@ -176,8 +179,8 @@ def _one_group(
 class _Classes:
     """Union-find over root channels: which must leave together."""
 
-    def __init__(self, width: int) -> None:
-        self.parent = list(range(width))
+    def __init__(self, channels: Sequence[int]) -> None:
+        self.parent = {c: c for c in channels}
 
     def find(self, a: int) -> int:
         while self.parent[a] != a:
@@ -196,25 +199,26 @@ class _Classes:
         for channel, root in channels.items():
             self.join(channels[channel % block], root)
 
-    def numbered(self) -> Index:
+    def numbered(self) -> dict[int, int]:
         """Root channel -> unit, numbered in the order of first appearance."""
         numbers: dict[int, int] = {}
-        return np.array([numbers.setdefault(self.find(c), len(numbers)) for c in range(len(self.parent))], dtype=np.int64)
+        return {c: numbers.setdefault(self.find(c), len(numbers)) for c in self.parent}
 
 
-def _spans(owner: Mapping[int, int], units: Index) -> tuple[Span, ...]:
+def _spans(owner: Mapping[int, int], units: Mapping[int, int]) -> tuple[Span, ...]:
     """Compress index -> unit into spans: runs of one unit, then runs of such runs."""
-    index = np.array(sorted(owner), dtype=np.int64)
-    unit = units[[owner[i] for i in index]]
-    breaks = np.flatnonzero((np.diff(index) != 1) | (np.diff(unit) != 0)) + 1
-    starts = np.concatenate(([0], breaks))
-    lengths = np.diff(np.concatenate((starts, [len(index)])))
+    runs: list[tuple[int, int, int]] = []  # first index, unit, length
+    for index in sorted(owner):
+        unit = units[owner[index]]
+        if runs and runs[-1][0] + runs[-1][2] == index and runs[-1][1] == unit:
+            runs[-1] = (runs[-1][0], unit, runs[-1][2] + 1)
+        else:
+            runs.append((index, unit, 1))
     spans: list[Span] = []
-    for at, length in zip(starts.tolist(), lengths.tolist(), strict=True):
-        first, own = int(index[at]), int(unit[at])
+    for first, unit, length in runs:
         last = spans[-1] if spans else None
-        if last and last.repeat == length and last.unit + last.units == own and last.start + last.units * length == first:
+        if last and last.repeat == length and last.unit + last.units == unit and last.start + last.units * length == first:
             spans[-1] = Span(last.start, last.unit, last.units + 1, length)
         else:
-            spans.append(Span(first, own, 1, length))
+            spans.append(Span(first, unit, 1, length))
     return tuple(spans)

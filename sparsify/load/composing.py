@@ -68,7 +68,7 @@ class _Events(Reader, Scanner, Parser):
         event: yaml.Event = self.get_event()  # type: ignore[no-untyped-call]
         return event
 
-    def peek(self) -> yaml.Event:
+    def ahead(self) -> yaml.Event:
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         return event
 
@@ -92,13 +92,13 @@ class _Composer:
 
     def document(self) -> Node | None:
         self.events.take()  # stream start
-        if isinstance(self.events.peek(), yaml.StreamEndEvent):
+        if isinstance(self.events.ahead(), yaml.StreamEndEvent):
             return None
         self.events.take()  # document start
         root, _ = self.node((), 0)
         self.events.take()  # document end
-        if not isinstance(self.events.peek(), yaml.StreamEndEvent):
-            raise self.complaint(self.events.peek(), (), "a second document", "a recipe is one YAML document; remove this '---'")
+        if not isinstance(self.events.ahead(), yaml.StreamEndEvent):
+            raise self.complaint(self.events.ahead(), (), "a second document", "a recipe is one YAML document; remove this '---'")
         return root
 
     def place(self, event: yaml.Event) -> Place:
@@ -172,7 +172,7 @@ class _Composer:
     def items(self, event: yaml.SequenceStartEvent, path: Path, depth: int) -> tuple[Items, int]:
         items: list[Node] = []
         height = 0
-        while not isinstance(self.events.peek(), yaml.SequenceEndEvent):
+        while not isinstance(self.events.ahead(), yaml.SequenceEndEvent):
             item, below = self.node((*path, len(items)), depth + 1)
             items.append(item)
             height = max(height, below + 1)
@@ -183,7 +183,7 @@ class _Composer:
         entries: dict[str, Node] = {}
         keys: dict[str, Place] = {}
         height = 0
-        while not isinstance(self.events.peek(), yaml.MappingEndEvent):
+        while not isinstance(self.events.ahead(), yaml.MappingEndEvent):
             key, below_key = self.node(path, depth + 1)
             name = self.key(key, path, keys)
             value, below = self.node((*path, name or "?"), depth + 1)

@@ -1,6 +1,5 @@
 """From a file to its text: bounded, UTF-8, and never a traceback."""
 
-import os
 import stat
 from difflib import get_close_matches
 from pathlib import Path as File
@@ -42,7 +41,7 @@ def _reason(error: OSError) -> str:
 
 def _neighbour(file: str) -> str:
     try:
-        names = os.listdir(File(file).parent)
+        names = [entry.name for entry in File(file).parent.iterdir()]
     except (OSError, ValueError):
         return ""
     match get_close_matches(File(file).name, [n for n in names if n.endswith((".yaml", ".yml"))], 1):

@@ -19,6 +19,12 @@ def first(inputs: Inputs) -> Tensor:
     return next(iter(inputs.values() if isinstance(inputs, Mapping) else inputs))
 
 
+def shown(inputs: Inputs) -> str:
+    """The shapes, such as 2x3x32x32."""
+    shapes = {k: "x".join(map(str, v.shape)) for k, v in (inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs))}
+    return ", ".join(f"{k} {v}" if isinstance(k, str) else v for k, v in shapes.items())
+
+
 @contextmanager
 def in_eval(*models: nn.Module) -> Iterator[None]:
     """Eval mode; each module gets its own mode back."""

@@ -1,0 +1,75 @@
+"""`sparsify apply`: carry out a recipe on a model; leaves a run folder and shows its report."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsify.events import Event, Listener, RunStarted
+from sparsify_cli.render import say, show_json
+
+
+def command(
+    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="The recipe.", show_default=False)] = None,
+    model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="Weights, a whole model, or an earlier run.", show_default=False)] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Replace a value of the recipe; may be repeated.", show_default=False)] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the run's folder is made.")] = Path("runs"),
+    allow: Annotated[list[str] | None, typer.Option("--allow", metavar="PACKAGE", help="Trust classes of this package in a whole pickled model; may be repeated.", show_default=False)] = None,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Train from random weights instead of reading a model.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="A layer that would have to be protected is an error.")] = False,
+    resume: Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Train, cut, verify, measure. Exits with 3 when a limit of the recipe was missed."""
+    if recipe is None and resume is None:
+        raise typer.BadParameter("give a recipe (and a model), or --resume RUN")
+    from sparsify.run import apply
+    from sparsify_cli.progress import narration
+
+    folder = [resume] if resume is not None else []
+    try:
+        with narration(quiet) as listener:
+            run = apply(
+                recipe,
+                model,
+                out=out,
+                overrides=overrides or (),
+                allow=allow or (),
+                from_scratch=from_scratch,
+                strict=strict,
+                resume=resume,
+                listener=_remembering(folder.append, listener),
+            )
+    except KeyboardInterrupt:
+        say(f"interrupted; go on with: sparsify apply --resume {folder[-1]}" if folder else "interrupted before the run began; nothing was written")
+        raise typer.Exit(130) from None
+    _finish(run, as_json)
+
+
+def _remembering(remember: Callable[[Path], None], listener: Listener) -> Listener:
+    """The listener, after noting where the run lies."""
+
+    def tell(event: Event) -> None:
+        if isinstance(event, RunStarted):
+            remember(Path(event.folder))
+        listener(event)
+
+    return tell
+
+
+def _finish(run: Path, as_json: bool) -> None:
+    from sparsify import report as reports
+    from sparsify_cli.report import show_report
+
+    found = reports.read(run)
+    if as_json:
+        show_json(found.model_dump(mode="json"))
+    else:
+        show_report(found)
+    say(f"saved in {run}")
+    missed = [f"{reports.limit_name(m)} {reports.shown_limit(m, m.achieved)}, asked {m.asked}" for m in found.limits if not m.met]
+    if missed:
+        say(f"missed: {'; '.join(missed)}")
+        raise typer.Exit(3)

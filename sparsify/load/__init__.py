@@ -1,0 +1,92 @@
+"""From recipe text to a validated Recipe, with every complaint at its line and column. Imports no torch.
+
+reading -> composing -> merging -> overrides -> variables -> pydantic -> explaining -> checks
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path as File
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import ValidationError
+
+from sparsify.errors import Problem, RecipeError
+from sparsify.load.checks import check
+from sparsify.load.explaining import explain
+from sparsify.load.given import HERE, from_python
+from sparsify.load.merging import Merged, merge, read
+from sparsify.load.overrides import override
+from sparsify.load.tree import Node, Path, Place, Table, places, plain
+from sparsify.load.variables import fill, unused
+from sparsify.load.words import found
+from sparsify.load.writing import dump
+from sparsify_schemas.recipe import Recipe
+
+__all__ = ["Loaded", "Place", "dump", "load"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A valid recipe, and where each part of it is written."""
+
+    recipe: Recipe
+    data: dict[str, Any]
+    """the resolved mapping: parents merged, variables filled in, overrides applied"""
+    file: str
+    """as the user named it; `<recipe>` for one made in Python"""
+    places: Mapping[Path, Place]
+
+    def problem(self, path: str, message: str, hint: str = "") -> Problem:
+        """A complaint about `rules.0.layers`, at its line or that of the nearest entry around it."""
+        known = {".".join(map(str, parts)): place for parts, place in self.places.items()}
+        around = path
+        while around not in known and around:
+            around = around.rpartition(".")[0]
+        return known.get(around, Place(self.file)).problem(path, message, hint)
+
+
+def load(source: str | File | Mapping[str, Any] | Recipe | Loaded, overrides: Sequence[str] = ()) -> Loaded:
+    """Read, resolve and check a recipe: a file, a mapping, or one that is loaded already.
+
+    `overrides` are `path.to.key=value`. Raises RecipeError with every problem found.
+    """
+    if isinstance(source, Loaded) and not overrides:
+        return source
+    merged = _merged(source)
+    root, refused = override(merged.root, overrides)
+    filled = fill(root, unused(merged.root, merged.own))
+    problems = [*merged.problems, *refused, *filled.problems]
+    recipe = _validated(filled.root, filled.broken, problems)
+    file = source.file if isinstance(source, Loaded) else str(source) if isinstance(source, str | File) else HERE.file
+    return Loaded(recipe, plain(filled.root), file, MappingProxyType(dict(places(filled.root))))
+
+
+def _merged(source: str | File | Mapping[str, Any] | Recipe | Loaded) -> Merged:
+    match source:
+        case Loaded(data=data, places=known):
+            return Merged(_table(from_python(data, literal=True, places=known)), ())
+        case Recipe():
+            return Merged(_table(from_python(source, literal=True)), ())
+        case Mapping():
+            return merge(_table(from_python(source)), HERE.file)
+        case str() | File():
+            return read(str(source))
+    raise RecipeError([HERE.problem("", f"expected a file, a mapping or a recipe, found {found(source)}")])
+
+
+def _table(root: Node) -> Table:
+    assert isinstance(root, Table)
+    return root
+
+
+def _validated(root: Table, broken: frozenset[Path], problems: list[Problem]) -> Recipe:
+    """The recipe, or every problem at once: those found before, pydantic's, and those of the whole."""
+    try:
+        recipe = Recipe.model_validate(plain(root), by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise RecipeError([*problems, *explain(error, root, broken)]) from None
+    problems += check(recipe, root)
+    if problems:
+        raise RecipeError(problems)
+    return recipe

@@ -1,0 +1,21 @@
+"""What a recipe must fulfil beyond the shape of each entry, and needs no model to be judged."""
+
+from sparsify.errors import Problem
+from sparsify.load.tree import Table, place_of
+from sparsify_schemas.recipe import Recipe, Rule
+
+
+def check(recipe: Recipe, root: Table) -> list[Problem]:
+    """Rules that speak of the same layers and group as an earlier one."""
+    problems: list[Problem] = []
+    for later, rule in enumerate(recipe.rules):
+        earlier = next((i for i, other in enumerate(recipe.rules[:later]) if _same(other, rule)), None)
+        if earlier is not None and not rule.override:
+            path = ("rules", later)
+            what = "protects the same layers" if rule.protect else f"claims the same layers and group '{rule.group}'"
+            problems.append(place_of(root, path).problem(path, f"{what} as rules.{earlier}", "remove one of the two, or write 'override: true' into the later one"))
+    return problems
+
+
+def _same(a: Rule, b: Rule) -> bool:
+    return set(a.layers) == set(b.layers) and a.group == b.group and a.protect == b.protect

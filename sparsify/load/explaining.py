@@ -1,0 +1,191 @@
+"""What pydantic complains of, said in the words of the recipe language and at the place in the file."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from sparsify.errors import Problem
+from sparsify.load.tree import Node, Path, Table, child, place_of, plain
+from sparsify.load.words import found, near
+from sparsify_schemas import group
+from sparsify_schemas.lookup import Field, at, chosen, family, fields, types_at, written_as
+from sparsify_schemas.recipe import Recipe
+
+_OF_KEYS = ("missing", "extra_forbidden")
+
+
+def explain(error: ValidationError, root: Table, broken: frozenset[Path]) -> list[Problem]:
+    """Problems in place of pydantic's errors; nothing is said of values that have been complained of already."""
+    data = plain(root)
+    located = [(_path(e, data), e) for e in error.errors(include_url=False)]
+    kept = [(path, e) for path, e in located if not any(path[: len(b)] == b for b in broken) and not _follows(path, e, located)]
+    misspelt = {(path[:-1], _meant(path, data)) for path, e in kept if e["type"] == "extra_forbidden"}
+    return [_problem(path, e, root, data) for path, e in kept if not (e["type"] == "missing" and (path[:-1], path[-1]) in misspelt)]
+
+
+def _follows(path: Path, error: ErrorDetails, others: Iterable[tuple[Path, ErrorDetails]]) -> bool:
+    """A list whose items are wrong is 'too short after validation' only because of them."""
+    return error["type"] == "too_short" and any(len(p) > len(path) and p[: len(path)] == path for p, _ in others)
+
+
+def _path(error: ErrorDetails, data: Any) -> Path:
+    """pydantic's `loc` without the names of union members, along the data itself."""
+    path: list[str | int] = []
+    parts = error["loc"]
+    for position, part in enumerate(parts):
+        last = position == len(parts) - 1
+        of_keys = last and error["type"] in _OF_KEYS
+        if isinstance(data, Mapping):
+            is_kind = data.get("kind") == part and not of_keys
+            if not is_kind and (part in data or of_keys):
+                path.append(part)
+                data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int):
+            path.append(part)
+            data = data[part] if part < len(data) else None
+    return tuple(path)
+
+
+def _known(path: Path, data: Any) -> list[Field]:
+    """The keys of the entry that the path leads to."""
+    here = at(data, path)
+    return [field for annotation in types_at(Recipe, path, data) for model in chosen(annotation, here) for field in fields(model)]
+
+
+def _kinds(path: Path, data: Any) -> list[str]:
+    return [kind for annotation in types_at(Recipe, path, data) for kind in family(annotation)]
+
+
+def _field(path: Path, data: Any) -> Field | None:
+    named = next((i for i in reversed(range(len(path))) if isinstance(path[i], str)), None)
+    return None if named is None else next((f for f in _known(path[:named], data) if f.name == path[named]), None)
+
+
+def _names(path: Path, data: Any) -> list[str]:
+    return [field.name for field in _known(path, data)] + ([] if path else ["extends", "vars"])
+
+
+def _meant(path: Path, data: Any) -> str:
+    hint = near(str(path[-1]), _names(path[:-1], data))
+    match = re.fullmatch(r"did you mean '(.*)'\?", hint)
+    return match[1] if match else ""
+
+
+def _problem(path: Path, error: ErrorDetails, root: Table, data: Any) -> Problem:
+    match error["type"]:
+        case "extra_forbidden":
+            return _unknown_key(path, root, data)
+        case "missing":
+            return _missing(path, root, data)
+        case "union_tag_invalid" | "union_tag_not_found":
+            return _kind(path, error, root, data)
+        case "literal_error":
+            return _choice(path, error, root)
+    message, hint = _said(path, error, data)
+    return place_of(root, path).problem(path, message, hint)
+
+
+def _unknown_key(path: Path, root: Table, data: Any) -> Problem:
+    owner: Node | None = root
+    for part in path[:-1]:
+        owner = child(owner, part)
+    place = owner.key_place(str(path[-1])) if isinstance(owner, Table) else place_of(root, path)
+    return place.problem(path, "unknown key", near(str(path[-1]), _names(path[:-1], data)))
+
+
+def _missing(path: Path, root: Table, data: Any) -> Problem:
+    owner, name = path[:-1], path[-1]
+    place = place_of(root, owner)
+    if isinstance(name, int):
+        return place.problem(owner, f"expected more than {name} {'entry' if name == 1 else 'entries'}")
+    field = next((f for f in _known(owner, data) if f.name == name), None)
+    return place.problem(owner, f"missing key '{name}'", field.meaning if field else "")
+
+
+def _kind(path: Path, error: ErrorDetails, root: Table, data: Any) -> Problem:
+    known = _kinds(path, data)
+    if error["type"] == "union_tag_not_found":
+        return place_of(root, path).problem(path, "missing key 'kind'", f"one of {', '.join(known)}")
+    return _unknown_kind((*path, "kind"), error["input"]["kind"], known, root)
+
+
+def _unknown_kind(path: Path, value: Any, known: list[str], root: Table) -> Problem:
+    if not isinstance(value, str):
+        return place_of(root, path).problem(path, f"expected one of {', '.join(known)}, found {found(value)}")
+    return place_of(root, path).problem(path, f"unknown kind '{value}'", near(value, known))
+
+
+def _choice(path: Path, error: ErrorDetails, root: Table) -> Problem:
+    value = error["input"]
+    expected = str(error.get("ctx", {}).get("expected", ""))
+    known = re.findall(r"'([^']*)'", expected) or re.split(r", | or ", expected)
+    place = place_of(root, path)
+    if path[-1:] == ("kind",):
+        return _unknown_kind(path, value, known, root)
+    if path == ("version",):
+        return place.problem(path, f"expected 1, the version of the language that this sparsify reads, found {found(value)}")
+    if path[-1:] == ("group",) and isinstance(value, str):
+        return place.problem(path, f"unknown group '{value}'", near(value, [*group.KINDS, *group.ALIASES]) if _is_close(value) else f"known: {', '.join(group.KINDS)}")
+    hint = near(value, known) if isinstance(value, str) else ""
+    return place.problem(path, f"expected {' or '.join(known)}, found {found(value)}", hint if hint.startswith("did") else "")
+
+
+def _is_close(value: str) -> bool:
+    return near(value, [*group.KINDS, *group.ALIASES]).startswith("did")
+
+
+def _said(path: Path, error: ErrorDetails, data: Any) -> tuple[str, str]:
+    """Message and hint for a value that does not fit its key."""
+    value, limits = error["input"], error.get("ctx", {})
+    match error["type"]:
+        case "value_error":
+            message, _, hint = str(limits["error"]).partition("; ")
+            return message, hint
+        case "int_type" | "int_parsing" | "int_from_float":
+            return f"expected a whole number, found {found(value)}", _number_hint(value)
+        case "float_type" | "float_parsing":
+            return f"expected a number, found {found(value)}", _number_hint(value)
+        case "finite_number":
+            return f"expected a finite number, found {found(value)}", ""
+        case "bool_type" | "bool_parsing":
+            return f"expected true or false, found {found(value)}", "YAML 1.2 has no yes, no, on and off" if value in ("yes", "no", "on", "off") else ""
+        case "string_type":
+            return f"expected text, found {found(value)}", "quote it" if isinstance(value, int | float) else ""
+        case "string_too_short":
+            return "expected some text, found an empty one", ""
+        case "string_pattern_mismatch":
+            field = _field(path, data)
+            return f"expected a {field.meaning}" if field else "does not fit", f"found {found(value)}"
+        case "greater_than_equal":
+            return f"expected at least {limits['ge']:g}, found {found(value)}", ""
+        case "less_than_equal":
+            return f"expected at most {limits['le']}, found {found(value)}", ""
+        case "less_than":
+            return f"expected less than {limits['lt']:g}, found {found(value)}", ""
+        case "too_short":
+            return "expected at least one entry, found none", ""
+        case "too_long":
+            return f"expected {limits['max_length']} entries, found {limits['actual_length']}", ""
+        case "tuple_type" | "list_type":
+            return f"expected a list, found {found(value)}", ""
+        case "model_attributes_type" | "model_type" | "dict_type" | "mapping_type":
+            return _no_mapping(path, value, data)
+    return error["msg"][:1].lower() + error["msg"][1:], ""
+
+
+def _number_hint(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9][0-9_]*(\.[0-9]+)?(e[-+]?[0-9]+)?", value.strip()):
+        return "write it without underscores" if "_" in value else "write it without quotes"
+    if isinstance(value, float) and value.is_integer():
+        return f"write {int(value)}; in an expression, // divides without a remainder"
+    return ""
+
+
+def _no_mapping(path: Path, value: Any, data: Any) -> tuple[str, str]:
+    """A mapping was expected; where the value is what its `kind` should say, show how to write it."""
+    hint = f"write {{kind: {value}}}" if isinstance(value, str) and value in _kinds(path, data) else ""
+    number = any(arm is float for annotation in types_at(Recipe, path, data) for arm in written_as(annotation))
+    return f"expected a {'number or a schedule' if number else 'mapping'}, found {found(value)}", hint

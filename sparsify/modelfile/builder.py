@@ -1,0 +1,37 @@
+"""Building the dense model that a recipe names."""
+
+import torch
+from torch import nn
+
+from sparsify.dotted import resolve
+from sparsify.errors import ModelError
+from sparsify_schemas.model import Model
+
+
+def build_model(spec: Model) -> nn.Module:
+    """Call what `build` names with `args`. Raises ModelError with the dotted path and the cause."""
+    where = f"model.build '{spec.build}'"
+    try:
+        builder = resolve(spec.build)
+    except ImportError as error:
+        raise ModelError(f"{where}: {error}") from error
+    if isinstance(builder, nn.Module) or not callable(builder):
+        raise ModelError(f"{where} is a {type(builder).__name__}, not something that builds a model; name a function or a class")
+    try:
+        model = builder(**spec.args)
+    except Exception as error:
+        given = ", ".join(f"{k}={v!r}" for k, v in spec.args.items()) or "no arguments"
+        raise ModelError(f"{where} failed with {given}: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{where} returned a {type(model).__name__}; expected a torch.nn.Module")
+    return model
+
+
+def build_seeded(spec: Model, seed: int) -> nn.Module:
+    """Build with torch's random numbers started from `seed`; its random state is afterwards what it was."""
+    before = torch.get_rng_state()
+    try:
+        torch.default_generator.manual_seed(seed)
+        return build_model(spec)
+    finally:
+        torch.set_rng_state(before)

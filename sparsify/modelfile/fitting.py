@@ -1,0 +1,103 @@
+"""Putting tensors from a file into a model, or saying why they do not fit."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.errors import ModelError
+
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+_SHOWN = 5
+
+
+def fit(model: nn.Module, state: Mapping[str, Tensor], path: Path, build: str) -> None:
+    """Load every tensor, under the names that DataParallel, torch.compile and Lightning put a prefix to as well.
+
+    Tied tensors may be stored once, and the batch counters of old BatchNorms may be missing. Raises ModelError with
+    at most five names of each sort that does not fit.
+    """
+    wanted = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    state = _named_alike(state, wanted)
+    faults = [f for f in (_missing(wanted, state), _unexpected(wanted, state), _misshapen(wanted, state), _mistyped(wanted, state)) if f]
+    if faults:
+        raise ModelError(f"{path} does not fit {build}: {'; '.join(faults)}{_hint(path)}")
+    check_finite(state, str(path))
+    try:
+        model.load_state_dict(dict(state), strict=False)
+    except Exception as error:
+        raise ModelError(f"{path} does not fit {build}: {error}") from error
+
+
+def check_finite(state: Mapping[str, Any], name: str) -> None:
+    """Refuse NaN and infinity. Raises ModelError."""
+    bad = [k for k, v in state.items() if isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) and not _finite(v)]
+    if bad:
+        raise ModelError(f"{name}: NaN or infinite weights in {_some(bad)}; the training that made them went wrong")
+
+
+def _finite(value: Tensor) -> bool:
+    # eight-bit floats have no isfinite
+    return bool((value.float() if value.element_size() == 1 else value).isfinite().all())
+
+
+def _named_alike(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    while state and not state.keys() & wanted.keys():
+        prefix = next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None)
+        if prefix is None:
+            break
+        state = {k.removeprefix(prefix): v for k, v in state.items()}
+    return state
+
+
+def _missing(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    given = {_storage(wanted[k]) for k in state if k in wanted}
+    names = [k for k, v in wanted.items() if k not in state and not k.endswith("num_batches_tracked") and _storage(v) not in given]
+    return f"{len(names)} missing ({_some(names)})" if names else ""
+
+
+def _storage(value: Tensor) -> tuple[int, tuple[int, ...]]:
+    """The same for tied tensors. Tensors without elements have no place in memory and are never taken for tied."""
+    return (value.data_ptr() or id(value), tuple(value.shape))
+
+
+def _unexpected(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    names = [k for k in state if k not in wanted]
+    return f"{len(names)} unexpected ({_some(names)})" if names else ""
+
+
+def _misshapen(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    names = [k for k, v in state.items() if k in wanted and v.shape != wanted[k].shape]
+    shown = [f"{k}: {_shape(state[k])} in the file, {_shape(wanted[k])} in the model" for k in names]
+    return f"{len(names)} of another shape ({_some(shown)})" if names else ""
+
+
+def _mistyped(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    def real(value: Tensor) -> bool:
+        return value.is_floating_point()
+
+    names = [k for k, v in state.items() if k in wanted and (real(v) != real(wanted[k]) or v.is_meta or v.layout != torch.strided)]
+    shown = [f"{k}: {_type(state[k])} in the file, {_type(wanted[k])} in the model" for k in names]
+    return f"{len(names)} of another type ({_some(shown)})" if names else ""
+
+
+def _type(value: Tensor) -> str:
+    place = " without data" if value.is_meta else "" if value.layout == torch.strided else " sparse"
+    return str(value.dtype)[6:] + place
+
+
+def _shape(value: Tensor) -> str:
+    return "x".join(map(str, value.shape)) or "a single number"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _hint(path: Path) -> str:
+    if (path.parent / "cuts.json").is_file():
+        return f"; it is the cut model of a run, which loads with its folder: {path.parent}"
+    return "\nhint: does 'model:' in the recipe build the model that the file was saved from? check its 'args'"

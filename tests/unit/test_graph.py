@@ -1,0 +1,231 @@
+"""Structure, cutting and proof on one small network per construct."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsify import graph
+from sparsify.errors import ModelError, RunError, VerificationError
+from sparsify.plan import ModelMap
+from sparsify_schemas.cuts import Cuts, Narrow
+
+
+class Net(nn.Module):
+    """Layers a, b, c ... and a forward given as a function: one line per construct."""
+
+    def __init__(self, run: Callable[["Net", Tensor], Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.run = run
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def __getattr__(self, name: str) -> nn.Module:
+        return super().__getattr__(name)  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def conv(i: int, o: int, k: int = 3, **more: int) -> nn.Conv2d:
+    return nn.Conv2d(i, o, k, padding=k // 2, **more)
+
+
+def pooled(x: Tensor) -> Tensor:
+    return x.mean((2, 3))
+
+
+def chain() -> Net:
+    return Net(lambda m, x: m.fc(pooled(m.c(m.bn(m.b(m.a(x).relu())).relu()))), a=conv(3, 8), b=conv(8, 12), bn=nn.BatchNorm2d(12), c=conv(12, 6), fc=nn.Linear(6, 4))
+
+
+EQUAL: dict[str, Callable[[], Net]] = {
+    "chain": chain,
+    "sigmoid": lambda: Net(lambda m, x: m.fc(pooled(m.b(m.a(x).sigmoid()))), a=conv(3, 8), b=conv(8, 6), fc=nn.Linear(6, 4)),
+    "residual": lambda: Net(lambda m, x: m.fc(pooled((y := m.a(x).relu()) + m.c(m.b(y).relu()))), a=conv(3, 8), b=conv(8, 12), c=conv(12, 8), fc=nn.Linear(8, 4)),
+    "flatten": lambda: Net(lambda m, x: m.c(m.b(F.max_pool2d(m.a(x), 2).flatten(1)).relu()), a=conv(3, 8), b=nn.Linear(8 * 16, 10), c=nn.Linear(10, 4)),
+    "view": lambda: Net(lambda m, x: m.b(m.a(x).relu().view(x.shape[0], -1)), a=conv(3, 8), b=nn.Linear(8 * 64, 4)),
+    "concat": lambda: Net(lambda m, x: m.fc(pooled(m.c(torch.cat([m.a(x), m.b(x)], 1)).relu())), a=conv(3, 8), b=conv(3, 6), c=conv(14, 6), fc=nn.Linear(6, 4)),
+    "concat with input": lambda: Net(lambda m, x: m.fc(pooled(m.b(torch.cat([m.a(x), x], 1)).relu())), a=conv(3, 8), b=conv(11, 6), fc=nn.Linear(6, 4)),
+    "concat plus residual": lambda: Net(lambda m, x: m.fc(pooled(torch.cat([m.a(x), m.b(x)], 1) + m.c(x))), a=conv(3, 8), b=conv(3, 6), c=conv(3, 14), fc=nn.Linear(14, 4)),
+    "grouped": lambda: Net(lambda m, x: m.fc(pooled(m.c(m.b(m.a(x)).relu()))), a=conv(3, 8), b=conv(8, 12, groups=4), c=conv(12, 6), fc=nn.Linear(6, 4)),
+    "mixed groups": lambda: Net(lambda m, x: m.fc(pooled(m.b((y := m.a(x)))) + pooled(m.c(y))), a=conv(3, 24), b=conv(24, 12, groups=2), c=conv(24, 12, groups=3), fc=nn.Linear(12, 4)),
+    "depthwise": lambda: Net(lambda m, x: m.fc(pooled(m.c(m.b(m.a(x)).relu()))), a=conv(3, 8), b=conv(8, 8, groups=8), c=conv(8, 6, 1), fc=nn.Linear(6, 4)),
+    "squeeze and excite": lambda: Net(lambda m, x: m.fc(pooled((y := m.a(x)) * m.c(m.b(y.mean((2, 3), keepdim=True)).relu()).sigmoid())), a=conv(3, 8), b=conv(8, 4, 1), c=conv(4, 8, 1), fc=nn.Linear(8, 4)),
+    "prelu": lambda: Net(lambda m, x: m.fc(pooled(m.p(m.a(x)))), a=conv(3, 8), p=nn.PReLU(8), fc=nn.Linear(8, 4)),
+    "instance norm": lambda: Net(lambda m, x: m.fc(pooled(m.n(m.a(x)).relu())), a=conv(3, 8), n=nn.InstanceNorm2d(8, affine=True, track_running_stats=True), fc=nn.Linear(8, 4)),
+    "transposed": lambda: Net(lambda m, x: m.fc(pooled(m.c(m.b(m.a(x)).relu()))), a=conv(3, 8), b=nn.ConvTranspose2d(8, 6, 2, 2), c=conv(6, 5), fc=nn.Linear(5, 4)),
+    "shared layer": lambda: Net(lambda m, x: m.fc(pooled(m.b(m.b(m.a(x)).relu()))), a=conv(3, 8), b=conv(8, 8), fc=nn.Linear(8, 4)),
+    "batch norm without affine": lambda: Net(lambda m, x: m.fc(pooled(m.n(m.a(x)).relu())), a=conv(3, 8), n=nn.BatchNorm2d(8, affine=False), fc=nn.Linear(8, 4)),
+}
+KEPT_WHOLE: dict[str, tuple[Callable[[], Net], str, str]] = {
+    "flip": (lambda: Net(lambda m, x: m.fc(pooled(m.b(m.a(x).flip(1)))), a=conv(3, 8), b=conv(8, 6), fc=nn.Linear(6, 4)), "a", "a trial cut failed: the cut model differs"),
+    "softmax over channels": (lambda: Net(lambda m, x: m.fc(pooled(m.a(x).softmax(1))), a=conv(3, 8), fc=nn.Linear(8, 4)), "a", "a trial cut failed: the cut model differs"),
+    "padded shortcut": (lambda: Net(lambda m, x: m.fc(pooled(F.pad(m.a(x), (0, 0, 0, 0, 2, 2)) + m.b(x))), a=conv(3, 8), b=conv(3, 12), fc=nn.Linear(12, 4)), "b", "its channels could not be followed to"),
+    "added to the input": (lambda: Net(lambda m, x: m.fc(pooled(m.b(m.a(x) + x))), a=conv(3, 3), b=conv(3, 6), fc=nn.Linear(6, 4)), "a", "a trial cut failed"),
+    "behind the input in a concat": (lambda: Net(lambda m, x: m.fc(pooled(m.b(torch.cat([x, m.a(x)], 1)))), a=conv(3, 8), b=conv(11, 6), fc=nn.Linear(6, 4)), "a", "a trial cut failed: the cut model differs"),
+    "hard-coded view": (lambda: Net(lambda m, x: m.b(m.a(x).view(-1, 512)), a=conv(3, 8), b=nn.Linear(512, 4)), "a", "a trial cut failed: the cut model does not run"),
+    "attention": (lambda: Net(lambda m, x: m.fc(m.att(*[m.a(x).flatten(2).transpose(1, 2)] * 3)[0].mean(1)), a=conv(3, 8), att=nn.MultiheadAttention(8, 2, batch_first=True), fc=nn.Linear(8, 4)), "a", "it reaches 'att', a MultiheadAttention"),
+    "output": (chain, "fc", "it feeds the network's output"),
+    "buffer per channel": (lambda: _with_buffer(), "a", "a trial cut failed: the cut model does not run"),
+    "unused layer": (lambda: Net(lambda m, x: m.fc(pooled(m.a(x))), a=conv(3, 8), unused=conv(3, 8), fc=nn.Linear(8, 4)), "unused", "takes no part in a forward call with these inputs"),
+    "depth multiplier": (lambda: Net(lambda m, x: m.fc(pooled(m.c(m.b(m.a(x))))), a=conv(3, 4), b=conv(4, 8, groups=4), c=conv(8, 4), fc=nn.Linear(4, 4)), "a", "its channels can only leave all together"),
+}
+
+
+def _with_buffer() -> Net:
+    net = Net(lambda m, x: m.fc(pooled(m.a(x) * m.scale.view(1, -1, 1, 1))), a=conv(3, 8), fc=nn.Linear(8, 4))  # type: ignore[operator]
+    net.register_buffer("scale", torch.rand(8) + 0.5)
+    return net
+
+
+INPUTS = (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
+
+
+def mapped(model: nn.Module) -> ModelMap:
+    return graph.probe(model, graph.inspect(model, INPUTS, {}), INPUTS)
+
+
+def random_half(map: ModelMap, seed: int = 0) -> dict[str, list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return {c.name: sorted(torch.randperm(c.width, generator=generator)[: max(1, c.width // 2)].tolist()) for c in map.coupled if c.protected is None}
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_cut_equals_masked(name: str) -> None:
+    torch.manual_seed(0)
+    model = EQUAL[name]()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    map = mapped(model)
+    keep = random_half(map)
+    assert keep, f"nothing can be cut: {[(c.name, c.protected) for c in map.coupled]}"
+    assert [c.name for c in map.coupled if c.protected] == ["fc" if "fc" in dict(model.named_children()) else list(dict(model.named_children()))[-1]]
+    thin, cuts = graph.cut(model, map, keep, "test")
+    verdict = graph.verify(model, thin, map, keep, INPUTS)
+    assert verdict.outcome == "equal" and verdict.difference <= 1e-12
+    assert verdict.control > 1e-3, "the check could not have seen a wrong cut"
+    assert sum(p.numel() for p in thin.parameters()) < 0.75 * sum(p.numel() for p in model.parameters())
+    again = graph.replay(model, Cuts.model_validate_json(cuts.model_dump_json()))
+    again.eval(), thin.eval()
+    assert torch.equal(again(*INPUTS), thin(*INPUTS))
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items()), "the user's model was changed"
+
+
+@pytest.mark.parametrize("name", KEPT_WHOLE)
+def test_what_cannot_be_cut_is_protected_with_a_reason(name: str) -> None:
+    torch.manual_seed(0)
+    build, layer, reason = KEPT_WHOLE[name]
+    map = mapped(build())
+    protected = map.by_name[layer].protected
+    assert protected is not None and protected.startswith(reason)
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 8), nn.LayerNorm(8)], ids=["group norm", "layer norm"])
+def test_statistics_change_is_said(norm: nn.Module) -> None:
+    if isinstance(norm, nn.LayerNorm):
+        model = Net(lambda m, x: m.fc(m.n(pooled(m.a(x)))), a=conv(3, 8), n=norm, fc=nn.Linear(8, 4))
+    else:
+        model = Net(lambda m, x: m.fc(pooled(m.n(m.a(x)))), a=conv(3, 8), n=norm, fc=nn.Linear(8, 4))
+    map = mapped(model)
+    keep = random_half(map)
+    thin, _ = graph.cut(model, map, keep, "test")
+    assert map.by_name["a"].statistics
+    assert graph.verify(model, thin, map, keep, INPUTS).outcome == "statistics change"
+
+
+def test_verification_sees_a_wrong_cut() -> None:
+    torch.manual_seed(0)
+    model = chain()
+    map = mapped(model)
+    keep = random_half(map)
+    thin, _ = graph.cut(model, map, keep, "test")
+    wrong = {**keep, "b": sorted(set(range(12)) - set(keep["b"]))}
+    with pytest.raises(VerificationError, match=r"the cut model differs from the masked one by .* \[groups: a, b, c\]"):
+        graph.verify(model, thin, map, wrong, INPUTS)
+
+
+def test_no_drops_is_the_identity() -> None:
+    model = chain().eval()
+    map = mapped(model)
+    keep = {c.name: list(range(c.width)) for c in map.coupled if c.protected is None}
+    thin, cuts = graph.cut(model, map, keep, "test")
+    assert cuts.operations == ()
+    assert torch.equal(thin(*INPUTS), model(*INPUTS))
+    assert graph.verify(model, thin, map, keep, INPUTS).outcome == "nothing cut"
+
+
+def test_flags_dtype_ties_and_modes_survive() -> None:
+    model = EQUAL["flatten"]().to(torch.bfloat16)
+    model.b.weight.requires_grad_(False)  # type: ignore[operator, union-attr]
+    model.a.eval()
+    map = graph.inspect(model, tuple(x.to(torch.bfloat16) for x in INPUTS), {})
+    thin, _ = graph.cut(model, map, random_half(map), "test")
+    assert thin.a.weight.dtype == torch.bfloat16  # type: ignore[union-attr]
+    assert not thin.b.weight.requires_grad and thin.a.weight.requires_grad  # type: ignore[union-attr]
+    assert not thin.a.training and thin.b.training
+
+
+def test_tied_weights_stay_tied() -> None:
+    model = EQUAL["shared layer"]()
+    model.add_module("d", conv(8, 8))
+    model.d.weight = model.b.weight
+    map = mapped(model)
+    keep = random_half(map)
+    thin, _ = graph.cut(model, map, keep, "test")
+    assert thin.d.weight is thin.b.weight and thin.b.weight.shape[0] == 4
+
+
+def test_optimizer_goes_on_with_the_cut_model() -> None:
+    """A step of the cut model with the carried-over momentum equals the dense step of the masked model, cut."""
+    torch.manual_seed(0)
+    model = chain().double()
+    inputs = tuple(x.double() for x in INPUTS)
+    model.bn.eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(*inputs).square().sum().backward()
+        optimizer.step()
+    map = graph.inspect(model, inputs, {})
+    keep = random_half(map)
+    buffers = {n: optimizer.state[p]["momentum_buffer"].clone() for n, p in model.named_parameters()}
+    thin, cuts = graph.cut(model, map, keep, "test", optimizer)
+    assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in thin.parameters()}
+    for name, parameter in thin.named_parameters():
+        wanted = buffers[name]
+        for op in cuts.operations:
+            if isinstance(op, Narrow) and op.tensor == name:
+                wanted = wanted.index_select(op.dim, torch.tensor([i for a, b in op.keep for i in range(a, b)]))
+        assert torch.equal(optimizer.state[parameter]["momentum_buffer"], wanted)
+    optimizer.zero_grad()
+    thin(*inputs).square().sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tensor": "nowhere.weight"}, "the cut log narrows 'nowhere.weight', which this model does not have; was it built by the same recipe?"),
+        ({"size": 99}, "the cut log expects 'a.weight' to have 99 entries in dimension 0, this model has 8"),
+        ({"dim": 7}, "the cut log expects 'a.weight' to have 8 entries in dimension 7, this model has None"),
+        ({"keep": ((4, 99),)}, "the cut log keeps indices of 'a.weight' that are out of order or beyond its 8 entries"),
+        ({"keep": ((4, 6), (1, 2))}, "the cut log keeps indices of 'a.weight' that are out of order or beyond its 8 entries"),
+        ({"keep": ()}, "the cut log keeps indices of 'a.weight' that are out of order or beyond its 8 entries"),
+    ],
+)
+def test_a_log_that_does_not_fit_is_refused(change: dict[str, object], message: str) -> None:
+    values = {"tensor": "a.weight", "dim": 0, "size": 8, "keep": ((0, 4),), **change}
+    with pytest.raises(RunError) as caught:
+        graph.replay(chain(), Cuts(plan="x", operations=(Narrow.model_validate(values),)))
+    assert str(caught.value) == message
+
+
+def test_untraceable_models_are_refused_in_words() -> None:
+    with pytest.raises(ModelError, match=r"no output of the model depends on its parameters; does forward run under no_grad or detach its result\?"):
+        graph.inspect(Net(lambda m, x: m.a(x).detach(), a=conv(3, 8)), INPUTS, {})
+    with pytest.raises(ModelError, match="could not be traced with the inputs of the recipe: RuntimeError"):
+        graph.inspect(chain(), (torch.randn(2, 5, 8, 8),), {})
+    with pytest.raises(ModelError, match=r"wrapped by DataParallel; pass the module inside it \(model\.module\)"):
+        graph.check_model(nn.DataParallel(chain()))

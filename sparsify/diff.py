@@ -280,7 +280,7 @@ def _overlap(a: Latency, b: Latency) -> bool:
 
 
 def _widths(layers: Sequence[LayerRow]) -> dict[str, Any]:
-    return {f"widths.{layer.name}": layer.outputs_after for layer in layers}
+    return {f"widths.{layer.name}": layer.outputs_after for layer in layers if layer.macs}  # a normalisation has its producer's
 
 
 def _figures(old: Mapping[str, Any], new: Mapping[str, Any], remarks: Mapping[str, str]) -> Iterator[Change]:

@@ -125,7 +125,7 @@ def signed(text: str) -> str:
     """'1.2 M' -> '+1.2 M'; what rounds to zero has no sign."""
     if text == MISSING:
         return text
-    number = text.split()[0].lstrip("-")
+    number = text.split()[0].lstrip("-").rstrip("x")
     if not number.strip("0."):
         return text.lstrip("-")
     return text if text.startswith("-") else f"+{text}"

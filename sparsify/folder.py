@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Self
 
+from pydantic import ValidationError
+
 from sparsify.errors import RunError
 from sparsify.load import load
 from sparsify_schemas.recipe import Recipe
@@ -59,6 +61,13 @@ class State:
             return cls(**{**values, "allow": tuple(values["allow"])})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RunError(f"{path} is damaged ({error}); the run cannot be resumed, start a new one") from None
+
+    def resolved(self, folder: Path) -> Recipe:
+        """The recipe. Raises RunError when this version of sparsify does not know it."""
+        try:
+            return Recipe.model_validate(self.recipe)
+        except ValidationError as error:
+            raise RunError(f"{folder / STATE} holds no recipe that this version of sparsify can read: {error}") from None
 
     @cached_property
     def digest(self) -> str:

@@ -30,6 +30,8 @@ class RunRow:
     """of the cut model, on the test set, else on the validation set"""
     speedup: float | None = None
     """on the first target"""
+    missed: tuple[str, ...] = ()
+    """limits of the recipe that were missed, such as budget.macs"""
     problem: str | None = None
     """why it is damaged"""
 
@@ -37,7 +39,7 @@ class RunRow:
 def list_runs(root: str | Path) -> tuple[RunRow, ...]:
     """Every run in a folder, in order of name and number; folders that hold no run are passed over. Never raises."""
     try:
-        found = [p for p in Path(root).iterdir() if p.is_dir() and _is_run(p)]
+        found = [p for p in Path(root).iterdir() if p.is_dir() and not p.name.startswith(".") and _is_run(p)]
     except OSError:
         return ()
     return tuple(_row(p) for p in sorted(found, key=_order))
@@ -71,6 +73,7 @@ def _row(folder: Path) -> RunRow:
         params=cut.params / dense.params if dense.params else None,
         accuracy=cut.validation_accuracy if cut.test_accuracy is None else cut.test_accuracy,
         speedup=found.latency[0].speedup if found.latency else None,
+        missed=tuple(limit.what for limit in found.limits if not limit.met),
         problem=problem,
     )
 

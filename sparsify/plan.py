@@ -100,6 +100,8 @@ class ModelMap:
     coupled: tuple[Coupled, ...]
     macs: int
     """multiply-accumulates of one forward call on one example"""
+    inputs: tuple[tuple[str | None, tuple[int, ...], str], ...] = ()
+    """(keyword or None, shape, element type) of what a forward call took"""
 
     @cached_property
     def params(self) -> int:

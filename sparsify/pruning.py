@@ -23,6 +23,7 @@ from sparsify.measure import count_macs
 from sparsify.plan import Plan
 from sparsify_schemas.criterion import Criterion, Magnitude, Taylor
 from sparsify_schemas.cuts import Cuts, Zero
+from sparsify_schemas.model import Input
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Verdict
 
@@ -72,14 +73,14 @@ def cut(
 ) -> Result:
     """Choose what goes, remove it from a copy, and prove that the copy computes what the masked model does.
 
-    optimizer: carried over to the cut model, state included. inputs: for the proof; drawn from the recipe's `inputs`
-    when left out. batches: (x, y) training batches, needed by criterion taylor.
+    optimizer: carried over to the cut model, state included. inputs: for the proof; random ones of the shapes that the
+    plan was made with when left out. batches: (x, y) training batches, needed by criterion taylor.
     Raises VerificationError when the proof fails; neither model nor optimizer has changed then.
     """
     graph.check_model(model)
     if batches is None and _batches_needed(plan.recipe):
         raise ModelError("criterion 'taylor' looks at the loss: pass batches, an iterable of (x, y) training batches, to cut")
-    inputs = example_inputs(plan.recipe, None) if inputs is None else inputs
+    inputs = _like_those_of(plan) if inputs is None else inputs
     batches = None if batches is None else list(islice(batches, _batches_needed(plan.recipe)))
     keep = _choose(plan, model, batches)
     thin, cuts = graph.cut(model, plan.map, keep, plan.digest)
@@ -89,6 +90,13 @@ def cut(
         thin = _with_values(graph.replay(model, cuts, optimizer), thin)
     cuts = cuts.model_copy(update={"operations": cuts.operations + zeros})
     return Result(thin, model, plan, cuts, verdicts)
+
+
+def _like_those_of(plan: Plan) -> Inputs:
+    entries = [(name, Input(shape=shape, dtype=dtype)) for name, shape, dtype in plan.map.inputs]
+    by_name = {name: entry for name, entry in entries if name is not None}
+    inputs = by_name or tuple(entry for _, entry in entries)
+    return example_inputs(plan.recipe.model_copy(update={"inputs": inputs}), None, batch=entries[0][1].shape[0])
 
 
 def _batches_needed(recipe: Recipe) -> int:

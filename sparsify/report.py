@@ -155,7 +155,8 @@ def latency_table(latency: tuple[Latency, ...], cores: int, names: tuple[str, st
         (t.target, milliseconds(t.dense_ms), milliseconds(t.cut_ms), times(t.speedup), _interval(t.low, t.high), str(t.pairs), plain(round(t.load, 1)))
         for t in latency
     )
-    notes = [f"{t.target}: {t.description}; {speed_words(t)}." for t in latency]
+    what = "" if names == ("dense", "cut") else f"{names[1]} against {names[0]}: "
+    notes = [f"{t.target}: {t.description}; {what}{speed_words(t)}." for t in latency]
     notes += [
         f"Warning: {t.target} was timed at a load average of {t.load:.1f} on {plural(cores, 'core')}; do not trust it, time again on a quiet machine."
         for t in latency

@@ -24,7 +24,7 @@ from sparsify.assess import Work, check_reloads, overall
 from sparsify.checkpoint import Checkpoint
 from sparsify.data import Datasets, batches, example_inputs, load_data
 from sparsify.errors import ModelError, RunError
-from sparsify.events import CutDone, Event, Listener, RunStarted, StageStarted, StepDone, silence
+from sparsify.events import CutDone, Event, Listener, Note, RunStarted, StageStarted, StepDone, silence
 from sparsify.graph import Inputs
 from sparsify.load import Loaded, load
 from sparsify.measure import count_macs
@@ -166,7 +166,7 @@ def _resumed(folder: Path, recipe: Source | None, overrides: Sequence[str]) -> _
         raise RunError(f"{written} was changed since the run began; start a new run with it")
     if state.model_file is not None and files.sha256(Path(state.model_file)) != state.model_digest:
         raise RunError(f"{state.model_file} was changed since the run began; start a new run with it")
-    return _Job(load(state.recipe), state, folder)
+    return _Job(load(state.resolved(folder)), state, folder)
 
 
 @contextmanager
@@ -314,6 +314,7 @@ def _params(model: nn.Module) -> int:
 
 def _finish(run: _Run, model: nn.Module, at: Checkpoint) -> None:
     assert at.cuts is not None  # every recipe has a cut stage
+    run.listener(Note("measuring the dense and the cut model side by side"))
     if run.accelerator.is_main_process:
         if run.state.from_scratch:
             note = (

@@ -11,8 +11,8 @@ from sparsify_cli.render import say, show_json
 
 
 def command(
-    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="The recipe.", show_default=False)] = None,
-    model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="Weights, a whole model, or an earlier run.", show_default=False)] = None,
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="The recipe.", show_default=False)] = None,
+    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="Weights, a whole model, or an earlier run.", show_default=False)] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Replace a value of the recipe; may be repeated.", show_default=False)] = None,
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the run's folder is made.")] = Path("runs"),
     allow: Annotated[list[str] | None, typer.Option("--allow", metavar="PACKAGE", help="Trust classes of this package in a whole pickled model; may be repeated.", show_default=False)] = None,
@@ -25,11 +25,11 @@ def command(
     """Train, cut, verify, measure. Exits with 3 when a limit of the recipe was missed."""
     if recipe is None and resume is None:
         raise typer.BadParameter("give a recipe (and a model), or --resume RUN")
-    from sparsify.run import apply
-    from sparsify_cli.progress import narration
-
     folder = [resume] if resume is not None else []
     try:
+        from sparsify.run import apply
+        from sparsify_cli.progress import narration
+
         with narration(quiet) as listener:
             run = apply(
                 recipe,

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN | A B ...", help="One run: its dense against its cut model. More: their cut models against the first one's.", show_default=False)],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="One run: its dense against its cut model. More: their cut models against that of the first.", show_default=False)],
     target: Annotated[str | None, typer.Option("--target", metavar="NAME", help="Only this target of the recipe.", show_default=False)] = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time spent on each target and pair.")] = 3.0,
+    seconds: Annotated[float, typer.Option("--seconds", metavar="SECONDS", min=0.1, help="Time spent on each target and pair.")] = 3.0,
     as_json: Annotated[bool, typer.Option("--json", help="The timings as JSON.")] = False,
 ) -> None:
     """Time a run's dense against its cut model again, or the cut models of several runs against each other."""

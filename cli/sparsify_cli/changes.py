@@ -53,6 +53,8 @@ def _figure_delta(path: str, c: Change) -> str:
     if c.delta is None:
         return ""
     field = path.rpartition(".")[2]
+    if field == "speedup":
+        return signed(f"{c.delta:.2f}x")
     return points(c.delta) if field in _SHARES else signed(_figure(path, c.delta))
 
 

@@ -50,7 +50,7 @@ def _sentence(event: Event) -> str:
         case CutDone():
             return _cut(event)
         case Note():
-            return f"note: {event.text}"
+            return event.text
         case _:
             assert_never(event)
 

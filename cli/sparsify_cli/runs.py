@@ -9,13 +9,12 @@ import typer
 from sparsify.errors import RunError
 from sparsify.figures import MISSING, accuracy, share, times
 from sparsify.listing import RunRow, list_runs
-from sparsify.report import utc_minute
 from sparsify.table import Table, columns
 from sparsify_cli.render import show, show_json
 
 
 def command(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder that holds the runs.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that holds the runs.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="The list as JSON.")] = False,
 ) -> None:
     """List the runs in a folder: their state, what is left of each model, accuracy and speed."""
@@ -32,8 +31,9 @@ def command(
 
 def _table(folder: Path, rows: tuple[RunRow, ...]) -> Table:
     shown = tuple(
-        (row.name, row.state, MISSING if row.created is None else utc_minute(row.created), share(row.macs), share(row.params), accuracy(row.accuracy), times(row.speedup)) for row in rows
+        (row.name, row.state, (row.created or MISSING)[:10], share(row.macs), share(row.params), accuracy(row.accuracy), times(row.speedup)) for row in rows
     )
     notes = [f"{row.name} is damaged: {row.problem}." for row in rows if row.problem]
+    notes += [f"{row.name} missed {', '.join(row.missed)}." for row in rows if row.missed]
     notes += [f"Go on with {row.name}: sparsify apply --resume {folder / row.name}" for row in rows if row.state == "interrupted"]
     return Table("", columns("run", "state", "created", ">MACs", ">params", ">accuracy", ">speed"), shown, tuple(notes))

@@ -124,7 +124,8 @@ def written_as(annotation: Any) -> Iterator[Any]:
     if get_origin(annotation) is Annotated:
         inner, *marks = get_args(annotation)
         written = [m.json_schema_input_type for m in marks if isinstance(m, BeforeValidator) and m.json_schema_input_type is not PydanticUndefined]
-        yield from written_as(written[0] if written else inner)
+        plain_words = not written or get_origin(written[0]) is Literal  # aliases of a name are not worth repeating
+        yield from written_as(inner if plain_words else written[0])
     elif get_origin(annotation) in (Union, UnionType):
         for arm in get_args(annotation):
             yield from written_as(arm)

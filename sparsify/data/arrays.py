@@ -23,12 +23,13 @@ def read_npz(path: Path) -> tuple[Examples, Examples]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected an .npz with {', '.join(_NAMES)}")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # opened here, because numpy leaves a broken archive open
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [n for n in _NAMES if n not in archive.files]
             if missing:
                 raise DataError(f"{path}: has no {', '.join(missing)} (it holds {', '.join(archive.files[:8]) or 'nothing'})")
             x_train, y_train, x_test, y_test = (archive[n] for n in _NAMES)
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, TypeError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as an .npz of plain arrays ({error})") from error
     return _checked(x_train, y_train, f"{path}: x_train"), _checked(x_test, y_test, f"{path}: x_test")
 

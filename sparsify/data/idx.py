@@ -1,6 +1,7 @@
 """MNIST and Fashion-MNIST: four IDX files, raw or gzipped, where torchvision keeps them."""
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -60,7 +61,7 @@ def _read(folder: Path, name: str, dims: int) -> Tensor:
     magic, *shape = struct.unpack(f">{1 + dims}I", content[:header])
     if magic != _MAGIC[dims]:
         raise DataError(f"{path}: not an IDX file of {_KIND[dims]} (starts with {magic:#010x}, expected {_MAGIC[dims]:#010x})")
-    expected = header + int(np.prod(shape, dtype=np.uint64))
+    expected = header + math.prod(shape)
     if len(content) != expected:
         raise DataError(f"{path}: {len(content)} bytes where its header promises {expected}; fetch it again")
     # a copy, because torch wants memory that it may write to

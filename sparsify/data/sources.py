@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from sparsify.data import arrays, cifar, digits, folder, idx
 from sparsify.data.examples import Datasets, Examples
 from sparsify.errors import DataError
-from sparsify_schemas.data import BUILT_IN, Data
+from sparsify_schemas.data import Data
 
 Pair = tuple[Examples, Examples]
 
@@ -30,8 +29,6 @@ def load_data(spec: Data, seed: int) -> Datasets:
 
 
 def _read(spec: Data) -> Pair:
-    if spec.size is not None and spec.source != "folder":
-        raise DataError(f"data.size resizes the images of source folder; source '{spec.source}' has a size of its own, leave 'size' out")
     if spec.root is not None and (spec.source == "digits" or ":" in spec.source):
         raise DataError(f"data.root is not used by source '{spec.source}'; leave it out")
     match spec.source:
@@ -49,16 +46,8 @@ def _read(spec: Data) -> Pair:
             return folder.read(Path(spec.root).expanduser(), spec.size)
         case source if source.endswith(".npz"):
             return arrays.read_npz(Path(spec.root or "").expanduser() / Path(source).expanduser())
-        case source if ":" in source:
-            return arrays.read_callable(source)
         case source:
-            raise DataError(_unknown(source))
-
-
-def _unknown(source: str) -> str:
-    close = get_close_matches(source, BUILT_IN, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    return f"unknown data source '{source}'; expected {', '.join(BUILT_IN)}, a path to an .npz, or package.module:callable{hint}"
+            return arrays.read_callable(source)
 
 
 def _root(spec: Data) -> Path:

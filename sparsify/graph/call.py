@@ -16,6 +16,11 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
 
 
+def named(inputs: Inputs) -> list[tuple[str | None, Tensor]]:
+    """(keyword or None, tensor), in order."""
+    return list(inputs.items()) if isinstance(inputs, Mapping) else [(None, value) for value in inputs]
+
+
 def tensors(output: Any) -> Iterator[Tensor]:
     """Every floating-point tensor in a nested output, in a fixed order; everything else is passed over."""
     if isinstance(output, Tensor):

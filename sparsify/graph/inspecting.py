@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sparsify.errors import ModelError
-from sparsify.graph.call import Inputs, call, check_model, tensors
+from sparsify.graph.call import Inputs, call, check_model, named, tensors
 from sparsify.graph.slices import Unsupported, side
 from sparsify.plan import Coupled, Layer, ModelMap, Slice, Span, Tensor
 
@@ -30,6 +30,7 @@ def inspect(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> ModelM
         tensors=tuple(_tensors(model)),
         coupled=tuple(_coupled(model, inputs, names)),
         macs=sum(macs.values()),
+        inputs=tuple((name, tuple(value.shape), str(value.dtype).removeprefix("torch.")) for name, value in named(inputs)),
     )
 
 

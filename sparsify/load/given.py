@@ -9,8 +9,9 @@ from pydantic import BaseModel
 from sparsify.errors import RecipeError
 from sparsify.load.tree import DEEPEST, MOST, Items, Leaf, Node, Path, Place, Table, is_text
 from sparsify.load.words import found
-from sparsify.load.writing import escaped, written
+from sparsify.load.writing import escaped
 from sparsify_schemas.units import Quantity
+from sparsify_schemas.written import written
 
 HERE: Final = Place("<recipe>")
 """the place of what has no file"""

@@ -4,13 +4,10 @@ import re
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
 
 from sparsify.load import scalars
-from sparsify_schemas.lookup import kind_of
-from sparsify_schemas.recipe import Recipe, Rule
-from sparsify_schemas.schedule import Constant
-from sparsify_schemas.units import Quantity
+from sparsify_schemas.recipe import Recipe
+from sparsify_schemas.written import written
 
 
 def dump(recipe: Recipe) -> str:
@@ -18,30 +15,6 @@ def dump(recipe: Recipe) -> str:
     body = _marked(written(recipe))
     text: str = yaml.dump(body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=130, default_flow_style=False)
     return text
-
-
-def written(value: Any) -> Any:
-    """A value of the language as one would write it: no absent keys, `kind` first, a constant schedule as its number."""
-    match value:
-        case Constant(value=number):
-            return number
-        case BaseModel():
-            return _entry(value)
-        case Quantity():
-            return str(value)
-        case tuple() | list():
-            return [written(item) for item in value]
-        case dict():
-            return {key: written(item) for key, item in value.items()}
-        case _:
-            return value
-
-
-def _entry(value: BaseModel) -> dict[str, Any]:
-    kept = {"layers", "protect", "override"} if isinstance(value, Rule) and value.protect else set(type(value).model_fields)
-    named = {info.alias or name: getattr(value, name) for name, info in type(value).model_fields.items() if name in kept}
-    kind = {"kind": kind_of(type(value))} if "kind" in named else {}
-    return kind | {name: written(entry) for name, entry in named.items() if entry is not None}
 
 
 def escaped(text: str) -> str:

@@ -335,7 +335,7 @@ def test_only_one_process_holds_a_run(tmp_path):
 
 
 def test_a_lock_left_by_a_dead_process_holds_nothing(tmp_path):
-    code = "import sys, os; from pathlib import Path; from sparsify import folder; folder.locked(Path(sys.argv[1])).__enter__(); os._exit(9)"
+    code = "import sys, os; from pathlib import Path; from sparsify import folder; held = folder.locked(Path(sys.argv[1])); held.__enter__(); os._exit(9)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert (tmp_path / files.LOCK).read_text()
     assert not files.running(tmp_path)

@@ -1,0 +1,67 @@
+"""`sparsify init`: write a commented recipe to start from."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsify.errors import RunError
+from sparsify_cli.render import say
+
+SAMPLE = """\
+# A recipe for sparsify. Check it with `sparsify validate {name}`, run it with `sparsify apply {name}`.
+# `sparsify explain rules` (or budget, group_lasso, filter, ...) says what a word means.
+version: 1
+title: Digits with fewer filters
+
+vars: {{epochs: 15}}                # used as ${{epochs}}; `--set epochs=3` for a quick try
+seed: 0
+
+model:                            # how to build the dense model, for a file of weights or from scratch
+  build: sparsify.models.digits_cnn
+  args: {{classes: 10}}
+
+data:
+  source: digits                  # 8x8 images that come with scikit-learn; also mnist, cifar10, a folder, an .npz ...
+  validation: 20%                 # kept aside for every choice; the test set is read once, at the end
+
+targets:                          # hardware on which dense and cut model are timed side by side
+  here: {{kind: cpu, threads: 1, batch: 1}}
+
+budget:
+  macs: 40%                       # at most 40 % of the dense model's multiply-accumulates remain
+
+rules:
+  - layers: Conv2d                # a layer class; a glob on names such as "conv*"; or re:<regular expression>
+    group: filter                 # filters leave, with everything that depends on them
+    penalty: {{kind: group_lasso, strength: 5e-4}}
+    criterion: {{kind: magnitude}}  # which filters go first where the budget needs more than died
+    keep: {{at_least: 2}}           # in every layer
+
+stages:
+  - kind: train                   # with the penalty: filters are driven to zero
+    name: learn
+    epochs: ${{epochs}}
+    optimizer: {{kind: sgd, lr: 0.05, momentum: 0.9, weight_decay: 1e-4}}
+  - kind: cut                     # what is dead or costs least goes; the cut model is verified
+  - kind: train                   # without the penalty: what is left recovers
+    name: finetune
+    epochs: 5
+    penalties: false
+    optimizer: {{kind: sgd, lr: 0.01, momentum: 0.9}}
+"""
+
+
+def command(
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to write it; recipe.yaml when left out.", show_default=False)] = Path("recipe.yaml"),
+) -> None:
+    """Write a commented recipe to start from; never overwrites a file."""
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(SAMPLE.format(name=file))
+    except FileExistsError:
+        raise RunError(f"{file}: exists already; name another file, or remove it first") from None
+    except OSError as error:
+        raise RunError(f"{file}: cannot be written: {error.strerror or error}") from None
+    typer.echo(str(file))
+    say(f"next: sparsify validate {file}, then sparsify apply {file}")

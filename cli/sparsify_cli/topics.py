@@ -1,0 +1,147 @@
+"""What `sparsify explain` knows: every word of the recipe language, from the docstrings of the schema itself."""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import ModuleType
+from typing import Any, Final
+
+from sparsify.errors import SparsifyError
+from sparsify_schemas import criterion, group, penalty, schedule, selector, stage, target, units
+from sparsify_schemas.lookup import Field, Model, arms, family, fields, in_words, models
+from sparsify_schemas.recipe import Recipe
+from sparsify_schemas.written import written
+
+FAMILIES: Final[dict[str, tuple[ModuleType | str, Any]]] = {
+    "penalty": (penalty, penalty.Penalty),
+    "criterion": (criterion, criterion.Criterion),
+    "schedule": (schedule, schedule.Schedule),
+    "stage": (stage, stage.Stage),
+    "optimizer": ("Optimizers: what takes the steps of a training stage.", stage.Optimizer),
+    "target": (target, target.Target),
+}
+PLURALS: Final = {"rule": "rules", "stages": "stage", "targets": "target", "penalties": "penalty", "criteria": "criterion", "schedules": "schedule", "groups": "group", "unit": "units"}
+WITHOUT_ENTRY: Final = {
+    "extends": "extends: other.yaml\n\nA recipe to start from, relative to this file. Mappings are merged by key; lists, values and null replace. A circle is an error.",
+    "vars": "vars: {epochs: 30}\n\nNames for values. \"${epochs}\" becomes the number, \"${epochs}ep\" the text 30ep; in between stands arithmetic: + - * / // % **, parentheses, min, max, round and int. `--set epochs=3` changes a variable. $${ is a plain ${.",
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a topic."""
+
+    name: str
+    takes: str
+    required: bool
+    default: Any
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Topic:
+    """What there is to say of one word."""
+
+    name: str
+    text: str
+    key: Key | None = None
+    """how it is written, where it is a key itself"""
+    keys: tuple[Key, ...] = ()
+    members: tuple[tuple[str, str], ...] = ()
+    """(name, first line) of the kinds to choose from"""
+
+    @property
+    def summary(self) -> str:
+        return self.text.partition("\n")[0]
+
+
+def all_topics() -> dict[str, Topic]:
+    """Every topic by its full name, such as `penalty.group_lasso.scope`."""
+    topics = [*_of_entry("", Recipe), *_of_groups(), *(_static(name, text) for name, text in WITHOUT_ENTRY.items())]
+    topics.append(_static("units", inspect.getdoc(units) or ""))
+    for name, (about, annotation) in FAMILIES.items():
+        members = family(annotation)
+        text = about if isinstance(about, str) else inspect.getdoc(about) or ""
+        topics.append(Topic(name, text, members=tuple((kind, _doc(model).partition("\n")[0]) for kind, model in members.items())))
+        for kind, model in members.items():
+            full = f"{name}.{kind}"
+            topics += [Topic(full, _doc(model), keys=_keys(model)), *_of_entry(full, model)]
+    return {topic.name: topic for topic in topics}
+
+
+def find(word: str) -> Topic:
+    """The topic of a word, a dotted path or its end; raises SparsifyError with what was probably meant."""
+    topics = all_topics()
+    name = _normal(word)
+    ends = [topics[full] for full in topics if full == name or full.endswith(f".{name}")]
+    if name in topics or len({(t.text, t.key) for t in ends}) == 1:
+        return topics.get(name) or ends[0]
+    if ends:
+        raise SparsifyError(f"'{word}' is the name of several things; say which: {', '.join(t.name for t in ends)}")
+    words = list(topics) if "." in name else list(dict.fromkeys([*(full.rpartition(".")[2] for full in topics), *group.ALIASES]))
+    near = get_close_matches(name, words, 2)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else "`sparsify explain` lists the topics"
+    raise SparsifyError(f"nothing is called '{word}'; {hint}")
+
+
+def _normal(word: str) -> str:
+    """`rules.0.penalty.group_lasso` -> `penalty.group_lasso`: no list indices, and from the last family on."""
+    parts = [PLURALS.get(part, part) if i == 0 else part for i, part in enumerate(p for p in word.strip().split(".") if p and not p.isdigit())]
+    parts = [group.ALIASES.get(part, part) for part in parts]
+    starts = [i for i, part in enumerate(parts[:-1]) if part in FAMILIES or part == "group"]
+    return ".".join(parts[starts[-1] :] if starts else parts)
+
+
+def _of_entry(prefix: str, model: Model) -> Iterator[Topic]:
+    for field in fields(model):
+        if field.name == "kind":
+            continue
+        name = f"{prefix}.{field.name}" if prefix else field.name
+        kinds = _kinds(field.annotation)
+        entries = [] if kinds else list(_entries(field.annotation))
+        text = "\n\n".join([field.meaning, *_more(field), *(_doc(entry) for entry in entries)])
+        yield Topic(name, text, _key(field), tuple(key for entry in entries for key in _keys(entry)), kinds)
+        for entry in entries:
+            yield from _of_entry(name, entry)
+
+
+def _entries(annotation: Any) -> Iterator[Model]:
+    """The entries that a key holds, in a list or a mapping as well."""
+    yield from models(annotation)
+    for arm in arms(annotation):
+        yield from (model for part in getattr(arm, "__args__", ()) for model in models(part))
+
+
+def _kinds(annotation: Any) -> tuple[tuple[str, str], ...]:
+    members = {kind: model for model in dict.fromkeys(_entries(annotation)) for kind, model in family(model).items()}
+    return tuple((kind, _doc(model).partition("\n")[0]) for kind, model in members.items())
+
+
+def _more(field: Field) -> list[str]:
+    return [inspect.getdoc(selector) or ""] if field.name == "layers" else []
+
+
+def _of_groups() -> Iterator[Topic]:
+    yield Topic("group", inspect.getdoc(group) or "", members=tuple((kind, meaning.partition(";")[0]) for kind, meaning in group.MEANING.items()))
+    for kind, meaning in group.MEANING.items():
+        also = [alias for alias, of in group.ALIASES.items() if of == kind]
+        yield _static(f"group.{kind}", f"{meaning}\n\nAlso written {', '.join(also)}.")
+
+
+def _static(name: str, text: str) -> Topic:
+    return Topic(name, text)
+
+
+def _doc(model: Model) -> str:
+    return inspect.getdoc(model) or ""
+
+
+def _keys(model: Model) -> tuple[Key, ...]:
+    ordered = sorted(fields(model), key=lambda field: field.name != "kind")
+    return tuple(map(_key, ordered))
+
+
+def _key(field: Field) -> Key:
+    meaning = field.meaning or ("says which of the kinds this is" if field.name == "kind" else "")
+    return Key(field.name, in_words(field.annotation), field.required, written(field.default), meaning)

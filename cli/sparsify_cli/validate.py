@@ -1,0 +1,63 @@
+"""`sparsify validate`: check a recipe, without a model and without torch."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsify.errors import RecipeError
+from sparsify.load import load
+from sparsify_cli.render import show_json
+from sparsify_schemas.recipe import Recipe, Rule
+from sparsify_schemas.stage import Stage, Train
+from sparsify_schemas.written import written
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value: --set stages.0.epochs=3. May be repeated.", show_default=False)]
+
+
+def command(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False)],
+    overrides: Set = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The resolved recipe, or the problems, as JSON.")] = False,
+) -> None:
+    """Check a recipe, without a model: every problem at once, each with line and column."""
+    try:
+        loaded = load(recipe, overrides or ())
+    except RecipeError as error:
+        if as_json:
+            show_json({"file": str(recipe), "valid": False, "problems": [asdict(problem) for problem in error.problems], "recipe": None})
+        raise
+    if as_json:
+        show_json({"file": str(recipe), "valid": True, "problems": [], "recipe": written(loaded.recipe)})
+    else:
+        typer.echo("\n".join([f"{recipe}: valid", *_summary(loaded.recipe)]))
+
+
+def _summary(recipe: Recipe) -> list[str]:
+    rows = [("title", recipe.title)]
+    if recipe.model is not None:
+        rows.append(("model", recipe.model.build))
+    if recipe.data is not None:
+        rows.append(("data", f"{recipe.data.source}, {recipe.data.validation} for validation"))
+    rows += [("target", f"{name}: {target.kind}, {target.runtime}, batch {target.batch}") for name, target in recipe.targets.items()]
+    limits = [f"{name} {limit}" for name, limit in written(recipe.budget).items()]
+    rows.append(("budget", ", ".join(limits) or "none: only groups that are zero are cut"))
+    rows += [(f"rule {number}", _rule(rule)) for number, rule in enumerate(recipe.rules)]
+    rows.append(("stages", ", ".join(map(_stage, recipe.stages))))
+    return [f"  {label:<8} {text}" for label, text in rows]
+
+
+def _rule(rule: Rule) -> str:
+    layers = ", ".join(rule.layers)
+    if rule.protect:
+        return f"{layers}: protected"
+    driven = f", driven by {rule.penalty.kind}" if rule.penalty else ""
+    removed = f", {rule.sparsity} removed" if rule.sparsity else ""
+    return f"{layers}: {rule.group}{driven}{removed}, chosen by {rule.criterion.kind}"
+
+
+def _stage(stage: Stage) -> str:
+    if not isinstance(stage, Train):
+        return stage.name
+    return f"{stage.name} ({stage.epochs} epoch{'s' if stage.epochs > 1 else ''})"

@@ -1,0 +1,34 @@
+"""A value of the language as plain data, the way one would write it."""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from sparsify_schemas.lookup import kind_of
+from sparsify_schemas.recipe import Rule
+from sparsify_schemas.schedule import Constant
+from sparsify_schemas.units import Quantity
+
+
+def written(value: Any) -> Any:
+    """Dicts, lists and scalars: no absent keys, `kind` first, a constant schedule as its number, a quantity as its text."""
+    match value:
+        case Constant(value=number):
+            return number
+        case BaseModel():
+            return _entry(value)
+        case Quantity():
+            return str(value)
+        case tuple() | list():
+            return [written(item) for item in value]
+        case dict():
+            return {key: written(item) for key, item in value.items()}
+        case _:
+            return value
+
+
+def _entry(value: BaseModel) -> dict[str, Any]:
+    kept = {"layers", "protect", "override"} if isinstance(value, Rule) and value.protect else set(type(value).model_fields)
+    named = {info.alias or name: getattr(value, name) for name, info in type(value).model_fields.items() if name in kept}
+    kind = {"kind": kind_of(type(value))} if "kind" in named else {}
+    return kind | {name: written(entry) for name, entry in named.items() if entry is not None}

@@ -1,0 +1,248 @@
+"""apply from end to end, on digits that train in seconds."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import sparsify
+from sparsify import folder as files
+from sparsify.artefact import checked, list_runs, load_dense, load_run, read_cuts
+from sparsify.data import load_data
+from sparsify.errors import ModelError, RecipeError, RunError, TrainingError, VerificationError
+from sparsify.events import CutDone, EpochDone, RunStarted, StageStarted, StepDone
+from sparsify.models import digits_cnn
+from sparsify.run import apply
+from sparsify.train import evaluate
+from sparsify_schemas.recipe import Recipe
+
+SGD = {"kind": "sgd", "lr": 0.05, "momentum": 0.9}
+LEARN = {"kind": "train", "name": "learn", "epochs": 2, "optimizer": SGD}
+CUT = {"kind": "cut"}
+TUNE = {"kind": "train", "name": "finetune", "epochs": 1, "penalties": False, "optimizer": {**SGD, "lr": 0.01}}
+LASSO = {"layers": "conv*", "group": "filter", "penalty": {"kind": "group_lasso", "strength": 2e-3}}
+RECIPE = {
+    "version": 1,
+    "title": "Digits",
+    "seed": 3,
+    "model": {"build": "sparsify.models.digits_cnn"},
+    "data": {"source": "digits", "validation": "10%"},
+    "budget": {"macs": "40%"},
+    "rules": [LASSO],
+    "stages": [LEARN, CUT, TUNE],
+}
+ONE_SHOT = {k: v for k, v in RECIPE.items() if k not in ("data", "stages")} | {
+    "inputs": [{"shape": [2, 1, 8, 8]}],
+    "rules": [{"layers": "conv*", "group": "filter"}],
+}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def go(recipe: dict = RECIPE, model: object = None, **more: object) -> Path:
+    return apply(recipe, model, **{"timing": 0.05, "from_scratch": model is None, **more})
+
+
+def weights(path: Path = Path("model.pt"), seed: int = 1) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        torch.save(digits_cnn().state_dict(), path)
+    return path
+
+
+def test_from_scratch_trains_cuts_tunes_and_measures():
+    heard = []
+    before = torch.random.get_rng_state()
+    run = go(listener=heard.append)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert run == Path("runs/digits-1")
+    report = checked(run)
+    assert report.cut.macs <= 0.4 * report.dense.macs
+    assert [m.met for m in report.limits] == [True]
+    assert report.dense.test_accuracy > 0.85 and report.cut.test_accuracy > 0.8
+    assert report.verdict.outcome == "equal"
+    assert [(s.name, s.epochs) for s in report.stages] == [("learn", 2), ("cut", 0), ("finetune", 1)]
+    assert [(e.stage, e.epoch) for e in report.history] == [("learn", 1), ("learn", 2), ("finetune", 1)]
+    assert report.stages[0].penalty_share > 0 and report.stages[2].penalty_share is None
+    assert any("right before the cut" in n for n in report.notes)
+
+    test = load_data(Recipe.model_validate(RECIPE).data, 3).test
+    assert evaluate(load_run(run), test)[1] == report.cut.test_accuracy
+    assert evaluate(load_dense(run), test)[1] == report.dense.test_accuracy
+
+    assert not [e for e in heard if isinstance(e, StepDone) and e.stage == "cut"]
+    told = [e for e in heard if not isinstance(e, StepDone)]
+    assert [type(e) for e in told] == [
+        RunStarted,
+        StageStarted,
+        EpochDone,
+        EpochDone,
+        StageStarted,
+        CutDone,
+        StageStarted,
+        EpochDone,
+    ]
+    assert told[0] == RunStarted(str(run))
+    log = [json.loads(line) for line in (run / files.LOG).read_text().splitlines()]
+    assert [entry["event"] for entry in log] == [type(e).__name__ for e in told]
+    kept = {p.name for p in run.iterdir()}
+    assert kept == {files.RECIPE, files.PLAN, files.CUTS, files.WEIGHTS, files.DENSE, files.PAGE, files.LOG, files.REPORT}
+    assert list_runs("runs")[0].accuracy == report.cut.test_accuracy
+
+
+def test_the_same_seed_gives_the_same_run_and_another_one_another():
+    first, second, other = (checked(go(RECIPE, overrides=(f"seed={s}",))) for s in (3, 3, 4))
+    same = ("recipe_digest", "plan_digest", "model_digest", "dense", "cut", "limits", "layers", "verdict")
+    assert [getattr(first, f) for f in same] == [getattr(second, f) for f in same]
+    assert [e.model_copy(update={"seconds": 0}) for e in first.history] == [
+        e.model_copy(update={"seconds": 0}) for e in second.history
+    ]
+    exact = (files.RECIPE, files.PLAN, files.CUTS, files.WEIGHTS, files.DENSE)
+    assert [first.files[f] for f in exact] == [second.files[f] for f in exact]
+    assert first.files[files.WEIGHTS] != other.files[files.WEIGHTS]
+
+
+def test_a_given_model_is_the_dense_one_and_stays_as_it_was():
+    path = weights()
+    content = path.read_bytes()
+    path.chmod(0o444)
+    run = go(model=path)
+    assert path.read_bytes() == content
+    given = torch.load(path)
+    assert all(torch.equal(v, given[k]) for k, v in load_dense(run).state_dict().items())
+    assert any("dense model is model.pt as given" in n for n in checked(run).notes)
+    assert str(Path.cwd()) not in "".join((run / f).read_text() for f in (files.PLAN, files.REPORT, files.PAGE))
+
+
+def test_a_one_shot_recipe_needs_no_data():
+    run = go(ONE_SHOT, weights())
+    report = checked(run)
+    assert report.cut.macs <= 0.4 * report.dense.macs
+    assert report.dense.test_accuracy is None and report.history == ()
+    with torch.no_grad():
+        assert load_run(run)(torch.randn(3, 1, 8, 8)).shape == (3, 10)
+
+
+def test_taylor_sees_training_batches():
+    rules = [{"layers": "conv*", "group": "filter", "criterion": {"kind": "taylor", "batches": 4}}]
+    taylor = go({**RECIPE, "rules": rules, "stages": [CUT]}, weights())
+    magnitude = go({**RECIPE, "rules": [{"layers": "conv*", "group": "filter"}], "stages": [CUT]}, weights())
+    assert read_cuts(taylor).widths != read_cuts(magnitude).widths
+    assert checked(taylor).verdict.outcome == "equal"
+
+
+def test_weights_stay_zero_through_the_stages_after_the_cut():
+    rules = [{"layers": "conv*", "group": "weight", "sparsity": "80%"}]
+    run = go({**RECIPE, "budget": {}, "rules": rules}, weights())
+    report = checked(run)
+    model = load_run(run)
+    zero = sum(int((m.weight == 0).sum()) for m in model.modules() if isinstance(m, nn.Conv2d))
+    total = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d))
+    assert abs(zero / total - 0.8) < 1e-4
+    assert [(m.what, m.met) for m in report.limits] == [("rules.0.sparsity", True)]
+    assert any(f"{zero} of {total} weights are zero; zeros stay in the tensors: this brings no speed" in n for n in report.notes)
+    assert report.history[-1].sparsity == pytest.approx(0.8, abs=1e-3)
+
+
+def test_penalties_may_act_after_the_cut_too():
+    report = checked(go({**RECIPE, "stages": [LEARN, CUT, {**TUNE, "penalties": True}]}))
+    assert report.history[-1].strength == 2e-3
+    assert report.stages[-1].penalty_share > 0
+
+
+def test_a_missed_demand_is_reported_and_the_run_is_complete():
+    rules = [{"layers": "conv1", "group": "filter", "sparsity": "90%", "keep": {"multiple_of": 8}}]
+    run = go({**ONE_SHOT, "budget": {}, "rules": rules}, weights())
+    assert [m.met for m in checked(run).limits] == [False]
+    assert list_runs("runs")[0].state == "complete"
+
+
+def test_a_whole_module_without_a_builder_runs_and_says_how_it_loads():
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    torch.save(model, "module.pt")
+    recipe = {
+        **{k: v for k, v in RECIPE.items() if k != "model"},
+        "rules": [{"layers": "0", "group": "filter"}],
+        "stages": [CUT, TUNE],
+    }
+    run = go(recipe, "module.pt")
+    assert any("loads only with a builder" in n for n in checked(run).notes)
+    with pytest.raises(RunError, match="build=callable"):
+        load_run(run)
+    test = load_data(Recipe.model_validate(RECIPE).data, 3).test
+    assert (
+        evaluate(load_run(run, build=lambda: torch.load("module.pt", weights_only=False)), test)[1]
+        == checked(run).cut.test_accuracy
+    )
+
+
+def test_a_run_is_a_model_for_the_next_one():
+    first = go(ONE_SHOT, weights())
+    second = go({**ONE_SHOT, "title": "Again", "budget": {"macs": "50%"}}, first)
+    third = go({**ONE_SHOT, "title": "Again", "budget": {"macs": "60%"}}, second)
+    a, b, c = (checked(r) for r in (first, second, third))
+    assert (b.dense.macs, c.dense.macs) == (a.cut.macs, b.cut.macs)
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(load_dense(third)(x), load_run(second)(x))
+    assert load_run(third)(x).shape == (2, 10)
+
+
+def test_targets_of_the_recipe_are_timed():
+    recipe = {**ONE_SHOT, "targets": {"one": {"kind": "cpu"}, "eight": {"kind": "cpu", "batch": 8}}}
+    report = checked(go(recipe, weights()))
+    assert [t.target for t in report.latency] == ["one", "eight"]
+    assert not any("names no target" in n for n in report.notes)
+
+
+def test_divergence_names_the_place_and_leaves_the_last_checkpoint():
+    steep = {
+        **LEARN,
+        "epochs": 3,
+        "optimizer": {"kind": "sgd", "lr": {"kind": "step", "value": 0.01, "factor": 1e30, "at": ["1ep"]}},
+    }
+    with pytest.raises(TrainingError, match=r"stage 'learn', epoch 2, step \d+: .*lower the learning rate"):
+        go({**RECIPE, "stages": [steep, CUT]})
+    assert torch.load("runs/digits-1/checkpoint.pt")["moment"]["epochs"] == 1
+    assert list_runs("runs")[0].state == "interrupted"
+
+
+def test_a_cut_that_fails_its_proof_is_not_saved(monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise VerificationError("group 'conv1' fails by itself")
+
+    monkeypatch.setattr(sparsify.run.pruning, "cut", refuse)
+    with pytest.raises(VerificationError):
+        go()
+    assert list_runs("runs")[0].state == "interrupted"
+    assert not (Path("runs/digits-1") / files.WEIGHTS).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((None, None, {}), RunError, "give a recipe"),
+        ((RECIPE, None, {"from_scratch": False}), ModelError, "no model file; give one, or --from-scratch"),
+        ((RECIPE, "model.pt", {"from_scratch": True}), ModelError, "both model.pt and --from-scratch"),
+        ((RECIPE, "nowhere.pt", {}), ModelError, "there is no model file nowhere.pt"),
+        (({**RECIPE, "budget": {"macs": "0.1%"}}, None, {}), RecipeError, "cannot be reached"),
+        ((RECIPE, None, {"overrides": ("sed=1",)}), RecipeError, "sed"),
+    ],
+    ids=["nothing", "no model", "both", "no such file", "infeasible", "override"],
+)
+def test_what_cannot_begin_leaves_no_folder(arguments, error, message):
+    recipe, model, more = arguments
+    with pytest.raises(error, match=message):
+        go(recipe, model, **more)
+    assert list_runs("runs") == ()
+
+
+def test_a_damaged_run_is_no_model():
+    run = go(ONE_SHOT, weights())
+    (run / files.CUTS).write_text("{}")
+    with pytest.raises(RunError, match=r"cuts.json is not as the run left it"):
+        go(ONE_SHOT, run)

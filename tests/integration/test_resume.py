@@ -1,0 +1,261 @@
+"""Whatever ends a run, it can go on and ends with the same bits; an unfinished one never passes for complete."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sparsify import folder as files
+from sparsify.artefact import checked, list_runs, load_run
+from sparsify.errors import RunError
+from sparsify.events import EpochDone, Event, RunStarted, StepDone
+from sparsify.models import digits_cnn
+from sparsify.run import apply
+
+SGD = {"kind": "sgd", "lr": 0.05, "momentum": 0.9}
+RULES = [
+    {
+        "layers": "conv*",
+        "group": "filter",
+        "penalty": {"kind": "group_lasso", "strength": {"kind": "linear", "from": 0, "to": 2e-3, "end": "2ep"}},
+    },
+    {"layers": "fc", "group": "weight", "sparsity": "30%", "penalty": {"kind": "l1", "strength": 1e-3}},
+]
+RECIPE: dict[str, Any] = {
+    "version": 1,
+    "title": "Digits",
+    "model": {"build": "sparsify.models.digits_cnn"},
+    "data": {"source": "digits", "validation": "10%", "augment": {"crop": 1}},
+    "budget": {"macs": "50%"},
+    "rules": RULES,
+    "stages": [
+        {"kind": "train", "name": "learn", "epochs": 4, "optimizer": SGD},
+        {"kind": "cut"},
+        {"kind": "train", "name": "finetune", "epochs": 2, "optimizer": {"kind": "adam", "lr": 1e-3}},
+    ],
+}
+SHORT = {**RECIPE, "stages": [{**RECIPE["stages"][0], "epochs": 1}, {"kind": "cut"}, {**RECIPE["stages"][2], "epochs": 1}]}
+RUN = Path("runs/digits-1")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run without any interruption."""
+    return apply(RECIPE, from_scratch=True, out=tmp_path_factory.mktemp("whole"), timing=0.05).resolve()
+
+
+def same_end(a: Path, b: Path) -> bool:
+    """Weights, cuts and history, to the last bit."""
+
+    def history(run: Path) -> list[Any]:
+        return [row.model_copy(update={"seconds": 0}) for row in checked(run).history]
+
+    weights = all((a / f).read_bytes() == (b / f).read_bytes() for f in (files.WEIGHTS, files.DENSE, files.CUTS))
+    return weights and history(a) == history(b)
+
+
+def script(code: str, *arguments: str) -> "subprocess.Popen[str]":
+    code = "import json, os, sys, time, torch\nfrom pathlib import Path\ntorch.set_num_threads(1)\n" + code
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], text=True, stdout=subprocess.PIPE)
+
+
+SLOWLY = """
+from sparsify.run import apply
+apply(json.loads(sys.argv[1]), from_scratch=True, timing=0.05, listener=lambda event: time.sleep(0.02))
+"""
+
+
+def test_kill_9_in_training_then_resume_ends_with_the_same_bits(whole: Path) -> None:
+    process = script(SLOWLY, json.dumps(RECIPE))
+    checkpoint, end = RUN / files.CHECKPOINT, time.monotonic() + 60
+    while not (checkpoint.exists() and torch.load(checkpoint)["moment"]["epochs"] == 2):
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.01)
+    assert [r.state for r in list_runs("runs")] == ["running"]
+    with pytest.raises(RunError, match=f"is in use by process {process.pid}"):
+        apply(resume=RUN)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert [r.state for r in list_runs("runs")] == ["interrupted"]
+
+    heard: list[Event] = []
+    assert apply(resume=RUN, timing=0.05, listener=heard.append) == RUN
+    assert heard[0] == RunStarted(str(RUN), resumed=True)
+    assert next(e.epoch for e in heard if isinstance(e, EpochDone)) in (3, 4)
+    assert same_end(RUN, whole)
+    assert not (RUN / files.CHECKPOINT).exists()
+
+
+AT_EACH_WRITE = """
+import sklearn.datasets, torch_pruning  # once, not in each child
+from sparsify.artefact import list_runs
+from sparsify.run import apply
+recipe, replace = json.loads(sys.argv[1]), Path.replace
+
+def forked(work):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException as error:
+            print(error, file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def dying(at):
+    written = []
+    def dies(self, target):
+        if len(written) == at:
+            os._exit(9)
+        written.append(target)
+        return replace(self, target)
+    Path.replace = dies
+    apply(recipe, from_scratch=True, out=f"at-{at}", timing=0.01)
+
+for at in range(99):
+    first = forked(lambda: dying(at))
+    rows = list_runs(f"at-{at}")
+    run = Path(f"at-{at}/digits-1")
+    left = sorted(p.name for p in run.iterdir())
+    second = forked(lambda: apply(resume=run, timing=0.01)) if first == 9 and rows else None
+    print(json.dumps([first, [r.state for r in rows], left, second, [r.state for r in list_runs(f"at-{at}")]]), flush=True)
+    if first != 9:
+        break
+"""
+
+
+def test_death_at_any_write_never_looks_complete_and_can_be_resumed(whole: Path) -> None:
+    output, _ = script(AT_EACH_WRITE, json.dumps(SHORT)).communicate(timeout=300)
+    *deaths, unhurt = [json.loads(line) for line in output.splitlines()]
+    assert unhurt[:2] == [0, ["complete"]]
+    # state, recipe, plan, checkpoint 1, dense, checkpoint 2, checkpoint 3, cuts, weights, page, report
+    assert len(deaths) == 11
+    assert deaths[0][:2] == [9, []]  # not even state.json: nothing was begun, an empty folder is left
+    for death, before, left, resumed, after in deaths[1:]:
+        assert (death, before, resumed, after) == (9, ["interrupted"], 0, ["complete"]), left
+    ends = {
+        tuple((Path(f"at-{at}/digits-1") / f).read_bytes() for f in (files.WEIGHTS, files.CUTS))
+        for at in range(1, len(deaths) + 1)
+    }
+    assert len(ends) == 1
+
+
+def interrupted(recipe: dict[str, Any] = RECIPE, after: int = 2, **more: Any) -> Path:
+    """A run that Ctrl-C ended in the epoch after so many."""
+    done: list[EpochDone] = []
+
+    def listener(event: Event) -> None:
+        if isinstance(event, EpochDone):
+            done.append(event)
+        if isinstance(event, StepDone) and len(done) == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        apply(recipe, **{"from_scratch": "model_file" not in more, "listener": listener, "timing": 0.05, **more})
+    return RUN
+
+
+@pytest.mark.parametrize("after", [0, 1, 4, 5])
+def test_ctrl_c_then_resume_ends_with_the_same_bits(whole: Path, after: int) -> None:
+    run = interrupted(after=after)
+    assert list_runs("runs")[0].state == "interrupted"
+    apply(resume=run, timing=0.05)
+    assert same_end(run, whole)
+
+
+def test_interrupted_twice(whole: Path) -> None:
+    run = interrupted(after=1)
+
+    def listener(event: Event) -> None:
+        if isinstance(event, EpochDone) and event.stage == "finetune":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        apply(resume=run, listener=listener)
+    apply(resume=run, timing=0.05)
+    assert same_end(run, whole)
+
+
+def test_resume_from_another_folder_finds_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    torch.save(digits_cnn().state_dict(), "model.pt")
+    run = interrupted(SHORT, after=1, model_file="model.pt").resolve()
+    (tmp_path / "deeper").mkdir()
+    monkeypatch.chdir(tmp_path / "deeper")
+    assert load_run(apply(resume=run, timing=0.05))
+
+
+def test_a_model_file_that_changed_is_refused() -> None:
+    torch.save(digits_cnn().state_dict(), "model.pt")
+    run = interrupted(SHORT, after=1, model_file="model.pt")
+    torch.save(digits_cnn().state_dict(), "model.pt")
+    with pytest.raises(RunError, match=r"model.pt was changed since the run began"):
+        apply(resume=run)
+    Path("model.pt").unlink()
+    with pytest.raises(RunError, match=r"cannot read .*model.pt"):
+        apply(resume=run)
+
+
+def test_what_cannot_be_resumed_says_why() -> None:
+    with pytest.raises(RunError, match="there is no run runs/digits-1"):
+        apply(resume=RUN)
+    Path("runs/digits-1").mkdir(parents=True)
+    with pytest.raises(RunError, match=r"holds no interrupted run: state.json is missing"):
+        apply(resume=RUN)
+    RUN.rmdir()
+    run = interrupted(SHORT, after=1)
+    for more in ({"recipe": SHORT}, {"overrides": ("seed=1",)}):
+        with pytest.raises(RunError, match="goes on with the recipe that it began with"):
+            apply(resume=run, **more)
+
+
+def test_an_edited_recipe_is_refused() -> None:
+    run = interrupted(SHORT, after=1)
+    text = (run / files.RECIPE).read_text()
+    (run / files.RECIPE).write_text("# a remark is no change\n" + text)
+    files.State.read(run)
+    (run / files.RECIPE).write_text(text.replace("seed: 0", "seed: 1") if "seed: 0" in text else text + "\nseed: 1\n")
+    with pytest.raises(RunError, match=r"recipe.yaml was changed since the run began"):
+        apply(resume=run)
+    (run / files.RECIPE).write_text("# a remark is no change\n" + text)
+    assert apply(resume=run, timing=0.05)
+
+
+@pytest.mark.parametrize("name", [files.STATE, files.CHECKPOINT])
+@pytest.mark.parametrize("content", [b"", b"{}", b"PK\x03\x04 nonsense"])
+def test_damage_is_named(name: str, content: bytes) -> None:
+    run = interrupted(SHORT, after=1)
+    (run / name).write_bytes(content)
+    with pytest.raises(RunError, match=f"{name} is damaged.*start a new one"):
+        apply(resume=run)
+
+
+def test_a_complete_run_has_nothing_to_resume(whole: Path) -> None:
+    with pytest.raises(RunError, match="nothing to resume"):
+        apply(resume=whole)
+
+
+def test_a_checkpoint_is_read_without_pickle() -> None:
+    run = interrupted(after=1)
+    body = torch.load(run / files.CHECKPOINT, weights_only=True)
+    assert body["moment"]["epochs"] == 1
+    assert set(body["weights"]) == set(digits_cnn().state_dict())
+
+
+def test_what_is_compared_with_is_kept_from_before_the_cut(whole: Path) -> None:
+    dense, thin = load_file(whole / files.DENSE), load_file(whole / files.WEIGHTS)
+    assert dense["conv2.weight"].shape == (32, 16, 3, 3)
+    assert thin["conv2.weight"].numel() < dense["conv2.weight"].numel()

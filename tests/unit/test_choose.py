@@ -1,0 +1,146 @@
+"""Choosing: budgets, demands, floors, multiples, ties; on hand-made maps without any tensor."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsify.choose import choose, weights_to_zero
+from sparsify.costs import Costs, limits
+from sparsify.plan import Assignment, Coupled, Layer, ModelMap, Plan, Slice, Span, Tensor
+from sparsify_schemas.recipe import Recipe
+
+
+def chain(*widths: int) -> ModelMap:
+    """Linear layers l0, l1, ... of these widths (first: inputs, last: outputs); one MAC per weight."""
+    layers, tensors, coupled = [], [], []
+    last = len(widths) - 2
+    for n, (i, o) in enumerate(zip(widths, widths[1:], strict=False)):
+        name = f"l{n}"
+        layers.append(Layer(name, "Linear", (o, i), o * i, i, o))
+        tensors.append(Tensor(f"{name}.weight", (o, i), 4, True))
+        slices = [Slice(f"{name}.weight", 0, "out", (Span(0, 0, o),))]
+        if n < last:
+            slices.append(Slice(f"l{n + 1}.weight", 1, "in", (Span(0, 0, o),)))
+        coupled.append(Coupled(name, o, tuple(slices), protected=None if n < last else "output"))
+    return ModelMap(tuple(layers), tuple(tensors), tuple(coupled), sum(w.numel for w in tensors))
+
+
+def plan(map: ModelMap, *rules: dict[str, object], **budget: str) -> Plan:
+    recipe = Recipe.model_validate({"version": 1, "title": "t", "budget": budget, "rules": [{"layers": "l*", "group": "neuron", **r} for r in rules]})
+    names = [c.name for c in map.coupled if c.protected is None]
+    if len(rules) == 1:
+        return Plan(recipe, map, (Assignment(0, tuple(names), tuple(names)),))
+    return Plan(recipe, map, tuple(Assignment(i, (names[i],), (names[i],)) for i in range(len(rules))))
+
+
+def kept(chosen: dict[str, list[int]]) -> dict[str, int]:
+    return {name: len(units) for name, units in chosen.items()}
+
+
+def test_costs_by_hand() -> None:
+    costs = Costs(chain(4, 6, 8, 3))
+    assert costs.dense == {"macs": 24 + 48 + 24, "params": 96, "bytes": 384}
+    # two of six neurons of l0 gone: l0 4x4, l1 8x4, l2 stays
+    assert costs.of({"l0": [1, 5]}) == {"macs": 16 + 32 + 24, "params": 72, "bytes": 288}
+    assert costs.of({"l0": [0], "l1": [0, 1, 2, 3]})["params"] == 4 * 5 + 5 * 4 + 4 * 3
+
+
+def test_lowest_scores_go_first_and_budget_holds() -> None:
+    map = chain(4, 10, 3)
+    chosen = choose(plan(map, {}, macs="50%"), {"l0": [float(v) for v in (5, 1, 9, 2, 8, 3, 7, 4, 6, 0)]}, {})
+    assert chosen == {"l0": [0, 2, 4, 6, 8]}
+
+
+def test_ties_are_not_all_cut() -> None:
+    chosen = choose(plan(chain(4, 10, 3), {}, macs="70%"), {"l0": [1.0] * 10}, {})
+    assert kept(chosen) == {"l0": 7}
+
+
+def test_without_a_budget_only_the_dead_go() -> None:
+    dead = [True, False, True, False, False]
+    assert choose(plan(chain(4, 5, 3), {}), {"l0": [0.0] * 5}, {"l0": dead}) == {"l0": [1, 3, 4]}
+
+
+def test_a_whole_dead_layer_keeps_its_floor() -> None:
+    assert kept(choose(plan(chain(4, 5, 3), {}), {"l0": [0.0] * 5}, {"l0": [True] * 5})) == {"l0": 1}
+    assert kept(choose(plan(chain(4, 5, 3), {"keep": {"at_least": 3}}), {"l0": [0.0] * 5}, {"l0": [True] * 5})) == {"l0": 3}
+
+
+def test_multiples_are_rounded_up_and_the_budget_still_holds() -> None:
+    map = chain(16, 40, 24, 4)
+    chosen = choose(plan(map, {"keep": {"multiple_of": 8}}, macs="50%"), {"l0": [float(i) for i in range(40)], "l1": [float(i) for i in range(24)]}, {})
+    assert all(n % 8 == 0 for n in kept(chosen).values())
+    costs = Costs(map)
+    gone = {name: sorted(set(range(map.by_name[name].width)) - set(units)) for name, units in chosen.items()}
+    assert costs.of(gone)["macs"] <= 0.5 * costs.dense["macs"]
+
+
+def test_a_width_that_is_no_multiple_stays_whole_rather_than_grow() -> None:
+    chosen = choose(plan(chain(4, 12, 3), {"keep": {"multiple_of": 16}}, macs="99%"), {"l0": [1.0] * 12}, {})
+    assert kept(chosen) == {"l0": 12}
+
+
+def test_sparsity_is_a_demand_over_all_layers_of_the_rule() -> None:
+    scores = {"l0": [0.1] * 6, "l1": [0.9] * 8}
+    assert kept(choose(plan(chain(4, 6, 8, 3), {"sparsity": "50%", "keep": {"at_least": 2}}), scores, {})) == {"l0": 2, "l1": 5}
+
+
+def test_a_budget_takes_only_from_rules_that_leave_their_amount_open() -> None:
+    map = chain(4, 10, 10, 3)
+    chosen = choose(plan(map, {"sparsity": "20%"}, {}, params="30%"), {"l0": [1.0] * 10, "l1": [1.0] * 10}, {})
+    assert kept(chosen)["l0"] == 8 and kept(chosen)["l1"] < 10
+
+
+def test_several_budgets_hold_together() -> None:
+    map = chain(64, 32, 128, 8)
+    scores = {c.name: [float((7 * i) % 11) for i in range(c.width)] for c in map.coupled}
+    p = plan(map, {}, macs="60%", bytes="1kB")
+    chosen = choose(p, scores, {})
+    costs = Costs(map)
+    now = costs.of({name: sorted(set(range(map.by_name[name].width)) - set(units)) for name, units in chosen.items()})
+    for what, limit in limits(p.recipe.budget, costs.dense).items():
+        assert now[what] <= limit
+
+
+@pytest.mark.parametrize(("total", "share", "count"), [(10, 0.0, 0), (10, 1.0, 10), (10, 0.25, 3), (3, 0.5, 2), (1000, 0.999, 999)])
+def test_weights_to_zero(total: int, share: float, count: int) -> None:
+    assert weights_to_zero(total, share) == count
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_laws_of_choosing(data: st.DataObject) -> None:
+    """Never above a reachable budget; within one unit of it; multiples and floors kept; kept + gone = width."""
+    widths = data.draw(st.lists(st.integers(2, 40), min_size=3, max_size=5))
+    map = chain(*widths)
+    at_least, multiple = data.draw(st.integers(1, 5)), data.draw(st.sampled_from([1, 1, 2, 4, 8]))
+    share = data.draw(st.integers(1, 100))
+    p = plan(map, {"keep": {"at_least": at_least, "multiple_of": multiple}}, macs=f"{share}%")
+    open_groups = [c for c in map.coupled if c.protected is None]
+    scores = {c.name: data.draw(st.lists(st.floats(0, 10), min_size=c.width, max_size=c.width)) for c in open_groups}
+    dead = {c.name: data.draw(st.lists(st.booleans(), min_size=c.width, max_size=c.width)) for c in open_groups}
+    chosen = choose(p, scores, dead)
+    assert choose(p, scores, dead) == chosen, "choosing is deterministic"
+    costs, gone = Costs(map), {}
+    for c in open_groups:
+        units = chosen[c.name]
+        assert units == sorted(set(units)) and 0 <= units[0] and units[-1] < c.width
+        assert len(units) >= min(at_least, c.width)
+        assert len(units) == c.width or len(units) % multiple == 0
+        gone[c.name] = sorted(set(range(c.width)) - set(units))
+    floor = costs.of({c.name: list(range(c.width - _least(c.width, at_least, multiple))) for c in open_groups})["macs"]
+    limit = share / 100 * costs.dense["macs"]
+    if floor <= limit:
+        assert costs.of(gone)["macs"] <= limit
+        if any(_more(c.width, len(chosen[c.name]), multiple) for c in open_groups) and not any(any(d) for d in dead.values()):
+            tighter = [costs.of({**gone, c.name: gone[c.name][: -_more(c.width, len(chosen[c.name]), multiple)]})["macs"] for c in open_groups if _more(c.width, len(chosen[c.name]), multiple)]
+            assert max(tighter) > limit, "some group must not fit back"
+
+
+def _least(width: int, at_least: int, multiple: int) -> int:
+    return min(width, -(-min(at_least, width) // multiple) * multiple)
+
+
+def _more(width: int, now: int, multiple: int) -> int:
+    """How many units the next larger width of a group has more; 0 when it is whole."""
+    return 0 if now == width else min(width, now + multiple) - now

@@ -1,0 +1,131 @@
+"""Recipe against model: the exact text of every complaint."""
+
+from pathlib import Path
+
+import pytest
+
+from sparsify.compile import compile_plan
+from sparsify.errors import RecipeError
+from sparsify.load import load
+from sparsify.plan import Coupled, Layer, ModelMap, Plan, Slice, Span, Tensor
+
+HEAD = "version: 1\ntitle: t\n"
+
+
+def residual() -> ModelMap:
+    """conv1 and conv3 join in a sum (coupled group conv1), conv2 between them; fc is the output."""
+    span8, span4, span2 = (Span(0, 0, 8),), (Span(0, 0, 4),), (Span(0, 0, 2),)
+    tensors = [Tensor("conv1.weight", (8, 3, 3, 3), 4, True), Tensor("conv2.weight", (4, 8, 3, 3), 4, True), Tensor("conv3.weight", (8, 4, 3, 3), 4, True), Tensor("fc.weight", (2, 8), 4, True)]
+    layers = [Layer(t.name.removesuffix(".weight"), "Linear" if t.name == "fc.weight" else "Conv2d", t.shape, t.numel * 10, t.shape[1], t.shape[0]) for t in tensors]
+    coupled = (
+        Coupled("conv1", 8, (Slice("conv1.weight", 0, "out", span8), Slice("conv2.weight", 1, "in", span8), Slice("conv3.weight", 0, "out", span8), Slice("fc.weight", 1, "in", span8))),
+        Coupled("conv2", 4, (Slice("conv2.weight", 0, "out", span4), Slice("conv3.weight", 1, "in", span4))),
+        Coupled("fc", 2, (Slice("fc.weight", 0, "out", span2),), protected="it feeds the network's output"),
+    )
+    return ModelMap(tuple(layers), tuple(tensors), coupled, sum(layer.macs for layer in layers))
+
+
+def compiled(tmp_path: Path, text: str, strict: bool = False) -> Plan:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(HEAD + text)
+    return compile_plan(load(path), residual(), strict=strict)
+
+
+def complaints(tmp_path: Path, text: str, strict: bool = False) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        compiled(tmp_path, text, strict)
+    return [str(p).replace(str(tmp_path) + "/", "") for p in caught.value.problems]
+
+
+GOLDEN = {
+    "matches nothing": (
+        "rules:\n  - {layers: covn1, group: filter}\n",
+        ["recipe.yaml:4:14: rules.0.layers: 'covn1' matches no layer of the model; did you mean 'conv1'?"],
+    ),
+    "matches nothing like it": (
+        "rules:\n  - {layers: 'encoder.*', group: filter}\n",
+        ["recipe.yaml:4:14: rules.0.layers: 'encoder.*' matches no layer of the model; the layers are conv1, conv2, conv3, fc, Conv2d, Linear"],
+    ),
+    "one pattern of several matches nothing": (
+        "rules:\n  - layers: [conv1, conv9]\n    group: filter\n",
+        ["recipe.yaml:4:13: rules.0.layers: 'conv9' matches no layer of the model; did you mean 'conv3'?"],
+    ),
+    "wrong kind of layer": (
+        "rules:\n  - {layers: fc, group: filter}\n",
+        ["recipe.yaml:4:14: rules.0.layers: group 'filter' acts on convolutions, but 'fc' matches only fc (Linear); use group 'neuron'"],
+    ),
+    "neurons of convolutions": (
+        "rules:\n  - {layers: 'conv*', group: neuron}\n",
+        ["recipe.yaml:4:14: rules.0.layers: group 'neuron' acts on Linear layers, but 'conv*' matches only conv1 (Conv2d), conv2 (Conv2d), conv3 (Conv2d); select other layers"],
+    ),
+    "two rules on one layer": (
+        "rules:\n  - {layers: 'conv*', group: filter}\n  - {layers: conv2, group: filter}\n",
+        ["recipe.yaml:5:14: rules.1.layers: layer 'conv2' already has group 'filter' by rules.0; narrow one of the two selectors, or say 'override: true' in the later rule"],
+    ),
+    "two rules on one coupled group": (
+        "rules:\n  - {layers: conv1, group: filter}\n  - {layers: conv3, group: filter}\n",
+        [
+            "recipe.yaml:5:14: rules.1.layers: 'conv3' leaves together with 'conv1', which rules.0 already has (coupled group 'conv1'); "
+            "narrow one of the two selectors, or say 'override: true' in the later rule"
+        ],
+    ),
+    "a channel is another layer's filter": (
+        "rules:\n  - {layers: conv2, group: filter}\n  - {layers: conv3, group: channel}\n",
+        [
+            "recipe.yaml:5:14: rules.1.layers: 'conv3' leaves together with 'conv2', which rules.0 already has (coupled group 'conv2'); "
+            "narrow one of the two selectors, or say 'override: true' in the later rule"
+        ],
+    ),
+    "infeasible budget": (
+        "budget: {macs: 1%}\nrules:\n  - {layers: conv2, group: filter}\n",
+        ["recipe.yaml:3:16: budget.macs: 1% cannot be reached: with everything removed that the rules allow, 46.5% remains; raise it to 46.6%, or let a rule reach conv1 (protected: fc)"],
+    ),
+    "infeasible by a floor": (
+        "budget: {macs: 20%}\nrules:\n  - {layers: 'conv*', group: filter, keep: {at_least: 4}}\n",
+        ["recipe.yaml:3:16: budget.macs: 20% cannot be reached: with everything removed that the rules allow, 50.0% remains; raise it to 50.0% (protected: fc)"],
+    ),
+    "infeasible in absolute numbers": (
+        "budget: {bytes: 1kB}\nrules:\n  - {layers: conv2, group: filter}\n",
+        ["recipe.yaml:3:17: budget.bytes: 1kB cannot be reached: with everything removed that the rules allow, 46.5% remains; raise it to 46.6%, or let a rule reach conv1 (protected: fc)"],
+    ),
+    "all at once": (
+        "budget: {macs: 1%}\nrules:\n  - {layers: covn1, group: filter}\n  - {layers: nothing_like_it, protect: true}\n",
+        [
+            "recipe.yaml:5:14: rules.0.layers: 'covn1' matches no layer of the model; did you mean 'conv1'?",
+            "recipe.yaml:6:14: rules.1.layers: 'nothing_like_it' matches no layer of the model; the layers are conv1, conv2, conv3, fc, Conv2d, Linear",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_complaints(tmp_path: Path, name: str) -> None:
+    text, wanted = GOLDEN[name]
+    assert complaints(tmp_path, text) == wanted
+
+
+def test_strict_refuses_what_had_to_be_protected(tmp_path: Path) -> None:
+    text = "rules:\n  - {layers: 'conv*', group: filter}\n  - {layers: fc, group: neuron}\n"
+    assert compiled(tmp_path, text).notes == ("rules.1: 'fc' keeps its width: it feeds the network's output",)
+    assert complaints(tmp_path, text, strict=True) == [
+        "recipe.yaml:3:1: rules: rules.1: 'fc' keeps its width: it feeds the network's output; write 'protect: true' for it, or run without --strict"
+    ]
+
+
+def test_override_takes_over(tmp_path: Path) -> None:
+    plan = compiled(tmp_path, "rules:\n  - {layers: 'conv*', group: filter}\n  - {layers: conv2, group: filter, override: true, sparsity: 50%}\n")
+    assert [(a.layers, a.coupled) for a in plan.assignments] == [(("conv1", "conv3"), ("conv1",)), (("conv2",), ("conv2",))]
+
+
+def test_protect_keeps_the_whole_coupled_group(tmp_path: Path) -> None:
+    plan = compiled(tmp_path, "rules:\n  - {layers: 'conv*', group: filter}\n  - {layers: conv3, protect: true}\n")
+    assert plan.assignments[0].coupled == ("conv2",)
+    assert plan.map.by_name["conv1"].protected == "rules.1 protects 'conv3'"
+    assert plan.notes == ("rules.0: 'conv1' keeps its width: rules.1 protects 'conv3'",)
+
+
+def test_digest_does_not_depend_on_key_order(tmp_path: Path) -> None:
+    one = compiled(tmp_path, "seed: 3\nbudget: {params: 80%, macs: 90%}\nrules:\n  - {layers: conv2, group: filter}\n")
+    two = compiled(tmp_path, "rules:\n  - {group: out_channel, layers: [conv2]}\nbudget: {macs: 90%, params: 80%}\nseed: 3\n")
+    other = compiled(tmp_path, "rules:\n  - {group: out_channel, layers: [conv2]}\nbudget: {macs: 90%, params: 80%}\nseed: 4\n")
+    assert one.digest == two.digest != other.digest

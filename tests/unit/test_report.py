@@ -1,0 +1,132 @@
+"""A report as a page: the golden Markdown, and honest words.
+
+The golden pages are made by `sparsify report tests/golden/lenet5.report.json` (--md for the Markdown).
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparsify.errors import RunError
+from sparsify.report import headline, history, latency_table, read, tables, to_markdown
+from sparsify_schemas.report import Latency, Report
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def report(**changes: Any) -> Report:
+    return Report.model_validate_json((GOLDEN / "lenet5.report.json").read_bytes()).model_copy(update=changes)
+
+
+def timing(**changes: Any) -> Latency:
+    return report().latency[0].model_copy(update=changes)
+
+
+def words(**changes: Any) -> str:
+    return headline(report(latency=(timing(**changes),)))
+
+
+def test_the_page_is_the_golden_one() -> None:
+    assert to_markdown(report()) == (GOLDEN / "lenet5.report.md").read_text()
+
+
+def test_the_headline_says_what_came_out_and_what_was_missed() -> None:
+    assert headline(report(latency=report().latency[:1])) == (
+        "17.3 % of the MACs, 9.8 % of the parameters, 1.90x faster (1.85 to 1.95) on laptop, test accuracy 97.5 % (dense 97.8 %, -0.3 pp); "
+        "cut verified: equal to 3e-16. Missed: parameters 42.2 k (asked 40 k)."
+    )
+
+
+def test_an_interval_that_holds_one_is_no_difference() -> None:
+    assert "no measurable difference in speed (0.97 to 1.07) on laptop" in words(speedup=1.02, low=0.97, high=1.07)
+    assert "faster" not in words(speedup=1.02, low=1.0, high=1.07)
+
+
+def test_slower_is_called_slower() -> None:
+    assert "1.25x slower (1.11 to 1.43) on laptop" in words(speedup=0.8, low=0.7, high=0.9)
+
+
+def test_an_interval_close_to_one_shows_on_which_side_it_lies() -> None:
+    assert "(1.002 to 1.030)" in words(speedup=1.01, low=1.002, high=1.03)
+
+
+def test_a_speed_that_was_not_measured_is_not_claimed() -> None:
+    assert "speed not measured" in words(speedup=math.nan, low=math.nan, high=math.nan)
+
+
+def test_load_above_the_cores_is_a_warning() -> None:
+    busy = timing(load=2.1)
+    assert "(timed under load)" in words(load=2.1)
+    assert any(note.startswith("Warning: laptop was timed at a load average of 2.1 on 2 cores") for note in latency_table((busy,), 2).notes)
+    assert not any("Warning" in note for note in latency_table((busy,), 4).notes)
+
+
+def test_without_data_the_accuracy_was_not_measured() -> None:
+    bare = {"validation_accuracy": None, "test_accuracy": None}
+    found = report(dense=report().dense.model_copy(update=bare), cut=report().cut.model_copy(update=bare))
+    assert "accuracy not measured" in headline(found)
+    assert "accuracy" not in str(tables(found)[0].rows)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [("equal", "equal to 3e-16"), ("statistics change", "verified in shape only"), ("nothing cut", "nothing was cut")],
+)
+def test_the_verdict_is_said_in_words(outcome: str, said: str) -> None:
+    assert said in headline(report(verdict=report().verdict.model_copy(update={"outcome": outcome})))
+
+
+def test_a_check_that_could_not_see_the_cut_is_a_warning() -> None:
+    blind = report(verdict=report().verdict.model_copy(update={"control": 0.0}))
+    assert any(note.startswith("Warning") for note in tables(blind)[0].notes)
+
+
+def test_zeros_that_are_stored_are_told_apart_from_what_is_gone() -> None:
+    sparse = report(cut=report().cut.model_copy(update={"nonzero": report().cut.params // 2}))
+    assert "50.0 % of what remains is zero but stored" in headline(sparse)
+
+
+def test_nothing_is_divided_by_zero() -> None:
+    empty = {"macs": 0, "params": 0, "nonzero": 0, "bytes": 0}
+    found = report(dense=report().dense.model_copy(update=empty), cut=report().cut.model_copy(update=empty))
+    assert "- of the MACs" in to_markdown(found)
+
+
+def test_layers_without_work_of_their_own_are_counted_not_listed() -> None:
+    norm = report().layers[0].model_copy(update={"name": "bn1", "type": "BatchNorm2d", "macs": 0, "macs_after": 0})
+    table = next(t for t in tables(report(layers=(*report().layers, norm))) if t.title == "Layers")
+    assert "bn1" not in [row[0] for row in table.rows]
+    assert table.notes[-1].startswith("1 layer without MACs")
+
+
+def test_a_long_history_is_thinned_to_its_ends_and_steps_between() -> None:
+    table = history(report(), 12)
+    assert (table.rows[0][:2], table.rows[-1][:2], len(table.rows)) == (("learn", "1"), ("finetune", "5"), 12)
+    assert len(history(report()).rows) == 35
+
+
+def test_markdown_does_not_act_on_names() -> None:
+    assert "\\_\\_x\\_\\_ \\| \\<b>" in to_markdown(report(title="__x__ | <b>"))
+
+
+def test_a_run_that_is_not_there_names_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no such run; 'sparsify runs' lists them"):
+        read(tmp_path / "nowhere")
+    with pytest.raises(RunError, match=r"no report.json here, so this is no run"):
+        read(tmp_path)
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("version: 1\n")
+    with pytest.raises(RunError, match="sparsify apply --resume"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2}', "null", "\x00"])
+def test_a_damaged_report_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(RunError, match="damaged, not a report") as caught:
+        read(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from sparsify_schemas.report import Report
 Build = Callable[[], nn.Module]
 TIMING = 3.0
 """seconds spent on timing each target"""
-_UNBUILT = "the recipe has no `model:`, so the run loads only with a builder: load_run(folder, build=...)"
+UNBUILT = "the recipe has no `model:`, so the run loads only with a builder: load_run(folder, build=...)"
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,10 @@ def save_run(
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path} exists already; choose another folder")
     temporary = path.with_name(f".{path.name}.tmp")
-    given = example_inputs(recipe, datasets) if inputs is None else inputs
-    notes = () if recipe.model else (_UNBUILT,)
+    given = _on_cpu(example_inputs(recipe, datasets) if inputs is None else inputs)
+    notes = () if recipe.model else (UNBUILT,)
     work = Work(result.plan, result.cuts, result.verdicts, notes=notes)
-    build = None if recipe.model else lambda: deepcopy(result.dense)
+    build = None if recipe.model else lambda: deepcopy(result.dense).cpu()
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -117,6 +117,10 @@ def save_run(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return path
+
+
+def _on_cpu(inputs: Inputs) -> Inputs:
+    return {k: v.cpu() for k, v in inputs.items()} if isinstance(inputs, Mapping) else tuple(v.cpu() for v in inputs)
 
 
 def begin(folder: Path, plan: Plan) -> None:

@@ -64,8 +64,11 @@ class Checkpoint:
                 "hooks": dict(moment.hooks),
             },
         }
-        with replacing(folder / CHECKPOINT) as temporary:
-            torch.save(body, temporary)
+        try:
+            with replacing(folder / CHECKPOINT) as temporary:
+                torch.save(body, temporary)
+        except RuntimeError as error:  # how torch says that a disk is full
+            raise RunError(f"cannot write {folder / CHECKPOINT}: {str(error).splitlines()[0]}") from error
 
     @classmethod
     def read(cls, folder: Path) -> "Checkpoint | None":
@@ -81,23 +84,30 @@ class Checkpoint:
 
     @classmethod
     def _parsed(cls, body: Mapping[str, Any]) -> "Checkpoint":
-        part = body["moment"]
-        moment = part and Moment(
-            part["epochs"],
-            _HISTORY.validate_json(part["history"]),
-            *part["seconds"],
-            body["weights"],
-            part["optimizer"],
-            part["hooks"],
-        )
         return cls(
             recipe=body["recipe"],
             model=body["model"],
             stage=body["stage"],
             weights=body["weights"],
-            moment=moment,
+            moment=_moment(body["moment"], body["weights"]),
             history=_HISTORY.validate_json(body["history"]),
             stages=_STAGES.validate_json(body["stages"]),
             cuts=Cuts.model_validate_json(body["cuts"]) if body["cuts"] else None,
             verdicts=_VERDICTS.validate_json(body["verdicts"]),
         )
+
+
+def _moment(part: Mapping[str, Any] | None, weights: Mapping[str, Any]) -> Moment | None:
+    if part is None:
+        return None
+    seconds, step_seconds, penalty_seconds = part["seconds"]
+    return Moment(
+        epochs=part["epochs"],
+        history=_HISTORY.validate_json(part["history"]),
+        seconds=seconds,
+        step_seconds=step_seconds,
+        penalty_seconds=penalty_seconds,
+        model=weights,
+        optimizer=part["optimizer"],
+        hooks=part["hooks"],
+    )

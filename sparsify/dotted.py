@@ -20,7 +20,9 @@ def resolve(path: str) -> Any:
     try:
         return getattr(found, name)
     except AttributeError:
-        close = get_close_matches(name, [n for n in dir(found) if not n.startswith("_")], n=1)
+        close = get_close_matches(
+            name, [n for n, v in vars(found).items() if not n.startswith("_") and not isinstance(v, ModuleType)], n=1
+        )
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise ImportError(f"module '{module}' has no '{name}'{hint}") from None
 
@@ -32,7 +34,9 @@ def load_module(name: str) -> ModuleType:
             return import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
-            raise ImportError(f"there is no module '{error.name}' (looked in the installed packages and in {Path.cwd()})") from error
+            raise ImportError(
+                f"there is no module '{error.name}' (looked in the installed packages and in {Path.cwd()})"
+            ) from error
         raise ImportError(f"importing '{name}' failed: {error}") from error
     except Exception as error:
         raise ImportError(f"importing '{name}' failed: {type(error).__name__}: {error}") from error

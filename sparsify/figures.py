@@ -13,9 +13,9 @@ def known(value: float | None) -> bool:
 
 
 def digits(value: float, count: int = 3) -> str:
-    """At least `count` significant digits without an exponent: 0.0123, 1.23, 12.3, 123, 1234."""
-    if value == 0:
-        return "0"
+    """At least `count` significant digits: 0.0123, 1.23, 12.3, 123, 1234; far below one the magnitude, 3e-7."""
+    if abs(value) < 1e-4:
+        return tiny(value)
     decimals = max(0, count - 1 - math.floor(math.log10(abs(value))))
     rounded = round(value, decimals)
     if rounded and math.floor(math.log10(abs(rounded))) > math.floor(math.log10(abs(value))):
@@ -45,7 +45,7 @@ def share(value: float | None) -> str:
     if percent in (0, 100):
         return f"{percent:.0f} %"
     if abs(percent) < 0.1:
-        return f"{tiny(percent) if abs(percent) < 1e-3 else digits(percent, 1)} %"
+        return f"{digits(percent, 1)} %" if abs(percent) >= 0.01 else "< 0.01 %"
     for decimals in (1, 2, 3, 4):
         text = f"{percent:.{decimals}f}"
         if float(text) != 100:

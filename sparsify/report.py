@@ -1,5 +1,6 @@
 """A report as a person reads it: a headline, tables, Markdown. And where it is read back from a run's folder."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -29,7 +30,7 @@ from sparsify_schemas.report import Latency, LayerRow, Limit, Report, Side, Verd
 
 FILE, WEIGHTS = "report.json", "model.safetensors"
 _LABELS = {"budget.macs": "MACs", "budget.params": "parameters", "budget.bytes": "bytes"}
-_HISTORY_ROWS = 12
+_HISTORY_ROWS, _MANY_LAYERS = 12, 24
 
 
 def read(run: Path) -> Report:
@@ -107,9 +108,10 @@ def shown_limit(limit: Limit, value: float) -> str:
     return size(value) if limit.what == "budget.bytes" else count(value)
 
 
-def tables(report: Report) -> tuple[Table, ...]:
-    """Everything that the terminal shows, in order; a table without rows is left out."""
-    found = (_sides(report), _limits(report), latency_table(report.latency, report.environment.cores), _layers(report), _stages(report), _notes(report))
+def tables(report: Report, *, every_layer: bool = True) -> tuple[Table, ...]:
+    """The page's tables in order, those without rows left out; a long list of layers can be cut to those that changed."""
+    latency = latency_table(report.latency, report.environment.cores)
+    found = (_sides(report), _limits(report), latency, _stages(report), _layers(report, every_layer), _notes(report))
     return tuple(t for t in found if t.rows or t.notes)
 
 
@@ -165,8 +167,10 @@ def latency_table(latency: tuple[Latency, ...], cores: int, names: tuple[str, st
     return Table(title, columns("target", *(f">{n}" for n in names), ">speed-up", ">95 % interval", ">pairs", ">load"), rows, tuple(notes))
 
 
-def _layers(report: Report) -> Table:
-    shown = [layer for layer in report.layers if layer.macs or layer.macs_after or layer.zeros] or list(report.layers)
+def _layers(report: Report, every: bool) -> Table:
+    working = tuple(layer for layer in report.layers if layer.macs or layer.macs_after or layer.zeros) or report.layers
+    folded = not every and len(working) > _MANY_LAYERS
+    shown = tuple(layer for layer in working if layer.params_after < layer.params or layer.zeros) if folded else working
     rows = tuple(
         (
             layer.name,
@@ -179,16 +183,21 @@ def _layers(report: Report) -> Table:
         )
         for layer in shown
     )
+    heads = columns("layer", "type", ">inputs", ">outputs", ">sparsity", ">MACs dense", ">MACs cut")
+    return Table("Layers", heads, rows, tuple(_layer_notes(report.layers, working, shown)))
+
+
+def _layer_notes(layers: tuple[LayerRow, ...], working: tuple[LayerRow, ...], shown: tuple[LayerRow, ...]) -> Iterator[str]:
     reasons: dict[str, list[str]] = {}
-    for layer in report.layers:
+    for layer in working:
         if layer.protected:
             reasons.setdefault(layer.protected, []).append(layer.name)
-    notes = [f"Protected, {why}: {few(tuple(names), 6)}." for why, names in reasons.items()]
-    hidden = len(report.layers) - len(shown)
-    if hidden:
-        notes.append(f"{plural(hidden, 'layer')} without MACs of their own (normalisation and the like) not shown.")
-    heads = columns("layer", "type", ">inputs", ">outputs", ">sparsity", ">MACs dense", ">MACs cut")
-    return Table("Layers", heads, rows, tuple(notes))
+    for why, names in reasons.items():
+        yield f"{few(tuple(names))} kept {'its' if len(names) == 1 else 'their'} width: {why}."
+    if len(shown) < len(working):
+        yield f"{plural(len(working) - len(shown), 'layer')} that kept all weights not shown; --md and --json have them."
+    if len(working) < len(layers):
+        yield f"{plural(len(layers) - len(working), 'layer')} without MACs of their own (normalisation and the like) not shown."
 
 
 def _gone(layer: LayerRow) -> float | None:

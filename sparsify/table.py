@@ -4,7 +4,6 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from textwrap import wrap
 
 GAP = "  "
 _LEAST, _COMFORTABLE = 10, 16
@@ -125,15 +124,21 @@ def _fold(text: str, width: int) -> list[str]:
     """Lines of at most so many cells, broken at spaces; a longer word is broken after a dot, slash or comma."""
     if cells(text) <= width:
         return [text]
-    words = " ".join(_broken(word, width) for word in text.split(" "))
     hanging = "  " if text.startswith("- ") else ""
-    return wrap(words, max(width, 1), break_on_hyphens=False, subsequent_indent=hanging) or [""]
+    lines: list[str] = []
+    for word in (part for whole in text.split() for part in _broken(whole, width - len(hanging))):
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and cells(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(f"{hanging}{word}" if lines else word)
+    return lines
 
 
-def _broken(word: str, width: int) -> str:
-    parts: list[str] = []
+def _broken(word: str, width: int) -> Iterator[str]:
     while cells(word) > width:
-        at = max(word.rfind(c, 0, width) for c in "./,") + 1
-        parts.append(word[: at or width])
-        word = word[at or width :]
-    return " ".join([*parts, word])
+        fits = max(1, next(k for k in range(len(word), -1, -1) if cells(word[:k]) <= width))
+        at = max(word.rfind(c, 0, fits) for c in "./,") + 1 or fits
+        yield word[:at]
+        word = word[at:]
+    yield word

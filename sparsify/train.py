@@ -14,8 +14,10 @@ from typing import Any, assert_never
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
 from sparsify import schedules
 from sparsify.data import Datasets, Examples, batches
@@ -208,7 +210,7 @@ def _epoch(run: _Run, seed: int, epoch: int, before: Moment) -> Moment:
 def _train(run: _Run, seed: int, epoch: int) -> tuple[float, float, float]:
     """(mean loss, share classified rightly, last learning rate) over the epoch's batches, as they were trained on."""
     torch.manual_seed(seed + run.accelerator.process_index)
-    loader = run.accelerator.prepare(batches(run.datasets.train, run.stage.batch, seed=seed, augment=run.augment))
+    loader = _shared(batches(run.datasets.train, run.stage.batch, seed=seed, augment=run.augment), run.accelerator)
     total, seen, lr = 0.0, 0, 0.0
     hits = torch.zeros((), dtype=torch.int64, device=run.accelerator.device)
     with _mode(run.prepared, training=True):
@@ -231,6 +233,17 @@ def _train(run: _Run, seed: int, epoch: int) -> tuple[float, float, float]:
             hits += rights.sum()
             run.listener(StepDone(run.stage.name, epoch + 1, i + 1, loss))
     return total / seen, hits.item() / seen, lr
+
+
+def _shared(loader: DataLoader[Any], accelerator: Accelerator) -> DataLoader[Any]:
+    """The loader on the accelerator's device, each batch divided among its processes.
+
+    Not `accelerator.prepare`, which would keep the loaders of all epochs alive until the stage ends.
+    """
+    shared: DataLoader[Any] = prepare_data_loader(
+        loader, accelerator.device, accelerator.num_processes, accelerator.process_index, split_batches=True, put_on_device=True
+    )
+    return shared
 
 
 def _losses(model: nn.Module, x: Tensor, y: Tensor, classes: int, where: str = "") -> tuple[Tensor, Tensor]:

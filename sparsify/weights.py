@@ -27,10 +27,13 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the model's tensors as safetensors, whole or not at all."""
+    """Write the model's tensors as safetensors, whole or not at all. Raises RunError, ModelError."""
     found = {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors(model).items()}
-    with replacing(path) as temporary:
-        save_file(found, temporary)
+    try:
+        with replacing(path) as temporary:
+            save_file(found, temporary)
+    except SafetensorError as error:
+        raise RunError(f"cannot write {path}: {error}") from error
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -47,9 +47,9 @@ class Commands(TyperGroup):
         if cmd_name not in COMMANDS:
             near = get_close_matches(cmd_name, COMMANDS, 1)
             ctx.fail(f"no command '{cmd_name}'" + (f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(COMMANDS)}"))
-        module, line = COMMANDS[cmd_name]
+        module, _ = COMMANDS[cmd_name]
         single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-        single.command(name=cmd_name, help=line)(import_module(module).command)
+        single.command(name=cmd_name)(import_module(module).command)
         made: TyperCommand = typer.main.get_command(single)  # type: ignore[assignment]
         return made
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,9 +38,11 @@ def command(
     inputs = _inputs(recipe)
     first = load_dense(runs[0]) if len(runs) == 1 else load_run(runs[0])
     pairs = [_Pair("dense", "cut", first, load_run(runs[0]))] if len(runs) == 1 else [_Pair(str(runs[0]), str(b), first, load_run(b)) for b in runs[1:]]
+    for pair in pairs:
+        _check(pair, inputs)
     timed = [(pair, _timed(pair, wanted, inputs, seconds)) for pair in pairs]
     if as_json:
-        show_json([{"a": pair.a, "b": pair.b, **t.model_dump(mode="json")} for pair, found in timed for t in found])
+        show_json([_row(pair, t) for pair, found in timed for t in found])
         return
     cores = environment().cores
     for pair, found in timed:
@@ -66,6 +68,24 @@ def _timed(pair: _Pair, targets: Mapping[str, Target], inputs: "Inputs", seconds
         say(f"timing {pair.a} against {pair.b} on {name} for {seconds:g} s")
         found.append(latency(pair.first, pair.second, inputs, name, target, seconds=seconds))
     return tuple(found)
+
+
+def _row(pair: _Pair, timing: Latency) -> dict[str, Any]:
+    values = timing.model_dump(mode="json")
+    return {"a": pair.a, "b": pair.b, "a_ms": values.pop("dense_ms"), "b_ms": values.pop("cut_ms"), **values}
+
+
+def _check(pair: _Pair, inputs: "Inputs") -> None:
+    """Both models must take the same inputs."""
+    import torch
+
+    from sparsify.graph import call
+
+    try:
+        with torch.no_grad():
+            call(pair.second, inputs)
+    except Exception as error:
+        raise SparsifyError(f"{pair.b} does not take the inputs of {pair.a}, so the two cannot be compared: {error}") from None
 
 
 def _recipe(run: Path) -> Recipe:

@@ -53,7 +53,7 @@ stages:
 
 
 def command(
-    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to write it; recipe.yaml when left out.", show_default=False)] = Path("recipe.yaml"),
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path("recipe.yaml"),
 ) -> None:
     """Write a commented recipe to start from; never overwrites a file."""
     try:

@@ -85,10 +85,10 @@ def _bars() -> Iterator[Listener]:
     name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))
     console = Console(stderr=True, highlight=False)
     with Progress(name, BarColumn(10), figures, TimeRemainingColumn(), console=console, transient=True, expand=True) as progress:
-        yield _drawing(progress, lambda text: progress.console.print(text, markup=False))
+        yield drawing(progress, lambda text: progress.console.print(text, markup=False))
 
 
-def _drawing(progress: "Progress", write: Callable[[str], None]) -> Listener:
+def drawing(progress: "Progress", write: Callable[[str], None]) -> Listener:
     """Events -> the bar. The mutable part is the bar's: which stage, how far, when it was last drawn."""
     stage: list[StageStarted] = []
     task: list[TaskID] = []

@@ -32,4 +32,4 @@ def command(
 def show_report(found: Report, *, history: bool = False) -> None:
     """The report on stdout: title, headline, tables."""
     epochs = (reports.history(found),) if history and found.history else ()
-    show(Table(found.title, (), (), (reports.headline(found),)), *reports.tables(found), *epochs, reports.provenance(found))
+    show(Table(found.title, (), (), (reports.headline(found),)), *reports.tables(found, every_layer=False), *epochs, reports.provenance(found))

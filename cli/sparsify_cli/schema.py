@@ -1,6 +1,5 @@
 """`sparsify schema`: print a JSON Schema."""
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -8,16 +7,10 @@ import typer
 from sparsify_schemas.export import SCHEMAS, text_of
 
 
-class What(StrEnum):
-    """What is described."""
-
-    recipe = "recipe"
-    cuts = "cuts"
-    report = "report"
-
-
 def command(
-    what: Annotated[What, typer.Argument(metavar="[recipe|cuts|report]", help="What the schema describes.", show_default=False)] = What.recipe,
+    what: Annotated[str, typer.Argument(metavar="recipe|cuts|report", help="What the schema describes.")] = "recipe",
 ) -> None:
     """Print the JSON Schema of recipe, cuts or report, for editors and other languages."""
+    if what not in SCHEMAS:
+        raise typer.BadParameter(f"no schema of '{what}'; known: {', '.join(SCHEMAS)}")
     typer.echo(text_of(SCHEMAS[what]()), nl=False)

@@ -79,7 +79,7 @@ class Recipe(Spec):
     """A whole recipe, resolved: variables filled in, parents merged."""
 
     version: Literal[1]
-    """version of the recipe language"""
+    """version of the recipe language, 1"""
     title: Text
     """what the recipe is for; names the run folder"""
     reference: Text | None = None

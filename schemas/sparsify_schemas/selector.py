@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from sparsify_schemas.base import Text
 
@@ -45,5 +45,6 @@ def _matches(pattern: str, name: str, kind: str) -> bool:
 Layers = Annotated[
     tuple[Text, ...],
     Field(min_length=1),
+    AfterValidator(_checked),
     BeforeValidator(_as_tuple, json_schema_input_type=Text | tuple[Text, ...]),
 ]

@@ -96,7 +96,9 @@ def _checked(x: Any, y: Any, name: str) -> Examples:
     if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise DataError(f"{name}: targets must be whole numbers, one an example; they are {_described(targets)}")
     if inputs.ndim < 2:
-        raise DataError(f"{name}: one example is a single number; expected inputs of (examples, ...), they are {_described(inputs)}")
+        raise DataError(
+            f"{name}: one example is a single number; expected inputs of (examples, ...), they are {_described(inputs)}"
+        )
     if len(inputs) != len(targets):
         raise DataError(f"{name}: {len(inputs)} inputs and {len(targets)} targets")
     if not len(targets):
@@ -110,7 +112,9 @@ def _stored(x: Tensor, name: str) -> Tensor:
     """Pixels as bytes, real numbers as float32, other whole numbers as int64; gray images get their channel."""
     if x.dtype == torch.uint8:
         if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
-            raise DataError(f"{name}: images of {_described(x)} have their channels last; transpose them to (examples, channels, height, width)")
+            raise DataError(
+                f"{name}: images of {_described(x)} have their channels last; transpose them to (examples, channels, height, width)"
+            )
         return x[:, None] if x.ndim == 3 else x
     if x.is_complex():
         raise DataError(f"{name}: inputs are complex numbers")

@@ -16,7 +16,9 @@ def read() -> tuple[Examples, Examples]:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise DataError("data source digits comes with scikit-learn, which is not installed: pip install 'sparsify-recipes[demo]'") from None
+        raise DataError(
+            "data source digits comes with scikit-learn, which is not installed: pip install 'sparsify-recipes[demo]'"
+        ) from None
     loaded = load_digits()
     inputs = torch.from_numpy(loaded.images).float().div_(16)[:, None]
     examples = Examples(inputs, torch.from_numpy(loaded.target).long())

@@ -26,7 +26,9 @@ def read(root: Path, size: int | None) -> tuple[Examples, Examples]:
     try:
         import PIL.Image  # noqa: F401
     except ImportError:
-        raise DataError("data source folder reads images with pillow, which is not installed: pip install 'sparsify-recipes[vision]'") from None
+        raise DataError(
+            "data source folder reads images with pillow, which is not installed: pip install 'sparsify-recipes[vision]'"
+        ) from None
     classes = _classes(root / "train")
     if _classes(root / "test") != classes:
         raise DataError(f"{root}: train/ and test/ hold different classes ({_difference(root, classes)})")

@@ -24,13 +24,18 @@ def example_inputs(recipe: Recipe, datasets: Datasets | None = None, batch: int 
     _check(list(named.values()), datasets)
     generator = torch.Generator().manual_seed(seed)
     written = next(iter(named.values())).shape[0]
-    drawn = {str(name): _draw(entry, batch if entry.shape[0] == written else entry.shape[0], generator) for name, entry in named.items()}
+    drawn = {
+        str(name): _draw(entry, batch if entry.shape[0] == written else entry.shape[0], generator)
+        for name, entry in named.items()
+    }
     return drawn if isinstance(recipe.inputs, dict) else tuple(drawn.values())
 
 
 def _real(datasets: Datasets | None, batch: int) -> Inputs:
     if datasets is None:
-        raise DataError("the recipe has neither 'inputs' nor 'data'; say what a forward call takes, such as inputs: [{shape: [2, 3, 32, 32]}]")
+        raise DataError(
+            "the recipe has neither 'inputs' nor 'data'; say what a forward call takes, such as inputs: [{shape: [2, 3, 32, 32]}]"
+        )
     return (datasets.train[torch.arange(batch) % len(datasets.train)].ready(),)
 
 
@@ -47,7 +52,9 @@ def _check(entries: list[Input], datasets: Datasets | None) -> None:
         return
     said, real = entries[0].shape[1:], tuple(datasets.train.inputs.shape[1:])
     if len(said) != len(real) or said[:1] != real[:1]:
-        raise DataError(f"inputs say that one example is {_shape(said)}, the data are {_shape(real)}; leave 'inputs' out to take the shape from the data")
+        raise DataError(
+            f"inputs say that one example is {_shape(said)}, the data are {_shape(real)}; leave 'inputs' out to take the shape from the data"
+        )
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -58,13 +58,19 @@ def _check(spec: Data, train: Examples, test: Examples) -> None:
     shape = tuple(train.inputs.shape[1:])
     shown = "x".join(map(str, shape))
     if spec.normalize is not None and len(spec.normalize.mean) != shape[0]:
-        raise DataError(f"data.normalize has {len(spec.normalize.mean)} means; the examples of '{spec.source}' are {shown} and need {shape[0]}")
+        raise DataError(
+            f"data.normalize has {len(spec.normalize.mean)} means; the examples of '{spec.source}' are {shown} and need {shape[0]}"
+        )
     if spec.normalize is not None and not (train.inputs.is_floating_point() or train.inputs.dtype == torch.uint8):
-        raise DataError(f"data.normalize needs pixels or real numbers; the inputs of '{spec.source}' are {str(train.inputs.dtype)[6:]}")
+        raise DataError(
+            f"data.normalize needs pixels or real numbers; the inputs of '{spec.source}' are {str(train.inputs.dtype)[6:]}"
+        )
     if (spec.augment.flip or spec.augment.crop) and len(shape) != 3:
         raise DataError(f"data.augment changes images (channels, height, width); the examples of '{spec.source}' are {shown}")
     if train.inputs.shape[1:] != test.inputs.shape[1:]:
-        raise DataError(f"'{spec.source}': training examples are {shown}, test examples {'x'.join(map(str, test.inputs.shape[1:]))}")
+        raise DataError(
+            f"'{spec.source}': training examples are {shown}, test examples {'x'.join(map(str, test.inputs.shape[1:]))}"
+        )
 
 
 def _split(train: Examples, spec: Data, seed: int) -> Pair:

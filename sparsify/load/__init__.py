@@ -18,7 +18,7 @@ from sparsify.load.given import HERE, from_python
 from sparsify.load.merging import Merged, merge, read
 from sparsify.load.overrides import override
 from sparsify.load.tree import Node, Path, Place, Table, places, plain
-from sparsify.load.variables import fill, unused
+from sparsify.load.variables import Filled, fill, unused
 from sparsify.load.words import found
 from sparsify.load.writing import dump
 from sparsify_schemas.recipe import Recipe
@@ -57,7 +57,7 @@ def load(source: str | File | Mapping[str, Any] | Recipe | Loaded, overrides: Se
     root, refused = override(merged.root, overrides)
     filled = fill(root, unused(merged.root, merged.own))
     problems = [*merged.problems, *refused, *filled.problems]
-    recipe = _validated(filled.root, filled.broken, problems)
+    recipe = _validated(filled, problems)
     file = source.file if isinstance(source, Loaded) else str(source) if isinstance(source, str | File) else HERE.file
     return Loaded(recipe, plain(filled.root), file, MappingProxyType(dict(places(filled.root))))
 
@@ -80,13 +80,14 @@ def _table(root: Node) -> Table:
     return root
 
 
-def _validated(root: Table, broken: frozenset[Path], problems: list[Problem]) -> Recipe:
+def _validated(filled: Filled, problems: list[Problem]) -> Recipe:
     """The recipe, or every problem at once: those found before, pydantic's, and those of the whole."""
     try:
-        recipe = Recipe.model_validate(plain(root), by_alias=True, by_name=False)
+        recipe = Recipe.model_validate(plain(filled.root), by_alias=True, by_name=False)
     except ValidationError as error:
-        raise RecipeError([*problems, *explain(error, root, broken)]) from None
-    problems += check(recipe, root)
+        told = {problem.path for problem in problems if problem.path}
+        raise RecipeError([*problems, *(p for p in explain(error, filled) if p.path not in told)]) from None
+    problems += check(recipe, filled.root)
     if problems:
         raise RecipeError(problems)
     return recipe

@@ -160,7 +160,7 @@ class _Composer:
         place = self.place(event)
         if not is_text(event.value):
             self.problems.append(place.problem(path, "half a character (a lone surrogate)", "write the whole character"))
-            return Leaf("", place)
+            return Leaf("\ufffd", place)
         if event.style is not None:
             return Leaf(event.value, place)
         try:
@@ -184,8 +184,9 @@ class _Composer:
         keys: dict[str, Place] = {}
         height = 0
         while not isinstance(self.events.ahead(), yaml.MappingEndEvent):
+            merges = _is_merge(self.events.ahead())
             key, below_key = self.node(path, depth + 1)
-            name = self.key(key, path, keys)
+            name = self.key(key, path, keys, merges)
             value, below = self.node((*path, name or "?"), depth + 1)
             height = max(height, below + 1, below_key + 1)
             if name is not None:
@@ -194,10 +195,10 @@ class _Composer:
         self.events.take()
         return Table(entries, self.place(event), keys), height
 
-    def key(self, key: Node, path: Path, known: dict[str, Place]) -> str | None:
+    def key(self, key: Node, path: Path, known: dict[str, Place], merges: bool) -> str | None:
         """The name, or None (and a complaint) where it cannot be one."""
         name = plain(key)
-        if name == "<<":
+        if merges:
             self.problems.append(key.place.problem(path, "'<<' (a YAML 1.1 merge key) is not read", "use 'extends: other.yaml', or write the keys out"))
         elif not isinstance(name, str):
             self.problems.append(key.place.problem(path, f"a key must be text, found {found(name)}", _key_hint(name)))
@@ -208,6 +209,10 @@ class _Composer:
         else:
             return name
         return None
+
+
+def _is_merge(event: yaml.Event) -> bool:
+    return isinstance(event, yaml.ScalarEvent) and event.value == "<<" and event.style is None
 
 
 def _key_hint(name: object) -> str:

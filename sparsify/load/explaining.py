@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,7 +10,8 @@ from pydantic_core import ErrorDetails
 
 from sparsify.errors import Problem
 from sparsify.load.tree import Node, Path, Table, child, place_of, plain
-from sparsify.load.words import found, near
+from sparsify.load.variables import Filled
+from sparsify.load.words import found, near, shown
 from sparsify_schemas import group
 from sparsify_schemas.lookup import Field, at, chosen, family, fields, types_at, written_as
 from sparsify_schemas.recipe import Recipe
@@ -17,13 +19,19 @@ from sparsify_schemas.recipe import Recipe
 _OF_KEYS = ("missing", "extra_forbidden")
 
 
-def explain(error: ValidationError, root: Table, broken: frozenset[Path]) -> list[Problem]:
+def explain(error: ValidationError, filled: Filled) -> list[Problem]:
     """Problems in place of pydantic's errors; nothing is said of values that have been complained of already."""
-    data = plain(root)
+    data = plain(filled.root)
     located = [(_path(e, data), e) for e in error.errors(include_url=False)]
-    kept = [(path, e) for path, e in located if not any(path[: len(b)] == b for b in broken) and not _follows(path, e, located)]
+    kept = [(path, e) for path, e in located if not any(path[: len(b)] == b for b in filled.broken) and not _follows(path, e, located)]
     misspelt = {(path[:-1], _meant(path, data)) for path, e in kept if e["type"] == "extra_forbidden"}
-    return [_problem(path, e, root, data) for path, e in kept if not (e["type"] == "missing" and (path[:-1], path[-1]) in misspelt)]
+    said = [(path, _problem(path, e, filled.root, data)) for path, e in kept if not (e["type"] == "missing" and (path[:-1], path[-1]) in misspelt)]
+    return [replace(problem, hint=problem.hint or _origin(path, filled)) for path, problem in said]
+
+
+def _origin(path: Path, filled: Filled) -> str:
+    text = filled.texts.get(path)
+    return "" if text is None else f"this is what {shown(text)} comes to"
 
 
 def _follows(path: Path, error: ErrorDetails, others: Iterable[tuple[Path, ErrorDetails]]) -> bool:
@@ -130,7 +138,8 @@ def _choice(path: Path, error: ErrorDetails, root: Table) -> Problem:
     if path[-1:] == ("group",) and isinstance(value, str):
         return place.problem(path, f"unknown group '{value}'", near(value, [*group.KINDS, *group.ALIASES]) if _is_close(value) else f"known: {', '.join(group.KINDS)}")
     hint = near(value, known) if isinstance(value, str) else ""
-    return place.problem(path, f"expected {' or '.join(known)}, found {found(value)}", hint if hint.startswith("did") else "")
+    choices = known[0] if len(known) == 1 else f"one of {', '.join(known)}"
+    return place.problem(path, f"expected {choices}, found {found(value)}", hint if hint.startswith("did") else "")
 
 
 def _is_close(value: str) -> bool:

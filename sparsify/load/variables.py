@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from sparsify.errors import Problem
@@ -24,8 +24,10 @@ class Filled:
     """The tree without variables, the paths where that failed, and why."""
 
     root: Table
-    broken: frozenset[Path]
-    problems: tuple[Problem, ...]
+    broken: frozenset[Path] = frozenset()
+    problems: tuple[Problem, ...] = ()
+    texts: Mapping[Path, str] = field(default_factory=dict)
+    """what stood where an expression was replaced"""
 
 
 def unused(root: Table, names: Iterable[str]) -> tuple[str, ...]:
@@ -39,12 +41,12 @@ def fill(root: Table, idle: Iterable[str]) -> Filled:
     table = root.entries.get("vars", Table({}, root.place))
     if not isinstance(table, Table):
         problem = table.place.problem("vars", f"expected a mapping of names to numbers or text, found {found(plain(table))}")
-        return Filled(root.without("vars"), frozenset(), (problem,))
+        return Filled(root.without("vars"), problems=(problem,))
     scope = _Scope(table)
     filled = scope.node(root.without("vars"), ())
     assert isinstance(filled, Table)
     scope.judge(unused(root, idle))
-    return Filled(filled, frozenset(scope.broken), tuple(scope.problems))
+    return Filled(filled, frozenset(scope.broken), tuple(scope.problems), scope.texts)
 
 
 class _Scope:
@@ -56,6 +58,7 @@ class _Scope:
         self.failed: set[str] = set()
         self.chain: list[str] = []
         self.broken: set[Path] = set()
+        self.texts: dict[Path, str] = {}
         self.problems: list[Problem] = []
 
     def node(self, node: Node, path: Path) -> Node:
@@ -70,6 +73,9 @@ class _Scope:
                 return node
 
     def leaf(self, node: Leaf, text: str, path: Path) -> Leaf:
+        if "${" not in text:
+            return node
+        self.texts[path] = text
         try:
             return replace(node, value=substitute(text, self.look))
         except ExpressionError as error:

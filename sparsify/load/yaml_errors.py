@@ -17,7 +17,7 @@ def explained(error: yaml.YAMLError, text: str) -> Explained:
     if mark is None:
         return 1, 1, f"not valid YAML: {error.problem}", ""
     opened = error.context_mark or mark
-    return _tab(mark, text) or _opened(error, opened) or _alias(error, opened, text) or _at_mark(error, mark, text)
+    return _tab(mark, text) or _opened(error, opened) or _alias(error, opened, text) or _quote(error, mark, text) or _at_mark(error, mark, text)
 
 
 def _said(mark: Mark, message: str, hint: str = "") -> Explained:
@@ -64,6 +64,25 @@ def _alias(error: MarkedYAMLError, opened: Mark, text: str) -> Explained | None:
     word = re.match(r"[^\s,\]}]*", _rest(opened, text))
     glob = word[0] if word else "*"
     return _said(opened, f"unquoted '{glob}'", f'YAML reads a leading \'*\' as an alias; quote it: "{glob}"')
+
+
+def _quote(error: MarkedYAMLError, mark: Mark, text: str) -> Explained | None:
+    """A forgotten closing quote swallows lines up to the next quote; the complaint then comes far below."""
+    if not any(p in (error.problem or "") for p in ("expected <block end>", "mapping values", "expected ':'", "but got")):
+        return None
+    for number, line in enumerate(_lines(text)[: mark.line]):
+        column = _left_open(line)
+        if column is not None:
+            return number + 1, column + 1, "a quote that is not closed in its line", "close it, or leave both quotes out"
+    return None
+
+
+def _left_open(line: str) -> int | None:
+    """Where a quote opens that the same line does not close."""
+    for quoted in re.finditer(r"""(?:^\s*|[:,\[{-]\s*)(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|(["']))|\s#.*""", line):
+        if quoted[1]:
+            return quoted.start(1)
+    return None
 
 
 def _at_mark(error: MarkedYAMLError, mark: Mark, text: str) -> Explained:

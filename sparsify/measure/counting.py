@@ -16,7 +16,12 @@ from sparsify_schemas.report import Side
 
 
 def side(
-    model: nn.Module, inputs: Inputs, weights_file: Path, *, validation_accuracy: float | None = None, test_accuracy: float | None = None
+    model: nn.Module,
+    inputs: Inputs,
+    weights_file: Path,
+    *,
+    validation_accuracy: float | None = None,
+    test_accuracy: float | None = None,
 ) -> Side:
     """Count a model whose weights lie in a file: parameters (shared ones once), those that are not zero, MACs, bytes on disk."""
     parameters = list(model.parameters())

@@ -64,7 +64,9 @@ def _warm(model: nn.Module, inputs: Inputs, seconds: float) -> int:
     return max(1, min(1000, round(0.002 / fastest)))
 
 
-def _pairs(models: tuple[nn.Module, nn.Module], inputs: Inputs, calls: list[int], seconds: float, rng: np.random.Generator) -> Floats:
+def _pairs(
+    models: tuple[nn.Module, nn.Module], inputs: Inputs, calls: list[int], seconds: float, rng: np.random.Generator
+) -> Floats:
     """(pairs, 2) seconds per call."""
     end = time.perf_counter() + seconds
     rows: list[tuple[float, float]] = []

@@ -6,7 +6,8 @@
    that travels with its model.
 4. Functions only when allowed by their full name, `--allow mynets.blocks.swish`, and those of torch.nn.functional
    under `--allow torch.nn.functional`.
-5. Never, whatever is allowed: the standard library, installers, and torch outside of torch.nn and torch.ao.nn.
+5. Never, whatever is allowed: the standard library, installers, numpy (its values take whatever bytes they are given),
+   and torch outside of torch.nn and torch.ao.nn.
 
 "Defined in" is what counts: `os.system` imported by an allowed module stays refused.
 """
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -26,7 +28,15 @@ from sparsify.errors import ModelError
 _OURS = ("torch.nn", "sparsify.models")
 _TORCH = ("torch.nn", "torch.ao.nn", "torch._C._nn")
 _FUNCTIONS = "torch.nn.functional"
-_NEVER = frozenset(sys.stdlib_module_names) | {"pip", "setuptools", "pkg_resources", "distutils", "_distutils_hack", "wheel", "torch_pruning"}
+_NEVER = frozenset(sys.stdlib_module_names) | {
+    "pip",
+    "setuptools",
+    "pkg_resources",
+    "distutils",
+    "_distutils_hack",
+    "wheel",
+    "torch_pruning",
+}
 
 Known = tuple[Callable[..., Any], str]
 
@@ -48,7 +58,9 @@ def admitted(path: Path, allow: Sequence[str]) -> list[Known]:
     try:
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception as error:
-        raise ModelError(f"{path}: its pickle cannot be read ({type(error).__name__}: {error}); it is damaged, or was not written by torch.save") from error
+        raise ModelError(
+            f"{path}: its pickle cannot be read ({type(error).__name__}: {error}); it is damaged, or was not written by torch.save with its usual protocol"
+        ) from error
     judged = [_judge(name, allow) for name in names]
     homes = {name.partition(".")[0] for (thing, name) in _known(judged) if _is_layer(thing)}
     judged = [_at_home(j, homes) for j in judged]
@@ -75,6 +87,8 @@ def _never(name: str) -> str:
     top = name.partition(".")[0]
     if top in sys.stdlib_module_names:
         return "the standard library is never admitted, it can run commands"
+    if top == "numpy":
+        return "values of numpy are never admitted"
     if top in _NEVER:
         return f"{top} is never admitted, it can run commands"
     if top == "torch" and not any(_within(name, t) for t in _TORCH):
@@ -110,7 +124,7 @@ def _judge_thing(name: str, found: Any, allowed: Sequence[str]) -> Known | _Refu
         if _is_layer(found) or allowed:
             return found, name
         return _Refused(name, "not a layer")
-    if not callable(found):
+    if not isinstance(found, FunctionType | BuiltinFunctionType):
         return _Refused(name, f"a {type(found).__name__}, neither a class nor a function")
     if name in allowed or _FUNCTIONS in allowed:
         return found, name
@@ -118,7 +132,12 @@ def _judge_thing(name: str, found: Any, allowed: Sequence[str]) -> Known | _Refu
 
 
 def _at_home(judged: Known | _Refused, homes: set[str]) -> Known | _Refused:
-    if isinstance(judged, _Refused) or not isinstance(judged[0], type) or _is_layer(judged[0]) or judged[1].partition(".")[0] in homes:
+    if (
+        isinstance(judged, _Refused)
+        or not isinstance(judged[0], type)
+        or _is_layer(judged[0])
+        or judged[1].partition(".")[0] in homes
+    ):
         return judged
     return _Refused(judged[1], "no layer of the file comes from its package")
 
@@ -136,7 +155,7 @@ def _complaint(path: Path, refused: Sequence[_Refused]) -> str:
     wide = max(len(r.name) for r in refused[:20])
     lines = [f"{path} names classes or functions that are not admitted; nothing in the file was run:"]
     for r in refused[:20]:
-        lines.append(f"  {r.name:<{wide}}  {r.why}" + (f"; --allow {r.flag} admits it" if r.flag else ""))
+        lines.append(f"  {r.name:<{wide}}  {r.why}" + (f"; needs --allow {r.flag}" if r.flag else ""))
     if len(refused) > 20:
         lines.append(f"  and {len(refused) - 20} more")
     lines.append("ways out:")

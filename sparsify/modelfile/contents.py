@@ -1,5 +1,7 @@
 """What lies in a model file, told by its first bytes: tensors by name, or a whole module. Nothing in it is executed."""
 
+import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -32,7 +34,9 @@ def read_contents(path: Path, allow: Sequence[str]) -> State | nn.Module:
     if path.suffix == ".safetensors" or _is_safetensors(start, size):
         return _safetensors(path)
     if start[:1] == b"\x80":
-        raise ModelError(f"{path}: a plain pickle, which runs code when it is read, so it is not; save the weights: {SAVE_WEIGHTS}")
+        raise ModelError(
+            f"{path}: a plain pickle, which runs code when it is read, so it is not; save the weights: {SAVE_WEIGHTS}"
+        )
     raise ModelError(f"{path}: not a model file; expected what torch.save or safetensors writes")
 
 
@@ -73,9 +77,13 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             if any(n.endswith("constants.pkl") for n in names):
-                raise ModelError(f"{path}: a TorchScript archive, which cannot be cut; save the Python model's weights: {SAVE_WEIGHTS}")
+                raise ModelError(
+                    f"{path}: a TorchScript archive, which cannot be cut; save the Python model's weights: {SAVE_WEIGHTS}"
+                )
             if any(n.endswith("archive_format") for n in names):
-                raise ModelError(f"{path}: a program exported by torch.export, which cannot be trained or cut; save the weights: {SAVE_WEIGHTS}")
+                raise ModelError(
+                    f"{path}: a program exported by torch.export, which cannot be trained or cut; save the weights: {SAVE_WEIGHTS}"
+                )
             if not any(n.endswith("data.pkl") for n in names):
                 raise ModelError(f"{path}: a zip archive, but not one that torch.save wrote")
             for entry in archive.infolist():
@@ -96,18 +104,28 @@ def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
 
 def _load(path: Path, known: list[Any]) -> Any:
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(known):
+        # an open file: given a path, torch goes by its suffix
+        with path.open("rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals(known):
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        # whatever a broken or hostile file makes the unpickler raise; the first sentence is the one that says something
-        cause = str(error).replace("Weights only load failed. ", "").strip().split("\n")[0] or type(error).__name__
-        raise ModelError(f"{path}: cannot be loaded without running code in it, or is damaged ({cause}); save the weights: {SAVE_WEIGHTS}") from error
+        # whatever a broken or hostile file makes the unpickler raise
+        raise ModelError(
+            f"{path}: damaged, or a pickled model that cannot be read without running code ({_cause(error)}); save the weights: {SAVE_WEIGHTS}"
+        ) from error
+
+
+def _cause(error: Exception) -> str:
+    """One line, without torch's advice to load the file unsafely."""
+    if isinstance(error, pickle.UnpicklingError):
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        return f"it names {named[1]}" if named else "it does something that weights never do"
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _unwrapped(found: Any, path: Path) -> State | nn.Module:
     if isinstance(found, nn.Module):
-        return _sound(found, path)
+        return _sound(found.module if isinstance(found, nn.DataParallel) else found, path)
     if not isinstance(found, Mapping):
         raise ModelError(f"{path} holds a {type(found).__name__}, neither weights nor a model")
     if not found:
@@ -127,5 +145,7 @@ def _sound(module: nn.Module, path: Path) -> nn.Module:
         for part in module.modules():
             part.state_dict()
     except Exception as error:
-        raise ModelError(f"{path}: the pickled {type(module).__name__} is not complete ({type(error).__name__}: {error})") from error
+        raise ModelError(
+            f"{path}: the pickled {type(module).__name__} is not complete ({type(error).__name__}: {error})"
+        ) from error
     return module

@@ -21,7 +21,9 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], path: Path, build: str) -
     """
     wanted = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     state = _named_alike(state, wanted)
-    faults = [f for f in (_missing(wanted, state), _unexpected(wanted, state), _misshapen(wanted, state), _mistyped(wanted, state)) if f]
+    faults = [
+        f for f in (_missing(wanted, state), _unexpected(wanted, state), _misshapen(wanted, state), _mistyped(wanted, state)) if f
+    ]
     if faults:
         raise ModelError(f"{path} does not fit {build}: {'; '.join(faults)}{_hint(path)}")
     check_finite(state, str(path))
@@ -54,7 +56,9 @@ def _named_alike(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> M
 
 def _missing(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     given = {_storage(wanted[k]) for k in state if k in wanted}
-    names = [k for k, v in wanted.items() if k not in state and not k.endswith("num_batches_tracked") and _storage(v) not in given]
+    names = [
+        k for k, v in wanted.items() if k not in state and not k.endswith("num_batches_tracked") and _storage(v) not in given
+    ]
     return f"{len(names)} missing ({_some(names)})" if names else ""
 
 
@@ -78,7 +82,9 @@ def _mistyped(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     def real(value: Tensor) -> bool:
         return value.is_floating_point()
 
-    names = [k for k, v in state.items() if k in wanted and (real(v) != real(wanted[k]) or v.is_meta or v.layout != torch.strided)]
+    names = [
+        k for k, v in state.items() if k in wanted and (real(v) != real(wanted[k]) or v.is_meta or v.layout != torch.strided)
+    ]
     shown = [f"{k}: {_type(state[k])} in the file, {_type(wanted[k])} in the model" for k in names]
     return f"{len(names)} of another type ({_some(shown)})" if names else ""
 

@@ -12,7 +12,7 @@ from sparsify import folder as files
 from sparsify.artefact import checked, list_runs, load_dense, load_run, read_cuts
 from sparsify.data import load_data
 from sparsify.errors import ModelError, RecipeError, RunError, TrainingError, VerificationError
-from sparsify.events import CutDone, EpochDone, RunStarted, StageStarted, StepDone
+from sparsify.events import CutDone, EpochDone, Note, RunStarted, StageStarted, StepDone
 from sparsify.models import digits_cnn
 from sparsify.run import apply
 from sparsify.train import evaluate
@@ -86,6 +86,7 @@ def test_from_scratch_trains_cuts_tunes_and_measures():
         CutDone,
         StageStarted,
         EpochDone,
+        Note,
     ]
     assert told[0] == RunStarted(str(run))
     log = [json.loads(line) for line in (run / files.LOG).read_text().splitlines()]

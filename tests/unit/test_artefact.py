@@ -1,6 +1,7 @@
 """Run folders: what is saved loads again bit for bit, what is damaged is named, and listing never raises."""
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 import sparsify
 from sparsify import folder as files
 from sparsify.artefact import list_runs, load_dense, load_run, save_run
+from sparsify.checkpoint import Checkpoint
 from sparsify.errors import ModelError, RunError, VerificationError
 from sparsify.models import digits_cnn
 from sparsify.pruning import Result, cut, make_plan
@@ -98,6 +100,29 @@ def test_the_report_counts_what_lies_on_disk(saved):
     assert rows["conv3"].inputs_after == rows["conv2"].outputs_after == rows["conv4"].outputs_after < 32
     assert sum(row.params_after for row in report.layers) == report.cut.params
     assert sum(row.macs_after for row in report.layers) == report.cut.macs
+
+
+@pytest.mark.parametrize(
+    ("budget", "limit", "achieved"),
+    [
+        ({"params": "50%"}, 0.5, lambda a, b: b.params / a.params),
+        ({"params": "9k"}, 9000, lambda a, b: b.params),
+        ({"macs": "0.2M"}, 200_000, lambda a, b: b.macs),
+    ],
+    ids=["share", "count", "macs"],
+)
+def test_budgets_are_judged_in_the_units_in_which_they_were_asked(tmp_path, budget, limit, achieved):
+    report = sparsify.artefact.checked(save_run(half({**RECIPE, "budget": budget}), tmp_path / "run", timing=0.05))
+    (found,) = report.limits
+    assert (found.limit, found.achieved, found.met) == (limit, achieved(report.dense, report.cut), True)
+
+
+def test_a_budget_of_bytes_counts_tensors_not_the_file_header(tmp_path):
+    folder = save_run(half({**RECIPE, "budget": {"bytes": "40KiB"}}), tmp_path / "run", timing=0.05)
+    report = sparsify.artefact.checked(folder)
+    stored = sum(t.numel() * t.element_size() for t in load_file(folder / files.WEIGHTS).values())
+    assert report.limits[0].achieved == stored <= 40 * 1024
+    assert report.cut.bytes > stored
 
 
 def test_weights_that_are_zero_are_counted_and_said_to_bring_no_speed(tmp_path):
@@ -322,6 +347,26 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("f", b"old")]
     with pytest.raises(RunError, match="cannot write"):
         files.write(tmp_path / "no" / "f", b"")
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 1 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, full_disk):
+    model = nn.Linear(100, 100)
+    with pytest.raises(RunError, match=r"cannot write .*model.safetensors"):
+        save_weights(model, tmp_path / files.WEIGHTS)
+    with pytest.raises(RunError, match=r"cannot write .*checkpoint.pt"):
+        Checkpoint("r", None, 0, model.state_dict()).write(tmp_path)
+    with pytest.raises(RunError, match=r"cannot write .*plan.json: File too large"):
+        files.write(tmp_path / files.PLAN, b" " * 2000)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_one_process_holds_a_run(tmp_path):

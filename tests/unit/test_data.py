@@ -208,8 +208,12 @@ def test_folder_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def said(**more: Any) -> str:
         return complaint(source="folder", root=str(tmp_path), **more)
 
-    assert complaint(source="folder") == "data.source folder needs data.root: the folder that holds train/<class>/ and test/<class>/"
-    assert said() == f"data source folder: {tmp_path}/train is not there; expected train/<class>/ and test/<class>/ under data.root"
+    assert (
+        complaint(source="folder") == "data.source folder needs data.root: the folder that holds train/<class>/ and test/<class>/"
+    )
+    assert (
+        said() == f"data source folder: {tmp_path}/train is not there; expected train/<class>/ and test/<class>/ under data.root"
+    )
     (tmp_path / "train").mkdir()
     assert said() == f"{tmp_path}/train: has no class folders; expected <class>/ with the images of one class each"
     pictures(tmp_path)
@@ -405,7 +409,10 @@ def test_callable_of_a_module_that_is_not_there_or_fails(tmp_path: Path, monkeyp
             {"source": "digits", "normalize": {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}},
             "data.normalize has 3 means; the examples of 'digits' are 1x8x8 and need 1",
         ),
-        ({"source": "digits", "validation": "99.99%"}, "data.validation of 99.99% leaves none of the 1438 training examples to train on"),
+        (
+            {"source": "digits", "validation": "99.99%"},
+            "data.validation of 99.99% leaves none of the 1438 training examples to train on",
+        ),
     ],
 )
 def test_faults_of_the_recipe(spec: dict[str, Any], message: str) -> None:
@@ -428,7 +435,9 @@ def test_augmentation_is_for_images_and_normalisation_for_numbers(tmp_path: Path
 def test_normalisation_is_exact_per_channel() -> None:
     x = torch.randint(256, (4, 3, 5, 5), dtype=torch.uint8)
     examples = Examples(x, torch.zeros(4, dtype=torch.int64), (0.1, 0.2, 0.3), (0.5, 0.25, 2.0))
-    wanted = torch.stack([(x[:, c].double() / 255 - m) / s for c, (m, s) in enumerate(zip((0.1, 0.2, 0.3), (0.5, 0.25, 2.0), strict=True))], 1)
+    wanted = torch.stack(
+        [(x[:, c].double() / 255 - m) / s for c, (m, s) in enumerate(zip((0.1, 0.2, 0.3), (0.5, 0.25, 2.0), strict=True))], 1
+    )
     assert torch.allclose(examples.ready().double(), wanted, atol=1e-6)
     assert x.dtype == torch.uint8
 
@@ -549,7 +558,14 @@ def recipe(**more: Any) -> Recipe:
 
 
 def test_example_inputs_are_random_as_the_recipe_says() -> None:
-    said = recipe(inputs=[{"shape": [8, 3, 4]}, {"shape": [8, 2], "dtype": "int64"}, {"shape": [5, 5], "dtype": "bool"}, {"shape": [8, 1], "dtype": "float16"}])
+    said = recipe(
+        inputs=[
+            {"shape": [8, 3, 4]},
+            {"shape": [8, 2], "dtype": "int64"},
+            {"shape": [5, 5], "dtype": "bool"},
+            {"shape": [8, 1], "dtype": "float16"},
+        ]
+    )
     inputs = example_inputs(said, batch=3, seed=1)
     again = example_inputs(said, batch=3, seed=1)
     assert isinstance(inputs, tuple) and isinstance(again, tuple)
@@ -575,18 +591,25 @@ def test_example_inputs_are_real_ones_without_inputs() -> None:
 
 
 def test_example_inputs_faults() -> None:
-    with pytest.raises(DataError, match=r"^the recipe has neither 'inputs' nor 'data'; say what a forward call takes, such as inputs: "):
+    with pytest.raises(
+        DataError, match=r"^the recipe has neither 'inputs' nor 'data'; say what a forward call takes, such as inputs: "
+    ):
         example_inputs(recipe())
     with pytest.raises(DataError) as caught:
         example_inputs(recipe(inputs=[{"shape": [2, 3, 8, 8]}]), load(source="digits"))
-    assert str(caught.value) == "inputs say that one example is 3x8x8, the data are 1x8x8; leave 'inputs' out to take the shape from the data"
+    assert (
+        str(caught.value)
+        == "inputs say that one example is 3x8x8, the data are 1x8x8; leave 'inputs' out to take the shape from the data"
+    )
     assert example_inputs(recipe(inputs=[{"shape": [2, 1, 16, 16]}]), load(source="digits"))[0].shape == (2, 1, 16, 16)  # type: ignore[index]
 
 
 def test_an_epoch_of_mnist_size_takes_well_under_a_second() -> None:
     import time
 
-    examples = Examples(torch.zeros(60_000, 1, 28, 28, dtype=torch.uint8), torch.zeros(60_000, dtype=torch.int64), (0.13,), (0.31,))
+    examples = Examples(
+        torch.zeros(60_000, 1, 28, 28, dtype=torch.uint8), torch.zeros(60_000, dtype=torch.int64), (0.13,), (0.31,)
+    )
     start = time.perf_counter()
     assert sum(len(y) for _, y in batches(examples, 64, seed=0)) == 60_000
     assert time.perf_counter() - start < 2

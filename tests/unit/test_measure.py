@@ -66,7 +66,11 @@ class Vector(nn.Module):
     ("model", "shape", "macs"),
     [
         (nn.LSTM(8, 16, batch_first=True), (5, 8), 5 * (8 * 64 + 16 * 64)),
-        (nn.LSTM(8, 16, num_layers=2, bidirectional=True, batch_first=True), (5, 8), 10 * (8 * 64 + 16 * 64) + 10 * (32 * 64 + 16 * 64)),
+        (
+            nn.LSTM(8, 16, num_layers=2, bidirectional=True, batch_first=True),
+            (5, 8),
+            10 * (8 * 64 + 16 * 64) + 10 * (32 * 64 + 16 * 64),
+        ),
         (nn.GRU(8, 16, batch_first=True), (5, 8), 5 * (8 * 48 + 16 * 48)),
         (Attention(), (4, 10, 16), 2 * 4 * 10 * 10 * 16),
         (nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), (10, 16), 4 * 10 * 256 + 2 * 10 * 10 * 16 + 2 * 10 * 16 * 32),
@@ -180,7 +184,9 @@ class Watcher(nn.Module):
 
 def test_models_run_in_inference_mode_with_the_targets_batch_and_threads() -> None:
     watcher = Watcher()
-    measure.latency(watcher, watcher, (torch.randn(2, 3), torch.zeros(7, 2)), "x", Cpu(kind="cpu", threads=1, batch=5), seconds=0.02)
+    measure.latency(
+        watcher, watcher, (torch.randn(2, 3), torch.zeros(7, 2)), "x", Cpu(kind="cpu", threads=1, batch=5), seconds=0.02
+    )
     assert watcher.seen == {(5, False, True, 1)}
 
 

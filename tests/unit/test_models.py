@@ -31,7 +31,9 @@ FACTS: list[tuple[Callable[[], nn.Module], tuple[int, ...], int]] = [
 
 
 @pytest.mark.parametrize(("build", "shape", "parameters"), FACTS, ids=lambda v: getattr(v, "__name__", None))
-def test_every_builder_has_the_parameters_its_docstring_states(build: Callable[[], nn.Module], shape: tuple[int, ...], parameters: int) -> None:
+def test_every_builder_has_the_parameters_its_docstring_states(
+    build: Callable[[], nn.Module], shape: tuple[int, ...], parameters: int
+) -> None:
     model = build().eval()
     assert sum(p.numel() for p in model.parameters()) == parameters
     if build.__doc__:
@@ -99,9 +101,14 @@ IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 @pytest.mark.skipif(not (ROOT / "cifar-10-batches-bin/test_batch.bin").is_file(), reason="CIFAR-10 is not on this machine")
 @pytest.mark.parametrize(
     ("name", "build", "normalize", "rightly"),
-    [("cifar_resnet20", models.cifar_resnet20, IMAGENET, 915), ("cifar_resnet56b", lambda: models.cifar_resnet56("B"), None, 945)],
+    [
+        ("cifar_resnet20", models.cifar_resnet20, IMAGENET, 915),
+        ("cifar_resnet56b", lambda: models.cifar_resnet56("B"), None, 945),
+    ],
 )
-def test_published_weights_load_and_classify(name: str, build: Callable[[], nn.Module], normalize: dict[str, list[float]] | None, rightly: int) -> None:
+def test_published_weights_load_and_classify(
+    name: str, build: Callable[[], nn.Module], normalize: dict[str, list[float]] | None, rightly: int
+) -> None:
     """On the first thousand test images; 0.9173 and 0.9320 on all ten thousand."""
     weights = ROOT / "weights" / f"{name}.pt"
     if not weights.is_file():

@@ -77,7 +77,8 @@ def small_plan() -> Plan:
 
 
 def test_the_page_is_the_golden_one() -> None:
-    assert f"{small_plan()}\n" == (GOLDEN / "small.plan.txt").read_text()
+    text = f"{small_plan()}\n".replace(small_plan().digest, "0123456789abcdef")
+    assert text == (GOLDEN / "small.plan.txt").read_text()
 
 
 def test_costs_shrink_with_the_widths_kept() -> None:

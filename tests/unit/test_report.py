@@ -101,6 +101,14 @@ def test_layers_without_work_of_their_own_are_counted_not_listed() -> None:
     assert table.notes[-1].startswith("1 layer without MACs")
 
 
+def test_the_terminal_folds_many_layers_to_those_that_changed() -> None:
+    whole = report().layers[0].model_copy(update={"outputs_after": 20, "params_after": 520})
+    found = report(layers=(*report().layers, *(whole.model_copy(update={"name": f"whole{i}"}) for i in range(30))))
+    short, long = (next(t for t in tables(found, every_layer=e) if t.title == "Layers") for e in (False, True))
+    assert (len(short.rows), len(long.rows)) == (4, 34)
+    assert "30 layers that kept all weights not shown; --md and --json have them." in short.notes
+
+
 def test_a_long_history_is_thinned_to_its_ends_and_steps_between() -> None:
     table = history(report(), 12)
     assert (table.rows[0][:2], table.rows[-1][:2], len(table.rows)) == (("learn", "1"), ("finetune", "5"), 12)

@@ -10,14 +10,14 @@ TABLE = Table("T", columns("layer", ">MACs", "why"), (("conv1", "1.2 M", "it fee
 
 
 def test_numbers_end_in_one_column() -> None:
-    assert as_text([TABLE]) == (
-        "T\n"
-        "layer   MACs  why\n"
-        "---------------------------------------------\n"
-        "conv1  1.2 M  it feeds the network's output\n"
-        "fc      12 k  -\n"
-        "A note."
-    ).replace("-" * 45, "-" * 43)
+    assert as_text([TABLE]).splitlines() == [
+        "T",
+        "layer   MACs  why",
+        "-" * 43,
+        "conv1  1.2 M  it feeds the network's output",
+        "fc      12 k  -",
+        "A note.",
+    ]
 
 
 def test_text_is_wrapped_and_numbers_are_not() -> None:
@@ -26,8 +26,7 @@ def test_text_is_wrapped_and_numbers_are_not() -> None:
 
 def test_a_long_path_breaks_after_a_dot() -> None:
     table = Table("", columns("path", ">n"), (("rules[conv*/filter].penalty.strength", "1"),))
-    assert as_text([table], 30).splitlines()[2:] == ["rules[conv*/filter].penalty.  1", "strength"] or as_text([table], 30).splitlines()[2].endswith("1")
-    assert max(map(len, as_text([table], 30).splitlines())) <= 30
+    assert as_text([table], 34).splitlines()[2:] == ["rules[conv*/filter].penalty.     1", "strength"]
 
 
 @given(st.lists(st.tuples(words, words, words), max_size=4), st.integers(60, 120))

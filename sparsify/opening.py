@@ -1,0 +1,180 @@
+"""What happens before the first epoch: read and check everything, make or lock the run's folder, see where the run stands."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import nn
+
+from sparsify import folder as files
+from sparsify import graph, modelfile, pruning
+from sparsify.artefact import Base, Build, base_on, begin, load_run, rebuilt_dense
+from sparsify.assess import check_reloads
+from sparsify.checkpoint import Checkpoint
+from sparsify.data import Datasets, example_inputs, load_data
+from sparsify.errors import ModelError, RunError
+from sparsify.events import Event, Listener, RunStarted, StepDone, silence
+from sparsify.graph import Inputs
+from sparsify.load import Loaded, load
+from sparsify.plan import Plan
+from sparsify.train import make_accelerator
+from sparsify.weights import save_weights
+from sparsify_schemas.recipe import Recipe
+
+Source = str | Path | Mapping[str, Any] | Recipe | Loaded
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done, before anything is opened."""
+
+    loaded: Loaded
+    state: files.State
+    folder: Path | None
+    """of the run to go on with"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same from the first stage to the report."""
+
+    recipe: Recipe
+    state: files.State
+    folder: Path
+    datasets: Datasets | None
+    inputs: Inputs
+    plan: Plan
+    dense: nn.Module
+    """the model as it came in"""
+    build: Build | None
+    """builds the dense model's structure, where the recipe cannot"""
+    accelerator: Accelerator
+    timing: float
+    listener: Listener
+
+
+def asked(
+    recipe: Source | None,
+    model_file: str | Path | None,
+    overrides: Sequence[str],
+    allow: Sequence[str],
+    from_scratch: bool,
+    strict: bool,
+) -> Job:
+    if recipe is None:
+        raise RunError("nothing to apply: give a recipe, or a run to resume")
+    loaded = load(recipe, overrides)
+    if from_scratch and model_file is not None:
+        raise ModelError(f"both {model_file} and --from-scratch were given; leave one of them out")
+    if not from_scratch and model_file is None:
+        raise ModelError("no model file; give one, or --from-scratch to start from random weights")
+    path = None if model_file is None else Path(model_file).resolve()
+    if path is not None and not path.exists():
+        raise ModelError(f"there is no model file {model_file}")
+    state = files.State(
+        recipe=files.recipe_json(loaded.recipe),
+        model_file=None if path is None else str(path),
+        model_digest=None if path is None else files.sha256(path),
+        allow=tuple(allow),
+        from_scratch=from_scratch,
+        strict=strict,
+    )
+    return Job(loaded, state, None)
+
+
+def resumed(folder: Path, recipe: Source | None, overrides: Sequence[str]) -> Job:
+    if recipe is not None or overrides:
+        raise RunError(f"{folder} goes on with the recipe that it began with; start a new run to use another")
+    if not folder.is_dir():
+        raise RunError(f"there is no run {folder}; 'sparsify runs' lists them")
+    if (folder / files.REPORT).exists():
+        raise RunError(f"{folder} is complete: nothing to resume")
+    state = files.State.read(folder)
+    written = folder / files.RECIPE
+    if written.exists() and files.recipe_digest(files.read_recipe(folder)) != state.digest:
+        raise RunError(f"{written} was changed since the run began; start a new run with it")
+    if state.model_file is not None and files.sha256(Path(state.model_file)) != state.model_digest:
+        raise RunError(f"{state.model_file} was changed since the run began; start a new run with it")
+    return Job(load(state.resolved(folder)), state, folder)
+
+
+@contextmanager
+def opened(job: Job, out: Path, timing: float, listener: Listener) -> Iterator[Run]:
+    """Read and check everything, then make or lock the run's folder. A recipe that does not fit leaves no folder."""
+    recipe, accelerator = job.loaded.recipe, make_accelerator()
+    datasets = load_data(recipe.data, recipe.seed) if recipe.data is not None else None
+    model, base = dense_model(job)
+    inputs = example_inputs(recipe, datasets)
+    plan = pruning.make_plan(job.loaded, model, inputs, strict=job.state.strict)
+    build = None if base.model else lambda: deepcopy(model)
+    folder = job.folder or _created(accelerator, out, recipe.title)
+    main = accelerator.is_main_process
+    with files.locked(folder) if main else nullcontext():
+        told = _logged(listener, folder) if main else silence
+        run = Run(recipe, job.state, folder, datasets, inputs, plan, model, build, accelerator, timing, told)
+        if main and not (folder / files.CHECKPOINT).exists():
+            _begin(run, base)
+        accelerator.wait_for_everyone()
+        told(RunStarted(str(folder), resumed=job.folder is not None))
+        yield run
+
+
+def dense_model(job: Job) -> tuple[nn.Module, Base]:
+    """The dense model as given, and how its structure is built anew."""
+    recipe, state = job.loaded.recipe, job.state
+    path = None if state.model_file is None else Path(state.model_file)
+    if path is not None and path.is_dir():
+        return load_run(path), base_on(path)
+    return modelfile.read_model(path, recipe, allow=state.allow), Base(recipe.model)
+
+
+def _created(accelerator: Accelerator, out: Path, title: str) -> Path:
+    """The main process makes the folder and tells the others."""
+    names = [str(files.create(out, title)) if accelerator.is_main_process else ""]
+    broadcast_object_list(names)
+    return Path(names[0])
+
+
+def _begin(run: Run, base: Base) -> None:
+    """Write what is known before the first epoch; state.json comes first, as a folder that has it can be resumed."""
+    run.state.write(run.folder)
+    begin(run.folder, run.plan)
+    if base.cuts:
+        base.write(run.folder)
+    if not run.state.from_scratch:
+        save_weights(run.dense, run.folder / files.DENSE)
+        check_reloads(run.dense, rebuilt_dense(run.folder, run.build), run.inputs, "dense model")
+
+
+def where_it_stands(run: Run) -> tuple[nn.Module, Checkpoint]:
+    """The model and the checkpoint that the run goes on from; its beginning where there is none yet."""
+    found = Checkpoint.read(run.folder)
+    if found is None:
+        return deepcopy(run.dense), Checkpoint(run.state.digest, run.state.model_digest, 0, {})
+    if (found.recipe, found.model) != (run.state.digest, run.state.model_digest):
+        raise RunError(f"{run.folder / files.CHECKPOINT} belongs to another run; start a new one")
+    model = graph.replay(run.dense, found.cuts) if found.cuts else deepcopy(run.dense)
+    try:
+        model.load_state_dict(found.weights)
+    except RuntimeError as error:
+        raise RunError(f"{run.folder / files.CHECKPOINT} does not fit the model that the recipe builds: {error}") from error
+    return model, found
+
+
+def _logged(listener: Listener, folder: Path) -> Listener:
+    """The listener, with every event but the single steps appended to the run's log."""
+
+    def tell(event: Event) -> None:
+        if not isinstance(event, StepDone):
+            files.log(
+                folder, {"at": datetime.now(UTC).isoformat(timespec="seconds"), "event": type(event).__name__, **asdict(event)}
+            )
+        listener(event)
+
+    return tell

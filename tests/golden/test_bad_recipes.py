@@ -1,0 +1,531 @@
+"""Malformed recipes, each with its exact error text."""
+
+from pathlib import Path
+
+import pytest
+
+from sparsify.errors import RecipeError
+from sparsify.load import load
+
+RECIPE = """\
+version: 1
+title: Sample
+vars: {epochs: 3}
+model: {build: sparsify.models.lenet5}
+inputs: [{shape: [2, 1, 28, 28]}]
+data: {source: digits}
+targets: {here: {kind: cpu}}
+budget: {macs: 40%}
+rules:
+  - layers: "conv*"
+    group: filter
+    penalty:
+      kind: group_lasso
+      strength: 1e-3
+    criterion: {kind: magnitude}
+  - layers: fc2
+    protect: true
+stages:
+  - {kind: train, name: learn, epochs: "${epochs}", optimizer: {kind: sgd, lr: 0.1, momentum: 0.9}}
+  - {kind: cut}
+"""
+RULES = RECIPE[RECIPE.index("rules:") : RECIPE.index("stages:")]
+STAGES = RECIPE[RECIPE.index("stages:") :]
+
+Edits = tuple[tuple[str, str], ...]
+EDITED: dict[str, tuple[Edits, str]] = {
+    "unknown key": (
+        (("strength: 1e-3", "strenght: 1e-3"),),
+        "recipe.yaml:14:7: rules.0.penalty.strenght: unknown key; did you mean 'strength'?",
+    ),
+    "unknown key at the top": (
+        (("budget:", "bugdet:"),),
+        "recipe.yaml:8:1: bugdet: unknown key; did you mean 'budget'?",
+    ),
+    "unknown key without a near one": (
+        (("    criterion: {kind: magnitude}", "    colour: blue"),),
+        "recipe.yaml:15:5: rules.0.colour: unknown key; known: layers, group, penalty, criterion, keep, sparsity, protect, override",
+    ),
+    "unknown key of another kind": (
+        (("momentum: 0.9", "momentum: 0.9, betas: [0.9, 0.99]"),),
+        "recipe.yaml:19:100: stages.0.optimizer.betas: unknown key; known: kind, lr, momentum, weight_decay, nesterov",
+    ),
+    "python name of a key": (
+        (("strength: 1e-3", "strength: {kind: linear, from_: 0, to: 1}"),),
+        "recipe.yaml:14:32: rules.0.penalty.strength.from_: unknown key; did you mean 'from'?",
+    ),
+    "several unknown keys": (
+        (("{macs: 40%}", "{mac: 40%, param: 3k}"), ("{kind: cpu}", "{kind: cpu, thread: 2}"),),
+        (
+            "recipe.yaml:7:29: targets.here.thread: unknown key; did you mean 'threads'?\n"
+            "recipe.yaml:8:10: budget.mac: unknown key; did you mean 'macs'?\n"
+            "recipe.yaml:8:20: budget.param: unknown key; did you mean 'params'?"
+        ),
+    ),
+    "missing title": (
+        (("title: Sample\n", ""),),
+        "recipe.yaml:1:1: missing key 'title'; what the recipe is for; names the run folder",
+    ),
+    "missing strength": (
+        (("      strength: 1e-3\n", ""),),
+        "recipe.yaml:12:5: rules.0.penalty: missing key 'strength'; lambda, a number or a schedule",
+    ),
+    "missing kind": (
+        (("      kind: group_lasso\n", ""),),
+        "recipe.yaml:12:5: rules.0.penalty: missing key 'kind'; one of group_lasso, l1, l2",
+    ),
+    "missing optimizer": (
+        ((", optimizer: {kind: sgd, lr: 0.1, momentum: 0.9}", ""),),
+        "recipe.yaml:19:5: stages.0: missing key 'optimizer'; what takes the steps",
+    ),
+    "missing rules and version": (
+        (("version: 1\n", ""), (RULES, ""),),
+        (
+            "recipe.yaml:1:1: missing key 'rules'; what happens to which layers\n"
+            "recipe.yaml:1:1: missing key 'version'; version of the recipe language, 1"
+        ),
+    ),
+    "empty rules": (
+        ((RULES, "rules: []\n"),),
+        "recipe.yaml:9:8: rules: expected at least one entry, found none",
+    ),
+    "empty stages": (
+        ((STAGES, "stages:\n"), ("vars: {epochs: 3}\n", ""),),
+        "recipe.yaml:17:8: stages: expected a list, found nothing",
+    ),
+    "duplicate key": (
+        (("title: Sample", "title: Sample\ntitle: Other"),),
+        "recipe.yaml:3:1: title: duplicate key; it stands first in line 2; remove one of the two",
+    ),
+    "duplicate key inside": (
+        (("      strength: 1e-3", "      strength: 1e-3\n      strength: 1e-4"),),
+        "recipe.yaml:15:7: rules.0.penalty.strength: duplicate key; it stands first in line 14; remove one of the two",
+    ),
+    "number as a key": (
+        (("{here: {kind: cpu}}", "{1: {kind: cpu}}"),),
+        'recipe.yaml:7:11: targets: a key must be text, found the number 1; quote it: "1"',
+    ),
+    "list as a key": (
+        (("title: Sample", "? [a, b]\n: c\ntitle: Sample"),),
+        "recipe.yaml:2:3: a key must be text, found a list; unquoted '{' and '[' start a mapping or a list",
+    ),
+    "merge key": (
+        (("    penalty:\n", "    penalty:\n      <<: {scope: layer}\n"),),
+        "recipe.yaml:13:7: rules.0.penalty: '<<' (a YAML 1.1 merge key) is not read; use 'extends: other.yaml', or write the keys out",
+    ),
+    "misspelt kind of penalty": (
+        (("group_lasso", "group_laso"),),
+        "recipe.yaml:13:13: rules.0.penalty.kind: unknown kind 'group_laso'; did you mean 'group_lasso'?",
+    ),
+    "kind of penalty that is none": (
+        (("group_lasso", "dropout"),),
+        "recipe.yaml:13:13: rules.0.penalty.kind: unknown kind 'dropout'; known: group_lasso, l1, l2",
+    ),
+    "penalty as a word": (
+        (("    penalty:\n      kind: group_lasso\n      strength: 1e-3", "    penalty: group_lasso"),),
+        "recipe.yaml:12:14: rules.0.penalty: expected a mapping, found the text 'group_lasso'; write {kind: group_lasso}",
+    ),
+    "criterion as a word": (
+        (("{kind: magnitude}", "magnitude"),),
+        "recipe.yaml:15:16: rules.0.criterion: expected a mapping, found the text 'magnitude'; write {kind: magnitude}",
+    ),
+    "unknown target kind": (
+        (("{kind: cpu}", "{kind: gpu}"),),
+        "recipe.yaml:7:24: targets.here.kind: unknown kind 'gpu'; did you mean 'cpu'?",
+    ),
+    "unknown schedule kind": (
+        (("strength: 1e-3", "strength: {kind: cubik, to: 1e-3}"),),
+        "recipe.yaml:14:24: rules.0.penalty.strength.kind: unknown kind 'cubik'; did you mean 'cubic'?",
+    ),
+    "unknown optimizer": (
+        (("kind: sgd", "kind: rmsprop"),),
+        "recipe.yaml:19:71: stages.0.optimizer.kind: unknown kind 'rmsprop'; known: sgd, adam, adamw",
+    ),
+    "unknown stage kind": (
+        (("{kind: cut}", "{kind: prune}"),),
+        "recipe.yaml:20:12: stages.1.kind: unknown kind 'prune'; known: train, cut",
+    ),
+    "number as a kind": (
+        (("kind: group_lasso", "kind: 3"),),
+        "recipe.yaml:13:13: rules.0.penalty.kind: expected one of group_lasso, l1, l2, found the number 3",
+    ),
+    "unknown group": (
+        (("group: filter", "group: fliter"),),
+        "recipe.yaml:11:12: rules.0.group: unknown group 'fliter'; did you mean 'filter'?",
+    ),
+    "future group head": (
+        (("group: filter", "group: head"),),
+        "recipe.yaml:11:12: rules.0.group: unknown group 'head'; known: filter, channel, neuron, weight",
+    ),
+    "future group n:m": (
+        (("group: filter", "group: 2:4"),),
+        "recipe.yaml:11:12: rules.0.group: unknown group '2:4'; known: filter, channel, neuron, weight",
+    ),
+    "text for a number": (
+        (("strength: 1e-3", "strength: auto"),),
+        "recipe.yaml:14:17: rules.0.penalty.strength: expected a number or a schedule, not 'auto'",
+    ),
+    "list for a schedule": (
+        (("strength: 1e-3", "strength: [1e-3]"),),
+        "recipe.yaml:14:17: rules.0.penalty.strength: expected a number or a schedule, found a list",
+    ),
+    "quoted number": (
+        (('"${epochs}"', "'3'"), ("vars: {epochs: 3}\n", ""),),
+        "recipe.yaml:18:40: stages.0.epochs: expected a whole number, found the text '3'; write it without quotes",
+    ),
+    "fraction for a whole number": (
+        (("{epochs: 3}", "{epochs: 2.5}"),),
+        "recipe.yaml:19:40: stages.0.epochs: expected a whole number, found the number 2.5; this is what '${epochs}' comes to",
+    ),
+    "number for text": (
+        (("title: Sample", "title: 5"),),
+        "recipe.yaml:2:8: title: expected text, found the number 5; quote it",
+    ),
+    "yes for true": (
+        (("protect: true", "protect: yes"),),
+        "recipe.yaml:17:14: rules.1.protect: expected true or false, found the text 'yes'; YAML 1.2 has no yes, no, on and off",
+    ),
+    "number for a mapping": (
+        (("{source: digits}", "digits"),),
+        "recipe.yaml:6:7: data: expected a mapping, found the text 'digits'",
+    ),
+    "mapping for a list": (
+        (("inputs: [{shape: [2, 1, 28, 28]}]", "inputs: 3"),),
+        "recipe.yaml:5:9: inputs: expected a list, found the number 3",
+    ),
+    "bare number as a budget": (
+        (("macs: 40%", "macs: 0.4"),),
+        "recipe.yaml:8:16: budget.macs: expected a share such as 40% or a count such as 300M, not the bare number 0.4",
+    ),
+    "wrong unit of a budget": (
+        (("macs: 40%", "macs: 8MiB"),),
+        "recipe.yaml:8:16: budget.macs: expected a share such as 40% or a count such as 300M, not '8MiB'",
+    ),
+    "share above 100 %": (
+        (("macs: 40%", "macs: 140%"),),
+        "recipe.yaml:8:16: budget.macs: expected a share between 0% and 100%, not '140%'",
+    ),
+    "wrong unit of a duration": (
+        (("strength: 1e-3", "strength: {kind: linear, from: 0, to: 1, end: 10epochs}"),),
+        "recipe.yaml:14:53: rules.0.penalty.strength.end: expected a duration such as 5ep (epochs), 200it (optimizer steps) or 0.5dur (half of the stage), not '10epochs'",
+    ),
+    "bare number as a duration": (
+        (("strength: 1e-3", "strength: {kind: linear, from: 0, to: 1, end: 10}"),),
+        "recipe.yaml:14:53: rules.0.penalty.strength.end: expected a duration such as 5ep (epochs), 200it (optimizer steps) or 0.5dur (half of the stage), not the bare number 10",
+    ),
+    "unknown dtype": (
+        (("28]}", "28], dtype: float31}"),),
+        "recipe.yaml:5:41: inputs.0.dtype: expected one of float32, float64, bfloat16, float16, int64, int32, bool, found the text 'float31'; did you mean 'float32'?",
+    ),
+    "no dotted path": (
+        (("sparsify.models.lenet5", "lenet5"),),
+        "recipe.yaml:4:16: model.build: expected a dotted path of a callable, such as sparsify.models.lenet5 or mypackage.nets:resnet; found the text 'lenet5'",
+    ),
+    "bad version": (
+        (("version: 1", "version: 2"),),
+        "recipe.yaml:1:10: version: expected 1, the version of the language that this sparsify reads, found the number 2",
+    ),
+    "unknown source": (
+        (("source: digits", "source: digit"),),
+        "recipe.yaml:6:16: data.source: unknown source 'digit'; did you mean 'digits'?",
+    ),
+    "huge number": (
+        (("strength: 1e-3", "strength: 9999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999"),),
+        "recipe.yaml:14:17: rules.0.penalty.strength: a number of 400 characters",
+    ),
+    "infinite number": (
+        (("strength: 1e-3", "strength: .inf"),),
+        "recipe.yaml:14:17: rules.0.penalty.strength: expected a finite number, found the number inf",
+    ),
+    "negative learning rate": (
+        (("lr: 0.1", "lr: -0.1"),),
+        "recipe.yaml:19:80: stages.0.optimizer.lr: expected at least 0, found the number -0.1",
+    ),
+    "no epochs": (
+        (("{epochs: 3}", "{epochs: 0}"),),
+        "recipe.yaml:19:40: stages.0.epochs: expected at least 1, found the number 0; this is what '${epochs}' comes to",
+    ),
+    "momentum one": (
+        (("momentum: 0.9", "momentum: 1"),),
+        "recipe.yaml:19:95: stages.0.optimizer.momentum: expected less than 1, found the number 1",
+    ),
+    "negative strength": (
+        (("1e-3", "-1e-3"),),
+        "recipe.yaml:14:17: rules.0.penalty.strength: expected at least 0, found the number -0.001",
+    ),
+    "zero in a shape": (
+        (("[2, 1, 28, 28]", "[2, 0, 28, 28]"),),
+        "recipe.yaml:5:22: inputs.0.shape.1: expected at least 1, found the number 0",
+    ),
+    "one beta": (
+        (("{kind: sgd, lr: 0.1, momentum: 0.9}", "{kind: adam, betas: [0.9]}"),),
+        "recipe.yaml:19:84: stages.0.optimizer.betas: expected more than 1 entry",
+    ),
+    "nesterov without momentum": (
+        (("momentum: 0.9", "nesterov: true"),),
+        "recipe.yaml:19:64: stages.0.optimizer: nesterov needs a momentum above zero",
+    ),
+    "exponential from zero": (
+        (("strength: 1e-3", "strength: {kind: exponential, from: 0, to: 1}"),),
+        "recipe.yaml:14:17: rules.0.penalty.strength: an exponential schedule needs 'from' and 'to' above zero; use linear or cosine to start at 0",
+    ),
+    "empty window": (
+        (("strength: 1e-3", "strength: {kind: linear, from: 0, to: 1, start: 9ep, end: 3ep}"),),
+        "recipe.yaml:14:17: rules.0.penalty.strength: the schedule starts at 9ep and ends at 3ep; 'end' must come after 'start'",
+    ),
+    "protect with group": (
+        (("protect: true", "protect: true\n    group: filter"),),
+        "recipe.yaml:16:5: rules.1: a rule with 'protect: true' takes no 'group'; protected layers keep their width",
+    ),
+    "rule without group": (
+        (("    group: filter\n", ""),),
+        "recipe.yaml:10:5: rules.0: a rule needs a 'group' (filter, channel, neuron or weight), or 'protect: true'",
+    ),
+    "weight without sparsity": (
+        (("group: filter", "group: weight"), ("group_lasso", "l1"),),
+        "recipe.yaml:10:5: rules.0: a rule with group 'weight' needs its own 'sparsity': zeroed weights stay in the file, so no budget can choose for it",
+    ),
+    "group lasso on weights": (
+        (("group: filter", "group: weight\n    sparsity: 50%"),),
+        "recipe.yaml:10:5: rules.0: group_lasso cannot act on group 'weight': a lasso over single weights is 'kind: l1'",
+    ),
+    "bad regular expression": (
+        (('"conv*"', "re:(conv"),),
+        "recipe.yaml:10:13: rules.0.layers: 're:(conv' is no regular expression: missing ), unterminated subpattern at position 0",
+    ),
+    "two rules on the same layers": (
+        (("layers: fc2\n    protect: true", 'layers: ["conv*"]\n    group: out_channel'),),
+        "recipe.yaml:16:5: rules.1: claims the same layers and group 'filter' as rules.0; remove one of the two, or write 'override: true' into the later one",
+    ),
+    "layers protected twice": (
+        (("  - layers: fc2\n    protect: true", "  - {layers: fc2, protect: true}\n  - {layers: [fc2], protect: true}"),),
+        "recipe.yaml:17:5: rules.2: protects the same layers as rules.1; remove one of the two, or write 'override: true' into the later one",
+    ),
+    "two cuts": (
+        (("{kind: cut}", "{kind: cut}\n  - {kind: cut, name: again}"),),
+        "recipe.yaml:18:1: stages: a recipe has exactly one 'cut' stage",
+    ),
+    "no cut": (
+        (("  - {kind: cut}\n", ""),),
+        "recipe.yaml:18:1: stages: a recipe has exactly one 'cut' stage",
+    ),
+    "two stages of one name": (
+        (("{kind: cut}", "{kind: cut, name: learn}"),),
+        "recipe.yaml:18:1: stages: two stages are called 'learn'; give one of them another 'name'",
+    ),
+    "train without data": (
+        (("data: {source: digits}\n", ""),),
+        "recipe.yaml:1:1: a recipe with a 'train' stage needs 'data'",
+    ),
+    "taylor without data": (
+        (("data: {source: digits}\n", ""), ("{kind: magnitude}", "{kind: taylor}"), (STAGES, ""), ("vars: {epochs: 3}\n", ""),),
+        "recipe.yaml:1:1: criterion 'taylor' needs 'data': it looks at the loss on training batches",
+    ),
+    "size without a folder": (
+        (("{source: digits}", "{source: digits, size: 8}"),),
+        "recipe.yaml:6:7: data: 'size' acts on source 'folder' only",
+    ),
+    "undefined variable": (
+        (("${epochs}", "${epoch}"),),
+        (
+            "recipe.yaml:3:8: vars.epochs: unused variable 'epochs'; write ${epochs} where it belongs, or remove it\n"
+            "recipe.yaml:19:40: stages.0.epochs: undefined variable 'epoch'; did you mean 'epochs'?"
+        ),
+    ),
+    "undefined variable without any": (
+        (("vars: {epochs: 3}\n", ""),),
+        "recipe.yaml:18:40: stages.0.epochs: undefined variable 'epochs'; declare it under 'vars:'",
+    ),
+    "unused variable": (
+        (("{epochs: 3}", "{epochs: 3, lr: 0.1}"),),
+        "recipe.yaml:3:19: vars.lr: unused variable 'lr'; write ${lr} where it belongs, or remove it",
+    ),
+    "variables in a circle": (
+        (("{epochs: 3}", '{epochs: "${half * 2}", half: "${epochs / 2}"}'),),
+        "recipe.yaml:3:37: vars.half: variables refer to each other in a circle: epochs -> half -> epochs",
+    ),
+    "code in an expression": (
+        (("${epochs}", "${__import__('os').system('id')}"),),
+        (
+            "recipe.yaml:3:8: vars.epochs: unused variable 'epochs'; write ${epochs} where it belongs, or remove it\n"
+            'recipe.yaml:19:40: stages.0.epochs: "__import__(\'os\').system(\'id\')" is not allowed in an expression; only numbers, variables, + - * / // % **, parentheses, min, max, round and int'
+        ),
+    ),
+    "attribute in an expression": (
+        (("${epochs}", "${epochs.real}"),),
+        "recipe.yaml:19:40: stages.0.epochs: 'epochs.real' is not allowed in an expression; only numbers, variables, + - * / // % **, parentheses, min, max, round and int",
+    ),
+    "unknown function": (
+        (("${epochs}", "${abs(epochs)}"),),
+        "recipe.yaml:19:40: stages.0.epochs: 'abs' cannot be called; known: int, max, min, round",
+    ),
+    "huge power": (
+        (("${epochs}", "${epochs ** 9 ** 9 ** 9}"),),
+        "recipe.yaml:19:40: stages.0.epochs: the result is too large; whole numbers stay below 1e+18",
+    ),
+    "division by zero": (
+        (("${epochs}", "${epochs / (3 - epochs)}"),),
+        "recipe.yaml:19:40: stages.0.epochs: division by zero",
+    ),
+    "text in arithmetic": (
+        (("{epochs: 3}", "{epochs: three}"), ("${epochs}", "${epochs * 2}"),),
+        "recipe.yaml:19:40: stages.0.epochs: arithmetic needs numbers, and 'epochs' is the text 'three'",
+    ),
+    "expression that is none": (
+        (("${epochs}", "${epochs +}"),),
+        "recipe.yaml:19:40: stages.0.epochs: 'epochs +' is no expression; only numbers, variables, + - * / // % **, parentheses, min, max, round and int",
+    ),
+    "expression never closed": (
+        (("${epochs}", "${epochs"),),
+        (
+            "recipe.yaml:3:8: vars.epochs: unused variable 'epochs'; write ${epochs} where it belongs, or remove it\n"
+            "recipe.yaml:19:40: stages.0.epochs: '${' without its '}'; close it, or write $${ for the characters themselves"
+        ),
+    ),
+    "list as a variable": (
+        (("{epochs: 3}", "{epochs: [3]}"),),
+        "recipe.yaml:3:16: vars.epochs: a variable is a number, text, true or false, found a list",
+    ),
+    "variables that are no mapping": (
+        (("{epochs: 3}", "3"), ("${epochs}", "3"),),
+        (
+            "recipe.yaml:3:7: vars: expected a mapping of names to numbers or text, found the number 3\n"
+            "recipe.yaml:19:40: stages.0.epochs: expected a whole number, found the text '3'; write it without quotes"
+        ),
+    ),
+    "wrong type out of an expression": (
+        (("${epochs}", "${epochs / 2}"),),
+        "recipe.yaml:19:40: stages.0.epochs: expected a whole number, found the number 1.5; this is what '${epochs / 2}' comes to",
+    ),
+    "unquoted expression in braces": (
+        (('"${epochs}"', "${epochs}"),),
+        'recipe.yaml:19:41: an unquoted \'${\' inside \'{\' or \'[\'; quote the expression: "${name}"',
+    ),
+    "tab indentation": (
+        (("    group: filter", "\tgroup: filter"),),
+        "recipe.yaml:11:1: a tab in the indentation; YAML indents with spaces only",
+    ),
+    "unquoted glob": (
+        (('"conv*"', "*.conv1"),),
+        'recipe.yaml:10:13: unquoted \'*.conv1\'; YAML reads a leading \'*\' as an alias; quote it: "*.conv1"',
+    ),
+    "unquoted star": (
+        (('"conv*"', "*"),),
+        'recipe.yaml:10:13: unquoted \'*\'; YAML reads a leading \'*\' as an alias; quote it: "*"',
+    ),
+    "unquoted alias in a list": (
+        (('"conv*"', "[*conv, fc1]"),),
+        'recipe.yaml:10:14: rules.0.layers.0: unquoted \'*conv\'; YAML reads it as an alias; quote it: "*conv"',
+    ),
+    "unclosed quote": (
+        (("title: Sample", 'title: "Sample'),),
+        "recipe.yaml:2:8: a quote that is not closed in its line; close it, or leave both quotes out",
+    ),
+    "unclosed bracket": (
+        (("[2, 1, 28, 28]", "[2, 1, 28, 28"),),
+        "recipe.yaml:5:31: expected ',' or ']', but got '}'; check brackets, commas and quotes",
+    ),
+    "backslash in double quotes": (
+        (('"conv*"', '"re:conv\\d"'),),
+        "recipe.yaml:10:22: '\\d' is no escape in a double-quoted text; use single quotes, which keep '\\' as it is",
+    ),
+    "colon in a text": (
+        (("title: Sample", "title: Sample: the first"),),
+        "recipe.yaml:2:14: a ':' is not expected here; quote a text that holds ': ', and indent keys of one mapping alike",
+    ),
+    "wrong indentation": (
+        (("    group: filter", "   group: filter"),),
+        "recipe.yaml:11:4: not in line with what it belongs to; indent the keys of one mapping, or the '-' of one list, alike",
+    ),
+    "key without a colon": (
+        (("    group: filter", "    group filter"),),
+        "recipe.yaml:11:5: a key without a ':' after it; write 'key: value'",
+    ),
+    "list on the line of its key": (
+        (('layers: "conv*"', "layers: - conv"),),
+        "recipe.yaml:10:13: a list item '-' is not expected here; begin it on a line of its own",
+    ),
+    "percent first": (
+        (("macs: 40%", "macs: %40"),),
+        "recipe.yaml:8:16: a text cannot start with '%'; quote it",
+    ),
+    "custom tag": (
+        (("title: Sample", "title: !!python/object:os.system Sample"),),
+        "recipe.yaml:2:8: title: the tag 'tag:yaml.org,2002:python/object:os.system' is not read; write the value without it",
+    ),
+    "control character": (
+        (("title: Sample", "title: Sam\x07ple"),),
+        "recipe.yaml:2:11: the character U+0007 is not allowed in YAML",
+    ),
+    "half a character": (
+        (("title: Sample", 'title: "\\ud800"'),),
+        "recipe.yaml:2:8: title: half a character (a lone surrogate); write the whole character",
+    ),
+    "escape beyond Unicode": (
+        (("title: Sample", 'title: "\\UFFFFFFFF"'),),
+        "recipe.yaml:2:11: an escape or number that YAML does not know",
+    ),
+    "alias inside itself": (
+        (("{shape: [2, 1, 28, 28]}", "{shape: &a [2, *a]}"),),
+        "recipe.yaml:5:25: inputs.0.shape.1: '*a' stands inside the value that it repeats",
+    ),
+}
+"""name -> (what is changed in the recipe above, what is then said of it)"""
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [" + ", ".join([f"*{before}"] * 10) + "]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+WHOLE: dict[str, tuple[str, str]] = {
+    "two documents": (RECIPE + "---\n" + RECIPE, "recipe.yaml:21:1: a second document; a recipe is one YAML document; remove this '---'"),
+    "empty file": ("", "recipe.yaml: an empty recipe; `sparsify init` writes one to start from"),
+    "comments only": ("# a recipe, one day\n\n", "recipe.yaml: an empty recipe; `sparsify init` writes one to start from"),
+    "a list": ("- version: 1\n- title: x\n", "recipe.yaml:1:1: expected a mapping at the top, found a list; a recipe begins with 'version: 1'"),
+    "a word": ("LeNet-5\n", "recipe.yaml:1:1: expected a mapping at the top, found the text 'LeNet-5'; a recipe begins with 'version: 1'"),
+    "nested too deep": ("a: " + "[" * 100 + "]" * 100, "recipe.yaml:1:68: a.0.0.0: nested more than 64 levels deep"),
+    "alias bomb": (BOMB, "recipe.yaml:5:8: e.0: more than 20000 values, aliases expanded"),
+}
+"""name -> (a whole file, what is said of it)"""
+
+
+def complaint(text: str, *overrides: str) -> str:
+    Path("recipe.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load("recipe.yaml", overrides)
+    return str(caught.value)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_recipe_that_is_edited_is_valid() -> None:
+    Path("recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    assert load("recipe.yaml").recipe.title == "Sample"
+
+
+@pytest.mark.parametrize("name", EDITED)
+def test_an_edited_recipe(name: str) -> None:
+    edits, expected = EDITED[name]
+    text = RECIPE
+    for old, new in edits:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    assert complaint(text) == expected
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_file(name: str) -> None:
+    text, expected = WHOLE[name]
+    assert complaint(text) == expected
+
+
+def test_every_mistake_is_reported_at_once() -> None:
+    text = RECIPE.replace("1e-3", "fast").replace("filter", "filtre").replace("40%", "40").replace("protect: true", "protect: 1").replace("kind: cut", "kind: cutt")
+    assert complaint(text).splitlines() == [
+        "recipe.yaml:8:16: budget.macs: expected a share such as 40% or a count such as 300M, not the bare number 40",
+        "recipe.yaml:11:12: rules.0.group: unknown group 'filtre'; did you mean 'filter'?",
+        "recipe.yaml:14:17: rules.0.penalty.strength: expected a number or a schedule, not 'fast'",
+        "recipe.yaml:17:14: rules.1.protect: expected true or false, found the number 1",
+        "recipe.yaml:20:12: stages.1.kind: unknown kind 'cutt'; did you mean 'cut'?",
+    ]

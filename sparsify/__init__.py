@@ -33,7 +33,7 @@ _WHERE = {
     "make_plan": ("sparsify.pruning", "make_plan"),
     "save_run": ("sparsify.artefact", "save_run"),
 }
-__all__ = ["SparsifyError", "apply", "attach", "cut", "load_recipe", "load_run", "make_plan", "save_run"]  # noqa: F822
+__all__ = ["SparsifyError", "apply", "attach", "cut", "load_recipe", "load_run", "make_plan", "save_run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -46,7 +46,7 @@ def _matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem])
     """The layers of one rule, of the kind that its group acts on."""
     rule = loaded.recipe.rules[index]
     found: dict[str, Layer] = {}
-    for at, pattern in enumerate(rule.layers):
+    for _at, pattern in enumerate(rule.layers):
         hits = [layer for layer in map.layers if selects((pattern,), layer.name, layer.type)]
         if not hits:
             problems.append(loaded.problem(f"rules.{index}.layers", f"'{pattern}' matches no layer of the model", _near(pattern, map)))

@@ -1,6 +1,5 @@
 """Networks that tests and benchmarks share; random weights."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 

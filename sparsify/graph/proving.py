@@ -71,14 +71,14 @@ def probe(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
         return _fault(trial, map, groups, inputs)
 
     good = _search(open_groups, fault, reasons)
-    remaining = fault(good)
-    if remaining is not None:  # each half was fine by itself: add the groups one by one
-        good = _accumulate(good, fault, reasons)
+    if len(good) < len(open_groups) and fault(good) is not None:
+        _accumulate(good, fault, reasons)  # each part was fine by itself: add the groups one by one
     coupled = tuple(replace(c, protected=reasons[c.name]) if c.name in reasons else c for c in map.coupled)
     return replace(map, coupled=coupled)
 
 
 def _search(groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]) -> list[Coupled]:
+    """The groups without fault by halving; the others get their reason."""
     if not groups:
         return []
     why = fault(groups)
@@ -91,7 +91,7 @@ def _search(groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str 
     return _search(groups[:half], fault, reasons) + _search(groups[half:], fault, reasons)
 
 
-def _accumulate(groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]) -> list[Coupled]:
+def _accumulate(groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]) -> None:
     good: list[Coupled] = []
     for group in groups:
         why = fault([*good, group])
@@ -99,7 +99,6 @@ def _accumulate(groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], 
             good.append(group)
         else:
             reasons[group.name] = f"a trial cut together with other layers failed: {why}"
-    return good
 
 
 def _fault(trial: nn.Module, map: ModelMap, groups: Sequence[Coupled], inputs: Inputs) -> str | None:

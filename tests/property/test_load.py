@@ -127,8 +127,7 @@ stages:
   - {kind: cut}
 """
 TOKENS = st.sampled_from(
-    [*"{}[]:,-?*&!|>'\"%@`#~ \t\n\r$()+/0123456789.e=\\\0\x85\u2028\ufeff", "${", "<<: ", "- ", "\n  ", "&a ", "*a ", "---\n", "%YAML 1.1\n", '"\\ud800"', '"\\UFFFFFFFF"']
-    + ["!!python/name:os.system ", "1e999", ".inf", "0x" + "f" * 400, "extends: recipe.yaml\n", "${1/0}", "${9**9**9}", "kind: cut", "[]", "{}", "null", "true", "group_lasso"]
+    [*"{}[]:,-?*&!|>'\"%@`#~ \t\n\r$()+/0123456789.e=\\\x00\x85\u2028\ufeff", "${", "<<: ", "- ", "\n  ", "&a ", "*a ", "---\n", "%YAML 1.1\n", '"\\ud800"', '"\\UFFFFFFFF"', "!!python/name:os.system ", "1e999", ".inf", "0x" + "f" * 400, "extends: recipe.yaml\n", "${1/0}", "${9**9**9}", "kind: cut", "[]", "{}", "null", "true", "group_lasso"]
 )
 
 

@@ -1,5 +1,7 @@
 """Choosing: budgets, demands, floors, multiples, ties; on hand-made maps without any tensor."""
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ def chain(*widths: int) -> ModelMap:
     """Linear layers l0, l1, ... of these widths (first: inputs, last: outputs); one MAC per weight."""
     layers, tensors, coupled = [], [], []
     last = len(widths) - 2
-    for n, (i, o) in enumerate(zip(widths, widths[1:], strict=False)):
+    for n, (i, o) in enumerate(itertools.pairwise(widths)):
         name = f"l{n}"
         layers.append(Layer(name, "Linear", (o, i), o * i, i, o))
         tensors.append(Tensor(f"{name}.weight", (o, i), 4, True))
@@ -124,7 +126,7 @@ def test_laws_of_choosing(data: st.DataObject) -> None:
     costs, gone = Costs(map), {}
     for c in open_groups:
         units = chosen[c.name]
-        assert units == sorted(set(units)) and 0 <= units[0] and units[-1] < c.width
+        assert units == sorted(set(units)) and units[0] >= 0 and units[-1] < c.width
         assert len(units) >= min(at_least, c.width)
         assert len(units) == c.width or len(units) % multiple == 0
         gone[c.name] = sorted(set(range(c.width)) - set(units))

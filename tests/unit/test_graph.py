@@ -51,7 +51,7 @@ EQUAL: dict[str, Callable[[], Net]] = {
     "concat with input": lambda: Net(lambda m, x: m.fc(pooled(m.b(torch.cat([m.a(x), x], 1)).relu())), a=conv(3, 8), b=conv(11, 6), fc=nn.Linear(6, 4)),
     "concat plus residual": lambda: Net(lambda m, x: m.fc(pooled(torch.cat([m.a(x), m.b(x)], 1) + m.c(x))), a=conv(3, 8), b=conv(3, 6), c=conv(3, 14), fc=nn.Linear(14, 4)),
     "grouped": lambda: Net(lambda m, x: m.fc(pooled(m.c(m.b(m.a(x)).relu()))), a=conv(3, 8), b=conv(8, 12, groups=4), c=conv(12, 6), fc=nn.Linear(6, 4)),
-    "mixed groups": lambda: Net(lambda m, x: m.fc(pooled(m.b((y := m.a(x)))) + pooled(m.c(y))), a=conv(3, 24), b=conv(24, 12, groups=2), c=conv(24, 12, groups=3), fc=nn.Linear(12, 4)),
+    "mixed groups": lambda: Net(lambda m, x: m.fc(pooled(m.b(y := m.a(x))) + pooled(m.c(y))), a=conv(3, 24), b=conv(24, 12, groups=2), c=conv(24, 12, groups=3), fc=nn.Linear(12, 4)),
     "depthwise": lambda: Net(lambda m, x: m.fc(pooled(m.c(m.b(m.a(x)).relu()))), a=conv(3, 8), b=conv(8, 8, groups=8), c=conv(8, 6, 1), fc=nn.Linear(6, 4)),
     "squeeze and excite": lambda: Net(lambda m, x: m.fc(pooled((y := m.a(x)) * m.c(m.b(y.mean((2, 3), keepdim=True)).relu()).sigmoid())), a=conv(3, 8), b=conv(8, 4, 1), c=conv(4, 8, 1), fc=nn.Linear(8, 4)),
     "prelu": lambda: Net(lambda m, x: m.fc(pooled(m.p(m.a(x)))), a=conv(3, 8), p=nn.PReLU(8), fc=nn.Linear(8, 4)),

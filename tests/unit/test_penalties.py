@@ -156,7 +156,7 @@ def test_proximal_step_shrinks_every_group_by_its_factor(net: type[nn.Module], n
             wanted[tensor][at] *= factor
     action = penalties.build(GroupLasso(kind="group_lasso", strength=1.0), layout, parameters)
     assert action.proximal is not None
-    action.proximal(parameters, {n: amount for n in parameters})
+    action.proximal(parameters, dict.fromkeys(parameters, amount))
     for tensor in parameters:
         torch.testing.assert_close(parameters[tensor], wanted[tensor], rtol=1e-12, atol=1e-12)
     dead = [all(float(parameters[t][at]) == 0.0 for t, at in members) for members, _, _ in terms]

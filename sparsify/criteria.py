@@ -18,8 +18,7 @@ def group_scores(spec: Criterion, layout: Layout, weights: Mapping[str, Tensor],
     """The score of every slot of a layout: [count]. `backward` is needed by taylor alone."""
     match spec:
         case Magnitude():
-            total = layout.reduce(lambda name: weights[name].detach().abs().pow(spec.norm)).pow(1 / spec.norm)
-            return _normalized(spec, total, layout, weights)
+            return _normalized(spec, layout.reduce(lambda name: weights[name].detach().abs().pow(spec.norm)), layout, weights)
         case Taylor():
             return _mean_over_batches(lambda: layout.reduce(lambda name: _first_order(weights[name]))[:-1].abs(), backward)
         case Random():
@@ -46,7 +45,7 @@ def _normalized(spec: Magnitude, total: Tensor, layout: Layout, weights: Mapping
         case "none":
             return total[:-1]
         case "size":
-            return (total / layout.sizes(weights).clamp(min=1).pow(1 / spec.norm))[:-1]
+            return (total / layout.sizes(weights).clamp(min=1))[:-1]
         case "mean":
             scores = total[:-1].clone()
             for own in layout.split(scores).values():

@@ -47,6 +47,8 @@ class CutDone:
     difference: float
     macs: tuple[int, int]
     params: tuple[int, int]
+    validation_accuracy: float | None = None
+    """of the cut model, before any fine-tuning"""
 
 
 @dataclass(frozen=True)

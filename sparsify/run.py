@@ -21,7 +21,7 @@ from sparsify.events import CutDone, Listener, Note, StageStarted, silence
 from sparsify.measure import count_macs
 from sparsify.opening import Run, Source, asked, dense_model, opened, resumed, where_it_stands
 from sparsify.plan import Plan
-from sparsify.train import Moment, derived_seed, train_stage
+from sparsify.train import Moment, derived_seed, evaluate, train_stage
 from sparsify.weights import save_weights
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.data import Augment
@@ -143,7 +143,8 @@ def _cut(run: Run, stage: Cut, model: nn.Module, at: Checkpoint) -> tuple[nn.Mod
     verdict = overall(result.verdicts)
     macs = count_macs(model, run.inputs)[0], count_macs(result.model, run.inputs)[0]
     params = _params(model), _params(result.model)
-    row = StageRow(name=stage.name, kind="cut", seconds=time.perf_counter() - started)
+    held = evaluate(result.model, run.datasets.validation)[1] if run.datasets and len(run.datasets.validation) else None
+    row = StageRow(name=stage.name, kind="cut", seconds=time.perf_counter() - started, validation_accuracy=held)
     at = replace(
         at,
         stage=at.stage + 1,
@@ -156,7 +157,7 @@ def _cut(run: Run, stage: Cut, model: nn.Module, at: Checkpoint) -> tuple[nn.Mod
         if run.state.from_scratch:
             save_weights(model, run.folder / files.DENSE)
         at.write(run.folder)
-    run.listener(CutDone(verdict.outcome, verdict.difference, macs, params))
+    run.listener(CutDone(verdict.outcome, verdict.difference, macs, params, held))
     return result.model, at
 
 

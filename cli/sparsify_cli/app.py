@@ -65,7 +65,9 @@ def _print_version(asked: bool) -> None:
 
 
 def _root(
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Recipes for structured sparsity: train, cut, verify and measure smaller PyTorch models."""
 

@@ -14,7 +14,14 @@ from sparsify_schemas.recipe import Recipe
 
 
 def command(
-    what: Annotated[str | None, typer.Argument(metavar="WHAT", help="Such as group_lasso, budget.macs, rules.keep or filter; all topics when left out.", show_default=False)] = None,
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="WHAT",
+            help="Such as group_lasso, budget.macs, rules.keep or filter; all topics when left out.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
 ) -> None:
     """Say what a word of the recipe language means: formula, keys, defaults, sources."""

@@ -9,7 +9,7 @@ from sparsify.errors import RunError
 from sparsify_cli.render import say
 
 SAMPLE = """\
-# A recipe for sparsify. Check it with `sparsify validate {name}`, run it with `sparsify apply {name}`.
+# A recipe for sparsify. Check it with `sparsify validate {name}`, run it with `sparsify apply {name} --from-scratch`.
 # `sparsify explain rules` (or budget, group_lasso, filter, ...) says what a word means.
 version: 1
 title: Digits with fewer filters
@@ -34,7 +34,7 @@ budget:
 rules:
   - layers: Conv2d                # a layer class; a glob on names such as "conv*"; or re:<regular expression>
     group: filter                 # filters leave, with everything that depends on them
-    penalty: {{kind: group_lasso, strength: 5e-4}}
+    penalty: {{kind: group_lasso, strength: 3e-3}}
     criterion: {{kind: magnitude}}  # which filters go first where the budget needs more than died
     keep: {{at_least: 2}}           # in every layer
 
@@ -42,11 +42,13 @@ stages:
   - kind: train                   # with the penalty: filters are driven to zero
     name: learn
     epochs: ${{epochs}}
-    optimizer: {{kind: sgd, lr: 0.05, momentum: 0.9, weight_decay: 1e-4}}
+    batch: 32
+    optimizer: {{kind: sgd, lr: 0.05, momentum: 0.9}}
   - kind: cut                     # what is dead or costs least goes; the cut model is verified
   - kind: train                   # without the penalty: what is left recovers
     name: finetune
     epochs: 5
+    batch: 32
     penalties: false
     optimizer: {{kind: sgd, lr: 0.01, momentum: 0.9}}
 """
@@ -64,4 +66,4 @@ def command(
     except OSError as error:
         raise RunError(f"{file}: cannot be written: {error.strerror or error}") from None
     typer.echo(str(file))
-    say(f"next: sparsify validate {file}, then sparsify apply {file}")
+    say(f"next: sparsify validate {file}, then sparsify apply {file} --from-scratch")

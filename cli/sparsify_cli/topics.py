@@ -21,10 +21,19 @@ FAMILIES: Final[dict[str, tuple[ModuleType | str, Any]]] = {
     "optimizer": ("Optimizers: what takes the steps of a training stage.", stage.Optimizer),
     "target": (target, target.Target),
 }
-PLURALS: Final = {"rule": "rules", "stages": "stage", "targets": "target", "penalties": "penalty", "criteria": "criterion", "schedules": "schedule", "groups": "group", "unit": "units"}
+PLURALS: Final = {
+    "rule": "rules",
+    "stages": "stage",
+    "targets": "target",
+    "penalties": "penalty",
+    "criteria": "criterion",
+    "schedules": "schedule",
+    "groups": "group",
+    "unit": "units",
+}
 WITHOUT_ENTRY: Final = {
     "extends": "extends: other.yaml\n\nA recipe to start from, relative to this file. Mappings are merged by key; lists, values and null replace. A circle is an error.",
-    "vars": "vars: {epochs: 30}\n\nNames for values. \"${epochs}\" becomes the number, \"${epochs}ep\" the text 30ep; in between stands arithmetic: + - * / // % **, parentheses, min, max, round and int. `--set epochs=3` changes a variable. $${ is a plain ${.",
+    "vars": 'vars: {epochs: 30}\n\nNames for values. "${epochs}" becomes the number, "${epochs}ep" the text 30ep; in between stands arithmetic: + - * / // % **, parentheses, min, max, round and int. `--set epochs=3` changes a variable. $${ is a plain ${.',
 }
 
 
@@ -73,21 +82,26 @@ def all_topics() -> dict[str, Topic]:
 def find(word: str) -> Topic:
     """The topic of a word, a dotted path or its end; raises SparsifyError with what was probably meant."""
     topics = all_topics()
-    name = _normal(word)
-    ends = [topics[full] for full in topics if full == name or full.endswith(f".{name}")]
-    if name in topics or len({(t.text, t.key) for t in ends}) == 1:
-        return topics.get(name) or ends[0]
+    name = word if word in topics else _normal(word)
+    if name in topics:
+        return topics[name]
+    ends = [topics[full] for full in topics if name and full.endswith(f".{name}")]
+    if ends and all((topic.text, topic.key) == (ends[0].text, ends[0].key) for topic in ends):
+        return ends[0]
     if ends:
         raise SparsifyError(f"'{word}' is the name of several things; say which: {', '.join(t.name for t in ends)}")
     words = list(topics) if "." in name else list(dict.fromkeys([*(full.rpartition(".")[2] for full in topics), *group.ALIASES]))
-    near = get_close_matches(name, words, 2)
-    hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else "`sparsify explain` lists the topics"
+    near = get_close_matches(name, words, 1)
+    hint = f"did you mean '{near[0]}'?" if near else "`sparsify explain` lists the topics"
     raise SparsifyError(f"nothing is called '{word}'; {hint}")
 
 
 def _normal(word: str) -> str:
     """`rules.0.penalty.group_lasso` -> `penalty.group_lasso`: no list indices, and from the last family on."""
-    parts = [PLURALS.get(part, part) if i == 0 else part for i, part in enumerate(p for p in word.strip().split(".") if p and not p.isdigit())]
+    parts = [
+        PLURALS.get(part, part) if i == 0 else part
+        for i, part in enumerate(p for p in word.strip().split(".") if p and not p.isdigit())
+    ]
     parts = [group.ALIASES.get(part, part) for part in parts]
     starts = [i for i, part in enumerate(parts[:-1]) if part in FAMILIES or part == "group"]
     return ".".join(parts[starts[-1] :] if starts else parts)
@@ -123,7 +137,11 @@ def _more(field: Field) -> list[str]:
 
 
 def _of_groups() -> Iterator[Topic]:
-    yield Topic("group", inspect.getdoc(group) or "", members=tuple((kind, meaning.partition(";")[0]) for kind, meaning in group.MEANING.items()))
+    yield Topic(
+        "group",
+        inspect.getdoc(group) or "",
+        members=tuple((kind, meaning.partition(";")[0]) for kind, meaning in group.MEANING.items()),
+    )
     for kind, meaning in group.MEANING.items():
         also = [alias for alias, of in group.ALIASES.items() if of == kind]
         yield _static(f"group.{kind}", f"{meaning}\n\nAlso written {', '.join(also)}.")

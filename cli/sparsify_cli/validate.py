@@ -13,7 +13,15 @@ from sparsify_schemas.recipe import Recipe, Rule
 from sparsify_schemas.stage import Stage, Train
 from sparsify_schemas.written import written
 
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value: --set stages.0.epochs=3. May be repeated.", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Replace a value of the recipe, such as stages.0.epochs=3; may be repeated.",
+        show_default=False,
+    ),
+]
 
 
 def command(
@@ -26,7 +34,9 @@ def command(
         loaded = load(recipe, overrides or ())
     except RecipeError as error:
         if as_json:
-            show_json({"file": str(recipe), "valid": False, "problems": [asdict(problem) for problem in error.problems], "recipe": None})
+            show_json(
+                {"file": str(recipe), "valid": False, "problems": [asdict(problem) for problem in error.problems], "recipe": None}
+            )
         raise
     if as_json:
         show_json({"file": str(recipe), "valid": True, "problems": [], "recipe": written(loaded.recipe)})
@@ -40,7 +50,9 @@ def _summary(recipe: Recipe) -> list[str]:
         rows.append(("model", recipe.model.build))
     if recipe.data is not None:
         rows.append(("data", f"{recipe.data.source}, {recipe.data.validation} for validation"))
-    rows += [("target", f"{name}: {target.kind}, {target.runtime}, batch {target.batch}") for name, target in recipe.targets.items()]
+    rows += [
+        ("target", f"{name}: {target.kind}, {target.runtime}, batch {target.batch}") for name, target in recipe.targets.items()
+    ]
     limits = [f"{name} {limit}" for name, limit in written(recipe.budget).items()]
     rows.append(("budget", ", ".join(limits) or "none: only groups that are zero are cut"))
     rows += [(f"rule {number}", _rule(rule)) for number, rule in enumerate(recipe.rules)]

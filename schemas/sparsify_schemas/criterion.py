@@ -8,16 +8,16 @@ from sparsify_schemas.base import Positive, Spec
 
 
 class Magnitude(Spec):
-    """s_g = ||w_g||_p / n(g), over every slice of the group.
+    """s_g = sum over w in g of |w|^p, over every slice of the group.
 
-    n(g) = |g|^(1/p) for `size`, the mean of the layer's own scores for `mean`, 1 for `none`.
-    Source: Li et al., arXiv:1608.08710 (p = 1).
+    Additive over the slices, as the cost is that a budget compares it with. `size` divides by |g|, `mean` by the mean
+    of the layer's own scores. Source: Li et al., arXiv:1608.08710 (p = 1, the filter alone).
     """
 
     kind: Literal["magnitude"]
     norm: Literal[1, 2] = 2
-    """p of the norm"""
-    normalize: Literal["size", "mean", "none"] = "size"
+    """p: 1 sums magnitudes, 2 sums squares"""
+    normalize: Literal["none", "size", "mean"] = "none"
     """how scores of different layers are made comparable"""
 
 

@@ -16,8 +16,15 @@ from sparsify_schemas.written import written
 
 Json = dict[str, Any]
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
-EXPRESSION: Final[Json] = {"type": "string", "pattern": r"\$\{.+\}", "description": "an expression of variables, such as ${epochs}"}
-EXTENDS: Final[Json] = {"type": "string", "description": "a recipe to start from, relative to this file; merged by key, lists replace"}
+EXPRESSION: Final[Json] = {
+    "type": "string",
+    "pattern": r"\$\{.+\}",
+    "description": "an expression of variables, such as ${epochs}",
+}
+EXTENDS: Final[Json] = {
+    "type": "string",
+    "description": "a recipe to start from, relative to this file; merged by key, lists replace",
+}
 VARS: Final[Json] = {
     "type": "object",
     "description": "names for values that are used as ${name}; `--set name=value` changes one",
@@ -33,7 +40,9 @@ def recipe_schema() -> Json:
     strict = {name: _or_expression(name, entry) for name, entry in full["properties"].items()}
     parts: Json = {}
     loose = {name: _loose(entry, full["$defs"], parts) for name, entry in strict.items()}
-    narrowed = {name: {"$ref": entry["$ref"]} if "$ref" in entry else entry for name, entry in strict.items() if entry != loose[name]}
+    narrowed = {
+        name: {"$ref": entry["$ref"]} if "$ref" in entry else entry for name, entry in strict.items() if entry != loose[name]
+    }
     return {
         **{key: value for key, value in full.items() if key not in ("$defs", "properties", "required")},
         "properties": {"extends": EXTENDS, "vars": VARS, **loose},
@@ -118,7 +127,12 @@ def _or_expression(name: str, node: Json) -> Json:
 
 
 def _is_leaf(node: Json) -> bool:
-    return node.get("type") in ("number", "integer", "boolean") or "enum" in node or "const" in node or (node.get("type") == "string" and "pattern" in node)
+    return (
+        node.get("type") in ("number", "integer", "boolean")
+        or "enum" in node
+        or "const" in node
+        or (node.get("type") == "string" and "pattern" in node)
+    )
 
 
 def _loose(node: Json, definitions: Json, parts: Json) -> Json:

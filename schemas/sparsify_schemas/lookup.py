@@ -123,7 +123,11 @@ def written_as(annotation: Any) -> Iterator[Any]:
     """The alternatives of a type as a recipe has them: a schedule may be written as a number."""
     if get_origin(annotation) is Annotated:
         inner, *marks = get_args(annotation)
-        written = [m.json_schema_input_type for m in marks if isinstance(m, BeforeValidator) and m.json_schema_input_type is not PydanticUndefined]
+        written = [
+            m.json_schema_input_type
+            for m in marks
+            if isinstance(m, BeforeValidator) and m.json_schema_input_type is not PydanticUndefined
+        ]
         plain_words = not written or get_origin(written[0]) is Literal  # aliases of a name are not worth repeating
         yield from written_as(inner if plain_words else written[0])
     elif get_origin(annotation) in (Union, UnionType):
@@ -144,4 +148,6 @@ def _arm_in_words(arm: Any) -> str:
         return arm.EXPECTS
     if isinstance(arm, type) and issubclass(arm, BaseModel):
         return "mapping"
-    return {"int": "whole number", "float": "number", "bool": "true | false", "str": "text"}.get(getattr(arm, "__name__", ""), "any value")
+    return {"int": "whole number", "float": "number", "bool": "true | false", "str": "text"}.get(
+        getattr(arm, "__name__", ""), "any value"
+    )

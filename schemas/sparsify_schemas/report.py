@@ -90,6 +90,7 @@ class StageRow(Spec):
     loss: float | None = None
     """mean training loss of the last epoch"""
     validation_accuracy: float | None = None
+    """where the stage ended; for a cut, before any fine-tuning"""
     penalty_share: float | None = None
     """share of the stage's step time spent in penalties"""
 

@@ -50,7 +50,12 @@ def _read(text: str, at: At) -> Document:
         line, column, message, hint = explained(error, text)
         raise RecipeError([*composer.problems, at(line, column).problem("", message, hint)]) from None
     except (ValueError, OverflowError):  # chr() of an escape such as "\UFFFFFFFF", int() of a %YAML version
-        raise RecipeError([*composer.problems, at(events.line + 1, events.column + 1).problem("", "an escape or number that YAML does not know")]) from None
+        raise RecipeError(
+            [
+                *composer.problems,
+                at(events.line + 1, events.column + 1).problem("", "an escape or number that YAML does not know"),
+            ]
+        ) from None
     except RecipeError as error:
         raise RecipeError([*composer.problems, *error.problems]) from None
     return Document(root, tuple(composer.problems))
@@ -199,7 +204,11 @@ class _Composer:
         """The name, or None (and a complaint) where it cannot be one."""
         name = plain(key)
         if merges:
-            self.problems.append(key.place.problem(path, "'<<' (a YAML 1.1 merge key) is not read", "use 'extends: other.yaml', or write the keys out"))
+            self.problems.append(
+                key.place.problem(
+                    path, "'<<' (a YAML 1.1 merge key) is not read", "use 'extends: other.yaml', or write the keys out"
+                )
+            )
         elif not isinstance(name, str):
             self.problems.append(key.place.problem(path, f"a key must be text, found {found(name)}", _key_hint(name)))
         elif name in known:

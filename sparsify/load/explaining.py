@@ -23,9 +23,15 @@ def explain(error: ValidationError, filled: Filled) -> list[Problem]:
     """Problems in place of pydantic's errors; nothing is said of values that have been complained of already."""
     data = plain(filled.root)
     located = [(_path(e, data), e) for e in error.errors(include_url=False)]
-    kept = [(path, e) for path, e in located if not any(path[: len(b)] == b for b in filled.broken) and not _follows(path, e, located)]
+    kept = [
+        (path, e) for path, e in located if not any(path[: len(b)] == b for b in filled.broken) and not _follows(path, e, located)
+    ]
     misspelt = {(path[:-1], _meant(path, data)) for path, e in kept if e["type"] == "extra_forbidden"}
-    said = [(path, _problem(path, e, filled.root, data)) for path, e in kept if not (e["type"] == "missing" and (path[:-1], path[-1]) in misspelt)]
+    said = [
+        (path, _problem(path, e, filled.root, data))
+        for path, e in kept
+        if not (e["type"] == "missing" and (path[:-1], path[-1]) in misspelt)
+    ]
     return [replace(problem, hint=problem.hint or _origin(path, filled)) for path, problem in said]
 
 
@@ -136,7 +142,11 @@ def _choice(path: Path, error: ErrorDetails, root: Table) -> Problem:
     if path == ("version",):
         return place.problem(path, f"expected 1, the version of the language that this sparsify reads, found {found(value)}")
     if path[-1:] == ("group",) and isinstance(value, str):
-        return place.problem(path, f"unknown group '{value}'", near(value, [*group.KINDS, *group.ALIASES]) if _is_close(value) else f"known: {', '.join(group.KINDS)}")
+        return place.problem(
+            path,
+            f"unknown group '{value}'",
+            near(value, [*group.KINDS, *group.ALIASES]) if _is_close(value) else f"known: {', '.join(group.KINDS)}",
+        )
     hint = near(value, known) if isinstance(value, str) else ""
     choices = known[0] if len(known) == 1 else f"one of {', '.join(known)}"
     return place.problem(path, f"expected {choices}, found {found(value)}", hint if hint.startswith("did") else "")
@@ -160,7 +170,12 @@ def _said(path: Path, error: ErrorDetails, data: Any) -> tuple[str, str]:
         case "finite_number":
             return f"expected a finite number, found {found(value)}", ""
         case "bool_type" | "bool_parsing":
-            return f"expected true or false, found {found(value)}", "YAML 1.2 has no yes, no, on and off" if value in ("yes", "no", "on", "off") else ""
+            return f"expected true or false, found {found(value)}", "YAML 1.2 has no yes, no, on and off" if value in (
+                "yes",
+                "no",
+                "on",
+                "off",
+            ) else ""
         case "string_type":
             return f"expected text, found {found(value)}", "quote it" if isinstance(value, int | float) else ""
         case "string_too_short":

@@ -125,7 +125,9 @@ def _called(name: str, arguments: list[int | float]) -> int | float:
                 return max(arguments)
     except (OverflowError, ValueError):
         raise ExpressionError(f"{name} of a number that is not finite") from None
-    raise ExpressionError(f"'{name}' does not take {len(arguments)} such arguments", "int(x), round(x), round(x, digits), min(x, ...), max(x, ...)")
+    raise ExpressionError(
+        f"'{name}' does not take {len(arguments)} such arguments", "int(x), round(x), round(x, digits), min(x, ...), max(x, ...)"
+    )
 
 
 def _bounded(value: int | float) -> int | float:

@@ -17,7 +17,9 @@ HERE: Final = Place("<recipe>")
 """the place of what has no file"""
 
 
-def from_python(value: Mapping[str, Any] | BaseModel, literal: bool = False, places: Mapping[Path, Place] = MappingProxyType({})) -> Node:
+def from_python(
+    value: Mapping[str, Any] | BaseModel, literal: bool = False, places: Mapping[Path, Place] = MappingProxyType({})
+) -> Node:
     """Mappings, lists, scalars and values of the language; `literal` keeps `${` as it is, `places` tells what is known of theirs.
 
     Raises RecipeError for what a recipe cannot hold.
@@ -70,7 +72,9 @@ class _Reader:
             case str():
                 raise _refused(path, "half a character (a lone surrogate)", "write the whole character")
             case _:
-                raise _refused(path, f"a recipe cannot hold {found(value)}", "use mappings, lists, text, numbers, true, false and null")
+                raise _refused(
+                    path, f"a recipe cannot hold {found(value)}", "use mappings, lists, text, numbers, true, false and null"
+                )
 
 
 def _refused(path: Path, message: str, hint: str = "") -> RecipeError:

@@ -53,7 +53,9 @@ def _parent(root: Table, file: str, chain: list[str]) -> tuple[Table, str, tuple
     try:
         document = read_text(read_file(parent), parent)
     except RecipeError as error:
-        raise RecipeError([_told_at(named.place, problem) if problem.line is None else problem for problem in error.problems]) from None
+        raise RecipeError(
+            [_told_at(named.place, problem) if problem.line is None else problem for problem in error.problems]
+        ) from None
     return _as_table(document.root, Place(parent)), parent, document.problems
 
 
@@ -69,7 +71,13 @@ def _as_table(root: Node | None, place: Place) -> Table:
     if root is None or (isinstance(root, Leaf) and root.value is None):
         raise RecipeError([place.problem("", "an empty recipe", "`sparsify init` writes one to start from")])
     if not isinstance(root, Table):
-        raise RecipeError([root.place.problem("", f"expected a mapping at the top, found {found(plain(root))}", "a recipe begins with 'version: 1'")])
+        raise RecipeError(
+            [
+                root.place.problem(
+                    "", f"expected a mapping at the top, found {found(plain(root))}", "a recipe begins with 'version: 1'"
+                )
+            ]
+        )
     return root
 
 

@@ -79,7 +79,9 @@ def _put(node: Node | None, parts: list[str], value: Node, above: tuple[str, ...
             return replace(node, items=(*items[:index], _put(items[index], rest, value, here), *items[index + 1 :]))
         case Table(entries=entries):
             below = _put(child(node, part), rest, value, here)
-            return replace(node, entries={**entries, part: below}, keys={**node.keys, part: node.keys.get(part, HERE) if rest else HERE})
+            return replace(
+                node, entries={**entries, part: below}, keys={**node.keys, part: node.keys.get(part, HERE) if rest else HERE}
+            )
         case None | Leaf(value=None):
             return Table({part: _put(None, rest, value, here)}, HERE, {part: HERE})
         case _:
@@ -88,7 +90,13 @@ def _put(node: Node | None, parts: list[str], value: Node, above: tuple[str, ...
 
 def _index(part: str, count: int, above: tuple[str, ...]) -> int:
     if not part.isdecimal() or len(part) > 6 or int(part) >= count:
-        have = f"entries {dotted((*above, 0))} to {dotted((*above, count - 1))}" if count > 1 else f"one entry, {dotted((*above, 0))}" if count else "no entries"
+        have = (
+            f"entries {dotted((*above, 0))} to {dotted((*above, count - 1))}"
+            if count > 1
+            else f"one entry, {dotted((*above, 0))}"
+            if count
+            else "no entries"
+        )
         raise _refused(dotted((*above, part)), "no such entry", f"'{dotted(above)}' is a list with {have}")
     return int(part)
 

@@ -89,7 +89,9 @@ class _Scope:
         if name not in self.table.entries:
             raise ExpressionError(f"undefined variable '{name}'", near(name, self.table.entries) or "declare it under 'vars:'")
         if name in self.chain:
-            raise ExpressionError(f"variables refer to each other in a circle: {' -> '.join([*self.chain[self.chain.index(name) :], name])}")
+            raise ExpressionError(
+                f"variables refer to each other in a circle: {' -> '.join([*self.chain[self.chain.index(name) :], name])}"
+            )
         if len(self.chain) >= LONGEST_CHAIN:
             raise ExpressionError(f"more than {LONGEST_CHAIN} variables refer to each other in a row")
         if name not in self.values and name not in self.failed:
@@ -112,7 +114,9 @@ class _Scope:
 
     def declared(self, name: str, node: Node) -> Value:
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
-            raise ExpressionError(f"{shown(name)} is no name for a variable", "letters, digits and '_', not beginning with a digit")
+            raise ExpressionError(
+                f"{shown(name)} is no name for a variable", "letters, digits and '_', not beginning with a digit"
+            )
         if name in FUNCTIONS:
             raise ExpressionError(f"'{name}' is a function", "give the variable another name")
         if not isinstance(node, Leaf) or node.value is None:
@@ -184,5 +188,3 @@ def declared_in(root: Node) -> Mapping[str, Node]:
     """The variables that one file declares."""
     table = root.entries.get("vars") if isinstance(root, Table) else None
     return table.entries if isinstance(table, Table) else {}
-
-

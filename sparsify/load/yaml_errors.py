@@ -17,7 +17,13 @@ def explained(error: yaml.YAMLError, text: str) -> Explained:
     if mark is None:
         return 1, 1, f"not valid YAML: {error.problem}", ""
     opened = error.context_mark or mark
-    return _tab(mark, text) or _opened(error, opened) or _alias(error, opened, text) or _quote(error, mark, text) or _at_mark(error, mark, text)
+    return (
+        _tab(mark, text)
+        or _opened(error, opened)
+        or _alias(error, opened, text)
+        or _quote(error, mark, text)
+        or _at_mark(error, mark, text)
+    )
 
 
 def _said(mark: Mark, message: str, hint: str = "") -> Explained:
@@ -63,7 +69,7 @@ def _alias(error: MarkedYAMLError, opened: Mark, text: str) -> Explained | None:
         return None
     word = re.match(r"[^\s,\]}]*", _rest(opened, text))
     glob = word[0] if word else "*"
-    return _said(opened, f"unquoted '{glob}'", f'YAML reads a leading \'*\' as an alias; quote it: "{glob}"')
+    return _said(opened, f"unquoted '{glob}'", f"YAML reads a leading '*' as an alias; quote it: \"{glob}\"")
 
 
 def _quote(error: MarkedYAMLError, mark: Mark, text: str) -> Explained | None:

@@ -55,7 +55,10 @@ EDITED: dict[str, tuple[Edits, str]] = {
         "recipe.yaml:14:32: rules.0.penalty.strength.from_: unknown key; did you mean 'from'?",
     ),
     "several unknown keys": (
-        (("{macs: 40%}", "{mac: 40%, param: 3k}"), ("{kind: cpu}", "{kind: cpu, thread: 2}"),),
+        (
+            ("{macs: 40%}", "{mac: 40%, param: 3k}"),
+            ("{kind: cpu}", "{kind: cpu, thread: 2}"),
+        ),
         (
             "recipe.yaml:7:29: targets.here.thread: unknown key; did you mean 'threads'?\n"
             "recipe.yaml:8:10: budget.mac: unknown key; did you mean 'macs'?\n"
@@ -79,7 +82,10 @@ EDITED: dict[str, tuple[Edits, str]] = {
         "recipe.yaml:19:5: stages.0: missing key 'optimizer'; what takes the steps",
     ),
     "missing rules and version": (
-        (("version: 1\n", ""), (RULES, ""),),
+        (
+            ("version: 1\n", ""),
+            (RULES, ""),
+        ),
         (
             "recipe.yaml:1:1: missing key 'rules'; what happens to which layers\n"
             "recipe.yaml:1:1: missing key 'version'; version of the recipe language, 1"
@@ -90,7 +96,10 @@ EDITED: dict[str, tuple[Edits, str]] = {
         "recipe.yaml:9:8: rules: expected at least one entry, found none",
     ),
     "empty stages": (
-        ((STAGES, "stages:\n"), ("vars: {epochs: 3}\n", ""),),
+        (
+            (STAGES, "stages:\n"),
+            ("vars: {epochs: 3}\n", ""),
+        ),
         "recipe.yaml:17:8: stages: expected a list, found nothing",
     ),
     "duplicate key": (
@@ -170,7 +179,10 @@ EDITED: dict[str, tuple[Edits, str]] = {
         "recipe.yaml:14:17: rules.0.penalty.strength: expected a number or a schedule, found a list",
     ),
     "quoted number": (
-        (('"${epochs}"', "'3'"), ("vars: {epochs: 3}\n", ""),),
+        (
+            ('"${epochs}"', "'3'"),
+            ("vars: {epochs: 3}\n", ""),
+        ),
         "recipe.yaml:18:40: stages.0.epochs: expected a whole number, found the text '3'; write it without quotes",
     ),
     "fraction for a whole number": (
@@ -230,7 +242,12 @@ EDITED: dict[str, tuple[Edits, str]] = {
         "recipe.yaml:6:16: data.source: unknown source 'digit'; did you mean 'digits'?",
     ),
     "huge number": (
-        (("strength: 1e-3", "strength: 9999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999"),),
+        (
+            (
+                "strength: 1e-3",
+                "strength: 9999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999",
+            ),
+        ),
         "recipe.yaml:14:17: rules.0.penalty.strength: a number of 400 characters",
     ),
     "infinite number": (
@@ -282,7 +299,10 @@ EDITED: dict[str, tuple[Edits, str]] = {
         "recipe.yaml:10:5: rules.0: a rule needs a 'group' (filter, channel, neuron or weight), or 'protect: true'",
     ),
     "weight without sparsity": (
-        (("group: filter", "group: weight"), ("group_lasso", "l1"),),
+        (
+            ("group: filter", "group: weight"),
+            ("group_lasso", "l1"),
+        ),
         "recipe.yaml:10:5: rules.0: a rule with group 'weight' needs its own 'sparsity': zeroed weights stay in the file, so no budget can choose for it",
     ),
     "group lasso on weights": (
@@ -318,7 +338,12 @@ EDITED: dict[str, tuple[Edits, str]] = {
         "recipe.yaml:1:1: a recipe with a 'train' stage needs 'data'",
     ),
     "taylor without data": (
-        (("data: {source: digits}\n", ""), ("{kind: magnitude}", "{kind: taylor}"), (STAGES, ""), ("vars: {epochs: 3}\n", ""),),
+        (
+            ("data: {source: digits}\n", ""),
+            ("{kind: magnitude}", "{kind: taylor}"),
+            (STAGES, ""),
+            ("vars: {epochs: 3}\n", ""),
+        ),
         "recipe.yaml:1:1: criterion 'taylor' needs 'data': it looks at the loss on training batches",
     ),
     "size without a folder": (
@@ -348,7 +373,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
         (("${epochs}", "${__import__('os').system('id')}"),),
         (
             "recipe.yaml:3:8: vars.epochs: unused variable 'epochs'; write ${epochs} where it belongs, or remove it\n"
-            'recipe.yaml:19:40: stages.0.epochs: "__import__(\'os\').system(\'id\')" is not allowed in an expression; only numbers, variables, + - * / // % **, parentheses, min, max, round and int'
+            "recipe.yaml:19:40: stages.0.epochs: \"__import__('os').system('id')\" is not allowed in an expression; only numbers, variables, + - * / // % **, parentheses, min, max, round and int"
         ),
     ),
     "attribute in an expression": (
@@ -368,7 +393,10 @@ EDITED: dict[str, tuple[Edits, str]] = {
         "recipe.yaml:19:40: stages.0.epochs: division by zero",
     ),
     "text in arithmetic": (
-        (("{epochs: 3}", "{epochs: three}"), ("${epochs}", "${epochs * 2}"),),
+        (
+            ("{epochs: 3}", "{epochs: three}"),
+            ("${epochs}", "${epochs * 2}"),
+        ),
         "recipe.yaml:19:40: stages.0.epochs: arithmetic needs numbers, and 'epochs' is the text 'three'",
     ),
     "expression that is none": (
@@ -387,7 +415,10 @@ EDITED: dict[str, tuple[Edits, str]] = {
         "recipe.yaml:3:16: vars.epochs: a variable is a number, text, true or false, found a list",
     ),
     "variables that are no mapping": (
-        (("{epochs: 3}", "3"), ("${epochs}", "3"),),
+        (
+            ("{epochs: 3}", "3"),
+            ("${epochs}", "3"),
+        ),
         (
             "recipe.yaml:3:7: vars: expected a mapping of names to numbers or text, found the number 3\n"
             "recipe.yaml:19:40: stages.0.epochs: expected a whole number, found the text '3'; write it without quotes"
@@ -399,7 +430,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "unquoted expression in braces": (
         (('"${epochs}"', "${epochs}"),),
-        'recipe.yaml:19:41: an unquoted \'${\' inside \'{\' or \'[\'; quote the expression: "${name}"',
+        "recipe.yaml:19:41: an unquoted '${' inside '{' or '['; quote the expression: \"${name}\"",
     ),
     "tab indentation": (
         (("    group: filter", "\tgroup: filter"),),
@@ -407,15 +438,15 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "unquoted glob": (
         (('"conv*"', "*.conv1"),),
-        'recipe.yaml:10:13: unquoted \'*.conv1\'; YAML reads a leading \'*\' as an alias; quote it: "*.conv1"',
+        "recipe.yaml:10:13: unquoted '*.conv1'; YAML reads a leading '*' as an alias; quote it: \"*.conv1\"",
     ),
     "unquoted star": (
         (('"conv*"', "*"),),
-        'recipe.yaml:10:13: unquoted \'*\'; YAML reads a leading \'*\' as an alias; quote it: "*"',
+        "recipe.yaml:10:13: unquoted '*'; YAML reads a leading '*' as an alias; quote it: \"*\"",
     ),
     "unquoted alias in a list": (
         (('"conv*"', "[*conv, fc1]"),),
-        'recipe.yaml:10:14: rules.0.layers.0: unquoted \'*conv\'; YAML reads it as an alias; quote it: "*conv"',
+        "recipe.yaml:10:14: rules.0.layers.0: unquoted '*conv'; YAML reads it as an alias; quote it: \"*conv\"",
     ),
     "unclosed quote": (
         (("title: Sample", 'title: "Sample'),),
@@ -476,11 +507,20 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [" + ", ".join([f"*{before}"] * 10) + "]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
 WHOLE: dict[str, tuple[str, str]] = {
-    "two documents": (RECIPE + "---\n" + RECIPE, "recipe.yaml:21:1: a second document; a recipe is one YAML document; remove this '---'"),
+    "two documents": (
+        RECIPE + "---\n" + RECIPE,
+        "recipe.yaml:21:1: a second document; a recipe is one YAML document; remove this '---'",
+    ),
     "empty file": ("", "recipe.yaml: an empty recipe; `sparsify init` writes one to start from"),
     "comments only": ("# a recipe, one day\n\n", "recipe.yaml: an empty recipe; `sparsify init` writes one to start from"),
-    "a list": ("- version: 1\n- title: x\n", "recipe.yaml:1:1: expected a mapping at the top, found a list; a recipe begins with 'version: 1'"),
-    "a word": ("LeNet-5\n", "recipe.yaml:1:1: expected a mapping at the top, found the text 'LeNet-5'; a recipe begins with 'version: 1'"),
+    "a list": (
+        "- version: 1\n- title: x\n",
+        "recipe.yaml:1:1: expected a mapping at the top, found a list; a recipe begins with 'version: 1'",
+    ),
+    "a word": (
+        "LeNet-5\n",
+        "recipe.yaml:1:1: expected a mapping at the top, found the text 'LeNet-5'; a recipe begins with 'version: 1'",
+    ),
     "nested too deep": ("a: " + "[" * 100 + "]" * 100, "recipe.yaml:1:68: a.0.0.0: nested more than 64 levels deep"),
     "alias bomb": (BOMB, "recipe.yaml:5:8: e.0: more than 20000 values, aliases expanded"),
 }
@@ -521,7 +561,13 @@ def test_a_whole_file(name: str) -> None:
 
 
 def test_every_mistake_is_reported_at_once() -> None:
-    text = RECIPE.replace("1e-3", "fast").replace("filter", "filtre").replace("40%", "40").replace("protect: true", "protect: 1").replace("kind: cut", "kind: cutt")
+    text = (
+        RECIPE.replace("1e-3", "fast")
+        .replace("filter", "filtre")
+        .replace("40%", "40")
+        .replace("protect: true", "protect: 1")
+        .replace("kind: cut", "kind: cutt")
+    )
     assert complaint(text).splitlines() == [
         "recipe.yaml:8:16: budget.macs: expected a share such as 40% or a count such as 300M, not the bare number 40",
         "recipe.yaml:11:12: rules.0.group: unknown group 'filtre'; did you mean 'filter'?",

@@ -26,7 +26,9 @@ from sparsify_schemas.units import Amount, Duration, Share, Size
 
 FEW = settings(max_examples=60, deadline=None)
 
-texts = st.text(min_size=1, max_size=20) | st.sampled_from(["no", "2:4", "1e-4", "*conv", "${x}", "$${", "null", "010", "<<", "a: b", "#", " "])
+texts = st.text(min_size=1, max_size=20) | st.sampled_from(
+    ["no", "2:4", "1e-4", "*conv", "${x}", "$${", "null", "010", "<<", "a: b", "#", " "]
+)
 positive = st.integers(1, LARGEST)
 numbers = st.floats(0, 1e300, allow_nan=False)
 above_zero = st.floats(1e-300, 1e300)
@@ -43,7 +45,9 @@ schedules = st.one_of(
     st.builds(Cosine, kind=st.just("cosine"), **windows),
     st.builds(Cubic, kind=st.just("cubic"), **windows),
     st.builds(Exponential, kind=st.just("exponential"), **(windows | {"from_": above_zero, "to": above_zero})),
-    st.builds(Step, kind=st.just("step"), value=numbers, factor=numbers, at=st.lists(durations, min_size=1, max_size=3).map(tuple)),
+    st.builds(
+        Step, kind=st.just("step"), value=numbers, factor=numbers, at=st.lists(durations, min_size=1, max_size=3).map(tuple)
+    ),
     st.builds(OneShot, kind=st.just("one_shot"), from_=numbers, to=numbers, at=durations),
 )
 solvers = st.sampled_from(["proximal", "subgradient"])
@@ -51,16 +55,33 @@ elementwise = st.one_of(
     st.builds(L1, kind=st.just("l1"), strength=schedules, solver=solvers, every=positive),
     st.builds(L2, kind=st.just("l2"), strength=schedules, solver=solvers, every=positive),
 )
-grouped = st.builds(GroupLasso, kind=st.just("group_lasso"), strength=schedules, scope=st.sampled_from(["coupled", "layer"]), solver=solvers, every=positive)
+grouped = st.builds(
+    GroupLasso,
+    kind=st.just("group_lasso"),
+    strength=schedules,
+    scope=st.sampled_from(["coupled", "layer"]),
+    solver=solvers,
+    every=positive,
+)
 criteria = st.one_of(
-    st.builds(Magnitude, kind=st.just("magnitude"), norm=st.sampled_from([1, 2]), normalize=st.sampled_from(["size", "mean", "none"])),
+    st.builds(
+        Magnitude, kind=st.just("magnitude"), norm=st.sampled_from([1, 2]), normalize=st.sampled_from(["size", "mean", "none"])
+    ),
     st.builds(Taylor, kind=st.just("taylor"), batches=positive),
     st.builds(Random, kind=st.just("random")),
 )
 layers = st.lists(texts.filter(lambda t: not t.startswith("re:")) | st.just("re:conv[0-9]+"), min_size=1, max_size=3).map(tuple)
 rules = st.one_of(
     st.builds(Rule, layers=layers, protect=st.just(True), override=st.just(True)),
-    st.builds(Rule, layers=layers, group=st.just("weight"), penalty=st.none() | elementwise, criterion=criteria, sparsity=shares, override=st.just(True)),
+    st.builds(
+        Rule,
+        layers=layers,
+        group=st.just("weight"),
+        penalty=st.none() | elementwise,
+        criterion=criteria,
+        sparsity=shares,
+        override=st.just(True),
+    ),
     st.builds(
         Rule,
         layers=layers,
@@ -77,20 +98,35 @@ optimizers = st.one_of(
     st.builds(Adam, kind=st.just("adam"), lr=schedules, betas=st.tuples(below_one, below_one), weight_decay=numbers),
     st.builds(AdamW, kind=st.just("adamw"), lr=schedules, betas=st.tuples(below_one, below_one), weight_decay=numbers),
 )
-trains = st.builds(Train, kind=st.just("train"), name=texts, epochs=positive, batch=positive, optimizer=optimizers, penalties=st.booleans())
+trains = st.builds(
+    Train, kind=st.just("train"), name=texts, epochs=positive, batch=positive, optimizer=optimizers, penalties=st.booleans()
+)
 cuts = st.builds(Cut, kind=st.just("cut"), name=texts)
-stages = st.tuples(st.lists(trains, max_size=2), cuts, st.lists(trains, max_size=1)).map(lambda t: (*t[0], t[1], *t[2])).filter(lambda s: len({x.name for x in s}) == len(s))
+stages = (
+    st.tuples(st.lists(trains, max_size=2), cuts, st.lists(trains, max_size=1))
+    .map(lambda t: (*t[0], t[1], *t[2]))
+    .filter(lambda s: len({x.name for x in s}) == len(s))
+)
 scalars = st.none() | st.booleans() | st.integers(-LARGEST, LARGEST) | st.floats(allow_nan=False) | st.text(max_size=20) | texts
-trees = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | texts, inner, max_size=3), max_leaves=12)
-inputs = st.builds(Input, shape=st.lists(positive, min_size=1, max_size=4).map(tuple), dtype=st.sampled_from(["float32", "int64", "bool"]))
+trees = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | texts, inner, max_size=3),
+    max_leaves=12,
+)
+inputs = st.builds(
+    Input, shape=st.lists(positive, min_size=1, max_size=4).map(tuple), dtype=st.sampled_from(["float32", "int64", "bool"])
+)
 recipes = st.builds(
     Recipe,
     version=st.just(1),
     title=texts,
     reference=st.none() | texts,
     seed=st.integers(0, 2**32 - 1),
-    model=st.none() | st.builds(Model, build=st.sampled_from(["a.b", "my.nets:resnet"]), args=st.dictionaries(texts, trees, max_size=3)),
-    inputs=st.none() | st.lists(inputs, min_size=1, max_size=2).map(tuple) | st.dictionaries(texts, inputs, min_size=1, max_size=2),
+    model=st.none()
+    | st.builds(Model, build=st.sampled_from(["a.b", "my.nets:resnet"]), args=st.dictionaries(texts, trees, max_size=3)),
+    inputs=st.none()
+    | st.lists(inputs, min_size=1, max_size=2).map(tuple)
+    | st.dictionaries(texts, inputs, min_size=1, max_size=2),
     data=st.builds(
         Data,
         source=st.sampled_from(["digits", "my.data:load", "file.npz"]),
@@ -127,7 +163,32 @@ stages:
   - {kind: cut}
 """
 TOKENS = st.sampled_from(
-    [*"{}[]:,-?*&!|>'\"%@`#~ \t\n\r$()+/0123456789.e=\\\x00\x85\u2028\ufeff", "${", "<<: ", "- ", "\n  ", "&a ", "*a ", "---\n", "%YAML 1.1\n", '"\\ud800"', '"\\UFFFFFFFF"', "!!python/name:os.system ", "1e999", ".inf", "0x" + "f" * 400, "extends: recipe.yaml\n", "${1/0}", "${9**9**9}", "kind: cut", "[]", "{}", "null", "true", "group_lasso"]
+    [
+        *"{}[]:,-?*&!|>'\"%@`#~ \t\n\r$()+/0123456789.e=\\\x00\x85\u2028\ufeff",
+        "${",
+        "<<: ",
+        "- ",
+        "\n  ",
+        "&a ",
+        "*a ",
+        "---\n",
+        "%YAML 1.1\n",
+        '"\\ud800"',
+        '"\\UFFFFFFFF"',
+        "!!python/name:os.system ",
+        "1e999",
+        ".inf",
+        "0x" + "f" * 400,
+        "extends: recipe.yaml\n",
+        "${1/0}",
+        "${9**9**9}",
+        "kind: cut",
+        "[]",
+        "{}",
+        "null",
+        "true",
+        "group_lasso",
+    ]
 )
 
 
@@ -204,7 +265,12 @@ def test_structures(file: Path, data: dict[str, Any]) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(["epochs", "vars.share", "title", "rules.0.layers", "rules.1.penalty.strength", "stages.0.optimizer", "x", ""]), st.text(max_size=15) | TOKENS)
+@given(
+    st.sampled_from(
+        ["epochs", "vars.share", "title", "rules.0.layers", "rules.1.penalty.strength", "stages.0.optimizer", "x", ""]
+    ),
+    st.text(max_size=15) | TOKENS,
+)
 def test_overrides(file: Path, path: str, value: str) -> None:
     file.write_text(SAMPLE, encoding="utf-8")
     outcome(file, f"{path}={value}")

@@ -91,7 +91,10 @@ def test_names_of_groups_are_canonical() -> None:
 
 def test_a_problem_points_at_the_nearest_entry_that_is_written() -> None:
     loaded = read(SMALL)
-    assert str(loaded.problem("rules.0.layers", "matches no layer", "look again")) == "recipe.yaml:4:13: rules.0.layers: matches no layer; look again"
+    assert (
+        str(loaded.problem("rules.0.layers", "matches no layer", "look again"))
+        == "recipe.yaml:4:13: rules.0.layers: matches no layer; look again"
+    )
     assert str(loaded.problem("rules.0.penalty.strength", "x")).startswith("recipe.yaml:4:5: rules.0.penalty")
     assert str(loaded.problem("budget.macs", "x")) == "recipe.yaml:1:1: budget.macs: x"
     assert loaded.places[("rules",)] == Place("recipe.yaml", 3, 1)
@@ -108,7 +111,10 @@ def test_a_problem_in_an_alias_points_at_the_alias_or_into_the_anchor() -> None:
 
 
 class TestVariables:
-    TEXT = SMALL + 'data: {source: digits}\nstages:\n  - {kind: train, epochs: "${epochs}", optimizer: {kind: adam, lr: "${rate}"}}\n  - {kind: cut}\n'
+    TEXT = (
+        SMALL
+        + 'data: {source: digits}\nstages:\n  - {kind: train, epochs: "${epochs}", optimizer: {kind: adam, lr: "${rate}"}}\n  - {kind: cut}\n'
+    )
 
     def test_a_text_that_is_one_expression_becomes_its_value(self) -> None:
         loaded = read('vars: {half: 3, rate: 1e-3, epochs: "${half * 2}"}\n' + self.TEXT)
@@ -116,7 +122,10 @@ class TestVariables:
         assert "vars" not in loaded.data
 
     def test_an_expression_inside_a_text_is_written_out(self) -> None:
-        loaded = read("vars: {share: 40, name: LeNet, on: true, small: 1e-7}\n" + SMALL.replace("50%", '"${share + 10}%"').replace("Sample", '"${name} ${on} ${small} ${share / 2}"'))
+        loaded = read(
+            "vars: {share: 40, name: LeNet, on: true, small: 1e-7}\n"
+            + SMALL.replace("50%", '"${share + 10}%"').replace("Sample", '"${name} ${on} ${small} ${share / 2}"')
+        )
         assert loaded.data["rules"][0]["sparsity"] == "50%"
         assert loaded.recipe.title == "LeNet true 1e-07 20"
 
@@ -218,42 +227,63 @@ class TestExtends:
 
     def test_circle(self) -> None:
         write("extends: recipe.yaml\n", "other.yaml")
-        assert said(write("extends: other.yaml\n")) == ["other.yaml:1:10: extends: goes round in a circle: recipe.yaml -> other.yaml -> recipe.yaml"]
-        assert said(write("extends: ./recipe.yaml\n")) == ["recipe.yaml:1:10: extends: goes round in a circle: recipe.yaml -> recipe.yaml"]
+        assert said(write("extends: other.yaml\n")) == [
+            "other.yaml:1:10: extends: goes round in a circle: recipe.yaml -> other.yaml -> recipe.yaml"
+        ]
+        assert said(write("extends: ./recipe.yaml\n")) == [
+            "recipe.yaml:1:10: extends: goes round in a circle: recipe.yaml -> recipe.yaml"
+        ]
 
     def test_missing_parent(self) -> None:
         write(SMALL, "base.yaml")
-        assert said(write("extends: bse.yaml\ntitle: 3\n")) == ["recipe.yaml:1:10: extends: bse.yaml: no such file; did you mean 'base.yaml'?"]
+        assert said(write("extends: bse.yaml\ntitle: 3\n")) == [
+            "recipe.yaml:1:10: extends: bse.yaml: no such file; did you mean 'base.yaml'?"
+        ]
 
     def test_broken_parent(self) -> None:
         write("title: 'x\n", "base.yaml")
-        assert said(write("extends: base.yaml\n")) == ["base.yaml:1:8: a quote that is never closed; close it at the end of the text"]
+        assert said(write("extends: base.yaml\n")) == [
+            "base.yaml:1:8: a quote that is never closed; close it at the end of the text"
+        ]
 
-    @pytest.mark.parametrize(("value", "found"), [("3", "the number 3"), ("[a.yaml, b.yaml]", "a list"), ("", "nothing"), ("''", "an empty text")])
+    @pytest.mark.parametrize(
+        ("value", "found"), [("3", "the number 3"), ("[a.yaml, b.yaml]", "a list"), ("", "nothing"), ("''", "an empty text")]
+    )
     def test_no_file_name(self, value: str, found: str) -> None:
         place = "recipe.yaml:1:9" if value == "" else "recipe.yaml:1:10"
         assert said(write(f"extends: {value}\n")) == [f"{place}: extends: expected one file name, found {found}"]
 
     def test_an_inherited_variable_may_stay_unused(self) -> None:
-        write('vars: {share: 50, more: 1}\n' + SMALL.replace("50%", '"${share}%"'), "base.yaml")
+        write("vars: {share: 50, more: 1}\n" + SMALL.replace("50%", '"${share}%"'), "base.yaml")
         child = "extends: base.yaml\nrules: [{layers: fc, protect: true}]\n"
         assert read(child).recipe.rules[0].protect
-        assert said(write("vars: {share: 3}\n" + child)) == ["recipe.yaml:1:8: vars.share: unused variable 'share'; write ${share} where it belongs, or remove it"]
+        assert said(write("vars: {share: 3}\n" + child)) == [
+            "recipe.yaml:1:8: vars.share: unused variable 'share'; write ${share} where it belongs, or remove it"
+        ]
 
     def test_a_child_changes_a_variable_of_its_parent(self) -> None:
-        write('vars: {share: 50}\n' + SMALL.replace("50%", '"${share}%"'), "base.yaml")
+        write("vars: {share: 50}\n" + SMALL.replace("50%", '"${share}%"'), "base.yaml")
         assert read("extends: base.yaml\nvars: {share: 20}\n").data["rules"][0]["sparsity"] == "20%"
 
 
 class TestOverrides:
-    TEXT = 'vars: {share: 50}\n' + SMALL.replace("50%", '"${share}%"')
+    TEXT = "vars: {share: 50}\n" + SMALL.replace("50%", '"${share}%"')
 
-    @pytest.mark.parametrize("override", ["share=20", "vars.share=20", "rules.0.sparsity=20%", 'rules.0.sparsity="${share - 30}%"'])
+    @pytest.mark.parametrize(
+        "override", ["share=20", "vars.share=20", "rules.0.sparsity=20%", 'rules.0.sparsity="${share - 30}%"']
+    )
     def test_a_variable_by_either_name_or_the_value_itself(self, override: str) -> None:
         assert read(self.TEXT, override).data["rules"][0]["sparsity"] == "20%"
 
     def test_keys_that_the_file_leaves_out(self) -> None:
-        loaded = read(self.TEXT, "budget.macs=30%", "rules.0.penalty={kind: l1, strength: 1e-3}", "seed=0x10", "targets.here.kind=cpu", "title=yes")
+        loaded = read(
+            self.TEXT,
+            "budget.macs=30%",
+            "rules.0.penalty={kind: l1, strength: 1e-3}",
+            "seed=0x10",
+            "targets.here.kind=cpu",
+            "title=yes",
+        )
         assert loaded.data["budget"] == {"macs": "30%"}
         assert loaded.recipe.rules[0].penalty is not None
         assert (loaded.recipe.seed, loaded.recipe.title, loaded.recipe.targets["here"].kind) == (16, "yes", "cpu")
@@ -281,8 +311,14 @@ class TestOverrides:
             ("seed=x", "--set: seed: expected a whole number, found the text 'x'"),
             ("title=[a", "--set: title: '[' is never closed; add a ']'"),
             ("title={a: b: c}", "--set: title: expected ',' or '}', but got ':'; check brackets, commas and quotes"),
-            ("title=a: b: c", "--set: title: a ':' is not expected here; quote a text that holds ': ', and indent keys of one mapping alike"),
-            ("rules.0.layers=*.conv", "--set: rules.0.layers: unquoted '*.conv'; YAML reads a leading '*' as an alias; quote it: \"*.conv\""),
+            (
+                "title=a: b: c",
+                "--set: title: a ':' is not expected here; quote a text that holds ': ', and indent keys of one mapping alike",
+            ),
+            (
+                "rules.0.layers=*.conv",
+                "--set: rules.0.layers: unquoted '*.conv'; YAML reads a leading '*' as an alias; quote it: \"*.conv\"",
+            ),
             ("title=\x00", "--set: title: the character U+0000 is not allowed in YAML"),
         ],
     )
@@ -322,9 +358,15 @@ class TestSources:
         [
             ({"version": 1, "title": 1, "rules": []}, "<recipe>: title: expected text, found the number 1; quote it"),
             ({"version": 1, 2: 3}, "<recipe>: a key must be text, found the number 2"),
-            ({"title": {1, 2}}, "<recipe>: title: a recipe cannot hold a set; use mappings, lists, text, numbers, true, false and null"),
+            (
+                {"title": {1, 2}},
+                "<recipe>: title: a recipe cannot hold a set; use mappings, lists, text, numbers, true, false and null",
+            ),
             ({"title": "\ud800"}, "<recipe>: title: half a character (a lone surrogate); write the whole character"),
-            ({"seed": 10**4000}, "<recipe>: seed: a recipe cannot hold a huge number; use mappings, lists, text, numbers, true, false and null"),
+            (
+                {"seed": 10**4000},
+                "<recipe>: seed: a recipe cannot hold a huge number; use mappings, lists, text, numbers, true, false and null",
+            ),
             ([1], "<recipe>: expected a file, a mapping or a recipe, found a list"),
             (None, "<recipe>: expected a file, a mapping or a recipe, found nothing"),
         ],
@@ -356,7 +398,10 @@ class TestFiles:
         [
             (b"\x80\x02}q\x00X\x05", "recipe.yaml: a binary file, not a recipe; recipes are YAML text in UTF-8"),
             (SMALL.encode("utf-16"), "recipe.yaml: a binary file, not a recipe; recipes are YAML text in UTF-8"),
-            ("version: 1\ntitle: é\n".encode("latin-1"), "recipe.yaml:2:8: the byte 0xe9 is not UTF-8; save the recipe as UTF-8 text"),
+            (
+                "version: 1\ntitle: é\n".encode("latin-1"),
+                "recipe.yaml:2:8: the byte 0xe9 is not UTF-8; save the recipe as UTF-8 text",
+            ),
             (b"\xef\xbb\xbf", "recipe.yaml: an empty recipe; `sparsify init` writes one to start from"),
         ],
     )
@@ -400,9 +445,35 @@ class TestDump:
         assert "penalty" not in text
 
     def test_text_that_looks_like_something_else_is_quoted(self) -> None:
-        for title in ("no", "2:4", "1e-4", "0o10", "010", "null", "*x", "${x}", "$${x}", "a: b", "é\u2028", "\x00", "<<", "=", "2024-01-01", " x ", "\ttab", "#", "a #b", "\U0001f600"):
+        for title in (
+            "no",
+            "2:4",
+            "1e-4",
+            "0o10",
+            "010",
+            "null",
+            "*x",
+            "${x}",
+            "$${x}",
+            "a: b",
+            "é\u2028",
+            "\x00",
+            "<<",
+            "=",
+            "2024-01-01",
+            " x ",
+            "\ttab",
+            "#",
+            "a #b",
+            "\U0001f600",
+        ):
             recipe = Recipe.model_validate({"version": 1, "title": title, "rules": [{"layers": [title], "protect": True}]})
             assert load(write(dump(recipe))).recipe == recipe
 
     def test_a_constant_schedule_is_a_number(self) -> None:
-        assert "lr: 0.1" in dump(read(SMALL + "data: {source: digits}\nstages: [{kind: train, epochs: 1, optimizer: {kind: sgd, lr: {kind: constant, value: 0.1}}}, {kind: cut}]\n").recipe)
+        assert "lr: 0.1" in dump(
+            read(
+                SMALL
+                + "data: {source: digits}\nstages: [{kind: train, epochs: 1, optimizer: {kind: sgd, lr: {kind: constant, value: 0.1}}}, {kind: cut}]\n"
+            ).recipe
+        )

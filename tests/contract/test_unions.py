@@ -1,0 +1,168 @@
+"""Laws that every member of a closed union obeys; a new member is tested without editing this file."""
+
+import math
+from typing import Any, get_args
+
+import pytest
+import torch
+from pydantic import BaseModel
+from torch import nn
+
+import sparsify
+from sparsify import criteria, penalties, schedules
+from sparsify.groups import layer_layout
+from sparsify.train import make_optimizer
+from sparsify_schemas import group
+from sparsify_schemas.criterion import Criterion
+from sparsify_schemas.penalty import Penalty
+from sparsify_schemas.recipe import Recipe
+from sparsify_schemas.schedule import Constant, Schedule
+from sparsify_schemas.stage import Optimizer
+
+EXAMPLES: dict[str, Any] = {"strength": 0.1, "value": 0.5, "from": 0.25, "to": 1.0, "at": ["2it"], "lr": 0.1}
+
+
+def members(union: Any) -> list[type[BaseModel]]:
+    inner = get_args(union)[0]
+    return list(get_args(inner)) or [inner]
+
+
+def made(kind: type[BaseModel], **given: Any) -> Any:
+    """A member with its required fields filled in from EXAMPLES."""
+    values: dict[str, Any] = {"kind": get_args(kind.model_fields["kind"].annotation)[0], **given}
+    for name, field in kind.model_fields.items():
+        key = field.alias or name
+        if field.is_required() and key not in values:
+            example = EXAMPLES[key]
+            values[key] = example[0] if key == "at" and kind.__name__ == "OneShot" else example
+    return kind.model_validate(values)
+
+
+def ids(union: Any) -> list[str]:
+    return [kind.__name__ for kind in members(union)]
+
+
+@pytest.mark.parametrize("kind", [k for u in (Penalty, Criterion, Schedule, Optimizer) for k in members(u)], ids=[i for u in (Penalty, Criterion, Schedule, Optimizer) for i in ids(u)])
+def test_every_member_is_documented(kind: type[BaseModel]) -> None:
+    assert kind.__doc__ and len(kind.__doc__) > 10
+    undocumented = [n for n, f in kind.model_fields.items() if n != "kind" and not f.description]
+    assert not undocumented
+
+
+@pytest.mark.parametrize("kind", members(Schedule), ids=ids(Schedule))
+def test_schedules(kind: type[BaseModel]) -> None:
+    """Finite and not negative everywhere; constant before its window and after it; does not depend on when it is asked."""
+    spec = made(kind)
+    values = [schedules.value(spec, step, 5, 20) for step in range(40)]
+    assert all(math.isfinite(v) and v >= 0 for v in values)
+    assert values[20:] == [values[20]] * 20
+    assert values == [schedules.value(spec, step, 5, 20) for step in range(40)]
+
+
+@pytest.mark.parametrize("solver", ["proximal", "subgradient"])
+@pytest.mark.parametrize("kind", members(Penalty), ids=ids(Penalty))
+class TestPenalties:
+    def weights(self) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        return {"w": torch.randn(4, 3, 2, 2, dtype=torch.float64)}
+
+    def act(self, kind: type[BaseModel], solver: str, weights: dict[str, torch.Tensor], amount: float) -> torch.Tensor:
+        """The weights after one action: a proximal step, or a gradient step with learning rate 1."""
+        spec = made(kind, **({"solver": solver} if "solver" in kind.model_fields else {}))
+        action = penalties.build(spec, layer_layout([("w", 0)], weights), weights)
+        assert (action.proximal is None) != (action.gradient is None), "exactly one of the two"
+        if action.proximal is not None:
+            action.proximal(weights, {"w": amount})
+        elif action.gradient is not None:
+            gradients = {"w": torch.zeros_like(weights["w"])}
+            action.gradient(weights, gradients, amount)
+            weights["w"] = weights["w"] - gradients["w"]
+        return weights["w"]
+
+    def test_strength_zero_changes_nothing(self, kind: type[BaseModel], solver: str) -> None:
+        assert torch.equal(self.act(kind, solver, self.weights(), 0.0), self.weights()["w"])
+
+    def test_zero_weights_stay_zero(self, kind: type[BaseModel], solver: str) -> None:
+        assert bool((self.act(kind, solver, {"w": torch.zeros(4, 3, 2, 2)}, 0.1) == 0).all())
+
+    def test_never_grows_and_never_flips_a_weight(self, kind: type[BaseModel], solver: str) -> None:
+        before, after = self.weights()["w"], self.act(kind, solver, self.weights(), 1e-3)
+        assert bool((after.abs() <= before.abs()).all()) and bool((after * before >= 0).all())
+        assert bool((after.abs() < before.abs()).any())
+
+    def test_groups_are_interchangeable(self, kind: type[BaseModel], solver: str) -> None:
+        order = [2, 0, 3, 1]
+        shuffled = {"w": self.weights()["w"][order]}
+        torch.testing.assert_close(self.act(kind, solver, shuffled, 0.05), self.act(kind, solver, self.weights(), 0.05)[order], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", members(Criterion), ids=ids(Criterion))
+class TestCriteria:
+    def scores(self, kind: type[BaseModel], weights: dict[str, torch.Tensor], seed: int = 0) -> torch.Tensor:
+        def backward() -> Any:
+            for scale in (1.0, 2.0):
+                for weight in weights.values():
+                    weight.grad = scale * torch.ones_like(weight)
+                yield
+
+        return criteria.group_scores(made(kind), layer_layout([("w", 0)], weights), weights, backward, seed)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {"w": torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(0))}
+
+    def test_one_finite_score_per_group_not_negative(self, kind: type[BaseModel]) -> None:
+        scores = self.scores(kind, self.weights())
+        assert scores.shape == (6,) and bool(scores.isfinite().all()) and bool((scores >= 0).all())
+
+    def test_the_same_seed_gives_the_same_scores(self, kind: type[BaseModel]) -> None:
+        assert torch.equal(self.scores(kind, self.weights(), 3), self.scores(kind, self.weights(), 3))
+
+    def test_a_dead_group_is_never_preferred(self, kind: type[BaseModel]) -> None:
+        weights = self.weights()
+        weights["w"][2] = 0
+        if kind.__name__ != "Random":
+            assert int(self.scores(kind, weights).argmin()) == 2
+
+    def test_single_weights_are_scored_in_their_shape(self, kind: type[BaseModel]) -> None:
+        weight = self.weights()["w"]
+
+        def backward() -> Any:
+            weight.grad = torch.ones_like(weight)
+            yield
+
+        assert criteria.weight_scores(made(kind), weight, backward, 0).shape == weight.shape
+
+
+@pytest.mark.parametrize("kind", members(Optimizer), ids=ids(Optimizer))
+def test_optimizers_take_a_step(kind: type[BaseModel]) -> None:
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    optimizer = make_optimizer(made(kind), model)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    model(torch.ones(4, 3)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(before, model.weight)
+
+
+@pytest.mark.parametrize("kind", group.KINDS)
+def test_every_group_type_goes_through_a_plan_and_a_cut(kind: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.Flatten(), nn.Linear(5 * 16, 7), nn.ReLU(), nn.Linear(7, 3))
+    layer = {"filter": "0", "channel": "2", "neuron": "4", "weight": "2"}.get(kind)
+    assert layer is not None, f"say in this test which layer shows group '{kind}'"
+    recipe = Recipe.model_validate({"version": 1, "title": "t", "rules": [{"layers": layer, "group": kind, "sparsity": "50%"}]})
+    plan = sparsify.make_plan(recipe, model, (torch.randn(2, 1, 8, 8),))
+    result = sparsify.cut(plan, model)
+    if kind == "weight":
+        assert int((result.model.get_parameter("2.weight") == 0).sum()) == 135
+        assert result.verdicts[0].outcome == "nothing cut"
+    else:
+        assert result.verdicts[0].outcome == "equal"
+        assert sum(p.numel() for p in result.model.parameters()) < sum(p.numel() for p in model.parameters())
+    assert kind in group.MEANING
+
+
+def test_constants_are_what_numbers_become() -> None:
+    spec = Recipe.model_validate({"version": 1, "title": "t", "rules": [{"layers": "a", "group": "filter", "penalty": {"kind": "l1", "strength": 3}}]}).rules[0].penalty
+    assert spec is not None and spec.strength == Constant(kind="constant", value=3.0)

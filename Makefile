@@ -3,12 +3,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types floors schemas check-schemas unit clean
+.PHONY: demo test lint types floors schemas unit clean
 
 demo: .venv/ready
 	$(BIN)/sparsify apply recipes/digits-cnn.yaml --from-scratch --out runs
 
-test: lint types floors check-schemas unit
+test: lint types floors unit
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -21,9 +21,6 @@ floors: .venv/ready
 
 schemas: .venv/ready
 	$(BIN)/python -m sparsify_schemas
-
-check-schemas: .venv/ready
-	$(BIN)/python -m sparsify_schemas --check
 
 unit: .venv/ready
 	$(BIN)/pytest -n 2

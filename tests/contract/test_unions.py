@@ -138,8 +138,8 @@ def test_optimizers_take_a_step(kind: type[BaseModel]) -> None:
     model = nn.Linear(3, 2)
     before = model.weight.detach().clone()
     optimizer = make_optimizer(made(kind), model)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.1
+    for settings in optimizer.param_groups:
+        settings["lr"] = 0.1
     model(torch.ones(4, 3)).sum().backward()
     optimizer.step()
     assert not torch.equal(before, model.weight)

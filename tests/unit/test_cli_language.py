@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -37,12 +36,14 @@ class TestStart:
         "arguments", [*([name, *rest] for name, rest in LANGUAGE.items()), ["--help"], ["validate", "--help"]], ids=" ".join
     )
     def test_under_half_a_second(self, arguments: list[str]) -> None:
+        # Processor time: on an idle machine it is the waiting time, on a busy one it does not lie.
         best = 9.0
         for _ in range(5):
             Path("x.yaml").unlink(missing_ok=True)
-            start = time.perf_counter()
+            before = os.times()
             assert run(*arguments).returncode == 0
-            best = min(best, time.perf_counter() - start)
+            after = os.times()
+            best = min(best, after.children_user - before.children_user + after.children_system - before.children_system)
         assert best < 0.5
 
     @pytest.mark.parametrize("name", [*LANGUAGE, "diff"])

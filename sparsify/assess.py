@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,10 +86,8 @@ def check_reloads(model: nn.Module, reloaded: nn.Module, inputs: Inputs, what: s
 
     Rounding is allowed for, as memory layout may differ; a model that is random in eval mode is passed over.
     """
-    if any(t.device.type != "cpu" for t in model.state_dict().values()):
-        model = deepcopy(model).cpu()
-    model.eval()
-    with torch.no_grad():
+    model = measure.copied(model).cpu().eval()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         before, again, after = (list(graph.tensors(graph.call(m, inputs))) for m in (model, model, reloaded))
     if not _close(before, again):
         return

@@ -118,7 +118,7 @@ def _assignments(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> Iter
         rule = rules[index]
         mine = [layer for layer in own if claimed[layer.name, str(rule.group)] == index]
         names = [c.name for layer in mine for c in _of_rule(map, rule, layer) if owner[c.name][0] == index and c.protected is None]
-        tensors = [f"{layer.name}.weight" for layer in mine if rule.group == "weight" or any(c.protected is None for c in _of_rule(map, rule, layer))]
+        tensors = [f"{layer.name}.weight" for layer in mine if rule.group == "weight" or any(c.protected is None and owner[c.name][0] == index for c in _of_rule(map, rule, layer))]
         yield Assignment(index, tuple(layer.name for layer in mine), tuple(dict.fromkeys(names)), tuple(tensors))
 
 
@@ -131,7 +131,8 @@ def _of_rule(map: ModelMap, rule: Rule, layer: Layer) -> list[Coupled]:
         case "filter" | "neuron":
             return _reached(map, layer, "out")
         case "channel":
-            return _reached(map, layer, "in")
+            depthwise = layer.weight[1:2] == (1,) and layer.inputs == layer.outputs > 1
+            return _reached(map, layer, "out" if depthwise else "in")
         case _:
             return []
 
@@ -145,7 +146,7 @@ def _notes(recipe: Recipe, map: ModelMap, assignments: Sequence[Assignment]) -> 
         for name in assignment.layers:
             groups = _of_rule(map, rule, by_name[name])
             if rule.group == "channel" and not groups:
-                yield f"rules.{assignment.rule}: '{name}' keeps its width: its input channels come from the network's input"
+                yield f"rules.{assignment.rule}: '{name}' keeps its width: nothing that could be narrowed feeds it"
             for group in groups:
                 if group.protected is not None and group.name not in said:
                     said.add(group.name)

@@ -23,7 +23,9 @@ class Costs:
 
     def __init__(self, map: ModelMap) -> None:
         self._tensors = map.tensors
-        self._macs = {f"{layer.name}.weight": layer.macs for layer in map.layers if layer.weight}
+        # A weight that an earlier layer owns (tied) is no tensor of its own: the MACs of its second layer count as constant.
+        owned = {tensor.name for tensor in map.tensors}
+        self._macs = {f"{layer.name}.weight": layer.macs for layer in map.layers if f"{layer.name}.weight" in owned}
         self._fixed_macs = map.macs - sum(self._macs.values())
         # tensor -> dimension -> (coupled group, indices per unit)
         self._reach: dict[str, dict[int, list[tuple[str, Counts]]]] = defaultdict(lambda: defaultdict(list))

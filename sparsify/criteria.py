@@ -6,7 +6,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from sparsify.groups import Layout
+from sparsify.groups import Layout, wide
 from sparsify_schemas.criterion import Criterion, Magnitude, Random, Taylor
 
 Tensors = Mapping[str, Tensor]
@@ -18,7 +18,7 @@ def group_scores(spec: Criterion, layout: Layout, weights: Mapping[str, Tensor],
     """The score of every slot of a layout: [count]. `backward` is needed by taylor alone."""
     match spec:
         case Magnitude():
-            return _normalized(spec, layout.reduce(lambda name: weights[name].detach().abs().pow(spec.norm)), layout, weights)
+            return _normalized(spec, layout.reduce(lambda name: wide(weights[name].detach()).abs().pow(spec.norm)), layout, weights)
         case Taylor():
             return _mean_over_batches(lambda: layout.reduce(lambda name: _first_order(weights[name]))[:-1].abs(), backward)
         case Random():
@@ -56,7 +56,7 @@ def _normalized(spec: Magnitude, total: Tensor, layout: Layout, weights: Mapping
 
 
 def _first_order(weight: Tensor) -> Tensor | None:
-    return None if weight.grad is None else weight.detach() * weight.grad
+    return None if weight.grad is None else wide(weight.detach()) * weight.grad
 
 
 def _mean_over_batches(measure: Callable[[], Tensor], backward: Backward | None) -> Tensor:

@@ -58,9 +58,12 @@ class State:
             raise RunError(f"{folder} holds no interrupted run: {STATE} is missing")
         try:
             values = json.loads(path.read_bytes())
-            return cls(**{**values, "allow": tuple(values["allow"])})
+            state = cls(**{**values, "allow": tuple(values["allow"])})
+            if not isinstance(state.model_file, str | None) or not all(isinstance(name, str) for name in state.allow):
+                raise TypeError("'model_file' and 'allow' are no text")
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RunError(f"{path} is damaged ({error}); the run cannot be resumed, start a new one") from None
+        return state
 
     def resolved(self, folder: Path) -> Recipe:
         """The recipe. Raises RunError when this version of sparsify does not know it."""
@@ -240,13 +243,16 @@ def running(folder: Path) -> bool:
 
 
 def log(folder: Path, entry: dict[str, Any]) -> None:
-    """Append one line of JSON to log.jsonl; a line torn by a crash is closed first, so that it spoils no other."""
+    """Append one line of JSON to log.jsonl; a line torn by a crash is closed first, so that it spoils no other. Raises RunError."""
     path = folder / LOG
-    with path.open("a+b") as stream:
-        end = stream.seek(0, os.SEEK_END)
-        stream.seek(max(end - 1, 0))
-        torn = stream.read(1) not in (b"", b"\n")
-        stream.write((b"\n" if torn else b"") + json.dumps(entry, sort_keys=True).encode() + b"\n")
+    try:
+        with path.open("a+b") as stream:
+            end = stream.seek(0, os.SEEK_END)
+            stream.seek(max(end - 1, 0))
+            torn = stream.read(1) not in (b"", b"\n")
+            stream.write((b"\n" if torn else b"") + json.dumps(entry, sort_keys=True).encode() + b"\n")
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def finished(folder: Path) -> None:

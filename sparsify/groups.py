@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sparsify.errors import ModelError
 from sparsify.plan import Coupled, ModelMap
 
 
@@ -58,10 +59,11 @@ class Layout:
             value = values(part.name)
             if value is None:
                 continue
+            value = wide(value)
             if total is None:
                 total = torch.zeros(self.count + 1, dtype=value.dtype, device=value.device)
             for axis, summed in zip(part.axes, marginals(value, part.axes), strict=True):
-                axis.add(total, summed)
+                axis.add(total, summed.to(total.dtype))
         return torch.zeros(self.count + 1) if total is None else total
 
     def sizes(self, parameters: Mapping[str, Tensor]) -> Tensor:
@@ -71,6 +73,24 @@ class Layout:
     def split(self, values: Tensor) -> dict[str, Tensor]:
         """A vector over slots, taken apart by name."""
         return {name: values[first : first + width] for name, first, width in self.names}
+
+
+def wide(value: Tensor) -> Tensor:
+    """float32 in place of half precision, in which squares and sums over many weights overflow."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def check_fits(map: ModelMap, model: nn.Module) -> None:
+    """Refuse a model of other widths than those the map was read from. Raises ModelError."""
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    shapes = {name: tuple(tensor.shape) for name, tensor in named}
+    reached = {part.tensor for group in map.coupled for part in group.slices}
+    wrong = next((t for t in map.tensors if t.name in reached and shapes.get(t.name) != t.shape), None)
+    if wrong is not None:
+        now = f"it is {shapes[wrong.name]} now" if wrong.name in shapes else "there is none now"
+        raise ModelError(
+            f"the plan was made of another model: '{wrong.name}' was {wrong.shape}, {now}; make a plan of this model (of a cut model, after the cut)"
+        )
 
 
 def marginals(value: Tensor, axes: Iterable[Axis]) -> list[Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sparsify.costs import Costs, limits
 from sparsify.errors import ModelError
-from sparsify.groups import Layout, coupled_layout, dead_units, layer_layout
+from sparsify.groups import Layout, check_fits, coupled_layout, dead_units, layer_layout
 from sparsify.penalties import Action, build
 from sparsify.plan import Plan
 from sparsify.schedules import needs_steps, value
@@ -130,8 +130,22 @@ class Hooks:
     def _strength(self, spec: Penalty) -> float:
         return value(spec.strength, self._step, *self._length)
 
+    def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]] | None:
+        # step(closure) makes the gradients anew inside the step, so there the penalties act at the end of the closure.
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._add_gradients(optimizer)
+            return None
+
+        def penalized() -> Any:
+            loss = closure()
+            self._add_gradients(optimizer)
+            return loss
+
+        return args[:1], {**kwargs, "closure": penalized}
+
     @torch.no_grad()
-    def _before(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+    def _add_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         started = time.perf_counter()
         gradients = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
         # A fused optimizer under a GradScaler still holds scaled gradients here and unscales inside its kernel.
@@ -181,8 +195,9 @@ def attach(
 
     steps_per_epoch and steps (of the stage) are needed where a schedule counts in `ep` or `dur`.
     hold_zeros keeps weights that are zero now, in rules with group `weight`, at zero.
-    Raises ModelError when the optimizer is not the model's, or when a schedule needs lengths that were not given.
+    Raises ModelError when the plan or the optimizer is not the model's, or when a schedule needs lengths that were not given.
     """
+    check_fits(plan.map, model)
     parameters = trained(model, optimizer)
     rules = plan.recipe.rules
     regularizers = []

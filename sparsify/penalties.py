@@ -12,7 +12,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from sparsify.groups import Layout, broadcast, scale
+from sparsify.groups import Layout, broadcast, scale, wide
 from sparsify_schemas.penalty import L1, L2, GroupLasso, Penalty
 
 Tensors = Mapping[str, Tensor]
@@ -54,7 +54,7 @@ def group_lasso_value(layout: Layout, weights: Tensors) -> Tensor:
 
 def group_norms(layout: Layout, weights: Tensors) -> Tensor:
     """||w_g||_2 for every slot: [count + 1]."""
-    return layout.reduce(lambda name: weights[name].square()).sqrt_()
+    return layout.reduce(lambda name: wide(weights[name]).square()).sqrt_()
 
 
 def group_lasso_proximal(layout: Layout, roots: Tensor, weights: Tensors, amounts: Mapping[str, float]) -> None:
@@ -86,7 +86,7 @@ def group_lasso_gradient(layout: Layout, roots: Tensor, weights: Tensors, gradie
         if part.name in gradients:
             weight = weights[part.name]
             for axis in part.axes:
-                gradients[part.name].addcmul_(weight, broadcast(axis.pick(pull), axis.dim, weight.dim()))
+                gradients[part.name].addcmul_(weight, broadcast(axis.pick(pull), axis.dim, weight.dim()).to(weight.dtype))
 
 
 def l1_proximal(names: tuple[str, ...], weights: Tensors, amounts: Mapping[str, float]) -> None:

@@ -1,7 +1,6 @@
 """From a recipe and a model to a plan, and from a plan to a verified cut."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -14,16 +13,15 @@ from sparsify import graph
 from sparsify.choose import choose, weights_to_zero
 from sparsify.compile import compile_plan
 from sparsify.criteria import Backward, group_scores, weight_scores
-from sparsify.data import example_inputs
+from sparsify.data import draw, example_inputs
 from sparsify.errors import ModelError, VerificationError
 from sparsify.graph import Inputs
-from sparsify.groups import coupled_layout, dead_units
+from sparsify.groups import check_fits, coupled_layout, dead_units
 from sparsify.load import Loaded, load
-from sparsify.measure import count_macs
+from sparsify.measure import copied, count_macs, detached
 from sparsify.plan import Plan
 from sparsify_schemas.criterion import Criterion, Magnitude, Taylor
 from sparsify_schemas.cuts import Cuts, Zero
-from sparsify_schemas.model import Input
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Verdict
 
@@ -55,9 +53,10 @@ def make_plan(
     """
     loaded = load(recipe)
     graph.check_model(model)
-    inputs = example_inputs(loaded.recipe, None) if inputs is None else inputs
+    inputs = example_inputs(loaded.recipe, None) if inputs is None else _checked(inputs)
     _, macs = count_macs(model, inputs)
-    map = graph.probe(model, graph.inspect(model, inputs, macs), inputs)
+    with torch.random.fork_rng(devices=[]):
+        map = graph.probe(model, graph.inspect(model, inputs, macs), inputs)
     plan = compile_plan(loaded, map, strict=strict)
     keep = _choose(plan, model, None)
     return replace(plan, preview=tuple((name, len(kept)) for name, kept in keep.items()))
@@ -80,7 +79,8 @@ def cut(
     graph.check_model(model)
     if batches is None and _batches_needed(plan.recipe):
         raise ModelError("criterion 'taylor' looks at the loss: pass batches, an iterable of (x, y) training batches, to cut")
-    inputs = _like_those_of(plan) if inputs is None else inputs
+    check_fits(plan.map, model)
+    inputs = _like_those_of(plan, model) if inputs is None else _checked(inputs)
     batches = None if batches is None else list(islice(batches, _batches_needed(plan.recipe)))
     keep = _choose(plan, model, batches)
     thin, cuts = graph.cut(model, plan.map, keep, plan.digest)
@@ -92,11 +92,27 @@ def cut(
     return Result(thin, model, plan, cuts, verdicts)
 
 
-def _like_those_of(plan: Plan) -> Inputs:
-    entries = [(name, Input(shape=shape, dtype=dtype)) for name, shape, dtype in plan.map.inputs]
-    by_name = {name: entry for name, entry in entries if name is not None}
-    inputs = by_name or tuple(entry for _, entry in entries)
-    return example_inputs(plan.recipe.model_copy(update={"inputs": inputs}), None, batch=entries[0][1].shape[0])
+def _checked(inputs: Inputs) -> Inputs:
+    """Copies, as a forward call may change them. Refuses what would only fail somewhere inside the model. Raises ModelError."""
+    if isinstance(inputs, Tensor):
+        raise ModelError("inputs is a single tensor; pass a tuple, (x,), as a forward call may take several")
+    values = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
+    if not values:
+        raise ModelError("inputs is empty; pass what one forward call takes, a tuple or a mapping of tensors")
+    stranger = next((value for value in values if not isinstance(value, Tensor)), None)
+    if stranger is not None:
+        raise ModelError(f"inputs holds a {type(stranger).__name__}; every input must be a tensor, other arguments need a default in forward")
+    if values[0].dim() == 0 or values[0].shape[0] == 0:
+        raise ModelError(f"the first input has shape {tuple(values[0].shape)}; its first dimension must be a batch of at least one example")
+    return detached(inputs)
+
+
+def _like_those_of(plan: Plan, model: nn.Module) -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    drawn = [(name, draw(shape, dtype, generator).to(device)) for name, shape, dtype in plan.map.inputs]
+    by_name = {name: value for name, value in drawn if name is not None}
+    return by_name or tuple(value for _, value in drawn)
 
 
 def _batches_needed(recipe: Recipe) -> int:
@@ -104,7 +120,7 @@ def _batches_needed(recipe: Recipe) -> int:
 
 
 def _choose(plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]] | None) -> dict[str, list[int]]:
-    copy = deepcopy(model)
+    copy = copied(model)
     parameters = dict(copy.named_parameters())
     scores: Scores = {}
     for assignment in plan.assignments:
@@ -148,13 +164,8 @@ def _backward(model: nn.Module, spec: Criterion, batches: Sequence[tuple[Tensor,
 
 
 def _prove(plan: Plan, dense: nn.Module, thin: nn.Module, keep: dict[str, list[int]], inputs: Inputs) -> tuple[Verdict, ...]:
-    """Equality for the groups where it can hold, then, where statistics change, that the whole runs."""
-    exact = {name: kept for name, kept in keep.items() if not plan.map.by_name[name].statistics}
     try:
-        if len(exact) == len(keep):
-            return (graph.verify(dense, thin, plan.map, keep, inputs),)
-        part, _ = graph.cut(dense, plan.map, exact, plan.digest)
-        return (graph.verify(dense, part, plan.map, exact, inputs), graph.verify(dense, thin, plan.map, keep, inputs))
+        return (graph.verify(dense, thin, plan.map, keep, inputs),)
     except VerificationError as error:
         raise VerificationError(f"{error}; {_culprit(plan, dense, keep, inputs)}; nothing was saved") from error
 
@@ -177,7 +188,7 @@ def _zero_weights(plan: Plan, thin: nn.Module, batches: Sequence[tuple[Tensor, T
         rule = plan.recipe.rules[assignment.rule]
         if rule.group != "weight" or rule.sparsity is None or not assignment.tensors:
             continue
-        copy = deepcopy(thin)
+        copy = copied(thin)
         own = [copy.get_parameter(name) for name in assignment.tensors]
         backward = _backward(copy, rule.criterion, batches)
         scores = torch.cat([weight_scores(rule.criterion, w, backward, plan.recipe.seed + i).flatten() for i, w in enumerate(own)])

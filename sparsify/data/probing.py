@@ -25,7 +25,7 @@ def example_inputs(recipe: Recipe, datasets: Datasets | None = None, batch: int 
     generator = torch.Generator().manual_seed(seed)
     written = next(iter(named.values())).shape[0]
     drawn = {
-        str(name): _draw(entry, batch if entry.shape[0] == written else entry.shape[0], generator)
+        str(name): draw((batch if entry.shape[0] == written else entry.shape[0], *entry.shape[1:]), entry.dtype, generator)
         for name, entry in named.items()
     }
     return drawn if isinstance(recipe.inputs, dict) else tuple(drawn.values())
@@ -39,11 +39,12 @@ def _real(datasets: Datasets | None, batch: int) -> Inputs:
     return (datasets.train[torch.arange(batch) % len(datasets.train)].ready(),)
 
 
-def _draw(entry: Input, first: int, generator: torch.Generator) -> Tensor:
-    shape, dtype = (first, *entry.shape[1:]), getattr(torch, entry.dtype)
-    if dtype.is_floating_point:
-        return torch.randn(shape, generator=generator).to(dtype)
-    return torch.randint(2, shape, generator=generator).to(dtype)
+def draw(shape: tuple[int, ...], dtype: str, generator: torch.Generator) -> Tensor:
+    """Normal numbers, or 0 and 1 where the type (named as in torch) is an integer or bool."""
+    kind: torch.dtype = getattr(torch, dtype)
+    if kind.is_floating_point or kind.is_complex:
+        return torch.randn(shape, generator=generator).to(kind)
+    return torch.randint(2, shape, generator=generator).to(kind)
 
 
 def _check(entries: list[Input], datasets: Datasets | None) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from sparsify.errors import ModelError, RunError
 from sparsify.graph.inspecting import canonical_names
-from sparsify.graph.slices import attributes
+from sparsify.graph.widths import attributes
 from sparsify.plan import ModelMap
 from sparsify_schemas.cuts import Cuts, Narrow, Range, SetAttribute, Width, Zero
 

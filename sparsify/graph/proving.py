@@ -1,8 +1,8 @@
 """Proving a cut: cut model against masked dense model, in float64; and probing which groups can be cut at all.
 
 Let M be the dense model in which the consumers' input slices of every removed unit are zero. Then cut(model) == M for
-any activation. It does not hold across a normalisation that takes statistics over the removed units; there only that
-the model runs and keeps its output shapes is checked.
+any activation. Where a statistic is taken over removed units (LayerNorm, GroupNorm, a mean over channels) M leaves them
+out of it, and the verdict says `statistics change`: M is then no longer the dense model with some weights at zero.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from sparsify.errors import VerificationError
+from sparsify.graph import masking
 from sparsify.graph.call import Inputs, call, converted, tensors
 from sparsify.graph.cutting import Keep, cut, dropped
 from sparsify.plan import Coupled, ModelMap
@@ -32,7 +33,8 @@ def verify(dense: nn.Module, thin: nn.Module, map: ModelMap, keep: Keep, inputs:
         return Verdict(outcome="nothing cut", difference=0.0, control=0.0)
     wide, narrow = _double(dense), _double(thin)
     inputs = converted(inputs, torch.float64)
-    plain, masked = _outputs(wide, inputs), _outputs(_masked(wide, map, keep), inputs)
+    changing = any(map.by_name[name].statistics for name in narrowed)
+    plain, masked = _outputs(wide, inputs), _masked_outputs(wide, map, keep, inputs, changing)
     try:
         found = _outputs(narrow, inputs)
         _runs_backwards(wide, narrow, inputs)
@@ -43,17 +45,15 @@ def verify(dense: nn.Module, thin: nn.Module, map: ModelMap, keep: Keep, inputs:
     if [t.shape for t in found] != [t.shape for t in plain]:
         raise VerificationError(f"the cut model's outputs changed their shapes{_blame(narrowed)}")
     difference, control = _relative(found, masked), _relative(plain, masked)
-    if any(map.by_name[name].statistics for name in narrowed):
-        return Verdict(
-            outcome="statistics change",
-            difference=difference,
-            control=control,
-            groups=tuple(narrowed),
-            note="a normalisation takes its statistics over removed units, so equality cannot hold; shapes, forward and backward pass were checked",
-        )
     if not difference <= TOLERANCE:
         raise VerificationError(f"the cut model differs from the masked one by {difference:.1e} of the largest output{_blame(narrowed)}")
-    return Verdict(outcome="equal", difference=difference, control=control, groups=tuple(narrowed))
+    return Verdict(
+        outcome="statistics change" if changing else "equal",
+        difference=difference,
+        control=control,
+        groups=tuple(narrowed),
+        note="a statistic is taken over removed units (a normalisation, a mean): equal to the masked model with them left out of it" if changing else "",
+    )
 
 
 def probe(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
@@ -102,16 +102,14 @@ def _accumulate(groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], 
 
 
 def _fault(trial: nn.Module, map: ModelMap, groups: Sequence[Coupled], inputs: Inputs) -> str | None:
-    plain = [c for c in groups if not c.statistics]
-    for chosen in ([plain] if len(plain) == len(groups) else [plain, groups]):
-        keep = {c.name: _half(c) for c in chosen}
-        try:
-            thin, _ = cut(trial, map, keep, plan="probe")
-            verify(trial, thin, map, keep, inputs)
-        except VerificationError as error:
-            return str(error).partition(" [groups")[0]
-        except Exception as error:
-            return f"{type(error).__name__}: {_first_line(error)}"
+    keep = {c.name: _half(c) for c in groups}
+    try:
+        thin, _ = cut(trial, map, keep, plan="probe")
+        verify(trial, thin, map, keep, inputs)
+    except VerificationError as error:
+        return str(error).partition(" [groups")[0]
+    except Exception as error:
+        return f"{type(error).__name__}: {_first_line(error)}"
     return None
 
 
@@ -145,6 +143,16 @@ def _scrambled(model: nn.Module, inputs: Inputs) -> nn.Module:
 
 def _double(model: nn.Module) -> nn.Module:
     return deepcopy(model).double().eval()
+
+
+def _masked_outputs(wide: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, changing: bool) -> list[torch.Tensor]:
+    model = _masked(wide, map, keep)
+    if not changing:
+        return _outputs(model, inputs)
+    gone: dict[tuple[str, int], set[int]] = {}
+    for (tensor, dim, _), lost in dropped(map, keep).items():
+        gone.setdefault((tensor, dim), set()).update(lost)
+    return masking.outputs(model, inputs, gone)
 
 
 def _masked(wide: nn.Module, map: ModelMap, keep: Keep) -> nn.Module:

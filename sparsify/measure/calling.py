@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 from torch import Tensor, nn
+
+from sparsify.errors import ModelError
 
 Inputs = tuple[Tensor, ...] | Mapping[str, Tensor]
 
@@ -12,6 +15,22 @@ Inputs = tuple[Tensor, ...] | Mapping[str, Tensor]
 def call(model: nn.Module, inputs: Inputs) -> Any:
     """model(*inputs), or model(**inputs) for a mapping."""
     return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, so that a forward call which keeps a state does not change the model. Raises ModelError."""
+    try:
+        return deepcopy(model)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"the model cannot be copied: {reason}; does it keep a tensor of an earlier forward call as an attribute?") from error
+
+
+def detached(inputs: Inputs) -> Inputs:
+    """Copies of the tensors, as a forward call may change what it is given."""
+    if isinstance(inputs, Mapping):
+        return {key: value.detach().clone() for key, value in inputs.items()}
+    return tuple(value.detach().clone() for value in inputs)
 
 
 def first(inputs: Inputs) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsify.errors import ModelError
-from sparsify.measure.calling import Inputs, call, first, in_eval, shown
+from sparsify.measure.calling import Inputs, call, copied, detached, first, shown
 from sparsify_schemas.report import Side
 
 
@@ -40,15 +40,16 @@ def count_macs(model: nn.Module, inputs: Inputs) -> tuple[int, dict[str, int]]:
 
     inputs: a tuple, or a mapping for keyword inputs; the batch is the first dimension of the first tensor. The figures
     of the modules add up to the total; a model's own functional calls are counted under ''. Names as in named_modules.
-    The model runs in eval mode with the attention fast path off and is left as it was; modules without MACs are absent.
+    A copy of the model runs in eval mode with the attention fast path off; modules without MACs are absent.
     Counted by torch.utils.flop_counter, two FLOPs a MAC, with the operators added that it does not know (_UNKNOWN).
     Raises ModelError when the forward call fails.
     """
     batch = first(inputs).shape[0]
     spent: defaultdict[str, int] = defaultdict(int)
-    with in_eval(model), torch.no_grad(), _counter() as counter, _charged(model, counter.get_total_flops, spent):
+    model = copied(model).eval()
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _counter() as counter, _charged(model, counter.get_total_flops, spent):
         try:
-            call(model, inputs)
+            call(model, detached(inputs))
         except Exception as error:
             raise ModelError(f"a forward call with inputs {shown(inputs)} failed: {type(error).__name__}: {error}") from error
     by_module = {name: round(flops / (2 * batch)) for name, flops in spent.items() if flops}

@@ -160,6 +160,15 @@ def test_a_folder_in_use_is_never_written_over(saved, run):
         save_run(saved[0], run)
 
 
+def test_saving_leaves_the_models_in_their_modes(tmp_path):
+    result = half()
+    result.dense.train()
+    result.model.train()
+    result.model.bn1.eval()
+    save_run(result, tmp_path / "run", timing=0.05)
+    assert (result.dense.training, result.model.training, result.model.bn1.training) == (True, True, False)
+
+
 def test_an_empty_folder_may_be_used(tmp_path):
     (tmp_path / "run").mkdir()
     assert load_run(save_run(half(), tmp_path / "run", timing=0.05))
@@ -369,6 +378,8 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, full_disk):
     with pytest.raises(RunError, match=r"cannot write .*plan.json: File too large"):
         files.write(tmp_path / files.PLAN, b" " * 2000)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RunError, match=r"cannot write .*log.jsonl: File too large"):
+        files.log(tmp_path, {"text": "x" * 2000})
 
 
 def test_only_one_process_holds_a_run(tmp_path):
@@ -396,3 +407,11 @@ def test_a_torn_line_spoils_no_other(tmp_path):
         log.write('{"b": ')
     files.log(tmp_path, {"c": 3})
     assert (tmp_path / files.LOG).read_text().splitlines() == ['{"a": 1}', '{"b": ', '{"c": 3}']
+
+
+@pytest.mark.parametrize("wrong", [{"model_file": 3}, {"allow": [1]}])
+def test_a_state_of_other_types_is_damage(tmp_path, wrong):
+    good = {"recipe": {}, "model_file": None, "model_digest": None, "allow": []}
+    (tmp_path / files.STATE).write_bytes(files.as_json({**good, **wrong}))
+    with pytest.raises(RunError, match="state.json is damaged .*start a new one"):
+        files.State.read(tmp_path)

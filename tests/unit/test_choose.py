@@ -1,6 +1,7 @@
 """Choosing: budgets, demands, floors, multiples, ties; on hand-made maps without any tensor."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -45,6 +46,15 @@ def test_costs_by_hand() -> None:
     # two of six neurons of l0 gone: l0 4x4, l1 8x4, l2 stays
     assert costs.of({"l0": [1, 5]}) == {"macs": 16 + 32 + 24, "params": 72, "bytes": 288}
     assert costs.of({"l0": [0], "l1": [0, 1, 2, 3]})["params"] == 4 * 5 + 5 * 4 + 4 * 3
+
+
+def test_macs_of_a_tied_layer_count_as_constant() -> None:
+    """l1 shares l0's weight, so it has no tensor of its own; its MACs must not vanish from the budget."""
+    whole = chain(8, 8, 8, 3)
+    tied = replace(whole, tensors=tuple(t for t in whole.tensors if t.name != "l1.weight"))
+    costs = Costs(tied)
+    assert costs.dense["macs"] == whole.macs == 64 + 64 + 24
+    assert costs.of({"l0": [0, 1]})["macs"] == 48 + 64 + 24
 
 
 def test_lowest_scores_go_first_and_budget_holds() -> None:

@@ -117,6 +117,29 @@ def test_override_takes_over(tmp_path: Path) -> None:
     assert [(a.layers, a.coupled) for a in plan.assignments] == [(("conv1", "conv3"), ("conv1",)), (("conv2",), ("conv2",))]
 
 
+def test_what_is_taken_over_is_left_alone_by_the_earlier_rule(tmp_path: Path) -> None:
+    """conv3 leaves together with conv1, which the later rule takes: the earlier rule's penalty must not act on it."""
+    penalty = "penalty: {kind: l1, strength: 1e-3}"
+    plan = compiled(tmp_path, f"rules:\n  - {{layers: conv3, group: filter, {penalty}}}\n  - {{layers: conv1, group: filter, override: true}}\n")
+    assert [(a.coupled, a.tensors) for a in plan.assignments] == [((), ()), (("conv1",), ("conv1.weight",))]
+
+
+def test_channels_of_a_depthwise_convolution_are_its_filters() -> None:
+    span = (Span(0, 0, 8),)
+    tensors = (Tensor("a.weight", (8, 3, 1, 1), 4, True), Tensor("b.weight", (8, 1, 3, 3), 4, True), Tensor("c.weight", (2, 8, 1, 1), 4, True))
+    layers = tuple(conv(t, inputs) for t, inputs in zip(tensors, (3, 8, 8), strict=True))
+    coupled = (Coupled("a", 8, (Slice("a.weight", 0, "out", span), Slice("b.weight", 0, "out", span), Slice("c.weight", 1, "in", span))),)
+    map = ModelMap(layers, tensors, coupled, 3)
+    rules = [{"layers": "b", "group": "channel"}, {"layers": "a", "group": "channel"}]
+    plan = compile_plan(load({"version": 1, "title": "t", "rules": rules}), map)
+    assert plan.assignments[0].coupled == ("a",)
+    assert plan.notes == ("rules.1: 'a' keeps its width: nothing that could be narrowed feeds it",)
+
+
+def conv(t: Tensor, inputs: int) -> Layer:
+    return Layer(t.name.removesuffix(".weight"), "Conv2d", t.shape, 1, inputs, t.shape[0])
+
+
 def test_protect_keeps_the_whole_coupled_group(tmp_path: Path) -> None:
     plan = compiled(tmp_path, "rules:\n  - {layers: 'conv*', group: filter}\n  - {layers: conv3, protect: true}\n")
     assert plan.assignments[0].coupled == ("conv2",)

@@ -203,3 +203,32 @@ def test_what_cannot_be_attached_is_refused() -> None:
     scheduled = plan(net, {"kind": "l1", "strength": {"kind": "linear", "from": 0, "to": 1, "end": "3ep"}})
     with pytest.raises(ModelError, match=r"rules\.0\.penalty\.strength counts in epochs .* pass steps_per_epoch=len\(loader\)"):
         sparsify.attach(scheduled, net, torch.optim.SGD(net.parameters(), lr=0.1))
+    old = plan(net, {"kind": "l1", "strength": 0.1}, sparsity="50%")
+    thin = sparsify.cut(old, net).model
+    with pytest.raises(ModelError, match="the plan was made of another model: '0.weight'"):
+        sparsify.attach(old, thin, torch.optim.SGD(thin.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize("keyword", [False, True])
+def test_gradients_made_inside_a_closure_get_the_penalty(keyword: bool) -> None:
+    """step(closure) makes them after the step began, as Lightning and LBFGS do."""
+    net, twin = model(), model()
+    penalty = {"kind": "group_lasso", "strength": 0.2, "solver": "subgradient"}
+    for each, closed in ((net, True), (twin, False)):
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.5)
+
+        def loss(each: nn.Module = each, optimizer: torch.optim.Optimizer = optimizer) -> Tensor:
+            optimizer.zero_grad()
+            value = nn.functional.cross_entropy(each(DATA[0]), DATA[1])
+            value.backward()
+            return value
+
+        with sparsify.attach(plan(each, penalty), each, optimizer):
+            if not closed:
+                loss()
+                optimizer.step()
+            elif keyword:
+                assert optimizer.step(closure=loss) > 0
+            else:
+                assert optimizer.step(loss) > 0
+    assert torch.equal(units(net), units(twin))

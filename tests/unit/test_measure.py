@@ -113,6 +113,25 @@ def test_counting_leaves_the_model_as_it_was() -> None:
     assert torch.backends.mha.get_fastpath_enabled() == fast
 
 
+class Restless(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = nn.Linear(4, 4)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.own(F.dropout(x.mul_(2), 0.5))
+
+
+def test_counting_a_model_that_keeps_a_state_changes_neither_it_nor_its_inputs() -> None:
+    model, inputs, generator = Restless(), (torch.ones(2, 4),), torch.get_rng_state()
+    assert measure.count_macs(model, inputs)[0] == 16
+    assert model.calls == 0
+    assert torch.equal(inputs[0], torch.ones(2, 4))
+    assert torch.equal(generator, torch.get_rng_state())
+
+
 def test_a_failing_forward_call_says_which_inputs_it_had_and_leaves_nothing_behind() -> None:
     model = lenet5()
     with pytest.raises(ModelError, match=r"^a forward call with inputs 2x3x28x28 failed: RuntimeError: "):

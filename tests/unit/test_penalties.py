@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsify import graph, penalties
-from sparsify.groups import Layout, coupled_layout, layer_layout
+from sparsify.groups import Axis, Layout, Part, coupled_layout, layer_layout
 from sparsify_schemas.penalty import L1, L2, GroupLasso
 
 
@@ -241,3 +241,29 @@ def test_proximal_minimises_its_objective() -> None:
     for _ in range(200):
         assert objective(parameters["w"] + 1e-3 * torch.randn_like(v)) > best
     assert F.relu(parameters["w"][0].abs().max() - 0) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_counts_and_sums_in_single(dtype: torch.dtype) -> None:
+    """A group of 70000 weights: their number and the sum of their squares pass the largest float16."""
+    torch.manual_seed(0)
+    parameters = {"w": (3 * torch.randn(2, 70000)).to(dtype)}
+    layout = layer_layout([("w", 0)], parameters)
+    roots = layout.sizes(parameters).sqrt()
+    assert roots.tolist()[:2] == pytest.approx([math.sqrt(70000)] * 2)
+    exact = parameters["w"].double()
+    factor = 1 - 0.1 * math.sqrt(70000) / exact.norm(dim=1, keepdim=True)
+    gradients = {"w": torch.zeros(2, 70000, dtype=dtype)}
+    penalties.group_lasso_gradient(layout, roots, parameters, gradients, 0.5)
+    torch.testing.assert_close(gradients["w"].double(), 0.5 * math.sqrt(70000) * exact / exact.norm(dim=1, keepdim=True), rtol=2e-2, atol=1e-6)
+    penalties.group_lasso_proximal(layout, roots, parameters, {"w": 0.1})
+    torch.testing.assert_close(parameters["w"].double(), exact * factor, rtol=1e-2, atol=1e-6)
+
+
+def test_tensors_of_several_types_add_up() -> None:
+    """A half-precision layer with its normalisation in single, and slots that are no plain range."""
+    parameters: dict[str, Tensor] = {"a": torch.ones(4, 3, dtype=torch.bfloat16), "b": torch.ones(2, 8, dtype=torch.float64)}
+    slots = torch.arange(4).repeat_interleave(2)
+    layout = Layout((Part("a", (Axis(0, torch.arange(4), 0),)), Part("b", (Axis(1, slots, None),))), (("a", 0, 4),), 4)
+    assert layout.sizes(parameters).tolist() == [7, 7, 7, 7, 0]
+    assert penalties.group_norms(layout, parameters)[:4].tolist() == pytest.approx([math.sqrt(7)] * 4)

@@ -1,0 +1,80 @@
+"""From labels to coupled groups: units that leave as a whole, put together where they reach the same slices."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from sparsify.graph.labels import Axis, Ints, Labels
+from sparsify.plan import Coupled, Slice, Span
+
+Reach = tuple[tuple[int, int], ...]
+"""(axis number, indices of it) that a unit reaches"""
+
+
+def coupled_groups(labels: Labels, producers: Mapping[tuple[str, int], str]) -> Iterable[Coupled]:
+    """One Coupled per set of units of one kind, in the order of the model's layers.
+
+    producers: (tensor, dimension) of every layer's outputs -> the layer's name. A group is named after the first of
+    them that it reaches; a second group of the same first layer gets a number.
+    """
+    classes = labels.classes()
+    reasons, statistics = labels.reasons(classes), labels.with_statistics(classes)
+    of_axis = [classes[a.first : a.first + a.size] for a in labels.axes]
+    reach: dict[int, dict[int, int]] = defaultdict(dict)
+    for number, own in enumerate(of_axis):
+        members, counts = np.unique(own, return_counts=True)
+        for member, count in zip(members.tolist(), counts.tolist(), strict=True):
+            reach[member][number] = count
+    kinds: dict[tuple[Reach, str | None, bool], list[int]] = defaultdict(list)
+    for member, reached in sorted(reach.items()):
+        if any((labels.axes[n].tensor, labels.axes[n].dim) in producers for n in reached):
+            kinds[tuple(sorted(reached.items())), reasons.get(member), member in statistics].append(member)
+    yield from _named(kinds, labels, of_axis, producers)
+
+
+def _named(
+    kinds: Mapping[tuple[Reach, str | None, bool], list[int]], labels: Labels, of_axis: list[Ints], producers: Mapping[tuple[str, int], str]
+) -> Iterable[Coupled]:
+    taken: dict[str, int] = defaultdict(int)
+    for (reached, reason, statistics), members in kinds.items():
+        axes = [labels.axes[number] for number, _ in reached]
+        name = next(producers[a.tensor, a.dim] for a in axes if (a.tensor, a.dim) in producers)
+        taken[name] += 1
+        unit = {member: i for i, member in enumerate(members)}
+        slices = tuple(_slice(labels.axes[number], of_axis[number], unit, labels) for number, _ in reached)
+        called = name if taken[name] == 1 else f"{name}#{taken[name]}"
+        yield Coupled(called, len(members), slices, statistics, _protected(reason, len(members), slices, labels))
+
+
+def _protected(reason: str | None, units: int, slices: tuple[Slice, ...], labels: Labels) -> str | None:
+    if not any(s.tensor in labels.used for s in slices):
+        return "takes no part in a forward call with these inputs"
+    if reason is not None:
+        return reason
+    if units == 1:
+        return "its channels can only leave all together"
+    return None
+
+
+def _slice(axis: Axis, classes: Ints, unit: Mapping[int, int], labels: Labels) -> Slice:
+    role = "in" if (axis.tensor, axis.dim) in labels.consumed else "out"
+    return Slice(axis.tensor, axis.dim, role, spans((i, unit[c]) for i, c in enumerate(classes.tolist()) if c in unit))
+
+
+def spans(pairs: Iterable[tuple[int, int]]) -> tuple[Span, ...]:
+    """Compress (index, unit), ascending in the index: runs of one unit, then runs of such runs."""
+    runs: list[tuple[int, int, int]] = []  # first index, unit, length
+    for index, unit in pairs:
+        if runs and runs[-1][0] + runs[-1][2] == index and runs[-1][1] == unit:
+            runs[-1] = (runs[-1][0], unit, runs[-1][2] + 1)
+        else:
+            runs.append((index, unit, 1))
+    found: list[Span] = []
+    for first, unit, length in runs:
+        last = found[-1] if found else None
+        if last and last.repeat == length and last.unit + last.units == unit and last.start + last.units * length == first:
+            found[-1] = Span(last.start, last.unit, last.units + 1, length)
+        else:
+            found.append(Span(first, unit, 1, length))
+    return tuple(found)

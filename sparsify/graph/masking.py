@@ -1,0 +1,76 @@
+"""The masked dense model's outputs where statistics are taken over removed units: those units are left out of them.
+
+A LayerNorm, RMSNorm, GroupNorm, softmax or mean over units that a cut removes sees fewer of them afterwards. The masked
+model computes the same: each such operator runs on the remaining elements alone, and the removed ones become zero.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.graph.call import Inputs, call, tensors
+from sparsify.graph.labels import Labels
+from sparsify.graph.shadow import Shadow, varying
+from sparsify.graph.tracing import ALONG, REDUCTIONS, Watch, axes_of, primitive
+
+
+class Narrowed(Watch):  # type: ignore[no-untyped-call]
+    """Watches again, and runs operators that mix elements on the remaining ones."""
+
+    def __init__(self, labels: Labels) -> None:
+        super().__init__(labels)
+        self.removed = torch.zeros(1, dtype=torch.bool)
+
+    def compute(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        x = args[0] if args else None
+        if not isinstance(x, Tensor) or name not in (REDUCTIONS | ALONG | {"native_layer_norm", "native_group_norm"}):
+            return func(*args, **kwargs)
+        dims = axes_of(name, args, kwargs)
+        for dim in sorted(dims):
+            kept = self._kept(self.of(x), dim)
+            if kept is not None:
+                return self._on_the_rest(name, func, args, kwargs, dim, kept)
+        return func(*args, **kwargs)
+
+    def _kept(self, shadow: Shadow, dim: int) -> Tensor | None:
+        """Indices along a dimension at which something remains; None when all do."""
+        for aspect in shadow.aspects:
+            if dim in varying(aspect):
+                stays = (~self.removed[aspect]).movedim(dim, 0).flatten(1).any(1)
+                if not bool(stays.all()):
+                    return torch.nonzero(stays).flatten()
+        return None
+
+    def _on_the_rest(self, name: str, func: Any, args: Any, kwargs: Any, dim: int, kept: Tensor) -> Any:
+        x = args[0]
+        narrow = x.index_select(dim, kept)
+        rest = list(args[1:])
+        if name == "native_layer_norm":
+            rest[0] = [len(kept) if d == dim - x.dim() + len(rest[0]) else n for d, n in enumerate(rest[0])]
+            rest[1:3] = [v.index_select(v.dim() - (x.dim() - dim), kept) if isinstance(v, Tensor) else v for v in rest[1:3]]
+        if name == "native_group_norm":
+            rest[0:2] = [v.index_select(0, kept) if isinstance(v, Tensor) else v for v in rest[0:2]]
+            rest[3] = len(kept)
+        out = func(narrow, *rest, **kwargs)
+        if name in REDUCTIONS:
+            return out
+        if isinstance(out, Tensor):
+            return torch.zeros_like(x).index_copy(dim, kept, out)
+        return (torch.zeros_like(x).index_copy(dim, kept, out[0]), *out[1:])
+
+
+def outputs(model: nn.Module, inputs: Inputs, gone: Mapping[tuple[str, int], Iterable[int]]) -> list[Tensor]:
+    """Outputs of the masked model; gone: (tensor, dimension) -> indices that leave."""
+    labels = Labels()
+    mode = Narrowed(labels)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        mode.enter_tensor(name, tensor)
+    mode.removed = torch.zeros(labels.count, dtype=torch.bool)
+    for axis in labels.axes:
+        for index in gone.get((axis.tensor, axis.dim), ()):
+            mode.removed[axis.first + index] = True
+    with primitive(), torch.random.fork_rng(devices=[]), mode:
+        torch.manual_seed(0)
+        return list(tensors(call(model, inputs)))

@@ -1,0 +1,252 @@
+"""Shadows: for every tensor of a forward call, which labels its elements stand for.
+
+A shadow has *aspects*. An aspect is an integer tensor of the same rank that varies along some dimensions and has size 1
+along the others; an element goes when the label of any of its aspects goes. A weight [O, I, 3, 3] has two aspects,
+[O, 1, 1, 1] and [1, I, 1, 1]; an activation [B, C, H, W] has one, [1, C, 1, 1]; split into heads, [B, T, h, d] has one
+that varies along two dimensions, [1, 1, h, d].
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsify.graph.labels import Labels
+
+FIXED = "it is combined with something of fixed size"
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """The aspects of one tensor; `parameter` says that it was computed from parameters and buffers alone."""
+
+    shape: tuple[int, ...]
+    aspects: tuple[Tensor, ...] = ()
+    parameter: bool = False
+
+
+def varying(aspect: Tensor) -> set[int]:
+    return {d for d, size in enumerate(aspect.shape) if size > 1}
+
+
+def compress(full: Tensor) -> Tensor:
+    """Narrow every dimension along which the labels do not vary."""
+    for d in range(full.dim()):
+        if full.shape[d] > 1 and (full.stride(d) == 0 or bool((full == full.narrow(d, 0, 1)).all())):
+            full = full.narrow(d, 0, 1)
+    return full.contiguous()
+
+
+def first(aspect: Tensor, dims: Iterable[int]) -> Tensor:
+    """The aspect at index 0 of some dimensions, which it keeps with size 1."""
+    return reduce(lambda a, d: a.narrow(d, 0, 1), dims, aspect)
+
+
+class Algebra:
+    """How labels are joined when tensors meet; writes what it learns into a Labels."""
+
+    def __init__(self, labels: Labels) -> None:
+        self.labels = labels
+
+    def join(self, a: Tensor, b: Tensor) -> None:
+        if a.numel() and b.numel():
+            self.labels.join(*np.broadcast_arrays(a.numpy(), b.numpy()))
+
+    def tie(self, aspect: Tensor, dims: Iterable[int]) -> Tensor:
+        """All labels along these dimensions leave together; the aspect without them."""
+        rest = first(aspect, dims)
+        self.join(aspect, rest)
+        return rest
+
+    def hold(self, aspect: Tensor, dims: set[int], reason: str) -> None:
+        """These dimensions keep their size: tie along them, and where nothing else varies the labels must stay."""
+        rest = self.tie(aspect, dims)
+        if varying(aspect) <= dims:
+            self.labels.fix(rest.numpy(), reason)
+
+    def hold_all(self, shadow: Shadow, dims: set[int], reason: str) -> Shadow:
+        """Hold whatever varies along some dimensions; what is left does not vary along them."""
+        kept = []
+        for aspect in shadow.aspects:
+            common = varying(aspect) & dims
+            if common:
+                self.hold(aspect, common, reason)
+                aspect = first(aspect, common)
+            if varying(aspect):
+                kept.append(aspect)
+        return Shadow(shadow.shape, tuple(kept), shadow.parameter)
+
+    def merged(self, aspects: Iterable[Tensor]) -> tuple[Tensor, ...]:
+        """Aspects that vary along a common dimension speak of the same thing: join them and keep the finer one."""
+        found: list[Tensor] = []
+        for aspect in aspects:
+            own = varying(aspect)
+            if not own:
+                continue
+            for i, other in enumerate(found):
+                if own & varying(other):
+                    self.join(aspect, other)
+                    found[i] = max(aspect, other, key=lambda a: len(varying(a)))
+                    break
+            else:
+                found.append(aspect)
+        return tuple(found)
+
+    def pointwise(self, shape: Sequence[int], operands: Sequence[Shadow]) -> Shadow:
+        """Elementwise with broadcasting: labels that meet are joined, labels that meet a fixed size are held."""
+        rank = len(shape)
+        aligned = [_aligned(s, rank) for s in operands]
+        for i, one in enumerate(aligned):
+            for aspect in one.aspects:
+                for j, other in enumerate(aligned):
+                    if i != j:
+                        self._meet(aspect, other)
+        aspects = self.merged(a for s in aligned for a in s.aspects)
+        return Shadow(tuple(shape), aspects, all(s.parameter for s in operands))
+
+    def _meet(self, aspect: Tensor, other: Shadow) -> None:
+        real = {d for d in varying(aspect) if other.shape[d] > 1}
+        for theirs in other.aspects:
+            if varying(theirs) & varying(aspect):
+                self.join(aspect, theirs)
+                real -= varying(theirs)
+        if real:
+            self.hold(aspect, real, FIXED)
+
+    def product(self, a: Shadow, b: Shadow, shared: set[int], shape: Sequence[int]) -> Shadow:
+        """Batched matrix product over the last dimension of a and the last but one of b: [..., n, k] x [..., k, m].
+
+        `shared` are the batch dimensions. Labels along k meet; what varies along the batch stays in the result.
+        """
+        k_a, k_b = len(a.shape) - 1, len(b.shape) - 2
+        over_a = [self.tie(x, varying(x) - shared - {k_a}) if k_a in varying(x) else x for x in a.aspects]
+        over_b = [self.tie(x, varying(x) - shared - {k_b}) if k_b in varying(x) else x for x in b.aspects]
+        ours = [x.transpose(k_a, k_b) for x in over_a if k_a in varying(x)]  # k in the same place for both
+        theirs = [x for x in over_b if k_b in varying(x)]
+        for x in ours:
+            for y in theirs:
+                self.join(x, y)
+        for mine, against in ((ours, theirs), (theirs, ours)):
+            if not against:
+                for x in mine:
+                    self.hold(x, {k_b}, FIXED)
+        if b.parameter:
+            for y in theirs:
+                self.consume(y)
+        if a.parameter:
+            for x in ours:
+                self.consume(x)
+        kept = [x for x in over_a if k_a not in varying(x)] + [x for x in over_b if k_b not in varying(x)]
+        batch = [self.tie(x, {k_b}) for x in (*ours, *theirs) if varying(x) - {k_b}]
+        return Shadow(tuple(shape), self.merged([*kept, *batch]), a.parameter and b.parameter)
+
+    def consume(self, aspect: Tensor) -> None:
+        """These labels of a parameter are summed over: the parameter's dimension is a consumer's input side."""
+        label = int(aspect.flatten()[-1])
+        for axis in self.labels.axes:
+            if axis.first <= label < axis.first + axis.size:
+                self.labels.consumed.add((axis.tensor, axis.dim))
+
+    def reduced(self, shadow: Shadow, dims: set[int], keepdim: bool, shape: Sequence[int]) -> Shadow:
+        """A sum, mean, maximum over some dimensions; over labelled ones it is a statistic."""
+        kept = []
+        for aspect in shadow.aspects:
+            common = varying(aspect) & dims
+            if common:
+                self.labels.statistics(aspect.numpy())
+                aspect = self.tie(aspect, common) if varying(aspect) - common else first(aspect, common)
+            if not keepdim:
+                aspect = aspect.squeeze(sorted(dims))
+            if varying(aspect):
+                kept.append(aspect)
+        return Shadow(tuple(shape), tuple(kept), shadow.parameter)
+
+    def moved(self, shadow: Shadow, change: Callable[[Tensor], Tensor]) -> Shadow:
+        """An operation that only moves elements, carried out on the labels."""
+        results = [compress(change(aspect.expand(shadow.shape))) for aspect in shadow.aspects]
+        for before, after in zip(shadow.aspects, results, strict=True):
+            if len(varying(after)) > max(1, len(varying(before))):
+                self.labels.rectangle(after.numpy())
+        shape = tuple(change(torch.empty(1, dtype=torch.bool).expand(shadow.shape)).shape)
+        return Shadow(shape, tuple(r for r in results if varying(r)), shadow.parameter)
+
+    def blocks(self, shadow: Shadow, dim: int, length: int, reason: str) -> None:
+        """A dimension is taken apart into equal blocks: the same positions leave all of them. Unequal: it stays."""
+        for aspect in shadow.aspects:
+            if dim not in varying(aspect):
+                continue
+            size = aspect.shape[dim]
+            if length < 1 or size % length:
+                self.hold(aspect, {dim}, reason)
+            else:
+                parts = torch.unflatten(aspect, dim, (size // length, length))
+                self.join(parts, parts.narrow(dim, 0, 1))
+
+    def convolution(self, x: Shadow, weight: Shadow, bias: Shadow | None, transposed: bool, groups: int, shape: Sequence[int]) -> Shadow:
+        """Labels of [N, O, ...] from [N, C, ...] and a weight [O, C/groups, ...] ([C, O/groups, ...] when transposed)."""
+        x = self.hold_all(x, set(range(len(x.shape))) - {1}, "a convolution slides over it")
+        channels = x.shape[1]
+        ours = x.aspects[0].flatten() if x.aspects else None
+        rows, columns = _vector(weight, 0), _vector(weight, 1)
+        outs, ins = (columns, rows) if transposed else (rows, columns)
+        size = shape[1]
+        if groups > 1 and groups == channels:  # depthwise: a channel brings its own filters
+            own = rows if not transposed else (rows if weight.shape[1] == 1 else None)
+            if own is None:
+                self._fix(x, weight, "a transposed depthwise convolution with several filters a channel")
+                return Shadow(tuple(shape))
+            if ours is None:
+                self.labels.fix(own.numpy(), FIXED)
+            else:
+                self.join(own, ours.repeat_interleave(size // channels))
+            out: Tensor | None = own
+        else:
+            if ins is not None:
+                if ours is None:
+                    self.labels.fix(ins.numpy(), "it reads the network's input or something else of fixed size")
+                else:
+                    expanded = ins if transposed else ins.repeat(groups)
+                    self.join(expanded, ours)
+                    if transposed and groups > 1:
+                        self.join(ins.view(groups, -1), ins.view(groups, -1)[:1])
+                if weight.parameter:
+                    self.consume(ins)
+            elif ours is not None and groups > 1:
+                self.labels.fix(ours.numpy(), FIXED)
+            out = None if outs is None else (outs.repeat(groups) if transposed else outs)
+            if out is not None and groups > 1 and not transposed:
+                self.join(out.view(groups, -1), out.view(groups, -1)[:1])
+        if out is None:
+            return Shadow(tuple(shape))
+        labelled = out.view([-1 if d == 1 else 1 for d in range(len(shape))])
+        if bias is not None and bias.aspects:
+            self.join(_vector_of(bias.aspects[0]), out)
+        return Shadow(tuple(shape), (labelled,) if size > 1 else ())
+
+    def _fix(self, *shadows_and_reason: "Shadow | str") -> None:
+        *shadows, reason = shadows_and_reason
+        for shadow in shadows:
+            if isinstance(shadow, Shadow):
+                for aspect in shadow.aspects:
+                    self.labels.fix(aspect.numpy(), str(reason))
+
+
+def _aligned(shadow: Shadow, rank: int) -> Shadow:
+    missing = rank - len(shadow.shape)
+    if missing <= 0:
+        return shadow
+    lead = (1,) * missing
+    return Shadow(lead + shadow.shape, tuple(a.view(lead + tuple(a.shape)) for a in shadow.aspects), shadow.parameter)
+
+
+def _vector(weight: Shadow, dim: int) -> Tensor | None:
+    """The labels along one dimension of a weight; None where they do not vary along it alone."""
+    found = [a for a in weight.aspects if varying(a) == {dim}]
+    return found[0].flatten() if found else None
+
+
+def _vector_of(aspect: Tensor) -> Tensor:
+    return aspect.flatten()

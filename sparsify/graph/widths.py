@@ -1,0 +1,44 @@
+"""The width attributes of torch.nn layers, as their tensors imply them."""
+
+from torch import nn
+
+Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+ConvTranspose = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+BatchNorm = nn.modules.batchnorm._BatchNorm
+InstanceNorm = nn.modules.instancenorm._InstanceNorm
+
+
+def is_depthwise(module: Conv | ConvTranspose) -> bool:
+    """groups == in > 1: each channel has filters of its own."""
+    return module.groups == module.in_channels > 1
+
+
+def attributes(module: nn.Module) -> dict[str, int | tuple[int, ...]]:
+    """Width attributes as the module's tensors now imply them."""
+    match module:
+        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
+            rows, columns = module.weight.shape[0], module.weight.shape[1]
+            if is_depthwise(module):
+                groups = rows // (module.out_channels // module.in_channels)
+                return {"out_channels": rows, "in_channels": groups, "groups": groups}
+            return {"out_channels": rows, "in_channels": columns * module.groups}
+        case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
+            rows, columns = module.weight.shape[0], module.weight.shape[1]
+            if is_depthwise(module):
+                return {"out_channels": rows, "in_channels": rows, "groups": rows}
+            return {"in_channels": rows, "out_channels": columns * module.groups}
+        case nn.Linear():
+            return {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}
+        case BatchNorm() | InstanceNorm():
+            first = module.weight if module.weight is not None else module.running_mean
+            return {} if first is None else {"num_features": first.shape[0]}
+        case nn.GroupNorm():
+            return {} if module.weight is None else {"num_channels": module.weight.shape[0]}
+        case nn.LayerNorm() | nn.RMSNorm():
+            return {} if module.weight is None else {"normalized_shape": tuple(module.weight.shape)}
+        case nn.PReLU():
+            return {"num_parameters": module.weight.shape[0]}
+        case nn.Embedding():
+            return {"embedding_dim": module.weight.shape[1]}
+        case _:
+            return {}

@@ -1,0 +1,108 @@
+"""make_plan and cut: what is theirs to change, and what a caller may get wrong."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import sparsify
+from sparsify.errors import ModelError
+from sparsify.pruning import Result
+
+RECIPE = {"version": 1, "title": "t", "rules": [{"layers": "a", "group": "neuron", "sparsity": "50%"}]}
+X = (torch.randn(3, 6, generator=torch.Generator().manual_seed(0)),)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu())
+
+
+class Restless(Net):
+    """Counts its calls, draws random numbers in eval mode as well, and changes what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.seen = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen += 1
+        return super().forward(F.dropout(x.sub_(0.5), 0.1))
+
+
+class Odd(Net):
+    """Takes pixels and a number without any dimension."""
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return super().forward(x.to(self.a.weight.dtype)) * scale
+
+
+def cut(net: nn.Module, inputs: Any = X, recipe: Mapping[str, Any] = RECIPE) -> Result:
+    return sparsify.cut(sparsify.make_plan(recipe, net, inputs), net)
+
+
+def test_model_inputs_and_random_numbers_are_left_as_they_were() -> None:
+    net = Restless()
+    net.b.eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    inputs, generator = (X[0].clone(),), torch.get_rng_state()
+    plan = sparsify.make_plan(RECIPE, net, inputs)
+    result = sparsify.cut(plan, net, inputs=inputs)
+    assert torch.equal(generator, torch.get_rng_state())
+    assert torch.equal(inputs[0], X[0])
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert (net.seen, net.training, net.b.training) == (0, True, False)
+    assert result.dense is net
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (X[0], r"inputs is a single tensor; pass a tuple, \(x,\)"),
+        ((), "inputs is empty"),
+        ((X[0], 3), "inputs holds a int; every input must be a tensor"),
+        ((X[0][:0],), r"the first input has shape \(0, 6\); its first dimension must be a batch"),
+        ((torch.tensor(1.0),), r"the first input has shape \(\)"),
+    ],
+)
+def test_inputs_that_are_none_are_refused(inputs: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        sparsify.make_plan(RECIPE, Net(), inputs)
+
+
+def test_inputs_of_any_type_and_rank_are_drawn_again_for_the_proof() -> None:
+    result = cut(Odd(), (torch.randint(0, 255, (3, 6), dtype=torch.uint8), torch.tensor(2.0)))
+    assert [v.outcome for v in result.verdicts] == ["equal"]
+    assert result.plan.map.inputs == ((None, (3, 6), "uint8"), (None, (), "float32"))
+
+
+def test_a_plan_cuts_only_the_model_that_it_was_made_of() -> None:
+    result = cut(Net())
+    with pytest.raises(ModelError, match=r"the plan was made of another model: 'a.weight' was \(8, 6\), it is \(4, 6\) now"):
+        sparsify.cut(result.plan, result.model)
+    with pytest.raises(ModelError, match=r"'a.weight' was \(8, 6\), there is none now"):
+        sparsify.cut(result.plan, nn.Sequential(nn.Linear(6, 8)))
+
+
+def test_a_model_that_keeps_its_activations_is_named() -> None:
+    net = Net()
+    plan = sparsify.make_plan(RECIPE, net, X)
+    net.last = net(X[0])
+    with pytest.raises(ModelError, match="the model cannot be copied: .* does it keep a tensor of an earlier forward call"):
+        sparsify.cut(plan, net)
+
+
+def test_scores_of_half_precision_do_not_overflow() -> None:
+    net = Net().half()
+    with torch.no_grad():
+        net.a.weight.mul_(1000)  # the sum of squares of a row passes 65504
+    assert dict(sparsify.make_plan(RECIPE, net, (X[0].half(),)).preview) == {"a": 4}

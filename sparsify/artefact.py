@@ -14,7 +14,7 @@ from torch import nn
 from sparsify import folder as files
 from sparsify import graph, pruning, report
 from sparsify.assess import Work, assess, check_reloads
-from sparsify.data import Datasets, example_inputs
+from sparsify.data import Datasets, example_inputs, inputs_like
 from sparsify.errors import RunError
 from sparsify.graph import Inputs
 from sparsify.listing import RunRow as RunRow
@@ -91,7 +91,7 @@ def save_run(
 ) -> Path:
     """Save a cut model and its dense one as a run, measured as reloaded from disk; the folder appears whole or not at all.
 
-    inputs: example inputs; taken from the recipe or the data when left out.
+    inputs: example inputs; taken from the data when left out, without data random ones of the shapes that the plan was made with.
     datasets: on which accuracy is measured; without them it stays unknown.
     timing: seconds spent on timing each target.
     Raises RunError when the folder exists, VerificationError when the reloaded model computes something else.
@@ -100,7 +100,7 @@ def save_run(
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path} exists already; choose another folder")
     temporary = path.with_name(f".{path.name}.tmp")
-    given = _on_cpu(example_inputs(recipe, datasets) if inputs is None else inputs)
+    given = _on_cpu(_probes(result.plan, datasets) if inputs is None else inputs)
     notes = () if recipe.model else (UNBUILT,)
     work = Work(result.plan, result.cuts, result.verdicts, notes=notes)
     build = None if recipe.model else lambda: deepcopy(result.dense).cpu()
@@ -117,6 +117,10 @@ def save_run(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return path
+
+
+def _probes(plan: Plan, datasets: Datasets | None) -> Inputs:
+    return inputs_like(plan.map.inputs) if datasets is None and plan.map.inputs else example_inputs(plan.recipe, datasets)
 
 
 def _on_cpu(inputs: Inputs) -> Inputs:
@@ -180,6 +184,18 @@ def read_cuts(folder: Path) -> Cuts:
     except FileNotFoundError:
         raise RunError(f"{path} is missing") from None
     except (OSError, ValidationError) as error:
+        raise RunError(f"{path} is damaged: {error}") from None
+
+
+def planned_inputs(folder: Path) -> Inputs:
+    """Random inputs of the shapes that a run's plan was made with. Raises RunError."""
+    path = folder / files.PLAN
+    try:
+        recorded = json.loads(path.read_bytes())["map"]["inputs"]
+        return inputs_like((name, tuple(shape), dtype) for name, shape, dtype in recorded)
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
 
 

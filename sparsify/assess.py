@@ -12,10 +12,11 @@ from torch import nn
 from sparsify import graph, measure
 from sparsify.data import Datasets
 from sparsify.errors import VerificationError
+from sparsify.figures import plural
 from sparsify.folder import DENSE, WEIGHTS, recipe_digest
 from sparsify.graph import Inputs
 from sparsify.modelfile import weights_digest
-from sparsify.plan import Plan
+from sparsify.plan import Assignment, Plan
 from sparsify.train import evaluate
 from sparsify.weights import tensors
 from sparsify_schemas.cuts import Cuts
@@ -37,6 +38,14 @@ class Work:
     stages: tuple[StageRow, ...] = ()
     history: tuple[Epoch, ...] = ()
     notes: tuple[str, ...] = ()
+    dense_trained: bool = False
+    """whether the stages before the cut trained the dense model as well"""
+
+    @property
+    def epochs(self) -> tuple[int, int]:
+        """Epochs of training before the cut and after it."""
+        at = next((i for i, stage in enumerate(self.stages) if stage.kind == "cut"), 0)
+        return sum(s.epochs for s in self.stages[:at]), sum(s.epochs for s in self.stages[at:])
 
 
 def assess(
@@ -47,7 +56,11 @@ def assess(
     seconds: spent on timing each target. The test set is read here and nowhere else.
     """
     recipe = work.plan.recipe
-    sides = _side(dense, inputs, folder / DENSE, datasets), _side(cut, inputs, folder / WEIGHTS, datasets)
+    before, after = work.epochs
+    sides = (
+        _side(dense, inputs, folder / DENSE, datasets, before if work.dense_trained else 0),
+        _side(cut, inputs, folder / WEIGHTS, datasets, before + after),
+    )
     targets = recipe.targets or DEFAULT_TARGET
     return Report(
         title=recipe.title,
@@ -106,8 +119,8 @@ def _close(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
 
 
-def _side(model: nn.Module, inputs: Inputs, weights: Path, datasets: Datasets | None) -> Side:
-    side = measure.side(model, inputs, weights)
+def _side(model: nn.Module, inputs: Inputs, weights: Path, datasets: Datasets | None, epochs: int) -> Side:
+    side = measure.side(model, inputs, weights).model_copy(update={"epochs": epochs})
     if datasets is None:
         return side
     accuracies = (evaluate(model, examples)[1] for examples in (datasets.validation, datasets.test))
@@ -153,8 +166,14 @@ def _demands(work: Work, cut: nn.Module) -> Iterable[Limit]:
             asked=str(rule.sparsity),
             limit=limit,
             achieved=achieved,
-            met=count >= limit * total - 0.5,
+            met=count >= limit * total - 0.5 and not (limit and _kept_whole(work.plan, assignment)),
         )
+
+
+def _kept_whole(plan: Plan, assignment: Assignment) -> bool:
+    """Whether a rule has nothing to choose from because all that it reaches is protected: its demand is missed, not met."""
+    reached = [g for g in plan.map.coupled if g.protected is not None and not set(g.layers).isdisjoint(assignment.layers)]
+    return not assignment.coupled and not assignment.tensors and bool(reached)
 
 
 def zeros(model: nn.Module, names: Iterable[str]) -> tuple[int, int]:
@@ -196,8 +215,20 @@ def _protected(plan: Plan) -> Mapping[str, str]:
     }
 
 
+def _unequal_training(work: Work) -> Iterable[str]:
+    """Where accuracies are compared of models that were not trained for as long."""
+    before, after = work.epochs
+    tuned = f"fine-tuned for {plural(after, 'epoch')} after the cut"
+    if before and not work.dense_trained:
+        more = f" and {tuned}" if after else ""
+        yield f"the cut model was trained for {plural(before, 'epoch')} before the cut{more}; the dense model was not"
+    elif after:
+        yield f"the cut model was {tuned}; the dense model was not"
+
+
 def _notes(work: Work, cut: nn.Module) -> Iterable[str]:
     recipe = work.plan.recipe
+    yield from _unequal_training(work)
     yield from (note for note in work.plan.notes if "weights are set to zero" not in note)  # said with numbers below
     for assignment in work.plan.assignments:
         if recipe.rules[assignment.rule].group == "weight":

@@ -1,7 +1,7 @@
 """Choosing what goes: plan + scores -> units that stay. Pure; knows no tensors.
 
-Dead units go first, then each rule's own `sparsity`, lowest scores first over all layers of the rule. What a budget
-still needs is taken from the rules that leave their amount open, in the order of score per share of the budget, by
+Dead units go first, then each rule's own `sparsity`, lowest scores first over all layers of the rule; where the budgets
+could not hold that way, as many units in an order that weighs their price more. What a budget still needs is taken from the rules that leave their amount open, in the order of score per share of the budget, by
 bisection on how many go; at the end units that fit back under the budget return.
 """
 
@@ -17,6 +17,10 @@ from sparsify_schemas.recipe import Keep
 
 RETURNS = 64
 """how many units at most are tried back at the end"""
+
+BY_PRICE = float("inf")
+POWERS = (0.0, 0.25, 0.5, 1.0, 2.0, BY_PRICE)
+"""what demands go by, in turn until the budgets can hold: score / price^power, at last the dearest units"""
 
 
 @dataclass(frozen=True)
@@ -60,26 +64,49 @@ def choose(plan: Plan, scores: Mapping[str, Sequence[float]], dead: Mapping[str,
     costs = Costs(plan.map)
     allowed = limits(plan.recipe.budget, costs.dense)
     open_groups = candidates(plan, scores, dead)
-    wanted = {c.name: c.dead for c in open_groups}
-    for rule, spec in enumerate(plan.recipe.rules):
-        own = [c for c in open_groups if c.rule == rule]
-        if spec.sparsity is not None and own:
-            _demand(own, spec.sparsity.fraction, wanted)
+    prices = _prices(open_groups, costs, allowed)
 
     def fits(amounts: Mapping[str, int]) -> bool:
         now = costs.of({c.name: c.gone(amounts[c.name]) for c in open_groups})
         return all(now[what] <= limit for what, limit in allowed.items())
 
     free = [c for c in open_groups if plan.recipe.rules[c.rule].sparsity is None]
+    wanted: dict[str, int] = {}
+    for power in POWERS:
+        wanted = _demands(plan, open_groups, prices, power)
+        if fits({**wanted, **{c.name: len(c.order) for c in free}}):
+            break
     if allowed and free and not fits(wanted):
-        wanted = _to_budget(free, wanted, _prices(free, costs, allowed), fits)
+        wanted = _to_budget(free, wanted, prices, fits)
     return {c.name: sorted(set(range(len(c.order))) - set(c.gone(wanted[c.name]))) for c in open_groups}
 
 
-def _demand(own: Sequence[Candidate], share: float, wanted: dict[str, int]) -> None:
-    """Raise `wanted` until the share of all units of these groups goes, lowest scores first, as far as bounds allow."""
+def least(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """Coupled group -> units that go when a budget asks for everything: all that open rules allow, the dearest of demands."""
+    costs = Costs(plan.map)
+    open_groups = candidates(plan, {}, {})
+    wanted = _demands(plan, open_groups, _prices(open_groups, costs, limits(plan.recipe.budget, costs.dense)), BY_PRICE)
+    return {c.name: c.gone(len(c.order) if plan.recipe.rules[c.rule].sparsity is None else wanted[c.name]) for c in open_groups}
+
+
+def _demands(plan: Plan, open_groups: Sequence[Candidate], prices: Mapping[str, float], power: float) -> dict[str, int]:
+    """Coupled group -> units that should go for every rule's own `sparsity`, besides the dead ones."""
+    wanted = {c.name: c.dead for c in open_groups}
+    for rule, spec in enumerate(plan.recipe.rules):
+        own = [c for c in open_groups if c.rule == rule]
+        if spec.sparsity is not None and own:
+            _demand(own, spec.sparsity.fraction, wanted, prices, power)
+    return wanted
+
+
+def _demand(own: Sequence[Candidate], share: float, wanted: dict[str, int], prices: Mapping[str, float], power: float) -> None:
+    """Raise `wanted` until the share of all units of these groups goes, as far as bounds allow."""
     target = round(share * sum(len(c.order) for c in own))
-    ranked = sorted((c.scores[unit], i, at) for i, c in enumerate(own) for at, unit in enumerate(c.order) if at >= c.dead)
+
+    def key(score: float, price: float) -> float:
+        return -price if power == BY_PRICE else score / max(price, 1e-30) ** power
+
+    ranked = sorted((key(c.scores[unit], prices[c.name]), i, at) for i, c in enumerate(own) for at, unit in enumerate(c.order) if at >= c.dead)
     going = sum(len(c.gone(wanted[c.name])) for c in own)
     for _, i, at in ranked:
         if going >= target:
@@ -90,10 +117,10 @@ def _demand(own: Sequence[Candidate], share: float, wanted: dict[str, int]) -> N
         going += len(candidate.gone(wanted[candidate.name])) - before
 
 
-def _prices(free: Sequence[Candidate], costs: Costs, allowed: Mapping[str, float]) -> dict[str, float]:
+def _prices(groups: Sequence[Candidate], costs: Costs, allowed: Mapping[str, float]) -> dict[str, float]:
     """Share of the budgeted quantities that one unit of each group frees, in the dense model, summed over the budgets."""
     prices = {}
-    for c in free:
+    for c in groups:
         one = costs.of({c.name: c.order[:1]})
         prices[c.name] = sum((costs.dense[what] - one[what]) / costs.dense[what] for what in allowed)
     return prices

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 
-from sparsify.choose import candidates
+from sparsify.choose import least
 from sparsify.costs import Costs, limits
 from sparsify.errors import Problem, RecipeError
 from sparsify.load import Loaded
@@ -161,14 +161,9 @@ def _notes(recipe: Recipe, map: ModelMap, assignments: Sequence[Assignment]) -> 
 def _floors(plan: Plan) -> Iterable[Floor]:
     costs = Costs(plan.map)
     allowed = limits(plan.recipe.budget, costs.dense)
-    gone = {}
-    for c in candidates(plan, {}, {}):
-        sparsity = plan.recipe.rules[c.rule].sparsity
-        width = len(c.order)
-        gone[c.name] = c.gone(width if sparsity is None else round(width * sparsity.fraction))
-    least = costs.of(gone)
+    bottom = costs.of(least(plan))
     for what, limit in allowed.items():
-        yield Floor(what, costs.dense[what], limit, least[what])
+        yield Floor(what, costs.dense[what], limit, bottom[what])
 
 
 def _infeasible(loaded: Loaded, plan: Plan) -> Iterable[Problem]:

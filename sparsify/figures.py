@@ -5,6 +5,7 @@ import math
 MISSING = "-"
 _SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _BINARY = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
+_DECIMAL = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def known(value: float | None) -> bool:
@@ -79,11 +80,11 @@ def count(value: float | None) -> str:
     return f"{value:.0f}" if float(value).is_integer() else digits(value)
 
 
-def size(value: float | None) -> str:
-    """1724320 -> '1.64 MiB'."""
+def size(value: float | None, like: str = "") -> str:
+    """1724320 -> '1.64 MiB'; like '500kB', which counts in thousands, '1.72 MB'."""
     if value is None or not known(value):
         return MISSING
-    for factor, suffix in _BINARY:
+    for factor, suffix in _DECIMAL if like.endswith(("kB", "MB", "GB")) else _BINARY:
         if abs(value) >= factor:
             return f"{digits(value / factor)} {suffix}"
     return f"{value:.0f} B"

@@ -38,7 +38,7 @@ KEPT = (RECIPE, PLAN, CUTS, BASE, WEIGHTS, DENSE, PAGE, LOG)
 
 @dataclass(frozen=True)
 class State:
-    """How a run was started: all that `--resume` needs, in the first file that a run writes."""
+    """How a run was started: all that `--resume` needs, in the first file that a run writes; and the error that ended it."""
 
     recipe: dict[str, Any]
     """the resolved recipe, as JSON"""
@@ -49,6 +49,8 @@ class State:
     allow: tuple[str, ...] = ()
     from_scratch: bool = False
     strict: bool = False
+    failure: str | None = None
+    """the error that ended the run, if one did"""
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -59,8 +61,9 @@ class State:
         try:
             values = json.loads(path.read_bytes())
             state = cls(**{**values, "allow": tuple(values["allow"])})
-            if not isinstance(state.model_file, str | None) or not all(isinstance(name, str) for name in state.allow):
-                raise TypeError("'model_file' and 'allow' are no text")
+            texts = (state.model_file, state.failure, *state.allow)
+            if not all(isinstance(text, str | None) for text in texts) or None in state.allow:
+                raise TypeError("'model_file', 'failure' and 'allow' are no text")
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RunError(f"{path} is damaged ({error}); the run cannot be resumed, start a new one") from None
         return state

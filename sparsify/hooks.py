@@ -85,12 +85,16 @@ class Hooks:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken. Raises ModelError when it belongs to other penalties."""
-        rows = [list(row) for row in state["pending"]]
-        if [len(row) for row in rows] != [len(row) for row in self._pending]:
+        try:
+            step, rows = int(state["step"]), [list(row) for row in state["pending"]]
+            held = {name: state["held"][name] for name in self._masks}
+        except (KeyError, TypeError, ValueError):
+            rows, held = [], None
+        if held is None or [len(row) for row in rows] != [len(row) for row in self._pending]:
             raise ModelError("the saved penalty state belongs to another recipe or to an optimizer with other parameter groups")
-        self._step, self._pending = int(state["step"]), rows
+        self._step, self._pending = step, rows
         for name, mask in self._masks.items():  # weights that a penalty has brought to zero since are free to return
-            mask.copy_(state["held"][name])
+            mask.copy_(held[name])
 
     @property
     def strength(self) -> float | None:
@@ -177,8 +181,8 @@ class Hooks:
         if regularizer.action.proximal is None or not any(self._pending[i]):
             return
         amounts = {part.name: self._pending[i][self._group_of[part.name]] for part in regularizer.layout.parts}
+        self._pending[i] = [0.0] * len(self._pending[i])  # before it acts: what fails is not tried again on detaching
         regularizer.action.proximal(self._parameters, amounts)
-        self._pending[i] = [0.0] * len(self._pending[i])
 
 
 def attach(

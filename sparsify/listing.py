@@ -10,7 +10,7 @@ from sparsify import folder as files
 from sparsify import report
 from sparsify.errors import SparsifyError
 
-State = Literal["complete", "running", "interrupted", "damaged"]
+State = Literal["complete", "running", "interrupted", "failed", "damaged"]
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,14 @@ class RunRow:
     """of the cut model, on the test set, else on the validation set"""
     speedup: float | None = None
     """on the first target"""
+    speedup_low: float | None = None
+    """lower end of its 95 % interval"""
+    speedup_high: float | None = None
+    """upper end"""
     missed: tuple[str, ...] = ()
     """limits of the recipe that were missed, such as budget.macs"""
     problem: str | None = None
-    """why it is damaged"""
+    """why it is damaged, or the error that it failed with"""
 
 
 def list_runs(root: str | Path) -> tuple[RunRow, ...]:
@@ -57,13 +61,14 @@ def _order(folder: Path) -> tuple[str, int, str]:
 def _row(folder: Path) -> RunRow:
     name = folder.name
     if not (folder / files.REPORT).exists():
-        return RunRow(name, "running" if files.running(folder) else "interrupted", title=_title(folder))
+        return _unfinished(folder)
     try:
         found = report.read(folder)
         problem = _problem(folder, found.files)
     except (SparsifyError, OSError) as error:
         return RunRow(name, "damaged", title=_title(folder), problem=str(error).splitlines()[0])
     dense, cut = found.dense, found.cut
+    timed = found.latency[0] if found.latency else None
     return RunRow(
         name=name,
         state="damaged" if problem else "complete",
@@ -72,10 +77,23 @@ def _row(folder: Path) -> RunRow:
         macs=cut.macs / dense.macs if dense.macs else None,
         params=cut.params / dense.params if dense.params else None,
         accuracy=cut.validation_accuracy if cut.test_accuracy is None else cut.test_accuracy,
-        speedup=found.latency[0].speedup if found.latency else None,
+        speedup=timed and timed.speedup,
+        speedup_low=timed and timed.low,
+        speedup_high=timed and timed.high,
         missed=tuple(limit.what for limit in found.limits if not limit.met),
         problem=problem,
     )
+
+
+def _unfinished(folder: Path) -> RunRow:
+    title = _title(folder)
+    if files.running(folder):
+        return RunRow(folder.name, "running", title=title)
+    try:
+        failure = files.State.read(folder).failure
+    except SparsifyError:
+        failure = None
+    return RunRow(folder.name, "interrupted" if failure is None else "failed", title=title, problem=failure)
 
 
 def _problem(folder: Path, digests: Mapping[str, str]) -> str | None:

@@ -1,9 +1,9 @@
 """What happens before the first epoch: read and check everything, make or lock the run's folder, see where the run stands."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from sparsify.artefact import Base, Build, base_on, begin, load_run, rebuilt_den
 from sparsify.assess import check_reloads
 from sparsify.checkpoint import Checkpoint
 from sparsify.data import Datasets, example_inputs, load_data
-from sparsify.errors import ModelError, RunError
+from sparsify.errors import ModelError, RunError, SparsifyError
 from sparsify.events import Event, Listener, RunStarted, StepDone, silence
 from sparsify.graph import Inputs
 from sparsify.load import Loaded, load
 from sparsify.plan import Plan
-from sparsify.train import make_accelerator
+from sparsify.train import check_trainable, make_accelerator
 from sparsify.weights import save_weights
 from sparsify_schemas.recipe import Recipe
 
@@ -111,18 +111,51 @@ def opened(job: Job, out: Path, timing: float, listener: Listener) -> Iterator[R
     datasets = load_data(recipe.data, recipe.seed) if recipe.data is not None else None
     model, base = dense_model(job)
     inputs = example_inputs(recipe, datasets)
-    plan = pruning.make_plan(job.loaded, model, inputs, strict=job.state.strict)
+    plan = planned(job, model, inputs)
+    if datasets is not None:
+        check_trainable(model, datasets)
     build = None if base.model else lambda: deepcopy(model)
     folder = job.folder or _created(accelerator, out, recipe.title)
     main = accelerator.is_main_process
     with files.locked(folder) if main else nullcontext():
         told = _logged(listener, folder) if main else silence
         run = Run(recipe, job.state, folder, datasets, inputs, plan, model, build, accelerator, timing, told)
-        if main and not (folder / files.CHECKPOINT).exists():
-            _begin(run, base)
-        accelerator.wait_for_everyone()
-        told(RunStarted(str(folder), resumed=job.folder is not None))
-        yield run
+        with _recorded(job.state, folder) if main else nullcontext():
+            if main and not (folder / files.CHECKPOINT).exists():
+                _begin(run, base)
+            accelerator.wait_for_everyone()
+            told(RunStarted(str(folder), resumed=job.folder is not None))
+            yield run
+
+
+@contextmanager
+def _recorded(state: files.State, folder: Path) -> Iterator[None]:
+    """An error that ends the run is kept in state.json, for `sparsify runs`; going on with the run takes it out again."""
+    begun = replace(state, failure=None)
+    if state.failure is not None:
+        begun.write(folder)
+    try:
+        yield
+    except Exception as error:
+        if (folder / files.STATE).exists():
+            with suppress(RunError):  # the disk may be what failed; the error itself matters more
+                replace(begun, failure=_reason(error)).write(folder)
+        raise
+
+
+def _reason(error: Exception) -> str:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first if isinstance(error, SparsifyError) else f"{type(error).__name__}: {first}"
+
+
+def planned(job: Job, model: nn.Module, inputs: Inputs) -> Plan:
+    """The plan of a job, with what only the job knows: that a recipe's `model:` has no say, or that the weights are random."""
+    plan = pruning.make_plan(job.loaded, model, inputs, strict=job.state.strict)
+    path, spec = Path(job.state.model_file or ""), job.loaded.recipe.model
+    if spec is not None and job.state.model_file is not None and path.is_dir():
+        note = f"the dense model is the cut model of the run {path.name}; the recipe's own model ({spec.build}) is not used"
+        plan = replace(plan, notes=(note, *plan.notes))
+    return replace(plan, random=job.state.from_scratch)
 
 
 def dense_model(job: Job) -> tuple[nn.Module, Base]:

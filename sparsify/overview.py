@@ -29,8 +29,12 @@ def summary(plan: Plan) -> str:
     )
     after = costs(plan)
     if plan.preview and after["macs"] < plan.map.macs:
-        text += f"\nCut on the present weights it would leave {share(_part(after['macs'], plan.map.macs))} of the MACs and {share(_part(after['params'], plan.map.params))} of the parameters."
+        text += f"\nCut on the {_weights(plan)} it would leave {share(_part(after['macs'], plan.map.macs))} of the MACs and {share(_part(after['params'], plan.map.params))} of the parameters."
     return text
+
+
+def _weights(plan: Plan) -> str:
+    return "present weights, which are random," if plan.random else "present weights"
 
 
 def tables(plan: Plan) -> tuple[Table, ...]:
@@ -124,19 +128,22 @@ def _costs_table(plan: Plan) -> Table:
     floors = {f.what.removeprefix("budget."): f for f in plan.floors}
     rows = []
     for what, now in dense.items():
-        show = size if what == "bytes" else count
         floor = floors.get(what)
         asked = getattr(plan.recipe.budget, what)
         rows.append((
             LABELS[what],
-            show(now),
-            show(after[what]) if plan.preview else MISSING,
+            _amount(what, now, asked),
+            _amount(what, after[what], asked) if plan.preview else MISSING,
             share(_part(after[what], now)) if plan.preview else MISSING,
             MISSING if asked is None else f"at most {spaced(str(asked))}",
             share(_part(floor.least, floor.dense)) if floor else MISSING,
         ))
-    notes = ("after: cut on the present weights; lowest: with everything removed that rules and protections allow.",)
+    notes = (f"after: cut on the {_weights(plan)}; lowest: with everything removed that rules and protections allow.",)
     return Table("Model", columns("", ">dense", ">after", ">left", ">budget", ">lowest"), tuple(rows), notes)
+
+
+def _amount(what: str, value: float, asked: object) -> str:
+    return size(value, str(asked or "")) if what == "bytes" else count(value)
 
 
 def _protected_table(plan: Plan) -> Table:

@@ -34,7 +34,8 @@ class Span:
 @dataclass(frozen=True)
 class Slice:
     """One dimension of one tensor that a coupled group reaches. `role`: out (producer's rows and what follows them
-    per channel) or in (a consumer's input slices)."""
+    per channel), in (a consumer's input slices), or size: `tensor` is then module:attribute, an integer that holds the
+    dimension's length."""
 
     tensor: str
     dim: int
@@ -57,7 +58,7 @@ class Coupled:
     @property
     def layers(self) -> tuple[str, ...]:
         """Modules reached, in order, without repetition."""
-        return tuple(dict.fromkeys(s.tensor.rpartition(".")[0] for s in self.slices))
+        return tuple(dict.fromkeys(s.tensor.rpartition(".")[0] for s in self.slices if s.role != "size"))
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,8 @@ class Floor:
 class Plan:
     """A recipe resolved against a model: what each rule reaches, what is protected and why, what a budget allows.
 
-    `preview` holds the widths (coupled group, units kept) if the cut were made now, on the present weights; it is no
-    part of the digest.
+    `preview` holds the widths (coupled group, units kept) if the cut were made now, on the present weights, which are
+    `random` where training is still to come from scratch; both are no part of the digest.
     """
 
     recipe: Recipe
@@ -155,6 +156,7 @@ class Plan:
     floors: tuple[Floor, ...] = ()
     notes: tuple[str, ...] = ()
     preview: tuple[tuple[str, int], ...] = ()
+    random: bool = False
 
     @cached_property
     def digest(self) -> str:
@@ -169,7 +171,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """A mapping that `json.dumps` takes."""
-        return {"digest": self.digest, **self._body(), "preview": [list(p) for p in self.preview]}
+        return {"digest": self.digest, **self._body(), "preview": [list(p) for p in self.preview], "random": self.random}
 
     def _body(self) -> dict[str, Any]:
         return {

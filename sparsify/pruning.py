@@ -12,14 +12,18 @@ from torch import Tensor, nn
 from sparsify import graph
 from sparsify.choose import choose, weights_to_zero
 from sparsify.compile import compile_plan
+from sparsify.costs import Costs
 from sparsify.criteria import Backward, group_scores, weight_scores
-from sparsify.data import draw, example_inputs
+from sparsify.data import example_inputs, inputs_like
 from sparsify.errors import ModelError, VerificationError
+from sparsify.figures import share
 from sparsify.graph import Inputs
 from sparsify.groups import check_fits, coupled_layout, dead_units
 from sparsify.load import Loaded, load
 from sparsify.measure import copied, count_macs, detached
+from sparsify.overview import LABELS
 from sparsify.plan import Plan
+from sparsify.report import verdict_words
 from sparsify_schemas.criterion import Criterion, Magnitude, Taylor
 from sparsify_schemas.cuts import Cuts, Zero
 from sparsify_schemas.recipe import Recipe
@@ -29,7 +33,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 Scores = dict[str, list[float]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """A verified cut."""
 
@@ -40,6 +44,13 @@ class Result:
     plan: Plan
     cuts: Cuts
     verdicts: tuple[Verdict, ...]
+
+    def __repr__(self) -> str:
+        """What came out, in one line."""
+        costs = Costs(self.plan.map)
+        left = costs.of({w.group: range(w.kept, w.width) for w in self.cuts.widths})
+        shares = ", ".join(f"{share(left[what] / costs.dense[what])} of the {LABELS[what]}" for what in ("macs", "params") if costs.dense[what])
+        return f"<Result: {shares}; {', '.join(map(verdict_words, self.verdicts))}>"
 
 
 def make_plan(
@@ -53,8 +64,10 @@ def make_plan(
     """
     loaded = load(recipe)
     graph.check_model(model)
+    _check_initialized(model)
     inputs = example_inputs(loaded.recipe, None) if inputs is None else _checked(inputs)
     _, macs = count_macs(model, inputs)
+    model = copied(model)
     with torch.random.fork_rng(devices=[]):
         map = graph.probe(model, graph.inspect(model, inputs, macs), inputs)
     plan = compile_plan(loaded, map, strict=strict)
@@ -82,14 +95,21 @@ def cut(
     check_fits(plan.map, model)
     inputs = _like_those_of(plan, model) if inputs is None else _checked(inputs)
     batches = None if batches is None else list(islice(batches, _batches_needed(plan.recipe)))
-    keep = _choose(plan, model, batches)
-    thin, cuts = graph.cut(model, plan.map, keep, plan.digest)
-    verdicts = _prove(plan, model, thin, keep, inputs)
+    dense = copied(model)
+    keep = _choose(plan, dense, batches)
+    thin, cuts = graph.cut(dense, plan.map, keep, plan.digest)
+    verdicts = _prove(plan, dense, thin, keep, inputs)
     zeros = _zero_weights(plan, thin, batches)
     if optimizer is not None:
         thin = _with_values(graph.replay(model, cuts, optimizer), thin)
     cuts = cuts.model_copy(update={"operations": cuts.operations + zeros})
     return Result(thin, model, plan, cuts, verdicts)
+
+
+def _check_initialized(model: nn.Module) -> None:
+    lazy = next((name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)), None)
+    if lazy is not None:
+        raise ModelError(f"'{lazy}' has no shape yet, as its layer is lazy; run the model once on example inputs first")
 
 
 def _checked(inputs: Inputs) -> Inputs:
@@ -108,11 +128,9 @@ def _checked(inputs: Inputs) -> Inputs:
 
 
 def _like_those_of(plan: Plan, model: nn.Module) -> Inputs:
-    generator = torch.Generator().manual_seed(0)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    drawn = [(name, draw(shape, dtype, generator).to(device)) for name, shape, dtype in plan.map.inputs]
-    by_name = {name: value for name, value in drawn if name is not None}
-    return by_name or tuple(value for _, value in drawn)
+    drawn = inputs_like(plan.map.inputs)
+    return {k: v.to(device) for k, v in drawn.items()} if isinstance(drawn, dict) else tuple(v.to(device) for v in drawn)
 
 
 def _batches_needed(recipe: Recipe) -> int:

@@ -89,7 +89,7 @@ def verdict_words(verdict: Verdict) -> str:
     """What the equality check found, in words."""
     match verdict.outcome:
         case "equal":
-            return f"cut verified: equal to {tiny(verdict.difference)}"
+            return f"cut verified: equal (difference {tiny(verdict.difference)})"
         case "statistics change":
             return "cut verified in shape only: it changes what a normalisation averages over"
         case "nothing cut":
@@ -105,7 +105,7 @@ def shown_limit(limit: Limit, value: float) -> str:
     """A limit's figure the way the recipe asked for it: as a share, a count or a size."""
     if limit.asked.endswith("%"):
         return share(value)
-    return size(value) if limit.what == "budget.bytes" else count(value)
+    return size(value, limit.asked) if limit.what == "budget.bytes" else count(value)
 
 
 def tables(report: Report, *, every_layer: bool = True) -> tuple[Table, ...]:
@@ -257,10 +257,12 @@ def utc_minute(created: str) -> str:
 
 
 def _accuracy_words(dense: Side, cut: Side) -> str:
+    more = cut.epochs - dense.epochs
     for name, before, after in (("test", dense.test_accuracy, cut.test_accuracy), ("validation", dense.validation_accuracy, cut.validation_accuracy)):
         if known(after):
+            trained = f" after {plural(more, 'more epoch')} of training" if more and known(before) else ""
             compared = f" (dense {brief(accuracy(before))}, {brief(points(_less(after, before)))})" if known(before) else ""
-            return f"{name} accuracy {brief(accuracy(after))}{compared}"
+            return f"{name} accuracy {brief(accuracy(after))}{trained}{compared}"
     return "accuracy not measured"
 
 

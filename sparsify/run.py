@@ -17,9 +17,9 @@ from sparsify.artefact import TIMING, UNBUILT, complete
 from sparsify.assess import Work, overall
 from sparsify.checkpoint import Checkpoint
 from sparsify.data import batches, example_inputs, load_data
-from sparsify.events import CutDone, Listener, Note, StageStarted, silence
+from sparsify.events import CutDone, EpochDone, Event, Listener, Note, StageStarted, silence
 from sparsify.measure import count_macs
-from sparsify.opening import Run, Source, asked, dense_model, opened, resumed, where_it_stands
+from sparsify.opening import Run, Source, asked, dense_model, opened, planned, resumed, where_it_stands
 from sparsify.plan import Plan
 from sparsify.train import Moment, derived_seed, evaluate, train_stage
 from sparsify.weights import save_weights
@@ -81,12 +81,13 @@ def preview(
         wanted = job.loaded.recipe
         model, _ = dense_model(job)
         datasets = load_data(wanted.data, wanted.seed) if wanted.inputs is None and wanted.data is not None else None
-        return pruning.make_plan(job.loaded, model, example_inputs(wanted, datasets), strict=strict)
+        return planned(job, model, example_inputs(wanted, datasets))
 
 
 def _train(run: Run, stage: Train, model: nn.Module, at: Checkpoint) -> tuple[nn.Module, Checkpoint]:
     assert run.datasets is not None  # the recipe was refused otherwise
     main = run.accelerator.is_main_process
+    plan = _stage_plan(run, stage, model, at)
 
     def save(moment: Moment) -> None:
         if main:
@@ -97,14 +98,14 @@ def _train(run: Run, stage: Train, model: nn.Module, at: Checkpoint) -> tuple[nn
         model,
         stage,
         run.datasets,
-        _stage_plan(run, stage, model, at),
+        plan,
         seed=run.recipe.seed,
         stage_index=at.stage,
         accelerator=run.accelerator,
         augment=run.recipe.data.augment if run.recipe.data else Augment(),
         hold_zeros=at.cuts is not None,
         restore=at.moment,
-        listener=run.listener,
+        listener=_of_the_dense(run.listener, plan.map.macs / run.plan.map.macs) if plan and run.plan.map.macs else run.listener,
         on_epoch=save,
     )
     last = moment.history[-1]
@@ -120,6 +121,17 @@ def _train(run: Run, stage: Train, model: nn.Module, at: Checkpoint) -> tuple[nn
     return model, replace(
         at, stage=at.stage + 1, weights={}, moment=None, history=at.history + moment.history, stages=(*at.stages, row)
     )
+
+
+def _of_the_dense(listener: Listener, left: float) -> Listener:
+    """The listener, told shares of the dense model's MACs; a stage after the cut counts those of the cut model."""
+
+    def tell(event: Event) -> None:
+        if isinstance(event, EpochDone) and left != 1:
+            event = replace(event, remaining=tuple((what, share * left if what == "macs" else share) for what, share in event.remaining))
+        listener(event)
+
+    return tell
 
 
 def _stage_plan(run: Run, stage: Train, model: nn.Module, at: Checkpoint) -> Plan | None:
@@ -169,7 +181,7 @@ def _finish(run: Run, model: nn.Module, at: Checkpoint) -> None:
     assert at.cuts is not None  # every recipe has a cut stage
     run.listener(Note("measuring the dense and the cut model side by side"))
     if run.accelerator.is_main_process:
-        work = Work(run.plan, at.cuts, at.verdicts, at.stages, at.history, tuple(_notes(run)))
+        work = Work(run.plan, at.cuts, at.verdicts, at.stages, at.history, tuple(_notes(run)), run.state.from_scratch)
         complete(run.folder, work, model, run.inputs, run.datasets, run.build, run.timing)
         files.finished(run.folder)
     run.accelerator.wait_for_everyone()

@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader
 
 from sparsify import schedules
 from sparsify.data import Datasets, Examples, batches
-from sparsify.errors import TrainingError
+from sparsify.errors import DataError, TrainingError
 from sparsify.events import EpochDone, Listener, StageStarted, StepDone, silence
 from sparsify.hooks import Hooks, attach
+from sparsify.measure import copied
 from sparsify.plan import Plan
 from sparsify_schemas.data import Augment
 from sparsify_schemas.report import Epoch
@@ -101,6 +102,18 @@ def evaluate(model: nn.Module, examples: Examples, batch: int = 500) -> tuple[fl
     return loss.item() / n, hits.item() / n
 
 
+def check_trainable(model: nn.Module, datasets: Datasets) -> None:
+    """That a model takes a batch of the data and has an output for every class, on a copy and before any epoch.
+
+    Raises TrainingError and DataError.
+    """
+    examples = datasets.train[:2]
+    if not len(examples):
+        return
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        _losses(copied(model).cpu().eval(), examples.ready(), examples.targets, datasets.classes)
+
+
 def train_stage(
     model: nn.Module,
     stage: Train,
@@ -122,7 +135,8 @@ def train_stage(
     hold_zeros: weights that are zero in rules of group `weight` stay so.
     restore: an earlier moment of this very stage, to go on from.
     on_epoch: called after each epoch on every process, with a moment whose tensors are the live ones.
-    Raises TrainingError when the loss is no longer finite, before the step that would spoil the weights.
+    Raises TrainingError when the loss is no longer finite, before the step that would spoil the weights; DataError when
+    there are more classes than the model has outputs.
     """
     steps = _steps(stage, datasets, accelerator)
     listener(StageStarted(stage.name, "train", stage.epochs, steps))
@@ -174,7 +188,8 @@ def _epoch(run: _Run, seed: int, epoch: int, before: Moment) -> Moment:
     started, hooks_before = time.perf_counter(), run.hooks.seconds if run.hooks else 0.0
     loss, accuracy, lr = _train(run, seed, epoch)
     if run.hooks:
-        run.hooks.flush()  # so that what is validated and saved owes nothing
+        with _stepping(run, epoch, run.steps - 1):
+            run.hooks.flush()  # so that what is validated and saved owes nothing
     trained = time.perf_counter()
     validation = evaluate(run.model, run.datasets.validation) if len(run.datasets.validation) else None
     _check_weights(run, epoch, validation)
@@ -228,7 +243,8 @@ def _train(run: _Run, seed: int, epoch: int) -> tuple[float, float, float]:
             if not math.isfinite(loss):
                 raise _diverged(run, epoch, i, f"the loss is {loss}")
             run.accelerator.backward(losses.mean())
-            run.optimizer.step()
+            with _stepping(run, epoch, i):
+                run.optimizer.step()
             total, seen = total + loss * len(everyone), seen + len(everyone)
             hits += rights.sum()
             run.listener(StepDone(run.stage.name, epoch + 1, i + 1, loss))
@@ -256,9 +272,7 @@ def _losses(model: nn.Module, x: Tensor, y: Tensor, classes: int, where: str = "
         shape = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise TrainingError(f"{where}the model returns {shape}; cross-entropy needs one row of logits per example")
     if logits.shape[1] < classes:
-        raise TrainingError(
-            f"{where}the model has {logits.shape[1]} outputs and the data {classes} classes; build the model for as many"
-        )
+        raise DataError(f"{where}the model has {logits.shape[1]} outputs and the data {classes} classes; build the model for as many")
     return functional.cross_entropy(logits, y, reduction="none"), logits.argmax(dim=1) == y
 
 
@@ -280,6 +294,15 @@ def _check_weights(run: _Run, epoch: int, validation: tuple[float, float] | None
         raise _diverged(run, epoch, run.steps - 1, f"'{spoilt}' holds values that are not finite")
     if validation is not None and not math.isfinite(validation[0]):
         raise _diverged(run, epoch, run.steps - 1, f"the validation loss is {validation[0]}")
+
+
+@contextmanager
+def _stepping(run: _Run, epoch: int, step: int) -> Iterator[None]:
+    """A learning rate or strength beyond the largest float32 is refused by torch with a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise _diverged(run, epoch, step, str(error).splitlines()[0]) from error
 
 
 def _diverged(run: _Run, epoch: int, step: int, what: str) -> TrainingError:

@@ -35,7 +35,7 @@ def command(
         reports.read(run)
     recipe = _recipe(runs[0])
     wanted = _targets(recipe, target)
-    inputs = _inputs(recipe)
+    inputs = _inputs(runs[0], recipe)
     first = load_dense(runs[0]) if len(runs) == 1 else load_run(runs[0])
     pairs = [_Pair("dense", "cut", first, load_run(runs[0]))] if len(runs) == 1 else [_Pair(str(runs[0]), str(b), first, load_run(b)) for b in runs[1:]]
     for pair in pairs:
@@ -94,9 +94,13 @@ def _recipe(run: Path) -> Recipe:
     return read_recipe(run)
 
 
-def _inputs(recipe: Recipe) -> "Inputs":
+def _inputs(run: Path, recipe: Recipe) -> "Inputs":
+    """As the recipe says; of a run saved from Python, what its plan was made with."""
+    from sparsify.artefact import planned_inputs
     from sparsify.data import example_inputs, load_data
 
+    if recipe.inputs is None and recipe.data is None:
+        return planned_inputs(run)
     datasets = load_data(recipe.data, recipe.seed) if recipe.inputs is None and recipe.data is not None else None
     return example_inputs(recipe, datasets)
 

@@ -65,7 +65,7 @@ def _figures(event: EpochDone) -> str:
 
 
 def _cut(event: CutDone) -> str:
-    equal = f"equal to {tiny(event.difference)}" if event.outcome == "equal" else event.outcome
+    equal = f"equal (difference {tiny(event.difference)})" if event.outcome == "equal" else event.outcome
     (macs, fewer), (params, less) = event.macs, event.params
     held = "" if event.validation_accuracy is None else f", val {accuracy(event.validation_accuracy)}"
     return f"cut: {equal}; MACs {count(macs)} -> {count(fewer)}, parameters {count(params)} -> {count(less)}{held}"

@@ -20,6 +20,8 @@ class Side(Spec):
     """share of the validation set classified rightly; null without data"""
     test_accuracy: float | None = None
     """share of the test set classified rightly; read once, at the end"""
+    epochs: int = 0
+    """epochs that the run trained this model for, or what it was cut from"""
 
 
 class Latency(Spec):

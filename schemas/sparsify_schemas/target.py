@@ -1,8 +1,12 @@
 """Targets: named hardware on which dense and cut model are timed side by side."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from sparsify_schemas.base import Positive, Spec
+
+Threads = Annotated[int, Field(strict=True, ge=1, le=1024)]
 
 
 class Cpu(Spec):
@@ -11,7 +15,7 @@ class Cpu(Spec):
     kind: Literal["cpu"]
     runtime: Literal["eager"] = "eager"
     """what executes the model: eager PyTorch"""
-    threads: Positive = 1
+    threads: Threads = 1
     """intra-op threads"""
     batch: Positive = 1
     """examples per forward call"""

@@ -2,7 +2,7 @@
 
 from sparsify.data.batching import batches
 from sparsify.data.examples import Datasets, Examples
-from sparsify.data.probing import draw, example_inputs
+from sparsify.data.probing import example_inputs, inputs_like
 from sparsify.data.sources import load_data
 
-__all__ = ["Datasets", "Examples", "batches", "draw", "example_inputs", "load_data"]
+__all__ = ["Datasets", "Examples", "batches", "example_inputs", "inputs_like", "load_data"]

@@ -1,5 +1,7 @@
 """Example inputs: what one forward call of the model takes."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,14 @@ def example_inputs(recipe: Recipe, datasets: Datasets | None = None, batch: int 
         for name, entry in named.items()
     }
     return drawn if isinstance(recipe.inputs, dict) else tuple(drawn.values())
+
+
+def inputs_like(recorded: Iterable[tuple[str | None, tuple[int, ...], str]], seed: int = 0) -> Inputs:
+    """Random inputs such as were recorded: (keyword or None, shape, element type) of each, as in `ModelMap.inputs`."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [(name, draw(tuple(shape), dtype, generator)) for name, shape, dtype in recorded]
+    by_name = {name: value for name, value in drawn if name is not None}
+    return by_name or tuple(value for _, value in drawn)
 
 
 def _real(datasets: Datasets | None, batch: int) -> Inputs:

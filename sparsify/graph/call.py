@@ -1,6 +1,6 @@
 """Calling a model with positional or keyword inputs, and collecting the tensors it returns."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -36,10 +36,15 @@ def tensors(output: Any) -> Iterator[Tensor]:
 
 def converted(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     """The inputs with floating-point tensors in another dtype."""
+    return _changed(lambda value: value.to(dtype) if value.is_floating_point() else value, inputs)
 
-    def change(value: Tensor) -> Tensor:
-        return value.to(dtype) if value.is_floating_point() else value
 
+def on_meta(inputs: Inputs) -> Inputs:
+    """The inputs as shapes without numbers."""
+    return _changed(lambda value: value.to("meta"), inputs)
+
+
+def _changed(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     if isinstance(inputs, Mapping):
         return {key: change(value) for key, value in inputs.items()}
     return tuple(change(value) for value in inputs)

@@ -26,9 +26,9 @@ def cut(model: nn.Module, map: ModelMap, keep: Keep, plan: str, optimizer: torch
     narrows = tuple(_narrows(map, keep))
     copy = _narrowed(model, narrows, optimizer)
     touched = dict.fromkeys(op.tensor.rpartition(".")[0] for op in narrows)
-    sets = tuple(_changed(model, copy, touched))
+    sets = (*_changed(model, copy, touched), *_lengths(model, map, keep))
     for op in sets:
-        setattr(copy.get_submodule(op.module), op.attribute, op.value)
+        _set(copy.get_submodule(op.module), op)
     widths = tuple(Width(group=name, width=map.by_name[name].width, keep=ranges(kept)) for name, kept in keep.items())
     return copy, Cuts(plan=plan, widths=widths, operations=narrows + sets)
 
@@ -54,9 +54,9 @@ def replay(model: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None
             module = copy.get_submodule(op.module)
         except AttributeError:
             raise RunError(f"the cut log names a module '{op.module}' that this model does not have") from None
-        if op.attribute not in attributes(model.get_submodule(op.module)):
+        if op.attribute not in attributes(model.get_submodule(op.module)) and not _holds_lengths(vars(module).get(op.attribute)):
             raise RunError(f"the cut log sets '{op.module}.{op.attribute}', which is no width of a {type(module).__name__}")
-        setattr(module, op.attribute, op.value)
+        _set(module, op)
     return copy
 
 
@@ -88,11 +88,40 @@ def dropped(map: ModelMap, keep: Keep) -> dict[tuple[str, int, str], set[int]]:
     return gone
 
 
+def _holds_lengths(value: object) -> bool:
+    return type(value) is int or (isinstance(value, tuple | list) and all(type(v) is int for v in value))
+
+
+def _set(module: nn.Module, op: SetAttribute) -> None:
+    setattr(module, op.attribute, list(op.value) if isinstance(getattr(module, op.attribute), list) and isinstance(op.value, tuple) else op.value)
+
+
+def _lengths(model: nn.Module, map: ModelMap, keep: Keep) -> Iterable[SetAttribute]:
+    """Attributes that hold the length of a dimension, such as num_heads, less what leaves of it."""
+    gone: dict[str, int] = defaultdict(int)
+    for (name, _, role), lost in dropped(map, keep).items():
+        if role == "size":
+            gone[name] += len(lost)
+    values: dict[tuple[str, str], int | list[int]] = {}
+    for name, lost_count in gone.items():
+        module, _, attribute = name.partition(":")
+        attribute, _, place = attribute.rstrip("]").partition("[")
+        value = values.get((module, attribute), getattr(model.get_submodule(module), attribute))
+        if place:
+            value = [v - lost_count if i == int(place) else v for i, v in enumerate(value)]
+        else:
+            value -= lost_count
+        values[module, attribute] = value
+    for (module, attribute), value in values.items():
+        yield SetAttribute(module=module, attribute=attribute, value=tuple(value) if isinstance(value, list) else value)
+
+
 def _narrows(map: ModelMap, keep: Keep) -> Iterable[Narrow]:
     shapes = {t.name: t.shape for t in map.tensors}
     gone: dict[tuple[str, int], set[int]] = defaultdict(set)
-    for (tensor, dim, _), lost in dropped(map, keep).items():
-        gone[tensor, dim] |= lost
+    for (tensor, dim, role), lost in dropped(map, keep).items():
+        if role != "size":
+            gone[tensor, dim] |= lost
     for (tensor, dim), lost in gone.items():
         size = shapes[tensor][dim]
         yield Narrow(tensor=tensor, dim=dim, size=size, keep=ranges(i for i in range(size) if i not in lost))

@@ -1,7 +1,7 @@
 """From labels to coupled groups: units that leave as a whole, put together where they reach the same slices."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -12,11 +12,15 @@ Reach = tuple[tuple[int, int], ...]
 """(axis number, indices of it) that a unit reaches"""
 
 
-def coupled_groups(labels: Labels, producers: Mapping[tuple[str, int], str]) -> Iterable[Coupled]:
+Written = tuple[str, Ints]
+"""(module:attribute, labels of the dimension whose length it holds)"""
+
+
+def coupled_groups(labels: Labels, producers: Mapping[tuple[str, int], str], written: Sequence[Written] = ()) -> Iterable[Coupled]:
     """One Coupled per set of units of one kind, in the order of the model's layers.
 
     producers: (tensor, dimension) of every layer's outputs -> the layer's name. A group is named after the first of
-    them that it reaches; a second group of the same first layer gets a number.
+    them that it reaches; a second group of the same first layer gets a number. written: attributes that hold a length.
     """
     classes = labels.classes()
     reasons, statistics = labels.reasons(classes), labels.with_statistics(classes)
@@ -30,11 +34,25 @@ def coupled_groups(labels: Labels, producers: Mapping[tuple[str, int], str]) -> 
     for member, reached in sorted(reach.items()):
         if any((labels.axes[n].tensor, labels.axes[n].dim) in producers for n in reached):
             kinds[tuple(sorted(reached.items())), reasons.get(member), member in statistics].append(member)
-    yield from _named(kinds, labels, of_axis, producers)
+    lengths = _unambiguous([(name, classes[own]) for name, own in written])
+    yield from _named(kinds, labels, of_axis, producers, lengths)
+
+
+def _unambiguous(written: Sequence[Written]) -> list[Written]:
+    """Attributes whose length can change, where only one dimension explains them."""
+    found: dict[str, list[Ints]] = defaultdict(list)
+    for name, own in written:
+        if len(np.unique(own)) > 1 and not any(np.array_equal(own, other) for other in found[name]):
+            found[name].append(own)
+    return [(name, dims[0]) for name, dims in found.items() if len(dims) == 1]
 
 
 def _named(
-    kinds: Mapping[tuple[Reach, str | None, bool], list[int]], labels: Labels, of_axis: list[Ints], producers: Mapping[tuple[str, int], str]
+    kinds: Mapping[tuple[Reach, str | None, bool], list[int]],
+    labels: Labels,
+    of_axis: list[Ints],
+    producers: Mapping[tuple[str, int], str],
+    lengths: Sequence[Written],
 ) -> Iterable[Coupled]:
     taken: dict[str, int] = defaultdict(int)
     for (reached, reason, statistics), members in kinds.items():
@@ -43,8 +61,9 @@ def _named(
         taken[name] += 1
         unit = {member: i for i, member in enumerate(members)}
         slices = tuple(_slice(labels.axes[number], of_axis[number], unit, labels) for number, _ in reached)
+        sizes = tuple(s for attribute, own in lengths if (s := _length(attribute, own, unit)).spans)
         called = name if taken[name] == 1 else f"{name}#{taken[name]}"
-        yield Coupled(called, len(members), slices, statistics, _protected(reason, len(members), slices, labels))
+        yield Coupled(called, len(members), slices + sizes, statistics, _protected(reason, len(members), slices, labels))
 
 
 def _protected(reason: str | None, units: int, slices: tuple[Slice, ...], labels: Labels) -> str | None:
@@ -60,6 +79,10 @@ def _protected(reason: str | None, units: int, slices: tuple[Slice, ...], labels
 def _slice(axis: Axis, classes: Ints, unit: Mapping[int, int], labels: Labels) -> Slice:
     role = "in" if (axis.tensor, axis.dim) in labels.consumed else "out"
     return Slice(axis.tensor, axis.dim, role, spans((i, unit[c]) for i, c in enumerate(classes.tolist()) if c in unit))
+
+
+def _length(attribute: str, classes: Ints, unit: Mapping[int, int]) -> Slice:
+    return Slice(attribute, 0, "size", spans((i, unit[c]) for i, c in enumerate(classes.tolist()) if c in unit))
 
 
 def spans(pairs: Iterable[tuple[int, int]]) -> tuple[Span, ...]:

@@ -8,6 +8,7 @@ from torch import nn
 from sparsify.errors import ModelError
 from sparsify.graph.call import Inputs, call, check_model, named, tensors
 from sparsify.graph.grouping import coupled_groups
+from sparsify.graph.labels import Ints, Labels
 from sparsify.graph.tracing import watch
 from sparsify.plan import Coupled, Layer, ModelMap, Tensor
 
@@ -80,7 +81,21 @@ def _coupled(model: nn.Module, inputs: Inputs) -> Iterable[Coupled]:
         raise
     except Exception as error:
         raise ModelError(f"the model could not be traced with the inputs of the recipe: {type(error).__name__}: {error}") from error
-    return coupled_groups(labels, _producers(copy))
+    return coupled_groups(labels, _producers(copy), list(_written(copy, labels)))
+
+
+def _written(model: nn.Module, labels: Labels) -> Iterable[tuple[str, Ints]]:
+    """Attributes of modules (`num_heads`, a shape) that hold a length which the module wrote into a reshape or split."""
+    seen = set()
+    for module, own in labels.shapes:
+        if (module, own.tobytes()) in seen:
+            continue
+        seen.add((module, own.tobytes()))
+        for attribute, value in vars(model.get_submodule(module)).items():
+            if type(value) is int and value == len(own):
+                yield f"{module}:{attribute}", own
+            elif isinstance(value, tuple | list) and all(type(v) is int for v in value) and list(value).count(len(own)) == 1:
+                yield f"{module}:{attribute}[{list(value).index(len(own))}]", own
 
 
 def _producers(model: nn.Module) -> dict[tuple[str, int], str]:

@@ -37,6 +37,8 @@ class Labels:
         """tensors that took part in the forward call"""
         self._statistics: list[Ints] = []
         self._rectangles: list[Ints] = []
+        self.shapes: list[tuple[str, Ints]] = []
+        """(module, labels along a dimension) of every reshape and split that ran in it"""
 
     def new(self, tensor: str, dim: int, size: int) -> Axis:
         axis = Axis(tensor, dim, self.count, size)
@@ -65,6 +67,10 @@ class Labels:
     def rectangle(self, labels: Ints) -> None:
         """Labels that lie in a tensor along several dimensions: what remains must be a rectangle again."""
         self._rectangles.append(labels)
+
+    def sized(self, module: str, labels: Ints) -> None:
+        """A module wrote down the length of this dimension."""
+        self.shapes.append((module, labels))
 
     def classes(self) -> Ints:
         """The class of every label: the smallest label that it must leave together with.

@@ -23,15 +23,15 @@ class Narrowed(Watch):  # type: ignore[no-untyped-call]
         super().__init__(labels)
         self.removed = torch.zeros(1, dtype=torch.bool)
 
-    def compute(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+    def compute(self, _name: str, func: Any, args: Any, kwargs: Any) -> Any:
         x = args[0] if args else None
-        if not isinstance(x, Tensor) or name not in (REDUCTIONS | ALONG | {"native_layer_norm", "native_group_norm"}):
+        if not isinstance(x, Tensor) or _name not in (REDUCTIONS | ALONG | {"native_layer_norm", "native_group_norm"}):
             return func(*args, **kwargs)
-        dims = axes_of(name, args, kwargs)
+        dims = axes_of(_name, args, kwargs)
         for dim in sorted(dims):
             kept = self._kept(self.of(x), dim)
             if kept is not None:
-                return self._on_the_rest(name, func, args, kwargs, dim, kept)
+                return self._on_the_rest(_name, func, args, kwargs, dim, kept)
         return func(*args, **kwargs)
 
     def _kept(self, shadow: Shadow, dim: int) -> Tensor | None:
@@ -71,6 +71,6 @@ def outputs(model: nn.Module, inputs: Inputs, gone: Mapping[tuple[str, int], Ite
     for axis in labels.axes:
         for index in gone.get((axis.tensor, axis.dim), ()):
             mode.removed[axis.first + index] = True
-    with primitive(), torch.random.fork_rng(devices=[]), mode:
+    with primitive(model), torch.random.fork_rng(devices=[]), mode:
         torch.manual_seed(0)
         return list(tensors(call(model, inputs)))

@@ -15,38 +15,32 @@ from torch import nn
 
 from sparsify.errors import VerificationError
 from sparsify.graph import masking
-from sparsify.graph.call import Inputs, call, converted, tensors
+from sparsify.graph.call import Inputs, call, converted, on_meta, tensors
 from sparsify.graph.cutting import Keep, cut, dropped
 from sparsify.plan import Coupled, ModelMap
 from sparsify_schemas.report import Verdict
 
 TOLERANCE = 1e-9
+"""largest difference in float64 that a cut may have, relative to the largest output"""
+TRIAL = 1e-3
+"""the same for a trial cut in float32, whose only question is whether a group was followed rightly"""
 
 
 def verify(dense: nn.Module, thin: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) -> Verdict:
-    """Compare a cut model with the masked dense one, in float64, and run it forwards and backwards in both modes.
+    """Compare a cut model with the masked dense one, in float64, and run it forwards and backwards in train mode.
 
-    Raises VerificationError naming the coupled group and what reaches it when they differ.
+    Raises VerificationError naming the coupled groups when they differ or when the cut model does not run.
     """
-    narrowed = [name for name, kept in keep.items() if len(kept) < map.by_name[name].width]
+    narrowed = _narrowed_groups(map, keep)
     if not narrowed:
         return Verdict(outcome="nothing cut", difference=0.0, control=0.0)
-    wide, narrow = _double(dense), _double(thin)
-    inputs = converted(inputs, torch.float64)
-    changing = any(map.by_name[name].statistics for name in narrowed)
-    plain, masked = _outputs(wide, inputs), _masked_outputs(wide, map, keep, inputs, changing)
-    try:
-        found = _outputs(narrow, inputs)
-        _runs_backwards(wide, narrow, inputs)
-    except VerificationError:
-        raise
-    except Exception as error:
-        raise VerificationError(f"the cut model does not run: {type(error).__name__}: {_first_line(error)}{_blame(narrowed)}") from error
-    if [t.shape for t in found] != [t.shape for t in plain]:
-        raise VerificationError(f"the cut model's outputs changed their shapes{_blame(narrowed)}")
-    difference, control = _relative(found, masked), _relative(plain, masked)
+    wide, narrow, inputs = _as(dense, torch.float64), _as(thin, torch.float64), converted(inputs, torch.float64)
+    masked, found = _both(wide, narrow, map, keep, inputs)
+    _runs_backwards(wide, narrow, inputs, narrowed)
+    difference, control = _relative(found, masked), _relative(_outputs(wide, inputs), masked)
     if not difference <= TOLERANCE:
         raise VerificationError(f"the cut model differs from the masked one by {difference:.1e} of the largest output{_blame(narrowed)}")
+    changing = any(map.by_name[name].statistics for name in narrowed)
     return Verdict(
         outcome="statistics change" if changing else "equal",
         difference=difference,
@@ -56,25 +50,84 @@ def verify(dense: nn.Module, thin: nn.Module, map: ModelMap, keep: Keep, inputs:
     )
 
 
+def _narrowed_groups(map: ModelMap, keep: Keep) -> list[str]:
+    return [name for name, kept in keep.items() if len(kept) < map.by_name[name].width]
+
+
+def _both(wide: nn.Module, narrow: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Outputs of the masked dense and of the cut model; VerificationError when the latter does not run or its shapes differ."""
+    narrowed = _narrowed_groups(map, keep)
+    masked = _masked_outputs(wide, map, keep, inputs, any(map.by_name[name].statistics for name in narrowed))
+    try:
+        found = _outputs(narrow, inputs)
+    except Exception as error:
+        raise _does_not_run(error, narrowed) from error
+    if [t.shape for t in found] != [t.shape for t in masked]:
+        raise VerificationError(f"the cut model's outputs changed their shapes{_blame(narrowed)}")
+    return masked, found
+
+
+def _does_not_run(error: Exception, groups: Sequence[str]) -> VerificationError:
+    return VerificationError(f"the cut model does not run: {type(error).__name__}: {_first_line(error)}{_blame(groups)}")
+
+
 def probe(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
     """The map with every group protected that a trial cut at half width shows to be beyond what can be followed.
 
-    The trial runs on random well-conditioned weights, so that dead channels of a trained model hide nothing. All groups
-    are tried at once; only when that fails are the culprits searched by halving.
+    First that the cut model runs, in eval and in train mode, on the meta device (shapes without numbers, so that the
+    culprits are found in little time); then that it computes what the masked one does, on random well-conditioned
+    weights, so that dead channels of a trained model hide nothing. All groups are tried at once; only when that fails
+    are the culprits searched by halving.
     """
-    trial = _scrambled(model, inputs)
-    open_groups = [c for c in map.coupled if c.protected is None]
     reasons: dict[str, str] = {}
-
-    def fault(groups: Sequence[Coupled]) -> str | None:
-        """Why these groups cannot be cut together with those known to be good; None if they can."""
-        return _fault(trial, map, groups, inputs)
-
-    good = _search(open_groups, fault, reasons)
-    if len(good) < len(open_groups) and fault(good) is not None:
-        _accumulate(good, fault, reasons)  # each part was fine by itself: add the groups one by one
+    groups = [c for c in map.coupled if c.protected is None]
+    shapes = _Shapes(model, map, inputs)
+    if shapes.works:
+        groups = _good(groups, shapes.fault, reasons)
+    inputs = converted(inputs, torch.float32)
+    if groups:
+        trial = _scrambled(model, inputs)
+        _good(groups, lambda chosen: _fault(trial, map, chosen, inputs), reasons)
     coupled = tuple(replace(c, protected=reasons[c.name]) if c.name in reasons else c for c in map.coupled)
     return replace(map, coupled=coupled)
+
+
+class _Shapes:
+    """Trial cuts on the meta device. `works` says whether the dense model runs there at all."""
+
+    def __init__(self, model: nn.Module, map: ModelMap, inputs: Inputs) -> None:
+        self.map = map
+        self.inputs = on_meta(inputs)
+        self.model = deepcopy(model).to("meta")
+        self.modes = [mode for mode in (False, True) if self._run(self.model, mode) is not None]
+        self.works = False in self.modes
+        self.shapes = {mode: self._run(self.model, mode) for mode in self.modes}
+
+    def _run(self, model: nn.Module, training: bool) -> list[torch.Size] | None:
+        try:
+            with torch.no_grad():
+                return [t.shape for t in tensors(call(model.train(training), self.inputs))]
+        except Exception as error:
+            self.error = error
+            return None
+
+    def fault(self, groups: Sequence[Coupled]) -> str | None:
+        thin, _ = cut(self.model, self.map, {c.name: _half(c) for c in groups}, plan="probe")
+        for mode in self.modes:
+            found = self._run(thin, mode)
+            if found is None:
+                return f"the cut model does not run: {type(self.error).__name__}: {_first_line(self.error)}"
+            if found != self.shapes[mode]:
+                return "the cut model's outputs change their shapes"
+        return None
+
+
+def _good(groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]) -> list[Coupled]:
+    """The groups that can be cut together; the others get their reason."""
+    good = _search(groups, fault, reasons)
+    if len(good) < len(groups) and good and fault(good) is not None:
+        _accumulate(good, fault, reasons)  # each part was fine by itself: add the groups one by one
+    return [c for c in good if c.name not in reasons]
 
 
 def _search(groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]) -> list[Coupled]:
@@ -103,9 +156,14 @@ def _accumulate(groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], 
 
 def _fault(trial: nn.Module, map: ModelMap, groups: Sequence[Coupled], inputs: Inputs) -> str | None:
     keep = {c.name: _half(c) for c in groups}
+    narrowed = _narrowed_groups(map, keep)
     try:
         thin, _ = cut(trial, map, keep, plan="probe")
-        verify(trial, thin, map, keep, inputs)
+        masked, found = _both(trial, thin, map, keep, inputs)
+        difference = _relative(found, masked)
+        if not difference <= TRIAL:
+            raise VerificationError(f"the cut model differs from the masked one by {difference:.1e} of the largest output")
+        _runs_backwards(trial, thin, inputs, narrowed)
     except VerificationError as error:
         return str(error).partition(" [groups")[0]
     except Exception as error:
@@ -120,29 +178,29 @@ def _half(group: Coupled) -> list[int]:
 
 
 def _scrambled(model: nn.Module, inputs: Inputs) -> nn.Module:
-    """A double-precision copy with random weights of ordinary scale; the model's own weights where those blow up."""
-    copy = _double(model)
+    """A float32 copy with random weights of ordinary scale; the model's own weights where those blow up."""
+    copy = _as(model, torch.float32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in [*copy.named_parameters(), *copy.named_buffers()]:
             if not tensor.is_floating_point():
                 continue
             if name.endswith("running_var") or (tensor.dim() == 1 and name.endswith("weight")):
-                tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5)
+                tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) + 0.5)
             elif tensor.dim() > 1:
                 fan_in = max(1, tensor[0].numel())
-                tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * (1.5 / fan_in**0.5))
+                tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * (1.5 / fan_in**0.5))
             elif isinstance(tensor, nn.Parameter) or name.endswith("running_mean"):
-                tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * 0.1)
+                tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * 0.1)
     try:
-        finite = all(bool(t.isfinite().all()) for t in _outputs(copy, converted(inputs, torch.float64)))
+        finite = all(bool(t.isfinite().all()) for t in _outputs(copy, inputs))
     except Exception:
         finite = False
-    return copy if finite else _double(model)
+    return copy if finite else _as(model, torch.float32)
 
 
-def _double(model: nn.Module) -> nn.Module:
-    return deepcopy(model).double().eval()
+def _as(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return deepcopy(model).to(dtype).eval()
 
 
 def _masked_outputs(wide: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, changing: bool) -> list[torch.Tensor]:
@@ -158,11 +216,11 @@ def _masked_outputs(wide: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, 
 def _masked(wide: nn.Module, map: ModelMap, keep: Keep) -> nn.Module:
     """The dense model with the consumers' input slices of every removed unit set to zero."""
     copy = deepcopy(wide)
-    parameters = dict(copy.named_parameters())
+    values = dict([*copy.named_parameters(), *copy.named_buffers()])
     with torch.no_grad():
         for (tensor, dim, role), lost in dropped(map, keep).items():
             if role == "in":
-                parameters[tensor].index_fill_(dim, torch.tensor(sorted(lost)), 0.0)
+                values[tensor].index_fill_(dim, torch.tensor(sorted(lost)), 0.0)
     return copy
 
 
@@ -173,13 +231,16 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
         return list(tensors(call(model, inputs)))
 
 
-def _runs_backwards(wide: nn.Module, narrow: nn.Module, inputs: Inputs) -> None:
-    """Forward and backward in train mode, if the dense model can do it with these inputs."""
+def _runs_backwards(wide: nn.Module, narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> None:
+    """Forward and backward in train mode; what the dense model cannot do with these inputs is not asked of the cut one."""
     try:
-        _backwards(deepcopy(wide), inputs)
-    except Exception:
-        return
-    _backwards(deepcopy(narrow), inputs)
+        _backwards(deepcopy(narrow), inputs)
+    except Exception as error:
+        try:
+            _backwards(deepcopy(wide), inputs)
+        except Exception:
+            return
+        raise _does_not_run(error, groups) from error
 
 
 def _backwards(model: nn.Module, inputs: Inputs) -> None:

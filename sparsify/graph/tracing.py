@@ -7,6 +7,7 @@ dozen primitive ones that they are made of (attention as matrix products and a s
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,27 +18,35 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsify.graph.call import Inputs, call, tensors
 from sparsify.graph.labels import Labels
-from sparsify.graph.shadow import Algebra, Shadow, varying
+from sparsify.graph.shadow import Algebra, Shadow, first, varying
 
 MOVES = frozenset(
-    "view _unsafe_view reshape _reshape_alias permute transpose t numpy_T unsqueeze squeeze expand flip roll repeat diagonal "
-    "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle repeat_interleave detach alias clone contiguous _to_copy lift_fresh "
-    "unfold view_as_real view_as_complex _conj movedim swapaxes".split()
+    ["view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "numpy_T", "unsqueeze", "squeeze", "expand", "flip", "roll", "repeat", "diagonal", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "repeat_interleave", "detach", "alias", "clone", "contiguous", "_to_copy", "lift_fresh", "unfold", "view_as_real", "view_as_complex", "_conj", "movedim", "swapaxes"]
 )
 SPATIAL = frozenset(
-    "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
-    "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d upsample_nearest2d "
-    "upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d upsample_bilinear2d _upsample_bilinear2d_aa upsample_linear1d "
-    "upsample_bicubic2d _upsample_bicubic2d_aa upsample_trilinear3d reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
-    "replication_pad2d replication_pad3d mkldnn_max_pool2d mkldnn_max_pool3d grid_sampler_2d".split()
+    ["max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_linear1d", "upsample_bicubic2d", "_upsample_bicubic2d_aa", "upsample_trilinear3d", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "mkldnn_max_pool2d", "mkldnn_max_pool3d", "grid_sampler_2d"]
 )
-REDUCTIONS = frozenset("mean sum amax amin max min var std var_mean std_mean logsumexp prod all any norm linalg_vector_norm nansum argmax argmin".split())
-ALONG = frozenset("_softmax _log_softmax softmax log_softmax _safe_softmax cumsum cumprod sort topk logcumsumexp glu".split())
+REDUCTIONS = frozenset(["mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "logsumexp", "prod", "all", "any", "norm", "linalg_vector_norm", "nansum", "argmax", "argmin"])
+ALONG = frozenset(["_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "topk", "logcumsumexp", "glu"])
 NORMS = frozenset(
-    "native_batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit cudnn_batch_norm _batch_norm_with_update miopen_batch_norm batch_norm".split()
+    ["native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm", "_batch_norm_with_update", "miopen_batch_norm", "batch_norm"]
 )
-LIKE = frozenset("zeros_like ones_like full_like empty_like rand_like randn_like bernoulli native_dropout dropout logical_not".split())
-FRESH = frozenset("arange zeros ones full empty scalar_tensor rand randn eye linspace tril_indices triu_indices new_zeros new_ones new_full new_empty empty_strided new_empty_strided randint".split())
+POINTWISE = frozenset(
+    "where _prelu_kernel masked_fill lerp addcmul addcdiv clamp clamp_min clamp_max hardswish hardsigmoid hardtanh silu gelu mish elu celu selu "
+    "leaky_relu rrelu_with_noise softplus softshrink hardshrink threshold log_sigmoid_forward glu_jvp fmod remainder nan_to_num".split()
+)
+LIKE = frozenset(["zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "native_dropout", "dropout", "logical_not"])
+FRESH = frozenset(["arange", "zeros", "ones", "full", "empty", "scalar_tensor", "rand", "randn", "eye", "linspace", "tril_indices", "triu_indices", "new_zeros", "new_ones", "new_full", "new_empty", "empty_strided", "new_empty_strided", "randint"])
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator that ran."""
+
+    name: str
+    args: Any
+    kwargs: Mapping[str, Any]
+    out: Any
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -49,6 +58,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.algebra = Algebra(labels)
         self.shadows: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.names: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.within: list[str] = []
 
     def enter_tensor(self, name: str, tensor: Tensor) -> None:
         """Give a parameter or buffer its labels: one per index of each dimension."""
@@ -61,7 +71,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.names[tensor] = name
 
     def of(self, tensor: Tensor) -> Shadow:
-        name = self.names[tensor] if tensor in self.names else None
+        name: str | None = self.names.get(tensor)  # type: ignore[no-untyped-call]
         if name is not None:
             self.labels.used.add(name)
         found: Shadow = self.shadows[tensor] if tensor in self.shadows else Shadow(tuple(tensor.shape))
@@ -72,8 +82,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func._schema.name.split("::")[1]
         out = self.compute(name, func, args, kwargs)
         if name.endswith("_") and not name.startswith("_"):
-            self._written(func, args, out)
             name = name[:-1]
+            self._written(name, args)
         result = self._rule(name, func, args, kwargs, out)
         if isinstance(out, Tensor):
             self.shadows[out] = result if isinstance(result, Shadow) else Shadow(tuple(out.shape))
@@ -84,17 +94,43 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self.shadows[value] = shadow if isinstance(shadow, Shadow) else Shadow(tuple(value.shape))
         return out
 
-    def compute(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+    @contextmanager
+    def located(self, model: nn.Module) -> Iterator[None]:
+        """Know, while the model runs, which of its modules is running."""
+        names = {module: name for name, module in model.named_modules()}
+
+        def enter(module: nn.Module, _args: Any) -> None:
+            self.within.append(names[module])
+
+        def leave(_module: nn.Module, _args: Any, _result: Any) -> None:
+            self.within.pop()
+
+        handles = [h for m in names for h in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave, always_call=True))]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _sized(self, shadow: Shadow) -> Shadow:
+        """Remember where a shape was written down: a module's attribute may hold it."""
+        if self.within:
+            for aspect in shadow.aspects:
+                for d in varying(aspect):
+                    self.labels.sized(self.within[-1], first(aspect, varying(aspect) - {d}).flatten().numpy())
+        return shadow
+
+    def compute(self, _name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator."""
         return func(*args, **kwargs)
 
-    def _written(self, func: Any, args: Any, out: Any) -> None:
-        """An operator wrote into a part of a tensor: what was written can no longer be followed."""
+    def _written(self, name: str, args: Any) -> None:
+        """An operator wrote into a part of a tensor: what was written can no longer be followed; a constant needs not be."""
         target = args[0] if args else None
-        if isinstance(target, Tensor) and target.untyped_storage().nbytes() > target.numel() * target.element_size():
+        if isinstance(target, Tensor) and target.untyped_storage().nbytes() > target.numel() * target.element_size() and name not in ("zero", "fill"):
             for value in args:
                 if isinstance(value, Tensor):
-                    self._fix(self.of(value), f"it is written into a part of another tensor ({func._schema.name.split('::')[1]})")
+                    self._fix(self.of(value), f"it is written into a part of another tensor ({name})")
 
     def _fix(self, shadow: Shadow, reason: str) -> None:
         for aspect in shadow.aspects:
@@ -116,20 +152,21 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if "channel_shuffle" in name:
                 a.blocks(self.of(args[0]), 1, args[0].shape[1] // args[1], "it is shuffled in unequal groups")
             own = {k: v for k, v in kwargs.items() if k in ("dims", "dim", "implicit")}
-            return a.moved(self.of(args[0]), lambda t: _run(func, t, rest, own))
+            moved = a.moved(self.of(args[0]), lambda t: _run(func, t, rest, own))
+            return self._sized(moved) if name in ("view", "_unsafe_view", "reshape", "_reshape_alias") else moved
         handler: Callable[..., Any] | None = getattr(self, f"_op_{name}", None)
         if handler is not None:
-            made: Shadow | list[Shadow] = handler(func, args, kwargs, out)
+            made: Shadow | list[Shadow] = handler(Op(name, args, kwargs, out))
             return made
         if name in NORMS:
-            return self._batch_norm(args, out)
+            return self._batch_norm(args)
         if name in SPATIAL:
             return self._spatial(args[0], out)
         if name in REDUCTIONS:
-            return self._reduction(name, func, args, kwargs, out)
+            return self._reduction(Op(name, args, kwargs, out))
         if name in ALONG:
-            return self._along(name, func, args, kwargs, out)
-        if torch.Tag.pointwise in func.tags or name in ("where", "_prelu_kernel", "masked_fill", "lerp", "addcmul", "addcdiv", "clamp", "clamp_min", "clamp_max"):
+            return self._along(Op(name, args, kwargs, out))
+        if torch.Tag.pointwise in func.tags or name in POINTWISE:
             shape = tuple(out.shape) if isinstance(out, Tensor) else tuple(out[0].shape)
             return a.pointwise(shape, [self.of(t) for t in given])
         for tensor in given:
@@ -138,65 +175,65 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     # products
 
-    def _op_mm(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> Shadow:
-        return self.algebra.product(self.of(args[0]), self.of(args[1]), set(), out.shape)
+    def _op_mm(self, op: Op) -> Shadow:
+        return self.algebra.product(self.of(op.args[0]), self.of(op.args[1]), set(), op.out.shape)
 
-    def _op_addmm(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> Shadow:
-        made = self.algebra.product(self.of(args[1]), self.of(args[2]), set(), out.shape)
-        return self.algebra.pointwise(out.shape, [made, self.of(args[0])])
+    def _op_addmm(self, op: Op) -> Shadow:
+        made = self.algebra.product(self.of(op.args[1]), self.of(op.args[2]), set(), op.out.shape)
+        return self.algebra.pointwise(op.out.shape, [made, self.of(op.args[0])])
 
-    def _op_bmm(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> Shadow:
-        return self.algebra.product(self.of(args[0]), self.of(args[1]), {0}, out.shape)
+    def _op_bmm(self, op: Op) -> Shadow:
+        return self.algebra.product(self.of(op.args[0]), self.of(op.args[1]), {0}, op.out.shape)
 
-    def _op_baddbmm(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> Shadow:
-        made = self.algebra.product(self.of(args[1]), self.of(args[2]), {0}, out.shape)
-        return self.algebra.pointwise(out.shape, [made, self.of(args[0])])
+    def _op_baddbmm(self, op: Op) -> Shadow:
+        made = self.algebra.product(self.of(op.args[1]), self.of(op.args[2]), {0}, op.out.shape)
+        return self.algebra.pointwise(op.out.shape, [made, self.of(op.args[0])])
 
-    def _op_mv(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> Shadow:
-        column = self.algebra.moved(self.of(args[1]), lambda t: t.unsqueeze(1))
-        made = self.algebra.product(self.of(args[0]), column, set(), (out.shape[0], 1))
+    def _op_mv(self, op: Op) -> Shadow:
+        column = self.algebra.moved(self.of(op.args[1]), lambda t: t.unsqueeze(1))
+        made = self.algebra.product(self.of(op.args[0]), column, set(), (op.out.shape[0], 1))
         return self.algebra.moved(made, lambda t: t.squeeze(1))
 
-    def _op_linear(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> Shadow:
-        weight = self.algebra.moved(self.of(args[1]), lambda t: t.t())
-        x = self.of(args[0])
+    def _op_linear(self, op: Op) -> Shadow:
+        weight = self.algebra.moved(self.of(op.args[1]), lambda t: t.t())
+        x = self.of(op.args[0])
         lead = (1,) * (len(x.shape) - 2)
         wide = Shadow(lead + weight.shape, tuple(v.view(lead + tuple(v.shape)) for v in weight.aspects), weight.parameter)
-        made = self.algebra.product(x, wide, set(range(len(lead))), out.shape)
-        return self.algebra.pointwise(out.shape, [made, self.of(args[2])]) if len(args) > 2 and args[2] is not None else made
+        made = self.algebra.product(x, wide, set(range(len(lead))), op.out.shape)
+        return self.algebra.pointwise(op.out.shape, [made, self.of(op.args[2])]) if len(op.args) > 2 and op.args[2] is not None else made
 
-    def _op_convolution(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> Shadow:
-        x, weight, bias, *_, transposed, _, groups = args
-        return self.algebra.convolution(self.of(x), self.of(weight), None if bias is None else self.of(bias), transposed, groups, out.shape)
+    def _op_convolution(self, op: Op) -> Shadow:
+        x, weight, bias, *_, transposed, _, groups = op.args
+        return self.algebra.convolution(self.of(x), self.of(weight), None if bias is None else self.of(bias), transposed, groups, op.out.shape)
 
-    def _op_embedding(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> Shadow:
-        table = self.algebra.hold_all(self.of(args[0]), {0}, "its rows are looked up by number")
-        lead = (1,) * (out.dim() - 1)
-        return Shadow(tuple(out.shape), tuple(v.view((*lead, -1)) for v in table.aspects))
+    def _op_embedding(self, op: Op) -> Shadow:
+        table = self.algebra.hold_all(self.of(op.args[0]), {0}, "its rows are looked up by number")
+        lead = (1,) * (op.out.dim() - 1)
+        return Shadow(tuple(op.out.shape), tuple(v.view((*lead, -1)) for v in table.aspects))
 
     # normalisations
 
-    def _batch_norm(self, args: Any, out: Any) -> Shadow:
+    def _batch_norm(self, args: Any) -> Shadow:
         x = self.of(args[0])
         rank = len(x.shape)
         others = [self._at(v, 1, rank) for v in args[1:5] if isinstance(v, Tensor)]
         return self.algebra.pointwise(x.shape, [x, *others])
 
-    def _op_native_layer_norm(self, func: Any, args: Any, kwargs: Any, out: Any) -> Shadow:
-        x = self.of(args[0])
-        over = axes_of("native_layer_norm", args, kwargs)
+    def _op_native_layer_norm(self, op: Op) -> Shadow:
+        x = self.of(op.args[0])
+        over = axes_of("native_layer_norm", op.args, op.kwargs)
         for aspect in x.aspects:
             if varying(aspect) & over:
                 self.labels.statistics(aspect.numpy())
-        return self.algebra.pointwise(x.shape, [x, *[self.of(v) for v in args[2:4] if isinstance(v, Tensor)]])
+        return self.algebra.pointwise(x.shape, [x, *[self.of(v) for v in op.args[2:4] if isinstance(v, Tensor)]])
 
-    def _op_native_group_norm(self, func: Any, args: Any, kwargs: Any, out: Any) -> Shadow:
-        x, groups = self.of(args[0]), args[6]
+    def _op_native_group_norm(self, op: Op) -> Shadow:
+        x, groups = self.of(op.args[0]), op.args[6]
         self.algebra.blocks(x, 1, x.shape[1] // groups, "it falls into unequal groups of a normalisation")
         for aspect in x.aspects:
             if 1 in varying(aspect):
                 self.labels.statistics(aspect.numpy())
-        return self.algebra.pointwise(x.shape, [x, *[self._at(v, 1, len(x.shape)) for v in args[1:3] if isinstance(v, Tensor)]])
+        return self.algebra.pointwise(x.shape, [x, *[self._at(v, 1, len(x.shape)) for v in op.args[1:3] if isinstance(v, Tensor)]])
 
     def _at(self, vector: Tensor, dim: int, rank: int) -> Shadow:
         """The shadow of a vector, laid along one dimension of a tensor of so many dimensions."""
@@ -204,16 +241,16 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     # taking apart and putting together
 
-    def _op_split(self, func: Any, args: Any, kwargs: Any, out: Any) -> list[Shadow]:
-        dim = _dim(_get(args, kwargs, 2, "dim", 0), args[0])
-        sizes = args[1] if isinstance(args[1], list | tuple) else [t.shape[dim] for t in out]
-        return self._parts(args[0], dim, sizes)
+    def _op_split(self, op: Op) -> list[Shadow]:
+        dim = _dim(_get(op.args, op.kwargs, 2, "dim", 0), op.args[0])
+        sizes = op.args[1] if isinstance(op.args[1], list | tuple) else [t.shape[dim] for t in op.out]
+        return self._parts(op.args[0], dim, sizes)
 
     _op_split_with_sizes = _op_unsafe_split = _op_unsafe_split_with_sizes = _op_split_with_sizes_copy = _op_split
 
-    def _op_chunk(self, func: Any, args: Any, kwargs: Any, out: Any) -> list[Shadow]:
-        dim = _dim(_get(args, kwargs, 2, "dim", 0), args[0])
-        return self._parts(args[0], dim, [t.shape[dim] for t in out])
+    def _op_chunk(self, op: Op) -> list[Shadow]:
+        dim = _dim(_get(op.args, op.kwargs, 2, "dim", 0), op.args[0])
+        return self._parts(op.args[0], dim, [t.shape[dim] for t in op.out])
 
     _op_unsafe_chunk = _op_chunk
 
@@ -222,27 +259,28 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if len(sizes) > 1:
             self.algebra.blocks(shadow, dim, sizes[0] if len(set(sizes)) == 1 else 0, "it is split at fixed places")
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        return [self.algebra.moved(shadow, lambda t, s=s, n=n: t.narrow(dim, s, n)) for s, n in zip(starts, sizes, strict=True)]  # type: ignore[misc]
+        parts = [self.algebra.moved(shadow, lambda t, s=s, n=n: t.narrow(dim, s, n)) for s, n in zip(starts, sizes, strict=True)]  # type: ignore[misc]
+        return [self._sized(part) for part in parts]
 
-    def _op_unbind(self, func: Any, args: Any, kwargs: Any, out: Any) -> list[Shadow]:
-        dim = _dim(_get(args, kwargs, 1, "dim", 0), args[0])
-        shadow = self.of(args[0])
+    def _op_unbind(self, op: Op) -> list[Shadow]:
+        dim = _dim(_get(op.args, op.kwargs, 1, "dim", 0), op.args[0])
+        shadow = self.of(op.args[0])
         for aspect in shadow.aspects:
             if dim in varying(aspect):
                 self.algebra.hold(aspect, {dim}, "it is taken apart index by index")
-        return [self.algebra.moved(shadow, lambda t, i=i: t.select(dim, i)) for i in range(len(out))]  # type: ignore[misc]
+        return [self.algebra.moved(shadow, lambda t, i=i: t.select(dim, i)) for i in range(len(op.out))]  # type: ignore[misc]
 
-    def _op_select(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> Shadow:
-        shadow, dim = self.of(args[0]), _dim(args[1], args[0])
+    def _op_select(self, op: Op) -> Shadow:
+        shadow, dim = self.of(op.args[0]), _dim(op.args[1], op.args[0])
         for aspect in shadow.aspects:
             if dim in varying(aspect):
                 self.algebra.hold(aspect, {dim}, "a fixed index of it is taken")
-        return self.algebra.moved(shadow, lambda t: t.select(dim, args[2]))
+        return self.algebra.moved(shadow, lambda t: t.select(dim, op.args[2]))
 
-    def _op_slice(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> Shadow:
-        shadow, dim = self.of(args[0]), _dim(_get(args, kwargs, 1, "dim", 0), args[0])
-        start, step = _get(args, kwargs, 2, "start", None) or 0, _get(args, kwargs, 4, "step", 1)
-        size, kept = args[0].shape[dim], out.shape[dim]
+    def _op_slice(self, op: Op) -> Shadow:
+        shadow, dim = self.of(op.args[0]), _dim(_get(op.args, op.kwargs, 1, "dim", 0), op.args[0])
+        start, step = _get(op.args, op.kwargs, 2, "start", None) or 0, _get(op.args, op.kwargs, 4, "step", 1)
+        size, kept = op.args[0].shape[dim], op.out.shape[dim]
         start = start + size if start < 0 else start
         if kept < size:
             whole = kept and size % kept == 0 and (start % kept == 0 if step == 1 else size == kept * step)
@@ -262,32 +300,41 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 parts = torch.unflatten(aspect, dim, (-1, step))
                 self.algebra.join(parts, parts.narrow(dim + 1, 0, 1))
 
-    def _op_cat(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> Shadow:
-        parts = [t for t in args[0] if t.numel() or t.dim() > 1]
-        dim = _dim(_get(args, kwargs, 1, "dim", 0), out)
+    def _op_as_strided(self, op: Op) -> Shadow:
+        x = op.args[0]
+
+        def change(labels: Tensor) -> Tensor:
+            own = torch.empty_strided(x.shape, x.stride(), dtype=labels.dtype).copy_(labels)
+            return own.as_strided(op.out.shape, op.out.stride(), 0)
+
+        return self.algebra.moved(self.of(x), change)
+
+    def _op_cat(self, op: Op) -> Shadow:
+        parts = [t for t in op.args[0] if t.numel() or t.dim() > 1]
+        dim = _dim(_get(op.args, op.kwargs, 1, "dim", 0), op.out)
         shadows = [self.of(t) for t in parts]
         along = [next((v for v in s.aspects if dim in varying(v)), None) for s in shadows]
         others = [
             Shadow((*s.shape[:dim], 1, *s.shape[dim + 1 :]), tuple(v for v in s.aspects if dim not in varying(v)), s.parameter)
             for s in shadows
         ]
-        flat = (*out.shape[:dim], 1, *out.shape[dim + 1 :])
+        flat = (*op.out.shape[:dim], 1, *op.out.shape[dim + 1 :])
         made = list(self.algebra.pointwise(flat, others).aspects)
         if any(v is not None for v in along) or any(n.aspects for n in shadows):
-            pieces = [torch.zeros([1] * out.dim(), dtype=torch.int64) if v is None else v for v in along]
+            pieces = [torch.zeros([1] * op.out.dim(), dtype=torch.int64) if v is None else v for v in along]
             if any(v is not None for v in along):
-                shape = [max(p.shape[d] for p in pieces) for d in range(out.dim())]
-                wide = [p.expand([s.shape[d] if d == dim else shape[d] for d in range(out.dim())]) for p, s in zip(pieces, shadows, strict=True)]
+                shape = [max(p.shape[d] for p in pieces) for d in range(op.out.dim())]
+                wide = [p.expand([s.shape[d] if d == dim else shape[d] for d in range(op.out.dim())]) for p, s in zip(pieces, shadows, strict=True)]
                 made.append(torch.cat(wide, dim))
-        return Shadow(tuple(out.shape), tuple(v for v in made if varying(v)), all(s.parameter for s in shadows))
+        return Shadow(tuple(op.out.shape), tuple(v for v in made if varying(v)), all(s.parameter for s in shadows))
 
-    def _op_stack(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> Shadow:
-        dim = _dim(_get(args, kwargs, 1, "dim", 0), out)
-        made = self.algebra.pointwise(tuple(n for d, n in enumerate(out.shape) if d != dim), [self.of(t) for t in args[0]])
-        return Shadow(tuple(out.shape), tuple(v.unsqueeze(dim) for v in made.aspects), made.parameter)
+    def _op_stack(self, op: Op) -> Shadow:
+        dim = _dim(_get(op.args, op.kwargs, 1, "dim", 0), op.out)
+        made = self.algebra.pointwise(tuple(n for d, n in enumerate(op.out.shape) if d != dim), [self.of(t) for t in op.args[0]])
+        return Shadow(tuple(op.out.shape), tuple(v.unsqueeze(dim) for v in made.aspects), made.parameter)
 
-    def _op_constant_pad_nd(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> Shadow:
-        shadow, pads = self.of(args[0]), list(args[1])
+    def _op_constant_pad_nd(self, op: Op) -> Shadow:
+        shadow, pads = self.of(op.args[0]), list(op.args[1])
         kept = []
         for aspect in shadow.aspects:
             for i in range(len(pads) // 2):
@@ -296,22 +343,22 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     edges = [aspect.new_zeros([n if d != dim else max(p, 0) for d, n in enumerate(aspect.shape)]) for p in pads[2 * i : 2 * i + 2]]
                     aspect = torch.cat([edges[0], aspect, edges[1]], dim)
             kept.append(aspect)
-        return Shadow(tuple(out.shape), tuple(kept), shadow.parameter)
+        return Shadow(tuple(op.out.shape), tuple(kept), shadow.parameter)
 
-    def _op_index(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> Shadow:
-        shadow = self.of(args[0])
-        indexed = {d for d, i in enumerate(args[1]) if i is not None}
+    def _op_index(self, op: Op) -> Shadow:
+        shadow = self.of(op.args[0])
+        indexed = {d for d, i in enumerate(op.args[1]) if i is not None}
         held = self.algebra.hold_all(shadow, indexed, "fixed indices of it are taken")
-        index = [None if i is None else torch.zeros(i.shape, dtype=torch.int64) for i in args[1]]
+        index = [None if i is None else torch.zeros(i.shape, dtype=torch.int64) for i in op.args[1]]
         return self.algebra.moved(held, lambda t: torch.ops.aten.index.Tensor(t, index))
 
-    def _op_index_select(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> Shadow:
-        held = self.algebra.hold_all(self.of(args[0]), {_dim(args[1], args[0])}, "fixed indices of it are taken")
-        return self.algebra.moved(held, lambda t: t.narrow(_dim(args[1], args[0]), 0, 1).expand(out.shape))
+    def _op_index_select(self, op: Op) -> Shadow:
+        held = self.algebra.hold_all(self.of(op.args[0]), {_dim(op.args[1], op.args[0])}, "fixed indices of it are taken")
+        return self.algebra.moved(held, lambda t: t.narrow(_dim(op.args[1], op.args[0]), 0, 1).expand(op.out.shape))
 
-    def _op_gather(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> Shadow:
-        held = self.algebra.hold_all(self.of(args[0]), set(range(out.dim())), "elements of it are gathered")
-        return Shadow(tuple(out.shape), held.aspects)
+    def _op_gather(self, op: Op) -> Shadow:
+        held = self.algebra.hold_all(self.of(op.args[0]), set(range(op.out.dim())), "elements of it are gathered")
+        return Shadow(tuple(op.out.shape), held.aspects)
 
     # across elements
 
@@ -322,34 +369,34 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         held = self.algebra.hold_all(shadow, moved, "a window slides over it")
         return Shadow(tuple(result.shape), held.aspects, shadow.parameter)
 
-    def _reduction(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Shadow | list[Shadow]:
-        shadow, rank = self.of(args[0]), args[0].dim()
-        result = out if isinstance(out, Tensor) else out[0]
-        if len(args) > 1 and isinstance(args[1], Tensor):  # max(a, b), elementwise
-            return self.algebra.pointwise(result.shape, [shadow, self.of(args[1])])
-        over = axes_of(name, args, kwargs)
-        if name in ("argmax", "argmin"):
+    def _reduction(self, op: Op) -> Shadow | list[Shadow]:
+        shadow, rank = self.of(op.args[0]), op.args[0].dim()
+        result = op.out if isinstance(op.out, Tensor) else op.out[0]
+        if len(op.args) > 1 and isinstance(op.args[1], Tensor):  # max(a, b), elementwise
+            return self.algebra.pointwise(result.shape, [shadow, self.of(op.args[1])])
+        over = axes_of(op.name, op.args, op.kwargs)
+        if op.name in ("argmax", "argmin"):
             self.algebra.hold_all(shadow, over, "the place of its largest element is taken")
         keepdim = result.dim() == rank and rank > 0
         made = self.algebra.reduced(shadow, over, keepdim, result.shape)
-        return made if isinstance(out, Tensor) else [made for _ in out]
+        return made if isinstance(op.out, Tensor) else [made for _ in op.out]
 
-    def _along(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Shadow | list[Shadow]:
-        shadow = self.of(args[0])
-        if name == "glu":
-            dim = _dim(_get(args, kwargs, 1, "dim", -1), args[0])
-            one, two = self._parts(args[0], dim, [out.shape[dim]] * 2)
-            return self.algebra.pointwise(out.shape, [one, two])
-        (dim,) = axes_of(name, args, kwargs)
-        if "softmax" in name:
+    def _along(self, op: Op) -> Shadow | list[Shadow]:
+        shadow = self.of(op.args[0])
+        if op.name == "glu":
+            dim = _dim(_get(op.args, op.kwargs, 1, "dim", -1), op.args[0])
+            one, two = self._parts(op.args[0], dim, [op.out.shape[dim]] * 2)
+            return self.algebra.pointwise(op.out.shape, [one, two])
+        (dim,) = axes_of(op.name, op.args, op.kwargs)
+        if "softmax" in op.name:
             for aspect in shadow.aspects:
                 if dim in varying(aspect):
                     self.labels.statistics(aspect.numpy())
             return shadow
-        held = self.algebra.hold_all(shadow, {dim}, f"'{name}' runs along it")
-        result = out if isinstance(out, Tensor) else out[0]
+        held = self.algebra.hold_all(shadow, {dim}, f"'{op.name}' runs along it")
+        result = op.out if isinstance(op.out, Tensor) else op.out[0]
         made = Shadow(tuple(result.shape), held.aspects)
-        return made if isinstance(out, Tensor) else [made for _ in out]
+        return made if isinstance(op.out, Tensor) else [made for _ in op.out]
 
 
 def _run(func: Any, tensor: Tensor, rest: Any, kwargs: Any) -> Tensor:
@@ -393,8 +440,9 @@ def axes_of(name: str, args: Any, kwargs: Mapping[str, Any]) -> set[int]:
 
 
 @contextmanager
-def primitive() -> Iterator[None]:
+def primitive(model: nn.Module) -> Iterator[None]:
     """Let torch take the plain path: no fused attention, no fused recurrent layers."""
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     with ExitStack() as stack:
@@ -402,7 +450,8 @@ def primitive() -> Iterator[None]:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message=".*TF32.*")  # torch says it whenever the oneDNN flags are set
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        if recurrent:
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
         try:
             yield
         finally:
@@ -410,14 +459,27 @@ def primitive() -> Iterator[None]:
 
 
 def watch(model: nn.Module, inputs: Inputs) -> Labels:
-    """Run the model once under watch: the labels of its parameters and buffers and everything learnt about them."""
+    """Run the model under watch, in eval mode and, where it can, in train mode (auxiliary heads run only there).
+
+    The labels of its parameters and buffers and everything learnt about them. The model's running statistics move:
+    pass a copy.
+    """
     labels = Labels()
     mode = Watch(labels)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         mode.enter_tensor(name, tensor)
-    with primitive(), torch.random.fork_rng(devices=[]), mode:
-        output = call(model, inputs)
-    for tensor in tensors(output):
-        for aspect in mode.of(tensor).aspects:
-            labels.fix(aspect.numpy(), "it feeds the network's output")
+    with mode.located(model):
+        for training in (False, True):
+            model.train(training)
+            try:
+                with primitive(model), torch.random.fork_rng(devices=[]), mode:
+                    output = call(model, inputs)
+            except Exception:
+                if not training:
+                    raise
+                break
+            for tensor in tensors(output):
+                for aspect in mode.of(tensor).aspects:
+                    labels.fix(aspect.numpy(), "it feeds the network's output")
+    model.eval()
     return labels

@@ -18,12 +18,17 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy, so that a forward call which keeps a state does not change the model. Raises ModelError."""
+    """A deep copy, so that a forward call which keeps a state does not change the model. Raises ModelError.
+
+    Tensors of an earlier forward call that a module keeps (activations, the weight that weight_norm computes) come
+    without their history, which torch cannot copy.
+    """
+    kept = {id(t): t.detach().clone() for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf}
     try:
-        return deepcopy(model)
+        return deepcopy(model, kept)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"the model cannot be copied: {reason}; does it keep a tensor of an earlier forward call as an attribute?") from error
+        raise ModelError(f"the model cannot be copied: {reason}; does it keep tensors of an earlier forward call?") from error
 
 
 def detached(inputs: Inputs) -> Inputs:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparsify_schemas.report import Environment
 
-_PACKAGES = ("torch", "torch-pruning", "numpy", "accelerate", "pydantic", "safetensors", "sparsify-recipes")
+_PACKAGES = ("torch", "numpy", "accelerate", "pydantic", "safetensors", "sparsify-recipes")
 
 
 def environment() -> Environment:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sparsify.errors import ModelError
 from sparsify.measure.calling import Inputs, call, first, in_eval
 from sparsify.measure.machine import load_average
 from sparsify_schemas.report import Latency
@@ -34,11 +35,15 @@ def latency(
     """
     load = load_average()
     rng = np.random.default_rng(seed)
-    fed = _with_batch(inputs, target.batch)
     models = _on_cpu(dense), _on_cpu(cut)
-    with _threads(target.threads), in_eval(*models), torch.inference_mode(), _no_collection():
-        calls = [_warm(model, fed, seconds * 0.05) for model in models]
-        pairs = _pairs(models, fed, calls, seconds * 0.9, rng)
+    try:
+        fed = _with_batch(inputs, target.batch)
+        with _threads(target.threads), in_eval(*models), torch.inference_mode(), _no_collection():
+            calls = [_warm(model, fed, seconds * 0.05) for model in models]
+            pairs = _pairs(models, fed, calls, seconds * 0.9, rng)
+    except RuntimeError as error:  # such as no memory for so large a batch
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"target '{name}' with batch {target.batch} cannot be timed: {reason}") from error
     ratios = pairs[:, 0] / pairs[:, 1]
     low, high = _interval(ratios, rng)
     return Latency(

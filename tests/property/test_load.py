@@ -136,7 +136,7 @@ recipes = st.builds(
         normalize=st.none() | st.builds(Normalize, mean=st.tuples(numbers), std=st.tuples(above_zero)),
         augment=st.builds(Augment, flip=st.booleans(), crop=st.integers(0, 9)),
     ),
-    targets=st.dictionaries(texts, st.builds(Cpu, kind=st.just("cpu"), threads=positive, batch=positive), max_size=2),
+    targets=st.dictionaries(texts, st.builds(Cpu, kind=st.just("cpu"), threads=st.integers(1, 1024), batch=positive), max_size=2),
     budget=st.builds(
         Budget,
         macs=st.none() | shares | st.builds(Amount, fractions, st.sampled_from(Amount.UNITS)),

@@ -147,6 +147,12 @@ def test_a_missed_demand_is_reported_as_missed(tmp_path):
     assert [(m.what, m.achieved, m.met) for m in report.limits] == [("rules.0.sparsity", 0.5, False)]
 
 
+def test_a_demand_on_protected_layers_alone_is_missed(tmp_path):
+    recipe = {**RECIPE, "budget": {}, "rules": [{"layers": "fc", "group": "neuron", "sparsity": "50%"}]}
+    report = sparsify.artefact.checked(save_run(half(recipe), tmp_path / "run", timing=0.05))
+    assert [(m.what, m.achieved, m.met) for m in report.limits] == [("rules.0.sparsity", 0.0, False)]
+
+
 def test_a_protected_layer_says_why(tmp_path):
     recipe = {**RECIPE, "rules": [{"layers": "conv[234]", "group": "filter"}, {"layers": "conv1", "protect": True}]}
     report = sparsify.artefact.checked(save_run(half(recipe), tmp_path / "run", timing=0.05))
@@ -413,5 +419,5 @@ def test_a_torn_line_spoils_no_other(tmp_path):
 def test_a_state_of_other_types_is_damage(tmp_path, wrong):
     good = {"recipe": {}, "model_file": None, "model_digest": None, "allow": []}
     (tmp_path / files.STATE).write_bytes(files.as_json({**good, **wrong}))
-    with pytest.raises(RunError, match="state.json is damaged .*start a new one"):
+    with pytest.raises(RunError, match=r"state.json is damaged .*start a new one"):
         files.State.read(tmp_path)

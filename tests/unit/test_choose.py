@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsify.choose import choose, weights_to_zero
+from sparsify.choose import choose, least, weights_to_zero
 from sparsify.costs import Costs, limits
 from sparsify.plan import Assignment, Coupled, Layer, ModelMap, Plan, Slice, Span, Tensor
 from sparsify_schemas.recipe import Recipe
@@ -156,3 +156,30 @@ def _least(width: int, at_least: int, multiple: int) -> int:
 def _more(width: int, now: int, multiple: int) -> int:
     """How many units the next larger width of a group has more; 0 when it is whole."""
     return 0 if now == width else min(width, now + multiple) - now
+
+
+def test_a_demand_is_spread_so_that_the_budget_holds() -> None:
+    """By score nearly all go from l1 and leave 0.6 of the MACs; as many units from l0 meet the budget."""
+    map = chain(20, 10, 10, 2)  # l0 and l1 share a matrix; a unit of l0 costs 30 MACs, one of l1 costs 12
+    scores = {"l0": [2.0] * 10, "l1": [1.0] * 10}
+    rule: dict[str, object] = {"sparsity": "50%"}
+
+    def remaining(**budget: str) -> tuple[dict[str, int], float]:
+        recipe = Recipe.model_validate({"version": 1, "title": "t", "budget": budget, "rules": [{"layers": "l*", "group": "neuron", **rule}]})
+        chosen = choose(Plan(recipe, map, (Assignment(0, ("l0", "l1"), ("l0", "l1")),)), scores, {})
+        costs = Costs(map)
+        return kept(chosen), costs.of({n: [u for u in range(10) if u not in k] for n, k in chosen.items()})["macs"] / costs.dense["macs"]
+
+    assert remaining()[0] == remaining(macs="70%")[0] == {"l0": 9, "l1": 1}
+    widths, share = remaining(macs="30%")
+    assert sum(widths.values()) == 10
+    assert share <= 0.3
+
+
+def test_the_floor_of_demands_is_what_choosing_can_reach() -> None:
+    map = chain(20, 10, 10, 2)
+    tight = plan(map, {"sparsity": "50%"}, macs="1%")
+    gone = least(tight)
+    assert sum(len(units) for units in gone.values()) == 10
+    chosen = choose(tight, {"l0": [9.0] * 10, "l1": [1.0] * 10}, {})
+    assert {name: 10 - len(units) for name, units in gone.items()} == kept(chosen)

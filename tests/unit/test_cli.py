@@ -251,7 +251,7 @@ def test_apply_shows_the_report_and_tells_the_rest_on_stderr(call, monkeypatch: 
         "learn: 2 epochs of 2 steps",
         "learn, epoch 1: loss 0.45, val 91.00 %, zero 25.0 %, MACs 62.0 %, 1.5 s",
         "learn, epoch 2: loss 0.45, val 91.00 %, zero 25.0 %, MACs 62.0 %, 1.5 s",
-        "cut: equal to 3e-16; MACs 2.00 k -> 800, parameters 1.00 k -> 300",
+        "cut: equal (difference 3e-16); MACs 2.00 k -> 800, parameters 1.00 k -> 300",
         "measuring",
         "saved in runs/digits-1",
     ]
@@ -281,7 +281,7 @@ def test_apply_without_anything_is_a_usage_error(call) -> None:
 def test_apply_and_bench_on_a_real_model(call) -> None:
     code, out, err = call("apply", write("a.yaml"), "--from-scratch", "--quiet")
     assert (code, err) == (0, "saved in runs/digits-1\n")
-    assert "cut verified: equal to" in out
+    assert "cut verified: equal (difference" in out
     code, out, err = call("bench", "runs/digits-1", "--seconds", "0.1")
     assert (code, err) == (0, "timing dense against cut on laptop for 0.1 s\n")
     assert out.splitlines()[1].split() == ["target", "dense", "cut", "speed-up", "95", "%", "interval", "pairs", "load"]
@@ -309,7 +309,7 @@ def test_the_bar_fits_eighty_columns_and_a_stage_leaves_one_line() -> None:
         assert not [t for t in bar.tasks if t.description == "learn"]
     shown = stream.getvalue()
     assert "learn: 2 epochs, loss 0.45, val 91.00 %, zero 25.0 %, MACs 62.0 %" in shown
-    assert "cut: equal to 3e-16" in shown
+    assert "cut: equal (difference 3e-16)" in shown
 
 
 class Terminal(io.StringIO):

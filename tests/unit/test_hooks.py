@@ -205,7 +205,7 @@ def test_what_cannot_be_attached_is_refused() -> None:
         sparsify.attach(scheduled, net, torch.optim.SGD(net.parameters(), lr=0.1))
     old = plan(net, {"kind": "l1", "strength": 0.1}, sparsity="50%")
     thin = sparsify.cut(old, net).model
-    with pytest.raises(ModelError, match="the plan was made of another model: '0.weight'"):
+    with pytest.raises(ModelError, match=r"the plan was made of another model: '0\.weight'"):
         sparsify.attach(old, thin, torch.optim.SGD(thin.parameters(), lr=0.1))
 
 
@@ -232,3 +232,12 @@ def test_gradients_made_inside_a_closure_get_the_penalty(keyword: bool) -> None:
             else:
                 assert optimizer.step(loss) > 0
     assert torch.equal(units(net), units(twin))
+
+
+@pytest.mark.parametrize("state", [{}, {"step": 0}, {"step": 0, "pending": [[0.0], [0.0]], "held": {}}, {"step": None, "pending": None, "held": None}])
+def test_a_state_of_something_else_is_refused(state: dict[str, Any]) -> None:
+    net = model()
+    hooks = sparsify.attach(plan(net, {"kind": "l1", "strength": 0.1}), net, torch.optim.SGD(net.parameters(), lr=0.1))
+    with pytest.raises(ModelError, match="the saved penalty state belongs to another recipe"):
+        hooks.load_state_dict(state)
+    assert hooks.state_dict()["step"] == 0

@@ -178,6 +178,12 @@ def test_a_smaller_model_is_faster_and_the_figures_agree() -> None:
     assert math.isfinite(result.load)
 
 
+def test_a_batch_beyond_the_memory_is_named() -> None:
+    net = nn.Linear(4, 4)
+    with pytest.raises(ModelError, match=r"^target 'here' with batch 1000000000000000 cannot be timed: "):
+        measure.latency(net, net, (torch.zeros(2, 4),), "here", Cpu(kind="cpu", batch=10**15), seconds=0.05)
+
+
 def test_timing_keeps_to_its_time_and_restores_everything() -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.Dropout())
     model[0].eval()

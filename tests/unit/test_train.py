@@ -247,3 +247,12 @@ def test_parameters_without_gradient_are_left_out():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].requires_grad_(False)
     assert len(make_optimizer(stage().optimizer, model).param_groups[0]["params"]) == 2
+
+
+@pytest.mark.parametrize(("lr", "strength"), [(1e300, 0.0), (0.1, 1e300)])
+def test_a_rate_or_strength_beyond_float32_is_named(lr, strength):
+    model = net()
+    penalty = {"kind": "group_lasso", "strength": strength}
+    plan = pruning.make_plan(recipe(layers=["0"], group="neuron", penalty=penalty), model)
+    with pytest.raises(TrainingError, match=r"^stage 'learn', epoch 1, step \d: .*overflow; lower the learning rate"):
+        train(model, stage(1, {"kind": "sgd", "lr": lr}), plan)

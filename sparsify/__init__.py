@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from sparsify.pruning import make_plan as make_plan
     from sparsify.run import apply as apply
 
+    __version__: str
+
 _WHERE = {
     "SparsifyError": ("sparsify.errors", "SparsifyError"),
     "apply": ("sparsify.run", "apply"),
@@ -33,10 +35,18 @@ _WHERE = {
     "make_plan": ("sparsify.pruning", "make_plan"),
     "save_run": ("sparsify.artefact", "save_run"),
 }
-__all__ = ["SparsifyError", "apply", "attach", "cut", "load_recipe", "load_run", "make_plan", "save_run"]
+__all__ = ["SparsifyError", "__version__", "apply", "attach", "cut", "load_recipe", "load_run", "make_plan", "save_run"]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("sparsify-recipes")
     if name not in _WHERE:
         raise AttributeError(f"module 'sparsify' has no attribute '{name}'")
     module, attribute = _WHERE[name]

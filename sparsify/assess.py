@@ -16,7 +16,7 @@ from sparsify.figures import plural
 from sparsify.folder import DENSE, WEIGHTS, recipe_digest
 from sparsify.graph import Inputs
 from sparsify.modelfile import weights_digest
-from sparsify.plan import Assignment, Plan
+from sparsify.plan import Plan
 from sparsify.train import evaluate
 from sparsify.weights import tensors
 from sparsify_schemas.cuts import Cuts
@@ -166,14 +166,8 @@ def _demands(work: Work, cut: nn.Module) -> Iterable[Limit]:
             asked=str(rule.sparsity),
             limit=limit,
             achieved=achieved,
-            met=count >= limit * total - 0.5 and not (limit and _kept_whole(work.plan, assignment)),
+            met=count >= limit * total - 0.5,
         )
-
-
-def _kept_whole(plan: Plan, assignment: Assignment) -> bool:
-    """Whether a rule has nothing to choose from because all that it reaches is protected: its demand is missed, not met."""
-    reached = [g for g in plan.map.coupled if g.protected is not None and not set(g.layers).isdisjoint(assignment.layers)]
-    return not assignment.coupled and not assignment.tensors and bool(reached)
 
 
 def zeros(model: nn.Module, names: Iterable[str]) -> tuple[int, int]:

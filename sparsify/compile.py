@@ -1,10 +1,11 @@
 """Compiling: recipe + model map -> plan, or every reason why the recipe does not fit the model."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 
-from sparsify.choose import least
+from sparsify.choose import candidates, least
 from sparsify.costs import Costs, limits
 from sparsify.errors import Problem, RecipeError
 from sparsify.load import Loaded
@@ -24,7 +25,8 @@ def compile_plan(loaded: Loaded, map: ModelMap, *, strict: bool = False) -> Plan
     """Resolve every rule against a model.
 
     Raises RecipeError with all problems at once: a rule that matches nothing or the wrong kind of layer, two rules on
-    one layer or one coupled group, a budget below the floor; with `strict` also every layer that had to be protected.
+    one layer or one coupled group, a budget below the floor, a `sparsity` above what a rule can remove; with `strict` also
+    every layer that had to be protected.
     """
     recipe = loaded.recipe
     problems: list[Problem] = []
@@ -33,10 +35,11 @@ def compile_plan(loaded: Loaded, map: ModelMap, *, strict: bool = False) -> Plan
     notes = tuple(_notes(recipe, map, assignments))
     plan = Plan(recipe, map, assignments, notes=notes)
     if strict:
-        problems += [loaded.problem("rules", note, "write 'protect: true' for it, or run without --strict") for note in notes if "keeps its width" in note]
+        advice = "write 'protect: true' for it, or run without --strict"
+        problems += [loaded.problem(f"rules.{a.rule}.layers", text, advice) for a in assignments for text in _kept(recipe, map, a)]
     if not problems:
         plan = replace(plan, floors=tuple(_floors(plan)))
-        problems += _infeasible(loaded, plan)
+        problems += [*_infeasible(loaded, plan), *_unreachable(loaded, plan)]
     if problems:
         raise RecipeError(problems)
     return plan
@@ -70,11 +73,23 @@ def _acts_on(rule: Rule, layer: Layer) -> bool:
 
 def _near(pattern: str, map: ModelMap) -> str:
     names = [layer.name for layer in map.layers] + sorted({layer.type for layer in map.layers})
-    close = get_close_matches(pattern, names, n=1)
+    close = [*_near_globs(pattern, map), *get_close_matches(pattern, names, n=1)]
     if close:
         return f"did you mean '{close[0]}'?"
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return f"the layers are {shown}"
+
+
+def _near_globs(pattern: str, map: ModelMap) -> Iterable[str]:
+    """'covn*' -> 'conv*': the longest literal part of a glob replaced by a part of a name that is like it."""
+    if pattern.startswith("re:") or not set(pattern) & set("*?["):
+        return
+    literal = max(re.split(r"[*?.]|\[[^]]*\]?", pattern), key=len) or pattern
+    parts = {part for layer in map.layers for part in layer.name.split(".")}
+    for part in get_close_matches(literal, sorted(parts | {part.rstrip("0123456789") for part in parts}), n=3):
+        glob = pattern.replace(literal, part)
+        if any(selects((glob,), layer.name, layer.type) for layer in map.layers):
+            yield glob
 
 
 def _protected(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> ModelMap:
@@ -139,23 +154,28 @@ def _of_rule(map: ModelMap, rule: Rule, layer: Layer) -> list[Coupled]:
 
 def _notes(recipe: Recipe, map: ModelMap, assignments: Sequence[Assignment]) -> Iterable[str]:
     """What a reader of the plan must know: layers that a rule names and that keep their width, and why."""
-    by_name = {layer.name: layer for layer in map.layers}
     for assignment in assignments:
         rule = recipe.rules[assignment.rule]
-        said: set[str] = set()
-        for name in assignment.layers:
-            groups = _of_rule(map, rule, by_name[name])
-            if rule.group == "channel" and not groups:
-                yield f"rules.{assignment.rule}: '{name}' keeps its width: nothing that could be narrowed feeds it"
-            for group in groups:
-                if group.protected is not None and group.name not in said:
-                    said.add(group.name)
-                    yield f"rules.{assignment.rule}: '{name}' keeps its width: {group.protected}"
+        yield from (f"rules.{assignment.rule}: {text}" for text in _kept(recipe, map, assignment))
         if rule.group == "weight":
             yield f"rules.{assignment.rule}: weights are set to zero and stay in the tensors; this brings no speed and no smaller file"
         changing = [n for n in assignment.coupled if map.by_name[n].statistics]
         if changing:
             yield f"rules.{assignment.rule}: cutting {', '.join(repr(n) for n in changing)} changes the statistics of a normalisation; outputs will differ until fine-tuned"
+
+
+def _kept(recipe: Recipe, map: ModelMap, assignment: Assignment) -> Iterable[str]:
+    """Layers of one rule that keep their width, and why."""
+    by_name, rule = {layer.name: layer for layer in map.layers}, recipe.rules[assignment.rule]
+    said: set[str] = set()
+    for name in assignment.layers:
+        groups = _of_rule(map, rule, by_name[name])
+        if rule.group == "channel" and not groups:
+            yield f"'{name}' keeps its width: nothing that could be narrowed feeds it"
+        for group in groups:
+            if group.protected is not None and group.name not in said:
+                said.add(group.name)
+                yield f"'{name}' keeps its width: {group.protected}"
 
 
 def _floors(plan: Plan) -> Iterable[Floor]:
@@ -180,6 +200,27 @@ def _infeasible(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
         if protected:
             hint += f" (protected: {', '.join(protected[:5])}{', ...' if len(protected) > 5 else ''})"
         yield loaded.problem(f"budget.{floor.what}", message, hint)
+
+
+def _unreachable(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
+    """Rules that ask for more than they can remove. Half a group is rounding, as where the result is judged."""
+    open_groups = candidates(plan, {}, {})
+    for assignment in plan.assignments:
+        rule = plan.recipe.rules[assignment.rule]
+        if rule.sparsity is None or rule.group == "weight" or not rule.sparsity.value:
+            continue
+        path, asked = f"rules.{assignment.rule}.sparsity", f"{rule.sparsity} cannot be reached"
+        own = [c for c in open_groups if c.rule == assignment.rule]
+        total = sum(len(c.order) for c in own)
+        most = sum(len(c.gone(len(c.order))) for c in own)
+        why = list(_kept(plan.recipe, plan.map, assignment))
+        if not own and why:
+            yield loaded.problem(path, f"{asked}: {why[0]}{', and so on' if why[1:] else ''}", "select other layers, or leave 'sparsity' out")
+        elif most < rule.sparsity.fraction * total - 0.5:
+            floors = [f"keep.{name} {n}" for name, n in (("at_least", rule.keep.at_least), ("multiple_of", rule.keep.multiple_of)) if n > 1]
+            because = f"with {' and '.join(floors)}" if floors else "as one group stays in every layer,"
+            message = f"{asked}: {because} at most {1000 * most // total / 10:g}% of the groups can go"
+            yield loaded.problem(path, message, "lower it, or loosen 'keep'" if floors else "lower it")
 
 
 def _round_up(percent: float) -> str:

@@ -77,9 +77,9 @@ def _row(folder: Path) -> RunRow:
         macs=cut.macs / dense.macs if dense.macs else None,
         params=cut.params / dense.params if dense.params else None,
         accuracy=cut.validation_accuracy if cut.test_accuracy is None else cut.test_accuracy,
-        speedup=timed and timed.speedup,
-        speedup_low=timed and timed.low,
-        speedup_high=timed and timed.high,
+        speedup=timed.speedup if timed else None,
+        speedup_low=timed.low if timed else None,
+        speedup_high=timed.high if timed else None,
         missed=tuple(limit.what for limit in found.limits if not limit.met),
         problem=problem,
     )

@@ -34,7 +34,7 @@ def summary(plan: Plan) -> str:
 
 
 def _weights(plan: Plan) -> str:
-    return "present weights, which are random," if plan.random else "present weights"
+    return "present weights (they are random)" if plan.random else "present weights"
 
 
 def tables(plan: Plan) -> tuple[Table, ...]:

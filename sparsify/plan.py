@@ -82,6 +82,7 @@ class Tensor:
     name: str
     shape: tuple[int, ...]
     itemsize: int
+    """bytes per element in a file; 0 for a buffer that is not saved"""
     parameter: bool
 
     @property

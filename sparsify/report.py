@@ -40,7 +40,7 @@ def read(run: Path) -> Report:
         raise RunError(f"{run}: no such run; 'sparsify runs' lists them, 'sparsify apply' makes one")
     if not file.exists():
         if (run / "recipe.yaml").exists():
-            raise RunError(f"{run}: this run was interrupted and has no report yet; go on with 'sparsify apply --resume {run}'")
+            raise RunError(f"{run}: this run has not come to its end and has no report yet; go on with 'sparsify apply --resume {run}'")
         raise RunError(f"{run}: no {FILE} here, so this is no run; 'sparsify runs {run}' lists the runs in a folder")
     try:
         return Report.model_validate_json(file.read_bytes())
@@ -133,7 +133,13 @@ def _sides(report: Report) -> Table:
         ("test accuracy", dense.test_accuracy, cut.test_accuracy),
     )
     rows += [(label, accuracy(a), accuracy(b), MISSING, points(_less(b, a))) for label, a, b in accuracies if known(a) or known(b)]
-    return Table("Dense and cut", columns("", ">dense", ">cut", ">left", ">change"), tuple(rows), (f"{_capital(verdict_words(report.verdict))}.", *_verdict_notes(report.verdict)))
+    return Table("Dense and cut", columns("", ">dense", ">cut", ">left", ">change"), tuple(rows), (f"{_capital(verdict_words(report.verdict))}.", *_verdict_notes(report.verdict), *_training_notes(dense, cut)))
+
+
+def _training_notes(dense: Side, cut: Side) -> tuple[str, ...]:
+    more = cut.epochs - dense.epochs
+    compared = known(dense.validation_accuracy) or known(dense.test_accuracy)
+    return (f"The cut model had {plural(more, 'more epoch')} of training than the dense one.",) if more and compared else ()
 
 
 def _verdict_notes(verdict: Verdict) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from sparsify.events import CutDone, EpochDone, Event, Listener, Note, StageStar
 from sparsify.measure import count_macs
 from sparsify.opening import Run, Source, asked, dense_model, opened, planned, resumed, where_it_stands
 from sparsify.plan import Plan
-from sparsify.train import Moment, derived_seed, evaluate, train_stage
+from sparsify.train import Moment, check_trainable, derived_seed, evaluate, train_stage
 from sparsify.weights import save_weights
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.data import Augment
@@ -81,6 +81,8 @@ def preview(
         wanted = job.loaded.recipe
         model, _ = dense_model(job)
         datasets = load_data(wanted.data, wanted.seed) if wanted.inputs is None and wanted.data is not None else None
+        if datasets is not None:
+            check_trainable(model, datasets)
         return planned(job, model, example_inputs(wanted, datasets))
 
 

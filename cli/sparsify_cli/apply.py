@@ -22,7 +22,11 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Train, cut, verify, measure. Exits with 3 when a limit of the recipe was missed."""
+    """Train, cut, verify, measure. Exits with 3 when a limit of the recipe was missed.
+
+    Training takes as many threads as PyTorch chooses; set OMP_NUM_THREADS to choose yourself, such as OMP_NUM_THREADS=2.
+    Timing takes those of the recipe's targets.
+    """
     if recipe is None and resume is None:
         raise typer.BadParameter("give a recipe (and a model), or --resume RUN")
     folder = [resume] if resume is not None else []

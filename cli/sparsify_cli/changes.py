@@ -1,11 +1,12 @@
 """Changes as tables: recipe, figures, widths."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sparsify.diff import Change
-from sparsify.figures import MISSING, accuracy, count, digits, milliseconds, plain, points, seconds, share, signed, size, times
+from sparsify.figures import accuracy, count, digits, milliseconds, plain, points, seconds, share, signed, size, times
 from sparsify.table import Table, columns
+from sparsify_cli.flow import flow
 
 _SECTIONS = (("metrics.", "Measured"), ("widths.", "Widths"), ("recipe.", "Recipe"))
 _SHOWN = {
@@ -36,7 +37,7 @@ def tables(changes: Sequence[Change]) -> tuple[Table, ...]:
 
 def _table(title: str, found: list[tuple[str, Change]]) -> Table:
     if title == "Recipe":
-        return Table(title, columns("path", "old", "new", ">change"), tuple((path, _flow(c.old), _flow(c.new), _delta(c)) for path, c in found))
+        return Table(title, columns("path", "old", "new", ">change"), tuple((path, flow(c.old), flow(c.new), _delta(c)) for path, c in found))
     rows = tuple((path, _figure(path, c.old), _figure(path, c.new), "" if c.same else _figure_delta(path, c), c.remark) for path, c in found)
     if not any(remark for *_, remark in rows):
         return Table(title, columns("figure" if title == "Measured" else "layer", ">old", ">new", ">change"), tuple(r[:4] for r in rows))
@@ -45,7 +46,7 @@ def _table(title: str, found: list[tuple[str, Change]]) -> Table:
 
 def _figure(path: str, value: Any) -> str:
     if value is None or isinstance(value, str | bool):
-        return _flow(value)
+        return flow(value)
     return _SHOWN.get(path.rpartition(".")[2], plain)(value)
 
 
@@ -65,20 +66,3 @@ def _delta(c: Change) -> str:
     unit = c.new.lstrip("0123456789.e+-") if isinstance(c.new, str) else ""
     text = signed(plain(float(digits(c.delta, 6)) if c.delta else 0.0))
     return f"{text} {'pp' if unit == '%' else unit}".rstrip()
-
-
-def _flow(value: Any) -> str:
-    """A value as YAML's flow style has it, without what is null."""
-    if value is None:
-        return MISSING
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return plain(value) if isinstance(value, float) else str(value)
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k}: {_flow(v)}" for k, v in sorted(value.items(), key=lambda kv: kv[0] != "kind") if v is not None) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_flow, value)) + "]"
-    return str(value)
-
-

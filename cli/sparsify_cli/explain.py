@@ -1,12 +1,12 @@
 """`sparsify explain`: say what a word of the recipe language means."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from sparsify_cli.flow import flow
 from sparsify_cli.render import show_json
 from sparsify_cli.topics import FAMILIES, WITHOUT_ENTRY, Key, Topic, all_topics, find
 from sparsify_schemas.lookup import fields
@@ -68,8 +68,4 @@ def _page(topic: Topic) -> Iterator[str]:
 def _takes(key: Key) -> str:
     if key.required:
         return f"{key.takes}; required"
-    return key.takes if key.default in (None, {}, []) else f"{key.takes}; {_shown(key.default)} when left out"
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return key.takes if key.default in (None, {}, []) else f"{key.takes}; {flow(key.default)} when left out"

@@ -9,6 +9,8 @@ from sparsify.errors import RunError
 from sparsify_cli.render import say
 
 SAMPLE = """\
+# yaml-language-server: $schema=recipe.schema.json
+# With that file beside this one (`sparsify schema recipe > recipe.schema.json`) an editor completes and checks as you type.
 # A recipe for sparsify. Check it with `sparsify validate {name}`, run it with `sparsify apply {name} --from-scratch`.
 # `sparsify explain rules` (or budget, group_lasso, filter, ...) says what a word means.
 version: 1

@@ -14,7 +14,7 @@ from sparsify.table import Line, Table, clean, lay_out
 
 NARROWEST, WIDEST, PIPE = 40, 120, 100
 _STYLES = {"title": "bold", "head": "dim", "rule": "dim", "row": "", "note": "", "blank": ""}
-_WORDS = {r"  MISSED$|^Warning:|  damaged  ": "bold red", r"  interrupted  ": "yellow", r"  met$": "green"}
+_WORDS = {r"  MISSED$|^Warning:|  damaged  |  failed  ": "bold red", r"  interrupted  ": "yellow", r"  met$": "green"}
 """colour is an addition: every one of these is said in words"""
 
 

@@ -9,6 +9,7 @@ import typer
 from sparsify.errors import RunError
 from sparsify.figures import MISSING, accuracy, share, times
 from sparsify.listing import RunRow, list_runs
+from sparsify.report import utc_minute
 from sparsify.table import Table, columns
 from sparsify_cli.render import show, show_json
 
@@ -31,9 +32,25 @@ def command(
 
 def _table(folder: Path, rows: tuple[RunRow, ...]) -> Table:
     shown = tuple(
-        (row.name, row.state, (row.created or MISSING)[:10], share(row.macs), share(row.params), accuracy(row.accuracy), times(row.speedup)) for row in rows
+        (
+            row.name,
+            row.state,
+            utc_minute(row.created).removesuffix(" UTC") if row.created else MISSING,
+            share(row.macs),
+            share(row.params),
+            accuracy(row.accuracy),
+            _speed(row),
+            row.title or MISSING,
+        )
+        for row in rows
     )
-    notes = [f"{row.name} is damaged: {row.problem}." for row in rows if row.problem]
+    notes = [f"{row.name} {'failed' if row.state == 'failed' else 'is damaged'}: {row.problem.rstrip('.')}." for row in rows if row.problem]
     notes += [f"{row.name} missed {', '.join(row.missed)}." for row in rows if row.missed]
-    notes += [f"Go on with {row.name}: sparsify apply --resume {folder / row.name}" for row in rows if row.state == "interrupted"]
-    return Table("", columns("run", "state", "created", ">MACs", ">params", ">accuracy", ">speed"), shown, tuple(notes))
+    notes += [f"Go on with {row.name}: sparsify apply --resume {folder / row.name}" for row in rows if row.state in ("interrupted", "failed")]
+    return Table("", columns("run", "state", "created (UTC)", ">MACs", ">params", ">accuracy", ">speed", "title"), shown, tuple(notes))
+
+
+def _speed(row: RunRow) -> str:
+    """As in the report: an interval that holds 1 is no difference."""
+    low, high = row.speedup_low, row.speedup_high
+    return "no difference" if low is not None and high is not None and low <= 1 <= high else times(row.speedup)

@@ -113,7 +113,7 @@ def _of_entry(prefix: str, model: Model) -> Iterator[Topic]:
             continue
         name = f"{prefix}.{field.name}" if prefix else field.name
         kinds = _kinds(field.annotation)
-        entries = [] if kinds else list(_entries(field.annotation))
+        entries = [] if kinds else list(dict.fromkeys(_entries(field.annotation)))
         text = "\n\n".join([field.meaning, *_more(field), *(_doc(entry) for entry in entries)])
         yield Topic(name, text, _key(field), tuple(key for entry in entries for key in _keys(entry)), kinds)
         for entry in entries:

@@ -11,6 +11,14 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_by_name=True)
 
 
+class AtKey(ValueError):
+    """What is wrong with an entry as a whole, and the key of it where one would mend that."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
 LARGEST = 2**63 - 1
 """the largest whole number that a tensor holds"""
 

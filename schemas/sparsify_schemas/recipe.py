@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from sparsify_schemas.base import Flag, Positive, Seed, Spec, Text
+from sparsify_schemas.base import AtKey, Flag, Positive, Seed, Spec, Text
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Criterion, Magnitude
 from sparsify_schemas.data import Data
@@ -43,7 +43,7 @@ class Rule(Spec):
     sparsity: Share | None = None
     """share of this rule's groups that is removed, whatever the budget says"""
     protect: Flag = False
-    """the matched layers keep their width"""
+    """the matched layers keep their width; such a rule takes no group, penalty, criterion, keep or sparsity"""
     override: Flag = False
     """take over groups that an earlier rule reaches as well"""
 
@@ -52,16 +52,16 @@ class Rule(Spec):
         if self.protect:
             extra = sorted(self.model_fields_set & {"group", "penalty", "criterion", "keep", "sparsity"})
             if extra:
-                raise ValueError(f"a rule with 'protect: true' takes no '{extra[0]}'; protected layers keep their width")
+                raise AtKey(extra[0], f"a rule with 'protect: true' takes no '{extra[0]}'; protected layers keep their width")
         elif self.group is None:
             raise ValueError("a rule needs a 'group' (filter, channel, neuron or weight), or 'protect: true'")
         if self.group == "weight":
             if isinstance(self.penalty, GroupLasso):
-                raise ValueError("group_lasso cannot act on group 'weight': a lasso over single weights is 'kind: l1'")
+                raise AtKey("penalty", "group_lasso cannot act on group 'weight': a lasso over single weights is 'kind: l1'")
             if self.sparsity is None:
                 raise ValueError("a rule with group 'weight' needs its own 'sparsity': zeroed weights stay in the file, so no budget can choose for it")
             if self.keep != Keep():
-                raise ValueError("'keep' cannot act on group 'weight': it counts whole groups of a layer's width")
+                raise AtKey("keep", "'keep' cannot act on group 'weight': it counts whole groups of a layer's width")
         return self
 
 

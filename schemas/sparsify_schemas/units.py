@@ -1,6 +1,14 @@
 """Values that carry their unit: `40%`, `5ep`, `200it`, `0.5dur`, `8MiB`, `1.5M`.
 
 A bare number is refused wherever its meaning would have to be looked up.
+
+    %              share of the dense model, or of what the key speaks of
+    ep             epochs of the stage
+    it             iterations: optimizer steps of the stage
+    dur            durations: 0.5dur is half of the stage
+    k M G T        10^3, 10^6, 10^9, 10^12 of what is counted
+    B kB MB GB     bytes: 1, 10^3, 10^6, 10^9
+    KiB MiB GiB    bytes: 2^10, 2^20, 2^30
 """
 
 import math

@@ -12,8 +12,9 @@ Inputs = tuple[Tensor, ...] | Mapping[str, Tensor]
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
-    """model(*inputs), or model(**inputs) for a mapping."""
-    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+    """model(*inputs), or model(**inputs) for a mapping; on copies, since a forward may write into its inputs."""
+    own = _changed(torch.clone, inputs)
+    return model(**own) if isinstance(own, Mapping) else model(*own)
 
 
 def named(inputs: Inputs) -> list[tuple[str | None, Tensor]]:

@@ -200,18 +200,22 @@ def _rebind(
 ) -> None:
     """Point an optimizer at the parameters of the copy and narrow state tensors that have a parameter's shape."""
     names = {id(p): name for name, p in old.named_parameters()}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    if any(id(p) not in names for p in held):
+        raise ModelError("the optimizer holds a parameter that is not the model's; pass the optimizer that trains this model")
     fresh = dict(new.named_parameters())
+    for parameter in held:
+        own, state = fresh[names[id(parameter)]], optimizer.state.pop(parameter, None)
+        steps = plans.get(names[id(parameter)], ())
+        if state is not None and (not steps or all(_follows(value, parameter) for value in state.values())):
+            optimizer.state[own] = {
+                key: _select(value, steps) if isinstance(value, torch.Tensor) and value.shape == parameter.shape else value
+                for key, value in state.items()
+            }
     for group in optimizer.param_groups:
-        for i, parameter in enumerate(group["params"]):
-            name = names.get(id(parameter))
-            if name is None:
-                raise ModelError("the optimizer holds a parameter that is not the model's; pass the optimizer that trains this model")
-            group["params"][i] = fresh[name]
-            state = optimizer.state.pop(parameter, None)
-            if state is not None:
-                optimizer.state[fresh[name]] = {
-                    key: _select(value, plans.get(name, ()))
-                    if isinstance(value, torch.Tensor) and value.shape == parameter.shape
-                    else value
-                    for key, value in state.items()
-                }
+        group["params"] = [fresh[names[id(p)]] for p in group["params"]]
+
+
+def _follows(value: object, parameter: torch.Tensor) -> bool:
+    """Whether a state entry can be narrowed with its parameter; a factored moment cannot, and the state starts afresh."""
+    return not isinstance(value, torch.Tensor) or value.dim() == 0 or value.numel() == 1 or value.shape == parameter.shape

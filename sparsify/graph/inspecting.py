@@ -43,8 +43,9 @@ def all_tensors(model: nn.Module) -> Iterable[Tensor]:
     """Parameters and buffers, tied ones once."""
     for name, parameter in model.named_parameters():
         yield Tensor(name, tuple(parameter.shape), parameter.element_size(), True)
+    saved = set(model.state_dict(keep_vars=True))
     for name, buffer in model.named_buffers():
-        yield Tensor(name, tuple(buffer.shape), buffer.element_size(), False)
+        yield Tensor(name, tuple(buffer.shape), buffer.element_size() if name in saved else 0, False)
 
 
 def layers(model: nn.Module, macs: Mapping[str, int]) -> Iterable[Layer]:
@@ -103,8 +104,11 @@ def _producers(model: nn.Module) -> dict[tuple[str, int], str]:
     names = canonical_names(model)
     found: dict[tuple[str, int], str] = {}
     for name, module in model.named_modules():
+        weight = names.get(f"{name}.weight" if name else "weight")
+        if weight is None:
+            continue  # computed from other parameters, by a parametrization for one
         if isinstance(module, (*CONVS, nn.Linear)):
-            found.setdefault((names[f"{name}.weight"], 0), name)
-        elif isinstance(module, TRANSPOSED):
-            found.setdefault((names[f"{name}.weight"], 1), name)
+            found.setdefault((weight, 0), name)
+        elif isinstance(module, TRANSPOSED) or type(module).__name__ == "Conv1D":  # transformers' Linear, transposed
+            found.setdefault((weight, 1), name)
     return found

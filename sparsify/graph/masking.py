@@ -65,8 +65,7 @@ def outputs(model: nn.Module, inputs: Inputs, gone: Mapping[tuple[str, int], Ite
     """Outputs of the masked model; gone: (tensor, dimension) -> indices that leave."""
     labels = Labels()
     mode = Narrowed(labels)
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        mode.enter_tensor(name, tensor)
+    mode.enter_model(model)
     mode.removed = torch.zeros(labels.count, dtype=torch.bool)
     for axis in labels.axes:
         for index in gone.get((axis.tensor, axis.dim), ()):

@@ -5,6 +5,7 @@ any activation. Where a statistic is taken over removed units (LayerNorm, GroupN
 out of it, and the verdict says `statistics change`: M is then no longer the dense model with some weights at zero.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -34,11 +35,11 @@ def verify(dense: nn.Module, thin: nn.Module, map: ModelMap, keep: Keep, inputs:
     narrowed = _narrowed_groups(map, keep)
     if not narrowed:
         return Verdict(outcome="nothing cut", difference=0.0, control=0.0)
-    wide, narrow, inputs = _as(dense, torch.float64), _as(thin, torch.float64), converted(inputs, torch.float64)
+    wide, narrow, inputs, tolerance = _precise(dense, thin, inputs)
     masked, found = _both(wide, narrow, map, keep, inputs)
     _runs_backwards(wide, narrow, inputs, narrowed)
     difference, control = _relative(found, masked), _relative(_outputs(wide, inputs), masked)
-    if not difference <= TOLERANCE:
+    if not difference <= tolerance:
         raise VerificationError(f"the cut model differs from the masked one by {difference:.1e} of the largest output{_blame(narrowed)}")
     changing = any(map.by_name[name].statistics for name in narrowed)
     return Verdict(
@@ -46,8 +47,25 @@ def verify(dense: nn.Module, thin: nn.Module, map: ModelMap, keep: Keep, inputs:
         difference=difference,
         control=control,
         groups=tuple(narrowed),
-        note="a statistic is taken over removed units (a normalisation, a mean): equal to the masked model with them left out of it" if changing else "",
+        note="; ".join(_remarks(changing, tolerance)),
     )
+
+
+def _remarks(changing: bool, tolerance: float) -> Iterable[str]:
+    if changing:
+        yield "a statistic is taken over removed units (a normalisation, a mean): equal to the masked model with them left out of it"
+    if tolerance > TOLERANCE:
+        yield f"the model casts inside and does not run in float64: compared in its own precision, within {tolerance:.0e}"
+
+
+def _precise(dense: nn.Module, thin: nn.Module, inputs: Inputs) -> tuple[nn.Module, nn.Module, Inputs, float]:
+    """Both models and the inputs in float64; as they are where the dense model does not run like that."""
+    wide, wide_inputs = _as(dense, torch.float64), converted(inputs, torch.float64)
+    try:
+        _outputs(wide, wide_inputs)
+    except Exception:
+        return deepcopy(dense).eval(), deepcopy(thin).eval(), inputs, TRIAL
+    return wide, _as(thin, torch.float64), wide_inputs, TOLERANCE
 
 
 def _narrowed_groups(map: ModelMap, keep: Keep) -> list[str]:
@@ -87,7 +105,10 @@ def probe(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
     inputs = converted(inputs, torch.float32)
     if groups:
         trial = _scrambled(model, inputs)
-        _good(groups, lambda chosen: _fault(trial, map, chosen, inputs), reasons)
+        groups = _good(groups, lambda chosen: _fault(trial, map, chosen, inputs, TRIAL), reasons)
+    if groups:
+        exact, _, exact_inputs, tolerance = _precise(trial, trial, inputs)
+        _good(groups, lambda chosen: _fault(exact, map, chosen, exact_inputs, tolerance), reasons)
     coupled = tuple(replace(c, protected=reasons[c.name]) if c.name in reasons else c for c in map.coupled)
     return replace(map, coupled=coupled)
 
@@ -154,14 +175,14 @@ def _accumulate(groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], 
             reasons[group.name] = f"a trial cut together with other layers failed: {why}"
 
 
-def _fault(trial: nn.Module, map: ModelMap, groups: Sequence[Coupled], inputs: Inputs) -> str | None:
+def _fault(trial: nn.Module, map: ModelMap, groups: Sequence[Coupled], inputs: Inputs, tolerance: float) -> str | None:
     keep = {c.name: _half(c) for c in groups}
     narrowed = _narrowed_groups(map, keep)
     try:
         thin, _ = cut(trial, map, keep, plan="probe")
         masked, found = _both(trial, thin, map, keep, inputs)
         difference = _relative(found, masked)
-        if not difference <= TRIAL:
+        if not difference <= tolerance:
             raise VerificationError(f"the cut model differs from the masked one by {difference:.1e} of the largest output")
         _runs_backwards(trial, thin, inputs, narrowed)
     except VerificationError as error:
@@ -220,7 +241,7 @@ def _masked(wide: nn.Module, map: ModelMap, keep: Keep) -> nn.Module:
     with torch.no_grad():
         for (tensor, dim, role), lost in dropped(map, keep).items():
             if role == "in":
-                values[tensor].index_fill_(dim, torch.tensor(sorted(lost)), 0.0)
+                values[tensor].index_fill_(dim, torch.tensor(sorted(lost), device=values[tensor].device), 0.0)
     return copy
 
 
@@ -253,9 +274,12 @@ def _backwards(model: nn.Module, inputs: Inputs) -> None:
 
 
 def _relative(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
-    largest = max((float(t.abs().max()) for t in wanted if t.numel()), default=0.0)
-    gap = max((float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True) if a.numel()), default=0.0)
-    return gap / max(largest, torch.finfo(torch.float64).tiny)
+    """Largest difference of an output relative to its own largest value; nan where one is not a number."""
+    gaps = [0.0]
+    for a, b in zip(found, wanted, strict=True):
+        if a.numel():
+            gaps.append(float((a - b).abs().max()) / max(float(b.abs().max()), torch.finfo(b.dtype).tiny))
+    return math.nan if any(math.isnan(gap) for gap in gaps) else max(gaps)
 
 
 def _first_line(error: Exception) -> str:

@@ -70,6 +70,13 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.shadows[tensor] = Shadow(tuple(tensor.shape), tuple(aspects), parameter=True)
         self.names[tensor] = name
 
+    def enter_model(self, model: nn.Module) -> None:
+        """Labels for every parameter and saved buffer; what is not saved (a table of rotary frequencies) is a constant."""
+        saved = set(model.state_dict(keep_vars=True))
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name in saved:
+                self.enter_tensor(name, tensor)
+
     def of(self, tensor: Tensor) -> Shadow:
         name: str | None = self.names.get(tensor)  # type: ignore[no-untyped-call]
         if name is not None:
@@ -143,7 +150,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         if name == "copy":
             return a.pointwise(tuple(out.shape), [Shadow((1,) * out.dim()), self.of(args[1])])
-        if name in LIKE:
+        if name in LIKE or name in ("zero", "fill"):
             return self.of(given[0])
         if name in MOVES:
             rest = args[1:]
@@ -466,8 +473,7 @@ def watch(model: nn.Module, inputs: Inputs) -> Labels:
     """
     labels = Labels()
     mode = Watch(labels)
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        mode.enter_tensor(name, tensor)
+    mode.enter_model(model)
     with mode.located(model):
         for training in (False, True):
             model.train(training)

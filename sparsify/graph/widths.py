@@ -40,5 +40,8 @@ def attributes(module: nn.Module) -> dict[str, int | tuple[int, ...]]:
             return {"num_parameters": module.weight.shape[0]}
         case nn.Embedding():
             return {"embedding_dim": module.weight.shape[1]}
+        case _ if type(module).__name__ == "Conv1D":  # transformers' Linear, transposed
+            rows, columns = module.get_parameter("weight").shape
+            return {"nx": rows, "nf": columns}
         case _:
             return {}

@@ -9,10 +9,11 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from sparsify.errors import Problem
-from sparsify.load.tree import Node, Path, Table, child, place_of, plain
+from sparsify.load.tree import Node, Path, Place, Table, child, dotted, place_of, plain
 from sparsify.load.variables import Filled
-from sparsify.load.words import found, near, shown
+from sparsify.load.words import found, meant, near, shown
 from sparsify_schemas import group
+from sparsify_schemas.base import AtKey
 from sparsify_schemas.lookup import Field, at, chosen, family, fields, types_at, written_as
 from sparsify_schemas.recipe import Recipe
 
@@ -20,9 +21,38 @@ _OF_KEYS = ("missing", "extra_forbidden")
 
 
 def explain(error: ValidationError, filled: Filled) -> list[Problem]:
-    """Problems in place of pydantic's errors; nothing is said of values that have been complained of already."""
+    """Problems in place of pydantic's errors; nothing is said of values that have been complained of already.
+
+    A misspelt `kind` does not hide the mistakes of the keys beside it: they are judged by the kind that was meant.
+    """
     data = plain(filled.root)
-    located = [(_path(e, data), e) for e in error.errors(include_url=False)]
+    problems = _explained(error, filled, data)
+    mended = {path: kind for path, e in _located(error, data) if (kind := _meant_kind(path, e, data))}
+    if not mended:
+        return problems
+    for path, kind in mended.items():
+        at(data, path)["kind"] = kind
+    try:
+        Recipe.model_validate(data, by_alias=True, by_name=False)
+    except ValidationError as more:
+        beside = tuple(f"{dotted(path)}." for path in mended)
+        problems += [problem for problem in _explained(more, filled, data) if f"{problem.path}.".startswith(beside)]
+    return problems
+
+
+def _located(error: ValidationError, data: Any) -> list[tuple[Path, ErrorDetails]]:
+    return [(_path(e, data), e) for e in error.errors(include_url=False)]
+
+
+def _meant_kind(path: Path, error: ErrorDetails, data: Any) -> str:
+    """The kind that a misspelt one is near to, '' where there is none."""
+    entry = at(data, path) if error["type"] == "union_tag_invalid" else None
+    value = entry.get("kind") if isinstance(entry, dict) else None
+    return meant(value, _kinds(path, data)) if isinstance(value, str) else ""
+
+
+def _explained(error: ValidationError, filled: Filled, data: Any) -> list[Problem]:
+    located = _located(error, data)
     kept = [
         (path, e) for path, e in located if not any(path[: len(b)] == b for b in filled.broken) and not _follows(path, e, located)
     ]
@@ -83,9 +113,7 @@ def _names(path: Path, data: Any) -> list[str]:
 
 
 def _meant(path: Path, data: Any) -> str:
-    hint = near(str(path[-1]), _names(path[:-1], data))
-    match = re.fullmatch(r"did you mean '(.*)'\?", hint)
-    return match[1] if match else ""
+    return meant(str(path[-1]), _names(path[:-1], data))
 
 
 def _problem(path: Path, error: ErrorDetails, root: Table, data: Any) -> Problem:
@@ -99,15 +127,21 @@ def _problem(path: Path, error: ErrorDetails, root: Table, data: Any) -> Problem
         case "literal_error":
             return _choice(path, error, root)
     message, hint = _said(path, error, data)
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, AtKey):
+        return _key_place((*path, cause.key), root).problem((*path, cause.key), message, hint)
     return place_of(root, path).problem(path, message, hint)
 
 
 def _unknown_key(path: Path, root: Table, data: Any) -> Problem:
+    return _key_place(path, root).problem(path, "unknown key", near(str(path[-1]), _names(path[:-1], data)))
+
+
+def _key_place(path: Path, root: Table) -> Place:
     owner: Node | None = root
     for part in path[:-1]:
         owner = child(owner, part)
-    place = owner.key_place(str(path[-1])) if isinstance(owner, Table) else place_of(root, path)
-    return place.problem(path, "unknown key", near(str(path[-1]), _names(path[:-1], data)))
+    return owner.key_place(str(path[-1])) if isinstance(owner, Table) else place_of(root, path)
 
 
 def _missing(path: Path, root: Table, data: Any) -> Problem:

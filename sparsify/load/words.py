@@ -35,8 +35,12 @@ def found(value: Any) -> str:
 def near(word: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?`, else what there is to choose from."""
     choices = list(dict.fromkeys(known))
-    match get_close_matches(word, choices, 1):
-        case [best]:
-            return f"did you mean '{best}'?"
-        case _:
-            return f"known: {', '.join(choices)}" if choices else ""
+    best = meant(word, choices)
+    if best:
+        return f"did you mean '{best}'?"
+    return f"known: {', '.join(choices)}" if choices else ""
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """What a misspelt word is nearest to, '' where nothing is near."""
+    return next(iter(get_close_matches(word, list(dict.fromkeys(known)), 1)), "")

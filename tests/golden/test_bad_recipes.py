@@ -126,6 +126,26 @@ EDITED: dict[str, tuple[Edits, str]] = {
         (("group_lasso", "group_laso"),),
         "recipe.yaml:13:13: rules.0.penalty.kind: unknown kind 'group_laso'; did you mean 'group_lasso'?",
     ),
+    "misspelt kind and a mistake beside it": (
+        (("group_lasso", "group_laso"), ("strength: 1e-3", "strenght: 1e-3\n      every: none")),
+        (
+            "recipe.yaml:13:13: rules.0.penalty.kind: unknown kind 'group_laso'; did you mean 'group_lasso'?\n"
+            "recipe.yaml:14:7: rules.0.penalty.strenght: unknown key; did you mean 'strength'?\n"
+            "recipe.yaml:15:14: rules.0.penalty.every: expected a whole number, found the text 'none'"
+        ),
+    ),
+    "a builder that sparsify has not": (
+        (("lenet5}", "lenet6}"),),
+        "recipe.yaml:4:16: model.build: module 'sparsify.models' has no 'lenet6'; did you mean 'lenet5'?",
+    ),
+    "a builder without its module": (
+        (("sparsify.models.lenet5}", "sparsify:lenet5}"),),
+        "recipe.yaml:4:16: model.build: module 'sparsify' has no 'lenet5'; did you mean 'sparsify.models.lenet5'?",
+    ),
+    "a builder in a module that is none": (
+        (("sparsify.models.lenet5}", "sparsify.modles.lenet5}"),),
+        "recipe.yaml:4:16: model.build: there is no module 'sparsify.modles'; did you mean 'sparsify.models.lenet5'?",
+    ),
     "kind of penalty that is none": (
         (("group_lasso", "dropout"),),
         "recipe.yaml:13:13: rules.0.penalty.kind: unknown kind 'dropout'; known: group_lasso, l1, l2",
@@ -292,7 +312,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "protect with group": (
         (("protect: true", "protect: true\n    group: filter"),),
-        "recipe.yaml:16:5: rules.1: a rule with 'protect: true' takes no 'group'; protected layers keep their width",
+        "recipe.yaml:18:5: rules.1.group: a rule with 'protect: true' takes no 'group'; protected layers keep their width",
     ),
     "rule without group": (
         (("    group: filter\n", ""),),
@@ -307,7 +327,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "group lasso on weights": (
         (("group: filter", "group: weight\n    sparsity: 50%"),),
-        "recipe.yaml:10:5: rules.0: group_lasso cannot act on group 'weight': a lasso over single weights is 'kind: l1'",
+        "recipe.yaml:13:5: rules.0.penalty: group_lasso cannot act on group 'weight': a lasso over single weights is 'kind: l1'",
     ),
     "bad regular expression": (
         (('"conv*"', "re:(conv"),),

@@ -11,10 +11,10 @@ import sparsify
 from sparsify import folder as files
 from sparsify.artefact import checked, list_runs, load_dense, load_run, read_cuts
 from sparsify.data import load_data
-from sparsify.errors import ModelError, RecipeError, RunError, TrainingError, VerificationError
+from sparsify.errors import DataError, ModelError, RecipeError, RunError, TrainingError, VerificationError
 from sparsify.events import CutDone, EpochDone, Note, RunStarted, StageStarted, StepDone
 from sparsify.models import digits_cnn
-from sparsify.run import apply
+from sparsify.run import apply, preview
 from sparsify.train import evaluate
 from sparsify_schemas.recipe import Recipe
 
@@ -70,6 +70,8 @@ def test_from_scratch_trains_cuts_tunes_and_measures():
     assert [(e.stage, e.epoch) for e in report.history] == [("learn", 1), ("learn", 2), ("finetune", 1)]
     assert report.stages[0].penalty_share > 0 and report.stages[2].penalty_share is None
     assert any("right before the cut" in n for n in report.notes)
+    assert (report.dense.epochs, report.cut.epochs) == (2, 3)
+    assert "the cut model was fine-tuned for 1 epoch after the cut; the dense model was not" in report.notes
 
     test = load_data(Recipe.model_validate(RECIPE).data, 3).test
     assert evaluate(load_run(run), test)[1] == report.cut.test_accuracy
@@ -117,6 +119,7 @@ def test_a_given_model_is_the_dense_one_and_stays_as_it_was():
     given = torch.load(path)
     assert all(torch.equal(v, given[k]) for k, v in load_dense(run).state_dict().items())
     assert any("dense model is model.pt as given" in n for n in checked(run).notes)
+    assert any(n.startswith("the cut model was trained for 2 epochs before the cut and fine-tuned for 1 epoch after") for n in checked(run).notes)
     assert str(Path.cwd()) not in "".join((run / f).read_text() for f in (files.PLAN, files.REPORT, files.PAGE))
 
 
@@ -151,16 +154,12 @@ def test_weights_stay_zero_through_the_stages_after_the_cut():
 
 
 def test_penalties_may_act_after_the_cut_too():
-    report = checked(go({**RECIPE, "stages": [LEARN, CUT, {**TUNE, "penalties": True}]}))
+    heard = []
+    report = checked(go({**RECIPE, "stages": [LEARN, CUT, {**TUNE, "penalties": True}]}, listener=heard.append))
+    (what, left), *_ = next(e for e in heard if isinstance(e, EpochDone) and e.stage == "finetune").remaining
+    assert what == "macs" and left <= report.cut.macs / report.dense.macs + 1e-6  # of the dense model, not of the cut one
     assert report.history[-1].strength == 2e-3
     assert report.stages[-1].penalty_share > 0
-
-
-def test_a_missed_demand_is_reported_and_the_run_is_complete():
-    rules = [{"layers": "conv1", "group": "filter", "sparsity": "90%", "keep": {"multiple_of": 8}}]
-    run = go({**ONE_SHOT, "budget": {}, "rules": rules}, weights())
-    assert [m.met for m in checked(run).limits] == [False]
-    assert list_runs("runs")[0].state == "complete"
 
 
 def test_a_whole_module_without_a_builder_runs_and_says_how_it_loads():
@@ -209,18 +208,47 @@ def test_divergence_names_the_place_and_leaves_the_last_checkpoint():
     with pytest.raises(TrainingError, match=r"stage 'learn', epoch 2, step \d+: .*lower the learning rate"):
         go({**RECIPE, "stages": [steep, CUT]})
     assert torch.load("runs/digits-1/checkpoint.pt")["moment"]["epochs"] == 1
-    assert list_runs("runs")[0].state == "interrupted"
+    (row,) = list_runs("runs")
+    assert row.state == "failed"
+    assert row.problem.startswith("stage 'learn', epoch 2, step ")
 
 
-def test_a_cut_that_fails_its_proof_is_not_saved(monkeypatch):
+def test_a_cut_that_fails_its_proof_is_not_saved_and_can_be_gone_on_with(monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise VerificationError("group 'conv1' fails by itself")
 
-    monkeypatch.setattr(sparsify.run.pruning, "cut", refuse)
-    with pytest.raises(VerificationError):
-        go()
-    assert list_runs("runs")[0].state == "interrupted"
-    assert not (Path("runs/digits-1") / files.WEIGHTS).exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(sparsify.run.pruning, "cut", refuse)
+        with pytest.raises(VerificationError):
+            go()
+    run = Path("runs/digits-1")
+    assert [(r.state, r.problem) for r in list_runs("runs")] == [("failed", "group 'conv1' fails by itself")]
+    assert not (run / files.WEIGHTS).exists()
+
+    seen = []
+    apply(resume=run, timing=0.05, listener=lambda _: seen.append(files.State.read(run).failure))
+    assert seen[0] is None
+    assert list_runs("runs")[0].state == "complete"
+    assert not (run / files.STATE).exists()
+
+
+def test_a_bug_is_listed_with_its_name():
+    def listener(event: object) -> None:
+        if isinstance(event, EpochDone):
+            raise ZeroDivisionError("oops")
+
+    with pytest.raises(ZeroDivisionError):
+        go(listener=listener)
+    assert [(r.state, r.problem) for r in list_runs("runs")] == [("failed", "ZeroDivisionError: oops")]
+
+
+def test_a_model_with_too_few_outputs_is_refused_before_the_first_epoch():
+    recipe = {**RECIPE, "model": {"build": "sparsify.models.digits_cnn", "args": {"classes": 7}}}
+    with pytest.raises(DataError, match=r"^the model has 7 outputs and the data 10 classes; build the model for as many$"):
+        go(recipe)
+    with pytest.raises(DataError, match="7 outputs"):
+        preview(recipe, from_scratch=True)
+    assert list_runs("runs") == ()
 
 
 @pytest.mark.parametrize(
@@ -231,9 +259,10 @@ def test_a_cut_that_fails_its_proof_is_not_saved(monkeypatch):
         ((RECIPE, "model.pt", {"from_scratch": True}), ModelError, "both model.pt and --from-scratch"),
         ((RECIPE, "nowhere.pt", {}), ModelError, "there is no model file nowhere.pt"),
         (({**RECIPE, "budget": {"macs": "0.1%"}}, None, {}), RecipeError, "cannot be reached"),
+        (({**RECIPE, "rules": [{**LASSO, "sparsity": "99%"}]}, None, {}), RecipeError, "cannot be reached"),
         ((RECIPE, None, {"overrides": ("sed=1",)}), RecipeError, "sed"),
     ],
-    ids=["nothing", "no model", "both", "no such file", "infeasible", "override"],
+    ids=["nothing", "no model", "both", "no such file", "infeasible", "too sparse", "override"],
 )
 def test_what_cannot_begin_leaves_no_folder(arguments, error, message):
     recipe, model, more = arguments

@@ -4,6 +4,7 @@ import json
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,13 @@ from torch import nn
 
 import sparsify
 from sparsify import folder as files
-from sparsify.artefact import list_runs, load_dense, load_run, save_run
+from sparsify.artefact import list_runs, load_dense, load_run, planned_inputs, save_run
 from sparsify.checkpoint import Checkpoint
 from sparsify.errors import ModelError, RunError, VerificationError
 from sparsify.models import digits_cnn
 from sparsify.pruning import Result, cut, make_plan
 from sparsify.weights import load_weights, save_weights
+from sparsify_schemas.recipe import Recipe
 
 RECIPE = {
     "version": 1,
@@ -138,19 +140,24 @@ def test_weights_that_are_zero_are_counted_and_said_to_bring_no_speed(tmp_path):
 
 
 def test_a_missed_demand_is_reported_as_missed(tmp_path):
-    recipe = {
-        **RECIPE,
-        "budget": {},
-        "rules": [{"layers": "conv1", "group": "filter", "sparsity": "90%", "keep": {"multiple_of": 8}}],
-    }
-    report = sparsify.artefact.checked(save_run(half(recipe), tmp_path / "run", timing=0.05))
+    rule = {"layers": "conv1", "group": "filter", "sparsity": "50%"}
+    done = half({**RECIPE, "budget": {}, "rules": [rule]})
+    asked = Recipe.model_validate({**RECIPE, "budget": {}, "rules": [{**rule, "sparsity": "90%"}]})
+    done = replace(done, plan=replace(done.plan, recipe=asked))
+    report = sparsify.artefact.checked(save_run(done, tmp_path / "run", timing=0.05))
     assert [(m.what, m.achieved, m.met) for m in report.limits] == [("rules.0.sparsity", 0.5, False)]
 
 
-def test_a_demand_on_protected_layers_alone_is_missed(tmp_path):
-    recipe = {**RECIPE, "budget": {}, "rules": [{"layers": "fc", "group": "neuron", "sparsity": "50%"}]}
-    report = sparsify.artefact.checked(save_run(half(recipe), tmp_path / "run", timing=0.05))
-    assert [(m.what, m.achieved, m.met) for m in report.limits] == [("rules.0.sparsity", 0.0, False)]
+def test_without_inputs_in_the_recipe_those_of_the_plan_are_measured(tmp_path):
+    recipe = {k: v for k, v in RECIPE.items() if k != "inputs"}
+    model = digits_cnn().eval()
+    run = save_run(cut(make_plan(recipe, model, (X,)), model), tmp_path / "run", timing=0.05)
+    report = sparsify.artefact.checked(run)
+    assert report.dense.macs == sparsify.artefact.checked(save_run(half(), tmp_path / "other", timing=0.05)).dense.macs
+    assert [tuple(x.shape) for x in planned_inputs(run)] == [(4, 1, 8, 8)]
+    (run / files.PLAN).write_text("{}")
+    with pytest.raises(RunError, match=r"plan.json is damaged"):
+        planned_inputs(run)
 
 
 def test_a_protected_layer_says_why(tmp_path):

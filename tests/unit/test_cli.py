@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
+import sparsify
 from sparsify.events import CutDone, EpochDone, Listener, Note, RunStarted, StageStarted, StepDone
+from sparsify.folder import State
+from sparsify.models import digits_cnn
 from sparsify_cli import render
 from sparsify_cli.app import exit_code
 from sparsify_cli.progress import drawing
@@ -169,13 +173,29 @@ def test_runs_lists_states_and_says_what_needs_doing(call) -> None:
     code, out, _ = call("runs")
     assert code == 0
     assert out.splitlines()[2:4] == [
-        "lenet-1  complete     2025-11-20  17.3 %   9.8 %   97.50 %  1.90x",
-        "lenet-2  complete     2025-11-20  17.3 %   9.8 %   97.50 %  1.90x",
+        "lenet-1  complete     2025-11-20 05:41  17.3 %   9.8 %   97.50 %  1.90x  LeNet-5 on MNIST by",
+        "                                                                         structured sparsity",
     ]
     assert "lenet-1 missed budget.params." in out
     assert "Go on with lenet-3: sparsify apply --resume runs/lenet-3" in out
     assert "lenet-4 is damaged: " in out
     assert [r["state"] for r in json.loads(call("runs", "--json")[1])] == ["complete", "complete", "interrupted", "damaged"]
+
+
+def test_a_failed_run_is_listed_with_the_error_that_ended_it(call) -> None:
+    folder = Path("runs/digits-1")
+    folder.mkdir(parents=True)
+    State({**RECIPE}, None, None, failure="stage 'learn', epoch 2: the loss is nan").write(folder)
+    out = call("runs")[1]
+    assert "digits-1  failed" in out
+    assert "digits-1 failed: stage 'learn', epoch 2: the loss is nan.\n" in out
+    assert "Go on with digits-1: sparsify apply --resume runs/digits-1" in out
+
+
+def test_a_speed_up_whose_interval_holds_one_is_no_difference(call) -> None:
+    server = Report.model_validate_json((GOLDEN / "lenet5.report.json").read_bytes()).latency[1]
+    make_run("lenet-1", title="LeNet", latency=(server,))
+    assert call("runs")[1].splitlines()[2].endswith("97.50 %  no difference  LeNet")
 
 
 def test_no_runs_and_no_folder(call, tmp_path: Path) -> None:
@@ -290,6 +310,33 @@ def test_apply_and_bench_on_a_real_model(call) -> None:
     assert (timed["a"], timed["b"]) == ("runs/digits-1", "runs/digits-1")
     assert timed["a_ms"] > 0
     assert call("bench", "runs/digits-1", "--target", "laptp")[2] == "the run has no target 'laptp'; did you mean 'laptop'?\n"
+
+
+def test_a_run_without_inputs_in_its_recipe_is_timed_on_those_of_its_plan(call) -> None:
+    recipe = {key: value for key, value in RECIPE.items() if key != "inputs"}
+    model = digits_cnn().eval()
+    sparsify.save_run(sparsify.cut(sparsify.make_plan(recipe, model, (torch.rand(2, 1, 8, 8),)), model), "mine", timing=0.05)
+    code, out, _ = call("bench", "mine", "--seconds", "0.1", "--json")
+    assert (code, [row["target"] for row in json.loads(out)]) == (0, ["laptop"])
+
+
+def test_a_plan_from_scratch_says_that_its_weights_are_random(call) -> None:
+    assert "Cut on the present weights (they are random) it would leave" in call("plan", write("a.yaml"), "--from-scratch")[1]
+    torch.save(digits_cnn().state_dict(), "model.pt")
+    assert "Cut on the present weights it would leave" in call("plan", "a.yaml", "model.pt")[1]
+
+
+def test_a_run_as_the_model_is_said_to_come_before_the_models_builder(call) -> None:
+    assert call("apply", write("a.yaml"), "--from-scratch", "--quiet")[0] == 0
+    note = "the dense model is the cut model of the run digits-1; the recipe's own model (sparsify.models.digits_cnn) is not used"
+    flat = " ".join(call("plan", "a.yaml", "runs/digits-1", "--set", "budget.macs=90%")[1].split())
+    assert note in flat
+    assert call("apply", "a.yaml", "runs/digits-1", "--set", "budget.macs=90%", "--quiet")[0] == 0
+    assert note in json.loads(call("report", "runs/digits-2", "--json")[1])["notes"]
+
+
+def test_apply_says_how_its_threads_are_set(call) -> None:
+    assert "OMP_NUM_THREADS" in call("apply", "--help")[1]
 
 
 def test_bench_of_a_run_that_is_not_there(call) -> None:

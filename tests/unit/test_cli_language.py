@@ -12,6 +12,7 @@ from sparsify.errors import DataError, VerificationError
 from sparsify.load import load
 from sparsify_cli import app, topics
 from sparsify_cli.app import COMMANDS, exit_code
+from sparsify_schemas import units
 
 RECIPE = "version: 1\ntitle: Sample\nrules:\n  - {layers: conv1, group: filter, sparsity: 50%}\n"
 LANGUAGE = {"init": ["x.yaml"], "validate": ["recipe.yaml"], "explain": ["group_lasso"], "schema": ["recipe"]}
@@ -178,6 +179,9 @@ class TestInit:
         out, error = capsys.readouterr()
         assert out == "new.yaml\n"
         assert "sparsify validate new.yaml" in error
+        first, second, *_ = Path("new.yaml").read_text(encoding="utf-8").splitlines()
+        assert first == "# yaml-language-server: $schema=recipe.schema.json"
+        assert "sparsify schema recipe > recipe.schema.json" in second
         recipe = load("new.yaml").recipe
         assert [stage.kind for stage in recipe.stages] == ["train", "cut", "train"]
         assert str(recipe.budget.macs) == "40%"
@@ -226,6 +230,25 @@ class TestExplain:
         out = capsys.readouterr().out
         assert "R = sum over groups g of strength * sqrt(|g|) * ||w_g||_2" in out
         assert "proximal | subgradient; proximal when left out" in out
+
+    def test_defaults_are_shown_as_a_recipe_has_them(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert exit_code(["explain", "criterion"]) == exit_code(["explain", "rules"]) == 0
+        assert "{kind: magnitude, norm: 2, normalize: none} when left out" in capsys.readouterr().out
+
+    def test_keys_are_said_once(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert exit_code(["explain", "inputs"]) == 0
+        assert capsys.readouterr().out.count("with the batch dimension first") == 1
+
+    def test_every_suffix_is_defined(self) -> None:
+        lines = [line.split("  ")[2] for line in (units.__doc__ or "").splitlines() if line.startswith("    ")]
+        defined = {suffix for line in lines for suffix in line.split()}
+        assert defined == {s for kind in (units.Share, units.Duration, units.Amount, units.Size) for s in kind.UNITS}
+
+    def test_protect_says_what_it_excludes(self) -> None:
+        assert "takes no group, penalty, criterion, keep or sparsity" in topics.find("protect").text
+
+    def test_what_a_callable_of_data_returns_is_said(self) -> None:
+        assert "(train, test), each a pair (x, y) of arrays or tensors or a torch Dataset" in topics.find("data.source").text
 
     def test_every_topic_can_be_shown(self, capsys: pytest.CaptureFixture[str]) -> None:
         for name, topic in topics.all_topics().items():

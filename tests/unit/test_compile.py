@@ -46,6 +46,22 @@ GOLDEN = {
         "rules:\n  - {layers: 'encoder.*', group: filter}\n",
         ["recipe.yaml:4:14: rules.0.layers: 'encoder.*' matches no layer of the model; the layers are conv1, conv2, conv3, fc, Conv2d, Linear"],
     ),
+    "a glob matches nothing": (
+        "rules:\n  - {layers: 'covn*', group: filter}\n",
+        ["recipe.yaml:4:14: rules.0.layers: 'covn*' matches no layer of the model; did you mean 'conv*'?"],
+    ),
+    "more than keep allows": (
+        "rules:\n  - {layers: conv1, group: filter, sparsity: 95%, keep: {at_least: 2, multiple_of: 4}}\n",
+        ["recipe.yaml:4:46: rules.0.sparsity: 95% cannot be reached: with keep.at_least 2 and keep.multiple_of 4 at most 50% of the groups can go; lower it, or loosen 'keep'"],
+    ),
+    "more than can go": (
+        "rules:\n  - {layers: 'conv*', group: filter, sparsity: 100%}\n",
+        ["recipe.yaml:4:48: rules.0.sparsity: 100% cannot be reached: as one group stays in every layer, at most 83.3% of the groups can go; lower it"],
+    ),
+    "a share of what is protected": (
+        "rules:\n  - {layers: fc, group: neuron, sparsity: 50%}\n",
+        ["recipe.yaml:4:43: rules.0.sparsity: 50% cannot be reached: 'fc' keeps its width: it feeds the network's output; select other layers, or leave 'sparsity' out"],
+    ),
     "one pattern of several matches nothing": (
         "rules:\n  - layers: [conv1, conv9]\n    group: filter\n",
         ["recipe.yaml:4:13: rules.0.layers: 'conv9' matches no layer of the model; did you mean 'conv3'?"],
@@ -108,7 +124,7 @@ def test_strict_refuses_what_had_to_be_protected(tmp_path: Path) -> None:
     text = "rules:\n  - {layers: 'conv*', group: filter}\n  - {layers: fc, group: neuron}\n"
     assert compiled(tmp_path, text).notes == ("rules.1: 'fc' keeps its width: it feeds the network's output",)
     assert complaints(tmp_path, text, strict=True) == [
-        "recipe.yaml:3:1: rules: rules.1: 'fc' keeps its width: it feeds the network's output; write 'protect: true' for it, or run without --strict"
+        "recipe.yaml:5:14: rules.1.layers: 'fc' keeps its width: it feeds the network's output; write 'protect: true' for it, or run without --strict"
     ]
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from sparsify import models
 from sparsify.data import batches, load_data
+from sparsify.load.builders import missing, suggestions
 from sparsify.measure import count_macs
 from sparsify_schemas.data import Data
 
@@ -119,3 +120,10 @@ def test_published_weights_load_and_classify(
     with torch.no_grad():
         right = sum(int((model(x).argmax(1) == y).sum()) for x, y in batches(test, 250))
     assert abs(right - rightly) <= 2
+
+
+def test_validate_knows_every_builder_without_importing_it() -> None:
+    assert [missing(f"sparsify.models.{name}") for name in models.__all__] == [("", "")] * len(models.__all__)
+    assert missing("sparsify.models.lenet:lenet5") == missing("torchvision.models.resnet18") == ("", "")
+    assert missing("sparsify.models.lenet.lenet6")[0] == "module 'sparsify.models.lenet' has no 'lenet6'"
+    assert {name.rpartition(".")[2] for name in suggestions()} == set(models.__all__)

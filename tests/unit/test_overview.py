@@ -81,6 +81,20 @@ def test_the_page_is_the_golden_one() -> None:
     assert text == (GOLDEN / "small.plan.txt").read_text()
 
 
+@pytest.mark.parametrize(("limit", "shown"), [("50%", "86.2 KiB"), ("64KiB", "86.2 KiB"), ("60kB", "88.3 kB")])
+def test_bytes_are_shown_in_the_units_of_the_budget(limit: str, shown: str) -> None:
+    plan = small_plan()
+    recipe = Recipe.model_validate({**plan.recipe.model_dump(by_alias=True, exclude_unset=True), "budget": {"bytes": limit}})
+    model = next(t for t in tables(replace(plan, recipe=recipe)) if t.title == "Model")
+    assert model.rows[2][:2] == ("bytes", shown)
+
+
+def test_random_weights_are_called_random() -> None:
+    plan = replace(small_plan(), random=True)
+    assert str(plan).count("ut on the present weights (they are random)") == 2
+    assert plan.digest == small_plan().digest
+
+
 def test_costs_shrink_with_the_widths_kept() -> None:
     now = costs(small_plan())
     conv1, block, head = 12 / 16, 4 / 16, 16_384 * 12 / 16 + 640

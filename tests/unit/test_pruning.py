@@ -1,6 +1,9 @@
 """make_plan and cut: what is theirs to change, and what a caller may get wrong."""
 
+import subprocess
+import sys
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -77,6 +80,18 @@ def test_model_inputs_and_random_numbers_are_left_as_they_were() -> None:
 def test_inputs_that_are_none_are_refused(inputs: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         sparsify.make_plan(RECIPE, Net(), inputs)
+
+
+def test_a_result_shows_itself_in_a_line() -> None:
+    shown = repr(cut(Net()))
+    assert shown.startswith("<Result: 50.0 % of the MACs, 51.4 % of the parameters; cut verified: equal (difference ")
+    assert shown.count("\n") == 0
+
+
+def test_names_and_version_without_importing_torch() -> None:
+    code = "import sparsify, sys; print(sparsify.__version__, 'torch' in sys.modules, set(sparsify.__all__) <= set(dir(sparsify)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert found == [version("sparsify-recipes"), "False", "True"]
 
 
 def test_a_lazy_layer_is_named_until_it_has_its_shape() -> None:

@@ -39,6 +39,12 @@ def test_the_headline_says_what_came_out_and_what_was_missed() -> None:
     )
 
 
+def test_an_accuracy_after_more_training_is_not_put_down_to_the_cut() -> None:
+    tuned = report(cut=report().cut.model_copy(update={"epochs": 35}), dense=report().dense.model_copy(update={"epochs": 30}))
+    assert "test accuracy 97.5 % after 5 more epochs of training (dense 97.8 %, -0.3 pp)" in headline(tuned)
+    assert "The cut model had 5 more epochs of training than the dense one." in tables(tuned)[0].notes
+
+
 def test_an_interval_that_holds_one_is_no_difference() -> None:
     assert "no measurable difference in speed (0.97 to 1.07) on laptop" in words(speedup=1.02, low=0.97, high=1.07)
     assert "faster" not in words(speedup=1.02, low=1.0, high=1.07)

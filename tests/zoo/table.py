@@ -1,0 +1,119 @@
+"""The zoo at half width, one row a network: what became of it, proven.
+
+    python tests/zoo/table.py [--scores random|magnitude] [--only NAME ...] [--json FILE]
+
+Outcome: `equal` (difference to the masked dense model at most 1e-9 in float64), `statistics change` (the same with the
+removed units left out of normalisations), or what went wrong. `gone`: share of the parameters removed at half width.
+`varies`: the outputs differ between examples; `control`: the masked model differs from the dense one; were either zero,
+the row would prove nothing.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import networks
+import torch
+
+from sparsify import graph
+from sparsify.criteria import group_scores
+from sparsify.graph.call import call, tensors
+from sparsify.groups import coupled_layout
+from sparsify_schemas.criterion import Magnitude, Random
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network at half width."""
+
+    name: str
+    outcome: str
+    difference: float
+    control: float
+    varies: float
+    gone: float
+    cut: int
+    protected: dict[str, str]
+    seconds: float
+
+
+def row(name: str, entry: networks.Entry, scores: str = "random") -> Row:
+    """Inspect, try, cut at half width, prove."""
+    torch.manual_seed(0)
+    model, inputs = entry.build().eval(), entry.inputs()
+    _perturb(model)
+    started = time.perf_counter()
+    map = graph.probe(model, graph.inspect(model, inputs, {}), inputs)
+    keep = _half(model, map, scores)
+    thin, _ = graph.cut(model, map, keep, "zoo")
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, thin))
+    outcome, difference, control = "broken", float("nan"), float("nan")
+    try:
+        verdict = graph.verify(model, thin, map, keep, inputs)
+        outcome, difference, control = verdict.outcome, verdict.difference, verdict.control
+    except Exception as error:
+        outcome = f"{type(error).__name__}: {error}"
+    protected = {c.name: c.protected for c in map.coupled if c.protected is not None and not c.protected.startswith("it feeds the network's output")}
+    return Row(name, outcome, difference, control, _varies(model, inputs), 1 - after / before, len(keep), protected, time.perf_counter() - started)
+
+
+def _perturb(model: torch.nn.Module) -> None:
+    """Random statistics, shifts and scales, so that no channel is silent and no block starts as the identity."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
+                module.running_mean.copy_(0.1 * torch.randn(module.num_features, generator=generator))
+                module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=generator))
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                own = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(1 + 0.3 * own if name.endswith("weight") else 0.1 * own)
+
+
+def _half(model: torch.nn.Module, map: object, scores: str) -> dict[str, list[int]]:
+    names = [c.name for c in map.coupled if c.protected is None]
+    weights = dict(model.named_parameters())
+    layout = coupled_layout(map, names, weights)
+    spec = Random(kind="random") if scores == "random" else Magnitude(kind="magnitude")
+    found = layout.split(group_scores(spec, layout, weights, None, 0)) if layout.count else {}
+    return {name: sorted(values.argsort(descending=True)[: max(1, len(values) // 2)].tolist()) for name, values in found.items()}
+
+
+def _varies(model: torch.nn.Module, inputs: networks.Inputs) -> float:
+    with torch.no_grad():
+        first = next(iter(tensors(call(model.eval(), inputs))))
+    return float((first[0] - first[-1]).abs().max() / first.abs().max().clamp(min=1e-30))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scores", choices=("random", "magnitude"), default="random")
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for name, entry in {**networks.torchvision(), **networks.timm(), **networks.transformers()}.items():
+        if given.only and not any(part in name for part in given.only):
+            continue
+        try:
+            rows.append(row(name, entry, given.scores))
+        except Exception as error:
+            rows.append(Row(name, f"{type(error).__name__}: {str(error)[:100]}", float("nan"), float("nan"), float("nan"), 0.0, 0, {}, 0.0))
+        r = rows[-1]
+        first = next(iter(r.protected.items()), ("", ""))
+        print(f"{r.name:36} {r.outcome[:60]:18} {r.difference:8.0e} control {r.control:7.0e} varies {r.varies:7.0e} gone {r.gone:4.0%} cut {r.cut:3} protected {len(r.protected):2} {r.seconds:5.1f}s  {first[0]}: {first[1][:80]}", flush=True)
+    if given.json:
+        given.json.write_text(json.dumps([asdict(r) for r in rows], indent=1))
+    good = [r for r in rows if r.outcome in ("equal", "statistics change")]
+    print(f"{len(rows)} networks: {len(good)} proven, {sum(r.gone >= 0.4 for r in good)} of them with 40 % or more of the parameters gone")
+
+
+if __name__ == "__main__":
+    main()

@@ -29,7 +29,7 @@ class GroupLasso(Spec):
     """coupled: a group is every slice that leaves with the channel (filter, bias, normalisation, consumers' columns); layer: the matched layer's own weight slice, the form of the SSL paper"""
     solver: Solver = "proximal"
     """proximal reaches exact zeros; subgradient only comes near them"""
-    every: Positive = 4
+    every: Positive = 8
     """proximal solver: act on every n-th step with the lr * strength of the n steps added up; 1 acts on each step"""
 
 
@@ -47,7 +47,7 @@ class L1(Spec):
     """lambda, a number or a schedule"""
     solver: Solver = "proximal"
     """proximal reaches exact zeros; subgradient only comes near them"""
-    every: Positive = 4
+    every: Positive = 8
     """proximal solver: act on every n-th step with the lr * strength of the n steps added up; 1 acts on each step"""
 
 
@@ -65,7 +65,7 @@ class L2(Spec):
     """lambda, a number or a schedule"""
     solver: Solver = "proximal"
     """proximal is decoupled from momentum, subgradient is classical weight decay"""
-    every: Positive = 4
+    every: Positive = 8
     """proximal solver: act on every n-th step with the lr * strength of the n steps added up; 1 acts on each step"""
 
 

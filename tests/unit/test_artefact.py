@@ -266,7 +266,7 @@ def test_weights_that_are_no_safetensors_are_refused_even_with_a_matching_digest
 
 def test_a_run_without_a_report_is_not_complete(run):
     (run / files.REPORT).unlink()
-    with pytest.raises(RunError, match="was interrupted"):
+    with pytest.raises(RunError, match="has not come to its end"):
         load_run(run)
     assert list_runs(run.parent)[0].state == "interrupted"
 

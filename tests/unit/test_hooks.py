@@ -70,6 +70,7 @@ def test_every_optimizer(kind: str, solver: str) -> None:
     optimizer = getattr(torch.optim, kind)(net.parameters(), lr=0.01)
     with sparsify.attach(plan(net, {"kind": "group_lasso", "strength": 3.0, "solver": solver}), net, optimizer) as hooks:
         train(net, optimizer, 60)
+        hooks.flush()  # between two actions of the penalty the optimizer may wake a dead unit a little
         dead = hooks.sparsity()
     train(free, getattr(torch.optim, kind)(free.parameters(), lr=0.01), 60)
     if solver == "proximal":
@@ -84,7 +85,7 @@ def test_every_saves_up_and_detaching_pays() -> None:
     for group in optimizer.param_groups:
         group["lr"] = 1e-9  # the gradient moves nothing, the lasso's strength makes up for it
     start = units(net)
-    with sparsify.attach(plan(net, {"kind": "group_lasso", "strength": 1e7}), net, optimizer) as hooks:
+    with sparsify.attach(plan(net, {"kind": "group_lasso", "strength": 1e7, "every": 4}), net, optimizer) as hooks:
         train(net, optimizer, 3)
         torch.testing.assert_close(units(net), start)
         train(net, optimizer, 3)

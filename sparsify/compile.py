@@ -17,6 +17,8 @@ ACTS_ON = {
     "filter": ("convolutions", ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
     "channel": ("convolutions", ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
     "neuron": ("Linear layers", ("Linear",)),
+    "head": ("linear projections of an attention", ("Linear", "Conv1D", "NonDynamicallyQuantizableLinear")),
+    "hidden": ("recurrent layers", ("LSTM", "GRU", "RNN")),
     "weight": ("layers with a weight matrix", ()),
 }
 
@@ -59,6 +61,10 @@ def _matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem])
             shown = ", ".join(f"{layer.name} ({layer.type})" for layer in hits[:3])
             advice = "use group 'neuron'" if all(layer.type == "Linear" for layer in hits) else "select other layers"
             problems.append(loaded.problem(f"rules.{index}.layers", f"group '{rule.group}' acts on {what}, but '{pattern}' matches only {shown}", advice))
+        without = [layer for layer in fitting if rule.group == "head" and not _of_rule(map, rule, layer)]
+        if without and len(without) == len(fitting):
+            shown = ", ".join(layer.name for layer in without[:3])
+            problems.append(loaded.problem(f"rules.{index}.layers", f"there are no heads in {shown}: the rows leave one by one", "use group 'neuron'"))
         found |= {layer.name: layer for layer in fitting}
     return list(found.values())
 
@@ -124,7 +130,7 @@ def _assignments(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> Iter
             claimed[layer.name, str(rule.group)] = index
             for group in _of_rule(map, rule, layer):
                 before, through = owner.get(group.name, (index, layer.name))
-                if before != index and first == index and not rule.override:
+                if group.protected is None and before != index and first == index and not rule.override:
                     text = f"'{layer.name}' leaves together with '{through}', which rules.{before} already has (coupled group '{group.name}')"
                     problems.append(_taken(loaded, index, text))
                     continue
@@ -133,7 +139,7 @@ def _assignments(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> Iter
         rule = rules[index]
         mine = [layer for layer in own if claimed[layer.name, str(rule.group)] == index]
         names = [c.name for layer in mine for c in _of_rule(map, rule, layer) if owner[c.name][0] == index and c.protected is None]
-        tensors = [f"{layer.name}.weight" for layer in mine if rule.group == "weight" or any(c.protected is None and owner[c.name][0] == index for c in _of_rule(map, rule, layer))]
+        tensors = [name for layer in mine for name in _weights(rule, map, layer) if rule.group == "weight" or any(c.protected is None and owner[c.name][0] == index for c in _of_rule(map, rule, layer))]
         yield Assignment(index, tuple(layer.name for layer in mine), tuple(dict.fromkeys(names)), tuple(tensors))
 
 
@@ -145,11 +151,28 @@ def _of_rule(map: ModelMap, rule: Rule, layer: Layer) -> list[Coupled]:
     match rule.group:
         case "filter" | "neuron":
             return _reached(map, layer, "out")
+        case "head":
+            return [c for c in _reached(map, layer, "out") if _rows(c, layer) > 1]
+        case "hidden":
+            return [c for c in map.coupled if any(s.tensor.startswith(f"{layer.name}.weight_hh") for s in c.slices)]
         case "channel":
             depthwise = layer.weight[1:2] == (1,) and layer.inputs == layer.outputs > 1
             return _reached(map, layer, "out" if depthwise else "in")
         case _:
             return []
+
+
+def _rows(group: Coupled, layer: Layer) -> int:
+    """How many rows of a layer's weight leave with one unit."""
+    own = [s for s in group.slices if s.tensor == f"{layer.name}.weight" and s.role == "out"]
+    return sum(span.units * span.repeat for s in own for span in s.spans) // max(group.width, 1)
+
+
+def _weights(rule: Rule, map: ModelMap, layer: Layer) -> list[str]:
+    """The tensors of a layer that a penalty of single weights or of the layer's own slices covers."""
+    if rule.group == "hidden":
+        return [t.name for t in map.tensors if t.name.startswith(f"{layer.name}.weight_")]
+    return [f"{layer.name}.weight"]
 
 
 def _notes(recipe: Recipe, map: ModelMap, assignments: Sequence[Assignment]) -> Iterable[str]:

@@ -33,7 +33,7 @@ class Rule(Spec):
     layers: Layers
     """glob on module names, re:<regular expression>, or a layer class; one or a list"""
     group: Group | None = None
-    """filter, channel, neuron or weight"""
+    """filter, channel, neuron, head, hidden or weight"""
     penalty: Penalty | None = None
     """what drives the groups to zero while training"""
     criterion: Criterion = Magnitude(kind="magnitude")
@@ -54,7 +54,9 @@ class Rule(Spec):
             if extra:
                 raise AtKey(extra[0], f"a rule with 'protect: true' takes no '{extra[0]}'; protected layers keep their width")
         elif self.group is None:
-            raise ValueError("a rule needs a 'group' (filter, channel, neuron or weight), or 'protect: true'")
+            raise ValueError("a rule needs a 'group' (filter, channel, neuron, head, hidden or weight), or 'protect: true'")
+        if self.group in ("head", "hidden") and isinstance(self.penalty, GroupLasso) and self.penalty.scope == "layer":
+            raise ValueError(f"scope 'layer' cannot act on group '{self.group}', which spans several tensors; leave out 'scope'")
         if self.group == "weight":
             if isinstance(self.penalty, GroupLasso):
                 raise AtKey("penalty", "group_lasso cannot act on group 'weight': a lasso over single weights is 'kind: l1'")

@@ -178,6 +178,9 @@ def _narrowed(model: nn.Module, narrows: Iterable[Narrow], optimizer: torch.opti
             module, _, attribute = alias.rpartition(".")
             store = copy.get_submodule(module)
             (store._parameters if isinstance(new, nn.Parameter) else store._buffers)[attribute] = new  # type: ignore[assignment]
+    for own in copy.modules():
+        if isinstance(own, nn.RNNBase):  # it keeps a list of its weights beside its parameters
+            own._flat_weights = [getattr(own, name) for name in own._flat_weights_names]
     if optimizer is not None:
         _rebind(optimizer, model, copy, plans)
     return copy

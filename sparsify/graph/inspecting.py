@@ -64,6 +64,8 @@ def _widths(module: nn.Module) -> tuple[int, int]:
             return module.in_features, module.out_features
         case nn.Conv1d() | nn.Conv2d() | nn.Conv3d() | nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
             return module.in_channels, module.out_channels
+        case nn.RNNBase():
+            return module.input_size, module.hidden_size
         case nn.Embedding():
             return module.num_embeddings, module.embedding_dim
         case nn.modules.batchnorm._BatchNorm():
@@ -104,7 +106,10 @@ def _producers(model: nn.Module) -> dict[tuple[str, int], str]:
     names = canonical_names(model)
     found: dict[tuple[str, int], str] = {}
     for name, module in model.named_modules():
-        weight = names.get(f"{name}.weight" if name else "weight")
+        prefix = f"{name}." if name else ""
+        if isinstance(module, nn.RNNBase) and not module.proj_size:
+            found.setdefault((names[f"{prefix}weight_hh_l0"], 1), name)
+        weight = names.get(f"{prefix}weight")
         if weight is None:
             continue  # computed from other parameters, by a parametrization for one
         if isinstance(module, (*CONVS, nn.Linear)):

@@ -59,6 +59,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.shadows: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.names: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.within: list[str] = []
+        self.hidden: dict[str, Tensor] = {}
 
     def enter_tensor(self, name: str, tensor: Tensor) -> None:
         """Give a parameter or buffer its labels: one per index of each dimension."""
@@ -76,6 +77,21 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name in saved:
                 self.enter_tensor(name, tensor)
+        for name, module in model.named_modules():
+            if isinstance(module, nn.RNNBase) and not module.proj_size:
+                self._enter_recurrent(name, module)
+
+    def _enter_recurrent(self, name: str, module: nn.RNNBase) -> None:
+        """A hidden unit is one index of every gate, layer and direction: one `hidden_size` holds for all of them.
+
+        The states that such a module starts from are made of that size too. Source: Wen et al., arXiv:1709.05027 (ISS).
+        """
+        units = [self.of(p).aspects for n, p in module.named_parameters(recurse=False) if n.startswith("weight_hh")]
+        columns = [next(a.flatten() for a in aspects if 1 in varying(a)) for aspects in units if module.hidden_size > 1]
+        for other in columns[1:]:
+            self.algebra.join(columns[0], other)
+        if columns:
+            self.hidden[name] = columns[0]
 
     def of(self, tensor: Tensor) -> Shadow:
         name: str | None = self.names.get(tensor)  # type: ignore[no-untyped-call]
@@ -132,12 +148,25 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
     def _written(self, name: str, args: Any) -> None:
-        """An operator wrote into a part of a tensor: what was written can no longer be followed; a constant needs not be."""
+        """An operator wrote into a part of a tensor. Labels that lie there already are joined with what is written; labels
+        that come to lie where none were can no longer be followed."""
         target = args[0] if args else None
-        if isinstance(target, Tensor) and target.untyped_storage().nbytes() > target.numel() * target.element_size() and name not in ("zero", "fill"):
-            for value in args:
-                if isinstance(value, Tensor):
+        if not isinstance(target, Tensor) or name in ("zero", "fill") or target.untyped_storage().nbytes() <= target.numel() * target.element_size():
+            return
+        own = self.of(target)
+        lies = {d for aspect in own.aspects for d in varying(aspect)}
+        for value in args[1:]:
+            if isinstance(value, Tensor):
+                shadow = self.algebra.pointwise(own.shape, [self.of(value), Shadow((1,) * len(own.shape), own.aspects)])
+                if any(not varying(aspect) <= lies for aspect in shadow.aspects):
                     self._fix(self.of(value), f"it is written into a part of another tensor ({name})")
+
+    def _initial(self, out: Any) -> Shadow | None:
+        """A tensor made from nothing: of fixed size, unless a recurrent module makes the state that it starts from."""
+        units = self.hidden.get(self.within[-1]) if self.within else None
+        if units is None or not isinstance(out, Tensor) or not out.dim() or out.shape[-1] != len(units):
+            return None
+        return Shadow(tuple(out.shape), (units.view([1] * (out.dim() - 1) + [-1]),))
 
     def _fix(self, shadow: Shadow, reason: str) -> None:
         for aspect in shadow.aspects:
@@ -147,7 +176,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         a = self.algebra
         given = [v for v in _flat(args, kwargs) if isinstance(v, Tensor)]
         if not given or name in FRESH:
-            return None
+            return self._initial(out)
         if name == "copy":
             return a.pointwise(tuple(out.shape), [Shadow((1,) * out.dim()), self.of(args[1])])
         if name in LIKE or name in ("zero", "fill"):

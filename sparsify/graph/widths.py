@@ -40,6 +40,9 @@ def attributes(module: nn.Module) -> dict[str, int | tuple[int, ...]]:
             return {"num_parameters": module.weight.shape[0]}
         case nn.Embedding():
             return {"embedding_dim": module.weight.shape[1]}
+        case nn.RNNBase():
+            read, kept = (module.get_parameter(f"weight_{name}_l0").shape[1] for name in ("ih", "hh"))
+            return {"input_size": read, "hidden_size": kept}
         case _ if type(module).__name__ == "Conv1D":  # transformers' Linear, transposed
             rows, columns = module.get_parameter("weight").shape
             return {"nx": rows, "nf": columns}

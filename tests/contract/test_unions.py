@@ -145,22 +145,78 @@ def test_optimizers_take_a_step(kind: type[BaseModel]) -> None:
     assert not torch.equal(before, model.weight)
 
 
+class Attention(nn.Module):
+    """Two heads of three features each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 2
+        self.q, self.k, self.v, self.out, self.last = (nn.Linear(i, o) for i, o in ((5, 6), (5, 6), (5, 6), (6, 5), (5, 3)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (p(x).view(*x.shape[:2], self.num_heads, 3).transpose(1, 2) for p in (self.q, self.k, self.v))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.last(self.out(mixed.transpose(1, 2).flatten(2)).mean(1))
+
+
+class Recurrent(nn.Module):
+    """An LSTM of two layers and both directions, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.last = nn.LSTM(5, 8, 2, batch_first=True, bidirectional=True), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.rnn(x)[0][:, -1])
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.Flatten(), nn.Linear(5 * 16, 7), nn.ReLU(), nn.Linear(7, 3))
+
+
+# Every group type: a network that has it, the layer to name, and what one forward call takes.
+SHOWN: dict[str, tuple[Any, str, tuple[int, ...]]] = {
+    "filter": (convolutional, "0", (2, 1, 8, 8)),
+    "channel": (convolutional, "2", (2, 1, 8, 8)),
+    "neuron": (convolutional, "4", (2, 1, 8, 8)),
+    "weight": (convolutional, "2", (2, 1, 8, 8)),
+    "head": (Attention, "q", (2, 4, 5)),
+    "hidden": (Recurrent, "rnn", (2, 4, 5)),
+}
+
+
 @pytest.mark.parametrize("kind", group.KINDS)
 def test_every_group_type_goes_through_a_plan_and_a_cut(kind: str) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.Flatten(), nn.Linear(5 * 16, 7), nn.ReLU(), nn.Linear(7, 3))
-    layer = {"filter": "0", "channel": "2", "neuron": "4", "weight": "2"}.get(kind)
-    assert layer is not None, f"say in this test which layer shows group '{kind}'"
+    assert kind in SHOWN, f"say in SHOWN which network has group '{kind}'"
+    build, layer, shape = SHOWN[kind]
+    model = build()
     recipe = Recipe.model_validate({"version": 1, "title": "t", "rules": [{"layers": layer, "group": kind, "sparsity": "50%"}]})
-    plan = sparsify.make_plan(recipe, model, (torch.randn(2, 1, 8, 8),))
+    plan = sparsify.make_plan(recipe, model, (torch.randn(shape),))
     result = sparsify.cut(plan, model)
     if kind == "weight":
         assert int((result.model.get_parameter("2.weight") == 0).sum()) == 135
         assert result.verdicts[0].outcome == "nothing cut"
     else:
         assert result.verdicts[0].outcome == "equal"
+        assert [w.kept / w.width for w in result.cuts.widths] == pytest.approx([0.5], abs=0.08)
         assert sum(p.numel() for p in result.model.parameters()) < sum(p.numel() for p in model.parameters())
     assert kind in group.MEANING
+
+
+@pytest.mark.parametrize("kind", group.KINDS)
+def test_a_lasso_reaches_every_group_type(kind: str) -> None:
+    torch.manual_seed(0)
+    build, layer, shape = SHOWN[kind]
+    model, x = build(), torch.randn(shape)
+    penalty = {"kind": "l1" if kind == "weight" else "group_lasso", "strength": 1e4, "every": 1}
+    rule = {"layers": layer, "group": kind, "penalty": penalty, **({"sparsity": "50%"} if kind == "weight" else {})}
+    plan = sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, model, (x,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with sparsify.attach(plan, model, optimizer) as hooks:
+        model(x).sum().backward()
+        optimizer.step()
+        assert hooks.sparsity() == 1.0
 
 
 def test_constants_are_what_numbers_become() -> None:

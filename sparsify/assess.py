@@ -19,7 +19,7 @@ from sparsify.modelfile import weights_digest
 from sparsify.plan import Plan
 from sparsify.train import evaluate
 from sparsify.weights import tensors
-from sparsify_schemas.cuts import Cuts
+from sparsify_schemas.cuts import Cuts, Fold
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Epoch, LayerRow, Limit, Report, Side, StageRow, Verdict
 from sparsify_schemas.target import Cpu
@@ -228,5 +228,10 @@ def _notes(work: Work, cut: nn.Module) -> Iterable[str]:
         if recipe.rules[assignment.rule].group == "weight":
             count, total = zeros(cut, assignment.tensors)
             yield f"rules.{assignment.rule}: {count} of {total} weights are zero; zeros stay in the tensors: this brings no speed and no smaller file"
+    folds = [op for op in work.cuts.operations if isinstance(op, Fold)]
+    if folds:
+        rough = [op.module for op in folds if not op.exact]
+        where = f"; only as a mean in {', '.join(rough[:3])}{', ...' if len(rough) > 3 else ''}, which pads" if rough else ""
+        yield f"the constants that removed channels still emitted were folded into {plural(len(folds), 'layer')}{where}"
     if not recipe.targets:
         yield "the recipe names no target, so both models were timed on this machine's CPU: eager, 1 thread, batch 1"

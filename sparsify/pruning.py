@@ -99,10 +99,11 @@ def cut(
     keep = _choose(plan, dense, batches)
     thin, cuts = graph.cut(dense, plan.map, keep, plan.digest)
     verdicts = _prove(plan, dense, thin, keep, inputs)
+    folds = graph.fold(dense, thin, plan.map, keep, inputs)
     zeros = _zero_weights(plan, thin, batches)
     if optimizer is not None:
         thin = _with_values(graph.replay(model, cuts, optimizer), thin)
-    cuts = cuts.model_copy(update={"operations": cuts.operations + zeros})
+    cuts = cuts.model_copy(update={"operations": cuts.operations + folds + zeros})
     return Result(thin, model, plan, cuts, verdicts)
 
 
@@ -222,6 +223,6 @@ def _zero_weights(plan: Plan, thin: nn.Module, batches: Sequence[tuple[Tensor, T
 
 def _with_values(model: nn.Module, source: nn.Module) -> nn.Module:
     with torch.no_grad():
-        for into, out in zip(model.parameters(), source.parameters(), strict=True):
+        for into, out in zip([*model.parameters(), *model.buffers()], [*source.parameters(), *source.buffers()], strict=True):
             into.copy_(out)
     return model

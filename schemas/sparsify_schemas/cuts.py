@@ -63,7 +63,20 @@ class Zero(Spec):
     """elements in all"""
 
 
-Operation = Annotated[Narrow | SetAttribute | Zero, Field(discriminator="op")]
+class Fold(Spec):
+    """What removed channels emitted as a constant went into the consumer's bias, or into the BatchNorm behind it; the
+    values are in the weights file."""
+
+    op: Literal["fold"] = "fold"
+    module: Text
+    """dotted name of the consumer"""
+    channels: Positive
+    """constant channels that it lost"""
+    exact: bool
+    """false where the consumer pads: next to the border the constant's effect differs from its mean"""
+
+
+Operation = Annotated[Narrow | SetAttribute | Zero | Fold, Field(discriminator="op")]
 
 
 class Cuts(Spec):

@@ -12,7 +12,7 @@ from sparsify.errors import ModelError, RunError
 from sparsify.graph.inspecting import canonical_names
 from sparsify.graph.widths import attributes
 from sparsify.plan import ModelMap
-from sparsify_schemas.cuts import Cuts, Narrow, Range, SetAttribute, Width, Zero
+from sparsify_schemas.cuts import Cuts, Fold, Narrow, Range, SetAttribute, Width, Zero
 
 Keep = Mapping[str, Sequence[int]]
 """coupled group -> units that stay, ascending"""
@@ -46,8 +46,8 @@ def replay(model: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None
                 narrows.append(op)
             case SetAttribute():
                 sets.append(op)
-            case Zero():
-                pass  # the zeros themselves come with the weights
+            case Zero() | Fold():
+                pass  # the values themselves come with the weights
     copy = _narrowed(model, narrows, optimizer)
     for op in sets:
         try:

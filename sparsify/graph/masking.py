@@ -5,6 +5,7 @@ model computes the same: each such operator runs on the remaining elements alone
 """
 
 from collections.abc import Iterable, Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from sparsify.graph.call import Inputs, call, tensors
 from sparsify.graph.labels import Labels
 from sparsify.graph.shadow import Shadow, varying
 from sparsify.graph.tracing import ALONG, REDUCTIONS, Watch, axes_of, primitive
+
+MIXING = (REDUCTIONS | ALONG | {"native_layer_norm", "native_group_norm"}) - {"glu"}
+"""operators whose result at one place depends on the others"""
 
 
 class Narrowed(Watch):  # type: ignore[no-untyped-call]
@@ -25,14 +29,11 @@ class Narrowed(Watch):  # type: ignore[no-untyped-call]
 
     def compute(self, _name: str, func: Any, args: Any, kwargs: Any) -> Any:
         x = args[0] if args else None
-        if not isinstance(x, Tensor) or _name not in (REDUCTIONS | ALONG | {"native_layer_norm", "native_group_norm"}):
+        if not isinstance(x, Tensor) or _name not in MIXING:
             return func(*args, **kwargs)
-        dims = axes_of(_name, args, kwargs)
-        for dim in sorted(dims):
-            kept = self._kept(self.of(x), dim)
-            if kept is not None:
-                return self._on_the_rest(_name, func, args, kwargs, dim, kept)
-        return func(*args, **kwargs)
+        shadow = self.of(x)
+        kept = {dim: stays.to(x.device) for dim in axes_of(_name, args, kwargs) if (stays := self._kept(shadow, dim)) is not None}
+        return self._on_the_rest(_name, func, args, kwargs, kept) if kept else func(*args, **kwargs)
 
     def _kept(self, shadow: Shadow, dim: int) -> Tensor | None:
         """Indices along a dimension at which something remains; None when all do."""
@@ -43,22 +44,27 @@ class Narrowed(Watch):  # type: ignore[no-untyped-call]
                     return torch.nonzero(stays).flatten()
         return None
 
-    def _on_the_rest(self, name: str, func: Any, args: Any, kwargs: Any, dim: int, kept: Tensor) -> Any:
+    def _on_the_rest(self, name: str, func: Any, args: Any, kwargs: Any, kept: Mapping[int, Tensor]) -> Any:
         x = args[0]
-        narrow = x.index_select(dim, kept)
         rest = list(args[1:])
-        if name == "native_layer_norm":
-            rest[0] = [len(kept) if d == dim - x.dim() + len(rest[0]) else n for d, n in enumerate(rest[0])]
-            rest[1:3] = [v.index_select(v.dim() - (x.dim() - dim), kept) if isinstance(v, Tensor) else v for v in rest[1:3]]
-        if name == "native_group_norm":
-            rest[0:2] = [v.index_select(0, kept) if isinstance(v, Tensor) else v for v in rest[0:2]]
-            rest[3] = len(kept)
-        out = func(narrow, *rest, **kwargs)
+        for dim, stays in kept.items():
+            if name == "native_layer_norm":
+                place = dim - x.dim() + len(rest[0])
+                rest[0] = [len(stays) if d == place else n for d, n in enumerate(rest[0])]
+                rest[1:3] = [v.index_select(place, stays) if isinstance(v, Tensor) else v for v in rest[1:3]]
+            if name == "native_group_norm":
+                rest[0:2] = [v.index_select(0, stays) if isinstance(v, Tensor) else v for v in rest[0:2]]
+                rest[3] = len(stays)
+        out = func(reduce(lambda t, d: t.index_select(d, kept[d]), kept, x), *rest, **kwargs)
         if name in REDUCTIONS:
             return out
-        if isinstance(out, Tensor):
-            return torch.zeros_like(x).index_copy(dim, kept, out)
-        return (torch.zeros_like(x).index_copy(dim, kept, out[0]), *out[1:])
+        filled = reduce(lambda t, d: _spread(t, d, kept[d], x.shape[d]), kept, out if isinstance(out, Tensor) else out[0])
+        return filled if isinstance(out, Tensor) else (filled, *out[1:])
+
+
+def _spread(narrow: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
+    """Put the indices of a dimension back to their places, with zeros between them."""
+    return narrow.new_zeros([size if d == dim else n for d, n in enumerate(narrow.shape)]).index_copy(dim, places, narrow)
 
 
 def outputs(model: nn.Module, inputs: Inputs, gone: Mapping[tuple[str, int], Iterable[int]]) -> list[Tensor]:

@@ -59,6 +59,7 @@ def make_plan(
     """Resolve a recipe against a model: what each rule reaches, what is protected and why, what the budget allows.
 
     inputs: what one forward call takes, a tuple or a mapping; drawn at random from the recipe's `inputs` when left out.
+    A model on the meta device can be planned too: its plan has no preview of widths.
     The structure is tried out: layers that a trial cut shows to be beyond what can be followed are protected.
     Raises RecipeError (the recipe is wrong or does not fit the model) and ModelError (the model cannot be traced).
     """
@@ -71,6 +72,8 @@ def make_plan(
     with torch.random.fork_rng(devices=[]):
         map = graph.probe(model, graph.inspect(model, inputs, macs), inputs)
     plan = compile_plan(loaded, map, strict=strict)
+    if any(p.is_meta for p in model.parameters()):
+        return replace(plan, notes=(*plan.notes, "the model has shapes and no weights: trial cuts checked that it runs, not what it computes"))
     keep = _choose(plan, model, None)
     return replace(plan, preview=tuple((name, len(kept)) for name, kept in keep.items()))
 

@@ -25,7 +25,8 @@ def cut(model: nn.Module, map: ModelMap, keep: Keep, plan: str, optimizer: torch
     """
     narrows = tuple(_narrows(map, keep))
     copy = _narrowed(model, narrows, optimizer)
-    touched = dict.fromkeys(op.tensor.rpartition(".")[0] for op in narrows)
+    narrowed = {op.tensor for op in narrows}
+    touched = dict.fromkeys(alias.rpartition(".")[0] for alias, name in canonical_names(model).items() if name in narrowed)
     sets = (*_changed(model, copy, touched), *_lengths(model, map, keep))
     for op in sets:
         _set(copy.get_submodule(op.module), op)
@@ -81,10 +82,12 @@ def dropped(map: ModelMap, keep: Keep) -> dict[tuple[str, int, str], set[int]]:
     gone: dict[tuple[str, int, str], set[int]] = defaultdict(set)
     for name, kept in keep.items():
         stays = set(kept)
-        if len(stays) == map.by_name[name].width:
+        leaves = [unit for unit in range(map.by_name[name].width) if unit not in stays]
+        if not leaves:
             continue
         for part in map.by_name[name].slices:
-            gone[part.tensor, part.dim, part.role] |= {i for span in part.spans for i, unit in span.pairs() if unit not in stays}
+            for span in part.spans:
+                gone[part.tensor, part.dim, part.role].update(span.places(leaves))
     return gone
 
 

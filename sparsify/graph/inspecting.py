@@ -10,6 +10,7 @@ from sparsify.graph.call import Inputs, call, check_model, named, tensors
 from sparsify.graph.grouping import coupled_groups
 from sparsify.graph.labels import Ints, Labels
 from sparsify.graph.tracing import watch
+from sparsify.graph.widths import attributes
 from sparsify.plan import Coupled, Layer, ModelMap, Tensor
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -94,7 +95,10 @@ def _written(model: nn.Module, labels: Labels) -> Iterable[tuple[str, Ints]]:
         if (module, own.tobytes()) in seen:
             continue
         seen.add((module, own.tobytes()))
+        implied = attributes(model.get_submodule(module))  # by the shapes of its tensors: set with them
         for attribute, value in vars(model.get_submodule(module)).items():
+            if attribute in implied:
+                continue
             if type(value) is int and value == len(own):
                 yield f"{module}:{attribute}", own
             elif isinstance(value, tuple | list) and all(type(v) is int for v in value) and list(value).count(len(own)) == 1:

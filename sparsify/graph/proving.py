@@ -90,12 +90,13 @@ def _does_not_run(error: Exception, groups: Sequence[str]) -> VerificationError:
 
 
 def probe(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
-    """The map with every group protected that a trial cut at half width shows to be beyond what can be followed.
+    """The map with every group protected that trial cuts to about half width show to be beyond what can be followed.
 
     First that the cut model runs, in eval and in train mode, on the meta device (shapes without numbers, so that the
     culprits are found in little time); then that it computes what the masked one does, on random well-conditioned
-    weights, so that dead channels of a trained model hide nothing. All groups are tried at once; only when that fails
-    are the culprits searched by halving.
+    weights, so that dead channels of a trained model hide nothing; with one half of the units in float32, with the
+    other in float64, so that every unit leaves once. All groups are tried at once; only when that fails are the
+    culprits searched by halving.
     """
     reasons: dict[str, str] = {}
     groups = [c for c in map.coupled if c.protected is None]
@@ -103,12 +104,13 @@ def probe(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
     if shapes.works:
         groups = _good(groups, shapes.fault, reasons)
     inputs = converted(inputs, torch.float32)
-    if groups:
+    numbers = not any(p.is_meta for p in model.parameters())  # a model of shapes alone can be planned, not compared
+    if groups and numbers:
         trial = _scrambled(model, inputs)
-        groups = _good(groups, lambda chosen: _fault(trial, map, chosen, inputs, TRIAL), reasons)
-    if groups:
+        groups = _good(groups, lambda chosen: _fault(trial, map, {c.name: _half(c) for c in chosen}, inputs, TRIAL), reasons)
+    if groups and numbers:
         exact, _, exact_inputs, tolerance = _precise(trial, trial, inputs)
-        _good(groups, lambda chosen: _fault(exact, map, chosen, exact_inputs, tolerance), reasons)
+        _good(groups, lambda chosen: _fault(exact, map, {c.name: _rest(c) for c in chosen}, exact_inputs, tolerance), reasons)
     coupled = tuple(replace(c, protected=reasons[c.name]) if c.name in reasons else c for c in map.coupled)
     return replace(map, coupled=coupled)
 
@@ -175,8 +177,7 @@ def _accumulate(groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], 
             reasons[group.name] = f"a trial cut together with other layers failed: {why}"
 
 
-def _fault(trial: nn.Module, map: ModelMap, groups: Sequence[Coupled], inputs: Inputs, tolerance: float) -> str | None:
-    keep = {c.name: _half(c) for c in groups}
+def _fault(trial: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, tolerance: float) -> str | None:
     narrowed = _narrowed_groups(map, keep)
     try:
         thin, _ = cut(trial, map, keep, plan="probe")
@@ -196,6 +197,12 @@ def _half(group: Coupled) -> list[int]:
     generator = torch.Generator().manual_seed(group.width)
     count = max(1, group.width // 2)
     return sorted(torch.randperm(group.width, generator=generator)[:count].tolist())
+
+
+def _rest(group: Coupled) -> list[int]:
+    """Units that `_half` removes, less one where it can be spared: every unit leaves in a trial, and the number differs."""
+    rest = sorted(set(range(group.width)) - set(_half(group)))
+    return rest[: max(1, len(rest) - 1)]
 
 
 def _scrambled(model: nn.Module, inputs: Inputs) -> nn.Module:

@@ -34,8 +34,9 @@ def varying(aspect: Tensor) -> set[int]:
 
 def compress(full: Tensor) -> Tensor:
     """Narrow every dimension along which the labels do not vary."""
+    full = first(full, (d for d in range(full.dim()) if full.shape[d] > 1 and full.stride(d) == 0))
     for d in range(full.dim()):
-        if full.shape[d] > 1 and (full.stride(d) == 0 or bool((full == full.narrow(d, 0, 1)).all())):
+        if full.shape[d] > 1 and bool((full == full.narrow(d, 0, 1)).all()):
             full = full.narrow(d, 0, 1)
     return full.contiguous()
 
@@ -171,7 +172,7 @@ class Algebra:
             if len(varying(after)) > max(1, len(varying(before))):
                 self.labels.rectangle(after.numpy())
         shape = tuple(change(torch.empty(1, dtype=torch.bool).expand(shadow.shape)).shape)
-        return Shadow(shape, tuple(r for r in results if varying(r)), shadow.parameter)
+        return Shadow(shape, self.merged(results), shadow.parameter)
 
     def blocks(self, shadow: Shadow, dim: int, length: int, reason: str) -> None:
         """A dimension is taken apart into equal blocks: the same positions leave all of them. Unequal: it stays."""

@@ -188,7 +188,11 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if "channel_shuffle" in name:
                 a.blocks(self.of(args[0]), 1, args[0].shape[1] // args[1], "it is shuffled in unequal groups")
             own = {k: v for k, v in kwargs.items() if k in ("dims", "dim", "implicit")}
-            moved = a.moved(self.of(args[0]), lambda t: _run(func, t, rest, own))
+            shadow = self.of(args[0])
+            if name == "roll":
+                dims = _get(args, kwargs, 2, "dims", None) or range(args[0].dim())
+                shadow = a.hold_all(shadow, {_dim(d, args[0]) for d in dims}, "it is rolled by a fixed number of places")
+            moved = a.moved(shadow, lambda t: _run(func, t, rest, own))
             return self._sized(moved) if name in ("view", "_unsafe_view", "reshape", "_reshape_alias") else moved
         handler: Callable[..., Any] | None = getattr(self, f"_op_{name}", None)
         if handler is not None:

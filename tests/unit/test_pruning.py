@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsify
-from sparsify.errors import ModelError
+from sparsify.errors import ModelError, RecipeError
 from sparsify.pruning import Result
 
 RECIPE = {"version": 1, "title": "t", "rules": [{"layers": "a", "group": "neuron", "sparsity": "50%"}]}
@@ -131,3 +131,14 @@ def test_scores_of_half_precision_do_not_overflow() -> None:
     with torch.no_grad():
         net.a.weight.mul_(1000)  # the sum of squares of a row passes 65504
     assert dict(sparsify.make_plan(RECIPE, net, (X[0].half(),)).preview) == {"a": 4}
+
+
+def test_a_model_of_shapes_alone_can_be_planned() -> None:
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(64, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 10))
+    recipe = {"version": 1, "title": "t", "budget": {"macs": "30%"}, "rules": [{"layers": ["0", "2"], "group": "neuron"}]}
+    plan = sparsify.make_plan(recipe, net, (torch.empty(2, 64, device="meta"),))
+    assert plan.assignments[0].coupled == ("0", "2") and plan.preview == () and plan.map.params == sum(p.numel() for p in net.parameters())
+    assert plan.notes[-1].startswith("the model has shapes and no weights")
+    with pytest.raises(RecipeError, match="cannot be reached"):
+        sparsify.make_plan({**recipe, "budget": {"macs": "0.001%"}}, net, (torch.empty(2, 64, device="meta"),))

@@ -6,6 +6,7 @@
     result = sparsify.cut(plan, model, optimizer=optimizer)
     run = sparsify.save_run(result, "runs/lenet")
     model = sparsify.load_run(run)
+    sparsify.export(run, "onnx", "lenet.onnx")
 
 Names are resolved on first use, so that checking a recipe never imports torch.
 """
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sparsify.artefact import load_run as load_run
     from sparsify.artefact import save_run as save_run
     from sparsify.errors import SparsifyError as SparsifyError
+    from sparsify.exporting import export as export
     from sparsify.hooks import attach as attach
     from sparsify.load import load as load_recipe
     from sparsify.pruning import cut as cut
@@ -30,12 +32,13 @@ _WHERE = {
     "apply": ("sparsify.run", "apply"),
     "attach": ("sparsify.hooks", "attach"),
     "cut": ("sparsify.pruning", "cut"),
+    "export": ("sparsify.exporting", "export"),
     "load_recipe": ("sparsify.load", "load"),
     "load_run": ("sparsify.artefact", "load_run"),
     "make_plan": ("sparsify.pruning", "make_plan"),
     "save_run": ("sparsify.artefact", "save_run"),
 }
-__all__ = ["SparsifyError", "__version__", "apply", "attach", "cut", "load_recipe", "load_run", "make_plan", "save_run"]
+__all__ = ["SparsifyError", "__version__", "apply", "attach", "cut", "export", "load_recipe", "load_run", "make_plan", "save_run"]
 
 
 def __dir__() -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from pydantic import ValidationError
@@ -55,12 +56,21 @@ class Base:
             model = graph.replay(model, cuts)
         return model
 
-    def write(self, folder: Path) -> None:
-        body = {
+    def body(self) -> dict[str, Any]:
+        """As JSON, which `of` reads."""
+        return {
             "model": self.model and self.model.model_dump(mode="json"),
             "cuts": [c.model_dump(mode="json") for c in self.cuts],
         }
-        files.write(folder / files.BASE, files.as_json(body))
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any]) -> Self:
+        """Raises ValueError, KeyError or TypeError when it is no such body."""
+        model = Model.model_validate(body["model"]) if body["model"] else None
+        return cls(model, tuple(Cuts.model_validate(c) for c in body["cuts"]))
+
+    def write(self, folder: Path) -> None:
+        files.write(folder / files.BASE, files.as_json(self.body()))
 
 
 def load_run(folder: str | Path, *, build: Build | None = None) -> nn.Module:
@@ -187,15 +197,21 @@ def read_cuts(folder: Path) -> Cuts:
         raise RunError(f"{path} is damaged: {error}") from None
 
 
-def planned_inputs(folder: Path) -> Inputs:
-    """Random inputs of the shapes that a run's plan was made with. Raises RunError."""
+def planned_inputs(folder: Path, batch: int | None = None) -> Inputs:
+    """Random inputs of the shapes that a run's plan was made with. Raises RunError.
+
+    batch: instead of the plan's, in every tensor whose first dimension is that of the first.
+    """
     path = folder / files.PLAN
     try:
-        recorded = json.loads(path.read_bytes())["map"]["inputs"]
-        return inputs_like((name, tuple(shape), dtype) for name, shape, dtype in recorded)
+        recorded = [(name, tuple(shape), dtype) for name, shape, dtype in json.loads(path.read_bytes())["map"]["inputs"]]
+        if batch is not None:
+            written = recorded[0][1][:1]
+            recorded = [(n, (batch, *shape[1:]) if shape and shape[:1] == written else shape, d) for n, shape, d in recorded]
+        return inputs_like(recorded)
     except FileNotFoundError:
         raise RunError(f"{path} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
 
 
@@ -205,14 +221,12 @@ def read_base(folder: Path) -> Base:
     if not path.exists():
         return Base(files.read_recipe(folder).model)
     try:
-        body = json.loads(path.read_bytes())
-        model = Model.model_validate(body["model"]) if body["model"] else None
-        return Base(model, tuple(Cuts.model_validate(c) for c in body["cuts"]))
+        return Base.of(json.loads(path.read_bytes()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
 
 
 def base_on(run: Path) -> Base:
-    """The base of a run whose dense model is the cut model of another run."""
+    """How the cut model of a run comes about: the base of a run on that run."""
     before = read_base(run)
     return replace(before, cuts=(*before.cuts, read_cuts(run)))

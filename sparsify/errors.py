@@ -50,4 +50,4 @@ class RunError(SparsifyError):
 
 
 class VerificationError(SparsifyError):
-    """A cut model does not compute what the masked one does; nothing was saved."""
+    """A cut model does not compute what the masked one does, or a file not what its model does; nothing was saved."""

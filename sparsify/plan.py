@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -24,11 +25,13 @@ class Span:
     units: int
     repeat: int = 1
 
-    def pairs(self) -> Iterator[tuple[int, int]]:
-        """(index, unit) in order of index."""
-        for k in range(self.units):
-            for r in range(self.repeat):
-                yield self.start + k * self.repeat + r, self.unit + k
+    def places(self, units: Sequence[int]) -> Iterable[int]:
+        """Indices that belong to those of the given units (ascending) that are in this span, ascending."""
+        own = units[bisect_left(units, self.unit) : bisect_left(units, self.unit + self.units)]
+        if self.repeat == 1:
+            return [self.start - self.unit + unit for unit in own]
+        firsts = (self.start + (unit - self.unit) * self.repeat for unit in own)
+        return [place for first in firsts for place in range(first, first + self.repeat)]
 
 
 @dataclass(frozen=True)

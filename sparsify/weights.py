@@ -26,12 +26,12 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
+def save_weights(model: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write the model's tensors as safetensors, whole or not at all. Raises RunError, ModelError."""
     found = {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors(model).items()}
     try:
         with replacing(path) as temporary:
-            save_file(found, temporary)
+            save_file(found, temporary, metadata)
     except SafetensorError as error:
         raise RunError(f"cannot write {path}: {error}") from error
 

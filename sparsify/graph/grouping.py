@@ -59,9 +59,9 @@ def _named(
         axes = [labels.axes[number] for number, _ in reached]
         name = next(producers[a.tensor, a.dim] for a in axes if (a.tensor, a.dim) in producers)
         taken[name] += 1
-        unit = {member: i for i, member in enumerate(members)}
-        slices = tuple(_slice(labels.axes[number], of_axis[number], unit, labels) for number, _ in reached)
-        sizes = tuple(s for attribute, own in lengths if (s := _length(attribute, own, unit)).spans)
+        units = np.array(members)
+        slices = tuple(_slice(labels.axes[number], of_axis[number], units, labels) for number, _ in reached)
+        sizes = tuple(s for attribute, own in lengths if (s := _length(attribute, own, units)).spans)
         called = name if taken[name] == 1 else f"{name}#{taken[name]}"
         yield Coupled(called, len(members), slices + sizes, statistics, _protected(reason, len(members), slices, labels))
 
@@ -76,28 +76,31 @@ def _protected(reason: str | None, units: int, slices: tuple[Slice, ...], labels
     return None
 
 
-def _slice(axis: Axis, classes: Ints, unit: Mapping[int, int], labels: Labels) -> Slice:
+def _slice(axis: Axis, classes: Ints, units: Ints, labels: Labels) -> Slice:
     role = "in" if (axis.tensor, axis.dim) in labels.consumed else "out"
-    return Slice(axis.tensor, axis.dim, role, spans((i, unit[c]) for i, c in enumerate(classes.tolist()) if c in unit))
+    return Slice(axis.tensor, axis.dim, role, spans(*_members(classes, units)))
 
 
-def _length(attribute: str, classes: Ints, unit: Mapping[int, int]) -> Slice:
-    return Slice(attribute, 0, "size", spans((i, unit[c]) for i, c in enumerate(classes.tolist()) if c in unit))
+def _length(attribute: str, classes: Ints, units: Ints) -> Slice:
+    return Slice(attribute, 0, "size", spans(*_members(classes, units)))
 
 
-def spans(pairs: Iterable[tuple[int, int]]) -> tuple[Span, ...]:
-    """Compress (index, unit), ascending in the index: runs of one unit, then runs of such runs."""
-    runs: list[tuple[int, int, int]] = []  # first index, unit, length
-    for index, unit in pairs:
-        if runs and runs[-1][0] + runs[-1][2] == index and runs[-1][1] == unit:
-            runs[-1] = (runs[-1][0], unit, runs[-1][2] + 1)
-        else:
-            runs.append((index, unit, 1))
-    found: list[Span] = []
-    for first, unit, length in runs:
-        last = found[-1] if found else None
-        if last and last.repeat == length and last.unit + last.units == unit and last.start + last.units * length == first:
-            found[-1] = Span(last.start, last.unit, last.units + 1, length)
-        else:
-            found.append(Span(first, unit, 1, length))
-    return tuple(found)
+def _members(classes: Ints, units: Ints) -> tuple[Ints, Ints]:
+    """Places whose class is one of `units` (ascending), and which one it is."""
+    at = np.minimum(np.searchsorted(units, classes), len(units) - 1)
+    (places,) = np.nonzero(units[at] == classes)
+    return places, at[places]
+
+
+def spans(places: Ints, units: Ints) -> tuple[Span, ...]:
+    """Compress places (ascending) and their units: runs of one unit, then runs of such runs."""
+    if not len(places):
+        return ()
+    breaks = (np.diff(places) != 1) | (np.diff(units) != 0)
+    first = np.concatenate(([0], np.nonzero(breaks)[0] + 1))
+    start, unit, length = places[first], units[first], np.diff(np.concatenate((first, [len(places)])))
+    joins = (length[1:] == length[:-1]) & (unit[1:] == unit[:-1] + 1) & (start[1:] == start[:-1] + length[:-1])
+    head = np.concatenate(([0], np.nonzero(~joins)[0] + 1))
+    counts = np.diff(np.concatenate((head, [len(start)])))
+    rows = zip(start[head].tolist(), unit[head].tolist(), counts.tolist(), length[head].tolist(), strict=True)
+    return tuple(Span(*row) for row in rows)

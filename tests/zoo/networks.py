@@ -1,10 +1,21 @@
-"""The zoo: real architectures with random weights, each with inputs. Names: tv (torchvision), timm, hf (transformers)."""
+"""The zoo: networks with random weights, each with inputs.
 
+Names: micro (one construct each, of tests/unit/test_graph.py), own (tests/zoo/own.py), tv (torchvision), timm, hf
+(transformers). The libraries are imported when they are asked for.
+"""
+
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+for _folder in ("unit", "zoo"):
+    sys.path.append(str(Path(__file__).parents[1] / _folder))
+
+import own as own_networks
 import shim  # noqa: F401
+import test_graph
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +38,15 @@ def images(size: int, batch: int = 2, channels: int = 3) -> Callable[[], Inputs]
 
 def tokens(*names: str) -> Callable[[], Inputs]:
     return lambda: {name: torch.randint(2, 50, (2, 9), generator=torch.Generator().manual_seed(1)) for name in names}
+
+
+def micro() -> dict[str, Entry]:
+    builders = {**test_graph.EQUAL, **test_graph.STATISTICS, **{name: entry[0] for name, entry in test_graph.KEPT_WHOLE.items()}}
+    return {f"micro.{name}": Entry(build, lambda: test_graph.INPUTS) for name, build in builders.items()}
+
+
+def own() -> dict[str, Entry]:
+    return {f"own.{name}": Entry(build, inputs) for name, (build, inputs) in own_networks.NETWORKS.items()}
 
 
 def torchvision() -> dict[str, Entry]:
@@ -130,3 +150,12 @@ def transformers() -> dict[str, Entry]:
             },
         ),
     }  # fmt: skip
+
+
+SOURCES = {"micro": micro, "own": own, "tv": torchvision, "timm": timm, "hf": transformers}
+"""First part of a name -> what builds the networks of that name."""
+
+
+def everything() -> dict[str, Entry]:
+    """Every network there is."""
+    return {name: entry for source in SOURCES.values() for name, entry in source().items()}

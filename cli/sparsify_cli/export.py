@@ -1,0 +1,41 @@
+"""`sparsify export`: write the cut model of a run as a file for other programs."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from sparsify.figures import size, tiny
+from sparsify_cli.render import say, show, show_json
+
+if TYPE_CHECKING:
+    from sparsify.exporting import Exported
+
+
+def command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
+    format: Annotated[Literal["pt2", "onnx", "safetensors"], typer.Option("--format", help="pt2: a torch.export program; onnx: needs the extra of that name; safetensors: weights, with the cut log as metadata.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The file to write; RUN.FORMAT in the current folder when left out.", show_default=False)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file when it is there already.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="What was written and measured as JSON.")] = False,
+) -> None:
+    """Write the cut model of a run as one file, reload it, and compare it with the model at two batch sizes."""
+    from sparsify.exporting import export
+
+    say(f"exporting {run} as {format}")
+    made = export(run, format, out, force=force)
+    if as_json:
+        show_json({**asdict(made), "path": str(made.path)})
+    else:
+        show(f"{made.path}: {size(made.bytes)}\n{_verdict(made)}")
+
+
+def _verdict(made: "Exported") -> str:
+    if made.difference is None:
+        return (
+            f"Checked by {made.checked_by} only, as onnxruntime is not installed: the file is well-formed, its results were "
+            "not compared. pip install 'sparsify-recipes[onnx]' brings onnxruntime."
+        )
+    batches = " and ".join(map(str, made.batches))
+    return f"Reloaded ({made.checked_by}) and compared at batch {batches}: largest difference {tiny(made.difference)} of the largest output."

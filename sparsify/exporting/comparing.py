@@ -1,0 +1,86 @@
+"""Whether a file computes what the model in memory does."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from sparsify import graph
+from sparsify.errors import ModelError, VerificationError
+from sparsify.figures import plain, tiny
+from sparsify.graph import Inputs
+from sparsify.measure import copied
+from sparsify.measure.calling import first
+
+Read = Callable[[], Callable[[Inputs], list[Tensor]]]
+"""loads the file; what it returns computes every tensor that the file does"""
+
+
+def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Every tensor that a forward call of a copy returns; random numbers start from the same seed each time."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.default_generator.manual_seed(0)
+        made = graph.call(copied(model), inputs)
+    return [value for value in pytree.tree_leaves(made) if isinstance(value, Tensor)]
+
+
+def in_memory(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """What the file has to compute. Raises ModelError when the model does not take the batch, or returns nothing to compare."""
+    try:
+        found = outputs(model, inputs)
+    except Exception as error:
+        raise ModelError(
+            f"the run's model does not take a batch of {len(first(inputs))}, so it cannot be exported: {reason(error)}"
+        ) from error
+    if not found:
+        raise ModelError("the run's model returns no tensor, so a file of it could not be compared with it")
+    return found
+
+
+def compared(
+    target: Path,
+    by: str,
+    read: Read,
+    probes: Mapping[int, Inputs],
+    expected: Mapping[int, list[Tensor]],
+    tolerance: float,
+) -> float:
+    """The largest relative difference at any batch size. Raises VerificationError when it is above the tolerance."""
+    refused = f"{target} was not written"
+    try:
+        run = read()
+        found = {batch: run(inputs) for batch, inputs in probes.items()}
+    except Exception as error:
+        raise VerificationError(f"{refused}: {by} cannot run what was made: {reason(error)}") from error
+    largest = 0.0
+    for batch, wanted in expected.items():
+        shapes, got = (", ".join(str(list(t.shape)) for t in side) for side in (wanted, found[batch]))
+        if shapes != got:
+            raise VerificationError(f"{refused}: at batch {batch} the model returns {shapes}, reloaded by {by} it returns {got}")
+        apart = max(map(difference, wanted, found[batch]))
+        if not apart <= tolerance:
+            raise VerificationError(
+                f"{refused}: at batch {batch}, reloaded by {by}, it differs from the run's model by {tiny(apart)} "
+                f"of the largest output; at most {plain(tolerance)} is allowed"
+            )
+        largest = max(largest, apart)
+    return largest
+
+
+def difference(expected: Tensor, found: Tensor) -> float:
+    """max|a - b| / max|a|; equal infinities, and NaN on both sides, are no difference."""
+    a, b = (t.detach().to(torch.complex128 if t.is_complex() else torch.float64) for t in (expected, found))
+    apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
+    if not apart.numel() or float(apart.max()) == 0:
+        return 0.0
+    finite = a[a.isfinite()].abs()
+    scale = float(finite.max()) if finite.numel() else 0.0
+    return float(apart.max()) / scale if scale else float("inf")
+
+
+def reason(error: Exception) -> str:
+    """The first two of the many lines that torch says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}"[:400]

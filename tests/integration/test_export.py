@@ -1,0 +1,379 @@
+"""export: the cut model of a run in three formats, each reloaded and compared before it gets its name."""
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+import sparsify
+from sparsify import folder as files
+from sparsify.artefact import checked, load_run, planned_inputs, save_run
+from sparsify.errors import ModelError, RunError, VerificationError
+from sparsify.exporting import TOLERANCE, comparing, formats, writing
+from sparsify.pruning import cut, make_plan
+from sparsify.run import apply
+from sparsify_cli.app import exit_code
+from sparsify_schemas.cuts import Cuts
+
+NETS = """
+import torch
+from torch import nn
+
+def mlp():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32), nn.Tanh(), nn.Linear(32, 10))
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+    def forward(self, x, mask, scale):
+        h = torch.relu(self.a(x)) * mask
+        return {"logits": self.b(h) * scale, "more": (h.sum(1), self.b(h).argmax(1))}
+
+class Fixed(Two):
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x.view(2, 6))))
+
+class Branching(Two):
+    def forward(self, x):
+        y = self.b(torch.relu(self.a(x)))
+        return y if y.detach().sum() > 1e9 else -y
+"""
+SGD = {"kind": "sgd", "lr": 0.05, "momentum": 0.9}
+COMMON = {"version": 1, "data": {"source": "digits", "validation": "10%"}}
+STAGES = [{"kind": "train", "name": "learn", "epochs": 1, "optimizer": SGD}, {"kind": "cut"}]
+CONV = {
+    **COMMON,
+    "title": "Conv",
+    "model": {"build": "sparsify.models.digits_cnn"},
+    "budget": {"macs": "40%"},
+    "rules": [{"layers": "conv*", "group": "filter"}],
+    "stages": STAGES,
+}
+MLP = {
+    **COMMON,
+    "title": "Mlp",
+    "model": {"build": "export_nets.mlp"},
+    "rules": [{"layers": "Linear", "group": "neuron", "sparsity": "50%"}],
+    "stages": STAGES,
+}
+FORMATS = ("pt2", "onnx", "safetensors")
+PT2 = """
+import sys, torch
+x, expected = torch.load(sys.argv[2])
+model = torch.export.load(sys.argv[1]).module()
+assert not [m for m in sys.modules if m.startswith(("sparsify", "export_nets"))]
+print(max(float((model(x[:n]) - expected[:n]).abs().max()) for n in (1, 2, 7, 33)))
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs by name, in a folder from which the builder of the MLP can be imported."""
+    where = tmp_path_factory.mktemp("export")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(where)
+        Path("export_nets.py").write_text(NETS)
+        made = {r["title"].lower(): where / apply(r, from_scratch=True, timing=0.05) for r in (CONV, MLP)}
+    assert all(checked(run).cut.params < checked(run).dense.params for run in made.values())
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _here(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.syspath_prepend(str(runs["conv"].parents[1]))
+
+
+@pytest.fixture
+def call(capsys):
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = exit_code([str(a) for a in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def images(count: int) -> torch.Tensor:
+    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+
+
+def built(name: str, shapes: list, **more: object) -> Path:
+    """A run of one of the other networks, cut by half."""
+    recipe = {
+        "version": 1,
+        "title": name,
+        "model": {"build": f"export_nets.{name}"},
+        "inputs": shapes,
+        "rules": [{"layers": "a", "group": "neuron", "sparsity": "50%"}],
+        **more,
+    }
+    import export_nets
+
+    model = getattr(export_nets, name)().eval()
+    return save_run(cut(make_plan(recipe, model), model), name, timing=0.01)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("name", ["conv", "mlp"])
+def test_what_was_written_computes_what_the_run_does(runs, name, format):
+    made = sparsify.export(runs[name], format)
+    assert made.path == Path(f"{name}-1.{format}")
+    assert made.bytes == made.path.stat().st_size
+    assert made.difference <= TOLERANCE
+    assert made.batches == (1, 5)
+    if format != "onnx":
+        assert made.difference == 0
+    assert [p.name for p in Path.cwd().iterdir()] == [made.path.name]
+    assert str(runs[name].parent).encode() not in made.path.read_bytes()
+    assert b"site-packages" not in made.path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["conv", "mlp"])
+def test_a_pt2_runs_in_a_fresh_process_without_any_code_of_ours(runs, name, tmp_path):
+    sparsify.export(runs[name], "pt2", "m.pt2")
+    x = images(33)
+    with torch.no_grad():
+        torch.save((x, load_run(runs[name])(x)), "x.pt")
+    done = subprocess.run(
+        [sys.executable, "-I", "-W", "error", "-c", PT2, "m.pt2", "x.pt"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["conv", "mlp"])
+def test_onnx_takes_any_batch(runs, name):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    made = sparsify.export(runs[name], "onnx")
+    assert made.checked_by == "onnxruntime"
+    session = onnxruntime.InferenceSession(f"{name}-1.onnx", providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    assert entry.shape == ["batch", 1, 8, 8]
+    model = load_run(runs[name])
+    for count in (1, 3, 32):
+        (found,) = session.run(None, {entry.name: images(count).numpy()})
+        with torch.no_grad():
+            np.testing.assert_allclose(found, model(images(count)).numpy(), atol=1e-5)
+
+
+def test_safetensors_carry_what_rebuilds_the_model(runs):
+    sparsify.export(runs["conv"], "safetensors")
+    with safe_open("conv-1.safetensors", framework="pt") as stored:
+        metadata = stored.metadata()
+    assert metadata["format"] == "pt"
+    assert json.loads(metadata["model"]) == {"build": "sparsify.models.digits_cnn", "args": {}}
+    (cuts,) = (Cuts.model_validate(c) for c in json.loads(metadata["cuts"]))
+    assert cuts == Cuts.model_validate_json((runs["conv"] / files.CUTS).read_bytes())
+    model, weights = load_run(runs["conv"]), load_file("conv-1.safetensors")
+    model.load_state_dict({name: torch.zeros_like(t) for name, t in weights.items()})
+    model.load_state_dict(weights)
+    assert torch.equal(model(images(3)), load_run(runs["conv"])(images(3)))
+
+
+def test_a_run_on_a_run_carries_both_cut_logs(runs):
+    recipe = {k: v for k, v in CONV.items() if k not in ("data", "stages")} | {
+        "title": "Again",
+        "inputs": [{"shape": [2, 1, 8, 8]}],
+        "budget": {"macs": "60%"},
+    }
+    again = apply(recipe, runs["conv"], timing=0.05)
+    assert sparsify.export(again, "safetensors").difference == 0
+    with safe_open("again-1.safetensors", framework="pt") as stored:
+        assert len(json.loads(stored.metadata()["cuts"])) == 2
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_named_inputs_nested_outputs_and_an_input_without_batch(format):
+    run = built("Two", {"x": {"shape": [4, 6]}, "mask": {"shape": [4, 1]}, "scale": {"shape": [3]}})
+    assert [tuple(v.shape) for v in planned_inputs(run, 7).values()] == [(7, 6), (7, 1), (3,)]
+    made = sparsify.export(run, format, "two")
+    assert made.difference <= TOLERANCE
+
+
+def test_a_run_of_batch_one_has_a_dynamic_batch_all_the_same():
+    run = built("mlp", [{"shape": [1, 1, 8, 8]}], rules=[{"layers": "1", "group": "neuron", "sparsity": "50%"}])
+    assert sparsify.export(run, "pt2").difference == 0
+
+
+# refusals
+
+
+def test_a_model_tied_to_its_batch_is_refused():
+    run = built("Fixed", [{"shape": [2, 6]}], targets={"two": {"kind": "cpu", "batch": 2}})
+    with pytest.raises(ModelError, match=r"does not take a batch of 1, so it cannot be exported: RuntimeError: shape '\[2, 6\]'"):
+        sparsify.export(run, "pt2")
+    assert not Path("Fixed.pt2").exists()
+
+
+@pytest.mark.parametrize("format", ["pt2", "onnx"])
+def test_a_model_that_torch_export_cannot_follow_is_refused(format, call):
+    run = built("Branching", [{"shape": [2, 6]}])
+    with pytest.raises(ModelError, match=r"torch\.export cannot follow the model with a batch of any size: GuardOnDataDep"):
+        sparsify.export(run, format, "b")
+    code, out, err = call("export", run, "--format", format)
+    assert (code, out, len(err.splitlines())) == (1, "", 2)
+    assert {p.name for p in Path.cwd().iterdir()} == {"Branching"}
+
+
+def test_a_run_without_a_builder_says_so_and_takes_one():
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    torch.save(model, "module.pt")
+    recipe = {k: v for k, v in CONV.items() if k not in ("model", "budget")} | {
+        "rules": [{"layers": "0", "group": "filter", "sparsity": "50%"}],
+        "stages": [{"kind": "cut"}],
+    }
+    run = apply(recipe, "module.pt", timing=0.05)
+    with pytest.raises(RunError, match=r"the run does not say how its model is built.*build=callable"):
+        sparsify.export(run, "pt2")
+    for format in FORMATS:
+        made = sparsify.export(run, format, build=lambda: torch.load("module.pt", weights_only=False))
+        assert made.difference <= TOLERANCE
+
+
+def test_an_existing_file_is_replaced_only_by_force(runs, call):
+    Path("m.pt2").write_text("mine")
+    code, out, err = call("export", runs["mlp"], "--format", "pt2", "--out", "m.pt2")
+    assert (code, out) == (1, "")
+    assert err.endswith("m.pt2 exists already; choose another place with --out, or replace it with --force\n")
+    assert Path("m.pt2").read_text() == "mine"
+    assert call("export", runs["mlp"], "--format", "pt2", "--out", "m.pt2", "--force")[0] == 0
+    assert Path("m.pt2").stat().st_size > 1000
+
+
+def test_the_files_of_the_run_are_never_replaced(runs):
+    with pytest.raises(RunError, match="is a file of the run itself"):
+        sparsify.export(runs["conv"], "safetensors", runs["conv"] / files.WEIGHTS, force=True)
+    checked(runs["conv"], files.WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [("no/m.pt2", "cannot write no/m.pt2: there is no folder no"), (".", "it is a folder; name a file in it")],
+)
+def test_places_that_cannot_be_written_are_named_before_the_work(runs, where, said):
+    with pytest.raises(RunError, match=said):
+        sparsify.export(runs["conv"], "pt2", where)
+
+
+def test_an_unknown_format_and_a_missing_run(runs, call):
+    with pytest.raises(RunError, match="no format 'tflite' to export to; known: pt2, onnx, safetensors"):
+        sparsify.export(runs["conv"], "tflite")
+    code, _, err = call("export", runs["conv"], "--format", "tflite")
+    assert code == 2 and "tflite" in err
+    assert call("export", runs["conv"])[0] == 2
+    code, _, err = call("export", "nowhere", "--format", "pt2")
+    assert (code, err.splitlines()[-1]) == (1, "nowhere: no such run; 'sparsify runs' lists them, 'sparsify apply' makes one")
+
+
+def without(*names: str):
+    return lambda name: None if name in names else find_spec(name)
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript"])
+def test_without_the_extra_its_name_is_said(runs, call, monkeypatch, missing):
+    monkeypatch.setattr(writing, "find_spec", without(missing))
+    code, out, err = call("export", runs["conv"], "--format", "onnx")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1] == (
+        "export to ONNX needs onnx and onnxscript, which are not installed: pip install 'sparsify-recipes[onnx]'"
+    )
+
+
+def test_without_onnxruntime_the_checker_reads_the_file_and_that_is_said(runs, call, monkeypatch):
+    monkeypatch.setattr(formats, "find_spec", without("onnxruntime"))
+    code, out, _ = call("export", runs["mlp"], "--format", "onnx")
+    assert code == 0
+    assert "Checked by onnx.checker only, as onnxruntime is not installed" in out
+    made = json.loads(call("export", runs["mlp"], "--format", "onnx", "--json", "--force")[1])
+    assert (made["checked_by"], made["difference"], made["batches"]) == ("onnx.checker", None, [])
+
+
+# what a difference, a crash and a damaged file leave behind
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_difference_is_exit_three_and_leaves_what_was_there(runs, call, monkeypatch, format):
+    kept = Path("m")
+    kept.write_text("old")
+    exact = writing.in_memory
+    monkeypatch.setattr(writing, "in_memory", lambda model, inputs: [1.0001 * t for t in exact(model, inputs)])
+    code, out, err = call("export", runs["conv"], "--format", format, "--out", kept, "--force")
+    assert (code, out) == (3, "")
+    assert "m was not written: at batch 1, reloaded by " in err
+    assert "differs from the run's model by 1e-4 of the largest output; at most 1e-5 is allowed" in err
+    assert [(p.name, p.read_text()) for p in Path.cwd().iterdir()] == [("m", "old")]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_that_cannot_be_read_back_is_not_kept(runs, monkeypatch, format):
+    good = writing.write
+
+    def torn(*given):
+        good(*given)
+        given[-1].write_bytes(given[-1].read_bytes()[:300])
+
+    monkeypatch.setattr(writing, "write", torn)
+    with pytest.raises(VerificationError, match=r"m was not written: .* cannot run what was made: "):
+        sparsify.export(runs["conv"], format, "m")
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_an_interruption_leaves_nothing(runs, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writing, "compared", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sparsify.export(runs["conv"], "pt2")
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_weights_that_changed_on_disk_are_not_exported(runs, tmp_path):
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for file in runs["mlp"].iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    (copy / files.WEIGHTS).write_bytes((copy / files.WEIGHTS).read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(RunError, match="is not as the run left it"):
+        sparsify.export(copy, "pt2")
+
+
+def test_the_difference_is_relative_and_knows_infinities():
+    t = torch.tensor
+    assert comparing.difference(t([100.0, 0.0]), t([100.0, 1.0])) == pytest.approx(0.01)
+    assert comparing.difference(t([float("inf"), float("nan")]), t([float("inf"), float("nan")])) == 0
+    assert comparing.difference(t([0.0]), t([1e-9])) == float("inf")
+    assert not comparing.difference(t([1.0]), t([float("nan")])) <= TOLERANCE
+    assert not comparing.difference(t([1.0, 2.0]), t([1.0, float("inf")])) <= TOLERANCE
+    assert comparing.difference(t([1, 2]), t([1, 3])) == 0.5
+
+
+# the command
+
+
+def test_the_command_tells_file_and_difference(runs, call):
+    code, out, err = call("export", runs["conv"], "--format", "pt2")
+    assert (code, err) == (0, f"exporting {runs['conv']} as pt2\n")
+    first, second = out.splitlines()
+    assert first.startswith("conv-1.pt2: ") and first.endswith(" KiB")
+    assert second == "Reloaded (torch.export) and compared at batch 1 and 5: largest difference 0 of the largest output."
+    made = json.loads(call("export", runs["conv"], "--format", "onnx", "--json")[1])
+    assert made.keys() == {"path", "format", "bytes", "checked_by", "difference", "batches"}
+    assert (made["path"], made["format"], made["batches"]) == ("conv-1.onnx", "onnx", [1, 5])
+
+
+def test_help_without_torch():
+    code = "import sys\nfrom sparsify_cli.app import exit_code\nc = exit_code(['export', '--help'])\nsys.exit(c or 9 * ('torch' in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(word in done.stdout for word in ("--format", "--out", "--force", "--json", "pt2|onnx|safetensors"))

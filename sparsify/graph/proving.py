@@ -18,6 +18,7 @@ from sparsify.errors import VerificationError
 from sparsify.graph import masking
 from sparsify.graph.call import Inputs, call, converted, on_meta, tensors
 from sparsify.graph.cutting import Keep, cut, dropped
+from sparsify.graph.settling import settled
 from sparsify.plan import Coupled, ModelMap
 from sparsify_schemas.report import Verdict
 
@@ -102,6 +103,9 @@ def probe(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
     groups = [c for c in map.coupled if c.protected is None]
     shapes = _Shapes(model, map, inputs)
     if shapes.works:
+        groups = settled(groups, shapes.alone)
+        map = replace(map, coupled=tuple({c.name: c for c in [*map.coupled, *groups]}.values()))
+        shapes.map = map
         groups = _good(groups, shapes.fault, reasons)
     inputs = converted(inputs, torch.float32)
     numbers = not any(p.is_meta for p in model.parameters())  # a model of shapes alone can be planned, not compared
@@ -121,7 +125,7 @@ class _Shapes:
     def __init__(self, model: nn.Module, map: ModelMap, inputs: Inputs) -> None:
         self.map = map
         self.inputs = on_meta(inputs)
-        self.model = deepcopy(model).to("meta")
+        self.model = _on_meta(model)
         self.modes = [mode for mode in (False, True) if self._run(self.model, mode) is not None]
         self.works = False in self.modes
         self.shapes = {mode: self._run(self.model, mode) for mode in self.modes}
@@ -133,6 +137,17 @@ class _Shapes:
         except Exception as error:
             self.error = error
             return None
+
+    def alone(self, group: Coupled) -> str | None:
+        """Whether one group, with slices that may differ from the map's, can be cut by itself; only asked where it is open."""
+        if not any(s.role == "size" for s in group.slices):
+            return None
+        map = self.map
+        try:
+            self.map = replace(map, coupled=(group,))
+            return self.fault([group])
+        finally:
+            self.map = map
 
     def fault(self, groups: Sequence[Coupled]) -> str | None:
         thin, _ = cut(self.model, self.map, {c.name: _half(c) for c in groups}, plan="probe")
@@ -225,6 +240,16 @@ def _scrambled(model: nn.Module, inputs: Inputs) -> nn.Module:
     except Exception:
         finite = False
     return copy if finite else _as(model, torch.float32)
+
+
+def _on_meta(model: nn.Module) -> nn.Module:
+    """A copy without numbers whose tied weights are still tied, which `model.to("meta")` would undo."""
+    found: dict[int, Any] = {}
+    for parameter in model.parameters():
+        found[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+    for buffer in model.buffers():
+        found[id(buffer)] = buffer.to("meta")
+    return deepcopy(model, found)
 
 
 def _as(model: nn.Module, dtype: torch.dtype) -> nn.Module:

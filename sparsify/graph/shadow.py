@@ -172,7 +172,24 @@ class Algebra:
             if len(varying(after)) > max(1, len(varying(before))):
                 self.labels.rectangle(after.numpy())
         shape = tuple(change(torch.empty(1, dtype=torch.bool).expand(shadow.shape)).shape)
-        return Shadow(shape, self.merged(results), shadow.parameter)
+        return Shadow(shape, self._laid_together(results), shadow.parameter)
+
+    def _laid_together(self, aspects: Iterable[Tensor]) -> tuple[Tensor, ...]:
+        """Aspects that came to vary along a common dimension: labels in step are joined (a diagonal); of two dimensions
+        flattened into one, the one with fewer labels keeps its size, so that the other can be cut."""
+        live = [a for a in aspects if varying(a)]
+        if sum(len(varying(a)) for a in live) == len(set().union(*map(varying, live))):
+            return tuple(live)
+        found: list[Tensor] = []
+        for aspect in sorted(live, key=lambda a: -len(a.unique())):
+            other = next((o for o in found if varying(o) & varying(aspect)), None)
+            if other is None:
+                found.append(aspect)
+            elif len(torch.stack(torch.broadcast_tensors(aspect, other)).flatten(1).unique(dim=1)[0]) <= len(other.unique()):
+                self.join(aspect, other)
+            else:
+                self.hold(aspect, varying(aspect), "it is flattened together with another dimension")
+        return tuple(found)
 
     def blocks(self, shadow: Shadow, dim: int, length: int, reason: str) -> None:
         """A dimension is taken apart into equal blocks: the same positions leave all of them. Unequal: it stays."""

@@ -262,6 +262,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _op_native_layer_norm(self, op: Op) -> Shadow:
         x = self.of(op.args[0])
         over = axes_of("native_layer_norm", op.args, op.kwargs)
+        if op.args[2] is None:
+            self._sized(x)  # without a weight, the module's attribute is the only place of its shape
         for aspect in x.aspects:
             if varying(aspect) & over:
                 self.labels.statistics(aspect.numpy())

@@ -77,12 +77,17 @@ EQUAL: dict[str, Callable[[], Net]] = {
     "transposed tie": lambda: Net(lambda m, x: m.fc(F.linear(m.a(pooled(x)).relu(), m.a.weight.t())), a=nn.Linear(3, 8), fc=nn.Linear(3, 4)),
     "gated linear unit": lambda: Net(lambda m, x: m.fc(pooled(F.glu(m.a(x), 1))), a=conv(3, 12), fc=nn.Linear(6, 4)),
     "frozen batch norm": lambda: _frozen(),
+    "tied layers": lambda: _tied(),
+    "diagonal": lambda: Net(lambda m, x: m.fc((m.a(x).flatten(2) @ m.b(x).flatten(2).transpose(1, 2)).diagonal(dim1=1, dim2=2)), a=conv(3, 8), b=conv(3, 8), fc=nn.Linear(8, 4)),
 }
 STATISTICS: dict[str, Callable[[], Net]] = {
     "group norm": lambda: Net(lambda m, x: m.fc(pooled(m.n(m.a(x)))), a=conv(3, 8), n=nn.GroupNorm(2, 8), fc=nn.Linear(8, 4)),
     "layer norm": lambda: Net(lambda m, x: m.fc(m.n(pooled(m.a(x)))), a=conv(3, 8), n=nn.LayerNorm(8), fc=nn.Linear(8, 4)),
     "RMS norm": lambda: Net(lambda m, x: m.fc(m.n(pooled(m.a(x)))), a=conv(3, 8), n=nn.RMSNorm(8), fc=nn.Linear(8, 4)),
     "softmax over channels": lambda: Net(lambda m, x: m.fc(pooled(m.a(x).softmax(1))), a=conv(3, 8), fc=nn.Linear(8, 4)),
+    "layer norm without weights": lambda: Net(lambda m, x: m.fc(m.n(pooled(m.a(x)))), a=conv(3, 8), n=nn.LayerNorm(8, elementwise_affine=False), fc=nn.Linear(8, 4)),
+    "gated linear unit behind a layer norm": lambda: Net(lambda m, x: m.fc(F.glu(m.b(m.n(pooled(m.a(x)))), -1)), a=conv(3, 8), n=nn.LayerNorm(8), b=nn.Linear(8, 12), fc=nn.Linear(6, 4)),
+    "norm over channels against channels": lambda: Net(lambda m, x: m.fc(F.layer_norm(g := m.a(x).flatten(2) @ m.b(x).flatten(2).transpose(1, 2), g.shape[1:]).amax(2)), a=conv(3, 8), b=conv(3, 6), fc=nn.Linear(8, 4)),
     "mean over channels": lambda: Net(lambda m, x: m.fc(pooled((y := m.a(x)) * y.mean(1, keepdim=True).sigmoid())), a=conv(3, 8), fc=nn.Linear(8, 4)),
 }
 KEPT_WHOLE: dict[str, tuple[Callable[[], Net], str, str]] = {
@@ -90,6 +95,8 @@ KEPT_WHOLE: dict[str, tuple[Callable[[], Net], str, str]] = {
     "one channel": (lambda: Net(lambda m, x: m.fc(pooled(m.b(m.a(x)[:, :1]))), a=conv(3, 8), b=conv(1, 6), fc=nn.Linear(6, 4)), "a", "its channels can only leave all together"),
     "uneven split": (lambda: Net(lambda m, x: m.fc(pooled(m.b(m.a(x).split([2, 6], 1)[1]))), a=conv(3, 8), b=conv(6, 6), fc=nn.Linear(6, 4)), "a", "it is split at fixed places"),
     "permuted by index": (lambda: Net(lambda m, x: m.fc(pooled(m.b(m.a(x)[:, [1, 0, 3, 2]]))), a=conv(3, 4), b=conv(4, 6), fc=nn.Linear(6, 4)), "a", "fixed indices of it are taken"),
+    "rolled": (lambda: Net(lambda m, x: m.fc(pooled(m.b(m.a(x).roll(1, 1)))), a=conv(3, 8), b=conv(8, 6), fc=nn.Linear(6, 4)), "a", "it is rolled by a fixed number of places"),
+    "channels times channels": (lambda: Net(lambda m, x: m.fc(pooled(m.c((m.a(x).unsqueeze(2) * m.b(x).unsqueeze(1)).flatten(1, 2)))), a=conv(3, 4), b=conv(3, 6), c=conv(24, 6), fc=nn.Linear(6, 4)), "a", "it is flattened together with another dimension"),
     "hard-coded view": (lambda: Net(lambda m, x: m.b(m.a(x).view(-1, 512)), a=conv(3, 8), b=nn.Linear(512, 4)), "a", "a trial cut failed: the cut model does not run"),
     "attention": (lambda: Net(lambda m, x: m.fc(m.att(*[m.a(x).flatten(2).transpose(1, 2)] * 3)[0].mean(1)), a=conv(3, 8), att=nn.MultiheadAttention(8, 2, batch_first=True), fc=nn.Linear(8, 4)), "a", "a trial cut failed: the cut model does not run"),
     "output": (chain, "fc", "it feeds the network's output"),
@@ -102,6 +109,13 @@ def _frozen() -> Net:
     net = Net(lambda m, x: m.fc(pooled((m.a(x) * m.scale.view(1, -1, 1, 1) + m.shift.view(1, -1, 1, 1)).relu())), a=conv(3, 8), fc=nn.Linear(8, 4))  # type: ignore[operator]
     net.register_buffer("scale", torch.rand(8) + 0.5)
     net.register_buffer("shift", torch.randn(8))
+    return net
+
+
+def _tied() -> Net:
+    """Two layers of one weight, square: neither the shapes nor the widths written in the modules tell rows from columns."""
+    net = Net(lambda m, x: m.fc(m.c(m.n(m.b(m.a(pooled(x)))).relu())), a=nn.Linear(3, 8), b=nn.Linear(8, 8), n=nn.BatchNorm1d(8), c=nn.Linear(8, 8), fc=nn.Linear(8, 4))
+    net.c.weight = net.b.weight
     return net
 
 
@@ -152,6 +166,16 @@ def test_what_cannot_be_cut_is_protected_with_a_reason(name: str) -> None:
     map = mapped(build())
     protected = map.by_name[layer].protected
     assert protected is not None and protected.startswith(reason)
+
+
+def test_of_two_dimensions_flattened_into_one_the_longer_is_cut() -> None:
+    torch.manual_seed(0)
+    model = KEPT_WHOLE["channels times channels"][0]()
+    map = mapped(model)
+    assert [c.name for c in map.coupled if c.protected is None] == ["b", "c"]
+    keep = {"b": [0, 4], "c": [1, 2, 5]}
+    thin, _ = graph.cut(model, map, keep, "test")
+    assert graph.verify(model, thin, map, keep, INPUTS).outcome == "equal" and thin.c.weight.shape == (3, 8, 3, 3)
 
 
 @pytest.mark.parametrize("name", STATISTICS)
@@ -209,6 +233,17 @@ def test_tied_weights_stay_tied() -> None:
     assert thin.d.weight is thin.b.weight and thin.b.weight.shape[0] == 4
 
 
+def test_width_attributes_are_those_of_the_weights() -> None:
+    """In every layer that holds a weight, be it another's, and where an input and an output are of one length by chance."""
+    model = Net(lambda m, x: m.fc(m.d(m.b(F.max_pool2d(x, 4).flatten(1))) + m.e(m.c(pooled(x)))), b=nn.Linear(12, 12), c=nn.Linear(3, 12), d=nn.Linear(12, 8), e=nn.Linear(12, 8), fc=nn.Linear(8, 4))
+    model.e.weight = model.d.weight
+    map = mapped(model)
+    thin, _ = graph.cut(model, map, random_half(map), "test")
+    for layer in thin.children():
+        assert isinstance(layer, nn.Linear) and (layer.out_features, layer.in_features) == tuple(layer.weight.shape)
+    assert thin.e.weight.shape == (4, 6) and thin.b.weight.shape == (6, 12)
+
+
 def test_optimizer_goes_on_with_the_cut_model() -> None:
     """A step of the cut model with the carried-over momentum equals the dense step of the masked model, cut."""
     torch.manual_seed(0)
@@ -259,3 +294,63 @@ def test_untraceable_models_are_refused_in_words() -> None:
         graph.inspect(chain(), (torch.randn(2, 5, 8, 8),), {})
     with pytest.raises(ModelError, match=r"wrapped by DataParallel; pass the module inside it \(model\.module\)"):
         graph.check_model(nn.DataParallel(chain()))
+
+
+class Heads(nn.Module):
+    """Attention with as many heads as features a head, so that two attributes hold the same number."""
+
+    def __init__(self, heads: int, per_head: int) -> None:
+        super().__init__()
+        self.per_head, self.heads = per_head, heads
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (p(x).view(*x.shape[:2], self.heads, self.per_head).transpose(1, 2) for p in (self.q, self.k, self.v))
+        return self.fc(self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).mean(1))
+
+
+@pytest.mark.parametrize(("heads", "per_head"), [(2, 8), (8, 2), (4, 4)])
+def test_the_attribute_that_counts_heads_is_found(heads: int, per_head: int) -> None:
+    torch.manual_seed(0)
+    model, inputs = Heads(heads, per_head), (torch.randn(2, 5, 16),)
+    map = graph.probe(model, graph.inspect(model, inputs, {}), inputs)
+    group = map.by_name["q"]
+    assert (group.width, group.protected) == (heads, None)
+    keep = {"q": list(range(heads // 2))}
+    thin, cuts = graph.cut(model, map, keep, "test")
+    assert (thin.heads, thin.per_head) == (heads // 2, per_head)
+    assert graph.verify(model, thin, map, keep, inputs).difference <= 1e-12
+    again = graph.replay(Heads(heads, per_head), cuts)
+    assert (again.heads, again.per_head) == (heads // 2, per_head)
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer of some kind, depth and direction."""
+
+    def __init__(self, kind: str, layers: int, both: bool) -> None:
+        super().__init__()
+        self.rnn = getattr(nn, kind)(5, 8, layers, batch_first=True, bidirectional=both)
+        self.fc = nn.Linear(16 if both else 8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.rnn(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+def test_hidden_units_leave_over_all_gates_layers_and_directions(kind: str, layers: int, both: bool) -> None:
+    torch.manual_seed(0)
+    model, inputs = Recurrent(kind, layers, both), (torch.randn(3, 6, 5),)
+    map = graph.probe(model, graph.inspect(model, inputs, {}), inputs)
+    assert (map.by_name["rnn"].width, map.by_name["rnn"].protected) == (8, None)
+    keep = {"rnn": [0, 3, 6]}
+    thin, cuts = graph.cut(model, map, keep, "test")
+    assert thin.rnn.hidden_size == 3
+    verdict = graph.verify(model, thin, map, keep, inputs)
+    assert verdict.outcome == "equal" and verdict.difference <= 1e-12 and verdict.control > 1e-3
+    thin(torch.randn(7, 9, 5)).sum().backward()
+    again = graph.replay(Recurrent(kind, layers, both), cuts)
+    again.load_state_dict(thin.state_dict())
+    assert torch.equal(again(*inputs), thin(*inputs))

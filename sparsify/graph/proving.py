@@ -100,17 +100,21 @@ def probe(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
     culprits searched by halving.
     """
     reasons: dict[str, str] = {}
-    groups = [c for c in map.coupled if c.protected is None]
-    shapes = _Shapes(model, map, inputs)
-    if shapes.works:
-        groups = settled(groups, shapes.alone)
-        map = replace(map, coupled=tuple({c.name: c for c in [*map.coupled, *groups]}.values()))
-        shapes.map = map
-        groups = _good(groups, shapes.fault, reasons)
+    shapes = _Shapes(model, inputs)
     inputs = converted(inputs, torch.float32)
     numbers = not any(p.is_meta for p in model.parameters())  # a model of shapes alone can be planned, not compared
+    trial = _scrambled(model, inputs) if numbers else model
+
+    def alone(group: Coupled) -> str | None:
+        own = replace(map, coupled=(group,))
+        found = shapes.fault([group], own) if shapes.works else None
+        return found or (_fault(trial, own, {group.name: _half(group)}, inputs, TRIAL) if numbers else None)
+
+    groups = settled([c for c in map.coupled if c.protected is None], alone)
+    map = replace(map, coupled=tuple({c.name: c for c in [*map.coupled, *groups]}.values()))
+    if shapes.works:
+        groups = _good(groups, lambda chosen: shapes.fault(chosen, map), reasons)
     if groups and numbers:
-        trial = _scrambled(model, inputs)
         groups = _good(groups, lambda chosen: _fault(trial, map, {c.name: _half(c) for c in chosen}, inputs, TRIAL), reasons)
     if groups and numbers:
         exact, _, exact_inputs, tolerance = _precise(trial, trial, inputs)
@@ -122,8 +126,7 @@ def probe(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
 class _Shapes:
     """Trial cuts on the meta device. `works` says whether the dense model runs there at all."""
 
-    def __init__(self, model: nn.Module, map: ModelMap, inputs: Inputs) -> None:
-        self.map = map
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self.inputs = on_meta(inputs)
         self.model = _on_meta(model)
         self.modes = [mode for mode in (False, True) if self._run(self.model, mode) is not None]
@@ -138,19 +141,8 @@ class _Shapes:
             self.error = error
             return None
 
-    def alone(self, group: Coupled) -> str | None:
-        """Whether one group, with slices that may differ from the map's, can be cut by itself; only asked where it is open."""
-        if not any(s.role == "size" for s in group.slices):
-            return None
-        map = self.map
-        try:
-            self.map = replace(map, coupled=(group,))
-            return self.fault([group])
-        finally:
-            self.map = map
-
-    def fault(self, groups: Sequence[Coupled]) -> str | None:
-        thin, _ = cut(self.model, self.map, {c.name: _half(c) for c in groups}, plan="probe")
+    def fault(self, groups: Sequence[Coupled], map: ModelMap) -> str | None:
+        thin, _ = cut(self.model, map, {c.name: _half(c) for c in groups}, plan="probe")
         for mode in self.modes:
             found = self._run(thin, mode)
             if found is None:

@@ -12,23 +12,26 @@ TRIALS = 32
 
 
 def settled(groups: Sequence[Coupled], fault: Callable[[Coupled], str | None]) -> list[Coupled]:
-    """The groups with the attributes that let a trial cut run; where none does, as they were.
+    """The groups with the attributes that make a trial cut right; where none do, as they were.
 
-    fault: why a cut of one group does not run, None if it does.
+    fault: what is wrong with a cut of one group, None if nothing is. It is asked only where attributes compete.
     """
-    return [next((v for v in islice(_variants(group), TRIALS) if fault(v) is None), group) for group in groups]
+    return [next((v for v in islice(_variants(group), TRIALS) if fault(v) is None), group) if _contested(group) else group for group in groups]
 
 
-def _variants(group: Coupled) -> Iterator[Coupled]:
-    """The group with all attributes, then with every choice of one among those of a module that mean the same length."""
+def _contested(group: Coupled) -> list[list[Slice]]:
+    """Attributes of one module that mean the same length of the group."""
     rivals: dict[tuple[str, object], list[Slice]] = defaultdict(list)
     for part in group.slices:
         if part.role == "size":
             rivals[part.tensor.partition(":")[0], part.spans].append(part)
+    return [own for own in rivals.values() if len(own) > 1]
+
+
+def _variants(group: Coupled) -> Iterator[Coupled]:
+    """The group with all attributes, then with every choice of one among those that compete."""
     yield group
-    contested = [own for own in rivals.values() if len(own) > 1]
-    if not contested:
-        return
+    contested = _contested(group)
     others = tuple(s for s in group.slices if not any(s in own for own in contested))
     for choice in product(*contested):
         yield replace(group, slices=others + choice)

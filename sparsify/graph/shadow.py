@@ -181,11 +181,11 @@ class Algebra:
         if sum(len(varying(a)) for a in live) == len(set().union(*map(varying, live))):
             return tuple(live)
         found: list[Tensor] = []
-        for aspect in sorted(live, key=lambda a: -len(a.unique())):
+        for aspect in sorted(live, key=lambda a: -len(np.unique(a.numpy()))):
             other = next((o for o in found if varying(o) & varying(aspect)), None)
             if other is None:
                 found.append(aspect)
-            elif len(torch.stack(torch.broadcast_tensors(aspect, other)).flatten(1).unique(dim=1)[0]) <= len(other.unique()):
+            elif _in_step(aspect, other):
                 self.join(aspect, other)
             else:
                 self.hold(aspect, varying(aspect), "it is flattened together with another dimension")
@@ -250,6 +250,12 @@ class Algebra:
             if isinstance(shadow, Shadow):
                 for aspect in shadow.aspects:
                     self.labels.fix(aspect.numpy(), str(reason))
+
+
+def _in_step(aspect: Tensor, finer: Tensor) -> bool:
+    """Whether every label of the finer aspect meets only one of the other."""
+    a, b = np.broadcast_arrays(aspect.numpy(), finer.numpy())
+    return len(np.unique(np.stack([a.ravel(), b.ravel()]), axis=1)[0]) <= len(np.unique(finer.numpy()))
 
 
 def _aligned(shadow: Shadow, rank: int) -> Shadow:

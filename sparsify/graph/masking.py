@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from sparsify.graph.call import Inputs, call, tensors
 from sparsify.graph.labels import Labels
+from sparsify.graph.operators import ALONG, REDUCTIONS, axes_of, primitive
 from sparsify.graph.shadow import Shadow, varying
-from sparsify.graph.tracing import ALONG, REDUCTIONS, Watch, axes_of, primitive
+from sparsify.graph.tracing import Watch
 
 MIXING = (REDUCTIONS | ALONG | {"native_layer_norm", "native_group_norm"}) - {"glu"}
 """operators whose result at one place depends on the others"""

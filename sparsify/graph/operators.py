@@ -1,0 +1,87 @@
+"""The operators of torch by what they do to elements, and how to read their arguments."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+MOVES = frozenset(
+    ["view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "numpy_T", "unsqueeze", "squeeze", "expand", "flip", "roll", "repeat", "diagonal", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "repeat_interleave", "detach", "alias", "clone", "contiguous", "_to_copy", "lift_fresh", "unfold", "view_as_real", "view_as_complex", "_conj", "movedim", "swapaxes"]
+)
+SPATIAL = frozenset(
+    ["max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_linear1d", "upsample_bicubic2d", "_upsample_bicubic2d_aa", "upsample_trilinear3d", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "mkldnn_max_pool2d", "mkldnn_max_pool3d", "grid_sampler_2d"]
+)
+REDUCTIONS = frozenset(["mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "logsumexp", "prod", "all", "any", "norm", "linalg_vector_norm", "nansum", "argmax", "argmin"])
+ALONG = frozenset(["_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "topk", "logcumsumexp", "glu"])
+NORMS = frozenset(
+    ["native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm", "_batch_norm_with_update", "miopen_batch_norm", "batch_norm"]
+)
+POINTWISE = frozenset(
+    "where _prelu_kernel masked_fill lerp addcmul addcdiv clamp clamp_min clamp_max hardswish hardsigmoid hardtanh silu gelu mish elu celu selu "
+    "leaky_relu rrelu_with_noise softplus softshrink hardshrink threshold log_sigmoid_forward glu_jvp fmod remainder nan_to_num".split()
+)
+LIKE = frozenset(["zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "native_dropout", "dropout", "logical_not"])
+FRESH = frozenset(["arange", "zeros", "ones", "full", "empty", "scalar_tensor", "rand", "randn", "eye", "linspace", "tril_indices", "triu_indices", "new_zeros", "new_ones", "new_full", "new_empty", "empty_strided", "new_empty_strided", "randint"])
+
+
+def moved_by(func: Any, tensor: Tensor, rest: Any, kwargs: Any) -> Tensor:
+    """A moving operator on labels: `reshape` in place of `view`, since labels are expanded views."""
+    name = func._schema.name.split("::")[1]
+    if name in ("view", "_unsafe_view", "_reshape_alias", "reshape"):
+        return tensor.reshape(rest[0])
+    result: Tensor = func(tensor, *rest, **kwargs)
+    return result
+
+
+def flattened(args: Any, kwargs: Mapping[str, Any]) -> Iterator[Any]:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, list | tuple):
+            yield from value
+        else:
+            yield value
+
+
+def argument(args: Any, kwargs: Mapping[str, Any], at: int, name: str, default: Any) -> Any:
+    return args[at] if len(args) > at else kwargs.get(name, default)
+
+
+def dimension(dim: int, tensor: Tensor) -> int:
+    return dim % max(tensor.dim(), 1)
+
+
+def axes_of(name: str, args: Any, kwargs: Mapping[str, Any]) -> set[int]:
+    """The dimensions that a reduction, a softmax or a normalisation runs over."""
+    rank = args[0].dim()
+    if name == "native_layer_norm":
+        return set(range(rank - len(args[1]), rank))
+    if name == "native_group_norm":
+        return {1}
+    if name in ALONG:
+        return {dimension(argument(args, kwargs, 2 if name == "topk" else 1, "dim", -1), args[0])}
+    dims = argument(args, kwargs, 2 if name in ("norm", "linalg_vector_norm") else 1, "dim", None)
+    if dims is None or dims == [] or isinstance(dims, Tensor):
+        return set(range(rank))
+    return {dimension(d, args[0]) for d in (dims if isinstance(dims, list | tuple) else [dims])}
+
+
+@contextmanager
+def primitive(model: nn.Module) -> Iterator[None]:
+    """Let torch take the plain path: no fused attention, no fused recurrent layers."""
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message=".*TF32.*")  # torch says it whenever the oneDNN flags are set
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if recurrent:
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-for _folder in ("unit", "zoo"):
-    sys.path.append(str(Path(__file__).parents[1] / _folder))
+sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1] / "unit"))
 
 import own as own_networks
 import shim  # noqa: F401

@@ -28,7 +28,6 @@ from sparsify.graph.call import call, converted, tensors
 from sparsify.groups import coupled_layout
 from sparsify_schemas.criterion import Magnitude, Random
 
-
 VARIES = 1e-6
 """outputs of two examples differ by more than this, relative to the largest: far above the tolerance of the proof, 1e-9"""
 
@@ -115,6 +114,14 @@ def varies(model: torch.nn.Module, inputs: networks.Inputs) -> float:
     return float((outputs[0][0] - outputs[0][-1]).abs().max() / outputs[0].abs().max().clamp(min=1e-30))
 
 
+def _pin(file: Path, rows: list[Row]) -> None:
+    """Outcome and percentage gone of these rows; others that are pinned stay, those of networks that are no more go."""
+    pins = json.loads(file.read_text()) if file.exists() else {}
+    pins.update({r.name: {"outcome": r.outcome, "gone": int(100 * r.gone)} for r in rows})
+    lines = (f"{json.dumps(name)}: {json.dumps(pins[name])}" for name in networks.everything() if name in pins)
+    file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scores", choices=("random", "magnitude"), default="random")
@@ -137,8 +144,7 @@ def main() -> None:
     if given.json:
         given.json.write_text(json.dumps([asdict(r) for r in rows], indent=1))
     if given.pin:
-        pins = (f"{json.dumps(r.name)}: {json.dumps({'outcome': r.outcome, 'gone': int(100 * r.gone)})}" for r in rows)
-        given.pin.write_text("{\n" + ",\n".join(pins) + "\n}\n")
+        _pin(given.pin, rows)
     good = [r for r in rows if r.outcome in ("equal", "statistics change")]
     kept = sum(r.outcome == "protected" for r in rows)
     print(f"{len(rows)} networks: {len(good)} proven, {kept} protected, {len(rows) - len(good) - kept} else; {sum(r.gone >= 0.4 for r in good)} with 40 % or more of the parameters gone")

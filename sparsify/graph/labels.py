@@ -48,10 +48,14 @@ class Labels:
 
     def join(self, a: Ints, b: Ints) -> None:
         """Labels at the same place of a and b leave together."""
-        pairs = np.stack([a.ravel(), b.ravel()], 1)
-        pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+        a, b = a.ravel(), b.ravel()
+        differ = a != b
+        # one integer a pair, so that repeats are found by an ordinary sort; labels stay below 2^31
+        pairs = (np.minimum(a, b)[differ] << 32) | np.maximum(a, b)[differ]
+        if len(pairs) and not (pairs[1:] > pairs[:-1]).all():
+            pairs = np.unique(pairs)
         if len(pairs):
-            self._edges.append(np.unique(pairs, axis=0) if len(pairs) > 64 else pairs)
+            self._edges.append(np.stack([pairs >> 32, pairs & 0xFFFFFFFF], 1))
 
     def fix(self, labels: Ints, reason: str) -> None:
         """These labels must stay, and why."""

@@ -47,11 +47,6 @@ def build(spec: Penalty, layout: Layout, parameters: Tensors) -> Action:
             assert_never(spec)
 
 
-def group_lasso_value(layout: Layout, weights: Tensors) -> Tensor:
-    """sum over g of sqrt(|g|) * ||w_g||_2"""
-    return (layout.sizes(weights).sqrt() * group_norms(layout, weights))[:-1].sum()
-
-
 def group_norms(layout: Layout, weights: Tensors) -> Tensor:
     """||w_g||_2 for every slot: [count + 1]."""
     return layout.reduce(lambda name: wide(weights[name]).square()).sqrt_()

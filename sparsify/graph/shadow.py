@@ -214,7 +214,8 @@ class Algebra:
         if groups > 1 and groups == channels:  # depthwise: a channel brings its own filters
             own = rows if not transposed else (rows if weight.shape[1] == 1 else None)
             if own is None:
-                self._fix(x, weight, "a transposed depthwise convolution with several filters a channel")
+                for aspect in (*x.aspects, *weight.aspects):
+                    self.labels.fix(aspect.numpy(), "a transposed depthwise convolution with several filters a channel")
                 return Shadow(tuple(shape))
             if ours is None:
                 self.labels.fix(own.numpy(), FIXED)
@@ -241,15 +242,8 @@ class Algebra:
             return Shadow(tuple(shape))
         labelled = out.view([-1 if d == 1 else 1 for d in range(len(shape))])
         if bias is not None and bias.aspects:
-            self.join(_vector_of(bias.aspects[0]), out)
+            self.join(bias.aspects[0].flatten(), out)
         return Shadow(tuple(shape), (labelled,) if size > 1 else ())
-
-    def _fix(self, *shadows_and_reason: "Shadow | str") -> None:
-        *shadows, reason = shadows_and_reason
-        for shadow in shadows:
-            if isinstance(shadow, Shadow):
-                for aspect in shadow.aspects:
-                    self.labels.fix(aspect.numpy(), str(reason))
 
 
 def _in_step(aspect: Tensor, finer: Tensor) -> bool:
@@ -270,7 +264,3 @@ def _vector(weight: Shadow, dim: int) -> Tensor | None:
     """The labels along one dimension of a weight; None where they do not vary along it alone."""
     found = [a for a in weight.aspects if varying(a) == {dim}]
     return found[0].flatten() if found else None
-
-
-def _vector_of(aspect: Tensor) -> Tensor:
-    return aspect.flatten()

@@ -163,13 +163,6 @@ def test_proximal_step_shrinks_every_group_by_its_factor(net: type[nn.Module], n
     assert sum(dead) == 1, "exactly the weakest group must be exactly zero"
 
 
-@pytest.mark.parametrize(("net", "name", "width", "group"), CASES, ids=IDS)
-def test_value_matches_autograd_of_the_written_formula(net: type[nn.Module], name: str, width: int, group: Group) -> None:
-    parameters, layout = prepared(net, name)
-    wanted = sum(root * norm for _, root, norm in lasso_terms(parameters, width, group))
-    assert float(penalties.group_lasso_value(layout, parameters)) == pytest.approx(wanted, rel=1e-12)
-
-
 def test_gradient_is_zero_at_zero() -> None:
     parameters, layout = prepared(Plain, "a")
     for p in parameters.values():

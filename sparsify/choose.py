@@ -6,7 +6,7 @@ bisection on how many go; at the end units that fit back under the budget return
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import numpy as np
@@ -33,11 +33,13 @@ class Candidate:
     dead: int
     keep: Keep
     rule: int
+    floor: int = 1
+    """units that stay in any case"""
 
     def gone(self, wanted: int) -> tuple[int, ...]:
         """The units that really go when so many should: kept widths stay above the floor and are rounded up."""
         width = len(self.order)
-        kept = max(width - wanted, min(self.keep.at_least, width), 1)
+        kept = max(width - wanted, min(self.floor, width))
         kept = min(width, ceil(kept / self.keep.multiple_of) * self.keep.multiple_of)
         return self.order[: width - kept]
 
@@ -52,8 +54,19 @@ def candidates(plan: Plan, scores: Mapping[str, Sequence[float]], dead: Mapping[
             gone = [bool(v) for v in dead.get(name, [False] * width)]
             order = sorted(range(width), key=lambda u: (not gone[u], values[u], u))
             keep = plan.recipe.rules[assignment.rule].keep
-            found.append(Candidate(name, tuple(order), tuple(values), sum(gone), keep, assignment.rule))
+            floor = 0 if plan.recipe.rules[assignment.rule].group == "depth" else keep.at_least or 1
+            found.append(Candidate(name, tuple(order), tuple(values), sum(gone), keep, assignment.rule, floor))
     return tuple(found)
+
+
+def with_floors(plan: Plan, groups: Sequence[Candidate], key: Callable[[Candidate], tuple[float, ...]]) -> tuple[Candidate, ...]:
+    """Of each rule with group depth as many residual branches marked to stay as `at_least` says: the last by the key."""
+    spared: set[str] = set()
+    for index, rule in enumerate(plan.recipe.rules):
+        if rule.group == "depth" and rule.keep.at_least is not None:
+            own = sorted((c for c in groups if c.rule == index), key=key)
+            spared |= {c.name for c in own[max(0, len(own) - rule.keep.at_least) :]}
+    return tuple(replace(c, floor=1) if c.name in spared else c for c in groups)
 
 
 def choose(plan: Plan, scores: Mapping[str, Sequence[float]], dead: Mapping[str, Sequence[bool]]) -> dict[str, list[int]]:
@@ -65,6 +78,17 @@ def choose(plan: Plan, scores: Mapping[str, Sequence[float]], dead: Mapping[str,
     allowed = limits(plan.recipe.budget, costs.dense)
     open_groups = candidates(plan, scores, dead)
     prices = _prices(open_groups, costs, allowed)
+    cheapest = with_floors(plan, open_groups, lambda c: (-c.dead, c.scores[0]))
+    chosen, fit = _chosen(plan, cheapest, prices, costs, allowed)
+    if not fit:  # with other residual branches kept, the budgets may hold
+        chosen, _ = _chosen(plan, with_floors(plan, open_groups, lambda c: (-prices[c.name],)), prices, costs, allowed)
+    return chosen
+
+
+def _chosen(
+    plan: Plan, open_groups: Sequence[Candidate], prices: Mapping[str, float], costs: Costs, allowed: Mapping[str, float]
+) -> tuple[dict[str, list[int]], bool]:
+    """The units that stay, and whether the budgets hold."""
 
     def fits(amounts: Mapping[str, int]) -> bool:
         now = costs.of({c.name: c.gone(amounts[c.name]) for c in open_groups})
@@ -78,14 +102,16 @@ def choose(plan: Plan, scores: Mapping[str, Sequence[float]], dead: Mapping[str,
             break
     if allowed and free and not fits(wanted):
         wanted = _to_budget(free, wanted, prices, fits)
-    return {c.name: sorted(set(range(len(c.order))) - set(c.gone(wanted[c.name]))) for c in open_groups}
+    return {c.name: sorted(set(range(len(c.order))) - set(c.gone(wanted[c.name]))) for c in open_groups}, fits(wanted)
 
 
 def least(plan: Plan) -> dict[str, tuple[int, ...]]:
     """Coupled group -> units that go when a budget asks for everything: all that open rules allow, the dearest of demands."""
     costs = Costs(plan.map)
     open_groups = candidates(plan, {}, {})
-    wanted = _demands(plan, open_groups, _prices(open_groups, costs, limits(plan.recipe.budget, costs.dense)), BY_PRICE)
+    prices = _prices(open_groups, costs, limits(plan.recipe.budget, costs.dense))
+    open_groups = with_floors(plan, open_groups, lambda c: (-prices[c.name],))
+    wanted = _demands(plan, open_groups, prices, BY_PRICE)
     return {c.name: c.gone(len(c.order) if plan.recipe.rules[c.rule].sparsity is None else wanted[c.name]) for c in open_groups}
 
 

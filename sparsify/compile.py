@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 
-from sparsify.choose import candidates, least
+from sparsify.choose import candidates, least, with_floors
 from sparsify.costs import Costs, limits
 from sparsify.errors import Problem, RecipeError
 from sparsify.load import Loaded
-from sparsify.plan import Assignment, Coupled, Floor, Layer, ModelMap, Plan
+from sparsify.plan import Assignment, Branch, Coupled, Floor, Layer, ModelMap, Plan
 from sparsify_schemas.recipe import Recipe, Rule
 from sparsify_schemas.selector import selects
 
@@ -19,6 +19,7 @@ ACTS_ON = {
     "neuron": ("Linear layers", ("Linear",)),
     "head": ("linear projections of an attention", ("Linear", "Conv1D", "NonDynamicallyQuantizableLinear")),
     "hidden": ("recurrent layers", ("LSTM", "GRU", "RNN")),
+    "depth": ("residual blocks and branches", ()),
     "weight": ("layers with a weight matrix", ()),
 }
 
@@ -50,6 +51,8 @@ def compile_plan(loaded: Loaded, map: ModelMap, *, strict: bool = False) -> Plan
 def _matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem]) -> list[Layer]:
     """The layers of one rule, of the kind that its group acts on."""
     rule = loaded.recipe.rules[index]
+    if rule.group == "depth":
+        return _matched_branches(loaded, map, index, problems)
     found: dict[str, Layer] = {}
     for _at, pattern in enumerate(rule.layers):
         hits = [layer for layer in map.layers if selects((pattern,), layer.name, layer.type)]
@@ -67,6 +70,28 @@ def _matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem])
             problems.append(loaded.problem(f"rules.{index}.layers", f"there are no heads in {shown}: the rows leave one by one", "use group 'neuron'"))
         found |= {layer.name: layer for layer in fitting}
     return list(found.values())
+
+
+def _matched_branches(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem]) -> list[Layer]:
+    """The residual blocks and branches of one rule; of those inside each other the outermost."""
+    hits: list[Branch] = []
+    for pattern in loaded.recipe.rules[index].layers:
+        own = [b for b in map.branches if selects((pattern,), b.module, b.type)]
+        if not own:
+            text = f"'{pattern}' matches no residual block or branch of the model"
+            problems.append(loaded.problem(f"rules.{index}.layers", text, _known_branches(map)))
+        hits += [b for b in own if b not in hits]
+    free = [b for b in hits if b.group.protected is None]
+    outermost = [b for b in free if not any(o is not b and len(o.tensors) > len(b.tensors) and o.overlaps(b) for o in free)]
+    inner = {b.module for b in hits if any(b.module.startswith(f"{o.module}.") or o.module.startswith(f"{b.module}.") for o in outermost)}
+    stuck = [b for b in hits if b.group.protected is not None and b.module not in inner]
+    return [Layer(b.name, b.type, (), b.macs, 0, 0) for b in map.branches if b in outermost or b in stuck]
+
+
+def _known_branches(map: ModelMap) -> str:
+    names = [b.module for b in map.branches if b.group.protected is None]
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return f"those that can leave are {shown}" if names else "none of its branches can leave; use another group"
 
 
 def _acts_on(rule: Rule, layer: Layer) -> bool:
@@ -99,7 +124,7 @@ def _near_globs(pattern: str, map: ModelMap) -> Iterable[str]:
 
 
 def _protected(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> ModelMap:
-    """The map with the groups of protected layers marked."""
+    """The map with the groups of protected layers marked, and the residual branches that they are in."""
     for index, rule in enumerate(loaded.recipe.rules):
         if not rule.protect:
             continue
@@ -107,7 +132,9 @@ def _protected(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> ModelM
             own = {c.name for c in _reached(map, layer, "out")}
             why = f"rules.{index} protects '{layer.name}'"
             coupled = tuple(replace(c, protected=c.protected or why) if c.name in own else c for c in map.coupled)
-            map = replace(map, coupled=coupled)
+            held = {b.name for b in map.branches if b.holds(layer.name)}
+            branches = tuple(replace(b, group=replace(b.group, protected=b.group.protected or why)) if b.name in held else b for b in map.branches)
+            map = replace(map, coupled=coupled, branches=branches)
     return map
 
 
@@ -128,7 +155,7 @@ def _assignments(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> Iter
                 problems.append(_taken(loaded, index, f"layer '{layer.name}' already has group '{rule.group}' by rules.{first}"))
                 continue
             claimed[layer.name, str(rule.group)] = index
-            for group in _of_rule(map, rule, layer):
+            for group in [g for c in _of_rule(map, rule, layer) for g in (c, *_around(map, c))]:
                 before, through = owner.get(group.name, (index, layer.name))
                 if group.protected is None and before != index and first == index and not rule.override:
                     text = f"'{layer.name}' leaves together with '{through}', which rules.{before} already has (coupled group '{group.name}')"
@@ -155,11 +182,19 @@ def _of_rule(map: ModelMap, rule: Rule, layer: Layer) -> list[Coupled]:
             return [c for c in _reached(map, layer, "out") if _rows(c, layer) > 1]
         case "hidden":
             return [c for c in map.coupled if any(s.tensor.startswith(f"{layer.name}.weight_hh") for s in c.slices)]
+        case "depth":
+            return [map.by_name[layer.name]]
         case "channel":
             depthwise = layer.weight[1:2] == (1,) and layer.inputs == layer.outputs > 1
             return _reached(map, layer, "out" if depthwise else "in")
         case _:
             return []
+
+
+def _around(map: ModelMap, group: Coupled) -> list[Coupled]:
+    """The residual branches that contain this one or a part of it."""
+    own = next((b for b in map.branches if b.group is group), None)
+    return [] if own is None else [b.group for b in map.branches if b is not own and b.overlaps(own)]
 
 
 def _rows(group: Coupled, layer: Layer) -> int:
@@ -170,6 +205,9 @@ def _rows(group: Coupled, layer: Layer) -> int:
 
 def _weights(rule: Rule, map: ModelMap, layer: Layer) -> list[str]:
     """The tensors of a layer that a penalty of single weights or of the layer's own slices covers."""
+    if rule.group == "depth":
+        own = {s.tensor for s in map.by_name[layer.name].slices}
+        return [t.name for t in map.tensors if t.name in own and t.parameter and t.shape]
     if rule.group == "hidden":
         return [t.name for t in map.tensors if t.name.startswith(f"{layer.name}.weight_")]
     return [f"{layer.name}.weight"]
@@ -188,9 +226,12 @@ def _notes(recipe: Recipe, map: ModelMap, assignments: Sequence[Assignment]) -> 
 
 
 def _kept(recipe: Recipe, map: ModelMap, assignment: Assignment) -> Iterable[str]:
-    """Layers of one rule that keep their width, and why."""
+    """Layers of one rule that keep their width, residual branches that stay, and why."""
     by_name, rule = {layer.name: layer for layer in map.layers}, recipe.rules[assignment.rule]
     said: set[str] = set()
+    if rule.group == "depth":
+        yield from (f"'{name}' stays: {why}" for name in assignment.layers if (why := map.by_name[name].protected) is not None)
+        return
     for name in assignment.layers:
         groups = _of_rule(map, rule, by_name[name])
         if rule.group == "channel" and not groups:
@@ -227,7 +268,7 @@ def _infeasible(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
 
 def _unreachable(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
     """Rules that ask for more than they can remove. Half a group is rounding, as where the result is judged."""
-    open_groups = candidates(plan, {}, {})
+    open_groups = with_floors(plan, candidates(plan, {}, {}), lambda c: (float(c.rule),))
     for assignment in plan.assignments:
         rule = plan.recipe.rules[assignment.rule]
         if rule.sparsity is None or rule.group == "weight" or not rule.sparsity.value:
@@ -240,7 +281,7 @@ def _unreachable(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
         if not own and why:
             yield loaded.problem(path, f"{asked}: {why[0]}{', and so on' if why[1:] else ''}", "select other layers, or leave 'sparsity' out")
         elif most < rule.sparsity.fraction * total - 0.5:
-            floors = [f"keep.{name} {n}" for name, n in (("at_least", rule.keep.at_least), ("multiple_of", rule.keep.multiple_of)) if n > 1]
+            floors = [f"keep.{name} {n}" for name, n in (("at_least", rule.keep.at_least or 1), ("multiple_of", rule.keep.multiple_of)) if n > 1]
             because = f"with {' and '.join(floors)}" if floors else "as one group stays in every layer,"
             message = f"{asked}: {because} at most {1000 * most // total / 10:g}% of the groups can go"
             yield loaded.problem(path, message, "lower it, or loosen 'keep'" if floors else "lower it")

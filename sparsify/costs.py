@@ -17,8 +17,9 @@ Counts = NDArray[np.int64]
 class Costs:
     """MACs, parameters and bytes as a function of which units are gone.
 
-    A tensor keeps prod over dimensions of (size - indices gone) elements. A layer's MACs shrink with its weight; MACs
-    of functional operations outside layers are taken as constant, so the prediction is never below the truth there.
+    A tensor keeps prod over dimensions of (size - indices gone) elements, none when it leaves with a residual branch. A
+    layer's MACs shrink with its weight; MACs of functional operations outside layers go with the residual branch that
+    they are in, and are otherwise taken as constant, so the prediction is never below the truth there.
     """
 
     def __init__(self, map: ModelMap) -> None:
@@ -27,6 +28,14 @@ class Costs:
         owned = {tensor.name for tensor in map.tensors}
         self._macs = {f"{layer.name}.weight": layer.macs for layer in map.layers if f"{layer.name}.weight" in owned}
         self._fixed_macs = map.macs - sum(self._macs.values())
+        self._whole: dict[str, list[str]] = defaultdict(list)
+        """tensor -> residual branches that it leaves with"""
+        self._inside: dict[str, float] = {}
+        """residual branch -> MACs in it that are no layer's"""
+        for branch in map.branches:
+            self._inside[branch.name] = branch.macs - sum(self._macs.get(tensor, 0) for tensor in branch.tensors)
+            for tensor in branch.tensors:
+                self._whole[tensor].append(branch.name)
         # tensor -> dimension -> (coupled group, indices per unit)
         self._reach: dict[str, dict[int, list[tuple[str, Counts]]]] = defaultdict(lambda: defaultdict(list))
         for group in map.coupled:
@@ -40,7 +49,10 @@ class Costs:
         """{'macs', 'params', 'bytes'} with the listed units of each coupled group removed."""
         removed = {name: np.fromiter(units, dtype=np.int64) for name, units in gone.items() if len(units)}
         macs, params, size = float(self._fixed_macs), 0.0, 0.0
+        macs -= sum(inside for name, inside in self._inside.items() if name in removed)
         for tensor in self._tensors:
+            if any(name in removed for name in self._whole.get(tensor.name, ())):
+                continue
             kept = 1
             for dim, length in enumerate(tensor.shape):
                 reach = self._reach[tensor.name][dim] if tensor.name in self._reach else ()

@@ -48,11 +48,19 @@ def _normalized(spec: Magnitude, total: Tensor, layout: Layout, weights: Mapping
             return (total / layout.sizes(weights).clamp(min=1))[:-1]
         case "mean":
             scores = total[:-1].clone()
-            for own in layout.split(scores).values():
-                own /= own.mean().clamp(min=torch.finfo(own.dtype).tiny)
+            single = torch.ones_like(scores, dtype=torch.bool)
+            for _, first, width in layout.names:
+                if width > 1:
+                    single[first : first + width] = False
+                    scores[first : first + width] /= _mean(scores[first : first + width])
+            scores[single] /= _mean(scores[single])  # residual branches, one unit each: the mean of all that the rule reaches
             return scores
         case _:
             assert_never(spec.normalize)
+
+
+def _mean(scores: Tensor) -> Tensor:
+    return scores.mean().clamp(min=torch.finfo(scores.dtype).tiny)
 
 
 def _first_order(weight: Tensor) -> Tensor | None:

@@ -104,8 +104,8 @@ def marginals(value: Tensor, axes: Iterable[Axis]) -> list[Tensor]:
 
 
 def _marginal(value: Tensor, flat: Tensor | None, dim: int) -> Tensor:
-    if value.dim() == 1:
-        return value
+    if value.dim() < 2:
+        return value.view(-1)
     if flat is not None and dim == 0:
         return flat.sum(1)
     if flat is not None and dim == 1:
@@ -129,20 +129,21 @@ def broadcast(values: Tensor, dim: int, rank: int) -> Tensor:
     return values.view([-1 if d == dim else 1 for d in range(rank)])
 
 
-def coupled_layout(map: ModelMap, names: Iterable[str], parameters: Mapping[str, Tensor], roles: frozenset[str] = frozenset({"in", "out"})) -> Layout:
+def coupled_layout(map: ModelMap, names: Iterable[str], parameters: Mapping[str, Tensor], roles: frozenset[str] = frozenset({"in", "out", "whole"})) -> Layout:
     """The groups of some coupled sets over every parameter slice they reach (buffers have no norm to shrink)."""
     chosen = [map.by_name[name] for name in names]
     firsts, count = _numbered((c.name, c.width) for c in chosen)
-    slots: dict[str, dict[int, list[tuple[Coupled, int]]]] = defaultdict(lambda: defaultdict(list))
+    # A tensor that leaves with a residual branch has an axis of its own: another group may have slices of the same dimension.
+    slots: dict[str, dict[tuple[int, bool], list[tuple[Coupled, int]]]] = defaultdict(lambda: defaultdict(list))
     for group in chosen:
         for part in group.slices:
             if part.tensor in parameters and part.role in roles:
-                slots[part.tensor][part.dim].append((group, group.slices.index(part)))
+                slots[part.tensor][part.dim, part.role == "whole"].append((group, group.slices.index(part)))
     parts = []
     for name, dims in slots.items():
         axes = []
-        for dim, members in sorted(dims.items()):
-            vector = torch.full((parameters[name].shape[dim],), count, dtype=torch.int64)
+        for (dim, _), members in sorted(dims.items(), key=lambda item: item[0]):
+            vector = torch.full(tuple(parameters[name].shape[dim : dim + 1]) or (1,), count, dtype=torch.int64)
             for group, at in members:
                 for span in group.slices[at].spans:
                     units = torch.arange(span.unit, span.unit + span.units).repeat_interleave(span.repeat)
@@ -166,15 +167,17 @@ def layer_layout(tensors: Iterable[tuple[str, int]], parameters: Mapping[str, Te
 def dead_units(map: ModelMap, names: Iterable[str], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Units whose producers' weights are all zero, or whose consumers' input slices all are: nothing learnt goes with them.
 
-    Biases and normalisation shifts do not count: what such a unit still emits is a constant.
+    Biases and normalisation shifts do not count: what such a unit still emits is a constant. A residual branch is dead
+    when all of its parameters are zero.
     """
     chosen = tuple(names)
-    weights = {n: p.detach() for n, p in parameters.items() if p.dim() > 1}
+    every = {n: p.detach() for n, p in parameters.items()}
+    weights = {n: p for n, p in every.items() if p.dim() > 1}
     found: dict[str, Tensor] = {}
-    for role in ("out", "in"):
-        layout = coupled_layout(map, chosen, weights, frozenset({role}))
-        alive = layout.reduce(lambda name: (weights[name] != 0).to(torch.float32))
-        gone = (alive == 0) & (layout.sizes(weights) > 0)
+    for role, own in (("out", weights), ("in", weights), ("whole", every)):
+        layout = coupled_layout(map, chosen, own, frozenset({role}))
+        alive = layout.reduce(lambda name, own=own: (own[name] != 0).to(torch.float32))  # type: ignore[misc]
+        gone = (alive == 0) & (layout.sizes(own) > 0)
         for name, flags in layout.split(gone).items():
             found[name] = flags | found.get(name, torch.zeros_like(flags))
     return found

@@ -99,7 +99,7 @@ def _deeds(rule: Rule) -> Iterator[str]:
     yield f"penalty {_penalty(rule.penalty)}" if rule.penalty else "no penalty"
     yield "random ones go" if rule.criterion.kind == "random" else f"least {rule.criterion.kind} goes first"
     yield f"{spaced(str(rule.sparsity))} removed" if rule.sparsity else "as many go as the budget asks"
-    if rule.keep.at_least > 1:
+    if rule.keep.at_least is not None and (rule.keep.at_least > 1 or rule.group == "depth"):
         yield f"at least {rule.keep.at_least} stay"
     if rule.keep.multiple_of > 1:
         yield f"widths are multiples of {rule.keep.multiple_of}"

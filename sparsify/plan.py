@@ -37,8 +37,8 @@ class Span:
 @dataclass(frozen=True)
 class Slice:
     """One dimension of one tensor that a coupled group reaches. `role`: out (producer's rows and what follows them
-    per channel), in (a consumer's input slices), or size: `tensor` is then module:attribute, an integer that holds the
-    dimension's length."""
+    per channel), in (a consumer's input slices), whole (all of a tensor that leaves with a residual branch), or size:
+    `tensor` is then module:attribute, an integer that holds the dimension's length."""
 
     tensor: str
     dim: int
@@ -62,6 +62,59 @@ class Coupled:
     def layers(self) -> tuple[str, ...]:
         """Modules reached, in order, without repetition."""
         return tuple(dict.fromkeys(s.tensor.rpartition(".")[0] for s in self.slices if s.role != "size"))
+
+
+@dataclass(frozen=True)
+class Stub:
+    """A module that gives way to one without parameters, which returns its first tensor input, or zeros of its shape."""
+
+    module: str
+    zeros: bool = False
+    returns: tuple[bool, ...] = ()
+    """(): the tensor itself; else a tuple with the tensor at the place that is true and None elsewhere"""
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Where a branch joins its shortcut: the n-th sum of two tensors that runs in a module, and which operand is the branch."""
+
+    module: str
+    nth: int
+    operand: int
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual block or branch. Its group has one unit, which spans every tensor that leaves with it."""
+
+    group: Coupled
+    module: str
+    """what it is named after: the block, or the largest module of the branch"""
+    type: str
+    """class of that module"""
+    stubs: tuple[Stub, ...] = ()
+    """what takes its place; nothing where it cannot leave"""
+    sums: tuple[Sum, ...] = ()
+    """where the masked model has zeros in place of its branches"""
+    macs: int = 0
+    """multiply-accumulates that go with it"""
+
+    @property
+    def name(self) -> str:
+        return self.group.name
+
+    @cached_property
+    def tensors(self) -> frozenset[str]:
+        """What leaves with it."""
+        return frozenset(s.tensor for s in self.group.slices)
+
+    def holds(self, module: str) -> bool:
+        """Whether a module leaves with it."""
+        return any(module == s.module or module.startswith(f"{s.module}.") for s in self.stubs)
+
+    def overlaps(self, other: "Branch") -> bool:
+        """Whether one of the two contains a part of the other."""
+        return any(self.holds(s.module) for s in other.stubs) or any(other.holds(s.module) for s in self.stubs)
 
 
 @dataclass(frozen=True)
@@ -107,6 +160,8 @@ class ModelMap:
     """multiply-accumulates of one forward call on one example"""
     inputs: tuple[tuple[str | None, tuple[int, ...], str], ...] = ()
     """(keyword or None, shape, element type) of what a forward call took"""
+    branches: tuple[Branch, ...] = ()
+    """residual blocks and branches; looked for only where a rule has group depth"""
 
     @cached_property
     def params(self) -> int:
@@ -118,7 +173,7 @@ class ModelMap:
 
     @cached_property
     def by_name(self) -> Mapping[str, Coupled]:
-        return {c.name: c for c in self.coupled}
+        return {c.name: c for c in (*self.coupled, *(b.group for b in self.branches))}
 
 
 @dataclass(frozen=True)

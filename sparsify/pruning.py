@@ -71,6 +71,8 @@ def make_plan(
     model = copied(model)
     with torch.random.fork_rng(devices=[]):
         map = graph.probe(model, graph.inspect(model, inputs, macs), inputs)
+        if any(rule.group == "depth" for rule in loaded.recipe.rules):
+            map = graph.with_branches(model, map, inputs, macs)
     plan = compile_plan(loaded, map, strict=strict)
     if any(p.is_meta for p in model.parameters()):
         return replace(plan, notes=(*plan.notes, "the model has shapes and no weights: trial cuts checked that it runs, not what it computes"))
@@ -208,16 +210,20 @@ def _zero_weights(plan: Plan, thin: nn.Module, batches: Sequence[tuple[Tensor, T
     zeros = []
     for assignment in plan.assignments:
         rule = plan.recipe.rules[assignment.rule]
-        if rule.group != "weight" or rule.sparsity is None or not assignment.tensors:
+        if rule.group != "weight" or rule.sparsity is None:
             continue
         copy = copied(thin)
-        own = [copy.get_parameter(name) for name in assignment.tensors]
+        left = dict(copy.named_parameters())
+        names = [name for name in assignment.tensors if name in left]
+        own = [left[name] for name in names]
+        if not own:
+            continue
         backward = _backward(copy, rule.criterion, batches)
         scores = torch.cat([weight_scores(rule.criterion, w, backward, plan.recipe.seed + i).flatten() for i, w in enumerate(own)])
         mask = torch.ones_like(scores)
         mask[scores.topk(weights_to_zero(len(scores), rule.sparsity.fraction), largest=False).indices] = 0
         with torch.no_grad():
-            for name, part in zip(assignment.tensors, torch.split(mask, [w.numel() for w in own]), strict=True):
+            for name, part in zip(names, torch.split(mask, [w.numel() for w in own]), strict=True):
                 weight = thin.get_parameter(name)
                 weight.mul_(part.view_as(weight))
                 zeros.append(Zero(tensor=name, count=int((weight == 0).sum()), size=weight.numel()))

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from sparsify_schemas.base import Positive, Spec, Text, Whole
 
@@ -18,7 +18,7 @@ class Width(Spec):
     width: Positive
     """units before"""
     keep: tuple[Range, ...]
-    """units that stay, as half-open ranges"""
+    """units that stay, as half-open ranges; none where the whole group left with a residual branch"""
 
     @property
     def kept(self) -> int:
@@ -51,6 +51,36 @@ class SetAttribute(Spec):
     """the new value"""
 
 
+def _one_place(value: tuple[bool, ...]) -> tuple[bool, ...]:
+    if value and sum(value) != 1:
+        raise ValueError("exactly one place of a returned tuple holds the tensor")
+    return value
+
+
+Returns = Annotated[tuple[bool, ...], AfterValidator(_one_place)]
+"""what a module returns: () the tensor itself, else a tuple with the tensor at the place that is true and nothing elsewhere"""
+
+
+class Bypass(Spec):
+    """module <- a module without parameters that returns its first tensor input"""
+
+    op: Literal["bypass"] = "bypass"
+    module: Text
+    """dotted name of a residual block, or of a module inside a residual branch"""
+    returns: Returns = ()
+    """how the tensor is returned; empty: by itself"""
+
+
+class Silence(Spec):
+    """module <- a module without parameters that returns zeros of its first tensor input's shape"""
+
+    op: Literal["silence"] = "silence"
+    module: Text
+    """dotted name of the module that a residual branch ended in"""
+    returns: Returns = ()
+    """how the tensor is returned; empty: by itself"""
+
+
 class Zero(Spec):
     """So many elements of the tensor were set to zero; the zeros are in the weights file."""
 
@@ -76,7 +106,7 @@ class Fold(Spec):
     """false where the consumer pads: next to the border the constant's effect differs from its mean"""
 
 
-Operation = Annotated[Narrow | SetAttribute | Zero | Fold, Field(discriminator="op")]
+Operation = Annotated[Narrow | SetAttribute | Bypass | Silence | Zero | Fold, Field(discriminator="op")]
 
 
 class Cuts(Spec):

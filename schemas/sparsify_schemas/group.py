@@ -4,10 +4,10 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator
 
-Kind = Literal["filter", "channel", "neuron", "head", "hidden", "weight"]
+Kind = Literal["filter", "channel", "neuron", "head", "hidden", "depth", "weight"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Alias = Literal[
-    "filters", "out_channel", "channels", "in_channel", "neurons", "heads", "attention_head", "hidden_unit", "hidden_units", "element", "unstructured"
+    "filters", "out_channel", "channels", "in_channel", "neurons", "heads", "attention_head", "hidden_unit", "hidden_units", "layer", "branch", "element", "unstructured"
 ]
 ALIASES: dict[str, Kind] = {
     "filters": "filter",
@@ -19,6 +19,8 @@ ALIASES: dict[str, Kind] = {
     "attention_head": "head",
     "hidden_unit": "hidden",
     "hidden_units": "hidden",
+    "layer": "depth",
+    "branch": "depth",
     "element": "weight",
     "unstructured": "weight",
 }
@@ -29,6 +31,7 @@ MEANING: dict[Kind, str] = {
     "neuron": "W[n,:] of a Linear layer: one output unit, with its bias and the consumers' columns",
     "head": "one attention head: its rows of the query, key and value projections and its columns of the output projection; where several query heads share a key-value head, the whole of them",
     "hidden": "one hidden unit of an LSTM, GRU or RNN over all gates, layers and directions (intrinsic sparse structure, arXiv:1709.05027), with the consumers' columns",
+    "depth": "a residual block or branch as a whole: what remains of it is its shortcut (layer depth of SSL, arXiv:1608.03665; dropping blocks of a transformer)",
     "weight": "one element of a weight tensor; it is set to zero and stays in the tensor, so the file and the latency do not change",
 }
 

@@ -21,8 +21,8 @@ from sparsify_schemas.units import Share
 class Keep(Spec):
     """What a rule never goes below."""
 
-    at_least: Positive = 1
-    """groups that stay in every layer"""
+    at_least: Positive | None = None
+    """groups that stay in every layer, 1 when left out; of group depth: blocks that stay over the whole rule, none when left out"""
     multiple_of: Positive = 1
     """kept widths are multiples of this, rounded up; a layer that loses nothing keeps its width"""
 
@@ -33,7 +33,7 @@ class Rule(Spec):
     layers: Layers
     """glob on module names, re:<regular expression>, or a layer class; one or a list"""
     group: Group | None = None
-    """filter, channel, neuron, head, hidden or weight"""
+    """filter, channel, neuron, head, hidden, depth or weight"""
     penalty: Penalty | None = None
     """what drives the groups to zero while training"""
     criterion: Criterion = Magnitude(kind="magnitude")
@@ -54,9 +54,11 @@ class Rule(Spec):
             if extra:
                 raise AtKey(extra[0], f"a rule with 'protect: true' takes no '{extra[0]}'; protected layers keep their width")
         elif self.group is None:
-            raise ValueError("a rule needs a 'group' (filter, channel, neuron, head, hidden or weight), or 'protect: true'")
-        if self.group in ("head", "hidden") and isinstance(self.penalty, GroupLasso) and self.penalty.scope == "layer":
+            raise ValueError("a rule needs a 'group' (filter, channel, neuron, head, hidden, depth or weight), or 'protect: true'")
+        if self.group in ("head", "hidden", "depth") and isinstance(self.penalty, GroupLasso) and self.penalty.scope == "layer":
             raise ValueError(f"scope 'layer' cannot act on group '{self.group}', which spans several tensors; leave out 'scope'")
+        if self.group == "depth" and self.keep.multiple_of > 1:
+            raise AtKey("keep", "'multiple_of' cannot act on group 'depth', which has no widths; leave it out, or say how many stay with 'at_least'")
         if self.group == "weight":
             if isinstance(self.penalty, GroupLasso):
                 raise AtKey("penalty", "group_lasso cannot act on group 'weight': a lasso over single weights is 'kind: l1'")

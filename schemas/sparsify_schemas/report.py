@@ -66,6 +66,8 @@ class LayerRow(Spec):
     macs_after: int
     protected: str | None = None
     """why the width was kept, if it was protected"""
+    removed: bool = False
+    """whether it left as a whole, with the residual branch that it was part of"""
 
 
 class Limit(Spec):

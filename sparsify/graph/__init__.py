@@ -8,6 +8,6 @@ from sparsify.graph.call import Inputs, call, check_model, tensors
 from sparsify.graph.cutting import cut, replay
 from sparsify.graph.folding import fold
 from sparsify.graph.inspecting import inspect, layers
-from sparsify.graph.proving import probe, verify
+from sparsify.graph.proving import probe, verify, with_branches
 
-__all__ = ["Inputs", "call", "check_model", "cut", "fold", "inspect", "layers", "probe", "replay", "tensors", "verify"]
+__all__ = ["Inputs", "call", "check_model", "cut", "fold", "inspect", "layers", "probe", "replay", "tensors", "verify", "with_branches"]

@@ -1,7 +1,7 @@
 """Cutting: narrowing a copy of the model, logging each operation, and replaying a log on a fresh dense model."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
 from itertools import pairwise
 
@@ -10,9 +10,10 @@ from torch import nn
 
 from sparsify.errors import ModelError, RunError
 from sparsify.graph.inspecting import canonical_names
+from sparsify.graph.stubs import Bypassed, Silenced, put
 from sparsify.graph.widths import attributes
-from sparsify.plan import ModelMap
-from sparsify_schemas.cuts import Cuts, Fold, Narrow, Range, SetAttribute, Width, Zero
+from sparsify.plan import Branch, ModelMap
+from sparsify_schemas.cuts import Bypass, Cuts, Fold, Narrow, Range, SetAttribute, Silence, Width, Zero
 
 Keep = Mapping[str, Sequence[int]]
 """coupled group -> units that stay, ascending"""
@@ -23,15 +24,32 @@ def cut(model: nn.Module, map: ModelMap, keep: Keep, plan: str, optimizer: torch
 
     With an optimizer, its parameters and the state tensors of their shape are carried over to the copy.
     """
-    narrows = tuple(_narrows(map, keep))
-    copy = _narrowed(model, narrows, optimizer)
+    branches = gone_branches(map, keep)
+    narrows, stubs = tuple(_narrows(map, keep)), tuple(_stubs(branches))
+    copy = _narrowed(model, narrows, stubs, optimizer)
     narrowed = {op.tensor for op in narrows}
     touched = dict.fromkeys(alias.rpartition(".")[0] for alias, name in canonical_names(model).items() if name in narrowed)
-    sets = (*_changed(model, copy, touched), *_lengths(model, map, keep))
+    left = [name for name in touched if not any(b.holds(name) for b in branches)]
+    sets = (*_changed(model, copy, left), *_lengths(model, map, keep))
     for op in sets:
         _set(copy.get_submodule(op.module), op)
-    widths = tuple(Width(group=name, width=map.by_name[name].width, keep=ranges(kept)) for name, kept in keep.items())
-    return copy, Cuts(plan=plan, widths=widths, operations=narrows + sets)
+    whole = {s.tensor for b in branches for s in b.group.slices}
+    widths = tuple(Width(group=name, width=map.by_name[name].width, keep=() if _within(map, name, whole) else ranges(kept)) for name, kept in keep.items())
+    return copy, Cuts(plan=plan, widths=widths, operations=narrows + stubs + sets)
+
+
+def gone_branches(map: ModelMap, keep: Keep) -> list[Branch]:
+    """The residual blocks and branches that leave; none lies inside another."""
+    return [b for b in map.branches if b.name in keep and not keep[b.name]]
+
+
+def _within(map: ModelMap, name: str, tensors: Collection[str]) -> bool:
+    return all(s.tensor in tensors for s in map.by_name[name].slices if s.role != "size")
+
+
+def _stubs(branches: Iterable[Branch]) -> Iterable[Bypass | Silence]:
+    for stub in (s for b in branches for s in b.stubs):
+        yield (Silence if stub.zeros else Bypass)(module=stub.module, returns=stub.returns)
 
 
 def replay(model: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
@@ -39,7 +57,9 @@ def replay(model: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None
 
     Raises RunError when the log does not fit the model.
     """
-    narrows, sets = [], []
+    narrows: list[Narrow] = []
+    stubs: list[Bypass | Silence] = []
+    sets: list[SetAttribute] = []
     for op in cuts.operations:
         match op:
             case Narrow():
@@ -47,9 +67,12 @@ def replay(model: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None
                 narrows.append(op)
             case SetAttribute():
                 sets.append(op)
+            case Bypass() | Silence():
+                _check_module(model, op.module)
+                stubs.append(op)
             case Zero() | Fold():
                 pass  # the values themselves come with the weights
-    copy = _narrowed(model, narrows, optimizer)
+    copy = _narrowed(model, narrows, stubs, optimizer)
     for op in sets:
         try:
             module = copy.get_submodule(op.module)
@@ -78,14 +101,14 @@ def indices(keep: Iterable[Range]) -> list[int]:
 
 
 def dropped(map: ModelMap, keep: Keep) -> dict[tuple[str, int, str], set[int]]:
-    """(tensor, dimension, role) -> indices that leave."""
+    """(tensor, dimension, role) -> indices that leave, of groups of units; what leaves with a residual branch is no part of it."""
     gone: dict[tuple[str, int, str], set[int]] = defaultdict(set)
     for name, kept in keep.items():
         stays = set(kept)
         leaves = [unit for unit in range(map.by_name[name].width) if unit not in stays]
         if not leaves:
             continue
-        for part in map.by_name[name].slices:
+        for part in (s for s in map.by_name[name].slices if s.role != "whole"):
             for span in part.spans:
                 gone[part.tensor, part.dim, part.role].update(span.places(leaves))
     return gone
@@ -102,8 +125,9 @@ def _set(module: nn.Module, op: SetAttribute) -> None:
 def _lengths(model: nn.Module, map: ModelMap, keep: Keep) -> Iterable[SetAttribute]:
     """Attributes that hold the length of a dimension, such as num_heads, less what leaves of it."""
     gone: dict[str, int] = defaultdict(int)
+    branches = gone_branches(map, keep)
     for (name, _, role), lost in dropped(map, keep).items():
-        if role == "size":
+        if role == "size" and not any(b.holds(name.partition(":")[0]) for b in branches):
             gone[name] += len(lost)
     values: dict[tuple[str, str], int | list[int]] = {}
     for name, lost_count in gone.items():
@@ -121,9 +145,10 @@ def _lengths(model: nn.Module, map: ModelMap, keep: Keep) -> Iterable[SetAttribu
 
 def _narrows(map: ModelMap, keep: Keep) -> Iterable[Narrow]:
     shapes = {t.name: t.shape for t in map.tensors}
+    whole = {s.tensor for b in gone_branches(map, keep) for s in b.group.slices}
     gone: dict[tuple[str, int], set[int]] = defaultdict(set)
     for (tensor, dim, role), lost in dropped(map, keep).items():
-        if role != "size":
+        if role != "size" and tensor not in whole:
             gone[tensor, dim] |= lost
     for (tensor, dim), lost in gone.items():
         size = shapes[tensor][dim]
@@ -151,6 +176,13 @@ def _check(model: nn.Module, op: Narrow) -> None:
         raise RunError(f"the cut log keeps indices of '{op.tensor}' that are out of order or beyond its {op.size} entries")
 
 
+def _check_module(model: nn.Module, name: str) -> None:
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        raise RunError(f"the cut log removes a module '{name}' that this model does not have; was it built by the same recipe?") from None
+
+
 def _tensor(model: nn.Module, name: str) -> torch.Tensor:
     module, _, attribute = name.rpartition(".")
     owner = model.get_submodule(module)
@@ -161,8 +193,9 @@ def _tensor(model: nn.Module, name: str) -> torch.Tensor:
     return found
 
 
-def _narrowed(model: nn.Module, narrows: Iterable[Narrow], optimizer: torch.optim.Optimizer | None) -> nn.Module:
-    """A deep copy with every tensor narrowed once over all its dimensions; aliases of a tied tensor stay tied."""
+def _narrowed(model: nn.Module, narrows: Iterable[Narrow], stubs: Iterable[Bypass | Silence], optimizer: torch.optim.Optimizer | None) -> nn.Module:
+    """A deep copy with every tensor narrowed once over all its dimensions, and what left with branches replaced; aliases of
+    a tied tensor stay tied."""
     plans: dict[str, list[tuple[int, list[int]]]] = defaultdict(list)
     for op in narrows:
         plans[op.tensor].append((op.dim, indices(op.keep)))
@@ -181,6 +214,8 @@ def _narrowed(model: nn.Module, narrows: Iterable[Narrow], optimizer: torch.opti
             module, _, attribute = alias.rpartition(".")
             store = copy.get_submodule(module)
             (store._parameters if isinstance(new, nn.Parameter) else store._buffers)[attribute] = new  # type: ignore[assignment]
+    for stub in stubs:
+        put(copy, stub.module, (Silenced if isinstance(stub, Silence) else Bypassed)(stub.returns))
     for own in copy.modules():
         if isinstance(own, nn.RNNBase):  # it keeps a list of its weights beside its parameters
             own._flat_weights = [getattr(own, name) for name in own._flat_weights_names]
@@ -204,14 +239,16 @@ def _like(old: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
 def _rebind(
     optimizer: torch.optim.Optimizer, old: nn.Module, new: nn.Module, plans: Mapping[str, Sequence[tuple[int, list[int]]]]
 ) -> None:
-    """Point an optimizer at the parameters of the copy and narrow state tensors that have a parameter's shape."""
+    """Point an optimizer at the parameters of the copy, without those that left, and narrow state tensors of a parameter's shape."""
     names = {id(p): name for name, p in old.named_parameters()}
     held = [p for group in optimizer.param_groups for p in group["params"]]
     if any(id(p) not in names for p in held):
         raise ModelError("the optimizer holds a parameter that is not the model's; pass the optimizer that trains this model")
     fresh = dict(new.named_parameters())
     for parameter in held:
-        own, state = fresh[names[id(parameter)]], optimizer.state.pop(parameter, None)
+        own, state = fresh.get(names[id(parameter)]), optimizer.state.pop(parameter, None)
+        if own is None:
+            continue
         steps = plans.get(names[id(parameter)], ())
         if state is not None and (not steps or all(_follows(value, parameter) for value in state.values())):
             optimizer.state[own] = {
@@ -219,7 +256,7 @@ def _rebind(
                 for key, value in state.items()
             }
     for group in optimizer.param_groups:
-        group["params"] = [fresh[names[id(p)]] for p in group["params"]]
+        group["params"] = [fresh[names[id(p)]] for p in group["params"] if names[id(p)] in fresh]
 
 
 def _follows(value: object, parameter: torch.Tensor) -> bool:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.graph.call import Inputs, call
-from sparsify.graph.cutting import Keep, dropped
+from sparsify.graph.cutting import Keep, dropped, gone_branches
+from sparsify.graph.silencing import silenced
 from sparsify.plan import ModelMap
 from sparsify_schemas.cuts import Fold
 
@@ -32,9 +33,11 @@ def fold(dense: nn.Module, thin: nn.Module, map: ModelMap, keep: Keep, inputs: I
         return ()
     copy = deepcopy(dense).eval()
     calls = _Calls(copy, consumers)
+    sums = [s for b in gone_branches(map, keep) for s in b.sums]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        call(copy, inputs)
+        with silenced(copy, sums):
+            call(copy, inputs)
         return tuple(_folded(copy, thin, map, keep, calls))
 
 
@@ -64,9 +67,10 @@ class _Calls:
 
 def _lost(dense: nn.Module, map: ModelMap, keep: Keep) -> Iterable[tuple[str, list[int]]]:
     """(consumer, its input channels that leave) for every plain convolution and Linear layer."""
+    branches = gone_branches(map, keep)
     for (tensor, dim, role), gone in dropped(map, keep).items():
         name, _, attribute = tensor.rpartition(".")
-        if role != "in" or attribute != "weight" or dim != 1 or not gone:
+        if any(b.holds(name) for b in branches) or role != "in" or attribute != "weight" or dim != 1 or not gone:
             continue
         module = dense.get_submodule(name)
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups == 1):

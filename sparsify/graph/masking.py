@@ -4,7 +4,7 @@ A LayerNorm, RMSNorm, GroupNorm, softmax or mean over units that a cut removes s
 model computes the same: each such operator runs on the remaining elements alone, and the removed ones become zero.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import reduce
 from typing import Any
 
@@ -15,13 +15,15 @@ from sparsify.graph.call import Inputs, call, tensors
 from sparsify.graph.labels import Labels
 from sparsify.graph.operators import ALONG, REDUCTIONS, axes_of, primitive
 from sparsify.graph.shadow import Shadow, varying
+from sparsify.graph.silencing import silenced
 from sparsify.graph.tracing import Watch
+from sparsify.plan import Sum
 
 MIXING = (REDUCTIONS | ALONG | {"native_layer_norm", "native_group_norm"}) - {"glu"}
 """operators whose result at one place depends on the others"""
 
 
-class Narrowed(Watch):  # type: ignore[no-untyped-call]
+class Narrowed(Watch):
     """Watches again, and runs operators that mix elements on the remaining ones."""
 
     def __init__(self, labels: Labels) -> None:
@@ -68,8 +70,8 @@ def _spread(narrow: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
     return narrow.new_zeros([size if d == dim else n for d, n in enumerate(narrow.shape)]).index_copy(dim, places, narrow)
 
 
-def outputs(model: nn.Module, inputs: Inputs, gone: Mapping[tuple[str, int], Iterable[int]]) -> list[Tensor]:
-    """Outputs of the masked model; gone: (tensor, dimension) -> indices that leave."""
+def outputs(model: nn.Module, inputs: Inputs, gone: Mapping[tuple[str, int], Iterable[int]], sums: Collection[Sum] = ()) -> list[Tensor]:
+    """Outputs of the masked model; gone: (tensor, dimension) -> indices that leave; sums: whose branches leave."""
     labels = Labels()
     mode = Narrowed(labels)
     mode.enter_model(model)
@@ -77,6 +79,6 @@ def outputs(model: nn.Module, inputs: Inputs, gone: Mapping[tuple[str, int], Ite
     for axis in labels.axes:
         for index in gone.get((axis.tensor, axis.dim), ()):
             mode.removed[axis.first + index] = True
-    with primitive(model), torch.random.fork_rng(devices=[]), mode:
+    with primitive(model), torch.random.fork_rng(devices=[]), mode, silenced(model, sums):
         torch.manual_seed(0)
         return list(tensors(call(model, inputs)))

@@ -1,12 +1,12 @@
 """Proving a cut: cut model against masked dense model, in float64; and probing which groups can be cut at all.
 
 Let M be the dense model in which the consumers' input slices of every removed unit are zero. Then cut(model) == M for
-any activation. Where a statistic is taken over removed units (LayerNorm, GroupNorm, a mean over channels) M leaves them
+any activation; in place of residual branches that left, M has zeros in the sums that they went into. Where a statistic is taken over removed units (LayerNorm, GroupNorm, a mean over channels) M leaves them
 out of it, and the verdict says `statistics change`: M is then no longer the dense model with some weights at zero.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsify.errors import VerificationError
+from sparsify.errors import ModelError, VerificationError
 from sparsify.graph import masking
+from sparsify.graph.branches import find_branches
 from sparsify.graph.call import Inputs, call, converted, on_meta, tensors
-from sparsify.graph.cutting import Keep, cut, dropped
+from sparsify.graph.cutting import Keep, cut, dropped, gone_branches
 from sparsify.graph.settling import settled
-from sparsify.plan import Coupled, ModelMap
+from sparsify.graph.silencing import silenced
+from sparsify.plan import Branch, Coupled, ModelMap
 from sparsify_schemas.report import Verdict
 
 TOLERANCE = 1e-9
@@ -121,6 +123,36 @@ def probe(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
         _good(groups, lambda chosen: _fault(exact, map, {c.name: _rest(c) for c in chosen}, exact_inputs, tolerance), reasons)
     coupled = tuple(replace(c, protected=reasons[c.name]) if c.name in reasons else c for c in map.coupled)
     return replace(map, coupled=coupled)
+
+
+def with_branches(model: nn.Module, map: ModelMap, inputs: Inputs, macs: Mapping[str, int]) -> ModelMap:
+    """The map with the model's residual blocks and branches, those protected that a trial cut in float64, on random
+    weights, shows to be none that can leave; all that are not inside each other at once, and the culprits by halving.
+
+    macs: multiply-accumulates by module name. Raises ModelError for a model without numbers.
+    """
+    if any(p.is_meta for p in model.parameters()):
+        raise ModelError("group 'depth' needs a model with weights: what a residual block computes tells whether it can leave")
+    map = replace(map, branches=find_branches(deepcopy(model), map, inputs, macs))
+    reasons: dict[str, str] = {}
+    inputs = converted(inputs, torch.float32)
+    exact, _, exact_inputs, tolerance = _precise(trial := _scrambled(model, inputs), trial, inputs)
+    for level in _levels([b for b in map.branches if b.group.protected is None]):
+        _good([b.group for b in level], lambda chosen: _fault(exact, map, {c.name: [] for c in chosen}, exact_inputs, tolerance), reasons)
+
+    def judged(b: Branch) -> Branch:
+        return replace(b, group=replace(b.group, protected=reasons[b.name])) if b.name in reasons else b
+
+    return replace(map, branches=tuple(judged(b) for b in map.branches))
+
+
+def _levels(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
+    """The branches from the outermost to the innermost."""
+    while branches:
+        size = {b.name: (len(b.tensors), -i) for i, b in enumerate(branches)}
+        level = [b for b in branches if not any(o.overlaps(b) and size[o.name] > size[b.name] for o in branches)]
+        yield level
+        branches = [b for b in branches if b not in level]
 
 
 class _Shapes:
@@ -250,16 +282,18 @@ def _as(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def _masked_outputs(wide: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, changing: bool) -> list[torch.Tensor]:
     model = _masked(wide, map, keep)
+    sums = [s for b in gone_branches(map, keep) for s in b.sums]
     if not changing:
-        return _outputs(model, inputs)
+        with silenced(model, sums):
+            return _outputs(model, inputs)
     gone: dict[tuple[str, int], set[int]] = {}
     for (tensor, dim, _), lost in dropped(map, keep).items():
         gone.setdefault((tensor, dim), set()).update(lost)
-    return masking.outputs(model, inputs, gone)
+    return masking.outputs(model, inputs, gone, sums)
 
 
 def _masked(wide: nn.Module, map: ModelMap, keep: Keep) -> nn.Module:
-    """The dense model with the consumers' input slices of every removed unit set to zero."""
+    """The dense model with the consumers' input slices of every removed unit set to zero; its branches are left as they are."""
     copy = deepcopy(wide)
     values = dict([*copy.named_parameters(), *copy.named_buffers()])
     with torch.no_grad():

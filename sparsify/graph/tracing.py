@@ -4,17 +4,15 @@ The model runs once in eval mode with example inputs, on real or meta tensors. C
 dozen primitive ones that they are made of (attention as matrix products and a softmax, an LSTM as products and chunks).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsify.graph.call import Inputs, call, tensors
 from sparsify.graph.labels import Labels
+from sparsify.graph.locating import Located
 from sparsify.graph.operators import (
     ALONG,
     FRESH,
@@ -34,16 +32,15 @@ from sparsify.graph.rules import RULES, Op, along, batch_norm, reduction, spatia
 from sparsify.graph.shadow import Algebra, Shadow, first, varying
 
 
-class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Watch(Located):
     """Follows labels through every operator that runs under it."""
 
     def __init__(self, labels: Labels) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.labels = labels
         self.algebra = Algebra(labels)
         self.shadows: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.names: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self.within: list[str] = []
         self.hidden: dict[str, Tensor] = {}
 
     def enter_tensor(self, name: str, tensor: Tensor) -> None:
@@ -101,24 +98,6 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if isinstance(value, Tensor):
                     self.shadows[value] = shadow if isinstance(shadow, Shadow) else Shadow(tuple(value.shape))
         return out
-
-    @contextmanager
-    def located(self, model: nn.Module) -> Iterator[None]:
-        """Know, while the model runs, which of its modules is running."""
-        names = {module: name for name, module in model.named_modules()}
-
-        def enter(module: nn.Module, _args: Any) -> None:
-            self.within.append(names[module])
-
-        def leave(_module: nn.Module, _args: Any, _result: Any) -> None:
-            self.within.pop()
-
-        handles = [h for m in names for h in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave, always_call=True))]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def sized(self, shadow: Shadow) -> Shadow:
         """Remember where a shape was written down: a module's attribute may hold it."""

@@ -1,0 +1,55 @@
+"""Which module is running, and the how-many-eth sum in it: an address that every run of the same forward call repeats."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Located(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operator, and knows which module it runs in."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.within: list[str] = []
+        self._sums: Counter[str] = Counter()
+
+    @contextmanager
+    def located(self, model: nn.Module) -> Iterator[None]:
+        """Know, while the model runs, which of its modules is running."""
+        names = {module: name for name, module in model.named_modules()}
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self.within.append(names[module])
+            self.entered(names[module], args, kwargs)
+
+        def leave(module: nn.Module, _args: Any, result: Any) -> None:
+            self.left(names[module], result)
+            self.within.pop()
+
+        handles: list[Any] = []
+        for module in names:
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def entered(self, name: str, args: Any, kwargs: Any) -> None:
+        """A module is called."""
+
+    def left(self, name: str, result: Any) -> None:
+        """A module has returned."""
+
+    def sum_at(self, func: Any, args: Any) -> tuple[str, int] | None:
+        """(module, how many sums of two tensors ran in it before) where this operator is one; to be asked once of each."""
+        if func._schema.name not in ("aten::add", "aten::add_") or not self.within or not all(isinstance(a, Tensor) for a in args[:2]):
+            return None
+        module = self.within[-1]
+        self._sums[module] += 1
+        return module, self._sums[module] - 1

@@ -1,0 +1,49 @@
+"""What takes the place of a module that left with a residual branch: modules without parameters."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Bypassed(nn.Module):
+    """Returns its first tensor input, whatever else it is given."""
+
+    def __init__(self, returns: tuple[bool, ...] = ()) -> None:
+        super().__init__()
+        self.returns = returns
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return _returned(_first(args, kwargs), self.returns)
+
+
+class Silenced(nn.Module):
+    """Returns zeros of the shape of its first tensor input."""
+
+    def __init__(self, returns: tuple[bool, ...] = ()) -> None:
+        super().__init__()
+        self.returns = returns
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return _returned(torch.zeros_like(_first(args, kwargs)), self.returns)
+
+
+def put(model: nn.Module, name: str, stub: nn.Module) -> None:
+    """Replace a module; plain values that it was known by (a layer's number or kind) stay readable on the stub."""
+    parent, _, child = name.rpartition(".")
+    old = model.get_submodule(name)
+    plain = {k: v for k, v in vars(old).items() if isinstance(v, str | int | float) and k not in vars(stub)}
+    vars(stub).update(plain)
+    stub.train(old.training)
+    model.get_submodule(parent)._modules[child] = stub
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            return value
+    raise TypeError("a module that left with a residual branch was called without a tensor")
+
+
+def _returned(value: Tensor, returns: tuple[bool, ...]) -> Any:
+    return tuple([value if here else None for here in returns]) if returns else value

@@ -12,11 +12,11 @@ from torch import nn
 from sparsify import graph, measure
 from sparsify.data import Datasets
 from sparsify.errors import VerificationError
-from sparsify.figures import plural
+from sparsify.figures import few, plural
 from sparsify.folder import DENSE, WEIGHTS, recipe_digest
 from sparsify.graph import Inputs
 from sparsify.modelfile import weights_digest
-from sparsify.plan import Plan
+from sparsify.plan import Layer, Plan
 from sparsify.train import evaluate
 from sparsify.weights import tensors
 from sparsify_schemas.cuts import Cuts, Fold
@@ -179,8 +179,12 @@ def zeros(model: nn.Module, names: Iterable[str]) -> tuple[int, int]:
 
 def _layers(plan: Plan, dense: nn.Module, cut: nn.Module, inputs: Inputs) -> Iterable[LayerRow]:
     before, after = (measure.count_macs(m, inputs)[1] for m in (dense, cut))
-    protected = _protected(plan)
-    for a, b in zip(graph.layers(dense, before), graph.layers(cut, after), strict=True):
+    protected, left = _protected(plan), {b.name: b for b in graph.layers(cut, after)}
+    for a in graph.layers(dense, before):
+        b = left.get(a.name)
+        if b is None:
+            yield _removed(a, _count(dense.get_submodule(a.name)))
+            continue
         stored = dict(cut.get_submodule(b.name).named_parameters(recurse=False))
         yield LayerRow(
             name=a.name,
@@ -196,6 +200,24 @@ def _layers(plan: Plan, dense: nn.Module, cut: nn.Module, inputs: Inputs) -> Ite
             macs_after=b.macs,
             protected=protected.get(a.name),
         )
+
+
+def _removed(layer: Layer, params: int) -> LayerRow:
+    """A layer that left as a whole."""
+    return LayerRow(
+        name=layer.name,
+        type=layer.type,
+        inputs=layer.inputs,
+        inputs_after=0,
+        outputs=layer.outputs,
+        outputs_after=0,
+        params=params,
+        params_after=0,
+        zeros=0.0,
+        macs=layer.macs,
+        macs_after=0,
+        removed=True,
+    )
 
 
 def _count(module: nn.Module) -> int:
@@ -228,6 +250,11 @@ def _notes(work: Work, cut: nn.Module) -> Iterable[str]:
         if recipe.rules[assignment.rule].group == "weight":
             count, total = zeros(cut, assignment.tensors)
             yield f"rules.{assignment.rule}: {count} of {total} weights are zero; zeros stay in the tensors: this brings no speed and no smaller file"
+    for assignment in work.plan.assignments:
+        if recipe.rules[assignment.rule].group == "depth":
+            gone = tuple(name for name in assignment.coupled if name in {w.group for w in work.cuts.widths if not w.keep})
+            whole = plural(len(assignment.coupled), "residual block")
+            yield f"rules.{assignment.rule}: {len(gone)} of {whole} left as a whole{': ' + few(gone, 12) if gone else ''}"
     folds = [op for op in work.cuts.operations if isinstance(op, Fold)]
     if folds:
         rough = [op.module for op in folds if not op.exact]

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from sparsify.costs import Costs
 from sparsify.figures import MISSING, count, few, plain, plural, share, size, spaced
-from sparsify.plan import Assignment, Coupled, Plan
+from sparsify.plan import Assignment, Branch, Coupled, Plan
 from sparsify.table import Table, columns
 from sparsify.table import as_text as lay_out_all
 from sparsify_schemas.penalty import GroupLasso, Penalty
@@ -23,8 +23,10 @@ def as_text(plan: Plan, width: int = 100) -> str:
 def summary(plan: Plan) -> str:
     """One sentence: how much of the model is open to the rules, and what the cut would come to today."""
     reached = _reached(plan)
+    branches = [b.name for b in plan.map.branches if not b.group.protected]
+    whole = f", {len(reached & set(branches))} of {plural(len(branches), 'residual block')}" if branches else ""
     text = (
-        f"{plan.recipe.title}: {plural(len(plan.recipe.rules), 'rule')}, {len(reached)} of {len(plan.map.coupled)} coupled groups open, "
+        f"{plan.recipe.title}: {plural(len(plan.recipe.rules), 'rule')}, {len(reached - set(branches))} of {len(plan.map.coupled)} coupled groups open{whole}, "
         f"{_protected_count(plan)} protected; plan {plan.digest}"
     )
     after = costs(plan)
@@ -70,6 +72,10 @@ def _rule_table(plan: Plan, assignment: Assignment) -> Table:
     if rule.group == "weight":
         return Table(title, columns("tensor", "shape", ">weights"), _weight_rows(plan, assignment), (deeds,))
     preview = dict(plan.preview)
+    if rule.group == "depth":
+        rows = tuple(_branch_row(plan, b, preview) for b in plan.map.branches if b.name in assignment.coupled)
+        title = f"rules.{assignment.rule}: residual branches of {', '.join(rule.layers)}"
+        return Table(title, columns("block or branch", "class", ">of the MACs", ">of the parameters", "what takes its place", "now"), rows, (deeds,))
     rows = tuple(_group_row(plan, assignment, plan.map.by_name[name], preview) for name in assignment.coupled)
     return Table(title, columns("layers matched", ">of the MACs", ">width", ">after", "narrowed with them"), rows, (deeds,))
 
@@ -87,6 +93,19 @@ def _group_row(plan: Plan, assignment: Assignment, group: Coupled, preview: Mapp
         str(group.width),
         MISSING if after is None else str(after),
         few(dragged) or MISSING,
+    )
+
+
+def _branch_row(plan: Plan, branch: Branch, preview: Mapping[str, int]) -> tuple[str, ...]:
+    params = sum(t.numel for t in plan.map.tensors if t.parameter and t.name in branch.tensors)
+    kept = preview.get(branch.name)
+    return (
+        branch.name,
+        branch.type,
+        share(_part(branch.macs, plan.map.macs)),
+        share(_part(params, plan.map.params)),
+        "zeros" if any(s.zeros for s in branch.stubs) else "its input",
+        MISSING if kept is None else "stays" if kept else "goes",
     )
 
 

@@ -181,8 +181,8 @@ def _layers(report: Report, every: bool) -> Table:
         (
             layer.name,
             layer.type,
-            _change(layer.inputs, layer.inputs_after),
-            _change(layer.outputs, layer.outputs_after),
+            str(layer.inputs) if layer.removed else _change(layer.inputs, layer.inputs_after),
+            f"{layer.outputs} -> removed" if layer.removed else _change(layer.outputs, layer.outputs_after),
             share(_gone(layer)),
             share(_part(layer.macs, report.dense.macs)),
             share(_part(layer.macs_after, report.cut.macs)),

@@ -18,6 +18,7 @@ from sparsify.assess import Work, overall
 from sparsify.checkpoint import Checkpoint
 from sparsify.data import batches, example_inputs, load_data
 from sparsify.events import CutDone, EpochDone, Event, Listener, Note, StageStarted, silence
+from sparsify.graph import layers
 from sparsify.measure import count_macs
 from sparsify.opening import Run, Source, asked, dense_model, opened, planned, resumed, where_it_stands
 from sparsify.plan import Plan
@@ -25,7 +26,9 @@ from sparsify.train import Moment, check_trainable, derived_seed, evaluate, trai
 from sparsify.weights import save_weights
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.data import Augment
+from sparsify_schemas.recipe import Rule
 from sparsify_schemas.report import StageRow
+from sparsify_schemas.selector import selects
 from sparsify_schemas.stage import Cut, Train
 
 
@@ -144,8 +147,23 @@ def _stage_plan(run: Run, stage: Train, model: nn.Module, at: Checkpoint) -> Pla
     if not acting:
         return None
     # Budgets and demands were of the dense model, and what they asked for is done.
-    rules = tuple(r if r.group == "weight" or r.protect else r.model_copy(update={"sparsity": None}) for r in run.recipe.rules)
+    rules = tuple(r if r.group == "weight" or r.protect else r.model_copy(update={"sparsity": None}) for r in _still_there(run, model))
+    if not rules:
+        return None
     return pruning.make_plan(run.recipe.model_copy(update={"rules": rules, "budget": Budget()}), model, run.inputs)
+
+
+def _still_there(run: Run, model: nn.Module) -> Iterator[Rule]:
+    """The rules without what speaks only of layers that left with a residual branch."""
+    map, left = run.plan.map, {layer.name for layer in layers(model, {})}
+    for rule in run.recipe.rules:
+        if rule.group == "depth":
+            named = [(b.module, b.type, any(t.rpartition(".")[0] in left for t in b.tensors)) for b in map.branches]
+        else:
+            named = [(layer.name, layer.type, layer.name in left) for layer in map.layers]
+        kept = tuple(p for p in rule.layers if any(there and selects((p,), name, kind) for name, kind, there in named))
+        if kept:
+            yield rule.model_copy(update={"layers": kept})
 
 
 def _cut(run: Run, stage: Cut, model: nn.Module, at: Checkpoint) -> tuple[nn.Module, Checkpoint]:

@@ -83,7 +83,7 @@ class _Found:
         g, open_ = self.graph, inside
         while open_:
             candidates = union(1 << i for n in nodes(open_) for i in g.inputs[n]) & ~inside & ~(1 << shortcut)
-            open_ = union(1 << n for n in nodes(candidates) if g.inputs[n] and not g.users[n] & ~inside)
+            open_ = union(1 << n for n in nodes(candidates) if not g.leaves >> n & 1 and not g.users[n] & ~inside)
             inside |= open_
         return inside
 

@@ -23,7 +23,7 @@ MIXING = (REDUCTIONS | ALONG | {"native_layer_norm", "native_group_norm"}) - {"g
 """operators whose result at one place depends on the others"""
 
 
-class Narrowed(Watch):
+class Narrowed(Watch):  # type: ignore[no-untyped-call]
     """Watches again, and runs operators that mix elements on the remaining ones."""
 
     def __init__(self, labels: Labels) -> None:

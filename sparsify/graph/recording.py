@@ -58,6 +58,8 @@ class Graph:
     """node -> the nodes that it is computed from"""
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     parameters: dict[int, str] = field(default_factory=dict)
+    leaves: Bits = 0
+    """nodes that no operator made"""
     given: Bits = 0
     """nodes that are inputs of the model"""
     added: list[Added] = field(default_factory=list)
@@ -101,10 +103,10 @@ class Recording(Located):
         at, shapes = self.sum_at(func, args), [tuple(a.shape) for a in args[:2] if isinstance(a, Tensor)]
         operands = tuple(self._of(a) for a in args[:2]) if at else ()
         out = func(*args, **(kwargs or {}))
-        node = self._new(own, tuple(out.shape) if isinstance(out, Tensor) else ())
-        for value in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(value, Tensor):
-                self._node[value] = node
+        made = [value for value in (out if isinstance(out, tuple | list) else (out,)) if isinstance(value, Tensor)]
+        node = self._new(own, tuple(made[0].shape) if made else ())
+        for value in made:
+            self._node[value] = node
         for running in self._running:
             running.own |= 1 << node
         if at is not None and shapes[0] == shapes[1] and out.is_floating_point():
@@ -123,6 +125,7 @@ class Recording(Located):
 
     def left(self, name: str, result: Any) -> None:
         done = self._running.pop()
+        assert done.module == name
         done.result = self._traced(result)
         if not self._running:
             self.graph.outputs |= union(1 << self._of(t) for t in tensors(result))
@@ -140,6 +143,7 @@ class Recording(Located):
         if found is None:
             found = self._new((), tuple(tensor.shape))
             self._node[tensor] = found
+            self.graph.leaves |= 1 << found
             if id(tensor) in self._names:
                 self.graph.parameters[found] = self._names[id(tensor)]
         return found

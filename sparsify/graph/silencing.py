@@ -15,7 +15,7 @@ Watched = Callable[[str, Tensor, Any], None]
 """(module, its first tensor input, what it returned)"""
 
 
-class Silencing(Located):
+class Silencing(Located):  # type: ignore[no-untyped-call]
     """Puts zeros in place of one operand of the sums named."""
 
     def __init__(self, sums: Collection[Sum], watched: Collection[str] = (), seen: Watched | None = None) -> None:

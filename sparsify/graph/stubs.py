@@ -29,11 +29,14 @@ class Silenced(nn.Module):
 
 
 def put(model: nn.Module, name: str, stub: nn.Module) -> None:
-    """Replace a module; plain values that it was known by (a layer's number or kind) stay readable on the stub."""
+    """Replace a module; plain values that it was known by (a layer's number or kind) stay readable on the stub, and its
+    parameters read None."""
     parent, _, child = name.rpartition(".")
     old = model.get_submodule(name)
     plain = {k: v for k, v in vars(old).items() if isinstance(v, str | int | float) and k not in vars(stub)}
     vars(stub).update(plain)
+    for parameter in old._parameters:
+        stub.register_parameter(parameter, None)
     stub.train(old.training)
     model.get_submodule(parent)._modules[child] = stub
 

@@ -70,7 +70,8 @@ def with_floors(plan: Plan, groups: Sequence[Candidate], key: Callable[[Candidat
 
 
 def choose(plan: Plan, scores: Mapping[str, Sequence[float]], dead: Mapping[str, Sequence[bool]]) -> dict[str, list[int]]:
-    """Coupled group -> units that stay, ascending. The result never exceeds a budget that can be met at all.
+    """Coupled group -> units that stay, ascending; none of a group that is wholly in residual branches that go. The result
+    never exceeds a budget that can be met at all.
 
     scores and dead: one number and one flag per unit of each coupled group.
     """
@@ -82,7 +83,8 @@ def choose(plan: Plan, scores: Mapping[str, Sequence[float]], dead: Mapping[str,
     chosen, fit = _chosen(plan, cheapest, prices, costs, allowed)
     if not fit:  # with other residual branches kept, the budgets may hold
         chosen, _ = _chosen(plan, with_floors(plan, open_groups, lambda c: (-prices[c.name],)), prices, costs, allowed)
-    return chosen
+    gone = {tensor for b in plan.map.branches if not chosen.get(b.name, [0]) for tensor in b.tensors}
+    return {name: [] if plan.map.by_name[name].reached <= gone else kept for name, kept in chosen.items()}
 
 
 def _chosen(

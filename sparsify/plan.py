@@ -63,6 +63,11 @@ class Coupled:
         """Modules reached, in order, without repetition."""
         return tuple(dict.fromkeys(s.tensor.rpartition(".")[0] for s in self.slices if s.role != "size"))
 
+    @property
+    def reached(self) -> frozenset[str]:
+        """Tensors reached."""
+        return frozenset(s.tensor for s in self.slices if s.role != "size")
+
 
 @dataclass(frozen=True)
 class Stub:
@@ -106,7 +111,7 @@ class Branch:
     @cached_property
     def tensors(self) -> frozenset[str]:
         """What leaves with it."""
-        return frozenset(s.tensor for s in self.group.slices)
+        return self.group.reached
 
     def holds(self, module: str) -> bool:
         """Whether a module leaves with it."""

@@ -1,7 +1,7 @@
 """Cutting: narrowing a copy of the model, logging each operation, and replaying a log on a fresh dense model."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from itertools import pairwise
 
@@ -33,18 +33,13 @@ def cut(model: nn.Module, map: ModelMap, keep: Keep, plan: str, optimizer: torch
     sets = (*_changed(model, copy, left), *_lengths(model, map, keep))
     for op in sets:
         _set(copy.get_submodule(op.module), op)
-    whole = {s.tensor for b in branches for s in b.group.slices}
-    widths = tuple(Width(group=name, width=map.by_name[name].width, keep=() if _within(map, name, whole) else ranges(kept)) for name, kept in keep.items())
+    widths = tuple(Width(group=name, width=map.by_name[name].width, keep=ranges(kept)) for name, kept in keep.items())
     return copy, Cuts(plan=plan, widths=widths, operations=narrows + stubs + sets)
 
 
 def gone_branches(map: ModelMap, keep: Keep) -> list[Branch]:
     """The residual blocks and branches that leave; none lies inside another."""
     return [b for b in map.branches if b.name in keep and not keep[b.name]]
-
-
-def _within(map: ModelMap, name: str, tensors: Collection[str]) -> bool:
-    return all(s.tensor in tensors for s in map.by_name[name].slices if s.role != "size")
 
 
 def _stubs(branches: Iterable[Branch]) -> Iterable[Bypass | Silence]:
@@ -101,14 +96,18 @@ def indices(keep: Iterable[Range]) -> list[int]:
 
 
 def dropped(map: ModelMap, keep: Keep) -> dict[tuple[str, int, str], set[int]]:
-    """(tensor, dimension, role) -> indices that leave, of groups of units; what leaves with a residual branch is no part of it."""
+    """(tensor, dimension, role) -> indices that leave; tensors and modules that leave with a residual branch are no part of it."""
+    branches = gone_branches(map, keep)
+    whole = {tensor for b in branches for tensor in b.tensors}
     gone: dict[tuple[str, int, str], set[int]] = defaultdict(set)
     for name, kept in keep.items():
         stays = set(kept)
         leaves = [unit for unit in range(map.by_name[name].width) if unit not in stays]
         if not leaves:
             continue
-        for part in (s for s in map.by_name[name].slices if s.role != "whole"):
+        for part in map.by_name[name].slices:
+            if part.tensor in whole or (part.role == "size" and any(b.holds(part.tensor.partition(":")[0]) for b in branches)):
+                continue
             for span in part.spans:
                 gone[part.tensor, part.dim, part.role].update(span.places(leaves))
     return gone
@@ -125,9 +124,8 @@ def _set(module: nn.Module, op: SetAttribute) -> None:
 def _lengths(model: nn.Module, map: ModelMap, keep: Keep) -> Iterable[SetAttribute]:
     """Attributes that hold the length of a dimension, such as num_heads, less what leaves of it."""
     gone: dict[str, int] = defaultdict(int)
-    branches = gone_branches(map, keep)
     for (name, _, role), lost in dropped(map, keep).items():
-        if role == "size" and not any(b.holds(name.partition(":")[0]) for b in branches):
+        if role == "size":
             gone[name] += len(lost)
     values: dict[tuple[str, str], int | list[int]] = {}
     for name, lost_count in gone.items():
@@ -145,10 +143,9 @@ def _lengths(model: nn.Module, map: ModelMap, keep: Keep) -> Iterable[SetAttribu
 
 def _narrows(map: ModelMap, keep: Keep) -> Iterable[Narrow]:
     shapes = {t.name: t.shape for t in map.tensors}
-    whole = {s.tensor for b in gone_branches(map, keep) for s in b.group.slices}
     gone: dict[tuple[str, int], set[int]] = defaultdict(set)
     for (tensor, dim, role), lost in dropped(map, keep).items():
-        if role != "size" and tensor not in whole:
+        if role != "size":
             gone[tensor, dim] |= lost
     for (tensor, dim), lost in gone.items():
         size = shapes[tensor][dim]

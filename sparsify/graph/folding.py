@@ -67,10 +67,9 @@ class _Calls:
 
 def _lost(dense: nn.Module, map: ModelMap, keep: Keep) -> Iterable[tuple[str, list[int]]]:
     """(consumer, its input channels that leave) for every plain convolution and Linear layer."""
-    branches = gone_branches(map, keep)
     for (tensor, dim, role), gone in dropped(map, keep).items():
         name, _, attribute = tensor.rpartition(".")
-        if any(b.holds(name) for b in branches) or role != "in" or attribute != "weight" or dim != 1 or not gone:
+        if role != "in" or attribute != "weight" or dim != 1 or not gone:
             continue
         module = dense.get_submodule(name)
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups == 1):

@@ -72,7 +72,12 @@ def _precise(dense: nn.Module, thin: nn.Module, inputs: Inputs) -> tuple[nn.Modu
 
 
 def _narrowed_groups(map: ModelMap, keep: Keep) -> list[str]:
-    return [name for name, kept in keep.items() if len(kept) < map.by_name[name].width]
+    return [name for name, kept in keep.items() if len(kept) < map.by_name[name].width and not _within_branches(map, keep, name)]
+
+
+def _within_branches(map: ModelMap, keep: Keep, name: str) -> bool:
+    """Whether a group left because all of it is in residual branches that leave."""
+    return not keep[name] and name not in {b.name for b in map.branches}
 
 
 def _both(wide: nn.Module, narrow: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

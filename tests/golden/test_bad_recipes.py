@@ -184,11 +184,11 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "future group depth": (
         (("group: filter", "group: depth"),),
-        "recipe.yaml:11:12: rules.0.group: unknown group 'depth'; known: filter, channel, neuron, head, hidden, weight",
+        "recipe.yaml:11:12: rules.0.group: unknown group 'depth'; known: filter, channel, neuron, head, hidden, depth, weight",
     ),
     "future group n:m": (
         (("group: filter", "group: 2:4"),),
-        "recipe.yaml:11:12: rules.0.group: unknown group '2:4'; known: filter, channel, neuron, head, hidden, weight",
+        "recipe.yaml:11:12: rules.0.group: unknown group '2:4'; known: filter, channel, neuron, head, hidden, depth, weight",
     ),
     "text for a number": (
         (("strength: 1e-3", "strength: auto"),),
@@ -316,7 +316,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "rule without group": (
         (("    group: filter\n", ""),),
-        "recipe.yaml:10:5: rules.0: a rule needs a 'group' (filter, channel, neuron, head, hidden or weight), or 'protect: true'",
+        "recipe.yaml:10:5: rules.0: a rule needs a 'group' (filter, channel, neuron, head, hidden, depth or weight), or 'protect: true'",
     ),
     "weight without sparsity": (
         (

@@ -291,8 +291,10 @@ def _masked_outputs(wide: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, 
     if not changing:
         with silenced(model, sums):
             return _outputs(model, inputs)
+    # Inside branches that leave as well: what comes out of one has the labels of what it is added to.
+    widths = {name: keep[name] for name in _narrowed_groups(map, keep) if keep[name]}
     gone: dict[tuple[str, int], set[int]] = {}
-    for (tensor, dim, _), lost in dropped(map, keep).items():
+    for (tensor, dim, _), lost in dropped(map, widths).items():
         gone.setdefault((tensor, dim), set()).update(lost)
     return masking.outputs(model, inputs, gone, sums)
 

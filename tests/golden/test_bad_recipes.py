@@ -182,10 +182,6 @@ EDITED: dict[str, tuple[Edits, str]] = {
         (("group: filter", "group: fliter"),),
         "recipe.yaml:11:12: rules.0.group: unknown group 'fliter'; did you mean 'filter'?",
     ),
-    "future group depth": (
-        (("group: filter", "group: depth"),),
-        "recipe.yaml:11:12: rules.0.group: unknown group 'depth'; known: filter, channel, neuron, head, hidden, depth, weight",
-    ),
     "future group n:m": (
         (("group: filter", "group: 2:4"),),
         "recipe.yaml:11:12: rules.0.group: unknown group '2:4'; known: filter, channel, neuron, head, hidden, depth, weight",

@@ -119,7 +119,7 @@ def test_a_difference_shows_the_path_both_values_and_the_step_between(call) -> N
         "path                                old  new  change",
         "-" * 52,
         "budget.macs                         40%  25%  -15 pp",
-        "rules[Conv2d/filter].keep.at_least  1    4        +3",
+        "rules[Conv2d/filter].keep.at_least  -    4",
     ]
     changes = json.loads(call("diff", a, b, "--json")[1])
     assert changes[0] == {"path": "budget.macs", "old": "40%", "new": "25%", "delta": -15.0, "remark": ""}

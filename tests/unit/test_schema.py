@@ -104,7 +104,7 @@ def test_a_child_needs_only_what_it_changes(text: str) -> None:
         ("${share}%", "40"),
         ("group_lasso", "group_laso"),
         ("to:", "too:"),
-        ("out_channel", "depth"),
+        ("out_channel", "height"),
         ("epochs: 3", "epochs: [3]"),
         ("kind: cut", "kind: prune"),
         ("protect:", "protects:"),

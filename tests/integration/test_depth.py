@@ -1,0 +1,144 @@
+"""Group depth from end to end: trained, cut, tuned, reported, reloaded, exported; and that time really goes."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import sparsify
+from sparsify.artefact import load_run
+from sparsify.diff import diff_runs, resolved
+from sparsify.folder import read_recipe
+from sparsify.report import read, to_markdown
+from sparsify.run import apply
+
+NETS = """
+import torch
+from torch import nn
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+    def forward(self, hidden):
+        q, k, v = self.qkv(hidden).chunk(3, -1)
+        return self.out((q @ k.transpose(1, 2)).softmax(-1) @ v), None
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mixed, self.norm1, self.norm2 = Mixed(), nn.LayerNorm(8), nn.LayerNorm(8)
+        self.mlp = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+    def forward(self, x):
+        x = self.norm1(x + self.mixed(hidden=x)[0])
+        return self.norm2(x + self.mlp(x))
+
+class PostNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks, self.last = nn.Sequential(*[Block() for _ in range(4)]), nn.Linear(8, 10)
+    def forward(self, x):
+        return self.last(self.blocks(x.flatten(0, 1).view(-1, 8, 8)).mean(1))
+
+class Around(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+    def forward(self, x):
+        return torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+
+class Residual(nn.Module):
+    def __init__(self, width=8, depth=4, inputs=1):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(inputs, width, 3, padding=1), nn.Linear(width, 10)
+        self.blocks = nn.Sequential(*[Around(width) for _ in range(depth)])
+    def forward(self, x):
+        return self.last(self.blocks(torch.relu(self.first(x))).mean((2, 3)))
+"""
+SGD = {"kind": "sgd", "lr": 0.05, "momentum": 0.9}
+RECIPE = {
+    "version": 1,
+    "title": "Residual",
+    "model": {"build": "depth_nets.Residual"},
+    "data": {"source": "digits", "validation": "10%"},
+    "rules": [
+        {"layers": "blocks.*", "group": "depth", "sparsity": "50%", "penalty": {"kind": "group_lasso", "strength": 1e-4}},
+        {"layers": "re:blocks.[0-3].conv1", "group": "filter", "sparsity": "25%"},
+    ],
+    "stages": [
+        {"kind": "train", "name": "learn", "epochs": 1, "optimizer": SGD},
+        {"kind": "cut"},
+        {"kind": "train", "name": "finetune", "epochs": 1, "optimizer": SGD},
+    ],
+}
+WORDS = {**RECIPE, "title": "Words", "model": {"build": "depth_nets.PostNorm"}, "rules": [{"layers": "Block", "group": "depth", "sparsity": "50%"}]}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("depth_nets.py").write_text(NETS)
+
+
+def go(recipe: dict) -> Path:
+    return apply(recipe, None, timing=0.05, from_scratch=True)
+
+
+def test_apply_trains_cuts_tunes_reports_and_reloads():
+    run = go(RECIPE)
+    report, cuts = read(run), json.loads((run / "cuts.json").read_text())
+    gone = [op["module"] for op in cuts["operations"] if op["op"] == "bypass"]
+    assert len(gone) == 2 and report.verdict.outcome == "equal"
+    assert {m.what: m.met for m in report.limits} == {"rules.0.sparsity": True, "rules.1.sparsity": True}
+    removed = [layer.name for layer in report.layers if layer.removed]
+    assert removed == [f"{block}.{name}" for block in sorted(gone) for name in ("conv1", "bn1", "conv2", "bn2")]
+    assert all(layer.params_after == layer.macs_after == layer.outputs_after == 0 for layer in report.layers if layer.removed)
+    assert f"rules.0: 2 of 4 residual blocks left as a whole: {', '.join(gone)}" in report.notes
+    assert "| 8 -> removed |" in to_markdown(report)
+    model = load_run(run)
+    assert sum(p.numel() for p in model.parameters()) == report.cut.params < report.dense.params
+    assert not [n for n in model.state_dict() if n.startswith(tuple(f"{block}." for block in gone))]
+
+
+def test_a_rule_that_speaks_only_of_what_left_is_done_with():
+    rules = [{"layers": "blocks.1", "group": "depth", "sparsity": "100%"}, {"layers": "blocks.1.conv*", "group": "filter", "penalty": {"kind": "l1", "strength": 1e-4}}]
+    assert read(go({**RECIPE, "rules": rules})).cut.epochs == 2
+
+
+def test_a_diff_of_runs_shows_what_left():
+    one, none = go(RECIPE), go({**RECIPE, "rules": [{**RECIPE["rules"][0], "sparsity": "0%"}]})
+    gone = [layer.name for layer in read(one).layers if layer.removed and layer.macs]
+    changes = {c.path: (c.old, c.new) for c in diff_runs(read(none), read(one), resolved(read_recipe(none)), resolved(read_recipe(one)))}
+    assert len(gone) == 4 and all(changes[f"widths.{name}"] == (8, 0) for name in gone)
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, WORDS], ids=["residual", "post-norm"])
+@pytest.mark.parametrize("format", ["pt2", "onnx", "safetensors"])
+def test_exports_reload_equal(recipe, format):
+    run = go({**recipe, "stages": [{"kind": "cut"}]} | {"data": None, "inputs": [{"shape": [2, 1, 8, 8]}]})
+    if format == "onnx":
+        pytest.importorskip("onnxscript")
+    assert sparsify.export(run, format).difference <= 1e-5
+
+
+def test_time_goes_with_the_blocks():
+    import depth_nets
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model, x = depth_nets.Residual(32, 8, 3).eval(), torch.randn(4, 3, 32, 32)
+    recipe = {"version": 1, "title": "t", "rules": [{"layers": "blocks.*", "group": "depth", "sparsity": "75%"}]}
+    thin = sparsify.cut(sparsify.make_plan(recipe, model, (x,)), model).model.eval()
+
+    def seconds(net: torch.nn.Module) -> float:
+        with torch.no_grad():
+            started = time.perf_counter()
+            net(x)
+        return time.perf_counter() - started
+
+    ratios = sorted(seconds(model) / seconds(thin) for _ in range(15))
+    assert ratios[7] > 1.5, "three quarters of the work are gone"

@@ -56,7 +56,7 @@ def _matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem])
     found: dict[str, Layer] = {}
     for _at, pattern in enumerate(rule.layers):
         hits = [layer for layer in map.layers if selects((pattern,), layer.name, layer.type)]
-        if not hits:
+        if not hits and not (rule.protect and any(selects((pattern,), b.module, b.type) for b in map.branches)):
             problems.append(loaded.problem(f"rules.{index}.layers", f"'{pattern}' matches no layer of the model", _near(pattern, map)))
         fitting = [layer for layer in hits if _acts_on(rule, layer)]
         if hits and not fitting and rule.group is not None:
@@ -132,10 +132,16 @@ def _protected(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> ModelM
             own = {c.name for c in _reached(map, layer, "out")}
             why = f"rules.{index} protects '{layer.name}'"
             coupled = tuple(replace(c, protected=c.protected or why) if c.name in own else c for c in map.coupled)
-            held = {b.name for b in map.branches if b.holds(layer.name)}
-            branches = tuple(replace(b, group=replace(b.group, protected=b.group.protected or why)) if b.name in held else b for b in map.branches)
-            map = replace(map, coupled=coupled, branches=branches)
+            map = replace(_with_branch_kept(map, layer.name, why), coupled=coupled)
+        for branch in [b for b in map.branches if selects(rule.layers, b.module, b.type)]:
+            map = _with_branch_kept(map, branch.module, f"rules.{index} protects '{branch.module}'")
     return map
+
+
+def _with_branch_kept(map: ModelMap, module: str, why: str) -> ModelMap:
+    """The map with those residual branches marked to stay that a module is in."""
+    held = {b.name for b in map.branches if b.holds(module)}
+    return replace(map, branches=tuple(replace(b, group=replace(b.group, protected=b.group.protected or why)) if b.name in held else b for b in map.branches))
 
 
 def _reached(map: ModelMap, layer: Layer, role: str) -> list[Coupled]:

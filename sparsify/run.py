@@ -157,10 +157,9 @@ def _still_there(run: Run, model: nn.Module) -> Iterator[Rule]:
     """The rules without what speaks only of layers that left with a residual branch."""
     map, left = run.plan.map, {layer.name for layer in layers(model, {})}
     for rule in run.recipe.rules:
-        if rule.group == "depth":
-            named = [(b.module, b.type, any(t.rpartition(".")[0] in left for t in b.tensors)) for b in map.branches]
-        else:
-            named = [(layer.name, layer.type, layer.name in left) for layer in map.layers]
+        named = [(layer.name, layer.type, layer.name in left) for layer in map.layers if rule.group != "depth"]
+        if rule.protect or rule.group == "depth":
+            named += [(b.module, b.type, any(t.rpartition(".")[0] in left for t in b.tensors)) for b in map.branches]
         kept = tuple(p for p in rule.layers if any(there and selects((p,), name, kind) for name, kind, there in named))
         if kept:
             yield rule.model_copy(update={"layers": kept})

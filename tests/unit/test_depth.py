@@ -231,7 +231,7 @@ def test_at_least_counts_blocks_over_the_rule() -> None:
     _, result = proven(resnet(), IMAGE, {"layers": "BasicBlock", "keep": {"at_least": 5}}, budget={"params": "70%"})
     # the two cheapest would not do: those that cost more leave in their place
     assert len(gone(result)) == 2 and sum(p.numel() for p in result.model.parameters()) <= 0.7 * 269_722
-    with pytest.raises(RecipeError, match="budget.macs: 40% cannot be reached: with everything removed that the rules allow, 76.7% remains"):
+    with pytest.raises(RecipeError, match=r"budget\.macs: 40% cannot be reached: with everything removed that the rules allow, 76.7% remains"):
         planned(resnet(), IMAGE, {"layers": "BasicBlock", "keep": {"at_least": 5}}, budget={"macs": "40%"})
 
 
@@ -290,6 +290,10 @@ def test_a_protected_layer_keeps_its_block() -> None:
     plan = planned(model, IMAGE, {"layers": "BasicBlock", "sparsity": "100%"}, {"layers": "layer1.1.conv1", "protect": True})
     assert "layer1.1" not in gone(sparsify.cut(plan, model, inputs=IMAGE))
     assert "rules.0: 'layer1.1' stays: rules.1 protects 'layer1.1.conv1'" in plan.notes
+    plan = planned(words(), WORDS, {"layers": "Block", "sparsity": "100%"}, {"layers": "blocks.2.mlp", "protect": True})
+    assert "rules.0: 'blocks.2' stays: rules.1 protects 'blocks.2.mlp'" in plan.notes
+    plan = planned(words(), WORDS, {"layers": "Block", "sparsity": "100%"}, {"layers": "blocks.2", "protect": True})
+    assert dict(plan.preview) == {"blocks.0": 0, "blocks.1": 0, "blocks.3": 0}
 
 
 ERRORS = {
@@ -344,7 +348,7 @@ def test_a_model_without_blocks_and_one_without_weights() -> None:
     chain = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     with pytest.raises(RecipeError, match="'\\*' matches no residual block or branch of the model; none of its branches can leave; use another group"):
         planned(chain, (torch.randn(2, 4),), {"layers": "*"})
-    with pytest.raises(ModelError, match="^group 'depth' needs a model with weights: what a residual block computes tells whether it can leave$"):
+    with pytest.raises(ModelError, match=r"^group 'depth' needs a model with weights: what a residual block computes tells whether it can leave$"):
         planned(resnet().to("meta"), (IMAGE[0].to("meta"),), {"layers": "*"})
 
 

@@ -37,7 +37,7 @@ def latency(
     rng = np.random.default_rng(seed)
     models = _on_cpu(dense), _on_cpu(cut)
     try:
-        fed = _with_batch(inputs, target.batch)
+        fed = with_batch(inputs, target.batch)
         with _threads(target.threads), in_eval(*models), torch.inference_mode(), _no_collection():
             calls = [_warm(model, fed, seconds * 0.05) for model in models]
             pairs = _pairs(models, fed, calls, seconds * 0.9, rng)
@@ -99,7 +99,7 @@ def _interval(ratios: Floats, rng: np.random.Generator) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _with_batch(inputs: Inputs, batch: int) -> Inputs:
+def with_batch(inputs: Inputs, batch: int) -> Inputs:
     """Tensors that share the first one's leading dimension get `batch` examples, in turn; the others are no batches."""
     size = first(inputs).shape[0]
 

@@ -12,13 +12,14 @@ import time
 from copy import deepcopy
 from math import prod
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsify import graph
+from sparsify import graph, measure
 from sparsify.graph import cropping, gathering
 from sparsify_schemas.cuts import Crop, Gather
+from sparsify_schemas.report import Latency
+from sparsify_schemas.target import Cpu
 
 LAYERS = {
     "conv2, 5x5, 96 to 256, 27x27": (nn.Conv2d(96, 256, 5, padding=2), 27),
@@ -58,24 +59,10 @@ def reshaped(conv: nn.Conv2d, mask: Tensor, gather: bool = False) -> tuple[nn.Co
     return zeros, model
 
 
-def timed(pair: tuple[nn.Module, nn.Module], x: Tensor, seconds: float) -> tuple[float, float, float, float, float]:
-    """(ms with zeros, ms, speed-up, lower end, upper end)"""
-    with torch.inference_mode():
+def timed(pair: tuple[nn.Module, nn.Module], x: Tensor, seconds: float) -> Latency:
+    with torch.no_grad():
         torch.testing.assert_close(pair[0](x), pair[1](x), rtol=1e-3, atol=1e-4)
-        rng, rows, spent = np.random.default_rng(0), [], 0.0
-        while spent < seconds or len(rows) < 30:
-            row = [0.0, 0.0]
-            for i in rng.permutation(2):
-                started = time.thread_time()
-                pair[i](x)
-                row[i] = time.thread_time() - started
-            rows.append(row)
-            spent += sum(row)
-    taken = np.array(rows[len(rows) // 10 :])  # the first tenth warms up
-    ratios = taken[:, 0] / taken[:, 1]
-    low, high = np.quantile([np.median(rng.choice(ratios, len(ratios))) for _ in range(2000)], (0.025, 0.975))
-    before, after = np.median(taken, 0) * 1e3
-    return before, after, float(np.median(ratios)), float(low), float(high)
+    return measure.latency(*pair, (x,), "cpu", Cpu(kind="cpu", batch=len(x)), seconds=seconds, clock=time.thread_time)
 
 
 def main() -> None:
@@ -83,7 +70,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     print("| layer | form | columns gone | dense ms | ms | speed-up | 95 % interval |\n| --- | --- | ---: | ---: | ---: | ---: | --- |")
     for name, (conv, size) in LAYERS.items():
@@ -92,8 +78,8 @@ def main() -> None:
         rows = [(f"cropped to {a}x{b}", 1 - a * b / prod(conv.kernel_size), cropped(conv, (a, b))) for a, b in kernels]
         rows += [("gathered", share, gathered(conv, share)) for share in SHARES]
         for form, gone, pair in rows:
-            before, after, gain, low, high = timed(pair, x, options.seconds)
-            print(f"| {name} | {form} | {100 * gone:.0f} % | {before:.2f} | {after:.2f} | {gain:.2f}x | {low:.2f} to {high:.2f} |", flush=True)
+            t = timed(pair, x, options.seconds)
+            print(f"| {name} | {form} | {100 * gone:.0f} % | {t.dense_ms:.2f} | {t.cut_ms:.2f} | {t.speedup:.2f}x | {t.low:.2f} to {t.high:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

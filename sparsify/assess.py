@@ -20,8 +20,9 @@ from sparsify.plan import Layer, Plan
 from sparsify.train import evaluate
 from sparsify.weights import tensors
 from sparsify_schemas.cuts import Cuts, Fold
+from sparsify_schemas.group import in_one_tensor
 from sparsify_schemas.recipe import Recipe
-from sparsify_schemas.report import Epoch, LayerRow, Limit, Report, Side, StageRow, Verdict
+from sparsify_schemas.report import Epoch, LayerRow, Limit, Report, Side, Sparsity, StageRow, Verdict
 from sparsify_schemas.target import Cpu
 from sparsify_schemas.units import Share
 
@@ -74,8 +75,10 @@ def assess(
         latency=tuple(
             measure.latency(dense, cut, inputs, name, t, seconds=seconds, seed=recipe.seed) for name, t in targets.items()
         ),
-        limits=(*_budgets(recipe, sides, _bytes(dense), _bytes(cut)), *_demands(work, cut)),
+        limits=(*_budgets(recipe, sides, _bytes(dense), _bytes(cut)), *_demands(work)),
         layers=tuple(_layers(work.plan, dense, cut, inputs)),
+        sparsities=tuple(_sparsities(work, dense, cut)),
+        executions=work.cuts.executions,
         stages=work.stages,
         history=work.history,
         verdict=overall(work.verdicts),
@@ -146,15 +149,15 @@ def _budgets(recipe: Recipe, sides: tuple[Side, Side], dense_bytes: int, cut_byt
         yield Limit(what=f"budget.{what}", asked=str(asked), limit=limit, achieved=achieved, met=achieved <= limit * (1 + 1e-12))
 
 
-def _demands(work: Work, cut: nn.Module) -> Iterable[Limit]:
-    """Each rule's own `sparsity`: units removed of coupled groups, or weights that are zero. Half a unit is rounding."""
-    widths = {w.group: w for w in work.cuts.widths}
+def _demands(work: Work) -> Iterable[Limit]:
+    """Each rule's own `sparsity`: units removed of coupled groups, or groups inside tensors set to zero. Half a unit is rounding."""
+    widths, zeroed = {w.group: w for w in work.cuts.widths}, {z.rule: z for z in work.cuts.zeroed}
     for assignment in work.plan.assignments:
         rule = work.plan.recipe.rules[assignment.rule]
         if rule.sparsity is None:
             continue
-        if rule.group == "weight":
-            count, total = zeros(cut, assignment.tensors)
+        if assignment.rule in zeroed:
+            count, total = zeroed[assignment.rule].gone, zeroed[assignment.rule].groups
         else:
             groups = [work.plan.map.by_name[name] for name in assignment.coupled]
             total = sum(g.width for g in groups)
@@ -175,6 +178,24 @@ def zeros(model: nn.Module, names: Iterable[str]) -> tuple[int, int]:
     state = model.state_dict()
     found = [state[name] for name in names if name in state]
     return sum(int((t == 0).sum()) for t in found), sum(t.numel() for t in found)
+
+
+def _sparsities(work: Work, dense: nn.Module, cut: nn.Module) -> Iterable[Sparsity]:
+    """Per rule and, as 'model', over all parameters."""
+    of_rule = {a.rule: a for a in work.plan.assignments}
+    for done in work.cuts.zeroed:
+        names = of_rule[done.rule].tensors
+        total, (zero, stored) = sum(dense.get_parameter(n).numel() for n in names), zeros(cut, names)
+        effective = 1 - (stored - zero) / total if total else 0.0
+        yield Sparsity(what=f"rules.{done.rule}", group=done.group, nominal=_share(done.zeros, done.weights), effective=effective, weights=total)
+    if work.cuts.zeroed:
+        total, left = (sum(int(p.count_nonzero()) if m is cut else p.numel() for p in m.parameters()) for m in (dense, cut))
+        nominal = sum(done.zeros for done in work.cuts.zeroed)
+        yield Sparsity(what="model", group="", nominal=_share(nominal, total), effective=1 - _share(left, total), weights=total)
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
 
 
 def _layers(plan: Plan, dense: nn.Module, cut: nn.Module, inputs: Inputs) -> Iterable[LayerRow]:
@@ -247,9 +268,10 @@ def _notes(work: Work, cut: nn.Module) -> Iterable[str]:
     yield from _unequal_training(work)
     yield from (note for note in work.plan.notes if "weights are set to zero" not in note)  # said with numbers below
     for assignment in work.plan.assignments:
-        if recipe.rules[assignment.rule].group == "weight":
+        if in_one_tensor(recipe.rules[assignment.rule].group):
             count, total = zeros(cut, assignment.tensors)
-            yield f"rules.{assignment.rule}: {count} of {total} weights are zero; zeros stay in the tensors: this brings no speed and no smaller file"
+            if count:
+                yield f"rules.{assignment.rule}: {count} of {total} weights stored are zero; zeros in the tensors bring no speed and no smaller file"
     for assignment in work.plan.assignments:
         if recipe.rules[assignment.rule].group == "depth":
             gone = tuple(name for name in assignment.coupled if name in {w.group for w in work.cuts.widths if not w.keep})

@@ -39,9 +39,13 @@ class Candidate:
     def gone(self, wanted: int) -> tuple[int, ...]:
         """The units that really go when so many should: kept widths stay above the floor and are rounded up."""
         width = len(self.order)
-        kept = max(width - wanted, min(self.floor, width))
-        kept = min(width, ceil(kept / self.keep.multiple_of) * self.keep.multiple_of)
-        return self.order[: width - kept]
+        return self.order[: width - width_kept(width, wanted, self.floor, self.keep.multiple_of)]
+
+
+def width_kept(width: int, wanted: int, floor: int, multiple: int) -> int:
+    """What stays of a width when so many units should go: at least the floor, rounded up to a multiple."""
+    kept = max(width - wanted, min(floor, width))
+    return min(width, ceil(kept / multiple) * multiple)
 
 
 def candidates(plan: Plan, scores: Mapping[str, Sequence[float]], dead: Mapping[str, Sequence[bool]]) -> tuple[Candidate, ...]:
@@ -196,6 +200,6 @@ def _returned(
     return amounts
 
 
-def weights_to_zero(total: int, share: float) -> int:
-    """How many of so many weights a rule with group `weight` sets to zero."""
+def share_of(total: int, share: float) -> int:
+    """How many of so many groups inside tensors a rule sets to zero: the share, rounded."""
     return int(np.floor(total * share + 0.5))

@@ -1,19 +1,22 @@
 """Compiling: recipe + model map -> plan, or every reason why the recipe does not fit the model."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from math import gcd, lcm, prod
 
 from sparsify.choose import candidates, least, with_floors
 from sparsify.costs import Costs, limits
 from sparsify.errors import Problem, RecipeError
 from sparsify.load import Loaded
 from sparsify.plan import Assignment, Branch, Coupled, Floor, Layer, ModelMap, Plan
+from sparsify_schemas.group import Block, Group, Kind, Pattern, count_inside, in_one_tensor, kind_of
 from sparsify_schemas.recipe import Recipe, Rule
 from sparsify_schemas.selector import selects
 
-ACTS_ON = {
+_CONVS, _LINEAR = ("Conv1d", "Conv2d", "Conv3d"), ("Linear", "NonDynamicallyQuantizableLinear")
+ACTS_ON: dict[Kind, tuple[str, tuple[str, ...]]] = {
     "filter": ("convolutions", ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
     "channel": ("convolutions", ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
     "neuron": ("Linear layers", ("Linear",)),
@@ -21,6 +24,10 @@ ACTS_ON = {
     "hidden": ("recurrent layers", ("LSTM", "GRU", "RNN")),
     "depth": ("residual blocks and branches", ()),
     "weight": ("layers with a weight matrix", ()),
+    "shape": ("convolutions without groups and Linear layers", _CONVS + _LINEAR),
+    "tap": ("convolutions", _CONVS),
+    "block": ("convolutions and Linear layers", _CONVS + _LINEAR),
+    "n:m": ("convolutions and Linear layers", _CONVS + _LINEAR),
 }
 
 
@@ -60,9 +67,10 @@ def _matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem])
             problems.append(loaded.problem(f"rules.{index}.layers", f"'{pattern}' matches no layer of the model", _near(pattern, map)))
         fitting = [layer for layer in hits if _acts_on(rule, layer)]
         if hits and not fitting and rule.group is not None:
-            what = ACTS_ON[rule.group][0]
+            what = ACTS_ON[kind_of(rule.group)][0]
             shown = ", ".join(f"{layer.name} ({layer.type})" for layer in hits[:3])
-            advice = "use group 'neuron'" if all(layer.type == "Linear" for layer in hits) else "select other layers"
+            linear = rule.group in ("filter", "channel") and all(layer.type == "Linear" for layer in hits)
+            advice = "use group 'neuron'" if linear else "select other layers"
             problems.append(loaded.problem(f"rules.{index}.layers", f"group '{rule.group}' acts on {what}, but '{pattern}' matches only {shown}", advice))
         without = [layer for layer in fitting if rule.group == "head" and not _of_rule(map, rule, layer)]
         if without and len(without) == len(fitting):
@@ -97,9 +105,11 @@ def _known_branches(map: ModelMap) -> str:
 def _acts_on(rule: Rule, layer: Layer) -> bool:
     if rule.group is None:
         return bool(layer.weight)
-    if rule.group == "weight":
+    kind = kind_of(rule.group)
+    if kind == "weight":
         return len(layer.weight) > 1
-    return layer.type in ACTS_ON[rule.group][1]
+    grouped = len(layer.weight) > 2 and layer.weight[1] != layer.inputs
+    return layer.type in ACTS_ON[kind][1] and not (kind == "shape" and grouped)
 
 
 def _near(pattern: str, map: ModelMap) -> str:
@@ -168,12 +178,79 @@ def _assignments(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> Iter
                     problems.append(_taken(loaded, index, text))
                     continue
                 owner[group.name] = (index, layer.name)
+    problems += [*_conflicts(loaded, layers), *_indivisible(loaded, map, layers)]
     for index, own in layers.items():
         rule = rules[index]
         mine = [layer for layer in own if claimed[layer.name, str(rule.group)] == index]
         names = [c.name for layer in mine for c in _of_rule(map, rule, layer) if owner[c.name][0] == index and c.protected is None]
-        tensors = [name for layer in mine for name in _weights(rule, map, layer) if rule.group == "weight" or any(c.protected is None and owner[c.name][0] == index for c in _of_rule(map, rule, layer))]
+        tensors = [name for layer in mine for name in _weights(rule, map, layer) if in_one_tensor(rule.group) or any(c.protected is None and owner[c.name][0] == index for c in _of_rule(map, rule, layer))]
         yield Assignment(index, tuple(layer.name for layer in mine), tuple(dict.fromkeys(names)), tuple(tensors))
+
+
+def _conflicts(loaded: Loaded, layers: Mapping[int, Sequence[Layer]]) -> Iterable[Problem]:
+    """Rules on groups inside one tensor of which the later would undo what the earlier counts on."""
+    rules = loaded.recipe.rules
+    first: dict[tuple[str, str], int] = {}
+    for index, own in layers.items():
+        group = rules[index].group
+        if group is None or kind_of(group) not in _CLASH:
+            continue
+        kind = kind_of(group)
+        for layer in own:
+            rival = next((i for other in _CLASH[kind] if (i := first.get((layer.name, other))) is not None), None)
+            first.setdefault((layer.name, kind), index)
+            if rival is None or rules[rival].group == group:
+                continue
+            text = f"layer '{layer.name}' has group '{rules[rival].group}' by rules.{rival}, which group '{group}' cannot be laid over"
+            yield loaded.problem(f"rules.{index}.layers", text, "narrow one of the two selectors")
+
+
+_CLASH: dict[Kind, tuple[Kind, ...]] = {
+    "n:m": ("n:m", "shape", "tap"),
+    "block": ("shape", "tap"),
+    "shape": ("n:m", "block"),
+    "tap": ("n:m", "block"),
+}
+"""n:m patterns of other numbers; and what lies in a row is torn apart where columns leave"""
+
+
+def _indivisible(loaded: Loaded, map: ModelMap, layers: Mapping[int, Sequence[Layer]]) -> Iterable[Problem]:
+    """Weights that blocks or n:m patterns do not divide, as they are or as another rule may leave them."""
+    for index, own in layers.items():
+        group = loaded.recipe.rules[index].group
+        for layer in own:
+            for dim, size, of in _laid(group, layer):
+                what = f"{size} {'outputs' if dim == 0 else 'inputs' if isinstance(group, Pattern) else 'columns (inputs x kernel positions)'}"
+                if size % of:
+                    text = f"group '{group}' does not divide '{layer.name}', which has {what}"
+                    yield loaded.problem(f"rules.{index}.layers", text, "choose a pattern that divides it, or select other layers")
+                    continue
+                yield from _narrowing(loaded, map, layers, index, layer, dim, of)
+
+
+def _laid(group: Group | None, layer: Layer) -> Iterable[tuple[int, int, int]]:
+    """(dimension, its length, what must divide it) of a weight, for patterns."""
+    match group:
+        case Pattern():
+            yield 1, layer.weight[1], group.of
+        case Block():
+            yield 0, layer.weight[0], group.rows
+            yield 1, prod(layer.weight[1:]), group.columns
+
+
+def _narrowing(loaded: Loaded, map: ModelMap, layers: Mapping[int, Sequence[Layer]], index: int, layer: Layer, dim: int, of: int) -> Iterable[Problem]:
+    """Rules that may narrow the dimension to a width that the pattern does not divide."""
+    rules = loaded.recipe.rules
+    kernel = prod(layer.weight[2:]) if isinstance(rules[index].group, Block) and dim == 1 else 1
+    for other, own in layers.items():
+        reached = {c.name: c for each in own for c in _of_rule(map, rules[other], each) if c.protected is None}
+        for c in reached.values():
+            steps = [span.repeat * kernel for s in c.slices if (s.tensor, s.dim) == (f"{layer.name}.weight", dim) for span in s.spans]
+            if any(step * rules[other].keep.multiple_of % of for step in steps):
+                need = lcm(*(of // gcd(of, step) for step in steps))
+                text = f"rules.{other} may narrow '{layer.name}' to a width that group '{rules[index].group}' does not divide"
+                yield loaded.problem(f"rules.{index}.layers", text, f"write 'keep: {{multiple_of: {need}}}' in rules.{other}")
+                break
 
 
 def _taken(loaded: Loaded, index: int, text: str) -> Problem:
@@ -219,13 +296,23 @@ def _weights(rule: Rule, map: ModelMap, layer: Layer) -> list[str]:
     return [f"{layer.name}.weight"]
 
 
+_STAYS = "weights are set to zero and stay in the tensors; this brings no speed and no smaller file"
+_IN_ONE_TENSOR: dict[Kind, str] = {
+    "weight": _STAYS,
+    "block": _STAYS,
+    "n:m": _STAYS,
+    "shape": "layers gather their live columns only where that is measured to be faster at the cut; elsewhere zeros stay in the tensors",
+    "tap": "kernels shrink to the smallest regular grid that holds their live positions; zeros between them stay in the tensors",
+}
+
+
 def _notes(recipe: Recipe, map: ModelMap, assignments: Sequence[Assignment]) -> Iterable[str]:
     """What a reader of the plan must know: layers that a rule names and that keep their width, and why."""
     for assignment in assignments:
         rule = recipe.rules[assignment.rule]
         yield from (f"rules.{assignment.rule}: {text}" for text in _kept(recipe, map, assignment))
-        if rule.group == "weight":
-            yield f"rules.{assignment.rule}: weights are set to zero and stay in the tensors; this brings no speed and no smaller file"
+        if in_one_tensor(rule.group):
+            yield f"rules.{assignment.rule}: {_IN_ONE_TENSOR[kind_of(rule.group)] if rule.group else ''}"
         changing = [n for n in assignment.coupled if map.by_name[n].statistics]
         if changing:
             yield f"rules.{assignment.rule}: cutting {', '.join(repr(n) for n in changing)} changes the statistics of a normalisation; outputs will differ until fine-tuned"
@@ -275,16 +362,18 @@ def _infeasible(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
 def _unreachable(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
     """Rules that ask for more than they can remove. Half a group is rounding, as where the result is judged."""
     open_groups = with_floors(plan, candidates(plan, {}, {}), lambda c: (float(c.rule),))
+    shapes = {t.name: t.shape for t in plan.map.tensors}
     for assignment in plan.assignments:
         rule = plan.recipe.rules[assignment.rule]
-        if rule.sparsity is None or rule.group == "weight" or not rule.sparsity.value:
+        if rule.sparsity is None or rule.group is None or rule.group == "weight" or isinstance(rule.group, Block) or not rule.sparsity.value:
             continue
         path, asked = f"rules.{assignment.rule}.sparsity", f"{rule.sparsity} cannot be reached"
         own = [c for c in open_groups if c.rule == assignment.rule]
-        total = sum(len(c.order) for c in own)
-        most = sum(len(c.gone(len(c.order))) for c in own)
+        inside = [count_inside(rule.group, shapes[name]) for name in assignment.tensors if name in shapes] if in_one_tensor(rule.group) else []
+        total = sum(len(c.order) for c in own) + sum(inside)
+        most = sum(len(c.gone(len(c.order))) for c in own) + sum(max(0, n - (rule.keep.at_least or 1)) for n in inside)
         why = list(_kept(plan.recipe, plan.map, assignment))
-        if not own and why:
+        if not own and not inside and why:
             yield loaded.problem(path, f"{asked}: {why[0]}{', and so on' if why[1:] else ''}", "select other layers, or leave 'sparsity' out")
         elif most < rule.sparsity.fraction * total - 0.5:
             floors = [f"keep.{name} {n}" for name, n in (("at_least", rule.keep.at_least or 1), ("multiple_of", rule.keep.multiple_of)) if n > 1]

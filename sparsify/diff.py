@@ -255,6 +255,9 @@ def _metrics(report: Report) -> dict[str, Any]:
     found["metrics.params_left"] = report.cut.params / report.dense.params if report.dense.params else None
     for timing in report.latency:
         found |= {f"metrics.latency[{timing.target}].{field}": getattr(timing, field) for field in ("dense_ms", "cut_ms", "speedup")}
+    for sparsity in report.sparsities:
+        found |= {f"metrics.sparsity[{sparsity.what}].{field}": getattr(sparsity, field) for field in ("nominal", "effective")}
+    found |= {f"metrics.columns[{e.module}]": e.live / e.columns for e in report.executions}
     found |= {f"metrics.met[{limit.what}]": limit.met for limit in report.limits}
     found["metrics.verdict"] = report.verdict.outcome
     found["metrics.seconds"] = sum(s.seconds for s in report.stages)

@@ -2,27 +2,35 @@
 
 A *slot* is one group in a flat vector over everything a rule covers. For each tensor and dimension a layout knows the
 slot of every index; indices of no group go to one spare slot at the end. Reductions and scalings are then a handful of
-operations per tensor, never a loop over groups.
+operations per tensor, never a loop over groups. A group inside a tensor is an index along several dimensions (a kernel
+position, one position of one input channel) or a tile of the weight as a matrix.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from sparsify.errors import ModelError
 from sparsify.plan import Coupled, ModelMap
+from sparsify_schemas.group import Block, Group, count_inside
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The slot of every index along one dimension: a vector, or a plain range that starts at `first`."""
+    """The slot of every index along some dimensions, flattened: a vector, or a plain range that starts at `first`.
 
-    dim: int
+    tile: (rows, columns) where a group is a tile of the matrix [dimension 0, all others]; `dims` are then (0, 1) of the
+    matrix of tiles.
+    """
+
+    dims: tuple[int, ...]
     slots: Tensor
     first: int | None
+    tile: tuple[int, int] | None = None
 
     def add(self, total: Tensor, values: Tensor) -> None:
         """total[slot] += values, values: one number per index."""
@@ -38,7 +46,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor and its one or two axes of groups."""
+    """One tensor and its axes of groups."""
 
     name: str
     axes: tuple[Axis, ...]
@@ -94,39 +102,61 @@ def check_fits(map: ModelMap, model: nn.Module) -> None:
 
 
 def marginals(value: Tensor, axes: Iterable[Axis]) -> list[Tensor]:
-    """Sums over everything but one dimension, for each axis.
+    """Sums over everything but an axis' own dimensions, flattened, for each axis.
 
     A contiguous weight is summed as the matrix [dimension 0, all others]: sums over whole rows and columns are several
     times faster than sums over 3 x 3 kernels.
     """
     flat = value.view(value.shape[0], -1) if value.dim() > 1 and value.is_contiguous() else None
-    return [_marginal(value, flat, axis.dim) for axis in axes]
+    return [_marginal(value, flat, axis) for axis in axes]
 
 
-def _marginal(value: Tensor, flat: Tensor | None, dim: int) -> Tensor:
+def _marginal(value: Tensor, flat: Tensor | None, axis: Axis) -> Tensor:
+    if axis.tile is not None:
+        down, rows, across, columns = tiled = _tiled(value.shape, axis.tile)
+        return value.flatten(1)[: down * rows, : across * columns].reshape(tiled).sum((1, 3)).flatten()
     if value.dim() < 2:
         return value.view(-1)
-    if flat is not None and dim == 0:
+    if flat is not None and axis.dims == (0,):
         return flat.sum(1)
-    if flat is not None and dim == 1:
-        return flat.sum(0).view(value.shape[1], -1).sum(1)
-    return value.sum([d for d in range(value.dim()) if d != dim])
+    if flat is not None and 0 not in axis.dims:
+        column = flat.sum(0)
+        if axis.dims == (1,):
+            return column.view(value.shape[1], -1).sum(1)
+        others = [d - 1 for d in range(1, value.dim()) if d not in axis.dims]
+        return column.view(value.shape[1:]).sum(others).flatten() if others else column
+    others = [d for d in range(value.dim()) if d not in axis.dims]
+    return (value.sum(others) if others else value).flatten()
 
 
 def scale(tensor: Tensor, axis: Axis, factor: Tensor) -> None:
     """Multiply in place every index of an axis by its slot's factor."""
-    own = axis.pick(factor)
-    if tensor.dim() > 1 and tensor.is_contiguous() and axis.dim < 2:
+    if axis.tile is None and tensor.dim() > 1 and tensor.is_contiguous() and (axis.dims == (0,) or 0 not in axis.dims):
         flat = tensor.view(tensor.shape[0], -1)
-        inner = flat.shape[1] // tensor.shape[1]
-        flat.mul_(own[:, None] if axis.dim == 0 else own.repeat_interleave(inner))
+        if axis.dims == (0,):
+            flat.mul_(axis.pick(factor)[:, None])
+        elif axis.dims == (1,):
+            flat.mul_(axis.pick(factor).repeat_interleave(flat.shape[1] // tensor.shape[1]))
+        else:
+            flat.mul_(broadcast(factor, axis, tensor.shape).expand(1, *tensor.shape[1:]).reshape(-1))
     else:
-        tensor.mul_(broadcast(own, axis.dim, tensor.dim()))
+        tensor.mul_(broadcast(factor, axis, tensor.shape))
 
 
-def broadcast(values: Tensor, dim: int, rank: int) -> Tensor:
-    """A vector shaped so that it combines with dimension `dim` of a tensor of so many dimensions."""
-    return values.view([-1 if d == dim else 1 for d in range(rank)])
+def broadcast(values: Tensor, axis: Axis, shape: Sequence[int]) -> Tensor:
+    """values[slot] of every index, shaped so that it combines with a tensor of the given shape."""
+    own = axis.pick(values)
+    if axis.tile is None:
+        return own.view([size if d in axis.dims else 1 for d, size in enumerate(shape)])
+    down, rows, across, columns = tiled = _tiled(shape, axis.tile)
+    matrix = values[-1].expand(shape[0], prod(shape[1:])).clone()
+    matrix[: down * rows, : across * columns] = own.view(down, 1, across, 1).expand(tiled).reshape(down * rows, across * columns)
+    return matrix.view(tuple(shape))
+
+
+def _tiled(shape: Sequence[int], tile: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The shape of the matrix of tiles: (tiles down, rows, tiles across, columns)."""
+    return shape[0] // tile[0], tile[0], prod(shape[1:]) // tile[1], tile[1]
 
 
 def coupled_layout(map: ModelMap, names: Iterable[str], parameters: Mapping[str, Tensor], roles: frozenset[str] = frozenset({"in", "out", "whole"})) -> Layout:
@@ -148,7 +178,7 @@ def coupled_layout(map: ModelMap, names: Iterable[str], parameters: Mapping[str,
                 for span in group.slices[at].spans:
                     units = torch.arange(span.unit, span.unit + span.units).repeat_interleave(span.repeat)
                     vector[span.start : span.start + len(units)] = units + firsts[group.name]
-            axes.append(_axis(dim, vector, parameters[name].device))
+            axes.append(_axis((dim,), vector, parameters[name].device))
         parts.append(Part(name, tuple(axes)))
     return Layout(tuple(parts), tuple((c.name, firsts[c.name], c.width) for c in chosen), count)
 
@@ -158,10 +188,38 @@ def layer_layout(tensors: Iterable[tuple[str, int]], parameters: Mapping[str, Te
     chosen = [(name, dim) for name, dim in tensors if name in parameters]
     firsts, count = _numbered((f"{name}:{dim}", parameters[name].shape[dim]) for name, dim in chosen)
     parts = tuple(
-        Part(name, (_axis(dim, torch.arange(parameters[name].shape[dim]) + firsts[f"{name}:{dim}"], parameters[name].device),))
+        Part(name, (_axis((dim,), torch.arange(parameters[name].shape[dim]) + firsts[f"{name}:{dim}"], parameters[name].device),))
         for name, dim in chosen
     )
     return Layout(parts, tuple((f"{n}:{d}", firsts[f"{n}:{d}"], parameters[n].shape[d]) for n, d in chosen), count)
+
+
+def inner_layout(group: Group, tensors: Iterable[str], parameters: Mapping[str, Tensor]) -> Layout:
+    """The groups inside weight tensors: filter shapes W[:,c,m,k], kernel positions W[:,:,m,k], or blocks.
+
+    Named after their tensors. Rows and columns beyond the last whole block are in no group.
+    """
+    chosen = [(name, parameters[name]) for name in tensors if name in parameters]
+    counts = [(name, count_inside(group, weight.shape)) for name, weight in chosen]
+    firsts, count = _numbered(counts)
+    parts = tuple(
+        Part(name, (replace(_inner_axis(group, weight), slots=torch.arange(n, device=weight.device) + firsts[name], first=firsts[name]),))
+        for (name, weight), (_, n) in zip(chosen, counts, strict=True)
+    )
+    return Layout(parts, tuple((name, firsts[name], n) for name, n in counts), count)
+
+
+def _inner_axis(group: Group, weight: Tensor) -> Axis:
+    none = torch.empty(0, dtype=torch.int64)
+    match group:
+        case Block():
+            return Axis((0, 1), none, None, (group.rows, group.columns))
+        case "tap" if weight.dim() > 2:
+            return Axis(tuple(range(2, weight.dim())), none, None)
+        case "shape" | "tap":  # of a layer that gathers its live columns, each of them is a group
+            return Axis(tuple(range(1, weight.dim())), none, None)
+        case _:
+            raise ValueError(f"group '{group}' does not lie inside one tensor")
 
 
 def dead_units(map: ModelMap, names: Iterable[str], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -191,7 +249,7 @@ def _numbered(widths: Iterable[tuple[str, int]]) -> tuple[dict[str, int], int]:
     return firsts, count
 
 
-def _axis(dim: int, slots: Tensor, device: torch.device) -> Axis:
+def _axis(dims: tuple[int, ...], slots: Tensor, device: torch.device) -> Axis:
     first = int(slots[0])
     plain = bool((slots == torch.arange(first, first + len(slots))).all())
-    return Axis(dim, slots.to(device), first if plain else None)
+    return Axis(dims, slots.to(device), first if plain else None)

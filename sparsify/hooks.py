@@ -9,7 +9,7 @@ loss. The state is a few numbers and goes into a checkpoint.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from sparsify.costs import Costs, limits
 from sparsify.errors import ModelError
-from sparsify.groups import Layout, check_fits, coupled_layout, dead_units, layer_layout
+from sparsify.groups import Layout, check_fits, coupled_layout, dead_units, inner_layout, layer_layout
 from sparsify.penalties import Action, build
 from sparsify.plan import Plan
 from sparsify.schedules import needs_steps, value
+from sparsify_schemas.group import Group, in_one_tensor, within
 from sparsify_schemas.penalty import GroupLasso, Penalty
 from sparsify_schemas.recipe import Rule
 
@@ -102,13 +103,18 @@ class Hooks:
         return self._strength(self._regularizers[0].spec) if self._regularizers else None
 
     def sparsity(self) -> float:
-        """Share of the covered groups (of single weights, for group `weight`) that are zero now."""
+        """Share of the covered groups (of single weights, for groups `weight` and n:m) that are zero now."""
         zero = total = 0
         for flags in self._dead().values():
             zero, total = zero + int(flags.sum()), total + flags.numel()
-        for name in self._single():
-            weight = self._parameters[name]
-            zero, total = zero + int((weight == 0).sum()), total + weight.numel()
+        for group, tensors in self._inner():
+            weights = {name: self._parameters[name].detach() for name in tensors}
+            if within(group):
+                layout = inner_layout(group, tensors, weights)
+                alive = layout.reduce(lambda name, own=weights: (own[name] != 0).to(torch.float32))[:-1]  # type: ignore[misc]
+                zero, total = zero + int((alive == 0).sum()), total + layout.count
+            else:
+                zero, total = zero + sum(int((w == 0).sum()) for w in weights.values()), total + sum(w.numel() for w in weights.values())
         return zero / total if total else 0.0
 
     def remaining(self) -> dict[str, float]:
@@ -127,9 +133,12 @@ class Hooks:
         names = [name for a in self._plan.assignments for name in a.coupled]
         return dead_units(self._plan.map, names, dict(self._model.named_parameters()))
 
-    def _single(self) -> list[str]:
-        rules = self._plan.recipe.rules
-        return [t for a in self._plan.assignments if rules[a.rule].group == "weight" for t in a.tensors if t in self._parameters]
+    def _inner(self) -> Iterator[tuple[Group, list[str]]]:
+        """Groups inside tensors that rules cover, and in which tensors."""
+        for assignment in self._plan.assignments:
+            group = self._plan.recipe.rules[assignment.rule].group
+            if group is not None and in_one_tensor(group):
+                yield group, [name for name in assignment.tensors if name in self._parameters]
 
     def _strength(self, spec: Penalty) -> float:
         return value(spec.strength, self._step, *self._length)
@@ -198,7 +207,7 @@ def attach(
     """Attach a plan's penalties to an optimizer; the training loop stays as it is.
 
     steps_per_epoch and steps (of the stage) are needed where a schedule counts in `ep` or `dur`.
-    hold_zeros keeps weights that are zero now, in rules with group `weight`, at zero.
+    hold_zeros keeps weights that are zero now, in rules on groups inside a tensor (weight, shape, tap, 4x1, 2:4), at zero.
     Raises ModelError when the plan or the optimizer is not the model's, or when a schedule needs lengths that were not given.
     """
     check_fits(plan.map, model)
@@ -215,7 +224,7 @@ def attach(
             regularizers.append(Regularizer(rule.penalty, layout, build(rule.penalty, layout, parameters)))
     masks = {}
     if hold_zeros:
-        held = [t for a in plan.assignments if rules[a.rule].group == "weight" for t in a.tensors if t in parameters]
+        held = [t for a in plan.assignments if in_one_tensor(rules[a.rule].group) for t in a.tensors if t in parameters]
         masks = {name: (parameters[name].detach() != 0).to(parameters[name].dtype) for name in held}
     return Hooks(plan, model, optimizer, regularizers, masks, steps_per_epoch or 1, steps or 1)
 
@@ -223,6 +232,8 @@ def attach(
 def _layout(plan: Plan, rule: Rule, coupled: Sequence[str], tensors: Sequence[str], parameters: Mapping[str, Tensor]) -> Layout:
     if isinstance(rule.penalty, GroupLasso) and rule.penalty.scope == "coupled":
         return coupled_layout(plan.map, coupled, parameters)
+    if rule.group is not None and within(rule.group):
+        return inner_layout(rule.group, tensors, parameters)
     role = "in" if rule.group == "channel" else "out"
     dims = {s.tensor: s.dim for c in plan.map.coupled for s in c.slices if s.role == role}
     return layer_layout([(t, dims.get(t, 0)) for t in tensors], parameters)

@@ -7,6 +7,7 @@ from sparsify.figures import MISSING, count, few, plain, plural, share, size, sp
 from sparsify.plan import Assignment, Branch, Coupled, Plan
 from sparsify.table import Table, columns
 from sparsify.table import as_text as lay_out_all
+from sparsify_schemas.group import Block, Group, Pattern, count_inside, in_one_tensor, within
 from sparsify_schemas.penalty import GroupLasso, Penalty
 from sparsify_schemas.recipe import Rule
 from sparsify_schemas.schedule import Scheduled
@@ -67,10 +68,11 @@ def _protected_count(plan: Plan) -> int:
 
 def _rule_table(plan: Plan, assignment: Assignment) -> Table:
     rule = plan.recipe.rules[assignment.rule]
-    title = f"rules.{assignment.rule}: {rule.group}s of {', '.join(rule.layers)}"
+    title = f"rules.{assignment.rule}: {_plural(rule)} of {', '.join(rule.layers)}"
     deeds = f"{_capital(', '.join(_deeds(rule)))}."
-    if rule.group == "weight":
-        return Table(title, columns("tensor", "shape", ">weights"), _weight_rows(plan, assignment), (deeds,))
+    if rule.group is not None and in_one_tensor(rule.group):
+        heads = columns("tensor", "shape", ">weights", *((">groups",) if within(rule.group) else ()))
+        return Table(title, heads, _weight_rows(plan, assignment, rule.group), (deeds,))
     preview = dict(plan.preview)
     if rule.group == "depth":
         rows = tuple(_branch_row(plan, b, preview) for b in plan.map.branches if b.name in assignment.coupled)
@@ -109,23 +111,40 @@ def _branch_row(plan: Plan, branch: Branch, preview: Mapping[str, int]) -> tuple
     )
 
 
-def _weight_rows(plan: Plan, assignment: Assignment) -> tuple[tuple[str, ...], ...]:
+def _weight_rows(plan: Plan, assignment: Assignment, group: Group) -> tuple[tuple[str, ...], ...]:
     covered = (t for t in plan.map.tensors if t.name in assignment.tensors)
-    return tuple((t.name, " x ".join(map(str, t.shape)), count(t.numel)) for t in covered)
+    return tuple(
+        (t.name, " x ".join(map(str, t.shape)), count(t.numel), *((count(count_inside(group, t.shape)),) if within(group) else ())) for t in covered
+    )
+
+
+def _plural(rule: Rule) -> str:
+    match rule.group:
+        case Block():
+            return f"{rule.group} blocks"
+        case Pattern():
+            return f"{rule.group} patterns"
+        case _:
+            return f"{rule.group}s"
 
 
 def _deeds(rule: Rule) -> Iterator[str]:
-    yield f"penalty {_penalty(rule.penalty)}" if rule.penalty else "no penalty"
+    yield f"penalty {_penalty(rule.penalty, in_one_tensor(rule.group))}" if rule.penalty else "no penalty"
     yield "random ones go" if rule.criterion.kind == "random" else f"least {rule.criterion.kind} goes first"
-    yield f"{spaced(str(rule.sparsity))} removed" if rule.sparsity else "as many go as the budget asks"
+    if isinstance(rule.group, Pattern):
+        yield f"{rule.group.stay} of every {rule.group.of} along the inputs stay"
+    elif rule.sparsity:
+        yield f"{spaced(str(rule.sparsity))} removed"
+    else:
+        yield "those that are zero by then go" if in_one_tensor(rule.group) else "as many go as the budget asks"
     if rule.keep.at_least is not None and (rule.keep.at_least > 1 or rule.group == "depth"):
         yield f"at least {rule.keep.at_least} stay"
     if rule.keep.multiple_of > 1:
         yield f"widths are multiples of {rule.keep.multiple_of}"
 
 
-def _penalty(penalty: Penalty) -> str:
-    scope = " on each layer alone" if isinstance(penalty, GroupLasso) and penalty.scope == "layer" else ""
+def _penalty(penalty: Penalty, inner: bool) -> str:
+    scope = " on each layer alone" if isinstance(penalty, GroupLasso) and penalty.scope == "layer" and not inner else ""
     return f"{penalty.kind} {_scheduled(penalty.strength)}{scope}"
 
 

@@ -81,7 +81,7 @@ def group_lasso_gradient(layout: Layout, roots: Tensor, weights: Tensors, gradie
         if part.name in gradients:
             weight = weights[part.name]
             for axis in part.axes:
-                gradients[part.name].addcmul_(weight, broadcast(axis.pick(pull), axis.dim, weight.dim()).to(weight.dtype))
+                gradients[part.name].addcmul_(weight, broadcast(pull, axis, weight.shape).to(weight.dtype))
 
 
 def l1_proximal(names: tuple[str, ...], weights: Tensors, amounts: Mapping[str, float]) -> None:

@@ -2,18 +2,20 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparsify import graph
-from sparsify.choose import choose, weights_to_zero
+from sparsify import executing, graph, zeroing
+from sparsify.choose import choose
 from sparsify.compile import compile_plan
 from sparsify.costs import Costs
-from sparsify.criteria import Backward, group_scores, weight_scores
+from sparsify.criteria import Backward, group_scores
 from sparsify.data import example_inputs, inputs_like
 from sparsify.errors import ModelError, VerificationError
 from sparsify.figures import share
@@ -25,7 +27,7 @@ from sparsify.overview import LABELS
 from sparsify.plan import Plan
 from sparsify.report import verdict_words
 from sparsify_schemas.criterion import Criterion, Magnitude, Taylor
-from sparsify_schemas.cuts import Cuts, Zero
+from sparsify_schemas.cuts import Crop, Cuts, Gather
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Verdict
 
@@ -47,10 +49,18 @@ class Result:
 
     def __repr__(self) -> str:
         """What came out, in one line."""
-        costs = Costs(self.plan.map)
-        left = costs.of({w.group: range(w.kept, w.width) for w in self.cuts.widths})
-        shares = ", ".join(f"{share(left[what] / costs.dense[what])} of the {LABELS[what]}" for what in ("macs", "params") if costs.dense[what])
+        shares = ", ".join(f"{share(left)} of the {LABELS[what]}" for what, left in self._left())
         return f"<Result: {shares}; {', '.join(map(verdict_words, self.verdicts))}>"
+
+    def _left(self) -> Iterator[tuple[str, float]]:
+        """(quantity, share that is left): of the widths, less what columns that are no longer computed had cost."""
+        costs, layers = Costs(self.plan.map), {layer.name: layer for layer in self.plan.map.layers}
+        left = costs.of({w.group: range(w.kept, w.width) for w in self.cuts.widths})
+        for how in self.cuts.executions:
+            lost = self.model.get_submodule(how.module).get_parameter("weight").shape[0] * (how.columns - how.live)
+            left["macs"] -= layers[how.module].macs * lost / prod(layers[how.module].weight)
+            left["params"] -= lost
+        yield from ((what, left[what] / costs.dense[what]) for what in ("macs", "params") if costs.dense[what])
 
 
 def make_plan(
@@ -101,14 +111,15 @@ def cut(
     inputs = _like_those_of(plan, model) if inputs is None else _checked(inputs)
     batches = None if batches is None else list(islice(batches, _batches_needed(plan.recipe)))
     dense = copied(model)
-    keep = _choose(plan, dense, batches)
-    thin, cuts = graph.cut(dense, plan.map, keep, plan.digest)
-    verdicts = _prove(plan, dense, thin, keep, inputs)
-    folds = graph.fold(dense, thin, plan.map, keep, inputs)
-    zeros = _zero_weights(plan, thin, batches)
+    zeroed, deeds = zeroing.zeroed(plan, dense, keep := _choose(plan, dense, batches), partial(_backward, batches=batches))
+    keep = zeroing.without_dead(plan, zeroed, keep)
+    thin, cuts = graph.cut(zeroed, plan.map, keep, plan.digest)
+    reshaped, executions = executing.realise(plan, thin, inputs)
+    verdicts = _prove(plan, _Cut(dense, zeroed, thin, keep, reshaped), inputs)
+    operations = (*cuts.operations, *reshaped, *graph.fold(zeroed, thin, plan.map, keep, inputs), *zeroing.counts(plan, thin))
+    cuts = cuts.model_copy(update={"operations": operations, "zeroed": deeds, "executions": executions})
     if optimizer is not None:
         thin = _with_values(graph.replay(model, cuts, optimizer), thin)
-    cuts = cuts.model_copy(update={"operations": cuts.operations + folds + zeros})
     return Result(thin, model, plan, cuts, verdicts)
 
 
@@ -153,7 +164,7 @@ def _choose(plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor
         if layout.count == 0:
             continue
         spec = _available(rule.criterion, batches)
-        values = group_scores(spec, layout, parameters, _backward(copy, spec, batches), plan.recipe.seed + assignment.rule)
+        values = group_scores(spec, layout, parameters, _backward(copy, spec, batches=batches), plan.recipe.seed + assignment.rule)
         scores |= {name: part.tolist() for name, part in layout.split(values).items()}
     names = [name for a in plan.assignments for name in a.coupled]
     dead = {name: flags.tolist() for name, flags in dead_units(plan.map, names, parameters).items()}
@@ -172,7 +183,7 @@ def _check_finite(scores: Scores) -> None:
             raise ModelError(f"the weights of '{name}' or of what is coupled to it are not finite; restart from weights without NaN or inf")
 
 
-def _backward(model: nn.Module, spec: Criterion, batches: Sequence[tuple[Tensor, Tensor]] | None) -> Backward | None:
+def _backward(model: nn.Module, spec: Criterion, *, batches: Sequence[tuple[Tensor, Tensor]] | None) -> Backward | None:
     if batches is None or not isinstance(spec, Taylor):
         return None
     device = next(model.parameters()).device
@@ -187,47 +198,41 @@ def _backward(model: nn.Module, spec: Criterion, batches: Sequence[tuple[Tensor,
     return run
 
 
-def _prove(plan: Plan, dense: nn.Module, thin: nn.Module, keep: dict[str, list[int]], inputs: Inputs) -> tuple[Verdict, ...]:
+@dataclass(frozen=True)
+class _Cut:
+    """What is to be proven: the dense model as it came, with groups at zero, and cut."""
+
+    dense: nn.Module
+    zeroed: nn.Module
+    thin: nn.Module
+    keep: Mapping[str, Sequence[int]]
+    reshaped: tuple[Crop | Gather, ...]
+
+
+def _prove(plan: Plan, done: _Cut, inputs: Inputs) -> tuple[Verdict, ...]:
+    layers = tuple(dict.fromkeys(op.module for op in done.reshaped))
     try:
-        return (graph.verify(dense, thin, plan.map, keep, inputs),)
+        return (graph.verify(done.zeroed, done.thin, plan.map, done.keep, inputs, before=done.dense, reshaped=layers),)
     except VerificationError as error:
-        raise VerificationError(f"{error}; {_culprit(plan, dense, keep, inputs)}; nothing was saved") from error
+        raise VerificationError(f"{error}; {_culprit(plan, done, inputs)}; nothing was saved") from error
 
 
-def _culprit(plan: Plan, dense: nn.Module, keep: dict[str, list[int]], inputs: Inputs) -> str:
-    for name, kept in keep.items():
+def _culprit(plan: Plan, done: _Cut, inputs: Inputs) -> str:
+    for name, kept in done.keep.items():
         alone = {name: kept}
         try:
-            graph.verify(dense, graph.cut(dense, plan.map, alone, plan.digest)[0], plan.map, alone, inputs)
+            graph.verify(done.zeroed, graph.cut(done.zeroed, plan.map, alone, plan.digest)[0], plan.map, alone, inputs)
         except VerificationError:
             layers = ", ".join(plan.map.by_name[name].layers)
             return f"group '{name}' fails by itself (it reaches {layers}): write a rule with 'protect: true' for '{name}'"
+    if done.reshaped:
+        try:
+            graph.verify(done.zeroed, graph.cut(done.zeroed, plan.map, done.keep, plan.digest)[0], plan.map, done.keep, inputs)
+            layers = ", ".join(dict.fromkeys(repr(op.module) for op in done.reshaped))
+            return f"without the cheaper forms of {layers} it does not: leave these layers out of the rule"
+        except VerificationError:
+            pass
     return "no group fails by itself: protect layers one by one to find the pair that does"
-
-
-def _zero_weights(plan: Plan, thin: nn.Module, batches: Sequence[tuple[Tensor, Tensor]] | None) -> tuple[Zero, ...]:
-    """Set the weights to zero that rules with group `weight` demand: lowest scores first over all layers of the rule."""
-    zeros = []
-    for assignment in plan.assignments:
-        rule = plan.recipe.rules[assignment.rule]
-        if rule.group != "weight" or rule.sparsity is None:
-            continue
-        copy = copied(thin)
-        left = dict(copy.named_parameters())
-        names = [name for name in assignment.tensors if name in left]
-        own = [left[name] for name in names]
-        if not own:
-            continue
-        backward = _backward(copy, rule.criterion, batches)
-        scores = torch.cat([weight_scores(rule.criterion, w, backward, plan.recipe.seed + i).flatten() for i, w in enumerate(own)])
-        mask = torch.ones_like(scores)
-        mask[scores.topk(weights_to_zero(len(scores), rule.sparsity.fraction), largest=False).indices] = 0
-        with torch.no_grad():
-            for name, part in zip(names, torch.split(mask, [w.numel() for w in own]), strict=True):
-                weight = thin.get_parameter(name)
-                weight.mul_(part.view_as(weight))
-                zeros.append(Zero(tensor=name, count=int((weight == 0).sum()), size=weight.numel()))
-    return tuple(zeros)
 
 
 def _with_values(model: nn.Module, source: nn.Module) -> nn.Module:

@@ -111,7 +111,7 @@ def shown_limit(limit: Limit, value: float) -> str:
 def tables(report: Report, *, every_layer: bool = True) -> tuple[Table, ...]:
     """The page's tables in order, those without rows left out; a long list of layers can be cut to those that changed."""
     latency = latency_table(report.latency, report.environment.cores)
-    found = (_sides(report), _limits(report), latency, _stages(report), _layers(report, every_layer), _notes(report))
+    found = (_sides(report), _limits(report), latency, _stages(report), _layers(report, every_layer), _sparsities(report), _executions(report), _notes(report))
     return tuple(t for t in found if t.rows or t.notes)
 
 
@@ -143,7 +143,7 @@ def _training_notes(dense: Side, cut: Side) -> tuple[str, ...]:
 
 
 def _verdict_notes(verdict: Verdict) -> tuple[str, ...]:
-    blind = verdict.outcome == "equal" and verdict.control == 0
+    blind = verdict.outcome == "equal" and verdict.control == 0 and bool(verdict.groups)
     notes = ("Warning: removing the same channels from the dense model changed nothing either, so the check could not see the cut.",) if blind else ()
     return (*notes, verdict.note) if verdict.note else notes
 
@@ -204,6 +204,19 @@ def _layer_notes(layers: tuple[LayerRow, ...], working: tuple[LayerRow, ...], sh
         yield f"{plural(len(working) - len(shown), 'layer')} that kept all weights not shown; --md and --json have them."
     if len(working) < len(layers):
         yield f"{plural(len(layers) - len(working), 'layer')} without MACs of their own (normalisation and the like) not shown."
+
+
+def _sparsities(report: Report) -> Table:
+    rows = tuple((s.what, s.group or MISSING, count(s.weights), share(s.nominal), share(s.effective)) for s in report.sparsities)
+    notes = (
+        "nominal: set to zero by the rule, of the weights that it chose among; effective: gone or zero, of the dense weights, with what dead units took along.",
+    )
+    return Table("Zeros", columns("", "group", ">dense weights", ">nominal", ">effective"), rows, notes if rows else ())
+
+
+def _executions(report: Report) -> Table:
+    rows = tuple((e.module, e.form, f"{e.live} of {e.columns}", e.why) for e in report.executions)
+    return Table("Layers with dead shapes or taps", columns("layer", "computed", ">columns", "why"), rows)
 
 
 def _gone(layer: LayerRow) -> float | None:

@@ -26,10 +26,12 @@ from sparsify.train import Moment, check_trainable, derived_seed, evaluate, trai
 from sparsify.weights import save_weights
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.data import Augment
-from sparsify_schemas.recipe import Rule
+from sparsify_schemas.group import in_one_tensor
+from sparsify_schemas.recipe import Keep, Rule
 from sparsify_schemas.report import StageRow
 from sparsify_schemas.selector import selects
 from sparsify_schemas.stage import Cut, Train
+from sparsify_schemas.units import Share
 
 
 def apply(
@@ -143,11 +145,10 @@ def _stage_plan(run: Run, stage: Train, model: nn.Module, at: Checkpoint) -> Pla
     """Whose penalties act and whose zeros are held. After the cut the plan is made anew, of the cut model."""
     if at.cuts is None:
         return run.plan
-    acting = any((r.penalty is not None and stage.penalties) or r.group == "weight" for r in run.recipe.rules)
+    acting = any((r.penalty is not None and stage.penalties) or in_one_tensor(r.group) for r in run.recipe.rules)
     if not acting:
         return None
-    # Budgets and demands were of the dense model, and what they asked for is done.
-    rules = tuple(r if r.group == "weight" or r.protect else r.model_copy(update={"sparsity": None}) for r in _still_there(run, model))
+    rules = tuple(_afterwards(r, stage.penalties) for r in _still_there(run, model))
     if not rules:
         return None
     return pruning.make_plan(run.recipe.model_copy(update={"rules": rules, "budget": Budget()}), model, run.inputs)
@@ -163,6 +164,16 @@ def _still_there(run: Run, model: nn.Module) -> Iterator[Rule]:
         kept = tuple(p for p in rule.layers if any(there and selects((p,), name, kind) for name, kind, there in named))
         if kept:
             yield rule.model_copy(update={"layers": kept})
+
+
+def _afterwards(rule: Rule, penalties: bool) -> Rule:
+    """A rule for the cut model. Budgets and demands were of the dense one, and what they asked for is done."""
+    if not in_one_tensor(rule.group):
+        return rule if rule.protect else rule.model_copy(update={"sparsity": None})
+    if rule.penalty is None or not penalties or rule.group == "weight":  # then only its zeros are held
+        penalty = rule.penalty if penalties else None
+        return rule.model_copy(update={"group": "weight", "penalty": penalty, "keep": Keep(), "sparsity": Share.parse("0%"), "override": True})
+    return rule.model_copy(update={"sparsity": None, "override": True})
 
 
 def _cut(run: Run, stage: Cut, model: nn.Module, at: Checkpoint) -> tuple[nn.Module, Checkpoint]:

@@ -132,7 +132,7 @@ def train_stage(
     """Train `model` in place and return how it ended; it is on the CPU afterwards.
 
     plan: whose penalties act unless the stage says otherwise, and whose groups are counted; None for plain training.
-    hold_zeros: weights that are zero in rules of group `weight` stay so.
+    hold_zeros: weights that are zero in rules on groups inside a tensor stay so.
     restore: an earlier moment of this very stage, to go on from.
     on_epoch: called after each epoch on every process, with a moment whose tensors are the live ones.
     Raises TrainingError when the loss is no longer finite, before the step that would spoil the weights; DataError when

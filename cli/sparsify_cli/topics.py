@@ -1,6 +1,7 @@
 """What `sparsify explain` knows: every word of the recipe language, from the docstrings of the schema itself."""
 
 import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -102,9 +103,16 @@ def _normal(word: str) -> str:
         PLURALS.get(part, part) if i == 0 else part
         for i, part in enumerate(p for p in word.strip().split(".") if p and not p.isdigit())
     ]
-    parts = [group.ALIASES.get(part, part) for part in parts]
+    parts = [_group(part) for part in parts]
     starts = [i for i, part in enumerate(parts[:-1]) if part in FAMILIES or part == "group"]
     return ".".join(parts[starts[-1] :] if starts else parts)
+
+
+def _group(part: str) -> str:
+    """`2:4` -> `n:m`, `4x1` -> `block`, and the aliases of a group."""
+    if re.fullmatch(group.Pattern.PATTERN, part):
+        return "n:m"
+    return "block" if re.fullmatch(group.Block.PATTERN, part) else group.ALIASES.get(part, part)
 
 
 def _of_entry(prefix: str, model: Model) -> Iterator[Topic]:
@@ -144,7 +152,7 @@ def _of_groups() -> Iterator[Topic]:
     )
     for kind, meaning in group.MEANING.items():
         also = [alias for alias, of in group.ALIASES.items() if of == kind]
-        yield _static(f"group.{kind}", f"{meaning}\n\nAlso written {', '.join(also)}.")
+        yield _static(f"group.{kind}", f"{meaning}\n\nAlso written {', '.join(also)}." if also else meaning)
 
 
 def _static(name: str, text: str) -> Topic:

@@ -106,7 +106,80 @@ class Fold(Spec):
     """false where the consumer pads: next to the border the constant's effect differs from its mean"""
 
 
-Operation = Annotated[Narrow | SetAttribute | Bypass | Silence | Zero | Fold, Field(discriminator="op")]
+class Crop(Spec):
+    """A convolution's kernel shrinks to the positions on a grid; padding and dilation give way, so that it computes the same."""
+
+    op: Literal["crop"] = "crop"
+    module: Text
+    """dotted name of the convolution"""
+    kernel: tuple[Positive, ...]
+    """its size before; replay refuses a model where it differs"""
+    grids: tuple[tuple[Whole, Positive, Positive], ...]
+    """first, step and count of the positions that stay, along each dimension"""
+
+
+class Gather(Spec):
+    """A layer gathers the live columns of its weight as a matrix [outputs, channels * kernel positions], and computes with them alone."""
+
+    op: Literal["gather"] = "gather"
+    module: str
+    """dotted name of the layer"""
+    size: Positive
+    """columns before; replay refuses a model where they differ"""
+    keep: tuple[Range, ...]
+    """columns that stay, as half-open ranges"""
+
+
+Operation = Annotated[Narrow | SetAttribute | Bypass | Silence | Zero | Fold | Crop | Gather, Field(discriminator="op")]
+
+
+class Zeroed(Spec):
+    """What one rule set to zero inside weight tensors."""
+
+    rule: Whole
+    """its index in the recipe"""
+    group: Text
+    """what it chose among: weight, shape, tap, 4x1 or 2:4"""
+    groups: Whole
+    """groups in the tensors when it chose"""
+    gone: Whole
+    """groups that are zero, those that were zero before included"""
+    weights: Whole
+    """weights in the tensors when it chose"""
+    zeros: Whole
+    """weights in the groups that are zero"""
+
+
+class Trial(Spec):
+    """A layer timed with its zeros against the same layer that gathers, on one target."""
+
+    target: Text
+    """name in the recipe"""
+    dense_ms: float
+    gathered_ms: float
+    speedup: float
+    """median of dense / gathered over interleaved pairs"""
+    low: float
+    """lower end of the 95 % bootstrap interval"""
+    high: float
+    """upper end"""
+
+
+class Execution(Spec):
+    """How a layer with dead shapes or taps is computed, and why."""
+
+    module: str
+    """dotted name of the layer"""
+    form: Literal["dense", "cropped", "gathered", "cropped and gathered"]
+    """dense: as it was, zeros included"""
+    columns: Positive
+    """columns of the weight as a matrix, before"""
+    live: Positive
+    """columns that it computes with now"""
+    why: Text
+    """in words"""
+    trials: tuple[Trial, ...] = ()
+    """the timings that decided, where gathering was tried"""
 
 
 class Cuts(Spec):
@@ -119,3 +192,7 @@ class Cuts(Spec):
     """what each coupled group keeps"""
     operations: tuple[Operation, ...] = ()
     """what was done to which tensor and attribute"""
+    zeroed: tuple[Zeroed, ...] = ()
+    """what each rule on groups inside tensors set to zero"""
+    executions: tuple[Execution, ...] = ()
+    """how layers with dead shapes or taps are computed"""

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from sparsify_schemas.group import Block, Pattern
 from sparsify_schemas.units import Quantity
 
 Model = type[BaseModel]
@@ -128,7 +129,7 @@ def written_as(annotation: Any) -> Iterator[Any]:
             for m in marks
             if isinstance(m, BeforeValidator) and m.json_schema_input_type is not PydanticUndefined
         ]
-        plain_words = not written or get_origin(written[0]) is Literal  # aliases of a name are not worth repeating
+        plain_words = not written or any(get_origin(arm) is Literal for arm in arms(written[0]))  # aliases are not worth repeating
         yield from written_as(inner if plain_words else written[0])
     elif get_origin(annotation) in (Union, UnionType):
         for arm in get_args(annotation):
@@ -144,7 +145,7 @@ def _arm_in_words(arm: Any) -> str:
         return "list of " + in_words(get_args(arm)[0])
     if get_origin(arm) is dict:
         return "mapping of names to " + in_words(get_args(arm)[1])
-    if isinstance(arm, type) and issubclass(arm, Quantity):
+    if isinstance(arm, type) and issubclass(arm, Quantity | Block | Pattern):
         return arm.EXPECTS
     if isinstance(arm, type) and issubclass(arm, BaseModel):
         return "mapping"

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from sparsify_schemas.base import AtKey, Flag, Positive, Seed, Spec, Text
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Criterion, Magnitude
 from sparsify_schemas.data import Data
-from sparsify_schemas.group import Group
+from sparsify_schemas.group import Group, in_one_tensor, kind_of, within
 from sparsify_schemas.model import Input, Model
 from sparsify_schemas.penalty import GroupLasso, Penalty
 from sparsify_schemas.selector import Layers
@@ -33,7 +33,7 @@ class Rule(Spec):
     layers: Layers
     """glob on module names, re:<regular expression>, or a layer class; one or a list"""
     group: Group | None = None
-    """filter, channel, neuron, head, hidden, depth or weight"""
+    """filter, channel, neuron, head, hidden, depth, shape, tap or weight; a block such as 4x1; a pattern such as 2:4"""
     penalty: Penalty | None = None
     """what drives the groups to zero while training"""
     criterion: Criterion = Magnitude(kind="magnitude")
@@ -47,6 +47,14 @@ class Rule(Spec):
     override: Flag = False
     """take over groups that an earlier rule reaches as well"""
 
+    @field_validator("penalty")
+    @classmethod
+    def _inside_the_tensor(cls, penalty: Penalty | None, info: ValidationInfo) -> Penalty | None:
+        """Where groups lie inside one tensor, a lasso has no other scope."""
+        if isinstance(penalty, GroupLasso) and within(info.data.get("group")) and "scope" not in penalty.model_fields_set:
+            return penalty.model_copy(update={"scope": "layer"})
+        return penalty
+
     @model_validator(mode="after")
     def _consistent(self) -> "Rule":
         if self.protect:
@@ -54,19 +62,33 @@ class Rule(Spec):
             if extra:
                 raise AtKey(extra[0], f"a rule with 'protect: true' takes no '{extra[0]}'; protected layers keep their width")
         elif self.group is None:
-            raise ValueError("a rule needs a 'group' (filter, channel, neuron, head, hidden, depth or weight), or 'protect: true'")
+            raise ValueError("a rule needs a 'group' (filter, channel, neuron, head, hidden, depth, shape, tap, weight, 4x1 or 2:4), or 'protect: true'")
         if self.group in ("head", "hidden", "depth") and isinstance(self.penalty, GroupLasso) and self.penalty.scope == "layer":
             raise ValueError(f"scope 'layer' cannot act on group '{self.group}', which spans several tensors; leave out 'scope'")
         if self.group == "depth" and self.keep.multiple_of > 1:
             raise AtKey("keep", "'multiple_of' cannot act on group 'depth', which has no widths; leave it out, or say how many stay with 'at_least'")
-        if self.group == "weight":
-            if isinstance(self.penalty, GroupLasso):
-                raise AtKey("penalty", "group_lasso cannot act on group 'weight': a lasso over single weights is 'kind: l1'")
-            if self.sparsity is None:
-                raise ValueError("a rule with group 'weight' needs its own 'sparsity': zeroed weights stay in the file, so no budget can choose for it")
-            if self.keep != Keep():
-                raise AtKey("keep", "'keep' cannot act on group 'weight': it counts whole groups of a layer's width")
+        if in_one_tensor(self.group):
+            self._consistent_in_one_tensor()
         return self
+
+    def _consistent_in_one_tensor(self) -> None:
+        """What goes with groups that become zero inside a tensor."""
+        assert self.group is not None
+        kind = kind_of(self.group)
+        if isinstance(self.penalty, GroupLasso) and not within(self.group):
+            raise AtKey("penalty", f"group_lasso cannot act on group '{self.group}': a lasso over single weights is 'kind: l1'")
+        if isinstance(self.penalty, GroupLasso) and self.penalty.scope == "coupled":
+            raise ValueError(f"scope 'coupled' cannot act on group '{self.group}', which lies inside one tensor; leave out 'scope'")
+        if kind == "n:m" and self.sparsity is not None:
+            raise AtKey("sparsity", f"group '{self.group}' says itself how much is removed; leave out 'sparsity'")
+        if kind == "weight" and self.sparsity is None:
+            raise ValueError("a rule with group 'weight' needs its own 'sparsity': zeroed weights stay in the file, so no budget can choose for it")
+        if kind in ("shape", "tap", "block") and self.sparsity is None and self.penalty is None:
+            raise ValueError(f"a rule with group '{self.group}' needs its own 'sparsity', or a 'penalty' that brings groups to zero: no budget can choose for it")
+        if kind in ("weight", "block", "n:m") and self.keep != Keep():
+            raise AtKey("keep", f"'keep' cannot act on group '{self.group}': it counts whole groups of a layer's width")
+        if self.keep.multiple_of != 1:
+            raise AtKey("keep", f"'keep' takes only 'at_least' for group '{self.group}', which no width follows from")
 
 
 def _shape_of_inputs(value: Any) -> str:

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from sparsify_schemas.base import Spec
+from sparsify_schemas.cuts import Execution
 
 
 class Side(Spec):
@@ -84,6 +85,21 @@ class Limit(Spec):
     met: bool
 
 
+class Sparsity(Spec):
+    """Zeros that rules set inside weight tensors, and what they come to."""
+
+    what: str
+    """such as rules.0; 'model' for all together"""
+    group: str
+    """what was chosen among"""
+    nominal: float
+    """share of the weights that the rule chose among, set to zero"""
+    effective: float
+    """share of the dense weights that are gone or zero, with all that dead units took along"""
+    weights: int
+    """dense weights"""
+
+
 class StageRow(Spec):
     """One stage: what it took and where it ended."""
 
@@ -155,6 +171,8 @@ class Report(Spec):
     latency: tuple[Latency, ...] = ()
     limits: tuple[Limit, ...] = ()
     layers: tuple[LayerRow, ...] = ()
+    sparsities: tuple[Sparsity, ...] = ()
+    executions: tuple[Execution, ...] = ()
     stages: tuple[StageRow, ...] = ()
     history: tuple[Epoch, ...] = ()
     verdict: Verdict

@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sparsify_schemas.group import Block, Pattern
 from sparsify_schemas.lookup import kind_of
 from sparsify_schemas.recipe import Rule
 from sparsify_schemas.schedule import Constant
@@ -17,7 +18,7 @@ def written(value: Any) -> Any:
             return number
         case BaseModel():
             return _entry(value)
-        case Quantity():
+        case Quantity() | Block() | Pattern():
             return str(value)
         case tuple() | list():
             return [written(item) for item in value]

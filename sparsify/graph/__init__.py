@@ -5,9 +5,29 @@
 """
 
 from sparsify.graph.call import Inputs, call, check_model, tensors
-from sparsify.graph.cutting import cut, replay
+from sparsify.graph.cutting import cut, dropped, gone_branches, places, ranges, replay
 from sparsify.graph.folding import fold
-from sparsify.graph.inspecting import inspect, layers
+from sparsify.graph.inspecting import canonical_names, inspect, layers
 from sparsify.graph.proving import probe, verify, with_branches
+from sparsify.graph.reshaping import reshape
 
-__all__ = ["Inputs", "call", "check_model", "cut", "fold", "inspect", "layers", "probe", "replay", "tensors", "verify", "with_branches"]
+__all__ = [
+    "Inputs",
+    "call",
+    "canonical_names",
+    "check_model",
+    "cut",
+    "dropped",
+    "fold",
+    "gone_branches",
+    "inspect",
+    "layers",
+    "places",
+    "probe",
+    "ranges",
+    "replay",
+    "reshape",
+    "tensors",
+    "verify",
+    "with_branches",
+]

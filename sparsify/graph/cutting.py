@@ -10,10 +10,11 @@ from torch import nn
 
 from sparsify.errors import ModelError, RunError
 from sparsify.graph.inspecting import canonical_names
+from sparsify.graph.reshaping import reshape
 from sparsify.graph.stubs import Bypassed, Silenced, put
 from sparsify.graph.widths import attributes
 from sparsify.plan import Branch, ModelMap
-from sparsify_schemas.cuts import Bypass, Cuts, Fold, Narrow, Range, SetAttribute, Silence, Width, Zero
+from sparsify_schemas.cuts import Bypass, Crop, Cuts, Fold, Gather, Narrow, Range, SetAttribute, Silence, Width, Zero
 
 Keep = Mapping[str, Sequence[int]]
 """coupled group -> units that stay, ascending"""
@@ -55,6 +56,7 @@ def replay(model: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None
     narrows: list[Narrow] = []
     stubs: list[Bypass | Silence] = []
     sets: list[SetAttribute] = []
+    reshaped: list[Crop | Gather] = []
     for op in cuts.operations:
         match op:
             case Narrow():
@@ -65,6 +67,8 @@ def replay(model: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None
             case Bypass() | Silence():
                 _check_module(model, op.module)
                 stubs.append(op)
+            case Crop() | Gather():
+                reshaped.append(op)
             case Zero() | Fold():
                 pass  # the values themselves come with the weights
     copy = _narrowed(model, narrows, stubs, optimizer)
@@ -76,6 +80,7 @@ def replay(model: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None
         if op.attribute not in attributes(model.get_submodule(op.module)) and not _holds_lengths(vars(module).get(op.attribute)):
             raise RunError(f"the cut log sets '{op.module}.{op.attribute}', which is no width of a {type(module).__name__}")
         _set(module, op)
+    reshape(copy, reshaped, optimizer)
     return copy
 
 
@@ -111,6 +116,15 @@ def dropped(map: ModelMap, keep: Keep) -> dict[tuple[str, int, str], set[int]]:
             for span in part.spans:
                 gone[part.tensor, part.dim, part.role].update(span.places(leaves))
     return gone
+
+
+def places(map: ModelMap, keep: Keep, tensor: str, shape: Sequence[int]) -> list[list[int]]:
+    """For each dimension of a tensor the indices that stay."""
+    gone: dict[int, set[int]] = defaultdict(set)
+    for (name, dim, role), lost in dropped(map, keep).items():
+        if name == tensor and role != "size":
+            gone[dim] |= lost
+    return [[i for i in range(size) if i not in gone[dim]] for dim, size in enumerate(shape)]
 
 
 def _holds_lengths(value: object) -> bool:

@@ -7,6 +7,7 @@ from torch import nn
 
 from sparsify.errors import ModelError
 from sparsify.graph.call import Inputs, call, check_model, named, tensors
+from sparsify.graph.gathering import STANDS_FOR
 from sparsify.graph.grouping import coupled_groups
 from sparsify.graph.labels import Ints, Labels
 from sparsify.graph.tracing import watch
@@ -56,7 +57,8 @@ def layers(model: nn.Module, macs: Mapping[str, int]) -> Iterable[Layer]:
         if not own:
             continue
         weight = tuple(own["weight"].shape) if "weight" in own else ()
-        yield Layer(name, type(module).__name__, weight, macs.get(name, 0), *_widths(module))
+        kind = type(module).__name__
+        yield Layer(name, STANDS_FOR.get(kind, kind), weight, macs.get(name, 0), *_widths(module))
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:

@@ -30,20 +30,26 @@ TRIAL = 1e-3
 """the same for a trial cut in float32, whose only question is whether a group was followed rightly"""
 
 
-def verify(dense: nn.Module, thin: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) -> Verdict:
+def verify(
+    dense: nn.Module, thin: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, *, before: nn.Module | None = None, reshaped: Sequence[str] = ()
+) -> Verdict:
     """Compare a cut model with the masked dense one, in float64, and run it forwards and backwards in train mode.
 
+    before: the dense model before groups inside its tensors were set to zero, for the control.
+    reshaped: layers of the cut model that are computed otherwise than before.
     Raises VerificationError naming the coupled groups when they differ or when the cut model does not run.
     """
     narrowed = _narrowed_groups(map, keep)
-    if not narrowed:
+    if not narrowed and not reshaped:
         return Verdict(outcome="nothing cut", difference=0.0, control=0.0)
+    blamed = narrowed or list(reshaped)
     wide, narrow, inputs, tolerance = _precise(dense, thin, inputs)
-    masked, found = _both(wide, narrow, map, keep, inputs)
-    _runs_backwards(wide, narrow, inputs, narrowed)
-    difference, control = _relative(found, masked), _relative(_outputs(wide, inputs), masked)
+    masked, found = _both(wide, narrow, map, keep, inputs, blamed)
+    _runs_backwards(wide, narrow, inputs, blamed)
+    plain = wide if before is None else deepcopy(before).to(next(wide.parameters()).dtype).eval()
+    difference, control = _relative(found, masked), _relative(_outputs(plain, inputs), masked)
     if not difference <= tolerance:
-        raise VerificationError(f"the cut model differs from the masked one by {difference:.1e} of the largest output{_blame(narrowed)}")
+        raise VerificationError(f"the cut model differs from the masked one by {difference:.1e} of the largest output{_blame(blamed)}")
     changing = any(map.by_name[name].statistics for name in narrowed)
     return Verdict(
         outcome="statistics change" if changing else "equal",
@@ -80,16 +86,18 @@ def _within_branches(map: ModelMap, keep: Keep, name: str) -> bool:
     return not keep[name] and name not in {b.name for b in map.branches}
 
 
-def _both(wide: nn.Module, narrow: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def _both(
+    wide: nn.Module, narrow: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, blamed: Sequence[str]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Outputs of the masked dense and of the cut model; VerificationError when the latter does not run or its shapes differ."""
-    narrowed = _narrowed_groups(map, keep)
-    masked = _masked_outputs(wide, map, keep, inputs, any(map.by_name[name].statistics for name in narrowed))
+    changing = any(map.by_name[name].statistics for name in _narrowed_groups(map, keep))
+    masked = _masked_outputs(wide, map, keep, inputs, changing)
     try:
         found = _outputs(narrow, inputs)
     except Exception as error:
-        raise _does_not_run(error, narrowed) from error
+        raise _does_not_run(error, blamed) from error
     if [t.shape for t in found] != [t.shape for t in masked]:
-        raise VerificationError(f"the cut model's outputs changed their shapes{_blame(narrowed)}")
+        raise VerificationError(f"the cut model's outputs changed their shapes{_blame(blamed)}")
     return masked, found
 
 
@@ -225,7 +233,7 @@ def _fault(trial: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, toleranc
     narrowed = _narrowed_groups(map, keep)
     try:
         thin, _ = cut(trial, map, keep, plan="probe")
-        masked, found = _both(trial, thin, map, keep, inputs)
+        masked, found = _both(trial, thin, map, keep, inputs, narrowed)
         difference = _relative(found, masked)
         if not difference <= tolerance:
             raise VerificationError(f"the cut model differs from the masked one by {difference:.1e} of the largest output")

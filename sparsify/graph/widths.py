@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from sparsify.graph.gathering import GatheredConv1d, GatheredConv2d, GatheredConv3d, GatheredLinear
+
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 ConvTranspose = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -16,6 +18,10 @@ def is_depthwise(module: Conv | ConvTranspose) -> bool:
 def attributes(module: nn.Module) -> dict[str, int | tuple[int, ...]]:
     """Width attributes as the module's tensors now imply them."""
     match module:
+        case GatheredLinear():
+            return {"out_features": module.weight.shape[0], "in_features": module.in_features}
+        case GatheredConv1d() | GatheredConv2d() | GatheredConv3d():
+            return {"out_channels": module.weight.shape[0], "in_channels": module.in_channels}
         case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
             rows, columns = module.weight.shape[0], module.weight.shape[1]
             if is_depthwise(module):

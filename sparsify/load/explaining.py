@@ -126,6 +126,8 @@ def _problem(path: Path, error: ErrorDetails, root: Table, data: Any) -> Problem
             return _kind(path, error, root, data)
         case "literal_error":
             return _choice(path, error, root)
+        case "unknown_group":
+            return _group(path, error["input"], root)
     message, hint = _said(path, error, data)
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, AtKey):
@@ -175,19 +177,17 @@ def _choice(path: Path, error: ErrorDetails, root: Table) -> Problem:
         return _unknown_kind(path, value, known, root)
     if path == ("version",):
         return place.problem(path, f"expected 1, the version of the language that this sparsify reads, found {found(value)}")
-    if path[-1:] == ("group",) and isinstance(value, str):
-        return place.problem(
-            path,
-            f"unknown group '{value}'",
-            near(value, [*group.KINDS, *group.ALIASES]) if _is_close(value) else f"known: {', '.join(group.KINDS)}",
-        )
     hint = near(value, known) if isinstance(value, str) else ""
     choices = known[0] if len(known) == 1 else f"one of {', '.join(known)}"
     return place.problem(path, f"expected {choices}, found {found(value)}", hint if hint.startswith("did") else "")
 
 
-def _is_close(value: str) -> bool:
-    return near(value, [*group.KINDS, *group.ALIASES]).startswith("did")
+def _group(path: Path, value: Any, root: Table) -> Problem:
+    place, known = place_of(root, path), ", ".join((*group.WORDS, "4x1 (a block)", "2:4 (n:m)"))
+    if not isinstance(value, str):
+        return place.problem(path, f"expected one of {known}, found {found(value)}")
+    close = meant(value, [*group.WORDS, *group.ALIASES])
+    return place.problem(path, f"unknown group {shown(value)}", f"did you mean '{close}'?" if close else f"known: {known}")
 
 
 def _said(path: Path, error: ErrorDetails, data: Any) -> tuple[str, str]:

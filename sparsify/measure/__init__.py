@@ -3,6 +3,6 @@
 from sparsify.measure.calling import copied, detached
 from sparsify.measure.counting import count_macs, side
 from sparsify.measure.machine import environment
-from sparsify.measure.timing import latency
+from sparsify.measure.timing import latency, with_batch
 
-__all__ = ["copied", "count_macs", "detached", "environment", "latency", "side"]
+__all__ = ["copied", "count_macs", "detached", "environment", "latency", "side", "with_batch"]

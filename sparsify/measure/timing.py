@@ -3,7 +3,7 @@
 import copy
 import gc
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -18,13 +18,23 @@ from sparsify_schemas.report import Latency
 from sparsify_schemas.target import Target
 
 Floats = NDArray[np.float64]
+Clock = Callable[[], float]
+"""seconds since some moment"""
 
 _LEAST_PAIRS = 8
 _RESAMPLES = 2000
 
 
 def latency(
-    dense: nn.Module, cut: nn.Module, inputs: Inputs, name: str, target: Target, *, seconds: float = 3.0, seed: int = 0
+    dense: nn.Module,
+    cut: nn.Module,
+    inputs: Inputs,
+    name: str,
+    target: Target,
+    *,
+    seconds: float = 3.0,
+    seed: int = 0,
+    clock: Clock = time.perf_counter,
 ) -> Latency:
     """Time two models side by side on a CPU target for about `seconds`, never fewer than 8 pairs of measurements.
 
@@ -32,15 +42,16 @@ def latency(
     the median of each, the median of dense / cut over the pairs, and its 95 % bootstrap interval over pairs. A fast
     model is called several times per measurement. inputs are repeated or cut to the target's batch. Threads, modes and
     the garbage collector are left as they were; models on another device are timed as copies on the CPU.
+    clock: time.thread_time counts what one thread spent, whatever else the machine does.
     """
     load = load_average()
     rng = np.random.default_rng(seed)
     models = _on_cpu(dense), _on_cpu(cut)
     try:
-        fed = _with_batch(inputs, target.batch)
+        fed = with_batch(inputs, target.batch)
         with _threads(target.threads), in_eval(*models), torch.inference_mode(), _no_collection():
-            calls = [_warm(model, fed, seconds * 0.05) for model in models]
-            pairs = _pairs(models, fed, calls, seconds * 0.9, rng)
+            calls = [_warm(model, fed, seconds * 0.05, clock) for model in models]
+            pairs = _pairs(models, fed, calls, seconds * 0.9, rng, clock)
     except RuntimeError as error:  # such as no memory for so large a batch
         reason = str(error).splitlines()[0]
         raise ModelError(f"target '{name}' with batch {target.batch} cannot be timed: {reason}") from error
@@ -59,35 +70,35 @@ def latency(
     )
 
 
-def _warm(model: nn.Module, inputs: Inputs, seconds: float) -> int:
+def _warm(model: nn.Module, inputs: Inputs, seconds: float, clock: Clock) -> int:
     """Call until caches and allocator have settled; gives how many calls take about two milliseconds."""
-    fastest, start = float("inf"), time.perf_counter()
+    fastest, start = float("inf"), clock()
     for done in range(1_000_000):
-        fastest = min(fastest, _timed(model, inputs, 1))
-        if done >= 2 and time.perf_counter() - start > seconds:
+        fastest = min(fastest, _timed(model, inputs, 1, clock))
+        if done >= 2 and clock() - start > seconds:
             break
-    return max(1, min(1000, round(0.002 / fastest)))
+    return max(1, min(1000, round(0.002 / max(fastest, 1e-9))))
 
 
 def _pairs(
-    models: tuple[nn.Module, nn.Module], inputs: Inputs, calls: list[int], seconds: float, rng: np.random.Generator
+    models: tuple[nn.Module, nn.Module], inputs: Inputs, calls: list[int], seconds: float, rng: np.random.Generator, clock: Clock
 ) -> Floats:
     """(pairs, 2) seconds per call."""
-    end = time.perf_counter() + seconds
+    end = clock() + seconds
     rows: list[tuple[float, float]] = []
-    while len(rows) < _LEAST_PAIRS or time.perf_counter() < end:
+    while len(rows) < _LEAST_PAIRS or clock() < end:
         row = [0.0, 0.0]
         for i in rng.permutation(2):
-            row[i] = _timed(models[i], inputs, calls[i])
+            row[i] = _timed(models[i], inputs, calls[i], clock)
         rows.append((row[0], row[1]))
     return np.array(rows)
 
 
-def _timed(model: nn.Module, inputs: Inputs, calls: int) -> float:
-    start = time.perf_counter()
+def _timed(model: nn.Module, inputs: Inputs, calls: int, clock: Clock) -> float:
+    start = clock()
     for _ in range(calls):
         call(model, inputs)
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 def _interval(ratios: Floats, rng: np.random.Generator) -> tuple[float, float]:
@@ -99,7 +110,7 @@ def _interval(ratios: Floats, rng: np.random.Generator) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _with_batch(inputs: Inputs, batch: int) -> Inputs:
+def with_batch(inputs: Inputs, batch: int) -> Inputs:
     """Tensors that share the first one's leading dimension get `batch` examples, in turn; the others are no batches."""
     size = first(inputs).shape[0]
 

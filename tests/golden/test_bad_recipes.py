@@ -182,9 +182,21 @@ EDITED: dict[str, tuple[Edits, str]] = {
         (("group: filter", "group: fliter"),),
         "recipe.yaml:11:12: rules.0.group: unknown group 'fliter'; did you mean 'filter'?",
     ),
-    "future group n:m": (
-        (("group: filter", "group: 2:4"),),
-        "recipe.yaml:11:12: rules.0.group: unknown group '2:4'; known: filter, channel, neuron, head, hidden, depth, weight",
+    "group as a number": (
+        (("group: filter", "group: 4"),),
+        "recipe.yaml:11:12: rules.0.group: expected one of filter, channel, neuron, head, hidden, depth, shape, tap, weight, 4x1 (a block), 2:4 (n:m), found the number 4",
+    ),
+    "pattern that keeps everything": (
+        (("group: filter", "group: 4:4"),),
+        "recipe.yaml:11:12: rules.0.group: '4:4' keeps every weight; of n:m, n must lie between 0 and m",
+    ),
+    "pattern that keeps nothing": (
+        (("group: filter", "group: 0:4"),),
+        "recipe.yaml:11:12: rules.0.group: '0:4' keeps nothing; of n:m, n must lie between 0 and m",
+    ),
+    "block of one weight": (
+        (("group: filter", "group: 1x1"),),
+        "recipe.yaml:11:12: rules.0.group: a block of 1x1 is a single weight; write 'group: weight'",
     ),
     "text for a number": (
         (("strength: 1e-3", "strength: auto"),),
@@ -312,7 +324,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "rule without group": (
         (("    group: filter\n", ""),),
-        "recipe.yaml:10:5: rules.0: a rule needs a 'group' (filter, channel, neuron, head, hidden, depth or weight), or 'protect: true'",
+        "recipe.yaml:10:5: rules.0: a rule needs a 'group' (filter, channel, neuron, head, hidden, depth, shape, tap, weight, 4x1 or 2:4), or 'protect: true'",
     ),
     "weight without sparsity": (
         (
@@ -324,6 +336,30 @@ EDITED: dict[str, tuple[Edits, str]] = {
     "group lasso on weights": (
         (("group: filter", "group: weight\n    sparsity: 50%"),),
         "recipe.yaml:13:5: rules.0.penalty: group_lasso cannot act on group 'weight': a lasso over single weights is 'kind: l1'",
+    ),
+    "group lasso on a pattern": (
+        (("group: filter", "group: 2:4"),),
+        "recipe.yaml:12:5: rules.0.penalty: group_lasso cannot act on group '2:4': a lasso over single weights is 'kind: l1'",
+    ),
+    "sparsity of a pattern": (
+        (("group: filter", "group: 2:4\n    sparsity: 50%"), ("group_lasso", "l1")),
+        "recipe.yaml:12:5: rules.0.sparsity: group '2:4' says itself how much is removed; leave out 'sparsity'",
+    ),
+    "taps of coupled groups": (
+        (("group: filter", "group: tap"), ("group_lasso", "group_lasso\n      scope: coupled")),
+        "recipe.yaml:10:5: rules.0: scope 'coupled' cannot act on group 'tap', which lies inside one tensor; leave out 'scope'",
+    ),
+    "shapes without an amount": (
+        (("group: filter\n    penalty:\n      kind: group_lasso\n      strength: 1e-3", "group: shape"),),
+        "recipe.yaml:10:5: rules.0: a rule with group 'shape' needs its own 'sparsity', or a 'penalty' that brings groups to zero: no budget can choose for it",
+    ),
+    "shapes in multiples": (
+        (("group: filter", "group: shape\n    keep: {multiple_of: 2}"),),
+        "recipe.yaml:12:5: rules.0.keep: 'keep' takes only 'at_least' for group 'shape', which no width follows from",
+    ),
+    "blocks with a floor": (
+        (("group: filter", "group: 4x1\n    keep: {at_least: 2}"),),
+        "recipe.yaml:12:5: rules.0.keep: 'keep' cannot act on group '4x1': it counts whole groups of a layer's width",
     ),
     "bad regular expression": (
         (('"conv*"', "re:(conv"),),

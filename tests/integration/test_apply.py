@@ -16,6 +16,7 @@ from sparsify.events import CutDone, EpochDone, Note, RunStarted, StageStarted, 
 from sparsify.models import digits_cnn
 from sparsify.run import apply, preview
 from sparsify.train import evaluate
+from sparsify_cli.app import exit_code
 from sparsify_schemas.recipe import Recipe
 
 SGD = {"kind": "sgd", "lr": 0.05, "momentum": 0.9}
@@ -276,3 +277,33 @@ def test_a_damaged_run_is_no_model():
     (run / files.CUTS).write_text("{}")
     with pytest.raises(RunError, match=r"cuts.json is not as the run left it"):
         go(ONE_SHOT, run)
+
+
+def test_shapes_and_taps_from_training_to_the_report(capsys):
+    """A lasso kills shapes and taps, dead units leave with them, zeros are held while the penalties act on."""
+    rules = [
+        {"layers": "conv1", "group": "tap", "penalty": {"kind": "group_lasso", "strength": 0.3, "every": 1}},
+        {"layers": "conv[34]", "group": "shape", "sparsity": "80%", "penalty": {"kind": "group_lasso", "strength": 5e-3}},
+        {"layers": "fc", "group": "weight", "sparsity": "50%"},
+    ]
+    recipe = {**{k: v for k, v in RECIPE.items() if k != "budget"}, "rules": rules, "stages": [LEARN, CUT, {**TUNE, "penalties": True}]}
+    run = go(recipe)
+    report = checked(run)
+    assert report.verdict.outcome == "equal" and report.verdict.difference <= 1e-9
+    asked = {m.what: m for m in report.limits}
+    assert asked.keys() == {"rules.1.sparsity", "rules.2.sparsity"} and all(m.met for m in asked.values())
+    shown = {s.what: s for s in report.sparsities}
+    assert shown["rules.1"].effective >= shown["rules.1"].nominal == pytest.approx(0.8, abs=0.01)
+    assert shown["rules.2"].nominal == pytest.approx(0.5)
+    assert shown["model"].effective == pytest.approx(1 - report.cut.nonzero / report.dense.params)
+    assert shown["model"].effective > shown["model"].nominal
+    assert report.history[-1].stage == "finetune" and report.cut.macs <= report.dense.macs
+    cuts, model = read_cuts(run), load_run(run)
+    stored = {op.tensor: op.count for op in cuts.operations if op.op == "zero"}
+    assert {name: int((model.get_parameter(name) == 0).sum()) >= count for name, count in stored.items()} == dict.fromkeys(stored, True)
+    assert exit_code(["report", str(run)]) == 0
+    page = capsys.readouterr().out
+    assert "Zeros\n" in page and "nominal" in page
+    if report.executions:
+        assert "Layers with dead shapes or taps" in page
+    assert exit_code(["diff", str(run), str(run)]) == 0

@@ -16,6 +16,7 @@ from sparsify_schemas.base import LARGEST
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Magnitude, Random, Taylor
 from sparsify_schemas.data import Augment, Data, Normalize
+from sparsify_schemas.group import Block, Pattern
 from sparsify_schemas.model import Input, Model
 from sparsify_schemas.penalty import L1, L2, GroupLasso
 from sparsify_schemas.recipe import Keep, Recipe, Rule
@@ -63,6 +64,7 @@ grouped = st.builds(
     solver=solvers,
     every=positive,
 )
+inside = st.builds(GroupLasso, kind=st.just("group_lasso"), strength=schedules, solver=solvers, every=positive)
 criteria = st.one_of(
     st.builds(
         Magnitude, kind=st.just("magnitude"), norm=st.sampled_from([1, 2]), normalize=st.sampled_from(["size", "mean", "none"])
@@ -78,6 +80,23 @@ rules = st.one_of(
         layers=layers,
         group=st.just("weight"),
         penalty=st.none() | elementwise,
+        criterion=criteria,
+        sparsity=shares,
+        override=st.just(True),
+    ),
+    st.builds(
+        Rule,
+        layers=layers,
+        group=st.builds(Pattern, stay=st.integers(1, 3), of=st.integers(4, 16)).map(str),
+        penalty=st.none() | elementwise,
+        criterion=criteria,
+        override=st.just(True),
+    ),
+    st.builds(
+        Rule,
+        layers=layers,
+        group=st.sampled_from(["shape", "tap"]) | st.builds(Block, rows=st.integers(2, 9), columns=st.integers(1, 9)),
+        penalty=st.none() | inside | elementwise,
         criterion=criteria,
         sparsity=shares,
         override=st.just(True),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsify.choose import choose, least, weights_to_zero
+from sparsify.choose import choose, least, share_of
 from sparsify.costs import Costs, limits
 from sparsify.plan import Assignment, Coupled, Layer, ModelMap, Plan, Slice, Span, Tensor
 from sparsify_schemas.recipe import Recipe
@@ -115,8 +115,8 @@ def test_several_budgets_hold_together() -> None:
 
 
 @pytest.mark.parametrize(("total", "share", "count"), [(10, 0.0, 0), (10, 1.0, 10), (10, 0.25, 3), (3, 0.5, 2), (1000, 0.999, 999)])
-def test_weights_to_zero(total: int, share: float, count: int) -> None:
-    assert weights_to_zero(total, share) == count
+def test_share_of(total: int, share: float, count: int) -> None:
+    assert share_of(total, share) == count
 
 
 @settings(max_examples=150, deadline=None)

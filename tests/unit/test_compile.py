@@ -92,6 +92,41 @@ GOLDEN = {
             "narrow one of the two selectors, or say 'override: true' in the later rule"
         ],
     ),
+    "blocks that do not divide": (
+        "rules:\n  - {layers: 'conv*', group: 3x5, sparsity: 50%}\n",
+        [
+            "recipe.yaml:4:14: rules.0.layers: group '3x5' does not divide 'conv1', which has 27 columns (inputs x kernel positions); choose a pattern that divides it, or select other layers",
+            "recipe.yaml:4:14: rules.0.layers: group '3x5' does not divide 'conv1', which has 8 outputs; choose a pattern that divides it, or select other layers",
+            "recipe.yaml:4:14: rules.0.layers: group '3x5' does not divide 'conv2', which has 4 outputs; choose a pattern that divides it, or select other layers",
+            "recipe.yaml:4:14: rules.0.layers: group '3x5' does not divide 'conv2', which has 72 columns (inputs x kernel positions); choose a pattern that divides it, or select other layers",
+            "recipe.yaml:4:14: rules.0.layers: group '3x5' does not divide 'conv3', which has 36 columns (inputs x kernel positions); choose a pattern that divides it, or select other layers",
+            "recipe.yaml:4:14: rules.0.layers: group '3x5' does not divide 'conv3', which has 8 outputs; choose a pattern that divides it, or select other layers",
+        ],
+    ),
+    "a pattern that does not divide": (
+        "rules:\n  - {layers: conv1, group: 2:4}\n",
+        ["recipe.yaml:4:14: rules.0.layers: group '2:4' does not divide 'conv1', which has 3 inputs; choose a pattern that divides it, or select other layers"],
+    ),
+    "a pattern over a width that another rule narrows": (
+        "rules:\n  - {layers: conv2, group: filter, keep: {multiple_of: 2}}\n  - {layers: conv3, group: 2:4}\n",
+        ["recipe.yaml:5:14: rules.1.layers: rules.0 may narrow 'conv3' to a width that group '2:4' does not divide; write 'keep: {multiple_of: 4}' in rules.0"],
+    ),
+    "two patterns on one layer": (
+        "rules:\n  - {layers: conv2, group: 2:4}\n  - {layers: conv2, group: 1:4}\n",
+        ["recipe.yaml:5:14: rules.1.layers: layer 'conv2' has group '2:4' by rules.0, which group '1:4' cannot be laid over; narrow one of the two selectors"],
+    ),
+    "shapes under blocks": (
+        "rules:\n  - {layers: conv2, group: 2x2, sparsity: 50%}\n  - {layers: conv2, group: shape, sparsity: 50%}\n",
+        ["recipe.yaml:5:14: rules.1.layers: layer 'conv2' has group '2x2' by rules.0, which group 'shape' cannot be laid over; narrow one of the two selectors"],
+    ),
+    "taps of a Linear layer": (
+        "rules:\n  - {layers: fc, group: tap, sparsity: 50%}\n",
+        ["recipe.yaml:4:14: rules.0.layers: group 'tap' acts on convolutions, but 'fc' matches only fc (Linear); select other layers"],
+    ),
+    "more taps than can go": (
+        "rules:\n  - {layers: 'conv*', group: tap, sparsity: 100%, keep: {at_least: 2}}\n",
+        ["recipe.yaml:4:45: rules.0.sparsity: 100% cannot be reached: with keep.at_least 2 at most 77.7% of the groups can go; lower it, or loosen 'keep'"],
+    ),
     "infeasible budget": (
         "budget: {macs: 1%}\nrules:\n  - {layers: conv2, group: filter}\n",
         ["recipe.yaml:3:16: budget.macs: 1% cannot be reached: with everything removed that the rules allow, 46.5% remains; raise it to 46.6%, or let a rule reach conv1 (protected: fc)"],
@@ -168,3 +203,19 @@ def test_digest_does_not_depend_on_key_order(tmp_path: Path) -> None:
     two = compiled(tmp_path, "rules:\n  - {group: out_channel, layers: [conv2]}\nbudget: {macs: 90%, params: 80%}\nseed: 3\n")
     other = compiled(tmp_path, "rules:\n  - {group: out_channel, layers: [conv2]}\nbudget: {macs: 90%, params: 80%}\nseed: 4\n")
     assert one.digest == two.digest != other.digest
+
+
+def test_shapes_act_on_convolutions_without_groups() -> None:
+    tensors = (Tensor("a.weight", (8, 4, 3, 3), 4, True), Tensor("b.weight", (8, 2, 3, 3), 4, True))
+    layers = (conv(tensors[0], 4), conv(tensors[1], 8))
+    map = ModelMap(layers, tensors, (), 2)
+    plan = compile_plan(load({"version": 1, "title": "t", "rules": [{"layers": "*", "group": "shape", "sparsity": "50%"}]}), map)
+    assert plan.assignments[0].tensors == ("a.weight",)
+    with pytest.raises(RecipeError, match="group 'shape' acts on convolutions without groups and Linear layers, but 'b' matches only b"):
+        compile_plan(load({"version": 1, "title": "t", "rules": [{"layers": "b", "group": "shape", "sparsity": "50%"}]}), map)
+
+
+def test_rules_inside_one_tensor_that_do_not_conflict(tmp_path: Path) -> None:
+    plan = compiled(tmp_path, "rules:\n  - {layers: conv2, group: shape, sparsity: 50%}\n  - {layers: conv2, group: tap, sparsity: 20%}\n  - {layers: conv2, group: weight, sparsity: 90%}\n  - {layers: conv3, group: 2:4}\n  - {layers: conv3, group: 2x4, sparsity: 50%}\n  - {layers: conv1, group: filter, keep: {multiple_of: 2}}\n")
+    assert [a.tensors for a in plan.assignments[:5]] == [("conv2.weight",)] * 3 + [("conv3.weight",)] * 2
+    assert [a.coupled for a in plan.assignments] == [()] * 5 + [("conv1",)]

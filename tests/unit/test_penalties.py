@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsify import graph, penalties
-from sparsify.groups import Axis, Layout, Part, coupled_layout, layer_layout
+from sparsify.groups import Axis, Layout, Part, coupled_layout, inner_layout, layer_layout
+from sparsify_schemas.group import Block
 from sparsify_schemas.penalty import L1, L2, GroupLasso
 
 
@@ -257,6 +258,48 @@ def test_tensors_of_several_types_add_up() -> None:
     """A half-precision layer with its normalisation in single, and slots that are no plain range."""
     parameters: dict[str, Tensor] = {"a": torch.ones(4, 3, dtype=torch.bfloat16), "b": torch.ones(2, 8, dtype=torch.float64)}
     slots = torch.arange(4).repeat_interleave(2)
-    layout = Layout((Part("a", (Axis(0, torch.arange(4), 0),)), Part("b", (Axis(1, slots, None),))), (("a", 0, 4),), 4)
+    layout = Layout((Part("a", (Axis((0,), torch.arange(4), 0),)), Part("b", (Axis((1,), slots, None),))), (("a", 0, 4),), 4)
     assert layout.sizes(parameters).tolist() == [7, 7, 7, 7, 0]
     assert penalties.group_norms(layout, parameters)[:4].tolist() == pytest.approx([math.sqrt(7)] * 4)
+
+
+INSIDE = {
+    "shape": ("shape", lambda n, c, i, j: (c, i, j)),
+    "tap": ("tap", lambda n, c, i, j: (i, j)),
+    "block": (Block(2, 5), lambda n, c, i, j: (n // 2, (c * 9 + i * 3 + j) // 5)),
+    "row block": (Block(1, 9), lambda n, c, i, j: (n, c)),
+    "block and a rest": (Block(4, 7), lambda n, c, i, j: (n // 4, (c * 9 + i * 3 + j) // 7) if n < 4 and c * 9 + i * 3 + j < 42 else None),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_groups_inside_a_tensor_element_by_element(name: str, channels_last: bool) -> None:
+    """Both forms of the lasso on W[6, 5, 3, 3], each weight by itself."""
+    group, of = INSIDE[name]
+    torch.manual_seed(0)
+    weight = torch.randn(6, 5, 3, 3, dtype=torch.float64)
+    weight = weight.contiguous(memory_format=torch.channels_last) if channels_last else weight
+    members: dict[object, list[tuple[int, ...]]] = {}
+    for place in torch.cartesian_prod(*map(torch.arange, weight.shape)).tolist():
+        members.setdefault(of(*place), []).append(tuple(place))
+    gradient, moved = torch.zeros_like(weight), weight.clone()
+    for key, places in members.items():
+        norm = math.sqrt(sum(float(weight[p]) ** 2 for p in places))
+        for p in places if key is not None else ():
+            gradient[p] = 0.3 * math.sqrt(len(places)) * weight[p] / norm
+            moved[p] = weight[p] * max(0.0, 1 - 0.4 * math.sqrt(len(places)) / norm)
+    layout = inner_layout(group, ["w"], {"w": weight})
+    assert layout.count == len([key for key in members if key is not None])
+    roots = layout.sizes({"w": weight}).sqrt().double()
+    found = {"w": torch.zeros_like(weight)}
+    penalties.group_lasso_gradient(layout, roots, {"w": weight}, found, 0.3)
+    torch.testing.assert_close(found["w"], gradient)
+    penalties.group_lasso_proximal(layout, roots, {"w": weight}, {"w": 0.4})
+    torch.testing.assert_close(weight, moved)
+
+
+def test_columns_of_a_linear_layer_are_its_shapes() -> None:
+    weight = torch.tensor([[3.0, 0.0, 1.0], [4.0, 0.0, 1.0]])
+    layout = inner_layout("shape", ["w"], {"w": weight})
+    assert penalties.group_norms(layout, {"w": weight}).tolist()[:-1] == pytest.approx([5.0, 0.0, math.sqrt(2)])

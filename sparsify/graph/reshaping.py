@@ -1,0 +1,82 @@
+"""Carrying out the operations that turn a layer into a cheaper one: Crop and Gather, on a model in place."""
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.errors import RunError
+from sparsify.graph import cropping, gathering
+from sparsify_schemas.cuts import Crop, Gather
+
+
+def reshape(model: nn.Module, operations: Iterable[Crop | Gather], optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Do what the operations say, in order; an optimizer and its state go along. Raises RunError where they do not fit."""
+    for op in operations:
+        match op:
+            case Crop():
+                conv = _convolution(model, op)
+                _replace_weight(conv, lambda t, kept=op.grids: cropping.select(t, kept), optimizer)  # type: ignore[misc]
+                cropping.crop(conv, op.grids)
+            case Gather():
+                layer, columns = _gatherable(model, op)
+                _replace_weight(layer, lambda t, columns=columns: gathering.select(t, columns), optimizer)  # type: ignore[misc]
+                gathering.gather(layer, columns)
+
+
+def _replace_weight(module: nn.Module, select: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer | None) -> None:
+    old = module.get_parameter("weight")
+    new = nn.Parameter(select(old.detach()), old.requires_grad)
+    if old.grad is not None:
+        new.grad = select(old.grad)
+    module.weight = new
+    if optimizer is None:
+        return
+    for group in optimizer.param_groups:
+        group["params"] = [new if p is old else p for p in group["params"]]
+    state = optimizer.state.pop(old, None)
+    if state is not None and all(_follows(value, old) for value in state.values()):
+        optimizer.state[new] = {k: select(v) if isinstance(v, Tensor) and v.shape == old.shape else v for k, v in state.items()}
+
+
+def _follows(value: object, parameter: Tensor) -> bool:
+    """As where a tensor is narrowed: a factored moment cannot follow, and the state starts afresh."""
+    return not isinstance(value, Tensor) or value.numel() == 1 or value.shape == parameter.shape
+
+
+def _module(modules: Mapping[str, nn.Module], name: str, deed: str) -> nn.Module:
+    if name not in modules:
+        raise RunError(f"the cut log {deed} '{name}', which this model does not have; was it built by the same recipe?")
+    return modules[name]
+
+
+def _convolution(model: nn.Module, op: Crop) -> cropping.Conv:
+    module = _module(dict(model.named_modules()), op.module, "crops the kernel of")
+    if not cropping.can_crop(module):
+        raise RunError(f"the cut log crops the kernel of '{op.module}', which is a {type(module).__name__} and no plain convolution")
+    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    if tuple(module.kernel_size) != op.kernel:
+        raise RunError(f"the cut log expects '{op.module}' to have a kernel of {_shown(op.kernel)}, this model has {_shown(module.kernel_size)}")
+    if len(op.grids) != len(op.kernel) or any(first + step * (count - 1) >= size for (first, step, count), size in zip(op.grids, op.kernel, strict=False)):
+        raise RunError(f"the cut log keeps kernel positions of '{op.module}' that lie beyond its {_shown(op.kernel)}")
+    return module
+
+
+def _gatherable(model: nn.Module, op: Gather) -> tuple[nn.Linear | cropping.Conv, list[int]]:
+    module = _module(dict(model.named_modules()), op.module, "gathers columns of")
+    if not gathering.can_gather(module):
+        raise RunError(f"the cut log gathers columns of '{op.module}', which is no plain Linear layer and no plain convolution without groups")
+    assert isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    size = prod(module.weight.shape[1:])
+    if size != op.size:
+        raise RunError(f"the cut log expects '{op.module}' to have {op.size} columns, this model has {size}")
+    columns = [i for a, b in op.keep for i in range(a, b)]
+    if not columns or any(b <= a for a, b in pairwise(columns)) or columns[-1] >= size:
+        raise RunError(f"the cut log keeps columns of '{op.module}' that are out of order or beyond its {size}")
+    return module, columns
+
+
+def _shown(kernel: Iterable[int]) -> str:
+    return "x".join(map(str, kernel))

@@ -16,9 +16,9 @@ from sparsify_schemas.selector import selects
 ACTS_ON = {
     "filter": ("convolutions", ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
     "channel": ("convolutions", ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
-    "neuron": ("Linear layers", ("Linear",)),
-    "head": ("linear projections of an attention", ("Linear", "Conv1D", "NonDynamicallyQuantizableLinear")),
-    "hidden": ("recurrent layers", ("LSTM", "GRU", "RNN")),
+    "neuron": ("Linear layers and embeddings", ("Linear", "Bilinear", "Embedding", "EmbeddingBag")),
+    "head": ("linear projections of an attention", ("Linear", "Conv1D", "NonDynamicallyQuantizableLinear", "MultiheadAttention")),
+    "hidden": ("recurrent layers", ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")),
     "depth": ("residual blocks and branches", ()),
     "weight": ("layers with a weight matrix", ()),
 }
@@ -58,7 +58,7 @@ def _matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem])
         hits = [layer for layer in map.layers if selects((pattern,), layer.name, layer.type)]
         if not hits:
             problems.append(loaded.problem(f"rules.{index}.layers", f"'{pattern}' matches no layer of the model", _near(pattern, map)))
-        fitting = [layer for layer in hits if _acts_on(rule, layer)]
+        fitting = [layer for layer in hits if _acts_on(map, rule, layer)]
         if hits and not fitting and rule.group is not None:
             what = ACTS_ON[rule.group][0]
             shown = ", ".join(f"{layer.name} ({layer.type})" for layer in hits[:3])
@@ -94,12 +94,20 @@ def _known_branches(map: ModelMap) -> str:
     return f"those that can leave are {shown}" if names else "none of its branches can leave; use another group"
 
 
-def _acts_on(rule: Rule, layer: Layer) -> bool:
+def _acts_on(map: ModelMap, rule: Rule, layer: Layer) -> bool:
     if rule.group is None:
-        return bool(layer.weight)
+        return bool(layer.weight) or bool(_bare(map, layer))
     if rule.group == "weight":
         return len(layer.weight) > 1
+    if rule.group in ("filter", "neuron") and _bare(map, layer):
+        return True
     return layer.type in ACTS_ON[rule.group][1]
+
+
+def _bare(map: ModelMap, layer: Layer) -> list[Coupled]:
+    """Groups made by a parameter that a network's own module holds without a layer; they go by the parameter's name."""
+    tensors = {t.name for t in map.tensors if t.name.rpartition(".")[0] == layer.name}
+    return [c for c in map.coupled if c.name in tensors]
 
 
 def _near(pattern: str, map: ModelMap) -> str:
@@ -139,7 +147,15 @@ def _protected(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> ModelM
 
 
 def _reached(map: ModelMap, layer: Layer, role: str) -> list[Coupled]:
-    return [c for c in map.coupled if any(s.tensor == f"{layer.name}.weight" and s.role == role for s in c.slices) or (role == "out" and c.name == layer.name)]
+    return [c for c in map.coupled if any(s.tensor in _matrices(layer) and s.role == role for s in c.slices) or (role == "out" and (c.name == layer.name or c in _bare(map, layer)))]
+
+
+def _matrices(layer: Layer) -> set[str]:
+    """The weight of a layer, under the names that it may have in torch: an attention has projections, a parametrized
+    layer has what its weight is computed from."""
+    attention = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+    computed = ("parametrizations.weight.original", "parametrizations.weight.original1")
+    return {f"{layer.name}.{name}" for name in ("weight", *attention, *computed)}
 
 
 def _assignments(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> Iterable[Assignment]:
@@ -199,7 +215,7 @@ def _around(map: ModelMap, group: Coupled) -> list[Coupled]:
 
 def _rows(group: Coupled, layer: Layer) -> int:
     """How many rows of a layer's weight leave with one unit."""
-    own = [s for s in group.slices if s.tensor == f"{layer.name}.weight" and s.role == "out"]
+    own = [s for s in group.slices if s.tensor in _matrices(layer) and s.role == "out"]
     return sum(span.units * span.repeat for s in own for span in s.spans) // max(group.width, 1)
 
 
@@ -210,7 +226,7 @@ def _weights(rule: Rule, map: ModelMap, layer: Layer) -> list[str]:
         return [t.name for t in map.tensors if t.name in own and t.parameter and t.shape]
     if rule.group == "hidden":
         return [t.name for t in map.tensors if t.name.startswith(f"{layer.name}.weight_")]
-    return [f"{layer.name}.weight"]
+    return [t.name for t in map.tensors if t.name in _matrices(layer)] or [f"{layer.name}.weight"]
 
 
 def _notes(recipe: Recipe, map: ModelMap, assignments: Sequence[Assignment]) -> Iterable[str]:

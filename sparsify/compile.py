@@ -19,9 +19,9 @@ _CONVS, _LINEAR = ("Conv1d", "Conv2d", "Conv3d"), ("Linear", "NonDynamicallyQuan
 ACTS_ON: dict[Kind, tuple[str, tuple[str, ...]]] = {
     "filter": ("convolutions", ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
     "channel": ("convolutions", ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
-    "neuron": ("Linear layers", ("Linear",)),
-    "head": ("linear projections of an attention", ("Linear", "Conv1D", "NonDynamicallyQuantizableLinear")),
-    "hidden": ("recurrent layers", ("LSTM", "GRU", "RNN")),
+    "neuron": ("Linear layers and embeddings", ("Linear", "Bilinear", "Embedding", "EmbeddingBag")),
+    "head": ("linear projections of an attention", ("Linear", "Conv1D", "NonDynamicallyQuantizableLinear", "MultiheadAttention")),
+    "hidden": ("recurrent layers", ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")),
     "depth": ("residual blocks and branches", ()),
     "weight": ("layers with a weight matrix", ()),
     "shape": ("convolutions without groups and Linear layers", _CONVS + _LINEAR),
@@ -65,7 +65,7 @@ def _matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem])
         hits = [layer for layer in map.layers if selects((pattern,), layer.name, layer.type)]
         if not hits and not (rule.protect and any(selects((pattern,), b.module, b.type) for b in map.branches)):
             problems.append(loaded.problem(f"rules.{index}.layers", f"'{pattern}' matches no layer of the model", _near(pattern, map)))
-        fitting = [layer for layer in hits if _acts_on(rule, layer)]
+        fitting = [layer for layer in hits if _acts_on(map, rule, layer)]
         if hits and not fitting and rule.group is not None:
             what = ACTS_ON[kind_of(rule.group)][0]
             shown = ", ".join(f"{layer.name} ({layer.type})" for layer in hits[:3])
@@ -102,14 +102,22 @@ def _known_branches(map: ModelMap) -> str:
     return f"those that can leave are {shown}" if names else "none of its branches can leave; use another group"
 
 
-def _acts_on(rule: Rule, layer: Layer) -> bool:
+def _acts_on(map: ModelMap, rule: Rule, layer: Layer) -> bool:
     if rule.group is None:
-        return bool(layer.weight)
+        return bool(layer.weight) or bool(_bare(map, layer))
     kind = kind_of(rule.group)
     if kind == "weight":
         return len(layer.weight) > 1
+    if kind in ("filter", "neuron") and _bare(map, layer):
+        return True
     grouped = len(layer.weight) > 2 and layer.weight[1] != layer.inputs
     return layer.type in ACTS_ON[kind][1] and not (kind == "shape" and grouped)
+
+
+def _bare(map: ModelMap, layer: Layer) -> list[Coupled]:
+    """Groups made by a parameter that a network's own module holds without a layer; they go by the parameter's name."""
+    tensors = {t.name for t in map.tensors if t.name.rpartition(".")[0] == layer.name}
+    return [c for c in map.coupled if c.name in tensors]
 
 
 def _near(pattern: str, map: ModelMap) -> str:
@@ -155,7 +163,15 @@ def _with_branch_kept(map: ModelMap, module: str, why: str) -> ModelMap:
 
 
 def _reached(map: ModelMap, layer: Layer, role: str) -> list[Coupled]:
-    return [c for c in map.coupled if any(s.tensor == f"{layer.name}.weight" and s.role == role for s in c.slices) or (role == "out" and c.name == layer.name)]
+    return [c for c in map.coupled if any(s.tensor in _matrices(layer) and s.role == role for s in c.slices) or (role == "out" and (c.name == layer.name or c in _bare(map, layer)))]
+
+
+def _matrices(layer: Layer) -> set[str]:
+    """The weight of a layer, under the names that it may have in torch: an attention has projections, a parametrized
+    layer has what its weight is computed from."""
+    attention = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+    computed = ("parametrizations.weight.original", "parametrizations.weight.original1")
+    return {f"{layer.name}.{name}" for name in ("weight", *attention, *computed)}
 
 
 def _assignments(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> Iterable[Assignment]:
@@ -282,7 +298,7 @@ def _around(map: ModelMap, group: Coupled) -> list[Coupled]:
 
 def _rows(group: Coupled, layer: Layer) -> int:
     """How many rows of a layer's weight leave with one unit."""
-    own = [s for s in group.slices if s.tensor == f"{layer.name}.weight" and s.role == "out"]
+    own = [s for s in group.slices if s.tensor in _matrices(layer) and s.role == "out"]
     return sum(span.units * span.repeat for s in own for span in s.spans) // max(group.width, 1)
 
 
@@ -293,7 +309,7 @@ def _weights(rule: Rule, map: ModelMap, layer: Layer) -> list[str]:
         return [t.name for t in map.tensors if t.name in own and t.parameter and t.shape]
     if rule.group == "hidden":
         return [t.name for t in map.tensors if t.name.startswith(f"{layer.name}.weight_")]
-    return [f"{layer.name}.weight"]
+    return [t.name for t in map.tensors if t.name in _matrices(layer)] or [f"{layer.name}.weight"]
 
 
 _STAYS = "weights are set to zero and stay in the tensors; this brings no speed and no smaller file"

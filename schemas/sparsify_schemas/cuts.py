@@ -81,6 +81,17 @@ class Silence(Spec):
     """how the tensor is returned; empty: by itself"""
 
 
+class Replace(Spec):
+    """The module became one that computes the same from the same parameters and takes widths that its own class refuses:
+    torch's MultiheadAttention, whose inner width must be that of its inputs, became `sparsify.models.attention`'s."""
+
+    op: Literal["replace"] = "replace"
+    module: Text
+    """dotted name of the module"""
+    by: Literal["MultiheadAttention"] = "MultiheadAttention"
+    """what it became"""
+
+
 class Zero(Spec):
     """So many elements of the tensor were set to zero; the zeros are in the weights file."""
 
@@ -130,7 +141,9 @@ class Gather(Spec):
     """columns that stay, as half-open ranges"""
 
 
-Operation = Annotated[Narrow | SetAttribute | Bypass | Silence | Zero | Fold | Crop | Gather, Field(discriminator="op")]
+Operation = Annotated[
+    Narrow | Replace | SetAttribute | Bypass | Silence | Zero | Fold | Crop | Gather, Field(discriminator="op")
+]
 
 
 class Zeroed(Spec):

@@ -13,8 +13,9 @@ from sparsify.graph.inspecting import canonical_names
 from sparsify.graph.reshaping import reshape
 from sparsify.graph.stubs import Bypassed, Silenced, put
 from sparsify.graph.widths import attributes
+from sparsify.models import attention
 from sparsify.plan import Branch, ModelMap
-from sparsify_schemas.cuts import Bypass, Crop, Cuts, Fold, Gather, Narrow, Range, SetAttribute, Silence, Width, Zero
+from sparsify_schemas.cuts import Bypass, Crop, Cuts, Fold, Gather, Narrow, Range, Replace, SetAttribute, Silence, Width, Zero
 
 Keep = Mapping[str, Sequence[int]]
 """coupled group -> units that stay, ascending"""
@@ -29,13 +30,16 @@ def cut(model: nn.Module, map: ModelMap, keep: Keep, plan: str, optimizer: torch
     narrows, stubs = tuple(_narrows(map, keep)), tuple(_stubs(branches))
     copy = _narrowed(model, narrows, stubs, optimizer)
     narrowed = {op.tensor for op in narrows}
-    touched = dict.fromkeys(alias.rpartition(".")[0] for alias, name in canonical_names(model).items() if name in narrowed)
+    touched = dict.fromkeys(_owner(alias) for alias, name in canonical_names(model).items() if name in narrowed)
     left = [name for name in touched if not any(b.holds(name) for b in branches)]
+    replaced = tuple(_replaced(model, left))
+    for swap in replaced:
+        attention.adopt(copy, swap.module)
     sets = (*_changed(model, copy, left), *_lengths(model, map, keep))
     for op in sets:
         _set(copy.get_submodule(op.module), op)
     widths = tuple(Width(group=name, width=map.by_name[name].width, keep=ranges(kept)) for name, kept in keep.items())
-    return copy, Cuts(plan=plan, widths=widths, operations=narrows + stubs + sets)
+    return copy, Cuts(plan=plan, widths=widths, operations=narrows + replaced + stubs + sets)
 
 
 def gone_branches(map: ModelMap, keep: Keep) -> list[Branch]:
@@ -55,6 +59,7 @@ def replay(model: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None
     """
     narrows: list[Narrow] = []
     stubs: list[Bypass | Silence] = []
+    swaps: list[str] = []
     sets: list[SetAttribute] = []
     reshaped: list[Crop | Gather] = []
     for op in cuts.operations:
@@ -62,6 +67,8 @@ def replay(model: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None
             case Narrow():
                 _check(model, op)
                 narrows.append(op)
+            case Replace():
+                swaps.append(op.module)
             case SetAttribute():
                 sets.append(op)
             case Bypass() | Silence():
@@ -72,6 +79,11 @@ def replay(model: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None
             case Zero() | Fold():
                 pass  # the values themselves come with the weights
     copy = _narrowed(model, narrows, stubs, optimizer)
+    for name in swaps:
+        try:
+            attention.adopt(copy, name)
+        except (AttributeError, TypeError):
+            raise RunError(f"the cut log replaces '{name}', which is no MultiheadAttention in this model; was it built by the same recipe?") from None
     for op in sets:
         try:
             module = copy.get_submodule(op.module)
@@ -127,6 +139,11 @@ def places(map: ModelMap, keep: Keep, tensor: str, shape: Sequence[int]) -> list
     return [[i for i in range(size) if i not in gone[dim]] for dim, size in enumerate(shape)]
 
 
+def _owner(tensor: str) -> str:
+    """The module whose widths a tensor implies: the one that a parametrization is of."""
+    return tensor.rpartition(".")[0].partition(".parametrizations.")[0]
+
+
 def _holds_lengths(value: object) -> bool:
     return type(value) is int or (isinstance(value, tuple | list) and all(type(v) is int for v in value))
 
@@ -172,6 +189,13 @@ def _changed(before: nn.Module, after: nn.Module, names: Iterable[str]) -> Itera
         for attribute, value in attributes(after.get_submodule(name)).items():
             if getattr(old, attribute) != value:
                 yield SetAttribute(module=name, attribute=attribute, value=value)
+
+
+def _replaced(model: nn.Module, touched: Iterable[str]) -> Iterable[Replace]:
+    """Attentions that lost heads, or inputs: torch's own takes no inner width besides that of its inputs."""
+    for name in dict.fromkeys(name.removesuffix(".out_proj") for name in touched):
+        if type(model.get_submodule(name)) is nn.MultiheadAttention:
+            yield Replace(module=name)
 
 
 def _check(model: nn.Module, op: Narrow) -> None:

@@ -55,9 +55,10 @@ def _named(
     lengths: Sequence[Written],
 ) -> Iterable[Coupled]:
     taken: dict[str, int] = defaultdict(int)
+    order = {made: i for i, made in enumerate(producers)}
     for (reached, reason, statistics), members in kinds.items():
         axes = [labels.axes[number] for number, _ in reached]
-        name = next(producers[a.tensor, a.dim] for a in axes if (a.tensor, a.dim) in producers)
+        name = producers[min(((a.tensor, a.dim) for a in axes if (a.tensor, a.dim) in producers), key=order.__getitem__)]
         taken[name] += 1
         units = np.array(members)
         slices = tuple(_slice(labels.axes[number], of_axis[number], units, labels) for number, _ in reached)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from sparsify.errors import ModelError
 from sparsify.graph.call import Inputs, call, check_model, named, tensors
@@ -15,6 +16,8 @@ from sparsify.graph.widths import attributes
 from sparsify.plan import Coupled, Layer, ModelMap, Tensor
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight", "parametrizations.weight.original1", "parametrizations.weight.original")
+"""names of a layer's weight: as it is, of an attention's projections, computed from one of its own shape (weight norm)"""
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -53,12 +56,19 @@ def all_tensors(model: nn.Module) -> Iterable[Tensor]:
 def layers(model: nn.Module, macs: Mapping[str, int]) -> Iterable[Layer]:
     """Modules with parameters of their own, in the order of the model."""
     for name, module in model.named_modules():
-        own = dict(module.named_parameters(recurse=False))
-        if not own:
+        weight = _weight(module)
+        if isinstance(module, ParametrizationList) or (weight is None and not list(module.parameters(recurse=False))):
             continue
-        weight = tuple(own["weight"].shape) if "weight" in own else ()
-        kind = type(module).__name__
-        yield Layer(name, STANDS_FOR.get(kind, kind), weight, macs.get(name, 0), *_widths(module))
+        shape, kind = () if weight is None else tuple(weight[1].shape), type(module).__name__.removeprefix("Parametrized")
+        yield Layer(name, STANDS_FOR.get(kind, kind), shape, macs.get(name, 0), *_widths(module))
+
+
+def _weight(module: nn.Module) -> tuple[str, nn.Parameter] | None:
+    """The name in its module of a layer's weight, and the weight."""
+    own = dict(module.named_parameters(recurse=False))
+    if is_parametrized(module, "weight"):
+        own = {n: p for n, p in module.named_parameters() if n in WEIGHTS and p.shape == module.weight.shape}
+    return next(((n, own[n]) for n in WEIGHTS if n in own), None)
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:
@@ -67,10 +77,14 @@ def _widths(module: nn.Module) -> tuple[int, int]:
             return module.in_features, module.out_features
         case nn.Conv1d() | nn.Conv2d() | nn.Conv3d() | nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
             return module.in_channels, module.out_channels
-        case nn.RNNBase():
+        case nn.MultiheadAttention():
+            return module.embed_dim, module.embed_dim
+        case nn.RNNBase() | nn.RNNCellBase():
             return module.input_size, module.hidden_size
-        case nn.Embedding():
+        case nn.Embedding() | nn.EmbeddingBag():
             return module.num_embeddings, module.embedding_dim
+        case nn.Bilinear():
+            return module.in1_features, module.out_features
         case nn.modules.batchnorm._BatchNorm():
             return module.num_features, module.num_features
         case _:
@@ -87,7 +101,7 @@ def _coupled(model: nn.Module, inputs: Inputs) -> Iterable[Coupled]:
         raise
     except Exception as error:
         raise ModelError(f"the model could not be traced with the inputs of the recipe: {type(error).__name__}: {error}") from error
-    return coupled_groups(labels, _producers(copy), list(_written(copy, labels)))
+    return coupled_groups(labels, _producers(copy, labels), list(_written(copy, labels)))
 
 
 def _written(model: nn.Module, labels: Labels) -> Iterable[tuple[str, Ints]]:
@@ -107,19 +121,36 @@ def _written(model: nn.Module, labels: Labels) -> Iterable[tuple[str, Ints]]:
                 yield f"{module}:{attribute}[{list(value).index(len(own))}]", own
 
 
-def _producers(model: nn.Module) -> dict[tuple[str, int], str]:
-    """(weight, dimension of its outputs) -> layer, for every layer whose width a rule can speak of."""
+def _producers(model: nn.Module, labels: Labels) -> dict[tuple[str, int], str]:
+    """(weight, dimension of its outputs) -> layer, for every layer whose width a rule can speak of; a weight that is no
+    layer's (the experts of a mixture, stacked; a functional call on a parameter) goes by its own name."""
     names = canonical_names(model)
     found: dict[tuple[str, int], str] = {}
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
         if isinstance(module, nn.RNNBase) and not module.proj_size:
             found.setdefault((names[f"{prefix}weight_hh_l0"], 1), name)
-        weight = names.get(f"{prefix}weight")
-        if weight is None:
-            continue  # computed from other parameters, by a parametrization for one
-        if isinstance(module, (*CONVS, nn.Linear)):
+        if isinstance(module, nn.RNNCellBase):
+            found.setdefault((names[f"{prefix}weight_hh"], 1), name)
+        own = _weight(module)
+        if own is None:
+            continue
+        weight = names[f"{prefix}{own[0]}"]
+        if isinstance(module, (*CONVS, nn.Linear, nn.Bilinear, nn.MultiheadAttention)):
             found.setdefault((weight, 0), name)
         elif isinstance(module, TRANSPOSED) or type(module).__name__ == "Conv1D":  # transformers' Linear, transposed
             found.setdefault((weight, 1), name)
+    for name, module in model.named_modules():  # last: a group is named after an embedding only where nothing else makes it
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and _weight(module) is not None:
+            found.setdefault((names[f"{name}.weight" if name else "weight"], 1), name)
+    known = {tensor for tensor, _ in found}
+    bare = {name for name, _ in model.named_parameters() if name not in known and _is_bare(model, name)}
+    for tensor, dim in sorted(labels.produced - labels.consumed):
+        if tensor in bare:
+            found.setdefault((tensor, dim), tensor)
     return found
+
+
+def _is_bare(model: nn.Module, name: str) -> bool:
+    """Whether a parameter is one that a network's own module holds, and no layer of torch."""
+    return not type(model.get_submodule(name.rpartition(".")[0])).__module__.startswith("torch.")

@@ -33,6 +33,8 @@ class Labels:
         self._fixed: list[tuple[Ints, str]] = []
         self.consumed: set[tuple[str, int]] = set()
         """(tensor, dimension) that a product sums over: a consumer's input side"""
+        self.produced: set[tuple[str, int]] = set()
+        """(tensor, dimension) that a product's result has: a producer's outputs"""
         self.used: set[str] = set()
         """tensors that took part in the forward call"""
         self._statistics: list[Ints] = []

@@ -1,7 +1,8 @@
 """The masked dense model's outputs where statistics are taken over removed units: those units are left out of them.
 
 A LayerNorm, RMSNorm, GroupNorm, softmax or mean over units that a cut removes sees fewer of them afterwards. The masked
-model computes the same: each such operator runs on the remaining elements alone, and the removed ones become zero.
+model computes the same: each such operator runs on the remaining elements alone, and the removed ones become zero. A
+weight that is itself normalised (weight standardisation) is one of them: what it holds at removed units is zero.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -13,14 +14,15 @@ from torch import Tensor, nn
 
 from sparsify.graph.call import Inputs, call, tensors
 from sparsify.graph.labels import Labels
-from sparsify.graph.operators import ALONG, REDUCTIONS, axes_of, primitive
+from sparsify.graph.operators import ALONG, NORMS, REDUCTIONS, axes_of, primitive
 from sparsify.graph.shadow import Shadow, varying
 from sparsify.graph.silencing import silenced
 from sparsify.graph.tracing import Watch
 from sparsify.plan import Sum
 
-MIXING = (REDUCTIONS | ALONG | {"native_layer_norm", "native_group_norm"}) - {"glu"}
+MIXING = (REDUCTIONS | ALONG | NORMS | {"native_layer_norm", "native_group_norm", "_weight_norm_interface"}) - {"glu"}
 """operators whose result at one place depends on the others"""
+PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "mv", "linear", "convolution"])
 
 
 class Narrowed(Watch):  # type: ignore[no-untyped-call]
@@ -31,12 +33,22 @@ class Narrowed(Watch):  # type: ignore[no-untyped-call]
         self.removed = torch.zeros(1, dtype=torch.bool)
 
     def compute(self, _name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        if _name in PRODUCTS:
+            args = tuple(self._emptied(a) if isinstance(a, Tensor) else a for a in args)
         x = args[0] if args else None
         if not isinstance(x, Tensor) or _name not in MIXING:
             return func(*args, **kwargs)
         shadow = self.of(x)
         kept = {dim: stays.to(x.device) for dim in axes_of(_name, args, kwargs) if (stays := self._kept(shadow, dim)) is not None}
         return self._on_the_rest(_name, func, args, kwargs, kept) if kept else func(*args, **kwargs)
+
+    def _emptied(self, tensor: Tensor) -> Tensor:
+        """A weight that was computed from others, with zeros where a removed unit lies."""
+        shadow = self.of(tensor)
+        if not shadow.parameter or tensor in self.names:
+            return tensor
+        gone = [self.removed[aspect].to(tensor.device) for aspect in shadow.aspects]
+        return reduce(lambda t, own: t.masked_fill(own, 0.0), gone, tensor)
 
     def _kept(self, shadow: Shadow, dim: int) -> Tensor | None:
         """Indices along a dimension at which something remains; None when all do."""

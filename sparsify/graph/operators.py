@@ -27,6 +27,9 @@ POINTWISE = frozenset(
 LIKE = frozenset(["zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "native_dropout", "dropout", "logical_not"])
 FRESH = frozenset(["arange", "zeros", "ones", "full", "empty", "scalar_tensor", "rand", "randn", "eye", "linspace", "tril_indices", "triu_indices", "new_zeros", "new_ones", "new_full", "new_empty", "empty_strided", "new_empty_strided", "randint"])
 
+ALIKE = frozenset(["zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"])
+"""made from nothing, every element the same or yet to be written"""
+
 
 def moved_by(func: Any, tensor: Tensor, rest: Any, kwargs: Any) -> Tensor:
     """A moving operator on labels: `reshape` in place of `view`, since labels are expanded views."""
@@ -60,6 +63,10 @@ def axes_of(name: str, args: Any, kwargs: Mapping[str, Any]) -> set[int]:
         return set(range(rank - len(args[1]), rank))
     if name == "native_group_norm":
         return {1}
+    if name == "_weight_norm_interface":
+        return set(range(rank)) - {dimension(argument(args, kwargs, 2, "dim", 0), args[0])}
+    if name in NORMS:  # over everything but the channels, where the statistics are not stored ones
+        return set(range(rank)) - {1} if next((a for a in args[3:] if isinstance(a, bool)), False) else set()
     if name in ALONG:
         return {dimension(argument(args, kwargs, 2 if name == "topk" else 1, "dim", -1), args[0])}
     dims = argument(args, kwargs, 2 if name in ("norm", "linalg_vector_norm") else 1, "dim", None)
@@ -72,16 +79,23 @@ def axes_of(name: str, args: Any, kwargs: Mapping[str, Any]) -> set[int]:
 def primitive(model: nn.Module) -> Iterator[None]:
     """Let torch take the plain path: no fused attention, no fused recurrent layers."""
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
+        stack.enter_context(plain_attention())
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message=".*TF32.*")  # torch says it whenever the oneDNN flags are set
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if recurrent:
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-        try:
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
+        yield
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """No fused MultiheadAttention and TransformerEncoder: those write zeros at padded places, the plain ones do not."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

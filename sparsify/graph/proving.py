@@ -1,7 +1,9 @@
 """Proving a cut: cut model against masked dense model, in float64; and probing which groups can be cut at all.
 
 Let M be the dense model in which the consumers' input slices of every removed unit are zero. Then cut(model) == M for
-any activation; in place of residual branches that left, M has zeros in the sums that they went into. Where a statistic is taken over removed units (LayerNorm, GroupNorm, a mean over channels) M leaves them
+any activation; in place of residual branches that left, M has zeros in the sums that they went into. Units that meet only
+each other, as those of queries and keys do in their product, have no such slices: there M has zeros in what makes them, on
+both sides. Where a statistic is taken over removed units (LayerNorm, GroupNorm, a mean over channels) M leaves them
 out of it, and the verdict says `statistics change`: M is then no longer the dense model with some weights at zero.
 """
 
@@ -17,9 +19,11 @@ from torch import nn
 from sparsify.errors import ModelError, VerificationError
 from sparsify.graph import masking
 from sparsify.graph.branches import find_branches
+from sparsify.graph.bundling import bundles
 from sparsify.graph.call import Inputs, call, converted, on_meta, tensors
 from sparsify.graph.cutting import Keep, cut, dropped, gone_branches
-from sparsify.graph.settling import settled
+from sparsify.graph.operators import plain_attention
+from sparsify.graph.settling import fewer, settled
 from sparsify.graph.silencing import silenced
 from sparsify.plan import Branch, Coupled, ModelMap
 from sparsify_schemas.report import Verdict
@@ -28,6 +32,9 @@ TOLERANCE = 1e-9
 """largest difference in float64 that a cut may have, relative to the largest output"""
 TRIAL = 1e-3
 """the same for a trial cut in float32, whose only question is whether a group was followed rightly"""
+
+Fault = Callable[[Sequence[Coupled], ModelMap], str | None]
+"""what is wrong with a cut of these groups, None if nothing is"""
 
 
 def verify(
@@ -114,28 +121,64 @@ def probe(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
     other in float64, so that every unit leaves once. All groups are tried at once; only when that fails are the
     culprits searched by halving.
     """
+    trials = _Trials(model, inputs)
     reasons: dict[str, str] = {}
-    shapes = _Shapes(model, inputs)
-    inputs = converted(inputs, torch.float32)
-    numbers = not any(p.is_meta for p in model.parameters())  # a model of shapes alone can be planned, not compared
-    trial = _scrambled(model, inputs) if numbers else model
+    groups = settled([c for c in map.coupled if c.protected is None], lambda c: trials.alone(c, map, trials.faults[:2]))
+    map = _with(map, groups)
+    good = trials.survivors(groups, map, reasons)
+    map, saved = _saved(map, [c for c in groups if c.name in reasons], lambda c: trials.alone(c, map, trials.faults))
+    if saved:
+        reasons = {name: why for name, why in reasons.items() if name in map.by_name and name not in saved}
+        trials.survivors([*good, *(map.by_name[name] for name in saved)], map, reasons)
+    return _with(map, [replace(map.by_name[name], protected=why) for name, why in reasons.items()])
 
-    def alone(group: Coupled) -> str | None:
-        own = replace(map, coupled=(group,))
-        found = shapes.fault([group], own) if shapes.works else None
-        return found or (_fault(trial, own, {group.name: _half(group)}, inputs, TRIAL) if numbers else None)
 
-    groups = settled([c for c in map.coupled if c.protected is None], alone)
-    map = replace(map, coupled=tuple({c.name: c for c in [*map.coupled, *groups]}.values()))
-    if shapes.works:
-        groups = _good(groups, lambda chosen: shapes.fault(chosen, map), reasons)
-    if groups and numbers:
-        groups = _good(groups, lambda chosen: _fault(trial, map, {c.name: _half(c) for c in chosen}, inputs, TRIAL), reasons)
-    if groups and numbers:
+def _with(map: ModelMap, groups: Iterable[Coupled]) -> ModelMap:
+    """The map with these groups in place of those of the same names."""
+    return replace(map, coupled=tuple({c.name: c for c in [*map.coupled, *groups]}.values()))
+
+
+def _saved(map: ModelMap, failed: Sequence[Coupled], fault: Callable[[Coupled], str | None]) -> tuple[ModelMap, list[str]]:
+    """The map with what can be cut after all in place of what failed, and its names: groups that go in step, and groups
+    without an attribute that held a length by chance."""
+    saved: list[str] = []
+    for candidate, names in [*bundles(failed), *((group, (group.name,)) for group in failed)]:
+        if set(names) & set(saved) or any(name not in map.by_name for name in names):
+            continue
+        found = next((c for c in [*([candidate] if names[1:] else []), *fewer(candidate)] if fault(c) is None), None)
+        if found is not None:
+            map = _with(replace(map, coupled=tuple(c for c in map.coupled if c.name == found.name or c.name not in names)), [found])
+            saved.append(found.name)
+    return map, saved
+
+
+class _Trials:
+    """Trial cuts of one model, the quickest first: shapes, numbers in float32, numbers in float64."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        shapes = _Shapes(model, inputs)
+        inputs = converted(inputs, torch.float32)
+        self.faults: list[Fault] = [shapes.fault] if shapes.works else []
+        if any(p.is_meta for p in model.parameters()):
+            return  # a model of shapes alone can be planned, not compared
+        trial = _scrambled(model, inputs)
         exact, _, exact_inputs, tolerance = _precise(trial, trial, inputs)
-        _good(groups, lambda chosen: _fault(exact, map, {c.name: _rest(c) for c in chosen}, exact_inputs, tolerance), reasons)
-    coupled = tuple(replace(c, protected=reasons[c.name]) if c.name in reasons else c for c in map.coupled)
-    return replace(map, coupled=coupled)
+        self.faults += [
+            lambda chosen, map: _fault(trial, map, {c.name: _half(c) for c in chosen}, inputs, TRIAL),
+            lambda chosen, map: _fault(exact, map, {c.name: _rest(c) for c in chosen}, exact_inputs, tolerance),
+        ]
+
+    def alone(self, group: Coupled, map: ModelMap, faults: Sequence[Fault]) -> str | None:
+        """What is wrong with a cut of one group."""
+        own = replace(map, coupled=(group,))
+        return next((why for fault in faults if (why := fault([group], own)) is not None), None)
+
+    def survivors(self, groups: Sequence[Coupled], map: ModelMap, reasons: dict[str, str]) -> list[Coupled]:
+        """The groups that can be cut together; the others get their reason."""
+        good = list(groups)
+        for fault in self.faults:
+            good = _good(good, lambda chosen, fault=fault: fault(chosen, map), reasons) if good else good  # type: ignore[misc]
+        return good
 
 
 def with_branches(model: nn.Module, map: ModelMap, inputs: Inputs, macs: Mapping[str, int]) -> ModelMap:
@@ -308,19 +351,24 @@ def _masked_outputs(wide: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, 
 
 
 def _masked(wide: nn.Module, map: ModelMap, keep: Keep) -> nn.Module:
-    """The dense model with the consumers' input slices of every removed unit set to zero; its branches are left as they are."""
+    """The dense model with the consumers' input slices of every removed unit set to zero; where units have no consumer
+    with weights (queries times keys), all that makes them. Its branches are left as they are."""
     copy = deepcopy(wide)
     values = dict([*copy.named_parameters(), *copy.named_buffers()])
+    branches = {b.name: keep[b.name] for b in gone_branches(map, keep)}
+    read = {name: kept for name, kept in keep.items() if any(s.role == "in" for s in map.by_name[name].slices)}
+    unread = {name: kept for name, kept in keep.items() if name not in read}
     with torch.no_grad():
-        for (tensor, dim, role), lost in dropped(map, keep).items():
-            if role == "in":
-                values[tensor].index_fill_(dim, torch.tensor(sorted(lost), device=values[tensor].device), 0.0)
+        for chosen, role in (({**read, **branches}, "in"), ({**unread, **branches}, "out")):
+            for (tensor, dim, own), lost in dropped(map, chosen).items():
+                if own == role:
+                    values[tensor].index_fill_(dim, torch.tensor(sorted(lost), device=values[tensor].device), 0.0)
     return copy
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
     # Dropout and the like are off in eval mode; what is random all the same gets the same draws on both sides.
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), plain_attention():
         torch.manual_seed(0)
         return list(tensors(call(model, inputs)))
 

@@ -1,7 +1,8 @@
 """What each operator does to labels. A rule reads the operator's arguments and gives the shadow of its result."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, Protocol
 
 import torch
@@ -62,6 +63,27 @@ def _mv(w: Follower, op: Op) -> Shadow:
     return w.algebra.moved(made, lambda t: t.squeeze(1))
 
 
+def _dot(w: Follower, op: Op) -> Shadow:
+    row, column = w.algebra.moved(w.of(op.args[0]), lambda t: t.unsqueeze(0)), w.algebra.moved(w.of(op.args[1]), lambda t: t.unsqueeze(1))
+    w.algebra.product(row, column, set(), (1, 1))
+    return Shadow(())
+
+
+def _trilinear(w: Follower, op: Op) -> Shadow:
+    """Three operands spread to one rank and multiplied, some dimensions summed over: a bilinear layer."""
+    spread = [
+        w.algebra.moved(w.of(t), lambda t, dims=dims: reduce(lambda x, d: x.unsqueeze(d), sorted(dims), t))  # type: ignore[misc]
+        for t, dims in zip(op.args[:3], op.args[3:6], strict=True)
+    ]
+    rank, summed = len(spread[0].shape), {d % len(spread[0].shape) for d in op.args[6]}
+    for weight in spread:
+        for aspect in weight.aspects:
+            if weight.parameter and varying(aspect) & summed:
+                w.algebra.consume(aspect)
+    shape = [max(s.shape[d] for s in spread) for d in range(rank)]
+    return replace(w.algebra.reduced(w.algebra.pointwise(shape, spread), summed, False, op.out.shape), over=())
+
+
 def _linear(w: Follower, op: Op) -> Shadow:
     weight = w.algebra.moved(w.of(op.args[1]), lambda t: t.t())
     x = w.of(op.args[0])
@@ -82,13 +104,27 @@ def _embedding(w: Follower, op: Op) -> Shadow:
     return Shadow(tuple(op.out.shape), tuple(v.view((*lead, -1)) for v in table.aspects))
 
 
+def _embedding_bag(w: Follower, op: Op) -> list[Shadow]:
+    table = w.algebra.hold_all(w.of(op.args[0]), {0}, "its rows are looked up by number")
+    return [Shadow(tuple(op.out[0].shape), table.aspects)]
+
+
+def _packed(w: Follower, op: Op) -> list[Shadow]:
+    """[N, T, F] or [T, N, F] -> [steps of all examples, F]"""
+    held = w.algebra.hold_all(w.of(op.args[0]), {0, 1}, "it is packed step by step")
+    return [Shadow(tuple(op.out[0].shape), tuple(v.squeeze(0) for v in held.aspects))]
+
+
 # normalisations
 
 
-def batch_norm(w: Follower, args: Any) -> Shadow:
-    x = w.of(args[0])
+def batch_norm(w: Follower, op: Op) -> Shadow:
+    x = w.of(op.args[0])
+    for aspect in x.aspects:
+        if varying(aspect) & axes_of(op.name, op.args, op.kwargs):
+            w.labels.statistics(aspect.numpy())
     rank = len(x.shape)
-    others = [_at(w, v, 1, rank) for v in args[1:5] if isinstance(v, Tensor)]
+    others = [_at(w, v, 1, rank) for v in op.args[1:5] if isinstance(v, Tensor)]
     return w.algebra.pointwise(x.shape, [x, *others])
 
 
@@ -110,6 +146,15 @@ def _native_group_norm(w: Follower, op: Op) -> Shadow:
         if 1 in varying(aspect):
             w.labels.statistics(aspect.numpy())
     return w.algebra.pointwise(x.shape, [x, *[_at(w, v, 1, len(x.shape)) for v in op.args[1:3] if isinstance(v, Tensor)]])
+
+
+def _weight_norm(w: Follower, op: Op) -> Shadow:
+    """v * g / norm(v), the norm over everything but one dimension."""
+    direction = w.of(op.args[0])
+    for aspect in direction.aspects:
+        if varying(aspect) & axes_of(op.name, op.args, op.kwargs):
+            w.labels.statistics(aspect.numpy())
+    return w.algebra.pointwise(direction.shape, [direction, w.of(op.args[1])])
 
 
 def _at(w: Follower, vector: Tensor, dim: int, rank: int) -> Shadow:
@@ -134,6 +179,7 @@ def _chunk(w: Follower, op: Op) -> list[Shadow]:
 def _parts(w: Follower, tensor: Tensor, dim: int, sizes: Sequence[int]) -> list[Shadow]:
     shadow = w.of(tensor)
     if len(sizes) > 1:
+        w.sized(shadow)  # an attribute may hold the whole of it, and the parts be computed from that
         w.algebra.blocks(shadow, dim, sizes[0] if len(set(sizes)) == 1 else 0, "it is split at fixed places")
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     parts = [w.algebra.moved(shadow, lambda t, s=s, n=n: t.narrow(dim, s, n)) for s, n in zip(starts, sizes, strict=True)]  # type: ignore[misc]
@@ -239,6 +285,20 @@ def _constant_pad_nd(w: Follower, op: Op) -> Shadow:
     return Shadow(tuple(op.out.shape), tuple(kept), shadow.parameter)
 
 
+def _im2col(w: Follower, op: Op) -> Shadow:
+    """[N, C, H, W] -> [N, C * places, windows]"""
+    held = w.algebra.hold_all(w.of(op.args[0]), {0, 2, 3}, "windows of it are taken")
+    places = op.out.shape[1] // op.args[0].shape[1]
+    return Shadow(tuple(op.out.shape), tuple(v.flatten(2).repeat_interleave(places, 1) for v in held.aspects))
+
+
+def _col2im(w: Follower, op: Op) -> Shadow:
+    """[N, C * places, windows] -> [N, C, H, W]"""
+    held = w.algebra.hold_all(w.of(op.args[0]), {0, 2}, "windows of it are put back")
+    blocks = [torch.unflatten(v, 1, (op.out.shape[1], -1)) for v in held.aspects]
+    return Shadow(tuple(op.out.shape), tuple(w.algebra.tie(v, {2}) for v in blocks if op.out.shape[1] > 1))
+
+
 def _index(w: Follower, op: Op) -> Shadow:
     shadow = w.of(op.args[0])
     indexed = {d for d, i in enumerate(op.args[1]) if i is not None}
@@ -302,16 +362,24 @@ def along(w: Follower, op: Op) -> Shadow | list[Shadow]:
 
 
 RULES: dict[str, Callable[[Follower, Op], Shadow | list[Shadow]]] = {
+    "_embedding_bag": _embedding_bag,
+    "_embedding_bag_forward_only": _embedding_bag,
+    "_pack_padded_sequence": _packed,
+    "_trilinear": _trilinear,
+    "_weight_norm_interface": _weight_norm,
     "addmm": _addmm,
     "as_strided": _as_strided,
     "baddbmm": _baddbmm,
     "bmm": _bmm,
     "cat": _cat,
     "chunk": _chunk,
+    "col2im": _col2im,
     "constant_pad_nd": _constant_pad_nd,
     "convolution": _convolution,
+    "dot": _dot,
     "embedding": _embedding,
     "gather": _gather,
+    "im2col": _im2col,
     "index": _index,
     "index_select": _index_select,
     "linear": _linear,
@@ -323,6 +391,7 @@ RULES: dict[str, Callable[[Follower, Op], Shadow | list[Shadow]]] = {
     "slice": _slice,
     "split": _split,
     "stack": _stack,
+    "vdot": _dot,
     "unbind": _unbind,
     "split_with_sizes": _split,
     "unsafe_split": _split,

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice, product
+from itertools import combinations, islice, product
 
 from sparsify.plan import Coupled, Slice
 
@@ -17,6 +17,18 @@ def settled(groups: Sequence[Coupled], fault: Callable[[Coupled], str | None]) -
     fault: what is wrong with a cut of one group, None if nothing is. It is asked only where attributes compete.
     """
     return [next((v for v in islice(_variants(group), TRIALS) if fault(v) is None), group) if _contested(group) else group for group in groups]
+
+
+def fewer(group: Coupled) -> Iterator[Coupled]:
+    """The group without some of the attributes, by their names, that happened to hold the length of one of its dimensions."""
+    names = sorted({_attribute(s) for s in group.slices if s.role == "size"})
+    choices = (set(chosen) for count in reversed(range(len(names))) for chosen in combinations(names, count))
+    for chosen in islice(choices, TRIALS):
+        yield replace(group, slices=tuple(s for s in group.slices if s.role != "size" or _attribute(s) in chosen))
+
+
+def _attribute(size: Slice) -> str:
+    return size.tensor.partition(":")[2]
 
 
 def _contested(group: Coupled) -> list[list[Slice]]:

@@ -9,6 +9,7 @@ that varies along two dimensions, [1, 1, h, d].
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from math import prod
 
 import numpy as np
 import torch
@@ -19,13 +20,22 @@ from sparsify.graph.labels import Labels
 FIXED = "it is combined with something of fixed size"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shadow:
     """The aspects of one tensor; `parameter` says that it was computed from parameters and buffers alone."""
 
     shape: tuple[int, ...]
     aspects: tuple[Tensor, ...] = ()
     parameter: bool = False
+    soft: frozenset[int] = frozenset()
+    """dimensions of which every index is alike (zeros, something expanded): their length can follow what they meet"""
+    over: tuple[Tensor, ...] = ()
+    """labels that it is a sum, mean or maximum of: of no matter until it is read (weights of an attention, averaged over
+    its heads, that nobody looks at)"""
+
+    def firm(self, dim: int) -> bool:
+        """Whether the tensor insists on its length along a dimension."""
+        return self.shape[dim] > 1 and dim not in self.soft
 
 
 def varying(aspect: Tensor) -> set[int]:
@@ -106,10 +116,11 @@ class Algebra:
                     if i != j:
                         self._meet(aspect, other)
         aspects = self.merged(a for s in aligned for a in s.aspects)
-        return Shadow(tuple(shape), aspects, all(s.parameter for s in operands))
+        soft = frozenset(d for d in range(rank) if not any(s.firm(d) for s in aligned)) if any(s.soft for s in aligned) else frozenset()
+        return Shadow(tuple(shape), aspects, all(s.parameter for s in operands), soft)
 
     def _meet(self, aspect: Tensor, other: Shadow) -> None:
-        real = {d for d in varying(aspect) if other.shape[d] > 1}
+        real = {d for d in varying(aspect) if other.firm(d)}
         for theirs in other.aspects:
             if varying(theirs) & varying(aspect):
                 self.join(aspect, theirs)
@@ -130,8 +141,8 @@ class Algebra:
         for x in ours:
             for y in theirs:
                 self.join(x, y)
-        for mine, against in ((ours, theirs), (theirs, ours)):
-            if not against:
+        for mine, against, firm in ((ours, theirs, b.firm(k_b)), (theirs, ours, a.firm(k_a))):
+            if not against and firm:
                 for x in mine:
                     self.hold(x, {k_b}, FIXED)
         if b.parameter:
@@ -140,30 +151,39 @@ class Algebra:
         if a.parameter:
             for x in ours:
                 self.consume(x)
+        for x, parameter, k in (*((x, a.parameter, k_a) for x in over_a), *((x, b.parameter, k_b) for x in over_b)):
+            if parameter and k not in varying(x) and varying(x) - shared:
+                self.produce(x)
         kept = [x for x in over_a if k_a not in varying(x)] + [x for x in over_b if k_b not in varying(x)]
         batch = [self.tie(x, {k_b}) for x in (*ours, *theirs) if varying(x) - {k_b}]
         return Shadow(tuple(shape), self.merged([*kept, *batch]), a.parameter and b.parameter)
 
     def consume(self, aspect: Tensor) -> None:
         """These labels of a parameter are summed over: the parameter's dimension is a consumer's input side."""
+        self._side(aspect, self.labels.consumed)
+
+    def produce(self, aspect: Tensor) -> None:
+        """These labels of a parameter are those of a product's result: the parameter's dimension is a producer's outputs."""
+        self._side(aspect, self.labels.produced)
+
+    def _side(self, aspect: Tensor, found: set[tuple[str, int]]) -> None:
         label = int(aspect.flatten()[-1])
         for axis in self.labels.axes:
             if axis.first <= label < axis.first + axis.size:
-                self.labels.consumed.add((axis.tensor, axis.dim))
+                found.add((axis.tensor, axis.dim))
 
     def reduced(self, shadow: Shadow, dims: set[int], keepdim: bool, shape: Sequence[int]) -> Shadow:
-        """A sum, mean, maximum over some dimensions; over labelled ones it is a statistic."""
-        kept = []
+        """A sum, mean, maximum over some dimensions."""
+        kept, over = [], tuple(aspect for aspect in shadow.aspects if varying(aspect) & dims)
         for aspect in shadow.aspects:
             common = varying(aspect) & dims
             if common:
-                self.labels.statistics(aspect.numpy())
                 aspect = self.tie(aspect, common) if varying(aspect) - common else first(aspect, common)
             if not keepdim:
                 aspect = aspect.squeeze(sorted(dims))
             if varying(aspect):
                 kept.append(aspect)
-        return Shadow(tuple(shape), tuple(kept), shadow.parameter)
+        return Shadow(tuple(shape), tuple(kept), shadow.parameter, over=over)
 
     def moved(self, shadow: Shadow, change: Callable[[Tensor], Tensor]) -> Shadow:
         """An operation that only moves elements, carried out on the labels."""
@@ -172,7 +192,17 @@ class Algebra:
             if len(varying(after)) > max(1, len(varying(before))):
                 self.labels.rectangle(after.numpy())
         shape = tuple(change(torch.empty(1, dtype=torch.bool).expand(shadow.shape)).shape)
-        return Shadow(shape, self._laid_together(results), shadow.parameter)
+        return Shadow(shape, self._laid_together(results), shadow.parameter, self._soft(shadow, change, shape))
+
+    def _soft(self, shadow: Shadow, change: Callable[[Tensor], Tensor], shape: Sequence[int]) -> frozenset[int]:
+        """Dimensions along which a moved tensor is alike: those where a count over the firm ones does not vary."""
+        if shape == shadow.shape and not shadow.soft:
+            return frozenset()
+        firm = [n if shadow.firm(d) else 1 for d, n in enumerate(shadow.shape)]
+        if not shadow.soft and sum(n > 1 for n in shape) <= sum(n > 1 for n in firm):
+            return frozenset()
+        moved = change(torch.arange(prod(firm)).view(firm).expand(shadow.shape))
+        return frozenset(range(len(shape))) - varying(compress(moved))
 
     def _laid_together(self, aspects: Iterable[Tensor]) -> tuple[Tensor, ...]:
         """Aspects that came to vary along a common dimension: labels in step are joined (a diagonal); of two dimensions
@@ -212,15 +242,17 @@ class Algebra:
         outs, ins = (columns, rows) if transposed else (rows, columns)
         size = shape[1]
         if groups > 1 and groups == channels:  # depthwise: a channel brings its own filters
-            own = rows if not transposed else (rows if weight.shape[1] == 1 else None)
-            if own is None:
+            if rows is None:
                 for aspect in (*x.aspects, *weight.aspects):
-                    self.labels.fix(aspect.numpy(), "a transposed depthwise convolution with several filters a channel")
+                    self.labels.fix(aspect.numpy(), "every channel has filters that are computed from others")
                 return Shadow(tuple(shape))
+            own = rows.repeat_interleave(size // len(rows))
             if ours is None:
                 self.labels.fix(own.numpy(), FIXED)
             else:
                 self.join(own, ours.repeat_interleave(size // channels))
+            if transposed and columns is not None:
+                self.labels.fix(columns.numpy(), "every channel has as many filters of its own")
             out: Tensor | None = own
         else:
             if ins is not None:
@@ -240,6 +272,8 @@ class Algebra:
                 self.join(out.view(groups, -1), out.view(groups, -1)[:1])
         if out is None:
             return Shadow(tuple(shape))
+        if weight.parameter:
+            self.produce(out)
         labelled = out.view([-1 if d == 1 else 1 for d in range(len(shape))])
         if bias is not None and bias.aspects:
             self.join(bias.aspects[0].flatten(), out)
@@ -257,7 +291,8 @@ def _aligned(shadow: Shadow, rank: int) -> Shadow:
     if missing <= 0:
         return shadow
     lead = (1,) * missing
-    return Shadow(lead + shadow.shape, tuple(a.view(lead + tuple(a.shape)) for a in shadow.aspects), shadow.parameter)
+    aspects = tuple(a.view(lead + tuple(a.shape)) for a in shadow.aspects)
+    return Shadow(lead + shadow.shape, aspects, shadow.parameter, frozenset(d + missing for d in shadow.soft))
 
 
 def _vector(weight: Shadow, dim: int) -> Tensor | None:

@@ -4,6 +4,7 @@ The model runs once in eval mode with example inputs, on real or meta tensors. C
 dozen primitive ones that they are made of (attention as matrix products and a softmax, an LSTM as products and chunks).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from sparsify.graph.call import Inputs, call, tensors
 from sparsify.graph.labels import Labels
 from sparsify.graph.locating import Located
 from sparsify.graph.operators import (
+    ALIKE,
     ALONG,
     FRESH,
     LIKE,
@@ -30,6 +32,10 @@ from sparsify.graph.operators import (
 )
 from sparsify.graph.rules import RULES, Op, along, batch_norm, reduction, spatial
 from sparsify.graph.shadow import Algebra, Shadow, first, varying
+from sparsify.models import attention
+
+COMPARING = (nn.RMSNorm, nn.Transformer)
+"""modules that compare the width of what comes in with an attribute, in no operator"""
 
 
 class Watch(Located):
@@ -42,6 +48,7 @@ class Watch(Located):
         self.shadows: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.names: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.hidden: dict[str, Tensor] = {}
+        self.comparing: set[str] = set()
 
     def enter_tensor(self, name: str, tensor: Tensor) -> None:
         """Give a parameter or buffer its labels: one per index of each dimension."""
@@ -60,6 +67,8 @@ class Watch(Located):
             if name in saved:
                 self.enter_tensor(name, tensor)
         for name, module in model.named_modules():
+            if isinstance(module, COMPARING):
+                self.comparing.add(name)
             if isinstance(module, nn.RNNBase) and not module.proj_size:
                 self._enter_recurrent(name, module)
 
@@ -80,6 +89,8 @@ class Watch(Located):
         if name is not None:
             self.labels.used.add(name)
         found: Shadow = self.shadows[tensor] if tensor in self.shadows else Shadow(tuple(tensor.shape))
+        for aspect in found.over:
+            self.labels.statistics(aspect.numpy())
         return found
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -98,6 +109,11 @@ class Watch(Located):
                 if isinstance(value, Tensor):
                     self.shadows[value] = shadow if isinstance(shadow, Shadow) else Shadow(tuple(value.shape))
         return out
+
+    def entered(self, name: str, args: Any, kwargs: Any) -> None:
+        for value in (*args, *kwargs.values()) if name in self.comparing else ():
+            if isinstance(value, Tensor):
+                self.sized(self.of(value))
 
     def sized(self, shadow: Shadow) -> Shadow:
         """Remember where a shape was written down: a module's attribute may hold it."""
@@ -122,14 +138,33 @@ class Watch(Located):
         for value in args[1:]:
             if isinstance(value, Tensor):
                 shadow = self.algebra.pointwise(own.shape, [self.of(value), Shadow((1,) * len(own.shape), own.aspects)])
-                if any(not varying(aspect) <= lies for aspect in shadow.aspects):
+                strange = [aspect for aspect in shadow.aspects if not varying(aspect) <= lies]
+                if strange and not self._filled(target, strange):
                     self._fix(self.of(value), f"it is written into a part of another tensor ({name})")
 
-    def _initial(self, out: Any) -> Shadow | None:
-        """A tensor made from nothing: of fixed size, unless a recurrent module makes the state that it starts from."""
+    def _filled(self, part: Tensor, aspects: Sequence[Tensor]) -> bool:
+        """Labels written into a part of a tensor that was made to be filled: it has them from now on, along whole dimensions."""
+        base = part._base
+        if base is None:
+            return False
+        whole, made = self.of(base), []
+        for aspect in aspects:
+            places = {d: [e for e in whole.soft if (base.stride(e), base.shape[e]) == (part.stride(d), part.shape[d])] for d in varying(aspect)}
+            if any(len(found) != 1 for found in places.values()):
+                return False
+            order = sorted(places, key=lambda d: places[d][0])
+            lengths = {places[d][0]: part.shape[d] for d in order}
+            made.append(aspect.permute(*order, *(d for d in range(aspect.dim()) if d not in places)).reshape([lengths.get(e, 1) for e in range(base.dim())]))
+        taken = {d for aspect in made for d in varying(aspect)}
+        self.shadows[base] = Shadow(whole.shape, self.algebra.merged([*whole.aspects, *made]), whole.parameter, whole.soft - taken)
+        return True
+
+    def _initial(self, name: str, out: Any) -> Shadow | None:
+        """A tensor made from nothing: of any size where it is the same all over (a trial shows whether the model takes the
+        size from elsewhere), else of fixed size. A recurrent module makes the state that it starts from."""
         units = self.hidden.get(self.within[-1]) if self.within else None
         if units is None or not isinstance(out, Tensor) or not out.dim() or out.shape[-1] != len(units):
-            return None
+            return Shadow(tuple(out.shape), soft=frozenset(range(out.dim()))) if name in ALIKE else None
         return Shadow(tuple(out.shape), (units.view([1] * (out.dim() - 1) + [-1]),))
 
     def _fix(self, shadow: Shadow, reason: str) -> None:
@@ -140,7 +175,7 @@ class Watch(Located):
         a = self.algebra
         tensors_in = [v for v in flattened(args, kwargs) if isinstance(v, Tensor)]
         if not tensors_in or name in FRESH:
-            return self._initial(out)
+            return self._initial(name, out)
         if name == "copy":
             return a.pointwise(tuple(out.shape), [Shadow((1,) * out.dim()), self.of(args[1])])
         if name in LIKE or name in ("zero", "fill"):
@@ -162,7 +197,7 @@ class Watch(Located):
         if name in RULES:
             return RULES[name](self, op)
         if name in NORMS:
-            return batch_norm(self, args)
+            return batch_norm(self, op)
         if name in SPATIAL:
             return spatial(self, args[0], out)
         if name in REDUCTIONS:
@@ -180,9 +215,11 @@ class Watch(Located):
 def watch(model: nn.Module, inputs: Inputs) -> Labels:
     """Run the model under watch, in eval mode and, where it can, in train mode (auxiliary heads run only there).
 
-    The labels of its parameters and buffers and everything learnt about them. The model's running statistics move:
-    pass a copy.
+    The labels of its parameters and buffers and everything learnt about them. The model's running statistics move, and
+    its attentions become the ones that a cut would make of them, which write no number of heads into a mask: pass a copy.
     """
+    for name in [name for name, module in model.named_modules() if type(module) is nn.MultiheadAttention]:
+        attention.adopt(model, name)
     labels = Labels()
     mode = Watch(labels)
     mode.enter_model(model)

@@ -31,7 +31,7 @@ def attributes(module: nn.Module) -> dict[str, int | tuple[int, ...]]:
         case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
             rows, columns = module.weight.shape[0], module.weight.shape[1]
             if is_depthwise(module):
-                return {"out_channels": rows, "in_channels": rows, "groups": rows}
+                return {"out_channels": rows * columns, "in_channels": rows, "groups": rows}
             return {"in_channels": rows, "out_channels": columns * module.groups}
         case nn.Linear():
             return {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}
@@ -44,11 +44,21 @@ def attributes(module: nn.Module) -> dict[str, int | tuple[int, ...]]:
             return {} if module.weight is None else {"normalized_shape": tuple(module.weight.shape)}
         case nn.PReLU():
             return {"num_parameters": module.weight.shape[0]}
-        case nn.Embedding():
+        case nn.Embedding() | nn.EmbeddingBag():
             return {"embedding_dim": module.weight.shape[1]}
+        case nn.Bilinear():
+            out, left, right = module.weight.shape
+            return {"out_features": out, "in1_features": left, "in2_features": right}
+        case nn.MultiheadAttention():
+            separate = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+            queries, keys, values = (w.shape[1] for w in (separate if module.in_proj_weight is None else (module.in_proj_weight,) * 3))
+            heads = module.out_proj.weight.shape[1] // module.head_dim
+            return {"embed_dim": queries, "kdim": keys, "vdim": values, "num_heads": heads, "head_dim": module.head_dim}
         case nn.RNNBase():
             read, kept = (module.get_parameter(f"weight_{name}_l0").shape[1] for name in ("ih", "hh"))
             return {"input_size": read, "hidden_size": kept}
+        case nn.RNNCellBase():
+            return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
         case _ if type(module).__name__ == "Conv1D":  # transformers' Linear, transposed
             rows, columns = module.get_parameter("weight").shape
             return {"nx": rows, "nf": columns}

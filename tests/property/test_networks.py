@@ -480,15 +480,79 @@ def op_attention(b: Builder, where: int, other: int, size: int) -> object:
     return b.add(Do(lambda m, x, y: x + y), i, made[0]) if size % 2 else made
 
 
+def size_by_width(m: Any, x: Tensor) -> Any:
+    """The size of a head computed from the width of the stream, as Swin does."""
+    b, t, c = x.shape
+    q, k, v = m.qkv(x).reshape(b, t, 3, m.num_heads, c // m.num_heads).permute(2, 0, 3, 1, 4)
+    return m.o((q @ k.transpose(-2, -1) * m.scale).softmax(-1).matmul(v).transpose(1, 2).reshape(b, t, c))
+
+
 @operator
-def op_torch_attention(b: Builder, where: int, _other: int, size: int) -> object:
+def op_stream_of_heads(b: Builder, where: int, other: int, size: int) -> object:
+    """A stream made anew, so that heads can leave in step with it."""
+    if (i := b.some(where, 3)) is None:
+        return None
+    n, d = 2 + size % 3, 2 + size // 3 % 3
+    (i,) = b.add(nn.Linear(b.live[i].shape[2], n * d), i)
+    for _ in range(1 + other % 2):
+        (made,) = b.add(Do(size_by_width, num_heads=n, scale=d**-0.5, qkv=nn.Linear(n * d, 3 * n * d), o=nn.Linear(n * d, n * d)), i)
+        (i,) = b.add(Do(lambda m, x, y: x + y), i, made)
+    return b.add(nn.Linear(n * d, WIDTHS[size % 5]), i)
+
+
+def masked(m: Any, x: Tensor) -> Tensor:
+    causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+    return m.a(x, x, x, attn_mask=causal, need_weights=False)[0]
+
+
+def padded(m: Any, x: Tensor) -> Tensor:
+    late = torch.arange(x.shape[1]).expand(x.shape[:2]) >= x.shape[1] - torch.arange(len(x))[:, None] % 2
+    return m.a(x, x, x, key_padding_mask=late)[0]
+
+
+def in_steps(m: Any, x: Tensor) -> Tensor:
+    y = x.transpose(0, 1)
+    return m.a(y, y, y)[0].transpose(0, 1)
+
+
+@operator
+def op_torch_attention(b: Builder, where: int, other: int, size: int) -> object:
     i = b.some(where, 3, also=lambda t: t.shape[2] % 2 == 0)
     if i is None:
         return None
     c = b.live[i].shape[2]
-    if size % 3 == 2:
-        return b.add(nn.TransformerEncoderLayer(c, 2, 12, batch_first=True, norm_first=size % 2 > 0), i)
-    return b.add(Do(lambda m, x: m.a(x, x, x, need_weights=False)[0], a=nn.MultiheadAttention(c, 2, batch_first=True)), i)
+    first, second = nn.MultiheadAttention(c, 2, batch_first=True, bias=size % 5 > 0), nn.MultiheadAttention(c, 2, add_bias_kv=True, add_zero_attn=size % 5 > 2)
+    run = [
+        Do(lambda m, x: m.a(x, x, x, need_weights=False)[0], a=first), Do(lambda m, x: m.a(x, x, x)[0], a=first), Do(masked, a=first), Do(padded, a=first), Do(in_steps, a=second),
+        Do(lambda m, x: torch.cat(m.a(x, x, x), -1), a=first), nn.TransformerEncoderLayer(c, 2, 12, batch_first=True, norm_first=size % 2 > 0),
+        nn.TransformerEncoder(nn.TransformerEncoderLayer(c, 2, 12, batch_first=True), 1),
+    ]  # fmt: skip
+    kind = size // 2 % (len(run) + 2)
+    if kind < len(run):
+        return b.add(run[kind], i)
+    k = b.some(other, 3)
+    assert k is not None
+    if kind == len(run):
+        w = b.live[k].shape[2]
+        return b.add(Do(lambda m, x, y: x + m.a(x, y, y)[0], a=nn.MultiheadAttention(c, 2, kdim=w, vdim=w, batch_first=True)), i, k)
+    return b.add(Do(lambda m, x, y: m.t(x, m.a(y)), a=nn.Linear(b.live[k].shape[2], c), t=nn.TransformerDecoderLayer(c, 2, 12, batch_first=True)), i, k)
+
+
+@operator
+def op_inner_product(b: Builder, where: int, other: int, size: int) -> object:
+    """Units that meet only each other: queries and keys, two towers."""
+    i = b.some(where, 2, 3)
+    if i is None or (k := b.some(other, b.live[i].dim())) is None:
+        return None
+    inner = WIDTHS[size % 5]
+    q, k_ = nn.Linear(width(b.live[i]), inner), nn.Linear(width(b.live[k]), inner, bias=size % 3 > 0)
+    score: list[Callable[..., Any]] = [
+        lambda m, x, y: m.q(x) @ m.k(y).transpose(-2, -1), lambda m, x, y: m.q(x).relu() @ m.k(y).transpose(-2, -1), lambda m, x, y: m.q(x).sigmoid() @ m.k(y).transpose(-2, -1),
+        lambda m, x, y: (z := m.q(x)) @ m.k(y).transpose(-2, -1) / z.shape[-1], lambda m, x, y: (m.q(x) * m.k(y)).sum(-1, keepdim=True) if x.shape == y.shape else m.q(x).tanh() @ m.k(y).transpose(-2, -1),
+    ]  # fmt: skip
+    if b.live[i].dim() == 3:
+        return b.add(Do(lambda m, x, y: m.score(m, x, y).softmax(-1) @ m.v(y), score=score[size // 5 % 4], q=q, k=k_, v=nn.Linear(width(b.live[k]), inner)), i, k)
+    return b.add(Do(lambda m, x, y: m.score(m, x[:, None], y[:, None]).flatten(1), score=score[size // 5 % 5], q=q, k=k_), i, k)
 
 
 @operator
@@ -542,13 +606,67 @@ def op_parameter(b: Builder, where: int, _other: int, size: int) -> object:
     return b.add(run[size % len(run)], i)
 
 
+def packed(m: Any, x: Tensor) -> Tensor:
+    lengths = x.shape[1] - torch.arange(len(x)).clamp(max=x.shape[1] - 1)
+    y, _ = m.a(nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True))
+    return nn.utils.rnn.pad_packed_sequence(y, batch_first=True)[0]
+
+
+def unrolled(m: Any, x: Tensor) -> Tensor:
+    h, seen = None, x.new_zeros(*x.shape[:2], m.a.hidden_size)
+    for t in range(x.shape[1]):
+        h = m.a(x[:, t], h)
+        seen[:, t] = h
+    return seen
+
+
+def own_cell(m: Any, x: Tensor) -> Tensor:
+    h = torch.zeros(len(x), m.h.weight.shape[1], dtype=x.dtype, device=x.device)
+    for t in range(x.shape[1]):
+        h = (m.x(x[:, t]) + m.h(h)).tanh()
+    return h
+
+
 @operator
 def op_recurrent(b: Builder, where: int, _other: int, size: int) -> object:
     i = b.some(where, 3, also=lambda t: t.shape[1] <= 5)
     if i is None:
         return None
-    layer = (nn.GRU if size % 2 else nn.LSTM)(b.live[i].shape[2], WIDTHS[size % 5], batch_first=True, bidirectional=size % 3 == 2)
-    return b.add(Do(lambda m, x: m.a(x)[0], a=layer), i)
+    c, inner = b.live[i].shape[2], WIDTHS[size % 5]
+    layer = (nn.GRU if size % 2 else nn.LSTM)(c, inner, batch_first=True, bidirectional=size % 3 == 2)
+    run = [Do(lambda m, x: m.a(x)[0], a=layer), Do(packed, a=layer), Do(unrolled, a=nn.GRUCell(c, inner)), Do(own_cell, x=nn.Linear(c, inner), h=nn.Linear(inner, inner))]
+    return b.add(run[size // 5 % 4], i)
+
+
+@operator
+def op_computed(b: Builder, where: int, other: int, size: int) -> object:
+    """Weights that are computed from others before each use; experts that lie in stacked weights; windows."""
+    if (i := b.some(where, 2, 4)) is None:
+        return None
+    x = b.live[i]
+    c, inner = width(x), WIDTHS[size % 5]
+    if x.dim() == 2:
+        experts = {"up": nn.Parameter(torch.zeros(3, c, inner)), "down": nn.Parameter(torch.zeros(3, inner, c))}
+        mixed = Do(lambda m, x: torch.bmm(torch.bmm(x.expand(len(m.up), -1, -1), m.up).relu(), m.down).mean(0), **experts)
+        run: list[nn.Module] = [mixed, Do(lambda m, x: m.a(x.tanh(), x), a=nn.Bilinear(c, c, inner)), nn.utils.parametrizations.weight_norm(nn.Linear(c, inner))]
+        return b.add(run[other % 3], i)
+
+    def standardised(m: Any, x: Tensor) -> Tensor:
+        w = m.a.weight
+        return F.conv2d(x, (w - w.mean((1, 2, 3), keepdim=True)) / (w.var((1, 2, 3), keepdim=True) + 1e-2).sqrt(), m.a.bias, padding=1)
+
+    def scaled(m: Any, x: Tensor) -> Tensor:
+        w = F.batch_norm(m.a.weight.reshape(1, m.a.out_channels, -1), None, None, m.gain, training=True)
+        return F.conv2d(x, w.reshape_as(m.a.weight), m.a.bias, padding=1)
+
+    def windows(m: Any, x: Tensor) -> Tensor:
+        columns = F.unfold(x, 2, stride=2).transpose(1, 2)
+        return F.fold(m.a(columns).relu().transpose(1, 2), x.shape[2:], 2, stride=2)
+
+    run = [Do(standardised, a=nn.Conv2d(c, inner, 3)), Do(scaled, a=nn.Conv2d(c, inner, 3), gain=nn.Parameter(torch.ones(inner))), nn.utils.parametrizations.weight_norm(nn.Conv2d(c, inner, 3, padding=1))]
+    if c * x.shape[2] * x.shape[3] <= 1024 and x.shape[2] % 2 == x.shape[3] % 2 == 0:
+        run.append(Do(windows, a=nn.Linear(4 * c, 4 * inner)))
+    return b.add(run[other % len(run)], i)
 
 
 @operator

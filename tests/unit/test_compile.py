@@ -72,7 +72,7 @@ GOLDEN = {
     ),
     "neurons of convolutions": (
         "rules:\n  - {layers: 'conv*', group: neuron}\n",
-        ["recipe.yaml:4:14: rules.0.layers: group 'neuron' acts on Linear layers, but 'conv*' matches only conv1 (Conv2d), conv2 (Conv2d), conv3 (Conv2d); select other layers"],
+        ["recipe.yaml:4:14: rules.0.layers: group 'neuron' acts on Linear layers and embeddings, but 'conv*' matches only conv1 (Conv2d), conv2 (Conv2d), conv3 (Conv2d); select other layers"],
     ),
     "two rules on one layer": (
         "rules:\n  - {layers: 'conv*', group: filter}\n  - {layers: conv2, group: filter}\n",

@@ -79,6 +79,12 @@ EQUAL: dict[str, Callable[[], Net]] = {
     "frozen batch norm": lambda: _frozen(),
     "tied layers": lambda: _tied(),
     "diagonal": lambda: Net(lambda m, x: m.fc((m.a(x).flatten(2) @ m.b(x).flatten(2).transpose(1, 2)).diagonal(dim1=1, dim2=2)), a=conv(3, 8), b=conv(3, 8), fc=nn.Linear(8, 4)),
+    "attention": lambda: Net(lambda m, x: m.fc(m.att(*[m.a(x).flatten(2).transpose(1, 2)] * 3)[0].mean(1)), a=conv(3, 8), att=nn.MultiheadAttention(8, 2, batch_first=True), fc=nn.Linear(8, 4)),
+    "queries times keys": lambda: Net(lambda m, x: m.fc((m.a(y := x.flatten(2)).relu().transpose(1, 2) @ m.b(y)).amax(2)[:, :4].relu()), a=nn.Conv1d(3, 8, 1), b=nn.Conv1d(3, 8, 1), fc=nn.Linear(4, 4)),
+    "zeros of its own size": lambda: Net(lambda m, x: m.fc((m.b(torch.zeros(len(x), m.b.weight.shape[1], dtype=x.dtype, device=x.device) + m.a(pooled(x))) + m.a(pooled(x))).relu()), a=nn.Linear(3, 8), b=nn.Linear(8, 8), fc=nn.Linear(8, 4)),
+    "written into zeros": lambda: Net(_filled, a=conv(3, 8), fc=nn.Linear(16, 4)),
+    "unfold": lambda: Net(lambda m, x: m.fc(m.b(F.unfold(m.a(x), 2, stride=2).transpose(1, 2)).relu().mean(1)), a=conv(3, 8), b=nn.Linear(32, 6), fc=nn.Linear(6, 4)),
+    "split by an attribute": lambda: _halved(),
 }
 STATISTICS: dict[str, Callable[[], Net]] = {
     "group norm": lambda: Net(lambda m, x: m.fc(pooled(m.n(m.a(x)))), a=conv(3, 8), n=nn.GroupNorm(2, 8), fc=nn.Linear(8, 4)),
@@ -98,10 +104,26 @@ KEPT_WHOLE: dict[str, tuple[Callable[[], Net], str, str]] = {
     "rolled": (lambda: Net(lambda m, x: m.fc(pooled(m.b(m.a(x).roll(1, 1)))), a=conv(3, 8), b=conv(8, 6), fc=nn.Linear(6, 4)), "a", "it is rolled by a fixed number of places"),
     "channels times channels": (lambda: Net(lambda m, x: m.fc(pooled(m.c((m.a(x).unsqueeze(2) * m.b(x).unsqueeze(1)).flatten(1, 2)))), a=conv(3, 4), b=conv(3, 6), c=conv(24, 6), fc=nn.Linear(6, 4)), "a", "it is flattened together with another dimension"),
     "hard-coded view": (lambda: Net(lambda m, x: m.b(m.a(x).view(-1, 512)), a=conv(3, 8), b=nn.Linear(512, 4)), "a", "a trial cut failed: the cut model does not run"),
-    "attention": (lambda: Net(lambda m, x: m.fc(m.att(*[m.a(x).flatten(2).transpose(1, 2)] * 3)[0].mean(1)), a=conv(3, 8), att=nn.MultiheadAttention(8, 2, batch_first=True), fc=nn.Linear(8, 4)), "a", "a trial cut failed: the cut model does not run"),
+    "queries times keys, scaled by their width": (lambda: Net(lambda m, x: m.fc(((q := m.a(y := x.flatten(2))).transpose(1, 2) @ m.b(y) / q.shape[1]).amax(2)), a=nn.Conv1d(3, 8, 1), b=nn.Conv1d(3, 8, 1), fc=nn.Linear(64, 4)), "a", "a trial cut failed: the cut model differs from the masked one"),
+    "queries that are never zero": (lambda: Net(lambda m, x: m.fc((m.a(y := x.flatten(2)).sigmoid().transpose(1, 2) @ m.b(y).sigmoid()).amax(2)), a=nn.Conv1d(3, 8, 1), b=nn.Conv1d(3, 8, 1), fc=nn.Linear(64, 4)), "a", "a trial cut failed: the cut model differs from the masked one"),
+    "zeros of a fixed size": (lambda: Net(lambda m, x: m.fc(m.a(pooled(x)) + x.new_zeros(len(x), 8)), a=nn.Linear(3, 8), fc=nn.Linear(8, 4)), "a", "a trial cut failed: the cut model does not run"),
     "output": (chain, "fc", "it feeds the network's output"),
     "unused layer": (lambda: Net(lambda m, x: m.fc(pooled(m.a(x))), a=conv(3, 8), unused=conv(3, 8), fc=nn.Linear(8, 4)), "unused", "takes no part in a forward call with these inputs"),
 }
+
+
+def _filled(m: Net, x: Tensor) -> Tensor:
+    y = m.a(x)
+    made = x.new_empty(len(x), 2, y.shape[1])
+    made[:, 0], made[:, 1] = pooled(y), y.amax((2, 3))
+    return m.fc(made.flatten(1))
+
+
+def _halved() -> Net:
+    """The whole is written down, the places of the split are computed from it."""
+    net = Net(lambda m, x: m.fc(pooled(torch.mul(*m.a(x).split(m.all // 2, 1)))), a=conv(3, 8), fc=nn.Linear(4, 4))  # type: ignore[operator]
+    net.all = 8  # type: ignore[assignment]
+    return net
 
 
 def _frozen() -> Net:

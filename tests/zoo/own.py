@@ -173,6 +173,22 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(b, n, -1))
 
 
+class Windows(nn.Module):
+    """Attention inside windows, the size of a head computed from the width of the stream, as in Swin."""
+
+    def __init__(self, width: int = 24, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, (width // heads) ** -0.5
+        self.norm, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        y = x.view(b, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
+        q, k, v = self.qkv(self.norm(y)).reshape(-1, 16, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        y = self.out(((q * self.scale @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).reshape(-1, 16, c))
+        return x + y.view(b, h // 4, w // 4, 4, 4, c).permute(0, 5, 1, 3, 2, 4).reshape(b, c, h, w)
+
+
 class Encoder(nn.Module):
     """Patches, a class token, learnt positions, two blocks of attention and MLP."""
 
@@ -289,6 +305,119 @@ class Cells(nn.Module):
         return self.fc(h)
 
 
+class Standardised(nn.Conv2d):
+    """A convolution whose filters are brought to mean 0 and spread 1 before each use."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight
+        w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-3)
+        return F.conv2d(x, w, self.bias, self.stride, self.padding)
+
+
+class Experts(nn.Module):
+    """A mixture whose experts lie in stacked weights [E, I, O], all of them run, mixed by a router's largest weights."""
+
+    def __init__(self, experts: int = 4, width: int = 12, inner: int = 20) -> None:
+        super().__init__()
+        self.router = nn.Linear(width, experts)
+        self.up, self.down = (nn.Parameter(torch.randn(experts, *shape) / 4) for shape in ((width, inner), (inner, width)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.router(x).softmax(-1)
+        each = torch.bmm(torch.bmm(x.expand(len(self.up), -1, -1), self.up).relu(), self.down)
+        return torch.einsum("end,ne->nd", each, chosen)
+
+
+class Routed(nn.Module):
+    """A mixture of several layers, of which each example sees its best two."""
+
+    def __init__(self, width: int = 12, experts: int = 4) -> None:
+        super().__init__()
+        self.router = nn.Linear(width, experts)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(width, 20), nn.GELU(), nn.Linear(20, width)) for _ in range(experts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.router(x).softmax(-1).topk(2, -1)
+        y = torch.zeros_like(x)
+        for n, expert in enumerate(self.experts):
+            own = (weights * (chosen == n)).sum(-1, keepdim=True)
+            y = y + own * expert(x)
+        return y
+
+
+class Bare(nn.Module):
+    """No layers: parameters of its own and functional calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filters, self.shift = nn.Parameter(torch.randn(12, 3, 3, 3) / 4), nn.Parameter(torch.randn(12))
+        self.matrix, self.scale = nn.Parameter(torch.randn(8, 12) / 3), nn.Parameter(torch.ones(12))
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv2d(x, self.filters, self.shift, padding=1).relu() * self.scale[:, None, None]
+        return self.fc(F.linear(pooled(y), self.matrix).relu())
+
+
+class Patches(nn.Module):
+    """Windows taken out by unfold, mixed by a Linear layer, put back by fold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.mix, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 16, 8 * 16), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = F.unfold(self.a(x), 4, stride=4).transpose(1, 2)
+        return self.b(F.fold(self.mix(columns).relu().transpose(1, 2), x.shape[2:], 4, stride=4))
+
+
+class CrossAttention(nn.Module):
+    """Learnt queries read a sequence by torch's attention, with keys and values of their own widths and padding masked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.keys, self.values = nn.Parameter(torch.randn(1, 5, 16)), nn.Linear(6, 10), nn.Linear(6, 14)
+        self.att = nn.MultiheadAttention(16, 4, kdim=10, vdim=14, batch_first=True)
+        self.norm, self.mlp, self.fc = nn.LayerNorm(16), nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16)), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        q = self.queries.expand(len(x), -1, -1)
+        padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+        y = q + self.att(q, self.keys(x), self.values(x), key_padding_mask=padding, need_weights=False)[0]
+        return self.fc((y + self.mlp(self.norm(y))).mean(1))
+
+
+class Packed(nn.Module):
+    """Sequences of several lengths, packed for a recurrent layer and unpacked behind it."""
+
+    def __init__(self, kind: type[nn.RNNBase], enforce_sorted: bool, **more: Any) -> None:
+        super().__init__()
+        self.sorted = enforce_sorted
+        self.a, self.rnn = nn.Linear(6, 12), kind(12, 16, batch_first=True, **more)
+        self.fc = nn.Linear(32 if more.get("bidirectional") else 16, 3)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(self.a(x).relu(), lengths.cpu(), batch_first=True, enforce_sorted=self.sorted)
+        y, _ = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)
+        return self.fc(y.sum(1) / lengths[:, None])
+
+
+class Filled(nn.Module):
+    """Results written step by step into a tensor made before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.b, self.fc = nn.GRUCell(6, 16), nn.Linear(16, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(x.shape[0], self.cell.weight_hh.shape[1])
+        seen = x.new_zeros(*x.shape[:2], self.cell.weight_hh.shape[1])
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h)
+            seen[:, t] = h
+        return self.fc(self.b(seen).relu().mean(1))
+
+
 class Points(nn.Module):
     """PointNet: shared layers per point, the largest value over points, concatenated back to each point."""
 
@@ -310,6 +439,7 @@ def noise(*shapes: tuple[int, ...]) -> Callable[[], tuple[Tensor, ...]]:
 IMAGE = noise((2, 3, 16, 16))
 SIGNAL = noise((2, 4, 24))
 SEQUENCE = noise((2, 9, 6))
+LENGTHS = lambda: {"x": SEQUENCE()[0], "lengths": torch.tensor([9, 6])}  # noqa: E731
 TOKENS = lambda: {"input_ids": torch.randint(2, 50, (2, 9), generator=torch.Generator().manual_seed(1))}  # noqa: E731
 
 
@@ -369,6 +499,12 @@ def _frozen_first() -> Net:
     return net
 
 
+def _tied_convolutions() -> Net:
+    net = Net(lambda m, x: m.fc(pooled(m.c(m.b(y := m.a(x)).relu()) + y)), a=cbr(3, 12), b=nn.Conv2d(12, 12, 3, padding=1), c=nn.Conv2d(12, 12, 3, padding=1), fc=nn.Linear(12, 4))
+    net.c.weight = net.b.weight
+    return net
+
+
 def _conv1() -> Net:
     return Net(lambda m, x: m.fc(m.c(m.b(m.a(x))).mean(2)), a=nn.Sequential(nn.Conv1d(4, 16, 7, padding=3), nn.BatchNorm1d(16), nn.ReLU()),
                b=nn.Sequential(nn.Conv1d(16, 24, 5, 2, 2), nn.BatchNorm1d(24), nn.ReLU(), nn.MaxPool1d(2)), c=nn.Conv1d(24, 16, 3, groups=4), fc=nn.Linear(16, 3))  # fmt: skip
@@ -416,11 +552,15 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "LSTM, two layers": (lambda: _recurrent(nn.LSTM, num_layers=2), SEQUENCE),
     "GRU": (lambda: _recurrent(nn.GRU), SEQUENCE),
     "RNN": (lambda: _recurrent(nn.RNN), SEQUENCE),
+    "LSTM, packed": (lambda: Packed(nn.LSTM, False, bidirectional=True), LENGTHS),
+    "GRU, packed": (lambda: Packed(nn.GRU, True, num_layers=2), LENGTHS),
+    "states written step by step": (Filled, SEQUENCE),
     "own recurrent cell": (Cells, SEQUENCE),
     "multi-head attention": (lambda: Net(lambda m, x: m.fc(m.b(m.att(*[m.a(x)] * 3)[0].mean(1)).relu()), a=nn.Linear(6, 16), att=nn.MultiheadAttention(16, 4, batch_first=True), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), SEQUENCE),
     "transformer encoder": (lambda: Net(lambda m, x: m.fc(m.t(m.a(x)).mean(1)), a=nn.Linear(6, 16), t=nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), 2, enable_nested_tensor=False), fc=nn.Linear(16, 3)), SEQUENCE),
     "transformer decoder": (lambda: Net(lambda m, x: m.fc(m.t(m.a(x), m.b(x))), a=nn.Linear(6, 16), b=nn.Linear(6, 16), t=nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 4, 32, batch_first=True), 1), fc=nn.Linear(16, 3)), SEQUENCE),
     "attention, one projection": (Encoder, IMAGE),
+    "attention in windows": (lambda: Net(lambda m, x: m.fc(pooled(m.d(m.c(m.b(m.a(x)))).relu())), a=nn.Conv2d(3, 24, 2, 2), b=Windows(), c=Windows(), d=nn.Conv2d(24, 16, 1), fc=nn.Linear(16, 4)), IMAGE),
     "mixer": (Mixer, IMAGE),
     "tied language model": (Tied, TOKENS),
     "text convolutions": (lambda: Net(lambda m, input_ids: m.fc(torch.cat([c(m.e(input_ids).transpose(1, 2)).relu().amax(2) for c in (m.a, m.b, m.c)], 1)), e=nn.Embedding(50, 16), a=nn.Conv1d(16, 8, 2), b=nn.Conv1d(16, 8, 3), c=nn.Conv1d(16, 8, 4), fc=nn.Linear(24, 3)), TOKENS),
@@ -439,6 +579,17 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "highway": (lambda: Net(lambda m, x: m.fc((g := m.gate(y := m.a(x)).sigmoid()) * m.b(y).relu() + (1 - g) * y), a=nn.Linear(6, 16), gate=nn.Linear(16, 16), b=nn.Linear(16, 16), fc=nn.Linear(16, 3)), noise((4, 6))),
     "gated block": (lambda: Net(lambda m, x: m.fc((y := m.a(x)) + m.down(F.silu(m.gate(m.n(y))) * m.up(m.n(y)))), a=nn.Linear(6, 16), n=nn.RMSNorm(16), gate=nn.Linear(16, 32), up=nn.Linear(16, 32), down=nn.Linear(32, 16), fc=nn.Linear(16, 3)), noise((4, 6))),
     "bilinear": (lambda: Net(lambda m, x, y: m.fc(m.bi(m.a(x).relu(), m.b(y).relu())), a=nn.Linear(6, 12), b=nn.Linear(5, 10), bi=nn.Bilinear(12, 10, 8), fc=nn.Linear(8, 3)), noise((4, 6), (4, 5))),
+    "weight standardisation": (lambda: Net(lambda m, x: m.fc(pooled(m.c(m.n(m.b(m.a(x).relu())).relu()))), a=Standardised(3, 12, 3), b=Standardised(12, 16, 3), n=nn.BatchNorm2d(16), c=nn.Conv2d(16, 8, 1), fc=nn.Linear(8, 4)), IMAGE),
+    "RMS norm without weights": (lambda: Net(lambda m, x: m.fc(m.b(m.n(m.a(x))).relu()), a=nn.Linear(6, 16), n=nn.RMSNorm(16, elementwise_affine=False), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), noise((4, 6))),
+    "stacked experts": (lambda: nn.Sequential(nn.Linear(6, 12), Experts(), nn.ReLU(), nn.Linear(12, 3)), noise((4, 6))),
+    "routed experts": (lambda: nn.Sequential(nn.Linear(6, 12), Routed(), nn.Linear(12, 3)), noise((4, 6))),
+    "bare parameters": (Bare, IMAGE),
+    "unfold and fold": (Patches, IMAGE),
+    "cross attention": (CrossAttention, LENGTHS),
+    "encoder and decoder": (lambda: Net(lambda m, x, y: m.fc(m.t(m.a(x), m.b(y))), a=nn.Linear(6, 16), b=nn.Linear(6, 16), t=nn.Transformer(16, 4, 1, 1, 24, batch_first=True), fc=nn.Linear(16, 3)), noise((2, 9, 6), (2, 5, 6))),
+    "depthwise transposed": (lambda: Net(lambda m, x: m.c(m.b(m.a(x).relu()).relu()), a=nn.Conv2d(3, 12, 3, padding=1), b=nn.ConvTranspose2d(12, 24, 2, 2, groups=12), c=nn.Conv2d(24, 3, 1)), IMAGE),
+    "queries and keys by einsum": (lambda: Net(lambda m, x: m.fc(torch.einsum("bnm,bmd->bnd", torch.einsum("bnd,bmd->bnm", m.q(x), m.k(x)).softmax(-1), m.v(x)).mean(1)), q=nn.Linear(6, 12), k=nn.Linear(6, 12), v=nn.Linear(6, 16), fc=nn.Linear(16, 3)), SEQUENCE),
+    "tied convolutions": (lambda: _tied_convolutions(), IMAGE),
     "points": (Points, noise((2, 3, 20))),
     "loop with shared weights": (lambda: Net(lambda m, x: m.fc(pooled(m.b(m.b(m.b(y := m.a(x)).relu() + y).relu() + y))), a=cbr(3, 12), b=nn.Conv2d(12, 12, 3, padding=1), fc=nn.Linear(12, 4)), IMAGE),
 }  # fmt: skip

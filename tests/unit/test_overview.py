@@ -121,3 +121,39 @@ def test_a_model_with_many_layers_stays_readable() -> None:
     plan = replace(plan, map=replace(plan.map, coupled=plan.map.coupled + many))
     assert "and 36 more" in str(plan)
     assert max(map(len, str(plan).splitlines())) <= 130
+
+
+@pytest.mark.parametrize(
+    ("rule", "title", "row", "deeds"),
+    [
+        (
+            {"group": "tap", "penalty": {"kind": "group_lasso", "strength": 1e-3}},
+            "rules.0: taps of layer1.conv1",
+            ("layer1.conv1.weight", "16 x 16 x 3 x 3", "2.30 k", "9"),
+            "Penalty group_lasso 0.001, least magnitude goes first, those that are zero by then go.",
+        ),
+        (
+            {"group": "shape", "sparsity": "50%", "keep": {"at_least": 4}},
+            "rules.0: shapes of layer1.conv1",
+            ("layer1.conv1.weight", "16 x 16 x 3 x 3", "2.30 k", "144"),
+            "No penalty, least magnitude goes first, 50 % removed, at least 4 stay.",
+        ),
+        (
+            {"group": "4x1", "sparsity": "50%"},
+            "rules.0: 4x1 blocks of layer1.conv1",
+            ("layer1.conv1.weight", "16 x 16 x 3 x 3", "2.30 k", "576"),
+            "No penalty, least magnitude goes first, 50 % removed.",
+        ),
+        (
+            {"group": "2:4"},
+            "rules.0: 2:4 patterns of layer1.conv1",
+            ("layer1.conv1.weight", "16 x 16 x 3 x 3", "2.30 k"),
+            "No penalty, least magnitude goes first, 2 of every 4 along the inputs stay.",
+        ),
+    ],
+)
+def test_groups_inside_a_tensor(rule: dict[str, object], title: str, row: tuple[str, ...], deeds: str) -> None:
+    recipe = Recipe.model_validate({"version": 1, "title": "t", "rules": [{"layers": "layer1.conv1", **rule}]})
+    plan = replace(small_plan(), recipe=recipe, assignments=(Assignment(0, ("layer1.conv1",), (), ("layer1.conv1.weight",)),))
+    table = tables(plan)[0]
+    assert (table.title, table.rows, table.notes) == (title, (row,), (deeds,))

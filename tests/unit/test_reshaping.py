@@ -64,6 +64,7 @@ def test_crop_and_gather_are_exact(seed: int) -> None:
                 reshape(cropped, [op])
                 torch.testing.assert_close(cropped(x), wanted, rtol=1e-12, atol=1e-12)
                 assert set(cropped.state_dict()) == set(model.state_dict())
+                assert len(cropped[0].offsets) <= weight[0, 0].numel(), "one slice of the input for each kernel position"
 
 
 @pytest.mark.parametrize(

@@ -260,3 +260,19 @@ def test_what_is_compared_with_is_kept_from_before_the_cut(whole: Path) -> None:
     dense, thin = load_file(whole / files.DENSE), load_file(whole / files.WEIGHTS)
     assert dense["conv2.weight"].shape == (32, 16, 3, 3)
     assert thin["conv2.weight"].numel() < dense["conv2.weight"].numel()
+
+
+def test_a_run_with_a_cropped_kernel_goes_on_after_its_cut(tmp_path: Path) -> None:
+    """One of nine kernel positions lives: the checkpoint's weights fit the 1x1 kernel that the cut log brings about."""
+    recipe = {**SHORT, "budget": {}, "rules": [{"layers": "conv3", "group": "tap", "sparsity": "89%"}, RULES[1]]}
+    undisturbed = apply(recipe, from_scratch=True, out=tmp_path / "undisturbed", timing=0.05).resolve()
+
+    def stop(event: Event) -> None:
+        if isinstance(event, StepDone) and event.stage == "finetune" and event.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        apply(recipe, from_scratch=True, timing=0.05, listener=stop)
+    assert apply(resume=RUN, timing=0.05) == RUN
+    assert load_run(RUN).conv3.weight.shape[2:] == (1, 1)
+    assert same_end(RUN, undisturbed)

@@ -1,7 +1,7 @@
 """What a model of given widths costs: MACs, parameters, bytes; exact for layers whose work is proportional to their weight."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -12,6 +12,8 @@ from sparsify_schemas.budget import Budget
 from sparsify_schemas.units import Share
 
 Counts = NDArray[np.int64]
+COMPUTED = ("parametrizations.weight.original1", "parametrizations.weight.original")
+"""names of what a layer's weight is computed from"""
 
 
 class Costs:
@@ -26,7 +28,7 @@ class Costs:
         self._tensors = map.tensors
         # A weight that an earlier layer owns (tied) is no tensor of its own: the MACs of its second layer count as constant.
         owned = {tensor.name for tensor in map.tensors}
-        self._macs = {f"{layer.name}.weight": layer.macs for layer in map.layers if f"{layer.name}.weight" in owned}
+        self._macs = {name: macs for name, macs in _by_weight(map) if name in owned}
         self._fixed_macs = map.macs - sum(self._macs.values())
         self._whole: dict[str, list[str]] = defaultdict(list)
         """tensor -> residual branches that it leaves with"""
@@ -68,6 +70,26 @@ class Costs:
     def dense(self) -> dict[str, float]:
         """The costs of the model as it is."""
         return self.of({})
+
+
+def _by_weight(map: ModelMap) -> Iterable[tuple[str, float]]:
+    """(weight, MACs that are proportional to it)."""
+    macs, shapes = {layer.name: layer.macs for layer in map.layers}, {t.name: t.shape for t in map.tensors}
+    for layer in map.layers:
+        yield from ((f"{layer.name}.{name}", layer.macs) for name in ("weight", *COMPUTED))
+        out = f"{layer.name}.out_proj"
+        if f"{layer.name}.in_proj_weight" in shapes and macs.get(out):
+            yield f"{layer.name}.in_proj_weight", _projections(layer.macs, macs[out], *shapes[f"{out}.weight"])
+
+
+def _projections(spent: float, out: float, width: int, inner: int) -> float:
+    """MACs of an attention's packed projections, of what it spends besides its output projection, from the latter's.
+
+    With T queries and S keys: out = T I E; spent = T I E + 2 S I E + 2 T S I, the last of which are products of activations.
+    """
+    queries = out / (inner * width)
+    keys = max(spent - out, 0.0) / (2 * inner * (width + queries))
+    return out + 2 * keys * inner * width
 
 
 def limits(budget: Budget, dense: Mapping[str, float]) -> dict[str, float]:

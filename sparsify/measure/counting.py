@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparsify.errors import ModelError
 from sparsify.measure.calling import Inputs, call, copied, detached, first, shown
+from sparsify.models import attention
 from sparsify_schemas.report import Side
 
 
@@ -47,6 +48,8 @@ def count_macs(model: nn.Module, inputs: Inputs) -> tuple[int, dict[str, int]]:
     batch = first(inputs).shape[0]
     spent: defaultdict[str, int] = defaultdict(int)
     model = copied(model).eval()
+    for name in [name for name, module in model.named_modules() if type(module) is nn.MultiheadAttention]:
+        attention.adopt(model, name)  # it calls its output projection as a module, which is then charged with its share
     with torch.random.fork_rng(devices=[]), torch.no_grad(), _counter() as counter, _charged(model, counter.get_total_flops, spent):
         try:
             call(model, detached(inputs))

@@ -1,0 +1,35 @@
+"""MACs of torch's attention follow its heads and its stream."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparsify import graph, measure
+from sparsify.costs import Costs
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.k = nn.Linear(6, 16), nn.Linear(6, 16)
+        self.att, self.fc = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        keys = self.k(y)
+        return self.fc(self.att(self.a(x), keys, keys)[0].mean(1))
+
+
+PAIR = (torch.randn(2, 5, 6), torch.randn(2, 7, 6))
+
+
+@pytest.mark.parametrize("keep", [{"att": [0, 2]}, {"a": list(range(5))}, {"att": [1], "a": [3, 4], "att.out_proj": [0, 9, 11]}], ids=str)
+def test_the_prediction_is_never_below_what_is_counted(keep: dict[str, list[int]]) -> None:
+    """Exact but for the products of activations, which are taken as constant: 2 T S per head feature that left."""
+    model = Net()
+    total, macs = measure.count_macs(model, PAIR)
+    map = graph.inspect(model, PAIR, macs)
+    thin, _ = graph.cut(model, map, keep, "test")
+    gone = {name: tuple(sorted(set(range(map.by_name[name].width)) - set(kept))) for name, kept in keep.items()}
+    heads = 4 - len(keep.get("att", range(4)))
+    assert Costs(map).dense["macs"] == pytest.approx(total)
+    assert Costs(map).of(gone)["macs"] == pytest.approx(measure.count_macs(thin, PAIR)[0] + 2 * 5 * 7 * 4 * heads)

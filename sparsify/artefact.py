@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from sparsify import folder as files
@@ -24,10 +24,11 @@ from sparsify.load import dump
 from sparsify.modelfile import build_model
 from sparsify.plan import Plan
 from sparsify.weights import load_weights, save_weights
-from sparsify_schemas.cuts import Cuts
+from sparsify_schemas.cuts import Cuts, Log, Rounds
 from sparsify_schemas.model import Model
 from sparsify_schemas.report import Report
 
+_LOG: TypeAdapter[Cuts | Rounds] = TypeAdapter(Log)
 Build = Callable[[], nn.Module]
 TIMING = 3.0
 """seconds spent on timing each target"""
@@ -112,7 +113,7 @@ def save_run(
     temporary = path.with_name(f".{path.name}.tmp")
     given = _on_cpu(_probes(result.plan, datasets) if inputs is None else inputs)
     notes = () if recipe.model else (UNBUILT,)
-    work = Work(result.plan, result.cuts, result.verdicts, notes=notes)
+    work = Work(result.plan, (result.cuts,), result.verdicts, notes=notes)
     build = None if recipe.model else lambda: deepcopy(result.dense).cpu()
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -147,7 +148,7 @@ def complete(
     folder: Path, work: Work, model: nn.Module, inputs: Inputs, datasets: Datasets | None, build: Build | None, timing: float
 ) -> Report:
     """Save the cut model, reload both models from disk, measure them, and write the report last of all."""
-    files.write(folder / files.CUTS, (work.cuts.model_dump_json(indent=1) + "\n").encode())
+    write_cuts(folder, work.cuts)
     save_weights(model, folder / files.WEIGHTS)
     dense, cut = rebuilt_dense(folder, build), rebuilt(folder, build)
     check_reloads(model, cut, inputs, "cut model")
@@ -161,7 +162,7 @@ def complete(
 
 def rebuilt(folder: Path, build: Build | None = None) -> nn.Module:
     """As `load_run`, for a folder that has no report yet."""
-    model = graph.replay(read_base(folder).structure(build), read_cuts(folder))
+    model = base_on(folder).structure(build)
     load_weights(model, folder / files.WEIGHTS)
     return model.eval()
 
@@ -186,11 +187,18 @@ def checked(folder: Path, *names: str) -> Report:
     return found
 
 
-def read_cuts(folder: Path) -> Cuts:
-    """The cut log of a run. Raises RunError."""
+def write_cuts(folder: Path, cuts: tuple[Cuts, ...]) -> None:
+    """One cut as version 1 of the log; several as version 2, which a reader of version 1 refuses."""
+    log = cuts[0] if len(cuts) == 1 else Rounds(rounds=cuts)
+    files.write(folder / files.CUTS, (log.model_dump_json(indent=1) + "\n").encode())
+
+
+def read_cuts(folder: Path) -> tuple[Cuts, ...]:
+    """The cut logs of a run, in order. Raises RunError."""
     path = folder / files.CUTS
     try:
-        return Cuts.model_validate_json(path.read_bytes())
+        log = _LOG.validate_json(path.read_bytes())
+        return log.rounds if isinstance(log, Rounds) else (log,)
     except FileNotFoundError:
         raise RunError(f"{path} is missing") from None
     except (OSError, ValidationError) as error:
@@ -229,4 +237,4 @@ def read_base(folder: Path) -> Base:
 def base_on(run: Path) -> Base:
     """How the cut model of a run comes about: the base of a run on that run."""
     before = read_base(run)
-    return replace(before, cuts=(*before.cuts, read_cuts(run)))
+    return replace(before, cuts=(*before.cuts, *read_cuts(run)))

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,12 +18,13 @@ from sparsify.folder import DENSE, WEIGHTS, recipe_digest
 from sparsify.graph import Inputs
 from sparsify.modelfile import weights_digest
 from sparsify.plan import Layer, Plan
+from sparsify.rounds import left_inside
 from sparsify.train import evaluate
 from sparsify.weights import tensors
-from sparsify_schemas.cuts import Cuts, Fold
+from sparsify_schemas.cuts import Cuts, Fold, Zeroed
 from sparsify_schemas.group import in_one_tensor
 from sparsify_schemas.recipe import Recipe
-from sparsify_schemas.report import Epoch, LayerRow, Limit, Report, Side, Sparsity, StageRow, Verdict
+from sparsify_schemas.report import Epoch, LayerRow, Limit, Report, Round, Side, Sparsity, StageRow, Verdict
 from sparsify_schemas.target import Cpu
 from sparsify_schemas.units import Share
 
@@ -34,19 +36,30 @@ class Work:
     """What a run did, besides the two models."""
 
     plan: Plan
-    cuts: Cuts
+    cuts: tuple[Cuts, ...]
+    """in order"""
     verdicts: tuple[Verdict, ...]
+    rounds: tuple[Round, ...] = ()
+    """a row for each cut"""
     stages: tuple[StageRow, ...] = ()
     history: tuple[Epoch, ...] = ()
     notes: tuple[str, ...] = ()
     dense_trained: bool = False
-    """whether the stages before the cut trained the dense model as well"""
+    """whether the training before the first cut trained the dense model as well"""
+
+    @cached_property
+    def zeroed(self) -> Mapping[int, Zeroed]:
+        """Rule -> what it last set to zero inside weight tensors."""
+        return {done.rule: done for cuts in self.cuts for done in cuts.zeroed}
 
     @property
     def epochs(self) -> tuple[int, int]:
-        """Epochs of training before the cut and after it."""
-        at = next((i for i, stage in enumerate(self.stages) if stage.kind == "cut"), 0)
-        return sum(s.epochs for s in self.stages[:at]), sum(s.epochs for s in self.stages[at:])
+        """Epochs of training before the first cut and after it."""
+        names = [stage.name for stage in self.stages]
+        first = self.rounds[0] if self.rounds else None
+        earlier = self.stages[: names.index(first.stage)] if first is not None else ()
+        before = sum(s.epochs for s in earlier) + (first.epoch if first is not None else 0)
+        return before, sum(s.epochs for s in self.stages) - before
 
 
 def assess(
@@ -78,9 +91,10 @@ def assess(
         limits=(*_budgets(recipe, sides, _bytes(dense), _bytes(cut)), *_demands(work)),
         layers=tuple(_layers(work.plan, dense, cut, inputs)),
         sparsities=tuple(_sparsities(work, dense, cut)),
-        executions=work.cuts.executions,
+        executions=tuple({e.module: e for cuts in work.cuts for e in cuts.executions}.values()),
         stages=work.stages,
         history=work.history,
+        rounds=work.rounds,
         verdict=overall(work.verdicts),
         notes=(*work.notes, *_notes(work, cut)),
         environment=measure.environment(),
@@ -151,17 +165,20 @@ def _budgets(recipe: Recipe, sides: tuple[Side, Side], dense_bytes: int, cut_byt
 
 def _demands(work: Work) -> Iterable[Limit]:
     """Each rule's own `sparsity`: units removed of coupled groups, or groups inside tensors set to zero. Half a unit is rounding."""
-    widths, zeroed = {w.group: w for w in work.cuts.widths}, {z.rule: z for z in work.cuts.zeroed}
+    kept = {w.group: w.kept for cuts in work.cuts for w in cuts.widths}  # the last cut has the last word
+    zeroed = work.zeroed
     for assignment in work.plan.assignments:
         rule = work.plan.recipe.rules[assignment.rule]
         if rule.sparsity is None:
             continue
         if assignment.rule in zeroed:
-            count, total = zeroed[assignment.rule].gone, zeroed[assignment.rule].groups
+            before = left_inside(work.plan, assignment, work.cuts[:-1])
+            total = zeroed[assignment.rule].groups / before
+            count = total * (1 - before) + zeroed[assignment.rule].gone
         else:
             groups = [work.plan.map.by_name[name] for name in assignment.coupled]
             total = sum(g.width for g in groups)
-            count = total - sum(widths[g.name].kept if g.name in widths else g.width for g in groups)
+            count = total - sum(kept.get(g.name, g.width) for g in groups)
         limit = rule.sparsity.fraction
         achieved = count / total if total else 0.0
         yield Limit(
@@ -183,14 +200,14 @@ def zeros(model: nn.Module, names: Iterable[str]) -> tuple[int, int]:
 def _sparsities(work: Work, dense: nn.Module, cut: nn.Module) -> Iterable[Sparsity]:
     """Per rule and, as 'model', over all parameters."""
     of_rule = {a.rule: a for a in work.plan.assignments}
-    for done in work.cuts.zeroed:
+    for done in work.zeroed.values():
         names = of_rule[done.rule].tensors
         total, (zero, stored) = sum(dense.get_parameter(n).numel() for n in names), zeros(cut, names)
         effective = 1 - (stored - zero) / total if total else 0.0
         yield Sparsity(what=f"rules.{done.rule}", group=done.group, nominal=_share(done.zeros, done.weights), effective=effective, weights=total)
-    if work.cuts.zeroed:
+    if work.zeroed:
         total, left = (sum(int(p.count_nonzero()) if m is cut else p.numel() for p in m.parameters()) for m in (dense, cut))
-        nominal = sum(done.zeros for done in work.cuts.zeroed)
+        nominal = sum(done.zeros for done in work.zeroed.values())
         yield Sparsity(what="model", group="", nominal=_share(nominal, total), effective=1 - _share(left, total), weights=total)
 
 
@@ -274,10 +291,10 @@ def _notes(work: Work, cut: nn.Module) -> Iterable[str]:
                 yield f"rules.{assignment.rule}: {count} of {total} weights stored are zero; zeros in the tensors bring no speed and no smaller file"
     for assignment in work.plan.assignments:
         if recipe.rules[assignment.rule].group == "depth":
-            gone = tuple(name for name in assignment.coupled if name in {w.group for w in work.cuts.widths if not w.keep})
+            gone = tuple(name for name in assignment.coupled if name in {w.group for cuts in work.cuts for w in cuts.widths if not w.keep})
             whole = plural(len(assignment.coupled), "residual block")
             yield f"rules.{assignment.rule}: {len(gone)} of {whole} left as a whole{': ' + few(gone, 12) if gone else ''}"
-    folds = [op for op in work.cuts.operations if isinstance(op, Fold)]
+    folds = [op for cuts in work.cuts for op in cuts.operations if isinstance(op, Fold)]
     if folds:
         rough = [op.module for op in folds if not op.exact]
         where = f"; only as a mean in {', '.join(rough[:3])}{', ...' if len(rough) > 3 else ''}, which pads" if rough else ""

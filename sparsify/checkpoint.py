@@ -12,16 +12,17 @@ from sparsify.errors import RunError
 from sparsify.folder import CHECKPOINT, replacing
 from sparsify.train import Moment
 from sparsify_schemas.cuts import Cuts
-from sparsify_schemas.report import Epoch, StageRow, Verdict
+from sparsify_schemas.report import Epoch, Round, StageRow
 
 _HISTORY = TypeAdapter(tuple[Epoch, ...])
 _STAGES = TypeAdapter(tuple[StageRow, ...])
-_VERDICTS = TypeAdapter(tuple[Verdict, ...])
+_CUTS = TypeAdapter(tuple[Cuts, ...])
+_ROUNDS = TypeAdapter(tuple[Round, ...])
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run between two epochs."""
+    """A run between two epochs, or after a cut."""
 
     recipe: str
     """digest of the resolved recipe"""
@@ -37,9 +38,10 @@ class Checkpoint:
     """rows of the stages before"""
     stages: tuple[StageRow, ...] = ()
     """the stages before"""
-    cuts: Cuts | None = None
-    """what the cut stage did, once it is past"""
-    verdicts: tuple[Verdict, ...] = ()
+    cuts: tuple[Cuts, ...] = ()
+    """what the cuts so far did, in order"""
+    rounds: tuple[Round, ...] = ()
+    """a row for each of them"""
 
     def write(self, folder: Path) -> None:
         """Replace the folder's checkpoint by this one, whole or not at all."""
@@ -52,8 +54,8 @@ class Checkpoint:
             "weights": dict(self.weights),
             "history": _HISTORY.dump_json(self.history).decode(),
             "stages": _STAGES.dump_json(self.stages).decode(),
-            "cuts": self.cuts.model_dump_json() if self.cuts else None,
-            "verdicts": _VERDICTS.dump_json(self.verdicts).decode(),
+            "cuts": _CUTS.dump_json(self.cuts).decode(),
+            "rounds": _ROUNDS.dump_json(self.rounds).decode(),
             "moment": None
             if moment is None
             else {
@@ -92,8 +94,8 @@ class Checkpoint:
             moment=_moment(body["moment"], body["weights"]),
             history=_HISTORY.validate_json(body["history"]),
             stages=_STAGES.validate_json(body["stages"]),
-            cuts=Cuts.model_validate_json(body["cuts"]) if body["cuts"] else None,
-            verdicts=_VERDICTS.validate_json(body["verdicts"]),
+            cuts=_CUTS.validate_json(body["cuts"]),
+            rounds=_ROUNDS.validate_json(body["rounds"]),
         )
 
 

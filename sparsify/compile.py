@@ -11,6 +11,8 @@ from sparsify.costs import Costs, limits
 from sparsify.errors import Problem, RecipeError
 from sparsify.load import Loaded
 from sparsify.plan import Assignment, Branch, Coupled, Floor, Layer, ModelMap, Plan
+from sparsify.rounds import own_budgets
+from sparsify_schemas.budget import Budget
 from sparsify_schemas.group import Block, Group, Kind, Pattern, count_inside, in_one_tensor, kind_of
 from sparsify_schemas.recipe import Recipe, Rule
 from sparsify_schemas.selector import selects
@@ -48,8 +50,10 @@ def compile_plan(loaded: Loaded, map: ModelMap, *, strict: bool = False) -> Plan
         advice = "write 'protect: true' for it, or run without --strict"
         problems += [loaded.problem(f"rules.{a.rule}.layers", text, advice) for a in assignments for text in _kept(recipe, map, a)]
     if not problems:
-        plan = replace(plan, floors=tuple(_floors(plan)))
-        problems += [*_infeasible(loaded, plan), *_unreachable(loaded, plan)]
+        plan = replace(plan, floors=tuple(_floors(plan, recipe.budget)))
+        problems += [*_infeasible(loaded, plan, "budget", recipe.budget, plan.floors), *_unreachable(loaded, plan)]
+        for path, budget in own_budgets(recipe):
+            problems += _infeasible(loaded, plan, f"{path}.budget", budget, _floors(plan, budget))
     if problems:
         raise RecipeError(problems)
     return plan
@@ -351,28 +355,28 @@ def _kept(recipe: Recipe, map: ModelMap, assignment: Assignment) -> Iterable[str
                 yield f"'{name}' keeps its width: {group.protected}"
 
 
-def _floors(plan: Plan) -> Iterable[Floor]:
+def _floors(plan: Plan, budget: Budget) -> Iterable[Floor]:
     costs = Costs(plan.map)
-    allowed = limits(plan.recipe.budget, costs.dense)
+    allowed = limits(budget, costs.dense)
     bottom = costs.of(least(plan))
     for what, limit in allowed.items():
         yield Floor(what, costs.dense[what], limit, bottom[what])
 
 
-def _infeasible(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
+def _infeasible(loaded: Loaded, plan: Plan, path: str, budget: Budget, floors: Iterable[Floor]) -> Iterable[Problem]:
     reached = {name for a in plan.assignments for name in a.coupled}
-    for floor in plan.floors:
+    for floor in floors:
         if floor.least <= floor.limit:
             continue
         protected = [c.name for c in plan.map.coupled if c.protected is not None]
         free = [c.name for c in plan.map.coupled if c.protected is None and c.name not in reached]
-        message = f"{getattr(plan.recipe.budget, floor.what)} cannot be reached: with everything removed that the rules allow, {100 * floor.least / floor.dense:.1f}% remains"
+        message = f"{getattr(budget, floor.what)} cannot be reached: with everything removed that the rules allow, {100 * floor.least / floor.dense:.1f}% remains"
         hint = f"raise it to {_round_up(100 * floor.least / floor.dense)}%"
         if free:
             hint += f", or let a rule reach {', '.join(free[:5])}{', ...' if len(free) > 5 else ''}"
         if protected:
             hint += f" (protected: {', '.join(protected[:5])}{', ...' if len(protected) > 5 else ''})"
-        yield loaded.problem(f"budget.{floor.what}", message, hint)
+        yield loaded.problem(f"{path}.{floor.what}", message, hint)
 
 
 def _unreachable(loaded: Loaded, plan: Plan) -> Iterable[Problem]:

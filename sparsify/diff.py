@@ -259,6 +259,10 @@ def _metrics(report: Report) -> dict[str, Any]:
         found |= {f"metrics.sparsity[{sparsity.what}].{field}": getattr(sparsity, field) for field in ("nominal", "effective")}
     found |= {f"metrics.columns[{e.module}]": e.live / e.columns for e in report.executions}
     found |= {f"metrics.met[{limit.what}]": limit.met for limit in report.limits}
+    for round in report.rounds if len(report.rounds) > 1 else ():
+        path = f"metrics.rounds[{round.stage}{f'@{round.epoch}' if round.epoch else ''}]"
+        found[f"{path}.macs_left"] = round.macs / report.dense.macs if report.dense.macs else None
+        found |= {f"{path}.validation_accuracy": round.validation_accuracy, f"{path}.verdict": round.verdict.outcome}
     found["metrics.verdict"] = report.verdict.outcome
     found["metrics.seconds"] = sum(s.seconds for s in report.stages)
     return found

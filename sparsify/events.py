@@ -18,6 +18,8 @@ class StageStarted:
     kind: str
     epochs: int
     steps_per_epoch: int
+    done: int = 0
+    """epochs done before, in a stage that goes on"""
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,23 @@ A *slot* is one group in a flat vector over everything a rule covers. For each t
 slot of every index; indices of no group go to one spare slot at the end. Reductions and scalings are then a handful of
 operations per tensor, never a loop over groups. A group inside a tensor is an index along several dimensions (a kernel
 position, one position of one input channel) or a tile of the weight as a matrix.
+
+Where tensors are sharded over processes (FSDP), each process knows the slots of its own part, and `Layout.reduce` alone
+adds up over the processes: whatever acts by group is then the same on one process or many.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsify.errors import ModelError
 from sparsify.plan import Coupled, ModelMap
+from sparsify.wrapping import Extent, extent, local
 from sparsify_schemas.group import Block, Group, count_inside
 
 
@@ -50,6 +55,8 @@ class Part:
 
     name: str
     axes: tuple[Axis, ...]
+    processes: Any = None
+    """the process group over which the tensor is sharded"""
 
 
 @dataclass(frozen=True)
@@ -61,22 +68,30 @@ class Layout:
     count: int
 
     def reduce(self, values: Callable[[str], Tensor | None]) -> Tensor:
-        """Sum of values(tensor) over each group: [count + 1], the spare slot last. None leaves a tensor out."""
-        total: Tensor | None = None
+        """Sum of values(tensor) over each group: [count + 1], the spare slot last. None leaves a tensor out.
+
+        values: this process's part of a sharded tensor. All its processes must call, as they sum up together.
+        """
+        totals: dict[Any, Tensor] = {}
         for part in self.parts:
             value = values(part.name)
             if value is None:
                 continue
             value = wide(value)
-            if total is None:
-                total = torch.zeros(self.count + 1, dtype=value.dtype, device=value.device)
-            for axis, summed in zip(part.axes, marginals(value, part.axes), strict=True):
+            if part.processes not in totals:
+                dtype = next((t.dtype for t in totals.values()), value.dtype)
+                totals[part.processes] = torch.zeros(self.count + 1, dtype=dtype, device=value.device)
+            total = totals[part.processes]
+            for axis, summed in zip(part.axes, marginals(value, part.axes) if value.numel() else (), strict=bool(value.numel())):
                 axis.add(total, summed.to(total.dtype))
-        return torch.zeros(self.count + 1) if total is None else total
+        for processes, total in totals.items():
+            if processes is not None:
+                torch.distributed.all_reduce(total, group=processes)
+        return torch.stack(list(totals.values())).sum(0) if totals else torch.zeros(self.count + 1)
 
     def sizes(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """|g|, the number of weights of each group, as float: [count + 1]."""
-        return self.reduce(lambda name: torch.ones_like(parameters[name]) if name in parameters else None)
+        return self.reduce(lambda name: torch.ones_like(local(parameters[name])) if name in parameters else None)
 
     def split(self, values: Tensor) -> dict[str, Tensor]:
         """A vector over slots, taken apart by name."""
@@ -131,6 +146,8 @@ def _marginal(value: Tensor, flat: Tensor | None, axis: Axis) -> Tensor:
 
 def scale(tensor: Tensor, axis: Axis, factor: Tensor) -> None:
     """Multiply in place every index of an axis by its slot's factor."""
+    if not tensor.numel():
+        return  # the part of a process that got none of a tensor
     if axis.tile is None and tensor.dim() > 1 and tensor.is_contiguous() and (axis.dims == (0,) or 0 not in axis.dims):
         flat = tensor.view(tensor.shape[0], -1)
         if axis.dims == (0,):
@@ -179,7 +196,7 @@ def coupled_layout(map: ModelMap, names: Iterable[str], parameters: Mapping[str,
                     units = torch.arange(span.unit, span.unit + span.units).repeat_interleave(span.repeat)
                     vector[span.start : span.start + len(units)] = units + firsts[group.name]
             axes.append(_axis((dim,), vector, parameters[name].device))
-        parts.append(Part(name, tuple(axes)))
+        parts.append(_part(name, tuple(axes), parameters[name]))
     return Layout(tuple(parts), tuple((c.name, firsts[c.name], c.width) for c in chosen), count)
 
 
@@ -188,7 +205,7 @@ def layer_layout(tensors: Iterable[tuple[str, int]], parameters: Mapping[str, Te
     chosen = [(name, dim) for name, dim in tensors if name in parameters]
     firsts, count = _numbered((f"{name}:{dim}", parameters[name].shape[dim]) for name, dim in chosen)
     parts = tuple(
-        Part(name, (_axis((dim,), torch.arange(parameters[name].shape[dim]) + firsts[f"{name}:{dim}"], parameters[name].device),))
+        _part(name, (_axis((dim,), torch.arange(parameters[name].shape[dim]) + firsts[f"{name}:{dim}"], parameters[name].device),), parameters[name])
         for name, dim in chosen
     )
     return Layout(parts, tuple((f"{n}:{d}", firsts[f"{n}:{d}"], parameters[n].shape[d]) for n, d in chosen), count)
@@ -203,7 +220,7 @@ def inner_layout(group: Group, tensors: Iterable[str], parameters: Mapping[str, 
     counts = [(name, count_inside(group, weight.shape)) for name, weight in chosen]
     firsts, count = _numbered(counts)
     parts = tuple(
-        Part(name, (replace(_inner_axis(group, weight), slots=torch.arange(n, device=weight.device) + firsts[name], first=firsts[name]),))
+        _part(name, (replace(_inner_axis(group, weight), slots=torch.arange(n, device=weight.device) + firsts[name], first=firsts[name]),), weight)
         for (name, weight), (_, n) in zip(chosen, counts, strict=True)
     )
     return Layout(parts, tuple((name, firsts[name], n) for name, n in counts), count)
@@ -234,7 +251,7 @@ def dead_units(map: ModelMap, names: Iterable[str], parameters: Mapping[str, Ten
     found: dict[str, Tensor] = {}
     for role, own in (("out", weights), ("in", weights), ("whole", every)):
         layout = coupled_layout(map, chosen, own, frozenset({role}))
-        alive = layout.reduce(lambda name, own=own: (own[name] != 0).to(torch.float32))  # type: ignore[misc]
+        alive = layout.reduce(lambda name, own=own: (local(own[name]) != 0).to(torch.float32))  # type: ignore[misc]
         gone = (alive == 0) & (layout.sizes(own) > 0)
         for name, flags in layout.split(gone).items():
             found[name] = flags | found.get(name, torch.zeros_like(flags))
@@ -249,7 +266,26 @@ def _numbered(widths: Iterable[tuple[str, int]]) -> tuple[dict[str, int], int]:
     return firsts, count
 
 
+def _part(name: str, axes: tuple[Axis, ...], tensor: Tensor) -> Part:
+    """The axes of a whole tensor, narrowed to this process's part of it. Raises ModelError for tiles of a sharded one."""
+    own = extent(name, tensor)
+    if own is None:
+        return Part(name, axes)
+    if any(axis.tile is not None for axis in axes):
+        raise ModelError(f"'{name}' is sharded over processes, and blocks may lie across two of them; train groups of blocks without FSDP")
+    return Part(name, tuple(_narrowed(axis, own, tensor.shape) for axis in axes), own.processes)
+
+
+def _narrowed(axis: Axis, own: Extent, shape: Sequence[int]) -> Axis:
+    if own.dim not in axis.dims:
+        return axis
+    slots = axis.slots.view([shape[d] for d in axis.dims]).narrow(axis.dims.index(own.dim), own.start, own.length)
+    return _axis(axis.dims, slots.flatten(), slots.device)
+
+
 def _axis(dims: tuple[int, ...], slots: Tensor, device: torch.device) -> Axis:
+    if not len(slots):
+        return Axis(dims, slots.to(device), None)
     first = int(slots[0])
     plain = bool((slots == torch.arange(first, first + len(slots))).all())
     return Axis(dims, slots.to(device), first if plain else None)

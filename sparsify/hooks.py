@@ -9,7 +9,7 @@ loss. The state is a few numbers and goes into a checkpoint.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +23,7 @@ from sparsify.groups import Layout, check_fits, coupled_layout, dead_units, inne
 from sparsify.penalties import Action, build
 from sparsify.plan import Plan
 from sparsify.schedules import needs_steps, value
+from sparsify.wrapping import bare, local, unwrapped, whole
 from sparsify_schemas.group import Group, in_one_tensor, within
 from sparsify_schemas.penalty import GroupLasso, Penalty
 from sparsify_schemas.recipe import Rule
@@ -51,7 +52,7 @@ class Hooks:
         steps: int,
     ) -> None:
         self._plan = plan
-        self._model = model
+        self._model = model = unwrapped(model)
         self._parameters = trained(model, optimizer)
         self._regularizers = tuple(regularizers)
         self._masks = dict(masks)
@@ -63,7 +64,7 @@ class Hooks:
         self._costs = Costs(plan.map)
         self.seconds = 0.0
         """time spent in the hooks so far"""
-        self._handles = [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)]
+        self._handles = [optimizer.register_step_pre_hook(_untraced(self._before)), optimizer.register_step_post_hook(_untraced(self._after))]
 
     def __enter__(self) -> Self:
         return self
@@ -97,13 +98,17 @@ class Hooks:
         for name, mask in self._masks.items():  # weights that a penalty has brought to zero since are free to return
             mask.copy_(held[name])
 
+    def start_at(self, step: int) -> None:
+        """Begin at a later step of the stage, as after a cut between two epochs: schedules go on, all else is new."""
+        self._step = step
+
     @property
     def strength(self) -> float | None:
         """Strength of the first penalty at the present step; None without penalties."""
         return self._strength(self._regularizers[0].spec) if self._regularizers else None
 
     def sparsity(self) -> float:
-        """Share of the covered groups (of single weights, for groups `weight` and n:m) that are zero now."""
+        """Share of the covered groups (of single weights, for groups `weight` and n:m) that are zero now. Sharded: call on all processes."""
         zero = total = 0
         for flags in self._dead().values():
             zero, total = zero + int(flags.sum()), total + flags.numel()
@@ -111,10 +116,10 @@ class Hooks:
             weights = {name: self._parameters[name].detach() for name in tensors}
             if within(group):
                 layout = inner_layout(group, tensors, weights)
-                alive = layout.reduce(lambda name, own=weights: (own[name] != 0).to(torch.float32))[:-1]  # type: ignore[misc]
+                alive = layout.reduce(lambda name, own=weights: (local(own[name]) != 0).to(torch.float32))[:-1]  # type: ignore[misc]
                 zero, total = zero + int((alive == 0).sum()), total + layout.count
             else:
-                zero, total = zero + sum(int((w == 0).sum()) for w in weights.values()), total + sum(w.numel() for w in weights.values())
+                zero, total = zero + sum(int(whole((w == 0).sum())) for w in weights.values()), total + sum(w.numel() for w in weights.values())
         return zero / total if total else 0.0
 
     def remaining(self) -> dict[str, float]:
@@ -160,12 +165,13 @@ class Hooks:
     @torch.no_grad()
     def _add_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         started = time.perf_counter()
-        gradients = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
+        weights = self._weights()
+        gradients = {n: local(p.grad) for n, p in self._parameters.items() if p.grad is not None}
         # A fused optimizer under a GradScaler still holds scaled gradients here and unscales inside its kernel.
         scale = _scalar(optimizer, "grad_scale", 1.0)
         for regularizer in self._regularizers:
             if regularizer.action.gradient is not None:
-                regularizer.action.gradient(self._parameters, gradients, self._strength(regularizer.spec) * scale)
+                regularizer.action.gradient(weights, gradients, self._strength(regularizer.spec) * scale)
         self.seconds += time.perf_counter() - started
 
     @torch.no_grad()
@@ -186,12 +192,16 @@ class Hooks:
         self._step += 1
         self.seconds += time.perf_counter() - started
 
+    def _weights(self) -> dict[str, Tensor]:
+        """This process's part of every parameter; a penalty changes it in place."""
+        return {name: local(p.detach()) for name, p in self._parameters.items()}
+
     def _proximal(self, i: int, regularizer: Regularizer) -> None:
         if regularizer.action.proximal is None or not any(self._pending[i]):
             return
         amounts = {part.name: self._pending[i][self._group_of[part.name]] for part in regularizer.layout.parts}
         self._pending[i] = [0.0] * len(self._pending[i])  # before it acts: what fails is not tried again on detaching
-        regularizer.action.proximal(self._parameters, amounts)
+        regularizer.action.proximal(self._weights(), amounts)
 
 
 def attach(
@@ -206,10 +216,12 @@ def attach(
 ) -> Hooks:
     """Attach a plan's penalties to an optimizer; the training loop stays as it is.
 
+    The model may be wrapped by DDP or torch.compile, or sharded by fully_shard; the optimizer may be Accelerate's.
     steps_per_epoch and steps (of the stage) are needed where a schedule counts in `ep` or `dur`.
     hold_zeros keeps weights that are zero now, in rules on groups inside a tensor (weight, shape, tap, 4x1, 2:4), at zero.
     Raises ModelError when the plan or the optimizer is not the model's, or when a schedule needs lengths that were not given.
     """
+    model, optimizer = unwrapped(model), bare(optimizer)
     check_fits(plan.map, model)
     parameters = trained(model, optimizer)
     rules = plan.recipe.rules
@@ -254,6 +266,20 @@ def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.
     if not found:
         raise ModelError("the optimizer holds none of the model's parameters; pass the optimizer that trains this model")
     return found
+
+
+def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook whose numbers change at every step, kept out of a compiled optimizer step.
+
+    Decided while tracing: `disable` loads the compiler, which costs a second that a plain loop need not spend.
+    """
+
+    def act(*given: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(hook)(*given)  # type: ignore[no-untyped-call]
+        return hook(*given)
+
+    return act
 
 
 def _scalar(optimizer: torch.optim.Optimizer, name: str, default: float) -> float:

@@ -192,7 +192,9 @@ def where_it_stands(run: Run) -> tuple[nn.Module, Checkpoint]:
         return deepcopy(run.dense), Checkpoint(run.state.digest, run.state.model_digest, 0, {})
     if (found.recipe, found.model) != (run.state.digest, run.state.model_digest):
         raise RunError(f"{run.folder / files.CHECKPOINT} belongs to another run; start a new one")
-    model = graph.replay(run.dense, found.cuts) if found.cuts else deepcopy(run.dense)
+    model = deepcopy(run.dense)
+    for cuts in found.cuts:
+        model = graph.replay(model, cuts)
     try:
         model.load_state_dict(found.weights)
     except RuntimeError as error:

@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping
 from sparsify.costs import Costs
 from sparsify.figures import MISSING, count, few, plain, plural, share, size, spaced
 from sparsify.plan import Assignment, Branch, Coupled, Plan
+from sparsify.rounds import moments
 from sparsify.table import Table, columns
 from sparsify.table import as_text as lay_out_all
 from sparsify_schemas.group import Block, Group, Pattern, count_inside, in_one_tensor, within
 from sparsify_schemas.penalty import GroupLasso, Penalty
 from sparsify_schemas.recipe import Rule
 from sparsify_schemas.schedule import Scheduled
-from sparsify_schemas.stage import Cut, Stage
+from sparsify_schemas.stage import Cut, Goal, Stage, Train
 
 LABELS = {"macs": "MACs", "params": "parameters", "bytes": "bytes"}
 
@@ -203,9 +204,33 @@ def _stages_table(plan: Plan) -> Table:
 
 def _stage(stage: Stage, penalised: bool) -> str:
     if isinstance(stage, Cut):
-        return "choose, remove, verify"
+        return f"choose, remove, verify{_goal(stage)}"
     penalties = ", penalties on" if stage.penalties and penalised else ""
-    return f"train {plural(stage.epochs, 'epoch')}, batch {stage.batch}, {stage.optimizer.kind} lr {_scheduled(stage.optimizer.lr)}{penalties}"
+    return f"train {plural(stage.epochs, 'epoch')}, batch {stage.batch}, {stage.optimizer.kind} lr {_scheduled(stage.optimizer.lr)}{_manner(stage)}{penalties}{_cuts(stage)}"
+
+
+def _manner(stage: Train) -> str:
+    """How the steps are taken, where that is not the plain way."""
+    parts = [f"warm-up {stage.warmup}"] if stage.warmup.value else []
+    parts += [f"clipped at {plain(stage.clip)}"] if stage.clip is not None else []
+    parts += [stage.precision] if stage.precision != "fp32" else []
+    parts += [f"in {stage.accumulate} parts"] if stage.accumulate > 1 else []
+    return "".join(f", {part}" for part in parts)
+
+
+def _cuts(stage: Train) -> str:
+    if stage.cuts is None:
+        return ""
+    after = [epoch for epoch, _ in moments(stage.epochs, stage.cuts)]
+    shown = f"{', '.join(map(str, after[:3]))}{f', ..., {after[-1]}' if len(after) > 3 else ''}"
+    return f", cut after epoch {shown} ({stage.cuts.schedule}){_goal(stage.cuts)}"
+
+
+def _goal(goal: Goal) -> str:
+    """How far a cut goes, where it does not meet the recipe's budget at once."""
+    parts = [f"{goal.way} of the way"] if goal.way.fraction < 1 else []
+    parts += [f"to {what} {limit}" for what, limit in goal.budget or () if limit is not None]
+    return f", {' '.join(parts)}" if parts else ""
 
 
 def _notes_table(plan: Plan) -> Table:

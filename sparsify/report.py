@@ -111,7 +111,7 @@ def shown_limit(limit: Limit, value: float) -> str:
 def tables(report: Report, *, every_layer: bool = True) -> tuple[Table, ...]:
     """The page's tables in order, those without rows left out; a long list of layers can be cut to those that changed."""
     latency = latency_table(report.latency, report.environment.cores)
-    found = (_sides(report), _limits(report), latency, _stages(report), _layers(report, every_layer), _sparsities(report), _executions(report), _notes(report))
+    found = (_sides(report), _limits(report), latency, _stages(report), _rounds(report), _layers(report, every_layer), _sparsities(report), _executions(report), _notes(report))
     return tuple(t for t in found if t.rows or t.notes)
 
 
@@ -231,6 +231,24 @@ def _stages(report: Report) -> Table:
     )
     heads = columns("stage", "kind", ">epochs", ">time", ">loss", ">validation", ">in penalties")
     return Table("Stages", heads, rows)
+
+
+def _rounds(report: Report) -> Table:
+    """Every cut, where there was more than one."""
+    dense = report.dense
+    rows = tuple(
+        (
+            r.stage,
+            str(r.epoch) if r.epoch else MISSING,
+            share(_part(r.macs, dense.macs)),
+            share(_part(r.params, dense.params)),
+            accuracy(r.validation_accuracy),
+            verdict_words(r.verdict),
+        )
+        for r in report.rounds
+    )
+    heads = columns("stage", ">after epoch", ">MACs left", ">parameters left", ">validation", "verdict")
+    return Table("Cuts", heads, rows if len(rows) > 1 else ())
 
 
 def history(report: Report, most: int | None = None) -> Table:

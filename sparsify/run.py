@@ -1,10 +1,12 @@
 """apply: a recipe and a dense model in, a run folder with a smaller model and its report out. The file to read first.
 
-load -> plan -> for each stage train or cut -> save -> reload -> measure -> report
+load -> plan -> for each stage train (cutting between epochs, where it says so) or cut -> save -> reload -> measure -> report
 """
 
+import re
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,22 +18,27 @@ from sparsify import pruning
 from sparsify.artefact import TIMING, UNBUILT, complete
 from sparsify.assess import Work, overall
 from sparsify.checkpoint import Checkpoint
+from sparsify.compile import compile_plan
+from sparsify.costs import Costs
 from sparsify.data import batches, example_inputs, load_data
+from sparsify.errors import RunError, SparsifyError
 from sparsify.events import CutDone, EpochDone, Event, Listener, Note, StageStarted, silence
 from sparsify.graph import layers
+from sparsify.load import load
 from sparsify.measure import count_macs
 from sparsify.opening import Run, Source, asked, dense_model, opened, planned, resumed, where_it_stands
 from sparsify.plan import Plan
-from sparsify.train import Moment, check_trainable, derived_seed, evaluate, train_stage
+from sparsify.rounds import Target, holding, moments, next_target, rewritten, still_there
+from sparsify.train import Moment, check_trainable, derived_seed, evaluate, make_optimizer, train_stage
 from sparsify.weights import save_weights
-from sparsify_schemas.budget import Budget
 from sparsify_schemas.data import Augment
 from sparsify_schemas.group import in_one_tensor
-from sparsify_schemas.recipe import Keep, Rule
-from sparsify_schemas.report import StageRow
-from sparsify_schemas.selector import selects
-from sparsify_schemas.stage import Cut, Train
-from sparsify_schemas.units import Share
+from sparsify_schemas.recipe import Recipe
+from sparsify_schemas.report import Round, StageRow
+from sparsify_schemas.stage import Cut, Stage, Train
+
+_CONNECTION = re.compile("gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
+"""how torch.distributed says that another process does not answer; with gloo by a plain RuntimeError"""
 
 
 def apply(
@@ -59,7 +66,7 @@ def apply(
         if resume is not None
         else asked(recipe, model_file, overrides, allow, from_scratch, strict)
     )
-    with torch.random.fork_rng(devices=[]), opened(job, Path(out), timing, listener) as run:
+    with torch.random.fork_rng(devices=[]), opened(job, Path(out), timing, listener) as run, _together(run):
         model, at = where_it_stands(run)
         for index in range(at.stage, len(run.recipe.stages)):
             match run.recipe.stages[index]:
@@ -69,6 +76,25 @@ def apply(
                     model, at = _cut(run, stage, model, at)
         _finish(run, model, at)
     return run.folder
+
+
+@contextmanager
+def _together(run: Run) -> Iterator[None]:
+    """When another process is gone, say so: what this one sees is a broken connection, wherever it happened to wait."""
+    try:
+        yield
+    except (RuntimeError, SparsifyError) as error:
+        seen = error if isinstance(error, RuntimeError) else error.__cause__
+        if run.accelerator.num_processes == 1 or not _broken(seen):
+            raise
+        raise RunError(
+            f"another process of this run is gone (its own output says why), and this one cannot go on alone; go on with "
+            f"'sparsify apply --resume {run.folder}', on any number of processes"
+        ) from error
+
+
+def _broken(error: BaseException | None) -> bool:
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and bool(_CONNECTION.search(str(error))))
 
 
 def preview(
@@ -92,29 +118,16 @@ def preview(
 
 
 def _train(run: Run, stage: Train, model: nn.Module, at: Checkpoint) -> tuple[nn.Module, Checkpoint]:
-    assert run.datasets is not None  # the recipe was refused otherwise
-    main = run.accelerator.is_main_process
-    plan = _stage_plan(run, stage, model, at)
-
-    def save(moment: Moment) -> None:
-        if main:
-            replace(at, weights=moment.model, moment=moment).write(run.folder)
-        run.accelerator.wait_for_everyone()
-
-    moment = train_stage(
-        model,
-        stage,
-        run.datasets,
-        plan,
-        seed=run.recipe.seed,
-        stage_index=at.stage,
-        accelerator=run.accelerator,
-        augment=run.recipe.data.augment if run.recipe.data else Augment(),
-        hold_zeros=at.cuts is not None,
-        restore=at.moment,
-        listener=_of_the_dense(run.listener, plan.map.macs / run.plan.map.macs) if plan and run.plan.map.macs else run.listener,
-        on_epoch=save,
-    )
+    cuts = moments(stage.epochs, stage.cuts) if stage.cuts else ()
+    moment = at.moment
+    for until in (*(epoch for epoch, _ in cuts), stage.epochs):
+        if _was_cut(at, stage, until):
+            continue
+        if moment is None or moment.epochs < until:
+            moment = _trained(run, stage, model, replace(at, moment=moment), until)
+        if until in dict(cuts):
+            model, at, moment = _cut_between(run, stage, model, at, moment)
+    assert moment is not None  # a stage has at least one epoch
     last = moment.history[-1]
     row = StageRow(
         name=stage.name,
@@ -130,77 +143,121 @@ def _train(run: Run, stage: Train, model: nn.Module, at: Checkpoint) -> tuple[nn
     )
 
 
-def _of_the_dense(listener: Listener, left: float) -> Listener:
-    """The listener, told shares of the dense model's MACs; a stage after the cut counts those of the cut model."""
+def _was_cut(at: Checkpoint, stage: Train, epoch: int) -> bool:
+    return any((r.stage, r.epoch) == (stage.name, epoch) for r in at.rounds)
+
+
+def _trained(run: Run, stage: Train, model: nn.Module, at: Checkpoint, until: int) -> Moment:
+    """Train on to the end of an epoch, with a checkpoint after each."""
+    assert run.datasets is not None  # the recipe was refused otherwise
+    plan = _present_plan(run, model, at, stage)[0] if not at.cuts or _acts(run.recipe, stage) else None
+    if plan is not None and not plan.recipe.rules:
+        plan = None  # all that the rules spoke of has left with residual branches
+
+    def save(moment: Moment) -> None:
+        if run.accelerator.is_main_process:
+            replace(at, weights=moment.model, moment=moment).write(run.folder)
+        run.accelerator.wait_for_everyone()
+
+    return train_stage(
+        model,
+        stage,
+        run.datasets,
+        plan,
+        seed=run.recipe.seed,
+        stage_index=at.stage,
+        accelerator=run.accelerator,
+        augment=run.recipe.data.augment if run.recipe.data else Augment(),
+        hold_zeros=bool(at.cuts),
+        restore=at.moment,
+        until=until,
+        listener=_of_the_dense(run.listener, plan, run.plan) if plan else run.listener,
+        on_epoch=save,
+    )
+
+
+def _of_the_dense(listener: Listener, plan: Plan, dense: Plan) -> Listener:
+    """The listener, told shares of the dense model; a plan made after a cut counts those of the cut model."""
+    now, before = Costs(plan.map).dense, Costs(dense.map).dense
 
     def tell(event: Event) -> None:
-        if isinstance(event, EpochDone) and left != 1:
-            event = replace(event, remaining=tuple((what, share * left if what == "macs" else share) for what, share in event.remaining))
+        if isinstance(event, EpochDone) and plan is not dense:
+            event = replace(event, remaining=tuple((what, share * now[what] / before[what]) for what, share in event.remaining))
         listener(event)
 
     return tell
 
 
-def _stage_plan(run: Run, stage: Train, model: nn.Module, at: Checkpoint) -> Plan | None:
-    """Whose penalties act and whose zeros are held. After the cut the plan is made anew, of the cut model."""
-    if at.cuts is None:
-        return run.plan
-    acting = any((r.penalty is not None and stage.penalties) or in_one_tensor(r.group) for r in run.recipe.rules)
-    if not acting:
-        return None
-    rules = tuple(_afterwards(r, stage.penalties) for r in _still_there(run, model))
-    if not rules:
-        return None
-    return pruning.make_plan(run.recipe.model_copy(update={"rules": rules, "budget": Budget()}), model, run.inputs)
+def _acts(recipe: Recipe, stage: Train) -> bool:
+    """Whether a penalty acts in the stage or zeros are held."""
+    return any((r.penalty is not None and stage.penalties) or in_one_tensor(r.group) for r in recipe.rules)
 
 
-def _still_there(run: Run, model: nn.Module) -> Iterator[Rule]:
-    """The rules without what speaks only of layers that left with a residual branch."""
-    map, left = run.plan.map, {layer.name for layer in layers(model, {})}
-    for rule in run.recipe.rules:
-        named = [(layer.name, layer.type, layer.name in left) for layer in map.layers if rule.group != "depth"]
-        if rule.protect or rule.group == "depth":
-            named += [(b.module, b.type, any(t.rpartition(".")[0] in left for t in b.tensors)) for b in map.branches]
-        kept = tuple(p for p in rule.layers if any(there and selects((p,), name, kind) for name, kind, there in named))
-        if kept:
-            yield rule.model_copy(update={"layers": kept})
+def _present_plan(run: Run, model: nn.Module, at: Checkpoint, training: Train | None = None) -> tuple[Plan, tuple[int, ...]]:
+    """The plan of the model as it stands, for what the next cut is to leave, and which of the recipe's rules its own are.
 
-
-def _afterwards(rule: Rule, penalties: bool) -> Rule:
-    """A rule for the cut model. Budgets and demands were of the dense one, and what they asked for is done."""
-    if not in_one_tensor(rule.group):
-        return rule if rule.protect else rule.model_copy(update={"sparsity": None})
-    if rule.penalty is None or not penalties or rule.group == "weight":  # then only its zeros are held
-        penalty = rule.penalty if penalties else None
-        return rule.model_copy(update={"group": "weight", "penalty": penalty, "keep": Keep(), "sparsity": Share.parse("0%"), "override": True})
-    return rule.model_copy(update={"sparsity": None, "override": True})
+    After a cut it is made anew, of the cut model. training: the stage that it is for, where no cut is made by it.
+    """
+    target = next_target(run.recipe, at.stage, at.moment.epochs if at.moment else 0)
+    if not at.cuts:
+        every = tuple(range(len(run.recipe.rules)))
+        return (run.plan if target == Target() else compile_plan(load(rewritten(run.plan, target)), run.plan.map)), every
+    recipe = rewritten(run.plan, target, at.cuts)
+    if training is not None:
+        recipe = recipe.model_copy(update={"rules": tuple(holding(rule, training.penalties) for rule in recipe.rules)})
+    rules = still_there(run.plan, recipe.rules, {layer.name for layer in layers(model, {})})
+    recipe = recipe.model_copy(update={"rules": tuple(rules.values())})
+    return pruning.make_plan(recipe, model, run.inputs), tuple(rules)
 
 
 def _cut(run: Run, stage: Cut, model: nn.Module, at: Checkpoint) -> tuple[nn.Module, Checkpoint]:
     started = time.perf_counter()
     run.listener(StageStarted(stage.name, "cut", 0, 0))
-    seed = derived_seed(run.recipe.seed, at.stage, 0)
+    result, round = _cut_now(run, stage, model, at)
+    row = StageRow(name=stage.name, kind="cut", seconds=time.perf_counter() - started, validation_accuracy=round.validation_accuracy)
+    at = replace(at, stage=at.stage + 1, stages=(*at.stages, row))
+    return result.model, _kept(run, model, result, round, at)
+
+
+def _cut_between(run: Run, stage: Train, model: nn.Module, at: Checkpoint, moment: Moment) -> tuple[nn.Module, Checkpoint, Moment]:
+    """Cut between two epochs; the optimizer's state is narrowed with the model, schedules go on."""
+    optimizer = make_optimizer(stage.optimizer, model)
+    optimizer.load_state_dict(dict(moment.optimizer))
+    before = replace(moment, epochs=moment.epochs - 1)  # the target is that of the cut which comes now
+    result, round = _cut_now(run, stage, model, replace(at, moment=before), optimizer)
+    moment = replace(moment, model=result.model.state_dict(), optimizer=optimizer.state_dict(), hooks={})
+    at = _kept(run, model, result, round, replace(at, moment=moment))
+    return result.model, at, moment
+
+
+def _cut_now(
+    run: Run, stage: Stage, model: nn.Module, at: Checkpoint, optimizer: torch.optim.Optimizer | None = None
+) -> tuple[pruning.Result, Round]:
+    """The cut and the row that the report shows of it."""
+    epoch = at.moment.epochs + 1 if at.moment else 0
+    seed = derived_seed(run.recipe.seed, at.stage, epoch)
     given = batches(run.datasets.train, 64, seed=seed) if run.datasets is not None else None
-    result = pruning.cut(run.plan, model, inputs=run.inputs, batches=given)
+    plan, rules = _present_plan(run, model, at)
+    result = pruning.cut(plan, model, optimizer=optimizer, inputs=run.inputs, batches=given)
+    zeroed = tuple(done.model_copy(update={"rule": rules[done.rule]}) for done in result.cuts.zeroed)
+    result = replace(result, cuts=result.cuts.model_copy(update={"zeroed": zeroed}))
     verdict = overall(result.verdicts)
     macs = count_macs(model, run.inputs)[0], count_macs(result.model, run.inputs)[0]
     params = _params(model), _params(result.model)
     held = evaluate(result.model, run.datasets.validation)[1] if run.datasets and len(run.datasets.validation) else None
-    row = StageRow(name=stage.name, kind="cut", seconds=time.perf_counter() - started, validation_accuracy=held)
-    at = replace(
-        at,
-        stage=at.stage + 1,
-        weights=result.model.state_dict(),
-        stages=(*at.stages, row),
-        cuts=result.cuts,
-        verdicts=result.verdicts,
-    )
+    run.listener(CutDone(verdict.outcome, verdict.difference, macs, params, held))
+    return result, Round(stage=stage.name, epoch=epoch, macs=macs[1], params=params[1], validation_accuracy=held, verdict=verdict)
+
+
+def _kept(run: Run, model: nn.Module, result: pruning.Result, round: Round, at: Checkpoint) -> Checkpoint:
+    """The checkpoint after a cut, written; before a first cut in a run from random weights also the dense model."""
+    first = not at.cuts
+    at = replace(at, weights=result.model.state_dict(), cuts=(*at.cuts, result.cuts), rounds=(*at.rounds, round))
     if run.accelerator.is_main_process:
-        if run.state.from_scratch:
+        if run.state.from_scratch and first:
             save_weights(model, run.folder / files.DENSE)
         at.write(run.folder)
-    run.listener(CutDone(verdict.outcome, verdict.difference, macs, params, held))
-    return result.model, at
+    return at
 
 
 def _params(model: nn.Module) -> int:
@@ -208,19 +265,18 @@ def _params(model: nn.Module) -> int:
 
 
 def _finish(run: Run, model: nn.Module, at: Checkpoint) -> None:
-    assert at.cuts is not None  # every recipe has a cut stage
     run.listener(Note("measuring the dense and the cut model side by side"))
     if run.accelerator.is_main_process:
-        work = Work(run.plan, at.cuts, at.verdicts, at.stages, at.history, tuple(_notes(run)), run.state.from_scratch)
+        work = Work(run.plan, at.cuts, tuple(r.verdict for r in at.rounds), at.rounds, at.stages, at.history, tuple(_notes(run, at.rounds)), run.state.from_scratch)
         complete(run.folder, work, model, run.inputs, run.datasets, run.build, run.timing)
         files.finished(run.folder)
     run.accelerator.wait_for_everyone()
 
 
-def _notes(run: Run) -> Iterator[str]:
+def _notes(run: Run, rounds: tuple[Round, ...]) -> Iterator[str]:
     """Which dense model the report compares with, and how the run loads."""
     if run.state.from_scratch:
-        yield "trained from random weights: the dense model is the one that this run trained, as it stood right before the cut"
+        yield f"trained from random weights: the dense model is the one that this run trained, as it stood right before the {'first ' if len(rounds) > 1 else ''}cut"
     else:
         yield f"the dense model is {Path(run.state.model_file or '').name} as given"
     if run.build is not None:

@@ -59,7 +59,8 @@ OnEpoch = Callable[[Moment], None]
 
 def make_accelerator() -> Accelerator:
     """An Accelerator whose processes share a batch, so that `batch` means examples per step on one process or many."""
-    return Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True))
+    # mixed precision is the recipe's to choose, stage by stage, whatever the launcher was told
+    return Accelerator(mixed_precision="no", dataloader_config=DataLoaderConfiguration(split_batches=True))
 
 
 def derived_seed(seed: int, stage: int, epoch: int) -> int:
@@ -126,6 +127,7 @@ def train_stage(
     augment: Augment = _PLAIN,
     hold_zeros: bool = False,
     restore: Moment | None = None,
+    until: int | None = None,
     listener: Listener = silence,
     on_epoch: OnEpoch | None = None,
 ) -> Moment:
@@ -133,13 +135,14 @@ def train_stage(
 
     plan: whose penalties act unless the stage says otherwise, and whose groups are counted; None for plain training.
     hold_zeros: weights that are zero in rules on groups inside a tensor stay so.
-    restore: an earlier moment of this very stage, to go on from.
+    restore: an earlier moment of this very stage, to go on from; without hooks' state, right after a cut.
+    until: epochs after which to stop; the whole stage when left out.
     on_epoch: called after each epoch on every process, with a moment whose tensors are the live ones.
     Raises TrainingError when the loss is no longer finite, before the step that would spoil the weights; DataError when
     there are more classes than the model has outputs.
     """
     steps = _steps(stage, datasets, accelerator)
-    listener(StageStarted(stage.name, "train", stage.epochs, steps))
+    listener(StageStarted(stage.name, "train", stage.epochs, steps, restore.epochs if restore else 0))
     if restore is not None:
         model.load_state_dict(restore.model)
     raw = make_optimizer(stage.optimizer, model)
@@ -153,11 +156,13 @@ def train_stage(
     with hooked as hooks:
         if restore is not None:
             raw.load_state_dict(dict(restore.optimizer))
-            if hooks is not None:
+            if hooks is not None and restore.hooks:
                 hooks.load_state_dict(dict(restore.hooks))
+            elif hooks is not None:
+                hooks.start_at(restore.epochs * steps)
         run = _Run(prepared, model, optimizer, raw, hooks, stage, datasets, accelerator, augment, steps, listener)
         moment = restore or Moment(0, (), 0.0, 0.0, 0.0, {}, {}, {})
-        for epoch in range(moment.epochs, stage.epochs):
+        for epoch in range(moment.epochs, until or stage.epochs):
             moment = _epoch(run, derived_seed(seed, stage_index, epoch), epoch, moment)
             if on_epoch is not None:
                 on_epoch(moment)
@@ -230,25 +235,43 @@ def _train(run: _Run, seed: int, epoch: int) -> tuple[float, float, float]:
     hits = torch.zeros((), dtype=torch.int64, device=run.accelerator.device)
     with _mode(run.prepared, training=True):
         for i, (x, y) in enumerate(loader):
-            lr = schedules.value(run.stage.optimizer.lr, epoch * run.steps + i, run.steps, run.steps * run.stage.epochs)
+            lr = _lr(run, epoch * run.steps + i)
             for group in run.raw.param_groups:
                 group["lr"] = lr
             run.optimizer.zero_grad()
-            losses, right = _losses(
-                run.prepared, x, y, run.datasets.classes, f"stage '{run.stage.name}', epoch {epoch + 1}, step {i + 1}: "
-            )
+            losses, right = _passed(run, x, y, f"stage '{run.stage.name}', epoch {epoch + 1}, step {i + 1}: ")
             # gathered before the step: each process sees the same loss and they give up together
-            everyone, rights = run.accelerator.gather_for_metrics((losses.detach(), right))
+            everyone, rights = run.accelerator.gather_for_metrics((losses, right))
             loss = everyone.mean().item()
             if not math.isfinite(loss):
                 raise _diverged(run, epoch, i, f"the loss is {loss}")
-            run.accelerator.backward(losses.mean())
+            if run.stage.clip is not None:
+                run.accelerator.clip_grad_norm_(run.model.parameters(), run.stage.clip)
             with _stepping(run, epoch, i):
                 run.optimizer.step()
             total, seen = total + loss * len(everyone), seen + len(everyone)
             hits += rights.sum()
             run.listener(StepDone(run.stage.name, epoch + 1, i + 1, loss))
     return total / seen, hits.item() / seen, lr
+
+
+def _lr(run: _Run, step: int) -> float:
+    total = run.steps * run.stage.epochs
+    rise = run.stage.warmup.steps(run.steps, total)
+    return schedules.value(run.stage.optimizer.lr, step, run.steps, total) * min(1.0, (step + 1) / rise if rise else 1.0)
+
+
+def _passed(run: _Run, x: Tensor, y: Tensor, where: str) -> tuple[Tensor, Tensor]:
+    """Forward and backward of a batch, in parts; (loss, whether classified rightly) of each example. Gradients meet in the last part."""
+    parts = list(zip(x.chunk(run.stage.accumulate), y.chunk(run.stage.accumulate), strict=True))
+    found = []
+    for i, (xs, ys) in enumerate(parts):
+        together = nullcontext() if i == len(parts) - 1 else run.accelerator.no_sync(run.prepared)
+        with together, torch.autocast(run.accelerator.device.type, torch.bfloat16, enabled=run.stage.precision == "bf16"):
+            losses, right = _losses(run.prepared, xs, ys, run.datasets.classes, where)
+            run.accelerator.backward(losses.sum() / len(x))
+        found.append((losses.detach(), right))
+    return torch.cat([losses for losses, _ in found]), torch.cat([right for _, right in found])
 
 
 def _shared(loader: DataLoader[Any], accelerator: Accelerator) -> DataLoader[Any]:

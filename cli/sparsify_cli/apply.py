@@ -1,5 +1,6 @@
 """`sparsify apply`: carry out a recipe on a model; leaves a run folder and shows its report."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -63,11 +64,18 @@ def _remembering(remember: Callable[[Path], None], listener: Listener) -> Listen
     return tell
 
 
+def _rank() -> int:
+    """This process among those that torchrun or `accelerate launch` started."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def _finish(run: Path, as_json: bool) -> None:
     from sparsify import report as reports
     from sparsify_cli.report import show_report
 
     found = reports.read(run)
+    if _rank():
+        return  # the first process speaks for all
     if as_json:
         show_json(found.model_dump(mode="json"))
     else:

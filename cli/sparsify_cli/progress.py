@@ -42,7 +42,7 @@ def _sentence(event: Event) -> str:
         case RunStarted():
             return f"{'going on with' if event.resumed else 'run'} {event.folder}"
         case StageStarted():
-            return f"{event.name}: {plural(event.epochs, 'epoch')} of {plural(event.steps_per_epoch, 'step')}" if event.kind == "train" else ""
+            return _started(event)
         case StepDone():
             return ""
         case EpochDone():
@@ -53,6 +53,14 @@ def _sentence(event: Event) -> str:
             return event.text
         case _:
             assert_never(event)
+
+
+def _started(event: StageStarted) -> str:
+    if event.kind == "cut" or event.done == event.epochs:
+        return ""
+    if event.done:
+        return f"{event.name}: on from epoch {event.done + 1} of {event.epochs}"
+    return f"{event.name}: {plural(event.epochs, 'epoch')} of {plural(event.steps_per_epoch, 'step')}"
 
 
 def _figures(event: EpochDone) -> str:

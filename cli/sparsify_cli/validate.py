@@ -72,4 +72,5 @@ def _rule(rule: Rule) -> str:
 def _stage(stage: Stage) -> str:
     if not isinstance(stage, Train):
         return stage.name
-    return f"{stage.name} ({stage.epochs} epoch{'s' if stage.epochs > 1 else ''})"
+    cutting = ", cutting" if stage.cuts else ""
+    return f"{stage.name} ({stage.epochs} epoch{'s' if stage.epochs > 1 else ''}{cutting})"

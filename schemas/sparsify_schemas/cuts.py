@@ -209,3 +209,15 @@ class Cuts(Spec):
     """what each rule on groups inside tensors set to zero"""
     executions: tuple[Execution, ...] = ()
     """how layers with dead shapes or taps are computed"""
+
+
+class Rounds(Spec):
+    """The cuts of a run that cut more than once: each replays on what the one before it left."""
+
+    version: Literal[2] = 2
+    rounds: tuple[Cuts, ...] = Field(min_length=2)
+    """in order"""
+
+
+Log = Annotated[Cuts | Rounds, Field(discriminator="version")]
+"""What cuts.json holds."""

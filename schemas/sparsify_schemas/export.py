@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel
+from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from sparsify_schemas.base import LARGEST
-from sparsify_schemas.cuts import Cuts
+from sparsify_schemas.cuts import Log
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Report
 from sparsify_schemas.written import written
@@ -54,7 +54,7 @@ def recipe_schema() -> Json:
 
 def cuts_schema() -> Json:
     """The cut log, cuts.json in a run folder."""
-    return _schema(Cuts, "sparsify cuts")
+    return _schema(Log, "sparsify cuts")
 
 
 def report_schema() -> Json:
@@ -87,8 +87,8 @@ class _Generator(GenerateJsonSchema):
         return super().encode_default(written(dft))
 
 
-def _schema(model: type[BaseModel], title: str) -> Json:
-    made = model.model_json_schema(by_alias=True, schema_generator=_Generator)
+def _schema(entry: Any, title: str) -> Json:
+    made = TypeAdapter(entry).json_schema(by_alias=True, schema_generator=_Generator)
     return {"$schema": DIALECT, **_tidy(made), "title": title}
 
 

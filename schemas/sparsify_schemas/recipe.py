@@ -1,6 +1,7 @@
 """The recipe: what a user writes."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
@@ -13,7 +14,7 @@ from sparsify_schemas.group import Group, in_one_tensor, kind_of, within
 from sparsify_schemas.model import Input, Model
 from sparsify_schemas.penalty import GroupLasso, Penalty
 from sparsify_schemas.selector import Layers
-from sparsify_schemas.stage import Cut, Stage, Train
+from sparsify_schemas.stage import Cut, Stage, Train, goal
 from sparsify_schemas.target import Target
 from sparsify_schemas.units import Share
 
@@ -134,8 +135,15 @@ class Recipe(Spec):
         doubled = next((n for n in names if names.count(n) > 1), None)
         if doubled:
             raise ValueError(f"two stages are called '{doubled}'; give one of them another 'name'")
-        if sum(isinstance(s, Cut) for s in stages) != 1:
-            raise ValueError("a recipe has exactly one 'cut' stage")
+        cutting = [(s.name, found) for s in stages if (found := goal(s)) is not None]
+        if not cutting:
+            raise ValueError("a recipe needs a 'cut' stage, or a 'train' stage with 'cuts'")
+        for (earlier, before), (later, after) in pairwise(cutting):
+            if before.budget is None and after.budget is None and after.way.value <= before.way.value:
+                raise ValueError(f"'{later}' cuts {after.way} of the way, and '{earlier}' before it has gone {before.way}; give '{earlier}' a shorter 'way'")
+        name, last = cutting[-1]
+        if last.budget is not None or last.way.fraction < 1:
+            raise ValueError(f"'{name}' is the last cut and must meet the recipe's budget; leave out its 'way' and 'budget', or add a 'cut' stage")
         return stages
 
     @model_validator(mode="after")

@@ -144,6 +144,21 @@ class Verdict(Spec):
     note: str = ""
 
 
+class Round(Spec):
+    """One cut: where it came and what it left."""
+
+    stage: str
+    epoch: int = 0
+    """epochs of a train stage before it; 0 for a cut stage"""
+    macs: int
+    """multiply-accumulates that it left"""
+    params: int
+    """parameters that it left"""
+    validation_accuracy: float | None = None
+    """right after it"""
+    verdict: Verdict
+
+
 class Environment(Spec):
     """What it ran on."""
 
@@ -175,7 +190,10 @@ class Report(Spec):
     executions: tuple[Execution, ...] = ()
     stages: tuple[StageRow, ...] = ()
     history: tuple[Epoch, ...] = ()
+    rounds: tuple[Round, ...] = ()
+    """the cuts, in order"""
     verdict: Verdict
+    """of the cut that says least for it"""
     notes: tuple[str, ...] = ()
     """what a reader must know, in plain words"""
     files: dict[str, str] = {}

@@ -1,12 +1,15 @@
-"""Stages: train, cut, train again."""
+"""Stages: train, cut, train again, in as many rounds as it takes."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sparsify_schemas.base import Flag, NonNegative, Positive, Spec, Text
+from sparsify_schemas.base import AtKey, Flag, NonNegative, Positive, Spec, Text
+from sparsify_schemas.budget import Budget
 from sparsify_schemas.schedule import Constant, Scheduled
+from sparsify_schemas.units import Duration, Share
 
+Above = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Unit = Annotated[float, Field(strict=True, ge=0, lt=1)]
 
 
@@ -57,6 +60,42 @@ class AdamW(Spec):
 Optimizer = Annotated[Sgd | Adam | AdamW, Field(discriminator="kind")]
 
 
+class Goal(Spec):
+    """What a cut is to leave."""
+
+    way: Share = Share(100, "%")
+    """how far to go from the dense model towards the budget and the rules' own sparsities; the last cut goes all the way"""
+    budget: Budget | None = None
+    """what this cut may leave of the dense model, in place of the recipe's budget; not in the last cut"""
+
+
+class Gradual(Goal):
+    """Cuts between the epochs of a train stage, deeper each time; optimizer and penalties go on where they were.
+
+    after epoch e, t = (e - start) / (end - start):  way(e) = way * (1 - (1 - t)^3)      cubic  (Zhu & Gupta, arXiv:1710.01878)
+                                                     way * t                             linear
+                                                     way * (1 - cos(pi t)) / 2           cosine
+    """
+
+    every: Duration = Duration(1, "ep")
+    """whole epochs between two cuts; the last cut comes at `end`"""
+    schedule: Literal["cubic", "linear", "cosine"] = "cubic"
+    """how the way goes on: cubic begins fast and ends slowly"""
+    start: Duration = Duration(0, "ep")
+    """when it begins, in ep or dur"""
+    end: Duration = Duration(1, "dur")
+    """when it is complete, in ep or dur; what is left of the stage is fine-tuning"""
+
+    @model_validator(mode="after")
+    def _between_epochs(self) -> "Gradual":
+        if self.every.unit != "ep" or self.every.value != int(self.every.value) or not self.every.value:
+            raise ValueError(f"'every: {self.every}' is no number of whole epochs, and cuts come between epochs; write 1ep")
+        for key, moment in (("start", self.start), ("end", self.end)):
+            if moment.unit == "it":
+                raise ValueError(f"'{key}: {moment}' counts steps, and cuts come between epochs; write it in ep or dur")
+        return self
+
+
 class Train(Spec):
     """Train for some epochs by cross-entropy, with the rules' penalties attached unless `penalties: false`."""
 
@@ -69,11 +108,37 @@ class Train(Spec):
     """examples per step"""
     optimizer: Optimizer
     """what takes the steps"""
+    warmup: Duration = Duration(0, "it")
+    """over which the learning rate rises evenly from zero to what `lr` says; 0it for none"""
+    clip: Above | None = None
+    """largest norm of the loss' gradient over all parameters; a larger one is scaled down to it, before penalties are added"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """of the forward pass: bf16 by autocast; weights and optimizer stay in float32"""
+    accumulate: Positive = 1
+    """parts in which a batch passes through the model, for less memory; the step is that of the whole batch"""
     penalties: Flag = True
     """whether the rules' penalties act in this stage"""
+    cuts: Gradual | None = None
+    """cut little by little while training"""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Train":
+        if self.accumulate > self.batch:
+            raise AtKey("accumulate", f"a batch of {self.batch} cannot pass in {self.accumulate} parts; choose at most {self.batch}")
+        return self
+
+    @model_validator(mode="after")
+    def _cuts_within(self) -> "Train":
+        if self.cuts is not None:
+            start, end = (moment.steps(1, self.epochs) for moment in (self.cuts.start, self.cuts.end))
+            if not start < end <= self.epochs:
+                raise ValueError(
+                    f"the cuts start at {self.cuts.start} and end at {self.cuts.end}; 'end' must come after 'start' and within {self.epochs}ep"
+                )
+        return self
 
 
-class Cut(Spec):
+class Cut(Goal):
     """Choose what goes, remove it from a copy, verify the copy, go on with it."""
 
     kind: Literal["cut"]
@@ -82,3 +147,8 @@ class Cut(Spec):
 
 
 Stage = Annotated[Train | Cut, Field(discriminator="kind")]
+
+
+def goal(stage: Stage) -> Cut | Gradual | None:
+    """What a stage cuts to, if it cuts."""
+    return stage if isinstance(stage, Cut) else stage.cuts

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import ModelError
+from sparsify.wrapping import is_sharded
 
 Inputs = tuple[Tensor, ...] | Mapping[str, Tensor]
 
@@ -58,5 +59,11 @@ def check_model(model: nn.Module) -> None:
         raise ModelError("the model is wrapped by torch.compile; pass the module inside it (model._orig_mod) and compile after the cut")
     if kind in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
         raise ModelError(f"the model is wrapped by {kind}; pass the module inside it (model.module) and wrap after the cut")
+    sharded = next((name for name, p in model.named_parameters() if is_sharded(p)), None)
+    if sharded is not None:
+        raise ModelError(
+            f"'{sharded}' is sharded over processes; load the whole state (torch.distributed.checkpoint.state_dict.get_model_state_dict "
+            "with full_state_dict=True) into a model that is not sharded, cut that, and shard it anew"
+        )
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("the model is a TorchScript module, which cannot be narrowed; pass the Python module it was made from")

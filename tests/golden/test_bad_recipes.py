@@ -375,11 +375,31 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "two cuts": (
         (("{kind: cut}", "{kind: cut}\n  - {kind: cut, name: again}"),),
-        "recipe.yaml:18:1: stages: a recipe has exactly one 'cut' stage",
+        "recipe.yaml:18:1: stages: 'again' cuts 100% of the way, and 'cut' before it has gone 100%; give 'cut' a shorter 'way'",
     ),
     "no cut": (
         (("  - {kind: cut}\n", ""),),
-        "recipe.yaml:18:1: stages: a recipe has exactly one 'cut' stage",
+        "recipe.yaml:18:1: stages: a recipe needs a 'cut' stage, or a 'train' stage with 'cuts'",
+    ),
+    "the last cut goes half the way": (
+        (("{kind: cut}", "{kind: cut, way: 50%}"),),
+        "recipe.yaml:18:1: stages: 'cut' is the last cut and must meet the recipe's budget; leave out its 'way' and 'budget', or add a 'cut' stage",
+    ),
+    "cuts between steps": (
+        (("name: learn,", "name: learn, cuts: {every: 100it},"),),
+        "recipe.yaml:19:38: stages.0.cuts: 'every: 100it' is no number of whole epochs, and cuts come between epochs; write 1ep",
+    ),
+    "cuts that end at a step": (
+        (("name: learn,", "name: learn, cuts: {end: 100it},"),),
+        "recipe.yaml:19:38: stages.0.cuts: 'end: 100it' counts steps, and cuts come between epochs; write it in ep or dur",
+    ),
+    "cuts beyond the stage": (
+        (("name: learn,", "name: learn, cuts: {end: 4ep},"),),
+        "recipe.yaml:19:5: stages.0: the cuts start at 0ep and end at 4ep; 'end' must come after 'start' and within 3ep",
+    ),
+    "more parts than examples": (
+        (("name: learn,", "name: learn, batch: 8, accumulate: 9,"),),
+        "recipe.yaml:19:42: stages.0.accumulate: a batch of 8 cannot pass in 9 parts; choose at most 8",
     ),
     "two stages of one name": (
         (("{kind: cut}", "{kind: cut, name: learn}"),),

@@ -1,4 +1,4 @@
-"""apply on two processes: one run folder, and the weights that one process would have trained."""
+"""apply on several processes: one run folder, the weights that one process would have trained, and what happens when one dies."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sparsify import folder as files
-from sparsify.artefact import checked, load_dense, load_run
+from sparsify.artefact import checked, list_runs, load_dense, load_run, read_cuts
 
 NET = """
 from torch import nn
@@ -32,47 +32,115 @@ RECIPE = {
         {"kind": "train", "name": "tune", "epochs": 1, "batch": 32, "penalties": False, "optimizer": SGD},
     ],
 }
+FINE = {"warmup": "3it", "clip": 0.5, "accumulate": 4}
+GRADUAL = RECIPE | {
+    "stages": [{"kind": "train", "name": "shrink", "epochs": 4, "batch": 32, "optimizer": SGD, "cuts": {"end": "3ep"}, **FINE}],
+}
 CODE = """
-import json, sys, torch
-from sparsify.run import apply
+import json, os, signal, sys, torch
+from sparsify_cli.app import main
+from torch.optim.optimizer import register_optimizer_step_post_hook
 torch.set_num_threads(1)
-print(apply(json.loads(sys.argv[1]), from_scratch=True, timing=0.01, out=sys.argv[2]))
+steps, last = [], int(os.environ.get("DIES_AFTER", 0))
+def die(*_):
+    steps.append(0)
+    if len(steps) == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+if last and os.environ.get("RANK", "0") in os.environ.get("DYING", "01"):
+    register_optimizer_step_post_hook(die)
+main(sys.argv[1:])
 """
 
 
-def start(out: str, **environment: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", CODE, json.dumps(RECIPE), out]
-    return subprocess.Popen(
-        command, text=True, stdout=subprocess.PIPE, env=os.environ | {"ACCELERATE_USE_CPU": "true"} | environment
-    )
+def start(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-W", "ignore", "-c", CODE, "apply", "--quiet", *arguments]
+    surroundings = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": f".{os.pathsep}{os.environ.get('PYTHONPATH', '')}"} | environment
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=surroundings)
+
+
+def on(count: int, *arguments: str, **environment: str) -> list[tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of each process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    world = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [{"RANK": str(r), "LOCAL_RANK": str(r), **world} for r in range(count)] if count > 1 else [{}]
+    started = [start(*arguments, **rank, **environment) for rank in ranks]
+    said = [p.communicate(timeout=180) for p in started]
+    return [(p.returncode, *both) for p, both in zip(started, said, strict=True)]
 
 
 def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-@pytest.mark.slow
-def test_two_processes_make_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mynet", raising=False)
     Path("mynet.py").write_text(NET)
+    Path("recipe.json").write_text(json.dumps(RECIPE))
+    Path("gradual.json").write_text(json.dumps(GRADUAL))
     rng = np.random.default_rng(0)
     x = rng.standard_normal((192, 6)).astype("float32")
     y = (x[:, 0] > 0).astype("int64") + (x[:, 1] > 0)
     np.savez("data.npz", x_train=x[:128], y_train=y[:128], x_test=x[128:], y_test=y[128:])
+
+
+def same_end(a: Path, b: Path) -> None:
+    """Weights to rounding, cuts exactly."""
+    torch.testing.assert_close(weights(load_dense(a)), weights(load_dense(b)), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(weights(load_run(a)), weights(load_run(b)), rtol=1e-4, atol=1e-6)
+    assert [c.widths for c in read_cuts(a)] == [c.widths for c in read_cuts(b)]
+    for x, y in zip(checked(a).history, checked(b).history, strict=True):
+        assert (x.epoch, x.train_accuracy, x.validation_accuracy) == (y.epoch, y.train_accuracy, y.validation_accuracy)
+        assert x.loss == pytest.approx(y.loss, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["recipe.json", "gradual.json"])
+def test_two_processes_make_one_run(recipe: str) -> None:
+    two, one = on(2, recipe, "--from-scratch", "--out", "two"), on(1, recipe, "--from-scratch", "--out", "one")
+    assert [code for code, *_ in two + one] == [0, 0, 0], two + one
+    assert "saved in two/two-1" in two[0][2] and two[1][1:] == ("", ""), "the first process speaks for all"
+    assert [p.name for p in Path("two").iterdir()] == ["two-1"]
+    same_end(Path("two/two-1"), Path("one/two-1"))
+    log = [json.loads(line)["event"] for line in (Path("two/two-1") / files.LOG).read_text().splitlines()]
+    assert log.count("EpochDone") == (3 if recipe == "recipe.json" else 4)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on_with_other_numbers_of_processes() -> None:
+    """Two processes, then one, then two; each time some are killed by kill -9, at the end the weights of a run left alone."""
+    (code, _, said), (killed, *_) = on(2, "gradual.json", "--from-scratch", DIES_AFTER="5", DYING="1")
+    assert (code, killed) == (1, -9)
+    assert said.strip() == (
+        "another process of this run is gone (its own output says why), and this one cannot go on alone; go on with "
+        "'sparsify apply --resume runs/two-1', on any number of processes"
+    )
+    (row,) = list_runs("runs")
+    assert row.state == "failed"
+    assert json.loads((Path("runs/two-1") / files.STATE).read_text())["failure"] == said.strip()
+    assert [code for code, *_ in on(1, "--resume", "runs/two-1", DIES_AFTER="5")] == [-9]
+    done = on(2, "--resume", "runs/two-1")
+    assert [code for code, *_ in done] == [0, 0], done
+    assert on(1, "gradual.json", "--from-scratch", "--out", "one")[0][0] == 0
+    same_end(Path("runs/two-1"), Path("one/two-1"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "bf16", "--dynamo_backend", "no"), ("torch.distributed.run", "--nproc-per-node", "2")])
+def test_the_launchers(launcher: tuple[str, ...]) -> None:
+    """The recipe says how to train, whatever precision the launcher was told."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [start("two", RANK=r, LOCAL_RANK=r, **world) for r in "01"] + [start("one")]
-    said = [p.communicate(timeout=120)[0].split() for p in started]
-    assert said == [["two/two-1"], ["two/two-1"], ["one/two-1"]]
-
-    two, one = Path("two/two-1"), Path("one/two-1")
-    assert [p.name for p in Path("two").iterdir()] == ["two-1"]
-    torch.testing.assert_close(weights(load_dense(two)), weights(load_dense(one)), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(weights(load_run(two)), weights(load_run(one)), rtol=1e-4, atol=1e-6)
-    for a, b in zip(checked(two).history, checked(one).history, strict=True):
-        assert (a.epoch, a.train_accuracy, a.validation_accuracy) == (b.epoch, b.train_accuracy, b.validation_accuracy)
-        assert a.loss == pytest.approx(b.loss, rel=1e-4)
-    log = [json.loads(line)["event"] for line in (two / files.LOG).read_text().splitlines()]
-    assert log.count("EpochDone") == 3
+    flag = "--main_process_port" if launcher[0].startswith("accelerate") else "--master-port"
+    command = [sys.executable, "-W", "ignore", "-m", launcher[0], *launcher[1:], flag, port, "-m", "sparsify_cli", "apply", "gradual.json", "--from-scratch", "--quiet"]
+    surroundings = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": f".{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=surroundings)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Dense and cut") == 1
+    assert on(1, "gradual.json", "--from-scratch", "--out", "one")[0][0] == 0
+    same_end(Path("runs/two-1"), Path("one/two-1"))

@@ -256,3 +256,35 @@ def test_a_rate_or_strength_beyond_float32_is_named(lr, strength):
     plan = pruning.make_plan(recipe(layers=["0"], group="neuron", penalty=penalty), model)
     with pytest.raises(TrainingError, match=r"^stage 'learn', epoch 1, step \d: .*overflow; lower the learning rate"):
         train(model, stage(1, {"kind": "sgd", "lr": lr}), plan)
+
+
+def test_parts_of_a_batch_make_the_step_of_the_whole():
+    """Without BatchNorm, whose statistics are of a part; the last batch of 70 examples has 6, which is fewer than 4 full parts."""
+    whole, parts = (nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)) for _ in range(2))
+    parts.load_state_dict(whole.state_dict())
+    a, b = train(whole, stage(2)), train(parts, stage(2, accumulate=4))
+    for x, y in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+    assert [r.loss for r in a.history] == pytest.approx([r.loss for r in b.history])
+    assert a.history[-1].train_accuracy == b.history[-1].train_accuracy
+
+
+def test_warm_up_rises_evenly_to_the_schedule():
+    """Over 10 steps of a stage with 5 an epoch: after the 5th step half the rate, from the 10th on all of it."""
+    assert [row.lr for row in train(net(), stage(3, warmup="2ep")).history] == pytest.approx([0.05, 0.1, 0.1])
+
+
+def test_a_clipped_gradient_moves_the_weights_no_further():
+    clipped = net(dropout=0.0)
+    start = nn.utils.parameters_to_vector(clipped.parameters()).detach()
+    train(clipped, stage(1, {"kind": "sgd", "lr": 0.1}, clip=1e-3))
+    moved = (nn.utils.parameters_to_vector(clipped.parameters()).detach() - start).norm()
+    assert 0 < moved <= 5 * 0.1 * 1e-3 * 1.001
+
+
+def test_bf16_is_of_the_forward_pass_alone():
+    plain, half = net(dropout=0.0), net(dropout=0.0)
+    a, b = train(plain, stage(3)), train(half, stage(3, precision="bf16"))
+    assert all(p.dtype == torch.float32 for p in half.parameters())
+    assert not same(plain, half)
+    assert [r.loss for r in b.history] == pytest.approx([r.loss for r in a.history], rel=0.02)

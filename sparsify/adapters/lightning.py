@@ -1,0 +1,57 @@
+"""Lightning: Trainer(callbacks=[SparsifyCallback(plan, net)]), with extra `lightning`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from sparsify.errors import ModelError
+from sparsify.hooks import Hooks, attach, trained
+from sparsify.plan import Plan
+
+
+class SparsifyCallback(Callback):  # type: ignore[misc]
+    """Attaches a plan's penalties while a Trainer fits; their state goes into Lightning's checkpoints, their effect into its log.
+
+    Lightning makes the gradients inside the optimizer's step; hooks act after them, and after its clipping.
+    """
+
+    def __init__(self, plan: Plan, model: nn.Module) -> None:
+        """model: what the plan was made of, the LightningModule itself or a module in it."""
+        self.plan, self.model = plan, model
+        self.hooks: Hooks | None = None
+        self._saved: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raises ModelError when none of the trainer's optimizers holds the model's parameters."""
+        steps = int(trainer.estimated_stepping_batches) if trainer.estimated_stepping_batches != float("inf") else None
+        per_epoch = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches) if trainer.num_training_batches != float("inf") else None
+        self.hooks = attach(self.plan, self.model, _holder(trainer, self.model), steps_per_epoch=per_epoch, steps=steps)
+        if self._saved:
+            self.hooks.load_state_dict(self._saved)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.hooks is not None:
+            pl_module.log("sparsity", self.hooks.sparsity(), rank_zero_only=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.hooks is not None:
+            self.hooks.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.hooks.state_dict() if self.hooks is not None else self._saved
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Kept until the optimizer is there."""
+        self._saved = dict(state_dict)
+
+
+def _holder(trainer: Trainer, model: nn.Module) -> Any:
+    for optimizer in trainer.optimizers:
+        try:
+            trained(model, optimizer)
+        except ModelError:
+            continue
+        return optimizer
+    raise ModelError("no optimizer of the Trainer holds the model's parameters; give SparsifyCallback the module that is trained")

@@ -1,0 +1,55 @@
+"""Hugging Face: Trainer(..., callbacks=[SparsifyCallback(plan)]), with extra `transformers`."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sparsify.errors import ModelError
+from sparsify.hooks import Hooks, attach
+from sparsify.plan import Plan
+
+FILE = "sparsify.pt"
+"""the state of the hooks, in each of the Trainer's checkpoints"""
+
+
+class SparsifyCallback(TrainerCallback):  # type: ignore[misc]
+    """Attaches a plan's penalties while a Trainer trains; their state goes into its checkpoints, their effect into its log."""
+
+    def __init__(self, plan: Plan) -> None:
+        """plan: of the Trainer's model."""
+        self.plan = plan
+        self.hooks: Hooks | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        """Raises ModelError when training resumes from a checkpoint that was written without this callback."""
+        model: nn.Module = given["model"]
+        per_epoch = max(round(state.max_steps / state.num_train_epochs), 1)
+        self.hooks = attach(self.plan, model, given["optimizer"], steps_per_epoch=per_epoch, steps=state.max_steps)
+        if state.global_step:
+            self.hooks.load_state_dict(_read(_checkpoint(args, state) / FILE))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        if self.hooks is not None and state.is_world_process_zero:
+            torch.save(self.hooks.state_dict(), _checkpoint(args, state) / FILE)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        if self.hooks is not None:
+            given["logs"]["sparsity"] = self.hooks.sparsity()
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        if self.hooks is not None:
+            self.hooks.detach()
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise ModelError(f"{path} is missing: the checkpoint was written without SparsifyCallback, or lies outside output_dir")
+    found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return found

@@ -1,0 +1,134 @@
+"""Rounds: what each cut of a recipe is to leave, and how a recipe reads for a model that earlier cuts have narrowed.
+
+All shares are of the dense model. For a later cut they are written anew: budgets as plain amounts, a rule's `sparsity` as
+the share of what is left.
+"""
+
+import math
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from math import prod
+
+from pydantic import TypeAdapter
+
+from sparsify.costs import Costs, limits
+from sparsify.plan import Assignment, Plan
+from sparsify.schedules import value
+from sparsify_schemas.budget import Budget
+from sparsify_schemas.cuts import Cuts
+from sparsify_schemas.group import in_one_tensor
+from sparsify_schemas.recipe import Keep, Recipe, Rule
+from sparsify_schemas.schedule import Schedule
+from sparsify_schemas.selector import selects
+from sparsify_schemas.stage import Cut, Gradual, Train, goal
+from sparsify_schemas.units import Amount, Share, Size
+
+_HAIR = 1e-14
+_SCHEDULES: TypeAdapter[Schedule] = TypeAdapter(Schedule)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one cut is to leave of the dense model."""
+
+    way: float = 1.0
+    """share of the way from the dense model to the budget and to the rules' own sparsities"""
+    budget: Budget | None = None
+    """in place of the recipe's"""
+
+
+def moments(epochs: int, cuts: Gradual) -> tuple[tuple[int, float], ...]:
+    """(epochs done, share of the way) of every cut within a train stage; the last one comes at `end`."""
+    end = math.ceil(cuts.end.steps(1, epochs))
+    window = {"kind": cuts.schedule, "from": 0.0, "to": cuts.way.fraction, "start": cuts.start, "end": cuts.end}
+    shape = _SCHEDULES.validate_python(window)
+    ways = [(epoch, value(shape, epoch, 1, epochs)) for epoch in (*range(int(cuts.every.value), end, int(cuts.every.value)), end)]
+    return tuple((epoch, way) for epoch, way in ways if way > 0)
+
+
+def next_target(recipe: Recipe, stage: int, epochs: int) -> Target | None:
+    """What the first cut to come is to leave, when so many epochs of the stage are done; None after the last cut."""
+    for index, spec in enumerate(recipe.stages[stage:]):
+        match spec:
+            case Cut():
+                return Target(spec.way.fraction, spec.budget)
+            case Train(cuts=Gradual() as cuts):
+                done = epochs if index == 0 else 0
+                way = next((way for epoch, way in moments(spec.epochs, cuts) if epoch > done), None)
+                if way is not None:
+                    return Target(way, cuts.budget)
+            case Train():
+                pass
+    return None
+
+
+def rewritten(plan: Plan, target: Target | None, cuts: Sequence[Cuts] = ()) -> Recipe:
+    """The recipe for what earlier cuts have left, so that a cut of that leaves what the target says; rules keep their places.
+
+    plan: of the dense model. Without a target no budget and no demand is left: what they asked for is done.
+    """
+    if target is None:
+        rules = tuple(r if r.protect else r.model_copy(update={"sparsity": None}) for r in plan.recipe.rules)
+        return plan.recipe.model_copy(update={"rules": rules, "budget": Budget()})
+    demands = list(plan.recipe.rules)
+    for assignment in plan.assignments:
+        rule = demands[assignment.rule]
+        if rule.sparsity is not None:
+            left = left_inside(plan, assignment, cuts) if in_one_tensor(rule.group) else _left(plan, assignment, cuts)
+            share = max(target.way * rule.sparsity.fraction - (1 - left), 0.0) / left if left else 0.0
+            demands[assignment.rule] = rule.model_copy(update={"sparsity": Share(100 * share, "%")})
+    return plan.recipe.model_copy(update={"rules": tuple(demands), "budget": _amounts(plan, target)})
+
+
+def still_there(plan: Plan, rules: Sequence[Rule], left: Set[str]) -> dict[int, Rule]:
+    """Place -> rule, without what speaks only of layers that left with a residual branch. left: names of the layers that have not."""
+    found = {}
+    for index, rule in enumerate(rules):
+        named = [(layer.name, layer.type, layer.name in left) for layer in plan.map.layers if rule.group != "depth"]
+        if rule.protect or rule.group == "depth":
+            named += [(b.module, b.type, any(t.rpartition(".")[0] in left for t in b.tensors)) for b in plan.map.branches]
+        kept = tuple(p for p in rule.layers if any(there and selects((p,), name, kind) for name, kind, there in named))
+        if kept:
+            found[index] = rule.model_copy(update={"layers": kept})
+    return found
+
+
+def holding(rule: Rule, penalties: bool) -> Rule:
+    """A rule for training between cuts or after them: what it has set to zero inside tensors is held there."""
+    if not in_one_tensor(rule.group):
+        return rule
+    if rule.penalty is None or not penalties or rule.group == "weight":  # then only its zeros are held
+        penalty = rule.penalty if penalties else None
+        return rule.model_copy(update={"group": "weight", "penalty": penalty, "keep": Keep(), "sparsity": Share(0, "%"), "override": True})
+    return rule.model_copy(update={"sparsity": None, "override": True})
+
+
+def left_inside(plan: Plan, assignment: Assignment, cuts: Sequence[Cuts]) -> float:
+    """Share of the groups inside a rule's tensors that earlier cuts have left: columns that are gathered or cropped away are gone."""
+    modules = {name.rpartition(".")[0] for name in assignment.tensors}
+    columns = sum(prod(t.shape[1:]) for t in plan.map.tensors if t.name in assignment.tensors)
+    gone = sum(e.columns - e.live for done in cuts for e in done.executions if e.module in modules)
+    return 1 - gone / columns if columns else 1.0
+
+
+def _left(plan: Plan, assignment: Assignment, cuts: Sequence[Cuts]) -> float:
+    """Share of a rule's coupled groups that earlier cuts have left."""
+    widths = {w.group: w.kept for done in cuts for w in done.widths}  # the last cut has the last word
+    before = sum(plan.map.by_name[name].width for name in assignment.coupled)
+    now = sum(widths.get(name, plan.map.by_name[name].width) for name in assignment.coupled)
+    return now / before if before else 1.0
+
+
+def own_budgets(recipe: Recipe) -> tuple[tuple[str, Budget], ...]:
+    """(path in the recipe, budget) of every cut that has a budget of its own."""
+    paths = ((f"stages.{i}" if isinstance(s, Cut) else f"stages.{i}.cuts", goal(s)) for i, s in enumerate(recipe.stages))
+    return tuple((path, found.budget) for path, found in paths if found is not None and found.budget is not None)
+
+
+def _amounts(plan: Plan, target: Target) -> Budget:
+    """The budget part of the way, as amounts; a hair above, as no budget may be missed for a rounding."""
+    dense = Costs(plan.map).dense
+    found = limits(plan.recipe.budget if target.budget is None else target.budget, dense)
+    left = {what: (dense[what] - target.way * (dense[what] - limit)) * (1 + _HAIR) for what, limit in found.items()}
+    written = {what: Size(amount, "B") if what == "bytes" else Amount(amount / 1e3, "k") for what, amount in left.items()}
+    return Budget.model_validate(written)

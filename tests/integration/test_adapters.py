@@ -1,0 +1,147 @@
+"""Other people's trainers: each example runs, resumes to the same bits, and trains as a plain loop with the hooks would."""
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import sparsify
+from sparsify.errors import ModelError
+from sparsify.plan import Plan
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = {"accelerate_loop": "accelerate", "lightning_trainer": "lightning", "transformers_trainer": "transformers"}
+pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
+
+X = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+Y = torch.arange(64) % 3
+PENALTIES = {
+    "proximal": {"kind": "group_lasso", "strength": {"kind": "linear", "from": 0, "to": 0.5}, "every": 2},
+    "gradient": {"kind": "group_lasso", "strength": {"kind": "linear", "from": 0, "to": 0.5}, "solver": "subgradient"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_example_runs(name: str) -> None:
+    """Each asserts by itself that the resumed training ends with the same bits."""
+    pytest.importorskip(EXAMPLES[name])
+    code = f"import runpy, sys; sys.path.insert(0, {str(ROOT / 'tests/zoo')!r}); import shim; runpy.run_path({str(ROOT / 'examples' / f'{name}.py')!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "cut verified: equal" in done.stdout
+
+
+def model() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def plan(net: nn.Module, penalty: str) -> Plan:
+    rules = [{"layers": "0", "group": "neuron", "penalty": PENALTIES[penalty]}]
+    return sparsify.make_plan({"version": 1, "title": "t", "rules": rules}, net, (X[:2],))
+
+
+def by_hand(penalty: str, clip: float | None) -> nn.Module:
+    """Two epochs of four steps of two micro-batches of 8."""
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.2, momentum=0.9)
+    with sparsify.attach(plan(net, penalty), net, optimizer, steps_per_epoch=4, steps=8):
+        for _ in range(2):
+            for i in range(0, 64, 16):
+                optimizer.zero_grad()
+                for x, y in zip(X[i : i + 16].split(8), Y[i : i + 16].split(8), strict=True):
+                    (nn.functional.cross_entropy(net(x), y) / 2).backward()
+                if clip:
+                    nn.utils.clip_grad_norm_(net.parameters(), clip)
+                optimizer.step()
+    return net
+
+
+def close(a: nn.Module, b: nn.Module) -> None:
+    for x, y in zip(a.parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_accelerate_trains_as_a_plain_loop(penalty: str) -> None:
+    net = model()
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    prepared, optimizer, loader = accelerator.prepare(net, torch.optim.SGD(net.parameters(), lr=0.2, momentum=0.9), DataLoader(TensorDataset(X, Y), 8))
+    with sparsify.attach(plan(net, penalty), prepared, optimizer, steps_per_epoch=4, steps=8) as hooks:
+        for _ in range(2):
+            for x, y in loader:
+                with accelerator.accumulate(prepared):
+                    accelerator.backward(nn.functional.cross_entropy(prepared(x), y))
+                    accelerator.clip_grad_norm_(prepared.parameters(), 0.5)
+                    optimizer.step()
+                    optimizer.zero_grad()
+        assert hooks.state_dict()["step"] == 8
+    close(net, by_hand(penalty, 0.5))
+
+
+def fit(penalty: str, net: nn.Module, precision: str, callback: Any) -> None:
+    lightning = import_module("lightning.pytorch")
+
+    class Module(lightning.LightningModule):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.2, momentum=0.9)
+
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "enable_checkpointing": False}
+    trainer = lightning.Trainer(
+        max_epochs=2, callbacks=[callback], accelerator="cpu", devices=1, accumulate_grad_batches=2, gradient_clip_val=0.5, precision=precision, **quiet
+    )
+    trainer.fit(Module(), DataLoader(TensorDataset(X, Y), 8))
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_lightning_trains_as_a_plain_loop(penalty: str, precision: str) -> None:
+    """Its gradients come into being inside the optimizer's step; the penalty acts once per step and after the clipping."""
+    pytest.importorskip("lightning")
+    adapter = import_module("sparsify.adapters.lightning")
+    net = model()
+    callback = adapter.SparsifyCallback(plan(net, penalty), net)
+    fit(penalty, net, precision, callback)
+    assert callback.state_dict()["step"] == 8
+    wanted = by_hand(penalty, 0.5)
+    if precision == "32-true":
+        close(net, wanted)
+    else:
+        for x, y in zip(net.parameters(), wanted.parameters(), strict=True):
+            torch.testing.assert_close(x, y, rtol=0.1, atol=0.03)
+
+
+def test_lightning_without_the_parameters_is_refused() -> None:
+    pytest.importorskip("lightning")
+    adapter = import_module("sparsify.adapters.lightning")
+    other = model()
+    with pytest.raises(ModelError, match="no optimizer of the Trainer holds the model's parameters; give SparsifyCallback the module that is trained"):
+        fit("proximal", model(), "32-true", adapter.SparsifyCallback(plan(other, "proximal"), other))
+
+
+def test_a_checkpoint_without_hooks_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    adapter = import_module("sparsify.adapters.transformers")
+    net = model()
+    state = SimpleNamespace(global_step=4, max_steps=8, num_train_epochs=2)
+    with pytest.raises(ModelError, match=r"checkpoint-4/sparsify\.pt is missing: the checkpoint was written without SparsifyCallback"):
+        adapter.SparsifyCallback(plan(net, "proximal")).on_train_begin(
+            SimpleNamespace(output_dir=str(tmp_path)), state, None, model=net, optimizer=torch.optim.SGD(net.parameters(), lr=0.1)
+        )

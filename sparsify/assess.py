@@ -17,7 +17,7 @@ from sparsify.figures import few, plural
 from sparsify.folder import DENSE, WEIGHTS, recipe_digest
 from sparsify.graph import Inputs
 from sparsify.modelfile import weights_digest
-from sparsify.plan import Layer, Plan
+from sparsify.plan import Layer, Plan, ranked_together
 from sparsify.rounds import left_inside
 from sparsify.train import evaluate
 from sparsify.weights import tensors
@@ -167,8 +167,8 @@ def _demands(work: Work) -> Iterable[Limit]:
     """Each rule's own `sparsity`: units removed of coupled groups, or groups inside tensors set to zero. Half a unit is rounding."""
     kept = {w.group: w.kept for cuts in work.cuts for w in cuts.widths}  # the last cut has the last word
     zeroed = work.zeroed
-    for assignment in work.plan.assignments:
-        rule = work.plan.recipe.rules[assignment.rule]
+    for together in ranked_together(work.plan):
+        assignment, rule = together[0], work.plan.recipe.rules[together[0].rule]
         if rule.sparsity is None:
             continue
         if assignment.rule in zeroed:
@@ -176,7 +176,7 @@ def _demands(work: Work) -> Iterable[Limit]:
             total = zeroed[assignment.rule].groups / before
             count = total * (1 - before) + zeroed[assignment.rule].gone
         else:
-            groups = [work.plan.map.by_name[name] for name in assignment.coupled]
+            groups = [work.plan.map.by_name[name] for a in together for name in a.coupled]
             total = sum(g.width for g in groups)
             count = total - sum(kept.get(g.name, g.width) for g in groups)
         limit = rule.sparsity.fraction

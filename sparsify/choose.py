@@ -12,7 +12,7 @@ from math import ceil
 import numpy as np
 
 from sparsify.costs import Costs, limits
-from sparsify.plan import Plan
+from sparsify.plan import Plan, ranked_together
 from sparsify_schemas.recipe import Keep
 
 RETURNS = 64
@@ -73,26 +73,29 @@ def with_floors(plan: Plan, groups: Sequence[Candidate], key: Callable[[Candidat
     return tuple(replace(c, floor=1) if c.name in spared else c for c in groups)
 
 
-def choose(plan: Plan, scores: Mapping[str, Sequence[float]], dead: Mapping[str, Sequence[bool]]) -> dict[str, list[int]]:
+def choose(
+    plan: Plan, scores: Mapping[str, Sequence[float]], dead: Mapping[str, Sequence[bool]], part: float = 1.0
+) -> dict[str, list[int]]:
     """Coupled group -> units that stay, ascending; none of a group that is wholly in residual branches that go. The result
     never exceeds a budget that can be met at all.
 
-    scores and dead: one number and one flag per unit of each coupled group.
+    scores and dead: one number and one flag per unit of each coupled group. part: how much of the way is to be gone, as a
+    share of each rule's own `sparsity` and of what each budget takes away from the dense model.
     """
     costs = Costs(plan.map)
-    allowed = limits(plan.recipe.budget, costs.dense)
+    allowed = {what: costs.dense[what] - part * (costs.dense[what] - limit) for what, limit in limits(plan.recipe.budget, costs.dense).items()}
     open_groups = candidates(plan, scores, dead)
     prices = _prices(open_groups, costs, allowed)
     cheapest = with_floors(plan, open_groups, lambda c: (-c.dead, c.scores[0]))
-    chosen, fit = _chosen(plan, cheapest, prices, costs, allowed)
+    chosen, fit = _chosen(plan, cheapest, prices, costs, allowed, part)
     if not fit:  # with other residual branches kept, the budgets may hold
-        chosen, _ = _chosen(plan, with_floors(plan, open_groups, lambda c: (-prices[c.name],)), prices, costs, allowed)
+        chosen, _ = _chosen(plan, with_floors(plan, open_groups, lambda c: (-prices[c.name],)), prices, costs, allowed, part)
     gone = {tensor for b in plan.map.branches if not chosen.get(b.name, [0]) for tensor in b.tensors}
     return {name: [] if plan.map.by_name[name].reached <= gone else kept for name, kept in chosen.items()}
 
 
 def _chosen(
-    plan: Plan, open_groups: Sequence[Candidate], prices: Mapping[str, float], costs: Costs, allowed: Mapping[str, float]
+    plan: Plan, open_groups: Sequence[Candidate], prices: Mapping[str, float], costs: Costs, allowed: Mapping[str, float], part: float
 ) -> tuple[dict[str, list[int]], bool]:
     """The units that stay, and whether the budgets hold."""
 
@@ -103,7 +106,7 @@ def _chosen(
     free = [c for c in open_groups if plan.recipe.rules[c.rule].sparsity is None]
     wanted: dict[str, int] = {}
     for power in POWERS:
-        wanted = _demands(plan, open_groups, prices, power)
+        wanted = _demands(plan, open_groups, prices, power, part)
         if fits({**wanted, **{c.name: len(c.order) for c in free}}):
             break
     if allowed and free and not fits(wanted):
@@ -121,13 +124,16 @@ def least(plan: Plan) -> dict[str, tuple[int, ...]]:
     return {c.name: c.gone(len(c.order) if plan.recipe.rules[c.rule].sparsity is None else wanted[c.name]) for c in open_groups}
 
 
-def _demands(plan: Plan, open_groups: Sequence[Candidate], prices: Mapping[str, float], power: float) -> dict[str, int]:
-    """Coupled group -> units that should go for every rule's own `sparsity`, besides the dead ones."""
+def _demands(
+    plan: Plan, open_groups: Sequence[Candidate], prices: Mapping[str, float], power: float, part: float = 1.0
+) -> dict[str, int]:
+    """Coupled group -> units that should go for (that part of) every rule's own `sparsity`, besides the dead ones."""
     wanted = {c.name: c.dead for c in open_groups}
-    for rule, spec in enumerate(plan.recipe.rules):
-        own = [c for c in open_groups if c.rule == rule]
-        if spec.sparsity is not None and own:
-            _demand(own, spec.sparsity.fraction, wanted, prices, power)
+    for together in ranked_together(plan):
+        sparsity = plan.recipe.rules[together[0].rule].sparsity
+        own = [c for c in open_groups if c.rule in {a.rule for a in together}]
+        if sparsity is not None and own:
+            _demand(own, part * sparsity.fraction, wanted, prices, power)
     return wanted
 
 

@@ -6,41 +6,67 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from sparsify.groups import Layout, wide
-from sparsify_schemas.criterion import Criterion, Magnitude, Random, Taylor
+from sparsify.errors import ModelError
+from sparsify.groups import Layout, is_scale, wide
+from sparsify_schemas.criterion import Activation, BnScale, Criterion, Fisher, Lamp, Magnitude, Random, Sensitivity, Taylor, Wanda
 
 Tensors = Mapping[str, Tensor]
-Backward = Callable[[], Iterable[None]]
-"""each step of the iteration leaves the gradients of one batch in the parameters"""
+Looks = Callable[[], Iterable[None]]
+"""each step of the iteration leaves in the weights' `grad` what a criterion looks at: the gradient of the loss on one batch
+(fisher: on one example), or the root mean square of the inputs that the weights multiply (activation, wanda)"""
 
 
-def group_scores(spec: Criterion, layout: Layout, weights: Mapping[str, Tensor], backward: Backward | None, seed: int) -> Tensor:
-    """The score of every slot of a layout: [count]. `backward` is needed by taylor alone."""
+def group_scores(spec: Criterion, layout: Layout, weights: Tensors, looks: Looks | None, seed: int) -> Tensor:
+    """The score of every slot of a layout: [count]. `looks` is needed by criteria that look at data."""
     match spec:
         case Magnitude():
             return _normalized(spec, layout.reduce(lambda name: wide(weights[name].detach()).abs().pow(spec.norm)), layout, weights)
         case Taylor():
-            return _mean_over_batches(lambda: layout.reduce(lambda name: _first_order(weights[name]))[:-1].abs(), backward)
+            return _over_batches(spec, looks, lambda: layout.reduce(lambda name: _product(weights[name]))[:-1].abs())
+        case Fisher():
+            return _over_batches(spec, looks, lambda: layout.reduce(lambda name: _product(weights[name]))[:-1].square() / 2)
+        case Sensitivity() | Wanda():
+            return _over_batches(spec, looks, lambda: layout.reduce(lambda name: _size_of_product(weights[name]))[:-1])
+        case Activation():
+            sizes = layout.sizes(weights).clamp(min=1)
+            return _over_batches(spec, looks, lambda: (layout.reduce(lambda name: weights[name].grad) / sizes)[:-1])
+        case Lamp():
+            squares = layout.reduce(lambda name: wide(weights[name].detach()).square())[:-1]
+            return torch.cat([_lamp(own) for own in layout.split(squares).values()])
+        case BnScale():
+            return _scales(layout, weights)
         case Random():
             return torch.rand(layout.count, generator=torch.Generator().manual_seed(seed))
         case _:
             assert_never(spec)
 
 
-def weight_scores(spec: Criterion, weight: Tensor, backward: Backward | None, seed: int) -> Tensor:
+def weight_scores(spec: Criterion, weight: Tensor, looks: Looks | None, seed: int) -> Tensor:
     """The score of every element of one tensor, in its shape."""
+
+    def zeros() -> Tensor:
+        return torch.zeros_like(weight, requires_grad=False)
+
     match spec:
         case Magnitude():
             return weight.detach().abs()
-        case Taylor():
-            return _mean_over_batches(lambda: (f if (f := _first_order(weight)) is not None else torch.zeros_like(weight)).abs(), backward)
+        case Taylor() | Sensitivity() | Wanda():
+            return _over_batches(spec, looks, lambda: zeros() if weight.grad is None else (wide(weight.detach()) * weight.grad).abs())
+        case Fisher():
+            return _over_batches(spec, looks, lambda: zeros() if weight.grad is None else (wide(weight.detach()) * weight.grad).square() / 2)
+        case Activation():
+            return _over_batches(spec, looks, lambda: zeros() if weight.grad is None else weight.grad.expand_as(weight).clone())
+        case Lamp():
+            return _lamp(wide(weight.detach()).square().flatten()).view_as(weight)
+        case BnScale():
+            raise ModelError("criterion 'bn_scale' scores whole channels, not single weights")
         case Random():
             return torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed))
         case _:
             assert_never(spec)
 
 
-def _normalized(spec: Magnitude, total: Tensor, layout: Layout, weights: Mapping[str, Tensor]) -> Tensor:
+def _normalized(spec: Magnitude, total: Tensor, layout: Layout, weights: Tensors) -> Tensor:
     match spec.normalize:
         case "none":
             return total[:-1]
@@ -63,18 +89,40 @@ def _mean(scores: Tensor) -> Tensor:
     return scores.mean().clamp(min=torch.finfo(scores.dtype).tiny)
 
 
-def _first_order(weight: Tensor) -> Tensor | None:
+def _lamp(squares: Tensor) -> Tensor:
+    """n_u / sum of all n_v >= n_u, for one layer; equal ones in the order of their places."""
+    order = squares.argsort(descending=True, stable=True)
+    ranked = squares[order]
+    scores = torch.empty_like(squares)
+    scores[order] = ranked / ranked.cumsum(0).clamp(min=torch.finfo(squares.dtype).tiny)
+    return scores
+
+
+def _scales(layout: Layout, weights: Tensors) -> Tensor:
+    scales = {part.name for part in layout.parts if is_scale(part.name, weights[part.name])}
+    covered = layout.reduce(lambda name: torch.ones_like(weights[name].detach()) if name in scales else None)
+    without = [name for name, own in layout.split(covered[:-1]).items() if not bool((own > 0).all())]
+    if without:
+        raise ModelError(f"criterion 'bn_scale' needs a normalisation with a scale behind every channel, and '{without[0]}' has none; use magnitude there")
+    return layout.reduce(lambda name: wide(weights[name].detach()).abs() if name in scales else None)[:-1]
+
+
+def _product(weight: Tensor) -> Tensor | None:
     return None if weight.grad is None else wide(weight.detach()) * weight.grad
 
 
-def _mean_over_batches(measure: Callable[[], Tensor], backward: Backward | None) -> Tensor:
-    if backward is None:
-        raise ValueError("criterion 'taylor' needs training batches")
+def _size_of_product(weight: Tensor) -> Tensor | None:
+    return None if weight.grad is None else (wide(weight.detach()) * weight.grad).abs()
+
+
+def _over_batches(spec: Criterion, looks: Looks | None, measure: Callable[[], Tensor]) -> Tensor:
+    if looks is None:
+        raise ValueError(f"criterion '{spec.kind}' needs training batches")
     total, count = None, 0
-    for _ in backward():
+    for _ in looks():
         value = measure()
         total = value if total is None else total + value
         count += 1
     if total is None:
-        raise ValueError("criterion 'taylor' needs at least one training batch")
+        raise ValueError(f"criterion '{spec.kind}' needs at least one training batch")
     return total / count

@@ -103,6 +103,11 @@ def wide(value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
+def is_scale(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is the scale of a normalisation: one number a channel."""
+    return parameter.dim() == 1 and name.endswith(".weight")
+
+
 def check_fits(map: ModelMap, model: nn.Module) -> None:
     """Refuse a model of other widths than those the map was read from. Raises ModelError."""
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]

@@ -9,33 +9,24 @@ loss. The state is a few numbers and goes into a checkpoint.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from sparsify import steering
 from sparsify.costs import Costs, limits
 from sparsify.errors import ModelError
-from sparsify.groups import Layout, check_fits, coupled_layout, dead_units, inner_layout, layer_layout
-from sparsify.penalties import Action, build
+from sparsify.groups import check_fits, dead_units, inner_layout
+from sparsify.penalties import gsm, period, sensitivity
 from sparsify.plan import Plan
-from sparsify.schedules import needs_steps, value
+from sparsify.regularizers import Regularizer, ready, strength
 from sparsify.wrapping import bare, local, unwrapped, whole
 from sparsify_schemas.group import Group, in_one_tensor, within
-from sparsify_schemas.penalty import GroupLasso, Penalty
-from sparsify_schemas.recipe import Rule
-
-
-@dataclass(frozen=True)
-class Regularizer:
-    """One rule's penalty, ready to act."""
-
-    spec: Penalty
-    layout: Layout
-    action: Action
+from sparsify_schemas.penalty import Agp, Gsm, Sensitivity, Threshold
 
 
 class Hooks:
@@ -55,16 +46,22 @@ class Hooks:
         self._model = model = unwrapped(model)
         self._parameters = trained(model, optimizer)
         self._regularizers = tuple(regularizers)
+        self._steered = [r.steered for r in regularizers if r.steered is not None]
         self._masks = dict(masks)
         self._length = (steps_per_epoch, steps)
         of_id = {id(p): g for g, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._group_of = {name: of_id[id(p)] for name, p in self._parameters.items()}
         self._step = 0
+        self._passes = 0
+        self._outputs: dict[int, Tensor] = {}
+        """of forward passes whose backward pass has not come yet"""
         self._pending = [[0.0] * len(optimizer.param_groups) for _ in regularizers]
         self._costs = Costs(plan.map)
         self.seconds = 0.0
         """time spent in the hooks so far"""
         self._handles = [optimizer.register_step_pre_hook(_untraced(self._before)), optimizer.register_step_post_hook(_untraced(self._after))]
+        if any(r.action.output is not None for r in regularizers):
+            self._handles.append(model.register_forward_hook(self._watch))
 
     def __enter__(self) -> Self:
         return self
@@ -81,22 +78,31 @@ class Hooks:
         self._handles = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers: the step, what each proximal penalty has still to carry out, which weights are held at zero."""
+        """The step, what each proximal penalty has still to carry out, which weights are held at zero, and penalties' own state."""
         held = {name: mask != 0 for name, mask in self._masks.items()}
-        return {"step": self._step, "pending": [list(row) for row in self._pending], "held": held}
+        own = [{name: value.clone() for name, value in r.action.state.items()} for r in self._regularizers]
+        return {"step": self._step, "pending": [list(row) for row in self._pending], "held": held, "own": own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken. Raises ModelError when it belongs to other penalties."""
         try:
-            step, rows = int(state["step"]), [list(row) for row in state["pending"]]
-            held = {name: state["held"][name] for name in self._masks}
+            step, rows, own = int(state["step"]), [list(row) for row in state["pending"]], list(state["own"])
+            held = dict(state["held"])
         except (KeyError, TypeError, ValueError):
-            rows, held = [], None
-        if held is None or [len(row) for row in rows] != [len(row) for row in self._pending]:
+            step, rows, own, held = 0, [], [], {}
+        if [len(row) for row in rows] != [len(row) for row in self._pending] or not self._fits(held, own):
             raise ModelError("the saved penalty state belongs to another recipe or to an optimizer with other parameter groups")
         self._step, self._pending = step, rows
-        for name, mask in self._masks.items():  # weights that a penalty has brought to zero since are free to return
-            mask.copy_(held[name])
+        for name, mask in held.items():  # weights that a penalty has brought to zero since are free to return
+            self._masks[name] = mask.to(self._parameters[name])
+        for regularizer, saved in zip(self._regularizers, own, strict=True):
+            for name, tensor in regularizer.action.state.items():
+                tensor.copy_(saved[name])
+
+    def _fits(self, held: Mapping[str, Tensor], own: Sequence[Mapping[str, Tensor]]) -> bool:
+        shapes = [{name: value.shape for name, value in r.action.state.items()} for r in self._regularizers]
+        same = self._masks.keys() <= held.keys() <= self._parameters.keys()
+        return same and shapes == [{name: value.shape for name, value in saved.items()} for saved in own]
 
     def start_at(self, step: int) -> None:
         """Begin at a later step of the stage, as after a cut between two epochs: schedules go on, all else is new."""
@@ -104,8 +110,23 @@ class Hooks:
 
     @property
     def strength(self) -> float | None:
-        """Strength of the first penalty at the present step; None without penalties."""
-        return self._strength(self._regularizers[0].spec) if self._regularizers else None
+        """Strength of the first penalty that has one, at the present step; None without such."""
+        return next((found for r in self._regularizers if not isinstance(r.spec, Agp) and (found := self._strength(r)) is not None), None)
+
+    def hold(self, names: Iterable[str]) -> None:
+        """Keep what is zero now in these tensors at zero from now on."""
+        self._masks |= zeros_of(self._parameters, names)
+
+    def woken(self) -> float | None:
+        """Share of what gsm rules cover that was passive in one step and active in the next, mean over the steps since the last call."""
+        shares = [gsm.woken_share(r.action.state) for r in self._regularizers if isinstance(r.spec, Gsm)]
+        return sum(shares) / len(shares) if shares else None
+
+    def threshold(self) -> tuple[Threshold, tuple[str, ...]] | None:
+        """When and how small weights become zero, and in which tensors; None where no penalty asks for it."""
+        asking = [(r.spec.threshold, r.names) for r in self._regularizers if isinstance(r.spec, Sensitivity)]
+        found = [(threshold, names) for threshold, names in asking if threshold is not None]
+        return (found[0][0], tuple(dict.fromkeys(name for _, names in found for name in names))) if found else None
 
     def sparsity(self) -> float:
         """Share of the covered groups (of single weights, for groups `weight` and n:m) that are zero now. Sharded: call on all processes."""
@@ -145,8 +166,42 @@ class Hooks:
             if group is not None and in_one_tensor(group):
                 yield group, [name for name in assignment.tensors if name in self._parameters]
 
-    def _strength(self, spec: Penalty) -> float:
-        return value(spec.strength, self._step, *self._length)
+    def goal(self) -> tuple[float, float] | None:
+        """(part of the goal that is due, part reached) where a strength is found; None where all are given."""
+        if not self._steered:
+            return None
+        due = min(steering.due(s.spec, self._step, *self._length) for s in self._steered)
+        return due, steering.reached(self._plan, self._steered, self._parameters, self.remaining())
+
+    def _strength(self, regularizer: Regularizer) -> float | None:
+        return strength(regularizer, self._step, *self._length)
+
+    def _steer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Right after a proximal action: later the optimizer's momentum may have woken a dead group a little."""
+        moment = steering.interval(self._length[1], max((period(r.spec) for r in self._regularizers if r.steered), default=1))
+        if self._steered and self._step % moment == 0:
+            lr = max(float(group["lr"]) for group in optimizer.param_groups)
+            steering.steer(self._plan, self._steered, self._parameters, steering.When(self._step, *self._length, moment, lr * steering.horizon(self._length[1], moment)))
+
+    def _watch(self, model: nn.Module, _args: Any, returned: Any) -> None:
+        """In every forward pass that is trained on: have penalties look while its backward pass is at the outputs."""
+        if not (model.training and torch.is_grad_enabled()):
+            return
+        outputs = sensitivity.rows_of_outputs(returned)
+        if outputs.requires_grad:
+            # Held here and not by the hook: a tensor whose hook holds it would never be freed.
+            self._passes += 1
+            self._outputs[self._passes] = outputs
+            outputs.register_hook(partial(self._at_outputs, self._passes))  # type: ignore[no-untyped-call]
+
+    def _at_outputs(self, key: int, gradient: Tensor) -> None:
+        started, outputs = time.perf_counter(), self._outputs.pop(key, None)
+        if outputs is None:
+            return  # a pass of a penalty's own
+        for regularizer in self._regularizers:
+            if regularizer.action.output is not None:
+                regularizer.action.output(self._parameters, outputs, gradient)
+        self.seconds += time.perf_counter() - started
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]] | None:
         # step(closure) makes the gradients anew inside the step, so there the penalties act at the end of the closure.
@@ -165,31 +220,40 @@ class Hooks:
     @torch.no_grad()
     def _add_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         started = time.perf_counter()
+        if _scalar(optimizer, "found_inf", 0.0):
+            return  # the step will be skipped
         weights = self._weights()
         gradients = {n: local(p.grad) for n, p in self._parameters.items() if p.grad is not None}
         # A fused optimizer under a GradScaler still holds scaled gradients here and unscales inside its kernel.
         scale = _scalar(optimizer, "grad_scale", 1.0)
         for regularizer in self._regularizers:
+            if regularizer.action.before is not None:
+                regularizer.action.before(weights, gradients, scale)
+        for regularizer in self._regularizers:
             if regularizer.action.gradient is not None:
-                regularizer.action.gradient(weights, gradients, self._strength(regularizer.spec) * scale)
+                regularizer.action.gradient(weights, gradients, (self._strength(regularizer) or 0.0) * scale)
         self.seconds += time.perf_counter() - started
 
     @torch.no_grad()
     def _after(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        self._outputs.clear()
         if _scalar(optimizer, "found_inf", 0.0):
             return  # the step was skipped
         started = time.perf_counter()
         for i, regularizer in enumerate(self._regularizers):
+            strength = self._strength(regularizer) or 0.0
+            if regularizer.action.after is not None:
+                regularizer.action.after(self._weights(), strength)
             if regularizer.action.proximal is None:
                 continue
-            strength = self._strength(regularizer.spec)
             for g, group in enumerate(optimizer.param_groups):
                 self._pending[i][g] += float(group["lr"]) * strength
-            if (self._step + 1) % regularizer.spec.every == 0:
+            if (self._step + 1) % period(regularizer.spec) == 0:
                 self._proximal(i, regularizer)
         for name, mask in self._masks.items():
             self._parameters[name].mul_(mask)
         self._step += 1
+        self._steer(optimizer)
         self.seconds += time.perf_counter() - started
 
     def _weights(self) -> dict[str, Tensor]:
@@ -199,7 +263,7 @@ class Hooks:
     def _proximal(self, i: int, regularizer: Regularizer) -> None:
         if regularizer.action.proximal is None or not any(self._pending[i]):
             return
-        amounts = {part.name: self._pending[i][self._group_of[part.name]] for part in regularizer.layout.parts}
+        amounts = {name: self._pending[i][self._group_of[name]] for name in regularizer.names}
         self._pending[i] = [0.0] * len(self._pending[i])  # before it acts: what fails is not tried again on detaching
         regularizer.action.proximal(self._weights(), amounts)
 
@@ -224,39 +288,17 @@ def attach(
     model, optimizer = unwrapped(model), bare(optimizer)
     check_fits(plan.map, model)
     parameters = trained(model, optimizer)
+    regularizers = ready(plan, parameters, steps_per_epoch, steps) if penalties else []
+    if any(r.action.output is not None for r in regularizers) and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        raise ModelError("sensitivity of outputs sees the outputs of one process alone; train in one process, or write 'of: loss'")
     rules = plan.recipe.rules
-    regularizers = []
-    for assignment in plan.assignments:
-        rule = rules[assignment.rule]
-        if rule.penalty is None or not penalties:
-            continue
-        _check_lengths(rule.penalty, assignment.rule, steps_per_epoch, steps)
-        layout = _layout(plan, rule, assignment.coupled, assignment.tensors, parameters)
-        if layout.parts:
-            regularizers.append(Regularizer(rule.penalty, layout, build(rule.penalty, layout, parameters)))
-    masks = {}
-    if hold_zeros:
-        held = [t for a in plan.assignments if in_one_tensor(rules[a.rule].group) for t in a.tensors if t in parameters]
-        masks = {name: (parameters[name].detach() != 0).to(parameters[name].dtype) for name in held}
-    return Hooks(plan, model, optimizer, regularizers, masks, steps_per_epoch or 1, steps or 1)
+    held = [t for a in plan.assignments if hold_zeros and in_one_tensor(rules[a.rule].group) for t in a.tensors if t in parameters]
+    return Hooks(plan, model, optimizer, regularizers, zeros_of(parameters, held), steps_per_epoch or 1, steps or 1)
 
 
-def _layout(plan: Plan, rule: Rule, coupled: Sequence[str], tensors: Sequence[str], parameters: Mapping[str, Tensor]) -> Layout:
-    if isinstance(rule.penalty, GroupLasso) and rule.penalty.scope == "coupled":
-        return coupled_layout(plan.map, coupled, parameters)
-    if rule.group is not None and within(rule.group):
-        return inner_layout(rule.group, tensors, parameters)
-    role = "in" if rule.group == "channel" else "out"
-    dims = {s.tensor: s.dim for c in plan.map.coupled for s in c.slices if s.role == role}
-    return layer_layout([(t, dims.get(t, 0)) for t in tensors], parameters)
-
-
-def _check_lengths(spec: Penalty, rule: int, steps_per_epoch: int | None, steps: int | None) -> None:
-    if needs_steps(spec.strength) and (steps_per_epoch is None or steps is None):
-        raise ModelError(
-            f"rules.{rule}.penalty.strength counts in epochs or in shares of the stage: pass steps_per_epoch=len(loader) and "
-            "steps=epochs * len(loader) to attach, or write the schedule in steps (200it)"
-        )
+def zeros_of(parameters: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """For each named tensor 0 where it is zero and 1 elsewhere."""
+    return {name: (parameters[name].detach() != 0).to(parameters[name].dtype) for name in names}
 
 
 def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:

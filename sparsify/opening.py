@@ -111,7 +111,7 @@ def opened(job: Job, out: Path, timing: float, listener: Listener) -> Iterator[R
     datasets = load_data(recipe.data, recipe.seed) if recipe.data is not None else None
     model, base = dense_model(job)
     inputs = example_inputs(recipe, datasets)
-    plan = planned(job, model, inputs)
+    plan = planned(job, model, inputs, datasets)
     if datasets is not None:
         check_trainable(model, datasets)
     build = None if base.model else lambda: deepcopy(model)
@@ -148,9 +148,10 @@ def _reason(error: Exception) -> str:
     return first if isinstance(error, SparsifyError) else f"{type(error).__name__}: {first}"
 
 
-def planned(job: Job, model: nn.Module, inputs: Inputs) -> Plan:
+def planned(job: Job, model: nn.Module, inputs: Inputs, datasets: Datasets | None) -> Plan:
     """The plan of a job, with what only the job knows: that a recipe's `model:` has no say, or that the weights are random."""
-    plan = pruning.make_plan(job.loaded, model, inputs, strict=job.state.strict)
+    examples = None if datasets is None else len(datasets.train)
+    plan = pruning.make_plan(job.loaded, model, inputs, examples=examples, strict=job.state.strict)
     path, spec = Path(job.state.model_file or ""), job.loaded.recipe.model
     if spec is not None and job.state.model_file is not None and path.is_dir():
         note = f"the dense model is the cut model of the run {path.name}; the recipe's own model ({spec.build}) is not used"

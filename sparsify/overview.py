@@ -9,9 +9,9 @@ from sparsify.rounds import moments
 from sparsify.table import Table, columns
 from sparsify.table import as_text as lay_out_all
 from sparsify_schemas.group import Block, Group, Pattern, count_inside, in_one_tensor, within
-from sparsify_schemas.penalty import GroupLasso, Penalty
+from sparsify_schemas.penalty import Agp, Dns, GroupLasso, GrowingL2, Gsm, Penalty, Sensitivity
 from sparsify_schemas.recipe import Rule
-from sparsify_schemas.schedule import Scheduled
+from sparsify_schemas.schedule import Strength
 from sparsify_schemas.stage import Cut, Goal, Stage, Train
 
 LABELS = {"macs": "MACs", "params": "parameters", "bytes": "bytes"}
@@ -146,11 +146,24 @@ def _deeds(rule: Rule) -> Iterator[str]:
 
 def _penalty(penalty: Penalty, inner: bool) -> str:
     scope = " on each layer alone" if isinstance(penalty, GroupLasso) and penalty.scope == "layer" and not inner else ""
-    return f"{penalty.kind} {_scheduled(penalty.strength)}{scope}"
+    match penalty:
+        case Gsm() | Dns():
+            return penalty.kind
+        case GrowingL2():
+            return f"{penalty.kind} rising by {plain(penalty.delta)} every {plural(penalty.every, 'step')} to {plain(penalty.limit)}"
+        case Agp():
+            return f"{penalty.kind} from {penalty.start} to {penalty.end}"
+        case Sensitivity():
+            what = "loss" if penalty.of == "loss" else f"outputs, {penalty.mode}"
+            return f"{penalty.kind} ({what}) {_scheduled(penalty.strength)}"
+        case _:
+            return f"{penalty.kind} {_scheduled(penalty.strength)}{scope}"
 
 
-def _scheduled(value: Scheduled) -> str:
+def _scheduled(value: Strength) -> str:
     match value.kind:
+        case "auto":
+            return value.kind
         case "constant":
             return plain(value.value)
         case "step":

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from sparsify_schemas.group import in_one_tensor, within
+from sparsify_schemas.penalty import Gsm
 from sparsify_schemas.recipe import Recipe
 
 
@@ -245,3 +247,13 @@ class Plan:
             "floors": [asdict(f) for f in self.floors],
             "notes": list(self.notes),
         }
+
+
+def ranked_together(plan: Plan) -> tuple[tuple[Assignment, ...], ...]:
+    """The assignments whose groups, or weights, compete as one: those of gsm rules of one `sparsity`; any other by itself."""
+    sets: dict[tuple[object, ...], list[Assignment]] = {}
+    for assignment in plan.assignments:
+        rule = plan.recipe.rules[assignment.rule]
+        one = isinstance(rule.penalty, Gsm)
+        sets.setdefault(("gsm", rule.sparsity, in_one_tensor(rule.group) and not within(rule.group)) if one else (assignment.rule,), []).append(assignment)
+    return tuple(map(tuple, sets.values()))

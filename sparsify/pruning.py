@@ -15,18 +15,20 @@ from sparsify import executing, graph, zeroing
 from sparsify.choose import choose
 from sparsify.compile import compile_plan
 from sparsify.costs import Costs
-from sparsify.criteria import Backward, group_scores
+from sparsify.criteria import group_scores
 from sparsify.data import example_inputs, inputs_like
 from sparsify.errors import ModelError, VerificationError
 from sparsify.figures import share
+from sparsify.foretelling import foretold
 from sparsify.graph import Inputs
 from sparsify.groups import check_fits, coupled_layout, dead_units
 from sparsify.load import Loaded, load
+from sparsify.looking import looks
 from sparsify.measure import copied, count_macs, detached
 from sparsify.overview import LABELS
 from sparsify.plan import Plan
 from sparsify.report import verdict_words
-from sparsify_schemas.criterion import Criterion, Magnitude, Taylor
+from sparsify_schemas.criterion import Activation, Criterion, FromData, Magnitude
 from sparsify_schemas.cuts import Crop, Cuts, Gather
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Verdict
@@ -64,11 +66,17 @@ class Result:
 
 
 def make_plan(
-    recipe: str | Path | Mapping[str, Any] | Recipe | Loaded, model: nn.Module, inputs: Inputs | None = None, *, strict: bool = False
+    recipe: str | Path | Mapping[str, Any] | Recipe | Loaded,
+    model: nn.Module,
+    inputs: Inputs | None = None,
+    *,
+    examples: int | None = None,
+    strict: bool = False,
 ) -> Plan:
     """Resolve a recipe against a model: what each rule reaches, what is protected and why, what the budget allows.
 
     inputs: what one forward call takes, a tuple or a mapping; drawn at random from the recipe's `inputs` when left out.
+    examples: in the training set, so that notes can say how far the stages will come; they speak of steps when left out.
     A model on the meta device can be planned too: its plan has no preview of widths.
     The structure is tried out: layers that a trial cut shows to be beyond what can be followed are protected.
     Raises RecipeError (the recipe is wrong or does not fit the model) and ModelError (the model cannot be traced).
@@ -84,6 +92,7 @@ def make_plan(
         if any(rule.group == "depth" for rule in loaded.recipe.rules):
             map = graph.with_branches(model, map, inputs, macs)
     plan = compile_plan(loaded, map, strict=strict)
+    plan = replace(plan, notes=(*plan.notes, *foretold(loaded.recipe, examples)))
     if any(p.is_meta for p in model.parameters()):
         return replace(plan, notes=(*plan.notes, "the model has shapes and no weights: trial cuts checked that it runs, not what it computes"))
     keep = _choose(plan, model, None)
@@ -101,17 +110,18 @@ def cut(
     """Choose what goes, remove it from a copy, and prove that the copy computes what the masked model does.
 
     optimizer: carried over to the cut model, state included. inputs: for the proof; random ones of the shapes that the
-    plan was made with when left out. batches: (x, y) training batches, needed by criterion taylor.
+    plan was made with when left out. batches: (x, y) training batches, needed by criteria that look at data.
     Raises VerificationError when the proof fails; neither model nor optimizer has changed then.
     """
     graph.check_model(model)
     if batches is None and _batches_needed(plan.recipe):
-        raise ModelError("criterion 'taylor' looks at the loss: pass batches, an iterable of (x, y) training batches, to cut")
+        kind = next(r.criterion.kind for r in plan.recipe.rules if isinstance(r.criterion, FromData))
+        raise ModelError(f"criterion '{kind}' looks at training data: pass batches, an iterable of (x, y) training batches, to cut")
     check_fits(plan.map, model)
     inputs = _like_those_of(plan, model) if inputs is None else _checked(inputs)
     batches = None if batches is None else list(islice(batches, _batches_needed(plan.recipe)))
     dense = copied(model)
-    zeroed, deeds = zeroing.zeroed(plan, dense, keep := _choose(plan, dense, batches), partial(_backward, batches=batches))
+    zeroed, deeds = zeroing.zeroed(plan, dense, keep := _choose(plan, dense, batches), partial(looks, batches=batches))
     keep = zeroing.without_dead(plan, zeroed, keep)
     thin, cuts = graph.cut(zeroed, plan.map, keep, plan.digest)
     reshaped, executions = executing.realise(plan, thin, inputs)
@@ -151,7 +161,7 @@ def _like_those_of(plan: Plan, model: nn.Module) -> Inputs:
 
 
 def _batches_needed(recipe: Recipe) -> int:
-    return max((r.criterion.batches for r in recipe.rules if isinstance(r.criterion, Taylor)), default=0)
+    return max((r.criterion.batches for r in recipe.rules if isinstance(r.criterion, FromData)), default=0)
 
 
 def _choose(plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]] | None) -> dict[str, list[int]]:
@@ -160,11 +170,12 @@ def _choose(plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor
     scores: Scores = {}
     for assignment in plan.assignments:
         rule = plan.recipe.rules[assignment.rule]
-        layout = coupled_layout(plan.map, assignment.coupled, parameters)
+        roles = frozenset({"in", "whole"}) if isinstance(rule.criterion, Activation) else frozenset({"in", "out", "whole"})
+        layout = coupled_layout(plan.map, assignment.coupled, parameters, roles)
         if layout.count == 0:
             continue
         spec = _available(rule.criterion, batches)
-        values = group_scores(spec, layout, parameters, _backward(copy, spec, batches=batches), plan.recipe.seed + assignment.rule)
+        values = group_scores(spec, layout, parameters, looks(copy, spec, batches), plan.recipe.seed + assignment.rule)
         scores |= {name: part.tolist() for name, part in layout.split(values).items()}
     names = [name for a in plan.assignments for name in a.coupled]
     dead = {name: flags.tolist() for name, flags in dead_units(plan.map, names, parameters).items()}
@@ -174,28 +185,13 @@ def _choose(plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor
 
 def _available(spec: Criterion, batches: object) -> Criterion:
     # A preview has no data: it shows what magnitude would choose.
-    return Magnitude(kind="magnitude") if isinstance(spec, Taylor) and batches is None else spec
+    return Magnitude(kind="magnitude") if isinstance(spec, FromData) and batches is None else spec
 
 
 def _check_finite(scores: Scores) -> None:
     for name, values in scores.items():
         if not torch.tensor(values).isfinite().all():
             raise ModelError(f"the weights of '{name}' or of what is coupled to it are not finite; restart from weights without NaN or inf")
-
-
-def _backward(model: nn.Module, spec: Criterion, *, batches: Sequence[tuple[Tensor, Tensor]] | None) -> Backward | None:
-    if batches is None or not isinstance(spec, Taylor):
-        return None
-    device = next(model.parameters()).device
-
-    def run() -> Iterator[None]:
-        model.eval().requires_grad_(True)
-        for x, y in islice(batches, spec.batches):
-            model.zero_grad(set_to_none=True)
-            nn.functional.cross_entropy(model(x.to(device)), y.to(device)).backward()  # type: ignore[no-untyped-call]
-            yield
-
-    return run
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A report as a person reads it: a headline, tables, Markdown. And where it is read back from a run's folder."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -31,6 +31,13 @@ from sparsify_schemas.report import Latency, LayerRow, Limit, Report, Side, Verd
 FILE, WEIGHTS = "report.json", "model.safetensors"
 _LABELS = {"budget.macs": "MACs", "budget.params": "parameters", "budget.bytes": "bytes"}
 _HISTORY_ROWS, _MANY_LAYERS = 12, 24
+_OF_SOME: dict[str, tuple[Callable[[float | None], str], str]] = {
+    "woken": (share, "share of what gsm covers that was left out in one step and followed the loss in the next"),
+    "threshold": (plain, "weights up to so large were set to zero at the end of the epoch"),
+    "due": (share, "part of the goal that strength auto should have reached"),
+    "reached": (share, "part of the goal that what is dead comes to"),
+}
+"""columns of the history that only some penalties fill"""
 
 
 def read(run: Path) -> Report:
@@ -257,12 +264,13 @@ def history(report: Report, most: int | None = None) -> Table:
     if most is not None and len(epochs) > most:
         picked = {round(i * (len(epochs) - 1) / (most - 1)) for i in range(most)}
         epochs = tuple(e for i, e in enumerate(epochs) if i in picked)
+    more = {name: (show, note) for name, (show, note) in _OF_SOME.items() if any(getattr(e, name) is not None for e in report.history)}
     rows = tuple(
-        (e.stage, str(e.epoch), plain(_rounded(e.loss)), accuracy(e.train_accuracy), accuracy(e.validation_accuracy), share(e.sparsity), plain(e.strength), plain(e.lr), seconds(e.seconds))
+        (e.stage, str(e.epoch), plain(_rounded(e.loss)), accuracy(e.train_accuracy), accuracy(e.validation_accuracy), share(e.sparsity), plain(e.strength), *(show(getattr(e, name)) for name, (show, _) in more.items()), plain(e.lr), seconds(e.seconds))
         for e in epochs
     )
-    heads = columns("stage", ">epoch", ">loss", ">train", ">validation", ">zero", ">strength", ">lr", ">time")
-    notes = ["zero: share of the groups that rules cover whose norm is zero."]
+    heads = columns("stage", ">epoch", ">loss", ">train", ">validation", ">zero", ">strength", *(f">{name}" for name in more), ">lr", ">time")
+    notes = ["zero: share of the groups that rules cover whose norm is zero.", *(f"{name}: {note}." for name, (_, note) in more.items())]
     if len(epochs) < len(report.history):
         notes.append(f"{len(epochs)} of {len(report.history)} epochs; all of them are in {FILE}.")
     return Table("History", heads, rows, tuple(notes))

@@ -114,7 +114,7 @@ def preview(
         datasets = load_data(wanted.data, wanted.seed) if wanted.inputs is None and wanted.data is not None else None
         if datasets is not None:
             check_trainable(model, datasets)
-        return planned(job, model, example_inputs(wanted, datasets))
+        return planned(job, model, example_inputs(wanted, datasets), datasets)
 
 
 def _train(run: Run, stage: Train, model: nn.Module, at: Checkpoint) -> tuple[nn.Module, Checkpoint]:

@@ -4,6 +4,7 @@ import math
 from typing import assert_never
 
 from sparsify_schemas.schedule import Constant, Cosine, Cubic, Exponential, Linear, OneShot, Schedule, Step
+from sparsify_schemas.units import Duration
 
 
 def value(schedule: Schedule, step: int, steps_per_epoch: int, total: int) -> float:
@@ -24,6 +25,12 @@ def value(schedule: Schedule, step: int, steps_per_epoch: int, total: int) -> fl
             return _shape(schedule, _progress(schedule, step, steps_per_epoch, total))
         case _:
             assert_never(schedule)
+
+
+def risen(start: Duration, end: Duration, every: Duration, step: int, steps_per_epoch: int, total: int) -> float:
+    """1 - (1 - t)^3 in jumps `every` apart: 0 until `start`, 1 from `end` on."""
+    cubic = Cubic.model_validate({"kind": "cubic", "to": 1.0, "start": start, "end": end, "every": every})
+    return value(cubic, step, steps_per_epoch, total)
 
 
 def needs_steps(schedule: Schedule) -> bool:

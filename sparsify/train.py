@@ -7,7 +7,7 @@ sees the batches, flips and dropouts that it would have seen, and a checkpoint n
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, assert_never
@@ -26,6 +26,7 @@ from sparsify.events import EpochDone, Listener, StageStarted, StepDone, silence
 from sparsify.hooks import Hooks, attach
 from sparsify.measure import copied
 from sparsify.plan import Plan
+from sparsify.thresholding import plateaued, zero_smallest
 from sparsify_schemas.data import Augment
 from sparsify_schemas.report import Epoch
 from sparsify_schemas.stage import Adam, AdamW, Optimizer, Sgd, Train
@@ -198,7 +199,11 @@ def _epoch(run: _Run, seed: int, epoch: int, before: Moment) -> Moment:
     trained = time.perf_counter()
     validation = evaluate(run.model, run.datasets.validation) if len(run.datasets.validation) else None
     _check_weights(run, epoch, validation)
+    threshold = _thresholded(run, before.history, validation[0], last=epoch + 1 == run.stage.epochs) if run.hooks and validation else None
+    if threshold is not None:
+        validation = evaluate(run.model, run.datasets.validation)
     ended = time.perf_counter()
+    goal = run.hooks.goal() if run.hooks else None
     row = Epoch(
         stage=run.stage.name,
         epoch=epoch + 1,
@@ -209,6 +214,10 @@ def _epoch(run: _Run, seed: int, epoch: int, before: Moment) -> Moment:
         lr=lr,
         sparsity=run.hooks.sparsity() if run.hooks else 0.0,
         strength=run.hooks.strength if run.hooks else None,
+        woken=run.hooks.woken() if run.hooks else None,
+        threshold=threshold,
+        due=goal[0] if goal else None,
+        reached=goal[1] if goal else None,
         seconds=ended - started,
     )
     remaining = tuple(run.hooks.remaining().items()) if run.hooks else ()
@@ -225,6 +234,23 @@ def _epoch(run: _Run, seed: int, epoch: int, before: Moment) -> Moment:
         optimizer=run.raw.state_dict(),
         hooks=run.hooks.state_dict() if run.hooks else {},
     )
+
+
+def _thresholded(run: _Run, history: Sequence[Epoch], loss: float, *, last: bool) -> float | None:
+    """Set small weights to zero and hold them there, where a penalty asks for it and it is due; the largest that went."""
+    assert run.hooks is not None
+    asked = run.hooks.threshold()
+    if asked is None:
+        return None
+    spec, names = asked
+    since = max((i for i, row in enumerate(history) if row.threshold is not None), default=0)
+    losses = [row.validation_loss for row in history[since:] if row.validation_loss is not None]
+    if not (last or plateaued([*losses, loss], spec.patience)):
+        return None
+    weights = [run.model.get_parameter(name).detach() for name in names]
+    found = zero_smallest(weights, lambda: evaluate(run.model, run.datasets.validation)[0], spec.tolerance.fraction)
+    run.hooks.hold(names)
+    return found
 
 
 def _train(run: _Run, seed: int, epoch: int) -> tuple[float, float, float]:

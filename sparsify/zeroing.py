@@ -5,18 +5,18 @@ zeros are then carried back to the dense model: with them it is what the cut mod
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from sparsify import graph
 from sparsify.choose import share_of, width_kept
-from sparsify.criteria import Backward, group_scores, weight_scores
+from sparsify.criteria import Looks, group_scores, weight_scores
 from sparsify.errors import ModelError
 from sparsify.groups import broadcast, dead_units, inner_layout
 from sparsify.measure import copied
-from sparsify.plan import Assignment, Plan
+from sparsify.plan import Assignment, Plan, ranked_together
 from sparsify_schemas.criterion import Criterion
 from sparsify_schemas.cuts import Zero, Zeroed
 from sparsify_schemas.group import Block, Pattern, in_one_tensor
@@ -24,21 +24,28 @@ from sparsify_schemas.recipe import Keep, Rule
 
 Kept = Mapping[str, Sequence[int]]
 """coupled group -> units that stay"""
-Backwards = Callable[[nn.Module, Criterion], Backward | None]
-"""how a criterion gets the gradients of a model"""
+Looking = Callable[[nn.Module, Criterion], Looks | None]
+"""how a criterion looks at a model"""
 
 
-def zeroed(plan: Plan, dense: nn.Module, keep: Kept, backwards: Backwards) -> tuple[nn.Module, tuple[Zeroed, ...]]:
+def zeroed(plan: Plan, dense: nn.Module, keep: Kept, looking: Looking) -> tuple[nn.Module, tuple[Zeroed, ...]]:
     """The dense model with every group at zero that the rules ask for, and what each of them did."""
     if not covered(plan, dense):
         return dense, ()
     thin, _ = graph.cut(dense, plan.map, keep, plan.digest)
-    deeds = tuple(_zero(plan, assignment, thin, backwards) for assignment in inner_assignments(plan))
+    deeds = tuple(_zero(plan, assignment, thin, looking) for assignment in _together(plan))
     reference, names = copied(dense), graph.canonical_names(dense)
     for name, small in covered(plan, thin).items():
         weight = reference.get_parameter(name)
         _place_zeros(weight, small, graph.places(plan.map, keep, names[name], weight.shape))
     return reference, deeds
+
+
+def _together(plan: Plan) -> list[Assignment]:
+    """The same, those that compete as one joined under the first of them."""
+    inner = inner_assignments(plan)
+    sets = [[a for a in together if a in inner] for together in ranked_together(plan)]
+    return [replace(own[0], tensors=tuple(dict.fromkeys(name for a in own for name in a.tensors))) for own in sets if own]
 
 
 def inner_assignments(plan: Plan) -> list[Assignment]:
@@ -123,12 +130,12 @@ def _place_zeros(weight: Tensor, small: Tensor, places: Sequence[Sequence[int]])
     weight[tuple(index)] *= small != 0
 
 
-def _zero(plan: Plan, assignment: Assignment, thin: nn.Module, backwards: Backwards) -> Zeroed:
+def _zero(plan: Plan, assignment: Assignment, thin: nn.Module, looking: Looking) -> Zeroed:
     rule = plan.recipe.rules[assignment.rule]
     copy = copied(thin)
     there = dict(copy.named_parameters(remove_duplicate=False))
     weights = {name: there[name] for name in assignment.tensors if name in there}
-    chosen = _chosen(rule, plan.recipe.seed + assignment.rule, weights, backwards(copy, rule.criterion))
+    chosen = _chosen(rule, plan.recipe.seed + assignment.rule, weights, looking(copy, rule.criterion))
     with torch.no_grad():
         for name, gone in chosen.masks.items():
             thin.get_parameter(name).masked_fill_(gone, 0.0)
@@ -150,29 +157,29 @@ class _Chosen:
     gone: int
 
 
-def _chosen(rule: Rule, seed: int, weights: Mapping[str, nn.Parameter], backward: Backward | None) -> _Chosen:
+def _chosen(rule: Rule, seed: int, weights: Mapping[str, nn.Parameter], looks: Looks | None) -> _Chosen:
     if not weights:
         return _Chosen({}, 0, 0)
     match rule.group:
         case "weight":
-            scores = [_element_scores(rule, name, w, backward, seed + i) for i, (name, w) in enumerate(weights.items())]
+            scores = [_element_scores(rule, name, w, looks, seed + i) for i, (name, w) in enumerate(weights.items())]
             gone = _lowest(torch.cat([s.flatten() for s in scores]), rule)
             parts = torch.split(gone, [w.numel() for w in weights.values()])
             masks = {name: part.view_as(w) for (name, w), part in zip(weights.items(), parts, strict=True)}
             return _Chosen(masks, len(gone), int(gone.sum()))
         case Pattern() as pattern:
-            scored = {name: _element_scores(rule, name, w, backward, seed + i) for i, (name, w) in enumerate(weights.items())}
+            scored = {name: _element_scores(rule, name, w, looks, seed + i) for i, (name, w) in enumerate(weights.items())}
             masks = {name: _beyond(pattern, scores) | (weights[name] == 0) for name, scores in scored.items()}
             return _Chosen(masks, sum(w.numel() for w in weights.values()), sum(int(m.sum()) for m in masks.values()))
         case _:
-            return _chosen_inside(rule, seed, weights, backward)
+            return _chosen_inside(rule, seed, weights, looks)
 
 
-def _chosen_inside(rule: Rule, seed: int, weights: Mapping[str, nn.Parameter], backward: Backward | None) -> _Chosen:
+def _chosen_inside(rule: Rule, seed: int, weights: Mapping[str, nn.Parameter], looks: Looks | None) -> _Chosen:
     """Shapes, taps or blocks: the lowest scores over all layers of the rule, in none of them below its floor."""
     assert rule.group is not None
     layout = inner_layout(rule.group, weights, weights)
-    scores = group_scores(rule.criterion, layout, weights, backward, seed).clone()
+    scores = group_scores(rule.criterion, layout, weights, looks, seed).clone()
     _check_finite(scores, weights)
     scores[layout.reduce(lambda name: (weights[name] != 0).to(torch.float32))[:-1] == 0] = -1.0
     if not isinstance(rule.group, Block):
@@ -186,8 +193,8 @@ def _chosen_inside(rule: Rule, seed: int, weights: Mapping[str, nn.Parameter], b
     return _Chosen(masks, len(gone), int(gone.sum()))
 
 
-def _element_scores(rule: Rule, name: str, weight: nn.Parameter, backward: Backward | None, seed: int) -> Tensor:
-    scores = weight_scores(rule.criterion, weight, backward, seed).clone()
+def _element_scores(rule: Rule, name: str, weight: nn.Parameter, looks: Looks | None, seed: int) -> Tensor:
+    scores = weight_scores(rule.criterion, weight, looks, seed).clone()
     _check_finite(scores, [name])
     scores[weight == 0] = -1.0  # what is zero goes first
     return scores

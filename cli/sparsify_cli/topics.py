@@ -17,7 +17,7 @@ from sparsify_schemas.written import written
 FAMILIES: Final[dict[str, tuple[ModuleType | str, Any]]] = {
     "penalty": (penalty, penalty.Penalty),
     "criterion": (criterion, criterion.Criterion),
-    "schedule": (schedule, schedule.Schedule),
+    "schedule": (schedule, schedule.Strength),
     "stage": (stage, stage.Stage),
     "optimizer": ("Optimizers: what takes the steps of a training stage.", stage.Optimizer),
     "target": (target, target.Target),

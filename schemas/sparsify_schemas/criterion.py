@@ -21,15 +21,79 @@ class Magnitude(Spec):
     """how scores of different layers are made comparable"""
 
 
-class Taylor(Spec):
+class Lamp(Spec):
+    """s_u = n_u / sum over v of the same layer with n_v >= n_u of n_v,   n = w^2, or the sum of squares of a group.
+
+    Makes layers comparable without a knob: the last one standing of each layer scores 1.
+    Source: Lee et al., arXiv:2010.07611, equation 4 (single weights).
+    """
+
+    kind: Literal["lamp"]
+
+
+class BnScale(Spec):
+    """s_g = sum of |scale| of the normalisations whose channel leaves with the group.
+
+    For coupled groups that all have such a normalisation. Source: Liu et al., arXiv:1708.06519.
+    """
+
+    kind: Literal["bn_scale"]
+
+
+class FromData(Spec):
+    """What every criterion has that looks at training data."""
+
+    batches: Positive = 16
+    """how many training batches are looked at"""
+
+
+class Taylor(FromData):
     """s_g = mean over batches of | sum over w in g of w * dL/dw |, the first-order change of the loss when g goes.
 
     Needs training data. Source: Molchanov et al., arXiv:1906.10771, equation 8 (absolute value in place of the square).
     """
 
     kind: Literal["taylor"]
-    batches: Positive = 16
-    """how many training batches are looked at"""
+
+
+class Fisher(FromData):
+    """s_g = mean over examples of 1/2 * ( sum over w in g of w * dL/dw )^2, the second-order change of the loss when g goes.
+
+    Needs training data, one backward pass an example. Source: Theis et al., arXiv:1801.05787 (without its term of cost,
+    which a budget weighs).
+    """
+
+    kind: Literal["fisher"]
+    batches: Positive = 4
+    """how many training batches are looked at, example by example"""
+
+
+class Sensitivity(FromData):
+    """s_g = mean over batches of sum over w in g of | w * dL/dw |, what the loss feels of each weight by itself.
+
+    Needs training data. Source: Lee et al., arXiv:1810.02340 (at initialisation); |dL/dw| alone is the sensitivity of
+    Tartaglione et al., arXiv:2011.09905.
+    """
+
+    kind: Literal["sensitivity"]
+
+
+class Activation(FromData):
+    """s_g = mean over the consumers' input slices of the root mean square of what arrives there: units that send little go.
+
+    Needs training data, no labels. Source: as Hu et al., arXiv:1607.03250, with the mean square in place of the share above zero.
+    """
+
+    kind: Literal["activation"]
+
+
+class Wanda(FromData):
+    """s_g = sum over w in g of |w| * the root mean square of the input that w multiplies.
+
+    Needs training data, no labels; sees convolutions and Linear layers. Source: Sun et al., arXiv:2306.11695.
+    """
+
+    kind: Literal["wanda"]
 
 
 class Random(Spec):
@@ -38,4 +102,6 @@ class Random(Spec):
     kind: Literal["random"]
 
 
-Criterion = Annotated[Magnitude | Taylor | Random, Field(discriminator="kind")]
+Criterion = Annotated[
+    Magnitude | Taylor | Fisher | Sensitivity | Activation | Wanda | Lamp | BnScale | Random, Field(discriminator="kind")
+]

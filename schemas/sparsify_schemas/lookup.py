@@ -129,7 +129,8 @@ def written_as(annotation: Any) -> Iterator[Any]:
             for m in marks
             if isinstance(m, BeforeValidator) and m.json_schema_input_type is not PydanticUndefined
         ]
-        plain_words = not written or any(get_origin(arm) is Literal for arm in arms(written[0]))  # aliases are not worth repeating
+        aliases = bool(written) and all(any(get_origin(arm) is Literal for arm in arms(t)) for t in (inner, written[0]))
+        plain_words = not written or aliases  # aliases are not worth repeating
         yield from written_as(inner if plain_words else written[0])
     elif get_origin(annotation) in (Union, UnionType):
         for arm in get_args(annotation):

@@ -2,12 +2,18 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from sparsify_schemas.base import Positive, Spec
-from sparsify_schemas.schedule import Scheduled
+from sparsify_schemas.base import AtKey, NonNegative, Number, Positive, Spec
+from sparsify_schemas.schedule import Auto, Scheduled, Strength
+from sparsify_schemas.units import Duration, Share
 
 Solver = Literal["proximal", "subgradient"]
+
+
+def _refuse_auto(strength: object, solver: Solver) -> None:
+    if isinstance(strength, Auto) and solver != "proximal":
+        raise AtKey("strength", "strength 'auto' counts what is exactly zero, which only solver 'proximal' reaches")
 
 
 class GroupLasso(Spec):
@@ -23,14 +29,21 @@ class GroupLasso(Spec):
     """
 
     kind: Literal["group_lasso"]
-    strength: Scheduled
-    """lambda, a number or a schedule"""
+    strength: Strength
+    """lambda: a number, a schedule, or auto, which finds it"""
     scope: Literal["coupled", "layer"] = "coupled"
     """coupled: a group is every slice that leaves with the channel (filter, bias, normalisation, consumers' columns); layer: the matched layer's own weight slice, the form of the SSL paper"""
     solver: Solver = "proximal"
     """proximal reaches exact zeros; subgradient only comes near them"""
     every: Positive = 8
     """proximal solver: act on every n-th step with the lr * strength of the n steps added up; 1 acts on each step"""
+
+    @model_validator(mode="after")
+    def _auto_can_act(self) -> "GroupLasso":
+        _refuse_auto(self.strength, self.solver)
+        if isinstance(self.strength, Auto) and self.scope == "layer":
+            raise AtKey("strength", "strength 'auto' counts groups that can leave, which are of scope 'coupled'")
+        return self
 
 
 class L1(Spec):
@@ -43,12 +56,17 @@ class L1(Spec):
     """
 
     kind: Literal["l1"]
-    strength: Scheduled
-    """lambda, a number or a schedule"""
+    strength: Strength
+    """lambda: a number, a schedule, or (with group `weight`) auto, which finds it"""
     solver: Solver = "proximal"
     """proximal reaches exact zeros; subgradient only comes near them"""
     every: Positive = 8
     """proximal solver: act on every n-th step with the lr * strength of the n steps added up; 1 acts on each step"""
+
+    @model_validator(mode="after")
+    def _auto_can_act(self) -> "L1":
+        _refuse_auto(self.strength, self.solver)
+        return self
 
 
 class L2(Spec):
@@ -69,4 +87,152 @@ class L2(Spec):
     """proximal solver: act on every n-th step with the lr * strength of the n steps added up; 1 acts on each step"""
 
 
-Penalty = Annotated[GroupLasso | L1 | L2, Field(discriminator="kind")]
+class Gsm(Spec):
+    """gsm: global sparse momentum. Only the most important weights follow the loss; all others decay away, and may come back.
+
+    T = |w * dL/dw|     of every weight that gsm rules of one `sparsity` cover, in all layers together   (group: weight)
+    T = |sum over w in g of w * dL/dw|     of every group                                             (any other group)
+    before the optimizer's step: dL/dw stays where T is among the Q largest, Q = (1 - sparsity) of their number, else 0
+
+    Weight decay and momentum are the optimizer's and act on all: a weight left out for n steps shrinks by
+    exp(-n * lr * weight_decay / (1 - momentum)), which `plan` foretells. It takes a momentum of 0.98 or 0.99.
+    Source: Ding et al., arXiv:1909.12778, algorithm 1 (single weights); on groups as Ding et al., arXiv:2007.03260, mask them.
+    """
+
+    kind: Literal["gsm"]
+
+
+class Threshold(Spec):
+    """Weights below T become zero and stay zero, T the largest for which
+
+        validation loss with them zero <= (1 + tolerance) * validation loss
+
+    found by bisection whenever the validation loss has not improved for `patience` epochs. Sources: Tartaglione et al.,
+    arXiv:1810.11764 (a threshold); Tartaglione et al., arXiv:2011.09905 (how it is found).
+    """
+
+    tolerance: Share = Share(5.0, "%")
+    """how much larger the validation loss may become each time"""
+    patience: Positive = 5
+    """epochs without a better validation loss before weights are set to zero"""
+
+
+class Sensitivity(Spec):
+    """sensitivity: weights that the outputs hardly depend on shrink, the others are left alone.
+
+    S = sum_k a_k * |dy_k/dw|,   y the mean of the model's outputs over the batch     (of: outputs)
+    S = |dL/dw|                                                                       (of: loss)
+    after the optimizer's step: w <- w - strength * w * max(0, 1 - S)       (not multiplied by the learning rate)
+
+    Of outputs, unspecific takes one backward pass per class and step, specific one more per step; of the loss none.
+    Outputs of a torch.compile'd model, and of several processes, are not seen: there, take the loss.
+    Source: Tartaglione et al., arXiv:1810.11764; of the loss: Tartaglione et al., arXiv:2011.09905.
+    """
+
+    kind: Literal["sensitivity"]
+    strength: Scheduled
+    """lambda per step, a number or a schedule; 1e-5 to 1e-4 are usual"""
+    of: Literal["loss", "outputs"] = "loss"
+    """whose derivative: of the loss (free), or of the outputs (the paper's)"""
+    mode: Literal["unspecific", "specific"] = "unspecific"
+    """of outputs: a_k = 1 / classes, or a_k = 1 for the class that the loss pulls up (the label) and 0 for the others"""
+    classes: Positive | None = None
+    """of outputs, unspecific: only so many classes, drawn anew in each step; all of them when left out"""
+    threshold: Threshold | None = None
+    """when and how small weights become zero during training; needs validation data. Left out: at the cut only"""
+
+    @model_validator(mode="after")
+    def _classes_are_outputs(self) -> "Sensitivity":
+        if self.of == "loss":
+            extra = sorted(self.model_fields_set & {"mode", "classes"})
+            if extra:
+                raise AtKey(extra[0], f"'{extra[0]}' is for 'of: outputs'; the loss has one derivative")
+        elif self.mode == "specific" and self.classes is not None:
+            raise AtKey("classes", "'classes' is for 'mode: unspecific'; specific looks at one class per example")
+        return self
+
+
+class BnScale(Spec):
+    """bn_scale: l1 on the scales of normalisations, so that whole channels fall silent (network slimming).
+
+    R = strength * sum |scale|, of every normalisation whose channel is in one of the rule's groups
+    proximal step:  scale <- sign(scale) * max(0, |scale| - lr * strength)
+    sub-gradient:   strength * sign(scale)
+
+    A silent channel still has its weights: choose what goes by criterion bn_scale as well.
+    Source: Liu et al., arXiv:1708.06519 (by the sub-gradient).
+    """
+
+    kind: Literal["bn_scale"]
+    strength: Scheduled
+    """lambda, a number or a schedule; 1e-5 to 1e-4 in the paper"""
+    solver: Solver = "proximal"
+    """proximal reaches exact zeros; subgradient only comes near them"""
+    every: Positive = 8
+    """proximal solver: act on every n-th step with the lr * strength of the n steps added up; 1 acts on each step"""
+
+
+class GrowingL2(Spec):
+    """growing_l2: an l2 that grows without pause on what has been chosen to go, until nothing is left of it (GReg-1).
+
+    gradient on the chosen: min(limit, delta * (1 + floor(step / every))) * w
+
+    Chosen at the first step: what a cut at that moment would remove, by magnitude; single weights by `sparsity`.
+    Source: Wang et al., arXiv:2012.09243, algorithm 1.
+    """
+
+    kind: Literal["growing_l2"]
+    delta: NonNegative = 1e-4
+    """how much the strength rises each time"""
+    every: Positive = 10
+    """steps between two rises"""
+    limit: NonNegative = 1.0
+    """where the strength stays"""
+
+
+class Agp(Spec):
+    """agp: automated gradual pruning. The smallest are set to zero and held there, more and more of them.
+
+    share at zero: sparsity * (1 - (1 - t)^3),   t from 0 at `start` to 1 at `end`
+
+    By |w| for group weight, by ||w_g|| / sqrt(|g|) for others, over all layers of the rule; chosen anew whenever the share
+    rises, from what is not zero. Source: Zhu & Gupta, arXiv:1710.01878, equation 1.
+    """
+
+    kind: Literal["agp"]
+    start: Duration = Duration(0, "dur")
+    """when the first go"""
+    end: Duration = Duration(0.8, "dur")
+    """when `sparsity` is reached"""
+    every: Duration = Duration(100, "it")
+    """how often the share rises"""
+
+    @model_validator(mode="after")
+    def _window(self) -> "Agp":
+        if self.start.unit == self.end.unit and self.start.value >= self.end.value:
+            raise ValueError(f"agp starts at {self.start} and ends at {self.end}; 'end' must come after 'start'")
+        return self
+
+
+class Dns(Spec):
+    """dns: dynamic network surgery. Small single weights are masked; masked ones go on learning and are spliced back when they grow.
+
+    t = max(0, mean |w| + c_rate * std |w|) of each layer, as it is when the stage begins
+    mask <- 0 where |w| <= 0.9 t, 1 where |w| > 1.1 t, as it was between;   in a step with probability (1 + gamma * step)^(-power)
+    the model computes with w * mask; the gradient by w * mask moves w
+
+    How many go follows from c_rate; a rule with group `weight` may leave `sparsity` out. Source: Guo et al., arXiv:1608.04493.
+    """
+
+    kind: Literal["dns"]
+    c_rate: Number = 1.0
+    """standard deviations above the mean magnitude: larger masks more"""
+    gamma: NonNegative = 1e-4
+    """how fast masks come to rest"""
+    power: NonNegative = 1.0
+    """how fast masks come to rest"""
+    stop: Positive | None = None
+    """step from which masks stay as they are; never when left out"""
+
+
+Penalty = Annotated[GroupLasso | L1 | L2 | Gsm | Sensitivity | BnScale | GrowingL2 | Agp | Dns, Field(discriminator="kind")]

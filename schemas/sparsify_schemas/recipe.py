@@ -8,11 +8,13 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator,
 
 from sparsify_schemas.base import AtKey, Flag, Positive, Seed, Spec, Text
 from sparsify_schemas.budget import Budget
-from sparsify_schemas.criterion import Criterion, Magnitude
+from sparsify_schemas.criterion import BnScale, Criterion, FromData, Magnitude
 from sparsify_schemas.data import Data
 from sparsify_schemas.group import Group, in_one_tensor, kind_of, within
 from sparsify_schemas.model import Input, Model
-from sparsify_schemas.penalty import GroupLasso, Penalty
+from sparsify_schemas.penalty import L1, Agp, Dns, GroupLasso, GrowingL2, Gsm, Penalty, Sensitivity
+from sparsify_schemas.penalty import BnScale as BnScalePenalty
+from sparsify_schemas.schedule import Auto
 from sparsify_schemas.selector import Layers
 from sparsify_schemas.stage import Cut, Stage, Train, goal
 from sparsify_schemas.target import Target
@@ -68,6 +70,14 @@ class Rule(Spec):
             raise ValueError(f"scope 'layer' cannot act on group '{self.group}', which spans several tensors; leave out 'scope'")
         if self.group == "depth" and self.keep.multiple_of > 1:
             raise AtKey("keep", "'multiple_of' cannot act on group 'depth', which has no widths; leave it out, or say how many stay with 'at_least'")
+        if isinstance(self.penalty, Gsm) and self.sparsity is None:
+            raise AtKey("penalty", "gsm needs the rule's own 'sparsity': it says how many keep following the loss")
+        if isinstance(self.penalty, Agp) and self.sparsity is None:
+            raise AtKey("penalty", "agp needs the rule's own 'sparsity': it says how many are zero at the end")
+        if isinstance(self.penalty, Dns) and self.group != "weight":
+            raise AtKey("penalty", "dns masks single weights; write 'group: weight', or use agp for whole groups")
+        if isinstance(self.penalty, L1) and isinstance(self.penalty.strength, Auto) and self.group != "weight":
+            raise AtKey("penalty", f"l1 with strength 'auto' counts single weights; use group_lasso on group '{self.group}', or give l1 a number")
         if in_one_tensor(self.group):
             self._consistent_in_one_tensor()
         return self
@@ -82,7 +92,16 @@ class Rule(Spec):
             raise ValueError(f"scope 'coupled' cannot act on group '{self.group}', which lies inside one tensor; leave out 'scope'")
         if kind == "n:m" and self.sparsity is not None:
             raise AtKey("sparsity", f"group '{self.group}' says itself how much is removed; leave out 'sparsity'")
-        if kind == "weight" and self.sparsity is None:
+        if isinstance(self.penalty, BnScalePenalty):
+            raise AtKey("penalty", f"bn_scale cannot act on group '{self.group}': a scale belongs to a whole channel")
+        if isinstance(self.criterion, BnScale):
+            raise AtKey("criterion", f"criterion 'bn_scale' cannot act on group '{self.group}': a scale belongs to a whole channel")
+        if isinstance(self.penalty, GroupLasso) and isinstance(self.penalty.strength, Auto):
+            raise AtKey("penalty", f"strength 'auto' counts groups that can leave, not those inside a tensor; give group '{self.group}' a number")
+        if isinstance(self.penalty, GrowingL2) and self.sparsity is None:
+            raise AtKey("penalty", f"growing_l2 on group '{self.group}' needs the rule's own 'sparsity': it says what has been chosen to go")
+        chosen_in_training = isinstance(self.penalty, Dns) or (isinstance(self.penalty, Sensitivity) and self.penalty.threshold)
+        if kind == "weight" and self.sparsity is None and not chosen_in_training:
             raise ValueError("a rule with group 'weight' needs its own 'sparsity': zeroed weights stay in the file, so no budget can choose for it")
         if kind in ("shape", "tap", "block") and self.sparsity is None and self.penalty is None:
             raise ValueError(f"a rule with group '{self.group}' needs its own 'sparsity', or a 'penalty' that brings groups to zero: no budget can choose for it")
@@ -90,6 +109,22 @@ class Rule(Spec):
             raise AtKey("keep", f"'keep' cannot act on group '{self.group}': it counts whole groups of a layer's width")
         if self.keep.multiple_of != 1:
             raise AtKey("keep", f"'keep' takes only 'at_least' for group '{self.group}', which no width follows from")
+
+
+def _found(rule: Rule) -> bool:
+    """Whether a rule's strength is auto."""
+    return isinstance(rule.penalty, GroupLasso | L1) and isinstance(rule.penalty.strength, Auto)
+
+
+def _check_goals(recipe: "Recipe") -> None:
+    """A strength that is found needs a goal, and a budget is the goal of all rules that leave their amount to it."""
+    left = [i for i, rule in enumerate(recipe.rules) if not rule.protect and rule.sparsity is None and not in_one_tensor(rule.group)]
+    for i in left:
+        if _found(recipe.rules[i]) and recipe.budget == Budget():
+            raise ValueError(f"rules.{i}.penalty.strength: 'auto' needs a goal; give the recipe a budget, or the rule its own 'sparsity'")
+    other = next((i for i in left if not _found(recipe.rules[i])), None)
+    if other is not None and any(_found(recipe.rules[i]) for i in left):
+        raise ValueError(f"rules.{other} leaves its amount to the budget, which strength 'auto' of another rule aims at alone; give it strength auto as well, or its own 'sparsity'")
 
 
 def _shape_of_inputs(value: Any) -> str:
@@ -148,8 +183,16 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _training_needs_data(self) -> "Recipe":
+        _check_goals(self)
         if self.data is None and any(isinstance(s, Train) for s in self.stages):
             raise ValueError("a recipe with a 'train' stage needs 'data'")
-        if self.data is None and any(r.criterion.kind == "taylor" for r in self.rules):
-            raise ValueError("criterion 'taylor' needs 'data': it looks at the loss on training batches")
+        looking = next((r.criterion.kind for r in self.rules if isinstance(r.criterion, FromData)), None)
+        if self.data is None and looking is not None:
+            raise ValueError(f"criterion '{looking}' needs 'data': it looks at training batches")
+        asked = [(i, r.penalty.threshold) for i, r in enumerate(self.rules) if isinstance(r.penalty, Sensitivity) and r.penalty.threshold]
+        if asked and self.data is not None and self.data.validation.value == 0:
+            raise ValueError(f"rules.{asked[0][0]}.penalty.threshold needs validation data: it looks at the loss there; write data.validation above 0%")
+        other = next((i for i, threshold in asked if threshold != asked[0][1]), None)
+        if other is not None:
+            raise ValueError(f"rules.{asked[0][0]} and rules.{other} ask for different thresholds; weights become zero for all rules at once, write the same")
         return self

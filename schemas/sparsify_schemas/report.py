@@ -128,6 +128,14 @@ class Epoch(Spec):
     sparsity: float
     """share of the groups that rules cover whose norm is zero"""
     strength: float | None = None
+    woken: float | None = None
+    """share of what gsm covers that was left out in one step and followed the loss in the next, mean over the steps"""
+    threshold: float | None = None
+    """weights up to so large were set to zero at the end of this epoch; the validation figures are of after that"""
+    due: float | None = None
+    """strength auto: the part of the goal that should have been reached by the end of this epoch"""
+    reached: float | None = None
+    """strength auto: the part of the goal that what is dead comes to"""
     seconds: float
 
 

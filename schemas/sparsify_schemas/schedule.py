@@ -111,3 +111,31 @@ def _from_number(value: Any) -> Any:
 
 Scheduled = Annotated[Schedule, BeforeValidator(_from_number, json_schema_input_type=NonNegative | Schedule)]
 """A number, or a schedule with a `kind`."""
+
+
+class Auto(Spec):
+    """v rises and falls so that what has died follows the goal, linearly from nothing at `start`: for strengths alone.
+
+    The goal is the rule's own `sparsity`, or else the budget. Which groups go is asked of the rule's criterion two hundred
+    times a stage (magnitude where it would need data), as a cut would; the strength is what makes those die in time, and acts
+    on them alone. The text auto means this.
+    """
+
+    kind: Literal["auto"]
+    start: Duration = Duration(0.1, "dur")
+    """when the first groups should die"""
+    end: Duration = Duration(0.9, "dur")
+    """when the goal should be reached; what is left of the stage is for whatever resists"""
+
+
+def _from_auto(value: Any) -> Any:
+    if isinstance(value, str) and value != "auto":
+        raise ValueError(f"expected a number, a schedule or auto, not {value[:60]!r}")
+    return {"kind": "auto"} if value == "auto" else _from_number(value)
+
+
+Strength = Annotated[
+    Annotated[Auto | Constant | Linear | Cosine | Cubic | Exponential | Step | OneShot, Field(discriminator="kind")],
+    BeforeValidator(_from_auto, json_schema_input_type=NonNegative | Literal["auto"] | Auto | Schedule),
+]
+"""A number, a schedule with a `kind`, or auto."""

@@ -28,13 +28,15 @@ import sparsify
 BATCH = (torch.randn(4, 3, 64, 64), torch.arange(4))
 
 
-def stepper(depth: int, penalty: dict[str, object] | None) -> Callable[[], None]:
+def stepper(depth: int, penalty: dict[str, object] | None, group: str = "filter") -> Callable[[], None]:
     """A training step of a fresh network, with or without a penalty attached."""
     torch.manual_seed(0)
     model = ResNet(depth)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     if penalty is not None:
-        rule = {"layers": "Conv2d", "group": "filter", "penalty": {"strength": 1e-4, **penalty}}
+        given = penalty if penalty["kind"] in ("gsm", "agp") else {"strength": 1e-4, **penalty}
+        layers, share = ("*", {"sparsity": "90%"}) if group == "weight" else ("Conv2d", {"sparsity": "50%"} if penalty["kind"] == "gsm" else {})
+        rule = {"layers": layers, "group": group, "penalty": given, **share}
         plan = sparsify.make_plan({"version": 1, "title": "bench", "rules": [rule]}, model, (BATCH[0][:2],))
         sparsify.attach(plan, model, optimizer)
 
@@ -87,6 +89,10 @@ def main() -> None:
             "coupled, every step": stepper(depth, {"kind": "group_lasso", "every": 1}),
             "coupled, sub-gradient": stepper(depth, {"kind": "group_lasso", "solver": "subgradient"}),
             "per layer, every step": stepper(depth, {"kind": "group_lasso", "scope": "layer", "every": 1}),
+            "gsm on weights": stepper(depth, {"kind": "gsm"}, "weight"),
+            "gsm on filters": stepper(depth, {"kind": "gsm"}),
+            "sensitivity of the loss": stepper(depth, {"kind": "sensitivity"}, "weight"),
+            "agp on weights, share constant": stepper(depth, {"kind": "agp", "start": "0it", "end": "1it", "every": "1it"}, "weight"),
             "torch-pruning regularize": torch_pruning_stepper(depth),
         }
         times: dict[str, list[float]] = {name: [] for name in variants}
@@ -106,7 +112,7 @@ def main() -> None:
         for name, values in times.items():
             ratios = np.array(values) / plain
             low, high = interval(ratios)
-            print(f"  {name:28} {np.median(ratios):.3f}x  [{low:.3f}, {high:.3f}]")
+            print(f"  {name:30} {np.median(ratios):.3f}x  [{low:.3f}, {high:.3f}]")
 
 
 if __name__ == "__main__":

@@ -71,11 +71,11 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "missing strength": (
         (("      strength: 1e-3\n", ""),),
-        "recipe.yaml:12:5: rules.0.penalty: missing key 'strength'; lambda, a number or a schedule",
+        "recipe.yaml:12:5: rules.0.penalty: missing key 'strength'; lambda: a number, a schedule, or auto, which finds it",
     ),
     "missing kind": (
         (("      kind: group_lasso\n", ""),),
-        "recipe.yaml:12:5: rules.0.penalty: missing key 'kind'; one of group_lasso, l1, l2",
+        "recipe.yaml:12:5: rules.0.penalty: missing key 'kind'; one of group_lasso, l1, l2, gsm, sensitivity, bn_scale, growing_l2, agp, dns",
     ),
     "missing optimizer": (
         ((", optimizer: {kind: sgd, lr: 0.1, momentum: 0.9}", ""),),
@@ -148,7 +148,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "kind of penalty that is none": (
         (("group_lasso", "dropout"),),
-        "recipe.yaml:13:13: rules.0.penalty.kind: unknown kind 'dropout'; known: group_lasso, l1, l2",
+        "recipe.yaml:13:13: rules.0.penalty.kind: unknown kind 'dropout'; known: group_lasso, l1, l2, gsm, sensitivity, bn_scale, growing_l2, agp, dns",
     ),
     "penalty as a word": (
         (("    penalty:\n      kind: group_lasso\n      strength: 1e-3", "    penalty: group_lasso"),),
@@ -176,7 +176,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "number as a kind": (
         (("kind: group_lasso", "kind: 3"),),
-        "recipe.yaml:13:13: rules.0.penalty.kind: expected one of group_lasso, l1, l2, found the number 3",
+        "recipe.yaml:13:13: rules.0.penalty.kind: expected one of group_lasso, l1, l2, gsm, sensitivity, bn_scale, growing_l2, agp, dns, found the number 3",
     ),
     "unknown group": (
         (("group: filter", "group: fliter"),),
@@ -199,8 +199,8 @@ EDITED: dict[str, tuple[Edits, str]] = {
         "recipe.yaml:11:12: rules.0.group: a block of 1x1 is a single weight; write 'group: weight'",
     ),
     "text for a number": (
-        (("strength: 1e-3", "strength: auto"),),
-        "recipe.yaml:14:17: rules.0.penalty.strength: expected a number or a schedule, not 'auto'",
+        (("lr: 0.1", "lr: auto"),),
+        "recipe.yaml:19:80: stages.0.optimizer.lr: expected a number or a schedule, not 'auto'",
     ),
     "list for a schedule": (
         (("strength: 1e-3", "strength: [1e-3]"),),
@@ -361,6 +361,73 @@ EDITED: dict[str, tuple[Edits, str]] = {
         (("group: filter", "group: 4x1\n    keep: {at_least: 2}"),),
         "recipe.yaml:12:5: rules.0.keep: 'keep' cannot act on group '4x1': it counts whole groups of a layer's width",
     ),
+    "gsm without sparsity": (
+        (("kind: group_lasso\n      strength: 1e-3", "kind: gsm"),),
+        "recipe.yaml:12:5: rules.0.penalty: gsm needs the rule's own 'sparsity': it says how many keep following the loss",
+    ),
+    "classes of the loss": (
+        (("kind: group_lasso", "kind: sensitivity\n      classes: 3"),),
+        "recipe.yaml:14:7: rules.0.penalty.classes: 'classes' is for 'of: outputs'; the loss has one derivative",
+    ),
+    "classes of specific sensitivity": (
+        (("kind: group_lasso", "kind: sensitivity\n      of: outputs\n      mode: specific\n      classes: 3"),),
+        "recipe.yaml:16:7: rules.0.penalty.classes: 'classes' is for 'mode: unspecific'; specific looks at one class per example",
+    ),
+    "threshold without validation data": (
+        (("kind: group_lasso", "kind: sensitivity\n      threshold: {patience: 3}"), ("{source: digits}", "{source: digits, validation: 0%}")),
+        "recipe.yaml:1:1: rules.0.penalty.threshold needs validation data: it looks at the loss there; write data.validation above 0%",
+    ),
+    "two thresholds": (
+        (
+            ("kind: group_lasso", "kind: sensitivity\n      threshold: {patience: 3}"),
+            ("layers: fc2\n    protect: true", "layers: fc*\n    group: neuron\n    penalty: {kind: sensitivity, strength: 1e-3, threshold: {}}"),
+        ),
+        "recipe.yaml:1:1: rules.0 and rules.1 ask for different thresholds; weights become zero for all rules at once, write the same",
+    ),
+    "agp without sparsity": (
+        (("kind: group_lasso\n      strength: 1e-3", "kind: agp"),),
+        "recipe.yaml:12:5: rules.0.penalty: agp needs the rule's own 'sparsity': it says how many are zero at the end",
+    ),
+    "agp that ends before it starts": (
+        (("kind: group_lasso\n      strength: 1e-3", "kind: agp\n      start: 0.5dur\n      end: 0.2dur\n    sparsity: 50%"),),
+        "recipe.yaml:12:5: rules.0.penalty: agp starts at 0.5dur and ends at 0.2dur; 'end' must come after 'start'",
+    ),
+    "dns on filters": (
+        (("kind: group_lasso\n      strength: 1e-3", "kind: dns"),),
+        "recipe.yaml:12:5: rules.0.penalty: dns masks single weights; write 'group: weight', or use agp for whole groups",
+    ),
+    "bn_scale on weights": (
+        (("group: filter", "group: weight\n    sparsity: 50%"), ("group_lasso", "bn_scale")),
+        "recipe.yaml:13:5: rules.0.penalty: bn_scale cannot act on group 'weight': a scale belongs to a whole channel",
+    ),
+    "criterion bn_scale on weights": (
+        (("group: filter", "group: weight\n    sparsity: 50%"), ("group_lasso", "l1"), ("{kind: magnitude}", "{kind: bn_scale}")),
+        "recipe.yaml:16:5: rules.0.criterion: criterion 'bn_scale' cannot act on group 'weight': a scale belongs to a whole channel",
+    ),
+    "strength auto without exact zeros": (
+        (("strength: 1e-3", "strength: auto\n      solver: subgradient"),),
+        "recipe.yaml:14:7: rules.0.penalty.strength: strength 'auto' counts what is exactly zero, which only solver 'proximal' reaches",
+    ),
+    "strength auto on slices": (
+        (("strength: 1e-3", "strength: auto\n      scope: layer"),),
+        "recipe.yaml:14:7: rules.0.penalty.strength: strength 'auto' counts groups that can leave, which are of scope 'coupled'",
+    ),
+    "strength auto of l1 on filters": (
+        (("group_lasso", "l1"), ("strength: 1e-3", "strength: auto")),
+        "recipe.yaml:12:5: rules.0.penalty: l1 with strength 'auto' counts single weights; use group_lasso on group 'filter', or give l1 a number",
+    ),
+    "strength auto without a goal": (
+        (("strength: 1e-3", "strength: auto"), ("budget: {macs: 40%}\n", "")),
+        "recipe.yaml:1:1: rules.0.penalty.strength: 'auto' needs a goal; give the recipe a budget, or the rule its own 'sparsity'",
+    ),
+    "strength auto beside another rule": (
+        (("strength: 1e-3", "strength: auto"), ("layers: fc2\n    protect: true", "layers: fc1\n    group: neuron")),
+        "recipe.yaml:1:1: rules.1 leaves its amount to the budget, which strength 'auto' of another rule aims at alone; give it strength auto as well, or its own 'sparsity'",
+    ),
+    "strength as another word": (
+        (("strength: 1e-3", "strength: automatic"),),
+        "recipe.yaml:14:17: rules.0.penalty.strength: expected a number, a schedule or auto, not 'automatic'",
+    ),
     "bad regular expression": (
         (('"conv*"', "re:(conv"),),
         "recipe.yaml:10:13: rules.0.layers: 're:(conv' is no regular expression: missing ), unterminated subpattern at position 0",
@@ -416,7 +483,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
             (STAGES, ""),
             ("vars: {epochs: 3}\n", ""),
         ),
-        "recipe.yaml:1:1: criterion 'taylor' needs 'data': it looks at the loss on training batches",
+        "recipe.yaml:1:1: criterion 'taylor' needs 'data': it looks at training batches",
     ),
     "size without a folder": (
         (("{source: digits}", "{source: digits, size: 8}"),),
@@ -643,7 +710,7 @@ def test_every_mistake_is_reported_at_once() -> None:
     assert complaint(text).splitlines() == [
         "recipe.yaml:8:16: budget.macs: expected a share such as 40% or a count such as 300M, not the bare number 40",
         "recipe.yaml:11:12: rules.0.group: unknown group 'filtre'; did you mean 'filter'?",
-        "recipe.yaml:14:17: rules.0.penalty.strength: expected a number or a schedule, not 'fast'",
+        "recipe.yaml:14:17: rules.0.penalty.strength: expected a number, a schedule or auto, not 'fast'",
         "recipe.yaml:17:14: rules.1.protect: expected true or false, found the number 1",
         "recipe.yaml:20:12: stages.1.kind: unknown kind 'cutt'; did you mean 'cut'?",
     ]

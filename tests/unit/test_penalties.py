@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from sparsify import graph, penalties
 from sparsify.groups import Axis, Layout, Part, coupled_layout, inner_layout, layer_layout
+from sparsify.penalties import lasso
 from sparsify_schemas.group import Block
 from sparsify_schemas.penalty import L1, L2, GroupLasso
 
@@ -132,7 +133,7 @@ def test_gradient_is_strength_times_root_size_times_unit_vector(net: type[nn.Mod
     parameters, layout = prepared(net, name)
     gradients = {n: torch.zeros_like(p) for n, p in parameters.items()}
     spec = GroupLasso(kind="group_lasso", strength=0.3, solver="subgradient")
-    action = penalties.build(spec, layout, parameters)
+    action = penalties.build(spec, [layout], parameters)
     assert action.gradient is not None and action.proximal is None
     action.gradient(parameters, gradients, 0.3)
     wanted = {n: torch.zeros_like(p) for n, p in parameters.items()}
@@ -155,7 +156,7 @@ def test_proximal_step_shrinks_every_group_by_its_factor(net: type[nn.Module], n
         factor = max(0.0, 1 - amount * root / norm)
         for tensor, at in members:
             wanted[tensor][at] *= factor
-    action = penalties.build(GroupLasso(kind="group_lasso", strength=1.0), layout, parameters)
+    action = penalties.build(GroupLasso(kind="group_lasso", strength=1.0), [layout], parameters)
     assert action.proximal is not None
     action.proximal(parameters, dict.fromkeys(parameters, amount))
     for tensor in parameters:
@@ -169,7 +170,7 @@ def test_gradient_is_zero_at_zero() -> None:
     for p in parameters.values():
         p.zero_()
     gradients = {n: torch.zeros_like(p) for n, p in parameters.items()}
-    action = penalties.build(GroupLasso(kind="group_lasso", strength=1.0, solver="subgradient"), layout, parameters)
+    action = penalties.build(GroupLasso(kind="group_lasso", strength=1.0, solver="subgradient"), [layout], parameters)
     assert action.gradient is not None
     action.gradient(parameters, gradients, 1.0)
     assert all(bool((g == 0).all()) for g in gradients.values())
@@ -180,7 +181,7 @@ def test_layer_scope_is_the_papers_rows_and_columns() -> None:
     weight = torch.randn(4, 3, 2, 2, dtype=torch.float64)
     for dim in (0, 1):
         parameters = {"w": weight.clone()}
-        action = penalties.build(GroupLasso(kind="group_lasso", strength=1.0, scope="layer"), layer_layout([("w", dim)], parameters), parameters)
+        action = penalties.build(GroupLasso(kind="group_lasso", strength=1.0, scope="layer"), [layer_layout([("w", dim)], parameters)], parameters)
         assert action.proximal is not None
         action.proximal(parameters, {"w": 0.1})
         for i in range(weight.shape[dim]):
@@ -196,7 +197,7 @@ def test_channels_last_weights_shrink_alike() -> None:
     for tensor in (weight.clone(), weight.clone().contiguous(memory_format=torch.channels_last)):
         parameters = {"w": tensor}
         for dim in (0, 1):
-            penalties.group_lasso_proximal(layer_layout([("w", dim)], parameters), torch.full((9 if dim == 0 else 7,), 5.0, dtype=torch.float64), parameters, {"w": 0.1})
+            lasso.group_lasso_proximal(layer_layout([("w", dim)], parameters), torch.full((9 if dim == 0 else 7,), 5.0, dtype=torch.float64), parameters, {"w": 0.1})
         results.append(parameters["w"].contiguous())
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=0)
 
@@ -204,8 +205,8 @@ def test_channels_last_weights_shrink_alike() -> None:
 def test_l1_and_l2_closed_forms() -> None:
     parameters = {"w": torch.tensor([[-2.0, -0.05, 0.0, 0.05, 2.0]])}
     layout = layer_layout([("w", 0)], parameters)
-    l1 = penalties.build(L1(kind="l1", strength=1.0), layout, parameters)
-    l2 = penalties.build(L2(kind="l2", strength=1.0), layout, parameters)
+    l1 = penalties.build(L1(kind="l1", strength=1.0), [layout], parameters)
+    l2 = penalties.build(L2(kind="l2", strength=1.0), [layout], parameters)
     assert l1.proximal is not None and l2.proximal is not None
     l1.proximal(parameters, {"w": 0.1})
     torch.testing.assert_close(parameters["w"], torch.tensor([[-1.9, 0.0, 0.0, 0.0, 1.9]]))
@@ -214,7 +215,7 @@ def test_l1_and_l2_closed_forms() -> None:
     for spec, wanted in ((L1(kind="l1", strength=1.0, solver="subgradient"), [-0.5, 0.0, 0.5]), (L2(kind="l2", strength=1.0, solver="subgradient"), [-1.0, 0.0, 1.5])):
         own = {"w": torch.tensor([[-2.0, 0.0, 3.0]])}
         gradients = {"w": torch.zeros(1, 3)}
-        action = penalties.build(spec, layer_layout([("w", 0)], own), own)
+        action = penalties.build(spec, [layer_layout([("w", 0)], own)], own)
         assert action.gradient is not None
         action.gradient(own, gradients, 0.5)
         torch.testing.assert_close(gradients["w"], torch.tensor([wanted]))
@@ -226,7 +227,7 @@ def test_proximal_minimises_its_objective() -> None:
     v = torch.randn(3, 2, 3, 3, dtype=torch.float64) * torch.tensor([0.05, 0.5, 2.0], dtype=torch.float64).view(3, 1, 1, 1)
     parameters = {"w": v.clone()}
     layout = layer_layout([("w", 0)], parameters)
-    penalties.group_lasso_proximal(layout, layout.sizes(parameters).sqrt(), parameters, {"w": 0.1})
+    lasso.group_lasso_proximal(layout, layout.sizes(parameters).sqrt(), parameters, {"w": 0.1})
 
     def objective(w: Tensor) -> float:
         return float((w - v).square().sum() / 2 + 0.1 * (w.flatten(1).norm(dim=1) * math.sqrt(18)).sum())
@@ -248,9 +249,9 @@ def test_half_precision_counts_and_sums_in_single(dtype: torch.dtype) -> None:
     exact = parameters["w"].double()
     factor = 1 - 0.1 * math.sqrt(70000) / exact.norm(dim=1, keepdim=True)
     gradients = {"w": torch.zeros(2, 70000, dtype=dtype)}
-    penalties.group_lasso_gradient(layout, roots, parameters, gradients, 0.5)
+    lasso.group_lasso_gradient(layout, roots, parameters, gradients, 0.5)
     torch.testing.assert_close(gradients["w"].double(), 0.5 * math.sqrt(70000) * exact / exact.norm(dim=1, keepdim=True), rtol=2e-2, atol=1e-6)
-    penalties.group_lasso_proximal(layout, roots, parameters, {"w": 0.1})
+    lasso.group_lasso_proximal(layout, roots, parameters, {"w": 0.1})
     torch.testing.assert_close(parameters["w"].double(), exact * factor, rtol=1e-2, atol=1e-6)
 
 
@@ -260,7 +261,7 @@ def test_tensors_of_several_types_add_up() -> None:
     slots = torch.arange(4).repeat_interleave(2)
     layout = Layout((Part("a", (Axis((0,), torch.arange(4), 0),)), Part("b", (Axis((1,), slots, None),))), (("a", 0, 4),), 4)
     assert layout.sizes(parameters).tolist() == [7, 7, 7, 7, 0]
-    assert penalties.group_norms(layout, parameters)[:4].tolist() == pytest.approx([math.sqrt(7)] * 4)
+    assert lasso.group_norms(layout, parameters)[:4].tolist() == pytest.approx([math.sqrt(7)] * 4)
 
 
 INSIDE = {
@@ -293,13 +294,13 @@ def test_groups_inside_a_tensor_element_by_element(name: str, channels_last: boo
     assert layout.count == len([key for key in members if key is not None])
     roots = layout.sizes({"w": weight}).sqrt().double()
     found = {"w": torch.zeros_like(weight)}
-    penalties.group_lasso_gradient(layout, roots, {"w": weight}, found, 0.3)
+    lasso.group_lasso_gradient(layout, roots, {"w": weight}, found, 0.3)
     torch.testing.assert_close(found["w"], gradient)
-    penalties.group_lasso_proximal(layout, roots, {"w": weight}, {"w": 0.4})
+    lasso.group_lasso_proximal(layout, roots, {"w": weight}, {"w": 0.4})
     torch.testing.assert_close(weight, moved)
 
 
 def test_columns_of_a_linear_layer_are_its_shapes() -> None:
     weight = torch.tensor([[3.0, 0.0, 1.0], [4.0, 0.0, 1.0]])
     layout = inner_layout("shape", ["w"], {"w": weight})
-    assert penalties.group_norms(layout, {"w": weight}).tolist()[:-1] == pytest.approx([5.0, 0.0, math.sqrt(2)])
+    assert lasso.group_norms(layout, {"w": weight}).tolist()[:-1] == pytest.approx([5.0, 0.0, math.sqrt(2)])

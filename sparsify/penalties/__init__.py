@@ -1,0 +1,73 @@
+"""Penalties: what each does around a step of the optimizer, one family member a file.
+
+All are pure in everything but the tensors they are given to change and their own `state`. `amount` is lr * strength
+(summed over the steps since the last proximal action) per tensor; `strength` is lambda.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import assert_never
+
+from sparsify.errors import ModelError
+from sparsify.groups import Layout, is_scale
+from sparsify.penalties import elementwise, gradual, growing, gsm, lasso, sensitivity, surgery
+from sparsify.penalties.action import Action as Action
+from sparsify.penalties.action import Tensors
+from sparsify_schemas.penalty import L1, L2, Agp, BnScale, Dns, GroupLasso, GrowingL2, Gsm, Penalty, Sensitivity
+from sparsify_schemas.schedule import Auto
+
+
+def build(spec: Penalty, layouts: Sequence[Layout], parameters: Tensors, *, share: float = 0.0, single: bool = False) -> Action:
+    """The action of a penalty on the groups of some layouts; those of single weights act on all of the layouts' tensors.
+
+    share: what a rule's `sparsity` removes; single: whether it counts single weights (group `weight`), not groups.
+    """
+    names = tuple(dict.fromkeys(part.name for layout in layouts for part in layout.parts))
+    match spec:
+        case GroupLasso():
+            roots = layouts[0].sizes(parameters).sqrt()
+            if isinstance(spec.strength, Auto):
+                state = lasso.found_strength(layouts[0].count, roots.device)
+                return Action(proximal=partial(lasso.group_lasso_proximal, layouts[0], roots, floor=state["floor"]), state=state)
+            if spec.solver == "proximal":
+                return Action(proximal=partial(lasso.group_lasso_proximal, layouts[0], roots))
+            return Action(gradient=partial(lasso.group_lasso_gradient, layouts[0], roots))
+        case L1():
+            if spec.solver == "proximal":
+                state = lasso.found_strength(0, parameters[names[0]].device) if isinstance(spec.strength, Auto) else {}
+                return Action(proximal=partial(elementwise.l1_proximal, names), state=state)
+            return Action(gradient=partial(elementwise.l1_gradient, names))
+        case L2():
+            if spec.solver == "proximal":
+                return Action(proximal=partial(elementwise.l2_proximal, names))
+            return Action(gradient=partial(elementwise.l2_gradient, names))
+        case Gsm():
+            return gsm.action(layouts, parameters, share, single)
+        case Sensitivity():
+            return sensitivity.action(spec, names)
+        case BnScale():
+            scales = tuple(n for n in names if is_scale(n, parameters[n]))
+            if not scales:
+                raise ModelError("penalty bn_scale finds no normalisation with a scale in the rule's groups; use group_lasso there")
+            if spec.solver == "proximal":
+                return Action(proximal=partial(elementwise.l1_proximal, scales))
+            return Action(gradient=partial(elementwise.l1_gradient, scales))
+        case GrowingL2():
+            return growing.action(layouts[0], parameters, single)
+        case Agp():
+            return gradual.action(layouts[0], parameters, single)
+        case Dns():
+            return surgery.action(spec, layouts[0], parameters)
+        case _:
+            assert_never(spec)
+
+
+def period(spec: Penalty) -> int:
+    """After how many steps a proximal penalty acts."""
+    match spec:
+        case GroupLasso() | L1() | L2() | BnScale():
+            return spec.every
+        case Gsm() | Sensitivity() | GrowingL2() | Agp() | Dns():
+            return 1
+        case _:
+            assert_never(spec)

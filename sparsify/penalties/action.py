@@ -1,0 +1,30 @@
+"""What a penalty does around one step of the optimizer."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+Output = Callable[[Tensors, Tensor, Tensor], None]
+"""(weights, outputs, gradient of the loss by them): while a backward pass is at the outputs, their graph still whole"""
+Before = Callable[[Tensors, Tensors, float], None]
+"""(weights, gradients of the loss, what a GradScaler has multiplied them by): may change the gradients in place"""
+Gradient = Callable[[Tensors, Tensors, float], None]
+"""(weights, gradients, strength): add to the gradients in place"""
+After = Callable[[Tensors, float], None]
+"""(weights, strength): change the weights in place, after every step"""
+Proximal = Callable[[Tensors, Mapping[str, float]], None]
+"""(weights, amounts): change the weights in place, after every n-th step; amount is lr * strength summed over the n steps"""
+
+
+@dataclass(frozen=True)
+class Action:
+    """What a penalty does; what is None it does not do. `state` holds tensors that it changes in place, for checkpoints."""
+
+    output: Output | None = None
+    before: Before | None = None
+    gradient: Gradient | None = None
+    after: After | None = None
+    proximal: Proximal | None = None
+    state: Tensors = field(default_factory=dict)

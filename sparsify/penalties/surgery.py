@@ -1,0 +1,54 @@
+"""Dynamic network surgery: weights below a threshold are masked, and spliced back when they grow again."""
+
+import torch
+from torch import Tensor
+
+from sparsify.groups import Layout
+from sparsify.penalties.action import Action, Tensors
+from sparsify_schemas.penalty import Dns
+
+LOW, HIGH = 0.9, 1.1
+"""of the threshold: below the one a weight is masked, above the other it comes back"""
+
+
+def action(spec: Dns, layout: Layout, parameters: Tensors) -> Action:
+    """The model holds w * mask; `state` holds w, which every step of the optimizer moves, masked or not.
+
+    After a step: w <- w + (what the step has changed of w * mask); sometimes mask <- by |w|; the model gets w * mask.
+    Source: Guo et al., arXiv:1608.04493, algorithm 1, and its published code.
+    """
+    names = tuple(part.name for part in layout.parts)
+    sizes = [parameters[n].numel() for n in names]
+    dense = torch.cat([parameters[n].detach().flatten() for n in names])
+    mask = torch.ones_like(dense, dtype=torch.bool)
+    thresholds = torch.stack([_threshold(own, spec.c_rate) for own in torch.split(dense, sizes)])
+    repeats = torch.tensor(sizes, device=dense.device)
+    step = torch.zeros((), dtype=torch.int64)
+
+    def splice(weights: Tensors, _strength: float) -> None:
+        now = torch.cat([weights[n].flatten() for n in names])
+        dense.add_(now - dense * mask)
+        if _drawn(spec, int(step)):
+            relative = dense.abs() / thresholds.repeat_interleave(repeats)
+            mask.logical_and_(relative > LOW).logical_or_(relative > HIGH)
+        step.add_(1)
+        for name, own in zip(names, torch.split(dense * mask, sizes), strict=True):
+            weights[name].copy_(own.view_as(weights[name]))
+
+    return Action(after=splice, state={"dense": dense, "mask": mask, "thresholds": thresholds, "step": step})
+
+
+def _threshold(weights: Tensor, c_rate: float) -> Tensor:
+    """max(0, mean + c_rate * standard deviation) of |w| over what is not zero."""
+    magnitudes = weights[weights != 0].abs()
+    if len(magnitudes) == 0:
+        return weights.new_zeros(())
+    return (magnitudes.mean() + c_rate * magnitudes.std(unbiased=False)).clamp(min=0.0)
+
+
+def _drawn(spec: Dns, step: int) -> bool:
+    """Whether masks change in this step: with probability (1 + gamma * step)^(-power), and no more from `stop` on."""
+    if spec.stop is not None and step >= spec.stop:
+        return False
+    draw = torch.rand((), generator=torch.Generator().manual_seed(step))
+    return float(draw) < float((1 + spec.gamma * step) ** -spec.power)

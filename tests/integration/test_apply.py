@@ -150,7 +150,7 @@ def test_weights_stay_zero_through_the_stages_after_the_cut():
     total = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d))
     assert abs(zero / total - 0.8) < 1e-4
     assert [(m.what, m.met) for m in report.limits] == [("rules.0.sparsity", True)]
-    assert any(f"{zero} of {total} weights are zero; zeros stay in the tensors: this brings no speed" in n for n in report.notes)
+    assert any(f"{zero} of {total} weights stored are zero; zeros in the tensors bring no speed" in n for n in report.notes)
     assert report.history[-1].sparsity == pytest.approx(0.8, abs=1e-3)
 
 

@@ -109,6 +109,19 @@ def test_a_rule_that_speaks_only_of_what_left_is_done_with():
     assert read(go({**RECIPE, "rules": rules})).cut.epochs == 2
 
 
+def test_blocks_leave_round_by_round_while_training():
+    """One of four blocks after half of the way, two at the end; their filters count as removed with them."""
+    stage = {"kind": "train", "name": "shrink", "epochs": 3, "optimizer": SGD, "cuts": {"schedule": "linear", "end": "2ep"}}
+    run = go({**RECIPE, "stages": [stage]})
+    report, log = read(run), json.loads((run / "cuts.json").read_text())
+    gone = [[op["module"] for op in cuts["operations"] if op["op"] == "bypass"] for cuts in log["rounds"]]
+    assert [len(names) for names in gone] == [1, 1] and gone[0] != gone[1]
+    assert [r.verdict.outcome for r in report.rounds] == ["equal", "equal"]
+    assert {m.what: m.met for m in report.limits} == {"rules.0.sparsity": True, "rules.1.sparsity": True}
+    assert f"rules.0: 2 of 4 residual blocks left as a whole: {', '.join(sorted(gone[0] + gone[1]))}" in report.notes
+    assert sum(p.numel() for p in load_run(run).parameters()) == report.cut.params
+
+
 def test_a_diff_of_runs_shows_what_left():
     one, none = go(RECIPE), go({**RECIPE, "rules": [{**RECIPE["rules"][0], "sparsity": "0%"}]})
     gone = [layer.name for layer in read(one).layers if layer.removed and layer.macs]

@@ -213,3 +213,18 @@ def test_what_the_papers_do_is_a_list_of_stages(stages: list[tuple[str, dict[str
     found = checked(apply(RECIPE | {"stages": spelt}, from_scratch=True, timing=0.02))
     assert len(found.rounds) == rounds and all(limit.met for limit in found.limits)
     assert parts(found) == sorted(parts(found), reverse=True)
+
+
+@pytest.mark.parametrize(("group", "layers"), [("shape", "conv3"), ("tap", "conv2"), ("4x1", "conv3")])
+def test_groups_inside_tensors_go_their_part_of_the_way(group: str, layers: str) -> None:
+    """Shares are of the dense model also where an earlier round has cropped or gathered a weight."""
+    rules = [{"layers": layers, "group": group, "sparsity": "60%", "penalty": {"kind": "group_lasso", "strength": 1e-3}}]
+    bare = {k: v for k, v in RECIPE.items() if k != "budget"}
+    run = apply(bare | {"rules": rules, "stages": RECIPE["stages"][1:]}, from_scratch=True, timing=0.02)
+    found = checked(run)
+    assert len(found.rounds) == 2 and found.verdict.outcome in ("equal", "nothing cut")  # zeros alone are no cut
+    dense, cut = (load(run).get_parameter(f"{layers}.weight") for load in (load_dense, load_run))
+    live = int((cut != 0).sum()) / dense.numel()
+    assert live == pytest.approx(0.4, abs=0.08), live
+    assert [limit.met for limit in found.limits] == [True]
+    assert found.limits[0].achieved == pytest.approx(0.6, abs=0.05)

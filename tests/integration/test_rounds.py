@@ -39,6 +39,7 @@ RECIPE: dict[str, Any] = {
 }
 GRADUAL = RECIPE | {
     "title": "Gradual",
+    "rules": [RECIPE["rules"][0], RECIPE["rules"][1] | {"penalty": {"kind": "group_lasso", "strength": {"kind": "linear", "from": 0, "to": 4e-3}}}, RECIPE["rules"][2]],
     "stages": [
         {"kind": "train", "name": "shrink", "epochs": 4, "optimizer": {"kind": "adam", "lr": 2e-3}, "cuts": {"every": "1ep", "end": "3ep"}}
     ],
@@ -91,6 +92,7 @@ def test_gradual_cuts_follow_the_cubic_schedule(whole: dict[str, Path]) -> None:
     kept = [next(w.kept for w in cuts.widths if w.group == "conv1") for cuts in read_cuts(whole["gradual"])]
     assert kept == [16 - round(8 * way) for way in (19 / 27, 26 / 27, 1)]
     assert all(limit.met for limit in found.limits)
+    assert [e.strength for e in found.history] == pytest.approx([1e-3, 2e-3, 3e-3, 4e-3]), "schedules go on through the cuts"
     assert [s.name for s in found.stages] == ["shrink"] and [e.epoch for e in found.history] == [1, 2, 3, 4]
     assert (found.dense.epochs, found.cut.epochs) == (1, 4)
 

@@ -174,8 +174,7 @@ def _matrices(layer: Layer) -> set[str]:
     """The weight of a layer, under the names that it may have in torch: an attention has projections, a parametrized
     layer has what its weight is computed from."""
     attention = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-    computed = ("parametrizations.weight.original", "parametrizations.weight.original1")
-    return {f"{layer.name}.{name}" for name in ("weight", *attention, *computed)}
+    return {*layer.weights, *(f"{layer.name}.{name}" for name in attention)}
 
 
 def _assignments(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> Iterable[Assignment]:

@@ -59,6 +59,7 @@ class Hooks:
         self._length = (steps_per_epoch, steps)
         of_id = {id(p): g for g, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._group_of = {name: of_id[id(p)] for name, p in self._parameters.items()}
+        self._witness = next((group["params"], i, p) for group in optimizer.param_groups for i, p in enumerate(group["params"]) if p.requires_grad)
         self._step = 0
         self._pending = [[0.0] * len(optimizer.param_groups) for _ in regularizers]
         self._costs = Costs(plan.map)
@@ -96,7 +97,8 @@ class Hooks:
             raise ModelError("the saved penalty state belongs to another recipe or to an optimizer with other parameter groups")
         self._step, self._pending = step, rows
         for name, mask in self._masks.items():  # weights that a penalty has brought to zero since are free to return
-            mask.copy_(held[name])
+            if held[name].shape == mask.shape:  # else of the model before a cut: what is zero now is held
+                mask.copy_(held[name])
 
     def start_at(self, step: int) -> None:
         """Begin at a later step of the stage, as after a cut between two epochs: schedules go on, all else is new."""
@@ -150,6 +152,12 @@ class Hooks:
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]] | None:
         # step(closure) makes the gradients anew inside the step, so there the penalties act at the end of the closure.
+        held, place, parameter = self._witness
+        if place >= len(held) or held[place] is not parameter:
+            raise ModelError(
+                "the optimizer has gone on to a cut model, and these penalties are of the model before: detach them, "
+                "and attach a plan of the cut model"
+            )
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             self._add_gradients(optimizer)

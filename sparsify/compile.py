@@ -49,6 +49,7 @@ def compile_plan(loaded: Loaded, map: ModelMap, *, strict: bool = False) -> Plan
     if strict:
         advice = "write 'protect: true' for it, or run without --strict"
         problems += [loaded.problem(f"rules.{a.rule}.layers", text, advice) for a in assignments for text in _kept(recipe, map, a)]
+    problems += _uneven(loaded, plan)
     if not problems:
         plan = replace(plan, floors=tuple(_floors(plan, recipe.budget)))
         problems += [*_infeasible(loaded, plan, "budget", recipe.budget, plan.floors), *_unreachable(loaded, plan)]
@@ -352,6 +353,16 @@ def _kept(recipe: Recipe, map: ModelMap, assignment: Assignment) -> Iterable[str
             if group.protected is not None and group.name not in said:
                 said.add(group.name)
                 yield f"'{name}' keeps its width: {group.protected}"
+
+
+def _uneven(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
+    """Rules that ask for the same number in groups of different widths."""
+    for assignment in plan.assignments:
+        widths = {plan.map.by_name[name].width: name for name in reversed(assignment.coupled)}
+        if plan.recipe.rules[assignment.rule].keep.uniform and len(widths) > 1:
+            shown = ", ".join(f"'{name}' has {width}" for width, name in sorted(widths.items())[:3])
+            message = f"the layers of the rule have different numbers of groups: {shown}"
+            yield loaded.problem(f"rules.{assignment.rule}.keep.uniform", message, "give each width a rule of its own")
 
 
 def _floors(plan: Plan, budget: Budget) -> Iterable[Floor]:

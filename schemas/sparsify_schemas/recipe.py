@@ -26,6 +26,8 @@ class Keep(Spec):
     """groups that stay in every layer, 1 when left out; of group depth: blocks that stay over the whole rule, none when left out"""
     multiple_of: Positive = 1
     """kept widths are multiples of this, rounded up; a layer that loses nothing keeps its width"""
+    uniform: Flag = False
+    """every layer of the rule keeps as many groups as the others, as one number in a transformer's config must say it"""
 
 
 class Rule(Spec):
@@ -68,6 +70,8 @@ class Rule(Spec):
             raise ValueError(f"scope 'layer' cannot act on group '{self.group}', which spans several tensors; leave out 'scope'")
         if self.group == "depth" and self.keep.multiple_of > 1:
             raise AtKey("keep", "'multiple_of' cannot act on group 'depth', which has no widths; leave it out, or say how many stay with 'at_least'")
+        if self.group == "depth" and self.keep.uniform:
+            raise AtKey("keep", "'uniform' cannot act on group 'depth', which has no widths; leave it out")
         if in_one_tensor(self.group):
             self._consistent_in_one_tensor()
         return self
@@ -88,7 +92,7 @@ class Rule(Spec):
             raise ValueError(f"a rule with group '{self.group}' needs its own 'sparsity', or a 'penalty' that brings groups to zero: no budget can choose for it")
         if kind in ("weight", "block", "n:m") and self.keep != Keep():
             raise AtKey("keep", f"'keep' cannot act on group '{self.group}': it counts whole groups of a layer's width")
-        if self.keep.multiple_of != 1:
+        if self.keep.multiple_of != 1 or self.keep.uniform:
             raise AtKey("keep", f"'keep' takes only 'at_least' for group '{self.group}', which no width follows from")
 
 

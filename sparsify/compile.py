@@ -21,7 +21,7 @@ _CONVS, _LINEAR = ("Conv1d", "Conv2d", "Conv3d"), ("Linear", "NonDynamicallyQuan
 ACTS_ON: dict[Kind, tuple[str, tuple[str, ...]]] = {
     "filter": ("convolutions", ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
     "channel": ("convolutions", ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
-    "neuron": ("Linear layers and embeddings", ("Linear", "Bilinear", "Embedding", "EmbeddingBag")),
+    "neuron": ("Linear layers and embeddings", ("Linear", "Conv1D", "Bilinear", "Embedding", "EmbeddingBag")),
     "head": ("linear projections of an attention", ("Linear", "Conv1D", "NonDynamicallyQuantizableLinear", "MultiheadAttention")),
     "hidden": ("recurrent layers", ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")),
     "depth": ("residual blocks and branches", ()),

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import sys
 import unicodedata
@@ -134,6 +135,29 @@ def replacing(path: Path) -> Iterator[Path]:
             with suppress(OSError):
                 temporary.unlink()
             raise
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder. One that was there before is gone only once the new one is written."""
+    temporary, before = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            if path.exists():
+                path.rename(before)
+            temporary.rename(path)
+            _sync_folder(path.parent)
+        finally:
+            if before.exists() and not path.exists():
+                before.rename(path)
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(before, ignore_errors=True)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("sparsify_cli.plan", "Show what a recipe would do to a model."),
     "apply": ("sparsify_cli.apply", "Train, cut, verify and measure; leaves a run folder."),
     "bench": ("sparsify_cli.bench", "Time the dense and the cut model of a run again."),
-    "export": ("sparsify_cli.export", "Write the cut model of a run as .pt2, ONNX or safetensors."),
+    "export": ("sparsify_cli.export", "Write the cut model of a run as .pt2, ONNX, safetensors or a Hugging Face folder."),
     "report": ("sparsify_cli.report", "Show what a run did and measured."),
     "diff": ("sparsify_cli.diff", "Compare two recipes or two runs."),
     "runs": ("sparsify_cli.runs", "List the runs in a folder."),

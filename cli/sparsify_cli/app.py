@@ -122,8 +122,13 @@ def _dispatched(arguments: Sequence[str] | None) -> int:
 
 
 def _failed(error: SparsifyError, code: int) -> int:
-    typer.echo(str(error), err=True)
+    typer.echo("\n".join(_shown(line) for line in str(error).splitlines()), err=True)
     return code
+
+
+def _shown(line: str) -> str:
+    """Control characters, which a name in a broken file may hold, shown instead of obeyed."""
+    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _surprised(error: Exception) -> int:

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from itertools import pairwise
 
 import torch
 from torch import nn
@@ -13,7 +12,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from sparsify.errors import RunError
 from sparsify.graph.inspecting import canonical_names
-from sparsify.graph.reshaping import reshape
+from sparsify.graph.reshaping import ascending, reshape
 from sparsify.graph.stubs import Bypassed, Silenced, put
 from sparsify.graph.widths import attributes
 from sparsify.models import attention
@@ -69,6 +68,8 @@ def replay(model: nn.Module, cuts: Cuts) -> nn.Module:
         match op:
             case Narrow():
                 _check(model, op)
+                if any((op.tensor, op.dim) == (other.tensor, other.dim) for other in narrows):
+                    raise RunError(f"the cut log narrows dimension {op.dim} of '{op.tensor}' twice")
                 narrows.append(op)
             case Replace():
                 swaps.append(op.module)
@@ -94,6 +95,8 @@ def replay(model: nn.Module, cuts: Cuts) -> nn.Module:
             raise RunError(f"the cut log names a module '{op.module}' that this model does not have") from None
         if op.attribute not in attributes(model.get_submodule(op.module)) and not _holds_lengths(vars(module).get(op.attribute)):
             raise RunError(f"the cut log sets '{op.module}.{op.attribute}', which is no width of a {type(module).__name__}")
+        if not _shrinks(getattr(module, op.attribute), op.value):
+            raise RunError(f"the cut log sets '{op.module}.{op.attribute}' to {op.value}, which is no smaller width than {getattr(module, op.attribute)}")
         _set(module, op)
     reshape(copy, reshaped)
     return copy
@@ -149,6 +152,13 @@ def _owner(tensor: str) -> str:
 
 def _holds_lengths(value: object) -> bool:
     return type(value) is int or (isinstance(value, tuple | list) and all(type(v) is int for v in value))
+
+
+def _shrinks(old: object, new: object) -> bool:
+    """Of the same kind, and nowhere larger: a cut makes nothing wider, and a huge number would exhaust the memory."""
+    if isinstance(old, tuple | list) and isinstance(new, tuple):
+        return len(old) == len(new) and all(map(_shrinks, old, new))
+    return isinstance(old, int) and isinstance(new, int) and 0 <= new <= old
 
 
 def _set(module: nn.Module, op: SetAttribute) -> None:
@@ -209,8 +219,7 @@ def _check(model: nn.Module, op: Narrow) -> None:
     size = tensor.shape[op.dim] if op.dim < tensor.dim() else None
     if size != op.size:
         raise RunError(f"the cut log expects '{op.tensor}' to have {op.size} entries in dimension {op.dim}, this model has {size}")
-    kept = indices(op.keep)
-    if not kept or any(b <= a for a, b in pairwise(kept)) or kept[-1] >= op.size:
+    if not ascending(op.keep, op.size):
         raise RunError(f"the cut log keeps indices of '{op.tensor}' that are out of order or beyond its {op.size} entries")
 
 

@@ -1,14 +1,13 @@
 """Carrying out the operations that turn a layer into a cheaper one: Crop and Gather, on a model in place."""
 
-from collections.abc import Callable, Iterable, Mapping
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 
 from torch import Tensor, nn
 
 from sparsify.errors import RunError
 from sparsify.graph import cropping, gathering
-from sparsify_schemas.cuts import Crop, Gather
+from sparsify_schemas.cuts import Crop, Gather, Range
 
 
 def reshape(model: nn.Module, operations: Iterable[Crop | Gather]) -> None:
@@ -56,10 +55,15 @@ def _gatherable(model: nn.Module, op: Gather) -> tuple[nn.Linear | cropping.Conv
     size = prod(module.weight.shape[1:])
     if size != op.size:
         raise RunError(f"the cut log expects '{op.module}' to have {op.size} columns, this model has {size}")
-    columns = [i for a, b in op.keep for i in range(a, b)]
-    if not columns or any(b <= a for a, b in pairwise(columns)) or columns[-1] >= size:
+    if not ascending(op.keep, size):
         raise RunError(f"the cut log keeps columns of '{op.module}' that are out of order or beyond its {size}")
-    return module, columns
+    return module, [i for a, b in op.keep for i in range(a, b)]
+
+
+def ascending(keep: Sequence[Range], size: int) -> bool:
+    """Whether ranges are some, in order, and within the size; told without writing them out, as they may be huge."""
+    ends = [end for part in keep for end in part]
+    return bool(ends) and all(a < b for a, b in keep) and ends == sorted(ends) and ends[-1] <= size
 
 
 def _shown(kernel: Iterable[int]) -> str:

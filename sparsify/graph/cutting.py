@@ -62,14 +62,16 @@ def replay(model: nn.Module, cuts: Cuts) -> nn.Module:
     narrows: list[Narrow] = []
     stubs: list[Bypass | Silence] = []
     swaps: list[str] = []
+    narrowed: set[tuple[str, int]] = set()
     sets: list[SetAttribute] = []
     reshaped: list[Crop | Gather] = []
     for op in cuts.operations:
         match op:
             case Narrow():
                 _check(model, op)
-                if any((op.tensor, op.dim) == (other.tensor, other.dim) for other in narrows):
+                if (op.tensor, op.dim) in narrowed:
                     raise RunError(f"the cut log narrows dimension {op.dim} of '{op.tensor}' twice")
+                narrowed.add((op.tensor, op.dim))
                 narrows.append(op)
             case Replace():
                 swaps.append(op.module)

@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparsify.errors import ModelError, RunError
+from sparsify.errors import ModelError, RunError, first_line
 from sparsify.folder import replacing
 
 
@@ -43,7 +43,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
             raise RunError(f"{path} is damaged: it is no plain file")
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{path} is {'damaged' if path.exists() else 'missing'}: {error}") from None
+        raise RunError(f"{path} is {'damaged' if path.exists() else 'missing'}: {first_line(error)}") from None
     wanted = tensors(model)
     wrong = [f"'{n}' is missing" for n in wanted if n not in stored] + [
         f"'{n}' is not in the model" for n in stored if n not in wanted

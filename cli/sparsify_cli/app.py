@@ -22,6 +22,8 @@ from sparsify.errors import SparsifyError, VerificationError
 if TYPE_CHECKING:
     from typer.core import TyperCommand
 
+LONGEST = 2000
+"""characters of a line of an error"""
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("sparsify_cli.init", "Write a commented recipe to start from."),
     "validate": ("sparsify_cli.validate", "Check a recipe, without a model."),
@@ -127,7 +129,8 @@ def _failed(error: SparsifyError, code: int) -> int:
 
 
 def _shown(line: str) -> str:
-    """Control characters, which a name in a broken file may hold, shown instead of obeyed."""
+    """Control characters, which a name in a broken file may hold, shown instead of obeyed; and no line without end."""
+    line = line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
     return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 

@@ -354,6 +354,14 @@ def again(body: dict[str, Any]) -> None:
     body["operations"].insert(0, next(op for op in body["operations"] if op["op"] == "narrow"))
 
 
+
+
+def endless(body: dict[str, Any]) -> None:
+    """A gathering of the last layer with the size that it has after the cut, and columns without end."""
+    kept = next((op["keep"] for op in body["operations"] if (op.get("tensor"), op.get("dim")) == ("fc.weight", 1)), [[0, 128]])
+    appended(op="gather", module="fc", size=sum(b - a for a, b in kept), keep=[[0, 10**18]])(body)
+
+
 BEYOND = "keeps indices of 'conv1.weight' that are out of order or beyond its 16 entries"
 CUTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "indices out of range": (narrow(keep=[[0, 17]]), BEYOND),
@@ -377,6 +385,10 @@ CUTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a padding that exhausts the memory": (appended(op="set", module="conv1", attribute="padding", value=[10**9, 10**9]), "which is no smaller width than (1, 1)"),
     "a module that is none": (appended(op="set", module="conv1..x", attribute="out_channels", value=1), "names a module 'conv1..x' that this model does not have"),
     "a module that is a method": (appended(op="set", module="conv1.forward", attribute="x", value=1), "names a module 'conv1.forward' that this model does not have"),
+    "columns that would exhaust the memory": (endless, "keeps columns of 'fc' that are out of order or beyond its"),
+    "a module removed that is none": (appended(op="silence", module="../conv1"), "removes a module '../conv1' that this model does not have"),
+    "an attention that is none": (appended(op="replace", module="conv1"), "replaces 'conv1', which is no MultiheadAttention in this model"),
+    "a kernel beyond its size": (appended(op="crop", module="conv1", kernel=[3, 3], grids=[[0, 1, 10**18], [0, 1, 1]]), "keeps kernel positions of 'conv1' that lie beyond its 3x3"),
     "an operation that is none": (appended(op="exec", module="os", value="x"), "is damaged: operations."),
     "no list": (lambda body: body.update(operations=5), "is damaged: operations: "),
 }  # fmt: skip

@@ -15,7 +15,7 @@ import sparsify
 from sparsify import graph
 from sparsify.errors import ModelError, RecipeError
 from sparsify.pruning import Result
-from sparsify_schemas.cuts import Cuts, Narrow
+from sparsify_schemas.cuts import Crop, Cuts, Gather, Narrow, Silence
 
 FILTERS = {"version": 1, "title": "t", "rules": [{"layers": "a", "group": "filter", "sparsity": "50%"}]}
 
@@ -236,6 +236,31 @@ def test_state_that_cannot_be_narrowed_starts_afresh_and_is_named() -> None:
     result = cut(model, optimizer=optimizer)
     assert result.notes == ("the optimizer's state of a.weight, a.bias, bn1.weight and 2 more starts afresh: it does not have the shape of the parameter",)
     assert result.model.get_parameter("a.weight") not in optimizer.state and result.model.get_parameter("stem.weight") in optimizer.state
+
+
+def test_cropped_gathered_and_removed_layers_are_carried_too() -> None:
+    """A kernel that shrinks takes its momentum along, columns that are gathered theirs, and what left is forgotten."""
+    model, x = Residual(), torch.randn(4, 3, 6, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(x).square().mean().backward()
+    optimizer.step()
+    before = {n: (p.grad.clone(), optimizer.state[p]["momentum_buffer"].clone()) for n, p in model.named_parameters() if p.grad is not None}
+    plan = sparsify.make_plan(FILTERS, model, (x,))
+    result = sparsify.cut(plan, model)
+    shrunk = Crop(module="b", kernel=(3, 3), grids=((1, 1, 1), (0, 2, 2)))
+    lined = Gather(module="head", size=6, keep=((0, 2), (5, 6)))
+    gone = Silence(module="bn0")
+    cuts = result.cuts.model_copy(update={"operations": (*result.cuts.operations, gone, shrunk, lined)})
+    thin = graph.replay(model, cuts)
+    assert graph.carry(model, thin, cuts, optimizer) == ()
+    wanted = narrowed({n: torch.stack(v, -1) for n, v in before.items()}, result.cuts)
+    wanted["b.weight"] = wanted["b.weight"][:, :, 1:2, 0::2]
+    wanted["head.weight"] = wanted["head.weight"][:, [0, 1, 5]]
+    left = {n: v for n, v in wanted.items() if not n.startswith("bn0")}
+    assert {n for n, _ in thin.named_parameters()} == set(left) and len(optimizer.state) == len(left)
+    for name, p in thin.named_parameters():
+        assert p.grad is not None and torch.equal(torch.stack((p.grad, optimizer.state[p]["momentum_buffer"]), -1), left[name])
+    optimizer.step()
 
 
 def test_optimizers_that_cannot_be_carried_are_refused_and_left_alone() -> None:

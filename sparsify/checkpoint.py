@@ -109,7 +109,9 @@ class Checkpoint:
 def _moment(part: Mapping[str, Any] | None, weights: Mapping[str, Any]) -> Moment | None:
     if part is None:
         return None
-    seconds, step_seconds, penalty_seconds = part["seconds"]
+    seconds, step_seconds, penalty_seconds = map(float, part["seconds"])
+    if type(part["epochs"]) is not int or part["epochs"] < 0:
+        raise ValueError(f"after {part['epochs']} epochs")
     return Moment(
         epochs=part["epochs"],
         history=_HISTORY.validate_json(part["history"]),

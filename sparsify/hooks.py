@@ -89,11 +89,11 @@ class Hooks:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken. Raises ModelError when it belongs to other penalties."""
         try:
-            step, rows = int(state["step"]), [list(row) for row in state["pending"]]
+            step, rows = int(state["step"]), [[float(owed) for owed in row] for row in state["pending"]]
             held = {name: state["held"][name] for name in self._masks}
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             rows, held = [], None
-        if held is None or [len(row) for row in rows] != [len(row) for row in self._pending]:
+        if held is None or not all(isinstance(mask, Tensor) for mask in held.values()) or [len(row) for row in rows] != [len(row) for row in self._pending]:
             raise ModelError("the saved penalty state belongs to another recipe or to an optimizer with other parameter groups")
         self._step, self._pending = step, rows
         for name, mask in self._masks.items():  # weights that a penalty has brought to zero since are free to return

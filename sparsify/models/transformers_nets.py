@@ -16,8 +16,9 @@ def hugging_face(architecture: str, config: Mapping[str, Any]) -> nn.Module:
         raise ImportError("the library transformers is not installed: pip install 'sparsify-recipes[transformers]'")
     import transformers
 
-    kind = getattr(transformers, architecture, None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel) and kind.config_class is not None):
+    found = getattr(transformers, architecture, None)
+    kind: Any = found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
+    if kind is None or kind.config_class is None:
         raise ValueError(f"transformers has no model '{architecture}'; the name stands under 'architectures' in config.json")
     made: nn.Module = kind(kind.config_class.from_dict(dict(config)))
     return made

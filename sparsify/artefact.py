@@ -16,13 +16,14 @@ from sparsify import folder as files
 from sparsify import graph, pruning, report
 from sparsify.assess import Work, assess, check_reloads
 from sparsify.data import Datasets, example_inputs, inputs_like
-from sparsify.errors import RunError
+from sparsify.errors import RunError, first_line
 from sparsify.graph import Inputs
 from sparsify.listing import RunRow as RunRow
 from sparsify.listing import list_runs as list_runs
 from sparsify.load import dump
 from sparsify.modelfile import build_model
 from sparsify.plan import Plan
+from sparsify.reading import read
 from sparsify.weights import load_weights, save_weights
 from sparsify_schemas.cuts import Cuts, Log, Rounds
 from sparsify_schemas.model import Model
@@ -197,12 +198,10 @@ def read_cuts(folder: Path) -> tuple[Cuts, ...]:
     """The cut logs of a run, in order. Raises RunError."""
     path = folder / files.CUTS
     try:
-        log = _LOG.validate_json(path.read_bytes())
-        return log.rounds if isinstance(log, Rounds) else (log,)
-    except FileNotFoundError:
-        raise RunError(f"{path} is missing") from None
-    except (OSError, ValidationError) as error:
-        raise RunError(f"{path} is damaged: {error}") from None
+        log = _LOG.validate_json(read(path))
+    except ValidationError as error:
+        raise RunError(f"{path} is damaged: {first_line(error)}") from None
+    return log.rounds if isinstance(log, Rounds) else (log,)
 
 
 def planned_inputs(folder: Path, batch: int | None = None) -> Inputs:
@@ -212,15 +211,13 @@ def planned_inputs(folder: Path, batch: int | None = None) -> Inputs:
     """
     path = folder / files.PLAN
     try:
-        recorded = [(name, tuple(shape), dtype) for name, shape, dtype in json.loads(path.read_bytes())["map"]["inputs"]]
+        recorded = [(name, tuple(shape), dtype) for name, shape, dtype in json.loads(read(path))["map"]["inputs"]]
         if batch is not None:
             written = recorded[0][1][:1]
             recorded = [(n, (batch, *shape[1:]) if shape and shape[:1] == written else shape, d) for n, shape, d in recorded]
         return inputs_like(recorded)
-    except FileNotFoundError:
-        raise RunError(f"{path} is missing") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise RunError(f"{path} is damaged: {error}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
+        raise RunError(f"{path} is damaged: {first_line(error)}") from None
 
 
 def read_base(folder: Path) -> Base:
@@ -229,9 +226,9 @@ def read_base(folder: Path) -> Base:
     if not path.exists():
         return Base(files.read_recipe(folder).model)
     try:
-        return Base.of(json.loads(path.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is damaged: {error}") from None
+        return Base.of(json.loads(read(path)))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunError(f"{path} is damaged: {first_line(error)}") from None
 
 
 def base_on(run: Path) -> Base:

@@ -1,5 +1,6 @@
 """The checkpoint of an unfinished run: where it stands, in plain tensors, numbers and text."""
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from sparsify.errors import RunError
+from sparsify.errors import RunError, first_line
 from sparsify.folder import CHECKPOINT, replacing
+from sparsify.modelfile.contents import check_entries, check_sizes
 from sparsify.train import Moment
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.report import Epoch, Round, StageRow
@@ -79,10 +81,15 @@ class Checkpoint:
         if not path.exists():
             return None
         try:
-            return cls._parsed(torch.load(path, map_location="cpu", weights_only=True))
+            if not path.is_file():
+                raise RunError("it is no plain file")
+            with zipfile.ZipFile(path) as archive:
+                check_entries(archive)  # torch itself does not look at the checksums
+            body = torch.load(path, map_location="cpu", weights_only=True)
+            check_sizes(body, path)
+            return cls._parsed(body)
         except Exception as error:  # torch, zip and pickle each have errors of their own for a damaged file
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise RunError(f"{path} is damaged ({reason}); the run cannot be resumed, start a new one") from error
+            raise RunError(f"{path} is damaged ({first_line(error)}); the run cannot be resumed, start a new one") from error
 
     @classmethod
     def _parsed(cls, body: Mapping[str, Any]) -> "Checkpoint":
@@ -102,7 +109,9 @@ class Checkpoint:
 def _moment(part: Mapping[str, Any] | None, weights: Mapping[str, Any]) -> Moment | None:
     if part is None:
         return None
-    seconds, step_seconds, penalty_seconds = part["seconds"]
+    seconds, step_seconds, penalty_seconds = map(float, part["seconds"])
+    if type(part["epochs"]) is not int or part["epochs"] < 0:
+        raise ValueError(f"after {part['epochs']} epochs")
     return Moment(
         epochs=part["epochs"],
         history=_HISTORY.validate_json(part["history"]),

@@ -5,6 +5,7 @@ could not hold that way, as many units in an order that weighs their price more.
 bisection on how many go; at the end units that fit back under the budget return.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -111,6 +112,7 @@ def _chosen(
             break
     if allowed and free and not fits(wanted):
         wanted = _to_budget(free, wanted, prices, fits)
+    wanted = _uniform_to_budget(free, wanted, fits)
     return {c.name: sorted(set(range(len(c.order))) - set(c.gone(wanted[c.name]))) for c in open_groups}, fits(wanted)
 
 
@@ -134,7 +136,7 @@ def _demands(
         own = [c for c in open_groups if c.rule in {a.rule for a in together}]
         if sparsity is not None and own:
             _demand(own, part * sparsity.fraction, wanted, prices, power)
-    return wanted
+    return _uniform([c for c in open_groups if plan.recipe.rules[c.rule].sparsity is not None], wanted)
 
 
 def _demand(own: Sequence[Candidate], share: float, wanted: dict[str, int], prices: Mapping[str, float], power: float) -> None:
@@ -204,6 +206,24 @@ def _returned(
         if len(c.gone(at)) < len(c.gone(at + 1)) and fits(fewer):
             amounts = fewer
     return amounts
+
+
+def _uniform(groups: Sequence[Candidate], amounts: Mapping[str, int], more: int = 0) -> dict[str, int]:
+    """The same number, on average as many and `more`, out of every group of a rule with `keep.uniform`."""
+    found = dict(amounts)
+    for rule in {c.rule for c in groups if c.keep.uniform}:
+        own = [c for c in groups if c.rule == rule]
+        share = ceil(sum(len(c.gone(amounts[c.name])) for c in own) / len(own))
+        least = min(c.dead for c in own)
+        found |= {c.name: min(max(share + more, least), len(c.order)) for c in own}
+    return found
+
+
+def _uniform_to_budget(free: Sequence[Candidate], amounts: dict[str, int], fits: Callable[[Mapping[str, int]], bool]) -> dict[str, int]:
+    """Uniform numbers about these, the fewest with which every budget holds."""
+    widest = max((len(c.order) for c in free if c.keep.uniform), default=0)
+    fewest = bisect_left(range(-widest, widest), True, key=lambda more: fits(_uniform(free, amounts, more)))
+    return _uniform(free, amounts, fewest - widest)
 
 
 def share_of(total: int, share: float) -> int:

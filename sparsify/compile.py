@@ -21,7 +21,7 @@ _CONVS, _LINEAR = ("Conv1d", "Conv2d", "Conv3d"), ("Linear", "NonDynamicallyQuan
 ACTS_ON: dict[Kind, tuple[str, tuple[str, ...]]] = {
     "filter": ("convolutions", ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
     "channel": ("convolutions", ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
-    "neuron": ("Linear layers and embeddings", ("Linear", "Bilinear", "Embedding", "EmbeddingBag")),
+    "neuron": ("Linear layers and embeddings", ("Linear", "Conv1D", "Bilinear", "Embedding", "EmbeddingBag")),
     "head": ("linear projections of an attention", ("Linear", "Conv1D", "NonDynamicallyQuantizableLinear", "MultiheadAttention")),
     "hidden": ("recurrent layers", ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")),
     "depth": ("residual blocks and branches", ()),
@@ -49,6 +49,7 @@ def compile_plan(loaded: Loaded, map: ModelMap, *, strict: bool = False) -> Plan
     if strict:
         advice = "write 'protect: true' for it, or run without --strict"
         problems += [loaded.problem(f"rules.{a.rule}.layers", text, advice) for a in assignments for text in _kept(recipe, map, a)]
+    problems += _uneven(loaded, plan)
     if not problems:
         plan = replace(plan, floors=tuple(_floors(plan, recipe.budget)))
         problems += [*_infeasible(loaded, plan, "budget", recipe.budget, plan.floors), *_unreachable(loaded, plan)]
@@ -174,8 +175,7 @@ def _matrices(layer: Layer) -> set[str]:
     """The weight of a layer, under the names that it may have in torch: an attention has projections, a parametrized
     layer has what its weight is computed from."""
     attention = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-    computed = ("parametrizations.weight.original", "parametrizations.weight.original1")
-    return {f"{layer.name}.{name}" for name in ("weight", *attention, *computed)}
+    return {*layer.weights, *(f"{layer.name}.{name}" for name in attention)}
 
 
 def _assignments(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> Iterable[Assignment]:
@@ -353,6 +353,16 @@ def _kept(recipe: Recipe, map: ModelMap, assignment: Assignment) -> Iterable[str
             if group.protected is not None and group.name not in said:
                 said.add(group.name)
                 yield f"'{name}' keeps its width: {group.protected}"
+
+
+def _uneven(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
+    """Rules that ask for the same number in groups of different widths."""
+    for assignment in plan.assignments:
+        widths = {plan.map.by_name[name].width: name for name in reversed(assignment.coupled)}
+        if plan.recipe.rules[assignment.rule].keep.uniform and len(widths) > 1:
+            shown = ", ".join(f"'{name}' has {width}" for width, name in sorted(widths.items())[:3])
+            message = f"the layers of the rule have different numbers of groups: {shown}"
+            yield loaded.problem(f"rules.{assignment.rule}.keep.uniform", message, "give each width a rule of its own")
 
 
 def _floors(plan: Plan, budget: Budget) -> Iterable[Floor]:

@@ -12,8 +12,6 @@ from sparsify_schemas.budget import Budget
 from sparsify_schemas.units import Share
 
 Counts = NDArray[np.int64]
-COMPUTED = ("parametrizations.weight.original1", "parametrizations.weight.original")
-"""names of what a layer's weight is computed from"""
 
 
 class Costs:
@@ -76,7 +74,7 @@ def _by_weight(map: ModelMap) -> Iterable[tuple[str, float]]:
     """(weight, MACs that are proportional to it)."""
     macs, shapes = {layer.name: layer.macs for layer in map.layers}, {t.name: t.shape for t in map.tensors}
     for layer in map.layers:
-        yield from ((f"{layer.name}.{name}", layer.macs) for name in ("weight", *COMPUTED))
+        yield from ((name, layer.macs) for name in layer.weights)
         out = f"{layer.name}.out_proj"
         if f"{layer.name}.in_proj_weight" in shapes and macs.get(out):
             yield f"{layer.name}.in_proj_weight", _projections(layer.macs, macs[out], *shapes[f"{out}.weight"])

@@ -6,25 +6,35 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 
 def resolve(path: str) -> Any:
     """The object behind a dotted path; modules in the current folder are found as well.
 
+    Python's own modules are refused: a recipe that came with a run must not name os.system.
     Raises ImportError with one sentence that says which part is missing or what the module raised.
     """
     module, _, name = path.replace(":", ".").rpartition(".")
+    if _is_pythons(module):
+        raise ImportError(f"'{path}' is Python's own, and neither builds a model nor makes data")
     found = load_module(module)
     try:
-        return getattr(found, name)
+        thing = getattr(found, name)
+        if isinstance(thing, type | FunctionType | BuiltinFunctionType) and _is_pythons(thing.__module__ or ""):
+            raise ImportError(f"'{path}' is {thing.__module__}.{thing.__name__}, Python's own, and neither builds a model nor makes data")
+        return thing
     except AttributeError:
         close = get_close_matches(
             name, [n for n, v in vars(found).items() if not n.startswith("_") and not isinstance(v, ModuleType)], n=1
         )
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise ImportError(f"module '{module}' has no '{name}'{hint}") from None
+
+
+def _is_pythons(module: str) -> bool:
+    return module.partition(".")[0] in sys.stdlib_module_names
 
 
 def load_module(name: str) -> ModuleType:

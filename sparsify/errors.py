@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 
 @dataclass(frozen=True, order=True)
 class Problem:
@@ -19,6 +21,16 @@ class Problem:
         place = ":".join(str(p) for p in (self.file, self.line, self.column) if p is not None)
         parts = [p for p in (place, self.path, self.message) if p]
         return ": ".join(parts) + (f"; {self.hint}" if self.hint else "")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line of at most 300 characters; of a document's many faults the first, with its place."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        text = f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
+    else:
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 class SparsifyError(Exception):

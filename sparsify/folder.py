@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import sys
 import unicodedata
@@ -16,8 +17,9 @@ from typing import IO, Any, Self
 
 from pydantic import ValidationError
 
-from sparsify.errors import RunError
+from sparsify.errors import RunError, first_line
 from sparsify.load import load
+from sparsify.reading import read
 from sparsify_schemas.recipe import Recipe
 
 RECIPE = "recipe.yaml"
@@ -59,13 +61,13 @@ class State:
         if not path.is_file():
             raise RunError(f"{folder} holds no interrupted run: {STATE} is missing")
         try:
-            values = json.loads(path.read_bytes())
+            values = json.loads(read(path))
             state = cls(**{**values, "allow": tuple(values["allow"])})
             texts = (state.model_file, state.failure, *state.allow)
             if not all(isinstance(text, str | None) for text in texts) or None in state.allow:
                 raise TypeError("'model_file', 'failure' and 'allow' are no text")
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise RunError(f"{path} is damaged ({error}); the run cannot be resumed, start a new one") from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise RunError(f"{path} is damaged ({first_line(error)}); the run cannot be resumed, start a new one") from None
         return state
 
     def resolved(self, folder: Path) -> Recipe:
@@ -73,7 +75,7 @@ class State:
         try:
             return Recipe.model_validate(self.recipe)
         except ValidationError as error:
-            raise RunError(f"{folder / STATE} holds no recipe that this version of sparsify can read: {error}") from None
+            raise RunError(f"{folder / STATE} holds no recipe that this version of sparsify can read: {first_line(error)}") from None
 
     @cached_property
     def digest(self) -> str:
@@ -112,6 +114,8 @@ def _digest(body: dict[str, Any]) -> str:
 def sha256(path: Path) -> str:
     """Of a file, or of a run folder's report, which holds the digests of the rest. Raises RunError."""
     file = path / REPORT if path.is_dir() else path
+    if file.exists() and not file.is_file():
+        raise RunError(f"{file} is no plain file")
     try:
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -125,6 +129,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         try:
+            temporary.unlink(missing_ok=True)  # a link, left by whoever made the folder, would lead elsewhere
             yield temporary
             with temporary.open("r+b") as stream:
                 os.fsync(stream.fileno())
@@ -134,6 +139,29 @@ def replacing(path: Path) -> Iterator[Path]:
             with suppress(OSError):
                 temporary.unlink()
             raise
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder. One that was there before is gone only once the new one is written."""
+    temporary, before = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            if path.exists():
+                path.rename(before)
+            temporary.rename(path)
+            _sync_folder(path.parent)
+        finally:
+            if before.exists() and not path.exists():
+                before.rename(path)
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(before, ignore_errors=True)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -184,7 +212,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     path = folder / LOCK
     try:
-        stream = path.open("a+")
+        stream = os.fdopen(_itself(path), "a+")
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}") from None
     with stream:
@@ -222,6 +250,11 @@ else:
         return True
 
 
+def _itself(path: Path) -> int:
+    """Open to append, but never through a link, which may lead to a file outside the run."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+
+
 def _holder(lock: Path) -> str:
     try:
         return lock.read_text().partition(" ")[0]
@@ -249,7 +282,7 @@ def log(folder: Path, entry: dict[str, Any]) -> None:
     """Append one line of JSON to log.jsonl; a line torn by a crash is closed first, so that it spoils no other. Raises RunError."""
     path = folder / LOG
     try:
-        with path.open("a+b") as stream:
+        with os.fdopen(_itself(path), "a+b") as stream:
             end = stream.seek(0, os.SEEK_END)
             stream.seek(max(end - 1, 0))
             torn = stream.read(1) not in (b"", b"\n")

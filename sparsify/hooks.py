@@ -51,6 +51,7 @@ class Hooks:
         self._length = (steps_per_epoch, steps)
         of_id = {id(p): g for g, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._group_of = {name: of_id[id(p)] for name, p in self._parameters.items()}
+        self._witness = next((group["params"], i, p) for group in optimizer.param_groups for i, p in enumerate(group["params"]) if p.requires_grad)
         self._step = 0
         self._passes = 0
         self._outputs: dict[int, Tensor] = {}
@@ -86,23 +87,27 @@ class Hooks:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken. Raises ModelError when it belongs to other penalties."""
         try:
-            step, rows, own = int(state["step"]), [list(row) for row in state["pending"]], list(state["own"])
-            held = dict(state["held"])
-        except (KeyError, TypeError, ValueError):
+            step, own, held = int(state["step"]), list(state["own"]), dict(state["held"])
+            rows = [[float(owed) for owed in row] for row in state["pending"]]
+        except (KeyError, TypeError, ValueError, OverflowError):
             step, rows, own, held = 0, [], [], {}
         if [len(row) for row in rows] != [len(row) for row in self._pending] or not self._fits(held, own):
             raise ModelError("the saved penalty state belongs to another recipe or to an optimizer with other parameter groups")
         self._step, self._pending = step, rows
         for name, mask in held.items():  # weights that a penalty has brought to zero since are free to return
-            self._masks[name] = mask.to(self._parameters[name])
+            if mask.shape == self._parameters[name].shape:  # else of the model before a cut: what is zero now is held
+                self._masks[name] = mask.to(self._parameters[name])
         for regularizer, saved in zip(self._regularizers, own, strict=True):
             for name, tensor in regularizer.action.state.items():
                 tensor.copy_(saved[name])
 
-    def _fits(self, held: Mapping[str, Tensor], own: Sequence[Mapping[str, Tensor]]) -> bool:
+    def _fits(self, held: Mapping[str, Any], own: Sequence[Any]) -> bool:
+        saved = [*held.values(), *(value for state in own if isinstance(state, Mapping) for value in state.values())]
+        if not all(isinstance(value, Tensor) for value in saved) or not all(isinstance(state, Mapping) for state in own):
+            return False
         shapes = [{name: value.shape for name, value in r.action.state.items()} for r in self._regularizers]
         same = self._masks.keys() <= held.keys() <= self._parameters.keys()
-        return same and shapes == [{name: value.shape for name, value in saved.items()} for saved in own]
+        return same and shapes == [{name: value.shape for name, value in state.items()} for state in own]
 
     def start_at(self, step: int) -> None:
         """Begin at a later step of the stage, as after a cut between two epochs: schedules go on, all else is new."""
@@ -205,6 +210,12 @@ class Hooks:
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]] | None:
         # step(closure) makes the gradients anew inside the step, so there the penalties act at the end of the closure.
+        held, place, parameter = self._witness
+        if place >= len(held) or held[place] is not parameter:
+            raise ModelError(
+                "the optimizer has gone on to a cut model, and these penalties are of the model before: detach them, "
+                "and attach a plan of the cut model"
+            )
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             self._add_gradients(optimizer)

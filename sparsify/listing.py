@@ -119,9 +119,9 @@ def _whole(path: Path) -> bool:
         try:
             header: dict[str, Any] = json.loads(stream.read(length))
             end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError):
+            return bool(8 + length + end == path.stat().st_size)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return False
-    return bool(8 + length + end == path.stat().st_size)
 
 
 def _title(folder: Path) -> str | None:

@@ -193,13 +193,16 @@ def where_it_stands(run: Run) -> tuple[nn.Module, Checkpoint]:
         return deepcopy(run.dense), Checkpoint(run.state.digest, run.state.model_digest, 0, {})
     if (found.recipe, found.model) != (run.state.digest, run.state.model_digest):
         raise RunError(f"{run.folder / files.CHECKPOINT} belongs to another run; start a new one")
+    if type(found.stage) is not int or not 0 <= found.stage <= len(run.recipe.stages):
+        raise RunError(f"{run.folder / files.CHECKPOINT} is damaged (it stands at stage {found.stage} of {len(run.recipe.stages)}); start a new run")
+    modelfile.check_finite(found.weights, str(run.folder / files.CHECKPOINT))
     model = deepcopy(run.dense)
     for cuts in found.cuts:
         model = graph.replay(model, cuts)
     try:
         model.load_state_dict(found.weights)
     except RuntimeError as error:
-        raise RunError(f"{run.folder / files.CHECKPOINT} does not fit the model that the recipe builds: {error}") from error
+        raise RunError(f"{run.folder / files.CHECKPOINT} does not fit the model that the recipe builds: {' '.join(str(error).split())[:300]}") from error
     return model, found
 
 

@@ -142,6 +142,8 @@ def _deeds(rule: Rule) -> Iterator[str]:
         yield f"at least {rule.keep.at_least} stay"
     if rule.keep.multiple_of > 1:
         yield f"widths are multiples of {rule.keep.multiple_of}"
+    if rule.keep.uniform:
+        yield "all keep the same number"
 
 
 def _penalty(penalty: Penalty, inner: bool) -> str:

@@ -137,6 +137,12 @@ class Layer:
     inputs: int
     outputs: int
 
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names that its weight may have: as it is, parametrized, under an old weight_norm, under a mask of torch.nn.utils.prune."""
+        computed = ("parametrizations.weight.original", "parametrizations.weight.original1", "weight_v", "weight_orig")
+        return tuple(f"{self.name}.{name}" for name in ("weight", *computed))
+
 
 @dataclass(frozen=True)
 class Tensor:

@@ -1,6 +1,7 @@
 """From a recipe and a model to a plan, and from a plan to a verified cut."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from sparsify import executing, graph, zeroing
 from sparsify.choose import choose
@@ -21,6 +23,7 @@ from sparsify.errors import ModelError, VerificationError
 from sparsify.figures import share
 from sparsify.foretelling import foretold
 from sparsify.graph import Inputs
+from sparsify.graph.cutting import Keep
 from sparsify.groups import check_fits, coupled_layout, dead_units
 from sparsify.load import Loaded, load
 from sparsify.looking import looks
@@ -29,7 +32,7 @@ from sparsify.overview import LABELS
 from sparsify.plan import Plan
 from sparsify.report import verdict_words
 from sparsify_schemas.criterion import Activation, Criterion, FromData, Magnitude
-from sparsify_schemas.cuts import Crop, Cuts, Gather
+from sparsify_schemas.cuts import Crop, Cuts, Gather, Zero
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Verdict
 
@@ -48,6 +51,10 @@ class Result:
     plan: Plan
     cuts: Cuts
     verdicts: tuple[Verdict, ...]
+    followers: tuple[nn.Module, ...] = ()
+    """the models given as `follow`, cut alike"""
+    notes: tuple[str, ...] = ()
+    """what of the optimizer's state could not be carried over"""
 
     def __repr__(self) -> str:
         """What came out, in one line."""
@@ -106,11 +113,14 @@ def cut(
     optimizer: torch.optim.Optimizer | None = None,
     inputs: Inputs | None = None,
     batches: Batches | None = None,
+    follow: Sequence[nn.Module] = (),
 ) -> Result:
     """Choose what goes, remove it from a copy, and prove that the copy computes what the masked model does.
 
-    optimizer: carried over to the cut model, state included. inputs: for the proof; random ones of the shapes that the
-    plan was made with when left out. batches: (x, y) training batches, needed by criteria that look at data.
+    optimizer: carried over to the cut model, state included; schedulers and scalers bound to it go on. Gradients and hooks
+    are carried too; a hook then sees gradients of the narrow shape. inputs: for the proof; random ones of the shapes that
+    the plan was made with when left out. batches: (x, y) training batches, needed by criteria that look at data. follow: models of
+    the same structure (an average of the weights, an AveragedModel) that lose the same units, copied into `followers`.
     Raises VerificationError when the proof fails; neither model nor optimizer has changed then.
     """
     graph.check_model(model)
@@ -128,9 +138,24 @@ def cut(
     verdicts = _prove(plan, _Cut(dense, zeroed, thin, keep, reshaped), inputs)
     operations = (*cuts.operations, *reshaped, *graph.fold(zeroed, thin, plan.map, keep, inputs), *zeroing.counts(plan, thin))
     cuts = cuts.model_copy(update={"operations": operations, "zeroed": deeds, "executions": executions})
-    if optimizer is not None:
-        thin = _with_values(graph.replay(model, cuts, optimizer), thin)
-    return Result(thin, model, plan, cuts, verdicts)
+    followers = tuple(_followed(plan, other, thin, cuts, keep, inputs) for other in follow)
+    return Result(thin, model, plan, cuts, verdicts, followers, graph.carry(model, thin, cuts, optimizer))
+
+
+def _followed(plan: Plan, other: nn.Module, thin: nn.Module, cuts: Cuts, keep: Keep, inputs: Inputs) -> nn.Module:
+    """The same units out of a further model of the same structure, weights zero where those of the cut model are."""
+    if isinstance(other, AveragedModel):  # its average goes on with as many steps behind it
+        return deepcopy(other, {id(other.module): _followed(plan, other.module, thin, cuts, keep, inputs)})
+    check_fits(plan.map, other)
+    own = copied(other)
+    narrow = graph.replay(own, cuts)
+    graph.fold(own, narrow, plan.map, keep, _suited(inputs, own))
+    with torch.no_grad():
+        for op in cuts.operations:
+            if isinstance(op, Zero):
+                narrow.get_parameter(op.tensor).mul_(thin.get_parameter(op.tensor) != 0)
+    graph.carry(other, narrow, cuts)
+    return narrow
 
 
 def _check_initialized(model: nn.Module) -> None:
@@ -160,12 +185,23 @@ def _like_those_of(plan: Plan, model: nn.Module) -> Inputs:
     return {k: v.to(device) for k, v in drawn.items()} if isinstance(drawn, dict) else tuple(v.to(device) for v in drawn)
 
 
+def _suited(inputs: Inputs, model: nn.Module) -> Inputs:
+    """On the model's device and in its precision; an average is often kept elsewhere and in more of it."""
+    like = next(model.parameters())
+
+    def fit(value: Tensor) -> Tensor:
+        return value.to(like) if value.is_floating_point() else value.to(like.device)
+
+    return {k: fit(v) for k, v in inputs.items()} if isinstance(inputs, Mapping) else tuple(map(fit, inputs))
+
+
 def _batches_needed(recipe: Recipe) -> int:
     return max((r.criterion.batches for r in recipe.rules if isinstance(r.criterion, FromData)), default=0)
 
 
 def _choose(plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]] | None) -> dict[str, list[int]]:
     copy = copied(model)
+    _apply_masks(copy)
     parameters = dict(copy.named_parameters())
     scores: Scores = {}
     for assignment in plan.assignments:
@@ -181,6 +217,16 @@ def _choose(plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor
     dead = {name: flags.tolist() for name, flags in dead_units(plan.map, names, parameters).items()}
     _check_finite(scores)
     return choose(plan, scores, dead)
+
+
+@torch.no_grad()
+def _apply_masks(model: nn.Module) -> None:
+    """What a mask of torch.nn.utils.prune hides counts as the zero that it acts as."""
+    for module in model.modules():
+        for name, mask in module.named_buffers(recurse=False):
+            orig = module._parameters.get(f"{name.removesuffix('_mask')}_orig")
+            if name.endswith("_mask") and orig is not None:
+                orig.mul_(mask)
 
 
 def _available(spec: Criterion, batches: object) -> Criterion:
@@ -229,10 +275,3 @@ def _culprit(plan: Plan, done: _Cut, inputs: Inputs) -> str:
         except VerificationError:
             pass
     return "no group fails by itself: protect layers one by one to find the pair that does"
-
-
-def _with_values(model: nn.Module, source: nn.Module) -> nn.Module:
-    with torch.no_grad():
-        for into, out in zip([*model.parameters(), *model.buffers()], [*source.parameters(), *source.buffers()], strict=True):
-            into.copy_(out)
-    return model

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from sparsify.errors import RunError
+from sparsify.errors import RunError, first_line
 from sparsify.figures import (
     MISSING,
     accuracy,
@@ -25,6 +25,7 @@ from sparsify.figures import (
     times,
     tiny,
 )
+from sparsify.reading import read as read_file
 from sparsify.table import Table, as_markdown, columns, escape
 from sparsify_schemas.report import Latency, LayerRow, Limit, Report, Side, Verdict
 
@@ -45,14 +46,14 @@ def read(run: Path) -> Report:
     file = run if run.is_file() else run / FILE
     if not run.exists():
         raise RunError(f"{run}: no such run; 'sparsify runs' lists them, 'sparsify apply' makes one")
-    if not file.exists():
+    if not file.is_file():
         if (run / "recipe.yaml").exists():
             raise RunError(f"{run}: this run has not come to its end and has no report yet; go on with 'sparsify apply --resume {run}'")
         raise RunError(f"{run}: no {FILE} here, so this is no run; 'sparsify runs {run}' lists the runs in a folder")
     try:
-        return Report.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise RunError(f"{file}: damaged, not a report ({_first_line(error)}); make it anew with 'sparsify apply'") from None
+        return Report.model_validate_json(read_file(file))
+    except ValidationError as error:
+        raise RunError(f"{file}: damaged, not a report ({first_line(error)}); make it anew with 'sparsify apply'") from None
 
 
 def headline(report: Report) -> str:
@@ -337,9 +338,3 @@ def _rounded(loss: float | None) -> float | None:
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

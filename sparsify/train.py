@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from sparsify import schedules
 from sparsify.data import Datasets, Examples, batches
-from sparsify.errors import DataError, TrainingError
+from sparsify.errors import DataError, RunError, TrainingError
 from sparsify.events import EpochDone, Listener, StageStarted, StepDone, silence
 from sparsify.hooks import Hooks, attach
 from sparsify.measure import copied
@@ -156,7 +156,7 @@ def train_stage(
     )
     with hooked as hooks:
         if restore is not None:
-            raw.load_state_dict(dict(restore.optimizer))
+            _restore(raw, restore.optimizer)
             if hooks is not None and restore.hooks:
                 hooks.load_state_dict(dict(restore.hooks))
             elif hooks is not None:
@@ -170,6 +170,28 @@ def train_stage(
     accelerator.free_memory()
     model.to("cpu")
     return moment
+
+
+def _restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Load a state that was saved of this very optimizer. Raises RunError when it is another's, or was tampered with."""
+    known = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) else {"momentum_buffer"}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def plain(groups: Any) -> list[dict[str, Any]]:
+        return [{key: value for key, value in group.items() if key != "lr"} for group in groups]
+
+    def fits(value: Any, parameter: Tensor) -> bool:
+        return value is None or (isinstance(value, Tensor) and value.is_floating_point() and (value.numel() == 1 or value.shape == parameter.shape))
+
+    try:
+        sound = plain(saved["param_groups"]) == plain(optimizer.state_dict()["param_groups"]) and all(
+            set(own) in (set(), known) and all(fits(value, parameters[place]) for value in own.values()) for place, own in saved["state"].items()
+        )
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
+        sound = False
+    if not sound:
+        raise RunError("the saved state of the optimizer is damaged, or belongs to another model or recipe; start a new run")
+    optimizer.load_state_dict(dict(saved))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparsify.errors import ModelError, RunError
+from sparsify.errors import ModelError, RunError, first_line
 from sparsify.folder import replacing
 
 
@@ -39,9 +39,11 @@ def save_weights(model: nn.Module, path: Path, metadata: dict[str, str] | None =
 def load_weights(model: nn.Module, path: Path) -> None:
     """Read them back into a model of the same structure, strictly. Raises RunError naming what is wrong."""
     try:
+        if path.exists() and not path.is_file():
+            raise RunError(f"{path} is damaged: it is no plain file")
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{path} is {'damaged' if path.exists() else 'missing'}: {error}") from None
+        raise RunError(f"{path} is {'damaged' if path.exists() else 'missing'}: {first_line(error)}") from None
     wanted = tensors(model)
     wrong = [f"'{n}' is missing" for n in wanted if n not in stored] + [
         f"'{n}' is not in the model" for n in stored if n not in wanted
@@ -54,6 +56,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if wrong:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise RunError(f"{path} does not fit the rebuilt model: {'; '.join(wrong[:3])}{more}")
+    parameters = {name for name, _ in model.named_parameters()}
+    bad = next((n for n, t in stored.items() if n in parameters and t.is_floating_point() and not t.isfinite().all()), None)
+    if bad is not None:
+        raise RunError(f"{path} is damaged: '{bad}' holds NaN or infinity")
     model.load_state_dict(stored, strict=False)  # strictness is checked above, where tied weights count once
 
 

@@ -22,13 +22,15 @@ from sparsify.errors import SparsifyError, VerificationError
 if TYPE_CHECKING:
     from typer.core import TyperCommand
 
+LONGEST = 2000
+"""characters of a line of an error"""
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("sparsify_cli.init", "Write a commented recipe to start from."),
     "validate": ("sparsify_cli.validate", "Check a recipe, without a model."),
     "plan": ("sparsify_cli.plan", "Show what a recipe would do to a model."),
     "apply": ("sparsify_cli.apply", "Train, cut, verify and measure; leaves a run folder."),
     "bench": ("sparsify_cli.bench", "Time the dense and the cut model of a run again."),
-    "export": ("sparsify_cli.export", "Write the cut model of a run as .pt2, ONNX or safetensors."),
+    "export": ("sparsify_cli.export", "Write the cut model of a run as .pt2, ONNX, safetensors or a Hugging Face folder."),
     "report": ("sparsify_cli.report", "Show what a run did and measured."),
     "diff": ("sparsify_cli.diff", "Compare two recipes or two runs."),
     "runs": ("sparsify_cli.runs", "List the runs in a folder."),
@@ -122,8 +124,14 @@ def _dispatched(arguments: Sequence[str] | None) -> int:
 
 
 def _failed(error: SparsifyError, code: int) -> int:
-    typer.echo(str(error), err=True)
+    typer.echo("\n".join(_shown(line) for line in str(error).splitlines()), err=True)
     return code
+
+
+def _shown(line: str) -> str:
+    """Control characters, which a name in a broken file may hold, shown instead of obeyed; and no line without end."""
+    line = line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
+    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _surprised(error: Exception) -> int:

@@ -51,7 +51,7 @@ def _recipe(path: Path) -> dict[str, object]:
 def _runs(a: Path, b: Path, unchanged: bool) -> tuple[Change, ...]:
     found = reports.read(a), reports.read(b)
     for run in (a, b):
-        if not (run / "recipe.yaml").exists():
+        if not (run / "recipe.yaml").is_file():
             raise RunError(f"{run / 'recipe.yaml'} is missing; the run is no longer complete")
     return diff_runs(*found, _recipe(a / "recipe.yaml"), _recipe(b / "recipe.yaml"), unchanged=unchanged)
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
-    format: Annotated[Literal["pt2", "onnx", "safetensors"], typer.Option("--format", help="pt2: a torch.export program; onnx: needs the extra of that name; safetensors: weights, with the cut log as metadata.", show_default=False)],
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The file to write; RUN.FORMAT in the current folder when left out.", show_default=False)] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file when it is there already.")] = False,
+    format: Annotated[Literal["pt2", "onnx", "safetensors", "huggingface"], typer.Option("--format", help="pt2: a torch.export program; onnx: needs the extra of that name; safetensors: weights, with the cut log as metadata; huggingface: a folder that from_pretrained loads, of a model of transformers.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The file to write; RUN.FORMAT (a folder RUN-hf for huggingface) in the current folder when left out.", show_default=False)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there already.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="What was written and measured as JSON.")] = False,
 ) -> None:
     """Write the cut model of a run as one file, reload it, and compare it with the model at two batch sizes."""

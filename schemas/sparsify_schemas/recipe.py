@@ -28,6 +28,8 @@ class Keep(Spec):
     """groups that stay in every layer, 1 when left out; of group depth: blocks that stay over the whole rule, none when left out"""
     multiple_of: Positive = 1
     """kept widths are multiples of this, rounded up; a layer that loses nothing keeps its width"""
+    uniform: Flag = False
+    """every layer of the rule keeps as many groups as the others, as one number in a transformer's config must say it"""
 
 
 class Rule(Spec):
@@ -78,6 +80,8 @@ class Rule(Spec):
             raise AtKey("penalty", "dns masks single weights; write 'group: weight', or use agp for whole groups")
         if isinstance(self.penalty, L1) and isinstance(self.penalty.strength, Auto) and self.group != "weight":
             raise AtKey("penalty", f"l1 with strength 'auto' counts single weights; use group_lasso on group '{self.group}', or give l1 a number")
+        if self.group == "depth" and self.keep.uniform:
+            raise AtKey("keep", "'uniform' cannot act on group 'depth', which has no widths; leave it out")
         if in_one_tensor(self.group):
             self._consistent_in_one_tensor()
         return self
@@ -107,7 +111,7 @@ class Rule(Spec):
             raise ValueError(f"a rule with group '{self.group}' needs its own 'sparsity', or a 'penalty' that brings groups to zero: no budget can choose for it")
         if kind in ("weight", "block", "n:m") and self.keep != Keep():
             raise AtKey("keep", f"'keep' cannot act on group '{self.group}': it counts whole groups of a layer's width")
-        if self.keep.multiple_of != 1:
+        if self.keep.multiple_of != 1 or self.keep.uniform:
             raise AtKey("keep", f"'keep' takes only 'at_least' for group '{self.group}', which no width follows from")
 
 

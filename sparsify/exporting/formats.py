@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import torch
 from safetensors import safe_open
@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from sparsify.artefact import Base, Build
 from sparsify.errors import ModelError, VerificationError
+from sparsify.exporting import hugging_face
 from sparsify.exporting.comparing import Read, outputs, reason
 from sparsify.graph import Inputs
 from sparsify.measure import copied
 from sparsify.weights import load_weights, save_weights, tensors
 
-Format = Literal["pt2", "onnx", "safetensors"]
-CheckedBy = Literal["torch.export", "onnxruntime", "onnx.checker", "the rebuilt model"]
+Format = Literal["pt2", "onnx", "safetensors", "huggingface"]
+CheckedBy = Literal["torch.export", "onnxruntime", "onnx.checker", "the rebuilt model", "from_pretrained"]
 _ONNX_LIMIT = 2**31
 """bytes of one protobuf message"""
 _FOREIGN = (
@@ -47,9 +48,13 @@ def write(format: Format, model: nn.Module, base: Base, traced: Inputs, other: I
         case "safetensors":
             metadata = {key: json.dumps(value) for key, value in base.body().items()}
             save_weights(model, path, {"format": "pt", **metadata})
+        case "huggingface":
+            hugging_face.save(model, path)
+        case _:
+            assert_never(format)
 
 
-def reader(format: Format, path: Path, build: Build | None) -> tuple[CheckedBy, Read | None]:
+def reader(format: Format, model: nn.Module, path: Path, build: Build | None) -> tuple[CheckedBy, Read | None]:
     """Who reads the file back, and how it is loaded; None when it cannot be run here. Raises VerificationError."""
     match format:
         case "pt2":
@@ -61,6 +66,10 @@ def reader(format: Format, path: Path, build: Build | None) -> tuple[CheckedBy, 
             return "onnx.checker", None
         case "safetensors":
             return "the rebuilt model", lambda: _rebuilt(path, build)
+        case "huggingface":
+            return "from_pretrained", lambda: _pretrained(type(model), path)
+        case _:
+            assert_never(format)
 
 
 @contextmanager
@@ -144,6 +153,11 @@ def _rebuilt(path: Path, build: Build | None) -> Callable[[Inputs], list[Tensor]
     model = Base.of({key: json.loads(metadata[key]) for key in ("model", "cuts")}).structure(build)
     load_weights(model, path)
     return lambda inputs: outputs(model.eval(), inputs)
+
+
+def _pretrained(kind: type[nn.Module], path: Path) -> Callable[[Inputs], list[Tensor]]:
+    model = hugging_face.load(kind, path)
+    return lambda inputs: outputs(model, inputs)
 
 
 def _values(inputs: Inputs) -> list[Tensor]:

@@ -41,23 +41,25 @@ def export(
 
     format: `pt2` is a torch.export program, which runs without the code of the model; `onnx` needs the extra of that name.
     Both take any batch size. `safetensors` holds the weights, with the builder and the cut log in its metadata.
-    path: `<run>.<format>` in the current folder when left out; an existing file is replaced only with `force`.
+    `huggingface` is a folder that `from_pretrained` loads, for models of transformers.
+    path: `<run>.<format>`, or `<run>-hf`, in the current folder when left out; what is there already is replaced only with `force`.
     build: as in `load_run`.
     Raises RunError, ModelError when the format cannot express the model, and VerificationError when the file as reloaded
     differs by more than 1e-5 of the largest output at batch 1 or 5. After an error there is no file, or the earlier one.
     """
     folder = Path(run)
-    target = Path(f"{folder.resolve().name}.{format}") if path is None else Path(path)
+    target = Path(folder.resolve().name + ("-hf" if format == "huggingface" else f".{format}")) if path is None else Path(path)
     _check_asked(folder, format, target, force)
     model = load_run(folder, build=build)
     probes = {batch: planned_inputs(folder, batch) for batch in BATCHES}
     expected = {batch: in_memory(model, inputs) for batch, inputs in probes.items()}
     traced, other = (planned_inputs(folder, batch) for batch in _TRACED)
-    with files.replacing(target) as temporary, quiet():
+    replacing = files.replacing_folder if format == "huggingface" else files.replacing
+    with replacing(target) as temporary, quiet():
         write(format, model, base_on(folder), traced, other, temporary)
-        checked_by, read = reader(format, temporary, build)
+        checked_by, read = reader(format, model, temporary, build)
         difference = None if read is None else compared(target, checked_by, read, probes, expected, TOLERANCE)
-        size = temporary.stat().st_size
+        size = sum(p.stat().st_size for p in (temporary.iterdir() if temporary.is_dir() else [temporary]))
     return Exported(target, format, size, checked_by, difference, BATCHES if read else ())
 
 
@@ -67,9 +69,13 @@ def _check_asked(folder: Path, format: str, target: Path, force: bool) -> None:
         raise RunError(f"no format '{format}' to export to; known: {', '.join(get_args(Format))}")
     if format == "onnx" and not (find_spec("onnx") and find_spec("onnxscript")):
         raise RunError("export to ONNX needs onnx and onnxscript, which are not installed: pip install 'sparsify-recipes[onnx]'")
+    if format == "huggingface" and not find_spec("transformers"):
+        raise RunError("export to a Hugging Face folder needs transformers, which is not installed: pip install 'sparsify-recipes[transformers]'")
     if not target.parent.is_dir():
         raise RunError(f"cannot write {target}: there is no folder {target.parent}")
-    if target.is_dir():
+    if format == "huggingface" and target.exists() and not (target / "config.json").is_file():
+        raise RunError(f"{target} is there and is no folder of a Hugging Face model; choose another place with --out")
+    if format != "huggingface" and target.is_dir():
         raise RunError(f"cannot write {target}: it is a folder; name a file in it")
     if target.resolve().parent == folder.resolve() and target.name in (*files.KEPT, files.REPORT):
         raise RunError(f"{target} is a file of the run itself; choose another place with --out")

@@ -1,10 +1,12 @@
 """A model's structure: what is coupled to what, cutting it, and proving the cut.
 
 `inspect` reads the structure, `cut` removes units from a copy, `replay` repeats a logged cut on a fresh dense model,
-`verify` proves that a cut model computes what the masked dense one does.
+`carry` brings an optimizer along, `verify`
+proves that a cut model computes what the masked dense one does.
 """
 
 from sparsify.graph.call import Inputs, call, check_model, tensors
+from sparsify.graph.carrying import carry
 from sparsify.graph.cutting import cut, dropped, gone_branches, places, ranges, replay
 from sparsify.graph.folding import fold
 from sparsify.graph.inspecting import canonical_names, inspect, layers
@@ -15,6 +17,7 @@ __all__ = [
     "Inputs",
     "call",
     "canonical_names",
+    "carry",
     "check_model",
     "cut",
     "dropped",

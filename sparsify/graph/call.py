@@ -52,13 +52,20 @@ def _changed(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     return tuple(change(value) for value in inputs)
 
 
+_WRAPPERS = {
+    "OptimizedModule": ("torch.compile", "_orig_mod", "compile"),
+    **{name: (name, "module", "wrap") for name in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel")},
+}
+"""class -> what it is called, the attribute with the module inside, what to do again after the cut"""
+
+
 def check_model(model: nn.Module) -> None:
-    """Refuse wrappers whose layers only look like the user's model."""
-    kind = type(model).__name__
-    if kind == "OptimizedModule":
-        raise ModelError("the model is wrapped by torch.compile; pass the module inside it (model._orig_mod) and compile after the cut")
-    if kind in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
-        raise ModelError(f"the model is wrapped by {kind}; pass the module inside it (model.module) and wrap after the cut")
+    """Refuse wrappers whose layers only look like the user's model. Raises ModelError."""
+    for name, module in model.named_modules():
+        if type(module).__name__ in _WRAPPERS:
+            wrapper, inside, again = _WRAPPERS[type(module).__name__]
+            where, cure = (f"'{name}'", f"put the module inside it (.{inside}) in its place") if name else ("the model", f"pass the module inside it (model.{inside})")
+            raise ModelError(f"{where} is wrapped by {wrapper}; {cure} and {again} after the cut")
     sharded = next((name for name, p in model.named_parameters() if is_sharded(p)), None)
     if sharded is not None:
         raise ModelError(

@@ -3,14 +3,16 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from itertools import pairwise
 
 import torch
 from torch import nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
-from sparsify.errors import ModelError, RunError
+from sparsify.errors import RunError
 from sparsify.graph.inspecting import canonical_names
-from sparsify.graph.reshaping import reshape
+from sparsify.graph.reshaping import ascending, reshape
 from sparsify.graph.stubs import Bypassed, Silenced, put
 from sparsify.graph.widths import attributes
 from sparsify.models import attention
@@ -20,15 +22,15 @@ from sparsify_schemas.cuts import Bypass, Crop, Cuts, Fold, Gather, Narrow, Rang
 Keep = Mapping[str, Sequence[int]]
 """coupled group -> units that stay, ascending"""
 
+Steps = list[tuple[int, list[int]]]
+"""what to keep of one tensor: (dimension, indices)"""
 
-def cut(model: nn.Module, map: ModelMap, keep: Keep, plan: str, optimizer: torch.optim.Optimizer | None = None) -> tuple[nn.Module, Cuts]:
-    """Remove every unit not in `keep` from a copy of the model: (the copy, the log). Groups not in `keep` stay whole.
 
-    With an optimizer, its parameters and the state tensors of their shape are carried over to the copy.
-    """
+def cut(model: nn.Module, map: ModelMap, keep: Keep, plan: str) -> tuple[nn.Module, Cuts]:
+    """Remove every unit not in `keep` from a copy of the model: (the copy, the log). Groups not in `keep` stay whole."""
     branches = gone_branches(map, keep)
     narrows, stubs = tuple(_narrows(map, keep)), tuple(_stubs(branches))
-    copy = _narrowed(model, narrows, stubs, optimizer)
+    copy = _narrowed(model, narrows, stubs)
     narrowed = {op.tensor for op in narrows}
     touched = dict.fromkeys(_owner(alias) for alias, name in canonical_names(model).items() if name in narrowed)
     left = [name for name in touched if not any(b.holds(name) for b in branches)]
@@ -52,7 +54,7 @@ def _stubs(branches: Iterable[Branch]) -> Iterable[Bypass | Silence]:
         yield (Silence if stub.zeros else Bypass)(module=stub.module, returns=stub.returns)
 
 
-def replay(model: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
+def replay(model: nn.Module, cuts: Cuts) -> nn.Module:
     """Repeat a logged cut on a copy of a dense model; needs neither inputs nor a trace.
 
     Raises RunError when the log does not fit the model.
@@ -60,12 +62,16 @@ def replay(model: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None
     narrows: list[Narrow] = []
     stubs: list[Bypass | Silence] = []
     swaps: list[str] = []
+    narrowed: set[tuple[str, int]] = set()
     sets: list[SetAttribute] = []
     reshaped: list[Crop | Gather] = []
     for op in cuts.operations:
         match op:
             case Narrow():
                 _check(model, op)
+                if (op.tensor, op.dim) in narrowed:
+                    raise RunError(f"the cut log narrows dimension {op.dim} of '{op.tensor}' twice")
+                narrowed.add((op.tensor, op.dim))
                 narrows.append(op)
             case Replace():
                 swaps.append(op.module)
@@ -78,7 +84,7 @@ def replay(model: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None
                 reshaped.append(op)
             case Zero() | Fold():
                 pass  # the values themselves come with the weights
-    copy = _narrowed(model, narrows, stubs, optimizer)
+    copy = _narrowed(model, narrows, stubs)
     for name in swaps:
         try:
             attention.adopt(copy, name)
@@ -91,8 +97,10 @@ def replay(model: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None
             raise RunError(f"the cut log names a module '{op.module}' that this model does not have") from None
         if op.attribute not in attributes(model.get_submodule(op.module)) and not _holds_lengths(vars(module).get(op.attribute)):
             raise RunError(f"the cut log sets '{op.module}.{op.attribute}', which is no width of a {type(module).__name__}")
+        if not _shrinks(getattr(module, op.attribute), op.value):
+            raise RunError(f"the cut log sets '{op.module}.{op.attribute}' to {op.value}, which is no smaller width than {getattr(module, op.attribute)}")
         _set(module, op)
-    reshape(copy, reshaped, optimizer)
+    reshape(copy, reshaped)
     return copy
 
 
@@ -146,6 +154,13 @@ def _owner(tensor: str) -> str:
 
 def _holds_lengths(value: object) -> bool:
     return type(value) is int or (isinstance(value, tuple | list) and all(type(v) is int for v in value))
+
+
+def _shrinks(old: object, new: object) -> bool:
+    """Of the same kind, and nowhere larger: a cut makes nothing wider, and a huge number would exhaust the memory."""
+    if isinstance(old, tuple | list) and isinstance(new, tuple):
+        return len(old) == len(new) and all(map(_shrinks, old, new))
+    return isinstance(old, int) and isinstance(new, int) and 0 <= new <= old
 
 
 def _set(module: nn.Module, op: SetAttribute) -> None:
@@ -206,8 +221,7 @@ def _check(model: nn.Module, op: Narrow) -> None:
     size = tensor.shape[op.dim] if op.dim < tensor.dim() else None
     if size != op.size:
         raise RunError(f"the cut log expects '{op.tensor}' to have {op.size} entries in dimension {op.dim}, this model has {size}")
-    kept = indices(op.keep)
-    if not kept or any(b <= a for a, b in pairwise(kept)) or kept[-1] >= op.size:
+    if not ascending(op.keep, op.size):
         raise RunError(f"the cut log keeps indices of '{op.tensor}' that are out of order or beyond its {op.size} entries")
 
 
@@ -228,23 +242,20 @@ def _tensor(model: nn.Module, name: str) -> torch.Tensor:
     return found
 
 
-def _narrowed(model: nn.Module, narrows: Iterable[Narrow], stubs: Iterable[Bypass | Silence], optimizer: torch.optim.Optimizer | None) -> nn.Module:
+def _narrowed(model: nn.Module, narrows: Iterable[Narrow], stubs: Iterable[Bypass | Silence]) -> nn.Module:
     """A deep copy with every tensor narrowed once over all its dimensions, and what left with branches replaced; aliases of
     a tied tensor stay tied."""
-    plans: dict[str, list[tuple[int, list[int]]]] = defaultdict(list)
+    plans: dict[str, Steps] = defaultdict(list)
     for op in narrows:
         plans[op.tensor].append((op.dim, indices(op.keep)))
     copy = deepcopy(model)
     aliases = defaultdict(list)
     for name, first in canonical_names(copy).items():
         aliases[first].append(name)
-    fresh: dict[str, torch.Tensor] = {}
     for name, steps in plans.items():
         old = _tensor(copy, name)
-        new = _like(old, _select(old.detach(), steps))
-        if isinstance(new, nn.Parameter) and old.grad is not None:
-            new.grad = _select(old.grad, steps)
-        fresh[name] = new
+        data = select(old.detach(), steps)
+        new = nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
         for alias in aliases[name]:
             module, _, attribute = alias.rpartition(".")
             store = copy.get_submodule(module)
@@ -254,46 +265,28 @@ def _narrowed(model: nn.Module, narrows: Iterable[Narrow], stubs: Iterable[Bypas
     for own in copy.modules():
         if isinstance(own, nn.RNNBase):  # it keeps a list of its weights beside its parameters
             own._flat_weights = [getattr(own, name) for name in own._flat_weights_names]
-    if optimizer is not None:
-        _rebind(optimizer, model, copy, plans)
+        _recompute(own)
     return copy
 
 
-def _select(tensor: torch.Tensor, steps: Iterable[tuple[int, list[int]]]) -> torch.Tensor:
+@torch.no_grad()
+def _recompute(module: nn.Module) -> None:
+    """A weight that a hook makes anew before each call (torch.nn.utils.prune, weight_norm) is stale after the cut until then."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, SpectralNorm):
+            setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
+        elif isinstance(hook, BasePruningMethod | WeightNorm):
+            hook(module, ())
+
+
+def select(tensor: torch.Tensor, steps: Steps) -> torch.Tensor:
+    """The kept indices of each dimension, in the tensor's memory format; always a new tensor."""
+    found = tensor
     for dim, kept in steps:
-        tensor = tensor.index_select(dim, torch.tensor(kept, device=tensor.device))
-    return tensor
-
-
-def _like(old: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
-    if old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous():
-        data = data.contiguous(memory_format=torch.channels_last)
-    return nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
-
-
-def _rebind(
-    optimizer: torch.optim.Optimizer, old: nn.Module, new: nn.Module, plans: Mapping[str, Sequence[tuple[int, list[int]]]]
-) -> None:
-    """Point an optimizer at the parameters of the copy, without those that left, and narrow state tensors of a parameter's shape."""
-    names = {id(p): name for name, p in old.named_parameters()}
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    if any(id(p) not in names for p in held):
-        raise ModelError("the optimizer holds a parameter that is not the model's; pass the optimizer that trains this model")
-    fresh = dict(new.named_parameters())
-    for parameter in held:
-        own, state = fresh.get(names[id(parameter)]), optimizer.state.pop(parameter, None)
-        if own is None:
-            continue
-        steps = plans.get(names[id(parameter)], ())
-        if state is not None and (not steps or all(_follows(value, parameter) for value in state.values())):
-            optimizer.state[own] = {
-                key: _select(value, steps) if isinstance(value, torch.Tensor) and value.shape == parameter.shape else value
-                for key, value in state.items()
-            }
-    for group in optimizer.param_groups:
-        group["params"] = [fresh[names[id(p)]] for p in group["params"] if names[id(p)] in fresh]
-
-
-def _follows(value: object, parameter: torch.Tensor) -> bool:
-    """Whether a state entry can be narrowed with its parameter; a factored moment cannot, and the state starts afresh."""
-    return not isinstance(value, torch.Tensor) or value.dim() == 0 or value.numel() == 1 or value.shape == parameter.shape
+        found = found.index_select(dim, torch.tensor(kept, device=tensor.device))
+    if not steps:
+        return tensor.clone()
+    for rank, format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if tensor.dim() == rank and tensor.is_contiguous(memory_format=format) and not tensor.is_contiguous():
+            return found.contiguous(memory_format=format)
+    return found

@@ -69,7 +69,7 @@ def _lost(dense: nn.Module, map: ModelMap, keep: Keep) -> Iterable[tuple[str, li
     """(consumer, its input channels that leave) for every plain convolution and Linear layer."""
     for (tensor, dim, role), gone in dropped(map, keep).items():
         name, _, attribute = tensor.rpartition(".")
-        if role != "in" or attribute != "weight" or dim != 1 or not gone:
+        if role != "in" or attribute not in ("weight", "weight_orig") or dim != 1 or not gone:
             continue
         module = dense.get_submodule(name)
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups == 1):
@@ -87,7 +87,7 @@ def _folded(dense: nn.Module, thin: nn.Module, map: ModelMap, keep: Keep, calls:
         if into is None or not constant:
             continue
         shift = _contribution(module, x, torch.tensor(constant, device=x.device))
-        rows = gone.get((f"{name}.weight", 0, "out"), set())
+        rows = gone.get((f"{name}.weight", 0, "out"), set()) | gone.get((f"{name}.weight_orig", 0, "out"), set())
         left = torch.tensor([row for row in range(len(shift)) if row not in rows], device=x.device)
         into.add_(sign * shift[left])
         yield Fold(module=name, channels=len(constant), exact=_exact(module))
@@ -112,10 +112,10 @@ def _constant(module: nn.Module, x: Tensor, lost: list[int]) -> list[int]:
 def _contribution(module: nn.Module, x: Tensor, index: Tensor) -> Tensor:
     """What the channels add to each output, averaged over examples and positions."""
     x = x.index_select(x.dim() - 1 if isinstance(module, nn.Linear) else 1, index)
-    weight = module.get_parameter("weight").index_select(1, index)
+    assert isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    weight = module.weight.index_select(1, index)  # with the mask of torch.nn.utils.prune, if there is one
     if isinstance(module, nn.Linear):
         return nn.functional.linear(x, weight).flatten(0, -2).mean(0)
-    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     made: Tensor = module._conv_forward(x, weight, None)
     return made.movedim(1, 0).flatten(1).mean(1)
 

@@ -16,8 +16,9 @@ from sparsify.graph.widths import attributes
 from sparsify.plan import Coupled, Layer, ModelMap, Tensor
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight", "parametrizations.weight.original1", "parametrizations.weight.original")
-"""names of a layer's weight: as it is, of an attention's projections, computed from one of its own shape (weight norm)"""
+WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight", "parametrizations.weight.original1", "parametrizations.weight.original", "weight_v", "weight_orig")
+"""names of a layer's weight: as it is, of an attention's projections, computed from one of its own shape (weight norm), under
+a mask of torch.nn.utils.prune"""
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 

@@ -1,49 +1,32 @@
 """Carrying out the operations that turn a layer into a cheaper one: Crop and Gather, on a model in place."""
 
-from collections.abc import Callable, Iterable, Mapping
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 
-import torch
 from torch import Tensor, nn
 
 from sparsify.errors import RunError
 from sparsify.graph import cropping, gathering
-from sparsify_schemas.cuts import Crop, Gather
+from sparsify_schemas.cuts import Crop, Gather, Range
 
 
-def reshape(model: nn.Module, operations: Iterable[Crop | Gather], optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Do what the operations say, in order; an optimizer and its state go along. Raises RunError where they do not fit."""
+def reshape(model: nn.Module, operations: Iterable[Crop | Gather]) -> None:
+    """Do what the operations say, in order. Raises RunError where they do not fit."""
     for op in operations:
         match op:
             case Crop():
                 conv = _convolution(model, op)
-                _replace_weight(conv, lambda t, kept=op.grids: cropping.select(t, kept), optimizer)  # type: ignore[misc]
+                _replace_weight(conv, lambda t, kept=op.grids: cropping.select(t, kept))  # type: ignore[misc]
                 cropping.crop(conv, op.grids)
             case Gather():
                 layer, columns = _gatherable(model, op)
-                _replace_weight(layer, lambda t, columns=columns: gathering.select(t, columns), optimizer)  # type: ignore[misc]
+                _replace_weight(layer, lambda t, columns=columns: gathering.select(t, columns))  # type: ignore[misc]
                 gathering.gather(layer, columns)
 
 
-def _replace_weight(module: nn.Module, select: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer | None) -> None:
+def _replace_weight(module: nn.Module, select: Callable[[Tensor], Tensor]) -> None:
     old = module.get_parameter("weight")
-    new = nn.Parameter(select(old.detach()), old.requires_grad)
-    if old.grad is not None:
-        new.grad = select(old.grad)
-    module.weight = new
-    if optimizer is None:
-        return
-    for group in optimizer.param_groups:
-        group["params"] = [new if p is old else p for p in group["params"]]
-    state = optimizer.state.pop(old, None)
-    if state is not None and all(_follows(value, old) for value in state.values()):
-        optimizer.state[new] = {k: select(v) if isinstance(v, Tensor) and v.shape == old.shape else v for k, v in state.items()}
-
-
-def _follows(value: object, parameter: Tensor) -> bool:
-    """As where a tensor is narrowed: a factored moment cannot follow, and the state starts afresh."""
-    return not isinstance(value, Tensor) or value.numel() == 1 or value.shape == parameter.shape
+    module.weight = nn.Parameter(select(old.detach()), old.requires_grad)
 
 
 def _module(modules: Mapping[str, nn.Module], name: str, deed: str) -> nn.Module:
@@ -72,10 +55,15 @@ def _gatherable(model: nn.Module, op: Gather) -> tuple[nn.Linear | cropping.Conv
     size = prod(module.weight.shape[1:])
     if size != op.size:
         raise RunError(f"the cut log expects '{op.module}' to have {op.size} columns, this model has {size}")
-    columns = [i for a, b in op.keep for i in range(a, b)]
-    if not columns or any(b <= a for a, b in pairwise(columns)) or columns[-1] >= size:
+    if not ascending(op.keep, size):
         raise RunError(f"the cut log keeps columns of '{op.module}' that are out of order or beyond its {size}")
-    return module, columns
+    return module, [i for a, b in op.keep for i in range(a, b)]
+
+
+def ascending(keep: Sequence[Range], size: int) -> bool:
+    """Whether ranges are some, in order, and within the size; told without writing them out, as they may be huge."""
+    ends = [end for part in keep for end in part]
+    return bool(ends) and all(a < b for a, b in keep) and ends == sorted(ends) and ends[-1] <= size
 
 
 def _shown(kernel: Iterable[int]) -> str:

@@ -12,7 +12,7 @@ from sparsify.modelfile.digest import weights_digest
 from sparsify.modelfile.fitting import check_finite, fit
 from sparsify_schemas.recipe import Recipe
 
-__all__ = ["build_model", "read_model", "weights_digest"]
+__all__ = ["build_model", "check_finite", "read_model", "weights_digest"]
 
 
 def read_model(path: Path | None, recipe: Recipe, *, allow: Sequence[str] = ()) -> nn.Module:

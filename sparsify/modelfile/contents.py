@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from sparsify.errors import ModelError
 from sparsify.modelfile.admission import admitted
@@ -19,12 +20,27 @@ State = dict[str, Tensor]
 
 _ZIP = b"PK\x03\x04"
 _LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+_EXPANDED = 64
+"""bytes of tensors per byte of the file, at most"""
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 SAVE_WEIGHTS = "torch.save(model.state_dict(), 'weights.pt') where the model can be loaded, and name what builds it under 'model:' in the recipe"
 
 
 def read_contents(path: Path, allow: Sequence[str]) -> State | nn.Module:
     """A state dict, taken out of its checkpoint if it is in one, or a whole module. Raises ModelError."""
+    found = _read(path, allow)
+    check_sizes(found.state_dict() if isinstance(found, nn.Module) else found, path)
+    return found
+
+
+def check_sizes(found: Any, path: Path) -> None:
+    """Refuse tensors that repeat a few stored numbers many times over: a small file could exhaust the memory. Raises ModelError."""
+    claimed = sum(t.numel() * t.element_size() for t in pytree.tree_leaves(found) if isinstance(t, Tensor) and t.layout == torch.strided and not t.is_meta)
+    if claimed > _EXPANDED * path.stat().st_size:
+        raise ModelError(f"{path}: its tensors would take {claimed:,} bytes, many times more than the file has")
+
+
+def _read(path: Path, allow: Sequence[str]) -> State | nn.Module:
     start, size = _start(path)
     if start.startswith(_ZIP):
         _check_archive(path)
@@ -86,15 +102,20 @@ def _check_archive(path: Path) -> None:
                 )
             if not any(n.endswith("data.pkl") for n in names):
                 raise ModelError(f"{path}: a zip archive, but not one that torch.save wrote")
-            for entry in archive.infolist():
-                _check_entry(archive, entry)
+            check_entries(archive)
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: damaged or cut short ({error}); copy or save it again") from error
 
 
+def check_entries(archive: zipfile.ZipFile) -> None:
+    """Every entry stored as torch.save does, and whole. Raises what zipfile raises, BadZipFile for one."""
+    for entry in archive.infolist():
+        _check_entry(archive, entry)
+
+
 def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
     """Read to the end, which compares the checksum; torch can be told to leave checksums out and then writes 0."""
-    if entry.compress_type != zipfile.ZIP_STORED:
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
         raise zipfile.BadZipFile(f"{entry.filename} is compressed, which torch.save never does")
     if entry.CRC:
         with archive.open(entry) as content:

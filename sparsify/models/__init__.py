@@ -1,10 +1,11 @@
-"""Small reference networks. A builder seeds nothing: seed torch before calling it."""
+"""Small reference networks, and those of transformers. A builder seeds nothing: seed torch before calling it."""
 
 from sparsify.models.cifar_resnets import cifar_resnet, cifar_resnet20, cifar_resnet32, cifar_resnet44, cifar_resnet56
 from sparsify.models.digits import digits_cnn
 from sparsify.models.imagenet import alexnet
 from sparsify.models.lenet import lenet5, lenet_300_100
 from sparsify.models.ssl_nets import ssl_convnet, ssl_mlp
+from sparsify.models.transformers_nets import hugging_face
 
 __all__ = [
     "alexnet",
@@ -14,6 +15,7 @@ __all__ = [
     "cifar_resnet44",
     "cifar_resnet56",
     "digits_cnn",
+    "hugging_face",
     "lenet5",
     "lenet_300_100",
     "ssl_convnet",

@@ -107,7 +107,7 @@ rules = st.one_of(
         group=st.sampled_from(["filter", "channel", "neuron"]),
         penalty=st.none() | grouped | elementwise,
         criterion=criteria,
-        keep=st.builds(Keep, at_least=positive, multiple_of=positive),
+        keep=st.builds(Keep, at_least=positive, multiple_of=positive, uniform=st.booleans()),
         sparsity=st.none() | shares,
         override=st.just(True),
     ),

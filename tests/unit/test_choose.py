@@ -149,6 +149,45 @@ def test_laws_of_choosing(data: st.DataObject) -> None:
             assert max(tighter) > limit, "some group must not fit back"
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_uniform_keeps_one_number_and_the_budget(data: st.DataObject) -> None:
+    """Never above a reachable budget, and one unit more in every layer would be; a demand is met within one unit per layer."""
+    width, count = data.draw(st.integers(2, 24)), data.draw(st.integers(2, 4))
+    map = chain(5, *[width] * count, 3)
+    keep = {"uniform": True, "multiple_of": data.draw(st.sampled_from([1, 1, 2, 4])), "at_least": data.draw(st.integers(1, 3))}
+    names = [c.name for c in map.coupled if c.protected is None]
+    scores = {name: data.draw(st.lists(st.floats(0, 10), min_size=width, max_size=width)) for name in names}
+    share, asked = data.draw(st.integers(1, 100)), data.draw(st.integers(1, 90))
+    chosen = choose(plan(map, {"keep": keep}, macs=f"{share}%"), scores, {})
+    (same,) = set(kept(chosen).values())
+    assert same == width or (same % keep["multiple_of"] == 0 and same >= min(keep["at_least"], width))
+    costs, limit = Costs(map), share / 100 * Costs(map).dense["macs"]
+
+    def spent(stay: int) -> float:
+        return costs.of({name: range(width - stay) for name in names})["macs"]
+
+    if spent(_least(width, keep["at_least"], keep["multiple_of"])) <= limit:
+        assert spent(same) <= limit and (same == width or spent(same + _more(width, same, keep["multiple_of"])) > limit)
+    for name in names:  # the lowest scores of each layer went
+        order = sorted(range(width), key=lambda u: (scores[name][u], u))
+        assert sorted(order[width - same :]) == chosen[name]
+    (now,) = set(kept(choose(plan(map, {"keep": {"uniform": True}, "sparsity": f"{asked}%"}), scores, {})).values())
+    assert abs(now - max(1, width * (1 - asked / 100))) <= 1
+
+
+def test_other_rules_are_not_levelled() -> None:
+    map = chain(4, 8, 8, 8, 3)
+    scores = {"l0": [float(n) for n in range(8)], "l1": [9.0] * 8, "l2": [9.0] * 8}
+    assert kept(choose(plan(map, {"sparsity": "25%"}), scores, {})) == {"l0": 2, "l1": 8, "l2": 8}
+    assert kept(choose(plan(map, {"sparsity": "25%", "keep": {"uniform": True}}), scores, {})) == {"l0": 6, "l1": 6, "l2": 6}
+
+
+def test_uniform_takes_only_what_is_dead_in_every_layer() -> None:
+    dead = {"l0": [True] * 5 + [False] * 3, "l1": [True] * 3 + [False] * 5}
+    assert kept(choose(plan(chain(4, 8, 8, 3), {"keep": {"uniform": True}}), {}, dead)) == {"l0": 5, "l1": 5}
+
+
 def _least(width: int, at_least: int, multiple: int) -> int:
     return min(width, -(-min(at_least, width) // multiple) * multiple)
 

@@ -54,6 +54,10 @@ GOLDEN = {
         "rules:\n  - {layers: conv1, group: filter, sparsity: 95%, keep: {at_least: 2, multiple_of: 4}}\n",
         ["recipe.yaml:4:46: rules.0.sparsity: 95% cannot be reached: with keep.at_least 2 and keep.multiple_of 4 at most 50% of the groups can go; lower it, or loosen 'keep'"],
     ),
+    "one number for different widths": (
+        "rules:\n  - {layers: 'conv*', group: filter, keep: {uniform: true}}\n",
+        ["recipe.yaml:4:54: rules.0.keep.uniform: the layers of the rule have different numbers of groups: 'conv2' has 4, 'conv1' has 8; give each width a rule of its own"],
+    ),
     "more than can go": (
         "rules:\n  - {layers: 'conv*', group: filter, sparsity: 100%}\n",
         ["recipe.yaml:4:48: rules.0.sparsity: 100% cannot be reached: as one group stays in every layer, at most 83.3% of the groups can go; lower it"],

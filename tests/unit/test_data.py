@@ -393,6 +393,7 @@ def test_callable_of_a_module_that_is_not_there_or_fails(tmp_path: Path, monkeyp
     assert complaint(source="no.such:f") == (
         f"data.source 'no.such:f': there is no module 'no' (looked in the installed packages and in {tmp_path})"
     )
+    assert complaint(source="os:getcwd") == "data.source 'os:getcwd': 'os:getcwd' is Python's own, and neither builds a model nor makes data"
     assert complaint(source="failing_data:f") == (
         "data.source 'failing_data:f': importing 'failing_data' failed: No module named 'nowhere_to_be_found'"
     )

@@ -317,6 +317,10 @@ ERRORS = {
         [{"layers": "BasicBlock", "keep": {"multiple_of": 2}}],
         "rules.0.keep: 'multiple_of' cannot act on group 'depth', which has no widths; leave it out, or say how many stay with 'at_least'",
     ),
+    "uniform": (
+        [{"layers": "BasicBlock", "keep": {"uniform": True}}],
+        "rules.0.keep: 'uniform' cannot act on group 'depth', which has no widths; leave it out",
+    ),
     "scope": (
         [{"layers": "BasicBlock", "penalty": {"kind": "group_lasso", "strength": 0.1, "scope": "layer"}}],
         "rules.0: scope 'layer' cannot act on group 'depth', which spans several tensors; leave out 'scope'",

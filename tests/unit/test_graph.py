@@ -280,7 +280,8 @@ def test_optimizer_goes_on_with_the_cut_model() -> None:
     map = graph.inspect(model, inputs, {})
     keep = random_half(map)
     buffers = {n: optimizer.state[p]["momentum_buffer"].clone() for n, p in model.named_parameters()}
-    thin, cuts = graph.cut(model, map, keep, "test", optimizer)
+    thin, cuts = graph.cut(model, map, keep, "test")
+    assert graph.carry(model, thin, cuts, optimizer) == ()
     assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in thin.parameters()}
     for name, parameter in thin.named_parameters():
         wanted = buffers[name]

@@ -140,6 +140,11 @@ def test_a_class_in_the_current_folder_builds_too(nets: Any, path: str) -> None:
         ("mynets.small.number", {}, "model.build 'mynets.small.number' returned a int; expected a torch.nn.Module"),
         ("mynets.small.instance", {}, "model.build 'mynets.small.instance' is a Net, not something that builds a model; name a function or a class"),
         ("mynets.small.constant", {}, "model.build 'mynets.small.constant' is a int, not something that builds a model; name a function or a class"),
+        ("os.system", {"command": "ls"}, "model.build 'os.system': 'os.system' is Python's own, and neither builds a model nor makes data"),
+        (
+            "sparsify.folder.suppress", {},
+            "model.build 'sparsify.folder.suppress': 'sparsify.folder.suppress' is contextlib.suppress, Python's own, and neither builds a model nor makes data",
+        ),
         (
             "sparsify.models.lenet5", {"clases": 3},
             "model.build 'sparsify.models.lenet5' failed with clases=3: TypeError: lenet5() got an unexpected keyword argument 'clases'",
@@ -313,6 +318,16 @@ def test_no_file_folder_empty_file(tmp_path: Path) -> None:
     assert complaint(tmp_path / "none.pt") == f"{tmp_path}/none.pt: no such file"
     assert complaint(tmp_path) == f"{tmp_path} is a folder; give the model file in it (.pt or .safetensors)"
     assert complaint(tmp_path / "empty.pt") == f"{tmp_path}/empty.pt is empty"
+
+
+def test_a_small_file_that_claims_to_be_terabytes(tmp_path: Path) -> None:
+    """One stored number, repeated without end: whatever copied it would exhaust the memory."""
+    path = tmp_path / "m.pt"
+    module = nn.Linear(1, 1)
+    module.weight = nn.Parameter(torch.zeros(1).expand(10**12, 1))
+    for thing in ({"fc1.weight": torch.zeros(1).expand(10**12)}, module):
+        torch.save(thing, path)
+        assert complaint(path) == f"{path}: its tensors would take {4 * 10**12 + 4 * isinstance(thing, nn.Module):,} bytes, many times more than the file has"
 
 
 def written(path: Path, content: bytes) -> str:

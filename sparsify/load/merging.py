@@ -45,7 +45,7 @@ def merge(root: Table, file: str, problems: tuple[Problem, ...] = ()) -> Merged:
 
 def _parent(root: Table, file: str, chain: list[str]) -> tuple[Table, str, tuple[Problem, ...]]:
     named = root.entries["extends"]
-    if not isinstance(named, Leaf) or not isinstance(named.value, str) or not named.value:
+    if not isinstance(named, Leaf) or not isinstance(named.value, str) or not named.value or "\0" in named.value:
         raise RecipeError([named.place.problem("extends", f"expected one file name, found {found(plain(named))}")])
     parent = os.path.normpath(File(file).parent / named.value)
     if _same_file(parent, chain):

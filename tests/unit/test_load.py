@@ -247,7 +247,7 @@ class TestExtends:
         ]
 
     @pytest.mark.parametrize(
-        ("value", "found"), [("3", "the number 3"), ("[a.yaml, b.yaml]", "a list"), ("", "nothing"), ("''", "an empty text")]
+        ("value", "found"), [("3", "the number 3"), ("[a.yaml, b.yaml]", "a list"), ("", "nothing"), ("''", "an empty text"), (r'"\0"', r"the text '\x00'")]
     )
     def test_no_file_name(self, value: str, found: str) -> None:
         place = "recipe.yaml:1:9" if value == "" else "recipe.yaml:1:10"

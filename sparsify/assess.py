@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sparsify import graph, measure
+from sparsify import graph, latency, measure
+from sparsify.costs import Costs
 from sparsify.data import Datasets
 from sparsify.errors import VerificationError
 from sparsify.figures import few, plural
@@ -24,8 +25,8 @@ from sparsify.weights import tensors
 from sparsify_schemas.cuts import Cuts, Fold, Zeroed
 from sparsify_schemas.group import in_one_tensor
 from sparsify_schemas.recipe import Recipe
-from sparsify_schemas.report import Epoch, LayerRow, Limit, Report, Round, Side, Sparsity, StageRow, Verdict
-from sparsify_schemas.target import Cpu
+from sparsify_schemas.report import Epoch, Latency, LayerRow, Limit, Report, Round, Side, Sparsity, StageRow, Verdict
+from sparsify_schemas.target import Cpu, Target
 from sparsify_schemas.units import Share
 
 DEFAULT_TARGET = {"cpu": Cpu(kind="cpu")}
@@ -75,7 +76,8 @@ def assess(
         _side(dense, inputs, folder / DENSE, datasets, before if work.dense_trained else 0),
         _side(cut, inputs, folder / WEIGHTS, datasets, before + after),
     )
-    targets = recipe.targets or DEFAULT_TARGET
+    targets: Mapping[str, Target] = recipe.targets or DEFAULT_TARGET
+    timings = tuple(_latency(work, name, target, dense, cut, inputs, seconds) for name, target in targets.items())
     return Report(
         title=recipe.title,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -85,10 +87,8 @@ def assess(
         model_digest=weights_digest(dense),
         dense=sides[0],
         cut=sides[1],
-        latency=tuple(
-            measure.latency(dense, cut, inputs, name, t, seconds=seconds, seed=recipe.seed) for name, t in targets.items()
-        ),
-        limits=(*_budgets(recipe, sides, _bytes(dense), _bytes(cut)), *_demands(work)),
+        latency=timings,
+        limits=(*_budgets(recipe, sides, _bytes(dense), _bytes(cut)), *_latencies(recipe, timings), *_demands(work)),
         layers=tuple(_layers(work.plan, dense, cut, inputs)),
         sparsities=tuple(_sparsities(work, dense, cut)),
         executions=tuple({e.module: e for cuts in work.cuts for e in cuts.executions}.values()),
@@ -161,6 +161,36 @@ def _budgets(recipe: Recipe, sides: tuple[Side, Side], dense_bytes: int, cut_byt
             (asked.fraction, after / before if before else 0.0) if isinstance(asked, Share) else (asked.count, float(after))
         )
         yield Limit(what=f"budget.{what}", asked=str(asked), limit=limit, achieved=achieved, met=achieved <= limit * (1 + 1e-12))
+
+
+def _latency(work: Work, name: str, target: Target, dense: nn.Module, cut: nn.Module, inputs: Inputs, seconds: float) -> Latency:
+    """Both models timed; predicted as well where the budget limits this latency, and predicted only where the target is not here."""
+    predicted: tuple[float, float] | None = None
+    if target.table is not None or name in work.plan.recipe.budget.latency:
+        clock = latency.clock(name, target, dense, work.plan.map, inputs)
+        shapes = Costs(work.plan.map).shapes
+        left = {w.group: w.kept for cuts in work.cuts for w in cuts.widths}  # the last cut has the last word
+        widths = {c.name: c.width for c in work.plan.map.coupled}
+        predicted = clock.ms(shapes({})), clock.ms(shapes({name: range(kept, widths[name]) for name, kept in left.items() if name in widths}))
+    if target.table is None:
+        found = measure.latency(dense, cut, inputs, name, target, seconds=seconds, seed=work.plan.recipe.seed)
+    else:
+        assert predicted is not None
+        ratio = predicted[0] / predicted[1]
+        what = f"{measure.described(target)}, predicted from {target.table}"
+        found = Latency(target=name, description=what, dense_ms=predicted[0], cut_ms=predicted[1], speedup=ratio, low=ratio, high=ratio, pairs=0, load=0.0, measured=False)
+    if predicted is None:
+        return found
+    return found.model_copy(update={"predicted_dense_ms": predicted[0], "predicted_cut_ms": predicted[1]})
+
+
+def _latencies(recipe: Recipe, timings: Iterable[Latency]) -> Iterable[Limit]:
+    """Shares are of the dense model, timed interleaved."""
+    for timing in timings:
+        asked = recipe.budget.latency.get(timing.target)
+        if asked is not None:
+            limit, achieved = (asked.fraction, 1 / timing.speedup) if isinstance(asked, Share) else (asked.milliseconds, timing.cut_ms)
+            yield Limit(what=f"budget.latency.{timing.target}", asked=str(asked), limit=limit, achieved=achieved, met=achieved <= limit)
 
 
 def _demands(work: Work) -> Iterable[Limit]:

@@ -2,7 +2,8 @@
 
 Dead units go first, then each rule's own `sparsity`, lowest scores first over all layers of the rule; where the budgets
 could not hold that way, as many units in an order that weighs their price more. What a budget still needs is taken from the rules that leave their amount open, in the order of score per share of the budget, by
-bisection on how many go; at the end units that fit back under the budget return.
+bisection on how many go; at the end units that fit back under the budget return. Where a budget is a latency, units are
+priced by the step that their target rewards, and priced again where the first choice ended: their price is the mean of both.
 """
 
 from bisect import bisect_left
@@ -12,6 +13,7 @@ from math import ceil
 
 import numpy as np
 
+from sparsify.clock import Clock
 from sparsify.costs import Costs, limits
 from sparsify.plan import Plan, ranked_together
 from sparsify_schemas.recipe import Keep
@@ -33,14 +35,26 @@ class Candidate:
     scores: tuple[float, ...]
     dead: int
     keep: Keep
+    multiple: int
+    """what kept widths are a multiple of"""
     rule: int
     floor: int = 1
     """units that stay in any case"""
 
+    def key(self, at: int) -> float:
+        """The score by which the unit at this place of the order goes: the mean over those that must go with it for a width
+        that is allowed."""
+        if self.multiple == 1:
+            return self.scores[self.order[at]]
+        first = (len(self.order) - 1) % self.multiple + 1
+        start = 0 if at < first else first + (at - first) // self.multiple * self.multiple
+        units = self.order[start : first if at < first else start + self.multiple]
+        return sum(self.scores[unit] for unit in units) / len(units)
+
     def gone(self, wanted: int) -> tuple[int, ...]:
         """The units that really go when so many should: kept widths stay above the floor and are rounded up."""
         width = len(self.order)
-        return self.order[: width - width_kept(width, wanted, self.floor, self.keep.multiple_of)]
+        return self.order[: width - width_kept(width, wanted, self.floor, self.multiple)]
 
 
 def width_kept(width: int, wanted: int, floor: int, multiple: int) -> int:
@@ -60,7 +74,7 @@ def candidates(plan: Plan, scores: Mapping[str, Sequence[float]], dead: Mapping[
             order = sorted(range(width), key=lambda u: (not gone[u], values[u], u))
             keep = plan.recipe.rules[assignment.rule].keep
             floor = 0 if plan.recipe.rules[assignment.rule].group == "depth" else keep.at_least or 1
-            found.append(Candidate(name, tuple(order), tuple(values), sum(gone), keep, assignment.rule, floor))
+            found.append(Candidate(name, tuple(order), tuple(values), sum(gone), keep, assignment.multiple, assignment.rule, floor))
     return tuple(found)
 
 
@@ -75,16 +89,24 @@ def with_floors(plan: Plan, groups: Sequence[Candidate], key: Callable[[Candidat
 
 
 def choose(
-    plan: Plan, scores: Mapping[str, Sequence[float]], dead: Mapping[str, Sequence[bool]], part: float = 1.0
+    plan: Plan,
+    scores: Mapping[str, Sequence[float]],
+    dead: Mapping[str, Sequence[bool]],
+    part: float = 1.0,
+    *,
+    clocks: Sequence[Clock] = (),
+    aim: float = 1.0,
 ) -> dict[str, list[int]]:
     """Coupled group -> units that stay, ascending; none of a group that is wholly in residual branches that go. The result
     never exceeds a budget that can be met at all.
 
     scores and dead: one number and one flag per unit of each coupled group. part: how much of the way is to be gone, as a
-    share of each rule's own `sparsity` and of what each budget takes away from the dense model.
+    share of each rule's own `sparsity` and of what each budget takes away from the dense model. clocks: of the targets whose
+    latency the budget limits; what they predict stays below `aim` of the limit.
     """
-    costs = Costs(plan.map)
-    allowed = {what: costs.dense[what] - part * (costs.dense[what] - limit) for what, limit in limits(plan.recipe.budget, costs.dense).items()}
+    costs = Costs(plan.map, clocks)
+    asked = {what: limit * (aim if what.startswith("latency.") else 1) for what, limit in limits(plan.recipe.budget, costs.dense).items()}
+    allowed = {what: costs.dense[what] - part * (costs.dense[what] - limit) for what, limit in asked.items()}
     open_groups = candidates(plan, scores, dead)
     prices = _prices(open_groups, costs, allowed)
     cheapest = with_floors(plan, open_groups, lambda c: (-c.dead, c.scores[0]))
@@ -111,14 +133,18 @@ def _chosen(
         if fits({**wanted, **{c.name: len(c.order) for c in free}}):
             break
     if allowed and free and not fits(wanted):
-        wanted = _to_budget(free, wanted, prices, fits)
+        demanded = wanted
+        wanted = _to_budget(free, demanded, prices, fits)
+        if costs.step > 1:
+            again = _to_budget(free, demanded, _mean(prices, _prices(free, costs, allowed, wanted)), fits)
+            wanted = min(wanted, again, key=lambda w: _lost(free, w))
     wanted = _uniform_to_budget(free, wanted, fits)
     return {c.name: sorted(set(range(len(c.order))) - set(c.gone(wanted[c.name]))) for c in open_groups}, fits(wanted)
 
 
-def least(plan: Plan) -> dict[str, tuple[int, ...]]:
+def least(plan: Plan, clocks: Sequence[Clock] = ()) -> dict[str, tuple[int, ...]]:
     """Coupled group -> units that go when a budget asks for everything: all that open rules allow, the dearest of demands."""
-    costs = Costs(plan.map)
+    costs = Costs(plan.map, clocks)
     open_groups = candidates(plan, {}, {})
     prices = _prices(open_groups, costs, limits(plan.recipe.budget, costs.dense))
     open_groups = with_floors(plan, open_groups, lambda c: (-prices[c.name],))
@@ -157,13 +183,28 @@ def _demand(own: Sequence[Candidate], share: float, wanted: dict[str, int], pric
         going += len(candidate.gone(wanted[candidate.name])) - before
 
 
-def _prices(groups: Sequence[Candidate], costs: Costs, allowed: Mapping[str, float]) -> dict[str, float]:
-    """Share of the budgeted quantities that one unit of each group frees, in the dense model, summed over the budgets."""
-    prices = {}
+def _prices(groups: Sequence[Candidate], costs: Costs, allowed: Mapping[str, float], wanted: Mapping[str, int] | None = None) -> dict[str, float]:
+    """Share of the budgeted quantities that one unit of each group frees, summed over the budgets: in the dense model, or
+    where as many as wanted are gone already. Milliseconds come in steps, so there it is the mean over a step."""
+    gone = {c.name: c.gone(wanted[c.name]) for c in groups} if wanted else {}
+    now, prices = costs.of(gone), {}
     for c in groups:
-        one = costs.of({c.name: c.order[:1]})
-        prices[c.name] = sum((costs.dense[what] - one[what]) / costs.dense[what] for what in allowed)
+        before = gone.get(c.name, ())
+        less = min(len(before) + max(c.multiple, costs.step), len(c.order) - 1) if costs.step > 1 else len(before) + 1
+        less = less if less > len(before) else max(0, len(before) - costs.step)  # none left to go: the price of the last ones
+        after = costs.of({**gone, c.name: c.order[:less]})
+        freed = sum((now[what] - after[what]) / costs.dense[what] for what in allowed if costs.dense[what])
+        prices[c.name] = max(freed / (less - len(before)), 0.0) if less != len(before) else 0.0
     return prices
+
+
+def _mean(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
+    return {name: (price + b.get(name, price)) / 2 for name, price in a.items()}
+
+
+def _lost(free: Sequence[Candidate], wanted: Mapping[str, int]) -> float:
+    """The importance that goes: the sum of its scores."""
+    return sum(c.scores[unit] for c in free for unit in c.gone(wanted[c.name]))
 
 
 def _to_budget(
@@ -171,7 +212,7 @@ def _to_budget(
 ) -> dict[str, int]:
     """The fewest units, cheapest score per price first, after which every budget holds."""
     ranked = sorted(
-        ((c.scores[unit] / max(prices[c.name], 1e-30), i, at) for i, c in enumerate(free) for at, unit in enumerate(c.order) if at >= wanted[c.name])
+        ((c.key(at) / max(prices[c.name], 1e-30), i, at) for i, c in enumerate(free) for at in range(len(c.order)) if at >= wanted[c.name])
     )
 
     def after(count: int) -> dict[str, int]:

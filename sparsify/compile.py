@@ -5,10 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from math import gcd, lcm, prod
+from types import MappingProxyType
 
 from sparsify.choose import candidates, least, with_floors
+from sparsify.clock import Clock
 from sparsify.costs import Costs, limits
 from sparsify.errors import Problem, RecipeError
+from sparsify.figures import milliseconds
 from sparsify.load import Loaded
 from sparsify.plan import Assignment, Branch, Coupled, Floor, Layer, ModelMap, Plan
 from sparsify.rounds import own_budgets
@@ -16,6 +19,7 @@ from sparsify_schemas.budget import Budget
 from sparsify_schemas.group import Block, Group, Kind, Pattern, count_inside, in_one_tensor, kind_of
 from sparsify_schemas.recipe import Recipe, Rule
 from sparsify_schemas.selector import selects
+from sparsify_schemas.table import Steps
 
 _CONVS, _LINEAR = ("Conv1d", "Conv2d", "Conv3d"), ("Linear", "NonDynamicallyQuantizableLinear")
 ACTS_ON: dict[Kind, tuple[str, tuple[str, ...]]] = {
@@ -31,11 +35,15 @@ ACTS_ON: dict[Kind, tuple[str, tuple[str, ...]]] = {
     "block": ("convolutions and Linear layers", _CONVS + _LINEAR),
     "n:m": ("convolutions and Linear layers", _CONVS + _LINEAR),
 }
+NO_STEPS: Mapping[str, Steps] = MappingProxyType({})
 
 
-def compile_plan(loaded: Loaded, map: ModelMap, *, strict: bool = False) -> Plan:
+def compile_plan(
+    loaded: Loaded, map: ModelMap, *, strict: bool = False, clocks: Sequence[Clock] = (), steps: Mapping[str, Steps] = NO_STEPS
+) -> Plan:
     """Resolve every rule against a model.
 
+    clocks: of the targets whose latency the budget limits; steps: width steps of the recipe's targets, for `multiple_of: auto`.
     Raises RecipeError with all problems at once: a rule that matches nothing or the wrong kind of layer, two rules on
     one layer or one coupled group, a budget below the floor, a `sparsity` above what a rule can remove; with `strict` also
     every layer that had to be protected.
@@ -43,7 +51,7 @@ def compile_plan(loaded: Loaded, map: ModelMap, *, strict: bool = False) -> Plan
     recipe = loaded.recipe
     problems: list[Problem] = []
     map = _protected(loaded, map, problems)
-    assignments = tuple(_assignments(loaded, map, problems))
+    assignments = tuple(replace(a, multiple=_multiple(recipe, a.rule, steps)) for a in _assignments(loaded, map, problems))
     notes = tuple(_notes(recipe, map, assignments))
     plan = Plan(recipe, map, assignments, notes=notes)
     if strict:
@@ -51,13 +59,29 @@ def compile_plan(loaded: Loaded, map: ModelMap, *, strict: bool = False) -> Plan
         problems += [loaded.problem(f"rules.{a.rule}.layers", text, advice) for a in assignments for text in _kept(recipe, map, a)]
     problems += _uneven(loaded, plan)
     if not problems:
-        plan = replace(plan, floors=tuple(_floors(plan, recipe.budget)))
+        plan = replace(plan, floors=tuple(_floors(plan, recipe.budget, clocks)))
         problems += [*_infeasible(loaded, plan, "budget", recipe.budget, plan.floors), *_unreachable(loaded, plan)]
         for path, budget in own_budgets(recipe):
             problems += _infeasible(loaded, plan, f"{path}.budget", budget, _floors(plan, budget))
     if problems:
         raise RecipeError(problems)
     return plan
+
+
+def _multiple(recipe: Recipe, rule: int, steps: Mapping[str, Steps]) -> int:
+    """What kept widths are multiples of. `auto` follows from the targets whose latency is budgeted, else from all."""
+    asked, group = recipe.rules[rule].keep.multiple_of, recipe.rules[rule].group
+    if isinstance(asked, int):
+        return asked
+    names = list(recipe.budget.latency) or (list(recipe.targets) if asked == "auto" else [])
+    found = [steps[name] for name in names if name in steps]
+    match group:
+        case "filter" | "channel":
+            return max((step.convolution for step in found), default=1)
+        case "neuron":
+            return max((step.linear for step in found), default=1)
+        case _:
+            return 1
 
 
 def _matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem]) -> list[Layer]:
@@ -261,12 +285,14 @@ def _laid(group: Group | None, layer: Layer) -> Iterable[tuple[int, int, int]]:
 def _narrowing(loaded: Loaded, map: ModelMap, layers: Mapping[int, Sequence[Layer]], index: int, layer: Layer, dim: int, of: int) -> Iterable[Problem]:
     """Rules that may narrow the dimension to a width that the pattern does not divide."""
     rules = loaded.recipe.rules
+    written = {i: rule.keep.multiple_of for i, rule in enumerate(rules)}
+    multiple = {i: value if isinstance(value, int) else 1 for i, value in written.items()}  # what auto comes to may change with the machine
     kernel = prod(layer.weight[2:]) if isinstance(rules[index].group, Block) and dim == 1 else 1
     for other, own in layers.items():
         reached = {c.name: c for each in own for c in _of_rule(map, rules[other], each) if c.protected is None}
         for c in reached.values():
             steps = [span.repeat * kernel for s in c.slices if (s.tensor, s.dim) == (f"{layer.name}.weight", dim) for span in s.spans]
-            if any(step * rules[other].keep.multiple_of % of for step in steps):
+            if any(step * multiple[other] % of for step in steps):
                 need = lcm(*(of // gcd(of, step) for step in steps))
                 text = f"rules.{other} may narrow '{layer.name}' to a width that group '{rules[index].group}' does not divide"
                 yield loaded.problem(f"rules.{index}.layers", text, f"write 'keep: {{multiple_of: {need}}}' in rules.{other}")
@@ -365,10 +391,10 @@ def _uneven(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
             yield loaded.problem(f"rules.{assignment.rule}.keep.uniform", message, "give each width a rule of its own")
 
 
-def _floors(plan: Plan, budget: Budget) -> Iterable[Floor]:
-    costs = Costs(plan.map)
+def _floors(plan: Plan, budget: Budget, clocks: Sequence[Clock] = ()) -> Iterable[Floor]:
+    costs = Costs(plan.map, clocks)
     allowed = limits(budget, costs.dense)
-    bottom = costs.of(least(plan))
+    bottom = costs.of(least(plan, clocks))
     for what, limit in allowed.items():
         yield Floor(what, costs.dense[what], limit, bottom[what])
 
@@ -380,13 +406,27 @@ def _infeasible(loaded: Loaded, plan: Plan, path: str, budget: Budget, floors: I
             continue
         protected = [c.name for c in plan.map.coupled if c.protected is not None]
         free = [c.name for c in plan.map.coupled if c.protected is None and c.name not in reached]
-        message = f"{getattr(budget, floor.what)} cannot be reached: with everything removed that the rules allow, {100 * floor.least / floor.dense:.1f}% remains"
+        part, target = f"{100 * floor.least / floor.dense:.1f}%", floor.what.removeprefix("latency.")
+        if target in budget.latency and floor.what != target:
+            message = f"{budget.latency[target]} cannot be reached: with everything removed that the rules allow, {part} of {milliseconds(floor.dense)} is predicted to remain"
+        else:
+            message = f"{getattr(budget, floor.what)} cannot be reached: with everything removed that the rules allow, {part} remains"
         hint = f"raise it to {_round_up(100 * floor.least / floor.dense)}%"
+        kept = [f"'{name} {n}'" for name, n in _keeps(plan) if n > 1]
+        if kept and target != floor.what:
+            hint += f", or loosen {' and '.join(kept)} of 'keep'"
         if free:
             hint += f", or let a rule reach {', '.join(free[:5])}{', ...' if len(free) > 5 else ''}"
         if protected:
             hint += f" (protected: {', '.join(protected[:5])}{', ...' if len(protected) > 5 else ''})"
         yield loaded.problem(f"{path}.{floor.what}", message, hint)
+
+
+def _keeps(plan: Plan) -> tuple[tuple[str, int], tuple[str, int]]:
+    """The strictest bounds that rules set."""
+    rules = plan.recipe.rules
+    at_least = max((rules[a.rule].keep.at_least or 1 for a in plan.assignments), default=1)
+    return ("at_least", at_least), ("multiple_of", max((a.multiple for a in plan.assignments), default=1))
 
 
 def _unreachable(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
@@ -406,7 +446,7 @@ def _unreachable(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
         if not own and not inside and why:
             yield loaded.problem(path, f"{asked}: {why[0]}{', and so on' if why[1:] else ''}", "select other layers, or leave 'sparsity' out")
         elif most < rule.sparsity.fraction * total - 0.5:
-            floors = [f"keep.{name} {n}" for name, n in (("at_least", rule.keep.at_least or 1), ("multiple_of", rule.keep.multiple_of)) if n > 1]
+            floors = [f"keep.{name} {n}" for name, n in (("at_least", rule.keep.at_least or 1), ("multiple_of", assignment.multiple)) if n > 1]
             because = f"with {' and '.join(floors)}" if floors else "as one group stays in every layer,"
             message = f"{asked}: {because} at most {1000 * most // total / 10:g}% of the groups can go"
             yield loaded.problem(path, message, "lower it, or loosen 'keep'" if floors else "lower it")

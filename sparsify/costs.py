@@ -1,12 +1,15 @@
-"""What a model of given widths costs: MACs, parameters, bytes; exact for layers whose work is proportional to their weight."""
+"""What a model of given widths costs: MACs, parameters, bytes, exact for layers whose work is proportional to their weight;
+and milliseconds on targets, as their clocks predict them."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsify.clock import Clock
 from sparsify.plan import ModelMap
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.units import Share
@@ -15,14 +18,15 @@ Counts = NDArray[np.int64]
 
 
 class Costs:
-    """MACs, parameters and bytes as a function of which units are gone.
+    """MACs, parameters, bytes and `latency.<target>` as a function of which units are gone.
 
     A tensor keeps prod over dimensions of (size - indices gone) elements, none when it leaves with a residual branch. A
     layer's MACs shrink with its weight; MACs of functional operations outside layers go with the residual branch that
     they are in, and are otherwise taken as constant, so the prediction is never below the truth there.
     """
 
-    def __init__(self, map: ModelMap) -> None:
+    def __init__(self, map: ModelMap, clocks: Sequence[Clock] = ()) -> None:
+        self._clocks = tuple(clocks)
         self._tensors = map.tensors
         # A weight that an earlier layer owns (tied) is no tensor of its own: the MACs of its second layer count as constant.
         owned = {tensor.name for tensor in map.tensors}
@@ -46,28 +50,49 @@ class Costs:
                 self._reach[part.tensor][part.dim].append((group.name, per_unit))
 
     def of(self, gone: Mapping[str, Sequence[int]]) -> dict[str, float]:
-        """{'macs', 'params', 'bytes'} with the listed units of each coupled group removed."""
-        removed = {name: np.fromiter(units, dtype=np.int64) for name, units in gone.items() if len(units)}
+        """{'macs', 'params', 'bytes', 'latency.<target>'} with the listed units of each coupled group removed."""
+        shapes = self.shapes(gone)
         macs, params, size = float(self._fixed_macs), 0.0, 0.0
-        macs -= sum(inside for name, inside in self._inside.items() if name in removed)
+        macs -= sum(inside for name, inside in self._inside.items() if len(gone.get(name, ())))
         for tensor in self._tensors:
-            if any(name in removed for name in self._whole.get(tensor.name, ())):
-                continue
-            kept = 1
-            for dim, length in enumerate(tensor.shape):
-                reach = self._reach[tensor.name][dim] if tensor.name in self._reach else ()
-                kept *= length - sum(int(per_unit[removed[name]].sum()) for name, per_unit in reach if name in removed)
+            kept = prod(shapes[tensor.name])
             size += kept * tensor.itemsize
             if tensor.parameter:
                 params += kept
             if tensor.name in self._macs and tensor.numel:
                 macs += self._macs[tensor.name] * kept / tensor.numel
-        return {"macs": macs, "params": params, "bytes": size}
+        return {"macs": macs, "params": params, "bytes": size, **{latency(c.target): c.ms(shapes) for c in self._clocks}}
+
+    def shapes(self, gone: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+        """Tensor -> its shape with the listed units of each coupled group removed; of no elements where it leaves as a whole."""
+        removed = {name: np.fromiter(units, dtype=np.int64) for name, units in gone.items() if len(units)}
+        found = {}
+        for tensor in self._tensors:
+            if any(name in removed for name in self._whole.get(tensor.name, ())):
+                found[tensor.name] = (0,) * max(1, len(tensor.shape))
+                continue
+            reach = self._reach.get(tensor.name, {})
+            found[tensor.name] = tuple(
+                length - sum(int(per_unit[removed[name]].sum()) for name, per_unit in reach.get(dim, ()) if name in removed)
+                for dim, length in enumerate(tensor.shape)
+            )
+        return found
+
+    @property
+    def step(self) -> int:
+        """The widths that the slowest staircase rewards; 1 where no latency counts."""
+        return max((max(c.steps.convolution, c.steps.linear) for c in self._clocks), default=1)
 
     @cached_property
     def dense(self) -> dict[str, float]:
-        """The costs of the model as it is."""
-        return self.of({})
+        """The costs of the model as it is; its milliseconds as measured, where they were."""
+        measured = {latency(c.target): c.dense_ms for c in self._clocks}
+        return self.of({}) | {what: ms for what, ms in measured.items() if ms is not None}
+
+
+def latency(target: str) -> str:
+    """How a target's milliseconds are called among the costs."""
+    return f"latency.{target}"
 
 
 def _by_weight(map: ModelMap) -> Iterable[tuple[str, float]]:
@@ -91,10 +116,14 @@ def _projections(spent: float, out: float, width: int, inner: int) -> float:
 
 
 def limits(budget: Budget, dense: Mapping[str, float]) -> dict[str, float]:
-    """The budget in absolute numbers."""
-    found = {}
+    """The budget in absolute numbers; latencies only of targets that `dense` knows."""
+    found: dict[str, float] = {}
     for what in ("macs", "params", "bytes"):
         limit = getattr(budget, what)
         if limit is not None:
             found[what] = limit.fraction * dense[what] if isinstance(limit, Share) else limit.count
+    for target, wish in budget.latency.items():
+        what = latency(target)
+        if what in dense:
+            found[what] = wish.fraction * dense[what] if isinstance(wish, Share) else wish.milliseconds
     return found

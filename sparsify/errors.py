@@ -57,6 +57,10 @@ class TrainingError(SparsifyError):
     """Training cannot go on: the loss is no longer finite, or the model cannot take the batches."""
 
 
+class TargetError(SparsifyError):
+    """A target cannot be timed here: its runtime, its device or its table is missing or of another machine."""
+
+
 class RunError(SparsifyError):
     """A run folder is missing something, damaged, or cannot be written."""
 

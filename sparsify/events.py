@@ -54,11 +54,20 @@ class CutDone:
 
 
 @dataclass(frozen=True)
+class Measuring:
+    """The latency model is being measured: layers one by one, then whole networks."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Note:
     text: str
 
 
-Event = RunStarted | StageStarted | StepDone | EpochDone | CutDone | Note
+Event = RunStarted | StageStarted | StepDone | EpochDone | CutDone | Measuring | Note
 Listener = Callable[[Event], None]
 
 

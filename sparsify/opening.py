@@ -22,6 +22,7 @@ from sparsify.errors import ModelError, RunError, SparsifyError
 from sparsify.events import Event, Listener, RunStarted, StepDone, silence
 from sparsify.graph import Inputs
 from sparsify.load import Loaded, load
+from sparsify.measure import check_target
 from sparsify.plan import Plan
 from sparsify.train import check_trainable, make_accelerator
 from sparsify.weights import save_weights
@@ -111,7 +112,9 @@ def opened(job: Job, out: Path, timing: float, listener: Listener) -> Iterator[R
     datasets = load_data(recipe.data, recipe.seed) if recipe.data is not None else None
     model, base = dense_model(job)
     inputs = example_inputs(recipe, datasets)
-    plan = planned(job, model, inputs, datasets)
+    for name, target in recipe.targets.items():  # before the first epoch, not when all is trained
+        check_target(name, target)
+    plan = planned(job, model, inputs, datasets, listener)
     if datasets is not None:
         check_trainable(model, datasets)
     build = None if base.model else lambda: deepcopy(model)
@@ -148,10 +151,10 @@ def _reason(error: Exception) -> str:
     return first if isinstance(error, SparsifyError) else f"{type(error).__name__}: {first}"
 
 
-def planned(job: Job, model: nn.Module, inputs: Inputs, datasets: Datasets | None) -> Plan:
+def planned(job: Job, model: nn.Module, inputs: Inputs, datasets: Datasets | None, listener: Listener = silence) -> Plan:
     """The plan of a job, with what only the job knows: that a recipe's `model:` has no say, or that the weights are random."""
     examples = None if datasets is None else len(datasets.train)
-    plan = pruning.make_plan(job.loaded, model, inputs, examples=examples, strict=job.state.strict)
+    plan = pruning.make_plan(job.loaded, model, inputs, examples=examples, strict=job.state.strict, listener=listener)
     path, spec = Path(job.state.model_file or ""), job.loaded.recipe.model
     if spec is not None and job.state.model_file is not None and path.is_dir():
         note = f"the dense model is the cut model of the run {path.name}; the recipe's own model ({spec.build}) is not used"

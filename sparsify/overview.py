@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from sparsify.costs import Costs
-from sparsify.figures import MISSING, count, few, plain, plural, share, size, spaced
+from sparsify.figures import MISSING, count, few, milliseconds, plain, plural, share, size, spaced
 from sparsify.plan import Assignment, Branch, Coupled, Plan
 from sparsify.rounds import moments
 from sparsify.table import Table, columns
@@ -70,7 +70,7 @@ def _protected_count(plan: Plan) -> int:
 def _rule_table(plan: Plan, assignment: Assignment) -> Table:
     rule = plan.recipe.rules[assignment.rule]
     title = f"rules.{assignment.rule}: {_plural(rule)} of {', '.join(rule.layers)}"
-    deeds = f"{_capital(', '.join(_deeds(rule)))}."
+    deeds = f"{_capital(', '.join(_deeds(rule, assignment.multiple)))}."
     if rule.group is not None and in_one_tensor(rule.group):
         heads = columns("tensor", "shape", ">weights", *((">groups",) if within(rule.group) else ()))
         return Table(title, heads, _weight_rows(plan, assignment, rule.group), (deeds,))
@@ -129,7 +129,7 @@ def _plural(rule: Rule) -> str:
             return f"{rule.group}s"
 
 
-def _deeds(rule: Rule) -> Iterator[str]:
+def _deeds(rule: Rule, multiple: int) -> Iterator[str]:
     yield f"penalty {_penalty(rule.penalty, in_one_tensor(rule.group))}" if rule.penalty else "no penalty"
     yield "random ones go" if rule.criterion.kind == "random" else f"least {rule.criterion.kind} goes first"
     if isinstance(rule.group, Pattern):
@@ -140,8 +140,8 @@ def _deeds(rule: Rule) -> Iterator[str]:
         yield "those that are zero by then go" if in_one_tensor(rule.group) else "as many go as the budget asks"
     if rule.keep.at_least is not None and (rule.keep.at_least > 1 or rule.group == "depth"):
         yield f"at least {rule.keep.at_least} stay"
-    if rule.keep.multiple_of > 1:
-        yield f"widths are multiples of {rule.keep.multiple_of}"
+    if multiple > 1:
+        yield f"widths are multiples of {multiple}"
     if rule.keep.uniform:
         yield "all keep the same number"
 
@@ -192,8 +192,19 @@ def _costs_table(plan: Plan) -> Table:
             MISSING if asked is None else f"at most {spaced(str(asked))}",
             share(_part(floor.least, floor.dense)) if floor else MISSING,
         ))
-    notes = (f"after: cut on the {_weights(plan)}; lowest: with everything removed that rules and protections allow.",)
+    rows += _latency_rows(plan)
+    notes = (f"after: cut on the {_weights(plan)}{', milliseconds as predicted' if plan.recipe.budget.latency else ''}; lowest: with everything removed that rules and protections allow.",)
     return Table("Model", columns("", ">dense", ">after", ">left", ">budget", ">lowest"), tuple(rows), notes)
+
+
+def _latency_rows(plan: Plan) -> Iterator[tuple[str, str, str, str, str, str]]:
+    predicted = dict(plan.predicted)
+    floors = {f.what: f for f in plan.floors}
+    for target, asked in plan.recipe.budget.latency.items():
+        floor, after = floors.get(f"latency.{target}"), predicted.get(target)
+        if floor is not None:
+            left, lowest = share(_part(after or 0.0, floor.dense)) if after else MISSING, share(_part(floor.least, floor.dense))
+            yield (f"time on {target}", milliseconds(floor.dense), milliseconds(after), left, f"at most {spaced(str(asked))}", lowest)
 
 
 def _amount(what: str, value: float, asked: object) -> str:

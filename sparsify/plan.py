@@ -201,6 +201,8 @@ class Assignment:
     """coupled groups it chooses in (structural group types)"""
     tensors: tuple[str, ...] = ()
     """weights it covers (layer-scope penalties, group type weight)"""
+    multiple: int = 1
+    """what kept widths are a multiple of: the rule's own `keep.multiple_of`, or what `auto` comes to"""
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ class Floor:
     """The least that a budgeted quantity can come to, with everything removable removed."""
 
     what: str
-    """macs, params or bytes"""
+    """macs, params, bytes or latency.<target>"""
     dense: float
     limit: float
     least: float
@@ -219,7 +221,8 @@ class Plan:
     """A recipe resolved against a model: what each rule reaches, what is protected and why, what a budget allows.
 
     `preview` holds the widths (coupled group, units kept) if the cut were made now, on the present weights, which are
-    `random` where training is still to come from scratch; both are no part of the digest.
+    `random` where training is still to come from scratch; `predicted` (target, milliseconds) at these widths, where the budget
+    limits a latency. These, and floors in milliseconds, which no two measurements agree on, are no part of the digest.
     """
 
     recipe: Recipe
@@ -228,12 +231,14 @@ class Plan:
     floors: tuple[Floor, ...] = ()
     notes: tuple[str, ...] = ()
     preview: tuple[tuple[str, int], ...] = ()
+    predicted: tuple[tuple[str, float], ...] = ()
     random: bool = False
 
     @cached_property
     def digest(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of recipe, map and assignments; independent of key order."""
-        return hashlib.sha256(json.dumps(self._body(), sort_keys=True).encode()).hexdigest()[:16]
+        body = self._body() | {"floors": [asdict(f) for f in self.floors if not f.what.startswith("latency.")]}
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
         """What `sparsify plan` shows."""
@@ -243,7 +248,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """A mapping that `json.dumps` takes."""
-        return {"digest": self.digest, **self._body(), "preview": [list(p) for p in self.preview], "random": self.random}
+        return {"digest": self.digest, **self._body(), "preview": [list(p) for p in self.preview], "predicted": [list(p) for p in self.predicted], "random": self.random}
 
     def _body(self) -> dict[str, Any]:
         return {

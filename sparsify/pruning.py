@@ -1,6 +1,6 @@
 """From a recipe and a model to a plan, and from a plan to a verified cut."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,21 +15,24 @@ from torch.optim.swa_utils import AveragedModel
 
 from sparsify import executing, graph, zeroing
 from sparsify.choose import choose
+from sparsify.clock import Clock
 from sparsify.compile import compile_plan
 from sparsify.costs import Costs
 from sparsify.criteria import group_scores
 from sparsify.data import example_inputs, inputs_like
 from sparsify.errors import ModelError, VerificationError
+from sparsify.events import Listener, silence
 from sparsify.figures import share
 from sparsify.foretelling import foretold
 from sparsify.graph import Inputs
 from sparsify.graph.cutting import Keep
 from sparsify.groups import check_fits, coupled_layout, dead_units
+from sparsify.latency import clock, settled, target_steps
 from sparsify.load import Loaded, load
 from sparsify.looking import looks
 from sparsify.measure import copied, count_macs, detached
 from sparsify.overview import LABELS
-from sparsify.plan import Plan
+from sparsify.plan import ModelMap, Plan
 from sparsify.report import verdict_words
 from sparsify_schemas.criterion import Activation, Criterion, FromData, Magnitude
 from sparsify_schemas.cuts import Crop, Cuts, Gather, Zero
@@ -38,6 +41,7 @@ from sparsify_schemas.report import Verdict
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Scores = dict[str, list[float]]
+Chosen = dict[str, list[int]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,6 +83,7 @@ def make_plan(
     *,
     examples: int | None = None,
     strict: bool = False,
+    listener: Listener = silence,
 ) -> Plan:
     """Resolve a recipe against a model: what each rule reaches, what is protected and why, what the budget allows.
 
@@ -86,7 +91,9 @@ def make_plan(
     examples: in the training set, so that notes can say how far the stages will come; they speak of steps when left out.
     A model on the meta device can be planned too: its plan has no preview of widths.
     The structure is tried out: layers that a trial cut shows to be beyond what can be followed are protected.
-    Raises RecipeError (the recipe is wrong or does not fit the model) and ModelError (the model cannot be traced).
+    Where the budget limits a latency, layers that the target's table does not know yet are timed, and `listener` is told.
+    Raises RecipeError (the recipe is wrong or does not fit the model), ModelError (the model cannot be traced) and
+    TargetError (a target whose latency is limited cannot be timed here).
     """
     loaded = load(recipe)
     graph.check_model(model)
@@ -98,12 +105,18 @@ def make_plan(
         map = graph.probe(model, graph.inspect(model, inputs, macs), inputs)
         if any(rule.group == "depth" for rule in loaded.recipe.rules):
             map = graph.with_branches(model, map, inputs, macs)
-    plan = compile_plan(loaded, map, strict=strict)
+    clocks = _clocks(loaded.recipe, model, map, inputs, listener)
+    aligned = any(rule.keep.multiple_of == "auto" for rule in loaded.recipe.rules)
+    steps = target_steps(loaded.recipe.targets if aligned else {}) | {c.target: c.steps for c in clocks}
+    plan = compile_plan(loaded, map, strict=strict, clocks=clocks, steps=steps)
     plan = replace(plan, notes=(*plan.notes, *foretold(loaded.recipe, examples)))
     if any(p.is_meta for p in model.parameters()):
         return replace(plan, notes=(*plan.notes, "the model has shapes and no weights: trial cuts checked that it runs, not what it computes"))
-    keep = _choose(plan, model, None)
-    return replace(plan, preview=tuple((name, len(kept)) for name, kept in keep.items()))
+    keep = choose(plan, *_scores(plan, model, None), clocks=clocks)
+    shapes = Costs(map).shapes({name: range(map.by_name[name].width - len(kept)) for name, kept in keep.items()})
+    return replace(
+        plan, preview=tuple((name, len(kept)) for name, kept in keep.items()), predicted=tuple((c.target, c.ms(shapes)) for c in clocks)
+    )
 
 
 def cut(
@@ -114,6 +127,8 @@ def cut(
     inputs: Inputs | None = None,
     batches: Batches | None = None,
     follow: Sequence[nn.Module] = (),
+    listener: Listener = silence,
+    agree: Callable[[Chosen], Chosen] = lambda keep: keep,
 ) -> Result:
     """Choose what goes, remove it from a copy, and prove that the copy computes what the masked model does.
 
@@ -121,6 +136,8 @@ def cut(
     are carried too; a hook then sees gradients of the narrow shape. inputs: for the proof; random ones of the shapes that
     the plan was made with when left out. batches: (x, y) training batches, needed by criteria that look at data. follow: models of
     the same structure (an average of the weights, an AveragedModel) that lose the same units, copied into `followers`.
+    listener: told of the timing, where the budget limits a latency: what is chosen is timed, and chosen anew until the budget
+    holds as measured. agree: called with the choice, so that several processes go on with one.
     Raises VerificationError when the proof fails; neither model nor optimizer has changed then.
     """
     graph.check_model(model)
@@ -131,7 +148,9 @@ def cut(
     inputs = _like_those_of(plan, model) if inputs is None else _checked(inputs)
     batches = None if batches is None else list(islice(batches, _batches_needed(plan.recipe)))
     dense = copied(model)
-    zeroed, deeds = zeroing.zeroed(plan, dense, keep := _choose(plan, dense, batches), partial(looks, batches=batches))
+    clocks = _clocks(plan.recipe, dense, plan.map, inputs, listener)
+    keep = agree(settled(plan, dense, *_scores(plan, dense, batches), clocks, inputs, listener))
+    zeroed, deeds = zeroing.zeroed(plan, dense, keep, partial(looks, batches=batches))
     keep = zeroing.without_dead(plan, zeroed, keep)
     thin, cuts = graph.cut(zeroed, plan.map, keep, plan.digest)
     reshaped, executions = executing.realise(plan, thin, inputs)
@@ -199,7 +218,12 @@ def _batches_needed(recipe: Recipe) -> int:
     return max((r.criterion.batches for r in recipe.rules if isinstance(r.criterion, FromData)), default=0)
 
 
-def _choose(plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]] | None) -> dict[str, list[int]]:
+def _clocks(recipe: Recipe, model: nn.Module, map: ModelMap, inputs: Inputs, listener: Listener) -> tuple[Clock, ...]:
+    return tuple(clock(name, recipe.targets[name], model, map, inputs, listener) for name in recipe.budget.latency)
+
+
+def _scores(plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]] | None) -> tuple[Scores, dict[str, list[bool]]]:
+    """What each unit of each coupled group is worth, and whether it is dead."""
     copy = copied(model)
     _apply_masks(copy)
     parameters = dict(copy.named_parameters())
@@ -216,7 +240,7 @@ def _choose(plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor
     names = [name for a in plan.assignments for name in a.coupled]
     dead = {name: flags.tolist() for name, flags in dead_units(plan.map, names, parameters).items()}
     _check_finite(scores)
-    return choose(plan, scores, dead)
+    return scores, dead
 
 
 @torch.no_grad()

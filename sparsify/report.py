@@ -79,6 +79,9 @@ def timing_words(latency: Latency, cores: int) -> str:
 def speed_words(latency: Latency) -> str:
     """The speed-up and its interval in words."""
     low, high = latency.low, latency.high
+    if not latency.measured:
+        faster = latency.speedup >= 1
+        return f"{times(latency.speedup if faster else 1 / latency.speedup)} {'faster' if faster else 'slower'} as predicted, not measured"
     if not (known(low) and known(high) and known(latency.speedup)):
         return "speed not measured"
     if low <= 1 <= high:
@@ -106,13 +109,16 @@ def verdict_words(verdict: Verdict) -> str:
 
 def limit_name(limit: Limit) -> str:
     """'MACs' for budget.macs, 'rules.0.sparsity' for itself."""
-    return _LABELS.get(limit.what, limit.what)
+    target = limit.what.removeprefix("budget.latency.")
+    return f"time on {target}" if target != limit.what else _LABELS.get(limit.what, limit.what)
 
 
 def shown_limit(limit: Limit, value: float) -> str:
     """A limit's figure the way the recipe asked for it: as a share, a count or a size."""
     if limit.asked.endswith("%"):
         return share(value)
+    if limit.what.startswith("budget.latency."):
+        return milliseconds(value)
     return size(value, limit.asked) if limit.what == "budget.bytes" else count(value)
 
 
@@ -168,17 +174,28 @@ def _asked(limit: Limit) -> str:
 def latency_table(latency: tuple[Latency, ...], cores: int, names: tuple[str, str] = ("dense", "cut"), title: str = "Latency") -> Table:
     """Timings side by side; the notes say what they mean in words."""
     rows = tuple(
-        (t.target, milliseconds(t.dense_ms), milliseconds(t.cut_ms), times(t.speedup), _interval(t.low, t.high), str(t.pairs), plain(round(t.load, 1)))
+        (t.target, milliseconds(t.dense_ms), milliseconds(t.cut_ms), times(t.speedup), _interval(t.low, t.high) if t.measured else MISSING, str(t.pairs), plain(round(t.load, 1)))
         for t in latency
     )
     what = "" if names == ("dense", "cut") else f"{names[1]} against {names[0]}: "
     notes = [f"{t.target}: {t.description}; {what}{speed_words(t)}." for t in latency]
+    notes += [_prediction(t) for t in latency if t.predicted_cut_ms is not None and t.measured]
     notes += [
         f"Warning: {t.target} was timed at a load average of {t.load:.1f} on {plural(cores, 'core')}; do not trust it, time again on a quiet machine."
         for t in latency
         if overloaded(t, cores)
     ]
     return Table(title, columns("target", *(f">{n}" for n in names), ">speed-up", ">95 % interval", ">pairs", ">load"), rows, tuple(notes))
+
+
+def _prediction(t: Latency) -> str:
+    """Predicted against measured, in milliseconds and as what is left of the dense model."""
+    assert t.predicted_cut_ms is not None and t.predicted_dense_ms is not None
+    left, foretold = t.cut_ms / t.dense_ms, t.predicted_cut_ms / t.predicted_dense_ms
+    return (
+        f"{t.target}: predicted {milliseconds(t.predicted_cut_ms)} ({share(foretold)} of dense), "
+        f"measured {milliseconds(t.cut_ms)} ({share(left)}); off by {signed(share(foretold / left - 1))}."
+    )
 
 
 def _layers(report: Report, every: bool) -> Table:

@@ -21,7 +21,7 @@ from sparsify_schemas.recipe import Keep, Recipe, Rule
 from sparsify_schemas.schedule import Schedule
 from sparsify_schemas.selector import selects
 from sparsify_schemas.stage import Cut, Gradual, Train, goal
-from sparsify_schemas.units import Amount, Share, Size
+from sparsify_schemas.units import Amount, Share, Size, Time
 
 _HAIR = 1e-14
 _SCHEDULES: TypeAdapter[Schedule] = TypeAdapter(Schedule)
@@ -72,11 +72,14 @@ def rewritten(plan: Plan, target: Target | None, cuts: Sequence[Cuts] = ()) -> R
         return plan.recipe.model_copy(update={"rules": rules, "budget": Budget()})
     demands = list(plan.recipe.rules)
     for assignment in plan.assignments:
+        if assignment.multiple > 1:  # what `auto` came to for the dense model holds to the end
+            keep = demands[assignment.rule].keep.model_copy(update={"multiple_of": assignment.multiple})
+            demands[assignment.rule] = demands[assignment.rule].model_copy(update={"keep": keep})
         rule = demands[assignment.rule]
         if rule.sparsity is not None:
             left = left_inside(plan, assignment, cuts) if in_one_tensor(rule.group) else _left(plan, assignment, cuts)
             share = max(target.way * rule.sparsity.fraction - (1 - left), 0.0) / left if left else 0.0
-            demands[assignment.rule] = rule.model_copy(update={"sparsity": Share(100 * share, "%")})
+            demands[assignment.rule] = demands[assignment.rule].model_copy(update={"sparsity": Share(100 * share, "%")})
     return plan.recipe.model_copy(update={"rules": tuple(demands), "budget": _amounts(plan, target)})
 
 
@@ -127,8 +130,9 @@ def own_budgets(recipe: Recipe) -> tuple[tuple[str, Budget], ...]:
 
 def _amounts(plan: Plan, target: Target) -> Budget:
     """The budget part of the way, as amounts; a hair above, as no budget may be missed for a rounding."""
-    dense = Costs(plan.map).dense
+    dense = Costs(plan.map).dense | {floor.what: floor.dense for floor in plan.floors if floor.what.startswith("latency.")}
     found = limits(plan.recipe.budget if target.budget is None else target.budget, dense)
     left = {what: (dense[what] - target.way * (dense[what] - limit)) * (1 + _HAIR) for what, limit in found.items()}
-    written = {what: Size(amount, "B") if what == "bytes" else Amount(amount / 1e3, "k") for what, amount in left.items()}
-    return Budget.model_validate(written)
+    written = {what: Size(amount, "B") if what == "bytes" else Amount(amount / 1e3, "k") for what, amount in left.items() if "." not in what}
+    latency = {what.removeprefix("latency."): Time(amount, "ms") for what, amount in left.items() if what.startswith("latency.")}
+    return Budget.model_validate({**written, "latency": latency})

@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from sparsify import folder as files
-from sparsify import pruning
+from sparsify import latency, pruning
 from sparsify.artefact import TIMING, UNBUILT, complete
 from sparsify.assess import Work, overall
 from sparsify.checkpoint import Checkpoint
@@ -31,11 +32,13 @@ from sparsify.plan import Plan
 from sparsify.rounds import Target, holding, moments, next_target, rewritten, still_there
 from sparsify.train import Moment, check_trainable, derived_seed, evaluate, make_optimizer, train_stage
 from sparsify.weights import save_weights
+from sparsify_schemas.budget import Budget
 from sparsify_schemas.data import Augment
 from sparsify_schemas.group import in_one_tensor
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Round, StageRow
 from sparsify_schemas.stage import Cut, Stage, Train
+from sparsify_schemas.target import Target as Hardware
 
 _CONNECTION = re.compile("gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 """how torch.distributed says that another process does not answer; with gloo by a plain RuntimeError"""
@@ -105,6 +108,7 @@ def preview(
     allow: Sequence[str] = (),
     from_scratch: bool = False,
     strict: bool = False,
+    listener: Listener = silence,
 ) -> Plan:
     """The plan that `apply` would follow with the same arguments; writes nothing. Raises a SparsifyError."""
     job = asked(recipe, model_file, overrides, allow, from_scratch, strict)
@@ -114,7 +118,22 @@ def preview(
         datasets = load_data(wanted.data, wanted.seed) if wanted.inputs is None and wanted.data is not None else None
         if datasets is not None:
             check_trainable(model, datasets)
-        return planned(job, model, example_inputs(wanted, datasets), datasets)
+        return planned(job, model, example_inputs(wanted, datasets), datasets, listener)
+
+
+def measure_layers(recipe: Source, model_file: str | Path | None, name: str, target: Hardware, *, listener: Listener = silence) -> None:
+    """Time what a latency budget on this target would need of a recipe's network, into the target's table. Raises a SparsifyError.
+
+    model_file: when left out the model is built with random weights.
+    """
+    job = asked(recipe, model_file, (), (), model_file is None, False)
+    with torch.random.fork_rng(devices=[]):
+        model, _ = dense_model(job)
+        wanted = job.loaded.recipe
+        datasets = load_data(wanted.data, wanted.seed) if wanted.inputs is None and wanted.data is not None else None
+        inputs = example_inputs(wanted, datasets)
+        plain = wanted.model_copy(update={"budget": Budget()})
+        latency.clock(name, target, model, pruning.make_plan(plain, model, inputs).map, inputs, listener)
 
 
 def _train(run: Run, stage: Train, model: nn.Module, at: Checkpoint) -> tuple[nn.Module, Checkpoint]:
@@ -238,7 +257,7 @@ def _cut_now(
     seed = derived_seed(run.recipe.seed, at.stage, epoch)
     given = batches(run.datasets.train, 64, seed=seed) if run.datasets is not None else None
     plan, rules = _present_plan(run, model, at)
-    result = pruning.cut(plan, model, optimizer=optimizer, inputs=run.inputs, batches=given)
+    result = pruning.cut(plan, model, optimizer=optimizer, inputs=run.inputs, batches=given, listener=run.listener, agree=_agreed)
     zeroed = tuple(done.model_copy(update={"rule": rules[done.rule]}) for done in result.cuts.zeroed)
     result = replace(result, cuts=result.cuts.model_copy(update={"zeroed": zeroed}))
     verdict = overall(result.verdicts)
@@ -258,6 +277,13 @@ def _kept(run: Run, model: nn.Module, result: pruning.Result, round: Round, at: 
             save_weights(model, run.folder / files.DENSE)
         at.write(run.folder)
     return at
+
+
+def _agreed(keep: dict[str, list[int]]) -> dict[str, list[int]]:
+    """What the main process chose: timings, and so choices, may differ between processes."""
+    shared = [keep]
+    broadcast_object_list(shared)
+    return shared[0]
 
 
 def _params(model: nn.Module) -> int:

@@ -20,7 +20,7 @@ from sparsify.plan import Assignment, Plan, ranked_together
 from sparsify_schemas.criterion import Criterion
 from sparsify_schemas.cuts import Zero, Zeroed
 from sparsify_schemas.group import Block, Pattern, in_one_tensor
-from sparsify_schemas.recipe import Keep, Rule
+from sparsify_schemas.recipe import Rule
 
 Kept = Mapping[str, Sequence[int]]
 """coupled group -> units that stay"""
@@ -97,8 +97,8 @@ def _allowed(plan: Plan, name: str, kept: Sequence[int] | None, dead: list[int])
     width = plan.map.by_name[name].width
     stays = set(range(width) if kept is None else kept)
     own = [unit for unit in dead if unit in stays]
-    keep = next((plan.recipe.rules[a.rule].keep for a in plan.assignments if name in a.coupled), Keep())
-    return own[: max(0, len(stays) - width_kept(width, width - len(stays) + len(own), keep.at_least or 1, keep.multiple_of))]
+    at_least, multiple = next(((plan.recipe.rules[a.rule].keep.at_least or 1, a.multiple) for a in plan.assignments if name in a.coupled), (1, 1))
+    return own[: max(0, len(stays) - width_kept(width, width - len(stays) + len(own), at_least, multiple))]
 
 
 def _counted(plan: Plan) -> set[str]:

@@ -33,9 +33,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("sparsify_cli.export", "Write the cut model of a run as .pt2, ONNX, safetensors or a Hugging Face folder."),
     "report": ("sparsify_cli.report", "Show what a run did and measured."),
     "diff": ("sparsify_cli.diff", "Compare two recipes or two runs."),
+    "targets": ("sparsify_cli.targets", "List what can be timed here; measure the widths that a target rewards."),
     "runs": ("sparsify_cli.runs", "List the runs in a folder."),
     "explain": ("sparsify_cli.explain", "Say what a word of the recipe language means."),
-    "schema": ("sparsify_cli.schema", "Print the JSON Schema of recipe, cuts or report."),
+    "schema": ("sparsify_cli.schema", "Print the JSON Schema of recipe, cuts, report or table."),
 }
 """name -> (module with a function `command`, line in the help)"""
 

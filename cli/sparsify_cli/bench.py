@@ -10,6 +10,7 @@ import typer
 
 from sparsify import report as reports
 from sparsify.errors import SparsifyError
+from sparsify.load import presets
 from sparsify_cli.render import say, show, show_json
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Latency
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="One run: its dense against its cut model. More: their cut models against that of the first.", show_default=False)],
-    target: Annotated[str | None, typer.Option("--target", metavar="NAME", help="Only this target of the recipe.", show_default=False)] = None,
+    target: Annotated[str | None, typer.Option("--target", metavar="NAME", help="Only this target of the recipe, or a preset of `sparsify targets`.", show_default=False)] = None,
     seconds: Annotated[float, typer.Option("--seconds", metavar="SECONDS", min=0.1, help="Time spent on each target and pair.")] = 3.0,
     as_json: Annotated[bool, typer.Option("--json", help="The timings as JSON.")] = False,
 ) -> None:
@@ -111,6 +112,8 @@ def _targets(recipe: Recipe, name: str | None) -> Mapping[str, Target]:
     known: Mapping[str, Target] = recipe.targets or DEFAULT_TARGET
     if name is None:
         return known
+    if name not in known and name in presets():
+        return {name: presets()[name]}
     if name not in known:
         near = get_close_matches(name, known, 1)
         raise SparsifyError(f"the run has no target '{name}'; " + (f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known)}"))

@@ -20,8 +20,10 @@ def command(
     """Show what a recipe would do to a model: what each rule reaches, what is protected and why, what the budget allows."""
     from sparsify import overview
     from sparsify.run import preview
+    from sparsify_cli.progress import narration
 
-    plan = preview(recipe, model, overrides=overrides or (), allow=allow or (), from_scratch=from_scratch, strict=strict)
+    with narration(False) as listener:  # a latency budget may have to time layers first
+        plan = preview(recipe, model, overrides=overrides or (), allow=allow or (), from_scratch=from_scratch, strict=strict, listener=listener)
     if as_json:
         show_json(plan.to_json())
     else:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, assert_never
 
-from sparsify.events import CutDone, EpochDone, Event, Listener, Note, RunStarted, StageStarted, StepDone, silence
+from sparsify.events import CutDone, EpochDone, Event, Listener, Measuring, Note, RunStarted, StageStarted, StepDone, silence
 from sparsify.figures import accuracy, count, plain, plural, seconds, share, tiny
 from sparsify_cli.render import say
 
@@ -49,6 +49,8 @@ def _sentence(event: Event) -> str:
             return f"{event.stage}, epoch {event.epoch}: {_figures(event)}, {seconds(event.seconds)}"
         case CutDone():
             return _cut(event)
+        case Measuring():
+            return f"{event.what}: {event.done} of {event.total}" if event.done in (0, event.total) else ""
         case Note():
             return event.text
         case _:
@@ -101,6 +103,7 @@ def drawing(progress: "Progress", write: Callable[[str], None]) -> Listener:
     """Events -> the bar. The mutable part is the bar's: which stage, how far, when it was last drawn."""
     stage: list[StageStarted] = []
     task: list[TaskID] = []
+    gauge: list[TaskID] = []
     last: list[EpochDone] = []
     drawn = [0.0]
 
@@ -110,6 +113,14 @@ def drawing(progress: "Progress", write: Callable[[str], None]) -> Listener:
         if last:
             write(f"{last[-1].stage}: {plural(last[-1].epoch, 'epoch')}, {_figures(last[-1])}")
         last.clear()
+
+    def meter(event: Measuring) -> None:
+        """A bar of its own, that goes when all is measured."""
+        if not gauge:
+            gauge.append(progress.add_task(event.what, total=event.total, figures=""))
+        progress.update(gauge[-1], description=event.what, completed=event.done, total=event.total, figures=f"{event.done}/{event.total}")
+        if event.done >= event.total:
+            progress.remove_task(gauge.pop())
 
     def draw(epoch: int, step: int, loss: float) -> None:
         started = stage[-1]
@@ -134,6 +145,8 @@ def drawing(progress: "Progress", write: Callable[[str], None]) -> Listener:
                 draw(event.epoch, stage[-1].steps_per_epoch, event.loss)
                 if event.epoch == stage[-1].epochs:
                     close()
+            case Measuring():
+                meter(event)
             case RunStarted() | CutDone() | Note():
                 if isinstance(event, CutDone):
                     close()

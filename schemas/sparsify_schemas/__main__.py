@@ -7,7 +7,7 @@ from sparsify_schemas.export import write_all
 
 
 def main(arguments: list[str]) -> int:
-    """Write the three files and name them."""
+    """Write the files and name them."""
     folder = Path(arguments[0]) if arguments else Path(__file__).parents[1]
     if not arguments and folder.name != "schemas":
         sys.stderr.write("this is an installed package: name the folder to write to\n")

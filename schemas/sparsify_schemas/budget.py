@@ -4,11 +4,12 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from sparsify_schemas.base import Spec
-from sparsify_schemas.units import Amount, Share, Size, first_of
+from sparsify_schemas.base import Spec, Text
+from sparsify_schemas.units import Amount, Share, Size, Time, first_of
 
 CountLimit = Annotated[Share | Amount, BeforeValidator(first_of(Share, Amount), json_schema_input_type=Share | Amount)]
 SizeLimit = Annotated[Share | Size, BeforeValidator(first_of(Share, Size), json_schema_input_type=Share | Size)]
+TimeLimit = Annotated[Share | Time, BeforeValidator(first_of(Share, Time), json_schema_input_type=Share | Time)]
 
 
 class Budget(Spec):
@@ -20,3 +21,5 @@ class Budget(Spec):
     """parameters that are stored: `25%` of the dense model, or `85k`"""
     bytes: SizeLimit | None = None
     """bytes of the state dict: `25%` of the dense model, or `8MiB`"""
+    latency: dict[Text, TimeLimit] = {}
+    """target -> median milliseconds of a forward call: `60%` of the dense model's, or `2.5ms`; the name of a preset will do"""

@@ -1,4 +1,4 @@
-"""JSON Schemas (draft 2020-12) of recipe, cuts and report, for editors and other languages."""
+"""JSON Schemas (draft 2020-12) of recipe, cuts, report and table, for editors and other languages."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -12,6 +12,7 @@ from sparsify_schemas.base import LARGEST
 from sparsify_schemas.cuts import Log
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Report
+from sparsify_schemas.table import Table
 from sparsify_schemas.written import written
 
 Json = dict[str, Any]
@@ -62,7 +63,17 @@ def report_schema() -> Json:
     return _schema(Report, "sparsify report")
 
 
-SCHEMAS: Final[Mapping[str, Callable[[], Json]]] = {"recipe": recipe_schema, "cuts": cuts_schema, "report": report_schema}
+def table_schema() -> Json:
+    """A table of latencies, as `sparsify targets measure --out` writes it."""
+    return _schema(Table, "sparsify table")
+
+
+SCHEMAS: Final[Mapping[str, Callable[[], Json]]] = {
+    "recipe": recipe_schema,
+    "cuts": cuts_schema,
+    "report": report_schema,
+    "table": table_schema,
+}
 
 
 def text_of(schema: Json) -> str:
@@ -71,7 +82,7 @@ def text_of(schema: Json) -> str:
 
 
 def write_all(folder: Path) -> list[Path]:
-    """Write recipe.schema.json, cuts.schema.json and report.schema.json."""
+    """Write recipe.schema.json and so on."""
     files = []
     for name, make in SCHEMAS.items():
         file = folder / f"{name}.schema.json"

@@ -17,7 +17,7 @@ from sparsify_schemas.penalty import BnScale as BnScalePenalty
 from sparsify_schemas.schedule import Auto
 from sparsify_schemas.selector import Layers
 from sparsify_schemas.stage import Cut, Stage, Train, goal
-from sparsify_schemas.target import Target
+from sparsify_schemas.target import Named
 from sparsify_schemas.units import Share
 
 
@@ -26,8 +26,10 @@ class Keep(Spec):
 
     at_least: Positive | None = None
     """groups that stay in every layer, 1 when left out; of group depth: blocks that stay over the whole rule, none when left out"""
-    multiple_of: Positive = 1
-    """kept widths are multiples of this, rounded up; a layer that loses nothing keeps its width"""
+    multiple_of: Positive | Literal["auto"] | None = None
+    """kept widths are multiples of this, rounded up; a layer that loses nothing keeps its width. `auto`: the width step of
+    the recipe's targets (16 with AVX-512, 8 with AVX2, never below 4 on a processor). Left out: auto where the budget names
+    a latency, else 1"""
     uniform: Flag = False
     """every layer of the rule keeps as many groups as the others, as one number in a transformer's config must say it"""
 
@@ -70,7 +72,7 @@ class Rule(Spec):
             raise ValueError("a rule needs a 'group' (filter, channel, neuron, head, hidden, depth, shape, tap, weight, 4x1 or 2:4), or 'protect: true'")
         if self.group in ("head", "hidden", "depth") and isinstance(self.penalty, GroupLasso) and self.penalty.scope == "layer":
             raise ValueError(f"scope 'layer' cannot act on group '{self.group}', which spans several tensors; leave out 'scope'")
-        if self.group == "depth" and self.keep.multiple_of > 1:
+        if self.group == "depth" and self.keep.multiple_of not in (None, 1):
             raise AtKey("keep", "'multiple_of' cannot act on group 'depth', which has no widths; leave it out, or say how many stay with 'at_least'")
         if isinstance(self.penalty, Gsm) and self.sparsity is None:
             raise AtKey("penalty", "gsm needs the rule's own 'sparsity': it says how many keep following the loss")
@@ -111,7 +113,7 @@ class Rule(Spec):
             raise ValueError(f"a rule with group '{self.group}' needs its own 'sparsity', or a 'penalty' that brings groups to zero: no budget can choose for it")
         if kind in ("weight", "block", "n:m") and self.keep != Keep():
             raise AtKey("keep", f"'keep' cannot act on group '{self.group}': it counts whole groups of a layer's width")
-        if self.keep.multiple_of != 1 or self.keep.uniform:
+        if self.keep.multiple_of not in (None, 1) or self.keep.uniform:
             raise AtKey("keep", f"'keep' takes only 'at_least' for group '{self.group}', which no width follows from")
 
 
@@ -158,8 +160,8 @@ class Recipe(Spec):
     """what one forward call takes, in order or by keyword; taken from data when left out"""
     data: Data | None = None
     """training, validation and test examples"""
-    targets: dict[Text, Target] = {}
-    """named hardware on which the result is timed"""
+    targets: dict[Text, Named] = {}
+    """named hardware on which the result is timed; a preset's name stands for what it holds (`sparsify targets` lists them)"""
     budget: Budget = Budget()
     """what may remain of the dense model"""
     rules: tuple[Rule, ...] = Field(min_length=1)
@@ -184,6 +186,16 @@ class Recipe(Spec):
         if last.budget is not None or last.way.fraction < 1:
             raise ValueError(f"'{name}' is the last cut and must meet the recipe's budget; leave out its 'way' and 'budget', or add a 'cut' stage")
         return stages
+
+    @model_validator(mode="after")
+    def _budget_names_targets(self) -> "Recipe":
+        stranger = next((name for name in self.budget.latency if name not in self.targets), None)
+        if stranger is not None:
+            raise AtKey("budget", f"latency names '{stranger}', which is no target of the recipe")
+        between = next((s.name for s in self.stages if (found := goal(s)) is not None and found.budget is not None and found.budget.latency), None)
+        if between is not None:
+            raise AtKey("stages", f"the budget of '{between}' names a latency; only the recipe's own budget can, and 'way' goes part of it")
+        return self
 
     @model_validator(mode="after")
     def _training_needs_data(self) -> "Recipe":

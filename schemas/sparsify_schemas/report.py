@@ -33,7 +33,7 @@ class Latency(Spec):
     description: str
     """kind, runtime, threads, batch"""
     dense_ms: float
-    """median milliseconds of a forward call"""
+    """median milliseconds of a forward call; processor time on one thread, which other programs disturb least"""
     cut_ms: float
     """median milliseconds of a forward call"""
     speedup: float
@@ -46,6 +46,12 @@ class Latency(Spec):
     """interleaved measurements"""
     load: float
     """load average of the machine; above its cores the timing is not to be trusted"""
+    predicted_dense_ms: float | None = None
+    """what the latency model says of the dense model, where the budget names the target"""
+    predicted_cut_ms: float | None = None
+    """what it said of the cut model before that was ever timed"""
+    measured: bool = True
+    """false where the target is not here and its table predicts everything; then there are no pairs and no interval"""
 
 
 class LayerRow(Spec):

@@ -9,6 +9,7 @@ A bare number is refused wherever its meaning would have to be looked up.
     k M G T        10^3, 10^6, 10^9, 10^12 of what is counted
     B kB MB GB     bytes: 1, 10^3, 10^6, 10^9
     KiB MiB GiB    bytes: 2^10, 2^20, 2^30
+    us ms s        micro-, milliseconds, seconds of a forward call
 """
 
 import math
@@ -136,6 +137,17 @@ class Size(Quantity):
     def count(self) -> float:
         powers = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
         return self.value * powers[self.unit]
+
+
+class Time(Quantity):
+    """How long a forward call takes: `2.5ms`, `800us`."""
+
+    UNITS = ("us", "ms", "s")
+    EXPECTS = "a time such as 2.5ms"
+
+    @property
+    def milliseconds(self) -> float:
+        return self.value * {"us": 1e-3, "ms": 1.0, "s": 1e3}[self.unit]
 
 
 def first_of(*kinds: type[Quantity]) -> Callable[[Any], Quantity]:

@@ -13,6 +13,7 @@ from sparsify.figures import plain, tiny
 from sparsify.graph import Inputs
 from sparsify.measure import copied
 from sparsify.measure.calling import first
+from sparsify.measure.portable import reason
 
 Read = Callable[[], Callable[[Inputs], list[Tensor]]]
 """loads the file; what it returns computes every tensor that the file does"""
@@ -78,9 +79,3 @@ def difference(expected: Tensor, found: Tensor) -> float:
     finite = a[a.isfinite()].abs()
     scale = float(finite.max()) if finite.numel() else 0.0
     return float(apart.max()) / scale if scale else float("inf")
-
-
-def reason(error: Exception) -> str:
-    """The first two of the many lines that torch says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines[:2])}"[:400]

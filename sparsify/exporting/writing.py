@@ -9,7 +9,8 @@ from sparsify import folder as files
 from sparsify.artefact import Build, base_on, load_run, planned_inputs
 from sparsify.errors import RunError
 from sparsify.exporting.comparing import compared, in_memory
-from sparsify.exporting.formats import CheckedBy, Format, quiet, reader, write
+from sparsify.exporting.formats import CheckedBy, Format, reader, write
+from sparsify.measure.portable import quiet
 
 BATCHES = (1, 5)
 """batch sizes at which the file is compared with the model; it is traced with another one"""

@@ -1,10 +1,10 @@
 """From recipe text to a validated Recipe, with every complaint at its line and column. Imports no torch.
 
-reading -> composing -> merging -> overrides -> variables -> pydantic -> explaining -> checks
+reading -> composing -> merging -> overrides -> variables -> presets -> pydantic -> explaining -> checks
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as File
 from types import MappingProxyType
 from typing import Any
@@ -17,13 +17,14 @@ from sparsify.load.explaining import explain
 from sparsify.load.given import HERE, from_python
 from sparsify.load.merging import Merged, merge, read
 from sparsify.load.overrides import override
+from sparsify.load.presets import named, presets
 from sparsify.load.tree import Node, Path, Place, Table, places, plain
 from sparsify.load.variables import Filled, fill, unused
 from sparsify.load.words import found
 from sparsify.load.writing import dump
 from sparsify_schemas.recipe import Recipe
 
-__all__ = ["Loaded", "Place", "dump", "load"]
+__all__ = ["Loaded", "Place", "dump", "load", "presets"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ def load(source: str | File | Mapping[str, Any] | Recipe | Loaded, overrides: Se
     merged = _merged(source)
     root, refused = override(merged.root, overrides)
     filled = fill(root, unused(merged.root, merged.own))
-    problems = [*merged.problems, *refused, *filled.problems]
+    whole, unnamed = named(filled.root)
+    filled = replace(filled, root=whole)
+    problems = [*merged.problems, *refused, *filled.problems, *unnamed]
     recipe = _validated(filled, problems)
     file = source.file if isinstance(source, Loaded) else str(source) if isinstance(source, str | File) else HERE.file
     return Loaded(recipe, plain(filled.root), file, MappingProxyType(dict(places(filled.root))))

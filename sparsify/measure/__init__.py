@@ -2,7 +2,9 @@
 
 from sparsify.measure.calling import copied, detached
 from sparsify.measure.counting import count_macs, side
+from sparsify.measure.installed import check_target
 from sparsify.measure.machine import environment
-from sparsify.measure.timing import latency, with_batch
+from sparsify.measure.running import with_batch
+from sparsify.measure.timing import described, latency, timed
 
-__all__ = ["copied", "count_macs", "detached", "environment", "latency", "side", "with_batch"]
+__all__ = ["check_target", "copied", "count_macs", "described", "detached", "environment", "latency", "side", "timed", "with_batch"]

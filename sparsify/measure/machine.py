@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparsify_schemas.report import Environment
 
-_PACKAGES = ("torch", "numpy", "accelerate", "pydantic", "safetensors", "sparsify-recipes")
+_PACKAGES = ("torch", "numpy", "accelerate", "pydantic", "safetensors", "onnxruntime", "openvino", "sparsify-recipes")
 
 
 def environment() -> Environment:
@@ -16,8 +16,8 @@ def environment() -> Environment:
     return Environment(
         python=platform.python_version(),
         packages={name: found for name in _PACKAGES if (found := _version(name)) is not None},
-        processor=_processor(),
-        cores=_cores(),
+        processor=processor(),
+        cores=cores(),
         platform=platform.platform(),
     )
 
@@ -29,7 +29,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -38,7 +38,19 @@ def _processor() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
-def _cores() -> int:
+def vectors() -> str:
+    """The widest vector instructions: AVX512, AVX2, NEON, or the architecture where none of them is known of."""
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return "NEON"
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    flags = next((set(line.partition(":")[2].split()) for line in text.splitlines() if line.startswith("flags")), set())
+    return next((name for flag, name in (("avx512f", "AVX512"), ("avx2", "AVX2"), ("sse2", "SSE2")) if flag in flags), platform.machine() or "unknown")
+
+
+def cores() -> int:
     """Cores that this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))

@@ -9,9 +9,10 @@ from pydantic import BaseModel
 from torch import nn
 
 import sparsify
-from sparsify import criteria, penalties, schedules
-from sparsify.errors import ModelError
+from sparsify import criteria, measure, penalties, schedules
+from sparsify.errors import ModelError, TargetError
 from sparsify.groups import Layout, Part, layer_layout
+from sparsify.measure import installed
 from sparsify.penalties import Action
 from sparsify.train import make_optimizer
 from sparsify_schemas import group
@@ -20,6 +21,7 @@ from sparsify_schemas.penalty import Penalty
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.schedule import Constant, Schedule
 from sparsify_schemas.stage import Optimizer
+from sparsify_schemas.target import Target
 
 EXAMPLES: dict[str, Any] = {"strength": 0.1, "value": 0.5, "from": 0.25, "to": 1.0, "at": ["2it"], "lr": 0.1}
 
@@ -44,7 +46,7 @@ def ids(union: Any) -> list[str]:
     return [kind.__name__ for kind in members(union)]
 
 
-@pytest.mark.parametrize("kind", [k for u in (Penalty, Criterion, Schedule, Optimizer) for k in members(u)], ids=[i for u in (Penalty, Criterion, Schedule, Optimizer) for i in ids(u)])
+@pytest.mark.parametrize("kind", [k for u in (Penalty, Criterion, Schedule, Optimizer, Target) for k in members(u)], ids=[i for u in (Penalty, Criterion, Schedule, Optimizer, Target) for i in ids(u)])
 def test_every_member_is_documented(kind: type[BaseModel]) -> None:
     assert kind.__doc__ and len(kind.__doc__) > 10
     undocumented = [n for n, f in kind.model_fields.items() if n != "kind" and not f.description]
@@ -198,6 +200,20 @@ def test_optimizers_take_a_step(kind: type[BaseModel]) -> None:
     model(torch.ones(4, 3)).sum().backward()
     optimizer.step()
     assert not torch.equal(before, model.weight)
+
+
+RUNTIMES = [(kind, runtime) for kind in members(Target) for runtime in get_args(kind.model_fields["runtime"].annotation)]
+
+
+@pytest.mark.parametrize(("kind", "runtime"), RUNTIMES, ids=[f"{kind.__name__}-{runtime}" for kind, runtime in RUNTIMES])
+def test_every_runtime_times_a_model_or_says_why_not(kind: type[BaseModel], runtime: str) -> None:
+    target, net = made(kind, runtime=runtime), nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    if installed.state(target) != "here":
+        with pytest.raises(TargetError, match=r"^target 'x' (runs|asks)"):
+            measure.check_target("x", target)
+    elif runtime != "compile":  # which takes a compiler ten seconds
+        found = measure.latency(net, net, (torch.randn(2, 4),), "x", target, seconds=0.05)
+        assert found.dense_ms > 0 and runtime in found.description and found.measured
 
 
 class Attention(nn.Module):

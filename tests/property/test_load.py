@@ -22,7 +22,7 @@ from sparsify_schemas.penalty import L1, L2, GroupLasso
 from sparsify_schemas.recipe import Keep, Recipe, Rule
 from sparsify_schemas.schedule import Constant, Cosine, Cubic, Exponential, Linear, OneShot, Step
 from sparsify_schemas.stage import Adam, AdamW, Cut, Sgd, Train
-from sparsify_schemas.target import Cpu
+from sparsify_schemas.target import Cpu, Cuda
 from sparsify_schemas.units import Amount, Duration, Share, Size
 
 FEW = settings(max_examples=60, deadline=None)
@@ -107,7 +107,7 @@ rules = st.one_of(
         group=st.sampled_from(["filter", "channel", "neuron"]),
         penalty=st.none() | grouped | elementwise,
         criterion=criteria,
-        keep=st.builds(Keep, at_least=positive, multiple_of=positive, uniform=st.booleans()),
+        keep=st.builds(Keep, at_least=positive, multiple_of=positive | st.sampled_from(["auto", None]), uniform=st.booleans()),
         sparsity=st.none() | shares,
         override=st.just(True),
     ),
@@ -155,7 +155,7 @@ recipes = st.builds(
         normalize=st.none() | st.builds(Normalize, mean=st.tuples(numbers), std=st.tuples(above_zero)),
         augment=st.builds(Augment, flip=st.booleans(), crop=st.integers(0, 9)),
     ),
-    targets=st.dictionaries(texts, st.builds(Cpu, kind=st.just("cpu"), threads=st.integers(1, 1024), batch=positive), max_size=2),
+    targets=st.dictionaries(texts, st.builds(Cpu, kind=st.just("cpu"), threads=st.integers(1, 1024), batch=positive, table=st.none() | texts) | st.builds(Cuda, kind=st.just("cuda"), dtype=st.sampled_from(["float32", "bf16"])), max_size=2),
     budget=st.builds(
         Budget,
         macs=st.none() | shares | st.builds(Amount, fractions, st.sampled_from(Amount.UNITS)),

@@ -32,8 +32,8 @@ def plan(map: ModelMap, *rules: dict[str, object], **budget: str) -> Plan:
     recipe = Recipe.model_validate({"version": 1, "title": "t", "budget": budget, "rules": [{"layers": "l*", "group": "neuron", **r} for r in rules]})
     names = [c.name for c in map.coupled if c.protected is None]
     if len(rules) == 1:
-        return Plan(recipe, map, (Assignment(0, tuple(names), tuple(names)),))
-    return Plan(recipe, map, tuple(Assignment(i, (names[i],), (names[i],)) for i in range(len(rules))))
+        return Plan(recipe, map, (Assignment(0, tuple(names), tuple(names), multiple=recipe.rules[0].keep.multiple_of or 1),))
+    return Plan(recipe, map, tuple(Assignment(i, (names[i],), (names[i],), multiple=recipe.rules[i].keep.multiple_of or 1) for i in range(len(rules))))
 
 
 def kept(chosen: dict[str, list[int]]) -> dict[str, int]:

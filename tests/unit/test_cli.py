@@ -48,6 +48,26 @@ def write(name: str, **changes: object) -> Path:
     return path
 
 
+def test_targets_lists_the_presets_and_says_what_is_not_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SPARSIFY_TARGETS", str(tmp_path / "mine.yaml"))
+    monkeypatch.setenv("SPARSIFY_CACHE", str(tmp_path / "cache"))
+    Path("mine.yaml").write_text("big: {kind: cpu, threads: 1000}\nphone: {kind: cpu, table: phone.json}\n")
+    assert exit_code(["targets"]) == 0
+    page = capsys.readouterr().out
+    rows = {line.split()[0]: line.split()[1:] for line in page.partition("big asks")[0].splitlines() if line}
+    assert rows["eager"][:4] == ["eager", "1", "1", "float32"] and rows["eager"][-1] == "here"
+    assert rows["big"][-1] == "no" and "big asks for 1000 threads, and this machine has" in " ".join(page.split())
+    assert "phone predicted from phone.json." in page
+    assert exit_code(["targets", "--json"]) == 0
+    assert {row["name"]: row["state"] for row in json.loads(capsys.readouterr().out)}["eager"] == "here"
+
+
+def test_measuring_a_target_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["targets", "measure", "onnxruntim"]) == 1
+    assert capsys.readouterr().err == "there is no target 'onnxruntim'; did you mean 'onnxruntime'?\n"
+    assert exit_code(["targets", "measure"]) == 2
+
+
 def make_run(name: str, *, missed: bool = True, **changes: object) -> Path:
     """A run's folder around the golden report."""
     folder = Path("runs") / name

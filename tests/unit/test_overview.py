@@ -68,7 +68,7 @@ def small_plan() -> Plan:
         ],
     })
     assignments = (
-        Assignment(0, ("conv1", "layer1.conv1", "layer1.conv2"), ("conv1", "layer1.conv1")),
+        Assignment(0, ("conv1", "layer1.conv1", "layer1.conv2"), ("conv1", "layer1.conv1"), multiple=4),
         Assignment(1, ("fc1",), (), ("fc1.weight",)),
     )
     floors = (Floor("macs", 5_177_984.0, 2_071_193.6, 90_112.0),)

@@ -11,7 +11,7 @@ import pytest
 
 from sparsify.errors import RunError
 from sparsify.report import headline, history, latency_table, read, tables, to_markdown
-from sparsify_schemas.report import Latency, Report
+from sparsify_schemas.report import Latency, Limit, Report
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -60,6 +60,24 @@ def test_an_interval_close_to_one_shows_on_which_side_it_lies() -> None:
 
 def test_a_speed_that_was_not_measured_is_not_claimed() -> None:
     assert "speed not measured" in words(speedup=math.nan, low=math.nan, high=math.nan)
+
+
+def test_predicted_stands_against_measured() -> None:
+    found = timing(predicted_dense_ms=2.0, predicted_cut_ms=1.2, dense_ms=2.0, cut_ms=1.0)
+    assert "laptop: predicted 1.20 ms (60.0 % of dense), measured 1.00 ms (50.0 %); off by +20.0 %." in latency_table((found,), 2).notes
+
+
+def test_a_latency_limit_is_shown_as_it_was_asked_for() -> None:
+    missed = Limit(what="budget.latency.laptop", asked="2.5ms", limit=2.5, achieved=3.0, met=False)
+    share = missed.model_copy(update={"asked": "60%", "limit": 0.6, "achieved": 0.7})
+    assert headline(report(limits=(missed, share))).endswith("Missed: time on laptop 3.00 ms (asked 2.5 ms), time on laptop 70.0 % (asked 60 %).")
+
+
+def test_what_a_table_predicts_is_not_called_measured() -> None:
+    phone = timing(target="phone", measured=False, speedup=2.0, low=2.0, high=2.0, pairs=0)
+    assert "2.00x faster as predicted, not measured on phone" in headline(report(latency=(phone,)))
+    assert "1.25x slower as predicted" in headline(report(latency=(phone.model_copy(update={"speedup": 0.8}),)))
+    assert latency_table((phone,), 2).rows[0][4] == "-"
 
 
 def test_load_above_the_cores_is_a_warning() -> None:

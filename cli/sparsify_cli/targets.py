@@ -1,0 +1,106 @@
+"""`sparsify targets`: what can be timed here, and measuring what a target rewards and costs."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from sparsify.errors import SparsifyError, TargetError
+from sparsify.figures import MISSING, milliseconds, plural
+from sparsify.load import presets
+from sparsify.table import Table, columns
+from sparsify_cli.render import say, show, show_json
+from sparsify_schemas.target import Cpu, Target
+
+if TYPE_CHECKING:
+    from sparsify_schemas.table import Table as Latencies
+
+
+def command(
+    what: Annotated[Literal["list", "measure"], typer.Argument(metavar="[list|measure]", help="List the presets, or measure one of them.")] = "list",
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The target to measure: a preset, or one of the recipe's.", show_default=False)] = None,
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="Measure the layers of this recipe's network too, for a table to take elsewhere.", show_default=False)] = None,
+    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="Its weights; built with random ones when left out.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the table here as well.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """List the targets by name with what is installed here; `measure NAME` finds the widths that a target rewards.
+
+    Targets of your own go into ~/.config/sparsify/targets.yaml, or the file that $SPARSIFY_TARGETS names.
+    """
+    if what == "list":
+        _list(as_json)
+        return
+    if name is None:
+        raise typer.BadParameter("say which target to measure; `sparsify targets` lists them")
+    _measure(name, recipe, model, out, as_json)
+
+
+def _list(as_json: bool) -> None:
+    from sparsify.latency import tables
+    from sparsify.measure.installed import state
+
+    rows = []
+    for name, target in presets().items():
+        here = state(target)
+        steps = tables.steps_of(tables.read(name, target)) if here == "here" else None
+        rows.append((name, target, here, steps, here == "here" and tables.read(name, target).steps is not None))
+    if as_json:
+        show_json([{"name": n, **t.model_dump(), "state": s, "steps": w.model_dump() if w else None, "steps_measured": m} for n, t, s, w, m in rows])
+        return
+    shown = tuple((n, t.runtime, str(t.threads) if isinstance(t, Cpu) else MISSING, str(t.batch), t.dtype, _steps(w, m), "here" if s == "here" else "no") for n, t, s, w, m in rows)
+    notes = [f"{n} {s}." for n, _, s, _, _ in rows if s != "here"]
+    notes.append("step: widths are rounded up to a multiple of it by `keep: {multiple_of: auto}`; ~ is what the vector instructions let expect until `sparsify targets measure NAME`.")
+    show(Table("Targets", columns("name", "runtime", ">threads", ">batch", "dtype", ">step", "here"), shown, tuple(notes)))
+
+
+def _steps(steps: object, measured: bool) -> str:
+    return MISSING if steps is None else f"{'' if measured else '~'}{getattr(steps, 'convolution', MISSING)}"
+
+
+def _measure(name: str, recipe: Path | None, model: Path | None, out: Path | None, as_json: bool) -> None:
+    from sparsify.latency import measured_steps, tables
+    from sparsify.measure import check_target
+    from sparsify.run import measure_layers
+    from sparsify_cli.progress import narration
+
+    target = _target(name, recipe)
+    if target.table is not None:
+        raise TargetError(f"target '{name}' is described by {target.table}; measure it on the machine that it is for")
+    check_target(name, target)
+    table = tables.read(name, target)
+    with narration(False) as listener:
+        table = table.model_copy(update={"steps": measured_steps(target, listener)})
+        tables.write(table, tables.place(target))
+        if recipe is not None:
+            measure_layers(recipe, model, name, target, listener=listener)
+    table = tables.read(name, target)
+    if out is not None:
+        tables.write(table, out)
+    _show(name, table, out or tables.place(target), as_json)
+
+
+def _target(name: str, recipe: Path | None) -> Target:
+    from sparsify.load import load
+
+    known: dict[str, Target] = {**presets(), **(load(recipe).recipe.targets if recipe is not None else {})}
+    if name not in known:
+        near = get_close_matches(name, known, 1)
+        raise SparsifyError(f"there is no target '{name}'; " + (f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"))
+    return known[name]
+
+
+def _show(name: str, table: "Latencies", path: Path, as_json: bool) -> None:
+    if as_json:
+        show_json(table.model_dump(mode="json"))
+        return
+    assert table.steps is not None
+    points = sum(len(found) for found in table.layers.values())
+    total = sum(ms for found in table.layers.values() for _, _, ms in found)
+    show(
+        f"{name}: widths of convolutions count in steps of {table.steps.convolution}, of linear layers in steps of {table.steps.linear} "
+        f"({table.machine.processor}, {table.machine.vectors}, {table.machine.runtime}).\n"
+        f"The table knows {plural(len(table.layers), 'layer')} at {plural(points, 'width')} ({milliseconds(total)} in all)."
+    )
+    say(f"kept in {path}")

@@ -1,0 +1,219 @@
+"""Milliseconds of a network of given widths on one target, predicted from a table of its layers. Pure; knows no tensors.
+
+    ms = sum over classes of theta * milliseconds of the layers, by table, + theta * elements written + theta * weights + theta
+
+The thetas are fitted to the dense network and a few cut ones, timed whole; between measured widths a layer's cost is
+interpolated along the staircase: outputs count as their next step, and widths that are no multiple of four as dearer by
+what that was measured to cost.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import ceil, prod
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsify_schemas.table import Point, Steps
+
+Kind = Literal["convolution", "depthwise", "linear", "other"]
+KINDS: tuple[Kind, ...] = ("convolution", "depthwise", "linear", "other")
+UNIT = 4
+"""widths that are no multiple of this leave the fast path of a processor's kernels"""
+PER_MAC = 2e-8
+"""milliseconds, for work that no table knows (recurrent layers): a guess that calibration corrects"""
+RIDGE = 0.2
+"""how much a theta that leaves its prior counts, against the squared relative error of one network"""
+Shapes = Mapping[str, tuple[int, ...]]
+"""tensor -> its shape after the cut"""
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One call of a layer, and what of its cost does not depend on its widths."""
+
+    tensor: str
+    """its weight"""
+    kind: Kind
+    key: str
+    """the layer without its widths, such as 'conv 3x3 stride 1 pad 1 at 14x14'"""
+    inputs: int
+    outputs: int
+    written: int
+    """elements written per output channel or feature"""
+    groups: int = 1
+    transposed: bool = False
+    """inputs come first in the weight's shape"""
+    macs: int = 0
+    """of work that no table knows, with the whole weight"""
+    numel: int = 0
+    """elements of that weight"""
+
+    def widths(self, shapes: Shapes) -> tuple[int, int]:
+        """(inputs, outputs) when its weight has the shape that it gets."""
+        shape = shapes.get(self.tensor)
+        if shape is None or len(shape) < 2 or self.kind == "other":
+            return self.inputs, self.outputs
+        if self.kind == "depthwise":
+            return shape[0], shape[0]
+        rows, columns = (shape[1], shape[0]) if self.transposed else shape[:2]
+        return (columns, rows * self.groups) if self.transposed else (columns * self.groups, rows)
+
+
+@dataclass(frozen=True)
+class Surface:
+    """What one layer costs by its widths: a + b in + c out + d in out through the points, times what that leaves at the nearest."""
+
+    points: tuple[Point, ...]
+    dense: tuple[int, int]
+    steps: tuple[int, int]
+    """of inputs and outputs"""
+
+    @cached_property
+    def _fitted(self) -> tuple[Floats, Floats, Floats, dict[tuple[bool, bool], float]]:
+        even = [p for p in self.points if self._aligned(p[0], p[1]) == (True, True)] or list(self.points)
+        at, ms = np.array([p[:2] for p in even], dtype=float), np.maximum(np.array([p[2] for p in even]), 1e-6)
+        basis = self._basis(at) / ms[:, None]
+        theta = np.linalg.lstsq(np.vstack([basis, 1e-4 * np.eye(4) / ms.max()]), np.append(np.ones(len(ms)), np.zeros(4)), rcond=None)[0]
+        left = ms / np.maximum(self._basis(at) @ theta, 0.2 * ms)
+        dearer: dict[tuple[bool, bool], list[float]] = {}
+        for inputs, outputs, found in self.points:
+            kind = self._aligned(inputs, outputs)
+            if kind != (True, True):
+                dearer.setdefault(kind, []).append(found / self._smooth(*self._up(inputs, outputs), at, theta, left))
+        return at, theta, left, {kind: float(np.median(found)) for kind, found in dearer.items()}
+
+    def ms(self, inputs: int, outputs: int) -> float:
+        """Milliseconds at these widths."""
+        at, theta, left, dearer = self._fitted
+        return self._smooth(*self._up(inputs, outputs), at, theta, left) * dearer.get(self._aligned(inputs, outputs), 1.0)
+
+    def _aligned(self, inputs: int, outputs: int) -> tuple[bool, bool]:
+        """A width that was never cut counts as aligned: what it costs is in the points."""
+        return inputs % UNIT == 0 or inputs == self.dense[0], outputs % UNIT == 0 or outputs == self.dense[1]
+
+    def _up(self, inputs: int, outputs: int) -> tuple[int, int]:
+        """The next step; off the fast path inputs are charged one by one."""
+        steps = self.steps if self._aligned(inputs, outputs)[0] else (1, self.steps[1])
+        up = [min(dense, ceil(width / step) * step) for width, step, dense in zip((inputs, outputs), steps, self.dense, strict=True)]
+        return up[0], up[1]
+
+    def _basis(self, at: Floats) -> Floats:
+        a, b = at[:, 0] / self.dense[0], at[:, 1] / self.dense[1]
+        return np.stack([np.ones(len(at)), a, b, a * b], axis=1)
+
+    def _smooth(self, inputs: int, outputs: int, at: Floats, theta: Floats, left: Floats) -> float:
+        here = np.array([[inputs, outputs]], dtype=float)
+        apart = (((at - here) / np.array(self.dense)) ** 2).sum(1)
+        nearest = int(apart.argmin())
+        weight = 1 / (apart + 1e-9) ** 1.5
+        plain = float((self._basis(here) @ theta)[0])
+        floor = 0.2 * float((self._basis(at[nearest : nearest + 1]) @ theta)[0])
+        return max(plain, floor, 1e-6) * float((weight * left).sum() / weight.sum())
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A whole network: the regressors of the latency model, and its milliseconds as measured."""
+
+    sums: tuple[float, ...]
+    ms: float
+
+
+@dataclass(frozen=True, eq=False)
+class Clock:
+    """The latency model of one network on one target."""
+
+    target: str
+    """its name in the recipe"""
+    works: tuple[Work, ...]
+    surfaces: Mapping[tuple[str, int, int], Surface]
+    """by layer and its dense widths"""
+    steps: Steps
+    networks: tuple[Timed, ...] = ()
+    """the dense network first, then cut ones, timed whole; without any the sum of the layers is the prediction"""
+    seen: tuple[tuple[float, float], ...] = ()
+    """(predicted, measured) of what a closed loop chose and timed: predictions are bent to go through them"""
+    measured: bool = True
+    """false where the target is not here and only a table speaks for it"""
+
+    def sums(self, shapes: Shapes) -> tuple[float, ...]:
+        """The regressors: milliseconds of layers by class, millions of elements written, millions of weights, one."""
+        spent = dict.fromkeys(KINDS, 0.0)
+        written = weights = 0.0
+        for work in self.works:
+            if 0 in shapes.get(work.tensor, ()):
+                continue  # it left with a residual branch
+            inputs, outputs = work.widths(shapes)
+            spent[work.kind] += self._ms(work, inputs, outputs, shapes)
+            written += work.written * outputs
+            weights += prod(shapes.get(work.tensor, ()))
+        return (*spent.values(), written / 1e6, weights / 1e6, 1.0)
+
+    def ms(self, shapes: Shapes) -> float:
+        """Milliseconds of a forward call."""
+        return self._bent(self._unbent(shapes))
+
+    @property
+    def dense_ms(self) -> float | None:
+        """The dense network as measured, None where it was not."""
+        return self.networks[0].ms if self.networks else None
+
+    @cached_property
+    def thetas(self) -> Floats:
+        """One per regressor, fitted to the networks; what they leave open stays at the scale of the dense one."""
+        return fitted(self.networks)
+
+    def by_layer(self, shapes: Shapes) -> dict[str, float]:
+        """Layer -> its share of the milliseconds, as the table has it."""
+        found: dict[str, float] = {}
+        for work in self.works:
+            layer, left = work.tensor.rpartition(".")[0], 0 not in shapes.get(work.tensor, ())
+            found[layer] = found.get(layer, 0.0) + (self._ms(work, *work.widths(shapes), shapes) if left else 0.0)
+        return found
+
+    def corrected(self, shapes: Shapes, measured: float) -> "Clock":
+        """The same, right about a network that was timed."""
+        return replace(self, seen=(*self.seen, (self._unbent(shapes), measured)))
+
+    def _unbent(self, shapes: Shapes) -> float:
+        return float(max(np.dot(self.thetas, self.sums(shapes)), 1e-6))
+
+    def _bent(self, ms: float) -> float:
+        """Piecewise linear and never falling through nothing, what was seen, and the dense network."""
+        if not self.seen:
+            return ms
+        known = sorted([(0.0, 0.0), *self.seen, *([(self.dense_ms, self.dense_ms)] if self.dense_ms else [])])
+        before, after = np.array(known)[:, 0], np.maximum.accumulate(np.array(known)[:, 1])
+        return float(np.interp(ms, before, after)) if ms <= before[-1] else float(after[-1] * ms / before[-1])
+
+    def _ms(self, work: Work, inputs: int, outputs: int, shapes: Shapes) -> float:
+        if work.kind == "other":
+            return work.macs * PER_MAC * (prod(shapes.get(work.tensor, ())) / work.numel if work.numel else 1.0)
+        return self.surfaces[work.key, work.inputs, work.outputs].ms(inputs, outputs)
+
+
+def fitted(networks: Sequence[Timed]) -> Floats:
+    """Thetas that minimise the squared relative errors, drawn towards one scale for all layers; exact for the dense network."""
+    count = len(networks[0].sums) if networks else len(KINDS) + 3
+    layers = np.array([i < len(KINDS) for i in range(count)], dtype=float)
+    if not networks:
+        return layers
+    x, y = np.array([n.sums for n in networks]), np.array([n.ms for n in networks])
+    total = float(x[0] @ layers)
+    prior = layers * (y[0] / total) if total else np.eye(count)[-1] * y[0]
+    reach = np.maximum(np.abs(x[0]), 1e-9) / y[0]
+    rows = np.vstack([x / y[:, None], np.sqrt(RIDGE) * np.diag(reach)])
+    wanted = np.append(np.ones(len(y)), np.sqrt(RIDGE) * reach * prior)
+    theta: Floats = np.linalg.lstsq(rows, wanted, rcond=None)[0]
+    exact: Floats = theta * (y[0] / float(x[0] @ theta))
+    return exact
+
+
+def grid(dense: int, step: int, cuttable: bool) -> tuple[int, ...]:
+    """The widths at which a layer is measured: the dense one, and steps near 3/4, 1/2, 1/4 and 1/8 of it."""
+    parts = (0.125, 0.25, 0.5, 0.75) if cuttable and dense > 1 else ()
+    return tuple(sorted({min(dense, ceil(dense * part / step) * step) for part in parts} | {dense}))

@@ -1,0 +1,164 @@
+"""How a model is called on a target: prepared once, then one forward call after the other on the same inputs."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, assert_never
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sparsify.errors import ModelError
+from sparsify.measure.calling import Inputs, call, copied, first
+from sparsify.measure.portable import onnx_program, quiet
+from sparsify_schemas.target import Cpu, Cuda, Target
+
+Call = Callable[[], object]
+"""one forward call, done when it returns"""
+Array = NDArray[Any]
+
+
+def prepared(model: nn.Module, inputs: Inputs, target: Target) -> Call:
+    """The model ready to be called on a target, in eval mode; `model` itself stays as it is.
+
+    ONNX Runtime and OpenVINO get the model as `sparsify export` writes it. Raises ModelError when it cannot be exported.
+    """
+    match target.runtime:
+        case "eager" | "compile":
+            return _in_torch(model, with_batch(inputs, target.batch), target)
+        case "onnxruntime" | "openvino":
+            assert isinstance(target, Cpu)
+            with quiet():
+                made = onnx_program(_on_cpu(model).eval(), with_batch(inputs, 2), with_batch(inputs, 3))
+            return prepared_onnx(made.model_proto.SerializeToString(), _arrays(with_batch(inputs, target.batch)), target)
+        case _:
+            assert_never(target.runtime)
+
+
+def prepared_onnx(file: bytes, inputs: Sequence[Array], target: Cpu) -> Call:
+    """An ONNX file ready to be called on ONNX Runtime or OpenVINO, its batch fixed to that of the inputs."""
+    file = _quantised(file, inputs) if target.dtype == "int8" else file
+    return _in_openvino(file, inputs, target) if target.runtime == "openvino" else _in_onnxruntime(file, inputs, target)
+
+
+@contextmanager
+def threads(target: Target) -> Iterator[None]:
+    """PyTorch's threads as the target wants them, as they were afterwards; exported models have threads of their own."""
+    before = torch.get_num_threads()
+    if isinstance(target, Cpu):
+        torch.set_num_threads(target.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def with_batch(inputs: Inputs, batch: int) -> Inputs:
+    """Tensors that share the first one's leading dimension get `batch` examples, in turn; the others are no batches."""
+    size = first(inputs).shape[0]
+
+    def fit(x: Tensor) -> Tensor:
+        return x.cpu()[torch.arange(batch) % size] if x.ndim and x.shape[0] == size else x.cpu()
+
+    return {k: fit(v) for k, v in inputs.items()} if isinstance(inputs, Mapping) else tuple(fit(v) for v in inputs)
+
+
+def _in_torch(model: nn.Module, inputs: Inputs, target: Target) -> Call:
+    device = torch.device("cuda" if isinstance(target, Cuda) else "cpu")
+    plain = device.type == "cpu" and target.dtype == "float32" and target.layout == "contiguous"
+    own = _on_cpu(model) if plain else copied(model).to(device)
+    if target.dtype == "bf16":
+        own = own.to(torch.bfloat16)
+    if target.layout == "channels_last":
+        own = own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def fit(x: Tensor) -> Tensor:
+        x = x.to(device, torch.bfloat16 if target.dtype == "bf16" and x.is_floating_point() else x.dtype)
+        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 and target.layout == "channels_last" else x
+
+    fed = {k: fit(v) for k, v in inputs.items()} if isinstance(inputs, Mapping) else tuple(fit(v) for v in inputs)
+    if target.runtime == "compile":
+        own = torch.compile(copied(own).eval().requires_grad_(False), options={"freezing": True})  # type: ignore[assignment]
+    if device.type == "cuda":
+        return lambda: _waited_for(own, fed)
+    return lambda: call(own, fed)
+
+
+def _waited_for(model: nn.Module, inputs: Inputs) -> None:
+    call(model, inputs)
+    torch.cuda.synchronize()
+
+
+def _on_cpu(model: nn.Module) -> nn.Module:
+    elsewhere = any(t.device.type != "cpu" for t in (*model.parameters(), *model.buffers()))
+    return copied(model).cpu() if elsewhere else model
+
+
+def _arrays(inputs: Inputs) -> list[Array]:
+    return [x.detach().numpy() for x in (inputs.values() if isinstance(inputs, Mapping) else inputs)]
+
+
+def _in_onnxruntime(file: bytes, inputs: Sequence[Array], target: Cpu) -> Call:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = target.threads, 1
+    options.log_severity_level = 3
+    for name in _symbols(file):
+        options.add_free_dimension_override_by_name(name, len(inputs[0]))
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    fed = dict(zip((entry.name for entry in session.get_inputs()), inputs, strict=True))
+    return lambda: session.run(None, fed)
+
+
+def _in_openvino(file: bytes, inputs: Sequence[Array], target: Cpu) -> Call:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(file)
+    model.reshape({port: list(x.shape) for port, x in zip(model.inputs, inputs, strict=True)})
+    precision = "bf16" if target.dtype == "bf16" else "f32"  # without the hint it silently computes in bf16 where it can
+    settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": target.threads, "NUM_STREAMS": 1}
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    for at, x in enumerate(inputs):
+        request.set_input_tensor(at, openvino.Tensor(np.ascontiguousarray(x)))
+    run: Call = request.infer
+    return run
+
+
+def _symbols(file: bytes) -> set[str]:
+    """Names of the dimensions of the inputs that have no length yet: the batch."""
+    import onnx
+
+    graph = onnx.ModelProto.FromString(file).graph
+    return {d.dim_param for entry in graph.input for d in entry.type.tensor_type.shape.dim if d.dim_param}
+
+
+def _quantised(file: bytes, inputs: Sequence[Array]) -> bytes:
+    """Static quantisation with these inputs as calibration: activations unsigned, which x86 multiplies faster."""
+    import onnx
+    from onnxruntime import quantization
+
+    names = [entry.name for entry in onnx.ModelProto.FromString(file).graph.input]
+
+    class Once(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = [dict(zip(names, inputs, strict=True))]
+
+        def get_next(self) -> dict[str, Array] | None:
+            return self.left.pop() if self.left else None
+
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        source, simple, target = (os.fspath(Path(folder) / f"{name}.onnx") for name in ("model", "simple", "int8"))
+        Path(source).write_bytes(file)
+        try:
+            quantization.shape_inference.quant_pre_process(source, simple, skip_symbolic_shape=True)
+            types = {"activation_type": quantization.QuantType.QUInt8, "weight_type": quantization.QuantType.QInt8}
+            quantization.quantize_static(simple, target, Once(), per_channel=True, **types)
+        except Exception as error:
+            raise ModelError(f"ONNX Runtime cannot quantise the model: {type(error).__name__}: {error}") from error
+        return Path(target).read_bytes()

@@ -104,27 +104,15 @@ def test_a_map_smaller_than_its_crop() -> None:
     assert torch.equal(model(torch.ones(1, 1, 1, 1)), before)
 
 
-def test_linear_layers_gather_and_carry_the_optimizer() -> None:
+def test_linear_layers_gather() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 4))
+    model, x = nn.Sequential(nn.Linear(6, 4)), torch.randn(3, 6)
     with torch.no_grad():
         model[0].weight[:, [0, 3]] = 0
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
-    x = torch.randn(3, 6)
-    model(x).sum().backward()
-    moments = torch.randn(4, 6)
-    optimizer.step()
-    optimizer.state[model[0].weight]["exp_avg"] = moments
-    before, old = model(x), model[0].weight
-    with torch.no_grad():
-        old[:, [0, 3]] = 0
-        before = model(x)
-    reshape(model, [Gather(module="0", size=6, keep=((1, 3), (4, 6)))], optimizer)
+    before = model(x)
+    reshape(model, [Gather(module="0", size=6, keep=((1, 3), (4, 6)))])
     torch.testing.assert_close(model(x), before)
-    new = model[0].weight
-    assert new.shape == (4, 4) and optimizer.param_groups[0]["params"][0] is new
-    assert torch.equal(optimizer.state[new]["exp_avg"], moments[:, [1, 2, 4, 5]]) and old not in optimizer.state
-    assert new.grad is not None and new.grad.shape == (4, 4)
+    assert model[0].weight.shape == (4, 4) and model[0].weight.requires_grad
 
 
 NET = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3, 2), nn.Conv2d(2, 2, 3, groups=2), nn.ReLU())

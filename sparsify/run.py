@@ -25,7 +25,7 @@ from sparsify.data import batches, example_inputs, load_data
 from sparsify.errors import RunError, SparsifyError
 from sparsify.events import CutDone, EpochDone, Event, Listener, Note, StageStarted, silence
 from sparsify.graph import layers
-from sparsify.load import load
+from sparsify.load import Loaded, load
 from sparsify.measure import count_macs
 from sparsify.opening import Run, Source, asked, dense_model, opened, planned, resumed, where_it_stands
 from sparsify.plan import Plan
@@ -226,7 +226,8 @@ def _present_plan(run: Run, model: nn.Module, at: Checkpoint, training: Train | 
         recipe = recipe.model_copy(update={"rules": tuple(holding(rule, training.penalties) for rule in recipe.rules)})
     rules = still_there(run.plan, recipe.rules, {layer.name for layer in layers(model, {})})
     recipe = recipe.model_copy(update={"rules": tuple(rules.values())})
-    return pruning.make_plan(recipe, model, run.inputs), tuple(rules)
+    # Not read again: no rule may be left of it, where all that they spoke of has gone with residual branches.
+    return pruning.make_plan(Loaded(recipe, {}, str(run.folder), {}), model, run.inputs), tuple(rules)
 
 
 def _cut(run: Run, stage: Cut, model: nn.Module, at: Checkpoint) -> tuple[nn.Module, Checkpoint]:

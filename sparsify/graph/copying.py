@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsify.graph.naming import walk
+
 SHARED = frozenset([type(None), bool, int, float, complex, str, bytes, type, type(len), type(lambda: None), torch.dtype, torch.device, torch.Size])
 """kinds of values that a copy shares with the original"""
 EMPTY = frozenset([dict, OrderedDict, list, set])
@@ -39,7 +41,7 @@ def _empty(tensor: Tensor) -> Tensor:
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
     """Parameters, buffers, and tensors that are plain attributes."""
-    for module in model.modules():
+    for _, module in walk(model):
         yield from (value for value in (*module._parameters.values(), *module._buffers.values()) if value is not None)
         yield from (value for value in vars(module).values() if type(value) not in SHARED and isinstance(value, Tensor))
 

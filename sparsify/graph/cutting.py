@@ -13,7 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from sparsify.errors import RunError
 from sparsify.graph.copying import copy_with
 from sparsify.graph.labels import Ints
-from sparsify.graph.naming import all_names, canonical_names
+from sparsify.graph.naming import all_names, canonical_names, walk
 from sparsify.graph.reshaping import ascending, reshape
 from sparsify.graph.stubs import Bypassed, Silenced, put
 from sparsify.graph.widths import attributes
@@ -54,9 +54,10 @@ def _thin(
     replaced = list(_replaced(model, left))
     for swap in replaced:
         attention.adopt(copy, swap.module)
-    sets = [*_changed(model, copy, left), *_lengths(model, gone)]
+    thin = dict(walk(copy, every=True))
+    sets = [*_changed(dict(walk(model, every=True)), thin, left), *_lengths(model, gone)]
     for op in sets:
-        _set(copy.get_submodule(op.module), op)
+        _set(thin[op.module], op)
     return copy, [*replaced, *sets]
 
 
@@ -240,11 +241,10 @@ def _log(map: ModelMap, steps: Mapping[str, Steps]) -> Iterable[Narrow]:
             yield Narrow.model_construct(op="narrow", tensor=tensor, dim=dim, size=shapes[tensor][dim], keep=known[id(kept)])
 
 
-def _changed(before: nn.Module, after: nn.Module, names: Iterable[str]) -> Iterable[SetAttribute]:
+def _changed(before: Mapping[str, nn.Module], after: Mapping[str, nn.Module], names: Iterable[str]) -> Iterable[SetAttribute]:
     for name in names:
-        old = before.get_submodule(name)
-        for attribute, value in attributes(after.get_submodule(name)).items():
-            if getattr(old, attribute) != value:
+        for attribute, value in attributes(after[name]).items():
+            if getattr(before[name], attribute) != value:
                 yield SetAttribute(module=name, attribute=attribute, value=value)
 
 
@@ -296,7 +296,7 @@ def _narrowed(model: nn.Module, steps: Mapping[str, Steps], stubs: Iterable[Bypa
     copy = copy_with(model, fresh)
     for stub in stubs:
         put(copy, stub.module, (Silenced if isinstance(stub, Silence) else Bypassed)(stub.returns))
-    for module in copy.modules():
+    for _, module in walk(copy):
         if isinstance(module, nn.RNNBase):  # it keeps a list of its weights beside its parameters
             module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
         _recompute(module)

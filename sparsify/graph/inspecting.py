@@ -12,7 +12,7 @@ from sparsify.graph.copying import on_meta
 from sparsify.graph.gathering import STANDS_FOR
 from sparsify.graph.grouping import coupled_groups
 from sparsify.graph.labels import Ints, Labels
-from sparsify.graph.naming import canonical_names, named_tensors
+from sparsify.graph.naming import canonical_names, named_tensors, walk
 from sparsify.graph.tracing import watch
 from sparsify.graph.widths import attributes
 from sparsify.plan import Coupled, Layer, ModelMap, Tensor
@@ -48,7 +48,7 @@ def all_tensors(model: nn.Module) -> Iterable[Tensor]:
 
 def layers(model: nn.Module, macs: Mapping[str, int]) -> Iterable[Layer]:
     """Modules with parameters of their own, in the order of the model."""
-    for name, module in model.named_modules():
+    for name, module in walk(model):
         weight = _weight(module)
         if isinstance(module, ParametrizationList) or (weight is None and all(p is None for p in module._parameters.values())):
             continue
@@ -128,7 +128,7 @@ def _producers(model: nn.Module, labels: Labels) -> dict[tuple[str, int], str]:
     layer's (the experts of a mixture, stacked; a functional call on a parameter) goes by its own name."""
     names = canonical_names(model)
     found: dict[tuple[str, int], str] = {}
-    for name, module in model.named_modules():
+    for name, module in walk(model):
         prefix = f"{name}." if name else ""
         if isinstance(module, nn.RNNBase) and not module.proj_size:
             found.setdefault((names[f"{prefix}weight_hh_l0"], 1), name)
@@ -142,7 +142,7 @@ def _producers(model: nn.Module, labels: Labels) -> dict[tuple[str, int], str]:
             found.setdefault((weight, 0), name)
         elif isinstance(module, TRANSPOSED) or type(module).__name__ == "Conv1D":  # transformers' Linear, transposed
             found.setdefault((weight, 1), name)
-    for name, module in model.named_modules():  # last: a group is named after an embedding only where nothing else makes it
+    for name, module in walk(model):  # last: a group is named after an embedding only where nothing else makes it
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and _weight(module) is not None:
             found.setdefault((names[f"{name}.weight" if name else "weight"], 1), name)
     known = {tensor for tensor, _ in found}

@@ -25,8 +25,25 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
             yield name, tensor, saved
 
 
+def walk(model: nn.Module, every: bool = False) -> list[tuple[str, nn.Module]]:
+    """`named_modules`, without a generator in a generator at every level; every: under each of their names."""
+    found: list[tuple[str, nn.Module]] = []
+    seen: set[int] = set()
+
+    def enter(name: str, module: nn.Module) -> None:
+        if every or id(module) not in seen:
+            seen.add(id(module))
+            found.append((name, module))
+            for child, inner in module._modules.items():
+                if inner is not None:
+                    enter(f"{name}.{child}" if name else child, inner)
+
+    enter("", model)
+    return found
+
+
 def _slots(model: nn.Module, every: bool) -> Iterator[tuple[str, Tensor, bool]]:
-    walked = [(f"{name}." if name else "", module) for name, module in model.named_modules(remove_duplicate=not every)]
+    walked = [(f"{name}." if name else "", module) for name, module in walk(model, every)]
     for prefix, module in walked:
         for name, parameter in module._parameters.items():
             if parameter is not None:

@@ -18,7 +18,7 @@ from sparsify.graph.call import Inputs, call, tensors
 from sparsify.graph.describing import Made, described, description, made, short_name
 from sparsify.graph.labels import Labels
 from sparsify.graph.locating import Located
-from sparsify.graph.naming import named_tensors
+from sparsify.graph.naming import named_tensors, walk
 from sparsify.graph.operators import (
     ALIKE,
     ALONG,
@@ -98,7 +98,7 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         for name, tensor, saved in named_tensors(model):
             if saved:
                 self.enter_tensor(name, tensor)
-        for name, module in model.named_modules():
+        for name, module in walk(model):
             if isinstance(module, COMPARING):
                 self.comparing.add(name)
             if isinstance(module, nn.RNNBase) and not module.proj_size:
@@ -179,7 +179,7 @@ class Watch(Located):  # type: ignore[no-untyped-call]
     def located(self, model: nn.Module) -> Iterator[None]:
         """Know, while the model runs, which of its modules is running; by their `forward`, sooner than by hooks."""
         before = {}
-        for name, module in model.named_modules():
+        for name, module in walk(model):
             before[module] = vars(module).get("forward")
             vars(module)["forward"] = self._noting(name, module.forward)
         try:
@@ -306,7 +306,7 @@ def watch(model: nn.Module, inputs: Inputs, *, lenient: bool) -> Labels:
     lenient: one that does not run in train mode is watched in eval mode alone. Raises ModelError when nothing that could
     be compared comes out.
     """
-    for name in [name for name, module in model.named_modules() if type(module) is nn.MultiheadAttention]:
+    for name in [name for name, module in walk(model) if type(module) is nn.MultiheadAttention]:
         attention.adopt(model, name)
     labels = Labels()
     mode = Watch(labels, numbers=lenient)

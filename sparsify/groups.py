@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import ModelError
-from sparsify.plan import Coupled, ModelMap
+from sparsify.plan import Coupled, ModelMap, Slice
 from sparsify.wrapping import Extent, extent, local
 from sparsify_schemas.group import Block, Group, count_inside
 
@@ -186,23 +186,32 @@ def coupled_layout(map: ModelMap, names: Iterable[str], parameters: Mapping[str,
     chosen = [map.by_name[name] for name in names]
     firsts, count = _numbered((c.name, c.width) for c in chosen)
     # A tensor that leaves with a residual branch has an axis of its own: another group may have slices of the same dimension.
-    slots: dict[str, dict[tuple[int, bool], list[tuple[Coupled, int]]]] = defaultdict(lambda: defaultdict(list))
+    slots: dict[str, dict[tuple[int, bool], list[tuple[Coupled, Slice]]]] = defaultdict(lambda: defaultdict(list))
     for group in chosen:
         for part in group.slices:
-            if part.tensor in parameters and part.role in roles:
-                slots[part.tensor][part.dim, part.role == "whole"].append((group, group.slices.index(part)))
-    parts = []
+            if part.role in roles and part.tensor in parameters:
+                slots[part.tensor][part.dim, part.role == "whole"].append((group, part))
+    parts, known = [], dict[tuple[object, ...], Axis]()
     for name, dims in slots.items():
         axes = []
         for (dim, _), members in sorted(dims.items(), key=lambda item: item[0]):
-            vector = torch.full(tuple(parameters[name].shape[dim : dim + 1]) or (1,), count, dtype=torch.int64)
-            for group, at in members:
-                for span in group.slices[at].spans:
-                    units = torch.arange(span.unit, span.unit + span.units).repeat_interleave(span.repeat)
-                    vector[span.start : span.start + len(units)] = units + firsts[group.name]
-            axes.append(_axis((dim,), vector, parameters[name].device))
+            size, device = (*parameters[name].shape[dim : dim + 1], 1)[0], parameters[name].device
+            alike = (dim, size, device, *((group.name, id(part.spans)) for group, part in members))  # dimensions that are alike share their spans
+            if alike not in known:
+                vector = torch.full((size,), count, dtype=torch.int64)
+                for group, part in members:
+                    for span in part.spans:
+                        first = firsts[group.name] + span.unit
+                        vector[span.start : span.start + span.units * span.repeat] = _repeated(first, first + span.units, span.repeat)
+                known[alike] = _axis((dim,), vector, device)
+            axes.append(known[alike])
         parts.append(_part(name, tuple(axes), parameters[name]))
     return Layout(tuple(parts), tuple((c.name, firsts[c.name], c.width) for c in chosen), count)
+
+
+def _repeated(first: int, end: int, times: int) -> Tensor:
+    slots = torch.arange(first, end)
+    return slots if times == 1 else slots.repeat_interleave(times)
 
 
 def layer_layout(tensors: Iterable[tuple[str, int]], parameters: Mapping[str, Tensor]) -> Layout:

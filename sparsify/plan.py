@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -26,14 +25,6 @@ class Span:
     unit: int
     units: int
     repeat: int = 1
-
-    def places(self, units: Sequence[int]) -> Iterable[int]:
-        """Indices that belong to those of the given units (ascending) that are in this span, ascending."""
-        own = units[bisect_left(units, self.unit) : bisect_left(units, self.unit + self.units)]
-        if self.repeat == 1:
-            return [self.start - self.unit + unit for unit in own]
-        firsts = (self.start + (unit - self.unit) * self.repeat for unit in own)
-        return [place for first in firsts for place in range(first, first + self.repeat)]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from sparsify.graph.call import Inputs, call, check_model, tensors
 from sparsify.graph.carrying import carry
 from sparsify.graph.cutting import cut, dropped, gone_branches, places, ranges, replay
 from sparsify.graph.folding import fold
-from sparsify.graph.inspecting import canonical_names, inspect, layers
+from sparsify.graph.inspecting import inspect, layers
+from sparsify.graph.naming import canonical_names
 from sparsify.graph.proving import probe, verify, with_branches
 from sparsify.graph.reshaping import reshape
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.graph.call import Inputs, call
-from sparsify.graph.inspecting import canonical_names
+from sparsify.graph.naming import canonical_names
 from sparsify.graph.recording import Added, Bits, Call, Graph, nodes, record, union
 from sparsify.graph.silencing import silenced
 from sparsify.plan import Branch, Coupled, ModelMap, Slice, Span, Stub, Sum

@@ -41,7 +41,7 @@ def converted(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     return _changed(lambda value: value.to(dtype) if value.is_floating_point() else value, inputs)
 
 
-def on_meta(inputs: Inputs) -> Inputs:
+def shapes(inputs: Inputs) -> Inputs:
     """The inputs as shapes without numbers."""
     return _changed(lambda value: value.to("meta"), inputs)
 

@@ -59,7 +59,7 @@ def _ways(cuts: Cuts) -> Mapping[str, _Way]:
         elif isinstance(op, Crop):
             found[f"{op.module}.weight"].reshapes.append(partial(cropping.select, kept=op.grids))
         elif isinstance(op, Gather):
-            found[f"{op.module}.weight"].reshapes.append(partial(gathering.select, columns=indices(op.keep)))
+            found[f"{op.module}.weight"].reshapes.append(partial(gathering.select, columns=indices(op.keep).tolist()))
     return found
 
 

@@ -2,8 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.prune import BasePruningMethod
@@ -11,37 +11,54 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from sparsify.errors import RunError
-from sparsify.graph.inspecting import canonical_names
+from sparsify.graph.copying import copy_with
+from sparsify.graph.labels import Ints
+from sparsify.graph.naming import all_names, canonical_names, walk
 from sparsify.graph.reshaping import ascending, reshape
 from sparsify.graph.stubs import Bypassed, Silenced, put
 from sparsify.graph.widths import attributes
 from sparsify.models import attention
-from sparsify.plan import Branch, ModelMap
+from sparsify.plan import Branch, ModelMap, Span
 from sparsify_schemas.cuts import Bypass, Crop, Cuts, Fold, Gather, Narrow, Range, Replace, SetAttribute, Silence, Width, Zero
 
 Keep = Mapping[str, Sequence[int]]
 """coupled group -> units that stay, ascending"""
 
-Steps = list[tuple[int, list[int]]]
+Steps = list[tuple[int, torch.Tensor]]
 """what to keep of one tensor: (dimension, indices)"""
 
 
 def cut(model: nn.Module, map: ModelMap, keep: Keep, plan: str) -> tuple[nn.Module, Cuts]:
     """Remove every unit not in `keep` from a copy of the model: (the copy, the log). Groups not in `keep` stay whole."""
-    branches = gone_branches(map, keep)
-    narrows, stubs = tuple(_narrows(map, keep)), tuple(_stubs(branches))
-    copy = _narrowed(model, narrows, stubs)
-    narrowed = {op.tensor for op in narrows}
-    touched = dict.fromkeys(_owner(alias) for alias, name in canonical_names(model).items() if name in narrowed)
-    left = [name for name in touched if not any(b.holds(name) for b in branches)]
-    replaced = tuple(_replaced(model, left))
+    gone, stubs = dropped(map, keep), tuple(_stubs(gone_branches(map, keep)))
+    steps = _steps(map, gone)
+    copy, changes = _thin(model, gone, steps, stubs)
+    widths = tuple(Width(group=name, width=map.by_name[name].width, keep=ranges(kept)) for name, kept in keep.items())
+    swaps, sets = [op for op in changes if isinstance(op, Replace)], [op for op in changes if isinstance(op, SetAttribute)]
+    return copy, Cuts(plan=plan, widths=widths, operations=(*_log(map, steps), *swaps, *stubs, *sets))
+
+
+def trial(model: nn.Module, map: ModelMap, keep: Keep) -> nn.Module:
+    """The same without a log."""
+    gone = dropped(map, keep)
+    return _thin(model, gone, _steps(map, gone), tuple(_stubs(gone_branches(map, keep))))[0]
+
+
+def _thin(
+    model: nn.Module, gone: Mapping[tuple[str, int, str], Ints], steps: Mapping[str, Steps], stubs: Sequence[Bypass | Silence]
+) -> tuple[nn.Module, list[Replace | SetAttribute]]:
+    """The cut model, and what was done to its modules."""
+    copy = _narrowed(model, steps, stubs)
+    touched = dict.fromkeys(_owner(alias) for alias, name in canonical_names(model).items() if name in steps)
+    left = [name for name in touched if not any(f"{name}.".startswith(f"{stub.module}.") for stub in stubs)]
+    replaced = list(_replaced(model, left))
     for swap in replaced:
         attention.adopt(copy, swap.module)
-    sets = (*_changed(model, copy, left), *_lengths(model, map, keep))
+    thin = dict(walk(copy, every=True))
+    sets = [*_changed(dict(walk(model, every=True)), thin, left), *_lengths(model, gone)]
     for op in sets:
-        _set(copy.get_submodule(op.module), op)
-    widths = tuple(Width(group=name, width=map.by_name[name].width, keep=ranges(kept)) for name, kept in keep.items())
-    return copy, Cuts(plan=plan, widths=widths, operations=narrows + replaced + stubs + sets)
+        _set(thin[op.module], op)
+    return copy, [*replaced, *sets]
 
 
 def gone_branches(map: ModelMap, keep: Keep) -> list[Branch]:
@@ -59,7 +76,7 @@ def replay(model: nn.Module, cuts: Cuts) -> nn.Module:
 
     Raises RunError when the log does not fit the model.
     """
-    narrows: list[Narrow] = []
+    steps: dict[str, Steps] = defaultdict(list)
     stubs: list[Bypass | Silence] = []
     swaps: list[str] = []
     narrowed: set[tuple[str, int]] = set()
@@ -72,7 +89,7 @@ def replay(model: nn.Module, cuts: Cuts) -> nn.Module:
                 if (op.tensor, op.dim) in narrowed:
                     raise RunError(f"the cut log narrows dimension {op.dim} of '{op.tensor}' twice")
                 narrowed.add((op.tensor, op.dim))
-                narrows.append(op)
+                steps[op.tensor].append((op.dim, indices(op.keep)))
             case Replace():
                 swaps.append(op.module)
             case SetAttribute():
@@ -84,7 +101,7 @@ def replay(model: nn.Module, cuts: Cuts) -> nn.Module:
                 reshaped.append(op)
             case Zero() | Fold():
                 pass  # the values themselves come with the weights
-    copy = _narrowed(model, narrows, stubs)
+    copy = _narrowed(model, steps, stubs)
     for name in swaps:
         try:
             attention.adopt(copy, name)
@@ -104,38 +121,48 @@ def replay(model: nn.Module, cuts: Cuts) -> nn.Module:
     return copy
 
 
-def ranges(indices: Iterable[int]) -> tuple[Range, ...]:
+def ranges(indices: Sequence[int] | Ints) -> tuple[Range, ...]:
     """Ascending indices as half-open ranges: 0 1 2 5 -> (0, 3) (5, 6)."""
-    found: list[list[int]] = []
-    for i in indices:
-        if found and found[-1][1] == i:
-            found[-1][1] = i + 1
-        else:
-            found.append([i, i + 1])
-    return tuple((a, b) for a, b in found)
+    own = np.asarray(indices, np.int64)
+    (breaks,) = np.nonzero(np.diff(own) != 1)
+    starts, ends = own[np.concatenate(([0], breaks + 1))[: len(own)]], own[np.concatenate((breaks, [len(own) - 1]))[: len(own)]] + 1
+    return tuple(zip(starts.tolist(), ends.tolist(), strict=True))
 
 
-def indices(keep: Iterable[Range]) -> list[int]:
+def indices(keep: Iterable[Range]) -> torch.Tensor:
     """The inverse of `ranges`."""
-    return [i for a, b in keep for i in range(a, b)]
+    return torch.tensor([i for a, b in keep for i in range(a, b)], dtype=torch.int64)
 
 
-def dropped(map: ModelMap, keep: Keep) -> dict[tuple[str, int, str], set[int]]:
-    """(tensor, dimension, role) -> indices that leave; tensors and modules that leave with a residual branch are no part of it."""
+def dropped(map: ModelMap, keep: Keep) -> dict[tuple[str, int, str], Ints]:
+    """(tensor, dimension, role) -> indices that leave, ascending; tensors and modules that leave with a residual branch are
+    no part of it."""
     branches = gone_branches(map, keep)
     whole = {tensor for b in branches for tensor in b.tensors}
-    gone: dict[tuple[str, int, str], set[int]] = defaultdict(set)
+    gone: dict[tuple[str, int, str], list[Ints]] = defaultdict(list)
     for name, kept in keep.items():
-        stays = set(kept)
-        leaves = [unit for unit in range(map.by_name[name].width) if unit not in stays]
-        if not leaves:
+        group = map.by_name[name]
+        leaves = np.setdiff1d(np.arange(group.width), np.asarray(kept, np.int64), assume_unique=True)
+        if not len(leaves):
             continue
-        for part in map.by_name[name].slices:
+        lost: dict[int, Ints] = {}  # dimensions that are alike share their spans
+        for part in group.slices:
             if part.tensor in whole or (part.role == "size" and any(b.holds(part.tensor.partition(":")[0]) for b in branches)):
                 continue
-            for span in part.spans:
-                gone[part.tensor, part.dim, part.role].update(span.places(leaves))
-    return gone
+            if id(part.spans) not in lost:
+                lost[id(part.spans)] = reached(part.spans, leaves)
+            gone[part.tensor, part.dim, part.role].append(lost[id(part.spans)])
+    return {where: own[0] if len(own) == 1 else np.unique(np.concatenate(own)) for where, own in gone.items()}
+
+
+def reached(spans: Iterable[Span], units: Ints) -> Ints:
+    """Indices that belong to those of the given units (ascending) that are in the spans, ascending."""
+    found = [np.zeros(0, np.int64)]
+    for span in spans:
+        low, high = np.searchsorted(units, (span.unit, span.unit + span.units))
+        firsts = span.start + (units[low:high] - span.unit) * span.repeat
+        found.append(firsts if span.repeat == 1 else (firsts[:, None] + np.arange(span.repeat)).ravel())
+    return np.concatenate(found)
 
 
 def places(map: ModelMap, keep: Keep, tensor: str, shape: Sequence[int]) -> list[list[int]]:
@@ -143,7 +170,7 @@ def places(map: ModelMap, keep: Keep, tensor: str, shape: Sequence[int]) -> list
     gone: dict[int, set[int]] = defaultdict(set)
     for (name, dim, role), lost in dropped(map, keep).items():
         if name == tensor and role != "size":
-            gone[dim] |= lost
+            gone[dim].update(lost.tolist())
     return [[i for i in range(size) if i not in gone[dim]] for dim, size in enumerate(shape)]
 
 
@@ -167,42 +194,57 @@ def _set(module: nn.Module, op: SetAttribute) -> None:
     setattr(module, op.attribute, list(op.value) if isinstance(getattr(module, op.attribute), list) and isinstance(op.value, tuple) else op.value)
 
 
-def _lengths(model: nn.Module, map: ModelMap, keep: Keep) -> Iterable[SetAttribute]:
+def _lengths(model: nn.Module, gone: Mapping[tuple[str, int, str], Ints]) -> Iterable[SetAttribute]:
     """Attributes that hold the length of a dimension, such as num_heads, less what leaves of it."""
-    gone: dict[str, int] = defaultdict(int)
-    for (name, _, role), lost in dropped(map, keep).items():
-        if role == "size":
-            gone[name] += len(lost)
     values: dict[tuple[str, str], int | list[int]] = {}
-    for name, lost_count in gone.items():
+    for (name, _, role), lost in gone.items():
+        if role != "size":
+            continue
         module, _, attribute = name.partition(":")
         attribute, _, place = attribute.rstrip("]").partition("[")
         value = values.get((module, attribute), getattr(model.get_submodule(module), attribute))
         if place:
-            value = [v - lost_count if i == int(place) else v for i, v in enumerate(value)]
+            value = [v - len(lost) if i == int(place) else v for i, v in enumerate(value)]
         else:
-            value -= lost_count
+            value -= len(lost)
         values[module, attribute] = value
     for (module, attribute), value in values.items():
         yield SetAttribute(module=module, attribute=attribute, value=tuple(value) if isinstance(value, list) else value)
 
 
-def _narrows(map: ModelMap, keep: Keep) -> Iterable[Narrow]:
+def _steps(map: ModelMap, gone: Mapping[tuple[str, int, str], Ints]) -> dict[str, Steps]:
+    """What stays of every tensor that loses something. Dimensions that keep the same share one tensor of indices."""
     shapes = {t.name: t.shape for t in map.tensors}
-    gone: dict[tuple[str, int], set[int]] = defaultdict(set)
-    for (tensor, dim, role), lost in dropped(map, keep).items():
+    both: dict[tuple[str, int], Ints] = {}
+    for (tensor, dim, role), lost in gone.items():
         if role != "size":
-            gone[tensor, dim] |= lost
-    for (tensor, dim), lost in gone.items():
+            both[tensor, dim] = np.union1d(both[tensor, dim], lost) if (tensor, dim) in both else lost
+    steps: dict[str, Steps] = defaultdict(list)
+    known: dict[tuple[int, bytes], torch.Tensor] = {}
+    for (tensor, dim), lost in both.items():
         size = shapes[tensor][dim]
-        yield Narrow(tensor=tensor, dim=dim, size=size, keep=ranges(i for i in range(size) if i not in lost))
+        same = (size, lost.tobytes())
+        if same not in known:
+            known[same] = torch.from_numpy(np.nonzero(np.bincount(lost, minlength=size) == 0)[0])
+        steps[tensor].append((dim, known[same]))
+    return steps
 
 
-def _changed(before: nn.Module, after: nn.Module, names: Iterable[str]) -> Iterable[SetAttribute]:
+def _log(map: ModelMap, steps: Mapping[str, Steps]) -> Iterable[Narrow]:
+    shapes = {t.name: t.shape for t in map.tensors}
+    known: dict[int, tuple[Range, ...]] = {}
+    for tensor, own in steps.items():
+        for dim, kept in own:
+            if id(kept) not in known:
+                known[id(kept)] = ranges(kept.numpy())
+            # what is written here is right by construction: no validation of thousands of ranges
+            yield Narrow.model_construct(op="narrow", tensor=tensor, dim=dim, size=shapes[tensor][dim], keep=known[id(kept)])
+
+
+def _changed(before: Mapping[str, nn.Module], after: Mapping[str, nn.Module], names: Iterable[str]) -> Iterable[SetAttribute]:
     for name in names:
-        old = before.get_submodule(name)
-        for attribute, value in attributes(after.get_submodule(name)).items():
-            if getattr(old, attribute) != value:
+        for attribute, value in attributes(after[name]).items():
+            if getattr(before[name], attribute) != value:
                 yield SetAttribute(module=name, attribute=attribute, value=value)
 
 
@@ -242,30 +284,22 @@ def _tensor(model: nn.Module, name: str) -> torch.Tensor:
     return found
 
 
-def _narrowed(model: nn.Module, narrows: Iterable[Narrow], stubs: Iterable[Bypass | Silence]) -> nn.Module:
+def _narrowed(model: nn.Module, steps: Mapping[str, Steps], stubs: Iterable[Bypass | Silence]) -> nn.Module:
     """A deep copy with every tensor narrowed once over all its dimensions, and what left with branches replaced; aliases of
     a tied tensor stay tied."""
-    plans: dict[str, Steps] = defaultdict(list)
-    for op in narrows:
-        plans[op.tensor].append((op.dim, indices(op.keep)))
-    copy = deepcopy(model)
-    aliases = defaultdict(list)
-    for name, first in canonical_names(copy).items():
-        aliases[first].append(name)
-    for name, steps in plans.items():
-        old = _tensor(copy, name)
-        data = select(old.detach(), steps)
-        new = nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
-        for alias in aliases[name]:
-            module, _, attribute = alias.rpartition(".")
-            store = copy.get_submodule(module)
-            (store._parameters if isinstance(new, nn.Parameter) else store._buffers)[attribute] = new  # type: ignore[assignment]
+    fresh: dict[int, torch.Tensor] = {}
+    tensors = all_names(model)
+    for name, own in steps.items():
+        old = tensors[name]
+        data = select(old.detach(), own)
+        fresh[id(old)] = nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
+    copy = copy_with(model, fresh)
     for stub in stubs:
         put(copy, stub.module, (Silenced if isinstance(stub, Silence) else Bypassed)(stub.returns))
-    for own in copy.modules():
-        if isinstance(own, nn.RNNBase):  # it keeps a list of its weights beside its parameters
-            own._flat_weights = [getattr(own, name) for name in own._flat_weights_names]
-        _recompute(own)
+    for _, module in walk(copy):
+        if isinstance(module, nn.RNNBase):  # it keeps a list of its weights beside its parameters
+            module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+        _recompute(module)
     return copy
 
 
@@ -283,7 +317,7 @@ def select(tensor: torch.Tensor, steps: Steps) -> torch.Tensor:
     """The kept indices of each dimension, in the tensor's memory format; always a new tensor."""
     found = tensor
     for dim, kept in steps:
-        found = found.index_select(dim, torch.tensor(kept, device=tensor.device))
+        found = found.index_select(dim, kept.to(tensor.device))
     if not steps:
         return tensor.clone()
     for rank, format in ((4, torch.channels_last), (5, torch.channels_last_3d)):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -69,11 +70,11 @@ def _lost(dense: nn.Module, map: ModelMap, keep: Keep) -> Iterable[tuple[str, li
     """(consumer, its input channels that leave) for every plain convolution and Linear layer."""
     for (tensor, dim, role), gone in dropped(map, keep).items():
         name, _, attribute = tensor.rpartition(".")
-        if role != "in" or attribute not in ("weight", "weight_orig") or dim != 1 or not gone:
+        if role != "in" or attribute not in ("weight", "weight_orig") or dim != 1 or not len(gone):
             continue
         module = dense.get_submodule(name)
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups == 1):
-            yield name, sorted(gone)
+            yield name, gone.tolist()
 
 
 def _folded(dense: nn.Module, thin: nn.Module, map: ModelMap, keep: Keep, calls: _Calls) -> Iterable[Fold]:
@@ -87,8 +88,8 @@ def _folded(dense: nn.Module, thin: nn.Module, map: ModelMap, keep: Keep, calls:
         if into is None or not constant:
             continue
         shift = _contribution(module, x, torch.tensor(constant, device=x.device))
-        rows = gone.get((f"{name}.weight", 0, "out"), set()) | gone.get((f"{name}.weight_orig", 0, "out"), set())
-        left = torch.tensor([row for row in range(len(shift)) if row not in rows], device=x.device)
+        rows = [gone[at] for at in ((f"{name}.weight", 0, "out"), (f"{name}.weight_orig", 0, "out")) if at in gone]
+        left = torch.from_numpy(np.setdiff1d(np.arange(len(shift)), np.concatenate(rows) if rows else [])).to(x.device)
         into.add_(sign * shift[left])
         yield Fold(module=name, channels=len(constant), exact=_exact(module))
 

@@ -2,14 +2,20 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from sparsify.graph.labels import Axis, Ints, Labels
 from sparsify.plan import Coupled, Slice, Span
 
-Reach = tuple[tuple[int, int], ...]
-"""(axis number, indices of it) that a unit reaches"""
+
+@dataclass(frozen=True)
+class _Vector:
+    """The classes along one dimension, and the numbers of the axes that they are the same for."""
+
+    classes: Ints
+    axes: tuple[int, ...]
 
 
 Written = tuple[str, Ints]
@@ -23,19 +29,72 @@ def coupled_groups(labels: Labels, producers: Mapping[tuple[str, int], str], wri
     them that it reaches; a second group of the same first layer gets a number. written: attributes that hold a length.
     """
     classes = labels.classes()
-    reasons, statistics = labels.reasons(classes), labels.with_statistics(classes)
-    of_axis = [classes[a.first : a.first + a.size] for a in labels.axes]
-    reach: dict[int, dict[int, int]] = defaultdict(dict)
-    for number, own in enumerate(of_axis):
-        members, counts = np.unique(own, return_counts=True)
-        for member, count in zip(members.tolist(), counts.tolist(), strict=True):
-            reach[member][number] = count
-    kinds: dict[tuple[Reach, str | None, bool], list[int]] = defaultdict(list)
-    for member, reached in sorted(reach.items()):
-        if any((labels.axes[n].tensor, labels.axes[n].dim) in producers for n in reached):
-            kinds[tuple(sorted(reached.items())), reasons.get(member), member in statistics].append(member)
+    vectors = _vectors(labels.axes, classes)
+    kinds, reaches = _kinds(labels.count, vectors)
+    reasons, texts = labels.reasons(classes)
+    statistics = labels.with_statistics(classes)
     lengths = _unambiguous([(name, classes[own]) for name, own in written])
-    yield from _named(kinds, labels, of_axis, producers, lengths)
+    (members,) = np.nonzero(kinds)
+    taken: dict[str, int] = defaultdict(int)
+    order = {made: i for i, made in enumerate(producers)}
+    for units in _alike(members, (kinds[members] * (len(texts) + 1) + reasons[members] + 1) * 2 + statistics[members]):
+        unit = int(units[0])
+        reached = sorted((axis, vector) for vector in reaches[kinds[unit]] for axis in vectors[vector].axes)
+        name = _first(producers, order, [labels.axes[axis] for axis, _ in reached])
+        if name is None:
+            continue
+        taken[name] += 1
+        own = {vector: spans(*_members(vectors[vector].classes, units)) for vector in reaches[kinds[unit]]}
+        slices = tuple(_slice(labels.axes[axis], own[vector], labels) for axis, vector in reached)
+        sizes = tuple(Slice(attribute, 0, "size", held) for attribute, dim in lengths if (held := spans(*_members(dim, units))))
+        called = name if taken[name] == 1 else f"{name}#{taken[name]}"
+        reason = texts[reasons[unit]] if reasons[unit] >= 0 else None
+        yield Coupled(called, len(units), slices + sizes, bool(statistics[unit]), _protected(reason, len(units), slices, labels))
+
+
+def _vectors(axes: Sequence[Axis], classes: Ints) -> list[_Vector]:
+    found: dict[bytes, tuple[Ints, list[int]]] = {}
+    for number, axis in enumerate(axes):
+        own = classes[axis.first : axis.first + axis.size]
+        found.setdefault(own.tobytes(), (own, []))[1].append(number)
+    return [_Vector(own, tuple(numbers)) for own, numbers in found.values()]
+
+
+def _kinds(count: int, vectors: Sequence[_Vector]) -> tuple[Ints, list[tuple[int, ...]]]:
+    """(kind of every class, 0 where no axis has it; kind -> numbers of the vectors reached).
+
+    Classes are of one kind when they lie in the same vectors, equally often in each: split anew by every vector.
+    """
+    kinds = np.zeros(count, np.int64)
+    reaches: list[tuple[int, ...]] = [()]
+    for number, vector in enumerate(vectors):
+        members, counts = _counted(vector.classes)
+        parts, which = np.unique(kinds[members] << 32 | counts, return_inverse=True)
+        kinds[members] = len(reaches) + which
+        reaches += [(*reaches[old], number) for old in (parts >> 32).tolist()]
+    return kinds, reaches
+
+
+def _counted(classes: Ints) -> tuple[Ints, Ints]:
+    """The members, ascending, and how often each occurs."""
+    if (classes[1:] > classes[:-1]).all():
+        return classes, np.ones_like(classes)
+    members, counts = np.unique(classes, return_counts=True)
+    return members, counts
+
+
+def _alike(members: Ints, marks: Ints) -> Iterable[Ints]:
+    """Members (ascending) of one mark, the mark of the smallest member first."""
+    _, first, which = np.unique(marks, return_index=True, return_inverse=True)
+    order = np.argsort(which, kind="stable")
+    parts = np.split(members[order], np.cumsum(np.bincount(which))[:-1])
+    return (parts[i] for i in np.argsort(first).tolist())
+
+
+def _first(producers: Mapping[tuple[str, int], str], order: Mapping[tuple[str, int], int], axes: Sequence[Axis]) -> str | None:
+    """The first layer whose outputs lie along one of the axes."""
+    made = [(a.tensor, a.dim) for a in axes if (a.tensor, a.dim) in producers]
+    return producers[min(made, key=order.__getitem__)] if made else None
 
 
 def _unambiguous(written: Sequence[Written]) -> list[Written]:
@@ -45,26 +104,6 @@ def _unambiguous(written: Sequence[Written]) -> list[Written]:
         if len(np.unique(own)) > 1 and not any(np.array_equal(own, other) for other in found[name]):
             found[name].append(own)
     return [(name, dims[0]) for name, dims in found.items() if len(dims) == 1]
-
-
-def _named(
-    kinds: Mapping[tuple[Reach, str | None, bool], list[int]],
-    labels: Labels,
-    of_axis: list[Ints],
-    producers: Mapping[tuple[str, int], str],
-    lengths: Sequence[Written],
-) -> Iterable[Coupled]:
-    taken: dict[str, int] = defaultdict(int)
-    order = {made: i for i, made in enumerate(producers)}
-    for (reached, reason, statistics), members in kinds.items():
-        axes = [labels.axes[number] for number, _ in reached]
-        name = producers[min(((a.tensor, a.dim) for a in axes if (a.tensor, a.dim) in producers), key=order.__getitem__)]
-        taken[name] += 1
-        units = np.array(members)
-        slices = tuple(_slice(labels.axes[number], of_axis[number], units, labels) for number, _ in reached)
-        sizes = tuple(s for attribute, own in lengths if (s := _length(attribute, own, units)).spans)
-        called = name if taken[name] == 1 else f"{name}#{taken[name]}"
-        yield Coupled(called, len(members), slices + sizes, statistics, _protected(reason, len(members), slices, labels))
 
 
 def _protected(reason: str | None, units: int, slices: tuple[Slice, ...], labels: Labels) -> str | None:
@@ -77,13 +116,8 @@ def _protected(reason: str | None, units: int, slices: tuple[Slice, ...], labels
     return None
 
 
-def _slice(axis: Axis, classes: Ints, units: Ints, labels: Labels) -> Slice:
-    role = "in" if (axis.tensor, axis.dim) in labels.consumed else "out"
-    return Slice(axis.tensor, axis.dim, role, spans(*_members(classes, units)))
-
-
-def _length(attribute: str, classes: Ints, units: Ints) -> Slice:
-    return Slice(attribute, 0, "size", spans(*_members(classes, units)))
+def _slice(axis: Axis, own: tuple[Span, ...], labels: Labels) -> Slice:
+    return Slice(axis.tensor, axis.dim, "in" if (axis.tensor, axis.dim) in labels.consumed else "out", own)
 
 
 def _members(classes: Ints, units: Ints) -> tuple[Ints, Ints]:

@@ -7,10 +7,12 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from sparsify.errors import ModelError
-from sparsify.graph.call import Inputs, call, check_model, named, tensors
+from sparsify.graph.call import Inputs, check_model, named, shapes
+from sparsify.graph.copying import on_meta
 from sparsify.graph.gathering import STANDS_FOR
 from sparsify.graph.grouping import coupled_groups
 from sparsify.graph.labels import Ints, Labels
+from sparsify.graph.naming import canonical_names, named_tensors, walk
 from sparsify.graph.tracing import watch
 from sparsify.graph.widths import attributes
 from sparsify.plan import Coupled, Layer, ModelMap, Tensor
@@ -38,27 +40,17 @@ def inspect(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> ModelM
     )
 
 
-def canonical_names(model: nn.Module) -> dict[str, str]:
-    """Every name of a parameter or buffer -> the first name of the same tensor (tied weights have several)."""
-    first: dict[int, str] = {}
-    found = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: first.setdefault(id(tensor), name) for name, tensor in found}
-
-
 def all_tensors(model: nn.Module) -> Iterable[Tensor]:
     """Parameters and buffers, tied ones once."""
-    for name, parameter in model.named_parameters():
-        yield Tensor(name, tuple(parameter.shape), parameter.element_size(), True)
-    saved = set(model.state_dict(keep_vars=True))
-    for name, buffer in model.named_buffers():
-        yield Tensor(name, tuple(buffer.shape), buffer.element_size() if name in saved else 0, False)
+    for name, tensor, saved in named_tensors(model):
+        yield Tensor(name, tuple(tensor.shape), tensor.element_size() if saved else 0, isinstance(tensor, nn.Parameter))
 
 
 def layers(model: nn.Module, macs: Mapping[str, int]) -> Iterable[Layer]:
     """Modules with parameters of their own, in the order of the model."""
-    for name, module in model.named_modules():
+    for name, module in walk(model):
         weight = _weight(module)
-        if isinstance(module, ParametrizationList) or (weight is None and not list(module.parameters(recurse=False))):
+        if isinstance(module, ParametrizationList) or (weight is None and all(p is None for p in module._parameters.values())):
             continue
         shape, kind = () if weight is None else tuple(weight[1].shape), type(module).__name__.removeprefix("Parametrized")
         yield Layer(name, STANDS_FOR.get(kind, kind), shape, macs.get(name, 0), *_widths(module))
@@ -66,7 +58,7 @@ def layers(model: nn.Module, macs: Mapping[str, int]) -> Iterable[Layer]:
 
 def _weight(module: nn.Module) -> tuple[str, nn.Parameter] | None:
     """The name in its module of a layer's weight, and the weight."""
-    own = dict(module.named_parameters(recurse=False))
+    own = {n: p for n, p in module._parameters.items() if p is not None}
     if is_parametrized(module, "weight"):
         own = {n: p for n, p in module.named_parameters() if n in WEIGHTS and p.shape == module.weight.shape}
     return next(((n, own[n]) for n in WEIGHTS if n in own), None)
@@ -93,16 +85,25 @@ def _widths(module: nn.Module) -> tuple[int, int]:
 
 
 def _coupled(model: nn.Module, inputs: Inputs) -> Iterable[Coupled]:
-    copy = deepcopy(model).eval()
     try:
-        if not list(tensors(call(copy, inputs))):
-            raise ModelError("the model returns no floating-point tensor; a cut could not be checked")
-        labels = watch(copy, inputs)
+        copy, labels = _watched(model, inputs)
     except ModelError:
         raise
     except Exception as error:
         raise ModelError(f"the model could not be traced with the inputs of the recipe: {type(error).__name__}: {error}") from error
     return coupled_groups(labels, _producers(copy, labels), list(_written(copy, labels)))
+
+
+def _watched(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels]:
+    """A copy that ran under watch: one without numbers, or where the forward call asks for them, one with them."""
+    if not any(p.is_meta for p in model.parameters()):
+        try:
+            copy = on_meta(model)
+            return copy, watch(copy, shapes(inputs), lenient=False)
+        except Exception:
+            pass
+    copy = deepcopy(model)
+    return copy, watch(copy, inputs, lenient=True)
 
 
 def _written(model: nn.Module, labels: Labels) -> Iterable[tuple[str, Ints]]:
@@ -127,7 +128,7 @@ def _producers(model: nn.Module, labels: Labels) -> dict[tuple[str, int], str]:
     layer's (the experts of a mixture, stacked; a functional call on a parameter) goes by its own name."""
     names = canonical_names(model)
     found: dict[tuple[str, int], str] = {}
-    for name, module in model.named_modules():
+    for name, module in walk(model):
         prefix = f"{name}." if name else ""
         if isinstance(module, nn.RNNBase) and not module.proj_size:
             found.setdefault((names[f"{prefix}weight_hh_l0"], 1), name)
@@ -141,7 +142,7 @@ def _producers(model: nn.Module, labels: Labels) -> dict[tuple[str, int], str]:
             found.setdefault((weight, 0), name)
         elif isinstance(module, TRANSPOSED) or type(module).__name__ == "Conv1D":  # transformers' Linear, transposed
             found.setdefault((weight, 1), name)
-    for name, module in model.named_modules():  # last: a group is named after an embedding only where nothing else makes it
+    for name, module in walk(model):  # last: a group is named after an embedding only where nothing else makes it
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and _weight(module) is not None:
             found.setdefault((names[f"{name}.weight" if name else "weight"], 1), name)
     known = {tensor for tensor, _ in found}

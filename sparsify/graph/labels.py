@@ -5,6 +5,7 @@ only leave as a whole. Source: the idea is that of dependency graphs (Fang et al
 layers to single indices.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +29,9 @@ class Labels:
 
     def __init__(self) -> None:
         self.axes: list[Axis] = []
+        self._firsts: list[int] = []
         self.count = 1
-        self._edges: list[Ints] = []
+        self._edges: list[tuple[Ints, Ints]] = []
         self._fixed: list[tuple[Ints, str]] = []
         self.consumed: set[tuple[str, int]] = set()
         """(tensor, dimension) that a product sums over: a consumer's input side"""
@@ -45,30 +47,30 @@ class Labels:
     def new(self, tensor: str, dim: int, size: int) -> Axis:
         axis = Axis(tensor, dim, self.count, size)
         self.axes.append(axis)
+        self._firsts.append(self.count)
         self.count += size
         return axis
 
+    def axis_of(self, label: int) -> Axis | None:
+        """The axis that a label belongs to; None for 0."""
+        return self.axes[bisect_right(self._firsts, label) - 1] if label else None
+
     def join(self, a: Ints, b: Ints) -> None:
-        """Labels at the same place of a and b leave together."""
-        a, b = a.ravel(), b.ravel()
-        differ = a != b
-        # one integer a pair, so that repeats are found by an ordinary sort; labels stay below 2^31
-        pairs = (np.minimum(a, b)[differ] << 32) | np.maximum(a, b)[differ]
-        if len(pairs) and not (pairs[1:] > pairs[:-1]).all():
-            pairs = np.unique(pairs)
-        if len(pairs):
-            self._edges.append(np.stack([pairs >> 32, pairs & 0xFFFFFFFF], 1))
+        """Labels at the same place of a and b leave together. They are read later: neither may be written into."""
+        if not a.size or not b.size:
+            return
+        if a.shape == b.shape:
+            self._edges.append((a.ravel(), b.ravel()))
+        else:
+            self._edges.append(_once(*(v.ravel() for v in np.broadcast_arrays(a, b))))
 
     def fix(self, labels: Ints, reason: str) -> None:
-        """These labels must stay, and why."""
-        labels = np.unique(labels)
-        labels = labels[labels != 0]
-        if len(labels):
-            self._fixed.append((labels, reason))
+        """These labels must stay, and why. They are read later: they may not be written into."""
+        self._fixed.append((labels, reason))
 
     def statistics(self, labels: Ints) -> None:
         """A statistic (of a normalisation, a mean) is taken over these labels."""
-        self._statistics.append(np.unique(labels))
+        self._statistics.append(labels)
 
     def rectangle(self, labels: Ints) -> None:
         """Labels that lie in a tensor along several dimensions: what remains must be a rectangle again."""
@@ -84,26 +86,84 @@ class Labels:
         Where one dimension was taken apart into several (heads and their features, blocks and positions in them),
         whole rows or whole columns leave: along the one of them that gives the most units.
         """
+        number, edges = self._nodes()
+        (smallest,) = np.nonzero(np.diff(np.maximum.accumulate(number), prepend=-1))
         while True:
-            classes = components(self.count, np.concatenate(self._edges) if self._edges else np.zeros((0, 2), np.int64))
+            a, b = (number[np.concatenate(ends)] for ends in zip(_NO_EDGE, *edges, strict=True))
+            classes: Ints = smallest[components(len(smallest), a, b)[number]]
             ties = [tie for labels in self._rectangles for tie in _straightened(classes[labels])]
             if not ties:
                 return classes
-            for a, b in ties:
-                self.join(*np.broadcast_arrays(a, b))
+            known = len(self._edges)
+            for one, other in ties:
+                self.join(one, other)
+            edges += self._edges[known:]
 
-    def reasons(self, classes: Ints) -> dict[int, str]:
-        """Class -> why it must stay."""
-        found: dict[int, str] = {}
+    def _nodes(self) -> tuple[Ints, list[tuple[Ints, Ints]]]:
+        """(label -> node, ascending with the smallest label of each; the joins that are left).
+
+        Most joins are of one whole axis with another (a layer's outputs and what its normalisation holds of them): their
+        labels share nodes from the start.
+        """
+        sizes = {axis.first: axis.size for axis in self.axes}
+        root = {first: first for first in sizes}
+
+        def found(first: int) -> int:
+            while root[first] != first:
+                root[first] = first = root[root[first]]
+            return first
+
+        left = []
+        for a, b in self._edges:
+            one, other = int(a[0]), int(b[0])
+            if sizes.get(one) == sizes.get(other) == len(a) and _ascends_by_one(a) and _ascends_by_one(b):
+                one, other = found(one), found(other)
+                root[max(one, other)] = min(one, other)
+            else:
+                left.append((a, b))
+        number, count = np.zeros(self.count, np.int64), 1
+        for first, size in sizes.items():
+            one = found(first)
+            if one == first:
+                number[first : first + size] = np.arange(count, count + size)
+                count += size
+            else:
+                number[first : first + size] = number[one : one + size]
+        return number, left
+
+    def reasons(self, classes: Ints) -> tuple[Ints, list[str]]:
+        """(place in the list or -1, for every class; why a class must stay)."""
+        found = list(dict.fromkeys(reason for _, reason in self._fixed))
+        at = {reason: number for number, reason in enumerate(found)}
+        places = np.full(self.count, -1)
         for labels, reason in self._fixed:
-            for own in np.unique(classes[labels]).tolist():
-                found.setdefault(own, reason)
-        found.setdefault(int(classes[0]), "it is tied to something of fixed size")
+            own = classes[labels[labels != 0]]
+            places[own[places[own] < 0]] = at[reason]
+        if places[classes[0]] < 0:
+            places[classes[0]] = len(found)
+            found.append("it is tied to something of fixed size")
+        return places, found
+
+    def with_statistics(self, classes: Ints) -> NDArray[np.bool_]:
+        """Over which classes a statistic is taken."""
+        found = np.zeros(self.count, dtype=bool)
+        for labels in self._statistics:
+            found[classes[labels[labels != 0]]] = True
         return found
 
-    def with_statistics(self, classes: Ints) -> set[int]:
-        """Classes over which a statistic is taken."""
-        return {own for labels in self._statistics for own in np.unique(classes[labels[labels != 0]]).tolist()}
+
+_NO_EDGE = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+def _ascends_by_one(labels: Ints) -> bool:
+    return int(labels[-1]) - int(labels[0]) == len(labels) - 1 and bool((labels[1:] > labels[:-1]).all())
+
+
+def _once(a: Ints, b: Ints) -> tuple[Ints, Ints]:
+    """Each pair once."""
+    pairs = np.sort(a << 32 | b)  # one integer a pair; labels stay below 2^31
+    pairs = pairs[np.concatenate(([True], pairs[1:] != pairs[:-1]))]
+    return pairs >> 32, pairs & 0xFFFFFFFF
 
 
 def _straightened(field: Ints) -> list[tuple[Ints, Ints]]:
@@ -119,10 +179,9 @@ def _straightened(field: Ints) -> list[tuple[Ints, Ints]]:
     return [(field, field.take([0], d)) for d in dims if d != keep]
 
 
-def components(count: int, edges: Ints) -> Ints:
+def components(count: int, a: Ints, b: Ints) -> Ints:
     """The smallest member of each node's connected component, by hooking and pointer jumping."""
     parent = np.arange(count, dtype=np.int64)
-    a, b = edges[:, 0], edges[:, 1]
     while len(a):
         low, high = np.minimum(parent[a], parent[b]), np.maximum(parent[a], parent[b])
         open_ = low != high

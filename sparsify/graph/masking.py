@@ -45,7 +45,7 @@ class Narrowed(Watch):  # type: ignore[no-untyped-call]
     def _emptied(self, tensor: Tensor) -> Tensor:
         """A weight that was computed from others, with zeros where a removed unit lies."""
         shadow = self.of(tensor)
-        if not shadow.parameter or tensor in self.names:
+        if not shadow.parameter or shadow in self.names:
             return tensor
         gone = [self.removed[aspect].to(tensor.device) for aspect in shadow.aspects]
         return reduce(lambda t, own: t.masked_fill(own, 0.0), gone, tensor)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sparsify.graph.naming import walk
+
 MOVES = frozenset(
     ["view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "numpy_T", "unsqueeze", "squeeze", "expand", "flip", "roll", "repeat", "diagonal", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "repeat_interleave", "detach", "alias", "clone", "contiguous", "_to_copy", "lift_fresh", "unfold", "view_as_real", "view_as_complex", "_conj", "movedim", "swapaxes"]
 )
@@ -78,7 +80,7 @@ def axes_of(name: str, args: Any, kwargs: Mapping[str, Any]) -> set[int]:
 @contextmanager
 def primitive(model: nn.Module) -> Iterator[None]:
     """Let torch take the plain path: no fused attention, no fused recurrent layers."""
-    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    recurrent = any(isinstance(module, nn.RNNBase) for _, module in walk(model))
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(plain_attention())

@@ -9,19 +9,25 @@ out of it, and the verdict says `statistics change`: M is then no longer the den
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
 from sparsify.errors import ModelError, VerificationError
-from sparsify.graph import masking
+from sparsify.graph import cutting, masking
 from sparsify.graph.branches import find_branches
 from sparsify.graph.bundling import bundles
-from sparsify.graph.call import Inputs, call, converted, on_meta, tensors
-from sparsify.graph.cutting import Keep, cut, dropped, gone_branches
+from sparsify.graph.call import Inputs, call, converted, shapes, tensors
+from sparsify.graph.copying import on_meta
+from sparsify.graph.cutting import Keep, dropped, gone_branches
+from sparsify.graph.describing import Described
+from sparsify.graph.labels import Ints
+from sparsify.graph.naming import all_names
 from sparsify.graph.operators import plain_attention
 from sparsify.graph.settling import fewer, settled
 from sparsify.graph.silencing import silenced
@@ -50,11 +56,14 @@ def verify(
     if not narrowed and not reshaped:
         return Verdict(outcome="nothing cut", difference=0.0, control=0.0)
     blamed = narrowed or list(reshaped)
-    wide, narrow, inputs, tolerance = _precise(dense, thin, inputs)
-    masked, found = _both(wide, narrow, map, keep, inputs, blamed)
-    _runs_backwards(wide, narrow, inputs, blamed)
-    plain = wide if before is None else deepcopy(before).to(next(wide.parameters()).dtype).eval()
-    difference, control = _relative(found, masked), _relative(_outputs(plain, inputs), masked)
+    wide, plain, wide_inputs, tolerance = _precise(dense, inputs)
+    narrow = _as(thin, torch.float64) if tolerance == TOLERANCE else deepcopy(thin).eval()
+    found = _ran(narrow, wide_inputs, blamed)
+    masked = _masked_outputs(wide, map, keep, wide_inputs, found, blamed)
+    _runs_backwards(lambda: deepcopy(wide), narrow, wide_inputs, blamed)
+    if before is not None:
+        plain = _outputs(deepcopy(before).to(next(wide.parameters()).dtype).eval(), wide_inputs)
+    difference, control = _relative(found, masked), _relative(plain, masked)
     if not difference <= tolerance:
         raise VerificationError(f"the cut model differs from the masked one by {difference:.1e} of the largest output{_blame(blamed)}")
     changing = any(map.by_name[name].statistics for name in narrowed)
@@ -74,14 +83,23 @@ def _remarks(changing: bool, tolerance: float) -> Iterable[str]:
         yield f"the model casts inside and does not run in float64: compared in its own precision, within {tolerance:.0e}"
 
 
-def _precise(dense: nn.Module, thin: nn.Module, inputs: Inputs) -> tuple[nn.Module, nn.Module, Inputs, float]:
-    """Both models and the inputs in float64; as they are where the dense model does not run like that."""
+def _precise(dense: nn.Module, inputs: Inputs) -> tuple[nn.Module, list[torch.Tensor], Inputs, float]:
+    """A copy in float64, its outputs, inputs and tolerance; one as it is where the model does not run like that."""
     wide, wide_inputs = _as(dense, torch.float64), converted(inputs, torch.float64)
     try:
-        _outputs(wide, wide_inputs)
+        return wide, _outputs(wide, wide_inputs), wide_inputs, TOLERANCE
     except Exception:
-        return deepcopy(dense).eval(), deepcopy(thin).eval(), inputs, TRIAL
-    return wide, _as(thin, torch.float64), wide_inputs, TOLERANCE
+        wide = deepcopy(dense).eval()
+        return wide, _outputs(wide, inputs), inputs, TRIAL
+
+
+def _runs_in_double(trial: nn.Module, inputs: Inputs) -> bool:
+    """Whether the model does; it is in double precision from now on."""
+    try:
+        _outputs(trial.to(torch.float64), converted(inputs, torch.float64))
+    except Exception:
+        return False
+    return True
 
 
 def _narrowed_groups(map: ModelMap, keep: Keep) -> list[str]:
@@ -93,19 +111,12 @@ def _within_branches(map: ModelMap, keep: Keep, name: str) -> bool:
     return not keep[name] and name not in {b.name for b in map.branches}
 
 
-def _both(
-    wide: nn.Module, narrow: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, blamed: Sequence[str]
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Outputs of the masked dense and of the cut model; VerificationError when the latter does not run or its shapes differ."""
-    changing = any(map.by_name[name].statistics for name in _narrowed_groups(map, keep))
-    masked = _masked_outputs(wide, map, keep, inputs, changing)
+def _ran(narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> list[torch.Tensor]:
+    """Outputs of the cut model; VerificationError when it does not run."""
     try:
-        found = _outputs(narrow, inputs)
+        return _outputs(narrow, inputs)
     except Exception as error:
-        raise _does_not_run(error, blamed) from error
-    if [t.shape for t in found] != [t.shape for t in masked]:
-        raise VerificationError(f"the cut model's outputs changed their shapes{_blame(blamed)}")
-    return masked, found
+        raise _does_not_run(error, groups) from error
 
 
 def _does_not_run(error: Exception, groups: Sequence[str]) -> VerificationError:
@@ -157,16 +168,18 @@ class _Trials:
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         shapes = _Shapes(model, inputs)
-        inputs = converted(inputs, torch.float32)
+        self.inputs = converted(inputs, torch.float32)
         self.faults: list[Fault] = [shapes.fault] if shapes.works else []
         if any(p.is_meta for p in model.parameters()):
             return  # a model of shapes alone can be planned, not compared
-        trial = _scrambled(model, inputs)
-        exact, _, exact_inputs, tolerance = _precise(trial, trial, inputs)
-        self.faults += [
-            lambda chosen, map: _fault(trial, map, {c.name: _half(c) for c in chosen}, inputs, TRIAL),
-            lambda chosen, map: _fault(exact, map, {c.name: _rest(c) for c in chosen}, exact_inputs, tolerance),
-        ]
+        self.model, self.double = _scrambled(model, self.inputs), cache(lambda: _runs_in_double(self.model, self.inputs))
+        self.faults += [self._single_fault, self._double_fault]
+
+    def _single_fault(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
+        return _fault(self.model.to(torch.float32), map, {c.name: _half(c) for c in chosen}, self.inputs, TRIAL)
+
+    def _double_fault(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
+        return _double_fault(self.model, self.double(), map, {c.name: _rest(c) for c in chosen}, self.inputs)
 
     def alone(self, group: Coupled, map: ModelMap, faults: Sequence[Fault]) -> str | None:
         """What is wrong with a cut of one group."""
@@ -192,9 +205,10 @@ def with_branches(model: nn.Module, map: ModelMap, inputs: Inputs, macs: Mapping
     map = replace(map, branches=find_branches(deepcopy(model), map, inputs, macs))
     reasons: dict[str, str] = {}
     inputs = converted(inputs, torch.float32)
-    exact, _, exact_inputs, tolerance = _precise(trial := _scrambled(model, inputs), trial, inputs)
+    trial = _scrambled(model, inputs)
+    double = _runs_in_double(trial, inputs)
     for level in _levels([b for b in map.branches if b.group.protected is None]):
-        _good([b.group for b in level], lambda chosen: _fault(exact, map, {c.name: [] for c in chosen}, exact_inputs, tolerance), reasons)
+        _good([b.group for b in level], lambda chosen: _double_fault(trial, double, map, {c.name: [] for c in chosen}, inputs), reasons)
 
     def judged(b: Branch) -> Branch:
         return replace(b, group=replace(b.group, protected=reasons[b.name])) if b.name in reasons else b
@@ -215,27 +229,27 @@ class _Shapes:
     """Trial cuts on the meta device. `works` says whether the dense model runs there at all."""
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        self.inputs = on_meta(inputs)
-        self.model = _on_meta(model)
-        self.modes = [mode for mode in (False, True) if self._run(self.model, mode) is not None]
-        self.works = False in self.modes
-        self.shapes = {mode: self._run(self.model, mode) for mode in self.modes}
+        self.inputs = shapes(inputs)
+        self.model = on_meta(model)
+        found = {mode: self._run(self.model, mode) for mode in (False, True)}
+        self.shapes = {mode: made for mode, made in found.items() if made is not None}
+        self.works = False in self.shapes
 
     def _run(self, model: nn.Module, training: bool) -> list[torch.Size] | None:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), Described():  # type: ignore[no-untyped-call]
                 return [t.shape for t in tensors(call(model.train(training), self.inputs))]
         except Exception as error:
             self.error = error
             return None
 
     def fault(self, groups: Sequence[Coupled], map: ModelMap) -> str | None:
-        thin, _ = cut(self.model, map, {c.name: _half(c) for c in groups}, plan="probe")
-        for mode in self.modes:
+        thin = cutting.trial(self.model, map, {c.name: _half(c) for c in groups})
+        for mode, wanted in self.shapes.items():
             found = self._run(thin, mode)
             if found is None:
                 return f"the cut model does not run: {type(self.error).__name__}: {_first_line(self.error)}"
-            if found != self.shapes[mode]:
+            if found != wanted:
                 return "the cut model's outputs change their shapes"
         return None
 
@@ -275,17 +289,26 @@ def _accumulate(groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], 
 def _fault(trial: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, tolerance: float) -> str | None:
     narrowed = _narrowed_groups(map, keep)
     try:
-        thin, _ = cut(trial, map, keep, plan="probe")
-        masked, found = _both(trial, thin, map, keep, inputs, narrowed)
-        difference = _relative(found, masked)
+        thin = cutting.trial(trial, map, keep)
+        found = _ran(thin, inputs, narrowed)
+        single = torch.float32  # enough to see that it runs
+        _runs_backwards(lambda: deepcopy(trial).to(single), thin.to(single), converted(inputs, single), narrowed)
+        del thin
+        difference = _relative(found, _masked_outputs(trial, map, keep, inputs, found, narrowed))
         if not difference <= tolerance:
             raise VerificationError(f"the cut model differs from the masked one by {difference:.1e} of the largest output")
-        _runs_backwards(trial, thin, inputs, narrowed)
     except VerificationError as error:
         return str(error).partition(" [groups")[0]
     except Exception as error:
         return f"{type(error).__name__}: {_first_line(error)}"
     return None
+
+
+def _double_fault(trial: nn.Module, double: bool, map: ModelMap, keep: Keep, inputs: Inputs) -> str | None:
+    """The same in double precision, where the model runs in it."""
+    if double:
+        return _fault(trial.to(torch.float64), map, keep, converted(inputs, torch.float64), TOLERANCE)
+    return _fault(trial.to(torch.float32), map, keep, inputs, TRIAL)
 
 
 def _half(group: Coupled) -> list[int]:
@@ -309,12 +332,12 @@ def _scrambled(model: nn.Module, inputs: Inputs) -> nn.Module:
             if not tensor.is_floating_point():
                 continue
             if name.endswith("running_var") or (tensor.dim() == 1 and name.endswith("weight")):
-                tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) + 0.5)
+                tensor.uniform_(0.5, 1.5, generator=generator)
             elif tensor.dim() > 1:
-                fan_in = max(1, tensor[0].numel())
-                tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * (1.5 / fan_in**0.5))
+                spread = 1.5 * (3 / max(1, tensor[0].numel())) ** 0.5
+                tensor.uniform_(-spread, spread, generator=generator)
             elif isinstance(tensor, nn.Parameter) or name.endswith("running_mean"):
-                tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * 0.1)
+                tensor.uniform_(-0.2, 0.2, generator=generator)
     try:
         finite = all(bool(t.isfinite().all()) for t in _outputs(copy, inputs))
     except Exception:
@@ -322,48 +345,60 @@ def _scrambled(model: nn.Module, inputs: Inputs) -> nn.Module:
     return copy if finite else _as(model, torch.float32)
 
 
-def _on_meta(model: nn.Module) -> nn.Module:
-    """A copy without numbers whose tied weights are still tied, which `model.to("meta")` would undo."""
-    found: dict[int, Any] = {}
-    for parameter in model.parameters():
-        found[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
-    for buffer in model.buffers():
-        found[id(buffer)] = buffer.to("meta")
-    return deepcopy(model, found)
-
-
 def _as(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return deepcopy(model).to(dtype).eval()
 
 
-def _masked_outputs(wide: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, changing: bool) -> list[torch.Tensor]:
-    model = _masked(wide, map, keep)
-    sums = [s for b in gone_branches(map, keep) for s in b.sums]
-    if not changing:
-        with silenced(model, sums):
-            return _outputs(model, inputs)
-    # Inside branches that leave as well: what comes out of one has the labels of what it is added to.
-    widths = {name: keep[name] for name in _narrowed_groups(map, keep) if keep[name]}
-    gone: dict[tuple[str, int], set[int]] = {}
-    for (tensor, dim, _), lost in dropped(map, widths).items():
-        gone.setdefault((tensor, dim), set()).update(lost)
-    return masking.outputs(model, inputs, gone, sums)
+def _masked_outputs(
+    wide: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, found: Sequence[torch.Tensor], blamed: Sequence[str]
+) -> list[torch.Tensor]:
+    """Outputs of the masked dense model. VerificationError when they are of other shapes than those of the cut model."""
+    groups, sums = _narrowed_groups(map, keep), [s for b in gone_branches(map, keep) for s in b.sums]
+    with _masked(wide, map, keep):
+        if any(map.by_name[name].statistics for name in groups):
+            # Inside branches that leave as well: what comes out of one has the labels of what it is added to.
+            gone: dict[tuple[str, int], set[int]] = {}
+            for (tensor, dim, _), lost in dropped(map, {name: keep[name] for name in groups if keep[name]}).items():
+                gone.setdefault((tensor, dim), set()).update(lost.tolist())
+            masked = masking.outputs(wide, inputs, gone, sums)
+        else:
+            with silenced(wide, sums):
+                masked = _outputs(wide, inputs)
+    if [t.shape for t in found] != [t.shape for t in masked]:
+        raise VerificationError(f"the cut model's outputs changed their shapes{_blame(blamed)}")
+    return masked
 
 
-def _masked(wide: nn.Module, map: ModelMap, keep: Keep) -> nn.Module:
-    """The dense model with the consumers' input slices of every removed unit set to zero; where units have no consumer
-    with weights (queries times keys), all that makes them. Its branches are left as they are."""
-    copy = deepcopy(wide)
-    values = dict([*copy.named_parameters(), *copy.named_buffers()])
+@contextmanager
+def _masked(wide: nn.Module, map: ModelMap, keep: Keep) -> Iterator[None]:
+    """The consumers' input slices of every removed unit at zero; where units have no consumer with weights (queries times
+    keys), all that makes them. Its branches are left as they are.
+
+    They are put back in single precision: that is what trial models are made in, and others are given up.
+    """
+    before: list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]] = []
+    values = all_names(wide)
+    with torch.no_grad():
+        for tensor, dim, lost in _emptied(map, keep):
+            value, at = values[tensor], torch.from_numpy(lost).to(values[tensor].device)
+            own = value.index_select(dim, at)
+            before.append((value, dim, at, own.float() if own.dtype == torch.float64 else own))
+            value.index_fill_(dim, at, 0.0)
+        try:
+            yield
+        finally:
+            for value, dim, at, own in reversed(before):
+                value.index_copy_(dim, at, own.to(value.dtype))
+
+
+def _emptied(map: ModelMap, keep: Keep) -> Iterator[tuple[str, int, Ints]]:
     branches = {b.name: keep[b.name] for b in gone_branches(map, keep)}
     read = {name: kept for name, kept in keep.items() if any(s.role == "in" for s in map.by_name[name].slices)}
     unread = {name: kept for name, kept in keep.items() if name not in read}
-    with torch.no_grad():
-        for chosen, role in (({**read, **branches}, "in"), ({**unread, **branches}, "out")):
-            for (tensor, dim, own), lost in dropped(map, chosen).items():
-                if own == role:
-                    values[tensor].index_fill_(dim, torch.tensor(sorted(lost), device=values[tensor].device), 0.0)
-    return copy
+    for chosen, role in (({**read, **branches}, "in"), ({**unread, **branches}, "out")):
+        for (tensor, dim, own), lost in dropped(map, chosen).items():
+            if own == role:
+                yield tensor, dim, lost
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
@@ -373,13 +408,14 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
         return list(tensors(call(model, inputs)))
 
 
-def _runs_backwards(wide: nn.Module, narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> None:
-    """Forward and backward in train mode; what the dense model cannot do with these inputs is not asked of the cut one."""
+def _runs_backwards(dense: Callable[[], nn.Module], narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> None:
+    """Forward and backward in train mode, for which `narrow` is given up; what the dense model cannot do with these
+    inputs is not asked of the cut one."""
     try:
-        _backwards(deepcopy(narrow), inputs)
+        _backwards(narrow, inputs)
     except Exception as error:
         try:
-            _backwards(deepcopy(wide), inputs)
+            _backwards(dense(), inputs)
         except Exception:
             return
         raise _does_not_run(error, groups) from error

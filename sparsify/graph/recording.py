@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsify.graph.call import Inputs, call, tensors
-from sparsify.graph.inspecting import canonical_names
 from sparsify.graph.locating import Located
+from sparsify.graph.naming import canonical_names
 from sparsify.graph.operators import flattened, primitive
 from sparsify.graph.silencing import first_tensor
 

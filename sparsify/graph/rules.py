@@ -159,7 +159,9 @@ def _weight_norm(w: Follower, op: Op) -> Shadow:
 
 def _at(w: Follower, vector: Tensor, dim: int, rank: int) -> Shadow:
     """The shadow of a vector, laid along one dimension of a tensor of so many dimensions."""
-    return w.algebra.moved(w.of(vector), lambda t: t.reshape([-1 if d == dim else 1 for d in range(rank)]))
+    shadow, size = w.of(vector), vector.shape[0]
+    shape = (1,) * dim + (size,) + (1,) * (rank - dim - 1)
+    return Shadow(shape, tuple(v.view(shape) for v in shadow.aspects), shadow.parameter, frozenset([dim] if 0 in shadow.soft else []))
 
 
 # taking apart and putting together

@@ -9,6 +9,7 @@ that varies along two dimensions, [1, 1, h, d].
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -22,7 +23,10 @@ FIXED = "it is combined with something of fixed size"
 
 @dataclass(frozen=True, eq=False)
 class Shadow:
-    """The aspects of one tensor; `parameter` says that it was computed from parameters and buffers alone."""
+    """The aspects of one tensor; `parameter` says that it was computed from parameters and buffers alone.
+
+    Two are the same only when they are one: what was learnt from a shadow need not be learnt again.
+    """
 
     shape: tuple[int, ...]
     aspects: tuple[Tensor, ...] = ()
@@ -63,8 +67,8 @@ class Algebra:
         self.labels = labels
 
     def join(self, a: Tensor, b: Tensor) -> None:
-        if a.numel() and b.numel():
-            self.labels.join(*np.broadcast_arrays(a.numpy(), b.numpy()))
+        if a is not b:
+            self.labels.join(a.numpy(), b.numpy())
 
     def tie(self, aspect: Tensor, dims: Iterable[int]) -> Tensor:
         """All labels along these dimensions leave together; the aspect without them."""
@@ -90,8 +94,8 @@ class Algebra:
                 kept.append(aspect)
         return Shadow(shadow.shape, tuple(kept), shadow.parameter)
 
-    def merged(self, aspects: Iterable[Tensor]) -> tuple[Tensor, ...]:
-        """Aspects that vary along a common dimension speak of the same thing: join them and keep the finer one."""
+    def merged(self, aspects: Iterable[Tensor], joined: bool = False) -> tuple[Tensor, ...]:
+        """Aspects that vary along a common dimension speak of the same thing: join them, unless they are, and keep the finer one."""
         found: list[Tensor] = []
         for aspect in aspects:
             own = varying(aspect)
@@ -99,7 +103,8 @@ class Algebra:
                 continue
             for i, other in enumerate(found):
                 if own & varying(other):
-                    self.join(aspect, other)
+                    if not joined:
+                        self.join(aspect, other)
                     found[i] = max(aspect, other, key=lambda a: len(varying(a)))
                     break
             else:
@@ -110,20 +115,33 @@ class Algebra:
         """Elementwise with broadcasting: labels that meet are joined, labels that meet a fixed size are held."""
         rank = len(shape)
         aligned = [_aligned(s, rank) for s in operands]
+        if _alike(aligned):
+            return self._joined(shape, aligned)
         for i, one in enumerate(aligned):
             for aspect in one.aspects:
                 for j, other in enumerate(aligned):
                     if i != j:
-                        self._meet(aspect, other)
-        aspects = self.merged(a for s in aligned for a in s.aspects)
-        soft = frozenset(d for d in range(rank) if not any(s.firm(d) for s in aligned)) if any(s.soft for s in aligned) else frozenset()
-        return Shadow(tuple(shape), aspects, all(s.parameter for s in operands), soft)
+                        self._meet(aspect, other, joined=j < i)
+        aspects = self.merged((a for s in aligned for a in s.aspects), joined=True)
+        return Shadow(tuple(shape), aspects, all(s.parameter for s in operands), _soft(rank, aligned))
 
-    def _meet(self, aspect: Tensor, other: Shadow) -> None:
+    def _joined(self, shape: Sequence[int], operands: Sequence[Shadow]) -> Shadow:
+        """Operands that vary alike: every place of one meets that place of the others, so that a chain joins them all."""
+        whole, soft, parameter = tuple(shape), _soft(len(shape), operands), all(s.parameter for s in operands)
+        one = operands[0].aspects[0]
+        if all(s.aspects[0] is one for s in operands):
+            same = next((s for s in operands if (s.shape, s.soft, s.parameter, s.over) == (whole, soft, parameter, ())), None)
+            return Shadow(whole, (one,), parameter, soft) if same is None else same
+        for a, b in pairwise(operands):
+            self.join(a.aspects[0], b.aspects[0])
+        return Shadow(whole, (one,), parameter, soft)
+
+    def _meet(self, aspect: Tensor, other: Shadow, joined: bool) -> None:
         real = {d for d in varying(aspect) if other.firm(d)}
         for theirs in other.aspects:
             if varying(theirs) & varying(aspect):
-                self.join(aspect, theirs)
+                if not joined:
+                    self.join(aspect, theirs)
                 real -= varying(theirs)
         if real:
             self.hold(aspect, real, FIXED)
@@ -167,10 +185,9 @@ class Algebra:
         self._side(aspect, self.labels.produced)
 
     def _side(self, aspect: Tensor, found: set[tuple[str, int]]) -> None:
-        label = int(aspect.flatten()[-1])
-        for axis in self.labels.axes:
-            if axis.first <= label < axis.first + axis.size:
-                found.add((axis.tensor, axis.dim))
+        axis = self.labels.axis_of(int(aspect[tuple(n - 1 for n in aspect.shape)]))
+        if axis is not None:
+            found.add((axis.tensor, axis.dim))
 
     def reduced(self, shadow: Shadow, dims: set[int], keepdim: bool, shape: Sequence[int]) -> Shadow:
         """A sum, mean, maximum over some dimensions."""
@@ -185,13 +202,13 @@ class Algebra:
                 kept.append(aspect)
         return Shadow(tuple(shape), tuple(kept), shadow.parameter, over=over)
 
-    def moved(self, shadow: Shadow, change: Callable[[Tensor], Tensor]) -> Shadow:
-        """An operation that only moves elements, carried out on the labels."""
+    def moved(self, shadow: Shadow, change: Callable[[Tensor], Tensor], shape: Sequence[int] | None = None) -> Shadow:
+        """An operation that only moves elements, carried out on the labels; shape: that of its result, where it is known."""
         results = [compress(change(aspect.expand(shadow.shape))) for aspect in shadow.aspects]
         for before, after in zip(shadow.aspects, results, strict=True):
             if len(varying(after)) > max(1, len(varying(before))):
                 self.labels.rectangle(after.numpy())
-        shape = tuple(change(torch.empty(1, dtype=torch.bool).expand(shadow.shape)).shape)
+        shape = tuple(change(torch.empty(1, dtype=torch.bool).expand(shadow.shape)).shape if shape is None else shape)
         return Shadow(shape, self._laid_together(results), shadow.parameter, self._soft(shadow, change, shape))
 
     def _soft(self, shadow: Shadow, change: Callable[[Tensor], Tensor], shape: Sequence[int]) -> frozenset[int]:
@@ -278,6 +295,17 @@ class Algebra:
         if bias is not None and bias.aspects:
             self.join(bias.aspects[0].flatten(), out)
         return Shadow(tuple(shape), (labelled,) if size > 1 else ())
+
+
+def _soft(rank: int, operands: Sequence[Shadow]) -> frozenset[int]:
+    """Dimensions on whose length no operand insists."""
+    return frozenset(d for d in range(rank) if not any(s.firm(d) for s in operands)) if any(s.soft for s in operands) else frozenset()
+
+
+def _alike(operands: Sequence[Shadow]) -> bool:
+    """Whether each has one aspect, and all vary along the same dimensions."""
+    first = operands[0].aspects
+    return all(len(s.aspects) == 1 and s.aspects[0].shape == first[0].shape for s in operands) if first else False
 
 
 def _in_step(aspect: Tensor, finer: Tensor) -> bool:

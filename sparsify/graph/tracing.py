@@ -4,16 +4,21 @@ The model runs once in eval mode with example inputs, on real or meta tensors. C
 dozen primitive ones that they are made of (attention as matrix products and a softmax, an LSTM as products and chunks).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from sparsify.errors import ModelError
 from sparsify.graph.call import Inputs, call, tensors
+from sparsify.graph.describing import Made, described, description, made, short_name
 from sparsify.graph.labels import Labels
 from sparsify.graph.locating import Located
+from sparsify.graph.naming import named_tensors, walk
 from sparsify.graph.operators import (
     ALIKE,
     ALONG,
@@ -25,6 +30,7 @@ from sparsify.graph.operators import (
     REDUCTIONS,
     SPATIAL,
     argument,
+    axes_of,
     dimension,
     flattened,
     moved_by,
@@ -38,15 +44,41 @@ COMPARING = (nn.RMSNorm, nn.Transformer)
 """modules that compare the width of what comes in with an attribute, in no operator"""
 
 
-class Watch(Located):
+@dataclass(frozen=True)
+class Known:
+    """What came of an operator on the same shadows before: those of its results, and, without numbers, the results."""
+
+    shadows: tuple[Shadow | None, ...]
+    made: tuple[Made, ...] | None
+    alone: bool
+    """whether the result is one tensor, no tuple of them"""
+
+
+class Held:
+    """The shadows of tensors without numbers, which may as well be held: they take no memory."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[Tensor, Shadow]] = {}
+
+    def get(self, tensor: Tensor) -> Shadow | None:
+        entry = self._entries.get(id(tensor))
+        return None if entry is None else entry[1]
+
+    def __setitem__(self, tensor: Tensor, shadow: Shadow) -> None:
+        self._entries[id(tensor)] = tensor, shadow
+
+
+class Watch(Located):  # type: ignore[no-untyped-call]
     """Follows labels through every operator that runs under it."""
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: Labels, numbers: bool = True) -> None:
         super().__init__()
         self.labels = labels
         self.algebra = Algebra(labels)
-        self.shadows: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self.names: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.shadows: Held | WeakTensorKeyDictionary = WeakTensorKeyDictionary() if numbers else Held()
+        self.names: dict[Shadow, str] = {}
+        self.known: dict[Any, Known] = {}
+        self.plain: dict[tuple[int, ...], Shadow] = {}
         self.hidden: dict[str, Tensor] = {}
         self.comparing: set[str] = set()
 
@@ -57,16 +89,16 @@ class Watch(Located):
             axis = self.labels.new(name, dim, size)
             if size > 1:
                 aspects.append(torch.arange(axis.first, axis.first + size).view([-1 if d == dim else 1 for d in range(tensor.dim())]))
-        self.shadows[tensor] = Shadow(tuple(tensor.shape), tuple(aspects), parameter=True)
-        self.names[tensor] = name
+        shadow = Shadow(tuple(tensor.shape), tuple(aspects), parameter=True)
+        self.shadows[tensor] = shadow
+        self.names[shadow] = name
 
     def enter_model(self, model: nn.Module) -> None:
         """Labels for every parameter and saved buffer; what is not saved (a table of rotary frequencies) is a constant."""
-        saved = set(model.state_dict(keep_vars=True))
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if name in saved:
+        for name, tensor, saved in named_tensors(model):
+            if saved:
                 self.enter_tensor(name, tensor)
-        for name, module in model.named_modules():
+        for name, module in walk(model):
             if isinstance(module, COMPARING):
                 self.comparing.add(name)
             if isinstance(module, nn.RNNBase) and not module.proj_size:
@@ -85,35 +117,89 @@ class Watch(Located):
             self.hidden[name] = columns[0]
 
     def of(self, tensor: Tensor) -> Shadow:
-        name: str | None = self.names.get(tensor)  # type: ignore[no-untyped-call]
-        if name is not None:
-            self.labels.used.add(name)
-        found: Shadow = self.shadows[tensor] if tensor in self.shadows else Shadow(tuple(tensor.shape))
+        found = self._peek(tensor)
+        if found in self.names:
+            self.labels.used.add(self.names[found])
         for aspect in found.over:
             self.labels.statistics(aspect.numpy())
         return found
 
+    def _peek(self, tensor: Tensor) -> Shadow:
+        """Its shadow, which nothing is learnt from by being looked at."""
+        found: Shadow | None = self.shadows.get(tensor)
+        return self._unlabelled(tensor) if found is None else found
+
+    def _unlabelled(self, tensor: Tensor) -> Shadow:
+        shape = tuple(tensor.shape)
+        return self.plain.setdefault(shape, Shadow(shape))
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = func._schema.name.split("::")[1]
-        out = self.compute(name, func, args, kwargs)
+        name = short_name(func)
+        key = self._key(name, func, args, kwargs)
+        known = self.known.get(key)
+        if known is not None and known.made is not None:
+            out = made(known.made, known.alone)
+        else:
+            out = self.compute(name, func, args, kwargs)
         if name.endswith("_") and not name.startswith("_"):
             name = name[:-1]
             self._written(name, args)
-        result = self._rule(name, func, args, kwargs, out)
-        if isinstance(out, Tensor):
-            self.shadows[out] = result if isinstance(result, Shadow) else Shadow(tuple(out.shape))
-        elif isinstance(out, tuple | list):
+        results = (out,) if isinstance(out, Tensor) else out if isinstance(out, tuple | list) else ()
+        if known is None:
+            result = self._rule(name, func, args, kwargs, out)
             shadows = result if isinstance(result, list) else [result]
-            for value, shadow in zip(out, [*shadows, *[None] * len(out)], strict=False):
-                if isinstance(value, Tensor):
-                    self.shadows[value] = shadow if isinstance(shadow, Shadow) else Shadow(tuple(value.shape))
+            known = self.known[key] = Known((*shadows, *[None] * len(results)), None if name in NORMS else description(func, out), isinstance(out, Tensor))
+        for value, shadow in zip(results, known.shadows, strict=False):
+            if isinstance(value, Tensor):
+                self.shadows[value] = self._unlabelled(value) if shadow is None else shadow
         return out
+
+    def _key(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """What the rules read: the operator, its arguments with shadows for tensors, and the module that runs."""
+        within = self.within[-1] if self.within else None
+        if name in NORMS:  # the same whether it trains or not, but for labels that the statistics are taken over
+            over = axes_of(name, args, kwargs)
+            return "norm", within, any(varying(aspect) & over for aspect in self._peek(args[0]).aspects), *(self._seen(v) for v in args[:5])
+        return func, within, *(self._seen(v) for v in args), *((k, self._seen(v)) for k, v in kwargs.items())
+
+    def _seen(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._peek(value), value.stride(), value.dtype
+        if isinstance(value, list | tuple):
+            return tuple(map(self._seen, value))
+        return value if value is None or type(value) is int else (type(value), value)
 
     def entered(self, name: str, args: Any, kwargs: Any) -> None:
         for value in (*args, *kwargs.values()) if name in self.comparing else ():
             if isinstance(value, Tensor):
                 self.sized(self.of(value))
+
+    @contextmanager
+    def located(self, model: nn.Module) -> Iterator[None]:
+        """Know, while the model runs, which of its modules is running; by their `forward`, sooner than by hooks."""
+        before = {}
+        for name, module in walk(model):
+            before[module] = vars(module).get("forward")
+            vars(module)["forward"] = self._noting(name, module.forward)
+        try:
+            yield
+        finally:
+            for module, own in before.items():
+                del vars(module)["forward"]
+                if own is not None:
+                    vars(module)["forward"] = own
+
+    def _noting(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self.within.append(name)
+            self.entered(name, args, kwargs)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self.within.pop()
+
+        return run
 
     def sized(self, shadow: Shadow) -> Shadow:
         """Remember where a shape was written down: a module's attribute may hold it."""
@@ -123,9 +209,9 @@ class Watch(Located):
                     self.labels.sized(self.within[-1], first(aspect, varying(aspect) - {d}).flatten().numpy())
         return shadow
 
-    def compute(self, _name: str, func: Any, args: Any, kwargs: Any) -> Any:
+    def compute(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator."""
-        return func(*args, **kwargs)
+        return described(name, func, args, kwargs)
 
     def _written(self, name: str, args: Any) -> None:
         """An operator wrote into a part of a tensor. Labels that lie there already are joined with what is written; labels
@@ -191,7 +277,7 @@ class Watch(Located):
             if name == "roll":
                 dims = argument(args, kwargs, 2, "dims", None) or range(args[0].dim())
                 shadow = a.hold_all(shadow, {dimension(d, args[0]) for d in dims}, "it is rolled by a fixed number of places")
-            moved = a.moved(shadow, lambda t: moved_by(func, t, rest, own))
+            moved = a.moved(shadow, lambda t: moved_by(func, t, rest, own), out.shape)
             return self.sized(moved) if name in ("view", "_unsafe_view", "reshape", "_reshape_alias") else moved
         op = Op(name, args, kwargs, out)
         if name in RULES:
@@ -212,16 +298,18 @@ class Watch(Located):
         return None
 
 
-def watch(model: nn.Module, inputs: Inputs) -> Labels:
-    """Run the model under watch, in eval mode and, where it can, in train mode (auxiliary heads run only there).
+def watch(model: nn.Module, inputs: Inputs, *, lenient: bool) -> Labels:
+    """Run the model under watch, in eval mode and in train mode (auxiliary heads run only there).
 
     The labels of its parameters and buffers and everything learnt about them. The model's running statistics move, and
     its attentions become the ones that a cut would make of them, which write no number of heads into a mask: pass a copy.
+    lenient: one that does not run in train mode is watched in eval mode alone. Raises ModelError when nothing that could
+    be compared comes out.
     """
-    for name in [name for name, module in model.named_modules() if type(module) is nn.MultiheadAttention]:
+    for name in [name for name, module in walk(model) if type(module) is nn.MultiheadAttention]:
         attention.adopt(model, name)
     labels = Labels()
-    mode = Watch(labels)
+    mode = Watch(labels, numbers=lenient)
     mode.enter_model(model)
     with mode.located(model):
         for training in (False, True):
@@ -230,10 +318,13 @@ def watch(model: nn.Module, inputs: Inputs) -> Labels:
                 with primitive(model), torch.random.fork_rng(devices=[]), mode:
                     output = call(model, inputs)
             except Exception:
-                if not training:
+                if not training or not lenient:
                     raise
                 break
-            for tensor in tensors(output):
+            found = list(tensors(output))
+            if not found and not training:
+                raise ModelError("the model returns no floating-point tensor; a cut could not be checked")
+            for tensor in found:
                 for aspect in mode.of(tensor).aspects:
                     labels.fix(aspect.numpy(), "it feeds the network's output")
     model.eval()

@@ -107,6 +107,9 @@ def test_apply_trains_cuts_tunes_reports_and_reloads():
 def test_a_rule_that_speaks_only_of_what_left_is_done_with():
     rules = [{"layers": "blocks.1", "group": "depth", "sparsity": "100%"}, {"layers": "blocks.1.conv*", "group": "filter", "penalty": {"kind": "l1", "strength": 1e-4}}]
     assert read(go({**RECIPE, "rules": rules})).cut.epochs == 2
+    again = [RECIPE["stages"][0], {"kind": "cut", "name": "first", "budget": {"params": "100%"}}, RECIPE["stages"][2], {"kind": "cut"}]
+    report = read(go({**RECIPE, "rules": rules, "stages": again}))
+    assert [r.verdict.outcome for r in report.rounds] == ["equal", "nothing cut"]
 
 
 def test_blocks_leave_round_by_round_while_training():

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from math import prod
+from typing import assert_never
 
 from pydantic import TypeAdapter
 
@@ -17,8 +18,9 @@ from sparsify.schedules import value
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.group import in_one_tensor
+from sparsify_schemas.penalty import L1, L2, Agp, BnScale, Dns, GroupLasso, GrowingL2, Gsm, Sensitivity
 from sparsify_schemas.recipe import Keep, Recipe, Rule
-from sparsify_schemas.schedule import Schedule
+from sparsify_schemas.schedule import Auto, Schedule
 from sparsify_schemas.selector import selects
 from sparsify_schemas.stage import Cut, Gradual, Train, goal
 from sparsify_schemas.units import Amount, Share, Size, Time
@@ -65,10 +67,11 @@ def next_target(recipe: Recipe, stage: int, epochs: int) -> Target | None:
 def rewritten(plan: Plan, target: Target | None, cuts: Sequence[Cuts] = ()) -> Recipe:
     """The recipe for what earlier cuts have left, so that a cut of that leaves what the target says; rules keep their places.
 
-    plan: of the dense model. Without a target no budget and no demand is left: what they asked for is done.
+    plan: of the dense model. Without a target no budget and no demand is left: what they asked for is done, and so is what
+    penalties did that work towards them.
     """
     if target is None:
-        rules = tuple(r if r.protect else r.model_copy(update={"sparsity": None}) for r in plan.recipe.rules)
+        rules = tuple(r if r.protect else r.model_copy(update={"sparsity": None, "penalty": None if _aims(r) else r.penalty}) for r in plan.recipe.rules)
         return plan.recipe.model_copy(update={"rules": rules, "budget": Budget()})
     demands = list(plan.recipe.rules)
     for assignment in plan.assignments:
@@ -100,10 +103,24 @@ def holding(rule: Rule, penalties: bool) -> Rule:
     """A rule for training between cuts or after them: what it has set to zero inside tensors is held there."""
     if not in_one_tensor(rule.group):
         return rule
+    asked = rule.sparsity if _aims(rule) else None  # no cut is made here, so nothing else asks how much is to go
     if rule.penalty is None or not penalties or rule.group == "weight":  # then only its zeros are held
         penalty = rule.penalty if penalties else None
-        return rule.model_copy(update={"group": "weight", "penalty": penalty, "keep": Keep(), "sparsity": Share(0, "%"), "override": True})
-    return rule.model_copy(update={"sparsity": None, "override": True})
+        return rule.model_copy(update={"group": "weight", "penalty": penalty, "keep": Keep(), "sparsity": asked or Share(0, "%"), "override": True})
+    return rule.model_copy(update={"sparsity": asked, "override": True})
+
+
+def _aims(rule: Rule) -> bool:
+    """Whether a rule's penalty works towards its `sparsity` or the budget."""
+    match rule.penalty:
+        case Gsm() | Agp() | GrowingL2():
+            return True
+        case GroupLasso() | L1():
+            return isinstance(rule.penalty.strength, Auto)
+        case L2() | Sensitivity() | BnScale() | Dns() | None:
+            return False
+        case _:
+            assert_never(rule.penalty)
 
 
 def left_inside(plan: Plan, assignment: Assignment, cuts: Sequence[Cuts]) -> float:

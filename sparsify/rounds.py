@@ -13,11 +13,11 @@ from typing import assert_never
 from pydantic import TypeAdapter
 
 from sparsify.costs import Costs, limits
-from sparsify.plan import Assignment, Plan
+from sparsify.plan import Assignment, Plan, ranked_together
 from sparsify.schedules import value
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.cuts import Cuts
-from sparsify_schemas.group import in_one_tensor
+from sparsify_schemas.group import count_inside, in_one_tensor
 from sparsify_schemas.penalty import L1, L2, Agp, BnScale, Dns, GroupLasso, GrowingL2, Gsm, Sensitivity
 from sparsify_schemas.recipe import Keep, Recipe, Rule
 from sparsify_schemas.schedule import Auto, Schedule
@@ -78,10 +78,13 @@ def rewritten(plan: Plan, target: Target | None, cuts: Sequence[Cuts] = ()) -> R
         if assignment.multiple > 1:  # what `auto` came to for the dense model holds to the end
             keep = demands[assignment.rule].keep.model_copy(update={"multiple_of": assignment.multiple})
             demands[assignment.rule] = demands[assignment.rule].model_copy(update={"keep": keep})
-        rule = demands[assignment.rule]
-        if rule.sparsity is not None:
-            left = left_inside(plan, assignment, cuts) if in_one_tensor(rule.group) else _left(plan, assignment, cuts)
-            share = max(target.way * rule.sparsity.fraction - (1 - left), 0.0) / left if left else 0.0
+    for together in ranked_together(plan):
+        first = plan.recipe.rules[together[0].rule]
+        if first.sparsity is None:
+            continue
+        left = left_inside(plan, together, cuts) if in_one_tensor(first.group) else _left(plan, together, cuts)
+        share = max(target.way * first.sparsity.fraction - (1 - left), 0.0) / left if left else 0.0
+        for assignment in together:
             demands[assignment.rule] = demands[assignment.rule].model_copy(update={"sparsity": Share(100 * share, "%")})
     return plan.recipe.model_copy(update={"rules": tuple(demands), "budget": _amounts(plan, target)})
 
@@ -123,19 +126,30 @@ def _aims(rule: Rule) -> bool:
             assert_never(rule.penalty)
 
 
-def left_inside(plan: Plan, assignment: Assignment, cuts: Sequence[Cuts]) -> float:
-    """Share of the groups inside a rule's tensors that earlier cuts have left: columns that are gathered or cropped away are gone."""
-    modules = {name.rpartition(".")[0] for name in assignment.tensors}
-    columns = sum(prod(t.shape[1:]) for t in plan.map.tensors if t.name in assignment.tensors)
-    gone = sum(e.columns - e.live for done in cuts for e in done.executions if e.module in modules)
-    return 1 - gone / columns if columns else 1.0
+def left_inside(plan: Plan, together: Sequence[Assignment], cuts: Sequence[Cuts]) -> float:
+    """Share of the groups inside these rules' tensors that earlier cuts have left, of those in layers that have not left as a
+    whole: columns that are gathered or cropped away are gone."""
+    there = kept = 0.0
+    branches = {w.group for done in cuts for w in done.widths if not w.keep}
+    away = {name for b in plan.map.branches if b.name in branches for name in b.tensors}
+    shapes = {t.name: t.shape for t in plan.map.tensors if t.name not in away}
+    for assignment in together:
+        group = plan.recipe.rules[assignment.rule].group
+        assert group is not None
+        for name in assignment.tensors:
+            count = count_inside(group, shapes[name]) if name in shapes else 0
+            module = name.rpartition(".")[0]
+            there += count
+            kept += count * prod(e.live / e.columns for done in cuts for e in done.executions if e.module == module)
+    return kept / there if there else 1.0
 
 
-def _left(plan: Plan, assignment: Assignment, cuts: Sequence[Cuts]) -> float:
-    """Share of a rule's coupled groups that earlier cuts have left."""
+def _left(plan: Plan, together: Sequence[Assignment], cuts: Sequence[Cuts]) -> float:
+    """Share of these rules' coupled groups that earlier cuts have left."""
     widths = {w.group: w.kept for done in cuts for w in done.widths}  # the last cut has the last word
-    before = sum(plan.map.by_name[name].width for name in assignment.coupled)
-    now = sum(widths.get(name, plan.map.by_name[name].width) for name in assignment.coupled)
+    names = [name for assignment in together for name in assignment.coupled]
+    before = sum(plan.map.by_name[name].width for name in names)
+    now = sum(widths.get(name, plan.map.by_name[name].width) for name in names)
     return now / before if before else 1.0
 
 

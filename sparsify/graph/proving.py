@@ -40,7 +40,7 @@ Fault = Callable[[Sequence[Coupled], ModelMap], str | None]
 def verify(
     dense: nn.Module, thin: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, *, before: nn.Module | None = None, reshaped: Sequence[str] = ()
 ) -> Verdict:
-    """Compare a cut model with the masked dense one, in float64, and run it forwards and backwards in train mode.
+    """Compare a cut model with the masked dense one, in float64, and run it in train mode, backwards too, and by torch's fused paths.
 
     before: the dense model before groups inside its tensors were set to zero, for the control.
     reshaped: layers of the cut model that are computed otherwise than before.
@@ -52,7 +52,7 @@ def verify(
     blamed = narrowed or list(reshaped)
     wide, narrow, inputs, tolerance = _precise(dense, thin, inputs)
     masked, found = _both(wide, narrow, map, keep, inputs, blamed)
-    _runs_backwards(wide, narrow, inputs, blamed)
+    _runs_as_used(wide, narrow, inputs, blamed)
     plain = wide if before is None else deepcopy(before).to(next(wide.parameters()).dtype).eval()
     difference, control = _relative(found, masked), _relative(_outputs(plain, inputs), masked)
     if not difference <= tolerance:
@@ -280,7 +280,7 @@ def _fault(trial: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, toleranc
         difference = _relative(found, masked)
         if not difference <= tolerance:
             raise VerificationError(f"the cut model differs from the masked one by {difference:.1e} of the largest output")
-        _runs_backwards(trial, thin, inputs, narrowed)
+        _runs_as_used(trial, thin, inputs, narrowed)
     except VerificationError as error:
         return str(error).partition(" [groups")[0]
     except Exception as error:
@@ -373,16 +373,23 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
         return list(tensors(call(model, inputs)))
 
 
-def _runs_backwards(wide: nn.Module, narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> None:
-    """Forward and backward in train mode; what the dense model cannot do with these inputs is not asked of the cut one."""
-    try:
-        _backwards(deepcopy(narrow), inputs)
-    except Exception as error:
+def _runs_as_used(wide: nn.Module, narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> None:
+    """Forward and backward in train mode, and forward by torch's fused paths; what the dense model cannot do with these
+    inputs is not asked of the cut one."""
+    for use in (_backwards, _fused):
         try:
-            _backwards(deepcopy(wide), inputs)
-        except Exception:
-            return
-        raise _does_not_run(error, groups) from error
+            use(deepcopy(narrow), inputs)
+        except Exception as error:
+            try:
+                use(deepcopy(wide), inputs)
+            except Exception:
+                continue
+            raise _does_not_run(error, groups) from error
+
+
+def _fused(model: nn.Module, inputs: Inputs) -> None:
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        call(model.eval(), inputs)
 
 
 def _backwards(model: nn.Module, inputs: Inputs) -> None:

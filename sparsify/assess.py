@@ -202,7 +202,8 @@ def _demands(work: Work) -> Iterable[Limit]:
         if rule.sparsity is None:
             continue
         if assignment.rule in zeroed:
-            before = left_inside(work.plan, assignment, work.cuts[:-1])
+            last = work.cuts[-1].model_copy(update={"executions": ()})  # which came after the zeros were counted
+            before = left_inside(work.plan, together, (*work.cuts[:-1], last))
             total = zeroed[assignment.rule].groups / before
             count = total * (1 - before) + zeroed[assignment.rule].gone
         else:

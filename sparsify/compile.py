@@ -13,7 +13,7 @@ from sparsify.costs import Costs, limits
 from sparsify.errors import Problem, RecipeError
 from sparsify.figures import milliseconds
 from sparsify.load import Loaded
-from sparsify.plan import Assignment, Branch, Coupled, Floor, Layer, ModelMap, Plan
+from sparsify.plan import Assignment, Branch, Coupled, Floor, Layer, ModelMap, Plan, ranked_together
 from sparsify.rounds import own_budgets
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.group import Block, Group, Kind, Pattern, count_inside, in_one_tensor, kind_of
@@ -433,20 +433,20 @@ def _unreachable(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
     """Rules that ask for more than they can remove. Half a group is rounding, as where the result is judged."""
     open_groups = with_floors(plan, candidates(plan, {}, {}), lambda c: (float(c.rule),))
     shapes = {t.name: t.shape for t in plan.map.tensors}
-    for assignment in plan.assignments:
-        rule = plan.recipe.rules[assignment.rule]
+    for together in ranked_together(plan):
+        rule = plan.recipe.rules[together[0].rule]
         if rule.sparsity is None or rule.group is None or rule.group == "weight" or isinstance(rule.group, Block) or not rule.sparsity.value:
             continue
-        path, asked = f"rules.{assignment.rule}.sparsity", f"{rule.sparsity} cannot be reached"
-        own = [c for c in open_groups if c.rule == assignment.rule]
-        inside = [count_inside(rule.group, shapes[name]) for name in assignment.tensors if name in shapes] if in_one_tensor(rule.group) else []
+        path, asked = f"rules.{together[0].rule}.sparsity", f"{rule.sparsity} cannot be reached"
+        own = [c for c in open_groups if c.rule in {a.rule for a in together}]
+        inside = [count_inside(rule.group, shapes[name]) for a in together for name in a.tensors if name in shapes] if in_one_tensor(rule.group) else []
         total = sum(len(c.order) for c in own) + sum(inside)
         most = sum(len(c.gone(len(c.order))) for c in own) + sum(max(0, n - (rule.keep.at_least or 1)) for n in inside)
-        why = list(_kept(plan.recipe, plan.map, assignment))
+        why = [text for a in together for text in _kept(plan.recipe, plan.map, a)]
         if not own and not inside and why:
             yield loaded.problem(path, f"{asked}: {why[0]}{', and so on' if why[1:] else ''}", "select other layers, or leave 'sparsity' out")
         elif most < rule.sparsity.fraction * total - 0.5:
-            floors = [f"keep.{name} {n}" for name, n in (("at_least", rule.keep.at_least or 1), ("multiple_of", assignment.multiple)) if n > 1]
+            floors = [f"keep.{name} {n}" for name, n in (("at_least", rule.keep.at_least or 1), ("multiple_of", max(a.multiple for a in together))) if n > 1]
             because = f"with {' and '.join(floors)}" if floors else "as one group stays in every layer,"
             message = f"{asked}: {because} at most {1000 * most // total / 10:g}% of the groups can go"
             yield loaded.problem(path, message, "lower it, or loosen 'keep'" if floors else "lower it")

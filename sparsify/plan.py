@@ -257,5 +257,5 @@ def ranked_together(plan: Plan) -> tuple[tuple[Assignment, ...], ...]:
     for assignment in plan.assignments:
         rule = plan.recipe.rules[assignment.rule]
         one = isinstance(rule.penalty, Gsm)
-        sets.setdefault(("gsm", rule.sparsity, in_one_tensor(rule.group) and not within(rule.group)) if one else (assignment.rule,), []).append(assignment)
+        sets.setdefault(("gsm", rule.sparsity, in_one_tensor(rule.group), within(rule.group)) if one else (assignment.rule,), []).append(assignment)
     return tuple(map(tuple, sets.values()))

@@ -8,17 +8,19 @@ import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from math import prod
+from typing import assert_never
 
 from pydantic import TypeAdapter
 
 from sparsify.costs import Costs, limits
-from sparsify.plan import Assignment, Plan
+from sparsify.plan import Assignment, Plan, ranked_together
 from sparsify.schedules import value
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.cuts import Cuts
-from sparsify_schemas.group import in_one_tensor
+from sparsify_schemas.group import count_inside, in_one_tensor
+from sparsify_schemas.penalty import L1, L2, Agp, BnScale, Dns, GroupLasso, GrowingL2, Gsm, Sensitivity
 from sparsify_schemas.recipe import Keep, Recipe, Rule
-from sparsify_schemas.schedule import Schedule
+from sparsify_schemas.schedule import Auto, Schedule
 from sparsify_schemas.selector import selects
 from sparsify_schemas.stage import Cut, Gradual, Train, goal
 from sparsify_schemas.units import Amount, Share, Size, Time
@@ -65,20 +67,24 @@ def next_target(recipe: Recipe, stage: int, epochs: int) -> Target | None:
 def rewritten(plan: Plan, target: Target | None, cuts: Sequence[Cuts] = ()) -> Recipe:
     """The recipe for what earlier cuts have left, so that a cut of that leaves what the target says; rules keep their places.
 
-    plan: of the dense model. Without a target no budget and no demand is left: what they asked for is done.
+    plan: of the dense model. Without a target no budget and no demand is left: what they asked for is done, and so is what
+    penalties did that work towards them.
     """
     if target is None:
-        rules = tuple(r if r.protect else r.model_copy(update={"sparsity": None}) for r in plan.recipe.rules)
+        rules = tuple(r if r.protect else r.model_copy(update={"sparsity": None, "penalty": None if _aims(r) else r.penalty}) for r in plan.recipe.rules)
         return plan.recipe.model_copy(update={"rules": rules, "budget": Budget()})
     demands = list(plan.recipe.rules)
     for assignment in plan.assignments:
         if assignment.multiple > 1:  # what `auto` came to for the dense model holds to the end
             keep = demands[assignment.rule].keep.model_copy(update={"multiple_of": assignment.multiple})
             demands[assignment.rule] = demands[assignment.rule].model_copy(update={"keep": keep})
-        rule = demands[assignment.rule]
-        if rule.sparsity is not None:
-            left = left_inside(plan, assignment, cuts) if in_one_tensor(rule.group) else _left(plan, assignment, cuts)
-            share = max(target.way * rule.sparsity.fraction - (1 - left), 0.0) / left if left else 0.0
+    for together in ranked_together(plan):
+        first = plan.recipe.rules[together[0].rule]
+        if first.sparsity is None:
+            continue
+        left = left_inside(plan, together, cuts) if in_one_tensor(first.group) else _left(plan, together, cuts)
+        share = max(target.way * first.sparsity.fraction - (1 - left), 0.0) / left if left else 0.0
+        for assignment in together:
             demands[assignment.rule] = demands[assignment.rule].model_copy(update={"sparsity": Share(100 * share, "%")})
     return plan.recipe.model_copy(update={"rules": tuple(demands), "budget": _amounts(plan, target)})
 
@@ -100,25 +106,50 @@ def holding(rule: Rule, penalties: bool) -> Rule:
     """A rule for training between cuts or after them: what it has set to zero inside tensors is held there."""
     if not in_one_tensor(rule.group):
         return rule
+    asked = rule.sparsity if _aims(rule) else None  # no cut is made here, so nothing else asks how much is to go
     if rule.penalty is None or not penalties or rule.group == "weight":  # then only its zeros are held
         penalty = rule.penalty if penalties else None
-        return rule.model_copy(update={"group": "weight", "penalty": penalty, "keep": Keep(), "sparsity": Share(0, "%"), "override": True})
-    return rule.model_copy(update={"sparsity": None, "override": True})
+        return rule.model_copy(update={"group": "weight", "penalty": penalty, "keep": Keep(), "sparsity": asked or Share(0, "%"), "override": True})
+    return rule.model_copy(update={"sparsity": asked, "override": True})
 
 
-def left_inside(plan: Plan, assignment: Assignment, cuts: Sequence[Cuts]) -> float:
-    """Share of the groups inside a rule's tensors that earlier cuts have left: columns that are gathered or cropped away are gone."""
-    modules = {name.rpartition(".")[0] for name in assignment.tensors}
-    columns = sum(prod(t.shape[1:]) for t in plan.map.tensors if t.name in assignment.tensors)
-    gone = sum(e.columns - e.live for done in cuts for e in done.executions if e.module in modules)
-    return 1 - gone / columns if columns else 1.0
+def _aims(rule: Rule) -> bool:
+    """Whether a rule's penalty works towards its `sparsity` or the budget."""
+    match rule.penalty:
+        case Gsm() | Agp() | GrowingL2():
+            return True
+        case GroupLasso() | L1():
+            return isinstance(rule.penalty.strength, Auto)
+        case L2() | Sensitivity() | BnScale() | Dns() | None:
+            return False
+        case _:
+            assert_never(rule.penalty)
 
 
-def _left(plan: Plan, assignment: Assignment, cuts: Sequence[Cuts]) -> float:
-    """Share of a rule's coupled groups that earlier cuts have left."""
+def left_inside(plan: Plan, together: Sequence[Assignment], cuts: Sequence[Cuts]) -> float:
+    """Share of the groups inside these rules' tensors that earlier cuts have left, of those in layers that have not left as a
+    whole: columns that are gathered or cropped away are gone."""
+    there = kept = 0.0
+    branches = {w.group for done in cuts for w in done.widths if not w.keep}
+    away = {name for b in plan.map.branches if b.name in branches for name in b.tensors}
+    shapes = {t.name: t.shape for t in plan.map.tensors if t.name not in away}
+    for assignment in together:
+        group = plan.recipe.rules[assignment.rule].group
+        assert group is not None
+        for name in assignment.tensors:
+            count = count_inside(group, shapes[name]) if name in shapes else 0
+            module = name.rpartition(".")[0]
+            there += count
+            kept += count * prod(e.live / e.columns for done in cuts for e in done.executions if e.module == module)
+    return kept / there if there else 1.0
+
+
+def _left(plan: Plan, together: Sequence[Assignment], cuts: Sequence[Cuts]) -> float:
+    """Share of these rules' coupled groups that earlier cuts have left."""
     widths = {w.group: w.kept for done in cuts for w in done.widths}  # the last cut has the last word
-    before = sum(plan.map.by_name[name].width for name in assignment.coupled)
-    now = sum(widths.get(name, plan.map.by_name[name].width) for name in assignment.coupled)
+    names = [name for assignment in together for name in assignment.coupled]
+    before = sum(plan.map.by_name[name].width for name in names)
+    now = sum(widths.get(name, plan.map.by_name[name].width) for name in names)
     return now / before if before else 1.0
 
 

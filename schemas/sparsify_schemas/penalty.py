@@ -144,9 +144,9 @@ class Sensitivity(Spec):
     @model_validator(mode="after")
     def _classes_are_outputs(self) -> "Sensitivity":
         if self.of == "loss":
-            extra = sorted(self.model_fields_set & {"mode", "classes"})
+            extra = "classes" if self.classes is not None else "mode" if self.mode != "unspecific" else None
             if extra:
-                raise AtKey(extra[0], f"'{extra[0]}' is for 'of: outputs'; the loss has one derivative")
+                raise AtKey(extra, f"'{extra}' is for 'of: outputs'; the loss has one derivative")
         elif self.mode == "specific" and self.classes is not None:
             raise AtKey("classes", "'classes' is for 'mode: unspecific'; specific looks at one class per example")
         return self

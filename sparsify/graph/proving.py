@@ -46,7 +46,7 @@ Fault = Callable[[Sequence[Coupled], ModelMap], str | None]
 def verify(
     dense: nn.Module, thin: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, *, before: nn.Module | None = None, reshaped: Sequence[str] = ()
 ) -> Verdict:
-    """Compare a cut model with the masked dense one, in float64, and run it forwards and backwards in train mode.
+    """Compare a cut model with the masked dense one, in float64, and run it in train mode, backwards too, and by torch's fused paths.
 
     before: the dense model before groups inside its tensors were set to zero, for the control.
     reshaped: layers of the cut model that are computed otherwise than before.
@@ -60,7 +60,7 @@ def verify(
     narrow = _as(thin, torch.float64) if tolerance == TOLERANCE else deepcopy(thin).eval()
     found = _ran(narrow, wide_inputs, blamed)
     masked = _masked_outputs(wide, map, keep, wide_inputs, found, blamed)
-    _runs_backwards(lambda: deepcopy(wide), narrow, wide_inputs, blamed)
+    _runs_as_used(lambda: deepcopy(wide), narrow, wide_inputs, blamed)
     if before is not None:
         plain = _outputs(deepcopy(before).to(next(wide.parameters()).dtype).eval(), wide_inputs)
     difference, control = _relative(found, masked), _relative(plain, masked)
@@ -292,7 +292,7 @@ def _fault(trial: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, toleranc
         thin = cutting.trial(trial, map, keep)
         found = _ran(thin, inputs, narrowed)
         single = torch.float32  # enough to see that it runs
-        _runs_backwards(lambda: deepcopy(trial).to(single), thin.to(single), converted(inputs, single), narrowed)
+        _runs_as_used(lambda: deepcopy(trial).to(single), thin.to(single), converted(inputs, single), narrowed)
         del thin
         difference = _relative(found, _masked_outputs(trial, map, keep, inputs, found, narrowed))
         if not difference <= tolerance:
@@ -408,17 +408,23 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
         return list(tensors(call(model, inputs)))
 
 
-def _runs_backwards(dense: Callable[[], nn.Module], narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> None:
-    """Forward and backward in train mode, for which `narrow` is given up; what the dense model cannot do with these
-    inputs is not asked of the cut one."""
-    try:
-        _backwards(narrow, inputs)
-    except Exception as error:
+def _runs_as_used(dense: Callable[[], nn.Module], narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> None:
+    """Forward by torch's fused paths, then forward and backward in train mode, for which `narrow` is given up; what the
+    dense model cannot do with these inputs is not asked of the cut one."""
+    for use in (_fused, _backwards):
         try:
-            _backwards(dense(), inputs)
-        except Exception:
-            return
-        raise _does_not_run(error, groups) from error
+            use(narrow, inputs)
+        except Exception as error:
+            try:
+                use(dense(), inputs)
+            except Exception:
+                continue
+            raise _does_not_run(error, groups) from error
+
+
+def _fused(model: nn.Module, inputs: Inputs) -> None:
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        call(model.eval(), inputs)
 
 
 def _backwards(model: nn.Module, inputs: Inputs) -> None:

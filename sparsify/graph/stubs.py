@@ -30,7 +30,7 @@ class Silenced(nn.Module):
 
 def put(model: nn.Module, name: str, stub: nn.Module) -> None:
     """Replace a module; plain values that it was known by (a layer's number or kind) stay readable on the stub, and its
-    parameters read None."""
+    parameters read None. Layers of torch around it that would read those in a fused path no longer take it."""
     parent, _, child = name.rpartition(".")
     old = model.get_submodule(name)
     plain = {k: v for k, v in vars(old).items() if isinstance(v, str | int | float) and k not in vars(stub)}
@@ -38,7 +38,13 @@ def put(model: nn.Module, name: str, stub: nn.Module) -> None:
     for parameter in old._parameters:
         stub.register_parameter(parameter, None)
     stub.train(old.training)
-    model.get_submodule(parent)._modules[child] = stub
+    owner = model.get_submodule(parent)
+    owner._modules[child] = stub
+    if isinstance(owner, nn.TransformerEncoderLayer):
+        owner.activation_relu_or_gelu = 0  # what torch itself writes where the fused path has no such activation
+    for outer in model.modules():
+        if isinstance(outer, nn.TransformerEncoder) and any(inner is owner for inner in outer.modules()):
+            outer.use_nested_tensor = False
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

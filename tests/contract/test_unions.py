@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from torch import nn
 
 import sparsify
@@ -19,9 +19,10 @@ from sparsify_schemas import group
 from sparsify_schemas.criterion import Criterion
 from sparsify_schemas.penalty import Penalty
 from sparsify_schemas.recipe import Recipe
-from sparsify_schemas.schedule import Constant, Schedule
+from sparsify_schemas.schedule import Constant, Schedule, Scheduled
 from sparsify_schemas.stage import Optimizer
 from sparsify_schemas.target import Target
+from sparsify_schemas.written import written
 
 EXAMPLES: dict[str, Any] = {"strength": 0.1, "value": 0.5, "from": 0.25, "to": 1.0, "at": ["2it"], "lr": 0.1}
 
@@ -51,6 +52,14 @@ def test_every_member_is_documented(kind: type[BaseModel]) -> None:
     assert kind.__doc__ and len(kind.__doc__) > 10
     undocumented = [n for n, f in kind.model_fields.items() if n != "kind" and not f.description]
     assert not undocumented
+
+
+@pytest.mark.parametrize("kind", [k for u in (Penalty, Criterion, Schedule, Optimizer, Target) for k in members(u)], ids=[i for u in (Penalty, Criterion, Schedule, Optimizer, Target) for i in ids(u)])
+def test_every_member_reads_back_as_it_is_written(kind: type[BaseModel]) -> None:
+    """Defaults are written out into a run's recipe, so they must not be refused there."""
+    spec = made(kind)
+    adapter: TypeAdapter[Any] = TypeAdapter(Scheduled if kind is Constant else kind)
+    assert adapter.validate_python(written(spec), by_alias=True, by_name=False) == spec
 
 
 @pytest.mark.parametrize("kind", members(Schedule), ids=ids(Schedule))

@@ -217,6 +217,24 @@ def test_what_the_papers_do_is_a_list_of_stages(stages: list[tuple[str, dict[str
     assert parts(found) == sorted(parts(found), reverse=True)
 
 
+def test_penalties_that_work_towards_a_goal_end_with_it() -> None:
+    """In a stage after the last cut no goal is left; what they brought to zero inside tensors is held there."""
+    auto = {"kind": "group_lasso", "strength": "auto"}
+    rules = [
+        {"layers": "conv1", "group": "filter", "sparsity": "50%", "penalty": {"kind": "gsm"}},
+        {"layers": "conv2", "group": "filter", "sparsity": "50%", "keep": {"multiple_of": 4}, "penalty": auto},
+        {"layers": "conv3", "group": "filter", "sparsity": "50%", "penalty": {"kind": "agp", "every": "5it"}},
+        {"layers": "conv3", "group": "shape", "sparsity": "60%", "penalty": {"kind": "growing_l2"}},
+        {"layers": "conv4", "group": "4x1", "sparsity": "60%", "penalty": {"kind": "agp", "every": "5it"}},
+        {"layers": "fc", "group": "weight", "sparsity": "60%", "penalty": {"kind": "gsm"}},
+    ]
+    stages = [{**stage, "penalties": True} if stage["kind"] == "train" else stage for stage in RECIPE["stages"]]
+    bare = {k: v for k, v in RECIPE.items() if k != "budget"}
+    found = checked(apply(bare | {"rules": rules, "stages": stages}, from_scratch=True, timing=0.02))
+    assert len(found.rounds) == 2 and [limit.met for limit in found.limits] == [True] * 6
+    assert found.stages[-1].penalty_share is not None and found.history[-1].sparsity > 0.3
+
+
 @pytest.mark.parametrize(("group", "layers"), [("shape", "conv3"), ("tap", "conv2"), ("4x1", "conv3")])
 def test_groups_inside_tensors_go_their_part_of_the_way(group: str, layers: str) -> None:
     """Shares are of the dense model also where an earlier round has cropped or gathered a weight."""

@@ -186,6 +186,21 @@ def test_what_is_a_branch(run: Callable[[Around, Tensor], Tensor], expected: dic
     assert {name.removesuffix("#branch"): why and why.partition(" from ")[0] for name, why in reasons.items()} == expected
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_a_layer_of_torch_that_lost_a_part_leaves_its_fused_path(norm_first: bool) -> None:
+    """Without gradients a TransformerEncoderLayer reads the weights of all its parts at once."""
+    torch.manual_seed(0)
+    layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, norm_first=norm_first), 2, enable_nested_tensor=False)
+    model, x = nn.Sequential(nn.Linear(4, 8), layers, nn.Linear(8, 3)), torch.randn(2, 5, 4)
+    rules = [{"layers": "1.layers.1.linear1", "group": "depth", "sparsity": "100%"}]
+    result = sparsify.cut(sparsify.make_plan({"version": 1, "title": "t", "rules": rules}, model, (x,)), model)
+    thin = result.model.eval()
+    expected = thin(x)
+    with torch.no_grad():
+        torch.testing.assert_close(thin(x), expected)
+    assert [w.keep for w in result.cuts.widths] == [()]
+
+
 def test_a_trial_tells_which_branches_a_model_cannot_spare() -> None:
     class Peeking(Words):
         def forward(self, x: Tensor) -> Tensor:

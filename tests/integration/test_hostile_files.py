@@ -370,14 +370,14 @@ CUTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "out of order": (narrow(keep=[[4, 8], [0, 2]]), BEYOND),
     "backwards": (narrow(keep=[[8, 4]]), BEYOND),
     "nothing": (narrow(keep=[]), BEYOND),
-    "negative": (narrow(keep=[[-4, 4]]), "is damaged: 1.operations.0.narrow.keep.0.0: Input should be greater than or equal to 0"),
+    "negative": (narrow(keep=[[-4, 4]]), "is damaged: operations.0.narrow.keep.0.0: Input should be greater than or equal to 0"),
     "another size": (narrow(size=10**18), "expects 'conv1.weight' to have 1000000000000000000 entries in dimension 0, this model has 16"),
     "a dimension that is none": (narrow(dim=9), "entries in dimension 9, this model has None"),
-    "a negative dimension": (narrow(dim=-1), "is damaged: 1.operations.0.narrow.dim: Input should be greater than or equal to 0"),
+    "a negative dimension": (narrow(dim=-1), "is damaged: operations.0.narrow.dim: Input should be greater than or equal to 0"),
     "twice": (again, "the cut log narrows dimension 0 of 'conv1.weight' twice"),
     "a tensor that is none": (narrow(tensor="conv1.__class__"), "narrows 'conv1.__class__', which this model does not have"),
     "a path": (narrow(tensor="../../etc/passwd"), "narrows '../../etc/passwd', which this model does not have"),
-    "an empty name": (narrow(tensor=""), "is damaged: 1.operations.0.narrow.tensor: String should have at least 1 character"),
+    "an empty name": (narrow(tensor=""), "is damaged: operations.0.narrow.tensor: String should have at least 1 character"),
     "a dunder attribute": (appended(op="set", module="conv1", attribute="__class__", value=1), "sets 'conv1.__class__', which is no width of a Conv2d"),
     "a method": (appended(op="set", module="conv1", attribute="forward", value=1), "sets 'conv1.forward', which is no width of a Conv2d"),
     "a flag": (appended(op="set", module="conv1", attribute="training", value=0), "sets 'conv1.training', which is no width of a Conv2d"),
@@ -389,8 +389,8 @@ CUTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a module removed that is none": (appended(op="silence", module="../conv1"), "removes a module '../conv1' that this model does not have"),
     "an attention that is none": (appended(op="replace", module="conv1"), "replaces 'conv1', which is no MultiheadAttention in this model"),
     "a kernel beyond its size": (appended(op="crop", module="conv1", kernel=[3, 3], grids=[[0, 1, 10**18], [0, 1, 1]]), "keeps kernel positions of 'conv1' that lie beyond its 3x3"),
-    "an operation that is none": (appended(op="exec", module="os", value="x"), "is damaged: 1.operations."),
-    "no list": (lambda body: body.update(operations=5), "is damaged: 1.operations: "),
+    "an operation that is none": (appended(op="exec", module="os", value="x"), "is damaged: operations."),
+    "no list": (lambda body: body.update(operations=5), "is damaged: operations: "),
 }  # fmt: skip
 
 

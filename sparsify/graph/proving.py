@@ -53,8 +53,6 @@ def verify(
     Raises VerificationError naming the coupled groups when they differ or when the cut model does not run.
     """
     narrowed = _narrowed_groups(map, keep)
-    if not narrowed and not reshaped:
-        return Verdict(outcome="nothing cut", difference=0.0, control=0.0)
     blamed = narrowed or list(reshaped)
     wide, plain, wide_inputs, tolerance = _precise(dense, inputs)
     narrow = _as(thin, torch.float64) if tolerance == TOLERANCE else deepcopy(thin).eval()
@@ -68,7 +66,7 @@ def verify(
         raise VerificationError(f"the cut model differs from the masked one by {difference:.1e} of the largest output{_blame(blamed)}")
     changing = any(map.by_name[name].statistics for name in narrowed)
     return Verdict(
-        outcome="statistics change" if changing else "equal",
+        outcome="statistics change" if changing else "equal" if blamed else "nothing cut",
         difference=difference,
         control=control,
         groups=tuple(narrowed),
@@ -451,4 +449,4 @@ def _first_line(error: Exception) -> str:
 
 def _blame(groups: Sequence[str]) -> str:
     shown = ", ".join(groups[:5]) + (f" and {len(groups) - 5} more" if len(groups) > 5 else "")
-    return f" [groups: {shown}]"
+    return f" [groups: {shown}]" if groups else ""

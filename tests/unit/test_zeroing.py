@@ -1,6 +1,7 @@
 """Groups inside weight tensors: what becomes zero, which units die of it, what is stored and computed then."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify import executing, graph, report
+from sparsify.errors import VerificationError
 from sparsify.pruning import Result
 from sparsify_schemas.cuts import Gather
 
@@ -268,3 +270,16 @@ def test_tied_weights_stay_tied() -> None:
     assert result.model.a.weight is result.model.b.weight
     assert int((result.model.a.weight != 0).any(0).sum()) == 3
     assert [e.why for e in result.cuts.executions] == ["its weight is shared with another layer; its zeros stay"]
+
+
+def test_zeros_that_narrow_nothing_are_proven_too() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
+    result = cut(dense, [{"layers": "Linear", "group": "2x1", "sparsity": "50%"}])
+    (verdict,) = result.verdicts
+    assert verdict.outcome == "nothing cut" and verdict.difference == 0 and verdict.control > 1e-3
+    spoilt = deepcopy(result.model)
+    with torch.no_grad():
+        spoilt.get_parameter("2.bias")[0] += 1.0
+    with pytest.raises(VerificationError, match=r"^the cut model differs from the masked one by \S+ of the largest output$"):
+        graph.verify(result.model, spoilt, result.plan.map, {}, (X,))

@@ -1,9 +1,7 @@
 """Compiling: recipe + model map -> plan, or every reason why the recipe does not fit the model."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from math import gcd, lcm, prod
 from types import MappingProxyType
 
@@ -13,28 +11,15 @@ from sparsify.costs import Costs, limits
 from sparsify.errors import Problem, RecipeError
 from sparsify.figures import milliseconds
 from sparsify.load import Loaded
-from sparsify.plan import Assignment, Branch, Coupled, Floor, Layer, ModelMap, Plan, ranked_together
+from sparsify.plan import Assignment, Floor, Layer, ModelMap, Plan, ranked_together
+from sparsify.reaching import around, matched, of_rule, reached, weights
 from sparsify.rounds import own_budgets
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.group import Block, Group, Kind, Pattern, count_inside, in_one_tensor, kind_of
-from sparsify_schemas.recipe import Recipe, Rule
+from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.selector import selects
 from sparsify_schemas.table import Steps
 
-_CONVS, _LINEAR = ("Conv1d", "Conv2d", "Conv3d"), ("Linear", "NonDynamicallyQuantizableLinear")
-ACTS_ON: dict[Kind, tuple[str, tuple[str, ...]]] = {
-    "filter": ("convolutions", ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
-    "channel": ("convolutions", ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
-    "neuron": ("Linear layers and embeddings", ("Linear", "Conv1D", "Bilinear", "Embedding", "EmbeddingBag")),
-    "head": ("linear projections of an attention", ("Linear", "Conv1D", "NonDynamicallyQuantizableLinear", "MultiheadAttention")),
-    "hidden": ("recurrent layers", ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")),
-    "depth": ("residual blocks and branches", ()),
-    "weight": ("layers with a weight matrix", ()),
-    "shape": ("convolutions without groups and Linear layers", _CONVS + _LINEAR),
-    "tap": ("convolutions", _CONVS),
-    "block": ("convolutions and Linear layers", _CONVS + _LINEAR),
-    "n:m": ("convolutions and Linear layers", _CONVS + _LINEAR),
-}
 NO_STEPS: Mapping[str, Steps] = MappingProxyType({})
 
 
@@ -84,99 +69,13 @@ def _multiple(recipe: Recipe, rule: int, steps: Mapping[str, Steps]) -> int:
             return 1
 
 
-def _matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem]) -> list[Layer]:
-    """The layers of one rule, of the kind that its group acts on."""
-    rule = loaded.recipe.rules[index]
-    if rule.group == "depth":
-        return _matched_branches(loaded, map, index, problems)
-    found: dict[str, Layer] = {}
-    for _at, pattern in enumerate(rule.layers):
-        hits = [layer for layer in map.layers if selects((pattern,), layer.name, layer.type)]
-        if not hits and not (rule.protect and any(selects((pattern,), b.module, b.type) for b in map.branches)):
-            problems.append(loaded.problem(f"rules.{index}.layers", f"'{pattern}' matches no layer of the model", _near(pattern, map)))
-        fitting = [layer for layer in hits if _acts_on(map, rule, layer)]
-        if hits and not fitting and rule.group is not None:
-            what = ACTS_ON[kind_of(rule.group)][0]
-            shown = ", ".join(f"{layer.name} ({layer.type})" for layer in hits[:3])
-            linear = rule.group in ("filter", "channel") and all(layer.type == "Linear" for layer in hits)
-            advice = "use group 'neuron'" if linear else "select other layers"
-            problems.append(loaded.problem(f"rules.{index}.layers", f"group '{rule.group}' acts on {what}, but '{pattern}' matches only {shown}", advice))
-        without = [layer for layer in fitting if rule.group == "head" and not _of_rule(map, rule, layer)]
-        if without and len(without) == len(fitting):
-            shown = ", ".join(layer.name for layer in without[:3])
-            problems.append(loaded.problem(f"rules.{index}.layers", f"there are no heads in {shown}: the rows leave one by one", "use group 'neuron'"))
-        found |= {layer.name: layer for layer in fitting}
-    return list(found.values())
-
-
-def _matched_branches(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem]) -> list[Layer]:
-    """The residual blocks and branches of one rule; of those inside each other the outermost."""
-    hits: list[Branch] = []
-    for pattern in loaded.recipe.rules[index].layers:
-        own = [b for b in map.branches if selects((pattern,), b.module, b.type)]
-        if not own:
-            text = f"'{pattern}' matches no residual block or branch of the model"
-            problems.append(loaded.problem(f"rules.{index}.layers", text, _known_branches(map)))
-        hits += [b for b in own if b not in hits]
-    free = [b for b in hits if b.group.protected is None]
-    outermost = [b for b in free if not any(o is not b and len(o.tensors) > len(b.tensors) and o.overlaps(b) for o in free)]
-    inner = {b.module for b in hits if any(b.module.startswith(f"{o.module}.") or o.module.startswith(f"{b.module}.") for o in outermost)}
-    stuck = [b for b in hits if b.group.protected is not None and b.module not in inner]
-    return [Layer(b.name, b.type, (), b.macs, 0, 0) for b in map.branches if b in outermost or b in stuck]
-
-
-def _known_branches(map: ModelMap) -> str:
-    names = [b.module for b in map.branches if b.group.protected is None]
-    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return f"those that can leave are {shown}" if names else "none of its branches can leave; use another group"
-
-
-def _acts_on(map: ModelMap, rule: Rule, layer: Layer) -> bool:
-    if rule.group is None:
-        return bool(layer.weight) or bool(_bare(map, layer))
-    kind = kind_of(rule.group)
-    if kind == "weight":
-        return len(layer.weight) > 1
-    if kind in ("filter", "neuron") and _bare(map, layer):
-        return True
-    grouped = len(layer.weight) > 2 and layer.weight[1] != layer.inputs
-    return layer.type in ACTS_ON[kind][1] and not (kind == "shape" and grouped)
-
-
-def _bare(map: ModelMap, layer: Layer) -> list[Coupled]:
-    """Groups made by a parameter that a network's own module holds without a layer; they go by the parameter's name."""
-    tensors = {t.name for t in map.tensors if t.name.rpartition(".")[0] == layer.name}
-    return [c for c in map.coupled if c.name in tensors]
-
-
-def _near(pattern: str, map: ModelMap) -> str:
-    names = [layer.name for layer in map.layers] + sorted({layer.type for layer in map.layers})
-    close = [*_near_globs(pattern, map), *get_close_matches(pattern, names, n=1)]
-    if close:
-        return f"did you mean '{close[0]}'?"
-    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return f"the layers are {shown}"
-
-
-def _near_globs(pattern: str, map: ModelMap) -> Iterable[str]:
-    """'covn*' -> 'conv*': the longest literal part of a glob replaced by a part of a name that is like it."""
-    if pattern.startswith("re:") or not set(pattern) & set("*?["):
-        return
-    literal = max(re.split(r"[*?.]|\[[^]]*\]?", pattern), key=len) or pattern
-    parts = {part for layer in map.layers for part in layer.name.split(".")}
-    for part in get_close_matches(literal, sorted(parts | {part.rstrip("0123456789") for part in parts}), n=3):
-        glob = pattern.replace(literal, part)
-        if any(selects((glob,), layer.name, layer.type) for layer in map.layers):
-            yield glob
-
-
 def _protected(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> ModelMap:
     """The map with the groups of protected layers marked, and the residual branches that they are in."""
     for index, rule in enumerate(loaded.recipe.rules):
         if not rule.protect:
             continue
-        for layer in _matched(loaded, map, index, problems):
-            own = {c.name for c in _reached(map, layer, "out")}
+        for layer in matched(loaded, map, index, problems):
+            own = {c.name for c in reached(map, layer, "out")}
             why = f"rules.{index} protects '{layer.name}'"
             coupled = tuple(replace(c, protected=c.protected or why) if c.name in own else c for c in map.coupled)
             map = replace(_with_branch_kept(map, layer.name, why), coupled=coupled)
@@ -191,20 +90,9 @@ def _with_branch_kept(map: ModelMap, module: str, why: str) -> ModelMap:
     return replace(map, branches=tuple(replace(b, group=replace(b.group, protected=b.group.protected or why)) if b.name in held else b for b in map.branches))
 
 
-def _reached(map: ModelMap, layer: Layer, role: str) -> list[Coupled]:
-    return [c for c in map.coupled if any(s.tensor in _matrices(layer) and s.role == role for s in c.slices) or (role == "out" and (c.name == layer.name or c in _bare(map, layer)))]
-
-
-def _matrices(layer: Layer) -> set[str]:
-    """The weight of a layer, under the names that it may have in torch: an attention has projections, a parametrized
-    layer has what its weight is computed from."""
-    attention = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-    return {*layer.weights, *(f"{layer.name}.{name}" for name in attention)}
-
-
 def _assignments(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> Iterable[Assignment]:
     rules = loaded.recipe.rules
-    layers: dict[int, list[Layer]] = {i: _matched(loaded, map, i, problems) for i, rule in enumerate(rules) if not rule.protect}
+    layers: dict[int, list[Layer]] = {i: matched(loaded, map, i, problems) for i, rule in enumerate(rules) if not rule.protect}
     claimed: dict[tuple[str, str], int] = {}
     owner: dict[str, tuple[int, str]] = {}
     for index, own in layers.items():
@@ -215,7 +103,7 @@ def _assignments(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> Iter
                 problems.append(_taken(loaded, index, f"layer '{layer.name}' already has group '{rule.group}' by rules.{first}"))
                 continue
             claimed[layer.name, str(rule.group)] = index
-            for group in [g for c in _of_rule(map, rule, layer) for g in (c, *_around(map, c))]:
+            for group in [g for c in of_rule(map, rule, layer) for g in (c, *around(map, c))]:
                 before, through = owner.get(group.name, (index, layer.name))
                 if group.protected is None and before != index and first == index and not rule.override:
                     text = f"'{layer.name}' leaves together with '{through}', which rules.{before} already has (coupled group '{group.name}')"
@@ -226,8 +114,8 @@ def _assignments(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> Iter
     for index, own in layers.items():
         rule = rules[index]
         mine = [layer for layer in own if claimed[layer.name, str(rule.group)] == index]
-        names = [c.name for layer in mine for c in _of_rule(map, rule, layer) if owner[c.name][0] == index and c.protected is None]
-        tensors = [name for layer in mine for name in _weights(rule, map, layer) if in_one_tensor(rule.group) or any(c.protected is None and owner[c.name][0] == index for c in _of_rule(map, rule, layer))]
+        names = [c.name for layer in mine for c in of_rule(map, rule, layer) if owner[c.name][0] == index and c.protected is None]
+        tensors = [name for layer in mine for name in weights(rule, map, layer) if in_one_tensor(rule.group) or any(c.protected is None and owner[c.name][0] == index for c in of_rule(map, rule, layer))]
         yield Assignment(index, tuple(layer.name for layer in mine), tuple(dict.fromkeys(names)), tuple(tensors))
 
 
@@ -247,7 +135,6 @@ def _conflicts(loaded: Loaded, layers: Mapping[int, Sequence[Layer]]) -> Iterabl
                 continue
             text = f"layer '{layer.name}' has group '{rules[rival].group}' by rules.{rival}, which group '{group}' cannot be laid over"
             yield loaded.problem(f"rules.{index}.layers", text, "narrow one of the two selectors")
-
 
 _CLASH: dict[Kind, tuple[Kind, ...]] = {
     "n:m": ("n:m", "shape", "tap"),
@@ -289,8 +176,8 @@ def _narrowing(loaded: Loaded, map: ModelMap, layers: Mapping[int, Sequence[Laye
     multiple = {i: value if isinstance(value, int) else 1 for i, value in written.items()}  # what auto comes to may change with the machine
     kernel = prod(layer.weight[2:]) if isinstance(rules[index].group, Block) and dim == 1 else 1
     for other, own in layers.items():
-        reached = {c.name: c for each in own for c in _of_rule(map, rules[other], each) if c.protected is None}
-        for c in reached.values():
+        covered = {c.name: c for each in own for c in of_rule(map, rules[other], each) if c.protected is None}
+        for c in covered.values():
             steps = [span.repeat * kernel for s in c.slices if (s.tensor, s.dim) == (f"{layer.name}.weight", dim) for span in s.spans]
             if any(step * multiple[other] % of for step in steps):
                 need = lcm(*(of // gcd(of, step) for step in steps))
@@ -302,47 +189,8 @@ def _narrowing(loaded: Loaded, map: ModelMap, layers: Mapping[int, Sequence[Laye
 def _taken(loaded: Loaded, index: int, text: str) -> Problem:
     return loaded.problem(f"rules.{index}.layers", text, "narrow one of the two selectors, or say 'override: true' in the later rule")
 
-
-def _of_rule(map: ModelMap, rule: Rule, layer: Layer) -> list[Coupled]:
-    match rule.group:
-        case "filter" | "neuron":
-            return _reached(map, layer, "out")
-        case "head":
-            return [c for c in _reached(map, layer, "out") if _rows(c, layer) > 1]
-        case "hidden":
-            return [c for c in map.coupled if any(s.tensor.startswith(f"{layer.name}.weight_hh") for s in c.slices)]
-        case "depth":
-            return [map.by_name[layer.name]]
-        case "channel":
-            depthwise = layer.weight[1:2] == (1,) and layer.inputs == layer.outputs > 1
-            return _reached(map, layer, "out" if depthwise else "in")
-        case _:
-            return []
-
-
-def _around(map: ModelMap, group: Coupled) -> list[Coupled]:
-    """The residual branches that contain this one or a part of it."""
-    own = next((b for b in map.branches if b.group is group), None)
-    return [] if own is None else [b.group for b in map.branches if b is not own and b.overlaps(own)]
-
-
-def _rows(group: Coupled, layer: Layer) -> int:
-    """How many rows of a layer's weight leave with one unit."""
-    own = [s for s in group.slices if s.tensor in _matrices(layer) and s.role == "out"]
-    return sum(span.units * span.repeat for s in own for span in s.spans) // max(group.width, 1)
-
-
-def _weights(rule: Rule, map: ModelMap, layer: Layer) -> list[str]:
-    """The tensors of a layer that a penalty of single weights or of the layer's own slices covers."""
-    if rule.group == "depth":
-        own = {s.tensor for s in map.by_name[layer.name].slices}
-        return [t.name for t in map.tensors if t.name in own and t.parameter and t.shape]
-    if rule.group == "hidden":
-        return [t.name for t in map.tensors if t.name.startswith(f"{layer.name}.weight_")]
-    return [t.name for t in map.tensors if t.name in _matrices(layer)] or [f"{layer.name}.weight"]
-
-
 _STAYS = "weights are set to zero and stay in the tensors; this brings no speed and no smaller file"
+
 _IN_ONE_TENSOR: dict[Kind, str] = {
     "weight": _STAYS,
     "block": _STAYS,
@@ -372,7 +220,7 @@ def _kept(recipe: Recipe, map: ModelMap, assignment: Assignment) -> Iterable[str
         yield from (f"'{name}' stays: {why}" for name in assignment.layers if (why := map.by_name[name].protected) is not None)
         return
     for name in assignment.layers:
-        groups = _of_rule(map, rule, by_name[name])
+        groups = of_rule(map, rule, by_name[name])
         if rule.group == "channel" and not groups:
             yield f"'{name}' keeps its width: nothing that could be narrowed feeds it"
         for group in groups:
@@ -400,12 +248,12 @@ def _floors(plan: Plan, budget: Budget, clocks: Sequence[Clock] = ()) -> Iterabl
 
 
 def _infeasible(loaded: Loaded, plan: Plan, path: str, budget: Budget, floors: Iterable[Floor]) -> Iterable[Problem]:
-    reached = {name for a in plan.assignments for name in a.coupled}
+    covered = {name for a in plan.assignments for name in a.coupled}
     for floor in floors:
         if floor.least <= floor.limit:
             continue
         protected = [c.name for c in plan.map.coupled if c.protected is not None]
-        free = [c.name for c in plan.map.coupled if c.protected is None and c.name not in reached]
+        free = [c.name for c in plan.map.coupled if c.protected is None and c.name not in covered]
         part, target = f"{100 * floor.least / floor.dense:.1f}%", floor.what.removeprefix("latency.")
         if target in budget.latency and floor.what != target:
             message = f"{budget.latency[target]} cannot be reached: with everything removed that the rules allow, {part} of {milliseconds(floor.dense)} is predicted to remain"

@@ -11,8 +11,9 @@ from sparsify.graph.cutting import cut, dropped, gone_branches, places, ranges, 
 from sparsify.graph.folding import fold
 from sparsify.graph.inspecting import inspect, layers
 from sparsify.graph.naming import canonical_names
-from sparsify.graph.proving import probe, verify, with_branches
+from sparsify.graph.proving import verify
 from sparsify.graph.reshaping import reshape
+from sparsify.graph.trying import probe, with_branches
 
 __all__ = [
     "Inputs",

@@ -126,7 +126,7 @@ def judged(entry: networks.Entry) -> dict[str, object]:
     if [t.shape for t in found] != [t.shape for t in wanted]:
         return {"outcome": "silently wrong", "message": f"outputs of other shapes: {[tuple(t.shape) for t in found]} for {[tuple(t.shape) for t in wanted]}"[:200]}
     zeroed = outputs(masked, inputs)
-    more = {"control": graph.proving._relative(wanted, zeroed), "difference": graph.proving._relative(found, zeroed)}
+    more = {"control": graph.proving.relative(wanted, zeroed), "difference": graph.proving.relative(found, zeroed)}
     try:
         _trains(thin, inputs)
     except Exception as error:
@@ -140,7 +140,7 @@ def judged(entry: networks.Entry) -> dict[str, object]:
         return {"outcome": "exact", **more}
     gone = {slot: set(range(size)) - stayed for slot, (size, stayed) in kept.items() if len(stayed) < size}
     with torch.no_grad():
-        more["difference"] = graph.proving._relative(found, masking.outputs(masked.eval(), inputs, gone))
+        more["difference"] = graph.proving.relative(found, masking.outputs(masked.eval(), inputs, gone))
     return {"outcome": "statistics" if more["difference"] <= TOLERANCE else "silently wrong", **more}
 
 

@@ -1,5 +1,6 @@
 """Trying: which groups and residual branches can be cut at all, found by trial cuts before any training."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -55,7 +56,7 @@ def probe(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
     """
     trials = _Trials(model, inputs)
     reasons: dict[str, str] = {}
-    groups = settled([c for c in map.coupled if c.protected is None], lambda c: trials.alone(c, map, trials.faults[:2]))
+    groups = settled([c for c in map.coupled if c.protected is None], lambda c: trials.alone(c, map, trials.faults[:-1]))
     map = _with(map, groups)
     good = trials.survivors(groups, map, reasons)
     map, saved = _saved(map, [c for c in groups if c.name in reasons], lambda c: trials.alone(c, map, trials.faults))
@@ -90,7 +91,7 @@ class _Trials:
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         shapes = _Shapes(model, inputs)
         self.inputs = converted(inputs, torch.float32)
-        self.faults: list[Fault] = [shapes.fault] if shapes.works else []
+        self.faults: list[Fault] = [shapes.fault, shapes.fault_apart] if shapes.works else []
         if any(p.is_meta for p in model.parameters()):
             return  # a model of shapes alone can be planned, not compared
         self.model, self.double = _scrambled(model, self.inputs), cache(lambda: _runs_in_double(self.model, self.inputs))
@@ -100,7 +101,7 @@ class _Trials:
         return _fault(self.model.to(torch.float32), map, {c.name: _half(c) for c in chosen}, self.inputs, TRIAL)
 
     def _double_fault(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
-        return _double_fault(self.model, self.double(), map, {c.name: _rest(c) for c in chosen}, self.inputs)
+        return _double_fault(self.model, self.double(), map, _rests(map, chosen), self.inputs)
 
     def alone(self, group: Coupled, map: ModelMap, faults: Sequence[Fault]) -> str | None:
         """What is wrong with a cut of one group."""
@@ -174,6 +175,11 @@ class _Shapes:
                 return "the cut model's outputs change their shapes"
         return None
 
+    def fault_apart(self, groups: Sequence[Coupled], map: ModelMap) -> str | None:
+        """The same for groups of two units, cut apart from each other: no trial of all could keep different numbers of them."""
+        pairs = [c for c in groups if c.width == 2]
+        return next((why for part in (pairs[::2], pairs[1::2]) if part and (why := self.fault(part, map)) is not None), None)
+
 
 def _good(groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]) -> list[Coupled]:
     """The groups that can be cut together; the others get their reason."""
@@ -238,10 +244,16 @@ def _half(group: Coupled) -> list[int]:
     return sorted(torch.randperm(group.width, generator=generator)[:count].tolist())
 
 
-def _rest(group: Coupled) -> list[int]:
-    """Units that `_half` removes, less one where it can be spared: every unit leaves in a trial, and the number differs."""
-    rest = sorted(set(range(group.width)) - set(_half(group)))
-    return rest[: max(1, len(rest) - 1)]
+def _rests(map: ModelMap, chosen: Iterable[Coupled]) -> dict[str, list[int]]:
+    """Group -> units that `_half` removes, less some where they can be spared: every unit leaves in a trial, the number
+    differs from that half, and groups of one width keep different numbers, as code may tie their widths together."""
+    ranks: Counter[int] = Counter()
+    kept = {}
+    for group in map.coupled:
+        rest = sorted(set(range(group.width)) - set(_half(group))) or _half(group)
+        ranks[group.width] += 1
+        kept[group.name] = rest[: len(rest) - ranks[group.width] % len(rest)]
+    return {group.name: kept[group.name] for group in chosen}
 
 
 def _scrambled(model: nn.Module, inputs: Inputs) -> nn.Module:

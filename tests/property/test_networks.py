@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -868,8 +868,13 @@ def seeded(seed: int) -> list[Step]:
     return [(chance.choice(names), chance.randint(0, 3), chance.randint(0, 7), chance.randint(0, 63)) for _ in range(chance.randint(2, LONGEST))]
 
 
+TIED = [("multiply", 3, 0, 18), ("split", 4, 0, 45), ("unit", 0, 0, 46), ("split", 4, 0, 45), ("attention", 0, 0, 15), ("add", 0, 0, 0)]
+
+
 @CASES
 @given(programs, st.integers(0, 1000))
+@example([("add", 5, 0, 0), ("norm", 0, 0, 0), ("conv", 0, 0, 0), *TIED, ("stream_of_heads", 0, 0, 0)], 784)
+@example([("add", 5, 0, 0), ("conv", 0, 0, 0), ("stream_of_heads", 0, 0, 12), *TIED, ("stream_of_heads", 0, 0, 12)], 784)
 def test_whatever_may_be_cut_is_cut_rightly(program: list[Step], seed: int) -> None:
     check(program, seed)
 

@@ -67,10 +67,6 @@ STANDS_FOR = {made.__name__: plain.__name__ for family in (CROPPED, GATHERED) fo
 """class of a realised layer -> the class that a recipe speaks of"""
 
 
-def is_gathered(module: nn.Module) -> bool:
-    return type(module) in GATHERED.values()
-
-
 def can_gather(module: nn.Module) -> bool:
     """A Linear layer or a convolution without groups, of torch.nn itself."""
     plain = PLAIN.get(type(module), type(module))

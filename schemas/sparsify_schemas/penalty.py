@@ -94,6 +94,7 @@ class Gsm(Spec):
     T = |sum over w in g of w * dL/dw|     of every group                                             (any other group)
     before the optimizer's step: dL/dw stays where T is among the Q largest, Q = (1 - sparsity) of their number, else 0
 
+    Of more than a million single weights every 31st is ranked, so that Q is met within about 3 %.
     Weight decay and momentum are the optimizer's and act on all: a weight left out for n steps shrinks by
     exp(-n * lr * weight_decay / (1 - momentum)), which `plan` foretells. It takes a momentum of 0.98 or 0.99.
     Source: Ding et al., arXiv:1909.12778, algorithm 1 (single weights); on groups as Ding et al., arXiv:2007.03260, mask them.

@@ -9,6 +9,12 @@ from sparsify.groups import Layout, scale, wide
 from sparsify.penalties.action import Action, Tensors
 from sparsify.penalties.ranking import kth_largest
 
+EXACT = 1 << 20
+"""single weights up to which all are ranked; of more, every 31st is, in runs of 16 so that few cache lines are touched"""
+_RUN, _STRIDE = 16, 31
+_CHUNK = 1 << 18
+"""weights masked at a time on a processor: what one operation leaves is then still in its cache for the next"""
+
 
 def action(layouts: Sequence[Layout], parameters: Tensors, share: float, single: bool) -> Action:
     """The loss's gradient stays where T is among the Q largest of all layouts together, and becomes zero elsewhere.
@@ -17,35 +23,90 @@ def action(layouts: Sequence[Layout], parameters: Tensors, share: float, single:
     their number. `state` counts, over all steps, what was passive in one and active in the next.
     Source: Ding et al., arXiv:1909.12778, algorithm 1.
     """
+    return _on_weights(layouts, parameters, share) if single else _on_groups(layouts, parameters, share)
+
+
+def _on_weights(layouts: Sequence[Layout], parameters: Tensors, share: float) -> Action:
     names = tuple(dict.fromkeys(part.name for layout in layouts for part in layout.parts))
-    total = sum(parameters[n].numel() for n in names) if single else sum(layout.count for layout in layouts)
-    device = parameters[names[0]].device
-    state = {
+    every = sum(parameters[n].numel() for n in names) <= EXACT
+    looked = {n: len(_sampled(parameters[n], every)) for n in names}
+    total, device = sum(looked.values()), parameters[names[0]].device
+    keep, state = _kept(total, share), _state(total, device)
+    # Kept from step to step: to get so much memory anew takes longer than to fill it.
+    scores, spare = torch.empty(total, device=device), torch.empty(_CHUNK if device.type == "cpu" else 0, device=device)
+
+    def mask(weights: Tensors, gradients: Tensors, _scale: float) -> None:
+        for name, own in zip(names, torch.split(scores, list(looked.values())), strict=True):
+            if name in gradients:
+                torch.mul(wide(_sampled(weights[name], every)), _sampled(gradients[name], every), out=own).abs_()
+            else:
+                own.zero_()
+        least = kth_largest(scores, keep)
+        _count(state, scores >= least)
+        below = float(least.nextafter(least.new_tensor(-1.0)))
+        for name in names:
+            if name in gradients:
+                _mask(weights[name], gradients[name], below, spare)
+
+    return Action(before=mask, state=state)
+
+
+def _on_groups(layouts: Sequence[Layout], parameters: Tensors, share: float) -> Action:
+    total = sum(layout.count for layout in layouts)
+    device = parameters[layouts[0].parts[0].name].device
+    keep, state = _kept(total, share), _state(total, device)
+    scores = torch.empty(total, device=device)
+
+    def mask(weights: Tensors, gradients: Tensors, _scale: float) -> None:
+        for layout, own in zip(layouts, torch.split(scores, [layout.count for layout in layouts]), strict=True):
+            own.copy_(layout.reduce(lambda n: wide(weights[n]) * gradients[n] if n in gradients else None)[:-1].abs_())
+        active = scores >= kth_largest(scores, keep)
+        _count(state, active)
+        _mask_groups(layouts, gradients, active)
+
+    return Action(before=mask, state=state)
+
+
+def _state(total: int, device: torch.device) -> dict[str, Tensor]:
+    return {
         "active": torch.ones(total, dtype=torch.bool, device=device),
         "woken": torch.zeros((), dtype=torch.int64, device=device),
         "steps": torch.zeros((), dtype=torch.int64),
     }
-    keep = max(1, total - int(total * share + 0.5))
-    # Kept from step to step: to get so much memory anew takes longer than to fill it.
-    scores, active = torch.empty(total, device=device), torch.empty(total, dtype=torch.bool, device=device)
 
-    def mask(weights: Tensors, gradients: Tensors, _scale: float) -> None:
-        if single:
-            _of_weights(names, weights, gradients, scores)
-        else:
-            _of_groups(layouts, weights, gradients, scores)
-        torch.ge(scores, kth_largest(scores, keep), out=active)
-        state["woken"] += torch.count_nonzero(active > state["active"])
-        state["steps"] += 1
-        state["active"].copy_(active)
-        if single:
-            for name, own in zip(names, torch.split(active, [weights[n].numel() for n in names]), strict=True):
-                if name in gradients:
-                    gradients[name].mul_(own.view_as(gradients[name]))
-        else:
-            _mask_groups(layouts, gradients, active)
 
-    return Action(before=mask, state=state)
+def _kept(total: int, share: float) -> int:
+    return max(1, total - int(total * share + 0.5))
+
+
+def _count(state: Tensors, active: Tensor) -> None:
+    state["woken"] += torch.count_nonzero(active > state["active"])
+    state["steps"] += 1
+    state["active"].copy_(active)
+
+
+def _sampled(tensor: Tensor, every: bool) -> Tensor:
+    """All elements, or the first of every few runs: a share of 1 / 31, spread evenly."""
+    flat = tensor.detach().reshape(-1)
+    if every:
+        return flat
+    period = _RUN * _STRIDE
+    whole = len(flat) // period * period
+    return torch.cat([flat[:whole].view(-1, period)[:, :_RUN].reshape(-1), flat[whole::_STRIDE]])
+
+
+def _mask(weight: Tensor, gradient: Tensor, below: float, spare: Tensor) -> None:
+    """gradient <- gradient where |weight * gradient| > below, else 0."""
+    rows = max(1, len(spare) // max(1, weight[:1].numel())) if len(spare) else max(1, len(weight))
+    for w, g in zip(torch.split(weight, rows), torch.split(gradient, rows), strict=True):
+        if g.dtype == w.dtype == torch.float32 and g.numel() <= len(spare):
+            product = torch.mul(w, g, out=spare[: g.numel()].view(g.shape))
+        else:
+            product = wide(w) * g
+        if g.dtype == product.dtype:
+            torch.ops.aten.hardshrink_backward.grad_input(g, product, below, grad_input=g)
+        else:
+            g.mul_(product.abs() > below)
 
 
 def woken_share(state: Tensors) -> float:
@@ -55,19 +116,6 @@ def woken_share(state: Tensors) -> float:
     state["woken"].zero_()
     state["steps"].zero_()
     return share
-
-
-def _of_weights(names: Sequence[str], weights: Tensors, gradients: Tensors, into: Tensor) -> None:
-    for name, own in zip(names, torch.split(into, [weights[n].numel() for n in names]), strict=True):
-        if name in gradients:
-            torch.mul(wide(weights[name]), gradients[name], out=own.view_as(weights[name])).abs_()
-        else:
-            own.zero_()
-
-
-def _of_groups(layouts: Sequence[Layout], weights: Tensors, gradients: Tensors, into: Tensor) -> None:
-    for layout, own in zip(layouts, torch.split(into, [layout.count for layout in layouts]), strict=True):
-        own.copy_(layout.reduce(lambda n: wide(weights[n]) * gradients[n] if n in gradients else None)[:-1].abs_())
 
 
 def _mask_groups(layouts: Sequence[Layout], gradients: Tensors, active: Tensor) -> None:

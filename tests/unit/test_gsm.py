@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
+from sparsify.groups import layer_layout
+from sparsify.penalties.gsm import EXACT
+from sparsify.penalties.gsm import action as gsm_action
 from sparsify.penalties.ranking import kth_largest
 from sparsify.plan import Plan
 
@@ -147,6 +150,39 @@ def test_the_threshold_is_the_kth_largest(n: int, ties: bool) -> None:
     ordered = sorted(values.tolist(), reverse=True)
     for k in {1, 2, n // 3 + 1, n - 1, n} & set(range(1, n + 1)):
         assert float(kth_largest(values, k)) == ordered[k - 1]
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_of_many_weights_a_sample_says_which_are_the_largest(memory: torch.memory_format) -> None:
+    """Q within 3 %, over tensors of very different scales; what stays are the largest, whole."""
+    own = torch.Generator().manual_seed(3)
+    shapes = {"a": (512, 256, 3, 3), "b": (700, 301), "c": (1000,), "d": (32, 3, 5, 5)}
+    weights = {n: torch.randn(shape, generator=own) * 10**i for i, (n, shape) in enumerate(shapes.items())}
+    weights = {n: w.to(memory_format=memory) if w.dim() == 4 else w for n, w in weights.items()}
+    before = {n: torch.randn(w.shape, generator=own).to(w.dtype) for n, w in weights.items()}
+    gradients = {n: g.clone() for n, g in before.items()}
+    action = gsm_action([layer_layout([(n, 0) for n in weights], weights)], weights, 0.8, True)
+    assert action.before is not None
+    action.before(weights, gradients, 1.0)
+    importance = torch.cat([(weights[n] * before[n]).abs().flatten() for n in weights])
+    stays = torch.cat([gradients[n].flatten() != 0 for n in weights])
+    assert len(stays) > EXACT
+    assert int(stays.sum()) == pytest.approx(0.2 * len(stays), rel=0.03)
+    assert float(importance[stays].min()) > float(importance[~stays].max())
+    assert all(bool(((gradients[n] == before[n]) | (gradients[n] == 0)).all()) for n in weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions_are_masked_alike(dtype: torch.dtype) -> None:
+    weights = {"w": torch.randn(40, 30, generator=torch.Generator().manual_seed(5)).to(dtype)}
+    gradients = {"w": weights["w"].flip(0).clone()}
+    importance = (weights["w"].double() * gradients["w"].double()).abs()
+    action = gsm_action([layer_layout([("w", 0)], weights)], weights, 0.75, True)
+    assert action.before is not None
+    action.before(weights, gradients, 1.0)
+    stays = gradients["w"] != 0
+    assert 300 <= int(stays.sum()) <= 310, "ties in half precision stay together"
+    assert float(importance[stays].min()) > float(importance[~stays].max())
 
 
 def test_state_goes_on_where_it_was() -> None:

@@ -6,9 +6,22 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
+from sparsify.distances import distances
 from sparsify.errors import ModelError
 from sparsify.groups import Layout, is_scale, wide
-from sparsify_schemas.criterion import Activation, BnScale, Criterion, Fisher, Lamp, Magnitude, Random, Sensitivity, Taylor, Wanda
+from sparsify_schemas.criterion import (
+    Activation,
+    BnScale,
+    Criterion,
+    Fisher,
+    Fpgm,
+    Lamp,
+    Magnitude,
+    Random,
+    Sensitivity,
+    Taylor,
+    Wanda,
+)
 
 Tensors = Mapping[str, Tensor]
 Looks = Callable[[], Iterable[None]]
@@ -35,6 +48,9 @@ def group_scores(spec: Criterion, layout: Layout, weights: Tensors, looks: Looks
             return torch.cat([_lamp(own) for own in layout.split(squares).values()])
         case BnScale():
             return _scales(layout, weights)
+        case Fpgm():
+            apart = distances(layout, weights)
+            return torch.cat([own / _mean(own) for own in layout.split(apart).values()]).float()
         case Random():
             return torch.rand(layout.count, generator=torch.Generator().manual_seed(seed))
         case _:
@@ -60,6 +76,8 @@ def weight_scores(spec: Criterion, weight: Tensor, looks: Looks | None, seed: in
             return _lamp(wide(weight.detach()).square().flatten()).view_as(weight)
         case BnScale():
             raise ModelError("criterion 'bn_scale' scores whole channels, not single weights")
+        case Fpgm():
+            raise ModelError("criterion 'fpgm' scores whole filters, not single weights")
         case Random():
             return torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed))
         case _:

@@ -133,7 +133,7 @@ def marginals(value: Tensor, axes: Iterable[Axis]) -> list[Tensor]:
 
 def _marginal(value: Tensor, flat: Tensor | None, axis: Axis) -> Tensor:
     if axis.tile is not None:
-        down, rows, across, columns = tiled = _tiled(value.shape, axis.tile)
+        down, rows, across, columns = tiled = tiles(value.shape, axis.tile)
         return value.flatten(1)[: down * rows, : across * columns].reshape(tiled).sum((1, 3)).flatten()
     if value.dim() < 2:
         return value.view(-1)
@@ -170,13 +170,13 @@ def broadcast(values: Tensor, axis: Axis, shape: Sequence[int]) -> Tensor:
     own = axis.pick(values)
     if axis.tile is None:
         return own.view([size if d in axis.dims else 1 for d, size in enumerate(shape)])
-    down, rows, across, columns = tiled = _tiled(shape, axis.tile)
+    down, rows, across, columns = tiled = tiles(shape, axis.tile)
     matrix = values[-1].expand(shape[0], prod(shape[1:])).clone()
     matrix[: down * rows, : across * columns] = own.view(down, 1, across, 1).expand(tiled).reshape(down * rows, across * columns)
     return matrix.view(tuple(shape))
 
 
-def _tiled(shape: Sequence[int], tile: tuple[int, int]) -> tuple[int, int, int, int]:
+def tiles(shape: Sequence[int], tile: tuple[int, int]) -> tuple[int, int, int, int]:
     """The shape of the matrix of tiles: (tiles down, rows, tiles across, columns)."""
     return shape[0] // tile[0], tile[0], prod(shape[1:]) // tile[1], tile[1]
 

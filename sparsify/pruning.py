@@ -34,7 +34,7 @@ from sparsify.measure import copied, count_macs, detached
 from sparsify.overview import LABELS
 from sparsify.plan import ModelMap, Plan
 from sparsify.report import verdict_words
-from sparsify_schemas.criterion import Activation, Criterion, FromData, Magnitude
+from sparsify_schemas.criterion import Activation, Criterion, Fpgm, FromData, Magnitude
 from sparsify_schemas.cuts import Crop, Cuts, Gather, Zero
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Verdict
@@ -230,8 +230,7 @@ def _scores(plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor
     scores: Scores = {}
     for assignment in plan.assignments:
         rule = plan.recipe.rules[assignment.rule]
-        roles = frozenset({"in", "whole"}) if isinstance(rule.criterion, Activation) else frozenset({"in", "out", "whole"})
-        layout = coupled_layout(plan.map, assignment.coupled, parameters, roles)
+        layout = coupled_layout(plan.map, assignment.coupled, parameters, _looked_at(rule.criterion))
         if layout.count == 0:
             continue
         spec = _available(rule.criterion, batches)
@@ -241,6 +240,17 @@ def _scores(plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor
     dead = {name: flags.tolist() for name, flags in dead_units(plan.map, names, parameters).items()}
     _check_finite(scores)
     return scores, dead
+
+
+def _looked_at(spec: Criterion) -> frozenset[str]:
+    """Roles of the slices by which a criterion judges a unit."""
+    match spec:
+        case Activation():
+            return frozenset({"in", "whole"})
+        case Fpgm():
+            return frozenset({"out"})
+        case _:
+            return frozenset({"in", "out", "whole"})
 
 
 @torch.no_grad()

@@ -40,6 +40,17 @@ class BnScale(Spec):
     kind: Literal["bn_scale"]
 
 
+class Fpgm(Spec):
+    """s_g = D_g / mean of D over the layer,   D_g = sum over the other filters h of the layer of ||w_g - w_h||_2.
+
+    What lies near the geometric median of its layer can be replaced by the others, however large it is. Filters, neurons,
+    heads, hidden units by the weights that produce them; groups inside a tensor among themselves.
+    Source: He et al., arXiv:1811.00250, equation 6 (the mean makes layers comparable).
+    """
+
+    kind: Literal["fpgm"]
+
+
 class FromData(Spec):
     """What every criterion has that looks at training data."""
 
@@ -103,5 +114,5 @@ class Random(Spec):
 
 
 Criterion = Annotated[
-    Magnitude | Taylor | Fisher | Sensitivity | Activation | Wanda | Lamp | BnScale | Random, Field(discriminator="kind")
+    Magnitude | Taylor | Fisher | Sensitivity | Activation | Wanda | Lamp | BnScale | Fpgm | Random, Field(discriminator="kind")
 ]

@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator,
 
 from sparsify_schemas.base import AtKey, Flag, Positive, Seed, Spec, Text
 from sparsify_schemas.budget import Budget
-from sparsify_schemas.criterion import BnScale, Criterion, FromData, Magnitude
+from sparsify_schemas.criterion import BnScale, Criterion, Fpgm, FromData, Magnitude
 from sparsify_schemas.data import Data
 from sparsify_schemas.group import Group, in_one_tensor, kind_of, within
 from sparsify_schemas.model import Input, Model
@@ -84,6 +84,8 @@ class Rule(Spec):
             raise AtKey("penalty", f"l1 with strength 'auto' counts single weights; use group_lasso on group '{self.group}', or give l1 a number")
         if self.group == "depth" and self.keep.uniform:
             raise AtKey("keep", "'uniform' cannot act on group 'depth', which has no widths; leave it out")
+        if isinstance(self.criterion, Fpgm) and (self.group == "depth" or (in_one_tensor(self.group) and not within(self.group))):
+            raise AtKey("criterion", f"criterion 'fpgm' cannot act on group '{self.group}': it compares the filters of a layer; use magnitude")
         if in_one_tensor(self.group):
             self._consistent_in_one_tensor()
         return self

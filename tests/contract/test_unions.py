@@ -192,8 +192,8 @@ class TestCriteria:
             weight.grad = torch.ones_like(weight)
             yield
 
-        if kind.__name__ == "BnScale":
-            with pytest.raises(ModelError, match=r"^criterion 'bn_scale' scores whole channels, not single weights$"):
+        if kind.__name__ in ("BnScale", "Fpgm"):
+            with pytest.raises(ModelError, match=r"^criterion '(bn_scale' scores whole channels|fpgm' scores whole filters), not single weights$"):
                 criteria.weight_scores(made(kind), weight, backward, 0)
         else:
             assert criteria.weight_scores(made(kind), weight, backward, 0).shape == weight.shape

@@ -404,6 +404,10 @@ EDITED: dict[str, tuple[Edits, str]] = {
         (("group: filter", "group: weight\n    sparsity: 50%"), ("group_lasso", "l1"), ("{kind: magnitude}", "{kind: bn_scale}")),
         "recipe.yaml:16:5: rules.0.criterion: criterion 'bn_scale' cannot act on group 'weight': a scale belongs to a whole channel",
     ),
+    "criterion fpgm on weights": (
+        (("group: filter", "group: weight\n    sparsity: 50%"), ("group_lasso", "l1"), ("{kind: magnitude}", "{kind: fpgm}")),
+        "recipe.yaml:16:5: rules.0.criterion: criterion 'fpgm' cannot act on group 'weight': it compares the filters of a layer; use magnitude",
+    ),
     "strength auto without exact zeros": (
         (("strength: 1e-3", "strength: auto\n      solver: subgradient"),),
         "recipe.yaml:14:7: rules.0.penalty.strength: strength 'auto' counts what is exactly zero, which only solver 'proximal' reaches",

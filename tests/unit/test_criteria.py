@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 import sparsify
 from sparsify.criteria import group_scores, weight_scores
 from sparsify.errors import ModelError
-from sparsify.groups import coupled_layout
+from sparsify.groups import coupled_layout, inner_layout
 from sparsify.looking import looks
-from sparsify_schemas.criterion import Activation, BnScale, Criterion, Fisher, Lamp, Sensitivity, Taylor, Wanda
+from sparsify_schemas.criterion import Activation, BnScale, Criterion, Fisher, Fpgm, Lamp, Sensitivity, Taylor, Wanda
+from sparsify_schemas.group import Group
 
 X = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(8) % 3
@@ -42,7 +44,7 @@ def of_last(spec: Criterion) -> tuple[Net, Tensor]:
     net = model()
     map = sparsify.make_plan({"version": 1, "title": "t", "rules": [{"layers": "b", "group": "filter"}]}, net, (X,)).map
     parameters = dict(net.named_parameters())
-    roles = frozenset({"in"}) if isinstance(spec, Activation) else frozenset({"in", "out"})
+    roles = frozenset({"in"}) if isinstance(spec, Activation) else frozenset({"out"}) if isinstance(spec, Fpgm) else frozenset({"in", "out"})
     name = next(c.name for c in map.coupled if any(s.tensor == "c.weight" for s in c.slices))
     return net, group_scores(spec, coupled_layout(map, [name], parameters, roles), parameters, looks(net, spec, BATCHES), 0)
 
@@ -152,6 +154,46 @@ def test_bn_scale_is_the_scale() -> None:
     assert scores.tolist() == pytest.approx([float(scales[n] + scales[n + 2]) for n in range(2)])
     with pytest.raises(ModelError, match=r"^criterion 'bn_scale' needs a normalisation with a scale behind every channel, and 'b' has none; use magnitude there$"):
         group_scores(BnScale(kind="bn_scale"), coupled_layout(plan.map, ["a", "b"], parameters), parameters, None, 0)
+
+
+def test_fpgm_is_the_distance_to_the_other_filters() -> None:
+    """In a layer with n filters, one of which lies between two others: it goes first, however large it is."""
+    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[3.0, 0.0], [3.0, 4.0], [3.0, 8.0], [0.0, 4.0]]))
+    rule = {"layers": "0", "group": "neuron", "criterion": {"kind": "fpgm"}, "sparsity": "25%"}
+    plan = sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, net, (torch.ones(1, 2),))
+    (group,) = (c.name for c in plan.map.coupled if c.protected is None)
+    layout = coupled_layout(plan.map, [group], dict(net.named_parameters()), frozenset({"out"}))
+    apart = [4 + 8 + 5, 4 + 4 + 3, 8 + 4 + 5, 5 + 3 + 5]
+    assert group_scores(Fpgm(kind="fpgm"), layout, dict(net.named_parameters()), None, 0).tolist() == pytest.approx([d / (sum(apart) / 4) for d in apart])
+    assert torch.equal(sparsify.cut(plan, net).model.get_parameter("0.weight"), net[0].weight[[0, 2, 3]])
+
+
+def test_fpgm_compares_all_that_produces_a_unit() -> None:
+    """Units n and n + 3 of a grouped convolution leave together: their filters are one vector. Biases and columns do not count."""
+    net, scores = of_last(Fpgm(kind="fpgm"))
+    units = [torch.cat([net.b.weight[n].flatten(), net.b.weight[n + 3].flatten()]).detach() for n in range(3)]
+    apart = [sum(float((u - v).norm()) for v in units) for u in units]
+    assert scores.tolist() == pytest.approx([d / (sum(apart) / 3) for d in apart], rel=1e-5)
+
+
+@pytest.mark.parametrize("group", ["shape", "tap", "2x1"])
+def test_fpgm_compares_groups_inside_a_tensor(group: str) -> None:
+    weight = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(7))
+    columns = {"shape": weight.flatten(1).T, "tap": weight.flatten(2).permute(2, 0, 1).flatten(1), "2x1": weight.view(2, 2, 18).transpose(1, 2).reshape(36, 2)}[group]
+    layout = inner_layout(TypeAdapter(Group).validate_python(group), ["w"], {"w": weight})
+    apart = torch.stack([torch.stack([(u - v).norm() for v in columns]).sum() for u in columns])
+    found = group_scores(Fpgm(kind="fpgm"), layout, {"w": weight}, None, 0)
+    torch.testing.assert_close(found, apart / apart.mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_what_has_no_filters_is_refused() -> None:
+    net = model()
+    plan = sparsify.make_plan({"version": 1, "title": "t", "rules": [{"layers": "*", "group": "filter"}]}, net, (X,))
+    parameters = dict(net.named_parameters())
+    with pytest.raises(ModelError, match=r"^criterion 'fpgm' compares the filters of a layer, and 'a' has none; use magnitude there$"):
+        group_scores(Fpgm(kind="fpgm"), coupled_layout(plan.map, ["a"], {"n.weight": parameters["n.weight"]}), parameters, None, 0)
 
 
 @pytest.mark.parametrize("kind", ["taylor", "fisher", "sensitivity", "activation", "wanda"])

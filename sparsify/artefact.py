@@ -22,6 +22,7 @@ from sparsify.listing import RunRow as RunRow
 from sparsify.listing import list_runs as list_runs
 from sparsify.load import dump
 from sparsify.modelfile import build_model
+from sparsify.page import to_html
 from sparsify.plan import Plan
 from sparsify.reading import read
 from sparsify.weights import load_weights, save_weights
@@ -153,11 +154,16 @@ def complete(
     dense, cut = rebuilt_dense(folder, build), rebuilt(folder, build)
     check_reloads(model, cut, inputs, "cut model")
     found = assess(work, folder, dense, cut, inputs, datasets, timing)
+    found = found.model_copy(update={"files": _digests(folder)})
     files.write(folder / files.PAGE, report.to_markdown(found).encode())
-    digests = {name: files.sha256(folder / name) for name in files.KEPT if (folder / name).exists()}
-    found = found.model_copy(update={"files": digests})
+    files.write(folder / files.HTML, to_html(found, read(folder / files.RECIPE).decode()).encode())
+    found = found.model_copy(update={"files": _digests(folder)})
     files.write(folder / files.REPORT, (found.model_dump_json(indent=1) + "\n").encode())
     return found
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {name: files.sha256(folder / name) for name in files.KEPT if (folder / name).exists()}
 
 
 def rebuilt(folder: Path, build: Build | None = None) -> nn.Module:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from sparsify import graph, latency, measure
+from sparsify.clock import Clock
 from sparsify.costs import Costs
 from sparsify.data import Datasets
 from sparsify.errors import VerificationError
@@ -25,7 +27,7 @@ from sparsify.weights import tensors
 from sparsify_schemas.cuts import Cuts, Fold, Zeroed
 from sparsify_schemas.group import in_one_tensor
 from sparsify_schemas.recipe import Recipe
-from sparsify_schemas.report import Epoch, Latency, LayerRow, Limit, Report, Round, Side, Sparsity, StageRow, Verdict
+from sparsify_schemas.report import Epoch, Latency, LayerRow, LayerTime, Limit, Report, Round, Side, Sparsity, StageRow, Verdict
 from sparsify_schemas.target import Cpu, Target
 from sparsify_schemas.units import Share
 
@@ -165,23 +167,28 @@ def _budgets(recipe: Recipe, sides: tuple[Side, Side], dense_bytes: int, cut_byt
 
 def _latency(work: Work, name: str, target: Target, dense: nn.Module, cut: nn.Module, inputs: Inputs, seconds: float) -> Latency:
     """Both models timed; predicted as well where the budget limits this latency, and predicted only where the target is not here."""
-    predicted: tuple[float, float] | None = None
+    foretold = None
     if target.table is not None or name in work.plan.recipe.budget.latency:
-        clock = latency.clock(name, target, dense, work.plan.map, inputs)
-        shapes = Costs(work.plan.map).shapes
-        left = {w.group: w.kept for cuts in work.cuts for w in cuts.widths}  # the last cut has the last word
-        widths = {c.name: c.width for c in work.plan.map.coupled}
-        predicted = clock.ms(shapes({})), clock.ms(shapes({name: range(kept, widths[name]) for name, kept in left.items() if name in widths}))
+        foretold = _foretold(work, latency.clock(name, target, dense, work.plan.map, inputs))
     if target.table is None:
         found = measure.latency(dense, cut, inputs, name, target, seconds=seconds, seed=work.plan.recipe.seed)
-    else:
-        assert predicted is not None
-        ratio = predicted[0] / predicted[1]
-        what = f"{measure.described(target)}, predicted from {target.table}"
-        found = Latency(target=name, description=what, dense_ms=predicted[0], cut_ms=predicted[1], speedup=ratio, low=ratio, high=ratio, pairs=0, load=0.0, measured=False)
-    if predicted is None:
-        return found
-    return found.model_copy(update={"predicted_dense_ms": predicted[0], "predicted_cut_ms": predicted[1]})
+        return found if foretold is None else found.model_copy(update=foretold)
+    assert foretold is not None
+    before, after = foretold["predicted_dense_ms"], foretold["predicted_cut_ms"]
+    what, ratio = f"{measure.described(target)}, predicted from {target.table}", before / after
+    found = Latency(target=name, description=what, dense_ms=before, cut_ms=after, speedup=ratio, low=ratio, high=ratio, pairs=0, load=0.0, measured=False)
+    return found.model_copy(update=foretold)
+
+
+def _foretold(work: Work, clock: Clock) -> dict[str, Any]:
+    """What a clock says of the dense and the cut model, as fields of a Latency."""
+    shapes = Costs(work.plan.map).shapes
+    left = {w.group: w.kept for cuts in work.cuts for w in cuts.widths}  # the last cut has the last word
+    widths = {name: group.width for name, group in work.plan.map.by_name.items()}
+    dense, cut = shapes({}), shapes({name: range(kept, widths[name]) for name, kept in left.items() if name in widths})
+    before, after = clock.by_layer(dense), clock.by_layer(cut)
+    layers = tuple(LayerTime(layer=layer, dense_ms=ms, cut_ms=after[layer]) for layer, ms in before.items())
+    return {"predicted_dense_ms": clock.ms(dense), "predicted_cut_ms": clock.ms(cut), "by_layer": layers, "steps": clock.steps}
 
 
 def _latencies(recipe: Recipe, timings: Iterable[Latency]) -> Iterable[Limit]:

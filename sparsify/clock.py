@@ -168,12 +168,20 @@ class Clock:
         return fitted(self.networks)
 
     def by_layer(self, shapes: Shapes) -> dict[str, float]:
-        """Layer -> its share of the milliseconds, as the table has it."""
-        found: dict[str, float] = {}
+        """Layer -> milliseconds, of those that `ms` predicts; under '' what no layer accounts for."""
+        by_kind = dict(zip(KINDS, self.thetas, strict=False))
+        per_written, per_weight, rest = (float(theta) for theta in self.thetas[len(KINDS) :])
+        found = {"": rest}
         for work in self.works:
-            layer, left = work.tensor.rpartition(".")[0], 0 not in shapes.get(work.tensor, ())
-            found[layer] = found.get(layer, 0.0) + (self._ms(work, *work.widths(shapes), shapes) if left else 0.0)
-        return found
+            layer = work.tensor.rpartition(".")[0]
+            spent = 0.0
+            if 0 not in shapes.get(work.tensor, ()):
+                inputs, outputs = work.widths(shapes)
+                spent = float(by_kind[work.kind]) * self._ms(work, inputs, outputs, shapes)
+                spent += (per_written * work.written * outputs + per_weight * prod(shapes.get(work.tensor, ()))) / 1e6
+            found[layer] = found.get(layer, 0.0) + spent
+        scale = self.ms(shapes) / self._unbent(shapes)
+        return {layer: scale * spent for layer, spent in found.items()}
 
     def corrected(self, shapes: Shapes, measured: float) -> "Clock":
         """The same, right about a network that was timed."""

@@ -29,12 +29,13 @@ BASE = "base.json"
 WEIGHTS = "model.safetensors"
 DENSE = "dense.safetensors"
 PAGE = "report.md"
+HTML = "report.html"
 REPORT = "report.json"
 LOG = "log.jsonl"
 STATE = "state.json"
 CHECKPOINT = "checkpoint.pt"
 LOCK = "lock"
-KEPT = (RECIPE, PLAN, CUTS, BASE, WEIGHTS, DENSE, PAGE, LOG)
+KEPT = (RECIPE, PLAN, CUTS, BASE, WEIGHTS, DENSE, PAGE, HTML, LOG)
 """files of a complete run besides its report"""
 
 

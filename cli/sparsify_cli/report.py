@@ -1,11 +1,16 @@
 """`sparsify report`: show what a run did and measured."""
 
+import webbrowser
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sparsify import folder as files
 from sparsify import report as reports
+from sparsify.errors import RunError
+from sparsify.page import to_html
+from sparsify.reading import read as read_file
 from sparsify.table import Table
 from sparsify_cli.render import show, show_json
 from sparsify_schemas.report import Report
@@ -15,16 +20,23 @@ def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="The whole report as JSON.")] = False,
     as_markdown: Annotated[bool, typer.Option("--md", help="The report as Markdown.")] = False,
+    as_html: Annotated[bool, typer.Option("--html", help="The report with its plots as one file of HTML.")] = False,
+    in_browser: Annotated[bool, typer.Option("--open", help="Open the run's report.html in the browser.")] = False,
     history: Annotated[bool, typer.Option("--history", help="Every epoch as well.")] = False,
 ) -> None:
     """Show what a run did and measured: dense and cut model side by side."""
-    if as_json and as_markdown:
-        raise typer.BadParameter("--json and --md exclude each other")
+    chosen = [name for name, asked in (("--json", as_json), ("--md", as_markdown), ("--html", as_html), ("--open", in_browser)) if asked]
+    if len(chosen) > 1:
+        raise typer.BadParameter(f"{' and '.join(chosen)} exclude each other")
     found = reports.read(run)
     if as_json:
         show_json(found.model_dump(mode="json"))
     elif as_markdown:
         typer.echo(reports.to_markdown(found), nl=False)
+    elif as_html:
+        typer.echo(_page(run, found), nl=False)
+    elif in_browser:
+        _open(run, found)
     else:
         show_report(found, history=history)
 
@@ -33,3 +45,23 @@ def show_report(found: Report, *, history: bool = False) -> None:
     """The report on stdout: title, headline, tables."""
     epochs = (reports.history(found),) if history and found.history else ()
     show(Table(found.title, (), (), (reports.headline(found),)), *reports.tables(found, every_layer=False), *epochs, reports.provenance(found))
+
+
+def _page(run: Path, found: Report) -> str:
+    """With the recipe, where it lies beside the report."""
+    recipe = _folder(run) / files.RECIPE
+    return to_html(found, read_file(recipe).decode(errors="replace") if recipe.is_file() else None)
+
+
+def _open(run: Path, found: Report) -> None:
+    """The page as the run left it; made anew where it is missing (as in runs of earlier versions) or was changed."""
+    page = _folder(run) / files.HTML
+    if not page.exists() or files.sha256(page) != found.files.get(files.HTML):
+        files.write(page, _page(run, found).encode())
+    typer.echo(str(page))
+    if not webbrowser.open(page.resolve().as_uri()):
+        raise RunError(f"no browser could be started here; open {page} in one yourself")
+
+
+def _folder(run: Path) -> Path:
+    return run if run.is_dir() else run.parent

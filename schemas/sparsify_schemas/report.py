@@ -4,6 +4,7 @@ from typing import Literal
 
 from sparsify_schemas.base import Spec
 from sparsify_schemas.cuts import Execution
+from sparsify_schemas.table import Steps
 
 
 class Side(Spec):
@@ -23,6 +24,15 @@ class Side(Spec):
     """share of the test set classified rightly; read once, at the end"""
     epochs: int = 0
     """epochs that the run trained this model for, or what it was cut from"""
+
+
+class LayerTime(Spec):
+    """What the latency model says of one layer: its part of the milliseconds predicted."""
+
+    layer: str
+    """empty for what no layer accounts for"""
+    dense_ms: float
+    cut_ms: float
 
 
 class Latency(Spec):
@@ -50,6 +60,10 @@ class Latency(Spec):
     """what the latency model says of the dense model, where the budget names the target"""
     predicted_cut_ms: float | None = None
     """what it said of the cut model before that was ever timed"""
+    by_layer: tuple[LayerTime, ...] = ()
+    """where the milliseconds go as predicted; empty where nothing is predicted"""
+    steps: Steps | None = None
+    """the widths that the target rewards, where a prediction goes by them"""
     measured: bool = True
     """false where the target is not here and its table predicts everything; then there are no pairs and no interval"""
 

@@ -95,7 +95,7 @@ def test_from_scratch_trains_cuts_tunes_and_measures():
     log = [json.loads(line) for line in (run / files.LOG).read_text().splitlines()]
     assert [entry["event"] for entry in log] == [type(e).__name__ for e in told]
     kept = {p.name for p in run.iterdir()}
-    assert kept == {files.RECIPE, files.PLAN, files.CUTS, files.WEIGHTS, files.DENSE, files.PAGE, files.LOG, files.REPORT}
+    assert kept == {files.RECIPE, files.PLAN, files.CUTS, files.WEIGHTS, files.DENSE, files.PAGE, files.HTML, files.LOG, files.REPORT}
     assert list_runs("runs")[0].accuracy == report.cut.test_accuracy
 
 
@@ -121,7 +121,7 @@ def test_a_given_model_is_the_dense_one_and_stays_as_it_was():
     assert all(torch.equal(v, given[k]) for k, v in load_dense(run).state_dict().items())
     assert any("dense model is model.pt as given" in n for n in checked(run).notes)
     assert any(n.startswith("the cut model was trained for 2 epochs before the cut and fine-tuned for 1 epoch after") for n in checked(run).notes)
-    assert str(Path.cwd()) not in "".join((run / f).read_text() for f in (files.PLAN, files.REPORT, files.PAGE))
+    assert str(Path.cwd()) not in "".join((run / f).read_text() for f in (files.PLAN, files.REPORT, files.PAGE, files.HTML))
 
 
 def test_a_one_shot_recipe_needs_no_data():

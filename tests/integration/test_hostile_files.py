@@ -418,6 +418,7 @@ NEEDS: dict[str, set[str]] = {
     files.REPORT: {"report", "json", "diff", "export", "bench", "plan"},
     files.LOG: set(),
     files.PAGE: set(),
+    files.HTML: set(),
 }
 """file -> commands that cannot do without it"""
 

@@ -77,7 +77,7 @@ def test_a_fresh_process_computes_the_same_bits(saved, tmp_path):
 
 def test_the_folder_holds_the_whole_run_and_nothing_temporary(saved):
     _, folder = saved
-    kept = {files.RECIPE, files.PLAN, files.CUTS, files.WEIGHTS, files.DENSE, files.PAGE}
+    kept = {files.RECIPE, files.PLAN, files.CUTS, files.WEIGHTS, files.DENSE, files.PAGE, files.HTML}
     assert {p.name for p in folder.iterdir()} == kept | {files.REPORT}
     report = json.loads((folder / files.REPORT).read_text())
     assert report["files"] == {name: files.sha256(folder / name) for name in kept}

@@ -16,7 +16,7 @@ from rich.progress import Progress, TextColumn
 
 import sparsify
 from sparsify.events import CutDone, EpochDone, Listener, Note, RunStarted, StageStarted, StepDone
-from sparsify.folder import State
+from sparsify.folder import State, sha256
 from sparsify.models import digits_cnn
 from sparsify_cli import render
 from sparsify_cli.app import exit_code
@@ -120,6 +120,35 @@ def test_two_formats_at_once_are_a_usage_error(call) -> None:
     code, out, err = call("report", GOLDEN / "lenet5.report.json", "--json", "--md")
     assert (code, out) == (2, "")
     assert "exclude each other" in err
+
+
+def test_report_as_html_is_the_page_with_the_recipe(call) -> None:
+    run = make_run("a")
+    code, out, _ = call("report", run, "--html")
+    assert code == 0 and out.startswith("<!doctype html>") and "sparsify.models.digits_cnn" in out
+    assert call("report", GOLDEN / "lenet5.report.json", "--html")[0] == 0
+
+
+def test_open_shows_the_page_and_makes_it_anew_where_it_is_missing_or_was_changed(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, opened = make_run("a"), []
+    monkeypatch.setattr("webbrowser.open", lambda uri: opened.append(uri) or True)
+    page = run / "report.html"
+    assert call("report", run, "--open") == (0, f"{page}\n", "")
+    assert opened == [page.resolve().as_uri()]
+    assert page.read_text() == call("report", run, "--html")[1]
+    page.write_text("<script>")
+    call("report", run, "--open")
+    assert page.read_text() == call("report", run, "--html")[1]
+    page.write_text("as the run left it")
+    found = json.loads((run / "report.json").read_text())
+    (run / "report.json").write_text(json.dumps({**found, "files": {"report.html": sha256(page)}}))
+    call("report", run, "--open")
+    assert page.read_text() == "as the run left it"
+
+
+def test_open_without_a_browser_says_where_the_page_is(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("webbrowser.open", lambda uri: False)
+    assert call("report", make_run("a"), "--open")[::2] == (1, "no browser could be started here; open runs/a/report.html in one yourself\n")
 
 
 # diff

@@ -19,6 +19,7 @@ from sparsify.latency.reading import Geometry, read
 from sparsify.load import load, presets
 from sparsify.measure import installed
 from sparsify.plan import ModelMap
+from sparsify.report import read as read_report
 from sparsify_schemas.report import Latency
 from sparsify_schemas.table import Machine, Network, Steps, Table
 from sparsify_schemas.target import Cpu, Cuda, Target
@@ -304,9 +305,15 @@ def test_a_phones_table_drives_a_cut_made_here(tmp_path: Path) -> None:
         targets={"phone": {"kind": "cpu", "table": str(tmp_path / "phone.json")}},
     )  # fmt: skip
     plan = sparsify.make_plan(asked, network, x)
-    cut = sparsify.cut(plan, network, inputs=x).model
+    result = sparsify.cut(plan, network, inputs=x)
+    cut = result.model
     assert cut[0].out_channels == 16, "8 is the step of the table's machine"
     assert cut[2].out_channels == 48
+    (timing,) = read_report(sparsify.save_run(result, tmp_path / "run", inputs=x)).latency
+    assert timing.steps == tables.steps_of(table) and [spent.layer for spent in timing.by_layer] == ["", "0", "2", "6"]
+    assert sum(spent.dense_ms for spent in timing.by_layer) == pytest.approx(timing.predicted_dense_ms)
+    assert sum(spent.cut_ms for spent in timing.by_layer) == pytest.approx(timing.predicted_cut_ms)
+    assert max(timing.by_layer, key=lambda spent: spent.dense_ms - spent.cut_ms).layer == "0"
 
 
 def test_nothing_is_timed_on_a_machine_that_is_only_described() -> None:

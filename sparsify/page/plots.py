@@ -1,0 +1,157 @@
+"""Plots as inline SVG, told apart by dashes, hatching and shapes first and by colour second.
+
+Colours come from style.css (Okabe and Ito's palette, chosen for the colour-blind), so that one drawing serves light and
+dark screens and paper.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sparsify.page.axes import Axis, axis
+from sparsify.page.markup import NOTHING, Html, joined, tag
+
+Show = Callable[[float], str]
+WIDTH, HEIGHT = 420, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 398, 12, 212
+_MOST = 300
+"""points of a line; more are thinned evenly"""
+_LETTER = 6.6
+"""about the width of a letter of a label"""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a plot."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One point of a plot."""
+
+    name: str
+    x: float
+    y: float
+    role: str
+    """dense, cut, or other"""
+    said: str
+    """both figures, shown under the pointer"""
+
+
+def hatching() -> Html:
+    """The patterns that bars refer to; once on a page."""
+    stroke = tag("path", at={"d": "M0 0V5", "class": "hatch"})
+    pattern = tag("pattern", stroke, at={"id": "hatch", "width": 5, "height": 5, "patternUnits": "userSpaceOnUse", "patternTransform": "rotate(45)"})
+    return tag("svg", tag("defs", pattern), at={"width": 0, "height": 0, "aria-hidden": "true", "style": "position:absolute"})
+
+
+def bar(before: float, after: float, steps: Sequence[float] = (), label: str = "") -> Html:
+    """Before as a hatched track and after as a solid bar on it, both in parts of the whole width; steps: ticks, alike."""
+    ticks = "".join(f"M{_cut(1000 * x)} 0V14" for x in steps)
+    drawn = (
+        tag("rect.dense", at={"x": 0, "y": 1, "width": 1000 * _part(before), "height": 12}),
+        tag("rect.cut", at={"x": 0, "y": 3, "width": 1000 * _part(after), "height": 8}) if _part(after) else NOTHING,
+        tag("path.step", at={"d": ticks}) if ticks else NOTHING,
+    )
+    return tag("svg.bar", *drawn, at={"viewBox": "0 0 1000 14", "preserveAspectRatio": "none", "role": "img", "aria-label": label})
+
+
+def lines(label: str, series: Sequence[Series], show: Show, *, zero: bool = False, ends: Sequence[float] = (), cuts: Sequence[float] = ()) -> Html:
+    """Lines over epochs, with a legend where there are several. ends: where stages end. cuts: where the model was cut."""
+    drawn = [Series(s.name, _thinned(tuple(p for p in s.points if math.isfinite(p[1])))) for s in series]
+    drawn = [s for s in drawn if s.points]
+    if not drawn:
+        return NOTHING
+    last = max([*ends, *(x for s in drawn for x, _ in s.points)])
+    xs = Axis(0.0, last, tuple(t for t in axis([0.0, last], whole=True, most=6).ticks if t <= last))
+    ys = axis([y for s in drawn for _, y in s.points], zero=zero)
+    body = (
+        _frame(xs, ys, lambda x: f"{x:g}", show, "epoch"),
+        *(tag("path.end", at={"d": f"M{_cut(xs.at(x, _LEFT, _RIGHT))} {_TOP}V{_BOTTOM}"}) for x in ends[:-1]),
+        *(_cut_mark(xs.at(x, _LEFT, _RIGHT)) for x in cuts),
+        *(_line(s, i, xs, ys) for i, s in enumerate(drawn)),
+    )
+    names = " and ".join(s.name for s in drawn)
+    return tag("figure", tag("figcaption", tag("b", label), *_legend(drawn)), _svg(f"{label}: {names}, by epoch", body))
+
+
+def scatter(label: str, marks: Sequence[Mark], across: str, show_x: Show, show_y: Show) -> Html:
+    """Named points; from the dense model an arrow leads to the cut one."""
+    xs, ys = axis([m.x for m in marks], zero=True), axis([m.y for m in marks])
+    at = {m: (xs.at(m.x, _LEFT, _RIGHT), ys.at(m.y, _BOTTOM, _TOP)) for m in marks}
+    ends = [at[m] for role in ("dense", "cut") for m in marks if m.role == role]
+    arrow = tag("path.arrow", at={"d": f"M{_cut(ends[0][0])} {_cut(ends[0][1])}L{_cut(ends[1][0])} {_cut(ends[1][1])}"}) if len(ends) == 2 else NOTHING
+    body = (_frame(xs, ys, show_x, show_y, across), arrow, *(_shape(m, i, *at[m]) for i, m in enumerate(marks)), *_labels(at))
+    return tag("figure", tag("figcaption", tag("b", label)), _svg(f"{label}: {'; '.join(f'{m.name} {m.said}' for m in marks)}", body))
+
+
+def _svg(label: str, body: Sequence[Html]) -> Html:
+    return tag("svg.plot", *body, at={"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": label})
+
+
+def _frame(xs: Axis, ys: Axis, show_x: Show, show_y: Show, across: str) -> Html:
+    grid = "".join(f"M{_LEFT} {_cut(ys.at(t, _BOTTOM, _TOP))}H{_RIGHT}" for t in ys.ticks)
+    text = [tag("text.right", show_y(t), at={"x": _LEFT - 6, "y": ys.at(t, _BOTTOM, _TOP) + 4}) for t in ys.ticks]
+    text += [tag("text.middle", show_x(t), at={"x": xs.at(t, _LEFT, _RIGHT), "y": _BOTTOM + 17}) for t in xs.ticks]
+    return joined((tag("path.grid", at={"d": grid}), *text, tag("text.middle.name", across, at={"x": (_LEFT + _RIGHT) / 2, "y": HEIGHT - 4})))
+
+
+def _line(series: Series, place: int, xs: Axis, ys: Axis) -> Html:
+    at = [(xs.at(x, _LEFT, _RIGHT), ys.at(y, _BOTTOM, _TOP)) for x, y in series.points]
+    if len(at) == 1:
+        return tag(f"circle.s{place}", at={"cx": at[0][0], "cy": at[0][1], "r": 4})
+    return tag(f"polyline.s{place}", at={"points": " ".join(f"{_cut(x)},{_cut(y)}" for x, y in at)})
+
+
+def _legend(series: Sequence[Series]) -> list[Html]:
+    if len(series) < 2:
+        return []
+    swatches = (tag("svg.swatch", tag(f"polyline.s{i}", at={"points": "0,5 28,5"}), at={"viewBox": "0 0 28 10", "aria-hidden": "true"}) for i in range(len(series)))
+    return [tag("span.key", swatch, s.name) for swatch, s in zip(swatches, series, strict=True)]
+
+
+def _cut_mark(x: float) -> Html:
+    return tag("path.cutmark", tag("title", "cut"), at={"d": f"M{_cut(x - 5)} {_TOP - 9}L{_cut(x + 5)} {_TOP - 9}L{_cut(x)} {_TOP}ZM{_cut(x)} {_TOP}V{_BOTTOM}"})
+
+
+def _shape(mark: Mark, place: int, x: float, y: float) -> Html:
+    """A circle for the dense model, a filled diamond for the cut one, open shapes for others."""
+    outlines = {
+        "dense": f"M{_cut(x - 6)} {_cut(y)}a6 6 0 1 0 12 0a6 6 0 1 0 -12 0",
+        "cut": f"M{_cut(x)} {_cut(y - 8)}l8 8l-8 8l-8 -8Z",
+    }
+    others = (f"M{_cut(x - 5)} {_cut(y - 5)}h10v10h-10Z", f"M{_cut(x)} {_cut(y - 6)}l6 11h-12Z", f"M{_cut(x)} {_cut(y + 6)}l6 -11h-12Z")
+    return tag(f"path.mark.{mark.role}", tag("title", f"{mark.name}: {mark.said}"), at={"d": outlines.get(mark.role, others[place % 3])})
+
+
+def _labels(at: dict[Mark, tuple[float, float]]) -> list[Html]:
+    """Names beside their points, on the side with room, and apart from one another."""
+    taken: list[tuple[float, float, float]] = []
+    found = []
+    for mark, (x, y) in sorted(at.items(), key=lambda item: item[1][1]):
+        long = _LETTER * len(mark.name)
+        left = x + 12 + long > WIDTH
+        start = x - 12 - long if left else x + 12
+        height = y + 4
+        while any(abs(height - other) < 13 and start < right and start + long > begin for begin, right, other in taken):
+            height += 13
+        taken.append((start, start + long, height))
+        found.append(tag("text.right" if left else "text", mark.name, at={"x": x - 12 if left else x + 12, "y": min(height, _BOTTOM - 4)}))
+    return found
+
+
+def _thinned(points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+    if len(points) <= _MOST:
+        return points
+    return tuple(points[round(i * (len(points) - 1) / (_MOST - 1))] for i in range(_MOST))
+
+
+def _part(value: float) -> float:
+    return min(max(value, 0.0), 1.0) if math.isfinite(value) else 0.0
+
+
+def _cut(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")

@@ -1,0 +1,226 @@
+"""What stands in the sections of the page, each drawn from the report alone."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from sparsify.figures import accuracy, brief, count, known, milliseconds, plain, plural, points, share, signed, size, times, tiny
+from sparsify.page.markup import NOTHING, Html, joined, tag
+from sparsify.page.plots import Mark, Series, bar, lines, scatter
+from sparsify.report import limit_name, overloaded, shown_limit, utc_minute, verdict_words
+from sparsify_schemas.report import Epoch, Latency, LayerRow, Report, Side
+
+Section = Callable[..., Html]
+_ROWS = 100
+"""bars in one list; of more layers those with the most to show"""
+_LONG = 16
+"""bars in one column"""
+_STEPS = 40
+"""ticks on one bar; more would be a smear"""
+
+
+def top(report: Report, sentence: str) -> Html:
+    """Title, tiles that are read at a glance, and the same in one sentence."""
+    machine = report.environment
+    made = f"{utc_minute(report.created)}, {machine.processor}, {plural(machine.cores, 'core')}, seed {report.seed}"
+    return tag("header", tag("p.made", made), tag("h1", report.title), tag("div.tiles", *_tiles(report)), tag("p.headline", sentence))
+
+
+def _tiles(report: Report) -> Iterator[Html]:
+    dense, cut = report.dense, report.cut
+    timed = headline_latency(report)
+    if timed is not None:
+        left = timed.cut_ms / timed.dense_ms
+        figure, about = _speed(timed)
+        arrow = f"{milliseconds(timed.dense_ms)} to {milliseconds(timed.cut_ms)} on {timed.target}"
+        doubt = ", under load" if overloaded(timed, report.environment.cores) else ""
+        yield _tile("Speed", figure, f"{about}{arrow}{doubt}", bar(1.0, left, label=f"{share(left)} of the time left"))
+    yield _left_tile("MACs left", dense.macs, cut.macs, count)
+    yield _left_tile("Parameters left", dense.params, cut.params, count)
+    yield _left_tile("File left", dense.bytes, cut.bytes, size)
+    yield from _accuracy_tile(dense, cut)
+    yield _verdict_tile(report)
+
+
+def _tile(name: str, figure: str, said: str, drawn: Html = NOTHING, role: str = "") -> Html:
+    return tag(f"div.tile{f'.{role}' if role else ''}", tag("span.name", name), tag("strong", figure), tag("span.said", said), drawn)
+
+
+def _left_tile(name: str, before: int, after: int, show: Callable[[float], str]) -> Html:
+    left = after / before if before else None
+    return _tile(name, share(left), f"{show(before)} to {show(after)}", bar(1.0, left or 0.0, label=f"{share(left)} left"))
+
+
+def _speed(timed: Latency) -> tuple[str, str]:
+    """The ratio, or that there is none to speak of."""
+    if not known(timed.speedup):
+        return "not measured", ""
+    if not timed.measured:
+        return times(timed.speedup), "predicted: "
+    if timed.low <= 1 <= timed.high:
+        return "no difference", "not measurably other than 1: "
+    return (f"{times(timed.speedup)} faster" if timed.low > 1 else f"{times(1 / timed.speedup)} slower"), ""
+
+
+def _accuracy_tile(dense: Side, cut: Side) -> Iterator[Html]:
+    for name, before, after in (("Test accuracy", dense.test_accuracy, cut.test_accuracy), ("Validation accuracy", dense.validation_accuracy, cut.validation_accuracy)):
+        if after is not None and known(after):
+            compared = f"dense {brief(accuracy(before))}, {brief(points(after - before))}" if before is not None and known(before) else "dense not measured"
+            yield _tile(name, brief(accuracy(after)), compared)
+            return
+    yield _tile("Accuracy", "not measured", "the recipe has no data to measure it on")
+
+
+def _verdict_tile(report: Report) -> Html:
+    missed = [m for m in report.limits if not m.met]
+    verdict = report.verdict
+    if missed:
+        return _tile("Limits", "MISSED", "; ".join(f"{limit_name(m)} {shown_limit(m, m.achieved)}, asked {m.asked}" for m in missed), role="bad")
+    met = f"; {plural(len(report.limits), 'limit')} met" if report.limits else ""
+    if verdict.outcome == "equal":
+        return _tile("Cut", "verified", f"computes what the masked model does, to {tiny(verdict.difference)}{met}", role="good")
+    return _tile("Cut", "in shape only" if verdict.outcome == "statistics change" else "nothing cut", f"{verdict_words(verdict)}{met}")
+
+
+def headline_latency(report: Report) -> Latency | None:
+    """Of the target that a budget limits, else of the first."""
+    limited = {m.what.removeprefix("budget.latency.") for m in report.limits}
+    return next((t for t in report.latency if t.target in limited), report.latency[0] if report.latency else None)
+
+
+def trade_off(report: Report) -> Html:
+    """Accuracy against milliseconds, or against MACs where nothing was timed."""
+    named = [("dense", "dense", report.dense), ("cut", "cut", report.cut)]
+    timed = headline_latency(report)
+    spent: Mapping[str, float] = {"dense": timed.dense_ms, "cut": timed.cut_ms} if timed else {}
+    show: Callable[[float], str] = milliseconds if timed else count
+    on_test = report.cut.test_accuracy is not None
+    found = []
+    for name, role, side in named:
+        reached, cost = (side.test_accuracy if on_test else side.validation_accuracy), spent.get(name, float(side.macs))
+        if reached is not None and known(reached) and known(cost):
+            found.append(Mark(name, cost, reached, role, f"{accuracy(reached)} at {show(cost)}"))
+    if len(found) < 2:
+        return NOTHING
+    what, across = ("Test" if on_test else "Validation"), (f"time on {timed.target}" if timed else "MACs")
+    small = max(m.x for m in found) < 0.2
+
+    def ticks(x: float) -> str:
+        return brief(count(x)) if not timed else f"{1000 * x:g} us" if small else f"{x:g} ms"
+
+    return scatter(f"{what} accuracy against {across}", found, across, ticks, lambda y: brief(accuracy(y)))
+
+
+def predicted(report: Report) -> Html:
+    """Measured against predicted milliseconds, where there is a prediction."""
+    rows = []
+    for t in report.latency:
+        if t.predicted_dense_ms is None or t.predicted_cut_ms is None or not t.measured:
+            continue
+        most = max(t.dense_ms, t.cut_ms, t.predicted_dense_ms, t.predicted_cut_ms)
+        for name, guess, found in (("dense", t.predicted_dense_ms, t.dense_ms), ("cut", t.predicted_cut_ms, t.cut_ms)):
+            said = f"predicted {milliseconds(guess)}, measured {milliseconds(found)}"
+            rows.append((f"{name} on {t.target}", bar(guess / most, found / most, label=said), f"{said} ({signed(share(guess / found - 1))})"))
+    return _bars("Predicted (hatched) against measured (solid)", rows)
+
+
+def where_time_went(report: Report, section: Section) -> Iterator[Html]:
+    """Milliseconds by layer as predicted, per target that has a prediction; MACs by layer otherwise."""
+    shown = [t for t in report.latency if t.by_layer]
+    for t in shown:
+        spent = [(layer.layer or "(no layer)", layer.dense_ms, layer.cut_ms) for layer in t.by_layer]
+        title = f"Where the milliseconds went{f' on {t.target}' if len(shown) > 1 else ''}"
+        note = "Predicted by the target's table, as single layers cannot be timed inside a network. (no layer): calls and what else belongs to none."
+        yield section(title, _spent(spent, milliseconds), tag("p.note", note))
+    if not shown:
+        work = [(layer.name, float(layer.macs), float(layer.macs_after)) for layer in report.layers if layer.macs]
+        yield section("Where the MACs went", _spent(work, count))
+
+
+def _spent(spent: Iterable[tuple[str, float, float]], show: Callable[[float], str]) -> Html:
+    every = [(name, max(before, 0.0), max(after, 0.0)) for name, before, after in spent]
+    most = max((max(before, after) for _, before, after in every), default=0.0)
+    most_shown = set(sorted(every, key=lambda row: -max(row[1], row[2]))[:_ROWS])
+    rows = []
+    for name, before, after in (row for row in every if row in most_shown and most):
+        said = show(before) if before == after else f"{show(before)} to {show(after)}"
+        rows.append((name, bar(before / most, after / most, label=said), said))
+    return _bars("Dense (hatched) and cut (solid)", rows, len(every))
+
+
+def widths(report: Report) -> Html:
+    """A bar a layer: the hatched track is its width before, the solid part what is left of it."""
+    timed = headline_latency(report)
+    wide = [layer for layer in report.layers if layer.outputs and layer.macs]
+    chosen = set(sorted(range(len(wide)), key=lambda i: (wide[i].outputs_after == wide[i].outputs, -wide[i].macs))[:_ROWS])
+    rows = []
+    for layer in (layer for i, layer in enumerate(wide) if i in chosen):
+        left = layer.outputs_after / layer.outputs
+        said = str(layer.outputs) if left == 1 else f"{layer.outputs} to {layer.outputs_after}"
+        said = f"{said}{', kept' if layer.protected else ', gone' if layer.removed else ''}"
+        rows.append((layer.name, bar(1.0, left, _steps(layer, timed), label=said), said))
+    step = timed.steps if timed is not None else None
+    ticks = f" Ticks: multiples of {step.convolution} (linear layers {step.linear}), the widths that {timed.target} rewards." if step and timed else ""
+    return _bars(f"Output width before (hatched, each layer its own scale) and after (solid).{ticks}".removesuffix("."), rows, len(wide))
+
+
+def _steps(layer: LayerRow, timed: Latency | None) -> tuple[float, ...]:
+    if timed is None or timed.steps is None:
+        return ()
+    step = timed.steps.linear if layer.type == "Linear" else timed.steps.convolution
+    return tuple(at / layer.outputs for at in range(step, layer.outputs, step)) if step > 1 and layer.outputs / step <= _STEPS else ()
+
+
+def _bars(caption: str, rows: Iterable[tuple[str, Html, str]], of: int = 0) -> Html:
+    """A list of bars; a long one in two columns where there is room."""
+    body = [tag("tr", tag("th", name, at={"scope": "row"}), tag("td", drawn), tag("td.n", said)) for name, drawn, said in rows]
+    if not body:
+        return NOTHING
+    fewer = f"; {len(body)} of {of} layers" if of > len(body) else ""
+    middle = (len(body) + 1) // 2 if len(body) > _LONG else len(body)
+    halves = (tag("table.bars", tag("tbody", *part)) for part in (body[:middle], body[middle:]) if part)
+    return joined((tag("p.note", f"{caption}{fewer}."), tag("div.halves" if middle < len(body) else "div", *halves)))
+
+
+def protected(report: Report) -> Html:
+    """Reason -> the layers that kept their width for it."""
+    reasons: dict[str, list[str]] = {}
+    for layer in report.layers:
+        if layer.protected and (layer.macs or layer.macs_after):
+            reasons.setdefault(layer.protected, []).append(layer.name)
+    if not reasons:
+        return NOTHING
+    rows = (tag("tr", tag("td", ", ".join(names)), tag("td", why)) for why, names in reasons.items())
+    head = tag("thead", tag("tr", tag("th", "kept its width"), tag("th", "why")))
+    return tag("div.scroll", tag("table", head, tag("tbody", *rows)))
+
+
+def training(report: Report) -> Html:
+    """Loss, accuracy, zeros and strength over all epochs, with the cuts marked."""
+    epochs = report.history
+    if not epochs:
+        return NOTHING
+    ends = tuple(float(i + 1) for i, e in enumerate(epochs) if i + 1 == len(epochs) or epochs[i + 1].stage != e.stage)
+    cuts = tuple(_cut_places(report))
+
+    def series(name: str, value: Callable[[Epoch], float | None]) -> Series:
+        return Series(name, tuple((float(i + 1), y) for i, e in enumerate(epochs) if (y := value(e)) is not None))
+
+    percent: Callable[[float], str] = lambda y: brief(accuracy(y))  # noqa: E731
+    validation = series("validation", lambda e: e.validation_accuracy), series("validation", lambda e: e.validation_loss)
+    drawn = (
+        lines("Loss", (series("training", lambda e: e.loss), validation[1]), plain, zero=True, ends=ends, cuts=cuts),
+        lines("Accuracy", (series("training", lambda e: e.train_accuracy), validation[0]), percent, ends=ends, cuts=cuts),
+        lines("Share of the groups that is zero", (series("zero", lambda e: e.sparsity),), percent, zero=True, ends=ends, cuts=cuts),
+        lines("Strength of the penalty", (series("strength", lambda e: e.strength),), plain, zero=True, ends=ends, cuts=cuts),
+    )
+    used = (drawn[0], drawn[1], drawn[2] if any(e.sparsity for e in epochs) else NOTHING, drawn[3])
+    marks = "Dashed uprights: ends of stages. Triangles: cuts." if cuts else "Dashed uprights: ends of stages."
+    return joined((tag("div.figures", *used), tag("p.note", marks)))
+
+
+def _cut_places(report: Report) -> Iterator[float]:
+    """Epochs after which the model was cut, counted over all stages."""
+    before, first = {}, 0
+    for stage in report.stages:
+        before[stage.name] = first
+        first += stage.epochs
+    yield from (float(before[r.stage] + r.epoch) for r in report.rounds if r.stage in before)

@@ -1,0 +1,196 @@
+"""The HTML page: everything of the report is on it, nothing of it becomes markup, nothing is fetched."""
+
+import itertools
+import math
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsify.page import to_html
+from sparsify.page.axes import axis
+from sparsify.page.markup import tag
+from sparsify.page.plots import Mark, Series, bar, lines, scatter
+from sparsify.report import headline, tables
+from sparsify.table import clean
+from sparsify_schemas.report import LayerTime, Report, Round
+from sparsify_schemas.table import Steps
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+EMPTY = {"meta", "line", "rect", "path", "circle", "polyline", "br"}
+HOSTILE = "</style><script>alert(1)</script><img src=x onerror=alert(2)>\"' onload=\"alert(3)\" &lt;\x00\u202e"
+
+
+def report(**changes: Any) -> Report:
+    return Report.model_validate_json((GOLDEN / "lenet5.report.json").read_bytes()).model_copy(update=changes)
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text; fails where tags do not close in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attributes)) == len(attributes)
+        self.seen.append((name, dict(attributes)))
+        self.open.append(name)
+
+    def handle_startendtag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
+        assert name in EMPTY
+        self.seen.append((name, dict(attributes)))
+
+    def handle_endtag(self, name: str) -> None:
+        assert self.open.pop() == name
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "title"):
+            self.text += f"{data}\n"
+
+    def of(self, name: str, kind: str = "") -> list[dict[str, str | None]]:
+        return [at for found, at in self.seen if found == name and (not kind or kind in (at.get("class") or "").split())]
+
+
+def texts(found: Report) -> Iterator[str]:
+    yield headline(found)
+    for table in tables(found):
+        yield from (cell for row in table.rows for cell in row)
+        yield from (note for note in table.notes if "kept its width" not in note)
+
+
+def test_every_figure_and_note_of_the_report_is_on_the_page() -> None:
+    shown = Page(to_html(report())).text.splitlines()
+    missing = [text for text in texts(report()) if clean(text).removeprefix("- ") not in shown]
+    assert missing == []
+
+
+def test_the_recipe_stands_there_to_the_letter() -> None:
+    recipe = "title: <b> & 'x'\n  # indented\n\nrules: []"
+    assert recipe in Page(to_html(report(), recipe)).text
+    assert "Recipe" not in Page(to_html(report())).text
+
+
+def test_nothing_is_fetched_and_nothing_runs() -> None:
+    text = to_html(report(), "see https://example.org/x.js")
+    page = Page(text)
+    assert {name for name, _ in page.seen} & {"script", "link", "img", "iframe", "object", "a", "base", "form"} == set()
+    assert not [at for _, at in page.seen for key in at if key in ("src", "href", "xlink:href", "srcset") or key.startswith("on")]
+    assert set(re.findall(r"url\(([^)]*)\)", text)) == {"#hatch"} and "@import" not in text
+    assert {"http-equiv": "Content-Security-Policy", "content": "default-src 'none'; style-src 'unsafe-inline'"} in page.of("meta")
+
+
+def test_a_hostile_name_stays_text() -> None:
+    plain = report()
+    layer = plain.layers[0].model_copy(update={"name": HOSTILE, "type": HOSTILE, "protected": HOSTILE})
+    timing = plain.latency[0].model_copy(update={"target": HOSTILE, "description": HOSTILE, "by_layer": (LayerTime(layer=HOSTILE, dense_ms=1, cut_ms=1),)})
+    changes = {
+        "title": HOSTILE,
+        "layers": (layer, *plain.layers[1:]),
+        "latency": (timing,),
+        "notes": (HOSTILE,),
+        "stages": (plain.stages[0].model_copy(update={"name": HOSTILE}), *plain.stages[1:]),
+        "limits": (plain.limits[1].model_copy(update={"what": HOSTILE, "asked": HOSTILE}),),
+        "environment": plain.environment.model_copy(update={"processor": HOSTILE, "packages": {HOSTILE: HOSTILE}}),
+    }
+    page, harmless = Page(to_html(report(**changes), HOSTILE)), Page(to_html(report(**{**changes, "title": "x"}), "x"))
+    assert {name for name, _ in page.seen} == {name for name, _ in harmless.seen} and "script" not in {name for name, _ in page.seen}
+    assert not [key for _, at in page.seen for key in at if key.startswith("on")]
+    assert page.text.count("alert(1)") > 8 and "\x00" not in page.text and "\u202e" not in page.text
+
+
+def test_attributes_are_escaped_too() -> None:
+    assert tag("svg", "a < b", at={"aria-label": '"><script>'}).text == '<svg aria-label="&quot;&gt;&lt;script&gt;">a &lt; b</svg>'
+
+
+def test_a_bar_is_as_long_as_its_figures() -> None:
+    drawn = Page(bar(1.0, 0.4, (0.25, 0.5)).text)
+    assert [at["width"] for at in drawn.of("rect")] == ["1000", "400"]
+    assert drawn.of("path", "step")[0]["d"] == "M250 0V14M500 0V14"
+    assert [at["width"] for at in Page(bar(1.0, 1.7).text).of("rect")] == ["1000", "1000"]
+    assert len(Page(bar(1.0, 0.0).text).of("rect")) == 1
+
+
+def test_widths_show_the_steps_that_the_target_rewards() -> None:
+    stepped = report().latency[0].model_copy(update={"steps": Steps(convolution=16, linear=8)})
+    page = Page(to_html(report(latency=(stepped,))))
+    assert "the widths that laptop rewards" in page.text and "multiples of 16 (linear layers 8)" in page.text
+    assert [at["d"] for at in page.of("path", "step")] == ["M800 0V14", "M320 0V14M640 0V14M960 0V14", "M800 0V14"]
+
+
+def test_milliseconds_by_layer_where_they_are_predicted_else_macs() -> None:
+    assert "Where the MACs went" in Page(to_html(report())).text
+    spent = (LayerTime(layer="conv1", dense_ms=0.2, cut_ms=0.1), LayerTime(layer="", dense_ms=0.05, cut_ms=0.05))
+    found = Page(to_html(report(latency=(report().latency[0].model_copy(update={"by_layer": spent}),)))).text
+    assert "Where the milliseconds went" in found and "Where the MACs went" not in found
+    assert "0.200 ms to 0.100 ms" in found and "(no layer)" in found
+
+
+def test_predicted_stands_against_measured() -> None:
+    timing = report().latency[0].model_copy(update={"predicted_dense_ms": 0.412, "predicted_cut_ms": 0.2387})
+    assert "predicted 0.239 ms, measured 0.217 ms (+10.0 %)" in Page(to_html(report(latency=(timing,)))).text
+
+
+def test_lines_go_through_their_points() -> None:
+    page = Page(lines("Loss", (Series("training", ((1.0, 2.0), (2.0, 0.0))),), str, zero=True, ends=(2.0,)).text)
+    (found,) = page.of("polyline")
+    assert found["points"] == "228,12 398,212"
+    assert lines("Loss", (Series("none", ((1.0, math.nan),)),), str).text == ""
+
+
+def test_cuts_are_marked_where_they_came() -> None:
+    verdict = report().verdict
+    rounds = tuple(Round(stage=stage, epoch=epoch, macs=1, params=1, verdict=verdict) for stage, epoch in (("learn", 7), ("cut", 0)))
+    marks = Page(to_html(report(rounds=rounds))).of("path", "cutmark")
+    assert len(marks) == 2 * 4  # in each of the four plots
+    at = {str(mark["d"]).rpartition("M")[2] for mark in marks}
+    assert at == {f"{58 + 340 * 7 / 35:g} 12V212", f"{58 + 340 * 30 / 35:.1f} 12V212"}
+
+
+def test_names_in_the_plot_do_not_cover_each_other() -> None:
+    marks = [Mark(name, 1.0, 0.5, "other", "") for name in ("uniform_width", "random", "magnitude")]
+    heights = re.findall(r'y="([\d.]+)">(?:uniform_width|random|magnitude)<', scatter("x", marks, "ms", str, str).text)
+    values = sorted(map(float, heights))
+    assert len(values) == 3 and min(b - a for a, b in itertools.pairwise(values)) >= 13
+
+
+def test_a_page_of_very_little_and_of_what_is_not_finite() -> None:
+    zero = {"macs": 0, "params": 0, "nonzero": 0, "bytes": 0, "validation_accuracy": None, "test_accuracy": None}
+    none = report(dense=report().dense.model_copy(update=zero), cut=report().cut.model_copy(update=zero), layers=(), history=(), latency=(), limits=(), stages=())
+    assert "not measured" in Page(to_html(none)).text
+    nan = report().latency[0].model_copy(update={"speedup": math.nan, "low": math.nan, "high": math.nan, "dense_ms": math.nan, "cut_ms": math.nan})
+    lost = tuple(e.model_copy(update={"loss": math.nan, "validation_loss": math.inf}) for e in report().history)
+    assert not re.search(r'="[^"]*\b(nan|inf)\b', to_html(report(latency=(nan,), history=lost)))
+
+
+def test_a_long_run_of_a_deep_network_stays_a_small_file() -> None:
+    deep = tuple(report().layers[1].model_copy(update={"name": f"layer{i}.conv"}) for i in range(300))
+    long = tuple(report().history[0].model_copy(update={"epoch": i}) for i in range(2000))
+    assert len(to_html(report())) < 40_000
+    assert len(to_html(report(layers=deep, history=long))) < 250_000
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.booleans(), st.booleans())
+def test_an_axis_holds_its_values_and_few_round_ticks(values: list[float], zero: bool, whole: bool) -> None:
+    found = axis(values, zero=zero, whole=whole)
+    room = 1e-9 * (found.high - found.low)
+    assert found.low < found.high and found.low - room <= min(values) and max(values) <= found.high + room
+    assert 2 <= len(found.ticks) <= 7 and found.ticks[0] == found.low
+    assert not zero or found.low <= 0 <= found.high or min(values) > 0
+    assert not whole or all(t == round(t) for t in found.ticks)
+
+
+@pytest.mark.parametrize("values", [[0.0], [3.0, 3.0], [1e-9], [-2.0]])
+def test_an_axis_of_one_value_has_room_around_it(values: list[float]) -> None:
+    found = axis(values)
+    assert found.low <= values[0] <= found.high and found.low < found.high

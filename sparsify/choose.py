@@ -14,7 +14,7 @@ from math import ceil
 import numpy as np
 
 from sparsify.clock import Clock
-from sparsify.costs import Costs, limits
+from sparsify.costs import Costs, latency, limits
 from sparsify.plan import Plan, ranked_together
 from sparsify_schemas.recipe import Keep
 
@@ -196,6 +196,11 @@ def _prices(groups: Sequence[Candidate], costs: Costs, allowed: Mapping[str, flo
         freed = sum((now[what] - after[what]) / costs.dense[what] for what in allowed if costs.dense[what])
         prices[c.name] = max(freed / (less - len(before)), 0.0) if less != len(before) else 0.0
     return prices
+
+
+def priced(plan: Plan, clock: Clock) -> dict[str, float]:
+    """Coupled group -> share of a target's milliseconds that goes with one of its units, mean over a step of the dense width."""
+    return _prices(candidates(plan, {}, {}), Costs(plan.map, (clock,)), {latency(clock.target): 0.0})
 
 
 def _mean(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:

@@ -78,6 +78,11 @@ class Costs:
             )
         return found
 
+    def macs_per_weight(self) -> dict[str, float]:
+        """Tensor -> MACs that go with one of its elements; those that take none are left out."""
+        sizes = {tensor.name: tensor.numel for tensor in self._tensors}
+        return {name: macs / sizes[name] for name, macs in self._macs.items() if sizes[name]}
+
     @property
     def step(self) -> int:
         """The widths that the slowest staircase rewards; 1 where no latency counts."""

@@ -213,7 +213,8 @@ class Plan:
 
     `preview` holds the widths (coupled group, units kept) if the cut were made now, on the present weights, which are
     `random` where training is still to come from scratch; `predicted` (target, milliseconds) at these widths, where the budget
-    limits a latency. These, and floors in milliseconds, which no two measurements agree on, are no part of the digest.
+    limits a latency; `prices` (target, coupled group, share of its milliseconds that goes with one unit), where a penalty
+    weighs by a latency. These, and floors in milliseconds, which no two measurements agree on, are no part of the digest.
     """
 
     recipe: Recipe
@@ -223,6 +224,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     preview: tuple[tuple[str, int], ...] = ()
     predicted: tuple[tuple[str, float], ...] = ()
+    prices: tuple[tuple[str, str, float], ...] = ()
     random: bool = False
 
     @cached_property

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from sparsify import executing, graph, zeroing
-from sparsify.choose import choose
+from sparsify.choose import choose, priced
 from sparsify.clock import Clock
 from sparsify.compile import compile_plan
 from sparsify.costs import Costs
@@ -34,6 +34,7 @@ from sparsify.measure import copied, count_macs, detached
 from sparsify.overview import LABELS
 from sparsify.plan import ModelMap, Plan
 from sparsify.report import verdict_words
+from sparsify.weighing import weighed_by
 from sparsify_schemas.criterion import Activation, Criterion, Fpgm, FromData, Magnitude
 from sparsify_schemas.cuts import Crop, Cuts, Gather, Zero
 from sparsify_schemas.recipe import Recipe
@@ -105,11 +106,13 @@ def make_plan(
         map = graph.probe(model, graph.inspect(model, inputs, macs), inputs)
         if any(rule.group == "depth" for rule in loaded.recipe.rules):
             map = graph.with_branches(model, map, inputs, macs)
-    clocks = _clocks(loaded.recipe, model, map, inputs, listener)
+    clocks = _clocks(loaded.recipe, loaded.recipe.budget.latency, model, map, inputs, listener)
     aligned = any(rule.keep.multiple_of == "auto" for rule in loaded.recipe.rules)
     steps = target_steps(loaded.recipe.targets if aligned else {}) | {c.target: c.steps for c in clocks}
     plan = compile_plan(loaded, map, strict=strict, clocks=clocks, steps=steps)
-    plan = replace(plan, notes=(*plan.notes, *foretold(loaded.recipe, examples)))
+    weighing = _clocks(loaded.recipe, weighed_by(loaded.recipe), model, map, inputs, listener)
+    prices = tuple((c.target, name, price) for c in weighing for name, price in priced(plan, c).items())
+    plan = replace(plan, prices=prices, notes=(*plan.notes, *foretold(loaded.recipe, examples)))
     if any(p.is_meta for p in model.parameters()):
         return replace(plan, notes=(*plan.notes, "the model has shapes and no weights: trial cuts checked that it runs, not what it computes"))
     keep = choose(plan, *_scores(plan, model, None), clocks=clocks)
@@ -148,7 +151,7 @@ def cut(
     inputs = _like_those_of(plan, model) if inputs is None else _checked(inputs)
     batches = None if batches is None else list(islice(batches, _batches_needed(plan.recipe)))
     dense = copied(model)
-    clocks = _clocks(plan.recipe, dense, plan.map, inputs, listener)
+    clocks = _clocks(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)
     keep = agree(settled(plan, dense, *_scores(plan, dense, batches), clocks, inputs, listener))
     zeroed, deeds = zeroing.zeroed(plan, dense, keep, partial(looks, batches=batches))
     keep = zeroing.without_dead(plan, zeroed, keep)
@@ -218,8 +221,8 @@ def _batches_needed(recipe: Recipe) -> int:
     return max((r.criterion.batches for r in recipe.rules if isinstance(r.criterion, FromData)), default=0)
 
 
-def _clocks(recipe: Recipe, model: nn.Module, map: ModelMap, inputs: Inputs, listener: Listener) -> tuple[Clock, ...]:
-    return tuple(clock(name, recipe.targets[name], model, map, inputs, listener) for name in recipe.budget.latency)
+def _clocks(recipe: Recipe, targets: Iterable[str], model: nn.Module, map: ModelMap, inputs: Inputs, listener: Listener) -> tuple[Clock, ...]:
+    return tuple(clock(name, recipe.targets[name], model, map, inputs, listener) for name in targets)
 
 
 def _scores(plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]] | None) -> tuple[Scores, dict[str, list[bool]]]:

@@ -16,6 +16,7 @@ from sparsify.penalties.lasso import group_norms
 from sparsify.plan import Assignment, Plan, ranked_together
 from sparsify.schedules import needs_steps, risen, value
 from sparsify.steering import Steered
+from sparsify.weighing import factors
 from sparsify.wrapping import extent
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Magnitude
@@ -78,10 +79,11 @@ def _regularizer(
         return None
     share, single = rule.sparsity.fraction if rule.sparsity is not None else 0.0, in_one_tensor(rule.group) and not within(rule.group)
     names = tuple(dict.fromkeys(part.name for layout in layouts for part in layout.parts))
-    action = build(rule.penalty, layouts, parameters, share=share, single=single)
+    roots = factors(rule.penalty, plan, layouts[0], parameters) if isinstance(rule.penalty, GroupLasso) else layouts[0].sizes(parameters).sqrt()
+    action = build(rule.penalty, layouts, parameters, share=share, single=single, roots=roots)
     if isinstance(rule.penalty, GrowingL2):
         action.state["chosen"].copy_(_going(plan, rule, layouts[0], parameters, share))
-    return Regularizer(rule.penalty, names, action, share, _steered(rule, layouts[0], parameters, action))
+    return Regularizer(rule.penalty, names, action, share, _steered(rule, layouts[0], roots, action))
 
 
 def _check_whole(spec: Penalty, names: Sequence[str], parameters: Mapping[str, Tensor]) -> None:
@@ -142,12 +144,11 @@ def _going(plan: Plan, rule: Rule, layout: Layout, parameters: Mapping[str, Tens
     return flags
 
 
-def _steered(rule: Rule, layout: Layout, parameters: Mapping[str, Tensor], action: Action) -> Steered | None:
+def _steered(rule: Rule, layout: Layout, roots: Tensor, action: Action) -> Steered | None:
     if not isinstance(rule.penalty, GroupLasso | L1) or not isinstance(rule.penalty.strength, Auto):
         return None
     share = None if rule.sparsity is None else rule.sparsity.fraction
     criterion = rule.criterion if isinstance(rule.criterion, Magnitude) else Magnitude(kind="magnitude")  # others need data
-    roots = layout.sizes(parameters).sqrt()
     return Steered(rule.penalty.strength, criterion, rule.penalty.every, layout, roots, action.state, share, rule.group == "weight")
 
 

@@ -220,7 +220,7 @@ def _present_plan(run: Run, model: nn.Module, at: Checkpoint, training: Train | 
     target = next_target(run.recipe, at.stage, at.moment.epochs if at.moment else 0)
     if not at.cuts:
         every = tuple(range(len(run.recipe.rules)))
-        return (run.plan if target == Target() else compile_plan(load(rewritten(run.plan, target)), run.plan.map)), every
+        return (run.plan if target == Target() else replace(compile_plan(load(rewritten(run.plan, target)), run.plan.map), prices=run.plan.prices)), every
     recipe = rewritten(run.plan, target, at.cuts)
     if training is not None:
         recipe = recipe.model_copy(update={"rules": tuple(holding(rule, training.penalties) for rule in recipe.rules)})

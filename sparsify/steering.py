@@ -4,7 +4,7 @@ At every control moment, a two-hundredth of the stage apart:
     part     share of the goal that is due: 0 at `start`, 1 at `end`, linear in between
     due      what a cut would remove now, if that part were all that is asked for: it may die; nothing else may yet
     coming   what a cut would remove if the part of H steps later were asked for: on it the strength acts
-    lambda   gain * z / (sum of lr over H steps), z the largest ||w_g|| / sqrt(|g|) of what is coming
+    lambda   gain * z / (sum of lr over H steps), z the largest ||w_g|| / v_g of what is coming
     gain     grows while something due is alive, and falls once all of it is dead
 Without gradients a gain of 1 brings groups to zero just in time; how much they resist is what the gain finds out. All
 other groups are left alone: a strength that kills some in time would cripple the rest.
@@ -68,7 +68,7 @@ class Steered:
     """steps between two proximal actions"""
     layout: Layout
     roots: Tensor
-    """sqrt(|g|) of every slot"""
+    """v_g of every slot, what its norm is weighed by"""
     state: Mapping[str, Tensor]
     share: float | None
     """what a rule's own `sparsity` removes; None where the budget says it"""

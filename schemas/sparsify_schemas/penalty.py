@@ -4,28 +4,31 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sparsify_schemas.base import AtKey, NonNegative, Number, Positive, Spec
+from sparsify_schemas.base import AtKey, NonNegative, Number, Positive, Spec, Text
 from sparsify_schemas.schedule import Auto, Scheduled, Strength
 from sparsify_schemas.units import Duration, Share
 
 Solver = Literal["proximal", "subgradient"]
 
 
-def _refuse_auto(strength: object, solver: Solver) -> None:
+def _refuse_auto(strength: object, solver: str) -> None:
     if isinstance(strength, Auto) and solver != "proximal":
-        raise AtKey("strength", "strength 'auto' counts what is exactly zero, which only solver 'proximal' reaches")
+        raise AtKey("strength", "strength 'auto' also says how far each group may shrink, which only solver 'proximal' heeds")
 
 
 class GroupLasso(Spec):
     """Group lasso: whole groups become exactly zero.
 
-    R = sum over groups g of strength * sqrt(|g|) * ||w_g||_2
-    proximal step, after the optimizer's:  w_g <- w_g * max(0, 1 - lr * strength * sqrt(|g|) / ||w_g||)
-    sub-gradient, added before it:         strength * sqrt(|g|) * w_g / ||w_g||   (0 at 0)
+    R = sum over groups g of strength * v_g * ||w_g||_2
+    v_g = sqrt(|g|) * max(1/20, (price of g / |g|) / (price of all / number of all)), price: |g|, MACs, or milliseconds;
+          so sqrt(|g|) for `weight: size`
+    proximal step, after the optimizer's:  w_g <- w_g * max(0, 1 - lr * strength * v_g / ||w_g||)
+    sub-gradient, added before it:         strength * v_g * w_g / ||w_g||   (0 at 0)
+    half-space: the sub-gradient, and w_g <- 0 after a step from w_g to w'_g with <w'_g, w_g> <= epsilon * ||w_g||^2; zero stays
 
     Coupled groups overlap where one layer's columns are another's rows; each entry is then multiplied by the factors of
     both its groups, taken at the same point (equal to the joint proximal step up to (lr * strength)^2).
-    Source: Yuan & Lin 2006; Wen et al., arXiv:1608.03665.
+    Source: Yuan & Lin 2006; Wen et al., arXiv:1608.03665; half-space: Chen et al., arXiv:2004.03639, equation 9.
     """
 
     kind: Literal["group_lasso"]
@@ -33,16 +36,34 @@ class GroupLasso(Spec):
     """lambda: a number, a schedule, or auto, which finds it"""
     scope: Literal["coupled", "layer"] = "coupled"
     """coupled: a group is every slice that leaves with the channel (filter, bias, normalisation, consumers' columns); layer: the matched layer's own weight slice, the form of the SSL paper"""
-    solver: Solver = "proximal"
-    """proximal reaches exact zeros; subgradient only comes near them"""
+    weight: Literal["size", "macs", "latency"] = "size"
+    """what a group's pull is in proportion to: its weights, the MACs that they take, or the milliseconds that go with it"""
+    target: Text | None = None
+    """weight latency: on which of the recipe's targets; left out where it has one"""
+    solver: Literal["proximal", "subgradient", "half_space"] = "proximal"
+    """proximal and half_space reach exact zeros, groups may return from the former; subgradient only comes near them"""
     every: Positive = 8
     """proximal solver: act on every n-th step with the lr * strength of the n steps added up; 1 acts on each step"""
+    epsilon: NonNegative = 0.0
+    """half_space solver: larger sets groups to zero earlier; below 1"""
+    zero_below: NonNegative | None = None
+    """subgradient solver: single weights of magnitude below this become zero after every step; 1e-4 in the SSL paper's code"""
 
     @model_validator(mode="after")
-    def _auto_can_act(self) -> "GroupLasso":
+    def _consistent(self) -> "GroupLasso":
         _refuse_auto(self.strength, self.solver)
         if isinstance(self.strength, Auto) and self.scope == "layer":
             raise AtKey("strength", "strength 'auto' counts groups that can leave, which are of scope 'coupled'")
+        if self.epsilon and self.solver != "half_space":
+            raise AtKey("epsilon", "'epsilon' is for 'solver: half_space'")
+        if self.epsilon >= 1:
+            raise AtKey("epsilon", "'epsilon' must be below 1; at 1 every group that shrinks would become zero")
+        if self.zero_below is not None and self.solver != "subgradient":
+            raise AtKey("zero_below", "'zero_below' is for 'solver: subgradient'; the other solvers reach zero by themselves")
+        if self.target is not None and self.weight != "latency":
+            raise AtKey("target", "'target' is for 'weight: latency'")
+        if self.weight == "latency" and self.scope == "layer":
+            raise AtKey("weight", "weight 'latency' is known of groups that can leave, which are of scope 'coupled'; write 'weight: macs'")
         return self
 
 

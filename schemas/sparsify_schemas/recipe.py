@@ -58,9 +58,12 @@ class Rule(Spec):
     @classmethod
     def _inside_the_tensor(cls, penalty: Penalty | None, info: ValidationInfo) -> Penalty | None:
         """Where groups lie inside one tensor, a lasso has no other scope."""
-        if isinstance(penalty, GroupLasso) and within(info.data.get("group")) and "scope" not in penalty.model_fields_set:
-            return penalty.model_copy(update={"scope": "layer"})
-        return penalty
+        group = info.data.get("group")
+        if not isinstance(penalty, GroupLasso) or group is None or not within(group):
+            return penalty
+        if penalty.weight == "latency":
+            raise ValueError(f"weight 'latency' is known of groups that can leave, not of those inside a tensor; group '{kind_of(group)}' takes 'weight: macs'")
+        return penalty if "scope" in penalty.model_fields_set else penalty.model_copy(update={"scope": "layer"})
 
     @model_validator(mode="after")
     def _consistent(self) -> "Rule":
@@ -135,6 +138,15 @@ def _check_goals(recipe: "Recipe") -> None:
         raise ValueError(f"rules.{other} leaves its amount to the budget, which strength 'auto' of another rule aims at alone; give it strength auto as well, or its own 'sparsity'")
 
 
+def _check_target(rule: int, named: str | None, targets: list[str]) -> None:
+    """That the latency which a penalty weighs by is of one known target."""
+    if named is not None and named not in targets:
+        raise AtKey("rules", f"rules.{rule}.penalty.target names '{named}', which is no target of the recipe")
+    if named is None and len(targets) != 1:
+        has = f"has {len(targets)}" if targets else "has none"
+        raise AtKey("rules", f"rules.{rule}.penalty: weight 'latency' is of one of the recipe's targets, and it {has}; write 'target'{'' if targets else ' and targets'}")
+
+
 def _shape_of_inputs(value: Any) -> str:
     return "<by keyword>" if isinstance(value, Mapping) else "<in order>"
 
@@ -197,6 +209,13 @@ class Recipe(Spec):
         between = next((s.name for s in self.stages if (found := goal(s)) is not None and found.budget is not None and found.budget.latency), None)
         if between is not None:
             raise AtKey("stages", f"the budget of '{between}' names a latency; only the recipe's own budget can, and 'way' goes part of it")
+        return self
+
+    @model_validator(mode="after")
+    def _latency_is_of_a_target(self) -> "Recipe":
+        for i, rule in enumerate(self.rules):
+            if isinstance(rule.penalty, GroupLasso) and rule.penalty.weight == "latency":
+                _check_target(i, rule.penalty.target, list(self.targets))
         return self
 
     @model_validator(mode="after")

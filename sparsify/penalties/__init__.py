@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import assert_never
 
+from torch import Tensor
+
 from sparsify.errors import ModelError
 from sparsify.groups import Layout, is_scale
 from sparsify.penalties import elementwise, gradual, growing, gsm, lasso, sensitivity, surgery
@@ -17,21 +19,16 @@ from sparsify_schemas.penalty import L1, L2, Agp, BnScale, Dns, GroupLasso, Grow
 from sparsify_schemas.schedule import Auto
 
 
-def build(spec: Penalty, layouts: Sequence[Layout], parameters: Tensors, *, share: float = 0.0, single: bool = False) -> Action:
+def build(spec: Penalty, layouts: Sequence[Layout], parameters: Tensors, *, share: float = 0.0, single: bool = False, roots: Tensor | None = None) -> Action:
     """The action of a penalty on the groups of some layouts; those of single weights act on all of the layouts' tensors.
 
-    share: what a rule's `sparsity` removes; single: whether it counts single weights (group `weight`), not groups.
+    share: what a rule's `sparsity` removes; single: whether it counts single weights (group `weight`), not groups; roots: what a
+    lasso weighs each slot's norm by, sqrt(|g|) when left out.
     """
     names = tuple(dict.fromkeys(part.name for layout in layouts for part in layout.parts))
     match spec:
         case GroupLasso():
-            roots = layouts[0].sizes(parameters).sqrt()
-            if isinstance(spec.strength, Auto):
-                state = lasso.found_strength(layouts[0].count, roots.device)
-                return Action(proximal=partial(lasso.group_lasso_proximal, layouts[0], roots, floor=state["floor"]), state=state)
-            if spec.solver == "proximal":
-                return Action(proximal=partial(lasso.group_lasso_proximal, layouts[0], roots))
-            return Action(gradient=partial(lasso.group_lasso_gradient, layouts[0], roots))
+            return _lasso(spec, layouts[0], layouts[0].sizes(parameters).sqrt() if roots is None else roots, names)
         case L1():
             if spec.solver == "proximal":
                 state = lasso.found_strength(0, parameters[names[0]].device) if isinstance(spec.strength, Auto) else {}
@@ -60,6 +57,22 @@ def build(spec: Penalty, layouts: Sequence[Layout], parameters: Tensors, *, shar
             return surgery.action(spec, layouts[0], parameters)
         case _:
             assert_never(spec)
+
+
+def _lasso(spec: GroupLasso, layout: Layout, roots: Tensor, names: tuple[str, ...]) -> Action:
+    match spec.solver:
+        case "proximal":
+            if isinstance(spec.strength, Auto):
+                state = lasso.found_strength(layout.count, roots.device)
+                return Action(proximal=partial(lasso.group_lasso_proximal, layout, roots, floor=state["floor"]), state=state)
+            return Action(proximal=partial(lasso.group_lasso_proximal, layout, roots))
+        case "subgradient":
+            after = partial(elementwise.zero_below, names, spec.zero_below) if spec.zero_below is not None else None
+            return Action(gradient=partial(lasso.group_lasso_gradient, layout, roots), after=after)
+        case "half_space":
+            return lasso.half_space(layout, roots, names, spec.epsilon)
+        case _:
+            assert_never(spec.solver)
 
 
 def period(spec: Penalty) -> int:

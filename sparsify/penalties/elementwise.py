@@ -1,4 +1,4 @@
-"""l1 and l2: every weight by itself."""
+"""l1, l2, and small ones to zero: every weight by itself."""
 
 from collections.abc import Mapping
 
@@ -31,3 +31,9 @@ def l2_gradient(names: tuple[str, ...], weights: Tensors, gradients: Tensors, st
     for name in names:
         if name in gradients:
             gradients[name].add_(weights[name], alpha=strength)
+
+
+def zero_below(names: tuple[str, ...], least: float, weights: Tensors, _strength: float) -> None:
+    """w <- 0 where |w| < least."""
+    for name in names:
+        weights[name].masked_fill_(weights[name].abs() < least, 0.0)

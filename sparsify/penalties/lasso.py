@@ -1,12 +1,13 @@
-"""Group lasso: the proximal step and the gradient on the groups of a layout."""
+"""Group lasso: the proximal step, the gradient and the half-space step on the groups of a layout."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sparsify.groups import Layout, broadcast, scale, wide
-from sparsify.penalties.action import Tensors
+from sparsify.penalties.action import Action, Tensors
 
 
 def found_strength(count: int, device: torch.device) -> dict[str, Tensor]:
@@ -24,7 +25,7 @@ def group_norms(layout: Layout, weights: Tensors) -> Tensor:
 
 
 def group_lasso_proximal(layout: Layout, roots: Tensor, weights: Tensors, amounts: Mapping[str, float], floor: Tensor | None = None) -> None:
-    """w_g <- w_g * max(floor, 1 - amount * sqrt(|g|) / ||w_g||), amount = lr * strength, floor 0 when left out.
+    """w_g <- w_g * max(floor, 1 - amount * v_g / ||w_g||), v_g = roots, amount = lr * strength, floor 0 when left out.
 
     An entry of two groups takes the factors of both. Source: Parikh & Boyd, Proximal Algorithms, 6.5.4.
     """
@@ -43,7 +44,7 @@ def group_lasso_proximal(layout: Layout, roots: Tensor, weights: Tensors, amount
 
 
 def group_lasso_gradient(layout: Layout, roots: Tensor, weights: Tensors, gradients: Tensors, strength: float) -> None:
-    """gradient += strength * sqrt(|g|) * w_g / ||w_g||, 0 at 0; an entry of two groups gets both terms.
+    """gradient += strength * v_g * w_g / ||w_g||, v_g = roots, 0 at 0; an entry of two groups gets both terms.
 
     Source: Wen et al., arXiv:1608.03665 (without the square root there).
     """
@@ -54,3 +55,31 @@ def group_lasso_gradient(layout: Layout, roots: Tensor, weights: Tensors, gradie
             weight = weights[part.name]
             for axis in part.axes:
                 gradients[part.name].addcmul_(weight, broadcast(pull, axis, weight.shape).to(weight.dtype))
+
+
+def half_space(layout: Layout, roots: Tensor, names: tuple[str, ...], epsilon: float) -> Action:
+    """The gradient, and w_g <- 0 after a step from w_g to w'_g with <w'_g, w_g> <= epsilon * ||w_g||^2; with strength 0 neither.
+
+    An entry of two groups becomes zero with either. Source: Chen et al., arXiv:2004.03639, equation 9 and algorithm 3.
+    """
+    # Kept from step to step: to get so much memory anew takes longer than to fill it.
+    before: dict[str, Tensor] = {}
+
+    def look(weights: Tensors, _gradients: Tensors, _scale: float) -> None:
+        for name in names:
+            if name not in before:
+                before[name] = torch.empty_like(weights[name])
+            before[name].copy_(weights[name])
+
+    def project(weights: Tensors, strength: float) -> None:
+        if strength == 0.0:
+            return
+        along = layout.reduce(lambda name: wide(weights[name]) * before[name])
+        square = layout.reduce(lambda name: wide(before[name]).square())
+        stays = along > epsilon * square
+        stays[-1] = True
+        for part in layout.parts:
+            for axis in part.axes:
+                scale(weights[part.name], axis, stays.to(weights[part.name].dtype))
+
+    return Action(before=look, gradient=partial(group_lasso_gradient, layout, roots), after=project)

@@ -88,8 +88,14 @@ def action_of(kind: type[BaseModel], solver: str, weights: dict[str, torch.Tenso
     return action
 
 
-@pytest.mark.parametrize("solver", ["proximal", "subgradient"])
-@pytest.mark.parametrize("kind", members(Penalty), ids=ids(Penalty))
+def solvers(kind: type[BaseModel]) -> tuple[str, ...]:
+    return get_args(kind.model_fields["solver"].annotation) if "solver" in kind.model_fields else ("its own",)
+
+
+SOLVED = [(kind, solver) for kind in members(Penalty) for solver in solvers(kind)]
+
+
+@pytest.mark.parametrize(("kind", "solver"), SOLVED, ids=[f"{kind.__name__}-{solver}" for kind, solver in SOLVED])
 class TestPenalties:
     def weights(self) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)

@@ -410,7 +410,43 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "strength auto without exact zeros": (
         (("strength: 1e-3", "strength: auto\n      solver: subgradient"),),
-        "recipe.yaml:14:7: rules.0.penalty.strength: strength 'auto' counts what is exactly zero, which only solver 'proximal' reaches",
+        "recipe.yaml:14:7: rules.0.penalty.strength: strength 'auto' also says how far each group may shrink, which only solver 'proximal' heeds",
+    ),
+    "a lasso's epsilon without half-space": (
+        (("strength: 1e-3", "strength: 1e-3\n      epsilon: 0.1"),),
+        "recipe.yaml:15:7: rules.0.penalty.epsilon: 'epsilon' is for 'solver: half_space'",
+    ),
+    "a lasso's epsilon that leaves nothing": (
+        (("strength: 1e-3", "strength: 1e-3\n      solver: half_space\n      epsilon: 1"),),
+        "recipe.yaml:16:7: rules.0.penalty.epsilon: 'epsilon' must be below 1; at 1 every group that shrinks would become zero",
+    ),
+    "a lasso's threshold with a solver that needs none": (
+        (("strength: 1e-3", "strength: 1e-3\n      zero_below: 1e-4"),),
+        "recipe.yaml:15:7: rules.0.penalty.zero_below: 'zero_below' is for 'solver: subgradient'; the other solvers reach zero by themselves",
+    ),
+    "a lasso's target without a latency": (
+        (("strength: 1e-3", "strength: 1e-3\n      weight: macs\n      target: laptop"),),
+        "recipe.yaml:16:7: rules.0.penalty.target: 'target' is for 'weight: latency'",
+    ),
+    "latency of slices": (
+        (("strength: 1e-3", "strength: 1e-3\n      weight: latency\n      scope: layer"),),
+        "recipe.yaml:15:7: rules.0.penalty.weight: weight 'latency' is known of groups that can leave, which are of scope 'coupled'; write 'weight: macs'",
+    ),
+    "latency of groups inside a tensor": (
+        (("group: filter", "group: shape"), ("strength: 1e-3", "strength: 1e-3\n      weight: latency")),
+        "recipe.yaml:12:5: rules.0.penalty: weight 'latency' is known of groups that can leave, not of those inside a tensor; group 'shape' takes 'weight: macs'",
+    ),
+    "a lasso by the latency of nothing": (
+        (("targets: {here: {kind: cpu}}\n", ""), ("strength: 1e-3", "strength: 1e-3\n      weight: latency")),
+        "recipe.yaml:8:1: rules: rules.0.penalty: weight 'latency' is of one of the recipe's targets, and it has none; write 'target' and targets",
+    ),
+    "a lasso by the latency of one of two": (
+        (("here: {kind: cpu}", "here: {kind: cpu}, there: {kind: cpu, threads: 2}"), ("strength: 1e-3", "strength: 1e-3\n      weight: latency")),
+        "recipe.yaml:9:1: rules: rules.0.penalty: weight 'latency' is of one of the recipe's targets, and it has 2; write 'target'",
+    ),
+    "a lasso by the latency of a stranger": (
+        (("strength: 1e-3", "strength: 1e-3\n      weight: latency\n      target: phone"),),
+        "recipe.yaml:9:1: rules: rules.0.penalty.target names 'phone', which is no target of the recipe",
     ),
     "strength auto on slices": (
         (("strength: 1e-3", "strength: auto\n      scope: layer"),),

@@ -15,6 +15,7 @@ PENALTIES: dict[str, dict[str, Any]] = {
     "group_lasso coupled": {"kind": "group_lasso", "strength": 0.3, "every": 2},
     "group_lasso layer": {"kind": "group_lasso", "strength": 0.3, "scope": "layer", "every": 1},
     "group_lasso sub-gradient": {"kind": "group_lasso", "strength": 0.3, "solver": "subgradient"},
+    "group_lasso half-space": {"kind": "group_lasso", "strength": 0.3, "solver": "half_space", "weight": "macs"},
     "l1": {"kind": "l1", "strength": 0.05, "every": 1},
     "l1 sub-gradient": {"kind": "l1", "strength": 0.05, "solver": "subgradient"},
     "l2": {"kind": "l2", "strength": 0.5, "every": 1},

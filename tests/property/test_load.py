@@ -61,7 +61,8 @@ grouped = st.builds(
     kind=st.just("group_lasso"),
     strength=schedules,
     scope=st.sampled_from(["coupled", "layer"]),
-    solver=solvers,
+    weight=st.sampled_from(["size", "macs"]),
+    solver=st.sampled_from(["proximal", "subgradient", "half_space"]),
     every=positive,
 )
 inside = st.builds(GroupLasso, kind=st.just("group_lasso"), strength=schedules, solver=solvers, every=positive)

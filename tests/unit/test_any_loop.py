@@ -20,7 +20,7 @@ PENALTIES: dict[str, dict[str, Any]] = {
     f"{kind} {solver}": {"kind": kind, "strength": 0.2, "solver": solver, **({"every": 1} if solver == "proximal" else {})}
     for kind in ("group_lasso", "l2")
     for solver in ("proximal", "subgradient")
-}
+} | {"group_lasso half_space": {"kind": "group_lasso", "strength": 0.2, "solver": "half_space"}}
 NOT_DENSE = {"Optimizer", "SparseAdam"}
 DENSE = sorted(n for n, c in vars(torch.optim).items() if inspect.isclass(c) and issubclass(c, torch.optim.Optimizer) and n not in NOT_DENSE)
 
@@ -222,7 +222,7 @@ def test_bf16_parameters(penalty: str) -> None:
     torch.testing.assert_close(results[1], results[0], rtol=0.05, atol=0.02)
     dead = [(r == 0).all(1) for r in results]
     assert torch.equal(*dead)
-    assert dead[0].any() == (penalty == "group_lasso proximal")
+    assert dead[0].any() == (penalty in ("group_lasso proximal", "group_lasso half_space"))
 
 
 @pytest.mark.parametrize("wrap", [lambda net: torch.compile(net, backend="eager"), nn.DataParallel])

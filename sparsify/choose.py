@@ -15,7 +15,7 @@ import numpy as np
 
 from sparsify.clock import Clock
 from sparsify.costs import Costs, latency, limits
-from sparsify.plan import Plan, ranked_together
+from sparsify.plan import Assignment, Plan, ranked_together, stays
 from sparsify_schemas.recipe import Keep
 
 RETURNS = 64
@@ -67,15 +67,24 @@ def candidates(plan: Plan, scores: Mapping[str, Sequence[float]], dead: Mapping[
     """Every coupled group that a rule chooses in, its units sorted: dead ones, then by score."""
     found = []
     for assignment in plan.assignments:
+        floors = _floors(plan, assignment)
         for name in assignment.coupled:
             width = plan.map.by_name[name].width
             values = [float(v) for v in scores.get(name, [0.0] * width)]
             gone = [bool(v) for v in dead.get(name, [False] * width)]
             order = sorted(range(width), key=lambda u: (not gone[u], values[u], u))
             keep = plan.recipe.rules[assignment.rule].keep
-            floor = 0 if plan.recipe.rules[assignment.rule].group == "depth" else keep.at_least or 1
-            found.append(Candidate(name, tuple(order), tuple(values), sum(gone), keep, assignment.multiple, assignment.rule, floor))
+            found.append(Candidate(name, tuple(order), tuple(values), sum(gone), keep, assignment.multiple, assignment.rule, floors[name]))
     return tuple(found)
+
+
+def _floors(plan: Plan, assignment: Assignment) -> dict[str, int]:
+    """Coupled group -> units that stay in any case; of residual branches none yet."""
+    rule = plan.recipe.rules[assignment.rule]
+    if rule.group == "depth":
+        return dict.fromkeys(assignment.coupled, 0)
+    found = {name: max(rule.keep.at_least or 1, stays(rule.keep, plan.map.by_name[name])) for name in assignment.coupled}
+    return dict.fromkeys(found, max(found.values(), default=1)) if rule.keep.uniform else found
 
 
 def with_floors(plan: Plan, groups: Sequence[Candidate], key: Callable[[Candidate], tuple[float, ...]]) -> tuple[Candidate, ...]:

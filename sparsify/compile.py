@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from math import gcd, lcm, prod
 from types import MappingProxyType
 
@@ -42,7 +43,7 @@ def compile_plan(
     if strict:
         advice = "write 'protect: true' for it, or run without --strict"
         problems += [loaded.problem(f"rules.{a.rule}.layers", text, advice) for a in assignments for text in _kept(recipe, map, a)]
-    problems += _uneven(loaded, plan)
+    problems += [*_uneven(loaded, plan), *_strangers(loaded, map)]
     if not problems:
         plan = replace(plan, floors=tuple(_floors(plan, recipe.budget, clocks)))
         problems += [*_infeasible(loaded, plan, "budget", recipe.budget, plan.floors), *_unreachable(loaded, plan)]
@@ -239,6 +240,17 @@ def _uneven(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
             yield loaded.problem(f"rules.{assignment.rule}.keep.uniform", message, "give each width a rule of its own")
 
 
+def _strangers(loaded: Loaded, map: ModelMap) -> Iterable[Problem]:
+    """Limits of layers that the model does not have."""
+    known = [layer.name for layer in map.layers]
+    for index, rule in enumerate(loaded.recipe.rules):
+        for name in rule.keep.limits:
+            if name not in known:
+                near = get_close_matches(name, known, 1)
+                hint = f"did you mean '{near[0]}'?" if near else "have the limits found for this model: sparsify sensitivity RECIPE MODEL --limits 1%"
+                yield loaded.problem(f"rules.{index}.keep.limits", f"the model has no layer '{name}'", hint)
+
+
 def _floors(plan: Plan, budget: Budget, clocks: Sequence[Clock] = ()) -> Iterable[Floor]:
     costs = Costs(plan.map, clocks)
     allowed = limits(budget, costs.dense)
@@ -261,7 +273,8 @@ def _infeasible(loaded: Loaded, plan: Plan, path: str, budget: Budget, floors: I
             message = f"{getattr(budget, floor.what)} cannot be reached: with everything removed that the rules allow, {part} remains"
         hint = f"raise it to {_round_up(100 * floor.least / floor.dense)}%"
         kept = [f"'{name} {n}'" for name, n in _keeps(plan) if n > 1]
-        if kept and target != floor.what:
+        kept += ["'limits'"] if any(rule.keep.limits for rule in plan.recipe.rules) else []
+        if kept and (target != floor.what or any(rule.keep.limits for rule in plan.recipe.rules)):
             hint += f", or loosen {' and '.join(kept)} of 'keep'"
         if free:
             hint += f", or let a rule reach {', '.join(free[:5])}{', ...' if len(free) > 5 else ''}"
@@ -295,6 +308,7 @@ def _unreachable(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
             yield loaded.problem(path, f"{asked}: {why[0]}{', and so on' if why[1:] else ''}", "select other layers, or leave 'sparsity' out")
         elif most < rule.sparsity.fraction * total - 0.5:
             floors = [f"keep.{name} {n}" for name, n in (("at_least", rule.keep.at_least or 1), ("multiple_of", max(a.multiple for a in together))) if n > 1]
+            floors += ["keep.limits"] if rule.keep.limits else []
             because = f"with {' and '.join(floors)}" if floors else "as one group stays in every layer,"
             message = f"{asked}: {because} at most {1000 * most // total / 10:g}% of the groups can go"
             yield loaded.problem(path, message, "lower it, or loosen 'keep'" if floors else "lower it")

@@ -142,6 +142,8 @@ def _deeds(rule: Rule, multiple: int) -> Iterator[str]:
         yield f"at least {rule.keep.at_least} stay"
     if multiple > 1:
         yield f"widths are multiples of {multiple}"
+    if rule.keep.limits:
+        yield f"{plural(len(rule.keep.limits), 'layer')} within limits"
     if rule.keep.uniform:
         yield "all keep the same number"
 

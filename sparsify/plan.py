@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsify_schemas.group import in_one_tensor, within
 from sparsify_schemas.penalty import Gsm
-from sparsify_schemas.recipe import Recipe
+from sparsify_schemas.recipe import Keep, Recipe
 
 
 @dataclass(frozen=True)
@@ -261,3 +261,9 @@ def ranked_together(plan: Plan) -> tuple[tuple[Assignment, ...], ...]:
         one = isinstance(rule.penalty, Gsm)
         sets.setdefault(("gsm", rule.sparsity, in_one_tensor(rule.group), within(rule.group)) if one else (assignment.rule,), []).append(assignment)
     return tuple(map(tuple, sets.values()))
+
+
+def stays(keep: Keep, group: Coupled) -> int:
+    """Units that `keep.limits` says must stay: the strictest of its layers' limits, the share that may go rounded down."""
+    own = {group.name, *(part.tensor.rpartition(".")[0] for part in group.slices if part.role == "out")}
+    return group.width - min((int(share.fraction * group.width + 1e-6) for layer, share in keep.limits.items() if layer in own), default=group.width)

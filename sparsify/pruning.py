@@ -115,7 +115,7 @@ def make_plan(
     plan = replace(plan, prices=prices, notes=(*plan.notes, *foretold(loaded.recipe, examples)))
     if any(p.is_meta for p in model.parameters()):
         return replace(plan, notes=(*plan.notes, "the model has shapes and no weights: trial cuts checked that it runs, not what it computes"))
-    keep = choose(plan, *_scores(plan, model, None), clocks=clocks)
+    keep = choose(plan, *scored(plan, model, None), clocks=clocks)
     shapes = Costs(map).shapes({name: range(map.by_name[name].width - len(kept)) for name, kept in keep.items()})
     return replace(
         plan, preview=tuple((name, len(kept)) for name, kept in keep.items()), predicted=tuple((c.target, c.ms(shapes)) for c in clocks)
@@ -149,10 +149,10 @@ def cut(
         raise ModelError(f"criterion '{kind}' looks at training data: pass batches, an iterable of (x, y) training batches, to cut")
     check_fits(plan.map, model)
     inputs = _like_those_of(plan, model) if inputs is None else _checked(inputs)
-    batches = None if batches is None else list(islice(batches, _batches_needed(plan.recipe)))
+    batches = None if batches is None else taken(batches, plan.recipe)
     dense = copied(model)
     clocks = _clocks(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)
-    keep = agree(settled(plan, dense, *_scores(plan, dense, batches), clocks, inputs, listener))
+    keep = agree(settled(plan, dense, *scored(plan, dense, batches), clocks, inputs, listener))
     zeroed, deeds = zeroing.zeroed(plan, dense, keep, partial(looks, batches=batches))
     keep = zeroing.without_dead(plan, zeroed, keep)
     thin, cuts = graph.cut(zeroed, plan.map, keep, plan.digest)
@@ -217,6 +217,11 @@ def _suited(inputs: Inputs, model: nn.Module) -> Inputs:
     return {k: fit(v) for k, v in inputs.items()} if isinstance(inputs, Mapping) else tuple(map(fit, inputs))
 
 
+def taken(batches: Batches, recipe: Recipe) -> list[tuple[Tensor, Tensor]]:
+    """As many of the training batches as the recipe's criteria look at."""
+    return list(islice(batches, _batches_needed(recipe)))
+
+
 def _batches_needed(recipe: Recipe) -> int:
     return max((r.criterion.batches for r in recipe.rules if isinstance(r.criterion, FromData)), default=0)
 
@@ -225,8 +230,8 @@ def _clocks(recipe: Recipe, targets: Iterable[str], model: nn.Module, map: Model
     return tuple(clock(name, recipe.targets[name], model, map, inputs, listener) for name in targets)
 
 
-def _scores(plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]] | None) -> tuple[Scores, dict[str, list[bool]]]:
-    """What each unit of each coupled group is worth, and whether it is dead."""
+def scored(plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]] | None) -> tuple[Scores, dict[str, list[bool]]]:
+    """What each unit of each coupled group is worth to its rule's criterion, and whether it is dead."""
     copy = copied(model)
     _apply_masks(copy)
     parameters = dict(copy.named_parameters())

@@ -13,7 +13,7 @@ from typing import assert_never
 from pydantic import TypeAdapter
 
 from sparsify.costs import Costs, limits
-from sparsify.plan import Assignment, Plan, ranked_together
+from sparsify.plan import Assignment, Plan, ranked_together, stays
 from sparsify.schedules import value
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.cuts import Cuts
@@ -75,9 +75,11 @@ def rewritten(plan: Plan, target: Target | None, cuts: Sequence[Cuts] = ()) -> R
         return plan.recipe.model_copy(update={"rules": rules, "budget": Budget()})
     demands = list(plan.recipe.rules)
     for assignment in plan.assignments:
+        keep = demands[assignment.rule].keep
         if assignment.multiple > 1:  # what `auto` came to for the dense model holds to the end
-            keep = demands[assignment.rule].keep.model_copy(update={"multiple_of": assignment.multiple})
-            demands[assignment.rule] = demands[assignment.rule].model_copy(update={"keep": keep})
+            keep = keep.model_copy(update={"multiple_of": assignment.multiple})
+        keep = keep.model_copy(update={"limits": _limits_left(plan, assignment, cuts)}) if keep.limits else keep
+        demands[assignment.rule] = demands[assignment.rule].model_copy(update={"keep": keep})
     for together in ranked_together(plan):
         first = plan.recipe.rules[together[0].rule]
         if first.sparsity is None:
@@ -98,7 +100,8 @@ def still_there(plan: Plan, rules: Sequence[Rule], left: Set[str]) -> dict[int, 
             named += [(b.module, b.type, any(t.rpartition(".")[0] in left for t in b.tensors)) for b in plan.map.branches]
         kept = tuple(p for p in rule.layers if any(there and selects((p,), name, kind) for name, kind, there in named))
         if kept:
-            found[index] = rule.model_copy(update={"layers": kept})
+            limits = {name: share for name, share in rule.keep.limits.items() if name in left}
+            found[index] = rule.model_copy(update={"layers": kept, "keep": rule.keep.model_copy(update={"limits": limits})})
     return found
 
 
@@ -151,6 +154,17 @@ def _left(plan: Plan, together: Sequence[Assignment], cuts: Sequence[Cuts]) -> f
     before = sum(plan.map.by_name[name].width for name in names)
     now = sum(widths.get(name, plan.map.by_name[name].width) for name in names)
     return now / before if before else 1.0
+
+
+def _limits_left(plan: Plan, assignment: Assignment, cuts: Sequence[Cuts]) -> dict[str, Share]:
+    """A rule's limits as shares of the widths that earlier cuts have left."""
+    keep, now = plan.recipe.rules[assignment.rule].keep, {w.group: w.kept for done in cuts for w in done.widths}
+    found = {}
+    for group in map(plan.map.by_name.__getitem__, assignment.coupled):
+        width, least = now.get(group.name, group.width), stays(keep, group)
+        if width and least:
+            found[group.name] = Share(100 * max(width - least, 0) / width, "%")
+    return found
 
 
 def own_budgets(recipe: Recipe) -> tuple[tuple[str, Budget], ...]:

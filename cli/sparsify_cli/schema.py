@@ -8,9 +8,9 @@ from sparsify_schemas.export import SCHEMAS, text_of
 
 
 def command(
-    what: Annotated[str, typer.Argument(metavar="recipe|cuts|report", help="What the schema describes.")] = "recipe",
+    what: Annotated[str, typer.Argument(metavar="|".join(SCHEMAS), help="What the schema describes.")] = "recipe",
 ) -> None:
-    """Print the JSON Schema of recipe, cuts or report, for editors and other languages."""
+    """Print the JSON Schema of recipe, cuts, report, table or profile, for editors and other languages."""
     if what not in SCHEMAS:
         raise typer.BadParameter(f"no schema of '{what}'; known: {', '.join(SCHEMAS)}")
     typer.echo(text_of(SCHEMAS[what]()), nl=False)

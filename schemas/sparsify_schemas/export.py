@@ -1,4 +1,4 @@
-"""JSON Schemas (draft 2020-12) of recipe, cuts, report and table, for editors and other languages."""
+"""JSON Schemas (draft 2020-12) of recipe, cuts, report, table and profile, for editors and other languages."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -10,6 +10,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from sparsify_schemas.base import LARGEST
 from sparsify_schemas.cuts import Log
+from sparsify_schemas.profile import Profile
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Report
 from sparsify_schemas.table import Table
@@ -68,11 +69,17 @@ def table_schema() -> Json:
     return _schema(Table, "sparsify table")
 
 
+def profile_schema() -> Json:
+    """What each layer bears to lose, as `sparsify sensitivity` writes it."""
+    return _schema(Profile, "sparsify profile")
+
+
 SCHEMAS: Final[Mapping[str, Callable[[], Json]]] = {
     "recipe": recipe_schema,
     "cuts": cuts_schema,
     "report": report_schema,
     "table": table_schema,
+    "profile": profile_schema,
 }
 
 

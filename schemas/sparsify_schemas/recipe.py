@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from sparsify_schemas.base import AtKey, Flag, Positive, Seed, Spec, Text
 from sparsify_schemas.budget import Budget
@@ -21,6 +21,15 @@ from sparsify_schemas.target import Named
 from sparsify_schemas.units import Share
 
 
+def _no_file(value: Any) -> Any:
+    if isinstance(value, str):  # `load` has put what the file holds in place of its name
+        raise ValueError(f"expected a mapping of layers to shares, or the name of a file that holds one; {value[:60]!r} was not read")
+    return value
+
+
+Limits = Annotated[dict[Text, Share], BeforeValidator(_no_file, json_schema_input_type=dict[Text, Share] | Text)]
+
+
 class Keep(Spec):
     """What a rule never goes below."""
 
@@ -32,6 +41,9 @@ class Keep(Spec):
     a latency, else 1"""
     uniform: Flag = False
     """every layer of the rule keeps as many groups as the others, as one number in a transformer's config must say it"""
+    limits: Limits = {}
+    """layer -> largest share of its groups that is removed; or the file in which `sparsify sensitivity --limits` wrote that,
+    relative to this recipe"""
 
 
 class Rule(Spec):
@@ -85,6 +97,8 @@ class Rule(Spec):
             raise AtKey("penalty", "dns masks single weights; write 'group: weight', or use agp for whole groups")
         if isinstance(self.penalty, L1) and isinstance(self.penalty.strength, Auto) and self.group != "weight":
             raise AtKey("penalty", f"l1 with strength 'auto' counts single weights; use group_lasso on group '{self.group}', or give l1 a number")
+        if self.group == "depth" and self.keep.limits:
+            raise AtKey("keep", "'limits' cannot act on group 'depth', which has no widths; leave it out, or say how many stay with 'at_least'")
         if self.group == "depth" and self.keep.uniform:
             raise AtKey("keep", "'uniform' cannot act on group 'depth', which has no widths; leave it out")
         if isinstance(self.criterion, Fpgm) and (self.group == "depth" or (in_one_tensor(self.group) and not within(self.group))):
@@ -118,7 +132,7 @@ class Rule(Spec):
             raise ValueError(f"a rule with group '{self.group}' needs its own 'sparsity', or a 'penalty' that brings groups to zero: no budget can choose for it")
         if kind in ("weight", "block", "n:m") and self.keep != Keep():
             raise AtKey("keep", f"'keep' cannot act on group '{self.group}': it counts whole groups of a layer's width")
-        if self.keep.multiple_of not in (None, 1) or self.keep.uniform:
+        if self.keep.multiple_of not in (None, 1) or self.keep.uniform or self.keep.limits:
             raise AtKey("keep", f"'keep' takes only 'at_least' for group '{self.group}', which no width follows from")
 
 

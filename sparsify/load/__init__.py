@@ -1,6 +1,6 @@
 """From recipe text to a validated Recipe, with every complaint at its line and column. Imports no torch.
 
-reading -> composing -> merging -> overrides -> variables -> presets -> pydantic -> explaining -> checks
+reading -> composing -> merging -> overrides -> variables -> presets -> limits -> pydantic -> explaining -> checks
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,7 @@ from sparsify.errors import Problem, RecipeError
 from sparsify.load.checks import check
 from sparsify.load.explaining import explain
 from sparsify.load.given import HERE, from_python
+from sparsify.load.limits import limited
 from sparsify.load.merging import Merged, merge, read
 from sparsify.load.overrides import override
 from sparsify.load.presets import named, presets
@@ -58,8 +59,9 @@ def load(source: str | File | Mapping[str, Any] | Recipe | Loaded, overrides: Se
     root, refused = override(merged.root, overrides)
     filled = fill(root, unused(merged.root, merged.own))
     whole, unnamed = named(filled.root)
+    whole, unread = limited(whole)
     filled = replace(filled, root=whole)
-    problems = [*merged.problems, *refused, *filled.problems, *unnamed]
+    problems = [*merged.problems, *refused, *filled.problems, *unnamed, *unread]
     recipe = _validated(filled, problems)
     file = source.file if isinstance(source, Loaded) else str(source) if isinstance(source, str | File) else HERE.file
     return Loaded(recipe, plain(filled.root), file, MappingProxyType(dict(places(filled.root))))

@@ -277,7 +277,7 @@ class TestExplain:
     def test_json(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert exit_code(["explain", "keep", "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
-        assert [key["name"] for key in found["keys"]] == ["at_least", "multiple_of", "uniform"]
+        assert [key["name"] for key in found["keys"]] == ["at_least", "multiple_of", "uniform", "limits"]
         assert exit_code(["explain", "--json"]) == 0
         assert "penalty.group_lasso" in json.loads(capsys.readouterr().out)
 

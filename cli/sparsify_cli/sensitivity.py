@@ -24,6 +24,7 @@ def command(
     by: Annotated[By, typer.Option("--by", metavar="ablation|taylor|gsm", help="Remove and validate; predict by first order; or rank as global sparse momentum does.")] = "ablation",
     limits: Annotated[str | None, typer.Option("--limits", metavar="SHARE", help="Set limits for a recipe: the largest share removed at which accuracy falls by no more (by taylor: the loss rises by no more; by gsm: when this share of all goes), such as 1%.", show_default=False)] = None,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the profile is written; an unfinished one is gone on with.")] = Path("sensitivity.json"),
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Write a page with a plot of each layer as well, such as sensitivity.html.", show_default=False)] = None,
     examples: Annotated[int, typer.Option("--examples", metavar="N", min=1, help="Validation examples that layers are judged on.")] = 1000,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Replace a value of the recipe; may be repeated.", show_default=False)] = None,
     allow: Annotated[list[str] | None, typer.Option("--allow", metavar="PACKAGE", help="Trust classes of this package in a whole pickled model; may be repeated.", show_default=False)] = None,
@@ -36,6 +37,8 @@ def command(
     """
     tolerance = _share(limits)
     try:
+        from sparsify import folder as files
+        from sparsify.page import profile_html
         from sparsify.profiling import profile
         from sparsify_cli.progress import narration
 
@@ -44,11 +47,13 @@ def command(
     except KeyboardInterrupt:
         say(f"interrupted; the same command goes on with {out}" if out.exists() else "interrupted before anything was measured")
         raise typer.Exit(130) from None
+    if plot is not None:
+        files.write(plot, profile_html(found).encode())
     if as_json:
         show_json(found.model_dump(mode="json"))
     else:
         show(*_tables(found))
-    say(f"saved in {out}")
+    say(f"saved in {out}{'' if plot is None else f' and {plot}'}")
 
 
 def _share(text: str | None) -> Share | None:

@@ -19,16 +19,21 @@ _EPOCHS = 60
 
 def to_html(report: Report, recipe: str | None = None) -> str:
     """The report as one file of HTML without scripts or links; recipe: its text, shown at the end."""
+    main = tag("main", *_sections(report, recipe))
+    return whole_page(report.title, hatching(), sections.top(report, headline(report)), main)
+
+
+def whole_page(title: str, *body: Html) -> str:
+    """A document with our style that fetches and runs nothing."""
     head = (
         tag("meta", at={"charset": "utf-8"}),
         tag("meta", at={"http-equiv": "Content-Security-Policy", "content": _POLICY}),
         tag("meta", at={"name": "viewport", "content": "width=device-width, initial-scale=1"}),
         tag("meta", at={"name": "color-scheme", "content": "light dark"}),
-        tag("title", f"{report.title} - sparsify"),
+        tag("title", f"{title} - sparsify"),
         tag("style", Html(files("sparsify.page").joinpath("style.css").read_text(encoding="utf-8"))),
     )
-    body = tag("body", hatching(), sections.top(report, headline(report)), tag("main", *_sections(report, recipe)))
-    return f"<!doctype html>\n{tag('html', tag('head', *head), body, at={'lang': 'en'}).text}\n"
+    return f"<!doctype html>\n{tag('html', tag('head', *head), tag('body', *body), at={'lang': 'en'}).text}\n"
 
 
 def _sections(report: Report, recipe: str | None) -> Iterator[Html]:

@@ -59,8 +59,8 @@ def bar(before: float, after: float, steps: Sequence[float] = (), label: str = "
     return tag("svg.bar", *drawn, at={"viewBox": "0 0 1000 14", "preserveAspectRatio": "none", "role": "img", "aria-label": label})
 
 
-def lines(label: str, series: Sequence[Series], show: Show, *, zero: bool = False, ends: Sequence[float] = (), cuts: Sequence[float] = ()) -> Html:
-    """Lines over epochs, with a legend where there are several. ends: where stages end. cuts: where the model was cut."""
+def lines(label: str, series: Sequence[Series], show: Show, *, zero: bool = False, ends: Sequence[float] = (), cuts: Sequence[float] = (), across: str = "epoch") -> Html:
+    """Lines over epochs (or what else goes across), with a legend where there are several. ends: where stages end. cuts: where the model was cut."""
     drawn = [Series(s.name, _thinned(tuple(p for p in s.points if math.isfinite(p[1])))) for s in series]
     drawn = [s for s in drawn if s.points]
     if not drawn:
@@ -69,13 +69,13 @@ def lines(label: str, series: Sequence[Series], show: Show, *, zero: bool = Fals
     xs = Axis(0.0, last, tuple(t for t in axis([0.0, last], whole=True, most=6).ticks if t <= last))
     ys = axis([y for s in drawn for _, y in s.points], zero=zero)
     body = (
-        _frame(xs, ys, lambda x: f"{x:g}", show, "epoch"),
+        _frame(xs, ys, lambda x: f"{x:g}", show, across),
         *(tag("path.end", at={"d": f"M{_cut(xs.at(x, _LEFT, _RIGHT))} {_TOP}V{_BOTTOM}"}) for x in ends[:-1]),
         *(_cut_mark(xs.at(x, _LEFT, _RIGHT)) for x in cuts),
         *(_line(s, i, xs, ys) for i, s in enumerate(drawn)),
     )
     names = " and ".join(s.name for s in drawn)
-    return tag("figure", tag("figcaption", tag("b", label), *_legend(drawn)), _svg(f"{label}: {names}, by epoch", body))
+    return tag("figure", tag("figcaption", tag("b", label), *_legend(drawn)), _svg(f"{label}: {names}, by {across}", body))
 
 
 def scatter(label: str, marks: Sequence[Mark], across: str, show_x: Show, show_y: Show) -> Html:

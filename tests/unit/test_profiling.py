@@ -210,12 +210,15 @@ def test_a_profile_of_something_else_is_not_gone_on_with(weights: Path, tmp_path
 def test_the_command_shows_a_table_and_leaves_the_file(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     Path("r.yaml").write_text(yaml.safe_dump({**RECIPE, "budget": {"macs": "40%"}}))
-    assert exit_code(["sensitivity", "r.yaml", str(weights), "--by", "gsm", "--limits", "50%", "--examples", "50"]) == 0
+    assert exit_code(["sensitivity", "r.yaml", str(weights), "--by", "gsm", "--limits", "50%", "--examples", "50", "--plot", "s.html"]) == 0
     out, err = capsys.readouterr()
     head = next(line for line in out.splitlines() if line.startswith("layers"))
     assert head.split() == ["layers", "units", *" ".join(f"{s} %" for s in range(10, 100, 10)).split(), "limit"]
     assert [line.split()[0] for line in out.splitlines() if line.startswith("conv")] == ["conv1", "conv2", "conv3"]
-    assert "saved in sensitivity.json" in err
+    assert "saved in sensitivity.json and s.html" in err
+    html = Path("s.html").read_text()
+    assert html.count("<figure>") == 3 and "conv2 and 1 more, 32 units, limit" in html
+    assert "<script" not in html and "http:" not in html.replace("http://www.w3.org", "") and "https:" not in html
     assert exit_code(["sensitivity", "r.yaml", str(weights), "--by", "gsm", "--limits", "lots"]) == 2
     assert "--limits: expected a share such as 40%, not 'lots'" in " ".join(capsys.readouterr().err.split())
     assert exit_code(["sensitivity", "r.yaml", str(weights), "--by", "gsm", "--examples", "50", "--json", "--quiet"]) == 0

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sparsify.errors import ModelError
 from sparsify.plan import Coupled, ModelMap, Slice
-from sparsify.wrapping import Extent, extent, local
+from sparsify.wrapping import Extent, added, extent, local
 from sparsify_schemas.group import Block, Group, count_inside
 
 
@@ -85,8 +85,7 @@ class Layout:
             for axis, summed in zip(part.axes, marginals(value, part.axes) if value.numel() else (), strict=bool(value.numel())):
                 axis.add(total, summed.to(total.dtype))
         for processes, total in totals.items():
-            if processes is not None:
-                torch.distributed.all_reduce(total, group=processes)
+            added(total, processes)
         return torch.stack(list(totals.values())).sum(0) if totals else torch.zeros(self.count + 1)
 
     def sizes(self, parameters: Mapping[str, Tensor]) -> Tensor:

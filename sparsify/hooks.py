@@ -9,6 +9,7 @@ loss. The state is a few numbers and goes into a checkpoint.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -16,6 +17,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sparsify import steering
 from sparsify.costs import Costs, limits
@@ -24,7 +26,7 @@ from sparsify.groups import check_fits, dead_units, inner_layout
 from sparsify.penalties import gsm, period, sensitivity
 from sparsify.plan import Plan
 from sparsify.regularizers import Regularizer, ready, strength
-from sparsify.wrapping import bare, local, unwrapped, whole
+from sparsify.wrapping import bare, is_sharded, local, sharing, unwrapped, whole
 from sparsify_schemas.group import Group, in_one_tensor, within
 from sparsify_schemas.penalty import Agp, Gsm, Sensitivity, Threshold
 
@@ -41,6 +43,7 @@ class Hooks:
         masks: Mapping[str, Tensor],
         steps_per_epoch: int,
         steps: int,
+        processes: Any = None,
     ) -> None:
         self._plan = plan
         self._model = model = unwrapped(model)
@@ -49,11 +52,14 @@ class Hooks:
         self._steered = [r.steered for r in regularizers if r.steered is not None]
         self._masks = dict(masks)
         self._length = (steps_per_epoch, steps)
+        self._processes = processes
         of_id = {id(p): g for g, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._group_of = {name: of_id[id(p)] for name, p in self._parameters.items()}
         self._witness = next((group["params"], i, p) for group in optimizer.param_groups for i, p in enumerate(group["params"]) if p.requires_grad)
         self._step = 0
         self._passes = 0
+        self._leaves: dict[str, Tensor] = dict(self._parameters)
+        """what forward passes compute with: of a sharded parameter the whole one that FSDP has put in its place"""
         self._outputs: dict[int, Tensor] = {}
         """of forward passes whose backward pass has not come yet"""
         self._pending = [[0.0] * len(optimizer.param_groups) for _ in regularizers]
@@ -62,7 +68,7 @@ class Hooks:
         """time spent in the hooks so far"""
         self._handles = [optimizer.register_step_pre_hook(_untraced(self._before)), optimizer.register_step_post_hook(_untraced(self._after))]
         if any(r.action.output is not None for r in regularizers):
-            self._handles.append(model.register_forward_hook(self._watch))
+            self._handles += [model.register_forward_hook(self._watch), *self._watched_leaves()]
 
     def __enter__(self) -> Self:
         return self
@@ -176,7 +182,7 @@ class Hooks:
         if not self._steered:
             return None
         due = min(steering.due(s.spec, self._step, *self._length) for s in self._steered)
-        return due, steering.reached(self._plan, self._steered, self._parameters, self.remaining())
+        return due, steering.reached(self._plan, self._steered, self._weights(), self.remaining())
 
     def _strength(self, regularizer: Regularizer) -> float | None:
         return strength(regularizer, self._step, *self._length)
@@ -186,7 +192,19 @@ class Hooks:
         moment = steering.interval(self._length[1], max((period(r.spec) for r in self._regularizers if r.steered), default=1))
         if self._steered and self._step % moment == 0:
             lr = max(float(group["lr"]) for group in optimizer.param_groups)
-            steering.steer(self._plan, self._steered, self._parameters, steering.When(self._step, *self._length, moment, lr * steering.horizon(self._length[1], moment)))
+            steering.steer(self._plan, self._steered, self._weights(), steering.When(self._step, *self._length, moment, lr * steering.horizon(self._length[1], moment)))
+
+    def _watched_leaves(self) -> Iterator[RemovableHandle]:
+        owners: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for name, parameter in self._parameters.items():
+            if is_sharded(parameter):
+                module, _, attribute = name.rpartition(".")
+                owners[module].append((name, attribute))
+        for module, own in owners.items():
+            yield self._model.get_submodule(module).register_forward_pre_hook(partial(self._see_leaves, own))
+
+    def _see_leaves(self, own: Sequence[tuple[str, str]], module: nn.Module, _args: Any) -> None:
+        self._leaves |= {name: getattr(module, attribute) for name, attribute in own}
 
     def _watch(self, model: nn.Module, _args: Any, returned: Any) -> None:
         """In every forward pass that is trained on: have penalties look while its backward pass is at the outputs."""
@@ -205,7 +223,7 @@ class Hooks:
             return  # a pass of a penalty's own
         for regularizer in self._regularizers:
             if regularizer.action.output is not None:
-                regularizer.action.output(self._parameters, outputs, gradient)
+                regularizer.action.output(self._leaves, outputs, gradient, self._processes)
         self.seconds += time.perf_counter() - started
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]] | None:
@@ -296,15 +314,13 @@ def attach(
     hold_zeros keeps weights that are zero now, in rules on groups inside a tensor (weight, shape, tap, 4x1, 2:4), at zero.
     Raises ModelError when the plan or the optimizer is not the model's, or when a schedule needs lengths that were not given.
     """
-    model, optimizer = unwrapped(model), bare(optimizer)
+    processes, model, optimizer = sharing(model), unwrapped(model), bare(optimizer)
     check_fits(plan.map, model)
     parameters = trained(model, optimizer)
     regularizers = ready(plan, parameters, steps_per_epoch, steps) if penalties else []
-    if any(r.action.output is not None for r in regularizers) and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        raise ModelError("sensitivity of outputs sees the outputs of one process alone; train in one process, or write 'of: loss'")
     rules = plan.recipe.rules
     held = [t for a in plan.assignments if hold_zeros and in_one_tensor(rules[a.rule].group) for t in a.tensors if t in parameters]
-    return Hooks(plan, model, optimizer, regularizers, zeros_of(parameters, held), steps_per_epoch or 1, steps or 1)
+    return Hooks(plan, model, optimizer, regularizers, zeros_of(parameters, held), steps_per_epoch or 1, steps or 1, processes)
 
 
 def zeros_of(parameters: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:

@@ -13,11 +13,12 @@ from sparsify.errors import ModelError
 from sparsify.groups import Layout, coupled_layout, inner_layout, layer_layout
 from sparsify.penalties import Action, build, growing
 from sparsify.penalties.lasso import group_norms
+from sparsify.penalties.ranking import Portions, lowest, portions
 from sparsify.plan import Assignment, Plan, ranked_together
 from sparsify.schedules import needs_steps, risen, value
 from sparsify.steering import Steered
 from sparsify.weighing import factors
-from sparsify.wrapping import extent
+from sparsify.wrapping import local
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Magnitude
 from sparsify_schemas.group import in_one_tensor, within
@@ -72,7 +73,6 @@ def _regularizer(
     if rule.penalty is None or not _has_goal(plan, rule):
         return None
     _check_lengths(rule.penalty, together[0].rule, steps_per_epoch, steps)
-    _check_whole(rule.penalty, [name for a in together for name in (*a.tensors, *_tensors(plan, a))], parameters)
     layouts = [_layout(plan, plan.recipe.rules[a.rule], a, parameters) for a in together]
     layouts = [layout for layout in layouts if layout.parts]
     if not layouts:
@@ -82,24 +82,10 @@ def _regularizer(
     roots = factors(rule.penalty, plan, layouts[0], parameters) if isinstance(rule.penalty, GroupLasso) else layouts[0].sizes(parameters).sqrt()
     action = build(rule.penalty, layouts, parameters, share=share, single=single, roots=roots)
     if isinstance(rule.penalty, GrowingL2):
-        action.state["chosen"].copy_(_going(plan, rule, layouts[0], parameters, share))
-    return Regularizer(rule.penalty, names, action, share, _steered(rule, layouts[0], roots, action))
-
-
-def _check_whole(spec: Penalty, names: Sequence[str], parameters: Mapping[str, Tensor]) -> None:
-    """Refuse to rank or to choose among parameters of which this process has only a part. Raises ModelError."""
-    found = isinstance(spec, GroupLasso | L1) and isinstance(spec.strength, Auto)
-    outputs = isinstance(spec, Sensitivity) and spec.of == "outputs"
-    if not (found or outputs or isinstance(spec, Gsm | GrowingL2 | Agp | Dns)):
-        return
-    sharded = next((name for name in names if name in parameters and extent(name, parameters[name]) is not None), None)
-    if sharded is not None:
-        what = "strength 'auto'" if found else f"penalty {spec.kind}{' of outputs' if outputs else ''}"
-        raise ModelError(f"{what} needs whole parameters, and '{sharded}' is sharded over processes; train without FSDP, or take group_lasso or l1 with a number")
-
-
-def _tensors(plan: Plan, assignment: Assignment) -> list[str]:
-    return [name for group in assignment.coupled for name in plan.map.by_name[group].reached]
+        here = {name: local(parameter.detach()) for name, parameter in parameters.items()}
+        action.state["chosen"].copy_(_going(plan, rule, layouts[0], parameters, here, share))
+    among = portions([layouts[0]], parameters)
+    return Regularizer(rule.penalty, names, action, share, _steered(rule, layouts[0], roots, action, among))
 
 
 def _has_goal(plan: Plan, rule: Rule) -> bool:
@@ -126,16 +112,16 @@ def _layout(plan: Plan, rule: Rule, assignment: Assignment, parameters: Mapping[
     return layer_layout([(t, dims.get(t, 0)) for t in assignment.tensors], parameters)
 
 
-def _going(plan: Plan, rule: Rule, layout: Layout, parameters: Mapping[str, Tensor], share: float) -> Tensor:
-    """Single weights, or slots, that a cut by magnitude would remove now; the spare slot stays."""
+def _going(plan: Plan, rule: Rule, layout: Layout, parameters: Mapping[str, Tensor], here: Mapping[str, Tensor], share: float) -> Tensor:
+    """Single weights, or slots, that a cut by magnitude would remove now; the spare slot stays. here: this process's parts."""
     if within(rule.group):
-        norms = (group_norms(layout, parameters) / layout.sizes(parameters).sqrt())[:-1]
-        return torch.cat([growing.lowest([norms], share), torch.zeros(1, dtype=torch.bool, device=norms.device)])
+        norms = (group_norms(layout, here) / layout.sizes(here).sqrt())[:-1]
+        return torch.cat([lowest([norms], share), torch.zeros(1, dtype=torch.bool, device=norms.device)])
     if in_one_tensor(rule.group):
-        return growing.lowest([parameters[part.name] for part in layout.parts], share)
+        return lowest([here[part.name] for part in layout.parts], share, portions([layout], parameters))
     names = [name for a in plan.assignments for name in a.coupled]
     every = coupled_layout(plan.map, names, parameters)
-    scores = every.split(group_scores(Magnitude(kind="magnitude"), every, parameters, None, 0))
+    scores = every.split(group_scores(Magnitude(kind="magnitude"), every, here, None, 0))
     keep = choose(plan, {name: own.tolist() for name, own in scores.items()}, {})
     flags = torch.ones(layout.count + 1, dtype=torch.bool)
     for name, own in layout.split(flags).items():
@@ -144,12 +130,12 @@ def _going(plan: Plan, rule: Rule, layout: Layout, parameters: Mapping[str, Tens
     return flags
 
 
-def _steered(rule: Rule, layout: Layout, roots: Tensor, action: Action) -> Steered | None:
+def _steered(rule: Rule, layout: Layout, roots: Tensor, action: Action, among: Portions) -> Steered | None:
     if not isinstance(rule.penalty, GroupLasso | L1) or not isinstance(rule.penalty.strength, Auto):
         return None
     share = None if rule.sparsity is None else rule.sparsity.fraction
     criterion = rule.criterion if isinstance(rule.criterion, Magnitude) else Magnitude(kind="magnitude")  # others need data
-    return Steered(rule.penalty.strength, criterion, rule.penalty.every, layout, roots, action.state, share, rule.group == "weight")
+    return Steered(rule.penalty.strength, criterion, rule.penalty.every, layout, roots, action.state, share, rule.group == "weight", among)
 
 
 def _check_lengths(spec: Penalty, rule: int, steps_per_epoch: int | None, steps: int | None) -> None:

@@ -22,7 +22,7 @@ from sparsify.costs import Costs, limits
 from sparsify.criteria import group_scores
 from sparsify.groups import Layout
 from sparsify.penalties.lasso import group_norms
-from sparsify.penalties.ranking import kth_largest
+from sparsify.penalties.ranking import Portions, counted, kth_largest
 from sparsify.plan import Plan
 from sparsify_schemas.criterion import Magnitude
 from sparsify_schemas.schedule import Auto
@@ -74,6 +74,8 @@ class Steered:
     """what a rule's own `sparsity` removes; None where the budget says it"""
     single: bool
     """whether it counts single weights, not groups"""
+    among: Portions
+    """how the single weights are spread over processes"""
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,11 @@ def _steer_groups(s: Steered, weights: Mapping[str, Tensor], soon: Tensor, comin
 
 def _steer_weights(s: Steered, weights: Mapping[str, Tensor], part: float, far: float, now: When) -> None:
     assert s.share is not None
-    magnitudes = torch.cat([weights[p.name].detach().abs().flatten().float() for p in s.layout.parts])
-    count = len(magnitudes)
-    lag = part - float((magnitudes == 0).sum()) / (count * s.share) if part and s.share else None
+    magnitudes = torch.cat([weights[p.name].abs().flatten().float() for p in s.layout.parts])
+    count, zero = _counts(s, magnitudes)
+    lag = part - zero / (count * s.share) if part and s.share else None
     gone = min(count, round(far * s.share * count))
-    _set(s, lag, float(kth_largest(magnitudes, count - gone + 1)) if gone else 0.0, now)
+    _set(s, lag, float(kth_largest(magnitudes, count - gone + 1, s.among)) if gone else 0.0, now)
 
 
 def _set(s: Steered, lag: float | None, norm: float, now: When) -> None:
@@ -152,9 +154,15 @@ def reached(plan: Plan, steered: Sequence[Steered], weights: Mapping[str, Tensor
         elif not s.single:
             parts.append(_part(float((group_norms(s.layout, weights)[:-1] == 0).float().mean()), s.share))
         else:
-            magnitudes = [weights[p.name] for p in s.layout.parts]
-            parts.append(_part(sum(float((m == 0).sum()) for m in magnitudes) / sum(m.numel() for m in magnitudes), s.share))
+            count, zero = _counts(s, torch.cat([weights[p.name].flatten() for p in s.layout.parts]))
+            parts.append(_part(zero / count, s.share))
     return min(parts)
+
+
+def _counts(s: Steered, weights: Tensor) -> tuple[int, int]:
+    """(single weights, how many of them are zero), on all processes together."""
+    count, zero = counted(weights, s.among, lambda own: torch.stack([torch.tensor(own.numel(), device=own.device), (own == 0).sum()])).tolist()
+    return count, zero
 
 
 def _part(now: float, goal: float) -> float:

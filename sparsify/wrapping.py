@@ -26,6 +26,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def sharing(model: nn.Module) -> Any:
+    """The processes that train this model together, each on its part of a batch: DDP's, else all that there are; None for one alone."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return None
+    while type(model).__name__ == "OptimizedModule":
+        model = getattr(model, _INSIDE["OptimizedModule"])
+    processes = model.process_group if isinstance(model, nn.parallel.DistributedDataParallel) else torch.distributed.group.WORLD
+    return processes if torch.distributed.get_world_size(processes) > 1 else None
+
+
 def bare(optimizer: Any) -> torch.optim.Optimizer:
     """The torch optimizer inside the wrappers of Accelerate, Lightning and Fabric, which take no step hooks."""
     while type(optimizer).__name__ in _WRAPPED_OPTIMIZERS:
@@ -59,6 +69,27 @@ def whole(tensor: Tensor) -> Tensor:
         return tensor
     full: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
     return full
+
+
+def part_of(whole: Tensor, own: Extent | None) -> Tensor:
+    """This process's part of a tensor that all have."""
+    return whole if own is None else whole.narrow(own.dim, own.start, own.length)
+
+
+def added(value: Tensor, processes: Any) -> Tensor:
+    """A value summed up over processes, in its own memory; as it is where there are none. All of them must call."""
+    if processes is not None:
+        torch.distributed.all_reduce(value, group=processes)
+    return value
+
+
+def before_this(number: int, processes: Any) -> tuple[int, int]:
+    """(sum of the numbers of the processes before this one, sum of all); all of them must call."""
+    if processes is None:
+        return 0, number
+    found: list[int] = [0] * torch.distributed.get_world_size(processes)
+    torch.distributed.all_gather_object(found, number, group=processes)
+    return sum(found[: torch.distributed.get_rank(processes)]), sum(found)
 
 
 def extent(name: str, tensor: Any) -> Extent | None:

@@ -147,7 +147,8 @@ class Sensitivity(Spec):
     after the optimizer's step: w <- w - strength * w * max(0, 1 - S)       (not multiplied by the learning rate)
 
     Of outputs, unspecific takes one backward pass per class and step, specific one more per step; of the loss none.
-    Outputs of a torch.compile'd model, and of several processes, are not seen: there, take the loss.
+    Outputs of a torch.compile'd model are not seen: there, take the loss. Where several processes share a batch, y is the
+    mean over all of it, for which they exchange one gradient more per backward pass.
     Source: Tartaglione et al., arXiv:1810.11764; of the loss: Tartaglione et al., arXiv:2011.09905.
     """
 

@@ -41,7 +41,7 @@ def build(spec: Penalty, layouts: Sequence[Layout], parameters: Tensors, *, shar
         case Gsm():
             return gsm.action(layouts, parameters, share, single)
         case Sensitivity():
-            return sensitivity.action(spec, names)
+            return sensitivity.action(spec, names, parameters)
         case BnScale():
             scales = tuple(n for n in names if is_scale(n, parameters[n]))
             if not scales:

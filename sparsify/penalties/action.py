@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
-Output = Callable[[Tensors, Tensor, Tensor], None]
-"""(weights, outputs, gradient of the loss by them): while a backward pass is at the outputs, their graph still whole"""
+Output = Callable[[Tensors, Tensor, Tensor, Any], None]
+"""(weights of the graph, outputs, gradient of the loss by them, processes that share the batch): while a backward pass is at the
+outputs, their graph still whole; the graph's weights are whole ones, where they lie spread over processes"""
 Before = Callable[[Tensors, Tensors, float], None]
 """(weights, gradients of the loss, what a GradScaler has multiplied them by): may change the gradients in place"""
 Gradient = Callable[[Tensors, Tensors, float], None]

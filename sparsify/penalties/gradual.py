@@ -4,23 +4,25 @@ import torch
 
 from sparsify.groups import Layout, scale
 from sparsify.penalties.action import Action, Tensors
-from sparsify.penalties.growing import lowest
 from sparsify.penalties.lasso import group_norms
+from sparsify.penalties.ranking import lowest, portions
+from sparsify.wrapping import local
 
 
 def action(layout: Layout, parameters: Tensors, single: bool) -> Action:
     """Held at zero: the share `strength` of the weights, or groups by ||w_g|| / sqrt(|g|); chosen anew whenever the share has changed."""
     names = tuple(part.name for part in layout.parts)
-    count = sum(parameters[n].numel() for n in names) if single else layout.count
+    count = sum(local(parameters[n]).numel() for n in names) if single else layout.count
     device = parameters[names[0]].device
     gone = torch.zeros(count, dtype=torch.bool, device=device)
     held = torch.zeros((), dtype=torch.float64)
     roots = layout.sizes(parameters).sqrt()
+    among = portions([layout], parameters)
 
     def weights_to_zero(weights: Tensors, share: float) -> None:
         own = [weights[n] for n in names]
         if share != float(held):
-            gone.copy_(lowest(own, share))
+            gone.copy_(lowest(own, share, among))
             held.fill_(share)
         for weight, flags in zip(own, torch.split(gone, [w.numel() for w in own]), strict=True):
             weight.masked_fill_(flags.view_as(weight), 0.0)

@@ -1,18 +1,16 @@
 """Growing l2: an ever stronger decay on what has been chosen to go."""
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
 
 from sparsify.groups import Layout, scale
 from sparsify.penalties.action import Action, Tensors
+from sparsify.wrapping import local
 
 
 def action(layout: Layout, parameters: Tensors, single: bool) -> Action:
     """gradient += strength * w on what `state["chosen"]` marks: single weights in the order of the layout's parts, or slots."""
     names = tuple(part.name for part in layout.parts)
-    count = sum(parameters[n].numel() for n in names) if single else layout.count + 1
+    count = sum(local(parameters[n]).numel() for n in names) if single else layout.count + 1
     chosen = torch.zeros(count, dtype=torch.bool, device=parameters[names[0]].device)
 
     def on_weights(weights: Tensors, gradients: Tensors, strength: float) -> None:
@@ -34,11 +32,3 @@ def action(layout: Layout, parameters: Tensors, single: bool) -> Action:
 def strength_at(step: int, delta: float, every: int, limit: float) -> float:
     """min(limit, delta * number of rises so far)"""
     return min(limit, delta * (1 + step // every))
-
-
-def lowest(weights: Sequence[Tensor], share: float) -> Tensor:
-    """The smallest of all single weights, flat in the order of the tensors: so large a share, rounded."""
-    magnitudes = torch.cat([w.detach().abs().flatten() for w in weights])
-    flags = torch.zeros_like(magnitudes, dtype=torch.bool)
-    flags[magnitudes.topk(int(len(magnitudes) * share + 0.5), largest=False).indices] = True
-    return flags

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from sparsify.groups import Layout, scale, wide
 from sparsify.penalties.action import Action, Tensors
-from sparsify.penalties.ranking import kth_largest
+from sparsify.penalties.ranking import Portions, counted, kth_largest
+from sparsify.wrapping import local
 
 EXACT = 1 << 20
 """single weights up to which all are ranked; of more, every 31st is, in runs of 16 so that few cache lines are touched"""
@@ -20,18 +21,21 @@ def action(layouts: Sequence[Layout], parameters: Tensors, share: float, single:
     """The loss's gradient stays where T is among the Q largest of all layouts together, and becomes zero elsewhere.
 
     single: T = |w * dL/dw| of each weight; otherwise T = |sum over w in g of w * dL/dw| of each group. Q = (1 - share) of
-    their number. `state` counts, over all steps, what was passive in one and active in the next.
+    their number. `state` adds up, over all steps, the share that was passive in one and active in the next.
     Source: Ding et al., arXiv:1909.12778, algorithm 1.
     """
     return _on_weights(layouts, parameters, share) if single else _on_groups(layouts, parameters, share)
 
 
 def _on_weights(layouts: Sequence[Layout], parameters: Tensors, share: float) -> Action:
-    names = tuple(dict.fromkeys(part.name for layout in layouts for part in layout.parts))
+    owners = {part.name: part.processes for layout in layouts for part in layout.parts}
+    names = tuple(owners)
     every = sum(parameters[n].numel() for n in names) <= EXACT
-    looked = {n: len(_sampled(parameters[n], every)) for n in names}
+    looked = {n: len(_sampled(local(parameters[n]), every)) for n in names}
+    among = tuple((looked[n], processes) for n, processes in owners.items())
     total, device = sum(looked.values()), parameters[names[0]].device
-    keep, state = _kept(total, share), _state(total, device)
+    everywhere, state = int(counted(torch.ones(total, device=device), among, torch.count_nonzero)), _state(total, device)
+    keep = _kept(everywhere, share)
     # Kept from step to step: to get so much memory anew takes longer than to fill it.
     scores, spare = torch.empty(total, device=device), torch.empty(_CHUNK if device.type == "cpu" else 0, device=device)
 
@@ -41,8 +45,8 @@ def _on_weights(layouts: Sequence[Layout], parameters: Tensors, share: float) ->
                 torch.mul(wide(_sampled(weights[name], every)), _sampled(gradients[name], every), out=own).abs_()
             else:
                 own.zero_()
-        least = kth_largest(scores, keep)
-        _count(state, scores >= least)
+        least = kth_largest(scores, keep, among)
+        _count(state, scores >= least, everywhere, among)
         below = float(least.nextafter(least.new_tensor(-1.0)))
         for name in names:
             if name in gradients:
@@ -61,7 +65,7 @@ def _on_groups(layouts: Sequence[Layout], parameters: Tensors, share: float) -> 
         for layout, own in zip(layouts, torch.split(scores, [layout.count for layout in layouts]), strict=True):
             own.copy_(layout.reduce(lambda n: wide(weights[n]) * gradients[n] if n in gradients else None)[:-1].abs_())
         active = scores >= kth_largest(scores, keep)
-        _count(state, active)
+        _count(state, active, total)
         _mask_groups(layouts, gradients, active)
 
     return Action(before=mask, state=state)
@@ -70,7 +74,7 @@ def _on_groups(layouts: Sequence[Layout], parameters: Tensors, share: float) -> 
 def _state(total: int, device: torch.device) -> dict[str, Tensor]:
     return {
         "active": torch.ones(total, dtype=torch.bool, device=device),
-        "woken": torch.zeros((), dtype=torch.int64, device=device),
+        "woken": torch.zeros((), dtype=torch.float64, device=device),
         "steps": torch.zeros((), dtype=torch.int64),
     }
 
@@ -79,8 +83,8 @@ def _kept(total: int, share: float) -> int:
     return max(1, total - int(total * share + 0.5))
 
 
-def _count(state: Tensors, active: Tensor) -> None:
-    state["woken"] += torch.count_nonzero(active > state["active"])
+def _count(state: Tensors, active: Tensor, of: int, among: Portions = ()) -> None:
+    state["woken"] += counted(active > state["active"], among, torch.count_nonzero).double() / of
     state["steps"] += 1
     state["active"].copy_(active)
 
@@ -112,7 +116,7 @@ def _mask(weight: Tensor, gradient: Tensor, below: float, spare: Tensor) -> None
 def woken_share(state: Tensors) -> float:
     """Share of weights or groups that were passive in one step and active in the next, mean over the steps counted; counts anew."""
     steps = int(state["steps"])
-    share = int(state["woken"]) / (steps * state["active"].numel()) if steps else 0.0
+    share = float(state["woken"]) / steps if steps else 0.0
     state["woken"].zero_()
     state["steps"].zero_()
     return share

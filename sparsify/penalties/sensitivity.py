@@ -1,22 +1,24 @@
 """Sensitivity: weights that the outputs, or the loss, hardly feel shrink; sensitive ones are left alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparsify.errors import ModelError
 from sparsify.penalties.action import Action, Tensors
+from sparsify.wrapping import Extent, added, extent, part_of
 from sparsify_schemas.penalty import Sensitivity
 
 
-def action(spec: Sensitivity, names: tuple[str, ...]) -> Action:
+def action(spec: Sensitivity, names: tuple[str, ...], parameters: Tensors) -> Action:
     """After every step w <- w - strength * w * max(0, 1 - S), S = sum_k a_k * |dy_k/dw| or |dL/dw| before the step.
 
-    y is the mean of the outputs over the batch; over several backward passes in a step, S is their mean.
+    y is the mean of the outputs over the batch, on all processes; over several backward passes in a step, S is their mean.
     Source: Tartaglione et al., arXiv:1810.11764.
     """
-    return _of_loss(names) if spec.of == "loss" else _of_outputs(spec, names)
+    return _of_loss(names) if spec.of == "loss" else _of_outputs(spec, names, {name: extent(name, parameters[name]) for name in names})
 
 
 def _of_loss(names: tuple[str, ...]) -> Action:
@@ -41,16 +43,17 @@ def _of_loss(names: tuple[str, ...]) -> Action:
     return Action(before=look, after=shrink)
 
 
-def _of_outputs(spec: Sensitivity, names: tuple[str, ...]) -> Action:
+def _of_outputs(spec: Sensitivity, names: tuple[str, ...], extents: Mapping[str, Extent | None]) -> Action:
     found: dict[str, Tensor] = {}
     passes = torch.zeros((), dtype=torch.int64)
     draws = torch.zeros((), dtype=torch.int64)
 
-    def differentiate(weights: Tensors, outputs: Tensor, gradient: Tensor) -> None:
+    def differentiate(weights: Tensors, outputs: Tensor, gradient: Tensor, processes: Any) -> None:
         own = {n: weights[n] for n in names}
         for value, share in _differentiated(spec, outputs, gradient, int(draws)):
-            for name, slope in _slopes(value, own):
-                found[name] = found[name].add_(slope, alpha=share) if name in found else slope.mul_(share)
+            for name, slope in _slopes(value, own, processes):
+                here = part_of(slope, extents[name])
+                found[name] = found[name].add_(here, alpha=share) if name in found else here.mul(share)
         passes.add_(1)
         draws.add_(1)
 
@@ -76,9 +79,21 @@ def _differentiated(spec: Sensitivity, outputs: Tensor, gradient: Tensor, draws:
         return [(means[k], 1 / len(chosen)) for k in chosen]
 
 
-def _slopes(value: Tensor, own: Tensors) -> Iterator[tuple[str, Tensor]]:
-    slopes = torch.autograd.grad(value, list(own.values()), retain_graph=True, allow_unused=True)
+def _slopes(value: Tensor, own: Tensors, processes: Any) -> Iterator[tuple[str, Tensor]]:
+    """|d mean of all processes' values / dw| of the weights that any of them depends on."""
+    slopes: Sequence[Tensor | None] = torch.autograd.grad(value, list(own.values()), retain_graph=True, allow_unused=True)
+    if processes is not None:
+        slopes = _mean(slopes, own, processes)
     yield from ((name, slope.abs()) for name, slope in zip(own, slopes, strict=True) if slope is not None)
+
+
+def _mean(slopes: Sequence[Tensor | None], own: Tensors, processes: Any) -> tuple[Tensor | None, ...]:
+    """Over processes, in one exchange; None where no process has any."""
+    found = [torch.zeros_like(weight) if slope is None else slope for slope, weight in zip(slopes, own.values(), strict=True)]
+    seen = found[0].new_tensor([slope is not None for slope in slopes])
+    sums = torch.split(added(torch.cat([seen, *(slope.flatten() for slope in found)]), processes), [len(seen), *(slope.numel() for slope in found)])
+    size = torch.distributed.get_world_size(processes)
+    return tuple(total.view_as(slope) / size if any_seen else None for any_seen, total, slope in zip(sums[0].tolist(), sums[1:], found, strict=True))
 
 
 def _shrink(weights: Tensors, sensitivities: Tensors, strength: float) -> None:

@@ -1,10 +1,14 @@
 """Dynamic network surgery: weights below a threshold are masked, and spliced back when they grow again."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from sparsify.groups import Layout
 from sparsify.penalties.action import Action, Tensors
+from sparsify.penalties.ranking import portions
+from sparsify.wrapping import added, local
 from sparsify_schemas.penalty import Dns
 
 LOW, HIGH = 0.9, 1.1
@@ -18,10 +22,11 @@ def action(spec: Dns, layout: Layout, parameters: Tensors) -> Action:
     Source: Guo et al., arXiv:1608.04493, algorithm 1, and its published code.
     """
     names = tuple(part.name for part in layout.parts)
-    sizes = [parameters[n].numel() for n in names]
-    dense = torch.cat([parameters[n].detach().flatten() for n in names])
+    among = portions([layout], parameters)
+    sizes = [size for size, _ in among]
+    dense = torch.cat([local(parameters[n].detach()).flatten() for n in names])
     mask = torch.ones_like(dense, dtype=torch.bool)
-    thresholds = torch.stack([_threshold(own, spec.c_rate) for own in torch.split(dense, sizes)])
+    thresholds = torch.stack([_threshold(own, spec.c_rate, processes) for own, (_, processes) in zip(torch.split(dense, sizes), among, strict=True)])
     repeats = torch.tensor(sizes, device=dense.device)
     step = torch.zeros((), dtype=torch.int64)
 
@@ -38,12 +43,14 @@ def action(spec: Dns, layout: Layout, parameters: Tensors) -> Action:
     return Action(after=splice, state={"dense": dense, "mask": mask, "thresholds": thresholds, "step": step})
 
 
-def _threshold(weights: Tensor, c_rate: float) -> Tensor:
-    """max(0, mean + c_rate * standard deviation) of |w| over what is not zero."""
-    magnitudes = weights[weights != 0].abs()
-    if len(magnitudes) == 0:
-        return weights.new_zeros(())
-    return (magnitudes.mean() + c_rate * magnitudes.std(unbiased=False)).clamp(min=0.0)
+def _threshold(weights: Tensor, c_rate: float, processes: Any) -> Tensor:
+    """max(0, mean + c_rate * standard deviation) of |w| over what is not zero, on all processes together."""
+    magnitudes = weights[weights != 0].abs().double()
+    count, total = added(torch.stack([magnitudes.new_tensor(len(magnitudes)), magnitudes.sum()]), processes)
+    mean = total / count.clamp(min=1)
+    variance = added((magnitudes - mean).square().sum(), processes) / count.clamp(min=1)
+    threshold: Tensor = (mean + c_rate * variance.sqrt()).clamp(min=0.0)
+    return threshold.to(weights.dtype)
 
 
 def _drawn(spec: Dns, step: int) -> bool:

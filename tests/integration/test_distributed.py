@@ -6,23 +6,45 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 
-PENALTIES: dict[str, dict[str, Any]] = {
-    "group_lasso coupled": {"kind": "group_lasso", "strength": 0.3, "every": 2},
-    "group_lasso layer": {"kind": "group_lasso", "strength": 0.3, "scope": "layer", "every": 1},
-    "group_lasso sub-gradient": {"kind": "group_lasso", "strength": 0.3, "solver": "subgradient"},
-    "group_lasso half-space": {"kind": "group_lasso", "strength": 0.3, "solver": "half_space", "weight": "macs"},
-    "l1": {"kind": "l1", "strength": 0.05, "every": 1},
-    "l1 sub-gradient": {"kind": "l1", "strength": 0.05, "solver": "subgradient"},
-    "l2": {"kind": "l2", "strength": 0.5, "every": 1},
-    "l2 sub-gradient": {"kind": "l2", "strength": 0.5, "solver": "subgradient"},
+from sparsify_schemas.penalty import Penalty
+
+RULES: dict[str, list[dict[str, Any]]] = {
+    "structured": [{"layers": "0", "group": "filter"}, {"layers": "3", "group": "neuron"}],
+    "channels": [{"layers": "6", "group": "neuron"}],
+    "normed": [{"layers": "3", "group": "neuron"}],
+    "shapes": [{"layers": "0", "group": "shape"}],
+    "weights": [{"layers": "*", "group": "weight", "sparsity": "50%"}],
 }
+GROUPS, EVERY, HALF = ("structured", "channels"), ("structured", "channels", "weights"), {"sparsity": "50%"}
+AUTO = {"strength": {"kind": "auto", "start": "0dur", "end": "0.8dur"}, "every": 1}
+PENALTIES: list[tuple[str, dict[str, Any], tuple[str, ...], dict[str, Any]]] = [  # name, penalty, rules, what else the rules say
+    ("group_lasso coupled", {"kind": "group_lasso", "strength": 0.3, "every": 2}, GROUPS, {}),
+    ("group_lasso layer", {"kind": "group_lasso", "strength": 0.3, "scope": "layer", "every": 1}, GROUPS, {}),
+    ("group_lasso sub-gradient", {"kind": "group_lasso", "strength": 0.3, "solver": "subgradient"}, GROUPS, {}),
+    ("group_lasso half-space", {"kind": "group_lasso", "strength": 0.3, "solver": "half_space", "weight": "macs"}, GROUPS, {}),
+    ("group_lasso auto", {"kind": "group_lasso", **AUTO}, GROUPS, HALF),
+    ("l1", {"kind": "l1", "strength": 0.05, "every": 1}, EVERY, {}),
+    ("l1 sub-gradient", {"kind": "l1", "strength": 0.05, "solver": "subgradient"}, EVERY, {}),
+    ("l1 auto", {"kind": "l1", **AUTO}, ("weights",), HALF),
+    ("l2", {"kind": "l2", "strength": 0.5, "every": 1}, EVERY, {}),
+    ("l2 sub-gradient", {"kind": "l2", "strength": 0.5, "solver": "subgradient"}, EVERY, {}),
+    ("gsm", {"kind": "gsm"}, (*EVERY, "shapes"), HALF),
+    ("sensitivity of loss", {"kind": "sensitivity", "strength": 0.3}, EVERY, {}),
+    ("sensitivity of outputs", {"kind": "sensitivity", "strength": 0.3, "of": "outputs"}, EVERY, {}),
+    ("sensitivity of some outputs", {"kind": "sensitivity", "strength": 0.3, "of": "outputs", "classes": 2}, EVERY, {}),
+    ("sensitivity of the right outputs", {"kind": "sensitivity", "strength": 0.3, "of": "outputs", "mode": "specific"}, EVERY, {}),
+    ("bn_scale", {"kind": "bn_scale", "strength": 0.3, "every": 1}, ("normed",), {}),
+    ("growing_l2", {"kind": "growing_l2", "delta": 0.5, "every": 1}, (*EVERY, "shapes"), HALF),
+    ("agp", {"kind": "agp", "start": "0it", "end": "4it", "every": "1it"}, (*EVERY, "shapes"), HALF),
+    ("dns", {"kind": "dns", "c_rate": 0.0}, ("weights",), {}),
+]
 CODE = """
-import json, os, sys, warnings
+import json, os, sys
 import torch
 from torch import nn
 import torch.distributed as dist
@@ -31,57 +53,59 @@ import sparsify
 
 def net():
     torch.manual_seed(0)
-    # 7 and 5 rows do not divide by two, 3 classes neither; the one row of the last weight leaves a process with nothing
-    return nn.Sequential(nn.Conv2d(2, 7, 3), nn.ReLU(), nn.Flatten(), nn.Linear(28, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3), nn.Linear(3, 1))
+    # 7 and 5 rows do not divide by two, 3 neither; the one row of a weight leaves a process with nothing
+    model = nn.Sequential(nn.Conv2d(2, 7, 3), nn.ReLU(), nn.Flatten(), nn.Linear(28, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3), nn.Linear(3, 1), nn.Linear(1, 4))
+    with torch.no_grad():
+        model[7].weight.mul_(4)
+        model[8].weight.mul_(4)
+    return model
 
-RULES = {
-    "structured": [{"layers": "0", "group": "filter"}, {"layers": "3", "group": "neuron"}],
-    "channels": [{"layers": "6", "group": "neuron"}],
-    "weights": [{"layers": "*", "group": "weight", "sparsity": "50%"}],
-}
-how, penalties, out = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+how, cases, out = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(1)
 rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 if how != "one":
     dist.init_process_group("gloo")
 x = torch.randn(16, 2, 4, 4, generator=torch.Generator().manual_seed(1))
-y = torch.randn(16, 1, generator=torch.Generator().manual_seed(2))
+y = torch.arange(16) % 4
 mine = slice(rank * 16 // world, (rank + 1) * 16 // world)
 found = {}
-for name, penalty in penalties.items():
-    for covered, rules in RULES.items():
-        if covered == "weights" and penalty["kind"] == "group_lasso":
-            continue
-        model = net().eval()  # each process would normalise by its own half of the batch
-        plan = sparsify.make_plan({"version": 1, "title": "t", "rules": [{**rule, "penalty": penalty} for rule in rules]}, model, (x[:2],))
-        if covered == "weights":
-            with torch.no_grad():
-                model[3].weight[:, ::2] = 0
-        outer = model
-        if how == "ddp":
-            outer = nn.parallel.DistributedDataParallel(model)
-        if how == "fsdp":
-            fully_shard(model[0])
-            fully_shard(model)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        with sparsify.attach(plan, outer, optimizer, hold_zeros=covered == "weights") as hooks:
-            for _ in range(5):
-                optimizer.zero_grad()
-                nn.functional.mse_loss(outer(x[mine]), y[mine]).backward()
-                optimizer.step()
-            hooks.flush()
-            state = hooks.state_dict()
-            hooks.load_state_dict(state)
-            told = [hooks.sparsity(), *hooks.remaining().values()]
-        if how == "fsdp":
-            try:
-                sparsify.cut(plan, model, inputs=(x[:2],))
-            except sparsify.errors.ModelError as error:
-                assert "'0.weight' is sharded over processes" in str(error)
-            else:
-                raise AssertionError("a sharded model was cut")
-        whole = {n: (p.full_tensor() if how == "fsdp" else p).detach().clone() for n, p in model.named_parameters()}
-        found[f"{name}, {covered}"] = (whole, told)
+for name, rules in cases.items():
+    model = net()
+    model[4].eval()  # each process would normalise by its own half of the batch
+    plan = sparsify.make_plan({"version": 1, "title": "t", "rules": rules}, model, (x[:2],))
+    if "sparsity" in rules[0]:
+        with torch.no_grad():
+            model[3].weight[:, ::2] = 0  # equal ones, to choose among
+            model[6].weight[:, 0] = 0.01
+    outer = model
+    if how == "ddp":
+        outer = nn.parallel.DistributedDataParallel(model)
+    if how == "fsdp":
+        fully_shard(model[0])
+        fully_shard(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with sparsify.attach(plan, outer, optimizer, steps_per_epoch=6, steps=6, hold_zeros=rules[0]["group"] == "weight") as hooks:
+        for step in range(6):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(outer(x[mine]), y[mine]).backward()
+            optimizer.step()
+            if step == 2:
+                hooks.load_state_dict(hooks.state_dict())
+        hooks.flush()
+        told = [hooks.sparsity(), *hooks.remaining().values(), *(hooks.goal() or ()), hooks.strength or 0.0, hooks.woken() or 0.0]
+    if how == "fsdp":
+        try:
+            sparsify.cut(plan, model, inputs=(x[:2],))
+        except sparsify.errors.ModelError as error:
+            assert "'0.weight' is sharded over processes" in str(error)
+        else:
+            raise AssertionError("a sharded model was cut")
+    if how != "one":
+        others = [None] * world
+        dist.all_gather_object(others, told)
+        assert others == [told] * world, (name, others)
+    whole = {n: (p.full_tensor() if how == "fsdp" else p).detach().clone() for n, p in model.named_parameters()}
+    found[name] = (whole, told)
 if rank == 0:
     torch.save(found, out)
 if how != "one":
@@ -89,8 +113,16 @@ if how != "one":
 """
 
 
+def cases() -> dict[str, list[dict[str, Any]]]:
+    return {f"{name}, {covered}": [{**rule, **more, "penalty": penalty} for rule in RULES[covered]] for name, penalty, coverings, more in PENALTIES for covered in coverings}
+
+
+def test_every_penalty_is_among_them() -> None:
+    assert {penalty["kind"] for _, penalty, *_ in PENALTIES} == {get_args(get_type_hints(kind)["kind"])[0] for kind in get_args(get_args(Penalty)[0])}
+
+
 def start(how: str, out: Path, **environment: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-W", "ignore", "-c", CODE, how, json.dumps(PENALTIES), str(out)]
+    command = [sys.executable, "-W", "ignore", "-c", CODE, how, json.dumps(cases()), str(out)]
     return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, env=os.environ | environment)
 
 
@@ -105,7 +137,7 @@ def world() -> dict[str, str]:
 def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("one") / "one.pt"
     process = start("one", out)
-    said = process.communicate(timeout=120)[1]
+    said = process.communicate(timeout=300)[1]
     assert process.returncode == 0, said
     found: dict[str, Any] = torch.load(out)
     return found
@@ -115,7 +147,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_two_processes_equal_one(how: str, one: dict[str, Any], tmp_path: Path) -> None:
     processes = [start(how, tmp_path / "two.pt", RANK=r, LOCAL_RANK=r, **world_) for world_ in [world()] for r in "01"]
-    said = [p.communicate(timeout=180)[1] for p in processes]
+    said = [p.communicate(timeout=300)[1] for p in processes]
     assert [p.returncode for p in processes] == [0, 0], said
     two = torch.load(tmp_path / "two.pt")
     assert two.keys() == one.keys()

@@ -12,7 +12,7 @@ import sparsify
 from sparsify.groups import layer_layout
 from sparsify.penalties.gsm import EXACT
 from sparsify.penalties.gsm import action as gsm_action
-from sparsify.penalties.ranking import kth_largest
+from sparsify.penalties.ranking import kth_largest, lowest
 from sparsify.plan import Plan
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
@@ -183,6 +183,13 @@ def test_other_precisions_are_masked_alike(dtype: torch.dtype) -> None:
     stays = gradients["w"] != 0
     assert 300 <= int(stays.sum()) <= 310, "ties in half precision stay together"
     assert float(importance[stays].min()) > float(importance[~stays].max())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_the_lowest_are_so_many_and_of_equal_ones_the_first(share: float) -> None:
+    weights = [torch.randn(size, generator=torch.Generator().manual_seed(size)).mul(3).round() for size in (40, 1, 59)]
+    order = sorted(range(100), key=lambda i: (float(torch.cat(weights).abs()[i]), i))
+    assert torch.nonzero(lowest(weights, share)).flatten().tolist() == sorted(order[: round(100 * share)])
 
 
 def test_state_goes_on_where_it_was() -> None:

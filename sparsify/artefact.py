@@ -28,6 +28,7 @@ from sparsify.reading import read
 from sparsify.weights import load_weights, save_weights
 from sparsify_schemas.cuts import Cuts, Rounds
 from sparsify_schemas.model import Model
+from sparsify_schemas.recipe import Baseline
 from sparsify_schemas.report import Report
 
 Build = Callable[[], nn.Module]
@@ -113,7 +114,9 @@ def save_run(
         raise RunError(f"{path} exists already; choose another folder")
     temporary = path.with_name(f".{path.name}.tmp")
     given = _on_cpu(_probes(result.plan, datasets) if inputs is None else inputs)
-    notes = () if recipe.model else (UNBUILT,)
+    notes: tuple[str, ...] = () if recipe.model else (UNBUILT,)
+    if recipe.baselines:
+        notes = (*notes, f"the baselines ({', '.join(recipe.baselines)}) were not made, as only 'sparsify apply' trains them")
     work = Work(result.plan, (result.cuts,), result.verdicts, notes=notes)
     build = None if recipe.model else lambda: deepcopy(result.dense).cpu()
     try:
@@ -153,7 +156,8 @@ def complete(
     save_weights(model, folder / files.WEIGHTS)
     dense, cut = rebuilt_dense(folder, build), rebuilt(folder, build)
     check_reloads(model, cut, inputs, "cut model")
-    found = assess(work, folder, dense, cut, inputs, datasets, timing)
+    rivals = {rival.kind: rebuilt_baseline(folder, rival.kind, build) for rival in work.rivals}
+    found = assess(work, folder, dense, cut, inputs, datasets, timing, rivals)
     found = found.model_copy(update={"files": _digests(folder)})
     files.write(folder / files.PAGE, report.to_markdown(found).encode())
     files.write(folder / files.HTML, to_html(found, read(folder / files.RECIPE).decode()).encode())
@@ -163,7 +167,8 @@ def complete(
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    return {name: files.sha256(folder / name) for name in files.KEPT if (folder / name).exists()}
+    own = tuple(f"{files.BASELINES}/{path.parent.name}/{path.name}" for path in sorted((folder / files.BASELINES).glob("*/*")))
+    return {name: files.sha256(folder / name) for name in (*files.KEPT, *own) if (folder / name).exists() and not name.endswith(files.CHECKPOINT)}
 
 
 def rebuilt(folder: Path, build: Build | None = None) -> nn.Module:
@@ -177,6 +182,14 @@ def rebuilt_dense(folder: Path, build: Build | None = None) -> nn.Module:
     """As `load_dense`, for a folder that has no report yet."""
     model = read_base(folder).structure(build)
     load_weights(model, folder / files.DENSE)
+    return model.eval()
+
+
+def rebuilt_baseline(folder: Path, kind: Baseline, build: Build | None = None) -> nn.Module:
+    """A baseline of the run in a folder, in eval mode: its dense structure, the baseline's own cuts and weights."""
+    own, base = folder / files.BASELINES / kind, read_base(folder)
+    model = replace(base, cuts=(*base.cuts, *read_cuts(own))).structure(build)
+    load_weights(model, own / files.WEIGHTS)
     return model.eval()
 
 

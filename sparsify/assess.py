@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from sparsify.costs import Costs
 from sparsify.data import Datasets
 from sparsify.errors import VerificationError
 from sparsify.figures import few, plural
-from sparsify.folder import DENSE, WEIGHTS, recipe_digest
+from sparsify.folder import BASELINES, DENSE, WEIGHTS, recipe_digest
 from sparsify.graph import Inputs
 from sparsify.modelfile import weights_digest
 from sparsify.plan import Layer, Plan, ranked_together
@@ -26,12 +27,37 @@ from sparsify.train import evaluate
 from sparsify.weights import tensors
 from sparsify_schemas.cuts import Cuts, Fold, Zeroed
 from sparsify_schemas.group import in_one_tensor
+from sparsify_schemas.recipe import Baseline as Kind
 from sparsify_schemas.recipe import Recipe
-from sparsify_schemas.report import Epoch, Latency, LayerRow, LayerTime, Limit, Report, Round, Side, Sparsity, StageRow, Verdict
+from sparsify_schemas.report import (
+    Baseline,
+    Epoch,
+    Latency,
+    LayerRow,
+    LayerTime,
+    Limit,
+    Report,
+    Round,
+    Side,
+    Sparsity,
+    StageRow,
+    Verdict,
+)
 from sparsify_schemas.target import Cpu, Target
 from sparsify_schemas.units import Share
 
 DEFAULT_TARGET = {"cpu": Cpu(kind="cpu")}
+
+
+@dataclass(frozen=True)
+class Rival:
+    """What the run did for one baseline, besides the model."""
+
+    kind: Kind
+    cuts: tuple[Cuts, ...]
+    rounds: tuple[Round, ...]
+    epochs: int
+    """of training, in this run"""
 
 
 @dataclass(frozen=True)
@@ -49,6 +75,7 @@ class Work:
     notes: tuple[str, ...] = ()
     dense_trained: bool = False
     """whether the training before the first cut trained the dense model as well"""
+    rivals: tuple[Rival, ...] = ()
 
     @cached_property
     def zeroed(self) -> Mapping[int, Zeroed]:
@@ -66,9 +93,16 @@ class Work:
 
 
 def assess(
-    work: Work, folder: Path, dense: nn.Module, cut: nn.Module, inputs: Inputs, datasets: Datasets | None, seconds: float
+    work: Work,
+    folder: Path,
+    dense: nn.Module,
+    cut: nn.Module,
+    inputs: Inputs,
+    datasets: Datasets | None,
+    seconds: float,
+    rivals: Mapping[Kind, nn.Module] = MappingProxyType({}),
 ) -> Report:
-    """Measure both models, as reloaded from `folder`, and judge the recipe's demands.
+    """Measure both models and the baselines, as reloaded from `folder`, and judge the recipe's demands.
 
     seconds: spent on timing each target. The test set is read here and nowhere else.
     """
@@ -97,9 +131,23 @@ def assess(
         stages=work.stages,
         history=work.history,
         rounds=work.rounds,
+        baselines=tuple(_baseline(work, rival, folder, dense, rivals[rival.kind], inputs, datasets, seconds) for rival in work.rivals),
         verdict=overall(work.verdicts),
         notes=(*work.notes, *_notes(work, cut)),
         environment=measure.environment(),
+    )
+
+
+def _baseline(
+    work: Work, rival: Rival, folder: Path, dense: nn.Module, model: nn.Module, inputs: Inputs, datasets: Datasets | None, seconds: float
+) -> Baseline:
+    own, targets = replace(work, cuts=rival.cuts), work.plan.recipe.targets or DEFAULT_TARGET
+    return Baseline(
+        kind=rival.kind,
+        side=_side(model, inputs, folder / BASELINES / rival.kind / WEIGHTS, datasets, rival.epochs),
+        latency=tuple(_latency(own, name, target, dense, model, inputs, seconds) for name, target in targets.items()),
+        cut_accuracy=rival.rounds[-1].validation_accuracy,
+        verdict=overall(r.verdict for r in rival.rounds),
     )
 
 

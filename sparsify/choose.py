@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Protocol
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from sparsify_schemas.recipe import Keep
 
 RETURNS = 64
 """how many units at most are tried back at the end"""
+EVENLY = 4096
+"""steps in which a share common to all groups is sought"""
 
 BY_PRICE = float("inf")
 POWERS = (0.0, 0.25, 0.5, 1.0, 2.0, BY_PRICE)
@@ -97,6 +100,21 @@ def with_floors(plan: Plan, groups: Sequence[Candidate], key: Callable[[Candidat
     return tuple(replace(c, floor=1) if c.name in spared else c for c in groups)
 
 
+class Chooser(Protocol):
+    """What decides which units stay: `choose`, or `choose_evenly`."""
+
+    def __call__(
+        self,
+        plan: Plan,
+        scores: Mapping[str, Sequence[float]],
+        dead: Mapping[str, Sequence[bool]],
+        part: float = 1.0,
+        *,
+        clocks: Sequence[Clock] = (),
+        aim: float = 1.0,
+    ) -> dict[str, list[int]]: ...
+
+
 def choose(
     plan: Plan,
     scores: Mapping[str, Sequence[float]],
@@ -114,8 +132,7 @@ def choose(
     latency the budget limits; what they predict stays below `aim` of the limit.
     """
     costs = Costs(plan.map, clocks)
-    asked = {what: limit * (aim if what.startswith("latency.") else 1) for what, limit in limits(plan.recipe.budget, costs.dense).items()}
-    allowed = {what: costs.dense[what] - part * (costs.dense[what] - limit) for what, limit in asked.items()}
+    allowed = _allowed(plan, costs, part, aim)
     open_groups = candidates(plan, scores, dead)
     prices = _prices(open_groups, costs, allowed)
     cheapest = with_floors(plan, open_groups, lambda c: (-c.dead, c.scores[0]))
@@ -124,6 +141,36 @@ def choose(
         chosen, _ = _chosen(plan, with_floors(plan, open_groups, lambda c: (-prices[c.name],)), prices, costs, allowed, part)
     gone = {tensor for b in plan.map.branches if not chosen.get(b.name, [0]) for tensor in b.tensors}
     return {name: [] if plan.map.by_name[name].reached <= gone else kept for name, kept in chosen.items()}
+
+
+def choose_evenly(
+    plan: Plan,
+    scores: Mapping[str, Sequence[float]],
+    dead: Mapping[str, Sequence[bool]],
+    part: float = 1.0,
+    *,
+    clocks: Sequence[Clock] = (),
+    aim: float = 1.0,
+) -> dict[str, list[int]]:
+    """As `choose`, with the same share of every group's units gone: the smallest with which every budget holds."""
+    costs, groups = Costs(plan.map, clocks), candidates(plan, scores, dead)
+    allowed = _allowed(plan, costs, part, aim)
+
+    def gone(finest: int) -> dict[str, tuple[int, ...]]:
+        return {c.name: c.gone(round(finest / EVENLY * len(c.order))) for c in groups}
+
+    def fits(finest: int) -> bool:
+        now = costs.of(gone(finest))
+        return all(now[what] <= limit for what, limit in allowed.items())
+
+    least = gone(bisect_left(range(EVENLY), True, key=fits))
+    return {c.name: sorted(set(c.order) - set(least[c.name])) for c in groups}
+
+
+def _allowed(plan: Plan, costs: Costs, part: float, aim: float) -> dict[str, float]:
+    """What each budgeted quantity may come to, that part of the way."""
+    asked = {what: limit * (aim if what.startswith("latency.") else 1) for what, limit in limits(plan.recipe.budget, costs.dense).items()}
+    return {what: costs.dense[what] - part * (costs.dense[what] - limit) for what, limit in asked.items()}
 
 
 def _chosen(

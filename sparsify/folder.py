@@ -32,6 +32,8 @@ PAGE = "report.md"
 HTML = "report.html"
 REPORT = "report.json"
 LOG = "log.jsonl"
+BASELINES = "baselines"
+COST = "cost.json"
 STATE = "state.json"
 CHECKPOINT = "checkpoint.pt"
 LOCK = "lock"
@@ -294,6 +296,8 @@ def log(folder: Path, entry: dict[str, Any]) -> None:
 
 def finished(folder: Path) -> None:
     """Remove what only an unfinished run needs."""
-    for name in (CHECKPOINT, STATE, LOCK):
+    for path in (*(folder / BASELINES).glob(f"*/{CHECKPOINT}"), *(folder / name for name in (CHECKPOINT, STATE, LOCK))):
         with suppress(OSError):
-            (folder / name).unlink()
+            path.unlink()
+    with suppress(OSError):
+        (folder / BASELINES / "dense").rmdir()

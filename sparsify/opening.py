@@ -17,6 +17,7 @@ from sparsify import graph, modelfile, pruning
 from sparsify.artefact import Base, Build, base_on, begin, load_run, rebuilt_dense
 from sparsify.assess import check_reloads
 from sparsify.checkpoint import Checkpoint
+from sparsify.choose import Chooser, choose
 from sparsify.data import Datasets, example_inputs, load_data
 from sparsify.errors import ModelError, RunError, SparsifyError
 from sparsify.events import Event, Listener, RunStarted, StepDone, silence
@@ -58,6 +59,8 @@ class Run:
     accelerator: Accelerator
     timing: float
     listener: Listener
+    chooser: Chooser = choose
+    """what decides which units stay"""
 
 
 def asked(

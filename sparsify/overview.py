@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from sparsify.baselines import same_dense, training
 from sparsify.costs import Costs
 from sparsify.figures import MISSING, count, few, milliseconds, plain, plural, share, size, spaced
 from sparsify.plan import Assignment, Branch, Coupled, Plan
@@ -227,7 +228,18 @@ def _protected_table(plan: Plan) -> Table:
 
 def _stages_table(plan: Plan) -> Table:
     penalised = any(r.penalty for r in plan.recipe.rules)
-    return Table("Stages", columns("stage", "what happens"), tuple((s.name, _stage(s, penalised)) for s in plan.recipe.stages))
+    rows = [(s.name, _stage(s, penalised)) for s in plan.recipe.stages]
+    return Table("Stages", columns("stage", "what happens"), (*rows, *_baseline_rows(plan)))
+
+
+def _baseline_rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    """What the baselines cost in epochs, besides the run itself."""
+    kinds = plan.recipe.baselines
+    if kinds:
+        before, after = (sum(s.epochs for s in stages) for stages in training(plan.recipe, plan.random))
+        own = f", and {plural(before, 'epoch')} before it once, without penalties" if before and not same_dense(plan.recipe) else ""
+        each = f"{len(kinds)} x the {plural(after, 'epoch')} after the cut" if after else "no epochs after the cut"
+        yield "baselines", f"{', '.join(kinds)}, each at the cost that the cut comes to: {each}{own}"
 
 
 def _stage(stage: Stage, penalised: bool) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from sparsify import executing, graph, zeroing
-from sparsify.choose import choose, priced
+from sparsify.choose import Chooser, choose, priced
 from sparsify.clock import Clock
 from sparsify.compile import compile_plan
 from sparsify.costs import Costs
@@ -67,14 +67,24 @@ class Result:
         return f"<Result: {shares}; {', '.join(map(verdict_words, self.verdicts))}>"
 
     def _left(self) -> Iterator[tuple[str, float]]:
-        """(quantity, share that is left): of the widths, less what columns that are no longer computed had cost."""
-        costs, layers = Costs(self.plan.map), {layer.name: layer for layer in self.plan.map.layers}
-        left = costs.of({w.group: range(w.kept, w.width) for w in self.cuts.widths})
-        for how in self.cuts.executions:
-            lost = self.model.get_submodule(how.module).get_parameter("weight").shape[0] * (how.columns - how.live)
-            left["macs"] -= layers[how.module].macs * lost / prod(layers[how.module].weight)
-            left["params"] -= lost
+        costs, left = Costs(self.plan.map), left_of(self.plan, self.model, (self.cuts,))
         yield from ((what, left[what] / costs.dense[what]) for what in ("macs", "params") if costs.dense[what])
+
+
+def left_of(plan: Plan, model: nn.Module, rounds: Sequence[Cuts]) -> dict[str, float]:
+    """MACs, params and bytes that cuts have left: of the widths, less what columns that are no longer computed had cost.
+
+    plan: of the dense model. model: as the last cut left it.
+    """
+    layers, width = {layer.name: layer for layer in plan.map.layers}, {name: group.width for name, group in plan.map.by_name.items()}
+    kept = {w.group: w.kept for cuts in rounds for w in cuts.widths}  # the last cut has the last word
+    left = Costs(plan.map).of({name: range(stay, width[name]) for name, stay in kept.items() if name in width})
+    there = {name for name, _ in model.named_modules()}
+    for how in {e.module: e for cuts in rounds for e in cuts.executions if e.module in there}.values():
+        lost = model.get_submodule(how.module).get_parameter("weight").shape[0] * (how.columns - how.live)
+        left["macs"] -= layers[how.module].macs * lost / prod(layers[how.module].weight)
+        left["params"] -= lost
+    return left
 
 
 def make_plan(
@@ -132,6 +142,7 @@ def cut(
     follow: Sequence[nn.Module] = (),
     listener: Listener = silence,
     agree: Callable[[Chosen], Chosen] = lambda keep: keep,
+    chooser: Chooser = choose,
 ) -> Result:
     """Choose what goes, remove it from a copy, and prove that the copy computes what the masked model does.
 
@@ -140,7 +151,7 @@ def cut(
     the plan was made with when left out. batches: (x, y) training batches, needed by criteria that look at data. follow: models of
     the same structure (an average of the weights, an AveragedModel) that lose the same units, copied into `followers`.
     listener: told of the timing, where the budget limits a latency: what is chosen is timed, and chosen anew until the budget
-    holds as measured. agree: called with the choice, so that several processes go on with one.
+    holds as measured. agree: called with the choice, so that several processes go on with one. chooser: what makes the choice.
     Raises VerificationError when the proof fails; neither model nor optimizer has changed then.
     """
     graph.check_model(model)
@@ -152,7 +163,7 @@ def cut(
     batches = None if batches is None else taken(batches, plan.recipe)
     dense = copied(model)
     clocks = _clocks(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)
-    keep = agree(settled(plan, dense, *scored(plan, dense, batches), clocks, inputs, listener))
+    keep = agree(settled(plan, dense, *scored(plan, dense, batches), clocks, inputs, listener, chooser))
     zeroed, deeds = zeroing.zeroed(plan, dense, keep, partial(looks, batches=batches))
     keep = zeroing.without_dead(plan, zeroed, keep)
     thin, cuts = graph.cut(zeroed, plan.map, keep, plan.digest)

@@ -16,8 +16,9 @@ from torch import nn
 
 from sparsify import folder as files
 from sparsify import latency, pruning
+from sparsify.against import made_against
 from sparsify.artefact import TIMING, UNBUILT, complete
-from sparsify.assess import Work, overall
+from sparsify.assess import Rival, Work, overall
 from sparsify.checkpoint import Checkpoint
 from sparsify.compile import compile_plan
 from sparsify.costs import Costs
@@ -25,7 +26,7 @@ from sparsify.data import batches, example_inputs, load_data
 from sparsify.errors import RunError, SparsifyError
 from sparsify.events import CutDone, EpochDone, Event, Listener, Note, StageStarted, silence
 from sparsify.graph import layers
-from sparsify.load import Loaded, load
+from sparsify.load import Loaded
 from sparsify.measure import count_macs
 from sparsify.opening import Run, Source, asked, dense_model, opened, planned, resumed, where_it_stands
 from sparsify.plan import Plan
@@ -70,15 +71,22 @@ def apply(
         else asked(recipe, model_file, overrides, allow, from_scratch, strict)
     )
     with torch.random.fork_rng(devices=[]), opened(job, Path(out), timing, listener) as run, _together(run):
-        model, at = where_it_stands(run)
-        for index in range(at.stage, len(run.recipe.stages)):
-            match run.recipe.stages[index]:
-                case Train() as stage:
-                    model, at = _train(run, stage, model, at)
-                case Cut() as stage:
-                    model, at = _cut(run, stage, model, at)
-        _finish(run, model, at)
+        model, at = _carried_out(run)
+        rivals, left_out = made_against(run, model, at, _carried_out)
+        _finish(run, model, at, rivals, left_out)
     return run.folder
+
+
+def _carried_out(run: Run) -> tuple[nn.Module, Checkpoint]:
+    """All stages that are still to come."""
+    model, at = where_it_stands(run)
+    for index in range(at.stage, len(run.recipe.stages)):
+        match run.recipe.stages[index]:
+            case Train() as stage:
+                model, at = _train(run, stage, model, at)
+            case Cut() as stage:
+                model, at = _cut(run, stage, model, at)
+    return model, at
 
 
 @contextmanager
@@ -220,7 +228,10 @@ def _present_plan(run: Run, model: nn.Module, at: Checkpoint, training: Train | 
     target = next_target(run.recipe, at.stage, at.moment.epochs if at.moment else 0)
     if not at.cuts:
         every = tuple(range(len(run.recipe.rules)))
-        return (run.plan if target == Target() else replace(compile_plan(load(rewritten(run.plan, target)), run.plan.map), prices=run.plan.prices)), every
+        if target == Target():
+            return run.plan, every
+        plan = compile_plan(Loaded(rewritten(run.plan, target), {}, str(run.folder), {}), run.plan.map)
+        return replace(plan, prices=run.plan.prices), every
     recipe = rewritten(run.plan, target, at.cuts)
     if training is not None:
         recipe = recipe.model_copy(update={"rules": tuple(holding(rule, training.penalties) for rule in recipe.rules)})
@@ -258,7 +269,7 @@ def _cut_now(
     seed = derived_seed(run.recipe.seed, at.stage, epoch)
     given = batches(run.datasets.train, 64, seed=seed) if run.datasets is not None else None
     plan, rules = _present_plan(run, model, at)
-    result = pruning.cut(plan, model, optimizer=optimizer, inputs=run.inputs, batches=given, listener=run.listener, agree=_agreed)
+    result = pruning.cut(plan, model, optimizer=optimizer, inputs=run.inputs, batches=given, listener=run.listener, agree=_agreed, chooser=run.chooser)
     zeroed = tuple(done.model_copy(update={"rule": rules[done.rule]}) for done in result.cuts.zeroed)
     result = replace(result, cuts=result.cuts.model_copy(update={"zeroed": zeroed}))
     verdict = overall(result.verdicts)
@@ -291,10 +302,10 @@ def _params(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _finish(run: Run, model: nn.Module, at: Checkpoint) -> None:
+def _finish(run: Run, model: nn.Module, at: Checkpoint, rivals: tuple[Rival, ...], left_out: tuple[str, ...]) -> None:
     run.listener(Note("measuring the dense and the cut model side by side"))
     if run.accelerator.is_main_process:
-        work = Work(run.plan, at.cuts, tuple(r.verdict for r in at.rounds), at.rounds, at.stages, at.history, tuple(_notes(run, at.rounds)), run.state.from_scratch)
+        work = Work(run.plan, at.cuts, tuple(r.verdict for r in at.rounds), at.rounds, at.stages, at.history, (*_notes(run, at.rounds), *left_out), run.state.from_scratch, rivals)
         complete(run.folder, work, model, run.inputs, run.datasets, run.build, run.timing)
         files.finished(run.folder)
     run.accelerator.wait_for_everyone()

@@ -171,6 +171,9 @@ Inputs = Annotated[
 ]
 
 
+Baseline = Literal["uniform_width", "random", "magnitude"]
+
+
 class Recipe(Spec):
     """A whole recipe, resolved: variables filled in, parents merged."""
 
@@ -196,6 +199,10 @@ class Recipe(Spec):
     """what happens to which layers"""
     stages: tuple[Stage, ...] = Field(default=(Cut(kind="cut"),), min_length=1)
     """what is done, in order"""
+    baselines: tuple[Baseline, ...] = ()
+    """simpler choices that the result is compared with, cut to its cost as measured and trained like it after the cut, without
+    penalties. uniform_width: the same share of every layer, smallest units first; random: random units; magnitude: smallest
+    units of all layers first. All from the weights that the penalties began with; from scratch, trained without penalties"""
 
     @field_validator("stages")
     @classmethod
@@ -214,6 +221,23 @@ class Recipe(Spec):
         if last.budget is not None or last.way.fraction < 1:
             raise ValueError(f"'{name}' is the last cut and must meet the recipe's budget; leave out its 'way' and 'budget', or add a 'cut' stage")
         return stages
+
+    @field_validator("baselines")
+    @classmethod
+    def _baselines_differ(cls, baselines: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
+        doubled = next((kind for kind in baselines if baselines.count(kind) > 1), None)
+        if doubled:
+            raise ValueError(f"'{doubled}' stands there twice; leave one out")
+        return baselines
+
+    @model_validator(mode="after")
+    def _baselines_have_widths(self) -> "Recipe":
+        groups = {rule.group for rule in self.rules if not rule.protect and not in_one_tensor(rule.group)}
+        if self.baselines and not groups:
+            raise AtKey("baselines", "baselines remove whole units, and no rule has a group of those (filter, channel, neuron, head, hidden, depth); leave 'baselines' out")
+        if "uniform_width" in self.baselines and groups == {"depth"}:
+            raise AtKey("baselines", "'uniform_width' narrows layers, and group 'depth' has no widths; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _budget_names_targets(self) -> "Recipe":

@@ -187,6 +187,18 @@ class Round(Spec):
     verdict: Verdict
 
 
+class Baseline(Spec):
+    """A simpler choice at the cost of the cut model, trained like it after the cut."""
+
+    kind: Literal["uniform_width", "random", "magnitude"]
+    side: Side
+    latency: tuple[Latency, ...] = ()
+    """the dense model and this one, timed interleaved on each target"""
+    cut_accuracy: float | None = None
+    """validation accuracy right after the cut"""
+    verdict: Verdict
+
+
 class Environment(Spec):
     """What it ran on."""
 
@@ -220,6 +232,8 @@ class Report(Spec):
     history: tuple[Epoch, ...] = ()
     rounds: tuple[Round, ...] = ()
     """the cuts, in order"""
+    baselines: tuple[Baseline, ...] = ()
+    """what the recipe's baselines came to"""
     verdict: Verdict
     """of the cut that says least for it"""
     notes: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sparsify import graph
-from sparsify.choose import choose
+from sparsify.choose import Chooser, choose
 from sparsify.clock import Clock
 from sparsify.costs import Costs, latency, limits
 from sparsify.events import Listener, Measuring, Note, silence
@@ -48,6 +48,7 @@ def settled(
     clocks: Sequence[Clock],
     inputs: Inputs,
     listener: Listener = silence,
+    chooser: Chooser = choose,
 ) -> Keep:
     """Coupled group -> units that stay, such that every latency budget holds as measured, by at most a tenth too much.
 
@@ -56,7 +57,7 @@ def settled(
     """
     timed = [c for c in clocks if c.measured]
     if not timed:
-        return choose(plan, scores, dead, clocks=clocks, aim=AIM if clocks else 1.0)
+        return chooser(plan, scores, dead, clocks=clocks, aim=AIM if clocks else 1.0)
     tries: list[_Try] = []
     aim = AIM
     with ExitStack() as stack:
@@ -64,7 +65,7 @@ def settled(
         stack.enter_context(torch.inference_mode())
         dense = {c.target: prepared(model, inputs, plan.recipe.targets[c.target]) for c in timed}
         for number in range(ROUNDS):
-            keep = choose(plan, scores, dead, clocks=clocks, aim=aim)
+            keep = chooser(plan, scores, dead, clocks=clocks, aim=aim)
             if any(keep == before.keep for before in tries):
                 if min(t.used for t in tries) <= 1:
                     break

@@ -45,6 +45,7 @@ def _sections(report: Report, recipe: str | None) -> Iterator[Html]:
 
     notes = left.pop("Notes", None)
     yield _section("Dense and cut", tag("div.halves", tag("div", *take("Dense and cut")), sections.trade_off(report)))
+    yield _section("Against baselines", *take("Against baselines"))
     yield _section("Asked and achieved", *take("Asked and achieved"))
     yield _section("Latency", *take("Latency"), sections.predicted(report))
     yield from sections.where_time_went(report, _section)

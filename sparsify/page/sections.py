@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from sparsify.figures import accuracy, brief, count, known, milliseconds, plain, plural, points, share, signed, size, times, tiny
 from sparsify.page.markup import NOTHING, Html, joined, tag
 from sparsify.page.plots import Mark, Series, bar, lines, scatter
-from sparsify.report import limit_name, overloaded, shown_limit, utc_minute, verdict_words
+from sparsify.report import baseline_ms, limit_name, overloaded, shown_limit, utc_minute, verdict_words
 from sparsify_schemas.report import Epoch, Latency, LayerRow, Report, Side
 
 Section = Callable[..., Html]
@@ -88,9 +88,10 @@ def headline_latency(report: Report) -> Latency | None:
 
 def trade_off(report: Report) -> Html:
     """Accuracy against milliseconds, or against MACs where nothing was timed."""
-    named = [("dense", "dense", report.dense), ("cut", "cut", report.cut)]
+    named = [("dense", "dense", report.dense), ("cut", "cut", report.cut), *((b.kind, "other", b.side) for b in report.baselines)]
     timed = headline_latency(report)
     spent: Mapping[str, float] = {"dense": timed.dense_ms, "cut": timed.cut_ms} if timed else {}
+    spent = {**spent, **({b.kind: baseline_ms(b, timed) for b in report.baselines} if timed else {})}
     show: Callable[[float], str] = milliseconds if timed else count
     on_test = report.cut.test_accuracy is not None
     found = []

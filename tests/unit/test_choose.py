@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsify.choose import choose, least, share_of
+from sparsify.choose import choose, choose_evenly, least, share_of
 from sparsify.costs import Costs, limits
 from sparsify.plan import Assignment, Coupled, Layer, ModelMap, Plan, Slice, Span, Tensor
 from sparsify_schemas.recipe import Recipe
@@ -46,6 +46,26 @@ def test_costs_by_hand() -> None:
     # two of six neurons of l0 gone: l0 4x4, l1 8x4, l2 stays
     assert costs.of({"l0": [1, 5]}) == {"macs": 16 + 32 + 24, "params": 72, "bytes": 288}
     assert costs.of({"l0": [0], "l1": [0, 1, 2, 3]})["params"] == 4 * 5 + 5 * 4 + 4 * 3
+
+
+def test_evenly_is_the_same_share_of_every_group_and_the_smallest_that_holds() -> None:
+    map = chain(16, 64, 128, 32, 10)
+    scores = {c.name: [float((7 * u) % c.width) for u in range(c.width)] for c in map.coupled}
+    found = choose_evenly(plan(map, {}, macs="30%"), scores, {})
+    shares = {name: len(units) / map.by_name[name].width for name, units in found.items()}
+    assert max(shares.values()) - min(shares.values()) <= 1 / 32 and 0.4 < min(shares.values()) < 0.6
+    costs = Costs(map)
+
+    def left(more: int) -> float:
+        return costs.of({n: range(map.by_name[n].width - len(units) - more) for n, units in found.items()})["macs"]
+
+    assert left(0) <= 0.3 * costs.dense["macs"] < left(2)
+    assert min(scores["l1"][u] for u in found["l1"]) == 128 - len(found["l1"]), "the smallest went"
+
+
+def test_evenly_keeps_floors_and_multiples() -> None:
+    found = kept(choose_evenly(plan(chain(16, 64, 24, 10), {"keep": {"at_least": 20, "multiple_of": 8}}, macs="30%"), {}, {}))
+    assert found == {"l0": 24, "l1": 24}
 
 
 def test_macs_of_a_tied_layer_count_as_constant() -> None:

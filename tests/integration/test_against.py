@@ -1,0 +1,216 @@
+"""Baselines: at the cost of the cut model, from the same weights, trained alike; resumed and repeated to the bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sparsify
+from sparsify import folder as files
+from sparsify.artefact import checked, read_cuts, rebuilt_baseline
+from sparsify.baselines import Cost, counted_in, same_dense, training
+from sparsify.data import load_data
+from sparsify.errors import RecipeError, RunError
+from sparsify.events import EpochDone, Event, StageStarted
+from sparsify.folder import sha256
+from sparsify.models import digits_cnn
+from sparsify.report import tables
+from sparsify.run import apply, preview
+from sparsify.train import evaluate
+from sparsify_schemas.budget import Budget
+from sparsify_schemas.recipe import Recipe
+from sparsify_schemas.units import Share
+
+SGD = {"kind": "sgd", "lr": 0.05, "momentum": 0.9}
+LASSO = {"layers": "conv*", "group": "filter", "penalty": {"kind": "group_lasso", "strength": 5e-3}}
+LEARN = {"kind": "train", "name": "learn", "epochs": 2, "optimizer": SGD}
+TUNE = {"kind": "train", "name": "finetune", "epochs": 2, "penalties": False, "optimizer": {**SGD, "lr": 0.01}}
+KINDS = ("uniform_width", "random", "magnitude")
+RECIPE: dict[str, Any] = {
+    "version": 1,
+    "title": "Digits",
+    "model": {"build": "sparsify.models.digits_cnn"},
+    "data": {"source": "digits", "validation": "10%"},
+    "budget": {"macs": "40%"},
+    "rules": [LASSO],
+    "stages": [LEARN, {"kind": "cut"}, TUNE],
+    "baselines": list(KINDS),
+}
+SHORT = {**RECIPE, "stages": [{"kind": "cut"}, {**TUNE, "epochs": 1}], "rules": [{"layers": "conv*", "group": "filter"}]}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def weights() -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        torch.save(digits_cnn().state_dict(), "model.pt")
+    return Path("model.pt")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """From random weights, without any interruption."""
+    return apply(RECIPE, from_scratch=True, out=tmp_path_factory.mktemp("whole"), timing=0.05).resolve()
+
+
+def test_each_costs_no_more_than_the_cut_model_and_has_as_many_epochs(whole: Path) -> None:
+    report = checked(whole)
+    assert tuple(b.kind for b in report.baselines) == KINDS
+    for b in report.baselines:
+        assert 0.75 * report.cut.macs < b.side.macs <= report.cut.macs
+        assert b.side.epochs == report.cut.epochs == 4
+        assert b.verdict.outcome == "equal" and b.cut_accuracy is not None
+        assert [t.target for t in b.latency] == ["cpu"]
+    assert [row[0] for row in next(t for t in tables(report) if t.title == "Against baselines").rows] == ["dense", "cut", *KINDS]
+
+
+def test_every_figure_is_of_the_model_as_it_lies_on_disk(whole: Path) -> None:
+    test = load_data(Recipe.model_validate(RECIPE).data, 0).test  # type: ignore[arg-type]
+    for b in checked(whole).baselines:
+        model = rebuilt_baseline(whole, b.kind)
+        assert evaluate(model, test)[1] == b.side.test_accuracy
+        assert sum(p.numel() for p in model.parameters()) == b.side.params
+        own = f"{files.BASELINES}/{b.kind}/{files.WEIGHTS}"
+        assert checked(whole).files[own] == sha256(whole / own)
+    left = {str(p.relative_to(whole)) for p in (whole / files.BASELINES).rglob("*")}
+    assert left == {"baselines/cost.json", *(f"baselines/{k}{f}" for k in KINDS for f in ("", "/cuts.json", "/model.safetensors"))}
+
+
+def test_uniform_width_takes_the_same_share_of_every_layer(whole: Path) -> None:
+    def shares(kind: str) -> list[float]:
+        return [w.kept / w.width for w in read_cuts(whole / files.BASELINES / kind)[0].widths]
+
+    assert len(shares("uniform_width")) == 3 and max(shares("uniform_width")) - min(shares("uniform_width")) <= 1 / 16
+    assert max(shares("magnitude")) - min(shares("magnitude")) > 0.2
+
+
+def test_the_same_seed_gives_the_same_baselines(whole: Path) -> None:
+    again = apply(RECIPE, from_scratch=True, out="again", timing=0.05)
+    assert {k: v for k, v in checked(again).files.items() if k.startswith("baselines/")} == {
+        k: v for k, v in checked(whole).files.items() if k.startswith("baselines/")
+    }
+
+
+def test_killed_in_a_baseline_the_run_goes_on_to_the_same_end(whole: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    for at in (("baselines: learn", 1), ("random: finetune", 1)):
+        begun = []
+
+        def listener(event: Event, at: tuple[str, int] = at, begun: list[str] = begun) -> None:
+            if isinstance(event, StageStarted):
+                begun.append(event.name)
+            if isinstance(event, EpochDone) and (event.stage, event.epoch) == at:
+                raise Stop
+
+        run = sorted(Path("runs").iterdir())[0] if Path("runs").exists() else None
+        with pytest.raises(Stop):
+            apply(RECIPE if run is None else None, from_scratch=run is None, resume=run, timing=0.05, listener=listener)
+        assert begun[-1] == at[0]
+    (run,) = Path("runs").iterdir()
+    begun = []
+    apply(resume=run, timing=0.05, listener=lambda e: begun.append(e.name) if isinstance(e, StageStarted) else None)
+    assert begun == ["random: finetune", "magnitude: cut", "magnitude: finetune"], "what was done is not done again"
+    exact = {k: v for k, v in checked(whole).files.items() if k.startswith("baselines/") or k in (files.WEIGHTS, files.DENSE)}
+    assert {k: checked(run).files[k] for k in exact} == exact
+
+
+def test_a_given_model_is_what_the_baselines_are_cut_from() -> None:
+    run = apply({**RECIPE, "baselines": ["magnitude"]}, weights(), timing=0.05)
+    (own,) = checked(run).baselines
+    by_hand = {**SHORT, "baselines": [], "budget": {"macs": f"{checked(run).cut.macs / 1e3!r}k"}, "stages": [{"kind": "cut"}, TUNE]}
+    other = apply(by_hand, weights(), timing=0.05)
+    assert read_cuts(run / files.BASELINES / "magnitude")[0].widths == read_cuts(other)[0].widths
+    assert own.side.epochs == 2 and own.side.test_accuracy == checked(other).cut.test_accuracy
+    notes = next(t for t in tables(checked(run)) if t.title == "Against baselines").notes
+    assert "The cut model had more epochs of training in this run than magnitude: those before its cut." in notes
+
+
+def test_without_penalties_the_dense_model_is_not_trained_twice() -> None:
+    plain = {**RECIPE, "rules": [{"layers": "conv*", "group": "filter"}], "stages": [{**LEARN, "epochs": 1}, {"kind": "cut"}], "baselines": ["magnitude"]}
+    begun: list[str] = []
+    run = apply(plain, from_scratch=True, timing=0.05, listener=lambda e: begun.append(e.name) if isinstance(e, StageStarted) else None)
+    assert begun == ["learn", "cut", "magnitude: cut"]
+    found = checked(run)
+    assert found.baselines[0].side.test_accuracy == found.cut.test_accuracy, "it is the same cut of the same model"
+
+
+def test_a_baseline_that_cannot_be_made_is_named_and_the_others_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = {**SHORT, "rules": [{"layers": "conv*", "group": "filter"}, {"layers": "fc", "group": "shape", "sparsity": "60%"}], "budget": {"params": "33%"}}
+    from sparsify import against
+
+    real = against.baseline_recipe
+    monkeypatch.setattr(against, "baseline_recipe", lambda plan, kind, cost: real(plan, kind, Cost("params", 10.0) if kind == "random" else cost))
+    report = checked(apply({**deep, "data": RECIPE["data"]}, weights(), timing=0.05))
+    assert [b.kind for b in report.baselines] == ["uniform_width", "magnitude"]
+    (note,) = [n for n in report.notes if n.startswith("baseline")]
+    assert note.startswith("baseline random could not be made: budget.params: 0.01") and note.endswith("% remains")
+
+
+def test_a_damaged_cost_says_so() -> None:
+    def stop(event: Event) -> None:
+        if isinstance(event, StageStarted) and event.name == "random: finetune":
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        apply({**SHORT, "baselines": ["random"]}, weights(), timing=0.05, listener=stop)
+    (run,) = Path("runs").iterdir()
+    (run / "baselines" / "cost.json").write_text("{}")
+    with pytest.raises(RunError) as caught:
+        apply(resume=run, timing=0.05)
+    assert str(caught.value) == f"{run}/baselines/cost.json is damaged: 'what'; remove it, and the run measures anew"
+
+
+def test_the_plan_says_what_they_cost() -> None:
+    shown = " ".join(str(preview(RECIPE, from_scratch=True)).split())
+    assert "each at the cost that the cut comes to: 3 x the 2 epochs after the cut, and 2 epochs before it once, without penalties" in shown
+    assert " ".join(str(preview(RECIPE, weights())).split()).endswith("3 x the 2 epochs after the cut")
+
+
+def test_a_loop_of_ones_own_is_told_that_it_gets_none() -> None:
+    model, x = digits_cnn(), (torch.randn(2, 1, 8, 8),)
+    run = sparsify.save_run(sparsify.cut(sparsify.make_plan(SHORT, model, x), model), "mine", timing=0.05)
+    assert "the baselines (uniform_width, random, magnitude) were not made, as only 'sparsify apply' trains them" in checked(run).notes
+
+
+def test_what_equal_cost_means() -> None:
+    asked = Budget.model_validate({"params": "40%", "latency": {"phone": "60%"}})
+    assert counted_in(asked) == "latency.phone"
+    assert counted_in(asked.model_copy(update={"latency": {}})) == "params"
+    assert counted_in(Budget()) == "macs"
+    assert Cost("latency.phone", 0.575).budget.latency["phone"] == Share(100 * 0.575, "%")
+    found = Cost("macs", 93440.0).budget.macs
+    assert found is not None and 93440.0 <= found.count < 93440.1
+
+
+def test_which_stages_are_theirs() -> None:
+    gradual = {**LEARN, "name": "shrink", "epochs": 4, "cuts": {"every": "1ep"}}
+    recipe = Recipe.model_validate({**RECIPE, "stages": [LEARN, gradual, TUNE]})
+    before, after = training(recipe, True)
+    assert [s.name for s in before] == ["learn"] and [s.name for s in after] == ["shrink", "finetune"]
+    assert not any(s.penalties or s.cuts for s in (*before, *after))
+    assert training(recipe, False)[0] == () and not same_dense(recipe)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"baselines": ["random", "random"]}, "baselines: 'random' stands there twice; leave one out"),
+        ({"baselines": ["uniform"]}, "baselines.0: expected one of uniform_width, random, magnitude, found the text 'uniform'; did you mean 'uniform_width'?"),
+        (
+            {"rules": [{"layers": "conv*", "group": "weight", "sparsity": "50%"}]},
+            "baselines: baselines remove whole units, and no rule has a group of those (filter, channel, neuron, head, hidden, depth); leave 'baselines' out",
+        ),
+        ({"rules": [{"layers": "conv*", "group": "depth"}]}, "baselines: 'uniform_width' narrows layers, and group 'depth' has no widths; leave it out"),
+    ],
+)
+def test_what_cannot_be_a_baseline(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        preview({**RECIPE, **changes}, from_scratch=True)
+    assert str(caught.value) == f"<recipe>: {message}"

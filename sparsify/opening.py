@@ -130,7 +130,7 @@ def opened(job: Job, out: Path, timing: float, listener: Listener) -> Iterator[R
             if main and not (folder / files.CHECKPOINT).exists():
                 _begin(run, base)
             accelerator.wait_for_everyone()
-            told(RunStarted(str(folder), resumed=job.folder is not None))
+            (told if main else listener)(RunStarted(str(folder), resumed=job.folder is not None))
             yield run
 
 

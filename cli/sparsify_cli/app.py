@@ -92,7 +92,7 @@ def _commands() -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command line and exit: 0 done, 1 bad recipe, model or data, 2 usage, 3 budget missed or verification failed, 130 interrupted."""
+    """Run a command line and exit: 0 done, 1 bad recipe, model or data, 2 usage, 3 budget missed or verification failed, 130 interrupted, 143 stopped by SIGTERM."""
     sys.exit(exit_code(arguments))
 
 

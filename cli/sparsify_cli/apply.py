@@ -9,6 +9,7 @@ import typer
 
 from sparsify.events import Event, Listener, RunStarted
 from sparsify_cli.render import say, show_json
+from sparsify_cli.stopping import stoppable, stopped
 
 
 def command(
@@ -35,7 +36,7 @@ def command(
         from sparsify.run import apply
         from sparsify_cli.progress import narration
 
-        with narration(quiet) as listener:
+        with stoppable(), narration(quiet or _rank() > 0) as listener:
             run = apply(
                 recipe,
                 model,
@@ -47,9 +48,10 @@ def command(
                 resume=resume,
                 listener=_remembering(folder.append, listener),
             )
-    except KeyboardInterrupt:
-        say(f"interrupted; go on with: sparsify apply --resume {folder[-1]}" if folder else "interrupted before the run began; nothing was written")
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as stop:
+        said, code = stopped(stop, folder[-1] if folder else None, int(os.environ.get("WORLD_SIZE", "1")) > 1)
+        say(said)
+        raise typer.Exit(code) from None
     _finish(run, as_json)
 
 

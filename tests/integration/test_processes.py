@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -45,7 +47,7 @@ steps, last = [], int(os.environ.get("DIES_AFTER", 0))
 def die(*_):
     steps.append(0)
     if len(steps) == last:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.Signals[os.environ.get("DIES_BY", "SIGKILL")])
 if last and os.environ.get("RANK", "0") in os.environ.get("DYING", "01"):
     register_optimizer_step_post_hook(die)
 main(sys.argv[1:])
@@ -130,16 +132,60 @@ def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on_with_other_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "bf16", "--dynamo_backend", "no"), ("torch.distributed.run", "--nproc-per-node", "2")])
-def test_the_launchers(launcher: tuple[str, ...]) -> None:
-    """The recipe says how to train, whatever precision the launcher was told."""
+def test_sigterm_ends_the_run_with_a_message() -> None:
+    ((code, _, said),) = on(1, "gradual.json", "--from-scratch", DIES_AFTER="5", DIES_BY="SIGTERM")
+    assert (code, said) == (143, "stopped by SIGTERM; go on with: sparsify apply --resume runs/two-1\n")
+    assert [row.state for row in list_runs("runs")] == ["interrupted"]
+
+
+DYING_NET = NET + """
+import os, signal
+from torch.optim.optimizer import register_optimizer_step_post_hook
+steps = []
+def die(*_):
+    steps.append(0)
+    if len(steps) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+if os.environ.get("RANK", "alone") == os.environ.get("DYING"):
+    register_optimizer_step_post_hook(die)
+"""
+
+
+@pytest.mark.slow
+def test_under_torchrun_a_killed_process_ends_the_run_and_it_goes_on_with_one_or_two() -> None:
+    """torchrun ends the others by SIGTERM; whichever they notice first, they say how to go on."""
+    Path("mynet.py").write_text(DYING_NET)
+    done = launched("torch.distributed.run", "--nproc-per-node", "2", "gradual.json", "--from-scratch", DYING="1")
+    assert done.returncode == 1
+    gone, stopped = "another process of this run is gone (its own output says why)", "another process of the run is gone (its own output says why)"
+    (said,) = [line for line in done.stderr.splitlines() if gone in line or stopped in line]
+    assert re.search(r"go on with:? '?sparsify apply --resume runs/two-1'?, on any number of processes$", said)
+    shutil.copytree("runs", "again")
+    assert on(1, "--resume", "runs/two-1")[0][0] == 0
+    two = launched("torch.distributed.run", "--nproc-per-node", "2", "--resume", "again/two-1")
+    assert two.returncode == 0, two.stderr
+    assert on(1, "gradual.json", "--from-scratch", "--out", "one")[0][0] == 0
+    same_end(Path("runs/two-1"), Path("one/two-1"))
+    same_end(Path("again/two-1"), Path("one/two-1"))
+
+
+def launched(*launcher: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """`sparsify apply` on two processes. launcher: its module, its options up to the number of processes, the arguments of the command."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     flag = "--main_process_port" if launcher[0].startswith("accelerate") else "--master-port"
-    command = [sys.executable, "-W", "ignore", "-m", launcher[0], *launcher[1:], flag, port, "-m", "sparsify_cli", "apply", "gradual.json", "--from-scratch", "--quiet"]
+    count = launcher.index("2") + 1
+    command = [sys.executable, "-W", "ignore", "-m", *launcher[:count], flag, port, "-m", "sparsify_cli", "apply", *launcher[count:], "--quiet"]
     surroundings = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": f".{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=surroundings)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=surroundings | environment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [("accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "bf16", "--dynamo_backend", "no", "--num_processes", "2"), ("torch.distributed.run", "--nproc-per-node", "2")])
+def test_the_launchers(launcher: tuple[str, ...]) -> None:
+    """The recipe says how to train, whatever precision the launcher was told."""
+    done = launched(*launcher, "gradual.json", "--from-scratch")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Dense and cut") == 1
     assert on(1, "gradual.json", "--from-scratch", "--out", "one")[0][0] == 0

@@ -43,6 +43,15 @@ def test_every_builder_has_the_parameters_its_docstring_states(
         assert model(torch.randn(2, *shape)).shape == (2, 1000 if build is models.alexnet else 10)
 
 
+def test_lenet5_in_either_order_of_memory_computes_the_same() -> None:
+    plain, last = models.lenet5().eval(), models.lenet5(channels_last=True).eval()
+    last.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 1, 28, 28)
+    assert last.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not plain.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last(x), plain(x))
+
+
 def test_multiply_accumulates_are_the_published_ones() -> None:
     assert count_macs(models.lenet5(), (torch.zeros(1, 1, 28, 28),))[0] == 2_293_000
     assert count_macs(models.alexnet(), (torch.zeros(1, 3, 224, 224),))[0] == 714_188_480

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sparsify.table import clean
 
 Attributes = Mapping[str, str | float]
-_EMPTY = frozenset({"meta", "line", "rect", "path", "circle", "polyline", "br"})
+_EMPTY = frozenset({"meta", "line", "rect", "path", "circle", "polyline", "br", "wbr"})
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ def tag(name: str, *content: Content, at: Attributes | None = None) -> Html:
     return Html(f"<{kind}{opening}>{''.join(map(_escaped, content))}</{kind}>")
 
 
+def text(words: str) -> Html:
+    """Words, escaped."""
+    return Html(html.escape(clean(words)))
+
+
 def joined(parts: Iterable[Html]) -> Html:
     """One after the other."""
     return Html("".join(part.text for part in parts))
@@ -46,7 +51,7 @@ def _line(text: str) -> str:
 
 
 def _escaped(content: Content) -> str:
-    return content.text if isinstance(content, Html) else html.escape(clean(content))
+    return content.text if isinstance(content, Html) else text(content).text
 
 
 def _value(value: str | float) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from sparsify.figures import accuracy, brief, count, known, milliseconds, plain, plural, points, share, signed, size, times, tiny
-from sparsify.page.markup import NOTHING, Html, joined, tag
+from sparsify.page.markup import NOTHING, Html, joined, tag, text
 from sparsify.page.plots import Mark, Series, bar, lines, scatter
 from sparsify.report import baseline_ms, limit_name, overloaded, shown_limit, utc_minute, verdict_words
 from sparsify_schemas.report import Epoch, Latency, LayerRow, Report, Side
@@ -13,6 +13,10 @@ _ROWS = 100
 """bars in one list; of more layers those with the most to show"""
 _LONG = 16
 """bars in one column"""
+_UNITS = ("ms", "us", "s", "B", "KiB", "MiB", "GiB")
+"""which two figures may share; a suffix of a count belongs to its figure"""
+_NAME = 20
+"""letters of the longest name in two columns of bars"""
 _STEPS = 40
 """ticks on one bar; more would be a smear"""
 
@@ -30,7 +34,7 @@ def _tiles(report: Report) -> Iterator[Html]:
     if timed is not None:
         left = timed.cut_ms / timed.dense_ms
         figure, about = _speed(timed)
-        arrow = f"{milliseconds(timed.dense_ms)} to {milliseconds(timed.cut_ms)} on {timed.target}"
+        arrow = f"{_both(timed.dense_ms, timed.cut_ms, milliseconds)} on {timed.target}"
         doubt = ", under load" if overloaded(timed, report.environment.cores) else ""
         yield _tile("Speed", figure, f"{about}{arrow}{doubt}", bar(1.0, left, label=f"{share(left)} of the time left"))
     yield _left_tile("MACs left", dense.macs, cut.macs, count)
@@ -46,7 +50,7 @@ def _tile(name: str, figure: str, said: str, drawn: Html = NOTHING, role: str = 
 
 def _left_tile(name: str, before: int, after: int, show: Callable[[float], str]) -> Html:
     left = after / before if before else None
-    return _tile(name, share(left), f"{show(before)} to {show(after)}", bar(1.0, left or 0.0, label=f"{share(left)} left"))
+    return _tile(name, share(left), _both(before, after, show), bar(1.0, left or 0.0, label=f"{share(left)} left"))
 
 
 def _speed(timed: Latency) -> tuple[str, str]:
@@ -119,7 +123,7 @@ def predicted(report: Report) -> Html:
         most = max(t.dense_ms, t.cut_ms, t.predicted_dense_ms, t.predicted_cut_ms)
         for name, guess, found in (("dense", t.predicted_dense_ms, t.dense_ms), ("cut", t.predicted_cut_ms, t.cut_ms)):
             said = f"predicted {milliseconds(guess)}, measured {milliseconds(found)}"
-            rows.append((f"{name} on {t.target}", bar(guess / most, found / most, label=said), f"{said} ({signed(share(guess / found - 1))})"))
+            rows.append((f"{name} on {t.target}", bar(guess / most, found / most, label=said), f"{milliseconds(found)}, predicted {signed(share(guess / found - 1))}"))
     return _bars("Predicted (hatched) against measured (solid)", rows)
 
 
@@ -142,7 +146,7 @@ def _spent(spent: Iterable[tuple[str, float, float]], show: Callable[[float], st
     most_shown = set(sorted(every, key=lambda row: -max(row[1], row[2]))[:_ROWS])
     rows = []
     for name, before, after in (row for row in every if row in most_shown and most):
-        said = show(before) if before == after else f"{show(before)} to {show(after)}"
+        said = _both(before, after, show)
         rows.append((name, bar(before / most, after / most, label=said), said))
     return _bars("Dense (hatched) and cut (solid)", rows, len(every))
 
@@ -170,15 +174,31 @@ def _steps(layer: LayerRow, timed: Latency | None) -> tuple[float, ...]:
     return tuple(at / layer.outputs for at in range(step, layer.outputs, step)) if step > 1 and layer.outputs / step <= _STEPS else ()
 
 
+def _both(before: float, after: float, show: Callable[[float], str]) -> str:
+    """'2.29 M to 396 k', '0.412 to 0.217 ms'; one figure where they are the same."""
+    (first, _, unit), last = show(before).partition(" "), show(after).rpartition(" ")[2]
+    if show(before) == show(after):
+        return show(after)
+    return f"{first if unit == last and unit in _UNITS else show(before)} to {show(after)}"
+
+
 def _bars(caption: str, rows: Iterable[tuple[str, Html, str]], of: int = 0) -> Html:
     """A list of bars; a long one in two columns where there is room."""
-    body = [tag("tr", tag("th", name, at={"scope": "row"}), tag("td", drawn), tag("td.n", said)) for name, drawn, said in rows]
+    listed = list(rows)
+    body = [tag("tr", tag("th", _breakable(name), at={"scope": "row"}), tag("td", drawn), tag("td.n", said)) for name, drawn, said in listed]
     if not body:
         return NOTHING
     fewer = f"; {len(body)} of {of} layers" if of > len(body) else ""
-    middle = (len(body) + 1) // 2 if len(body) > _LONG else len(body)
+    narrow = max(len(name) for name, _, _ in listed) <= _NAME
+    middle = (len(body) + 1) // 2 if len(body) > _LONG and narrow else len(body)
     halves = (tag("table.bars", tag("tbody", *part)) for part in (body[:middle], body[middle:]) if part)
     return joined((tag("p.note", f"{caption}{fewer}."), tag("div.halves" if middle < len(body) else "div", *halves)))
+
+
+def _breakable(name: str) -> Html:
+    """A dotted name that a narrow column breaks at its dots."""
+    parts = name.split(".")
+    return joined((*(joined((text(f"{part}."), tag("wbr"))) for part in parts[:-1]), text(parts[-1])))
 
 
 def protected(report: Report) -> Html:

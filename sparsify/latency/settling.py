@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from sparsify.events import Listener, Measuring, Note, silence
 from sparsify.figures import share
 from sparsify.graph import Inputs
 from sparsify.measure.calling import in_eval
-from sparsify.measure.running import Call, prepared, threads
+from sparsify.measure.running import Call, Pattern, pattern_of, prepared, threads
 from sparsify.measure.timing import interleaved, undisturbed
 from sparsify.plan import Plan
 from sparsify_schemas.target import Target
@@ -38,6 +39,19 @@ class _Try:
     keep: Keep
     used: float
     """of the limit, the largest over the targets, as measured"""
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """The dense network ready to be called, and the pattern by which cuts of it are."""
+
+    call: Call
+    like: Pattern | None
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Inputs, target: Target) -> Self:
+        like = pattern_of(model, inputs, target)
+        return cls(prepared(model, inputs, target, like), like)
 
 
 def settled(
@@ -63,7 +77,7 @@ def settled(
     with ExitStack() as stack:
         stack.enter_context(in_eval(model))
         stack.enter_context(torch.inference_mode())
-        dense = {c.target: prepared(model, inputs, plan.recipe.targets[c.target]) for c in timed}
+        dense = {c.target: _Dense.of(model, inputs, plan.recipe.targets[c.target]) for c in timed}
         for number in range(ROUNDS):
             keep = chooser(plan, scores, dead, clocks=clocks, aim=aim)
             if any(keep == before.keep for before in tries):
@@ -84,13 +98,14 @@ def settled(
     return (max(held, key=lambda t: t.used) if held else min(tries, key=lambda t: t.used)).keep
 
 
-def _achieved(plan: Plan, thin: nn.Module, timed: Sequence[Clock], dense: Mapping[str, Call], inputs: Inputs) -> Iterator[tuple[str, float]]:
+def _achieved(plan: Plan, thin: nn.Module, timed: Sequence[Clock], dense: Mapping[str, _Dense], inputs: Inputs) -> Iterator[tuple[str, float]]:
     """Target -> milliseconds of the cut model, in units of the dense model's as its clock has them where a share is asked."""
     with in_eval(thin):
         for clock in timed:
             target: Target = plan.recipe.targets[clock.target]
             with threads(target):
-                rounds = interleaved([dense[clock.target], prepared(thin, inputs, target)], SECONDS, np.random.default_rng(0), undisturbed(target))
+                whole = dense[clock.target]
+                rounds = interleaved([whole.call, prepared(thin, inputs, target, whole.like)], SECONDS, np.random.default_rng(0), undisturbed(target))
             ratio, own = float(np.median(rounds[:, 1] / rounds[:, 0])), float(np.median(rounds[:, 1])) * 1e3
             relative = isinstance(plan.recipe.budget.latency[clock.target], Share)
             yield clock.target, ratio * (clock.dense_ms or own) if relative else own

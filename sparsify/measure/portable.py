@@ -1,4 +1,4 @@
-"""A model as a program of another runtime: torch.export, and ONNX made of it; both take a batch of any size."""
+"""A model as a program of another runtime: torch.export, and ONNX made of it."""
 
 import logging
 import warnings
@@ -39,33 +39,34 @@ def quiet() -> Iterator[None]:
 def program(model: nn.Module, traced: Inputs, other: Inputs) -> tuple[torch.export.ExportedProgram, Any]:
     """The model as a torch.export program, and which dimensions of its inputs are the batch.
 
-    traced, other: example inputs at two batch sizes. Raises ModelError.
+    traced, other: example inputs at two batch sizes; of the same size, no other batch is taken. Raises ModelError.
     """
     batch, shapes = torch.export.Dim("batch"), torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
     args, kwargs = ((), dict(traced)) if isinstance(traced, Mapping) else (traced, {})
-    for one, another in zip(_values(traced), _values(other), strict=True):
-        if one.shape != another.shape:
-            shapes[one] = {0: batch}
+    varying = [one for one, another in zip(_values(traced), _values(other), strict=True) if one.shape != another.shape]
+    for one in varying:
+        shapes[one] = {0: batch}
     try:
         dynamic = shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
         with torch.no_grad(), redirect_stderr(StringIO()):  # on failure torch prints the graph so far
             frozen = copied(model).requires_grad_(False)
             made = torch.export.export(frozen, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:
-        raise ModelError(f"torch.export cannot follow the model with a batch of any size: {reason(error)}") from error
+        batches = "a batch of any size" if varying else "these inputs"
+        raise ModelError(f"torch.export cannot follow the model with {batches}: {reason(error)}") from error
     for module in made.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # it names folders of this machine
     return made, dynamic
 
 
-def onnx_program(model: nn.Module, traced: Inputs, other: Inputs) -> torch.onnx.ONNXProgram:
-    """The model as ONNX. Raises ModelError where ONNX cannot express it."""
+def onnx_program(model: nn.Module, traced: Inputs, other: Inputs, *, optimize: bool = True) -> torch.onnx.ONNXProgram:
+    """The model as ONNX, for any batch, or that of `traced` where `other` has the same. Raises ModelError where ONNX cannot express it."""
     if sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())) >= _LIMIT:
         raise ModelError("the model has 2 GiB of weights or more, which one ONNX file cannot hold; export it with --format pt2")
     exported, dynamic = program(model, traced, other)
     try:
-        made = torch.onnx.export(exported, dynamo=True, verbose=False, dynamic_shapes=dynamic)
+        made = torch.onnx.export(exported, dynamo=True, verbose=False, dynamic_shapes=dynamic, optimize=optimize)
     except Exception as error:
         raise ModelError(f"ONNX cannot express the model: {reason(error)}; --format pt2 may") from error
     assert made is not None  # it is None only without dynamo

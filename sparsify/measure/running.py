@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from sparsify.errors import ModelError
 from sparsify.measure.calling import Inputs, call, copied, first
-from sparsify.measure.portable import onnx_program, quiet
+from sparsify.measure.portable import quiet
+from sparsify.measure.refilling import OPEN, Pattern, filled, pattern
 from sparsify_schemas.target import Cpu, Cuda, Target
 
 Call = Callable[[], object]
@@ -22,19 +24,32 @@ Call = Callable[[], object]
 Array = NDArray[Any]
 
 
-def prepared(model: nn.Module, inputs: Inputs, target: Target) -> Call:
+def pattern_of(model: nn.Module, inputs: Inputs, target: Target) -> Pattern | None:
+    """The model followed once, for it and networks of the same graph to be `prepared` by; None where PyTorch runs it.
+
+    Raises ModelError when it cannot be exported.
+    """
+    exported = target.runtime in ("onnxruntime", "openvino")
+    return pattern(_on_cpu(model).eval(), with_batch(inputs, target.batch)) if exported else None
+
+
+def prepared(model: nn.Module, inputs: Inputs, target: Target, like: Pattern | None = None) -> Call:
     """The model ready to be called on a target, in eval mode; `model` itself stays as it is.
 
-    ONNX Runtime and OpenVINO get the model as `sparsify export` writes it. Raises ModelError when it cannot be exported.
+    ONNX Runtime and OpenVINO get the model as exported, its batch fixed. like: of a network whose graph it may share, which
+    saves the exporting. Raises ModelError when it cannot be exported.
     """
     match target.runtime:
         case "eager" | "compile":
             return _in_torch(model, with_batch(inputs, target.batch), target)
         case "onnxruntime" | "openvino":
             assert isinstance(target, Cpu)
-            with quiet():
-                made = onnx_program(_on_cpu(model).eval(), with_batch(inputs, 2), with_batch(inputs, 3))
-            return prepared_onnx(made.model_proto.SerializeToString(), _arrays(with_batch(inputs, target.batch)), target)
+            own, fed = _on_cpu(model).eval(), with_batch(inputs, target.batch)
+            file = None if like is None else _alike(like, own, fed, target)
+            if file is None:
+                file = filled(pattern(own, fed), own)
+                assert file is not None  # it is the model's own pattern
+            return prepared_onnx(file, _arrays(fed), target)
         case _:
             assert_never(target.runtime)
 
@@ -43,6 +58,28 @@ def prepared_onnx(file: bytes, inputs: Sequence[Array], target: Cpu) -> Call:
     """An ONNX file ready to be called on ONNX Runtime or OpenVINO, its batch fixed to that of the inputs."""
     file = _quantised(file, inputs) if target.dtype == "int8" else file
     return _in_openvino(file, inputs, target) if target.runtime == "openvino" else _in_onnxruntime(file, inputs, target)
+
+
+def _alike(like: Pattern, model: nn.Module, inputs: Inputs, target: Cpu) -> bytes | None:
+    """The file by another network's pattern that computes what the model does; None where none does."""
+    files = (filled(like, model, free) for free in OPEN)
+    return next((file for file in files if file is not None and _computes(file, model, inputs, target)), None)
+
+
+def _computes(file: bytes, model: nn.Module, inputs: Inputs, target: Cpu) -> bool:
+    """Whether a file, in float32, gives the model's outputs but for rounding."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        expected = [t.numpy() for t in pytree.tree_leaves(call(copied(model), inputs)) if isinstance(t, Tensor)]
+    try:
+        found: Any = prepared_onnx(file, _arrays(inputs), target.model_copy(update={"dtype": "float32"}))()
+    except Exception:  # such as shapes that the pattern fixed and that do not fit: then it is exported anew
+        return False
+    got = list(found.values()) if isinstance(found, Mapping) else found
+    return [a.shape for a in expected] == [b.shape for b in got] and all(_near(a, b) for a, b in zip(expected, got, strict=True))
+
+
+def _near(a: Array, b: Array) -> bool:
+    return bool(np.allclose(a, b, rtol=1e-3, atol=1e-3 * float(np.abs(a).max(initial=0.0)), equal_nan=True))
 
 
 @contextmanager
@@ -107,7 +144,7 @@ def _in_onnxruntime(file: bytes, inputs: Sequence[Array], target: Cpu) -> Call:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = target.threads, 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is in the exception
     for name in _symbols(file):
         options.add_free_dimension_override_by_name(name, len(inputs[0]))
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])

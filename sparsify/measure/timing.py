@@ -14,7 +14,7 @@ from sparsify.errors import ModelError, TargetError
 from sparsify.measure.calling import Inputs, in_eval
 from sparsify.measure.installed import check_target
 from sparsify.measure.machine import load_average
-from sparsify.measure.running import Call, prepared, threads
+from sparsify.measure.running import Call, pattern_of, prepared, threads
 from sparsify_schemas.report import Latency
 from sparsify_schemas.target import Cpu, Target
 
@@ -69,7 +69,8 @@ def timed(
         raise TargetError(f"target '{name}' is a machine described by {target.table}, so nothing can be timed on it here; leave it out, or choose another target")
     try:
         with threads(target), in_eval(*models), torch.inference_mode():
-            return interleaved([prepared(model, inputs, target) for model in models], seconds, rng, now)
+            like = pattern_of(models[0], inputs, target)
+            return interleaved([prepared(model, inputs, target, like) for model in models], seconds, rng, now)
     except (RuntimeError, ModelError) as error:  # such as no memory for so large a batch
         reason = str(error).splitlines()[0]
         raise ModelError(f"target '{name}' with batch {target.batch} cannot be timed: {reason}") from error

@@ -237,7 +237,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, truth: Any) -> list[int]:
         bare = Clock(name, works, {(works[0].key, 3, 32): Surface(line, (3, 32), (1, 1))}, Steps(convolution=4, linear=4))
         return measuring.calibrated(bare, map, (Network(ms=3.2),))
 
-    def prepared(model: Any, inputs: Any, target: Target) -> Any:
+    def prepared(model: Any, inputs: Any, target: Target, like: Any = None) -> Any:
         return model[0].out_channels
 
     def interleaved(calls: Any, *_: Any) -> Any:

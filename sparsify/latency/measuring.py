@@ -158,7 +158,7 @@ def network_digest(works: Sequence[Work], map: ModelMap) -> str:
 def _networks(
     name: str, target: Target, model: nn.Module, map: ModelMap, inputs: Inputs, steps: Steps, listener: Listener
 ) -> Iterator[Network]:
-    """The dense network and cuts of it, timed interleaved; the fast calls of each count."""
+    """The dense network, of whose calls the fast ones count, and cuts of it by the share of its time that they take, timed interleaved."""
     keeps: list[dict[str, int]] = [{}, *random_widths(map, steps, CUTS)]
     what = f"timing {len(keeps)} whole networks on {name}"
     listener(Measuring(what, 0, len(keeps)))
@@ -167,8 +167,9 @@ def _networks(
         models = [dense, *(narrowed(dense, map, kept) for kept in keeps[1:])]
         rounds = measure.timed(models, inputs, name, target, seconds=_SECONDS * len(models), rng=np.random.default_rng(0), now=undisturbed(target))
     listener(Measuring(what, len(keeps), len(keeps)))
-    for kept, seconds in zip(keeps, np.quantile(rounds, FAST, axis=0), strict=True):
-        yield Network(kept=kept, ms=float(seconds) * 1e3)
+    whole = float(np.quantile(rounds[:, 0], FAST)) * 1e3
+    for kept, part in zip(keeps, np.median(rounds / rounds[:, :1], axis=0), strict=True):
+        yield Network(kept=kept, ms=float(part) * whole)
 
 
 def narrowed(model: nn.Module, map: ModelMap, kept: Mapping[str, int]) -> nn.Module:

@@ -5,7 +5,8 @@
 
 Weights are random, which makes no difference to latency. Every network is cut at random (each coupled group keeps its own share
 of its width, 15 % to 100 %), in steps of the target or to any width. The model is calibrated on the dense network and five
-cuts of its own; none of the cuts here is among those. Cuts are timed interleaved, processor time on one thread.
+cuts of its own; none of the cuts here is among those. Cuts are timed interleaved with the dense network, processor time on one
+thread, and count as the share of its time that they take: so a machine that is busier now than it was then does not count.
 `--write` puts the table between the two marks of the page.
 """
 
@@ -30,7 +31,6 @@ import shim  # noqa: F401
 from sparsify import graph, latency, measure
 from sparsify.costs import Costs
 from sparsify.events import Event, Measuring
-from sparsify.latency.layers import FAST
 from sparsify.latency.measuring import narrowed, random_widths
 from sparsify.load import presets
 from sparsify.measure.machine import load_average
@@ -96,7 +96,7 @@ def tried(name: str, target: str, count: int, size: int, any_width: bool) -> dic
     widths = {c.name: c.width for c in map.coupled}
     shapes = [Costs(map).shapes({g: range(kept, widths[g]) for g, kept in keep.items()}) for keep in keeps]
     predicted = np.array([clock.ms(s) for s in shapes])
-    measured = np.array(list(_timed(model, map, keeps, x, target, spec)))
+    measured = np.array(list(_timed(model, map, keeps, x, target, spec, clock.dense_ms or 1.0)))
     macs = np.array([Costs(map).of({g: range(kept, widths[g]) for g, kept in keep.items()})["macs"] for keep in keeps])
     errors = np.abs(predicted / measured - 1)
     by_macs = np.abs(macs / map.macs * (clock.dense_ms or np.nan) / measured - 1)
@@ -108,11 +108,11 @@ def tried(name: str, target: str, count: int, size: int, any_width: bool) -> dic
     }  # fmt: skip
 
 
-def _timed(model: nn.Module, map: Any, keeps: list[dict[str, int]], x: tuple[Tensor], target: str, spec: Any) -> Iterator[float]:
+def _timed(model: nn.Module, map: Any, keeps: list[dict[str, int]], x: tuple[Tensor], target: str, spec: Any, dense_ms: float) -> Iterator[float]:
     for start in range(0, len(keeps), TOGETHER):
-        models = [narrowed(model, map, keep) for keep in keeps[start : start + TOGETHER]]
+        models = [model, *(narrowed(model, map, keep) for keep in keeps[start : start + TOGETHER])]
         rounds = measure.timed(models, x, target, spec, seconds=0.4 * len(models), rng=np.random.default_rng(0), now=undisturbed(spec))
-        yield from (np.quantile(rounds, FAST, axis=0) * 1e3).tolist()
+        yield from (np.median(rounds[:, 1:] / rounds[:, :1], axis=0) * dense_ms).tolist()
 
 
 def _rank(a: Any, b: Any) -> float:

@@ -1,120 +1,58 @@
-"""`sparsify bench`: time models again, interleaved, on this machine."""
+"""`sparsify bench`: time two models against each other, interleaved, on this machine."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from sparsify import report as reports
+from sparsify.contest import table
 from sparsify.errors import SparsifyError
 from sparsify.load import presets
 from sparsify_cli.render import say, show, show_json
-from sparsify_schemas.recipe import Recipe
-from sparsify_schemas.report import Latency
 from sparsify_schemas.target import Target
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from sparsify.graph import Inputs
 
 
 def command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="One run: its dense against its cut model. More: their cut models against that of the first.", show_default=False)],
-    target: Annotated[str | None, typer.Option("--target", metavar="NAME", help="Only this target of the recipe, or a preset of `sparsify targets`.", show_default=False)] = None,
+    artefacts: Annotated[list[Path], typer.Argument(metavar="A [B...]", help="One run: its dense against its cut model. More runs, .pt2 or .onnx files: each against the first.", show_default=False)],
+    target: Annotated[str | None, typer.Option("--on", "--target", metavar="NAME", help="A target of the first run's recipe, or a preset of `sparsify targets`. Left out: all targets of the recipe; onnxruntime where an .onnx file takes part.", show_default=False)] = None,
     seconds: Annotated[float, typer.Option("--seconds", metavar="SECONDS", min=0.1, help="Time spent on each target and pair.")] = 3.0,
     as_json: Annotated[bool, typer.Option("--json", help="The timings as JSON.")] = False,
 ) -> None:
-    """Time a run's dense against its cut model again, or the cut models of several runs against each other."""
-    from sparsify.artefact import load_dense, load_run
-    from sparsify.measure import environment
+    """Time a run's dense against its cut model again, or any two artefacts against each other.
 
-    for run in runs:
-        reports.read(run)
-    recipe = _recipe(runs[0])
-    wanted = _targets(recipe, target)
-    inputs = _inputs(runs[0], recipe)
-    first = load_dense(runs[0]) if len(runs) == 1 else load_run(runs[0])
-    pairs = [_Pair("dense", "cut", first, load_run(runs[0]))] if len(runs) == 1 else [_Pair(str(runs[0]), str(b), first, load_run(b)) for b in runs[1:]]
-    for pair in pairs:
-        _check(pair, inputs)
-    timed = [(pair, _timed(pair, wanted, inputs, seconds)) for pair in pairs]
+    Both run interleaved, warmed up, pinned to as many cores as the target has threads, with a second copy of the first: what
+    does not differ by more than the two copies do is called no difference.
+    """
+    from sparsify.measure import environment
+    from sparsify.subjects import subjects, versus
+
+    found = subjects(artefacts)
+    wanted = _targets([s.targets for s in found], target, any(isinstance(s.made, bytes) for s in found))
+    pairs = []
+    for other in found[1:]:
+        timed = []
+        for name, spec in wanted.items():
+            say(f"timing {found[0].name} against {other.name} on {name} for {seconds:g} s")
+            timed.append(versus(found[0], other, name, spec, seconds))
+        pairs.append(tuple(timed))
     if as_json:
-        show_json([_row(pair, t) for pair, found in timed for t in found])
+        show_json([{**asdict(c), "differs": c.differs} for timed in pairs for c in timed])
         return
     cores = environment().cores
-    for pair, found in timed:
-        title = f"Latency of {runs[0]}" if len(runs) == 1 else f"Latency: A is {pair.a}, B is {pair.b}"
-        show(reports.latency_table(found, cores, ("dense", "cut") if len(runs) == 1 else ("A", "B"), title))
+    show(*(table(timed, cores, f"Latency of {artefacts[0]}" if len(artefacts) == 1 else "Latency") for timed in pairs))
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """Two models that are timed against each other."""
-
-    a: str
-    b: str
-    first: "nn.Module"
-    second: "nn.Module"
-
-
-def _timed(pair: _Pair, targets: Mapping[str, Target], inputs: "Inputs", seconds: float) -> tuple[Latency, ...]:
-    from sparsify.measure import latency
-
-    found = []
-    for name, target in targets.items():
-        say(f"timing {pair.a} against {pair.b} on {name} for {seconds:g} s")
-        found.append(latency(pair.first, pair.second, inputs, name, target, seconds=seconds))
-    return tuple(found)
-
-
-def _row(pair: _Pair, timing: Latency) -> dict[str, Any]:
-    values = timing.model_dump(mode="json")
-    return {"a": pair.a, "b": pair.b, "a_ms": values.pop("dense_ms"), "b_ms": values.pop("cut_ms"), **values}
-
-
-def _check(pair: _Pair, inputs: "Inputs") -> None:
-    """Both models must take the same inputs."""
-    import torch
-
-    from sparsify.graph import call
-
-    try:
-        with torch.no_grad():
-            call(pair.second, inputs)
-    except Exception as error:
-        raise SparsifyError(f"{pair.b} does not take the inputs of {pair.a}, so the two cannot be compared: {error}") from None
-
-
-def _recipe(run: Path) -> Recipe:
-    from sparsify.folder import read_recipe
-
-    return read_recipe(run)
-
-
-def _inputs(run: Path, recipe: Recipe) -> "Inputs":
-    """As the recipe says; of a run saved from Python, what its plan was made with."""
-    from sparsify.artefact import planned_inputs
-    from sparsify.data import example_inputs, load_data
-
-    if recipe.inputs is None and recipe.data is None:
-        return planned_inputs(run)
-    datasets = load_data(recipe.data, recipe.seed) if recipe.inputs is None and recipe.data is not None else None
-    return example_inputs(recipe, datasets)
-
-
-def _targets(recipe: Recipe, name: str | None) -> Mapping[str, Target]:
-    from sparsify.assess import DEFAULT_TARGET
-
-    known: Mapping[str, Target] = recipe.targets or DEFAULT_TARGET
+def _targets(own: list[Mapping[str, Target]], name: str | None, onnx: bool) -> Mapping[str, Target]:
+    """What was asked for; else the targets of the first artefact, or of the one that PyTorch cannot run."""
+    known = own[0]
     if name is None:
-        return known
+        return {"onnxruntime": presets()["onnxruntime"]} if onnx else known
     if name not in known and name in presets():
         return {name: presets()[name]}
     if name not in known:
-        near = get_close_matches(name, known, 1)
-        raise SparsifyError(f"the run has no target '{name}'; " + (f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known)}"))
+        near = get_close_matches(name, [*known, *presets()], 1)
+        raise SparsifyError(f"there is no target '{name}'; " + (f"did you mean '{near[0]}'?" if near else f"the run has {', '.join(known)}, and `sparsify targets` lists the presets"))
     return {name: known[name]}

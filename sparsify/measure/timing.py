@@ -39,7 +39,7 @@ def latency(
     rng = np.random.default_rng(seed)
     pairs = timed((dense, cut), inputs, name, target, seconds=seconds, rng=rng, now=undisturbed(target))
     ratios = pairs[:, 0] / pairs[:, 1]
-    low, high = _interval(ratios, rng)
+    low, high = interval(ratios, rng)
     return Latency(
         target=name,
         description=described(target),
@@ -127,8 +127,8 @@ def _timed(call: Call, repeats: int, now: Now = time.perf_counter) -> float:
     return (now() - start) / repeats
 
 
-def _interval(ratios: Floats, rng: np.random.Generator) -> tuple[float, float]:
-    """95 % percentile bootstrap of the median."""
+def interval(ratios: Floats, rng: np.random.Generator) -> tuple[float, float]:
+    """95 % percentile bootstrap of the median of ratios."""
     medians = np.empty(_RESAMPLES)
     for i in range(_RESAMPLES):
         medians[i] = np.median(rng.choice(ratios, len(ratios)))

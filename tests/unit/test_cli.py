@@ -353,12 +353,12 @@ def test_apply_and_bench_on_a_real_model(call) -> None:
     assert "cut verified: equal (difference" in out
     code, out, err = call("bench", "runs/digits-1", "--seconds", "0.1")
     assert (code, err) == (0, "timing dense against cut on laptop for 0.1 s\n")
-    assert out.splitlines()[1].split() == ["target", "dense", "cut", "speed-up", "95", "%", "interval", "pairs", "load"]
+    assert out.splitlines()[1].split() == ["target", "dense", "cut", "speed-up", "95", "%", "interval", "noise", "rounds", "load"]
     (timed,) = json.loads(call("bench", "runs/digits-1", "runs/digits-1", "--seconds", "0.1", "--json")[1])
     assert timed["low"] <= timed["speedup"] <= timed["high"]
     assert (timed["a"], timed["b"]) == ("runs/digits-1", "runs/digits-1")
-    assert timed["a_ms"] > 0
-    assert call("bench", "runs/digits-1", "--target", "laptp")[2] == "the run has no target 'laptp'; did you mean 'laptop'?\n"
+    assert timed["a_ms"] > 0 and timed["noise"] >= 1
+    assert call("bench", "runs/digits-1", "--on", "laptp")[2] == "there is no target 'laptp'; did you mean 'laptop'?\n"
 
 
 def test_a_run_without_inputs_in_its_recipe_is_timed_on_those_of_its_plan(call) -> None:

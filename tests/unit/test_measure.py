@@ -217,10 +217,10 @@ def test_models_run_in_inference_mode_with_the_targets_batch_and_threads() -> No
 
 def test_the_interval_covers_the_median_and_is_the_same_for_the_same_seed() -> None:
     ratios = np.random.default_rng(1).normal(2.0, 0.1, 200)
-    low, high = timing._interval(ratios, np.random.default_rng(0))
+    low, high = timing.interval(ratios, np.random.default_rng(0))
     assert low < np.median(ratios) < high
     assert (high - low) == pytest.approx(2 * 1.96 * 1.2533 * 0.1 / math.sqrt(200), rel=0.35)
-    assert timing._interval(ratios, np.random.default_rng(0)) == (low, high)
+    assert timing.interval(ratios, np.random.default_rng(0)) == (low, high)
 
 
 def test_environment_names_what_it_ran_on() -> None:

@@ -1,0 +1,57 @@
+"""Two models timed side by side: what came out, and whether it is more than noise. Imports no torch."""
+
+from dataclasses import dataclass
+
+from sparsify.figures import milliseconds, plain, plural, times
+from sparsify.table import Table, columns
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A and B on one target, interleaved with a second copy of A, which shows what noise is."""
+
+    target: str
+    description: str
+    a: str
+    b: str
+    a_ms: float
+    """median milliseconds of a forward call"""
+    b_ms: float
+    speedup: float
+    """median of A / B over the rounds"""
+    low: float
+    """lower end of its 95 % bootstrap interval"""
+    high: float
+    noise: float
+    """the factor, 1 or more, that the two copies of A may be apart: the further end of their own 95 % interval"""
+    pairs: int
+    """rounds"""
+    load: float
+    """load average of the machine when it began"""
+
+    @property
+    def differs(self) -> bool:
+        """Whether the whole interval is further from 1 than two copies of the same model are."""
+        return self.low > self.noise or self.high < 1 / self.noise
+
+
+def words(found: Contest) -> str:
+    """'B is 1.31x faster than A [1.28, 1.35]', or that there is no difference to speak of."""
+    if not found.differs:
+        return f"no difference larger than the noise: {times(found.speedup)} {_interval(found.low, found.high)}; two copies of {found.a} differ by up to {times(found.noise)}"
+    faster = found.speedup > 1
+    ratio, low, high = (found.speedup, found.low, found.high) if faster else (1 / found.speedup, 1 / found.high, 1 / found.low)
+    return f"{found.b} is {times(ratio)} {'faster' if faster else 'slower'} than {found.a} {_interval(low, high)}"
+
+
+def table(contests: tuple[Contest, ...], cores: int, title: str) -> Table:
+    """All targets of one pair, and what they mean in words."""
+    a, b = contests[0].a, contests[0].b
+    rows = tuple((c.target, milliseconds(c.a_ms), milliseconds(c.b_ms), times(c.speedup), _interval(c.low, c.high), times(c.noise), str(c.pairs), plain(round(c.load, 1))) for c in contests)
+    notes = [f"{c.target}: {c.description}; {words(c)}." for c in contests]
+    notes += [f"Warning: {c.target} was timed at a load average of {c.load:.1f} on {plural(cores, 'core')}; time again on a quiet machine." for c in contests if c.load > cores]
+    return Table(title, columns("target", f">{a}", f">{b}", ">speed-up", ">95 % interval", ">noise", ">rounds", ">load"), rows, tuple(notes))
+
+
+def _interval(low: float, high: float) -> str:
+    return f"[{low:.2f}, {high:.2f}]"

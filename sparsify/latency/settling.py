@@ -17,7 +17,8 @@ from sparsify.events import Listener, Measuring, Note, silence
 from sparsify.figures import share
 from sparsify.graph import Inputs
 from sparsify.measure.calling import in_eval
-from sparsify.measure.running import Call, Pattern, pattern_of, prepared, threads
+from sparsify.measure.refilling import Pattern
+from sparsify.measure.running import Call, pattern_of, prepared, threads
 from sparsify.measure.timing import interleaved, undisturbed
 from sparsify.plan import Plan
 from sparsify_schemas.target import Target

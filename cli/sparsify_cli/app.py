@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("sparsify_cli.validate", "Check a recipe, without a model."),
     "plan": ("sparsify_cli.plan", "Show what a recipe would do to a model."),
     "apply": ("sparsify_cli.apply", "Train, cut, verify and measure; leaves a run folder."),
-    "bench": ("sparsify_cli.bench", "Time the dense and the cut model of a run again."),
+    "bench": ("sparsify_cli.bench", "Time the dense and the cut model of a run again, or any two artefacts."),
     "sensitivity": ("sparsify_cli.sensitivity", "Show how much each layer bears to lose; set limits for a recipe."),
     "export": ("sparsify_cli.export", "Write the cut model of a run as .pt2, ONNX, safetensors or a Hugging Face folder."),
     "report": ("sparsify_cli.report", "Show what a run did and measured."),

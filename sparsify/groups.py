@@ -239,6 +239,14 @@ def inner_layout(group: Group, tensors: Iterable[str], parameters: Mapping[str, 
     return Layout(parts, tuple((name, firsts[name], n) for name, n in counts), count)
 
 
+def element_layout(tensors: Iterable[str], parameters: Mapping[str, Tensor]) -> Layout:
+    """Every weight a group of its own, for penalties that keep something of each."""
+    chosen = [(name, parameters[name]) for name in tensors if name in parameters]
+    firsts, count = _numbered((name, weight.numel()) for name, weight in chosen)
+    parts = tuple(_part(name, (_axis(tuple(range(w.dim())), torch.arange(w.numel()) + firsts[name], w.device),), w) for name, w in chosen)
+    return Layout(parts, tuple((name, firsts[name], w.numel()) for name, w in chosen), count)
+
+
 def _inner_axis(group: Group, weight: Tensor) -> Axis:
     none = torch.empty(0, dtype=torch.int64)
     match group:

@@ -161,10 +161,24 @@ class Hooks:
         return {what: now[what] / dense[what] for what in (limits(self._plan.recipe.budget, dense) or {"macs": 0.0}) if dense[what]}
 
     def flush(self) -> None:
-        """Let proximal penalties with `every` above 1 carry out the steps that they have saved up."""
+        """Before the model is looked at: proximal penalties with `every` above 1 carry out the steps that they have saved up,
+        and those with noise have the model compute without it, until the next step."""
         with torch.no_grad():
+            self._restore({}, 1.0)
             for i, regularizer in enumerate(self._regularizers):
                 self._proximal(i, regularizer)
+            self._show(noisy=False)
+
+    def _restore(self, gradients: Mapping[str, Tensor], scale: float) -> None:
+        """The last shown first: each finds the weights as it left them."""
+        for regularizer in reversed(self._regularizers):
+            if regularizer.action.restore is not None:
+                regularizer.action.restore(self._weights(), gradients, scale)
+
+    def _show(self, *, noisy: bool) -> None:
+        for regularizer in self._regularizers:
+            if regularizer.action.show is not None:
+                regularizer.action.show(self._weights(), noisy)
 
     def _dead(self) -> dict[str, Tensor]:
         names = [name for a in self._plan.assignments for name in a.coupled]
@@ -255,6 +269,7 @@ class Hooks:
         gradients = {n: local(p.grad) for n, p in self._parameters.items() if p.grad is not None}
         # A fused optimizer under a GradScaler still holds scaled gradients here and unscales inside its kernel.
         scale = _scalar(optimizer, "grad_scale", 1.0)
+        self._restore(gradients, scale)
         for regularizer in self._regularizers:
             if regularizer.action.before is not None:
                 regularizer.action.before(weights, gradients, scale)
@@ -283,6 +298,7 @@ class Hooks:
             self._parameters[name].mul_(mask)
         self._step += 1
         self._steer(optimizer)
+        self._show(noisy=True)
         self.seconds += time.perf_counter() - started
 
     def _weights(self) -> dict[str, Tensor]:

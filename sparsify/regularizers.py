@@ -10,7 +10,7 @@ from torch import Tensor
 from sparsify.choose import choose
 from sparsify.criteria import group_scores
 from sparsify.errors import ModelError
-from sparsify.groups import Layout, coupled_layout, inner_layout, layer_layout
+from sparsify.groups import Layout, coupled_layout, element_layout, inner_layout, layer_layout
 from sparsify.penalties import Action, build, growing
 from sparsify.penalties.lasso import group_norms
 from sparsify.penalties.ranking import Portions, lowest, portions
@@ -22,7 +22,20 @@ from sparsify.wrapping import local
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Magnitude
 from sparsify_schemas.group import in_one_tensor, within
-from sparsify_schemas.penalty import L1, L2, Agp, BnScale, Dns, GroupLasso, GrowingL2, Gsm, Penalty, Sensitivity
+from sparsify_schemas.penalty import (
+    L0,
+    L1,
+    L2,
+    Agp,
+    BnScale,
+    Dns,
+    GroupLasso,
+    GrowingL2,
+    Gsm,
+    Penalty,
+    Sensitivity,
+    VariationalDropout,
+)
 from sparsify_schemas.recipe import Rule
 from sparsify_schemas.schedule import Auto
 from sparsify_schemas.units import Duration
@@ -58,7 +71,7 @@ def strength(regularizer: Regularizer, step: int, steps_per_epoch: int, steps: i
             return growing.strength_at(step, spec.delta, spec.every, spec.limit)
         case Agp():
             return regularizer.share * risen(spec.start, spec.end, spec.every, step, steps_per_epoch, steps)
-        case GroupLasso() | L1() | L2() | Sensitivity() | BnScale():
+        case GroupLasso() | L1() | L2() | Sensitivity() | BnScale() | L0() | VariationalDropout():
             if isinstance(spec.strength, Auto):
                 return float(regularizer.action.state["strength"])
             return value(spec.strength, step, steps_per_epoch, steps)
@@ -79,7 +92,7 @@ def _regularizer(
         return None
     share, single = rule.sparsity.fraction if rule.sparsity is not None else 0.0, in_one_tensor(rule.group) and not within(rule.group)
     names = tuple(dict.fromkeys(part.name for layout in layouts for part in layout.parts))
-    roots = factors(rule.penalty, plan, layouts[0], parameters) if isinstance(rule.penalty, GroupLasso) else layouts[0].sizes(parameters).sqrt()
+    roots = _roots(plan, rule, together[0], layouts[0], parameters)
     action = build(rule.penalty, layouts, parameters, share=share, single=single, roots=roots)
     if isinstance(rule.penalty, GrowingL2):
         here = {name: local(parameter.detach()) for name, parameter in parameters.items()}
@@ -101,10 +114,23 @@ def _has_goal(plan: Plan, rule: Rule) -> bool:
             return True
 
 
+def _roots(plan: Plan, rule: Rule, assignment: Assignment, layout: Layout, parameters: Mapping[str, Tensor]) -> Tensor:
+    """What a lasso weighs each slot's norm by, else sqrt(|g|) with all that leaves with the group."""
+    if isinstance(rule.penalty, GroupLasso):
+        return factors(rule.penalty, plan, layout, parameters)
+    if isinstance(rule.penalty, L0) and not in_one_tensor(rule.group):
+        layout = coupled_layout(plan.map, assignment.coupled, parameters)
+    return layout.sizes(parameters).sqrt()
+
+
 def _layout(plan: Plan, rule: Rule, assignment: Assignment, parameters: Mapping[str, Tensor]) -> Layout:
     lasso = isinstance(rule.penalty, GroupLasso) and rule.penalty.scope == "coupled"
     if rule.group is not None and within(rule.group):
         return inner_layout(rule.group, assignment.tensors, parameters)
+    if isinstance(rule.penalty, L0 | VariationalDropout) and in_one_tensor(rule.group):
+        return element_layout(assignment.tensors, parameters)
+    if isinstance(rule.penalty, L0):
+        return coupled_layout(plan.map, assignment.coupled, parameters, frozenset({"in"}))
     if lasso or (isinstance(rule.penalty, Gsm | BnScale | GrowingL2 | Agp) and not in_one_tensor(rule.group)):
         return coupled_layout(plan.map, assignment.coupled, parameters)
     role = "in" if rule.group == "channel" else "out"
@@ -146,7 +172,7 @@ def _check_lengths(spec: Penalty, rule: int, steps_per_epoch: int | None, steps:
             return
         case Agp():
             _refuse_lengths(any(_counts(d) for d in (spec.start, spec.end, spec.every)), f"rules.{rule}.penalty")
-        case GroupLasso() | L1() | L2() | Sensitivity() | BnScale():
+        case GroupLasso() | L1() | L2() | Sensitivity() | BnScale() | L0() | VariationalDropout():
             if isinstance(spec.strength, Auto):
                 raise ModelError(
                     f"rules.{rule}.penalty.strength is 'auto', which needs to know how long the stage is: pass "

@@ -18,7 +18,7 @@ from sparsify.schedules import value
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.group import count_inside, in_one_tensor
-from sparsify_schemas.penalty import L1, L2, Agp, BnScale, Dns, GroupLasso, GrowingL2, Gsm, Sensitivity
+from sparsify_schemas.penalty import L0, L1, L2, Agp, BnScale, Dns, GroupLasso, GrowingL2, Gsm, Sensitivity, VariationalDropout
 from sparsify_schemas.recipe import Keep, Recipe, Rule
 from sparsify_schemas.schedule import Auto, Schedule
 from sparsify_schemas.selector import selects
@@ -123,7 +123,7 @@ def _aims(rule: Rule) -> bool:
             return True
         case GroupLasso() | L1():
             return isinstance(rule.penalty.strength, Auto)
-        case L2() | Sensitivity() | BnScale() | Dns() | None:
+        case L2() | Sensitivity() | BnScale() | Dns() | L0() | VariationalDropout() | None:
             return False
         case _:
             assert_never(rule.penalty)

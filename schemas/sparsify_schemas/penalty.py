@@ -258,4 +258,51 @@ class Dns(Spec):
     """step from which masks stay as they are; never when left out"""
 
 
-Penalty = Annotated[GroupLasso | L1 | L2 | Gsm | Sensitivity | BnScale | GrowingL2 | Agp | Dns, Field(discriminator="kind")]
+class L0(Spec):
+    """l0: a gate for every group, open or closed, learnt with the weights; groups whose gates have closed become zero.
+
+    R = strength * sum over groups g of |g| * P(z_g > 0),   P = sigmoid(a_g - beta * log(-gamma / zeta))
+    a step's loss is of w * z_g:  z = min(1, max(0, s * (zeta - gamma) + gamma)),  s = sigmoid((log u - log(1 - u) + a_g) / beta)
+    between epochs and at the end s = sigmoid(a_g);   u uniform in (0, 1), anew for every step;  beta 2/3, gamma -0.1, zeta 1.1
+
+    A unit is gated where it arrives, at its consumers' input slices. a_g is moved by an Adam of its own. The model computes
+    with gates between two steps as well: in a loop of your own call flush() before you evaluate or save.
+    Source: Louizos et al., arXiv:1712.01312, equations 10 to 13.
+    """
+
+    kind: Literal["l0"]
+    strength: Scheduled
+    """lambda for each weight, a number or a schedule; the paper's, divided by the number of training examples"""
+    rate: NonNegative = 0.02
+    """learning rate of the gates"""
+    closed: Share = Share(5.0, "%")
+    """1 - sigmoid(a_g) at the beginning; more lets gates move sooner"""
+
+    @model_validator(mode="after")
+    def _gates_can_move(self) -> "L0":
+        if not 0 < self.closed.fraction < 1:
+            raise AtKey("closed", f"gates cannot start {self.closed} closed: from 0 % and 100 % they never move")
+        return self
+
+
+class VariationalDropout(Spec):
+    """variational_dropout: noise on every single weight, as much as the loss bears; weights that are all noise become zero.
+
+    loss + strength * KL;  KL of a weight = 1/2 log(1 + 1/alpha) - k1 * sigmoid(k2 + k3 * log alpha),  alpha = sigma^2 / w^2
+    a step's loss is of w + sigma * eps;   eps normal, anew for every step;   k = 0.63576, 1.87320, 1.48695
+    between epochs and at the end: w where log alpha <= 3, else 0
+
+    eps is drawn once a step for all examples; the paper draws for each (local reparametrisation), with less variance.
+    log sigma^2 is moved by an Adam of its own. How many go follows; a rule may leave `sparsity` out. The model computes with
+    noise between two steps as well: in a loop of your own call flush() before you evaluate or save.
+    Source: Molchanov et al., arXiv:1701.05369, equations 11 and 14.
+    """
+
+    kind: Literal["variational_dropout"]
+    strength: Scheduled
+    """weight of KL, a number or a schedule; 1 / number of training examples is the paper's, mostly after a warm-up from 0"""
+    rate: NonNegative = 0.02
+    """learning rate of log sigma^2"""
+
+
+Penalty = Annotated[GroupLasso | L1 | L2 | Gsm | Sensitivity | BnScale | GrowingL2 | Agp | Dns | L0 | VariationalDropout, Field(discriminator="kind")]

@@ -12,7 +12,7 @@ from sparsify_schemas.criterion import BnScale, Criterion, Fpgm, FromData, Magni
 from sparsify_schemas.data import Data
 from sparsify_schemas.group import Group, in_one_tensor, kind_of, within
 from sparsify_schemas.model import Input, Model
-from sparsify_schemas.penalty import L1, Agp, Dns, GroupLasso, GrowingL2, Gsm, Penalty, Sensitivity
+from sparsify_schemas.penalty import L0, L1, Agp, Dns, GroupLasso, GrowingL2, Gsm, Penalty, Sensitivity, VariationalDropout
 from sparsify_schemas.penalty import BnScale as BnScalePenalty
 from sparsify_schemas.schedule import Auto
 from sparsify_schemas.selector import Layers
@@ -95,6 +95,10 @@ class Rule(Spec):
             raise AtKey("penalty", "agp needs the rule's own 'sparsity': it says how many are zero at the end")
         if isinstance(self.penalty, Dns) and self.group != "weight":
             raise AtKey("penalty", "dns masks single weights; write 'group: weight', or use agp for whole groups")
+        if isinstance(self.penalty, VariationalDropout) and self.group != "weight":
+            raise AtKey("penalty", "variational_dropout is of single weights; write 'group: weight', or use l0 for whole groups")
+        if isinstance(self.penalty, L0) and self.group == "depth":
+            raise AtKey("penalty", "l0 gates what arrives at a unit's consumers, and a residual branch has none of its own; use group_lasso on group 'depth'")
         if isinstance(self.penalty, L1) and isinstance(self.penalty.strength, Auto) and self.group != "weight":
             raise AtKey("penalty", f"l1 with strength 'auto' counts single weights; use group_lasso on group '{self.group}', or give l1 a number")
         if self.group == "depth" and self.keep.limits:
@@ -125,7 +129,7 @@ class Rule(Spec):
             raise AtKey("penalty", f"strength 'auto' counts groups that can leave, not those inside a tensor; give group '{self.group}' a number")
         if isinstance(self.penalty, GrowingL2) and self.sparsity is None:
             raise AtKey("penalty", f"growing_l2 on group '{self.group}' needs the rule's own 'sparsity': it says what has been chosen to go")
-        chosen_in_training = isinstance(self.penalty, Dns) or (isinstance(self.penalty, Sensitivity) and self.penalty.threshold)
+        chosen_in_training = isinstance(self.penalty, Dns | L0 | VariationalDropout) or (isinstance(self.penalty, Sensitivity) and self.penalty.threshold)
         if kind == "weight" and self.sparsity is None and not chosen_in_training:
             raise ValueError("a rule with group 'weight' needs its own 'sparsity': zeroed weights stay in the file, so no budget can choose for it")
         if kind in ("shape", "tap", "block") and self.sparsity is None and self.penalty is None:

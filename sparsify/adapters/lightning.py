@@ -31,6 +31,10 @@ class SparsifyCallback(Callback):  # type: ignore[misc]
         if self._saved:
             self.hooks.load_state_dict(self._saved)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.hooks is not None:
+            self.hooks.flush()
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.hooks is not None:
             pl_module.log("sparsity", self.hooks.sparsity(), rank_zero_only=True)

@@ -31,6 +31,10 @@ class SparsifyCallback(TrainerCallback):  # type: ignore[misc]
         if state.global_step:
             self.hooks.load_state_dict(_read(_checkpoint(args, state) / FILE))
 
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        if self.hooks is not None and (control.should_evaluate or control.should_save):
+            self.hooks.flush()
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         if self.hooks is not None and state.is_world_process_zero:
             torch.save(self.hooks.state_dict(), _checkpoint(args, state) / FILE)

@@ -12,10 +12,23 @@ from torch import Tensor
 
 from sparsify.errors import ModelError
 from sparsify.groups import Layout, is_scale
-from sparsify.penalties import elementwise, gradual, growing, gsm, lasso, sensitivity, surgery
+from sparsify.penalties import dropout, elementwise, gates, gradual, growing, gsm, lasso, sensitivity, surgery
 from sparsify.penalties.action import Action as Action
 from sparsify.penalties.action import Tensors
-from sparsify_schemas.penalty import L1, L2, Agp, BnScale, Dns, GroupLasso, GrowingL2, Gsm, Penalty, Sensitivity
+from sparsify_schemas.penalty import (
+    L0,
+    L1,
+    L2,
+    Agp,
+    BnScale,
+    Dns,
+    GroupLasso,
+    GrowingL2,
+    Gsm,
+    Penalty,
+    Sensitivity,
+    VariationalDropout,
+)
 from sparsify_schemas.schedule import Auto
 
 
@@ -23,7 +36,7 @@ def build(spec: Penalty, layouts: Sequence[Layout], parameters: Tensors, *, shar
     """The action of a penalty on the groups of some layouts; those of single weights act on all of the layouts' tensors.
 
     share: what a rule's `sparsity` removes; single: whether it counts single weights (group `weight`), not groups; roots: what a
-    lasso weighs each slot's norm by, sqrt(|g|) when left out.
+    lasso weighs each slot's norm by; sqrt(|g|), for l0 also where the layout has only a part of each group. Left out, of the layout.
     """
     names = tuple(dict.fromkeys(part.name for layout in layouts for part in layout.parts))
     match spec:
@@ -55,6 +68,11 @@ def build(spec: Penalty, layouts: Sequence[Layout], parameters: Tensors, *, shar
             return gradual.action(layouts[0], parameters, single)
         case Dns():
             return surgery.action(spec, layouts[0], parameters)
+        case L0():
+            sizes = layouts[0].sizes(parameters) if roots is None else roots.square()
+            return gates.action(spec, layouts[0], sizes, parameters)
+        case VariationalDropout():
+            return dropout.action(spec, layouts[0], parameters)
         case _:
             assert_never(spec)
 
@@ -80,7 +98,7 @@ def period(spec: Penalty) -> int:
     match spec:
         case GroupLasso() | L1() | L2() | BnScale():
             return spec.every
-        case Gsm() | Sensitivity() | GrowingL2() | Agp() | Dns():
+        case Gsm() | Sensitivity() | GrowingL2() | Agp() | Dns() | L0() | VariationalDropout():
             return 1
         case _:
             assert_never(spec)

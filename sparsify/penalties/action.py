@@ -18,6 +18,12 @@ After = Callable[[Tensors, float], None]
 """(weights, strength): change the weights in place, after every step"""
 Proximal = Callable[[Tensors, Mapping[str, float]], None]
 """(weights, amounts): change the weights in place, after every n-th step; amount is lr * strength summed over the n steps"""
+Restore = Callable[[Tensors, Tensors, float], None]
+"""(weights, gradients, what a GradScaler has multiplied them by): have the parameters hold the trained weights again, and the
+gradients be those by them; there are none where no backward pass came before"""
+Show = Callable[[Tensors, bool], None]
+"""(weights, noisy): have the parameters hold what the model shall compute with until `restore`: a draw for the next step, or,
+not noisy, what is expected"""
 
 
 @dataclass(frozen=True)
@@ -29,4 +35,6 @@ class Action:
     gradient: Gradient | None = None
     after: After | None = None
     proximal: Proximal | None = None
+    restore: Restore | None = None
+    show: Show | None = None
     state: Tensors = field(default_factory=dict)

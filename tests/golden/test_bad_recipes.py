@@ -75,7 +75,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "missing kind": (
         (("      kind: group_lasso\n", ""),),
-        "recipe.yaml:12:5: rules.0.penalty: missing key 'kind'; one of group_lasso, l1, l2, gsm, sensitivity, bn_scale, growing_l2, agp, dns",
+        "recipe.yaml:12:5: rules.0.penalty: missing key 'kind'; one of group_lasso, l1, l2, gsm, sensitivity, bn_scale, growing_l2, agp, dns, l0, variational_dropout",
     ),
     "missing optimizer": (
         ((", optimizer: {kind: sgd, lr: 0.1, momentum: 0.9}", ""),),
@@ -148,7 +148,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "kind of penalty that is none": (
         (("group_lasso", "dropout"),),
-        "recipe.yaml:13:13: rules.0.penalty.kind: unknown kind 'dropout'; known: group_lasso, l1, l2, gsm, sensitivity, bn_scale, growing_l2, agp, dns",
+        "recipe.yaml:13:13: rules.0.penalty.kind: unknown kind 'dropout'; known: group_lasso, l1, l2, gsm, sensitivity, bn_scale, growing_l2, agp, dns, l0, variational_dropout",
     ),
     "penalty as a word": (
         (("    penalty:\n      kind: group_lasso\n      strength: 1e-3", "    penalty: group_lasso"),),
@@ -176,7 +176,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "number as a kind": (
         (("kind: group_lasso", "kind: 3"),),
-        "recipe.yaml:13:13: rules.0.penalty.kind: expected one of group_lasso, l1, l2, gsm, sensitivity, bn_scale, growing_l2, agp, dns, found the number 3",
+        "recipe.yaml:13:13: rules.0.penalty.kind: expected one of group_lasso, l1, l2, gsm, sensitivity, bn_scale, growing_l2, agp, dns, l0, variational_dropout, found the number 3",
     ),
     "unknown group": (
         (("group: filter", "group: fliter"),),
@@ -395,6 +395,18 @@ EDITED: dict[str, tuple[Edits, str]] = {
     "dns on filters": (
         (("kind: group_lasso\n      strength: 1e-3", "kind: dns"),),
         "recipe.yaml:12:5: rules.0.penalty: dns masks single weights; write 'group: weight', or use agp for whole groups",
+    ),
+    "variational_dropout on filters": (
+        (("kind: group_lasso", "kind: variational_dropout"),),
+        "recipe.yaml:12:5: rules.0.penalty: variational_dropout is of single weights; write 'group: weight', or use l0 for whole groups",
+    ),
+    "l0 on blocks": (
+        (("group: filter", "group: depth"), ("kind: group_lasso", "kind: l0")),
+        "recipe.yaml:12:5: rules.0.penalty: l0 gates what arrives at a unit's consumers, and a residual branch has none of its own; use group_lasso on group 'depth'",
+    ),
+    "gates that cannot move": (
+        (("kind: group_lasso", "kind: l0\n      closed: 0%"),),
+        "recipe.yaml:14:7: rules.0.penalty.closed: gates cannot start 0% closed: from 0 % and 100 % they never move",
     ),
     "bn_scale on weights": (
         (("group: filter", "group: weight\n    sparsity: 50%"), ("group_lasso", "bn_scale")),

@@ -42,6 +42,8 @@ PENALTIES: list[tuple[str, dict[str, Any], tuple[str, ...], dict[str, Any]]] = [
     ("growing_l2", {"kind": "growing_l2", "delta": 0.5, "every": 1}, (*EVERY, "shapes"), HALF),
     ("agp", {"kind": "agp", "start": "0it", "end": "4it", "every": "1it"}, (*EVERY, "shapes"), HALF),
     ("dns", {"kind": "dns", "c_rate": 0.0}, ("weights",), {}),
+    ("l0", {"kind": "l0", "strength": 0.05, "rate": 0.2, "closed": "40%"}, (*EVERY, "shapes"), {}),
+    ("variational_dropout", {"kind": "variational_dropout", "strength": 1e-3, "rate": 0.5}, ("weights",), {}),
 ]
 CODE = """
 import json, os, sys

@@ -178,6 +178,21 @@ def test_ctrl_c_then_resume_ends_with_the_same_bits(whole: Path, after: int) -> 
     assert same_end(run, whole)
 
 
+def test_gates_and_noise_go_on_where_they_were(tmp_path: Path) -> None:
+    """Between epochs the model is without them; a checkpoint holds that and what is behind it. In the end closed gates are cut."""
+    rules = [
+        {"layers": "conv*", "group": "filter", "penalty": {"kind": "l0", "strength": 2e-3, "rate": 0.1}},
+        {"layers": "fc", "group": "weight", "penalty": {"kind": "variational_dropout", "strength": 2e-3, "rate": 0.1}},
+    ]
+    recipe = {**RECIPE, "rules": rules}
+    end = apply(recipe, from_scratch=True, out=tmp_path / "whole", timing=0.05)
+    history = checked(end).history
+    assert history[0].sparsity < history[3].sparsity and history[3].sparsity > 0.3
+    run = interrupted(recipe, after=2)
+    apply(resume=run, timing=0.05)
+    assert same_end(run, end)
+
+
 def test_interrupted_twice(whole: Path) -> None:
     run = interrupted(after=1)
 

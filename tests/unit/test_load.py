@@ -301,7 +301,7 @@ class TestOverrides:
             ("vars=3", "--set: vars: one variable at a time; such as --set vars.epochs=3"),
             ("extends=other.yaml", "--set: extends: cannot be set; write it into a recipe"),
             ("budget.mac=3%", "--set: budget.mac: unknown key; did you mean 'macs'?"),
-            ("rules.0.penalty.strenght=3", "--set: rules.0.penalty: missing key 'kind'; one of group_lasso, l1, l2, gsm, sensitivity, bn_scale, growing_l2, agp, dns"),
+            ("rules.0.penalty.strenght=3", "--set: rules.0.penalty: missing key 'kind'; one of group_lasso, l1, l2, gsm, sensitivity, bn_scale, growing_l2, agp, dns, l0, variational_dropout"),
             ("rules.3.layers=x", "--set: rules.3: no such entry; 'rules' is a list with one entry, rules.0"),
             ("rules.x.layers=x", "--set: rules.x: no such entry; 'rules' is a list with one entry, rules.0"),
             ("rules.-1.layers=x", "--set: rules.-1: no such entry; 'rules' is a list with one entry, rules.0"),

@@ -58,7 +58,10 @@ def _summary(recipe: Recipe) -> list[str]:
     rows.append(("budget", ", ".join(limits) or "none: only groups that are zero are cut"))
     rows += [(f"rule {number}", _rule(rule)) for number, rule in enumerate(recipe.rules)]
     rows.append(("stages", ", ".join(map(_stage, recipe.stages))))
-    return [f"  {label:<8} {text}" for label, text in rows]
+    if recipe.baselines:
+        rows.append(("baselines", ", ".join(recipe.baselines)))
+    wide = max(8, *(len(label) for label, _ in rows))
+    return [f"  {label:<{wide}} {text}" for label, text in rows]
 
 
 def _rule(rule: Rule) -> str:

@@ -16,8 +16,6 @@ WIDTH, HEIGHT = 420, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 398, 12, 212
 _MOST = 300
 """points of a line; more are thinned evenly"""
-_LETTER = 6.6
-"""about the width of a letter of a label"""
 
 
 @dataclass(frozen=True)
@@ -79,13 +77,14 @@ def lines(label: str, series: Sequence[Series], show: Show, *, zero: bool = Fals
 
 
 def scatter(label: str, marks: Sequence[Mark], across: str, show_x: Show, show_y: Show) -> Html:
-    """Named points; from the dense model an arrow leads to the cut one."""
+    """Points, told apart by shape; from the dense model a dotted line leads to the cut one."""
     xs, ys = axis([m.x for m in marks], zero=True), axis([m.y for m in marks])
-    at = {m: (xs.at(m.x, _LEFT, _RIGHT), ys.at(m.y, _BOTTOM, _TOP)) for m in marks}
-    ends = [at[m] for role in ("dense", "cut") for m in marks if m.role == role]
-    arrow = tag("path.arrow", at={"d": f"M{_cut(ends[0][0])} {_cut(ends[0][1])}L{_cut(ends[1][0])} {_cut(ends[1][1])}"}) if len(ends) == 2 else NOTHING
-    body = (_frame(xs, ys, show_x, show_y, across), arrow, *(_shape(m, i, *at[m]) for i, m in enumerate(marks)), *_labels(at))
-    return tag("figure", tag("figcaption", tag("b", label)), _svg(f"{label}: {'; '.join(f'{m.name} {m.said}' for m in marks)}", body))
+    at = [(xs.at(m.x, _LEFT, _RIGHT), ys.at(m.y, _BOTTOM, _TOP)) for m in marks]
+    ends = [place for role in ("dense", "cut") for m, place in zip(marks, at, strict=True) if m.role == role]
+    way = tag("path.way", at={"d": f"M{_cut(ends[0][0])} {_cut(ends[0][1])}L{_cut(ends[1][0])} {_cut(ends[1][1])}"}) if len(ends) == 2 else NOTHING
+    body = (_frame(xs, ys, show_x, show_y, across), way, *(_shape(m, i, *place) for i, (m, place) in enumerate(zip(marks, at, strict=True))))
+    key = (tag("span.key", tag("svg.swatch", _shape(m, i, 14, 10), at={"viewBox": "0 0 28 20", "aria-hidden": "true"}), m.name) for i, m in enumerate(marks))
+    return tag("figure", tag("figcaption", tag("b", label), *key), _svg(f"{label}: {'; '.join(f'{m.name} {m.said}' for m in marks)}", body))
 
 
 def _svg(label: str, body: Sequence[Html]) -> Html:
@@ -125,22 +124,6 @@ def _shape(mark: Mark, place: int, x: float, y: float) -> Html:
     }
     others = (f"M{_cut(x - 5)} {_cut(y - 5)}h10v10h-10Z", f"M{_cut(x)} {_cut(y - 6)}l6 11h-12Z", f"M{_cut(x)} {_cut(y + 6)}l6 -11h-12Z")
     return tag(f"path.mark.{mark.role}", tag("title", f"{mark.name}: {mark.said}"), at={"d": outlines.get(mark.role, others[place % 3])})
-
-
-def _labels(at: dict[Mark, tuple[float, float]]) -> list[Html]:
-    """Names beside their points, on the side with room, and apart from one another."""
-    taken: list[tuple[float, float, float]] = []
-    found = []
-    for mark, (x, y) in sorted(at.items(), key=lambda item: item[1][1]):
-        long = _LETTER * len(mark.name)
-        left = x + 12 + long > WIDTH
-        start = x - 12 - long if left else x + 12
-        height = y + 4
-        while any(abs(height - other) < 13 and start < right and start + long > begin for begin, right, other in taken):
-            height += 13
-        taken.append((start, start + long, height))
-        found.append(tag("text.right" if left else "text", mark.name, at={"x": x - 12 if left else x + 12, "y": min(height, _BOTTOM - 4)}))
-    return found
 
 
 def _thinned(points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:

@@ -1,6 +1,5 @@
 """The HTML page: everything of the report is on it, nothing of it becomes markup, nothing is fetched."""
 
-import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -162,11 +161,12 @@ def test_cuts_are_marked_where_they_came() -> None:
     assert at == {f"{58 + 340 * 7 / 35:g} 12V212", f"{58 + 340 * 30 / 35:.1f} 12V212"}
 
 
-def test_names_in_the_plot_do_not_cover_each_other() -> None:
-    marks = [Mark(name, 1.0, 0.5, "other", "") for name in ("uniform_width", "random", "magnitude")]
-    heights = re.findall(r'y="([\d.]+)">(?:uniform_width|random|magnitude)<', scatter("x", marks, "ms", str, str).text)
-    values = sorted(map(float, heights))
-    assert len(values) == 3 and min(b - a for a, b in itertools.pairwise(values)) >= 13
+def test_every_point_has_a_shape_of_its_own_that_the_legend_names() -> None:
+    marks = [Mark(name, 1.0, 0.5, role, "") for name, role in zip(("a", "b", "c", "d", "e"), ("dense", "cut", "other", "other", "other"), strict=True)]
+    found = scatter("x", marks, "ms", str, str).text
+    shapes = [re.sub(r"M[\d.]+ [\d.]+", "", str(at["d"])) for at in Page(found).of("path", "mark")]
+    assert len(set(shapes[:5])) == 5 and shapes[:5] == shapes[5:], "in the legend and in the plot"
+    assert re.findall(r"</svg>(\w)</span>", found) == ["a", "b", "c", "d", "e"]
 
 
 def test_a_page_of_very_little_and_of_what_is_not_finite() -> None:

@@ -161,7 +161,7 @@ def _at(w: Follower, vector: Tensor, dim: int, rank: int) -> Shadow:
     """The shadow of a vector, laid along one dimension of a tensor of so many dimensions."""
     shadow, size = w.of(vector), vector.shape[0]
     shape = (1,) * dim + (size,) + (1,) * (rank - dim - 1)
-    return Shadow(shape, tuple(v.view(shape) for v in shadow.aspects), shadow.parameter, frozenset([dim] if 0 in shadow.soft else []))
+    return Shadow(shape, tuple(v.view(shape) for v in shadow.aspects), shadow.parameter, frozenset((dim, cell) for _, cell in shadow.soft))
 
 
 # taking apart and putting together

@@ -6,6 +6,7 @@ along the others; an element goes when the label of any of its aspects goes. A w
 that varies along two dimensions, [1, 1, h, d].
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -21,6 +22,13 @@ from sparsify.graph.labels import Labels
 FIXED = "it is combined with something of fixed size"
 
 
+@dataclass(eq=False)
+class Cell:
+    """A length that is not known yet: the labels of the first dimension that met it, which all others then go with."""
+
+    labels: Tensor | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Shadow:
     """The aspects of one tensor; `parameter` says that it was computed from parameters and buffers alone.
@@ -31,15 +39,21 @@ class Shadow:
     shape: tuple[int, ...]
     aspects: tuple[Tensor, ...] = ()
     parameter: bool = False
-    soft: frozenset[int] = frozenset()
-    """dimensions of which every index is alike (zeros, something expanded): their length can follow what they meet"""
+    soft: frozenset[tuple[int, Cell]] = frozenset()
+    """dimensions of which every index is alike (zeros, something expanded): their length can follow what they meet, and
+    all that meet it (a bias of zeros that every layer's heads are added to) have one length"""
     over: tuple[Tensor, ...] = ()
     """labels that it is a sum, mean or maximum of: of no matter until it is read (weights of an attention, averaged over
     its heads, that nobody looks at)"""
 
     def firm(self, dim: int) -> bool:
         """Whether the tensor insists on its length along a dimension."""
-        return self.shape[dim] > 1 and dim not in self.soft
+        return self.shape[dim] > 1 and not any(d == dim for d, _ in self.soft)
+
+
+def limp(shape: Sequence[int], dims: Iterable[int]) -> frozenset[tuple[int, Cell]]:
+    """These dimensions, each of a length of its own that nothing has met."""
+    return frozenset((d, Cell()) for d in dims if shape[d] > 1)
 
 
 def varying(aspect: Tensor) -> set[int]:
@@ -122,12 +136,29 @@ class Algebra:
                 for j, other in enumerate(aligned):
                     if i != j:
                         self._meet(aspect, other, joined=j < i)
+        self._share(aligned)
         aspects = self.merged((a for s in aligned for a in s.aspects), joined=True)
-        return Shadow(tuple(shape), aspects, all(s.parameter for s in operands), _soft(rank, aligned))
+        return Shadow(tuple(shape), aspects, all(s.parameter for s in operands), _soft(aligned))
+
+    def _share(self, operands: Sequence[Shadow]) -> None:
+        """Soft dimensions that meet have one length: that of labels that meet any of them now or have met it before."""
+        cells: dict[int, list[Cell]] = defaultdict(list)
+        for operand in operands:
+            for d, cell in operand.soft:
+                cells[d].append(cell)
+        for d, own in cells.items():
+            met = [first(a, varying(a) - {d}).flatten() for s in operands for a in s.aspects if d in varying(a)]
+            for known in [c.labels for c in own if c.labels is not None]:
+                for labels in met[:1]:
+                    if len(labels) == len(known):
+                        self.join(labels, known)
+                met = met or [known]
+            for cell in own:
+                cell.labels = met[0] if met else None
 
     def _joined(self, shape: Sequence[int], operands: Sequence[Shadow]) -> Shadow:
         """Operands that vary alike: every place of one meets that place of the others, so that a chain joins them all."""
-        whole, soft, parameter = tuple(shape), _soft(len(shape), operands), all(s.parameter for s in operands)
+        whole, soft, parameter = tuple(shape), _soft(operands), all(s.parameter for s in operands)
         one = operands[0].aspects[0]
         if all(s.aspects[0] is one for s in operands):
             same = next((s for s in operands if (s.shape, s.soft, s.parameter, s.over) == (whole, soft, parameter, ())), None)
@@ -211,7 +242,7 @@ class Algebra:
         shape = tuple(change(torch.empty(1, dtype=torch.bool).expand(shadow.shape)).shape if shape is None else shape)
         return Shadow(shape, self._laid_together(results), shadow.parameter, self._soft(shadow, change, shape))
 
-    def _soft(self, shadow: Shadow, change: Callable[[Tensor], Tensor], shape: Sequence[int]) -> frozenset[int]:
+    def _soft(self, shadow: Shadow, change: Callable[[Tensor], Tensor], shape: Sequence[int]) -> frozenset[tuple[int, Cell]]:
         """Dimensions along which a moved tensor is alike: those where a count over the firm ones does not vary."""
         if shape == shadow.shape and not shadow.soft:
             return frozenset()
@@ -219,7 +250,9 @@ class Algebra:
         if not shadow.soft and sum(n > 1 for n in shape) <= sum(n > 1 for n in firm):
             return frozenset()
         moved = change(torch.arange(prod(firm)).view(firm).expand(shadow.shape))
-        return frozenset(range(len(shape))) - varying(compress(moved))
+        alike = set(range(len(shape))) - varying(compress(moved))
+        kept = frozenset((e, cell) for d, cell in shadow.soft for e in alike & _goes_to(d, shadow.shape, change) if shape[e] == shadow.shape[d])
+        return kept | limp(shape, alike - {e for e, _ in kept})
 
     def _laid_together(self, aspects: Iterable[Tensor]) -> tuple[Tensor, ...]:
         """Aspects that came to vary along a common dimension: labels in step are joined (a diagonal); of two dimensions
@@ -297,9 +330,15 @@ class Algebra:
         return Shadow(tuple(shape), (labelled,) if size > 1 else ())
 
 
-def _soft(rank: int, operands: Sequence[Shadow]) -> frozenset[int]:
+def _goes_to(dim: int, shape: Sequence[int], change: Callable[[Tensor], Tensor]) -> set[int]:
+    """The dimensions along which what varied along one dimension varies after a move."""
+    lone = torch.arange(shape[dim]).view([-1 if d == dim else 1 for d in range(len(shape))])
+    return varying(compress(change(lone.expand(tuple(shape)))))
+
+
+def _soft(operands: Sequence[Shadow]) -> frozenset[tuple[int, Cell]]:
     """Dimensions on whose length no operand insists."""
-    return frozenset(d for d in range(rank) if not any(s.firm(d) for s in operands)) if any(s.soft for s in operands) else frozenset()
+    return frozenset((d, cell) for s in operands for d, cell in s.soft if not any(o.firm(d) for o in operands))
 
 
 def _alike(operands: Sequence[Shadow]) -> bool:
@@ -320,7 +359,7 @@ def _aligned(shadow: Shadow, rank: int) -> Shadow:
         return shadow
     lead = (1,) * missing
     aspects = tuple(a.view(lead + tuple(a.shape)) for a in shadow.aspects)
-    return Shadow(lead + shadow.shape, aspects, shadow.parameter, frozenset(d + missing for d in shadow.soft))
+    return Shadow(lead + shadow.shape, aspects, shadow.parameter, frozenset((d + missing, cell) for d, cell in shadow.soft))
 
 
 def _vector(weight: Shadow, dim: int) -> Tensor | None:

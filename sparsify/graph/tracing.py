@@ -37,7 +37,7 @@ from sparsify.graph.operators import (
     primitive,
 )
 from sparsify.graph.rules import RULES, Op, along, batch_norm, reduction, spatial
-from sparsify.graph.shadow import Algebra, Shadow, first, varying
+from sparsify.graph.shadow import Algebra, Shadow, first, limp, varying
 from sparsify.models import attention
 
 COMPARING = (nn.RMSNorm, nn.Transformer)
@@ -235,14 +235,14 @@ class Watch(Located):  # type: ignore[no-untyped-call]
             return False
         whole, made = self.of(base), []
         for aspect in aspects:
-            places = {d: [e for e in whole.soft if (base.stride(e), base.shape[e]) == (part.stride(d), part.shape[d])] for d in varying(aspect)}
+            places = {d: [e for e, _ in whole.soft if (base.stride(e), base.shape[e]) == (part.stride(d), part.shape[d])] for d in varying(aspect)}
             if any(len(found) != 1 for found in places.values()):
                 return False
             order = sorted(places, key=lambda d: places[d][0])
             lengths = {places[d][0]: part.shape[d] for d in order}
             made.append(aspect.permute(*order, *(d for d in range(aspect.dim()) if d not in places)).reshape([lengths.get(e, 1) for e in range(base.dim())]))
         taken = {d for aspect in made for d in varying(aspect)}
-        self.shadows[base] = Shadow(whole.shape, self.algebra.merged([*whole.aspects, *made]), whole.parameter, whole.soft - taken)
+        self.shadows[base] = Shadow(whole.shape, self.algebra.merged([*whole.aspects, *made]), whole.parameter, frozenset((d, cell) for d, cell in whole.soft if d not in taken))
         return True
 
     def _initial(self, name: str, out: Any) -> Shadow | None:
@@ -250,7 +250,7 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         size from elsewhere), else of fixed size. A recurrent module makes the state that it starts from."""
         units = self.hidden.get(self.within[-1]) if self.within else None
         if units is None or not isinstance(out, Tensor) or not out.dim() or out.shape[-1] != len(units):
-            return Shadow(tuple(out.shape), soft=frozenset(range(out.dim()))) if name in ALIKE else None
+            return Shadow(tuple(out.shape), soft=limp(out.shape, range(out.dim()))) if name in ALIKE else None
         return Shadow(tuple(out.shape), (units.view([1] * (out.dim() - 1) + [-1]),))
 
     def _fix(self, shadow: Shadow, reason: str) -> None:

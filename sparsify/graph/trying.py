@@ -51,7 +51,7 @@ def probe(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
     First that the cut model runs, in eval and in train mode, on the meta device (shapes without numbers, so that the
     culprits are found in little time); then that it computes what the masked one does, on random well-conditioned
     weights, so that dead channels of a trained model hide nothing; with one half of the units in float32, with the
-    other in float64, so that every unit leaves once. All groups are tried at once; only when that fails are the
+    other in float64, so that every unit leaves once, and with one unit of each group, so that little else changes. All groups are tried at once; only when that fails are the
     culprits searched by halving.
     """
     trials = _Trials(model, inputs)
@@ -95,13 +95,17 @@ class _Trials:
         if any(p.is_meta for p in model.parameters()):
             return  # a model of shapes alone can be planned, not compared
         self.model, self.double = _scrambled(model, self.inputs), cache(lambda: _runs_in_double(self.model, self.inputs))
-        self.faults += [self._single_fault, self._double_fault]
+        self.faults += [self._single_fault, self._double_fault, self._light_fault]
 
     def _single_fault(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
         return _fault(self.model.to(torch.float32), map, {c.name: _half(c) for c in chosen}, self.inputs, TRIAL)
 
     def _double_fault(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
         return _double_fault(self.model, self.double(), map, _rests(map, chosen), self.inputs)
+
+    def _light_fault(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
+        """Of a cut of one unit a group: in narrow networks the cut of half of them silences paths, and what these do wrong."""
+        return _double_fault(self.model, self.double(), map, {c.name: list(range(c.width - 1)) for c in chosen}, self.inputs)
 
     def alone(self, group: Coupled, map: ModelMap, faults: Sequence[Fault]) -> str | None:
         """What is wrong with a cut of one group."""

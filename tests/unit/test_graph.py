@@ -200,6 +200,21 @@ def test_of_two_dimensions_flattened_into_one_the_longer_is_cut() -> None:
     assert graph.verify(model, thin, map, keep, INPUTS).outcome == "equal" and thin.c.weight.shape == (3, 8, 3, 3)
 
 
+def test_layers_that_one_tensor_of_zeros_is_added_to_have_one_width() -> None:
+    def run(m: Net, x: Tensor) -> Tensor:
+        y = m.a(x)
+        bias = torch.zeros(1, y.shape[1], 1, 1) + x.new_zeros(1)
+        return m.fc(pooled((y + bias).relu())) + m.last(pooled((m.b(x) + bias).relu()))
+
+    torch.manual_seed(0)
+    model = Net(run, a=conv(3, 8), b=conv(3, 8), fc=nn.Linear(8, 4), last=nn.Linear(8, 4))
+    map = mapped(model)
+    (free,) = [c for c in map.coupled if c.protected is None]
+    assert {s.tensor for s in free.slices} >= {"a.weight", "b.weight", "fc.weight", "last.weight"}
+    keep = random_half(map)
+    assert graph.verify(model, graph.cut(model, map, keep, "test")[0], map, keep, INPUTS).outcome == "equal"
+
+
 @pytest.mark.parametrize("name", STATISTICS)
 def test_statistics_change_and_the_rest_is_equal(name: str) -> None:
     """Equal to the masked model whose normalisation leaves the removed units out; not to the one that keeps them."""

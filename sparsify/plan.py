@@ -50,6 +50,8 @@ class Coupled:
     """a normalisation takes statistics over the units: a cut changes them"""
     protected: str | None = None
     """why no unit may leave, if so"""
+    paired: bool = False
+    """a product of two computed tensors (queries and keys) sums over the units: no weight takes them in there"""
 
     @property
     def layers(self) -> tuple[str, ...]:

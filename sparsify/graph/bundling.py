@@ -24,7 +24,7 @@ def bundles(groups: Sequence[Coupled]) -> Iterable[tuple[Coupled, tuple[str, ...
         if width > 1:
             bound = (stream, *beside)
             parts = tuple(_coarser(part, group.width // width) for group in bound for part in group.slices)
-            yield replace(stream, width=width, slices=parts, statistics=any(g.statistics for g in bound)), tuple(g.name for g in bound)
+            yield replace(stream, width=width, slices=parts, statistics=any(g.statistics for g in bound), paired=any(g.paired for g in bound)), tuple(g.name for g in bound)
 
 
 def _tensors(group: Coupled) -> set[str]:

@@ -32,12 +32,12 @@ def coupled_groups(labels: Labels, producers: Mapping[tuple[str, int], str], wri
     vectors = _vectors(labels.axes, classes)
     kinds, reaches = _kinds(labels.count, vectors)
     reasons, texts = labels.reasons(classes)
-    statistics = labels.with_statistics(classes)
+    statistics, paired = labels.with_statistics(classes), labels.paired(classes)
     lengths = _unambiguous([(name, classes[own]) for name, own in written])
     (members,) = np.nonzero(kinds)
     taken: dict[str, int] = defaultdict(int)
     order = {made: i for i, made in enumerate(producers)}
-    for units in _alike(members, (kinds[members] * (len(texts) + 1) + reasons[members] + 1) * 2 + statistics[members]):
+    for units in _alike(members, ((kinds[members] * (len(texts) + 1) + reasons[members] + 1) * 2 + statistics[members]) * 2 + paired[members]):
         unit = int(units[0])
         reached = sorted((axis, vector) for vector in reaches[kinds[unit]] for axis in vectors[vector].axes)
         name = _first(producers, order, [labels.axes[axis] for axis, _ in reached])
@@ -49,7 +49,7 @@ def coupled_groups(labels: Labels, producers: Mapping[tuple[str, int], str], wri
         sizes = tuple(Slice(attribute, 0, "size", held) for attribute, dim in lengths if (held := spans(*_members(dim, units))))
         called = name if taken[name] == 1 else f"{name}#{taken[name]}"
         reason = texts[reasons[unit]] if reasons[unit] >= 0 else None
-        yield Coupled(called, len(units), slices + sizes, bool(statistics[unit]), _protected(reason, len(units), slices, labels))
+        yield Coupled(called, len(units), slices + sizes, bool(statistics[unit]), _protected(reason, len(units), slices, labels), bool(paired[unit]))
 
 
 def _vectors(axes: Sequence[Axis], classes: Ints) -> list[_Vector]:

@@ -6,6 +6,7 @@ layers to single indices.
 """
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,7 @@ class Labels:
         self.used: set[str] = set()
         """tensors that took part in the forward call"""
         self._statistics: list[Ints] = []
+        self._paired: list[Ints] = []
         self._rectangles: list[Ints] = []
         self.shapes: list[tuple[str, Ints]] = []
         """(module, labels along a dimension) of every reshape and split that ran in it"""
@@ -71,6 +73,10 @@ class Labels:
     def statistics(self, labels: Ints) -> None:
         """A statistic (of a normalisation, a mean) is taken over these labels."""
         self._statistics.append(labels)
+
+    def pair(self, labels: Ints) -> None:
+        """A product of two computed tensors (queries and keys) sums over these labels."""
+        self._paired.append(labels)
 
     def rectangle(self, labels: Ints) -> None:
         """Labels that lie in a tensor along several dimensions: what remains must be a rectangle again."""
@@ -146,8 +152,15 @@ class Labels:
 
     def with_statistics(self, classes: Ints) -> NDArray[np.bool_]:
         """Over which classes a statistic is taken."""
+        return self._among(self._statistics, classes)
+
+    def paired(self, classes: Ints) -> NDArray[np.bool_]:
+        """Over which classes a product without a weight sums."""
+        return self._among(self._paired, classes)
+
+    def _among(self, marked: Sequence[Ints], classes: Ints) -> NDArray[np.bool_]:
         found = np.zeros(self.count, dtype=bool)
-        for labels in self._statistics:
+        for labels in marked:
             found[classes[labels[labels != 0]]] = True
         return found
 

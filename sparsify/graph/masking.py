@@ -31,6 +31,8 @@ class Narrowed(Watch):  # type: ignore[no-untyped-call]
     def __init__(self, labels: Labels) -> None:
         super().__init__(labels)
         self.removed = torch.zeros(1, dtype=torch.bool)
+        self.own: set[int] = set()
+        """where the model's own parameters and buffers lie, and views of them"""
 
     def compute(self, _name: str, func: Any, args: Any, kwargs: Any) -> Any:
         if _name in PRODUCTS:
@@ -45,7 +47,7 @@ class Narrowed(Watch):  # type: ignore[no-untyped-call]
     def _emptied(self, tensor: Tensor) -> Tensor:
         """A weight that was computed from others, with zeros where a removed unit lies."""
         shadow = self.of(tensor)
-        if not shadow.parameter or shadow in self.names:
+        if not shadow.parameter or tensor.untyped_storage().data_ptr() in self.own:
             return tensor
         gone = [self.removed[aspect].to(tensor.device) for aspect in shadow.aspects]
         return reduce(lambda t, own: t.masked_fill(own, 0.0), gone, tensor)
@@ -87,6 +89,7 @@ def outputs(model: nn.Module, inputs: Inputs, gone: Mapping[tuple[str, int], Ite
     labels = Labels()
     mode = Narrowed(labels)
     mode.enter_model(model)
+    mode.own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     mode.removed = torch.zeros(labels.count, dtype=torch.bool)
     for axis in labels.axes:
         for index in gone.get((axis.tensor, axis.dim), ()):

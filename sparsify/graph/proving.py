@@ -1,9 +1,8 @@
 """Proving a cut: cut model against masked dense model, in float64.
 
 Let M be the dense model in which the consumers' input slices of every removed unit are zero. Then cut(model) == M for
-any activation; in place of residual branches that left, M has zeros in the sums that they went into. Units that meet only
-each other, as those of queries and keys do in their product, have no such slices: there M has zeros in what makes them, on
-both sides. Where a statistic is taken over removed units (LayerNorm, GroupNorm, a mean over channels) M leaves them
+any activation; in place of residual branches that left, M has zeros in the sums that they went into. Units that meet each
+other, as those of queries and keys do in their product, have no such slices there: M has zeros in what makes them as well. Where a statistic is taken over removed units (LayerNorm, GroupNorm, a mean over channels) M leaves them
 out of it, and the verdict says `statistics change`: M is then no longer the dense model with some weights at zero.
 """
 
@@ -129,8 +128,8 @@ def masked_outputs(
 
 @contextmanager
 def _masked(wide: nn.Module, map: ModelMap, keep: Keep) -> Iterator[None]:
-    """The consumers' input slices of every removed unit at zero; where units have no consumer with weights (queries times
-    keys), all that makes them. Its branches are left as they are.
+    """The consumers' input slices of every removed unit at zero; where a product without a weight sums over units (queries
+    times keys), all that makes them as well. Its branches are left as they are.
 
     They are put back in single precision: that is what trial models are made in, and others are given up.
     """
@@ -151,9 +150,8 @@ def _masked(wide: nn.Module, map: ModelMap, keep: Keep) -> Iterator[None]:
 
 def _emptied(map: ModelMap, keep: Keep) -> Iterator[tuple[str, int, Ints]]:
     branches = {b.name: keep[b.name] for b in gone_branches(map, keep)}
-    read = {name: kept for name, kept in keep.items() if any(s.role == "in" for s in map.by_name[name].slices)}
-    unread = {name: kept for name, kept in keep.items() if name not in read}
-    for chosen, role in (({**read, **branches}, "in"), ({**unread, **branches}, "out")):
+    made = {name: kept for name, kept in keep.items() if map.by_name[name].paired or all(s.role != "in" for s in map.by_name[name].slices)}
+    for chosen, role in (({**keep, **branches}, "in"), ({**made, **branches}, "out")):
         for (tensor, dim, own), lost in dropped(map, chosen).items():
             if own == role:
                 yield tensor, dim, lost

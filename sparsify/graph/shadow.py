@@ -194,6 +194,9 @@ class Algebra:
             if not against and firm:
                 for x in mine:
                     self.hold(x, {k_b}, FIXED)
+        if not (a.parameter or b.parameter):
+            for x in (*ours, *theirs):
+                self.labels.pair(x.numpy())
         if b.parameter:
             for y in theirs:
                 self.consume(y)

@@ -873,6 +873,7 @@ TIED = [("multiply", 3, 0, 18), ("split", 4, 0, 45), ("unit", 0, 0, 46), ("split
 
 @CASES
 @given(programs, st.integers(0, 1000))
+@example([("conv", 0, 0, 0), ("attention", 0, 0, 13), ("norm", 0, 0, 0), ("attention", 0, 0, 21)], 0)
 @example([("conv", 0, 0, 0), ("attention", 0, 0, 34), ("conv", 0, 0, 1), ("unit", 0, 0, 17), ("conv", 0, 0, 0)], 784)
 @example([("add", 5, 0, 0), ("norm", 0, 0, 0), ("conv", 0, 0, 0), *TIED, ("stream_of_heads", 0, 0, 0)], 784)
 @example([("add", 5, 0, 0), ("conv", 0, 0, 0), ("stream_of_heads", 0, 0, 12), *TIED, ("stream_of_heads", 0, 0, 12)], 784)

@@ -57,4 +57,6 @@ def lenet5(classes: int = 10, channels_last: bool = False) -> LeNet5:
     channels_last: convolutions computed in that order of memory, which trains 1.5 times as fast on one thread of a CPU.
     Source: caffe/examples/mnist/lenet_train_test.prototxt; pruned in Wen et al. (arXiv:1608.03665, table 1).
     """
-    return LeNet5(classes).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    model = LeNet5(classes)
+    model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)  # type: ignore[call-overload]
+    return model

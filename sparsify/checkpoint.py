@@ -112,6 +112,9 @@ def _moment(part: Mapping[str, Any] | None, weights: Mapping[str, Any]) -> Momen
     seconds, step_seconds, penalty_seconds = map(float, part["seconds"])
     if type(part["epochs"]) is not int or part["epochs"] < 0:
         raise ValueError(f"after {part['epochs']} epochs")
+    own = part["hooks"].get("own", {})
+    if not all(isinstance(row, dict) for row in (own, *own.values())):
+        raise ValueError("penalties' state that is none")
     return Moment(
         epochs=part["epochs"],
         history=_HISTORY.validate_json(part["history"]),

@@ -24,11 +24,12 @@ from sparsify.costs import Costs, limits
 from sparsify.errors import ModelError
 from sparsify.groups import check_fits, dead_units, inner_layout
 from sparsify.penalties import gsm, period, sensitivity
+from sparsify.penalties.remembering import recalled, remembered
 from sparsify.plan import Plan
 from sparsify.regularizers import Regularizer, ready, strength
 from sparsify.wrapping import bare, is_sharded, local, sharing, unwrapped, whole
 from sparsify_schemas.group import Group, in_one_tensor, within
-from sparsify_schemas.penalty import Agp, Gsm, Sensitivity, Threshold
+from sparsify_schemas.penalty import Agp, GrowingL2, Gsm, Sensitivity, Threshold
 
 
 class Hooks:
@@ -43,6 +44,7 @@ class Hooks:
         masks: Mapping[str, Tensor],
         steps_per_epoch: int,
         steps: int,
+        until: int | None = None,
         processes: Any = None,
     ) -> None:
         self._plan = plan
@@ -52,6 +54,8 @@ class Hooks:
         self._steered = [r.steered for r in regularizers if r.steered is not None]
         self._masks = dict(masks)
         self._length = (steps_per_epoch, steps)
+        self._span = (0, steps if until is None else until)
+        """steps of the last cut and of the next one, or of the stage's beginning and end: from one to the other a goal is reached"""
         self._processes = processes
         of_id = {id(p): g for g, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._group_of = {name: of_id[id(p)] for name, p in self._parameters.items()}
@@ -85,39 +89,39 @@ class Hooks:
         self._handles = []
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, what each proximal penalty has still to carry out, which weights are held at zero, and penalties' own state."""
+        """The step, since when there was no cut, what each proximal penalty has still to carry out, which weights are held at zero,
+        and under each rule's place in the plan what its penalty remembers."""
         held = {name: mask != 0 for name, mask in self._masks.items()}
-        own = [{name: value.clone() for name, value in r.action.state.items()} for r in self._regularizers]
-        return {"step": self._step, "pending": [list(row) for row in self._pending], "held": held, "own": own}
+        own = {r.rule: remembered(r.action, r.layouts, self._parameters) for r in self._regularizers}
+        return {"step": self._step, "since": self._span[0], "pending": [list(row) for row in self._pending], "held": held, "own": own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken. Raises ModelError when it belongs to other penalties."""
         try:
-            step, own, held = int(state["step"]), list(state["own"]), dict(state["held"])
+            step, since, own, held = int(state["step"]), int(state["since"]), dict(state["own"]), dict(state["held"])
             rows = [[float(owed) for owed in row] for row in state["pending"]]
         except (KeyError, TypeError, ValueError, OverflowError):
-            step, rows, own, held = 0, [], [], {}
-        if [len(row) for row in rows] != [len(row) for row in self._pending] or not self._fits(held, own):
+            step, since, rows, own, held = 0, 0, [], {}, {}
+        pairs = [recalled(r.action, r.layouts, self._parameters, own.get(r.rule)) for r in self._regularizers]
+        same = own.keys() == {r.rule for r in self._regularizers} and all(isinstance(mask, Tensor) for mask in held.values())
+        same = same and self._masks.keys() <= held.keys() <= self._parameters.keys()
+        if [len(row) for row in rows] != [len(row) for row in self._pending] or None in pairs or not same:
             raise ModelError("the saved penalty state belongs to another recipe or to an optimizer with other parameter groups")
-        self._step, self._pending = step, rows
+        self._step, self._span, self._pending = step, (since, self._span[1]), rows
         for name, mask in held.items():  # weights that a penalty has brought to zero since are free to return
             if mask.shape == self._parameters[name].shape:  # else of the model before a cut: what is zero now is held
                 self._masks[name] = mask.to(self._parameters[name])
-        for regularizer, saved in zip(self._regularizers, own, strict=True):
-            for name, tensor in regularizer.action.state.items():
-                tensor.copy_(saved[name])
+        for here, saved in (pair for own_pairs in pairs for pair in own_pairs or ()):
+            here.copy_(saved)
 
-    def _fits(self, held: Mapping[str, Any], own: Sequence[Any]) -> bool:
-        saved = [*held.values(), *(value for state in own if isinstance(state, Mapping) for value in state.values())]
-        if not all(isinstance(value, Tensor) for value in saved) or not all(isinstance(state, Mapping) for state in own):
-            return False
-        shapes = [{name: value.shape for name, value in r.action.state.items()} for r in self._regularizers]
-        same = self._masks.keys() <= held.keys() <= self._parameters.keys()
-        return same and shapes == [{name: value.shape for name, value in state.items()} for state in own]
-
-    def start_at(self, step: int) -> None:
-        """Begin at a later step of the stage, as after a cut between two epochs: schedules go on, all else is new."""
-        self._step = step
+    def start_at(self, step: int, own: Mapping[int, Any]) -> None:
+        """Begin at a later step of the stage, as after a cut between two epochs: schedules go on, and penalties with what the cut
+        has left of what they remembered, as far as it is that; all else is new."""
+        self._step, self._span = step, (step, self._span[1])
+        for r in self._regularizers:
+            if not isinstance(r.spec, Agp | GrowingL2):  # these choose anew, for what the next cut is to leave
+                for here, saved in recalled(r.action, r.layouts, self._parameters, own.get(r.rule)) or ():
+                    here.copy_(saved)
 
     @property
     def strength(self) -> float | None:
@@ -195,7 +199,8 @@ class Hooks:
         """(part of the goal that is due, part reached) where a strength is found; None where all are given."""
         if not self._steered:
             return None
-        due = min(steering.due(s.spec, self._step, *self._length) for s in self._steered)
+        since, until = self._span
+        due = min(steering.due(s.spec, self._step - since, self._length[0], until - since) for s in self._steered)
         return due, steering.reached(self._plan, self._steered, self._weights(), self.remaining())
 
     def _strength(self, regularizer: Regularizer) -> float | None:
@@ -203,10 +208,11 @@ class Hooks:
 
     def _steer(self, optimizer: torch.optim.Optimizer) -> None:
         """Right after a proximal action: later the optimizer's momentum may have woken a dead group a little."""
-        moment = steering.interval(self._length[1], max((period(r.spec) for r in self._regularizers if r.steered), default=1))
+        (since, until), (per_epoch, whole) = self._span, self._length
+        moment = steering.interval(whole, max((period(r.spec) for r in self._regularizers if r.steered), default=1))
         if self._steered and self._step % moment == 0:
-            lr = max(float(group["lr"]) for group in optimizer.param_groups)
-            steering.steer(self._plan, self._steered, self._weights(), steering.When(self._step, *self._length, moment, lr * steering.horizon(self._length[1], moment)))
+            lr = max(float(group["lr"]) for group in optimizer.param_groups) * steering.horizon(until - since, moment)
+            steering.steer(self._plan, self._steered, self._weights(), steering.When(self._step - since, per_epoch, until - since, whole, moment, lr))
 
     def _watched_leaves(self) -> Iterator[RemovableHandle]:
         owners: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -322,11 +328,13 @@ def attach(
     steps: int | None = None,
     penalties: bool = True,
     hold_zeros: bool = False,
+    until: int | None = None,
 ) -> Hooks:
     """Attach a plan's penalties to an optimizer; the training loop stays as it is.
 
     The model may be wrapped by DDP or torch.compile, or sharded by fully_shard; the optimizer may be Accelerate's.
     steps_per_epoch and steps (of the stage) are needed where a schedule counts in `ep` or `dur`.
+    until: the step of the next cut, where the stage is cut before its end; `strength: auto` reaches its goal there.
     hold_zeros keeps weights that are zero now, in rules on groups inside a tensor (weight, shape, tap, 4x1, 2:4), at zero.
     Raises ModelError when the plan or the optimizer is not the model's, or when a schedule needs lengths that were not given.
     """
@@ -336,7 +344,7 @@ def attach(
     regularizers = ready(plan, parameters, steps_per_epoch, steps) if penalties else []
     rules = plan.recipe.rules
     held = [t for a in plan.assignments if hold_zeros and in_one_tensor(rules[a.rule].group) for t in a.tensors if t in parameters]
-    return Hooks(plan, model, optimizer, regularizers, zeros_of(parameters, held), steps_per_epoch or 1, steps or 1, processes)
+    return Hooks(plan, model, optimizer, regularizers, zeros_of(parameters, held), steps_per_epoch or 1, steps or 1, until, processes)
 
 
 def zeros_of(parameters: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:

@@ -46,6 +46,9 @@ class Regularizer:
     """One penalty, ready to act."""
 
     spec: Penalty
+    rule: int
+    """the plan's rule that it is of, the first where several share it"""
+    layouts: tuple[Layout, ...]
     names: tuple[str, ...]
     """the tensors that it covers"""
     action: Action
@@ -98,7 +101,7 @@ def _regularizer(
         here = {name: local(parameter.detach()) for name, parameter in parameters.items()}
         action.state["chosen"].copy_(_going(plan, rule, layouts[0], parameters, here, share))
     among = portions([layouts[0]], parameters)
-    return Regularizer(rule.penalty, names, action, share, _steered(rule, layouts[0], roots, action, among))
+    return Regularizer(rule.penalty, together[0].rule, tuple(layouts), names, action, share, _steered(rule, layouts[0], roots, action, among))
 
 
 def _has_goal(plan: Plan, rule: Rule) -> bool:

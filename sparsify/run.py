@@ -5,17 +5,18 @@ load -> plan -> for each stage train (cutting between epochs, where it says so) 
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from torch import nn
+from torch import Tensor, nn
 
 from sparsify import folder as files
-from sparsify import latency, pruning
+from sparsify import graph, latency, pruning
 from sparsify.against import made_against
 from sparsify.artefact import TIMING, UNBUILT, complete
 from sparsify.assess import Rival, Work, overall
@@ -256,9 +257,24 @@ def _cut_between(run: Run, stage: Train, model: nn.Module, at: Checkpoint, momen
     optimizer.load_state_dict(dict(moment.optimizer))
     before = replace(moment, epochs=moment.epochs - 1)  # the target is that of the cut which comes now
     result, round = _cut_now(run, stage, model, replace(at, moment=before), optimizer)
-    moment = replace(moment, model=result.model.state_dict(), optimizer=optimizer.state_dict(), hooks={})
+    hooks = {"own": _remembered(run, moment.hooks.get("own", {}), model, result)}
+    moment = replace(moment, model=result.model.state_dict(), optimizer=optimizer.state_dict(), hooks=hooks)
     at = _kept(run, model, result, round, replace(at, moment=moment))
     return result.model, at, moment
+
+
+def _remembered(run: Run, own: Mapping[int, Mapping[str, Any]], model: nn.Module, result: pruning.Result) -> dict[int, dict[str, Any]]:
+    """What a cut has left of what the penalties remembered, under the places that their rules have in a plan of the cut model."""
+    before, after = ([*still_there(run.plan, run.plan.recipe.rules, {layer.name for layer in layers(m, {})})] for m in (model, result.model))
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+    def carried(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return graph.carry_named({name: own for name, own in value.items() if isinstance(own, Tensor)}, result.cuts, shapes)
+
+    places = {rule: after.index(place) for rule, place in enumerate(before) if place in after}
+    return {places[rule]: {key: carried(value) for key, value in row.items()} for rule, row in own.items() if rule in places}
 
 
 def _cut_now(

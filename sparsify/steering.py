@@ -80,11 +80,14 @@ class Steered:
 
 @dataclass(frozen=True)
 class When:
-    """A moment of a stage."""
+    """A moment of a stage, or of what lies between two cuts in it."""
 
     step: int
     steps_per_epoch: int
     steps: int
+    """in which the goal is to be reached"""
+    whole: int
+    """of the stage"""
     moment: int
     """steps between two control moments"""
     lr: float
@@ -132,7 +135,7 @@ def _steer_weights(s: Steered, weights: Mapping[str, Tensor], part: float, far: 
 def _set(s: Steered, lag: float | None, norm: float, now: When) -> None:
     """lambda and gain from how far the dying lag behind (None where none should have died), and the norm that has to go within the horizon."""
     if lag is not None:
-        s.state["gain"].mul_(math.exp(GROWTH * now.moment / now.steps * (max(-1.0, min(1.0, lag / LAG)) if lag else -1.0)))
+        s.state["gain"].mul_(math.exp(GROWTH * now.moment / now.whole * (max(-1.0, min(1.0, lag / LAG)) if lag else -1.0)))
     s.state["strength"].fill_(float(s.state["gain"]) * norm / now.lr if now.lr > 0 else 0.0)
 
 

@@ -136,7 +136,7 @@ def train_stage(
 
     plan: whose penalties act unless the stage says otherwise, and whose groups are counted; None for plain training.
     hold_zeros: weights that are zero in rules on groups inside a tensor stay so.
-    restore: an earlier moment of this very stage, to go on from; without hooks' state, right after a cut.
+    restore: an earlier moment of this very stage, to go on from; right after a cut its hooks hold what that has left of `own`.
     until: epochs after which to stop; the whole stage when left out.
     on_epoch: called after each epoch on every process, with a moment whose tensors are the live ones.
     Raises TrainingError when the loss is no longer finite, before the step that would spoil the weights; DataError when
@@ -150,17 +150,17 @@ def train_stage(
     prepared, optimizer = accelerator.prepare(model, raw)
     total = steps * stage.epochs
     hooked = (
-        attach(plan, model, raw, steps_per_epoch=steps, steps=total, penalties=stage.penalties, hold_zeros=hold_zeros)
+        attach(plan, model, raw, steps_per_epoch=steps, steps=total, penalties=stage.penalties, hold_zeros=hold_zeros, until=(until or stage.epochs) * steps)
         if plan
         else nullcontext()
     )
     with hooked as hooks:
         if restore is not None:
             _restore(raw, restore.optimizer)
-            if hooks is not None and restore.hooks:
+            if hooks is not None and "step" in restore.hooks:
                 hooks.load_state_dict(dict(restore.hooks))
             elif hooks is not None:
-                hooks.start_at(restore.epochs * steps)
+                hooks.start_at(restore.epochs * steps, restore.hooks.get("own", {}))
         run = _Run(prepared, model, optimizer, raw, hooks, stage, datasets, accelerator, augment, steps, listener)
         moment = restore or Moment(0, (), 0.0, 0.0, 0.0, {}, {}, {})
         for epoch in range(moment.epochs, until or stage.epochs):

@@ -71,6 +71,16 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
+def alike(part: Tensor, parameter: Tensor) -> Tensor:
+    """This process's part of some numbers, as a tensor that is sharded as the parameter is."""
+    if not is_sharded(parameter):
+        return part
+    sharded: Tensor = sys.modules["torch.distributed.tensor"].DTensor.from_local(
+        part, parameter.device_mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride()  # type: ignore[attr-defined]
+    )
+    return sharded
+
+
 def part_of(whole: Tensor, own: Extent | None) -> Tensor:
     """This process's part of a tensor that all have."""
     return whole if own is None else whole.narrow(own.dim, own.start, own.length)

@@ -118,7 +118,8 @@ class Auto(Spec):
 
     The goal is the rule's own `sparsity`, or else the budget. Which groups go is asked of the rule's criterion two hundred
     times a stage (magnitude where it would need data), as a cut would; the strength is what makes those die in time, and acts
-    on them alone. The text auto means this.
+    on them alone. Where a stage is cut little by little, each cut is a goal, and what lies between two cuts is the stage.
+    The text auto means this.
     """
 
     kind: Literal["auto"]

@@ -6,7 +6,7 @@ proves that a cut model computes what the masked dense one does.
 """
 
 from sparsify.graph.call import Inputs, call, check_model, tensors
-from sparsify.graph.carrying import carry
+from sparsify.graph.carrying import carry, carry_named
 from sparsify.graph.cutting import cut, dropped, gone_branches, places, ranges, replay
 from sparsify.graph.folding import fold
 from sparsify.graph.inspecting import inspect, layers
@@ -20,6 +20,7 @@ __all__ = [
     "call",
     "canonical_names",
     "carry",
+    "carry_named",
     "check_model",
     "cut",
     "dropped",

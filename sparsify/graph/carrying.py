@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from types import MethodType
 from typing import Any
 
@@ -49,6 +50,28 @@ def carry(model: nn.Module, thin: nn.Module, cuts: Cuts, optimizer: torch.optim.
             _carry_parameter(old, fresh[name], ways.get(name, _Way()))
     _carry_hooks(model, thin)
     return () if optimizer is None else tuple(_rebind(optimizer, model, fresh, ways))
+
+
+def carry_named(values: Mapping[str, Tensor], cuts: Cuts, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """What a cut has left of numbers by the names of tensors (one for each weight, or group inside, or one for all) and of coupled groups.
+
+    shapes: of the tensors before the cut. What cannot be followed is left out.
+    """
+    widths, ways = {width.group: width for width in cuts.widths}, _ways(cuts)
+    found: dict[str, Tensor] = {}
+    for name, value in values.items():
+        own = value.cpu()
+        if name not in shapes:
+            width = widths.get(name)
+            if width is None or own.shape == (width.width,):
+                found[name] = own if width is None else own[indices(width.keep)]
+        elif own.dim() == 0 or name not in ways:
+            found[name] = own
+        elif own.shape == shapes[name]:
+            found[name] = ways[name].of(own)
+        elif own.numel() == prod(shapes[name][1:]):  # filter shapes: one for each column
+            found[name] = ways[name].of(own.view(1, *shapes[name][1:]).expand(shapes[name]))[0].flatten()
+    return found
 
 
 def _ways(cuts: Cuts) -> Mapping[str, _Way]:

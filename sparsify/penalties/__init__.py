@@ -82,7 +82,7 @@ def _lasso(spec: GroupLasso, layout: Layout, roots: Tensor, names: tuple[str, ..
         case "proximal":
             if isinstance(spec.strength, Auto):
                 state = lasso.found_strength(layout.count, roots.device)
-                return Action(proximal=partial(lasso.group_lasso_proximal, layout, roots, floor=state["floor"]), state=state)
+                return Action(proximal=partial(lasso.group_lasso_proximal, layout, roots, floor=state["floor"]), state=state, per={"floor": "group"})
             return Action(proximal=partial(lasso.group_lasso_proximal, layout, roots))
         case "subgradient":
             after = partial(elementwise.zero_below, names, spec.zero_below) if spec.zero_below is not None else None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -28,7 +28,10 @@ not noisy, what is expected"""
 
 @dataclass(frozen=True)
 class Action:
-    """What a penalty does; what is None it does not do. `state` holds tensors that it changes in place, for checkpoints."""
+    """What a penalty does; what is None it does not do. `state` holds tensors that it changes in place, for checkpoints.
+
+    per: which of them hold one number for each weight or tensor, in the order of the layouts' parts, or for each group.
+    """
 
     output: Output | None = None
     before: Before | None = None
@@ -38,3 +41,4 @@ class Action:
     restore: Restore | None = None
     show: Show | None = None
     state: Tensors = field(default_factory=dict)
+    per: Mapping[str, Literal["weight", "group", "tensor"]] = field(default_factory=dict)

@@ -26,7 +26,7 @@ def action(layout: Layout, parameters: Tensors, single: bool) -> Action:
                     scale(pull, axis, chosen.to(pull.dtype))
                     gradients[part.name].add_(pull, alpha=strength)
 
-    return Action(gradient=on_weights if single else on_groups, state={"chosen": chosen})
+    return Action(gradient=on_weights if single else on_groups, state={"chosen": chosen}, per={"chosen": "weight" if single else "group"})
 
 
 def strength_at(step: int, delta: float, every: int, limit: float) -> float:

@@ -52,7 +52,7 @@ def _on_weights(layouts: Sequence[Layout], parameters: Tensors, share: float) ->
             if name in gradients:
                 _mask(weights[name], gradients[name], below, spare)
 
-    return Action(before=mask, state=state)
+    return Action(before=mask, state=state, per={"active": "weight"} if every else {})
 
 
 def _on_groups(layouts: Sequence[Layout], parameters: Tensors, share: float) -> Action:
@@ -68,7 +68,7 @@ def _on_groups(layouts: Sequence[Layout], parameters: Tensors, share: float) -> 
         _count(state, active, total)
         _mask_groups(layouts, gradients, active)
 
-    return Action(before=mask, state=state)
+    return Action(before=mask, state=state, per={"active": "group"})
 
 
 def _state(total: int, device: torch.device) -> dict[str, Tensor]:

@@ -40,7 +40,7 @@ def action(spec: Dns, layout: Layout, parameters: Tensors) -> Action:
         for name, own in zip(names, torch.split(dense * mask, sizes), strict=True):
             weights[name].copy_(own.view_as(weights[name]))
 
-    return Action(after=splice, state={"dense": dense, "mask": mask, "thresholds": thresholds, "step": step})
+    return Action(after=splice, state={"dense": dense, "mask": mask, "thresholds": thresholds, "step": step}, per={"dense": "weight", "mask": "weight", "thresholds": "tensor"})
 
 
 def _threshold(weights: Tensor, c_rate: float, processes: Any) -> Tensor:

@@ -146,6 +146,44 @@ def test_resume_ends_with_the_same_bits(whole: dict[str, Path], name: str, kind:
     assert same_end(run, whole[name])
 
 
+STEERED: dict[str, Any] = RECIPE | {
+    "title": "Steered",
+    "rules": [
+        {"layers": "Conv2d", "group": "filter", "penalty": {"kind": "group_lasso", "strength": "auto"}},
+        {"layers": "fc", "group": "weight", "sparsity": "60%", "penalty": {"kind": "gsm"}},
+    ],
+    "stages": [
+        {"kind": "train", "name": "learn", "epochs": 2, "penalties": False, "optimizer": SGD},
+        {"kind": "train", "name": "shrink", "epochs": 5, "optimizer": SGD, "cuts": {"every": "2ep", "end": "4ep"}},
+    ],
+}
+
+
+def test_each_gradual_cut_takes_what_an_automatic_strength_has_brought_to_zero() -> None:
+    """What the penalties remember goes through the cut, and a resumed run ends with the same bits."""
+    kept: list[dict[Any, Any]] = []
+
+    def listener(event: Event) -> None:
+        if isinstance(event, CutDone) or (isinstance(event, StageStarted) and event.done == 2):
+            moment = torch.load("runs/steered-1/checkpoint.pt", weights_only=True)["moment"]  # before the first cut, and after it
+            kept.append(moment["hooks"]["own"])
+
+    run = apply(STEERED, from_scratch=True, timing=0.02, listener=listener).resolve()
+    found = checked(run)
+    rows = [row for row in found.history if row.stage == "shrink"]
+    assert [row.due for row in rows] == [0.5, 1.0, 0.5, 1.0, None]
+    assert all(row.reached is not None and row.reached > 0.9 for row in (rows[1], rows[3]))
+    assert [r.macs / found.dense.macs for r in found.rounds] == pytest.approx([0.475, 0.4], abs=0.03)
+    before, after = kept[:2]
+    assert before[0]["gain"] == after[0]["gain"] and before[0]["strength"] == after[0]["strength"] > 0
+    first, _ = read_cuts(run)
+    assert {name: len(own) for name, own in after[0]["floor"].items()} == {w.group: w.kept for w in first.widths if w.group in before[0]["floor"]}
+    columns = next(w.kept for w in first.widths if w.group == "conv2") / len(before[0]["floor"]["conv2"])
+    assert after[1]["active"]["fc.weight"].shape[1] == before[1]["active"]["fc.weight"].shape[1] * columns
+    Path("runs/steered-1").rename("whole")
+    assert same_end(apply(resume=interrupted(STEERED, nth(StepDone, 110)), timing=0.02), Path("whole"))
+
+
 def test_a_resumed_stage_says_where_it_goes_on() -> None:
     run = interrupted(GRADUAL, nth(StepDone, 40))
     heard: list[Event] = []

@@ -89,7 +89,7 @@ def test_every_saves_up_and_detaching_pays() -> None:
         train(net, optimizer, 3)
         torch.testing.assert_close(units(net), start)
         train(net, optimizer, 3)
-        assert hooks.state_dict() == {"step": 6, "pending": [[pytest.approx(0.02)]], "held": {}, "own": [{}]}
+        assert hooks.state_dict() == {"step": 6, "pending": [[pytest.approx(0.02)]], "held": {}, "own": {0: {}}, "since": 0}
     after = start
     for steps in (4, 2):
         after = after * (1 - steps * 0.01 * math.sqrt(after.shape[1]) / after.norm(dim=1, keepdim=True)).clamp(min=0)
@@ -235,7 +235,7 @@ def test_gradients_made_inside_a_closure_get_the_penalty(keyword: bool) -> None:
     assert torch.equal(units(net), units(twin))
 
 
-@pytest.mark.parametrize("state", [{}, {"step": 0}, {"step": 0, "pending": [[0.0], [0.0]], "held": {}, "own": [{}]}, {"step": None, "pending": None, "held": None}])
+@pytest.mark.parametrize("state", [{}, {"step": 0}, {"step": 0, "pending": [[0.0], [0.0]], "held": {}, "own": {0: {}}, "since": 0}, {"step": None, "pending": None, "held": None}])
 def test_a_state_of_something_else_is_refused(state: dict[str, Any]) -> None:
     net = model()
     hooks = sparsify.attach(plan(net, {"kind": "l1", "strength": 0.1}), net, torch.optim.SGD(net.parameters(), lr=0.1))

@@ -67,8 +67,9 @@ def carry_named(values: Mapping[str, Tensor], cuts: Cuts, shapes: Mapping[str, t
                 found[name] = own if width is None else own[indices(width.keep)]
         elif own.dim() == 0 or name not in ways:
             found[name] = own
-        elif own.shape == shapes[name]:
-            found[name] = ways[name].of(own)
+        elif own.numel() == prod(shapes[name]):
+            carried = ways[name].of(own.view(shapes[name]))
+            found[name] = carried if own.shape == shapes[name] else carried.flatten()
         elif own.numel() == prod(shapes[name][1:]):  # filter shapes: one for each column
             found[name] = ways[name].of(own.view(1, *shapes[name][1:]).expand(shapes[name]))[0].flatten()
     return found

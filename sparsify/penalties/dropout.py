@@ -59,7 +59,7 @@ def action(spec: VariationalDropout, layout: Layout, parameters: Tensors) -> Act
                 weights[name].masked_fill_(spread - (weights[name].square() + LEAST).log() > NOISE, 0.0)
 
     state = {"dense": weights_of.flat, "away": weights_of.away, "noise": noise, **own.state("spread")}
-    return Action(gradient=pull, after=learn, restore=restore, show=show, state=state)
+    return Action(gradient=pull, after=learn, restore=restore, show=show, state=state, per={"dense": "weight", **dict.fromkeys(("noise", *own.per("spread")), "group")})
 
 
 def divergence(log_alpha: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def action(spec: L0, layout: Layout, sizes: Tensor, parameters: Tensors) -> Acti
         _gate(layout, {name: weights[name] for name in names}, gates)
 
     state = {"dense": weights_of.flat, "away": weights_of.away, "gates": gates, "slopes": slopes, **own.state("open")}
-    return Action(after=learn, restore=restore, show=show, state=state)
+    return Action(after=learn, restore=restore, show=show, state=state, per={"dense": "weight", **dict.fromkeys(("gates", "slopes", *own.per("open")), "group")})
 
 
 def drawn_gates(values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -65,6 +65,10 @@ class Moved:
     def state(self, name: str) -> dict[str, Tensor]:
         return {name: self.values, "pull": self.pull, "first": self.first, "second": self.second, "steps": self.steps}
 
+    def per(self, name: str) -> tuple[str, ...]:
+        """Of the state what has a number for each value."""
+        return name, "pull", "first", "second"
+
 
 def moved(values: Tensor) -> Moved:
     zeros = torch.zeros_like(values)

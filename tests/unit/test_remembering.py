@@ -88,6 +88,15 @@ def test_the_hidden_weights_of_surgery() -> None:
     assert same(after["thresholds"], before["thresholds"]) and int(after["step"]) == 4
 
 
+def test_gates_and_noise_with_the_weights_behind_them() -> None:
+    before, after, kept = through_a_cut({**FILTERS, "sparsity": "50%", "penalty": {"kind": "l0", "strength": 0.1, "rate": 0.2}})
+    assert same(after["open"], {"0": before["open"]["0"][kept]}) and same(after["first"], {"0": before["first"]["0"][kept]})
+    assert torch.equal(after["dense"]["2.weight"], before["dense"]["2.weight"][:, kept]) and bool(after["away"])
+    before, after, kept = through_a_cut({"layers": "*", "group": "weight", "penalty": {"kind": "variational_dropout", "strength": 1e-3}})
+    assert torch.equal(after["spread"]["2.weight"], before["spread"]["2.weight"].view(4, 6, 9)[:, kept].flatten())
+    assert same(after["dense"], weights(before["dense"], kept)) and before["spread"]["2.weight"].unique().numel() > 1
+
+
 @pytest.mark.parametrize("penalty", [{"kind": "agp", "start": "0it", "end": "8it", "every": "1it"}, {"kind": "growing_l2"}])
 def test_what_works_towards_the_next_cut_chooses_anew(penalty: dict[str, Any]) -> None:
     before, after, _ = through_a_cut({**FILTERS, "penalty": penalty})

@@ -232,8 +232,8 @@ class TestExplain:
     def test_formula_keys_and_defaults(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert exit_code(["explain", "group_lasso"]) == 0
         out = capsys.readouterr().out
-        assert "R = sum over groups g of strength * sqrt(|g|) * ||w_g||_2" in out
-        assert "proximal | subgradient; proximal when left out" in out
+        assert "R = sum over groups g of strength * v_g * ||w_g||_2" in out
+        assert "proximal | subgradient | half_space; proximal when left out" in out
 
     def test_defaults_are_shown_as_a_recipe_has_them(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert exit_code(["explain", "criterion"]) == exit_code(["explain", "rules"]) == 0

@@ -1,11 +1,11 @@
 """A report as a person reads it: a headline, tables, Markdown. And where it is read back from a run's folder."""
 
 from collections.abc import Callable, Iterator
-from math import nan
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from sparsify.compared import against_baselines
 from sparsify.errors import RunError, first_line
 from sparsify.figures import (
     MISSING,
@@ -28,7 +28,7 @@ from sparsify.figures import (
 )
 from sparsify.reading import read as read_file
 from sparsify.table import Table, as_markdown, columns, escape
-from sparsify_schemas.report import Baseline, Latency, LayerRow, Limit, Report, Side, Verdict
+from sparsify_schemas.report import Latency, LayerRow, Limit, Report, Side, Verdict
 
 FILE, WEIGHTS = "report.json", "model.safetensors"
 _LABELS = {"budget.macs": "MACs", "budget.params": "parameters", "budget.bytes": "bytes"}
@@ -126,7 +126,7 @@ def shown_limit(limit: Limit, value: float) -> str:
 def tables(report: Report, *, every_layer: bool = True) -> tuple[Table, ...]:
     """The page's tables in order, those without rows left out; a long list of layers can be cut to those that changed."""
     latency = latency_table(report.latency, report.environment.cores)
-    found = (_sides(report), _baselines(report), _limits(report), latency, _stages(report), _rounds(report), _layers(report, every_layer), _sparsities(report), _executions(report), _notes(report))
+    found = (_sides(report), against_baselines(report), _limits(report), latency, _stages(report), _rounds(report), _layers(report, every_layer), _sparsities(report), _executions(report), _notes(report))
     return tuple(t for t in found if t.rows or t.notes)
 
 
@@ -149,54 +149,6 @@ def _sides(report: Report) -> Table:
     )
     rows += [(label, accuracy(a), accuracy(b), MISSING, points(_less(b, a))) for label, a, b in accuracies if known(a) or known(b)]
     return Table("Dense and cut", columns("", ">dense", ">cut", ">left", ">change"), tuple(rows), (f"{_capital(verdict_words(report.verdict))}.", *_verdict_notes(report.verdict), *_training_notes(dense, cut)))
-
-
-def _baselines(report: Report) -> Table:
-    """The dense and the cut model, and what simpler choices at the cut one's cost came to."""
-    dense, cut = report.dense, report.cut
-    after = report.rounds[0].validation_accuracy if len(report.rounds) == 1 else None
-    timed = {t.target: [t.dense_ms, t.cut_ms, *(baseline_ms(b, t) for b in report.baselines)] for t in report.latency}
-    models = [("dense", dense, None), ("cut", cut, after), *((b.kind, b.side, b.cut_accuracy) for b in report.baselines)]
-    rows = tuple(
-        (
-            name,
-            share(_part(side.macs, dense.macs)),
-            share(_part(side.params, dense.params)),
-            *(milliseconds(ms[i]) for ms in timed.values()),
-            accuracy(right_after),
-            accuracy(side.validation_accuracy),
-            accuracy(side.test_accuracy),
-            str(side.epochs),
-        )
-        for i, (name, side, right_after) in enumerate(models)
-    )
-    heads = columns("model", ">MACs left", ">parameters left", *(f">{target}" for target in timed), ">right after", ">validation", ">test", ">epochs")
-    return Table("Against baselines", heads, rows, tuple(_baseline_notes(report))) if report.baselines else Table("", (), ())
-
-
-def baseline_ms(baseline: Baseline, timed: Latency) -> float:
-    """Milliseconds of a baseline: each was timed against the dense model, so by its ratio to that of the run's own timing."""
-    return next((timed.dense_ms / own.speedup for own in baseline.latency if own.target == timed.target), nan)
-
-
-def _baseline_notes(report: Report) -> Iterator[str]:
-    yield (
-        "uniform_width: the same share of every layer; random: random units; magnitude: the smallest units of all layers; each cut "
-        "at once to at most the cost of the cut model and trained like that after its cut, without penalties. right after: validation accuracy before that training."
-    )
-    ahead = [(b.kind, _less(*found)) for b in report.baselines if all(map(known, found := _compared(report.cut, b.side)))]
-    if ahead:
-        yield f"The cut model against {', '.join(f'{kind} {points(by)}' for kind, by in ahead)}. One run each: a few tenths of a point may be chance."
-    fewer = [b.kind for b in report.baselines if b.side.epochs < report.cut.epochs]
-    if fewer:
-        yield f"The cut model had more epochs of training in this run than {few(tuple(fewer))}: those before its cut."
-    yield from (f"Warning: {b.kind}: {verdict_words(b.verdict)}." for b in report.baselines if b.verdict.outcome == "nothing cut")
-
-
-def _compared(cut: Side, other: Side) -> tuple[float | None, float | None]:
-    """Test accuracies, or those of validation where there is no test set."""
-    on_test = known(cut.test_accuracy)
-    return (cut.test_accuracy, other.test_accuracy) if on_test else (cut.validation_accuracy, other.validation_accuracy)
 
 
 def _training_notes(dense: Side, cut: Side) -> tuple[str, ...]:

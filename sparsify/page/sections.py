@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from sparsify.compared import baseline_ms
 from sparsify.figures import accuracy, brief, count, known, milliseconds, plain, plural, points, share, signed, size, times, tiny
 from sparsify.page.markup import NOTHING, Html, joined, tag, text
 from sparsify.page.plots import Mark, Series, bar, lines, scatter
-from sparsify.report import baseline_ms, limit_name, overloaded, shown_limit, utc_minute, verdict_words
+from sparsify.report import limit_name, overloaded, shown_limit, utc_minute, verdict_words
 from sparsify_schemas.report import Epoch, Latency, LayerRow, Report, Side
 
 Section = Callable[..., Html]

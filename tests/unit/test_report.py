@@ -11,7 +11,7 @@ import pytest
 
 from sparsify.errors import RunError
 from sparsify.report import headline, history, latency_table, read, tables, to_markdown
-from sparsify_schemas.report import Latency, Limit, Report
+from sparsify_schemas.report import Baseline, Latency, Limit, Report
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -78,6 +78,21 @@ def test_what_a_table_predicts_is_not_called_measured() -> None:
     assert "2.00x faster as predicted, not measured on phone" in headline(report(latency=(phone,)))
     assert "1.25x slower as predicted" in headline(report(latency=(phone.model_copy(update={"speedup": 0.8}),)))
     assert latency_table((phone,), 2).rows[0][4] == "-"
+
+
+def test_baselines_stand_beside_the_cut_model_on_one_yardstick() -> None:
+    own = report().cut.model_copy(update={"macs": 390_000, "test_accuracy": 0.98, "epochs": 5})
+    fast = timing(dense_ms=0.5, cut_ms=0.25, speedup=2.0)
+    found = report(
+        latency=(timing(dense_ms=0.4, cut_ms=0.2),),
+        cut=report().cut.model_copy(update={"epochs": 35}),
+        baselines=(Baseline(kind="magnitude", side=own, latency=(fast,), cut_accuracy=0.5, verdict=report().verdict),),
+    )
+    table = next(t for t in tables(found) if t.title == "Against baselines")
+    assert table.rows[2] == ("magnitude", "17.0 %", "9.8 %", "0.200 ms", "50.00 %", "97.60 %", "98.00 %", "5")
+    assert "The cut model against magnitude -0.50 pp. One run each: a few tenths of a point may be chance." in table.notes
+    assert table.notes[-1] == "The cut model had more epochs of training in this run than magnitude: those before its cut."
+    assert not [t for t in tables(report()) if t.title == "Against baselines"]
 
 
 def test_load_above_the_cores_is_a_warning() -> None:

@@ -1,0 +1,60 @@
+"""The cut model beside the baselines: what simpler choices came to at its cost."""
+
+from collections.abc import Iterator
+from math import nan
+
+from sparsify.figures import accuracy, few, known, milliseconds, points, share
+from sparsify.table import Table, columns
+from sparsify_schemas.report import Baseline, Latency, Report, Side
+
+
+def against_baselines(report: Report) -> Table:
+    """The dense and the cut model, and what simpler choices at the cut one's cost came to."""
+    dense, cut = report.dense, report.cut
+    after = report.rounds[0].validation_accuracy if len(report.rounds) == 1 else None
+    timed = {t.target: [t.dense_ms, t.cut_ms, *(baseline_ms(b, t) for b in report.baselines)] for t in report.latency}
+    models = [("dense", dense, None), ("cut", cut, after), *((b.kind, b.side, b.cut_accuracy) for b in report.baselines)]
+    rows = tuple(
+        (
+            name,
+            share(_share(side.macs, dense.macs)),
+            share(_share(side.params, dense.params)),
+            *(milliseconds(ms[i]) for ms in timed.values()),
+            accuracy(right_after),
+            accuracy(side.validation_accuracy),
+            accuracy(side.test_accuracy),
+            str(side.epochs),
+        )
+        for i, (name, side, right_after) in enumerate(models)
+    )
+    heads = columns("model", ">MACs left", ">parameters left", *(f">{target}" for target in timed), ">right after", ">validation", ">test", ">epochs")
+    return Table("Against baselines", heads, rows, tuple(_baseline_notes(report))) if report.baselines else Table("", (), ())
+
+
+def baseline_ms(baseline: Baseline, timed: Latency) -> float:
+    """Milliseconds of a baseline: each was timed against the dense model, so by its ratio to that of the run's own timing."""
+    return next((timed.dense_ms / own.speedup for own in baseline.latency if own.target == timed.target), nan)
+
+
+def _baseline_notes(report: Report) -> Iterator[str]:
+    yield (
+        "uniform_width: the same share of every layer; random: random units; magnitude: the smallest units of all layers; each cut "
+        "at once to at most the cost of the cut model and trained like that after its cut, without penalties. right after: validation accuracy before that training."
+    )
+    ahead = [(b.kind, by) for b in report.baselines if (by := _ahead(report.cut, b.side)) is not None]
+    if ahead:
+        yield f"The cut model against {', '.join(f'{kind} {points(by)}' for kind, by in ahead)}. One run each: a few tenths of a point may be chance."
+    fewer = [b.kind for b in report.baselines if b.side.epochs < report.cut.epochs]
+    if fewer:
+        yield f"The cut model had more epochs of training in this run than {few(tuple(fewer))}: those before its cut."
+    yield from (f"Warning: {b.kind}: nothing was cut." for b in report.baselines if b.verdict.outcome == "nothing cut")
+
+
+def _ahead(cut: Side, other: Side) -> float | None:
+    """By test accuracy, or that of validation where there is no test set."""
+    reached, theirs = (cut.test_accuracy, other.test_accuracy) if known(cut.test_accuracy) else (cut.validation_accuracy, other.validation_accuracy)
+    return None if reached is None or theirs is None else reached - theirs
+
+
+def _share(value: float, whole: float) -> float | None:
+    return value / whole if whole else None

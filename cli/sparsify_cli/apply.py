@@ -82,7 +82,7 @@ def _finish(run: Path, as_json: bool) -> None:
         show_json(found.model_dump(mode="json"))
     else:
         show_report(found)
-    say(f"saved in {run}")
+    say(f"saved in {run}; with plots: sparsify report {run} --open")
     missed = [f"{reports.limit_name(m)} {reports.shown_limit(m, m.achieved)}, asked {m.asked}" for m in found.limits if not m.met]
     if missed:
         say(f"missed: {'; '.join(missed)}")

@@ -1,6 +1,7 @@
 """What stands in the sections of the page, each drawn from the report alone."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from math import nan
 
 from sparsify.compared import baseline_ms
 from sparsify.figures import accuracy, brief, count, known, milliseconds, plain, plural, points, share, signed, size, times, tiny
@@ -12,6 +13,8 @@ from sparsify_schemas.report import Epoch, Latency, LayerRow, Report, Side
 Section = Callable[..., Html]
 _ROWS = 100
 """bars in one list; of more layers those with the most to show"""
+_TARGETS = 3
+"""plots of accuracy against time"""
 _LONG = 16
 """bars in one column"""
 _UNITS = ("ms", "us", "s", "B", "KiB", "MiB", "GiB")
@@ -92,18 +95,23 @@ def headline_latency(report: Report) -> Latency | None:
 
 
 def trade_off(report: Report) -> Html:
-    """Accuracy against milliseconds, or against MACs where nothing was timed."""
-    named = [("dense", "dense", report.dense), ("cut", "cut", report.cut), *((b.kind, "other", b.side) for b in report.baselines)]
-    timed = headline_latency(report)
-    spent: Mapping[str, float] = {"dense": timed.dense_ms, "cut": timed.cut_ms} if timed else {}
-    spent = {**spent, **({b.kind: baseline_ms(b, timed) for b in report.baselines} if timed else {})}
+    """Accuracy against milliseconds on each target, or against MACs where nothing was timed."""
+    first = headline_latency(report)
+    others = [t for t in report.latency if t is not first][: _TARGETS - 1]
+    return joined(_trade_off(report, timed) for timed in (first, *others))
+
+
+def _trade_off(report: Report, timed: Latency | None) -> Html:
     show: Callable[[float], str] = milliseconds if timed else count
+    named = [("dense", "dense", report.dense), ("cut", "cut", report.cut), *((b.kind, "other", b.side) for b in report.baselines)]
+    spent = _spans(report, timed) if timed else {name: (float(side.macs),) * 3 for name, _, side in named}
     on_test = report.cut.test_accuracy is not None
     found = []
     for name, role, side in named:
-        reached, cost = (side.test_accuracy if on_test else side.validation_accuracy), spent.get(name, float(side.macs))
+        reached, (cost, *ends) = (side.test_accuracy if on_test else side.validation_accuracy), spent[name]
         if reached is not None and known(reached) and known(cost):
-            found.append(Mark(name, cost, reached, role, f"{accuracy(reached)} at {show(cost)}"))
+            span = (ends[0], ends[1]) if all(map(known, ends)) else (cost, cost)
+            found.append(Mark(name, cost, reached, role, f"{accuracy(reached)} at {show(cost)}", span))
     if len(found) < 2:
         return NOTHING
     what, across = ("Test" if on_test else "Validation"), (f"time on {timed.target}" if timed else "MACs")
@@ -113,6 +121,19 @@ def trade_off(report: Report) -> Html:
         return brief(count(x)) if not timed else f"{1000 * x:g} us" if small else f"{x:g} ms"
 
     return scatter(f"{what} accuracy against {across}", found, across, ticks, lambda y: brief(accuracy(y)))
+
+
+def _spans(report: Report, timed: Latency) -> dict[str, tuple[float, float, float]]:
+    """Model -> milliseconds, and between which ends: of the interval of its ratio to the dense model."""
+
+    def ends(own: Latency | None) -> tuple[float, float]:
+        return (timed.dense_ms / own.high, timed.dense_ms / own.low) if own and own.measured and own.low > 0 else (nan, nan)
+
+    found = {"dense": (timed.dense_ms, nan, nan), "cut": (timed.cut_ms, *ends(timed))}
+    for b in report.baselines:
+        own = next((t for t in b.latency if t.target == timed.target), None)
+        found[b.kind] = (baseline_ms(b, timed), *ends(own))
+    return found
 
 
 def predicted(report: Report) -> Html:

@@ -99,4 +99,4 @@ def test_nothing_is_wider_than_the_screen_and_no_label_too_small(tmp_path: Path,
     assert title is not None
     found = json.loads(html.unescape(title[1]))
     assert (found["wide"], found["small"], found["width"]) == ([], 0, width)
-    assert found["plots"] == 5 and min(found["bars"]) > width / 8
+    assert found["plots"] == 6 and min(found["bars"]) > width / 8

@@ -322,7 +322,7 @@ def test_apply_shows_the_report_and_tells_the_rest_on_stderr(call, monkeypatch: 
         "learn, epoch 2: loss 0.45, val 91.00 %, zero 25.0 %, MACs 62.0 %, 1.5 s",
         "cut: equal (difference 3e-16); MACs 2.00 k -> 800, parameters 1.00 k -> 300",
         "measuring",
-        "saved in runs/digits-1",
+        "saved in runs/digits-1; with plots: sparsify report runs/digits-1 --open",
     ]
 
 
@@ -331,7 +331,7 @@ def test_a_missed_limit_exits_with_three(call, monkeypatch: pytest.MonkeyPatch) 
     code, out, err = call("apply", "a.yaml", "--from-scratch", "--quiet", "--json")
     assert code == 3
     assert json.loads(out)["seed"] == 0
-    assert err.splitlines() == ["saved in runs/digits-1", "missed: parameters 42.2 k, asked 40k"]
+    assert err.splitlines() == ["saved in runs/digits-1; with plots: sparsify report runs/digits-1 --open", "missed: parameters 42.2 k, asked 40k"]
 
 
 def test_an_interrupt_says_how_to_go_on(call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,7 +349,7 @@ def test_apply_without_anything_is_a_usage_error(call) -> None:
 
 def test_apply_and_bench_on_a_real_model(call) -> None:
     code, out, err = call("apply", write("a.yaml"), "--from-scratch", "--quiet")
-    assert (code, err) == (0, "saved in runs/digits-1\n")
+    assert (code, err) == (0, "saved in runs/digits-1; with plots: sparsify report runs/digits-1 --open\n")
     assert "cut verified: equal (difference" in out
     code, out, err = call("bench", "runs/digits-1", "--seconds", "0.1")
     assert (code, err) == (0, "timing dense against cut on laptop for 0.1 s\n")

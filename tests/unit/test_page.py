@@ -169,6 +169,19 @@ def test_every_point_has_a_shape_of_its_own_that_the_legend_names() -> None:
     assert re.findall(r"</svg>(\w)</span>", found) == ["a", "b", "c", "d", "e"]
 
 
+def test_a_point_has_the_interval_of_its_time() -> None:
+    timed = report().latency[0].model_copy(update={"dense_ms": 0.4, "cut_ms": 0.2, "speedup": 2.0, "low": 1.6, "high": 4.0})
+    (drawn,) = Page(to_html(report(latency=(timed,)))).of("path", "span")
+    x = [58 + 340 * ms / 0.4 for ms in (0.1, 0.25)]
+    assert re.fullmatch(rf"M{x[0]:g} [\d.]+H{x[1]:g}", str(drawn["d"]))
+    assert Page(to_html(report(latency=(timed.model_copy(update={"measured": False}),)))).of("path", "span") == []
+
+
+def test_each_target_has_its_plot_and_macs_stand_in_for_none() -> None:
+    assert re.findall("accuracy against ([a-zA-Z ]+)$", Page(to_html(report())).text, re.M) == ["time on laptop", "time on server"]
+    assert re.findall("accuracy against ([a-zA-Z ]+)$", Page(to_html(report(latency=()))).text, re.M) == ["MACs"]
+
+
 def test_a_page_of_very_little_and_of_what_is_not_finite() -> None:
     zero = {"macs": 0, "params": 0, "nonzero": 0, "bytes": 0, "validation_accuracy": None, "test_accuracy": None}
     none = report(dense=report().dense.model_copy(update=zero), cut=report().cut.model_copy(update=zero), layers=(), history=(), latency=(), limits=(), stages=())

@@ -289,7 +289,21 @@ def _to_budget(
             high = middle
         else:
             low = middle + 1
-    return _returned(free, wanted, after(low), ranked[:low], fits)
+    found = _completed(free, after(low - 1), after(low), fits) if low else after(0)
+    return _returned(free, wanted, found, ranked[:low], fits)
+
+
+def _completed(
+    free: Sequence[Candidate], before: dict[str, int], after: dict[str, int], fits: Callable[[Mapping[str, int]], bool]
+) -> dict[str, int]:
+    """The least loss with which what almost holds does: by the unit that was next in order, or by a lesser one of another group."""
+
+    def one_more(c: Candidate) -> dict[str, int]:
+        return {**before, c.name: len(c.gone(before[c.name])) + c.multiple}
+
+    lost = _lost(free, after)
+    lesser = sorted(((loss, i) for i, c in enumerate(free) if (loss := _lost(free, one_more(c))) < lost))
+    return next((amounts for _, i in lesser[:RETURNS] if fits(amounts := one_more(free[i]))), after)
 
 
 def _returned(

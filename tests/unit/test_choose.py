@@ -83,6 +83,19 @@ def test_lowest_scores_go_first_and_budget_holds() -> None:
     assert chosen == {"l0": [0, 2, 4, 6, 8]}
 
 
+def test_what_is_left_over_goes_by_the_least_loss() -> None:
+    """Of l0 units are dear and of low score per MAC; when but one MAC is missing, a unit of l1 that loses less goes in place of another."""
+    map = chain(100, 10, 40, 3)  # a unit of l0 is worth 140 MACs, one of l1 at most 13
+    scores = {"l0": [100.0 + u for u in range(10)], "l1": [20.0 + u for u in range(40)]}
+    dense, one_gone = Costs(map).dense["macs"], Costs(map).of({"l0": [0]})["macs"]
+
+    def left(macs: float) -> dict[str, int]:
+        return kept(choose(plan(map, {}, macs=f"{100 * macs / dense:.9f}%"), scores, {}))
+
+    assert left(one_gone + 0.5) == {"l0": 9, "l1": 40}
+    assert left(one_gone - 5) == {"l0": 9, "l1": 39}
+
+
 def test_ties_are_not_all_cut() -> None:
     chosen = choose(plan(chain(4, 10, 3), {}, macs="70%"), {"l0": [1.0] * 10}, {})
     assert kept(chosen) == {"l0": 7}

@@ -66,6 +66,7 @@ class Checkpoint:
                 "seconds": (moment.seconds, moment.step_seconds, moment.penalty_seconds),
                 "optimizer": dict(moment.optimizer),
                 "hooks": dict(moment.hooks),
+                "scaler": dict(moment.scaler),
             },
         }
         try:
@@ -124,4 +125,5 @@ def _moment(part: Mapping[str, Any] | None, weights: Mapping[str, Any]) -> Momen
         model=weights,
         optimizer=part["optimizer"],
         hooks=part["hooks"],
+        scaler=part["scaler"],
     )

@@ -6,6 +6,7 @@ sees the batches, flips and dropouts that it would have seen, and a checkpoint n
 
 import hashlib
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,6 +16,7 @@ from typing import Any, assert_never
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -52,16 +54,31 @@ class Moment:
     """state dict"""
     hooks: Mapping[str, Any] = field(repr=False)
     """state dict; empty without a plan"""
+    scaler: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """state dict of what scales the loss in fp16; empty otherwise"""
 
 
 _PLAIN = Augment()
+SCALE = 2.0**16
+"""what the loss is first multiplied by in fp16"""
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OnEpoch = Callable[[Moment], None]
 
 
 def make_accelerator() -> Accelerator:
-    """An Accelerator whose processes share a batch, so that `batch` means examples per step on one process or many."""
+    """An Accelerator whose processes share a batch, so that `batch` means examples per step on one process or many.
+
+    Raises RunError when the launcher asks for something else than DDP.
+    """
+    asked = next((engine for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM") if os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() in ("true", "1")), None)
+    if asked is not None:
+        raise RunError(
+            f"the launcher asks for {asked}, and apply trains whole models by DDP: launch it without, such as by torchrun; "
+            "in a loop of your own penalties also act on models sharded by torch.distributed.fsdp.fully_shard"
+        )
     # mixed precision is the recipe's to choose, stage by stage, whatever the launcher was told
-    return Accelerator(mixed_precision="no", dataloader_config=DataLoaderConfiguration(split_batches=True))
+    whole = GradientAccumulationPlugin(num_steps=1)  # accumulation likewise
+    return Accelerator(mixed_precision="no", gradient_accumulation_plugin=whole, dataloader_config=DataLoaderConfiguration(split_batches=True))
 
 
 def derived_seed(seed: int, stage: int, epoch: int) -> int:
@@ -147,7 +164,7 @@ def train_stage(
     if restore is not None:
         model.load_state_dict(restore.model)
     raw = make_optimizer(stage.optimizer, model)
-    prepared, optimizer = accelerator.prepare(model, raw)
+    prepared, scaler = accelerator.prepare(model), torch.amp.GradScaler(accelerator.device.type, SCALE, enabled=stage.precision == "fp16")
     total = steps * stage.epochs
     hooked = (
         attach(plan, model, raw, steps_per_epoch=steps, steps=total, penalties=stage.penalties, hold_zeros=hold_zeros, until=(until or stage.epochs) * steps)
@@ -157,11 +174,12 @@ def train_stage(
     with hooked as hooks:
         if restore is not None:
             _restore(raw, restore.optimizer)
+            _restore_scale(scaler, restore.scaler)
             if hooks is not None and "step" in restore.hooks:
                 hooks.load_state_dict(dict(restore.hooks))
             elif hooks is not None:
                 hooks.start_at(restore.epochs * steps, restore.hooks.get("own", {}))
-        run = _Run(prepared, model, optimizer, raw, hooks, stage, datasets, accelerator, augment, steps, listener)
+        run = _Run(prepared, model, raw, scaler, hooks, stage, datasets, accelerator, augment, steps, listener)
         moment = restore or Moment(0, (), 0.0, 0.0, 0.0, {}, {}, {})
         for epoch in range(moment.epochs, until or stage.epochs):
             moment = _epoch(run, derived_seed(seed, stage_index, epoch), epoch, moment)
@@ -194,14 +212,23 @@ def _restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None
     optimizer.load_state_dict(dict(saved))
 
 
+def _restore_scale(scaler: torch.amp.GradScaler, saved: Mapping[str, Any]) -> None:
+    """Load the scale of the loss, as it was saved in such a stage. Raises RunError when it is not that."""
+    known = scaler.state_dict()
+    if saved.keys() != known.keys() or not all(isinstance(value, int | float) and math.isfinite(value) and value >= 0 for value in saved.values()):
+        raise RunError("the saved scale of the loss is damaged, or belongs to another recipe; start a new run")
+    if known:
+        scaler.load_state_dict(dict(saved))
+
+
 @dataclass(frozen=True)
 class _Run:
-    """What stays the same through a stage. `prepared` and `optimizer` are Accelerate's wrappers of `model` and `raw`."""
+    """What stays the same through a stage. `prepared` is Accelerate's wrapper of `model`."""
 
     prepared: nn.Module
     model: nn.Module
-    optimizer: Any
-    raw: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     hooks: Hooks | None
     stage: Train
     datasets: Datasets
@@ -253,8 +280,9 @@ def _epoch(run: _Run, seed: int, epoch: int, before: Moment) -> Moment:
         step_seconds=before.step_seconds + trained - started,
         penalty_seconds=before.penalty_seconds + (run.hooks.seconds - hooks_before if run.hooks else 0.0),
         model=run.model.state_dict(),
-        optimizer=run.raw.state_dict(),
+        optimizer=run.optimizer.state_dict(),
         hooks=run.hooks.state_dict() if run.hooks else {},
+        scaler=run.scaler.state_dict(),
     )
 
 
@@ -284,7 +312,7 @@ def _train(run: _Run, seed: int, epoch: int) -> tuple[float, float, float]:
     with _mode(run.prepared, training=True):
         for i, (x, y) in enumerate(loader):
             lr = _lr(run, epoch * run.steps + i)
-            for group in run.raw.param_groups:
+            for group in run.optimizer.param_groups:
                 group["lr"] = lr
             run.optimizer.zero_grad()
             losses, right = _passed(run, x, y, f"stage '{run.stage.name}', epoch {epoch + 1}, step {i + 1}: ")
@@ -293,10 +321,12 @@ def _train(run: _Run, seed: int, epoch: int) -> tuple[float, float, float]:
             loss = everyone.mean().item()
             if not math.isfinite(loss):
                 raise _diverged(run, epoch, i, f"the loss is {loss}")
+            run.scaler.unscale_(run.optimizer)
             if run.stage.clip is not None:
                 run.accelerator.clip_grad_norm_(run.model.parameters(), run.stage.clip)
             with _stepping(run, epoch, i):
-                run.optimizer.step()
+                run.scaler.step(run.optimizer)
+            run.scaler.update()
             total, seen = total + loss * len(everyone), seen + len(everyone)
             hits += rights.sum()
             run.listener(StepDone(run.stage.name, epoch + 1, i + 1, loss))
@@ -315,9 +345,9 @@ def _passed(run: _Run, x: Tensor, y: Tensor, where: str) -> tuple[Tensor, Tensor
     found = []
     for i, (xs, ys) in enumerate(parts):
         together = nullcontext() if i == len(parts) - 1 else run.accelerator.no_sync(run.prepared)
-        with together, torch.autocast(run.accelerator.device.type, torch.bfloat16, enabled=run.stage.precision == "bf16"):
+        with together, torch.autocast(run.accelerator.device.type, _DTYPES[run.stage.precision], enabled=run.stage.precision != "fp32"):
             losses, right = _losses(run.prepared, xs, ys, run.datasets.classes, where)
-            run.accelerator.backward(losses.sum() / len(x))
+            run.accelerator.backward(run.scaler.scale(losses.sum() / len(x)))
         found.append((losses.detach(), right))
     return torch.cat([losses for losses, _ in found]), torch.cat([right for _, right in found])
 
@@ -360,6 +390,8 @@ def _steps(stage: Train, datasets: Datasets, accelerator: Accelerator) -> int:
 
 def _check_weights(run: _Run, epoch: int, validation: tuple[float, float] | None) -> None:
     """The last step of an epoch may spoil the weights without any training loss to show it."""
+    if run.scaler.is_enabled() and run.scaler.get_scale() < 1:
+        raise TrainingError(f"stage '{run.stage.name}', epoch {epoch + 1}: gradients overflow in fp16 whatever the loss is scaled by; choose precision bf16 or fp32")
     spoilt = next((n for n, p in run.model.named_parameters() if not bool(p.isfinite().all())), None)
     if spoilt is not None:
         raise _diverged(run, epoch, run.steps - 1, f"'{spoilt}' holds values that are not finite")
@@ -378,7 +410,7 @@ def _stepping(run: _Run, epoch: int, step: int) -> Iterator[None]:
 
 def _diverged(run: _Run, epoch: int, step: int, what: str) -> TrainingError:
     strength = run.hooks.strength if run.hooks else None
-    ways = f"lower the learning rate (now {run.raw.param_groups[0]['lr']:.3g})" + (
+    ways = f"lower the learning rate (now {run.optimizer.param_groups[0]['lr']:.3g})" + (
         f" or the strength (now {strength:.3g})" if strength else ""
     )
     return TrainingError(f"stage '{run.stage.name}', epoch {epoch + 1}, step {step + 1}: {what}; {ways} and start again")

@@ -112,8 +112,8 @@ class Train(Spec):
     """over which the learning rate rises evenly from zero to what `lr` says; 0it for none"""
     clip: Above | None = None
     """largest norm of the loss' gradient over all parameters; a larger one is scaled down to it, before penalties are added"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """of the forward pass: bf16 by autocast; weights and optimizer stay in float32"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """of the forward pass, by autocast: bf16, or fp16 with the loss scaled so that gradients do not vanish (a step whose gradients overflow is skipped); weights and optimizer stay in float32"""
     accumulate: Positive = 1
     """parts in which a batch passes through the model, for less memory; the step is that of the whole batch"""
     penalties: Flag = True

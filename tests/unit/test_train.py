@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import sparsify.pruning as pruning
+from sparsify import train as train_module
 from sparsify.data import Datasets, Examples, batches
-from sparsify.errors import DataError, TrainingError
+from sparsify.errors import DataError, RunError, TrainingError
 from sparsify.events import EpochDone, StageStarted, StepDone
 from sparsify.train import Moment, derived_seed, evaluate, make_accelerator, make_optimizer, train_stage
 from sparsify_schemas.stage import Train
@@ -288,3 +290,66 @@ def test_bf16_is_of_the_forward_pass_alone():
     assert all(p.dtype == torch.float32 for p in half.parameters())
     assert not same(plain, half)
     assert [r.loss for r in b.history] == pytest.approx([r.loss for r in a.history], rel=0.02)
+
+
+def test_fp16_is_of_the_forward_pass_alone():
+    plain, half = net(dropout=0.0), net(dropout=0.0)
+    a, b = train(plain, stage(3, clip=1.0)), train(half, stage(3, clip=1.0, precision="fp16"))
+    assert all(p.dtype == torch.float32 for p in half.parameters())
+    assert not same(plain, half) and b.scaler["scale"] == train_module.SCALE and a.scaler == {}
+    assert [r.loss for r in b.history] == pytest.approx([r.loss for r in a.history], rel=0.02)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_a_step_whose_gradients_overflow_is_skipped(monkeypatch: pytest.MonkeyPatch, clip):
+    """Weights and penalty stay where they were; the scale is halved until gradients fit."""
+    monkeypatch.setattr(train_module, "SCALE", 2.0**40)
+    model = net()
+    start = deepcopy(list(model.parameters()))
+    plan = pruning.make_plan(recipe(**LASSO), model)
+    moment = train(model, stage(1, precision="fp16", clip=clip), plan)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), start, strict=True))
+    assert (moment.scaler["scale"], moment.hooks["step"]) == (2.0**35, 0)
+    moment = train(model, stage(6, precision="fp16", clip=clip), plan, restore=moment)
+    skipped = 40 - math.log2(moment.scaler["scale"])
+    assert 20 < skipped < 30 and moment.hooks["step"] == 30 - skipped
+    assert not any(torch.equal(p, q) for p, q in zip(model.parameters(), start, strict=True))
+
+
+def test_fp16_goes_on_from_a_moment_with_the_same_bits(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(train_module, "SCALE", 2.0**24)
+    whole, parts = net(), net()
+    end = train(whole, stage(4, precision="fp16"))
+    kept = []
+    train(parts, stage(4, precision="fp16"), until=2, on_epoch=lambda moment: kept.append(deepcopy(moment)))
+    assert train(parts, stage(4, precision="fp16"), restore=kept[-1]).scaler == end.scaler
+    assert same(whole, parts) and 1 < end.scaler["scale"] < 2.0**24
+    for scaler in ({}, {**end.scaler, "scale": math.nan}, {**end.scaler, "scale": "1"}):
+        with pytest.raises(RunError, match=r"^the saved scale of the loss is damaged, or belongs to another recipe; start a new run$"):
+            train(net(), stage(4, precision="fp16"), restore=replace(kept[-1], scaler=scaler))
+
+
+def test_gradients_that_overflow_whatever_the_scale(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(train_module, "SCALE", 0.5)
+    with pytest.raises(TrainingError, match=r"^stage 'learn', epoch 1: gradients overflow in fp16 whatever the loss is scaled by; choose precision bf16 or fp32$"):
+        train(net(), stage(2, precision="fp16"))
+
+
+@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_launchers_that_ask_for_more_than_ddp_are_refused(monkeypatch: pytest.MonkeyPatch, engine: str):
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(RunError) as caught:
+        make_accelerator()
+    assert str(caught.value) == (
+        f"the launcher asks for {engine}, and apply trains whole models by DDP: launch it without, such as by torchrun; "
+        "in a loop of your own penalties also act on models sharded by torch.distributed.fsdp.fully_shard"
+    )
+
+
+def test_how_a_batch_is_accumulated_is_the_recipes_to_say(monkeypatch: pytest.MonkeyPatch):
+    """Accelerate would divide the loss by what the launcher was told."""
+    plain, told = net(dropout=0.0), net(dropout=0.0)
+    train(plain, stage(1))
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    train(told, stage(1))
+    assert same(plain, told)

@@ -20,6 +20,7 @@ from sparsify.errors import VerificationError
 from sparsify.figures import few, plural
 from sparsify.folder import BASELINES, DENSE, WEIGHTS, recipe_digest
 from sparsify.graph import Inputs
+from sparsify.measure.memory import computed_peak, peak_memory
 from sparsify.modelfile import weights_digest
 from sparsify.plan import Layer, Plan, ranked_together
 from sparsify.rounds import left_inside
@@ -38,6 +39,7 @@ from sparsify_schemas.report import (
     Limit,
     Report,
     Round,
+    Search,
     Side,
     Sparsity,
     StageRow,
@@ -73,6 +75,8 @@ class Work:
     stages: tuple[StageRow, ...] = ()
     history: tuple[Epoch, ...] = ()
     notes: tuple[str, ...] = ()
+    search: Search | None = None
+    """what was tried, where the budget limits an accuracy_drop"""
     dense_trained: bool = False
     """whether the training before the first cut trained the dense model as well"""
     rivals: tuple[Rival, ...] = ()
@@ -112,6 +116,8 @@ def assess(
         _side(dense, inputs, folder / DENSE, datasets, before if work.dense_trained else 0),
         _side(cut, inputs, folder / WEIGHTS, datasets, before + after),
     )
+    if recipe.budget.peak_memory is not None:
+        sides = (_with_peak(sides[0], dense, inputs), _with_peak(sides[1], cut, inputs))
     targets: Mapping[str, Target] = recipe.targets or DEFAULT_TARGET
     timings = tuple(_latency(work, name, target, dense, cut, inputs, seconds) for name, target in targets.items())
     return Report(
@@ -124,7 +130,7 @@ def assess(
         dense=sides[0],
         cut=sides[1],
         latency=timings,
-        limits=(*_budgets(recipe, sides, _bytes(dense), _bytes(cut)), *_latencies(recipe, timings), *_demands(work)),
+        limits=(*_budgets(recipe, sides, _bytes(dense), _bytes(cut)), *_latencies(recipe, timings), *_drop(recipe, sides), *_demands(work)),
         layers=tuple(_layers(work.plan, dense, cut, inputs)),
         sparsities=tuple(_sparsities(work, dense, cut)),
         executions=tuple({e.module: e for cuts in work.cuts for e in cuts.executions}.values()),
@@ -132,6 +138,7 @@ def assess(
         history=work.history,
         rounds=work.rounds,
         baselines=tuple(_baseline(work, rival, folder, dense, rivals[rival.kind], inputs, datasets, seconds) for rival in work.rivals),
+        search=work.search,
         verdict=overall(work.verdicts),
         notes=(*work.notes, *_notes(work, cut)),
         environment=measure.environment(),
@@ -195,6 +202,10 @@ def _side(model: nn.Module, inputs: Inputs, weights: Path, datasets: Datasets | 
     return side.model_copy(update={"validation_accuracy": validation, "test_accuracy": test})
 
 
+def _with_peak(side: Side, model: nn.Module, inputs: Inputs) -> Side:
+    return side.model_copy(update={"peak_memory": peak_memory(model, inputs), "peak_memory_computed": computed_peak(model, inputs)})
+
+
 def _bytes(model: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in tensors(model).values())
 
@@ -203,6 +214,7 @@ def _budgets(recipe: Recipe, sides: tuple[Side, Side], dense_bytes: int, cut_byt
     """Shares are of the dense model; bytes are those of the tensors, as the file's header is no part of the model."""
     dense, cut = sides
     counted = {"macs": (dense.macs, cut.macs), "params": (dense.params, cut.params), "bytes": (dense_bytes, cut_bytes)}
+    counted |= {"peak_memory": (dense.peak_memory, cut.peak_memory)} if dense.peak_memory and cut.peak_memory else {}
     for what, (before, after) in counted.items():
         asked = getattr(recipe.budget, what)
         if asked is None:
@@ -246,6 +258,15 @@ def _latencies(recipe: Recipe, timings: Iterable[Latency]) -> Iterable[Limit]:
         if asked is not None:
             limit, achieved = (asked.fraction, 1 / timing.speedup) if isinstance(asked, Share) else (asked.milliseconds, timing.cut_ms)
             yield Limit(what=f"budget.latency.{timing.target}", asked=str(asked), limit=limit, achieved=achieved, met=achieved <= limit)
+
+
+def _drop(recipe: Recipe, sides: tuple[Side, Side]) -> Iterable[Limit]:
+    """Points of validated accuracy lost, where both models were validated."""
+    asked = recipe.budget.accuracy_drop
+    before, after = (side.validation_accuracy for side in sides)
+    if asked is not None and before is not None and after is not None:
+        limit, achieved = asked.at_most.fraction, before - after
+        yield Limit(what="budget.accuracy_drop", asked=str(asked.at_most), limit=limit, achieved=achieved, met=achieved <= limit + 1e-9)
 
 
 def _demands(work: Work) -> Iterable[Limit]:

@@ -14,7 +14,7 @@ from sparsify.folder import CHECKPOINT, replacing
 from sparsify.modelfile.contents import check_entries, check_sizes
 from sparsify.train import Moment
 from sparsify_schemas.cuts import Cuts
-from sparsify_schemas.report import Epoch, Round, StageRow
+from sparsify_schemas.report import Epoch, Round, Search, StageRow
 
 _HISTORY = TypeAdapter(tuple[Epoch, ...])
 _STAGES = TypeAdapter(tuple[StageRow, ...])
@@ -44,8 +44,10 @@ class Checkpoint:
     """what the cuts so far did, in order"""
     rounds: tuple[Round, ...] = ()
     """a row for each of them"""
+    search: Search | None = None
+    """the trials so far, where the budget limits an accuracy_drop"""
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, name: str = CHECKPOINT) -> None:
         """Replace the folder's checkpoint by this one, whole or not at all."""
         moment = self.moment
         body = {
@@ -58,6 +60,7 @@ class Checkpoint:
             "stages": _STAGES.dump_json(self.stages).decode(),
             "cuts": _CUTS.dump_json(self.cuts).decode(),
             "rounds": _ROUNDS.dump_json(self.rounds).decode(),
+            "search": None if self.search is None else self.search.model_dump_json(),
             "moment": None
             if moment is None
             else {
@@ -70,15 +73,15 @@ class Checkpoint:
             },
         }
         try:
-            with replacing(folder / CHECKPOINT) as temporary:
+            with replacing(folder / name) as temporary:
                 torch.save(body, temporary)
         except RuntimeError as error:  # how torch says that a disk is full
-            raise RunError(f"cannot write {folder / CHECKPOINT}: {str(error).splitlines()[0]}") from error
+            raise RunError(f"cannot write {folder / name}: {str(error).splitlines()[0]}") from error
 
     @classmethod
-    def read(cls, folder: Path) -> "Checkpoint | None":
+    def read(cls, folder: Path, name: str = CHECKPOINT) -> "Checkpoint | None":
         """None when the run was stopped before its first checkpoint. Raises RunError when the file is damaged."""
-        path = folder / CHECKPOINT
+        path = folder / name
         if not path.exists():
             return None
         try:
@@ -104,6 +107,7 @@ class Checkpoint:
             stages=_STAGES.validate_json(body["stages"]),
             cuts=_CUTS.validate_json(body["cuts"]),
             rounds=_ROUNDS.validate_json(body["rounds"]),
+            search=None if body.get("search") is None else Search.model_validate_json(body["search"]),
         )
 
 

@@ -191,7 +191,7 @@ def _chosen(
     if allowed and free and not fits(wanted):
         demanded = wanted
         wanted = _to_budget(free, demanded, prices, fits)
-        if costs.step > 1:
+        if costs.step > 1 or "peak_memory" in allowed:
             again = _to_budget(free, demanded, _mean(prices, _prices(free, costs, allowed, wanted)), fits)
             wanted = min(wanted, again, key=lambda w: _lost(free, w))
     wanted = _uniform_to_budget(free, wanted, fits)
@@ -243,12 +243,12 @@ def _prices(groups: Sequence[Candidate], costs: Costs, allowed: Mapping[str, flo
     """Share of the budgeted quantities that one unit of each group frees, summed over the budgets: in the dense model, or
     where as many as wanted are gone already. Milliseconds come in steps, so there it is the mean over a step."""
     gone = {c.name: c.gone(wanted[c.name]) for c in groups} if wanted else {}
-    now, prices = costs.of(gone), {}
+    now, prices = costs.of(gone, smooth=True), {}
     for c in groups:
         before = gone.get(c.name, ())
         less = min(len(before) + max(c.multiple, costs.step), len(c.order) - 1) if costs.step > 1 else len(before) + 1
         less = less if less > len(before) else max(0, len(before) - costs.step)  # none left to go: the price of the last ones
-        after = costs.of({**gone, c.name: c.order[:less]})
+        after = costs.of({**gone, c.name: c.order[:less]}, smooth=True)
         freed = sum((now[what] - after[what]) / costs.dense[what] for what in allowed if costs.dense[what])
         prices[c.name] = max(freed / (less - len(before)), 0.0) if less != len(before) else 0.0
     return prices

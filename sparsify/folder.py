@@ -36,6 +36,8 @@ BASELINES = "baselines"
 COST = "cost.json"
 STATE = "state.json"
 CHECKPOINT = "checkpoint.pt"
+BEFORE = "before.pt"
+BEST = "best.pt"
 LOCK = "lock"
 KEPT = (RECIPE, PLAN, CUTS, BASE, WEIGHTS, DENSE, PAGE, HTML, LOG)
 """files of a complete run besides its report"""
@@ -296,7 +298,7 @@ def log(folder: Path, entry: dict[str, Any]) -> None:
 
 def finished(folder: Path) -> None:
     """Remove what only an unfinished run needs."""
-    for path in (*(folder / BASELINES).glob(f"*/{CHECKPOINT}"), *(folder / name for name in (CHECKPOINT, STATE, LOCK))):
+    for path in (*(folder / BASELINES).glob(f"*/{CHECKPOINT}"), *(folder / name for name in (CHECKPOINT, BEFORE, BEST, STATE, LOCK))):
         with suppress(OSError):
             path.unlink()
     with suppress(OSError):

@@ -194,21 +194,28 @@ def _begin(run: Run, base: Base) -> None:
 
 def where_it_stands(run: Run) -> tuple[nn.Module, Checkpoint]:
     """The model and the checkpoint that the run goes on from; its beginning where there is none yet."""
-    found = Checkpoint.read(run.folder)
-    if found is None:
+    if not (run.folder / files.CHECKPOINT).exists():
         return deepcopy(run.dense), Checkpoint(run.state.digest, run.state.model_digest, 0, {})
+    return kept_at(run, files.CHECKPOINT)
+
+
+def kept_at(run: Run, name: str) -> tuple[nn.Module, Checkpoint]:
+    """The model and the checkpoint that a file of the run's folder holds. Raises RunError."""
+    found = Checkpoint.read(run.folder, name)
+    if found is None:
+        raise RunError(f"{run.folder / name} is missing; the run cannot be resumed, start a new one")
     if (found.recipe, found.model) != (run.state.digest, run.state.model_digest):
-        raise RunError(f"{run.folder / files.CHECKPOINT} belongs to another run; start a new one")
+        raise RunError(f"{run.folder / name} belongs to another run; start a new one")
     if type(found.stage) is not int or not 0 <= found.stage <= len(run.recipe.stages):
-        raise RunError(f"{run.folder / files.CHECKPOINT} is damaged (it stands at stage {found.stage} of {len(run.recipe.stages)}); start a new run")
-    modelfile.check_finite(found.weights, str(run.folder / files.CHECKPOINT))
+        raise RunError(f"{run.folder / name} is damaged (it stands at stage {found.stage} of {len(run.recipe.stages)}); start a new run")
+    modelfile.check_finite(found.weights, str(run.folder / name))
     model = deepcopy(run.dense)
     for cuts in found.cuts:
         model = graph.replay(model, cuts)
     try:
         model.load_state_dict(found.weights)
     except RuntimeError as error:
-        raise RunError(f"{run.folder / files.CHECKPOINT} does not fit the model that the recipe builds: {' '.join(str(error).split())[:300]}") from error
+        raise RunError(f"{run.folder / name} does not fit the model that the recipe builds: {' '.join(str(error).split())[:300]}") from error
     return model, found
 
 

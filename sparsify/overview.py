@@ -15,7 +15,7 @@ from sparsify_schemas.recipe import Rule
 from sparsify_schemas.schedule import Strength
 from sparsify_schemas.stage import Cut, Goal, Stage, Train
 
-LABELS = {"macs": "MACs", "params": "parameters", "bytes": "bytes"}
+LABELS = {"macs": "MACs", "params": "parameters", "bytes": "bytes", "peak_memory": "peak memory"}
 
 
 def as_text(plan: Plan, width: int = 100) -> str:
@@ -181,7 +181,8 @@ def _scheduled(value: Strength) -> str:
 
 def _costs_table(plan: Plan) -> Table:
     after = costs(plan)
-    dense = {"macs": plan.map.macs, "params": plan.map.params, "bytes": plan.map.bytes}
+    dense: dict[str, float] = {"macs": plan.map.macs, "params": plan.map.params, "bytes": plan.map.bytes}
+    dense |= {} if plan.map.lifetimes is None else {"peak_memory": Costs(plan.map).dense["peak_memory"]}
     floors = {f.what.removeprefix("budget."): f for f in plan.floors}
     rows = []
     for what, now in dense.items():
@@ -196,6 +197,8 @@ def _costs_table(plan: Plan) -> Table:
             share(_part(floor.least, floor.dense)) if floor else MISSING,
         ))
     rows += _latency_rows(plan)
+    drop = plan.recipe.budget.accuracy_drop
+    rows += [("validated accuracy", *[MISSING] * 3, f"drop at most {spaced(str(drop.at_most))}", MISSING)] if drop else []
     notes = (f"after: cut on the {_weights(plan)}{', milliseconds as predicted' if plan.recipe.budget.latency else ''}; lowest: with everything removed that rules and protections allow.",)
     return Table("Model", columns("", ">dense", ">after", ">left", ">budget", ">lowest"), tuple(rows), notes)
 
@@ -211,7 +214,7 @@ def _latency_rows(plan: Plan) -> Iterator[tuple[str, str, str, str, str, str]]:
 
 
 def _amount(what: str, value: float, asked: object) -> str:
-    return size(value, str(asked or "")) if what == "bytes" else count(value)
+    return size(value, str(asked or "")) if what in ("bytes", "peak_memory") else count(value)
 
 
 def _protected_table(plan: Plan) -> Table:

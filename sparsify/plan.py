@@ -156,6 +156,28 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class Life:
+    """A tensor that an operator makes in one inference on one example."""
+
+    born: int
+    """operator that makes it"""
+    dies: int
+    """operator before which it is freed"""
+    bytes: int
+    per_unit: tuple[tuple[str, float], ...] = ()
+    """(coupled group, bytes that go with each of its units)"""
+
+
+@dataclass(frozen=True)
+class Lifetimes:
+    """All of them, in the order in which they are made."""
+
+    inputs: int
+    """bytes of what the call is given"""
+    lives: tuple[Life, ...]
+
+
+@dataclass(frozen=True)
 class ModelMap:
     """What there is to know about a model without its numbers."""
 
@@ -168,6 +190,8 @@ class ModelMap:
     """(keyword or None, shape, element type) of what a forward call took"""
     branches: tuple[Branch, ...] = ()
     """residual blocks and branches; looked for only where a rule has group depth"""
+    lifetimes: Lifetimes | None = None
+    """looked for only where the budget limits peak memory"""
 
     @cached_property
     def params(self) -> int:
@@ -203,7 +227,7 @@ class Floor:
     """The least that a budgeted quantity can come to, with everything removable removed."""
 
     what: str
-    """macs, params, bytes or latency.<target>"""
+    """macs, params, bytes, peak_memory or latency.<target>"""
     dense: float
     limit: float
     least: float
@@ -248,7 +272,7 @@ class Plan:
     def _body(self) -> dict[str, Any]:
         return {
             "recipe": self.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True),
-            "map": asdict(self.map),
+            "map": {key: value for key, value in asdict(self.map).items() if key != "lifetimes"},
             "assignments": [asdict(a) for a in self.assignments],
             "floors": [asdict(f) for f in self.floors],
             "notes": list(self.notes),

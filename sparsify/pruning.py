@@ -31,6 +31,7 @@ from sparsify.latency import clock, settled, target_steps
 from sparsify.load import Loaded, load
 from sparsify.looking import looks
 from sparsify.measure import copied, count_macs, detached
+from sparsify.memory import held, with_lifetimes
 from sparsify.overview import LABELS
 from sparsify.plan import ModelMap, Plan
 from sparsify.report import verdict_words
@@ -116,6 +117,8 @@ def make_plan(
         map = graph.probe(model, graph.inspect(model, inputs, macs), inputs)
         if any(rule.group == "depth" for rule in loaded.recipe.rules):
             map = graph.with_branches(model, map, inputs, macs)
+    if loaded.recipe.budget.peak_memory is not None:
+        map = with_lifetimes(model, map, inputs)
     clocks = _clocks(loaded.recipe, loaded.recipe.budget.latency, model, map, inputs, listener)
     aligned = any(rule.keep.multiple_of == "auto" for rule in loaded.recipe.rules)
     steps = target_steps(loaded.recipe.targets if aligned else {}) | {c.target: c.steps for c in clocks}
@@ -163,7 +166,8 @@ def cut(
     batches = None if batches is None else taken(batches, plan.recipe)
     dense = copied(model)
     clocks = _clocks(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)
-    keep = agree(settled(plan, dense, *scored(plan, dense, batches), clocks, inputs, listener, chooser))
+    scores = scored(plan, dense, batches)
+    keep = agree(held(plan, dense, inputs, lambda aim: settled(aim, dense, *scores, clocks, inputs, listener, chooser), listener))
     zeroed, deeds = zeroing.zeroed(plan, dense, keep, partial(looks, batches=batches))
     keep = zeroing.without_dead(plan, zeroed, keep)
     thin, cuts = graph.cut(zeroed, plan.map, keep, plan.digest)

@@ -27,11 +27,12 @@ from sparsify.figures import (
     tiny,
 )
 from sparsify.reading import read as read_file
+from sparsify.searching import best
 from sparsify.table import Table, as_markdown, columns, escape
 from sparsify_schemas.report import Latency, LayerRow, Limit, Report, Side, Verdict
 
 FILE, WEIGHTS = "report.json", "model.safetensors"
-_LABELS = {"budget.macs": "MACs", "budget.params": "parameters", "budget.bytes": "bytes"}
+_LABELS = {"budget.macs": "MACs", "budget.params": "parameters", "budget.bytes": "bytes", "budget.peak_memory": "peak memory", "budget.accuracy_drop": "drop of validated accuracy"}
 _HISTORY_ROWS, _MANY_LAYERS = 12, 24
 _OF_SOME: dict[str, tuple[Callable[[float | None], str], str]] = {
     "woken": (share, "share of what gsm covers that was left out in one step and followed the loss in the next"),
@@ -120,13 +121,15 @@ def shown_limit(limit: Limit, value: float) -> str:
         return share(value)
     if limit.what.startswith("budget.latency."):
         return milliseconds(value)
-    return size(value, limit.asked) if limit.what == "budget.bytes" else count(value)
+    if limit.what == "budget.accuracy_drop":
+        return points(value)
+    return size(value, limit.asked) if limit.what in ("budget.bytes", "budget.peak_memory") else count(value)
 
 
 def tables(report: Report, *, every_layer: bool = True) -> tuple[Table, ...]:
     """The page's tables in order, those without rows left out; a long list of layers can be cut to those that changed."""
     latency = latency_table(report.latency, report.environment.cores)
-    found = (_sides(report), against_baselines(report), _limits(report), latency, _stages(report), _rounds(report), _layers(report, every_layer), _sparsities(report), _executions(report), _notes(report))
+    found = (_sides(report), against_baselines(report), _limits(report), latency, _stages(report), _rounds(report), _search(report), _layers(report, every_layer), _sparsities(report), _executions(report), _notes(report))
     return tuple(t for t in found if t.rows or t.notes)
 
 
@@ -143,6 +146,8 @@ def _sides(report: Report) -> Table:
     counted = (("MACs", dense.macs, cut.macs), ("parameters", dense.params, cut.params), ("parameters not zero", dense.nonzero, cut.nonzero))
     rows = [(label, count(a), count(b), share(_part(b, a)), signed(count(b - a))) for label, a, b in counted]
     rows.append(("weights file", size(dense.bytes), size(cut.bytes), share(_part(cut.bytes, dense.bytes)), signed(size(cut.bytes - dense.bytes))))
+    peaks = (("peak memory", dense.peak_memory, cut.peak_memory), ("peak memory, computed", dense.peak_memory_computed, cut.peak_memory_computed))
+    rows += [(label, size(a), size(b), share(_part(b, a)), signed(size(b - a))) for label, a, b in peaks if a is not None and b is not None]
     accuracies = (
         ("validation accuracy", dense.validation_accuracy, cut.validation_accuracy),
         ("test accuracy", dense.test_accuracy, cut.test_accuracy),
@@ -197,6 +202,28 @@ def _prediction(t: Latency) -> str:
         f"{t.target}: predicted {milliseconds(t.predicted_cut_ms)} ({share(foretold)} of dense), "
         f"measured {milliseconds(t.cut_ms)} ({share(left)}); off by {signed(share(foretold / left - 1))}."
     )
+
+
+def _search(report: Report) -> Table:
+    """Every depth that was tried for an accuracy_drop, and which one the report is of."""
+    if report.search is None:
+        return Table("Search", (), ())
+    taken = best(report.search)
+    rows = tuple(
+        (
+            str(n),
+            share(t.depth),
+            share(_part(t.macs, report.dense.macs)),
+            share(_part(t.params, report.dense.params)),
+            accuracy(t.validation_accuracy),
+            points(t.drop),
+            f"{'inside' if t.inside else 'outside'}{', taken' if t == taken else ''}",
+            seconds(t.seconds),
+        )
+        for n, t in enumerate(report.search.trials, 1)
+    )
+    notes = ("depth: share of the way from what the other budgets ask for to all that can be removed.",)
+    return Table("Search", columns(">trial", ">depth", ">MACs left", ">parameters left", ">validation", ">drop", "", ">time"), rows, notes)
 
 
 def _layers(report: Report, every: bool) -> Table:

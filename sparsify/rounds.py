@@ -88,7 +88,7 @@ def rewritten(plan: Plan, target: Target | None, cuts: Sequence[Cuts] = ()) -> R
         share = max(target.way * first.sparsity.fraction - (1 - left), 0.0) / left if left else 0.0
         for assignment in together:
             demands[assignment.rule] = demands[assignment.rule].model_copy(update={"sparsity": Share(100 * share, "%")})
-    return plan.recipe.model_copy(update={"rules": tuple(demands), "budget": _amounts(plan, target)})
+    return plan.recipe.model_copy(update={"rules": tuple(demands), "budget": _amounts(plan, target, cuts)})
 
 
 def still_there(plan: Plan, rules: Sequence[Rule], left: Set[str]) -> dict[int, Rule]:
@@ -173,11 +173,15 @@ def own_budgets(recipe: Recipe) -> tuple[tuple[str, Budget], ...]:
     return tuple((path, found.budget) for path, found in paths if found is not None and found.budget is not None)
 
 
-def _amounts(plan: Plan, target: Target) -> Budget:
-    """The budget part of the way, as amounts; a hair above, as no budget may be missed for a rounding."""
+def _amounts(plan: Plan, target: Target, cuts: Sequence[Cuts]) -> Budget:
+    """The budget part of the way, as amounts; a hair above, as no budget may be missed for a rounding.
+
+    A latency stays a share as long as the dense model is at hand, as both are then timed side by side.
+    """
     dense = Costs(plan.map).dense | {floor.what: floor.dense for floor in plan.floors if floor.what.startswith("latency.")}
     found = limits(plan.recipe.budget if target.budget is None else target.budget, dense)
     left = {what: (dense[what] - target.way * (dense[what] - limit)) * (1 + _HAIR) for what, limit in found.items()}
-    written = {what: Size(amount, "B") if what == "bytes" else Amount(amount / 1e3, "k") for what, amount in left.items() if "." not in what}
-    latency = {what.removeprefix("latency."): Time(amount, "ms") for what, amount in left.items() if what.startswith("latency.")}
+    written = {what: Size(amount, "B") if what in ("bytes", "peak_memory") else Amount(amount / 1e3, "k") for what, amount in left.items() if "." not in what}
+    times = {what: amount for what, amount in left.items() if what.startswith("latency.")}
+    latency = {what.removeprefix("latency."): Time(ms, "ms") if cuts else Share(min(100 * ms / dense[what], 100), "%") for what, ms in times.items()}
     return Budget.model_validate({**written, "latency": latency})

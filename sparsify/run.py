@@ -1,6 +1,7 @@
 """apply: a recipe and a dense model in, a run folder with a smaller model and its report out. The file to read first.
 
 load -> plan -> for each stage train (cutting between epochs, where it says so) or cut -> save -> reload -> measure -> report
+Where the budget limits the drop of accuracy, the stages from the first cut on are gone through once for each trial.
 """
 
 import re
@@ -24,6 +25,7 @@ from sparsify.checkpoint import Checkpoint
 from sparsify.compile import compile_plan
 from sparsify.costs import Costs
 from sparsify.data import batches, example_inputs, load_data
+from sparsify.deepening import first_trial, searched
 from sparsify.errors import RunError, SparsifyError
 from sparsify.events import CutDone, EpochDone, Event, Listener, Note, StageStarted, silence
 from sparsify.graph import layers
@@ -32,6 +34,7 @@ from sparsify.measure import count_macs
 from sparsify.opening import Run, Source, asked, dense_model, opened, planned, resumed, where_it_stands
 from sparsify.plan import Plan
 from sparsify.rounds import Target, holding, moments, next_target, rewritten, still_there
+from sparsify.searching import deepened
 from sparsify.train import Moment, check_trainable, derived_seed, evaluate, make_optimizer, train_stage
 from sparsify.weights import save_weights
 from sparsify_schemas.budget import Budget
@@ -79,13 +82,19 @@ def apply(
 
 
 def _carried_out(run: Run) -> tuple[nn.Module, Checkpoint]:
-    """All stages that are still to come."""
+    """All stages that are still to come; where the budget limits the drop of accuracy, once for each trial."""
     model, at = where_it_stands(run)
+    return searched(run, *_to_the_end(run, model, at), _to_the_end)
+
+
+def _to_the_end(run: Run, model: nn.Module, at: Checkpoint) -> tuple[nn.Module, Checkpoint]:
     for index in range(at.stage, len(run.recipe.stages)):
         match run.recipe.stages[index]:
             case Train() as stage:
                 model, at = _train(run, stage, model, at)
             case Cut() as stage:
+                if run.recipe.budget.accuracy_drop is not None and at.search is None:
+                    at = first_trial(run, model, at)
                 model, at = _cut(run, stage, model, at)
     return model, at
 
@@ -227,6 +236,8 @@ def _present_plan(run: Run, model: nn.Module, at: Checkpoint, training: Train | 
     After a cut it is made anew, of the cut model. training: the stage that it is for, where no cut is made by it.
     """
     target = next_target(run.recipe, at.stage, at.moment.epochs if at.moment else 0)
+    if target is not None and target.budget is None and at.search is not None and at.search.depth is not None:
+        target = replace(target, budget=deepened(run.plan, at.search.depth))
     if not at.cuts:
         every = tuple(range(len(run.recipe.rules)))
         if target == Target():
@@ -321,7 +332,7 @@ def _params(model: nn.Module) -> int:
 def _finish(run: Run, model: nn.Module, at: Checkpoint, rivals: tuple[Rival, ...], left_out: tuple[str, ...]) -> None:
     run.listener(Note("measuring the dense and the cut model side by side"))
     if run.accelerator.is_main_process:
-        work = Work(run.plan, at.cuts, tuple(r.verdict for r in at.rounds), at.rounds, at.stages, at.history, (*_notes(run, at.rounds), *left_out), run.state.from_scratch, rivals)
+        work = Work(run.plan, at.cuts, tuple(r.verdict for r in at.rounds), at.rounds, at.stages, at.history, (*_notes(run, at.rounds), *left_out), at.search, run.state.from_scratch, rivals)
         complete(run.folder, work, model, run.inputs, run.datasets, run.build, run.timing)
         files.finished(run.folder)
     run.accelerator.wait_for_everyone()

@@ -13,7 +13,7 @@ from sparsify_cli.render import say
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-_LABELS = {"macs": "MACs", "params": "params", "bytes": "bytes"}
+_LABELS = {"macs": "MACs", "params": "params", "bytes": "bytes", "peak_memory": "memory"}
 _REDRAW = 0.1
 """seconds between two drawings within an epoch"""
 

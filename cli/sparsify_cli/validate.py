@@ -53,8 +53,9 @@ def _summary(recipe: Recipe) -> list[str]:
     rows += [
         ("target", f"{name}: {target.kind}, {target.runtime}, batch {target.batch}") for name, target in recipe.targets.items()
     ]
-    limits = [f"{name} {limit}" for name, limit in written(recipe.budget).items() if name != "latency"]
+    limits = [f"{name} {limit}" for name, limit in written(recipe.budget).items() if name not in ("latency", "accuracy_drop")]
     limits += [f"{limit} of the time on {name}" if str(limit).endswith("%") else f"{limit} on {name}" for name, limit in recipe.budget.latency.items()]
+    limits += [f"accuracy_drop {recipe.budget.accuracy_drop.at_most}"] if recipe.budget.accuracy_drop else []
     rows.append(("budget", ", ".join(limits) or "none: only groups that are zero are cut"))
     rows += [(f"rule {number}", _rule(rule)) for number, rule in enumerate(recipe.rules)]
     rows.append(("stages", ", ".join(map(_stage, recipe.stages))))

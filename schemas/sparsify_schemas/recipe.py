@@ -149,7 +149,7 @@ def _check_goals(recipe: "Recipe") -> None:
     """A strength that is found needs a goal, and a budget is the goal of all rules that leave their amount to it."""
     left = [i for i, rule in enumerate(recipe.rules) if not rule.protect and rule.sparsity is None and not in_one_tensor(rule.group)]
     for i in left:
-        if _found(recipe.rules[i]) and recipe.budget == Budget():
+        if _found(recipe.rules[i]) and recipe.budget.model_copy(update={"accuracy_drop": None}) == Budget():
             raise ValueError(f"rules.{i}.penalty.strength: 'auto' needs a goal; give the recipe a budget, or the rule its own 'sparsity'")
     other = next((i for i in left if not _found(recipe.rules[i])), None)
     if other is not None and any(_found(recipe.rules[i]) for i in left):
@@ -251,6 +251,20 @@ class Recipe(Spec):
         between = next((s.name for s in self.stages if (found := goal(s)) is not None and found.budget is not None and found.budget.latency), None)
         if between is not None:
             raise AtKey("stages", f"the budget of '{between}' names a latency; only the recipe's own budget can, and 'way' goes part of it")
+        return self
+
+    @model_validator(mode="after")
+    def _accuracy_can_be_searched(self) -> "Recipe":
+        own = next((s.name for s in self.stages if (found := goal(s)) is not None and found.budget is not None and found.budget.accuracy_drop), None)
+        if own is not None:
+            raise AtKey("stages", f"the budget of '{own}' names an accuracy_drop; only the recipe's own budget can")
+        if self.budget.accuracy_drop is None:
+            return self
+        if self.data is None or self.data.validation.value == 0:
+            raise AtKey("budget", "accuracy_drop is judged on validation data; write 'data' with 'validation' above 0%")
+        gradual = next((s.name for s in self.stages if isinstance(s, Train) and s.cuts is not None), None)
+        if gradual is not None:
+            raise AtKey("budget", f"accuracy_drop tries whole cuts, and '{gradual}' cuts between its epochs; write a 'cut' stage in place of its 'cuts'")
         return self
 
     @model_validator(mode="after")

@@ -18,6 +18,10 @@ class Side(Spec):
     """multiply-accumulates of one forward call on one example (torch.utils.flop_counter, fast path off)"""
     bytes: int
     """size of the weights file"""
+    peak_memory: int | None = None
+    """bytes at the peak of one inference on one example, as the allocator saw it, with weights and inputs; where the budget limits it"""
+    peak_memory_computed: int | None = None
+    """the same from the lives of the tensors, without the work space of kernels"""
     validation_accuracy: float | None = None
     """share of the validation set classified rightly; null without data"""
     test_accuracy: float | None = None
@@ -199,6 +203,36 @@ class Baseline(Spec):
     verdict: Verdict
 
 
+class Trial(Spec):
+    """One depth of the search for the deepest cut within an accuracy_drop, carried through to the recipe's end."""
+
+    depth: float
+    """share of the way from what the other budgets ask for (0) to all that can be removed (1)"""
+    macs: int
+    """multiply-accumulates that it left"""
+    params: int
+    """parameters that it left"""
+    validation_accuracy: float
+    """at the recipe's end"""
+    drop: float
+    """validated accuracy of the dense model minus that"""
+    inside: bool
+    """whether the drop is within what was asked"""
+    seconds: float
+    """what its stages took"""
+
+
+class Search(Spec):
+    """The search for the deepest cut within an accuracy_drop."""
+
+    dense: float
+    """validated accuracy of the dense model"""
+    depth: float | None = None
+    """the trial that goes on; null when the search is over"""
+    trials: tuple[Trial, ...] = ()
+    """in the order in which they were made"""
+
+
 class Environment(Spec):
     """What it ran on."""
 
@@ -234,6 +268,8 @@ class Report(Spec):
     """the cuts, in order"""
     baselines: tuple[Baseline, ...] = ()
     """what the recipe's baselines came to"""
+    search: Search | None = None
+    """what was tried, where the budget limits an accuracy_drop"""
     verdict: Verdict
     """of the cut that says least for it"""
     notes: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ A bare number is refused wherever its meaning would have to be looked up.
     B kB MB GB     bytes: 1, 10^3, 10^6, 10^9
     KiB MiB GiB    bytes: 2^10, 2^20, 2^30
     us ms s        micro-, milliseconds, seconds of a forward call
+    pp             percentage points, of accuracy
 """
 
 import math
@@ -148,6 +149,22 @@ class Time(Quantity):
     @property
     def milliseconds(self) -> float:
         return self.value * {"us": 1e-3, "ms": 1.0, "s": 1e3}[self.unit]
+
+
+class Points(Quantity):
+    """A difference of two shares in percentage points: `0.5pp`; of accuracies `0.5%` says the same."""
+
+    UNITS = ("pp", "%")
+    EXPECTS = "percentage points such as 0.5pp"
+
+    def checked(self) -> Self:
+        if self.value > 100:
+            raise ValueError(f"expected percentage points between 0pp and 100pp, not '{self}'")
+        return self if self.unit == "pp" else type(self)(self.value, "pp")
+
+    @property
+    def fraction(self) -> float:
+        return self.value / 100
 
 
 def first_of(*kinds: type[Quantity]) -> Callable[[Any], Quantity]:

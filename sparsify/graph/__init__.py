@@ -7,7 +7,7 @@ proves that a cut model computes what the masked dense one does.
 
 from sparsify.graph.call import Inputs, call, check_model, tensors
 from sparsify.graph.carrying import carry, carry_named
-from sparsify.graph.cutting import cut, dropped, gone_branches, places, ranges, replay
+from sparsify.graph.cutting import cut, dropped, gone_branches, places, ranges, replay, trial
 from sparsify.graph.folding import fold
 from sparsify.graph.inspecting import inspect, layers
 from sparsify.graph.naming import canonical_names
@@ -34,6 +34,7 @@ __all__ = [
     "replay",
     "reshape",
     "tensors",
+    "trial",
     "verify",
     "with_branches",
 ]

@@ -274,8 +274,11 @@ def _infeasible(loaded: Loaded, plan: Plan, path: str, budget: Budget, floors: I
         hint = f"raise it to {_round_up(100 * floor.least / floor.dense)}%"
         kept = [f"'{name} {n}'" for name, n in _keeps(plan) if n > 1]
         kept += ["'limits'"] if any(rule.keep.limits for rule in plan.recipe.rules) else []
-        if kept and (target != floor.what or any(rule.keep.limits for rule in plan.recipe.rules)):
+        if kept:
             hint += f", or loosen {' and '.join(kept)} of 'keep'"
+        fixed = [f"rules.{a.rule}" for a in plan.assignments if plan.recipe.rules[a.rule].sparsity is not None and a.coupled]
+        if fixed:
+            hint += f", or leave the amount of {' and '.join(fixed)} to the budget in place of its 'sparsity'"
         if free:
             hint += f", or let a rule reach {', '.join(free[:5])}{', ...' if len(free) > 5 else ''}"
         if protected:

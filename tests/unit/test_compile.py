@@ -131,13 +131,20 @@ GOLDEN = {
         "rules:\n  - {layers: 'conv*', group: tap, sparsity: 100%, keep: {at_least: 2}}\n",
         ["recipe.yaml:4:45: rules.0.sparsity: 100% cannot be reached: with keep.at_least 2 at most 77.7% of the groups can go; lower it, or loosen 'keep'"],
     ),
+    "infeasible parameters, with a demand and limits": (
+        "budget: {params: 2%}\nrules:\n  - {layers: conv1, group: filter, sparsity: 50%}\n  - {layers: conv2, group: filter, keep: {limits: {conv2: 25%}}}\n",
+        [
+            "recipe.yaml:3:18: budget.params: 2% cannot be reached: with everything removed that the rules allow, 47.2% remains; raise it to 47.3%, "
+            "or loosen 'limits' of 'keep', or leave the amount of rules.0 to the budget in place of its 'sparsity' (protected: fc)"
+        ],
+    ),
     "infeasible budget": (
         "budget: {macs: 1%}\nrules:\n  - {layers: conv2, group: filter}\n",
         ["recipe.yaml:3:16: budget.macs: 1% cannot be reached: with everything removed that the rules allow, 46.5% remains; raise it to 46.6%, or let a rule reach conv1 (protected: fc)"],
     ),
     "infeasible by a floor": (
         "budget: {macs: 20%}\nrules:\n  - {layers: 'conv*', group: filter, keep: {at_least: 4}}\n",
-        ["recipe.yaml:3:16: budget.macs: 20% cannot be reached: with everything removed that the rules allow, 50.0% remains; raise it to 50.0% (protected: fc)"],
+        ["recipe.yaml:3:16: budget.macs: 20% cannot be reached: with everything removed that the rules allow, 50.0% remains; raise it to 50.0%, or loosen 'at_least 4' of 'keep' (protected: fc)"],
     ),
     "infeasible in absolute numbers": (
         "budget: {bytes: 1kB}\nrules:\n  - {layers: conv2, group: filter}\n",

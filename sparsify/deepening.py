@@ -34,15 +34,15 @@ def first_trial(run: Run, model: nn.Module, at: Checkpoint) -> Checkpoint:
 
 
 def _next_trial(run: Run, at: Checkpoint) -> Checkpoint:
-    """The checkpoint with the depth that comes next; None where the search is over."""
+    """The checkpoint with the depth that comes next; None where the search is over, which is not yet written."""
     asked = run.recipe.budget.accuracy_drop
     assert asked is not None and at.search is not None
     other = run.recipe.budget.model_copy(update={"accuracy_drop": None}) != Budget()
     depth = next_depth(at.search, asked, other)
+    at = replace(at, search=at.search.model_copy(update={"depth": depth}))
     if depth is not None:
         run.listener(Note(f"trial {len(at.search.trials) + 1} of at most {asked.trials}: {share(depth)} of the way from what the budget asks for to all that can go"))
-    at = replace(at, search=at.search.model_copy(update={"depth": depth}))
-    _write(run, at)
+        _write(run, at)
     return at
 
 
@@ -55,13 +55,13 @@ def searched(run: Run, model: nn.Module, at: Checkpoint, to_the_end: Carry) -> t
         if best(search) == trial:
             _write(run, replace(at, weights=model.state_dict()), files.BEST)
         model, before = kept_at(run, files.BEFORE)
-        at = _next_trial(run, replace(before, search=search))
-        if at.search is None or at.search.depth is None:
-            model, taken = kept_at(run, files.BEST)
-            at = replace(taken, search=search)
-            _write(run, at)
+        following = _next_trial(run, replace(before, search=search))
+        if following.search is not None and following.search.depth is not None:
+            model, at = to_the_end(run, model, following)
         else:
-            model, at = to_the_end(run, model, at)
+            model, taken = kept_at(run, files.BEST)
+            at = replace(taken, search=following.search)
+            _write(run, at)
     return model, at
 
 

@@ -198,7 +198,7 @@ def _costs_table(plan: Plan) -> Table:
         ))
     rows += _latency_rows(plan)
     drop = plan.recipe.budget.accuracy_drop
-    rows += [("validated accuracy", *[MISSING] * 3, f"drop at most {spaced(str(drop.at_most))}", MISSING)] if drop else []
+    rows += [("validated accuracy", MISSING, MISSING, MISSING, f"drop at most {spaced(str(drop.at_most))}", MISSING)] if drop else []
     notes = (f"after: cut on the {_weights(plan)}{', milliseconds as predicted' if plan.recipe.budget.latency else ''}; lowest: with everything removed that rules and protections allow.",)
     return Table("Model", columns("", ">dense", ">after", ">left", ">budget", ">lowest"), tuple(rows), notes)
 

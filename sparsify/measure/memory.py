@@ -86,7 +86,8 @@ def lived(model: nn.Module, inputs: Inputs) -> tuple[tuple[str, ...], tuple[tupl
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with in_eval(model), torch.no_grad(), torch.random.fork_rng(devices=[]), _Watch(known) as watch:
+        watch = _Watch(known)
+        with in_eval(model), torch.no_grad(), torch.random.fork_rng(devices=[]), watch:
             call(model, fed)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -103,11 +104,11 @@ def computed_peak(model: nn.Module, inputs: Inputs) -> int:
     return stored(model) + given(inputs) + max(accumulate(change), default=0)
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes when storages come and go."""
 
     def __init__(self, known: set[int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._known = known
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
         self._lives: list[tuple[int, int, int]] = []
@@ -121,13 +122,13 @@ class _Watch(TorchDispatchMode):
         for value in tree_leaves(out):
             storage = value.untyped_storage() if isinstance(value, Tensor) else None
             if storage is not None and storage._cdata not in self._known and storage._cdata not in self._alive:
-                self._alive[storage._cdata] = (StorageWeakRef(storage), len(self._lives))
+                self._alive[storage._cdata] = (StorageWeakRef(storage), len(self._lives))  # type: ignore[no-untyped-call]
                 self._lives.append((at, -1, storage.nbytes()))
         return out
 
     def _sweep(self) -> None:
         now = len(self._operators)
-        for key in [key for key, (held, _) in self._alive.items() if held.expired()]:
+        for key in [key for key, (held, _) in self._alive.items() if held.expired()]:  # type: ignore[no-untyped-call]
             place = self._alive.pop(key)[1]
             self._lives[place] = (self._lives[place][0], now, self._lives[place][2])
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 import sparsify
+from sparsify import deepening
 from sparsify import run as running
 from sparsify.errors import RecipeError
 from sparsify.load import load
@@ -112,7 +113,7 @@ def test_a_search_goes_on_after_a_kill_and_ends_alike(tmp_path: Path, monkeypatc
     whole = applied(tmp_path / "whole", stages=stages, budget=budget)
     for kill in (2, 4):
         calls: list[int] = []
-        cut_now, tried = running._cut_now, running._tried
+        cut_now, tried = running._cut_now, deepening._tried
 
         def dying(run: Any, *given: Any, real: Any, calls: list[int] = calls, kill: int = kill) -> Any:
             calls.append(1)
@@ -122,7 +123,7 @@ def test_a_search_goes_on_after_a_kill_and_ends_alike(tmp_path: Path, monkeypatc
 
         with monkeypatch.context() as patch:
             patch.setattr(running, "_cut_now", lambda *a, real=cut_now, d=dying: d(*a, real=real))
-            patch.setattr(running, "_tried", lambda *a, real=tried, d=dying: d(*a, real=real))
+            patch.setattr(deepening, "_tried", lambda *a, real=tried, d=dying: d(*a, real=real))
             with pytest.raises(KeyboardInterrupt):
                 applied(tmp_path / str(kill), stages=stages, budget=budget)
         folder = tmp_path / str(kill) / "digits-1"

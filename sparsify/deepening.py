@@ -39,9 +39,10 @@ def _next_trial(run: Run, at: Checkpoint) -> Checkpoint:
     assert asked is not None and at.search is not None
     other = run.recipe.budget.model_copy(update={"accuracy_drop": None}) != Budget()
     depth = next_depth(at.search, asked, other)
+    number = len(at.search.trials) + 1
     at = replace(at, search=at.search.model_copy(update={"depth": depth}))
     if depth is not None:
-        run.listener(Note(f"trial {len(at.search.trials) + 1} of at most {asked.trials}: {share(depth)} of the way from what the budget asks for to all that can go"))
+        run.listener(Note(f"trial {number} of at most {asked.trials}: {share(depth)} of the way from what the budget asks for to all that can go"))
         _write(run, at)
     return at
 

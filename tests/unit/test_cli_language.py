@@ -246,7 +246,7 @@ class TestExplain:
     def test_every_suffix_is_defined(self) -> None:
         lines = [line.split("  ")[2] for line in (units.__doc__ or "").splitlines() if line.startswith("    ")]
         defined = {suffix for line in lines for suffix in line.split()}
-        assert defined == {s for kind in (units.Share, units.Duration, units.Amount, units.Size, units.Time) for s in kind.UNITS}
+        assert defined == {s for kind in (units.Share, units.Duration, units.Amount, units.Size, units.Time, units.Points) for s in kind.UNITS}
 
     def test_protect_says_what_it_excludes(self) -> None:
         assert "takes no group, penalty, criterion, keep or sparsity" in topics.find("protect").text

@@ -17,9 +17,10 @@ from sparsify.checkpoint import Checkpoint
 from sparsify.compile import compile_plan
 from sparsify.errors import RecipeError, RunError, TrainingError, first_line
 from sparsify.events import Note
-from sparsify.figures import count, share
+from sparsify.figures import count, share, size
 from sparsify.load import Loaded
 from sparsify.opening import Run
+from sparsify.overview import LABELS
 from sparsify.reading import read
 from sparsify.weights import save_weights
 from sparsify_schemas.recipe import Baseline, Recipe
@@ -42,7 +43,7 @@ def made_against(run: Run, model: nn.Module, at: Checkpoint, carry: Carry) -> tu
     dense, epochs = _dense(run, carry)
     made, left_out = [], []
     for kind in run.recipe.baselines:
-        run.listener(Note(f"baseline {kind}, at {_said(cost)}"))
+        run.listener(Note(f"baseline {kind}, {_said(cost)}"))
         try:
             made.append(_made(run, kind, cost, dense, epochs, carry))
         except RecipeError as error:  # its advice is for who writes a recipe
@@ -56,7 +57,9 @@ def made_against(run: Run, model: nn.Module, at: Checkpoint, carry: Carry) -> tu
 
 def _said(cost: Cost) -> str:
     target = cost.what.removeprefix("latency.")
-    return f"{share(cost.value)} of the time on {target}" if target != cost.what else f"{count(cost.value)} {cost.what}"
+    if target != cost.what:
+        return f"{share(cost.value)} of the time on {target}"
+    return f"{LABELS[cost.what]} {size(cost.value) if cost.what in ('bytes', 'peak_memory') else count(cost.value)}"
 
 
 def _made(run: Run, kind: Baseline, cost: Cost, dense: nn.Module, epochs: int, carry: Carry) -> Rival:

@@ -149,9 +149,10 @@ def _baseline(
     work: Work, rival: Rival, folder: Path, dense: nn.Module, model: nn.Module, inputs: Inputs, datasets: Datasets | None, seconds: float
 ) -> Baseline:
     own, targets = replace(work, cuts=rival.cuts), work.plan.recipe.targets or DEFAULT_TARGET
+    side = _side(model, inputs, folder / BASELINES / rival.kind / WEIGHTS, datasets, rival.epochs)
     return Baseline(
         kind=rival.kind,
-        side=_side(model, inputs, folder / BASELINES / rival.kind / WEIGHTS, datasets, rival.epochs),
+        side=_with_peak(side, model, inputs) if work.plan.recipe.budget.peak_memory is not None else side,
         latency=tuple(_latency(own, name, target, dense, model, inputs, seconds) for name, target in targets.items()),
         cut_accuracy=rival.rounds[-1].validation_accuracy,
         verdict=overall(r.verdict for r in rival.rounds),

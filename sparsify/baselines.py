@@ -14,7 +14,7 @@ from sparsify_schemas.stage import Cut, Stage, Train, goal
 from sparsify_schemas.units import Amount, Share, Size
 
 _HAIR = 1 + 1e-12
-_SHARED = ("macs", "params", "bytes")
+_SHARED = ("macs", "params", "bytes", "peak_memory")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Cost:
     """What the cut model costs, which no baseline may exceed."""
 
     what: str
-    """macs, params, bytes, or latency.<target>"""
+    """macs, params, bytes, peak_memory, or latency.<target>"""
     value: float
     """a count; of a latency the share of the dense model's, as measured"""
 
@@ -32,8 +32,8 @@ class Cost:
         match self.what:
             case "macs" | "params":
                 return Budget.model_validate({self.what: Amount(self.value * _HAIR / 1e3, "k")})
-            case "bytes":
-                return Budget(bytes=Size(self.value * _HAIR, "B"))
+            case "bytes" | "peak_memory":
+                return Budget.model_validate({self.what: Size(self.value * _HAIR, "B")})
             case _:
                 return Budget(latency={self.what.removeprefix("latency."): Share(min(100 * self.value, 100.0), "%")})
 
@@ -69,7 +69,7 @@ def dense_recipe(recipe: Recipe) -> Recipe:
     """For the dense model of the baselines of a run from random weights."""
     before, _ = training(recipe, True)
     stages = tuple(s.model_copy(update={"name": f"baselines: {s.name}"}) for s in before)
-    return recipe.model_copy(update={"title": f"{recipe.title}: dense", "stages": stages, "baselines": ()})
+    return recipe.model_copy(update={"title": f"{recipe.title}: dense", "stages": stages, "budget": Budget(), "baselines": ()})
 
 
 def baseline_recipe(plan: Plan, kind: Baseline, cost: Cost) -> Recipe:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from math import nan
 
-from sparsify.figures import accuracy, few, known, milliseconds, points, share
+from sparsify.figures import accuracy, few, known, milliseconds, points, share, size
 from sparsify.table import Table, columns
 from sparsify_schemas.report import Baseline, Latency, Report, Side
 
@@ -19,6 +19,7 @@ def against_baselines(report: Report) -> Table:
             name,
             share(_share(side.macs, dense.macs)),
             share(_share(side.params, dense.params)),
+            *([size(side.peak_memory)] if cut.peak_memory else []),
             *(milliseconds(ms[i]) for ms in timed.values()),
             accuracy(right_after),
             accuracy(side.validation_accuracy),
@@ -27,7 +28,7 @@ def against_baselines(report: Report) -> Table:
         )
         for i, (name, side, right_after) in enumerate(models)
     )
-    heads = columns("model", ">MACs left", ">parameters left", *(f">{target}" for target in timed), ">right after", ">validation", ">test", ">epochs")
+    heads = columns("model", ">MACs left", ">parameters left", *([">peak memory"] if cut.peak_memory else []), *(f">{target}" for target in timed), ">right after", ">validation", ">test", ">epochs")
     return Table("Against baselines", heads, rows, tuple(_baseline_notes(report))) if report.baselines else Table("", (), ())
 
 

@@ -153,6 +153,18 @@ def test_a_baseline_that_cannot_be_made_is_named_and_the_others_stand(monkeypatc
     assert note.startswith("baseline random could not be made: budget.params: 0.01") and note.endswith("% remains")
 
 
+@pytest.mark.parametrize("budget", [{"accuracy_drop": {"at_most": "90pp", "trials": 2}}, {"peak_memory": "80%"}], ids=str)
+def test_under_other_budgets_too(budget: dict[str, Any]) -> None:
+    short = {**RECIPE, "stages": [{**LEARN, "epochs": 1}, {"kind": "cut"}, {**TUNE, "epochs": 1}], "budget": budget, "baselines": ["magnitude"]}
+    report = checked(apply(short, from_scratch=True, timing=0.05))
+    (own,) = report.baselines
+    assert own.side.epochs == 2 and own.verdict.outcome == "equal"
+    if "accuracy_drop" in budget:
+        assert 0.75 * report.cut.macs < own.side.macs <= report.cut.macs
+    else:
+        assert report.cut.peak_memory_computed and own.side.peak_memory_computed and own.side.peak_memory_computed <= report.cut.peak_memory_computed * 1.01
+
+
 def test_a_damaged_cost_says_so() -> None:
     def stop(event: Event) -> None:
         if isinstance(event, StageStarted) and event.name == "random: finetune":

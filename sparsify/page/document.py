@@ -13,6 +13,10 @@ from sparsify_schemas.report import Report
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """the page may fetch nothing and run nothing, whatever stands in it"""
+_LATE = ("Zeros", "Layers with dead shapes or taps")
+"""tables that stand after the plots"""
+_DRAWN = ("Layers", "Stages", "Cuts")
+"""tables that stand with a plot"""
 _EPOCHS = 60
 """rows of the history; report.json has them all"""
 
@@ -48,13 +52,16 @@ def _sections(report: Report, recipe: str | None) -> Iterator[Html]:
     yield _section("Against baselines", *take("Against baselines"))
     yield _section("Asked and achieved", *take("Asked and achieved"))
     yield _section("Latency", *take("Latency"), sections.predicted(report))
+    yield _section("Search", tag("div.halves", tag("div", *tried), sections.search(report)) if (tried := take("Search")) else NOTHING)
+    late = [left.pop(title) for title in _LATE if title in left]
+    yield from (_section(title, table(other, heading=False)) for title, other in left.items() if title not in _DRAWN)
     yield from sections.where_time_went(report, _section)
     yield _section("Widths", sections.widths(report), *(folded(left.pop(t), "Every layer in figures") for t in ("Layers",) if t in left))
     yield _section("Protected", sections.protected(report))
     stages, cuts = take("Stages"), take("Cuts")
     epochs = [folded(history(report, _EPOCHS), "Epochs in figures")] if report.history else []
     yield _section("Training", sections.training(report), *stages, *cuts, *epochs)
-    yield from (_section(title, table(rest, heading=False)) for title, rest in left.items())
+    yield from (_section(zeros.title, table(zeros, heading=False)) for zeros in late)
     yield _section("Notes", _listed(notes) if notes else NOTHING)
     yield _section("Recipe", verbatim(recipe) if recipe else NOTHING)
     yield _section("Provenance", table(provenance(report), heading=False))

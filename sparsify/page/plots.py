@@ -79,15 +79,17 @@ def lines(label: str, series: Sequence[Series], show: Show, *, zero: bool = Fals
 
 
 def scatter(label: str, marks: Sequence[Mark], across: str, show_x: Show, show_y: Show) -> Html:
-    """Points, told apart by shape; from the dense model a dotted line leads to the cut one."""
+    """Points, told apart by shape, one to each name; from the dense model a dotted line leads to the cut one."""
+    names = list(dict.fromkeys(m.name for m in marks))
     xs, ys = axis([x for m in marks for x in (m.x, *m.span) if math.isfinite(x)], zero=True), axis([m.y for m in marks])
     at = [(xs.at(m.x, _LEFT, _RIGHT), ys.at(m.y, _BOTTOM, _TOP)) for m in marks]
     ends = [place for role in ("dense", "cut") for m, place in zip(marks, at, strict=True) if m.role == role]
     way = tag("path.way", at={"d": f"M{_cut(ends[0][0])} {_cut(ends[0][1])}L{_cut(ends[1][0])} {_cut(ends[1][1])}"}) if len(ends) == 2 else NOTHING
     spans = "".join(f"M{_cut(xs.at(m.span[0], _LEFT, _RIGHT))} {_cut(y)}H{_cut(xs.at(m.span[1], _LEFT, _RIGHT))}" for m, (_, y) in zip(marks, at, strict=True) if m.span[0] < m.span[1])
     whiskers = tag("path.span", at={"d": spans}) if spans else NOTHING
-    body = (_frame(xs, ys, show_x, show_y, across), way, whiskers, *(_shape(m, i, *place) for i, (m, place) in enumerate(zip(marks, at, strict=True))))
-    key = (tag("span.key", tag("svg.swatch", _shape(m, i, 14, 10), at={"viewBox": "0 0 28 20", "aria-hidden": "true"}), m.name) for i, m in enumerate(marks))
+    body = (_frame(xs, ys, show_x, show_y, across), way, whiskers, *(_shape(m, names.index(m.name), *place) for m, place in zip(marks, at, strict=True)))
+    first = {m.name: m for m in reversed(marks)}
+    key = (tag("span.key", tag("svg.swatch", _shape(first[name], i, 14, 10), at={"viewBox": "0 0 28 20", "aria-hidden": "true"}), name) for i, name in enumerate(names))
     return tag("figure", tag("figcaption", tag("b", label), *key), _svg(f"{label}: {'; '.join(f'{m.name} {m.said}' for m in marks)}", body))
 
 

@@ -8,6 +8,7 @@ from sparsify.figures import accuracy, brief, count, known, milliseconds, plain,
 from sparsify.page.markup import NOTHING, Html, joined, tag, text
 from sparsify.page.plots import Mark, Series, bar, lines, scatter
 from sparsify.report import limit_name, overloaded, shown_limit, utc_minute, verdict_words
+from sparsify.searching import best
 from sparsify_schemas.report import Epoch, Latency, LayerRow, Report, Side
 
 Section = Callable[..., Html]
@@ -134,6 +135,19 @@ def _spans(report: Report, timed: Latency) -> dict[str, tuple[float, float, floa
         own = next((t for t in b.latency if t.target == timed.target), None)
         found[b.kind] = (baseline_ms(b, timed), *ends(own))
     return found
+
+
+def search(report: Report) -> Html:
+    """Validated accuracy of every depth that was tried, by the MACs that it left."""
+    if report.search is None or not report.search.trials or not report.dense.macs:
+        return NOTHING
+    taken, found = best(report.search), [Mark("dense", 1.0, report.search.dense, "dense", accuracy(report.search.dense))]
+    for trial in report.search.trials:
+        left, said = trial.macs / report.dense.macs, f"{accuracy(trial.validation_accuracy)} at {share(trial.macs / report.dense.macs)} of the MACs"
+        name, role = ("taken", "cut") if trial == taken else ("inside" if trial.inside else "outside", "other")
+        found.append(Mark(name, left, trial.validation_accuracy, role, said))
+    percent: Callable[[float], str] = lambda y: brief(accuracy(y))  # noqa: E731
+    return scatter("Validation accuracy against MACs left", found, "MACs left", percent, percent)
 
 
 def predicted(report: Report) -> Html:

@@ -17,7 +17,7 @@ from sparsify.page.markup import tag
 from sparsify.page.plots import Mark, Series, bar, lines, scatter
 from sparsify.report import headline, tables
 from sparsify.table import clean
-from sparsify_schemas.report import LayerTime, Report, Round
+from sparsify_schemas.report import LayerTime, Report, Round, Search, Sparsity, Trial
 from sparsify_schemas.table import Steps
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -36,7 +36,7 @@ class Page(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
+        self.text, self.source = "", text
         self.feed(text)
         self.close()
         assert self.open == []
@@ -180,6 +180,19 @@ def test_a_point_has_the_interval_of_its_time() -> None:
 def test_each_target_has_its_plot_and_macs_stand_in_for_none() -> None:
     assert re.findall("accuracy against ([a-zA-Z ]+)$", Page(to_html(report())).text, re.M) == ["time on laptop", "time on server"]
     assert re.findall("accuracy against ([a-zA-Z ]+)$", Page(to_html(report(latency=()))).text, re.M) == ["MACs"]
+
+
+def test_a_search_is_drawn_and_every_table_has_its_place() -> None:
+    trials = [Trial(depth=d, macs=m, params=1, validation_accuracy=a, drop=0.97 - a, inside=i, seconds=1.0) for d, m, a, i in ((0.5, 900_000, 0.96, True), (0.75, 400_000, 0.91, False), (0.6, 600_000, 0.955, True))]
+    zeros = (Sparsity(what="model", group="", nominal=0.5, effective=0.6, weights=10),)
+    page = Page(to_html(report(search=Search(dense=0.97, trials=tuple(trials)), sparsities=zeros), "version: 1"))
+    assert re.findall("<h2>(.*?)</h2>", page.source) == [
+        "Dense and cut", "Asked and achieved", "Latency", "Search", "Where the MACs went", "Widths", "Protected", "Training", "Zeros", "Notes", "Recipe", "Provenance",
+    ]  # fmt: skip
+    said = [at["aria-label"] for at in page.of("svg", "plot") if str(at["aria-label"]).startswith("Validation accuracy")]
+    assert said == [
+        "Validation accuracy against MACs left: dense 97.00 %; inside 96.00 % at 39.2 % of the MACs; outside 91.00 % at 17.4 % of the MACs; taken 95.50 % at 26.2 % of the MACs"
+    ]
 
 
 def test_a_page_of_very_little_and_of_what_is_not_finite() -> None:

@@ -18,8 +18,9 @@ from sparsify.costs import Costs
 from sparsify.data import Datasets
 from sparsify.errors import VerificationError
 from sparsify.figures import few, plural
-from sparsify.folder import BASELINES, DENSE, WEIGHTS, recipe_digest
+from sparsify.folder import BASELINES, DENSE, QUANTISED, WEIGHTS, recipe_digest, write
 from sparsify.graph import Inputs
+from sparsify.integers import in_int8, integers
 from sparsify.measure.memory import computed_peak, peak_memory
 from sparsify.modelfile import weights_digest
 from sparsify.plan import Layer, Plan, ranked_together
@@ -33,6 +34,7 @@ from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import (
     Baseline,
     Epoch,
+    Integers,
     Latency,
     LayerRow,
     LayerTime,
@@ -130,6 +132,7 @@ def assess(
         dense=sides[0],
         cut=sides[1],
         latency=timings,
+        integers=_integers(targets, folder, dense, cut, inputs, datasets, seconds, recipe.seed),
         limits=(*_budgets(recipe, sides, _bytes(dense), _bytes(cut)), *_latencies(recipe, timings), *_drop(recipe, sides), *_demands(work)),
         layers=tuple(_layers(work.plan, dense, cut, inputs)),
         sparsities=tuple(_sparsities(work, dense, cut)),
@@ -224,6 +227,18 @@ def _budgets(recipe: Recipe, sides: tuple[Side, Side], dense_bytes: int, cut_byt
             (asked.fraction, after / before if before else 0.0) if isinstance(asked, Share) else (asked.count, float(after))
         )
         yield Limit(what=f"budget.{what}", asked=str(asked), limit=limit, achieved=achieved, met=achieved <= limit * (1 + 1e-12))
+
+
+def _integers(
+    targets: Mapping[str, Target], folder: Path, dense: nn.Module, cut: nn.Module, inputs: Inputs, datasets: Datasets | None, seconds: float, seed: int
+) -> Integers | None:
+    """The four forms where a target computes in int8; the cut model in integers is kept in the folder."""
+    whole = in_int8(targets)
+    if not whole:
+        return None
+    found, file = integers(dense, cut, inputs, datasets, whole, seconds, seed)
+    write(folder / QUANTISED, file)
+    return found
 
 
 def _latency(work: Work, name: str, target: Target, dense: nn.Module, cut: nn.Module, inputs: Inputs, seconds: float) -> Latency:

@@ -28,6 +28,7 @@ CUTS = "cuts.json"
 BASE = "base.json"
 WEIGHTS = "model.safetensors"
 DENSE = "dense.safetensors"
+QUANTISED = "model.int8.onnx"
 PAGE = "report.md"
 HTML = "report.html"
 REPORT = "report.json"
@@ -39,7 +40,7 @@ CHECKPOINT = "checkpoint.pt"
 BEFORE = "before.pt"
 BEST = "best.pt"
 LOCK = "lock"
-KEPT = (RECIPE, PLAN, CUTS, BASE, WEIGHTS, DENSE, PAGE, HTML, LOG)
+KEPT = (RECIPE, PLAN, CUTS, BASE, WEIGHTS, DENSE, QUANTISED, PAGE, HTML, LOG)
 """files of a complete run besides its report"""
 
 

@@ -129,7 +129,7 @@ def shown_limit(limit: Limit, value: float) -> str:
 def tables(report: Report, *, every_layer: bool = True) -> tuple[Table, ...]:
     """The page's tables in order, those without rows left out; a long list of layers can be cut to those that changed."""
     latency = latency_table(report.latency, report.environment.cores)
-    found = (_sides(report), against_baselines(report), _limits(report), latency, _stages(report), _rounds(report), _search(report), _layers(report, every_layer), _sparsities(report), _executions(report), _notes(report))
+    found = (_sides(report), against_baselines(report), _limits(report), latency, _integers(report), _stages(report), _rounds(report), _search(report), _layers(report, every_layer), _sparsities(report), _executions(report), _notes(report))
     return tuple(t for t in found if t.rows or t.notes)
 
 
@@ -192,6 +192,28 @@ def latency_table(latency: tuple[Latency, ...], cores: int, names: tuple[str, st
         if overloaded(t, cores)
     ]
     return Table(title, columns("target", *(f">{n}" for n in names), ">speed-up", ">95 % interval", ">pairs", ">load"), rows, tuple(notes))
+
+
+def _integers(report: Report) -> Table:
+    """Dense and cut model in floats and in integers: size, time on each int8 target, accuracy."""
+    found = report.integers
+    if found is None:
+        return Table("", (), ())
+    targets = list(found.forms[0].ms)
+    rows = tuple(
+        (
+            f"{form.model}, {form.dtype}",
+            size(form.bytes),
+            *(cell for t in targets for cell in (milliseconds(form.ms[t]), times(found.forms[0].ms[t] / form.ms[t]))),
+            accuracy(form.validation_accuracy),
+            accuracy(form.test_accuracy),
+        )
+        for form in found.forms
+    )
+    heads = columns("model", ">ONNX file", *(head for t in targets for head in (f">{t}", ">speed-up")), ">validation", ">test")
+    ranges = f"{found.examples} training examples" if found.examples else "random inputs, so that accuracy means nothing"
+    note = f"Quantised after the cut, activations by their range on {ranges}; accuracy as ONNX Runtime computes it, speed-up over the dense model in float32."
+    return Table("Floats and integers", heads, rows, (note,))
 
 
 def _prediction(t: Latency) -> str:

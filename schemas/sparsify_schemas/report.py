@@ -72,6 +72,29 @@ class Latency(Spec):
     """false where the target is not here and its table predicts everything; then there are no pairs and no interval"""
 
 
+class Form(Spec):
+    """A model as an ONNX file, in floats or quantised."""
+
+    model: Literal["dense", "cut"]
+    dtype: Literal["float32", "int8"]
+    bytes: int
+    """size of the ONNX file"""
+    ms: dict[str, float]
+    """int8 target -> median milliseconds of a forward call, all forms interleaved"""
+    validation_accuracy: float | None = None
+    """computed by ONNX Runtime"""
+    test_accuracy: float | None = None
+
+
+class Integers(Spec):
+    """Dense and cut model in floats and in integers, quantised after the cut."""
+
+    examples: int
+    """training examples that the ranges of activations were found on; 0: random inputs, as the recipe has no data"""
+    forms: tuple[Form, ...]
+    """dense float32, cut float32, dense int8, cut int8"""
+
+
 class LayerRow(Spec):
     """One layer before and after."""
 
@@ -258,6 +281,8 @@ class Report(Spec):
     dense: Side
     cut: Side
     latency: tuple[Latency, ...] = ()
+    integers: Integers | None = None
+    """where the recipe has a target in int8 that is here"""
     limits: tuple[Limit, ...] = ()
     layers: tuple[LayerRow, ...] = ()
     sparsities: tuple[Sparsity, ...] = ()

@@ -25,7 +25,7 @@ class Cpu(Spec):
     batch: Positive = 1
     """examples per forward call"""
     dtype: Literal["float32", "bf16", "int8"] = "float32"
-    """what weights and activations are computed in; OpenVINO is held to it; int8 is quantised on random inputs, for timing"""
+    """what weights and activations are computed in; OpenVINO is held to it; with int8 the report has dense and cut model in floats and integers, quantised on training examples"""
     layout: Layout = "contiguous"
     """memory order of images in PyTorch; ONNX Runtime and OpenVINO choose their own"""
     table: Text | None = None

@@ -1,10 +1,7 @@
 """How a model is called on a target: prepared once, then one forward call after the other on the same inputs."""
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, assert_never
 
 import numpy as np
@@ -13,9 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from sparsify.errors import ModelError
 from sparsify.measure.calling import Inputs, call, copied, first
-from sparsify.measure.portable import quiet
+from sparsify.measure.quantising import quantised
 from sparsify.measure.refilling import OPEN, Pattern, filled, pattern
 from sparsify_schemas.target import Cpu, Cuda, Target
 
@@ -49,14 +45,14 @@ def prepared(model: nn.Module, inputs: Inputs, target: Target, like: Pattern | N
             if file is None:
                 file = filled(pattern(own, fed), own)
                 assert file is not None  # it is the model's own pattern
-            return prepared_onnx(file, _arrays(fed), target)
+            return prepared_onnx(file, arrays(fed), target)
         case _:
             assert_never(target.runtime)
 
 
 def prepared_onnx(file: bytes, inputs: Sequence[Array], target: Cpu) -> Call:
     """An ONNX file ready to be called on ONNX Runtime or OpenVINO, its batch fixed to that of the inputs."""
-    file = _quantised(file, inputs) if target.dtype == "int8" else file
+    file = quantised(file, [inputs]) if target.dtype == "int8" else file
     return _in_openvino(file, inputs, target) if target.runtime == "openvino" else _in_onnxruntime(file, inputs, target)
 
 
@@ -71,7 +67,7 @@ def _computes(file: bytes, model: nn.Module, inputs: Inputs, target: Cpu) -> boo
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         expected = [t.numpy() for t in pytree.tree_leaves(call(copied(model), inputs)) if isinstance(t, Tensor)]
     try:
-        found: Any = prepared_onnx(file, _arrays(inputs), target.model_copy(update={"dtype": "float32"}))()
+        found: Any = prepared_onnx(file, arrays(inputs), target.model_copy(update={"dtype": "float32"}))()
     except Exception:  # such as shapes that the pattern fixed and that do not fit: then it is exported anew
         return False
     got = list(found.values()) if isinstance(found, Mapping) else found
@@ -135,7 +131,8 @@ def _on_cpu(model: nn.Module) -> nn.Module:
     return copied(model).cpu() if elsewhere else model
 
 
-def _arrays(inputs: Inputs) -> list[Array]:
+def arrays(inputs: Inputs) -> list[Array]:
+    """The tensors as numpy has them, in order."""
     return [x.detach().numpy() for x in (inputs.values() if isinstance(inputs, Mapping) else inputs)]
 
 
@@ -173,29 +170,3 @@ def _symbols(file: bytes) -> set[str]:
 
     graph = onnx.ModelProto.FromString(file).graph
     return {d.dim_param for entry in graph.input for d in entry.type.tensor_type.shape.dim if d.dim_param}
-
-
-def _quantised(file: bytes, inputs: Sequence[Array]) -> bytes:
-    """Static quantisation with these inputs as calibration: activations unsigned, which x86 multiplies faster."""
-    import onnx
-    from onnxruntime import quantization
-
-    names = [entry.name for entry in onnx.ModelProto.FromString(file).graph.input]
-
-    class Once(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.left = [dict(zip(names, inputs, strict=True))]
-
-        def get_next(self) -> dict[str, Array] | None:
-            return self.left.pop() if self.left else None
-
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        source, simple, target = (os.fspath(Path(folder) / f"{name}.onnx") for name in ("model", "simple", "int8"))
-        Path(source).write_bytes(file)
-        try:
-            quantization.shape_inference.quant_pre_process(source, simple, skip_symbolic_shape=True)
-            types = {"activation_type": quantization.QuantType.QUInt8, "weight_type": quantization.QuantType.QInt8}
-            quantization.quantize_static(simple, target, Once(), per_channel=True, **types)
-        except Exception as error:
-            raise ModelError(f"ONNX Runtime cannot quantise the model: {type(error).__name__}: {error}") from error
-        return Path(target).read_bytes()

@@ -16,11 +16,12 @@ from sparsify import graph, latency, measure
 from sparsify.clock import Clock
 from sparsify.costs import Costs
 from sparsify.data import Datasets
-from sparsify.errors import VerificationError
+from sparsify.errors import ModelError, VerificationError
 from sparsify.figures import few, plural
 from sparsify.folder import BASELINES, DENSE, QUANTISED, WEIGHTS, recipe_digest, write
 from sparsify.graph import Inputs
 from sparsify.integers import in_int8, integers
+from sparsify.measure.installed import state
 from sparsify.measure.memory import computed_peak, peak_memory
 from sparsify.modelfile import weights_digest
 from sparsify.plan import Layer, Plan, ranked_together
@@ -50,7 +51,13 @@ from sparsify_schemas.report import (
 from sparsify_schemas.target import Cpu, Target
 from sparsify_schemas.units import Share
 
-DEFAULT_TARGET = {"cpu": Cpu(kind="cpu")}
+_EAGER: Mapping[str, Target] = {"eager": Cpu(kind="cpu")}
+
+
+def default_targets() -> Mapping[str, Target]:
+    """What is timed where a recipe names no target: ONNX Runtime, where it is installed, and eager PyTorch beside it."""
+    best = Cpu(kind="cpu", runtime="onnxruntime")
+    return {"onnxruntime": best, **_EAGER} if state(best) == "here" else _EAGER
 
 
 @dataclass(frozen=True)
@@ -120,8 +127,7 @@ def assess(
     )
     if recipe.budget.peak_memory is not None:
         sides = (_with_peak(sides[0], dense, inputs), _with_peak(sides[1], cut, inputs))
-    targets: Mapping[str, Target] = recipe.targets or DEFAULT_TARGET
-    timings = tuple(_latency(work, name, target, dense, cut, inputs, seconds) for name, target in targets.items())
+    targets, timings, untimed = _timings(work, dense, cut, inputs, seconds)
     return Report(
         title=recipe.title,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -140,18 +146,36 @@ def assess(
         stages=work.stages,
         history=work.history,
         rounds=work.rounds,
-        baselines=tuple(_baseline(work, rival, folder, dense, rivals[rival.kind], inputs, datasets, seconds) for rival in work.rivals),
+        baselines=tuple(_baseline(work, rival, folder, dense, rivals[rival.kind], inputs, datasets, seconds, targets) for rival in work.rivals),
         search=work.search,
         verdict=overall(work.verdicts),
-        notes=(*work.notes, *_notes(work, cut)),
+        notes=(*work.notes, *_notes(work, cut), *_untargeted(work, targets), *untimed),
         environment=measure.environment(),
     )
 
 
+def _timings(
+    work: Work, dense: nn.Module, cut: nn.Module, inputs: Inputs, seconds: float
+) -> tuple[Mapping[str, Target], tuple[Latency, ...], tuple[str, ...]]:
+    """The targets and what was timed on them. Nobody asked for the default ones, so one that cannot run the models is a note."""
+    asked = work.plan.recipe.targets
+    found: dict[str, Latency] = {}
+    untimed = []
+    targets = asked or default_targets()
+    for name, target in targets.items():
+        try:
+            found[name] = _latency(work, name, target, dense, cut, inputs, seconds)
+        except ModelError as error:
+            if asked or target.runtime == "eager":
+                raise
+            untimed.append(f"the models could not be timed in ONNX Runtime, so in eager PyTorch alone: {error}")
+    return {name: targets[name] for name in found}, tuple(found.values()), tuple(untimed)
+
+
 def _baseline(
-    work: Work, rival: Rival, folder: Path, dense: nn.Module, model: nn.Module, inputs: Inputs, datasets: Datasets | None, seconds: float
+    work: Work, rival: Rival, folder: Path, dense: nn.Module, model: nn.Module, inputs: Inputs, datasets: Datasets | None, seconds: float, targets: Mapping[str, Target]
 ) -> Baseline:
-    own, targets = replace(work, cuts=rival.cuts), work.plan.recipe.targets or DEFAULT_TARGET
+    own = replace(work, cuts=rival.cuts)
     side = _side(model, inputs, folder / BASELINES / rival.kind / WEIGHTS, datasets, rival.epochs)
     return Baseline(
         kind=rival.kind,
@@ -422,5 +446,9 @@ def _notes(work: Work, cut: nn.Module) -> Iterable[str]:
         rough = [op.module for op in folds if not op.exact]
         where = f"; only as a mean in {', '.join(rough[:3])}{', ...' if len(rough) > 3 else ''}, which pads" if rough else ""
         yield f"the constants that removed channels still emitted were folded into {plural(len(folds), 'layer')}{where}"
-    if not recipe.targets:
-        yield "the recipe names no target, so both models were timed on this machine's CPU: eager, 1 thread, batch 1"
+
+
+def _untargeted(work: Work, targets: Mapping[str, Target]) -> Iterable[str]:
+    if not work.plan.recipe.targets:
+        beside = "ONNX Runtime, and eager PyTorch beside it" if "onnxruntime" in targets else "eager PyTorch"
+        yield f"the recipe names no target, so both models were timed on this machine's CPU: {beside}, 1 thread, batch 1"

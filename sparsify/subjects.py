@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sparsify import assess
 from sparsify import report as reports
 from sparsify.artefact import load_dense, load_run, planned_inputs
-from sparsify.assess import DEFAULT_TARGET
 from sparsify.contest import Contest
 from sparsify.data import example_inputs, inputs_like, load_data
 from sparsify.errors import ModelError, SparsifyError, first_line
@@ -89,7 +89,7 @@ def _run(path: Path) -> Subject:
     else:
         datasets = load_data(recipe.data, recipe.seed) if recipe.inputs is None and recipe.data is not None else None
         inputs = example_inputs(recipe, datasets)
-    return Subject(str(path), load_run(path), inputs, recipe.targets or DEFAULT_TARGET)
+    return Subject(str(path), load_run(path), inputs, recipe.targets or assess.default_targets())
 
 
 def _onnx(path: Path) -> Subject:
@@ -125,7 +125,7 @@ def _program(path: Path) -> Subject:
     inputs: Inputs = dict(kwargs) if kwargs else tuple(args)
     if not inputs or not all(isinstance(x, Tensor) for x in (inputs.values() if isinstance(inputs, Mapping) else inputs)):
         raise ModelError(f"{path} was exported without example inputs that are tensors, so it cannot be called")
-    return Subject(str(path), program, inputs, DEFAULT_TARGET)
+    return Subject(str(path), program, inputs, assess.default_targets())
 
 
 def _check_plain(path: Path) -> None:

@@ -96,7 +96,7 @@ def test_the_report_counts_what_lies_on_disk(saved):
     (limit,) = report.limits
     assert (limit.what, limit.asked, limit.limit, limit.met) == ("budget.macs", "50%", 0.5, True)
     assert limit.achieved == report.cut.macs / report.dense.macs
-    assert [t.target for t in report.latency] == ["cpu"]
+    assert [t.target for t in report.latency] == ["eager"]
     assert any("names no target" in n for n in report.notes)
     rows = {row.name: row for row in report.layers}
     assert rows["conv3"].inputs_after == rows["conv2"].outputs_after == rows["conv4"].outputs_after

@@ -12,7 +12,7 @@ from sparsify import folder as files
 from sparsify import measure, pruning
 from sparsify.artefact import rebuilt_baseline, rebuilt_dense, write_cuts
 from sparsify.assess import Rival, check_reloads
-from sparsify.baselines import Cost, baseline_recipe, chooser, counted_in, dense_recipe, same_dense, training
+from sparsify.baselines import Cost, baseline_recipe, chooser, counted_in, dense_recipe, first_cut, same_dense, training
 from sparsify.checkpoint import Checkpoint
 from sparsify.compile import compile_plan
 from sparsify.errors import RecipeError, RunError, TrainingError, first_line
@@ -63,7 +63,7 @@ def _said(cost: Cost) -> str:
 
 
 def _made(run: Run, kind: Baseline, cost: Cost, dense: nn.Module, epochs: int, carry: Carry) -> Rival:
-    own = replace(_within(run, kind, baseline_recipe(run.plan, kind, cost)), dense=dense, chooser=chooser(kind))
+    own = replace(_within(run, kind, baseline_recipe(run.plan, kind, cost)), dense=dense, chooser=chooser(kind), first=first_cut(run.recipe))
     model, at = carry(own)
     if run.accelerator.is_main_process:
         write_cuts(own.folder, at.cuts)

@@ -44,12 +44,17 @@ def counted_in(budget: Budget) -> str:
     return f"latency.{target}" if target is not None else next((what for what in _SHARED if getattr(budget, what) is not None), "macs")
 
 
+def first_cut(recipe: Recipe) -> int:
+    """Index of the first stage that cuts, at which each baseline begins."""
+    return next(i for i, stage in enumerate(recipe.stages) if goal(stage) is not None)
+
+
 def training(recipe: Recipe, random: bool) -> tuple[tuple[Train, ...], tuple[Train, ...]]:
     """The stages that the baselines' dense model is trained through, and those of each baseline after its cut.
 
     random: the run begins with random weights. A stage that cuts between its epochs counts as after the cut.
     """
-    first = next(i for i, stage in enumerate(recipe.stages) if goal(stage) is not None)
+    first = first_cut(recipe)
     before = _plain(recipe.stages[:first]) if random else ()
     return before, _plain(recipe.stages[first:])
 
@@ -60,7 +65,7 @@ def _plain(stages: tuple[Stage, ...]) -> tuple[Train, ...]:
 
 def same_dense(recipe: Recipe) -> bool:
     """Whether the run itself trains, up to its cut, without penalties and without cutting."""
-    first = next(i for i, stage in enumerate(recipe.stages) if goal(stage) is not None)
+    first = first_cut(recipe)
     penalised = any(rule.penalty is not None for rule in recipe.rules)
     return isinstance(recipe.stages[first], Cut) and not (penalised and any(isinstance(s, Train) and s.penalties for s in recipe.stages[:first]))
 
@@ -73,7 +78,10 @@ def dense_recipe(recipe: Recipe) -> Recipe:
 
 
 def baseline_recipe(plan: Plan, kind: Baseline, cost: Cost) -> Recipe:
-    """The recipe with this choice in place of the rules' own, nothing asked for but the cost, and the cut at once."""
+    """The recipe with this choice in place of the rules' own, nothing asked for but the cost, and the cut at once.
+
+    Stages before the cut keep their places and are not gone through, so that after one cut examples come in the run's own order.
+    """
     recipe = plan.recipe
     multiples = {a.rule: a.multiple for a in plan.assignments}
     rules = tuple(
@@ -82,7 +90,8 @@ def baseline_recipe(plan: Plan, kind: Baseline, cost: Cost) -> Recipe:
         if rule.protect or not (in_one_tensor(rule.group) or (kind == "uniform_width" and rule.group == "depth"))
     )
     _, after = training(recipe, False)
-    stages = (Cut(kind="cut", name=f"{kind}: cut"), *(s.model_copy(update={"name": f"{kind}: {s.name}"}) for s in after))
+    before = recipe.stages[: first_cut(recipe)]
+    stages = (*before, Cut(kind="cut", name=f"{kind}: cut"), *(s.model_copy(update={"name": f"{kind}: {s.name}"}) for s in after))
     changes = {"title": f"{recipe.title}: {kind}", "rules": rules, "stages": stages, "budget": cost.budget, "baselines": ()}
     return recipe.model_copy(update=changes)
 

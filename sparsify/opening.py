@@ -61,6 +61,8 @@ class Run:
     listener: Listener
     chooser: Chooser = choose
     """what decides which units stay"""
+    first: int = 0
+    """index of the stage that it begins with"""
 
 
 def asked(
@@ -195,7 +197,7 @@ def _begin(run: Run, base: Base) -> None:
 def where_it_stands(run: Run) -> tuple[nn.Module, Checkpoint]:
     """The model and the checkpoint that the run goes on from; its beginning where there is none yet."""
     if not (run.folder / files.CHECKPOINT).exists():
-        return deepcopy(run.dense), Checkpoint(run.state.digest, run.state.model_digest, 0, {})
+        return deepcopy(run.dense), Checkpoint(run.state.digest, run.state.model_digest, run.first, {})
     return kept_at(run, files.CHECKPOINT)
 
 

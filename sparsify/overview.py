@@ -277,7 +277,9 @@ def _goal(goal: Goal) -> str:
 
 
 def _notes_table(plan: Plan) -> Table:
-    return Table("Notes", (), (), tuple(f"- {n}" for n in plan.notes))
+    drop = plan.recipe.budget.accuracy_drop
+    depth = (f"- accuracy_drop: how deep to cut is found by at most {plural(drop.trials, 'trial')}; shown is the shallowest.",) if drop else ()
+    return Table("Notes", (), (), (*depth, *(f"- {n}" for n in plan.notes)))
 
 
 def _capital(text: str) -> str:

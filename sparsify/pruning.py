@@ -161,6 +161,8 @@ def cut(
     if batches is None and _batches_needed(plan.recipe):
         kind = next(r.criterion.kind for r in plan.recipe.rules if isinstance(r.criterion, FromData))
         raise ModelError(f"criterion '{kind}' looks at training data: pass batches, an iterable of (x, y) training batches, to cut")
+    if plan.recipe.budget.accuracy_drop is not None:
+        raise ModelError("budget.accuracy_drop is found by going through the recipe's stages; call sparsify.apply, or leave it out of a plan that is cut by hand")
     check_fits(plan.map, model)
     inputs = _like_those_of(plan, model) if inputs is None else _checked(inputs)
     batches = None if batches is None else taken(batches, plan.recipe)

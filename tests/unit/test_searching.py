@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import sparsify
 from sparsify import deepening
 from sparsify import run as running
-from sparsify.errors import RecipeError
+from sparsify.errors import ModelError, RecipeError
 from sparsify.load import load
+from sparsify.models import digits_cnn
 from sparsify.report import read
 from sparsify.searching import best, next_depth
 from sparsify_schemas.budget import AccuracyDrop, Budget
@@ -85,6 +87,15 @@ def test_what_cannot_be_searched() -> None:
     assert refused(stages=[{"kind": "cut", "budget": {"accuracy_drop": "1pp"}}, {"kind": "cut", "name": "last"}]) == (
         "<recipe>: stages: the budget of 'cut' names an accuracy_drop; only the recipe's own budget can"
     )
+
+
+def test_by_hand_nothing_can_be_searched() -> None:
+    plan = sparsify.make_plan(RECIPE, digits_cnn(), (torch.zeros(2, 1, 8, 8),))
+    page = " ".join(str(plan).split())
+    assert "drop at most 3 pp" in page and "accuracy_drop: how deep to cut is found by at most 4 trials; shown is the shallowest." in page
+    with pytest.raises(ModelError) as caught:
+        sparsify.cut(plan, digits_cnn())
+    assert str(caught.value) == "budget.accuracy_drop is found by going through the recipe's stages; call sparsify.apply, or leave it out of a plan that is cut by hand"
 
 
 def applied(folder: Path, **more: Any) -> Report:

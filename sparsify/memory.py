@@ -11,7 +11,7 @@ from sparsify.events import Listener, Note, silence
 from sparsify.figures import share
 from sparsify.graph import Inputs
 from sparsify.measure import copied
-from sparsify.measure.memory import given, lived, peak_memory
+from sparsify.measure.memory import computed_peak, given, lived, peak_memory
 from sparsify.plan import Coupled, Life, Lifetimes, ModelMap, Plan
 from sparsify_schemas.units import Size
 
@@ -27,6 +27,7 @@ def with_lifetimes(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
     Each open group is narrowed on trial by a unit; where that changes which operators run, its share of these tensors is
     unknown and counted as none, so that the prediction is never below the truth there.
     """
+    measured = computed_peak(model, inputs) if any(p.is_meta for p in model.parameters()) else peak_memory(model, inputs)
     model, inputs = _weightless(model, inputs)
     operators, dense = lived(model, inputs)
     slopes: list[list[tuple[str, float]]] = [[] for _ in dense]
@@ -34,7 +35,7 @@ def with_lifetimes(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
         for place, per_unit in _narrowed(model, map, group, inputs, (operators, dense)):
             slopes[place].append((group.name, per_unit))
     lives = tuple(Life(born, dies, size, tuple(own)) for (born, dies, size), own in zip(dense, slopes, strict=True))
-    return replace(map, lifetimes=Lifetimes(given(inputs), lives))
+    return replace(map, lifetimes=Lifetimes(given(inputs), measured, lives))
 
 
 def _weightless(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:

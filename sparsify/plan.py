@@ -174,6 +174,8 @@ class Lifetimes:
 
     inputs: int
     """bytes of what the call is given"""
+    measured: int
+    """bytes at the peak as the allocator saw it, weights and inputs included"""
     lives: tuple[Life, ...]
 
 

@@ -35,6 +35,7 @@ from sparsify.memory import held, with_lifetimes
 from sparsify.overview import LABELS
 from sparsify.plan import ModelMap, Plan
 from sparsify.report import verdict_words
+from sparsify.rounds import own_budgets
 from sparsify.weighing import weighed_by
 from sparsify_schemas.criterion import Activation, Criterion, Fpgm, FromData, Magnitude
 from sparsify_schemas.cuts import Crop, Cuts, Gather, Zero
@@ -117,7 +118,7 @@ def make_plan(
         map = graph.probe(model, graph.inspect(model, inputs, macs), inputs)
         if any(rule.group == "depth" for rule in loaded.recipe.rules):
             map = graph.with_branches(model, map, inputs, macs)
-    if loaded.recipe.budget.peak_memory is not None:
+    if any(budget.peak_memory is not None for budget in (loaded.recipe.budget, *(own for _, own in own_budgets(loaded.recipe)))):
         map = with_lifetimes(model, map, inputs)
     clocks = _clocks(loaded.recipe, loaded.recipe.budget.latency, model, map, inputs, listener)
     aligned = any(rule.keep.multiple_of == "auto" for rule in loaded.recipe.rules)

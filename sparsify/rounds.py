@@ -176,12 +176,23 @@ def own_budgets(recipe: Recipe) -> tuple[tuple[str, Budget], ...]:
 def _amounts(plan: Plan, target: Target, cuts: Sequence[Cuts]) -> Budget:
     """The budget part of the way, as amounts; a hair above, as no budget may be missed for a rounding.
 
-    A latency stays a share as long as the dense model is at hand, as both are then timed side by side.
+    What is held as measured stays a share as long as the dense model is at hand, as both are then measured side by side.
     """
+    asked = plan.recipe.budget if target.budget is None else target.budget
     dense = Costs(plan.map).dense | {floor.what: floor.dense for floor in plan.floors if floor.what.startswith("latency.")}
-    found = limits(plan.recipe.budget if target.budget is None else target.budget, dense)
-    left = {what: (dense[what] - target.way * (dense[what] - limit)) * (1 + _HAIR) for what, limit in found.items()}
-    written = {what: Size(amount, "B") if what in ("bytes", "peak_memory") else Amount(amount / 1e3, "k") for what, amount in left.items() if "." not in what}
-    times = {what: amount for what, amount in left.items() if what.startswith("latency.")}
-    latency = {what.removeprefix("latency."): Time(ms, "ms") if cuts else Share(min(100 * ms / dense[what], 100), "%") for what, ms in times.items()}
+    left = {what: (dense[what] - target.way * (dense[what] - limit)) * (1 + _HAIR) for what, limit in limits(asked, dense).items()}
+    written: dict[str, object] = {what: Size(amount, "B") if what == "bytes" else Amount(amount / 1e3, "k") for what, amount in left.items() if what in ("macs", "params", "bytes")}
+    if "peak_memory" in left:
+        assert plan.map.lifetimes is not None
+        measured = float(plan.map.lifetimes.measured)
+        most = measured - target.way * (measured - limits(asked, {"peak_memory": measured})["peak_memory"])
+        written["peak_memory"] = Size(most, "B") if cuts or isinstance(asked.peak_memory, Size) else _share(most, measured)
+    latency = {}
+    for name, wish in asked.latency.items():
+        ms, before = left[f"latency.{name}"], dense[f"latency.{name}"]
+        latency[name] = _share(ms, before) if isinstance(wish, Share) and not cuts else Time(ms, "ms")
     return Budget.model_validate({**written, "latency": latency})
+
+
+def _share(value: float, whole: float) -> Share:
+    return Share(min(100 * value / whole, 100), "%")

@@ -6,19 +6,29 @@
 from sparsify.plan import Floor, Plan
 from sparsify_schemas.budget import AccuracyDrop, Budget
 from sparsify_schemas.report import Search, Trial
-from sparsify_schemas.units import Share
+from sparsify_schemas.units import Share, Size, Time
 
 
 def deepened(plan: Plan, depth: float) -> Budget:
-    """The budget of one trial, in shares of the dense model."""
-    left = {floor.what: _share(floor, depth) for floor in plan.floors}
-    latency = {what.removeprefix("latency."): share for what, share in left.items() if what.startswith("latency.")}
-    return Budget.model_validate({**{what: share for what, share in left.items() if "." not in what}, "latency": latency})
+    """The budget of one trial: in shares of the dense model, or as bytes and milliseconds where they are what was asked."""
+    asked, found = plan.recipe.budget, dict[str, Share | Size]()
+    latency: dict[str, Share | Time] = {}
+    for floor in plan.floors:
+        left, name = _left(floor, depth), floor.what.removeprefix("latency.")
+        if name != floor.what:
+            latency[name] = Time(left, "ms") if isinstance(asked.latency[name], Time) else _share(left, floor)
+        else:
+            found[name] = Size(left, "B") if name == "peak_memory" and isinstance(asked.peak_memory, Size) else _share(left, floor)
+    return Budget.model_validate({**found, "latency": latency})
 
 
-def _share(floor: Floor, depth: float) -> Share:
+def _left(floor: Floor, depth: float) -> float:
     limit = min(floor.limit, floor.dense)
-    return Share(100 * max(limit - depth * (limit - floor.least), floor.least) / floor.dense, "%")
+    return max(limit - depth * (limit - floor.least), floor.least)
+
+
+def _share(left: float, floor: Floor) -> Share:
+    return Share(100 * left / floor.dense, "%")
 
 
 def next_depth(search: Search, asked: AccuracyDrop, other: bool) -> float | None:

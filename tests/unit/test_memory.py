@@ -14,6 +14,8 @@ from sparsify.errors import RecipeError
 from sparsify.measure.memory import computed_peak, lived, peak_memory, stored
 from sparsify.models import digits_cnn
 from sparsify.report import read
+from sparsify.searching import deepened
+from sparsify_schemas.units import Size
 
 INPUTS = (torch.zeros(2, 1, 8, 8),)
 
@@ -114,3 +116,24 @@ def test_the_plan_shows_it() -> None:
     page = str(sparsify.make_plan(recipe(), Block(), (torch.zeros(1, 8),)))
     row = next(line for line in page.splitlines() if line.startswith("peak memory"))
     assert row.split()[2:4] == ["18.5", "KiB"] and "at most 60 %" in row
+
+
+def test_a_later_cut_holds_its_share_of_what_was_measured(tmp_path: Path) -> None:
+    """Half of the way first: 80 % of what the allocator gave the dense model; then the rest of it."""
+    first = {"kind": "cut", "name": "first", "budget": {"peak_memory": "80%"}}
+    rules = [{"layers": "Conv2d", "group": "filter"}]
+    wanted = recipe(rules=rules, model={"build": "sparsify.models.digits_cnn"}, inputs=[{"shape": [2, 1, 8, 8]}], stages=[first, {"kind": "cut"}])
+    run = sparsify.apply(wanted, from_scratch=True, out=tmp_path, timing=0.01)
+    report = read(run)
+    dense, cut = report.dense.peak_memory, report.cut.peak_memory
+    assert dense is not None and cut is not None and 0.52 * dense < cut <= 0.6 * dense
+    assert len(report.rounds) == 2 and report.rounds[0].params > report.rounds[1].params
+
+
+def test_a_search_keeps_bytes_as_bytes() -> None:
+    budget = {"peak_memory": "80kB", "accuracy_drop": "1pp"}
+    plan = sparsify.make_plan(recipe(rules=[{"layers": "Conv2d", "group": "filter"}], budget=budget, data={"source": "digits"}), digits_cnn(), INPUTS)
+    assert deepened(plan, 0.0).peak_memory == Size(80e3, "B")
+    shares = sparsify.make_plan(recipe(rules=[{"layers": "Conv2d", "group": "filter"}], budget={**budget, "peak_memory": "60%"}, data={"source": "digits"}), digits_cnn(), INPUTS)
+    assert deepened(shares, 0.0).peak_memory.fraction == pytest.approx(0.6)
+    assert deepened(shares, 0.5).peak_memory.fraction == pytest.approx((0.6 + shares.floors[0].least / shares.floors[0].dense) / 2)

@@ -60,10 +60,12 @@ def _on_groups(layouts: Sequence[Layout], parameters: Tensors, share: float) -> 
     device = parameters[layouts[0].parts[0].name].device
     keep, state = _kept(total, share), _state(total, device)
     scores = torch.empty(total, device=device)
+    # Kept from step to step: to get so much memory anew takes longer than to fill it.
+    spare = torch.empty(max(local(parameters[part.name]).numel() for layout in layouts for part in layout.parts), device=device)
 
     def mask(weights: Tensors, gradients: Tensors, _scale: float) -> None:
         for layout, own in zip(layouts, torch.split(scores, [layout.count for layout in layouts]), strict=True):
-            own.copy_(layout.reduce(lambda n: wide(weights[n]) * gradients[n] if n in gradients else None)[:-1].abs_())
+            own.copy_(layout.reduce(lambda n: _product(weights[n], gradients[n], spare) if n in gradients else None)[:-1].abs_())
         active = scores >= kth_largest(scores, keep)
         _count(state, active, total)
         _mask_groups(layouts, gradients, active)
@@ -103,14 +105,18 @@ def _mask(weight: Tensor, gradient: Tensor, below: float, spare: Tensor) -> None
     """gradient <- gradient where |weight * gradient| > below, else 0."""
     rows = max(1, len(spare) // max(1, weight[:1].numel())) if len(spare) else max(1, len(weight))
     for w, g in zip(torch.split(weight, rows), torch.split(gradient, rows), strict=True):
-        if g.dtype == w.dtype == torch.float32 and g.numel() <= len(spare):
-            product = torch.mul(w, g, out=spare[: g.numel()].view(g.shape))
-        else:
-            product = wide(w) * g
+        product = _product(w, g, spare)
         if g.dtype == product.dtype:
             torch.ops.aten.hardshrink_backward.grad_input(g, product, below, grad_input=g)
         else:
             g.mul_(product.abs() > below)
+
+
+def _product(weight: Tensor, gradient: Tensor, spare: Tensor) -> Tensor:
+    """weight * gradient, in the spare memory where it is of the same kind and large enough."""
+    if weight.dtype == gradient.dtype == spare.dtype and weight.is_contiguous() and weight.numel() <= len(spare):
+        return torch.mul(weight, gradient, out=spare[: weight.numel()].view(weight.shape))
+    return wide(weight) * gradient
 
 
 def woken_share(state: Tensors) -> float:

@@ -174,6 +174,18 @@ def test_what_the_model_holds(name: str) -> None:
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), last, strict=True))
 
 
+def test_after_flush_the_columns_are_scaled_by_the_gates_expected() -> None:
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    hooks = sparsify.attach(plan(net, [{**L0_RULE, "penalty": {"kind": "l0", "strength": 1e-3, "closed": "40%"}}]), net, optimizer)
+    step(net, optimizer)
+    hooks.flush()
+    (state,) = states(hooks)
+    z, _ = gates.expected_gates(state["open"]["0"])
+    assert 0.5 < float(z.min()) <= float(z.max()) < 0.7
+    torch.testing.assert_close(net.get_parameter("3.weight").detach(), state["dense"]["3.weight"] * z)
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_state_goes_on_where_it_was(name: str) -> None:
     """Also from a checkpoint that holds the model without noise, as `sparsify apply` writes it; momentum, draws and all."""

@@ -27,7 +27,7 @@ from sparsify.penalties import gsm, period, sensitivity
 from sparsify.penalties.remembering import recalled, remembered
 from sparsify.plan import Plan
 from sparsify.regularizers import Regularizer, ready, strength
-from sparsify.wrapping import bare, is_sharded, local, sharing, unwrapped, whole
+from sparsify.wrapping import alike, bare, extent, is_sharded, local, part_of, sharing, unwrapped, whole
 from sparsify_schemas.group import Group, in_one_tensor, within
 from sparsify_schemas.penalty import Agp, GrowingL2, Gsm, Sensitivity, Threshold
 
@@ -110,7 +110,9 @@ class Hooks:
         self._step, self._span, self._pending = step, (since, self._span[1]), rows
         for name, mask in held.items():  # weights that a penalty has brought to zero since are free to return
             if mask.shape == self._parameters[name].shape:  # else of the model before a cut: what is zero now is held
-                self._masks[name] = mask.to(self._parameters[name])
+                parameter = self._parameters[name]
+                part = local(mask) if is_sharded(mask) else part_of(mask, extent(name, parameter))
+                self._masks[name] = alike(part.to(local(parameter.detach())), parameter)
         for here, saved in (pair for own_pairs in pairs for pair in own_pairs or ()):
             here.copy_(saved)
 

@@ -257,6 +257,7 @@ def _manner(stage: Train) -> str:
     parts = [f"warm-up {stage.warmup}"] if stage.warmup.value else []
     parts += [f"clipped at {plain(stage.clip)}"] if stage.clip is not None else []
     parts += [stage.precision] if stage.precision != "fp32" else []
+    parts += ["sharded"] if stage.shard else []
     parts += [f"in {stage.accumulate} parts"] if stage.accumulate > 1 else []
     return "".join(f", {part}" for part in parts)
 

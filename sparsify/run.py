@@ -32,10 +32,11 @@ from sparsify.graph import layers
 from sparsify.load import Loaded
 from sparsify.measure import count_macs
 from sparsify.opening import Run, Source, asked, dense_model, opened, planned, resumed, where_it_stands
+from sparsify.optimizers import make_optimizer
 from sparsify.plan import Plan
 from sparsify.rounds import Target, holding, moments, next_target, rewritten, still_there
 from sparsify.searching import deepened
-from sparsify.train import Moment, check_trainable, derived_seed, evaluate, make_optimizer, train_stage
+from sparsify.train import Moment, check_trainable, derived_seed, evaluate, train_stage
 from sparsify.weights import save_weights
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.data import Augment

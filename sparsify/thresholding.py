@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from sparsify.wrapping import local, whole
+
 _PRECISION = 1000
 """bisection ends when it knows the number of weights to so fine a part of all"""
 
@@ -21,8 +23,9 @@ def zero_smallest(weights: Sequence[Tensor], loss: Callable[[], float], toleranc
     By bisection on the number of weights, to a thousandth of those that are not zero yet; T = 0 where none can go.
     Source: Tartaglione et al., arXiv:2011.09905.
     """
+    magnitudes = torch.cat([whole(w).abs().flatten() for w in weights])
+    weights = [local(w) for w in weights]
     kept = [w.clone() for w in weights]
-    magnitudes = torch.cat([w.abs().flatten() for w in weights])
     magnitudes = magnitudes[magnitudes > 0].sort().values
     bound = (1 + tolerance) * loss()
 

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, assert_never
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, broadcast
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -27,11 +27,15 @@ from sparsify.errors import DataError, RunError, TrainingError
 from sparsify.events import EpochDone, Listener, StageStarted, StepDone, silence
 from sparsify.hooks import Hooks, attach
 from sparsify.measure import copied
+from sparsify.optimizers import make_optimizer
 from sparsify.plan import Plan
+from sparsify.restoring import restore_optimizer, restore_scale
+from sparsify.sharding import gathered, shard
 from sparsify.thresholding import plateaued, zero_smallest
+from sparsify.wrapping import whole
 from sparsify_schemas.data import Augment
 from sparsify_schemas.report import Epoch
-from sparsify_schemas.stage import Adam, AdamW, Optimizer, Sgd, Train
+from sparsify_schemas.stage import Train
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,8 @@ def make_accelerator() -> Accelerator:
     asked = next((engine for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM") if os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() in ("true", "1")), None)
     if asked is not None:
         raise RunError(
-            f"the launcher asks for {asked}, and apply trains whole models by DDP: launch it without, such as by torchrun; "
-            "in a loop of your own penalties also act on models sharded by torch.distributed.fsdp.fully_shard"
+            f"the launcher asks for {asked}, and apply trains by DDP, or by FSDP 2 where a train stage of the recipe says 'shard: true'; "
+            "launch it without, such as by torchrun"
         )
     # mixed precision is the recipe's to choose, stage by stage, whatever the launcher was told
     whole = GradientAccumulationPlugin(num_steps=1)  # accumulation likewise
@@ -84,24 +88,6 @@ def make_accelerator() -> Accelerator:
 def derived_seed(seed: int, stage: int, epoch: int) -> int:
     """63 bits of SHA-256 over the three numbers."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{stage}/{epoch}".encode()).digest()[:8], "big") >> 1
-
-
-def make_optimizer(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """The torch optimizer that a recipe names, over every parameter that takes a gradient. Raises TrainingError."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise TrainingError("no parameter of the model takes a gradient; set requires_grad on those that shall be trained")
-    match spec:
-        case Sgd():
-            return torch.optim.SGD(
-                parameters, lr=0.0, momentum=spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.nesterov
-            )
-        case Adam():
-            return torch.optim.Adam(parameters, lr=0.0, betas=spec.betas, weight_decay=spec.weight_decay)
-        case AdamW():
-            return torch.optim.AdamW(parameters, lr=0.0, betas=spec.betas, weight_decay=spec.weight_decay)
-        case _:
-            assert_never(spec)
 
 
 def evaluate(model: nn.Module, examples: Examples, batch: int = 500) -> tuple[float, float]:
@@ -163,23 +149,25 @@ def train_stage(
     listener(StageStarted(stage.name, "train", stage.epochs, steps, restore.epochs if restore else 0))
     if restore is not None:
         model.load_state_dict(restore.model)
-    raw = make_optimizer(stage.optimizer, model)
-    prepared, scaler = accelerator.prepare(model), torch.amp.GradScaler(accelerator.device.type, SCALE, enabled=stage.precision == "fp16")
+    apart = stage.shard and accelerator.num_processes > 1
+    trained = shard(copied(model).to(accelerator.device), accelerator.device) if apart else model
+    raw = make_optimizer(stage.optimizer, trained)
+    prepared, scaler = trained if apart else accelerator.prepare(model), torch.amp.GradScaler(accelerator.device.type, SCALE, enabled=stage.precision == "fp16")
     total = steps * stage.epochs
     hooked = (
-        attach(plan, model, raw, steps_per_epoch=steps, steps=total, penalties=stage.penalties, hold_zeros=hold_zeros, until=(until or stage.epochs) * steps)
+        attach(plan, trained, raw, steps_per_epoch=steps, steps=total, penalties=stage.penalties, hold_zeros=hold_zeros, until=(until or stage.epochs) * steps)
         if plan
         else nullcontext()
     )
     with hooked as hooks:
         if restore is not None:
-            _restore(raw, restore.optimizer)
-            _restore_scale(scaler, restore.scaler)
+            restore_optimizer(raw, restore.optimizer)
+            restore_scale(scaler, restore.scaler)
             if hooks is not None and "step" in restore.hooks:
                 hooks.load_state_dict(dict(restore.hooks))
             elif hooks is not None:
                 hooks.start_at(restore.epochs * steps, restore.hooks.get("own", {}))
-        run = _Run(prepared, model, raw, scaler, hooks, stage, datasets, accelerator, augment, steps, listener)
+        run = _Run(prepared, trained, raw, scaler, hooks, stage, datasets, accelerator, augment, steps, listener)
         moment = restore or Moment(0, (), 0.0, 0.0, 0.0, {}, {}, {})
         for epoch in range(moment.epochs, until or stage.epochs):
             moment = _epoch(run, derived_seed(seed, stage_index, epoch), epoch, moment)
@@ -187,38 +175,9 @@ def train_stage(
                 on_epoch(moment)
     accelerator.free_memory()
     model.to("cpu")
+    if apart:
+        model.load_state_dict(gathered(trained.state_dict()))
     return moment
-
-
-def _restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Load a state that was saved of this very optimizer. Raises RunError when it is another's, or was tampered with."""
-    known = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) else {"momentum_buffer"}
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-
-    def plain(groups: Any) -> list[dict[str, Any]]:
-        return [{key: value for key, value in group.items() if key != "lr"} for group in groups]
-
-    def fits(value: Any, parameter: Tensor) -> bool:
-        return value is None or (isinstance(value, Tensor) and value.is_floating_point() and (value.numel() == 1 or value.shape == parameter.shape))
-
-    try:
-        sound = plain(saved["param_groups"]) == plain(optimizer.state_dict()["param_groups"]) and all(
-            set(own) in (set(), known) and all(fits(value, parameters[place]) for value in own.values()) for place, own in saved["state"].items()
-        )
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
-        sound = False
-    if not sound:
-        raise RunError("the saved state of the optimizer is damaged, or belongs to another model or recipe; start a new run")
-    optimizer.load_state_dict(dict(saved))
-
-
-def _restore_scale(scaler: torch.amp.GradScaler, saved: Mapping[str, Any]) -> None:
-    """Load the scale of the loss, as it was saved in such a stage. Raises RunError when it is not that."""
-    known = scaler.state_dict()
-    if saved.keys() != known.keys() or not all(isinstance(value, int | float) and math.isfinite(value) and value >= 0 for value in saved.values()):
-        raise RunError("the saved scale of the loss is damaged, or belongs to another recipe; start a new run")
-    if known:
-        scaler.load_state_dict(dict(saved))
 
 
 @dataclass(frozen=True)
@@ -242,6 +201,8 @@ def _epoch(run: _Run, seed: int, epoch: int, before: Moment) -> Moment:
     """One pass over the training set and one over the validation set."""
     started, hooks_before = time.perf_counter(), run.hooks.seconds if run.hooks else 0.0
     loss, accuracy, lr = _train(run, seed, epoch)
+    for buffer in run.model.buffers():
+        broadcast(buffer)  # each process has gathered statistics of its own part of the batches
     if run.hooks:
         with _stepping(run, epoch, run.steps - 1):
             run.hooks.flush()  # so that what is validated and saved owes nothing
@@ -279,9 +240,9 @@ def _epoch(run: _Run, seed: int, epoch: int, before: Moment) -> Moment:
         seconds=before.seconds + ended - started,
         step_seconds=before.step_seconds + trained - started,
         penalty_seconds=before.penalty_seconds + (run.hooks.seconds - hooks_before if run.hooks else 0.0),
-        model=run.model.state_dict(),
-        optimizer=run.optimizer.state_dict(),
-        hooks=run.hooks.state_dict() if run.hooks else {},
+        model=gathered(run.model.state_dict()),
+        optimizer=gathered(run.optimizer.state_dict()),
+        hooks=gathered(run.hooks.state_dict()) if run.hooks else {},
         scaler=run.scaler.state_dict(),
     )
 
@@ -392,7 +353,7 @@ def _check_weights(run: _Run, epoch: int, validation: tuple[float, float] | None
     """The last step of an epoch may spoil the weights without any training loss to show it."""
     if run.scaler.is_enabled() and run.scaler.get_scale() < 1:
         raise TrainingError(f"stage '{run.stage.name}', epoch {epoch + 1}: gradients overflow in fp16 whatever the loss is scaled by; choose precision bf16 or fp32")
-    spoilt = next((n for n, p in run.model.named_parameters() if not bool(p.isfinite().all())), None)
+    spoilt = next((n for n, p in run.model.named_parameters() if not bool(whole(p.detach()).isfinite().all())), None)
     if spoilt is not None:
         raise _diverged(run, epoch, run.steps - 1, f"'{spoilt}' holds values that are not finite")
     if validation is not None and not math.isfinite(validation[0]):

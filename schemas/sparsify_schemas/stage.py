@@ -114,6 +114,8 @@ class Train(Spec):
     """largest norm of the loss' gradient over all parameters; a larger one is scaled down to it, before penalties are added"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """of the forward pass, by autocast: bf16, or fp16 with the loss scaled so that gradients do not vanish (a step whose gradients overflow is skipped); weights and optimizer stay in float32"""
+    shard: Flag = False
+    """whether several processes spread parameters, gradients and optimizer state among them (FSDP 2), in place of a copy for each (DDP)"""
     accumulate: Positive = 1
     """parts in which a batch passes through the model, for less memory; the step is that of the whole batch"""
     penalties: Flag = True

@@ -38,6 +38,16 @@ FINE = {"warmup": "3it", "clip": 0.5, "accumulate": 4}
 GRADUAL = RECIPE | {
     "stages": [{"kind": "train", "name": "shrink", "epochs": 4, "batch": 32, "optimizer": SGD, "cuts": {"end": "3ep"}, **FINE}],
 }
+SHARDED = GRADUAL | {
+    "rules": [
+        {"layers": "0", "group": "neuron", "sparsity": "50%", "penalty": {"kind": "group_lasso", "strength": "auto", "every": 1}},
+        {"layers": "*", "group": "weight", "override": True, "penalty": {"kind": "sensitivity", "strength": 1e-3, "threshold": {"patience": 1}}},
+    ],
+    "stages": [
+        {"kind": "train", "name": "shrink", "epochs": 4, "batch": 32, "optimizer": {"kind": "adam", "lr": 0.01}, "cuts": {"end": "3ep"}, **FINE, "shard": True},
+        {"kind": "train", "name": "half", "epochs": 2, "batch": 32, "optimizer": SGD, "precision": "fp16", "clip": 1.0, "shard": True},
+    ],
+}
 CODE = """
 import json, os, signal, sys, torch
 from sparsify_cli.app import main
@@ -50,6 +60,16 @@ def die(*_):
         os.kill(os.getpid(), signal.Signals[os.environ.get("DIES_BY", "SIGKILL")])
 if last and os.environ.get("RANK", "0") in os.environ.get("DYING", "01"):
     register_optimizer_step_post_hook(die)
+if os.environ.get("SEES"):
+    import sparsify.train as training
+    evaluate = training.evaluate
+    def seeing(model, *given):
+        kind = type(next(model.parameters())).__name__
+        found = evaluate(model, *given)
+        with open(f"seen-{os.environ['RANK']}", "a") as seen:
+            print(*found, kind, file=seen)
+        return found
+    training.evaluate = seeing
 main(sys.argv[1:])
 """
 
@@ -84,6 +104,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("mynet.py").write_text(NET)
     Path("recipe.json").write_text(json.dumps(RECIPE))
     Path("gradual.json").write_text(json.dumps(GRADUAL))
+    Path("sharded.json").write_text(json.dumps(SHARDED))
     rng = np.random.default_rng(0)
     x = rng.standard_normal((192, 6)).astype("float32")
     y = (x[:, 0] > 0).astype("int64") + (x[:, 1] > 0)
@@ -101,21 +122,23 @@ def same_end(a: Path, b: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["recipe.json", "gradual.json"])
+@pytest.mark.parametrize("recipe", ["recipe.json", "gradual.json", "sharded.json"])
 def test_two_processes_make_one_run(recipe: str) -> None:
-    two, one = on(2, recipe, "--from-scratch", "--out", "two"), on(1, recipe, "--from-scratch", "--out", "one")
+    two, one = on(2, recipe, "--from-scratch", "--out", "two", SEES="1"), on(1, recipe, "--from-scratch", "--out", "one")
     assert [code for code, *_ in two + one] == [0, 0, 0], two + one
     assert "saved in two/two-1" in two[0][2] and two[1][1:] == ("", ""), "the first process speaks for all"
     assert [p.name for p in Path("two").iterdir()] == ["two-1"]
     same_end(Path("two/two-1"), Path("one/two-1"))
+    assert ("DTensor" in Path("seen-1").read_text()) == (recipe == "sharded.json")
     log = [json.loads(line)["event"] for line in (Path("two/two-1") / files.LOG).read_text().splitlines()]
-    assert log.count("EpochDone") == (3 if recipe == "recipe.json" else 4)
+    assert log.count("EpochDone") == {"recipe.json": 3, "gradual.json": 4, "sharded.json": 6}[recipe]
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on_with_other_numbers_of_processes() -> None:
+@pytest.mark.parametrize("recipe", ["gradual.json", "sharded.json"])
+def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on_with_other_numbers_of_processes(recipe: str) -> None:
     """Two processes, then one, then two; each time some are killed by kill -9, at the end the weights of a run left alone."""
-    (code, _, said), (killed, *_) = on(2, "gradual.json", "--from-scratch", DIES_AFTER="5", DYING="1")
+    (code, _, said), (killed, *_) = on(2, recipe, "--from-scratch", DIES_AFTER="5", DYING="1")
     assert (code, killed) == (1, -9)
     assert said.strip() == (
         "another process of this run is gone (its own output says why), and this one cannot go on alone; go on with "
@@ -127,8 +150,20 @@ def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on_with_other_
     assert [code for code, *_ in on(1, "--resume", "runs/two-1", DIES_AFTER="5")] == [-9]
     done = on(2, "--resume", "runs/two-1")
     assert [code for code, *_ in done] == [0, 0], done
-    assert on(1, "gradual.json", "--from-scratch", "--out", "one")[0][0] == 0
+    assert on(1, recipe, "--from-scratch", "--out", "one")[0][0] == 0
     same_end(Path("runs/two-1"), Path("one/two-1"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [False, True])
+def test_processes_validate_the_same_model(shard: bool) -> None:
+    """Each has seen other batches, and so other means and variances; all go on with those of the first."""
+    Path("mynet.py").write_text(NET.replace("nn.ReLU()", "nn.BatchNorm1d(24), nn.ReLU()"))
+    Path("normed.json").write_text(json.dumps(RECIPE | {"stages": [{**RECIPE["stages"][0], "shard": shard}, {"kind": "cut"}]}))  # type: ignore[index]
+    done = on(2, "normed.json", "--from-scratch", SEES="1")
+    assert [code for code, *_ in done] == [0, 0], done
+    first, second = (Path(f"seen-{rank}").read_text().splitlines() for rank in "01")
+    assert len(first) >= 2 and first[:2] == second[:2]
 
 
 @pytest.mark.slow

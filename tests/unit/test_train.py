@@ -14,7 +14,8 @@ from sparsify import train as train_module
 from sparsify.data import Datasets, Examples, batches
 from sparsify.errors import DataError, RunError, TrainingError
 from sparsify.events import EpochDone, StageStarted, StepDone
-from sparsify.train import Moment, derived_seed, evaluate, make_accelerator, make_optimizer, train_stage
+from sparsify.optimizers import make_optimizer
+from sparsify.train import Moment, derived_seed, evaluate, make_accelerator, train_stage
 from sparsify_schemas.stage import Train
 
 SGD = {"kind": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
@@ -341,8 +342,8 @@ def test_launchers_that_ask_for_more_than_ddp_are_refused(monkeypatch: pytest.Mo
     with pytest.raises(RunError) as caught:
         make_accelerator()
     assert str(caught.value) == (
-        f"the launcher asks for {engine}, and apply trains whole models by DDP: launch it without, such as by torchrun; "
-        "in a loop of your own penalties also act on models sharded by torch.distributed.fsdp.fully_shard"
+        f"the launcher asks for {engine}, and apply trains by DDP, or by FSDP 2 where a train stage of the recipe says 'shard: true'; "
+        "launch it without, such as by torchrun"
     )
 
 

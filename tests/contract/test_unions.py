@@ -13,8 +13,8 @@ from sparsify import criteria, measure, penalties, schedules
 from sparsify.errors import ModelError, TargetError
 from sparsify.groups import Layout, Part, element_layout, layer_layout
 from sparsify.measure import installed
+from sparsify.optimizers import make_optimizer
 from sparsify.penalties import Action
-from sparsify.train import make_optimizer
 from sparsify_schemas import group
 from sparsify_schemas.criterion import Criterion
 from sparsify_schemas.penalty import Penalty

@@ -52,6 +52,7 @@ def _sections(report: Report, recipe: str | None) -> Iterator[Html]:
     yield _section("Against baselines", *take("Against baselines"))
     yield _section("Asked and achieved", *take("Asked and achieved"))
     yield _section("Latency", *take("Latency"), sections.predicted(report))
+    yield _section("Floats and integers", tag("div.halves", tag("div", *both), sections.integers(report)) if (both := take("Floats and integers")) else NOTHING)
     yield _section("Search", tag("div.halves", tag("div", *tried), sections.search(report)) if (tried := take("Search")) else NOTHING)
     late = [left.pop(title) for title in _LATE if title in left]
     yield from (_section(title, table(other, heading=False)) for title, other in left.items() if title not in _DRAWN)

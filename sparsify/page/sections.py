@@ -41,7 +41,7 @@ def _tiles(report: Report) -> Iterator[Html]:
         figure, about = _speed(timed)
         arrow = f"{_both(timed.dense_ms, timed.cut_ms, milliseconds)} on {timed.target}"
         doubt = ", under load" if overloaded(timed, report.environment.cores) else ""
-        yield _tile("Speed", figure, f"{about}{arrow}{doubt}", bar(1.0, left, label=f"{share(left)} of the time left"))
+        yield _tile("Speed", figure, f"{about}{arrow}{doubt}", bar(1.0, left, label=f"{share(left)} of the time left"), "bad" if figure.endswith("slower") else "")
     yield _left_tile("MACs left", dense.macs, cut.macs, count)
     yield _left_tile("Parameters left", dense.params, cut.params, count)
     yield _left_tile("File left", dense.bytes, cut.bytes, size)
@@ -96,10 +96,13 @@ def headline_latency(report: Report) -> Latency | None:
 
 
 def trade_off(report: Report) -> Html:
-    """Accuracy against milliseconds on each target, or against MACs where nothing was timed."""
-    first = headline_latency(report)
-    others = [t for t in report.latency if t is not first][: _TARGETS - 1]
-    return joined(_trade_off(report, timed) for timed in (first, *others))
+    """Accuracy against milliseconds on each target, or against MACs where nothing was timed.
+
+    Targets that compute in integers have another accuracy, and a plot of their own.
+    """
+    first, quantised = headline_latency(report), report.integers.forms[0].ms if report.integers else {}
+    shown = [t for t in report.latency if t.target not in quantised]
+    return joined(_trade_off(report, timed) for timed in sorted(shown, key=lambda t: t is not first)[:_TARGETS] or [None])
 
 
 def _trade_off(report: Report, timed: Latency | None) -> Html:
@@ -116,11 +119,7 @@ def _trade_off(report: Report, timed: Latency | None) -> Html:
     if len(found) < 2:
         return NOTHING
     what, across = ("Test" if on_test else "Validation"), (f"time on {timed.target}" if timed else "MACs")
-    small = max(m.x for m in found) < 0.2
-
-    def ticks(x: float) -> str:
-        return brief(count(x)) if not timed else f"{1000 * x:g} us" if small else f"{x:g} ms"
-
+    ticks: Callable[[float], str] = _milliseconds(found) if timed else lambda x: brief(count(x))
     return scatter(f"{what} accuracy against {across}", found, across, ticks, lambda y: brief(accuracy(y)))
 
 
@@ -135,6 +134,27 @@ def _spans(report: Report, timed: Latency) -> dict[str, tuple[float, float, floa
         own = next((t for t in b.latency if t.target == timed.target), None)
         found[b.kind] = (baseline_ms(b, timed), *ends(own))
     return found
+
+
+def integers(report: Report) -> Html:
+    """Accuracy against time of both models in floats and in integers, on the first target that has them."""
+    forms = report.integers.forms if report.integers else ()
+    on_test, target = any(f.test_accuracy is not None for f in forms), next((t for f in forms for t in f.ms), "")
+    found = []
+    for form in forms:
+        reached, role = (form.test_accuracy if on_test else form.validation_accuracy), (form.model if form.dtype == "float32" else "other")
+        if reached is not None and known(reached) and known(form.ms.get(target)):
+            found.append(Mark(f"{form.model}, {form.dtype}", form.ms[target], reached, role, f"{accuracy(reached)} at {milliseconds(form.ms[target])}"))
+    if len(found) < 2:
+        return NOTHING
+    label = f"{'Test' if on_test else 'Validation'} accuracy against time on {target}"
+    return scatter(label, found, f"time on {target}", _milliseconds(found), lambda y: brief(accuracy(y)))
+
+
+def _milliseconds(marks: Iterable[Mark]) -> Callable[[float], str]:
+    """Round numbers of one unit, for an axis."""
+    small = max(mark.x for mark in marks) < 0.2
+    return lambda x: f"{1000 * x:g} us" if small else f"{x:g} ms"
 
 
 def search(report: Report) -> Html:

@@ -17,7 +17,7 @@ from sparsify.page.markup import tag
 from sparsify.page.plots import Mark, Series, bar, lines, scatter
 from sparsify.report import headline, tables
 from sparsify.table import clean
-from sparsify_schemas.report import LayerTime, Report, Round, Search, Sparsity, Trial
+from sparsify_schemas.report import Form, Integers, LayerTime, Report, Round, Search, Sparsity, Trial
 from sparsify_schemas.table import Steps
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -180,6 +180,13 @@ def test_a_point_has_the_interval_of_its_time() -> None:
 def test_each_target_has_its_plot_and_macs_stand_in_for_none() -> None:
     assert re.findall("accuracy against ([a-zA-Z ]+)$", Page(to_html(report())).text, re.M) == ["time on laptop", "time on server"]
     assert re.findall("accuracy against ([a-zA-Z ]+)$", Page(to_html(report(latency=()))).text, re.M) == ["MACs"]
+
+
+def test_floats_and_integers_stand_in_one_plot() -> None:
+    forms = [Form(model=m, dtype=d, bytes=1, ms={"server": ms}, validation_accuracy=a, test_accuracy=None) for m, d, ms, a in (("dense", "float32", 2.0, 0.97), ("cut", "float32", 1.0, 0.96), ("dense", "int8", 1.5, 0.968), ("cut", "int8", 0.5, 0.955))]
+    page = Page(to_html(report(integers=Integers(examples=100, forms=tuple(forms)))))
+    (said,) = (str(at["aria-label"]) for at in page.of("svg", "plot") if "on server" in str(at["aria-label"]))
+    assert said.startswith("Validation accuracy against time on server: dense, float32 97.00 % at 2.00 ms; cut, float32 96.00 % at 1.00 ms;")
 
 
 def test_a_search_is_drawn_and_every_table_has_its_place() -> None:

@@ -101,8 +101,8 @@ def trade_off(report: Report) -> Html:
     Targets that compute in integers have another accuracy, and a plot of their own.
     """
     first, quantised = headline_latency(report), report.integers.forms[0].ms if report.integers else {}
-    shown = [t for t in report.latency if t.target not in quantised]
-    return joined(_trade_off(report, timed) for timed in sorted(shown, key=lambda t: t is not first)[:_TARGETS] or [None])
+    timed = sorted((t for t in report.latency if t.target not in quantised), key=lambda t: t is not first)
+    return joined(_trade_off(report, t) for t in timed[:_TARGETS]) if timed else _trade_off(report, None)
 
 
 def _trade_off(report: Report, timed: Latency | None) -> Html:

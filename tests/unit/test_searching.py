@@ -144,6 +144,29 @@ def test_a_search_goes_on_after_a_kill_and_ends_alike(tmp_path: Path, monkeypatc
     assert whole.search.trials[0].depth == 0.0 and whole.cut.params <= 0.8 * whole.dense.params
 
 
+def test_a_kill_at_any_write_of_the_search_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = [{**RECIPE["stages"][0], "epochs": 1}, RECIPE["stages"][1]]
+    budget = {"accuracy_drop": {"at_most": "50pp", "trials": 2}}
+    write, done = deepening._write, list[int]()
+    monkeypatch.setattr(deepening, "_write", lambda *given: (done.append(1), write(*given))[1])
+    whole = applied(tmp_path / "whole", stages=stages, budget=budget)
+    for kill in range(1, len(done) + 1):
+        left = [kill]
+
+        def dying(*given: Any, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            write(*given)
+
+        monkeypatch.setattr(deepening, "_write", dying)
+        with pytest.raises(KeyboardInterrupt):
+            applied(tmp_path / str(kill), stages=stages, budget=budget)
+        report = read(sparsify.apply(resume=tmp_path / str(kill) / "digits-1", timing=0.01))
+        assert report.files["model.safetensors"] == whole.files["model.safetensors"]
+        assert [t.depth for t in report.search.trials] == [t.depth for t in whole.search.trials]
+
+
 def test_budgets_that_cost_too_much_accuracy_are_met_and_the_drop_is_reported_as_missed(tmp_path: Path) -> None:
     report = applied(tmp_path, budget={"accuracy_drop": "0.1pp", "macs": "6%"}, stages=RECIPE["stages"][:2])
     assert [t.depth for t in report.search.trials] == [0.0]

@@ -24,7 +24,7 @@ from sparsify.plan import ModelMap
 from sparsify_schemas.table import Network, Steps, Table
 from sparsify_schemas.target import Target
 
-CUTS = (0.75, 0.5, 0.3, 0.6, 0.2)
+CUTS = (0.75, 0.5, 0.3, 0.6, 0.2, 0.9, 0.4, 0.25)
 """of each width this much stays, give or take a quarter: the cut networks that the prediction is calibrated on"""
 _TOGETHER = 4
 """layers that are timed interleaved; after each such handful the table is saved"""

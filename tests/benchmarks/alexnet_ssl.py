@@ -38,7 +38,6 @@ MARKS = "<!-- alexnet_ssl.py -->\n", "<!-- end of alexnet_ssl.py -->\n"
 PAPER = (1.05, 3.37, 6.27, 9.73, 4.93)
 """the paper's speed-ups of the product on a Xeon, one thread"""
 FORMS = ("whole", "stepped", "scattered")
-BEST = "whole or stepped, the faster"
 
 
 @dataclass(frozen=True)
@@ -115,8 +114,7 @@ def on_runtime(layer: Layer, runtime: str, batch: int, seconds: float) -> dict[s
             module, channels = form(layer, name)
             calls.append(prepared(module, (torch.randn(2, channels, layer.size, layer.size),), target))
         rounds = interleaved(calls, seconds, np.random.default_rng(0), undisturbed(target))
-    found = compared(rounds, FORMS)
-    return {**found, BEST: max(found["whole"], found["stepped"], key=lambda timed: timed[1])}
+    return compared(rounds, FORMS)
 
 
 def compared(rounds: np.ndarray, names: tuple[str, ...]) -> dict[str, tuple[float, float]]:

@@ -4,7 +4,7 @@
                                              [--cuts 20] [--size 224] [--widths step|any] [--json FILE] [--write docs/latency.md]
 
 Weights are random, which makes no difference to latency. Every network is cut at random (each coupled group keeps its own share
-of its width, 15 % to 100 %), in steps of the target or to any width. The model is calibrated on the dense network and five
+of its width, 15 % to 100 %), in steps of the target or to any width. The model is calibrated on the dense network and eight
 cuts of its own; none of the cuts here is among those. Cuts are timed interleaved with the dense network, processor time on one
 thread, and count as the share of its time that they take: so a machine that is busier now than it was then does not count.
 `--write` puts the table between the two marks of the page.

@@ -102,10 +102,10 @@ def write(profile: Profile, path: Path) -> None:
 
 
 def with_limits(profile: Profile, tolerance: Share | None) -> Profile:
-    """The profile with the limits that a tolerance comes to; with those it has where none is given."""
+    """The profile with the limits that a tolerance comes to; with those it has where none is given. Residual branches get none."""
     if tolerance is None:
         return profile
-    found = {curve.group: Share(round(100 * _most(profile, curve, tolerance.fraction), 4), "%") for curve in profile.curves}
+    found = {curve.group: Share(round(100 * _most(profile, curve, tolerance.fraction), 4), "%") for curve in profile.curves if curve.width > 1}
     return profile.model_copy(update={"tolerance": str(tolerance), "limits": found})
 
 

@@ -137,3 +137,13 @@ def test_a_search_keeps_bytes_as_bytes() -> None:
     shares = sparsify.make_plan(recipe(rules=[{"layers": "Conv2d", "group": "filter"}], budget={**budget, "peak_memory": "60%"}, data={"source": "digits"}), digits_cnn(), INPUTS)
     assert deepened(shares, 0.0).peak_memory.fraction == pytest.approx(0.6)
     assert deepened(shares, 0.5).peak_memory.fraction == pytest.approx((0.6 + shares.floors[0].least / shares.floors[0].dense) / 2)
+
+
+@pytest.mark.parametrize("budget", [{"peak_memory": "70%", "macs": "30%"}, {"peak_memory": "40%", "macs": "90%", "params": "95%"}])
+def test_memory_and_counts_hold_together(budget: dict[str, str]) -> None:
+    plan = sparsify.make_plan(recipe(budget=budget), Block(), (torch.randn(2, 8),))
+    kept = dict(plan.preview)
+    left = Costs(plan.map).of({name: range(n, plan.map.by_name[name].width) for name, n in kept.items()})
+    shares = {what: left[what] / Costs(plan.map).dense[what] for what in budget}
+    assert all(share <= float(budget[what].rstrip("%")) / 100 for what, share in shares.items())
+    assert any(share > float(budget[what].rstrip("%")) / 100 - 0.05 for what, share in shares.items()), "and nothing more goes than must"

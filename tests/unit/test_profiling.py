@@ -106,6 +106,19 @@ def test_gsm_ranks_the_units_of_all_layers_together(weights: Path, tmp_path: Pat
     assert limited.limits == {c.group: Share(100 * c.points[4].removed / c.width, "%") for c in found.curves}
 
 
+def test_residual_branches_go_as_a_whole(weights: Path, tmp_path: Path) -> None:
+    rules = [{"layers": "conv[34]", "group": "depth"}, {"layers": "conv1", "group": "filter"}]
+    found = profile({**RECIPE, "rules": rules}, weights, tmp_path / "p.json", examples=60, tolerance=Share.parse("5%"))
+    branch = next(c for c in found.curves if c.width == 1)
+    assert [(p.share, p.removed) for p in branch.points] == [(1.0, 1)]
+    model = trained(weights)
+    with torch.no_grad():
+        model.bn4.weight.zero_(), model.bn4.bias.zero_()  # the sum's other side alone
+    own = profiling._sample(load_data(load(RECIPE).recipe.data, 0).validation, 60, 0)
+    assert (branch.points[0].loss, branch.points[0].accuracy) == pytest.approx(evaluate(model, own), rel=1e-4)
+    assert found.limits.keys() == {"conv1"}
+
+
 def by_hand(*drops: float, by: str = "ablation") -> Profile:
     points = [{"share": (i + 1) / 10, "removed": i + 1, "accuracy": 0.9 - d, "loss": 0.5 + d} for i, d in enumerate(drops)]
     return Profile.model_validate({"by": by, "digest": "d", "examples": 10, "loss": 0.5, "accuracy": 0.9, "curves": [{"group": "a", "layers": ["a"], "width": 10, "points": points}]})

@@ -81,7 +81,7 @@ def _dense(run: Run, carry: Carry) -> tuple[nn.Module, int]:
         return run.dense, 0
     if same_dense(run.recipe):
         return rebuilt_dense(run.folder, run.build), epochs
-    run.listener(Note("training the dense model of the baselines, without penalties"))
+    run.listener(Note("dense model of the baselines: the same training without penalties"))
     return carry(_within(run, "dense", dense_recipe(run.recipe)))[0], epochs
 
 

@@ -4,7 +4,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,8 +20,9 @@ from sparsify.folder import read_recipe
 from sparsify.graph import Inputs
 from sparsify.measure import check_target, with_batch
 from sparsify.measure.contesting import contested, pinned
-from sparsify.measure.portable import quiet
-from sparsify.measure.running import Call, prepared, prepared_onnx, threads
+from sparsify.measure.portable import quiet, reason
+from sparsify.measure.refilling import Pattern
+from sparsify.measure.running import Call, arrays, pattern_of, prepared, prepared_onnx, threads
 from sparsify_schemas.target import Cpu, Target
 
 _ONNX_RUNTIMES = ("onnxruntime", "openvino")
@@ -63,7 +64,9 @@ def versus(a: Subject, b: Subject, target: str, spec: Target, seconds: float) ->
     if inputs is None:
         raise SparsifyError(f"{a.name} and {b.name} leave the sizes of their inputs open; time them against a run or a .pt2")
     with pinned(spec), threads(spec), torch.inference_mode(), torch.random.fork_rng(devices=[]):
-        calls = [_ready(subject, with_batch(inputs, spec.batch), target, spec) for subject in (a, a, b)]
+        a, b = (_translated(subject, target, spec) for subject in (a, b))
+        like = pattern_of(a.made, inputs, spec) if isinstance(a.made, nn.Module) else None
+        calls = [_ready(subject, with_batch(inputs, spec.batch), target, spec, like) for subject in (a, a, b)]
         return contested((a.name, b.name), calls, target, spec, seconds)
 
 
@@ -160,9 +163,22 @@ def _shapes(inputs: Inputs) -> Iterator[str]:
         yield f"{'x'.join(map(str, x.shape[1:])) or 'one number'} of {str(x.dtype)[6:]}"
 
 
-def _ready(subject: Subject, inputs: Inputs, target: str, spec: Target) -> Call:
+def _translated(subject: Subject, target: str, spec: Target) -> Subject:
+    """A torch.export program as ONNX, where the target runs that."""
+    if not isinstance(subject.made, torch.export.ExportedProgram) or spec.runtime not in _ONNX_RUNTIMES:
+        return subject
     try:
-        call = _call(subject, inputs, target, spec)
+        with quiet():
+            made = torch.onnx.export(subject.made, dynamo=True, verbose=False)
+    except Exception as error:
+        raise ModelError(f"{subject.name} cannot be run on target '{target}', as ONNX cannot express it: {reason(error)}; choose --on eager") from error
+    assert made is not None  # it is None only without dynamo
+    return replace(subject, made=made.model_proto.SerializeToString())
+
+
+def _ready(subject: Subject, inputs: Inputs, target: str, spec: Target, like: Pattern | None) -> Call:
+    try:
+        call = _call(subject, inputs, target, spec, like)
         call()
     except SparsifyError:
         raise
@@ -171,17 +187,13 @@ def _ready(subject: Subject, inputs: Inputs, target: str, spec: Target) -> Call:
     return call
 
 
-def _call(subject: Subject, inputs: Inputs, target: str, spec: Target) -> Call:
-    made, arrays = subject.made, [x.numpy() for x in (inputs.values() if isinstance(inputs, Mapping) else inputs)]
-    exported = isinstance(spec, Cpu) and spec.runtime in _ONNX_RUNTIMES
-    if isinstance(made, torch.export.ExportedProgram) and exported:
-        with quiet():
-            translated = torch.onnx.export(made, dynamo=True, verbose=False)
-        assert translated is not None  # it is None only without dynamo
-        made = translated.model_proto.SerializeToString()
-    if isinstance(made, bytes):
-        if not exported:
-            raise SparsifyError(f"{subject.name} is an ONNX file, which PyTorch does not run, as target '{target}' asks; choose --on onnxruntime or --on openvino")
-        assert isinstance(spec, Cpu)
-        return prepared_onnx(made, arrays, spec)
-    return prepared(made if isinstance(made, nn.Module) else made.module(), inputs, spec)
+def _call(subject: Subject, inputs: Inputs, target: str, spec: Target, like: Pattern | None) -> Call:
+    match subject.made:
+        case bytes() as file:
+            if not isinstance(spec, Cpu) or spec.runtime not in _ONNX_RUNTIMES:
+                raise SparsifyError(f"{subject.name} is an ONNX file, which PyTorch does not run, as target '{target}' asks; choose --on onnxruntime or --on openvino")
+            return prepared_onnx(file, arrays(inputs), spec)
+        case nn.Module() as model:
+            return prepared(model, inputs, spec, like)
+        case program:
+            return prepared(program.module(), inputs, spec)

@@ -24,7 +24,7 @@ UNIT = 4
 """widths that are no multiple of this leave the fast path of a processor's kernels"""
 PER_MAC = 2e-8
 """milliseconds, for work that no table knows (recurrent layers): a guess that calibration corrects"""
-RIDGE = 0.5
+RIDGE = 0.02
 """how much a theta that leaves its prior counts, against the squared relative error of one network"""
 Shapes = Mapping[str, tuple[int, ...]]
 """tensor -> its shape after the cut"""

@@ -9,6 +9,7 @@ from torch import nn
 from sparsify.errors import ModelError
 from sparsify.hooks import Hooks, attach, trained
 from sparsify.plan import Plan
+from sparsify.sharding import gathered
 
 
 class SparsifyCallback(Callback):  # type: ignore[misc]
@@ -44,7 +45,8 @@ class SparsifyCallback(Callback):  # type: ignore[misc]
             self.hooks.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        return self.hooks.state_dict() if self.hooks is not None else self._saved
+        state: dict[str, Any] = gathered(self.hooks.state_dict()) if self.hooks is not None else self._saved
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Kept until the optimizer is there."""

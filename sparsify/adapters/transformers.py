@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from sparsify.errors import ModelError
 from sparsify.hooks import Hooks, attach
 from sparsify.plan import Plan
+from sparsify.sharding import gathered
 
 FILE = "sparsify.pt"
 """the state of the hooks, in each of the Trainer's checkpoints"""
@@ -36,8 +37,9 @@ class SparsifyCallback(TrainerCallback):  # type: ignore[misc]
             self.hooks.flush()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
-        if self.hooks is not None and state.is_world_process_zero:
-            torch.save(self.hooks.state_dict(), _checkpoint(args, state) / FILE)
+        saved = gathered(self.hooks.state_dict()) if self.hooks is not None else None  # all processes take part
+        if saved is not None and state.is_world_process_zero:
+            torch.save(saved, _checkpoint(args, state) / FILE)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         if self.hooks is not None:

@@ -52,6 +52,7 @@ from torch import nn
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 import sparsify
+from sparsify.sharding import gathered
 
 def net():
     torch.manual_seed(0)
@@ -92,7 +93,7 @@ for name, rules in cases.items():
             nn.functional.cross_entropy(outer(x[mine]), y[mine]).backward()
             optimizer.step()
             if step == 2:
-                hooks.load_state_dict(hooks.state_dict())
+                hooks.load_state_dict(gathered(hooks.state_dict()) if len(found) % 2 else hooks.state_dict())
         hooks.flush()
         told = [hooks.sparsity(), *hooks.remaining().values(), *(hooks.goal() or ()), hooks.strength or 0.0, hooks.woken() or 0.0]
     if how == "fsdp":

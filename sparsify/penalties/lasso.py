@@ -1,7 +1,6 @@
 """Group lasso: the proximal step, the gradient and the half-space step on the groups of a layout."""
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -43,12 +42,14 @@ def group_lasso_proximal(layout: Layout, roots: Tensor, weights: Tensors, amount
             scale(weights[part.name], axis, factors[amount])
 
 
-def group_lasso_gradient(layout: Layout, roots: Tensor, weights: Tensors, gradients: Tensors, strength: float) -> None:
+def group_lasso_gradient(
+    layout: Layout, roots: Tensor, weights: Tensors, gradients: Tensors, strength: float, norms: Tensor | None = None
+) -> None:
     """gradient += strength * v_g * w_g / ||w_g||, v_g = roots, 0 at 0; an entry of two groups gets both terms.
 
     Source: Wen et al., arXiv:1608.03665 (without the square root there).
     """
-    pull = torch.nan_to_num(strength * roots / group_norms(layout, weights), nan=0.0, posinf=0.0)
+    pull = torch.nan_to_num(strength * roots / (group_norms(layout, weights) if norms is None else norms), nan=0.0, posinf=0.0)
     pull[-1] = 0.0
     for part in layout.parts:
         if part.name in gradients:
@@ -64,22 +65,28 @@ def half_space(layout: Layout, roots: Tensor, names: tuple[str, ...], epsilon: f
     """
     # Kept from step to step: to get so much memory anew takes longer than to fill it.
     before: dict[str, Tensor] = {}
+    norms = torch.zeros_like(roots)
 
     def look(weights: Tensors, _gradients: Tensors, _scale: float) -> None:
         for name in names:
             if name not in before:
-                before[name] = torch.empty_like(weights[name])
+                before[name] = torch.empty_like(wide(weights[name]))
             before[name].copy_(weights[name])
+        norms.copy_(group_norms(layout, weights))
+
+    def pull(weights: Tensors, gradients: Tensors, strength: float) -> None:
+        group_lasso_gradient(layout, roots, weights, gradients, strength, norms)
 
     def project(weights: Tensors, strength: float) -> None:
         if strength == 0.0:
             return
-        along = layout.reduce(lambda name: wide(weights[name]) * before[name])
-        square = layout.reduce(lambda name: wide(before[name]).square())
-        stays = along > epsilon * square
+        along = layout.reduce(lambda name: before[name].mul_(weights[name]))
+        stays = along > epsilon * norms.square()
         stays[-1] = True
+        if bool(stays.all()):
+            return
         for part in layout.parts:
             for axis in part.axes:
                 scale(weights[part.name], axis, stays.to(weights[part.name].dtype))
 
-    return Action(before=look, gradient=partial(group_lasso_gradient, layout, roots), after=project)
+    return Action(before=look, gradient=pull, after=project)

@@ -121,7 +121,7 @@ def _pad(text: str, width: int, right: bool) -> str:
 
 
 def _fold(text: str, width: int) -> list[str]:
-    """Lines of at most so many cells, broken at spaces; a longer word is broken after a dot, slash or comma."""
+    """Lines of at most so many cells, broken at spaces; a longer word is broken after a dot, slash, comma or underscore."""
     if cells(text) <= width:
         return [text]
     hanging = "  " if text.startswith("- ") else ""
@@ -138,7 +138,7 @@ def _fold(text: str, width: int) -> list[str]:
 def _broken(word: str, width: int) -> Iterator[str]:
     while cells(word) > width:
         fits = max(1, next(k for k in range(len(word), -1, -1) if cells(word[:k]) <= width))
-        at = max(word.rfind(c, 0, fits) for c in "./,") + 1 or fits
+        at = max(word.rfind(c, 0, fits) for c in "./,_") + 1 or fits
         yield word[:at]
         word = word[at:]
     yield word

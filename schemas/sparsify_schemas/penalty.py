@@ -9,11 +9,18 @@ from sparsify_schemas.schedule import Auto, Scheduled, Strength
 from sparsify_schemas.units import Duration, Share
 
 Solver = Literal["proximal", "subgradient"]
+EVERY = 8
+"""steps of the optimizer for one of the proximal solver"""
 
 
 def _refuse_auto(strength: object, solver: str) -> None:
     if isinstance(strength, Auto) and solver != "proximal":
         raise AtKey("strength", "strength 'auto' also says how far each group may shrink, which only solver 'proximal' heeds")
+
+
+def _refuse_every(every: int, solver: str) -> None:
+    if every != EVERY and solver != "proximal":
+        raise AtKey("every", "'every' is for 'solver: proximal'; the other solvers act on each step")
 
 
 class GroupLasso(Spec):
@@ -42,7 +49,7 @@ class GroupLasso(Spec):
     """weight latency: on which of the recipe's targets; left out where it has one"""
     solver: Literal["proximal", "subgradient", "half_space"] = "proximal"
     """proximal and half_space reach exact zeros, groups may return from the former; subgradient only comes near them"""
-    every: Positive = 8
+    every: Positive = EVERY
     """proximal solver: act on every n-th step with the lr * strength of the n steps added up; 1 acts on each step"""
     epsilon: NonNegative = 0.0
     """half_space solver: larger sets groups to zero earlier; below 1"""
@@ -52,6 +59,7 @@ class GroupLasso(Spec):
     @model_validator(mode="after")
     def _consistent(self) -> "GroupLasso":
         _refuse_auto(self.strength, self.solver)
+        _refuse_every(self.every, self.solver)
         if isinstance(self.strength, Auto) and self.scope == "layer":
             raise AtKey("strength", "strength 'auto' counts groups that can leave, which are of scope 'coupled'")
         if self.epsilon and self.solver != "half_space":
@@ -81,12 +89,13 @@ class L1(Spec):
     """lambda: a number, a schedule, or (with group `weight`) auto, which finds it"""
     solver: Solver = "proximal"
     """proximal reaches exact zeros; subgradient only comes near them"""
-    every: Positive = 8
+    every: Positive = EVERY
     """proximal solver: act on every n-th step with the lr * strength of the n steps added up; 1 acts on each step"""
 
     @model_validator(mode="after")
-    def _auto_can_act(self) -> "L1":
+    def _consistent(self) -> "L1":
         _refuse_auto(self.strength, self.solver)
+        _refuse_every(self.every, self.solver)
         return self
 
 
@@ -104,8 +113,13 @@ class L2(Spec):
     """lambda, a number or a schedule"""
     solver: Solver = "proximal"
     """proximal is decoupled from momentum, subgradient is classical weight decay"""
-    every: Positive = 8
+    every: Positive = EVERY
     """proximal solver: act on every n-th step with the lr * strength of the n steps added up; 1 acts on each step"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "L2":
+        _refuse_every(self.every, self.solver)
+        return self
 
 
 class Gsm(Spec):
@@ -191,8 +205,13 @@ class BnScale(Spec):
     """lambda, a number or a schedule; 1e-5 to 1e-4 in the paper"""
     solver: Solver = "proximal"
     """proximal reaches exact zeros; subgradient only comes near them"""
-    every: Positive = 8
+    every: Positive = EVERY
     """proximal solver: act on every n-th step with the lr * strength of the n steps added up; 1 acts on each step"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "BnScale":
+        _refuse_every(self.every, self.solver)
+        return self
 
 
 class GrowingL2(Spec):

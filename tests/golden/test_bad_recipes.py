@@ -424,6 +424,10 @@ EDITED: dict[str, tuple[Edits, str]] = {
         (("strength: 1e-3", "strength: auto\n      solver: subgradient"),),
         "recipe.yaml:14:7: rules.0.penalty.strength: strength 'auto' also says how far each group may shrink, which only solver 'proximal' heeds",
     ),
+    "every of a solver that acts on each step": (
+        (("strength: 1e-3", "strength: 1e-3\n      solver: half_space\n      every: 4"),),
+        "recipe.yaml:16:7: rules.0.penalty.every: 'every' is for 'solver: proximal'; the other solvers act on each step",
+    ),
     "a lasso's epsilon without half-space": (
         (("strength: 1e-3", "strength: 1e-3\n      epsilon: 0.1"),),
         "recipe.yaml:15:7: rules.0.penalty.epsilon: 'epsilon' is for 'solver: half_space'",

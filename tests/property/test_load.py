@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sparsify.errors import RecipeError
 from sparsify.load import Loaded, dump, load
-from sparsify_schemas.base import LARGEST
+from sparsify_schemas.base import LARGEST, Spec
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Magnitude, Random, Taylor
 from sparsify_schemas.data import Augment, Data, Normalize
@@ -51,21 +51,19 @@ schedules = st.one_of(
     ),
     st.builds(OneShot, kind=st.just("one_shot"), from_=numbers, to=numbers, at=durations),
 )
-solvers = st.sampled_from(["proximal", "subgradient"])
-elementwise = st.one_of(
-    st.builds(L1, kind=st.just("l1"), strength=schedules, solver=solvers, every=positive),
-    st.builds(L2, kind=st.just("l2"), strength=schedules, solver=solvers, every=positive),
-)
-grouped = st.builds(
-    GroupLasso,
-    kind=st.just("group_lasso"),
-    strength=schedules,
-    scope=st.sampled_from(["coupled", "layer"]),
-    weight=st.sampled_from(["size", "macs"]),
-    solver=st.sampled_from(["proximal", "subgradient", "half_space"]),
-    every=positive,
-)
-inside = st.builds(GroupLasso, kind=st.just("group_lasso"), strength=schedules, solver=solvers, every=positive)
+
+
+def solved(spec: type[Spec], kind: str, *others: str, **more: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """`every` is of the proximal solver alone."""
+    found = more | {"kind": st.just(kind), "strength": schedules}
+    proximal = st.builds(spec, solver=st.just("proximal"), every=positive, **found)
+    return st.one_of(proximal, st.builds(spec, solver=st.sampled_from(["subgradient", *others]), **found))
+
+
+elementwise = st.one_of(solved(L1, "l1"), solved(L2, "l2"))
+scopes, weights = st.sampled_from(["coupled", "layer"]), st.sampled_from(["size", "macs"])
+grouped = solved(GroupLasso, "group_lasso", "half_space", scope=scopes, weight=weights)
+inside = solved(GroupLasso, "group_lasso")
 criteria = st.one_of(
     st.builds(
         Magnitude, kind=st.just("magnitude"), norm=st.sampled_from([1, 2]), normalize=st.sampled_from(["size", "mean", "none"])

@@ -29,6 +29,11 @@ def test_a_long_path_breaks_after_a_dot() -> None:
     assert as_text([table], 34).splitlines()[2:] == ["rules[conv*/filter].penalty.     1", "strength"]
 
 
+def test_a_long_name_breaks_after_an_underscore() -> None:
+    table = Table("", columns("model", ">n"), (("uniform_width", "1"),))
+    assert as_text([table], 13).splitlines()[2:] == ["uniform_    1", "width"]
+
+
 @given(st.lists(st.tuples(words, words, words), max_size=4), st.integers(60, 120))
 def test_no_line_is_wider_than_it_may_be(rows: list[tuple[str, str, str]], width: int) -> None:
     table = Table("title", columns("a", "b", "c"), tuple(rows), ("note " * 30,))

@@ -162,7 +162,7 @@ def test_under_other_budgets_too(budget: dict[str, Any]) -> None:
     if "accuracy_drop" in budget:
         assert 0.75 * report.cut.macs < own.side.macs <= report.cut.macs
     else:
-        assert report.cut.peak_memory_computed and own.side.peak_memory_computed and own.side.peak_memory_computed <= report.cut.peak_memory_computed * 1.01
+        assert report.cut.peak_memory and own.side.peak_memory and 0.9 * report.cut.peak_memory < own.side.peak_memory <= report.cut.peak_memory
 
 
 def test_a_damaged_cost_says_so() -> None:

@@ -51,7 +51,7 @@ def _summary(recipe: Recipe) -> list[str]:
     if recipe.data is not None:
         rows.append(("data", f"{recipe.data.source}, {recipe.data.validation} for validation"))
     rows += [
-        ("target", f"{name}: {target.kind}, {target.runtime}, batch {target.batch}") for name, target in recipe.targets.items()
+        ("target", f"{name}: {target.kind}, {target.runtime}, batch {target.batch}{'' if target.dtype == 'float32' else f', {target.dtype}'}") for name, target in recipe.targets.items()
     ]
     limits = [f"{name} {limit}" for name, limit in written(recipe.budget).items() if name not in ("latency", "accuracy_drop")]
     limits += [f"{limit} of the time on {name}" if str(limit).endswith("%") else f"{limit} on {name}" for name, limit in recipe.budget.latency.items()]

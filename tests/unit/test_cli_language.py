@@ -143,6 +143,11 @@ class TestValidate:
         assert "  rule 0   conv1: filter, 50% removed, chosen by magnitude" in out
         assert error == ""
 
+    def test_a_target_that_computes_in_integers_says_so(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert exit_code(["validate", "recipe.yaml", "--set", "targets={a: onnxruntime, b: onnxruntime-int8}"]) == 0
+        shown = [line.strip() for line in capsys.readouterr().out.splitlines() if "target" in line]
+        assert shown == ["target   a: cpu, onnxruntime, batch 1", "target   b: cpu, onnxruntime, batch 1, int8"]
+
     def test_an_invalid_one(self, capsys: pytest.CaptureFixture[str]) -> None:
         Path("recipe.yaml").write_text(RECIPE.replace("filter", "filtre").replace("50%", "50"), encoding="utf-8")
         assert exit_code(["validate", "recipe.yaml"]) == 1

@@ -72,10 +72,11 @@ def asked(
     allow: Sequence[str],
     from_scratch: bool,
     strict: bool,
+    limits: bool = True,
 ) -> Job:
     if recipe is None:
         raise RunError("nothing to apply: give a recipe, or a run to resume")
-    loaded = load(recipe, overrides)
+    loaded = load(recipe, overrides, limits=limits)
     if from_scratch and model_file is not None:
         raise ModelError(f"both {model_file} and --from-scratch were given; leave one of them out")
     if not from_scratch and model_file is None:

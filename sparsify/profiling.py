@@ -36,6 +36,7 @@ from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Taylor
 from sparsify_schemas.group import in_one_tensor
 from sparsify_schemas.profile import By, Curve, Point, Profile
+from sparsify_schemas.recipe import Rule
 from sparsify_schemas.units import Share
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -64,7 +65,7 @@ def profile(
     ablation, a share of the loss by taylor; by gsm the share of all units that is left out.
     Raises a SparsifyError; RunError when `out` holds a profile of something else.
     """
-    job = asked(recipe, model_file, overrides, allow, False, False)
+    job = asked(recipe, model_file, overrides, allow, False, False, limits=False)  # they may be what is about to be written
     wanted = job.loaded.recipe
     if wanted.data is None:
         raise DataError("the recipe has no 'data', and layers are judged on validation examples; write 'data: {source: ...}'")
@@ -138,11 +139,16 @@ def _sample(validation: Examples, count: int, seed: int) -> Examples:
 
 
 def _plan(loaded: Loaded, model: nn.Module, datasets: Datasets) -> Plan:
-    """What the rules reach, without budget and demands: these have no say in what a layer bears."""
+    """What the rules reach, without budget, demands and limits: these have no say in what a layer bears."""
     recipe = loaded.recipe
-    rules = tuple(rule if rule.protect else rule.model_copy(update={"penalty": None, "sparsity": rule.sparsity if in_one_tensor(rule.group) else None}) for rule in recipe.rules)
+    rules = tuple(rule if rule.protect else _plain(rule) for rule in recipe.rules)
     plain = replace(loaded, recipe=recipe.model_copy(update={"budget": Budget(), "rules": rules}))
     return pruning.make_plan(plain, model, example_inputs(recipe, datasets))
+
+
+def _plain(rule: Rule) -> Rule:
+    sparsity = rule.sparsity if in_one_tensor(rule.group) else None
+    return rule.model_copy(update={"penalty": None, "sparsity": sparsity, "keep": rule.keep.model_copy(update={"limits": {}})})
 
 
 def _digest(job: Job, by: By, examples: int) -> str:

@@ -48,10 +48,10 @@ class Loaded:
         return known.get(around, Place(self.file)).problem(path, message, hint)
 
 
-def load(source: str | File | Mapping[str, Any] | Recipe | Loaded, overrides: Sequence[str] = ()) -> Loaded:
+def load(source: str | File | Mapping[str, Any] | Recipe | Loaded, overrides: Sequence[str] = (), *, limits: bool = True) -> Loaded:
     """Read, resolve and check a recipe: a file, a mapping, or one that is loaded already.
 
-    `overrides` are `path.to.key=value`. Raises RecipeError with every problem found.
+    `overrides` are `path.to.key=value`; limits: whether files of limits are read, else they are left out. Raises RecipeError with every problem found.
     """
     if isinstance(source, Loaded) and not overrides:
         return source
@@ -59,7 +59,7 @@ def load(source: str | File | Mapping[str, Any] | Recipe | Loaded, overrides: Se
     root, refused = override(merged.root, overrides)
     filled = fill(root, unused(merged.root, merged.own))
     whole, unnamed = named(filled.root)
-    whole, unread = limited(whole)
+    whole, unread = limited(whole, limits)
     filled = replace(filled, root=whole)
     problems = [*merged.problems, *refused, *filled.problems, *unnamed, *unread]
     recipe = _validated(filled, problems)

@@ -12,22 +12,22 @@ from sparsify.reading import read
 from sparsify_schemas.profile import Profile
 
 
-def limited(root: Table) -> tuple[Table, list[Problem]]:
-    """The recipe with the limits of each file in place of its name, and what is wrong with files that were named."""
+def limited(root: Table, wanted: bool) -> tuple[Table, list[Problem]]:
+    """The recipe with the limits of each file in place of its name, or with none, and what is wrong with files that were named."""
     rules, problems = root.entries.get("rules"), list[Problem]()
     if not isinstance(rules, Items):
         return root, problems
-    items = tuple(_rule(rule, i, problems) for i, rule in enumerate(rules.items))
+    items = tuple(_rule(rule, i, problems, wanted) for i, rule in enumerate(rules.items))
     same = all(a is b for a, b in zip(items, rules.items, strict=True))
     return (root if same else replace(root, entries={**root.entries, "rules": replace(rules, items=items)})), problems
 
 
-def _rule(rule: Node, index: int, problems: list[Problem]) -> Node:
+def _rule(rule: Node, index: int, problems: list[Problem], wanted: bool) -> Node:
     keep = rule.entries.get("keep") if isinstance(rule, Table) else None
     named = keep.entries.get("limits") if isinstance(keep, Table) else None
     if not (isinstance(rule, Table) and isinstance(keep, Table) and isinstance(named, Leaf) and isinstance(named.value, str)):
         return rule
-    found = _read(named, ("rules", index, "keep", "limits"), problems)
+    found = _read(named, ("rules", index, "keep", "limits"), problems) if wanted else None
     kept = keep.without("limits") if found is None else replace(keep, entries={**keep.entries, "limits": found})
     return replace(rule, entries={**rule.entries, "keep": kept})
 

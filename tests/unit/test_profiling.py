@@ -153,6 +153,14 @@ def test_a_recipe_holds_to_the_limits_of_a_file(weights: Path, tmp_path: Path) -
     assert sum(kept.values()) < 80, "it still cuts"
 
 
+@pytest.mark.parametrize("limits", ["limits.json", {"conv9": "10%"}], ids=["not yet written", "of another model"])
+def test_limits_are_found_for_the_recipe_that_will_read_them(limits: Any, weights: Path, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(limited(limits)))
+    found = profile(path, weights, tmp_path / "limits.json", by="taylor", examples=60, tolerance=Share.parse("3%"))
+    assert found == profile(RECIPE, weights, tmp_path / "other.json", by="taylor", examples=60, tolerance=Share.parse("3%"))
+
+
 def test_limits_bound_what_a_budget_takes_and_what_a_demand_takes() -> None:
     kept = widths({**limited({"conv1": "25%", "conv4": "50%"}), "budget": {"macs": "12%"}})
     assert kept["conv1"] >= 12 and kept["conv2"] == 16, "conv4 leaves together with conv2"

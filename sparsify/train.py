@@ -82,7 +82,8 @@ def make_accelerator() -> Accelerator:
         )
     # mixed precision is the recipe's to choose, stage by stage, whatever the launcher was told
     whole = GradientAccumulationPlugin(num_steps=1)  # accumulation likewise
-    return Accelerator(mixed_precision="no", gradient_accumulation_plugin=whole, dataloader_config=DataLoaderConfiguration(split_batches=True))
+    cpu = not torch.accelerator.is_available()  # unless told so, torchrun's processes would not find each other there
+    return Accelerator(cpu=cpu, mixed_precision="no", gradient_accumulation_plugin=whole, dataloader_config=DataLoaderConfiguration(split_batches=True))
 
 
 def derived_seed(seed: int, stage: int, epoch: int) -> int:

@@ -73,10 +73,13 @@ if os.environ.get("SEES"):
 main(sys.argv[1:])
 """
 
+ON_CPU = {"ACCELERATE_USE_CPU": "true"} if torch.accelerator.is_available() else {}
+"""where there is nothing else it is found out"""
+
 
 def start(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-W", "ignore", "-c", CODE, "apply", "--quiet", *arguments]
-    surroundings = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": f".{os.pathsep}{os.environ.get('PYTHONPATH', '')}"} | environment
+    surroundings = os.environ | ON_CPU | {"PYTHONPATH": f".{os.pathsep}{os.environ.get('PYTHONPATH', '')}"} | environment
     return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=surroundings)
 
 
@@ -212,7 +215,7 @@ def launched(*launcher: str, **environment: str) -> "subprocess.CompletedProcess
     flag = "--main_process_port" if launcher[0].startswith("accelerate") else "--master-port"
     count = launcher.index("2") + 1
     command = [sys.executable, "-W", "ignore", "-m", *launcher[:count], flag, port, "-m", "sparsify_cli", "apply", *launcher[count:], "--quiet"]
-    surroundings = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": f".{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
+    surroundings = os.environ | ON_CPU | {"PYTHONPATH": f".{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=surroundings | environment)
 
 
@@ -223,5 +226,6 @@ def test_the_launchers(launcher: tuple[str, ...]) -> None:
     done = launched(*launcher, "gradual.json", "--from-scratch")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Dense and cut") == 1
+    assert [run.name for run in Path("runs").iterdir()] == ["two-1"], "one run of both, not one of each"
     assert on(1, "gradual.json", "--from-scratch", "--out", "one")[0][0] == 0
     same_end(Path("runs/two-1"), Path("one/two-1"))

@@ -271,7 +271,7 @@ def _infeasible(loaded: Loaded, plan: Plan, path: str, budget: Budget, floors: I
             message = f"{budget.latency[target]} cannot be reached: with everything removed that the rules allow, {part} of {milliseconds(floor.dense)} is predicted to remain"
         else:
             message = f"{getattr(budget, floor.what)} cannot be reached: with everything removed that the rules allow, {part} remains"
-        hint = f"raise it to {_round_up(100 * floor.least / floor.dense)}%"
+        hint = f"raise it to {_round_up(100 * floor.least / floor.dense)}%" if floor.least <= floor.dense else "leave it out"
         kept = [f"'{name} {n}'" for name, n in _keeps(plan) if n > 1]
         kept += ["'limits'"] if any(rule.keep.limits for rule in plan.recipe.rules) else []
         if kept:

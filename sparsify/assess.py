@@ -318,7 +318,8 @@ def _demands(work: Work) -> Iterable[Limit]:
         if rule.sparsity is None:
             continue
         if assignment.rule in zeroed:
-            last = work.cuts[-1].model_copy(update={"executions": ()})  # which came after the zeros were counted
+            # Before its zeros were counted nothing had left but branches: units that die of them and shrinking kernels came after.
+            last = work.cuts[-1].model_copy(update={"executions": (), "widths": tuple(w for w in work.cuts[-1].widths if not w.keep)})
             before = left_inside(work.plan, together, (*work.cuts[:-1], last))
             total = zeroed[assignment.rule].groups / before
             count = total * (1 - before) + zeroed[assignment.rule].gone

@@ -131,8 +131,9 @@ def _aims(rule: Rule) -> bool:
 
 def left_inside(plan: Plan, together: Sequence[Assignment], cuts: Sequence[Cuts]) -> float:
     """Share of the groups inside these rules' tensors that earlier cuts have left, of those in layers that have not left as a
-    whole: columns that are gathered or cropped away are gone."""
+    whole: columns that are gathered or cropped away are gone, and units that died of zeros, which no rule of their own took."""
     there = kept = 0.0
+    narrowed = _without_dead(plan, cuts)
     branches = {w.group for done in cuts for w in done.widths if not w.keep}
     away = {name for b in plan.map.branches if b.name in branches for name in b.tensors}
     shapes = {t.name: t.shape for t in plan.map.tensors if t.name not in away}
@@ -143,8 +144,20 @@ def left_inside(plan: Plan, together: Sequence[Assignment], cuts: Sequence[Cuts]
             count = count_inside(group, shapes[name]) if name in shapes else 0
             module = name.rpartition(".")[0]
             there += count
-            kept += count * prod(e.live / e.columns for done in cuts for e in done.executions if e.module == module)
+            kept += (count_inside(group, narrowed[name]) if count else 0) * prod(e.live / e.columns for done in cuts for e in done.executions if e.module == module)
     return kept / there if there else 1.0
+
+
+def _without_dead(plan: Plan, cuts: Sequence[Cuts]) -> dict[str, list[int]]:
+    """Shapes of the dense model's tensors without the units that left unasked."""
+    shapes = {t.name: list(t.shape) for t in plan.map.tensors}
+    asked = {name for assignment in plan.assignments for name in assignment.coupled}
+    for name, kept in {w.group: w.kept for done in cuts for w in done.widths}.items():  # the last cut has the last word
+        group = plan.map.by_name.get(name)
+        for part in group.slices if group is not None and name not in asked else ():
+            if part.role != "size" and group is not None:
+                shapes[part.tensor][part.dim] -= sum(span.units * span.repeat for span in part.spans) * (group.width - kept) // group.width
+    return shapes
 
 
 def _left(plan: Plan, together: Sequence[Assignment], cuts: Sequence[Cuts]) -> float:

@@ -53,6 +53,17 @@ def test_taps_are_counted_as_taps_and_layers_that_left_are_not() -> None:
     assert rules[0].sparsity is not None and rules[0].sparsity.value == 0, "56 % are gone already"
 
 
+def test_units_that_died_of_zeros_are_gone_and_those_of_a_rule_of_their_own_are_not_counted() -> None:
+    """Four of six filters of the last layer left: of its 600 weights 200 stay, and of the head's 18 six."""
+    died = Cuts(plan="x", widths=(Width(group="last", width=6, keep=((0, 2),)),))
+    alone = plan_of([{"layers": ["last", "head"], "group": "weight", "sparsity": "80%"}])
+    assert left_inside(alone, alone.assignments, (died,)) == pytest.approx((200 + 6) / 618)
+    share = rewritten(alone, Target(), (died,)).rules[0].sparsity
+    assert share is not None and share.fraction == pytest.approx(1 - 0.2 * 618 / 206), "20 % of the dense model's stay"
+    beside = plan_of([{"layers": "last", "group": "weight", "sparsity": "80%"}, {"layers": "last", "group": "filter", "sparsity": "60%"}])
+    assert left_inside(beside, beside.assignments[:1], (died,)) == 1
+
+
 def test_gsm_rules_that_compete_go_on_competing() -> None:
     gsm = {"group": "filter", "sparsity": "50%", "penalty": {"kind": "gsm"}}
     plan = plan_of([{"layers": "last", **gsm}, {"layers": "stem", **gsm}])

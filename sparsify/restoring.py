@@ -34,10 +34,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
     optimizer.load_state_dict({**saved, "state": state})
 
 
-def restore_scale(scaler: torch.amp.GradScaler, saved: Mapping[str, Any]) -> None:
+def restore_scale(scaler: torch.amp.GradScaler, saved: object) -> None:
     """Load the scale of the loss, as it was saved in such a stage. Raises RunError when it is not that."""
     known = scaler.state_dict()
-    if saved.keys() != known.keys() or not all(isinstance(value, int | float) and math.isfinite(value) and value >= 0 for value in saved.values()):
+    if not isinstance(saved, Mapping) or saved.keys() != known.keys() or not all(isinstance(v, int | float) and math.isfinite(v) and v >= 0 for v in saved.values()):
         raise RunError("the saved scale of the loss is damaged, or belongs to another recipe; start a new run")
     if known:
         scaler.load_state_dict(dict(saved))

@@ -725,6 +725,8 @@ def op_tied(b: Builder, where: int, other: int, size: int) -> object:
     if not layers:
         return None
     layer = layers[-1 - other % len(layers)]
+    if not isinstance(layer.weight, nn.Parameter):  # computed from others: nothing to share
+        return None
     ranks = (2, 3) if isinstance(layer, nn.Linear) else (4,)
     i = b.some(where, *ranks, also=lambda t: width(t) == layer.weight.shape[1])
     if i is None:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from sparsify import graph, latency, measure
+from sparsify.achieved import limits
 from sparsify.clock import Clock
 from sparsify.costs import Costs
 from sparsify.data import Datasets
@@ -24,14 +24,13 @@ from sparsify.integers import in_int8, integers
 from sparsify.measure.installed import state
 from sparsify.measure.memory import computed_peak, peak_memory
 from sparsify.modelfile import weights_digest
-from sparsify.plan import Layer, Plan, ranked_together
-from sparsify.rounds import left_inside
+from sparsify.plan import Layer, Plan
+from sparsify.rounds import last_zeroed
 from sparsify.train import evaluate
 from sparsify.weights import tensors
-from sparsify_schemas.cuts import Cuts, Fold, Zeroed
+from sparsify_schemas.cuts import Cuts, Fold
 from sparsify_schemas.group import in_one_tensor
 from sparsify_schemas.recipe import Baseline as Kind
-from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import (
     Baseline,
     Epoch,
@@ -39,7 +38,6 @@ from sparsify_schemas.report import (
     Latency,
     LayerRow,
     LayerTime,
-    Limit,
     Report,
     Round,
     Search,
@@ -49,7 +47,6 @@ from sparsify_schemas.report import (
     Verdict,
 )
 from sparsify_schemas.target import Cpu, Target
-from sparsify_schemas.units import Share
 
 _EAGER: Mapping[str, Target] = {"eager": Cpu(kind="cpu")}
 
@@ -89,11 +86,6 @@ class Work:
     dense_trained: bool = False
     """whether the training before the first cut trained the dense model as well"""
     rivals: tuple[Rival, ...] = ()
-
-    @cached_property
-    def zeroed(self) -> Mapping[int, Zeroed]:
-        """Rule -> what it last set to zero inside weight tensors."""
-        return {done.rule: done for cuts in self.cuts for done in cuts.zeroed}
 
     @property
     def epochs(self) -> tuple[int, int]:
@@ -139,7 +131,7 @@ def assess(
         cut=sides[1],
         latency=timings,
         integers=_integers(targets, folder, dense, cut, inputs, datasets, seconds, recipe.seed),
-        limits=(*_budgets(recipe, sides, _bytes(dense), _bytes(cut)), *_latencies(recipe, timings), *_drop(recipe, sides), *_demands(work)),
+        limits=tuple(limits(work.plan, work.cuts, sides, (_bytes(dense), _bytes(cut)), timings)),
         layers=tuple(_layers(work.plan, dense, cut, inputs)),
         sparsities=tuple(_sparsities(work, dense, cut)),
         executions=tuple({e.module: e for cuts in work.cuts for e in cuts.executions}.values()),
@@ -238,21 +230,6 @@ def _bytes(model: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in tensors(model).values())
 
 
-def _budgets(recipe: Recipe, sides: tuple[Side, Side], dense_bytes: int, cut_bytes: int) -> Iterable[Limit]:
-    """Shares are of the dense model; bytes are those of the tensors, as the file's header is no part of the model."""
-    dense, cut = sides
-    counted = {"macs": (dense.macs, cut.macs), "params": (dense.params, cut.params), "bytes": (dense_bytes, cut_bytes)}
-    counted |= {"peak_memory": (dense.peak_memory, cut.peak_memory)} if dense.peak_memory and cut.peak_memory else {}
-    for what, (before, after) in counted.items():
-        asked = getattr(recipe.budget, what)
-        if asked is None:
-            continue
-        limit, achieved = (
-            (asked.fraction, after / before if before else 0.0) if isinstance(asked, Share) else (asked.count, float(after))
-        )
-        yield Limit(what=f"budget.{what}", asked=str(asked), limit=limit, achieved=achieved, met=achieved <= limit * (1 + 1e-12))
-
-
 def _integers(
     targets: Mapping[str, Target], folder: Path, dense: nn.Module, cut: nn.Module, inputs: Inputs, datasets: Datasets | None, seconds: float, seed: int
 ) -> Integers | None:
@@ -291,53 +268,6 @@ def _foretold(work: Work, clock: Clock) -> dict[str, Any]:
     return {"predicted_dense_ms": clock.ms(dense), "predicted_cut_ms": clock.ms(cut), "by_layer": layers, "steps": clock.steps}
 
 
-def _latencies(recipe: Recipe, timings: Iterable[Latency]) -> Iterable[Limit]:
-    """Shares are of the dense model, timed interleaved."""
-    for timing in timings:
-        asked = recipe.budget.latency.get(timing.target)
-        if asked is not None:
-            limit, achieved = (asked.fraction, 1 / timing.speedup) if isinstance(asked, Share) else (asked.milliseconds, timing.cut_ms)
-            yield Limit(what=f"budget.latency.{timing.target}", asked=str(asked), limit=limit, achieved=achieved, met=achieved <= limit)
-
-
-def _drop(recipe: Recipe, sides: tuple[Side, Side]) -> Iterable[Limit]:
-    """Points of validated accuracy lost, where both models were validated."""
-    asked = recipe.budget.accuracy_drop
-    before, after = (side.validation_accuracy for side in sides)
-    if asked is not None and before is not None and after is not None:
-        limit, achieved = asked.at_most.fraction, before - after
-        yield Limit(what="budget.accuracy_drop", asked=str(asked.at_most), limit=limit, achieved=achieved, met=achieved <= limit + 1e-9)
-
-
-def _demands(work: Work) -> Iterable[Limit]:
-    """Each rule's own `sparsity`: units removed of coupled groups, or groups inside tensors set to zero. Half a unit is rounding."""
-    kept = {w.group: w.kept for cuts in work.cuts for w in cuts.widths}  # the last cut has the last word
-    zeroed = work.zeroed
-    for together in ranked_together(work.plan):
-        assignment, rule = together[0], work.plan.recipe.rules[together[0].rule]
-        if rule.sparsity is None:
-            continue
-        if assignment.rule in zeroed:
-            # Before its zeros were counted nothing had left but branches: units that die of them and shrinking kernels came after.
-            last = work.cuts[-1].model_copy(update={"executions": (), "widths": tuple(w for w in work.cuts[-1].widths if not w.keep)})
-            before = left_inside(work.plan, together, (*work.cuts[:-1], last))
-            total = zeroed[assignment.rule].groups / before
-            count = total * (1 - before) + zeroed[assignment.rule].gone
-        else:
-            groups = [work.plan.map.by_name[name] for a in together for name in a.coupled]
-            total = sum(g.width for g in groups)
-            count = total - sum(kept.get(g.name, g.width) for g in groups)
-        limit = rule.sparsity.fraction
-        achieved = count / total if total else 0.0
-        yield Limit(
-            what=f"rules.{assignment.rule}.sparsity",
-            asked=str(rule.sparsity),
-            limit=limit,
-            achieved=achieved,
-            met=count >= limit * total - 0.5,
-        )
-
-
 def zeros(model: nn.Module, names: Iterable[str]) -> tuple[int, int]:
     """(elements that are zero, elements) of the named tensors."""
     state = model.state_dict()
@@ -348,14 +278,15 @@ def zeros(model: nn.Module, names: Iterable[str]) -> tuple[int, int]:
 def _sparsities(work: Work, dense: nn.Module, cut: nn.Module) -> Iterable[Sparsity]:
     """Per rule and, as 'model', over all parameters."""
     of_rule = {a.rule: a for a in work.plan.assignments}
-    for done in work.zeroed.values():
+    zeroed = last_zeroed(work.cuts)
+    for done in zeroed.values():
         names = of_rule[done.rule].tensors
         total, (zero, stored) = sum(dense.get_parameter(n).numel() for n in names), zeros(cut, names)
         effective = 1 - (stored - zero) / total if total else 0.0
         yield Sparsity(what=f"rules.{done.rule}", group=done.group, nominal=_share(done.zeros, done.weights), effective=effective, weights=total)
-    if work.zeroed:
+    if zeroed:
         total, left = (sum(int(p.count_nonzero()) if m is cut else p.numel() for p in m.parameters()) for m in (dense, cut))
-        nominal = sum(done.zeros for done in work.zeroed.values())
+        nominal = sum(done.zeros for done in zeroed.values())
         yield Sparsity(what="model", group="", nominal=_share(nominal, total), effective=1 - _share(left, total), weights=total)
 
 

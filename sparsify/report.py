@@ -29,7 +29,8 @@ from sparsify.figures import (
 from sparsify.reading import read as read_file
 from sparsify.searching import best
 from sparsify.table import Table, as_markdown, columns, escape
-from sparsify_schemas.report import Latency, LayerRow, Limit, Report, Side, Verdict
+from sparsify.timings import latency_table, timing_words
+from sparsify_schemas.report import LayerRow, Limit, Report, Side, Verdict
 
 FILE, WEIGHTS = "report.json", "model.safetensors"
 _LABELS = {"budget.macs": "MACs", "budget.params": "parameters", "budget.bytes": "bytes", "budget.peak_memory": "peak memory", "budget.accuracy_drop": "drop of validated accuracy"}
@@ -70,32 +71,6 @@ def headline(report: Report) -> str:
     text = f"{', '.join(parts)}; {verdict_words(report.verdict)}."
     missed = [f"{limit_name(m)} {shown_limit(m, m.achieved)} (asked {spaced(m.asked)})" for m in report.limits if not m.met]
     return f"{text} Missed: {', '.join(missed)}." if missed else text
-
-
-def timing_words(latency: Latency, cores: int) -> str:
-    """'1.90x faster (1.85 to 1.95) on laptop', or 'no measurable difference' when the interval holds 1."""
-    words = f"{speed_words(latency)} on {latency.target}"
-    return f"{words} (timed under load)" if overloaded(latency, cores) else words
-
-
-def speed_words(latency: Latency) -> str:
-    """The speed-up and its interval in words."""
-    low, high = latency.low, latency.high
-    if not latency.measured:
-        faster = latency.speedup >= 1
-        return f"{times(latency.speedup if faster else 1 / latency.speedup)} {'faster' if faster else 'slower'} as predicted, not measured"
-    if not (known(low) and known(high) and known(latency.speedup)):
-        return "speed not measured"
-    if low <= 1 <= high:
-        return f"no measurable difference in speed ({_interval(low, high)})"
-    if low > 1:
-        return f"{times(latency.speedup)} faster ({_interval(low, high)})"
-    return f"{times(1 / latency.speedup)} slower ({_interval(1 / high, 1 / low)})"
-
-
-def overloaded(latency: Latency, cores: int) -> bool:
-    """Whether more processes wanted to run than there are cores."""
-    return latency.load > cores
 
 
 def verdict_words(verdict: Verdict) -> str:
@@ -177,23 +152,6 @@ def _asked(limit: Limit) -> str:
     return f"{'at most' if limit.what.startswith('budget.') else 'at least'} {spaced(limit.asked)}"
 
 
-def latency_table(latency: tuple[Latency, ...], cores: int, names: tuple[str, str] = ("dense", "cut"), title: str = "Latency") -> Table:
-    """Timings side by side; the notes say what they mean in words."""
-    rows = tuple(
-        (t.target, milliseconds(t.dense_ms), milliseconds(t.cut_ms), times(t.speedup), _interval(t.low, t.high) if t.measured else MISSING, str(t.pairs), plain(round(t.load, 1)))
-        for t in latency
-    )
-    what = "" if names == ("dense", "cut") else f"{names[1]} against {names[0]}: "
-    notes = [f"{t.target}: {t.description}; {what}{speed_words(t)}." for t in latency]
-    notes += [_prediction(t) for t in latency if t.predicted_cut_ms is not None and t.measured]
-    notes += [
-        f"Warning: {t.target} was timed at a load average of {t.load:.1f} on {plural(cores, 'core')}; do not trust it, time again on a quiet machine."
-        for t in latency
-        if overloaded(t, cores)
-    ]
-    return Table(title, columns("target", *(f">{n}" for n in names), ">speed-up", ">95 % interval", ">pairs", ">load"), rows, tuple(notes))
-
-
 def _integers(report: Report) -> Table:
     """Dense and cut model in floats and in integers: size, time on each int8 target, accuracy."""
     found = report.integers
@@ -214,16 +172,6 @@ def _integers(report: Report) -> Table:
     ranges = f"{found.examples} training examples" if found.examples else "random inputs, so that accuracy means nothing"
     note = f"Quantised after the cut, activations by their range on {ranges}; accuracy as ONNX Runtime computes it, speed-up over the dense model in float32."
     return Table("Floats and integers", heads, rows, (note,))
-
-
-def _prediction(t: Latency) -> str:
-    """Predicted against measured, in milliseconds and as what is left of the dense model."""
-    assert t.predicted_cut_ms is not None and t.predicted_dense_ms is not None
-    left, foretold = t.cut_ms / t.dense_ms, t.predicted_cut_ms / t.predicted_dense_ms
-    return (
-        f"{t.target}: predicted {milliseconds(t.predicted_cut_ms)} ({share(foretold)} of dense), "
-        f"measured {milliseconds(t.cut_ms)} ({share(left)}); off by {signed(share(foretold / left - 1))}."
-    )
 
 
 def _search(report: Report) -> Table:
@@ -377,13 +325,6 @@ def _accuracy_words(dense: Side, cut: Side) -> str:
             compared = f" (dense {brief(accuracy(before))}, {brief(points(_less(after, before)))})" if known(before) else ""
             return f"{name} accuracy {brief(accuracy(after))}{trained}{compared}"
     return "accuracy not measured"
-
-
-def _interval(low: float, high: float) -> str:
-    if not (known(low) and known(high)):
-        return MISSING
-    decimals = 3 if min(abs(low - 1), abs(high - 1)) < 0.005 else 2  # which side of 1 must show
-    return f"{low:.{decimals}f} to {high:.{decimals}f}"
 
 
 def _change(before: int, after: int) -> str:

@@ -16,7 +16,7 @@ from sparsify.costs import Costs, limits
 from sparsify.plan import Assignment, Plan, ranked_together, stays
 from sparsify.schedules import value
 from sparsify_schemas.budget import Budget
-from sparsify_schemas.cuts import Cuts
+from sparsify_schemas.cuts import Cuts, Zeroed
 from sparsify_schemas.group import count_inside, in_one_tensor
 from sparsify_schemas.penalty import L0, L1, L2, Agp, BnScale, Dns, GroupLasso, GrowingL2, Gsm, Sensitivity, VariationalDropout
 from sparsify_schemas.recipe import Keep, Recipe, Rule
@@ -127,6 +127,11 @@ def _aims(rule: Rule) -> bool:
             return False
         case _:
             assert_never(rule.penalty)
+
+
+def last_zeroed(cuts: Sequence[Cuts]) -> dict[int, Zeroed]:
+    """Rule -> what it last set to zero inside weight tensors."""
+    return {done.rule: done for each in cuts for done in each.zeroed}
 
 
 def left_inside(plan: Plan, together: Sequence[Assignment], cuts: Sequence[Cuts]) -> float:

@@ -16,6 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from sparsify.errors import ModelError
 from sparsify.graph.call import Inputs, call, tensors
 from sparsify.graph.describing import Made, described, description, made, short_name
+from sparsify.graph.following import Op
 from sparsify.graph.labels import Labels
 from sparsify.graph.locating import Located
 from sparsify.graph.naming import named_tensors, walk
@@ -36,7 +37,7 @@ from sparsify.graph.operators import (
     moved_by,
     primitive,
 )
-from sparsify.graph.rules import RULES, Op, along, batch_norm, reduction, spatial
+from sparsify.graph.rules import RULES, along, batch_norm, reduction, spatial
 from sparsify.graph.shadow import Algebra, Shadow, first, limp, varying
 from sparsify.models import attention
 

@@ -7,8 +7,9 @@ from sparsify.compared import baseline_ms
 from sparsify.figures import accuracy, brief, count, known, milliseconds, plain, plural, points, share, signed, size, times, tiny
 from sparsify.page.markup import NOTHING, Html, joined, tag, text
 from sparsify.page.plots import Mark, Series, bar, lines, scatter
-from sparsify.report import limit_name, overloaded, shown_limit, utc_minute, verdict_words
+from sparsify.report import limit_name, shown_limit, utc_minute, verdict_words
 from sparsify.searching import best
+from sparsify.timings import overloaded
 from sparsify_schemas.report import Epoch, Latency, LayerRow, Report, Side
 
 Section = Callable[..., Html]

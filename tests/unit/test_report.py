@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from sparsify.errors import RunError
-from sparsify.report import headline, history, latency_table, read, tables, to_markdown
+from sparsify.report import headline, history, read, tables, to_markdown
+from sparsify.timings import latency_table
 from sparsify_schemas.report import Baseline, Latency, Limit, Report
 
 GOLDEN = Path(__file__).parents[1] / "golden"

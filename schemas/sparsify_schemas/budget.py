@@ -1,15 +1,30 @@
 """Budgets: what may remain of the dense model. All must hold at the end, as measured."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, field_validator
 
 from sparsify_schemas.base import Positive, Spec, Text
-from sparsify_schemas.units import Amount, Points, Share, Size, Time, first_of
+from sparsify_schemas.units import Amount, Points, Quantity, Share, Size, Time, first_of
 
-CountLimit = Annotated[Share | Amount, BeforeValidator(first_of(Share, Amount), json_schema_input_type=Share | Amount)]
-SizeLimit = Annotated[Share | Size, BeforeValidator(first_of(Share, Size), json_schema_input_type=Share | Size)]
-TimeLimit = Annotated[Share | Time, BeforeValidator(first_of(Share, Time), json_schema_input_type=Share | Time)]
+
+def _some(*kinds: type[Quantity]) -> Callable[[Any], Quantity]:
+    """A parser of what may remain, which cannot be nothing."""
+    read, expected = first_of(*kinds), " or ".join(kind.EXPECTS for kind in kinds)
+
+    def parse(text: Any) -> Quantity:
+        found = read(text)
+        if not found.value:
+            raise ValueError(f"no cut leaves as little as '{found}'; say how much may remain: {expected}")
+        return found
+
+    return parse
+
+
+CountLimit = Annotated[Share | Amount, BeforeValidator(_some(Share, Amount), json_schema_input_type=Share | Amount)]
+SizeLimit = Annotated[Share | Size, BeforeValidator(_some(Share, Size), json_schema_input_type=Share | Size)]
+TimeLimit = Annotated[Share | Time, BeforeValidator(_some(Share, Time), json_schema_input_type=Share | Time)]
 
 
 class AccuracyDrop(Spec):
@@ -26,6 +41,13 @@ class AccuracyDrop(Spec):
     """cuts that are tried at most"""
     within: Share = Share(5, "%")
     """of the whole way: how near the deepest cut inside and the shallowest one outside must come to stop earlier"""
+
+    @field_validator("within")
+    @classmethod
+    def _can_be_met(cls, within: Share) -> Share:
+        if not within.value:
+            raise ValueError("bisection comes ever nearer and never to '0%'; write a share above it, or leave 'within' out and let 'trials' end the search")
+        return within
 
 
 def _from_points(value: Any) -> Any:

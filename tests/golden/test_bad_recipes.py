@@ -241,6 +241,24 @@ EDITED: dict[str, tuple[Edits, str]] = {
         (("macs: 40%", "macs: 8MiB"),),
         "recipe.yaml:8:16: budget.macs: expected a share such as 40% or a count such as 300M, not '8MiB'",
     ),
+    "nothing is to remain": (
+        (("{macs: 40%}", "{macs: 0%, params: 0k, bytes: 0B, peak_memory: 0%, latency: {here: 0ms}}"),),
+        (
+            "recipe.yaml:8:16: budget.macs: no cut leaves as little as '0%'; say how much may remain: a share such as 40% or a count such as 300M\n"
+            "recipe.yaml:8:28: budget.params: no cut leaves as little as '0k'; say how much may remain: a share such as 40% or a count such as 300M\n"
+            "recipe.yaml:8:39: budget.bytes: no cut leaves as little as '0B'; say how much may remain: a share such as 40% or a size such as 8MiB or 500kB\n"
+            "recipe.yaml:8:56: budget.peak_memory: no cut leaves as little as '0%'; say how much may remain: a share such as 40% or a size such as 8MiB or 500kB\n"
+            "recipe.yaml:8:76: budget.latency.here: no cut leaves as little as '0ms'; say how much may remain: a share such as 40% or a time such as 2.5ms"
+        ),
+    ),
+    "nothing is to remain of a cut between": (
+        (("{kind: cut}", "{kind: cut, budget: {macs: 0%}}\n  - {kind: cut, name: again}"),),
+        "recipe.yaml:20:32: stages.1.budget.macs: no cut leaves as little as '0%'; say how much may remain: a share such as 40% or a count such as 300M",
+    ),
+    "a search that never comes near enough": (
+        (("{macs: 40%}", "{accuracy_drop: {at_most: 1pp, within: 0%}}"),),
+        "recipe.yaml:8:48: budget.accuracy_drop.within: bisection comes ever nearer and never to '0%'; write a share above it, or leave 'within' out and let 'trials' end the search",
+    ),
     "share above 100 %": (
         (("macs: 40%", "macs: 140%"),),
         "recipe.yaml:8:16: budget.macs: expected a share between 0% and 100%, not '140%'",

@@ -163,6 +163,7 @@ def complete(
     files.write(folder / files.HTML, to_html(found, read(folder / files.RECIPE).decode()).encode())
     found = found.model_copy(update={"files": _digests(folder)})
     files.write(folder / files.REPORT, (found.model_dump_json(indent=1) + "\n").encode())
+    shutil.rmtree(folder / files.PARTS, ignore_errors=True)
     return found
 
 

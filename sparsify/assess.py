@@ -1,5 +1,6 @@
 """The report of a run: dense and cut model as reloaded from disk, counted, timed and compared with what was asked for."""
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -18,12 +19,13 @@ from sparsify.costs import Costs
 from sparsify.data import Datasets
 from sparsify.errors import ModelError, VerificationError
 from sparsify.figures import few, plural
-from sparsify.folder import BASELINES, DENSE, QUANTISED, WEIGHTS, recipe_digest, write
+from sparsify.folder import BASELINES, DENSE, PARTS, QUANTISED, WEIGHTS, recipe_digest, sha256, write
 from sparsify.graph import Inputs
 from sparsify.integers import in_int8, integers
 from sparsify.measure.installed import state
 from sparsify.measure.memory import computed_peak, peak_memory
 from sparsify.modelfile import weights_digest
+from sparsify.parts import Parts
 from sparsify.plan import Layer, Plan
 from sparsify.rounds import last_zeroed
 from sparsify.train import evaluate
@@ -31,6 +33,7 @@ from sparsify.weights import tensors
 from sparsify_schemas.cuts import Cuts, Fold
 from sparsify_schemas.group import in_one_tensor
 from sparsify_schemas.recipe import Baseline as Kind
+from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import (
     Baseline,
     Epoch,
@@ -130,7 +133,7 @@ def assess(
         dense=sides[0],
         cut=sides[1],
         latency=timings,
-        integers=_integers(targets, folder, dense, cut, inputs, datasets, seconds, recipe.seed),
+        integers=_integers(targets, recipe, folder, dense, cut, inputs, datasets, seconds),
         limits=tuple(limits(work.plan, work.cuts, sides, (_bytes(dense), _bytes(cut)), timings)),
         layers=tuple(_layers(work.plan, dense, cut, inputs)),
         sparsities=tuple(_sparsities(work, dense, cut)),
@@ -231,15 +234,21 @@ def _bytes(model: nn.Module) -> int:
 
 
 def _integers(
-    targets: Mapping[str, Target], folder: Path, dense: nn.Module, cut: nn.Module, inputs: Inputs, datasets: Datasets | None, seconds: float, seed: int
+    targets: Mapping[str, Target], recipe: Recipe, folder: Path, dense: nn.Module, cut: nn.Module, inputs: Inputs, datasets: Datasets | None, seconds: float
 ) -> Integers | None:
     """The four forms where a target computes in int8; the cut model in integers is kept in the folder."""
     whole = in_int8(targets)
     if not whole:
         return None
-    found, file = integers(dense, cut, inputs, datasets, whole, seconds, seed)
+    found, file = integers(dense, cut, inputs, datasets, whole, seconds, recipe.seed, Parts(folder / PARTS, _of(recipe, folder)))
     write(folder / QUANTISED, file)
     return found
+
+
+def _of(recipe: Recipe, folder: Path) -> str:
+    """What accuracies and times in integers depend on: both models, the data, the machine and what is installed on it."""
+    text = " ".join([recipe_digest(recipe), sha256(folder / DENSE), sha256(folder / WEIGHTS), measure.environment().model_dump_json()])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _latency(work: Work, name: str, target: Target, dense: nn.Module, cut: nn.Module, inputs: Inputs, seconds: float) -> Latency:

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,9 +17,12 @@ from sparsify.measure.portable import onnx_program, quiet
 from sparsify.measure.quantising import quantised
 from sparsify.measure.running import arrays, prepared_onnx, threads
 from sparsify.measure.timing import interleaved, undisturbed
+from sparsify.parts import Figures, Parts, sha256
 from sparsify_schemas.report import Form, Integers
 from sparsify_schemas.target import Cpu, Target
 
+Model = Literal["dense", "cut"]
+Dtype = Literal["float32", "int8"]
 EXAMPLES = 256
 """training examples on which ranges are found"""
 _BATCH = 64
@@ -28,9 +32,13 @@ _BATCH = 64
 class _File:
     """An ONNX file that takes any batch."""
 
-    model: str
-    dtype: str
+    model: Model
+    dtype: Dtype
     content: bytes
+
+    @cached_property
+    def digest(self) -> str:
+        return sha256(self.content)
 
 
 def in_int8(targets: Mapping[str, Target]) -> dict[str, Cpu]:
@@ -39,18 +47,19 @@ def in_int8(targets: Mapping[str, Target]) -> dict[str, Cpu]:
 
 
 def integers(
-    dense: nn.Module, cut: nn.Module, inputs: Inputs, datasets: Datasets | None, targets: Mapping[str, Cpu], seconds: float, seed: int
+    dense: nn.Module, cut: nn.Module, inputs: Inputs, datasets: Datasets | None, targets: Mapping[str, Cpu], seconds: float, seed: int, parts: Parts
 ) -> tuple[Integers, bytes]:
     """The four forms, timed interleaved on each target for about `seconds`; and the cut model in integers, as ONNX.
 
-    Raises ModelError where a model cannot be exported or quantised.
+    Each file, its accuracies, and the times of all four on one target are parts, made where `parts` does not have them yet.
+    Raises ModelError where a model cannot be exported or quantised, RunError where a part is damaged.
     Ranges are found on training examples drawn by the seed, without augmentation; on `inputs` where there is no data.
     """
     fed = list(_ranges(inputs, datasets, seed))
-    with torch.random.fork_rng(devices=[]):
-        floats = [_File(name, "float32", _exported(model, inputs)) for name, model in (("dense", dense), ("cut", cut))]
-    files = [*floats, *(_File(f.model, "int8", quantised(f.content, fed)) for f in floats)]
-    ms = {name: _timed(files, inputs, target, seconds, seed) for name, target in targets.items()}
+    floats = (_floats("dense", dense, inputs, parts), _floats("cut", cut, inputs, parts))
+    made = (*floats, *(_quantised(file, fed, parts) for file in floats))
+    ms = {name: _timed(made, inputs, target, seconds, seed, parts) for name, target in targets.items()}
+    right = [_accuracies(file, datasets, parts) for file in made]
     forms = (
         Form.model_validate(
             {
@@ -58,13 +67,22 @@ def integers(
                 "dtype": file.dtype,
                 "bytes": len(file.content),
                 "ms": {name: found[at] for name, found in ms.items()},
-                "validation_accuracy": datasets and _accuracy(file, datasets.validation),
-                "test_accuracy": datasets and _accuracy(file, datasets.test),
+                "validation_accuracy": right[at][0],
+                "test_accuracy": right[at][1],
             }
         )
-        for at, file in enumerate(files)
+        for at, file in enumerate(made)
     )
-    return Integers(examples=sum(len(batch[0]) for batch in fed) if datasets else 0, forms=tuple(forms)), files[-1].content
+    return Integers(examples=sum(len(batch[0]) for batch in fed) if datasets else 0, forms=tuple(forms)), made[-1].content
+
+
+def _floats(name: Model, model: nn.Module, inputs: Inputs, parts: Parts) -> _File:
+    with torch.random.fork_rng(devices=[]):
+        return _File(name, "float32", parts.content(f"{name}.float32.onnx", lambda: _exported(model, inputs)))
+
+
+def _quantised(floats: _File, fed: Sequence[list[NDArray[Any]]], parts: Parts) -> _File:
+    return _File(floats.model, "int8", parts.content(f"{floats.model}.int8.onnx", lambda: quantised(floats.content, fed)))
 
 
 def _ranges(inputs: Inputs, datasets: Datasets | None, seed: int) -> Sequence[list[NDArray[Any]]]:
@@ -80,14 +98,26 @@ def _exported(model: nn.Module, inputs: Inputs) -> bytes:
     return file
 
 
-def _timed(files: Sequence[_File], inputs: Inputs, target: Cpu, seconds: float, seed: int) -> list[float]:
-    """Milliseconds of each, in the order of the files."""
+def _timed(files: Sequence[_File], inputs: Inputs, target: Cpu, seconds: float, seed: int, parts: Parts) -> Figures:
+    """Milliseconds of each, in the order of the files: one part, as only what was timed interleaved may be compared."""
+    text = " ".join([target.model_dump_json(), *(file.digest for file in files)])
+    return parts.figures(f"times {sha256(text.encode())}", len(files), lambda: _interleaved(files, inputs, target, seconds, seed))
+
+
+def _interleaved(files: Sequence[_File], inputs: Inputs, target: Cpu, seconds: float, seed: int) -> Figures:
     as_it_is = target.model_copy(update={"dtype": "float32"})  # what is to be in integers is so already
     given = arrays(with_batch(inputs, target.batch))
     with threads(target):
         calls = [prepared_onnx(file.content, given, as_it_is) for file in files]
         rounds = interleaved(calls, seconds, np.random.default_rng(seed), undisturbed(target))
-    return [float(s) * 1e3 for s in np.median(rounds, axis=0)]
+    return tuple(float(s) * 1e3 for s in np.median(rounds, axis=0))
+
+
+def _accuracies(file: _File, datasets: Datasets | None, parts: Parts) -> Figures:
+    """On the validation and on the test set."""
+    if datasets is None:
+        return None, None
+    return parts.figures(f"accuracies {file.digest}", 2, lambda: (_accuracy(file, datasets.validation), _accuracy(file, datasets.test)))
 
 
 def _accuracy(file: _File, examples: Examples) -> float | None:

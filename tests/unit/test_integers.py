@@ -1,6 +1,7 @@
-"""Dense and cut model in floats and in integers: what the four forms say, what they are quantised on, and a kill in between."""
+"""Dense and cut model in floats and in integers: what the four forms say, what they are quantised on, and kills in between."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from sparsify.artefact import checked
 from sparsify.data import Datasets, Examples
 from sparsify.errors import ModelError
 from sparsify.measure.quantising import quantised
+from sparsify.parts import Parts
 from sparsify.report import tables, to_markdown
 from sparsify.run import apply
+from sparsify_schemas.report import Integers
 from sparsify_schemas.target import Cpu
 
 ort = pytest.importorskip("onnxruntime")
@@ -37,11 +40,11 @@ RECIPE: dict[str, Any] = {
 class Doubling(nn.Module):
     """Class 1 for what is above zero."""
 
-    def __init__(self) -> None:
+    def __init__(self, by: float = 1.0) -> None:
         super().__init__()
         self.fc = nn.Linear(1, 2, bias=False)
         with torch.no_grad():
-            self.fc.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+            self.fc.weight.copy_(torch.tensor([[-by], [by]]))
 
     def forward(self, x: Tensor) -> Tensor:
         made: Tensor = self.fc(x)
@@ -55,10 +58,15 @@ def data(train: Tensor, other: Tensor) -> Datasets:
     return Datasets(examples(train), examples(other), examples(other[:0]), 2)
 
 
-def test_ranges_are_those_of_training_examples() -> None:
+@pytest.fixture
+def parts(tmp_path: Path) -> Parts:
+    return Parts(tmp_path / "int8", "these models")
+
+
+def test_ranges_are_those_of_training_examples(parts: Parts) -> None:
     """What is far outside of their range is clipped to it: the quantised model cannot tell 100 from 1."""
     train, other = torch.linspace(-1, 1, 50)[:, None], torch.linspace(-1, 1, 7)[:, None]
-    found, file = own.integers(Doubling(), Doubling(), (train[:2],), data(train, other), {"int8": INT8}, 0.05, 0)
+    found, file = own.integers(Doubling(), Doubling(), (train[:2],), data(train, other), {"int8": INT8}, 0.05, 0, parts)
     session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     far, near = (session.run(None, {name: np.array([[x]], np.float32)})[0] for x in (100.0, 1.0))
@@ -70,8 +78,8 @@ def test_ranges_are_those_of_training_examples() -> None:
     assert all(form.ms["int8"] > 0 for form in found.forms)
 
 
-def test_without_data_ranges_are_of_random_inputs() -> None:
-    found, _ = own.integers(Doubling(), Doubling(), (torch.randn(4, 1),), None, {"int8": INT8}, 0.05, 0)
+def test_without_data_ranges_are_of_random_inputs(parts: Parts) -> None:
+    found, _ = own.integers(Doubling(), Doubling(), (torch.randn(4, 1),), None, {"int8": INT8}, 0.05, 0, parts)
     assert found.examples == 0 and found.forms[2].validation_accuracy is None
 
 
@@ -84,25 +92,69 @@ def test_a_table_from_elsewhere_quantises_nothing() -> None:
     assert own.in_int8({"a": INT8, "b": INT8.model_copy(update={"table": "b.json"}), "c": Cpu(kind="cpu")}) == {"a": INT8}
 
 
+def counted(monkeypatch: pytest.MonkeyPatch, halt: str = "", after: int = 0) -> list[str]:
+    """What is made from now on, in order; raising after so many parts of one kind."""
+    made: list[str] = []
+
+    def watch(name: str) -> None:
+        original = getattr(own, name)
+
+        def call(*given: Any) -> Any:
+            if name == halt and made.count(name) == after:
+                raise KeyboardInterrupt
+            made.append(name)
+            return original(*given)
+
+        monkeypatch.setattr(own, name, call)
+
+    for name in ("_exported", "quantised", "_interleaved", "_accuracy"):
+        watch(name)
+    return made
+
+
+@pytest.mark.parametrize(("halt", "after", "rest"), [("quantised", 1, {"quantised": 1, "_interleaved": 2, "_accuracy": 8}), ("_interleaved", 1, {"_interleaved": 1, "_accuracy": 8}), ("_accuracy", 5, {"_accuracy": 4})])
+def test_what_is_there_is_not_made_again(parts: Parts, monkeypatch: pytest.MonkeyPatch, halt: str, after: int, rest: dict[str, int]) -> None:
+    """Parts: two files in floats, two in integers, times on each of two targets, accuracies on both sets of each of four forms."""
+    x = torch.linspace(-1, 1, 50)[:, None]
+    targets = {"int8": INT8, "four": INT8.model_copy(update={"batch": 4})}
+
+    def table() -> tuple[Integers, bytes]:
+        return own.integers(Doubling(), Doubling(2.0), (x[:2],), data(x, x), targets, 0.05, 0, parts)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        counted(patch, halt, after)
+        table()
+    with monkeypatch.context() as patch:
+        made = counted(patch)
+        found = table()
+        assert Counter(made) == rest
+        assert table() == found and Counter(made) == rest
+    assert all(form.validation_accuracy is not None and form.ms.keys() == targets.keys() for form in found[0].forms)
+
+
+def test_parts_of_other_models_do_not_count(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.linspace(-1, 1, 50)[:, None]
+    own.integers(Doubling(), Doubling(2.0), (x[:2],), data(x, x), {"int8": INT8}, 0.05, 0, parts)
+    made = counted(monkeypatch)
+    own.integers(Doubling(3.0), Doubling(4.0), (x[:2],), data(x, x), {"int8": INT8}, 0.05, 0, Parts(parts.folder, "those"))
+    assert Counter(made) == {"_exported": 2, "quantised": 2, "_interleaved": 1, "_accuracy": 8}
+
+
 @pytest.mark.slow
 def test_a_kill_in_the_middle_of_the_table_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
     whole = apply(RECIPE, from_scratch=True, out=tmp_path / "whole", timing=0.05)
-    seen: list[own._File] = []
-
-    def killed(file: own._File, examples: Examples) -> float | None:
-        seen.append(file)
-        if len(seen) == 4:
-            raise KeyboardInterrupt
-        return accuracy(file, examples)
-
-    accuracy = own._accuracy
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(own, "_accuracy", killed)
+        counted(patch, "_accuracy", 4)
         apply(RECIPE, from_scratch=True, out=tmp_path / "halted", timing=0.05)
     halted = tmp_path / "halted" / "digits-1"
     assert not (halted / files.REPORT).exists()
-    apply(resume=halted, timing=0.05)
+    assert {p.name for p in (halted / files.PARTS).iterdir()} == {"dense.float32.onnx", "cut.float32.onnx", "dense.int8.onnx", "cut.int8.onnx", "parts.json"}
+    with monkeypatch.context() as patch:
+        rest = counted(patch)
+        apply(resume=halted, timing=0.05)
+    assert rest == ["_accuracy"] * 4
+    assert not (halted / files.PARTS).exists() and not (whole / files.PARTS).exists()
     a, b = checked(whole, files.QUANTISED), checked(halted, files.QUANTISED)
     assert a.integers is not None and b.integers is not None
 

@@ -11,7 +11,7 @@ from sparsify.clock import Clock
 from sparsify.costs import Costs, limits
 from sparsify.errors import Problem, RecipeError
 from sparsify.figures import milliseconds
-from sparsify.load import Loaded
+from sparsify.load import Loaded, Origin
 from sparsify.plan import Assignment, Floor, Layer, ModelMap, Plan, ranked_together
 from sparsify.reaching import around, matched, of_rule, reached, weights
 from sparsify.rounds import own_budgets
@@ -38,7 +38,7 @@ def compile_plan(
     problems: list[Problem] = []
     map = _protected(loaded, map, problems)
     assignments = tuple(replace(a, multiple=_multiple(recipe, a.rule, steps)) for a in _assignments(loaded, map, problems))
-    notes = tuple(_notes(recipe, map, assignments))
+    notes = (*_notes(recipe, map, assignments), *_elsewhere(loaded, map))
     plan = Plan(recipe, map, assignments, notes=notes)
     if strict:
         advice = "write 'protect: true' for it, or run without --strict"
@@ -241,14 +241,37 @@ def _uneven(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
 
 
 def _strangers(loaded: Loaded, map: ModelMap) -> Iterable[Problem]:
-    """Limits of layers that the model does not have."""
+    """Limits of layers that the model does not have, or has in other widths."""
     known = [layer.name for layer in map.layers]
     for index, rule in enumerate(loaded.recipe.rules):
+        origin = next((o for o in loaded.origins if o.rule == index), None)
         for name in rule.keep.limits:
             if name not in known:
-                near = get_close_matches(name, known, 1)
-                hint = f"did you mean '{near[0]}'?" if near else "have the limits found for this model: sparsify sensitivity RECIPE MODEL --limits 1%"
+                near = get_close_matches(name, known, 1) if origin is None else []
+                found = "have the limits found for this model: sparsify sensitivity RECIPE MODEL --limits 1pp" if origin is None else _anew(origin)
+                hint = f"did you mean '{near[0]}'?" if near else found
                 yield loaded.problem(f"rules.{index}.keep.limits", f"the model has no layer '{name}'", hint)
+    for origin in loaded.origins:
+        if other := _other_widths(origin, map):
+            message = f"{origin.file} has the limits of a network in which {other[0]}{f' ({len(other) - 1} more)' if other[1:] else ''}"
+            yield loaded.problem(f"rules.{origin.rule}.keep.limits", message, _anew(origin))
+
+
+def _elsewhere(loaded: Loaded, map: ModelMap) -> Iterable[str]:
+    """Limits that were found for a network that only looks like this one."""
+    for origin in loaded.origins:
+        if origin.profile.network not in (None, map.network) and not _other_widths(origin, map):
+            yield f"rules.{origin.rule}: {origin.file} has the limits of another network, with layers of the same names and widths; {_anew(origin)}"
+
+
+def _other_widths(origin: Origin, map: ModelMap) -> tuple[str, ...]:
+    """How the network that limits were found for differs in width from this one."""
+    pairs = [(curve, map.by_name[curve.group].width) for curve in origin.profile.curves if curve.group in map.by_name]
+    return tuple(f"'{curve.group}' has {curve.width} units, and here it has {width}" for curve, width in pairs if curve.width != width)
+
+
+def _anew(origin: Origin) -> str:
+    return f"delete {origin.file} and have the limits of this network found: {origin.command}"
 
 
 def _floors(plan: Plan, budget: Budget, clocks: Sequence[Clock] = ()) -> Iterable[Floor]:

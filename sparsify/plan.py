@@ -204,6 +204,12 @@ class ModelMap:
         return sum(t.numel * t.itemsize for t in self.tensors)
 
     @cached_property
+    def network(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of names, types and shapes of layers and tensors: of the network without its numbers."""
+        text = repr(([(each.name, each.type, each.weight) for each in self.layers], [(t.name, t.shape) for t in self.tensors]))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
     def by_name(self) -> Mapping[str, Coupled]:
         return {c.name: c for c in (*self.coupled, *(b.group for b in self.branches))}
 

@@ -35,7 +35,7 @@ from sparsify.train import check_trainable, derived_seed, evaluate
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Taylor
 from sparsify_schemas.group import in_one_tensor
-from sparsify_schemas.profile import By, Curve, Point, Profile
+from sparsify_schemas.profile import By, Curve, Point, Profile, Tolerance
 from sparsify_schemas.recipe import Rule
 from sparsify_schemas.units import Share
 
@@ -53,7 +53,7 @@ def profile(
     out: Path,
     *,
     by: By = "ablation",
-    tolerance: Share | None = None,
+    tolerance: Tolerance | None = None,
     examples: int = EXAMPLES,
     overrides: Sequence[str] = (),
     allow: Sequence[str] = (),
@@ -78,7 +78,7 @@ def profile(
         check_trainable(model, datasets)
         plan = _plan(job.loaded, model, datasets)
         loss, accuracy = evaluate(model, own)
-        whole = Profile(by=by, digest=_digest(job, by, len(own)), examples=len(own), loss=loss, accuracy=accuracy, curves=tuple(_curves(plan)))
+        whole = Profile(by=by, digest=_digest(job, by, len(own)), network=plan.map.network, examples=len(own), loss=loss, accuracy=accuracy, curves=tuple(_curves(plan)))
         found = _going_on(out, whole)
         train = batches(datasets.train, 64, seed=derived_seed(wanted.seed, 0, 0))
         for longer in _judged(found, plan, model, own, pruning.taken(train, wanted), listener):
@@ -102,7 +102,7 @@ def write(profile: Profile, path: Path) -> None:
     files.write(path, (profile.model_dump_json(indent=1) + "\n").encode())
 
 
-def with_limits(profile: Profile, tolerance: Share | None) -> Profile:
+def with_limits(profile: Profile, tolerance: Tolerance | None) -> Profile:
     """The profile with the limits that a tolerance comes to; with those it has where none is given. Residual branches get none."""
     if tolerance is None:
         return profile
@@ -176,7 +176,7 @@ def _going_on(out: Path, whole: Profile) -> Profile:
     found = read_profile(out)
     if found.digest != whole.digest:
         raise RunError(f"{out} is the profile of another model, other data, rules, or another method; name another file with --out, or delete it")
-    return found
+    return found.model_copy(update={"network": whole.network})
 
 
 def _judged(found: Profile, plan: Plan, model: nn.Module, own: Examples, train: Training, listener: Listener) -> Iterator[Profile]:

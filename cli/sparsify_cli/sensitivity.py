@@ -8,8 +8,7 @@ import typer
 from sparsify.figures import MISSING, accuracy, digits, plural, share
 from sparsify.table import Table, columns
 from sparsify_cli.render import say, show, show_json
-from sparsify_schemas.profile import By, Curve, Profile
-from sparsify_schemas.units import Share
+from sparsify_schemas.profile import By, Curve, Profile, Tolerance, tolerance
 
 _TITLES: dict[By, str] = {
     "ablation": "validation accuracy with this share of a layer's units removed",
@@ -22,7 +21,7 @@ def command(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe: its rules say which layers, its data on what.", show_default=False)],
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Weights, a whole model, or an earlier run.", show_default=False)],
     by: Annotated[By, typer.Option("--by", metavar="ablation|taylor|gsm", help="Remove and validate; predict by first order; or rank as global sparse momentum does.")] = "ablation",
-    limits: Annotated[str | None, typer.Option("--limits", metavar="SHARE", help="Set limits for a recipe: the largest share removed at which accuracy falls by no more (by taylor: the loss rises by no more; by gsm: when this share of all goes), such as 1%.", show_default=False)] = None,
+    limits: Annotated[str | None, typer.Option("--limits", metavar="TOLERANCE", help="Set limits for a recipe: the largest share removed at which accuracy falls by no more, such as 1pp, or 1% for short (by taylor: the loss rises by no more than this share of it, 1%; by gsm: when this share of all goes).", show_default=False)] = None,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the profile is written; an unfinished one is gone on with.")] = Path("sensitivity.json"),
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Write a page with a plot of each layer as well, such as sensitivity.html.", show_default=False)] = None,
     examples: Annotated[int, typer.Option("--examples", metavar="N", min=1, help="Validation examples that layers are judged on.")] = 1000,
@@ -35,7 +34,7 @@ def command(
 
     A recipe uses the limits by `keep: {limits: sensitivity.json}` in its rules.
     """
-    tolerance = _share(limits)
+    allowed = _tolerance(by, limits)
     try:
         from sparsify import folder as files
         from sparsify.page import profile_html
@@ -43,7 +42,7 @@ def command(
         from sparsify_cli.progress import narration
 
         with narration(quiet) as listener:
-            found = profile(recipe, model, out, by=by, tolerance=tolerance, examples=examples, overrides=overrides or (), allow=allow or (), listener=listener)
+            found = profile(recipe, model, out, by=by, tolerance=allowed, examples=examples, overrides=overrides or (), allow=allow or (), listener=listener)
     except KeyboardInterrupt:
         say(f"interrupted; the same command goes on with {out}" if out.exists() else "interrupted before anything was measured")
         raise typer.Exit(130) from None
@@ -56,9 +55,9 @@ def command(
     say(f"saved in {out}{'' if plot is None else f' and {plot}'}")
 
 
-def _share(text: str | None) -> Share | None:
+def _tolerance(by: By, text: str | None) -> Tolerance | None:
     try:
-        return None if text is None else Share.parse(text)
+        return None if text is None else tolerance(by, text)
     except ValueError as error:
         raise typer.BadParameter(f"--limits: {error}") from None
 

@@ -1,13 +1,14 @@
 """The profile of a network: what each layer bears to lose. `sparsify sensitivity` writes it, a recipe's `keep.limits` reads it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, assert_never
 
 from pydantic import Field
 
 from sparsify_schemas.base import Positive, Spec, Text, Whole
-from sparsify_schemas.units import Share
+from sparsify_schemas.units import Points, Share
 
 By = Literal["ablation", "taylor", "gsm"]
+Tolerance = Points | Share
 Part = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -45,6 +46,8 @@ class Profile(Spec):
     """ablation: units are removed and the rest is validated; taylor: the first-order change of the loss; gsm: what global sparse momentum would leave out"""
     digest: Text
     """of what it depends on: model, data, layers, criteria, seed, number of examples"""
+    network: str | None = None
+    """digest of the network without its numbers: names, types and shapes of its layers and tensors; null in files of before it was written"""
     examples: Positive
     """validation examples"""
     loss: float
@@ -54,6 +57,26 @@ class Profile(Spec):
     curves: tuple[Curve, ...] = ()
     """in the order of the model's layers"""
     tolerance: str | None = None
-    """what the limits allow: `1%` of validated accuracy (points), by taylor of the loss; by gsm the share of all units that goes"""
+    """what the limits allow: `1pp` of validated accuracy; by taylor `1%` of the loss; by gsm the share of all units that goes"""
     limits: dict[Text, Share] = {}
     """coupled group -> largest share of its units that is within the tolerance"""
+
+
+def tolerance(by: By, text: str) -> Tolerance:
+    """What limits allow: by ablation points of accuracy, `1pp` or `1%`; by taylor a share of the loss, by gsm one of all units. Raises ValueError."""
+    match by:
+        case "ablation":
+            return Points.parse(text)
+        case "taylor":
+            return _share("by taylor a tolerance is a share of the loss", text)
+        case "gsm":
+            return _share("by gsm it is the share of all units that goes", text)
+        case _:
+            assert_never(by)
+
+
+def _share(means: str, text: str) -> Share:
+    try:
+        return Share.parse(text)
+    except ValueError as error:
+        raise ValueError(f"{means}; {error}") from None

@@ -15,7 +15,7 @@ from sparsify.errors import Problem, RecipeError
 from sparsify.load.checks import check
 from sparsify.load.explaining import explain
 from sparsify.load.given import HERE, from_python
-from sparsify.load.limits import limited
+from sparsify.load.limits import Origin, limited
 from sparsify.load.merging import Merged, merge, read
 from sparsify.load.overrides import override
 from sparsify.load.presets import named, presets
@@ -25,7 +25,7 @@ from sparsify.load.words import found
 from sparsify.load.writing import dump
 from sparsify_schemas.recipe import Recipe
 
-__all__ = ["Loaded", "Place", "dump", "load", "presets"]
+__all__ = ["Loaded", "Origin", "Place", "dump", "load", "presets"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Loaded:
     file: str
     """as the user named it; `<recipe>` for one made in Python"""
     places: Mapping[Path, Place]
+    origins: tuple[Origin, ...] = ()
+    """where limits are from, of rules that name a file"""
 
     def problem(self, path: str, message: str, hint: str = "") -> Problem:
         """A complaint about `rules.0.layers`, at its line or that of the nearest entry around it."""
@@ -58,13 +60,13 @@ def load(source: str | File | Mapping[str, Any] | Recipe | Loaded, overrides: Se
     merged = _merged(source)
     root, refused = override(merged.root, overrides)
     filled = fill(root, unused(merged.root, merged.own))
-    whole, unnamed = named(filled.root)
-    whole, unread = limited(whole, limits)
-    filled = replace(filled, root=whole)
-    problems = [*merged.problems, *refused, *filled.problems, *unnamed, *unread]
+    placed, unnamed = named(filled.root)
+    whole = limited(placed, limits)
+    filled = replace(filled, root=whole.root)
+    problems = [*merged.problems, *refused, *filled.problems, *unnamed, *whole.problems]
     recipe = _validated(filled, problems)
     file = source.file if isinstance(source, Loaded) else str(source) if isinstance(source, str | File) else HERE.file
-    return Loaded(recipe, plain(filled.root), file, MappingProxyType(dict(places(filled.root))))
+    return Loaded(recipe, plain(filled.root), file, MappingProxyType(dict(places(filled.root))), whole.origins)
 
 
 def _merged(source: str | File | Mapping[str, Any] | Recipe | Loaded) -> Merged:

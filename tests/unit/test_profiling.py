@@ -21,8 +21,8 @@ from sparsify.profiling import profile, read_profile, with_limits
 from sparsify.rounds import Target, rewritten
 from sparsify.train import evaluate
 from sparsify_cli.app import exit_code
-from sparsify_schemas.profile import Profile
-from sparsify_schemas.units import Share
+from sparsify_schemas.profile import Profile, tolerance
+from sparsify_schemas.units import Points, Share
 
 RECIPE: dict[str, Any] = {
     "version": 1,
@@ -125,9 +125,21 @@ def by_hand(*drops: float, by: str = "ablation") -> Profile:
 
 
 def test_a_limit_is_the_largest_share_up_to_which_all_are_within_the_tolerance() -> None:
-    assert with_limits(by_hand(0.0, -0.01, 0.009, 0.02, 0.0), Share.parse("1%")).limits == {"a": Share(30, "%")}
+    assert with_limits(by_hand(0.0, -0.01, 0.009, 0.02, 0.0), tolerance("ablation", "1pp")).limits == {"a": Share(30, "%")}
     assert with_limits(by_hand(0.02, 0.0), Share.parse("1%")).limits == {"a": Share(0, "%")}
     assert with_limits(by_hand(0.002, 0.004, 0.006, by="taylor"), Share.parse("1%")).limits == {"a": Share(20, "%")}, "of a loss of 0.5"
+
+
+def test_points_of_accuracy_are_written_either_way_and_a_share_of_the_loss_in_one() -> None:
+    assert tolerance("ablation", "1%") == tolerance("ablation", "1pp") == Points(1.0, "pp")
+    assert with_limits(by_hand(0.0), tolerance("ablation", "1%")).tolerance == "1pp"
+    assert tolerance("taylor", "1%") == Share(1.0, "%") == tolerance("gsm", "1%")
+    with pytest.raises(ValueError, match=r"^by taylor a tolerance is a share of the loss; expected a share such as 40%, not '1pp'$"):
+        tolerance("taylor", "1pp")
+    with pytest.raises(ValueError, match=r"^by gsm it is the share of all units that goes; expected a share such as 40%, not '1pp'$"):
+        tolerance("gsm", "1pp")
+    with pytest.raises(ValueError, match=r"^expected percentage points such as 0.5pp, not 'lots'$"):
+        tolerance("ablation", "lots")
 
 
 # a recipe that reads limits
@@ -200,7 +212,7 @@ def test_files_without_limits(tmp_path: Path, name: str, body: str | None, said:
         (tmp_path / name).write_text(body)
     with pytest.raises(RecipeError) as caught:
         load(tmp_path / "recipe.yaml")
-    make = f"sparsify sensitivity RECIPE MODEL --limits 1% --out {name}"
+    make = f"sparsify sensitivity RECIPE MODEL --limits 1pp --out {name}"
     (problem,) = caught.value.problems
     assert (problem.line, problem.path) == (8, "rules.0.keep.limits")
     assert f"{problem.message}; {problem.hint}" == said.format(path=tmp_path / name, make=make)
@@ -213,6 +225,47 @@ def test_limits_that_fit_no_layer_or_no_group() -> None:
     with pytest.raises(RecipeError) as caught:
         load({**RECIPE, "rules": [{"layers": "*", "group": "depth", "keep": {"limits": {"a": "50%"}}}]})
     assert str(caught.value) == "<recipe>: rules.0.keep: 'limits' cannot act on group 'depth', which has no widths; leave it out, or say how many stay with 'at_least'"
+
+
+class Other(torch.nn.Module):
+    """Layers of the same names and widths as those of a digits CNN, in another order and of other kernels."""
+
+    def __init__(self, kernel: int, width: int = 16) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = torch.nn.Conv2d(1, width, kernel), torch.nn.Conv2d(width, 32, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv2(self.conv1(x)).mean((2, 3))
+
+
+def test_limits_of_another_network(tmp_path: Path) -> None:
+    def planned(network: str | None, by: str = "ablation", kernel: int = 3, width: int = 16, layer: str = "conv1") -> Plan:
+        curves = [{"group": name, "layers": [name], "width": n} for name, n in (("conv1", 16), ("conv2", 32))]
+        made = {"by": by, "digest": "d", "network": network, "examples": 10, "loss": 0.5, "accuracy": 0.9, "curves": curves, "limits": {layer: "50%"}}
+        (tmp_path / "limits.json").write_text(json.dumps({**made, "tolerance": "2%"}))
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**limited("limits.json"), "rules": [{"layers": "conv1", "group": "filter", "keep": {"limits": "limits.json"}}]}))
+        return sparsify.make_plan(tmp_path / "recipe.yaml", Other(kernel, width), INPUTS)
+
+    own = planned(None).map.network
+    assert planned(None).notes == planned(own).notes == (), "an old file, and one of this network"
+    anew = "delete limits.json and have the limits of this network found: sparsify sensitivity RECIPE MODEL --by taylor --limits 2% --out limits.json"
+    assert planned(own, by="taylor", kernel=1).notes == (f"rules.0: limits.json has the limits of another network, with layers of the same names and widths; {anew}",)
+    with pytest.raises(RecipeError) as caught:
+        planned(None, by="taylor", width=20)
+    (problem,) = caught.value.problems
+    assert (problem.line, problem.path, problem.message) == (8, "rules.0.keep.limits", "limits.json has the limits of a network in which 'conv1' has 16 units, and here it has 20")
+    assert problem.hint == anew
+    with pytest.raises(RecipeError) as caught:
+        planned(None, by="taylor", layer="conv3")
+    assert [(p.message, p.hint) for p in caught.value.problems] == [("the model has no layer 'conv3'", anew)]
+
+
+def test_a_profile_knows_its_network(weights: Path, tmp_path: Path) -> None:
+    plan = sparsify.make_plan(RECIPE, digits_cnn(), INPUTS)
+    found = profile(RECIPE, weights, tmp_path / "p.json", by="taylor", examples=20)
+    assert found.network == plan.map.network
+    (tmp_path / "p.json").write_text(found.model_copy(update={"network": None}).model_dump_json())
+    assert profile(RECIPE, weights, tmp_path / "p.json", by="taylor", examples=20) == found, "an old file learns it"
 
 
 def test_a_profile_of_something_else_is_not_gone_on_with(weights: Path, tmp_path: Path) -> None:
@@ -241,6 +294,6 @@ def test_the_command_shows_a_table_and_leaves_the_file(weights: Path, tmp_path: 
     assert html.count("<figure>") == 3 and "conv2 and 1 more, 32 units, limit" in html
     assert "<script" not in html and "http:" not in html.replace("http://www.w3.org", "") and "https:" not in html
     assert exit_code(["sensitivity", "r.yaml", str(weights), "--by", "gsm", "--limits", "lots"]) == 2
-    assert "--limits: expected a share such as 40%, not 'lots'" in " ".join(capsys.readouterr().err.split())
+    assert "--limits: by gsm it is the share of all units that goes; expected a share such as 40%, not 'lots'" in " ".join(capsys.readouterr().err.split())
     assert exit_code(["sensitivity", "r.yaml", str(weights), "--by", "gsm", "--examples", "50", "--json", "--quiet"]) == 0
     assert json.loads(capsys.readouterr().out)["limits"].keys() == {"conv1", "conv2", "conv3"}, "limits stay until others are set"

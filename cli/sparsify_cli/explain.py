@@ -1,4 +1,4 @@
-"""`sparsify explain`: say what a word of the recipe language means."""
+"""`sparsify explain`: say what a word of the recipe language means, or what a command does."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sparsify_cli.app import COMMANDS
 from sparsify_cli.flow import flow
 from sparsify_cli.render import show_json
 from sparsify_cli.topics import FAMILIES, WITHOUT_ENTRY, Key, Topic, all_topics, find
@@ -18,13 +19,13 @@ def command(
         str | None,
         typer.Argument(
             metavar="WHAT",
-            help="Such as group_lasso, budget.macs, rules.keep or filter; all topics when left out.",
+            help="Such as group_lasso, budget.macs, rules.keep, filter or recipe; all topics when left out.",
             show_default=False,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
 ) -> None:
-    """Say what a word of the recipe language means: formula, keys, defaults, sources."""
+    """Say what a word of the recipe language means: formula, keys, defaults, sources; or what a command does."""
     if what is None:
         _list(as_json)
     elif as_json:
@@ -43,7 +44,8 @@ def _list(as_json: bool) -> None:
     typer.echo("\nWhat there is to choose from")
     for name in ("group", *FAMILIES):
         typer.echo(f"  {name:<12} {', '.join(member for member, _ in topics[name].members)}")
-    typer.echo("\n`sparsify explain penalty`, `sparsify explain group_lasso.scope`, `sparsify explain units` say more.")
+    typer.echo(f"\nCommands\n  {', '.join(COMMANDS)}")
+    typer.echo("\n`sparsify explain recipe`, `sparsify explain penalty`, `sparsify explain group_lasso.scope`, `sparsify explain units` say more.")
 
 
 def _page(topic: Topic) -> Iterator[str]:
@@ -57,7 +59,7 @@ def _page(topic: Topic) -> Iterator[str]:
         yield "\nKeys"
         broad = max(len(key.name) for key in topic.keys)
         for key in topic.keys:
-            yield f"  {key.name:<{broad}}  {key.meaning}"
+            yield f"  {key.name:<{broad}}  {key.meaning.replace(chr(10), chr(10) + ' ' * (broad + 4))}"
             yield f"  {'':<{broad}}  {_takes(key)}"
     if topic.members:
         yield "\nKinds"

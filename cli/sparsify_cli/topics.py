@@ -1,14 +1,16 @@
-"""What `sparsify explain` knows: every word of the recipe language, from the docstrings of the schema itself."""
+"""What `sparsify explain` knows: every word of the recipe language, from the docstrings of the schema itself, and the commands."""
 
 import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
 
 from sparsify.errors import SparsifyError
+from sparsify_cli.app import COMMANDS
 from sparsify_schemas import criterion, group, penalty, schedule, selector, stage, target, units
 from sparsify_schemas.lookup import Field, Model, arms, family, fields, in_words, models
 from sparsify_schemas.recipe import Recipe
@@ -68,7 +70,8 @@ class Topic:
 
 def all_topics() -> dict[str, Topic]:
     """Every topic by its full name, such as `penalty.group_lasso.scope`."""
-    topics = [*_of_entry("", Recipe), *_of_groups(), *(_static(name, text) for name, text in WITHOUT_ENTRY.items())]
+    whole = f"{_doc(Recipe)}\n\nBesides these keys a file may have {' and '.join(WITHOUT_ENTRY)}, which are resolved first."
+    topics = [Topic("recipe", whole, keys=_keys(Recipe)), *_of_entry("", Recipe), *_of_groups(), *(_static(name, text) for name, text in WITHOUT_ENTRY.items())]
     topics.append(_static("units", inspect.getdoc(units) or ""))
     for name, (about, annotation) in FAMILIES.items():
         members = family(annotation)
@@ -77,7 +80,7 @@ def all_topics() -> dict[str, Topic]:
         for kind, model in members.items():
             full = f"{name}.{kind}"
             topics += [Topic(full, _doc(model), keys=_keys(model)), *_of_entry(full, model)]
-    return {topic.name: topic for topic in topics}
+    return {topic.name: topic for topic in (*topics, *_of_commands())}
 
 
 def find(word: str) -> Topic:
@@ -103,7 +106,7 @@ def _normal(word: str) -> str:
         PLURALS.get(part, part) if i == 0 else part
         for i, part in enumerate(p for p in word.strip().split(".") if p and not p.isdigit())
     ]
-    parts = [_group(part) for part in parts]
+    parts = [_group(part) for part in (parts[1:] if parts[:1] == ["recipe"] else parts)]
     starts = [i for i, part in enumerate(parts[:-1]) if part in FAMILIES or part == "group"]
     return ".".join(parts[starts[-1] :] if starts else parts)
 
@@ -153,6 +156,13 @@ def _of_groups() -> Iterator[Topic]:
     for kind, meaning in group.MEANING.items():
         also = [alias for alias, of in group.ALIASES.items() if of == kind]
         yield _static(f"group.{kind}", f"{meaning}\n\nAlso written {', '.join(also)}." if also else meaning)
+
+
+def _of_commands() -> Iterator[Topic]:
+    """What each command says of itself; its options are for `--help`."""
+    for name, (module, _) in COMMANDS.items():
+        said = inspect.getdoc(import_module(module).command) or ""
+        yield _static(f"command.{name}", f"{said}\n\n`sparsify {name} --help` lists its options.")
 
 
 def _static(name: str, text: str) -> Topic:

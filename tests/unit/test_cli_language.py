@@ -13,6 +13,7 @@ from sparsify.load import load
 from sparsify_cli import app, topics
 from sparsify_cli.app import COMMANDS, exit_code
 from sparsify_schemas import units
+from sparsify_schemas.recipe import Recipe
 
 RECIPE = "version: 1\ntitle: Sample\nrules:\n  - {layers: conv1, group: filter, sparsity: 50%}\n"
 LANGUAGE = {"init": ["x.yaml"], "validate": ["recipe.yaml"], "explain": ["group_lasso"], "schema": ["recipe"]}
@@ -265,6 +266,20 @@ class TestExplain:
             assert topic.text, name
             assert exit_code(["explain", name]) == 0
             assert capsys.readouterr().out.startswith(name)
+
+    def test_the_whole_recipe(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert exit_code(["explain", "recipe"]) == 0
+        out = capsys.readouterr().out
+        assert all(f"\n  {name} " in out for name in Recipe.model_fields), "each key"
+        assert "Besides these keys a file may have extends and vars, which are resolved first." in out
+        assert "\n             penalties. uniform_width:" in out, "what goes on in the next line is indented"
+        assert topics.find("recipe.budget.macs") == topics.find("budget.macs")
+
+    def test_commands(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert exit_code(["explain", "sensitivity"]) == 1
+        assert capsys.readouterr().err == "'sensitivity' is the name of several things; say which: penalty.sensitivity, criterion.sensitivity, command.sensitivity\n"
+        assert "ablation: 10 % to 90 % of a layer's units leave" in topics.find("command.sensitivity").text
+        assert topics.find("report").text.endswith("dense and cut model side by side.\n\n`sparsify report --help` lists its options.")
 
     def test_unknown_and_ambiguous_words(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert exit_code(["explain", "group_laso"]) == 1

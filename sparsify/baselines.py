@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import assert_never
 
-from sparsify.choose import Chooser, choose, choose_evenly
+from sparsify.choose import Chooser, choose, choose_by_macs, choose_evenly
 from sparsify.plan import Plan
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Criterion, Magnitude
@@ -97,13 +97,22 @@ def baseline_recipe(plan: Plan, kind: Baseline, cost: Cost) -> Recipe:
 
 
 def _rule(rule: Rule, kind: Baseline, multiple: int) -> Rule:
-    """Widths that pay and floors stay; limits found by looking at accuracy are part of what is compared."""
-    keep = rule.keep if rule.group == "depth" else rule.keep.model_copy(update={"multiple_of": multiple, "limits": {}})
-    return rule.model_copy(update={"penalty": None, "sparsity": None, "criterion": _criterion(kind), "keep": keep})
+    """Widths that pay and floors stay; limits found by looking at accuracy are part of what is compared. Of what goes by MACs
+    the widths are part of that, and nothing else."""
+    if rule.group == "depth":
+        keep = rule.keep
+    elif kind == "by_macs":
+        own = rule.keep.multiple_of
+        keep = rule.keep.model_copy(update={"multiple_of": own if isinstance(own, int) else 1})
+    else:
+        keep = rule.keep.model_copy(update={"multiple_of": multiple, "limits": {}})
+    return rule.model_copy(update={"penalty": None, "sparsity": None, "criterion": _criterion(kind, rule.criterion), "keep": keep})
 
 
-def _criterion(kind: Baseline) -> Criterion:
+def _criterion(kind: Baseline, own: Criterion) -> Criterion:
     match kind:
+        case "by_macs":
+            return own
         case "uniform_width" | "magnitude":
             return Magnitude(kind="magnitude")
         case "random":
@@ -114,4 +123,12 @@ def _criterion(kind: Baseline) -> Criterion:
 
 def chooser(kind: Baseline) -> Chooser:
     """How units are chosen, given their scores."""
-    return choose_evenly if kind == "uniform_width" else choose
+    match kind:
+        case "uniform_width":
+            return choose_evenly
+        case "by_macs":
+            return choose_by_macs
+        case "random" | "magnitude":
+            return choose
+        case _:
+            assert_never(kind)

@@ -17,12 +17,17 @@ import numpy as np
 from sparsify.clock import Clock
 from sparsify.costs import Costs, latency, limits
 from sparsify.plan import Assignment, Plan, ranked_together, stays
+from sparsify_schemas.budget import Budget
 from sparsify_schemas.recipe import Keep
+from sparsify_schemas.units import Share
 
 RETURNS = 64
 """how many units at most are tried back at the end"""
 EVENLY = 4096
 """steps in which a share common to all groups is sought"""
+
+BY_MACS = 128
+"""steps by which a share of the MACs is lowered: widths that happen to be fast make it no falling line"""
 
 BY_PRICE = float("inf")
 POWERS = (0.0, 0.25, 0.5, 1.0, 2.0, BY_PRICE)
@@ -101,7 +106,7 @@ def with_floors(plan: Plan, groups: Sequence[Candidate], key: Callable[[Candidat
 
 
 class Chooser(Protocol):
-    """What decides which units stay: `choose`, or `choose_evenly`."""
+    """What decides which units stay: `choose`, `choose_evenly` or `choose_by_macs`."""
 
     def __call__(
         self,
@@ -165,6 +170,32 @@ def choose_evenly(
 
     least = gone(bisect_left(range(EVENLY), True, key=fits))
     return {c.name: sorted(set(c.order) - set(least[c.name])) for c in groups}
+
+
+def choose_by_macs(
+    plan: Plan,
+    scores: Mapping[str, Sequence[float]],
+    dead: Mapping[str, Sequence[bool]],
+    part: float = 1.0,
+    *,
+    clocks: Sequence[Clock] = (),
+    aim: float = 1.0,
+) -> dict[str, list[int]]:
+    """As `choose` under a budget of MACs alone, lowered step by step until every budget of the recipe holds."""
+    costs = Costs(plan.map, clocks)
+    allowed = _allowed(plan, costs, part, aim)
+    widths = {name: group.width for name, group in plan.map.by_name.items()}
+
+    def chosen(removed: int) -> dict[str, list[int]]:
+        budget = Budget(macs=Share(100 * (1 - removed / BY_MACS), "%"))
+        return choose(replace(plan, recipe=plan.recipe.model_copy(update={"budget": budget})), scores, dead)
+
+    def fits(removed: int) -> bool:
+        now = costs.of({name: range(widths[name] - len(kept)) for name, kept in chosen(removed).items()})
+        return all(now[what] <= limit for what, limit in allowed.items())
+
+    last = BY_MACS - 1
+    return chosen(next((removed for removed in range(last) if fits(removed)), last))
 
 
 def _allowed(plan: Plan, costs: Costs, part: float, aim: float) -> dict[str, float]:

@@ -175,7 +175,7 @@ Inputs = Annotated[
 ]
 
 
-Baseline = Literal["uniform_width", "random", "magnitude"]
+Baseline = Literal["uniform_width", "random", "magnitude", "by_macs"]
 
 
 class Recipe(Spec):
@@ -206,7 +206,8 @@ class Recipe(Spec):
     baselines: tuple[Baseline, ...] = ()
     """simpler choices that the result is compared with, cut to its cost as measured and trained like it after the cut, without
     penalties. uniform_width: the same share of every layer, smallest units first; random: random units; magnitude: smallest
-    units of all layers first. All from the weights that the penalties began with; from scratch, trained without penalties"""
+    units of all layers first; by_macs, with a latency budget: the rules' own criterion, chosen by MACs in place of milliseconds,
+    widths as they fall. All from the weights that the penalties began with; from scratch, trained without penalties"""
 
     @field_validator("stages")
     @classmethod
@@ -241,6 +242,8 @@ class Recipe(Spec):
             raise AtKey("baselines", "baselines remove whole units, and no rule has a group of those (filter, channel, neuron, head, hidden, depth); leave 'baselines' out")
         if "uniform_width" in self.baselines and groups == {"depth"}:
             raise AtKey("baselines", "'uniform_width' narrows layers, and group 'depth' has no widths; leave it out")
+        if "by_macs" in self.baselines and not self.budget.latency:
+            raise AtKey("baselines", "'by_macs' is what a latency budget is compared with; write budget.latency, or leave it out")
         return self
 
     @model_validator(mode="after")

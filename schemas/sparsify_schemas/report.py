@@ -217,7 +217,7 @@ class Round(Spec):
 class Baseline(Spec):
     """A simpler choice at the cost of the cut model, trained like it after the cut."""
 
-    kind: Literal["uniform_width", "random", "magnitude"]
+    kind: Literal["uniform_width", "random", "magnitude", "by_macs"]
     side: Side
     latency: tuple[Latency, ...] = ()
     """the dense model and this one, timed interleaved on each target"""

@@ -84,8 +84,9 @@ def undisturbed(target: Target) -> Now:
 def interleaved(calls: Sequence[Call], seconds: float, rng: np.random.Generator, now: Now = time.perf_counter) -> Floats:
     """(rounds, calls) seconds per call, in about so many seconds and never fewer than 8 rounds.
 
-    Each round times all, in an order drawn anew, so that what the machine does besides hits all alike. What is fast is
-    called several times per measurement. now: what tells the time, in seconds.
+    Each round times all, in an order drawn anew, so that what the machine does besides hits all alike. Each is called once
+    before it is timed: what the others left in the caches would count against it. What is fast is called several times
+    per measurement. now: what tells the time, in seconds.
     """
     with _no_collection():
         repeats = [_warm(call, seconds * 0.1 / len(calls)) for call in calls]
@@ -94,6 +95,7 @@ def interleaved(calls: Sequence[Call], seconds: float, rng: np.random.Generator,
         while len(rows) < _LEAST_ROUNDS or time.perf_counter() < end:
             row = [0.0] * len(calls)
             for i in rng.permutation(len(calls)):
+                calls[i]()
                 row[i] = _timed(calls[i], repeats[i], now)
             rows.append(row)
     return np.array(rows)

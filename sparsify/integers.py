@@ -55,7 +55,7 @@ def integers(
     Raises ModelError where a model cannot be exported or quantised, RunError where a part is damaged.
     Ranges are found on training examples drawn by the seed, without augmentation; on `inputs` where there is no data.
     """
-    fed = list(_ranges(inputs, datasets, seed))
+    fed = ranges(inputs, datasets, seed)
     floats = (_floats("dense", dense, inputs, parts), _floats("cut", cut, inputs, parts))
     made = (*floats, *(_quantised(file, fed, parts) for file in floats))
     ms = {name: _timed(made, inputs, target, seconds, seed, parts) for name, target in targets.items()}
@@ -78,21 +78,23 @@ def integers(
 
 def _floats(name: Model, model: nn.Module, inputs: Inputs, parts: Parts) -> _File:
     with torch.random.fork_rng(devices=[]):
-        return _File(name, "float32", parts.content(f"{name}.float32.onnx", lambda: _exported(model, inputs)))
+        return _File(name, "float32", parts.content(f"{name}.float32.onnx", lambda: exported(model, inputs)))
 
 
 def _quantised(floats: _File, fed: Sequence[list[NDArray[Any]]], parts: Parts) -> _File:
     return _File(floats.model, "int8", parts.content(f"{floats.model}.int8.onnx", lambda: quantised(floats.content, fed)))
 
 
-def _ranges(inputs: Inputs, datasets: Datasets | None, seed: int) -> Sequence[list[NDArray[Any]]]:
+def ranges(inputs: Inputs, datasets: Datasets | None, seed: int) -> list[list[NDArray[Any]]]:
+    """The batches that ranges are found on: training examples drawn by the seed, without augmentation; `inputs` without data."""
     if datasets is None:
         return [arrays(inputs)]
     chosen = torch.randperm(len(datasets.train), generator=torch.Generator().manual_seed(seed))[:EXAMPLES]
     return [[x.numpy()] for x, _ in batches(datasets.train[chosen.sort().values], _BATCH)]
 
 
-def _exported(model: nn.Module, inputs: Inputs) -> bytes:
+def exported(model: nn.Module, inputs: Inputs) -> bytes:
+    """As ONNX, for any batch. Raises ModelError."""
     with quiet():
         file: bytes = onnx_program(model, with_batch(inputs, 2), with_batch(inputs, 3)).model_proto.SerializeToString()
     return file

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sparsify.figures import size, tiny
+from sparsify.figures import accuracy, plural, size, tiny
 from sparsify_cli.render import say, show, show_json
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
-    format: Annotated[Literal["pt2", "onnx", "safetensors", "huggingface"], typer.Option("--format", help="pt2: a torch.export program; onnx: needs the extra of that name; safetensors: weights, with the cut log as metadata; huggingface: a folder that from_pretrained loads, of a model of transformers.", show_default=False)],
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The file to write; RUN.FORMAT (a folder RUN-hf for huggingface) in the current folder when left out.", show_default=False)] = None,
+    format: Annotated[Literal["pt2", "onnx", "onnx-int8", "safetensors", "huggingface"], typer.Option("--format", help="pt2: a torch.export program; onnx: needs the extra of that name; onnx-int8: the same in eight-bit integers, quantised on training examples; safetensors: weights, with the cut log as metadata; huggingface: a folder that from_pretrained loads, of a model of transformers.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The file to write; RUN.FORMAT (RUN.int8.onnx for onnx-int8, a folder RUN-hf for huggingface) in the current folder when left out.", show_default=False)] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there already.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="What was written and measured as JSON.")] = False,
 ) -> None:
@@ -38,4 +38,15 @@ def _verdict(made: "Exported") -> str:
             "not compared. pip install 'sparsify-recipes[onnx]' brings onnxruntime."
         )
     batches = " and ".join(map(str, made.batches))
+    own = made.quantised
+    if own is not None and own.agreement is not None:
+        return (
+            f"Quantised on {plural(own.examples, 'training example')}. Reloaded ({made.checked_by}): it predicts the class that the model "
+            f"in floats predicts on {accuracy(own.agreement)} of {plural(own.judged, f'{own.judged_on} example')}."
+        )
+    if own is not None:
+        return (
+            "Quantised on random inputs, as the recipe has no data: enough to time it, not to use it. "
+            f"Reloaded ({made.checked_by}) and compared at batch {batches}: largest difference {tiny(made.difference)} of the largest output."
+        )
     return f"Reloaded ({made.checked_by}) and compared at batch {batches}: largest difference {tiny(made.difference)} of the largest output."

@@ -1,6 +1,6 @@
-"""A run's cut model as a file for other programs: torch.export, ONNX, plain safetensors or a Hugging Face folder."""
+"""A run's cut model as a file for other programs: torch.export, ONNX (in floats or integers), plain safetensors or a Hugging Face folder."""
 
 from sparsify.exporting.formats import Format
-from sparsify.exporting.writing import BATCHES, TOLERANCE, Exported, export
+from sparsify.exporting.writing import BATCHES, TOLERANCE, Exported, Quantised, export
 
-__all__ = ["BATCHES", "TOLERANCE", "Exported", "Format", "export"]
+__all__ = ["BATCHES", "TOLERANCE", "Exported", "Format", "Quantised", "export"]

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sparsify import graph
+from sparsify.data import Examples, batches
 from sparsify.errors import ModelError, VerificationError
 from sparsify.figures import plain, tiny
 from sparsify.graph import Inputs
@@ -15,6 +17,7 @@ from sparsify.measure import copied
 from sparsify.measure.calling import first
 from sparsify.measure.portable import reason
 
+_BATCH = 64
 Read = Callable[[], Callable[[Inputs], list[Tensor]]]
 """loads the file; what it returns computes every tensor that the file does"""
 
@@ -24,6 +27,10 @@ def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(0)
         made = graph.call(copied(model), inputs)
+    return _tensors(made)
+
+
+def _tensors(made: Any) -> list[Tensor]:
     return [value for value in pytree.tree_leaves(made) if isinstance(value, Tensor)]
 
 
@@ -68,6 +75,15 @@ def compared(
             )
         largest = max(largest, apart)
     return largest
+
+
+def agreement(model: nn.Module, run: Callable[[Inputs], list[Tensor]], examples: Examples) -> float:
+    """The share of the examples for which the file's first output is largest at the same class as the model's."""
+    own, same = copied(model), 0
+    with torch.no_grad():
+        for x, _ in batches(examples, _BATCH):
+            same += int((_tensors(graph.call(own, (x,)))[0].argmax(1) == run((x,))[0].argmax(1)).sum())
+    return same / len(examples)
 
 
 def difference(expected: Tensor, found: Tensor) -> float:

@@ -1,12 +1,13 @@
 """What each format is: how a model is written to it, and who reads it back."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, assert_never
+from typing import Any, Literal, assert_never
 
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -15,17 +16,21 @@ from sparsify.errors import VerificationError
 from sparsify.exporting import hugging_face
 from sparsify.exporting.comparing import Read, outputs
 from sparsify.graph import Inputs
+from sparsify.integers import exported
 from sparsify.measure.portable import onnx_program, program, reason
+from sparsify.measure.quantising import quantised
 from sparsify.weights import load_weights, save_weights
 
-Format = Literal["pt2", "onnx", "safetensors", "huggingface"]
+Format = Literal["pt2", "onnx", "onnx-int8", "safetensors", "huggingface"]
+Fed = Sequence[Sequence[NDArray[Any]]]
+"""batches, each an array for each input"""
 CheckedBy = Literal["torch.export", "onnxruntime", "onnx.checker", "the rebuilt model", "from_pretrained"]
 
 
-def write(format: Format, model: nn.Module, base: Base, traced: Inputs, other: Inputs, path: Path) -> None:
+def write(format: Format, model: nn.Module, base: Base, traced: Inputs, other: Inputs, fed: Fed, path: Path) -> None:
     """Write the model. Raises ModelError when the format cannot express it.
 
-    base: how its structure comes about. traced, other: example inputs at two batch sizes.
+    base: how its structure comes about. traced, other: example inputs at two batch sizes. fed: what integers find their ranges on.
     """
     match format:
         case "pt2":
@@ -34,6 +39,8 @@ def write(format: Format, model: nn.Module, base: Base, traced: Inputs, other: I
                 torch.export.save(made, stream)
         case "onnx":
             onnx_program(model, traced, other).save(str(path), external_data=False)
+        case "onnx-int8":
+            path.write_bytes(quantised(exported(model, traced), fed))
         case "safetensors":
             metadata = {key: json.dumps(value) for key, value in base.body().items()}
             save_weights(model, path, {"format": "pt", **metadata})
@@ -48,9 +55,9 @@ def reader(format: Format, model: nn.Module, path: Path, build: Build | None) ->
     match format:
         case "pt2":
             return "torch.export", lambda: _reloaded(path)
-        case "onnx" if find_spec("onnxruntime"):
+        case "onnx" | "onnx-int8" if find_spec("onnxruntime"):
             return "onnxruntime", lambda: _session(path)
-        case "onnx":
+        case "onnx" | "onnx-int8":
             _check_onnx(path)
             return "onnx.checker", None
         case "safetensors":

@@ -1,6 +1,7 @@
 """export: the cut model of a run in three formats, each reloaded and compared before it gets its name."""
 
 import json
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -17,12 +18,16 @@ import sparsify
 from sparsify import executing
 from sparsify import folder as files
 from sparsify.artefact import checked, load_run, planned_inputs, save_run
+from sparsify.data import load_data
 from sparsify.errors import ModelError, RunError, VerificationError
 from sparsify.exporting import TOLERANCE, comparing, formats, writing
+from sparsify.integers import exported, ranges
+from sparsify.measure.quantising import quantised
 from sparsify.pruning import cut, make_plan
 from sparsify.run import apply
 from sparsify_cli.app import exit_code
 from sparsify_schemas.cuts import Cuts
+from sparsify_schemas.data import Data
 
 NETS = """
 import torch
@@ -306,7 +311,7 @@ def test_places_that_cannot_be_written_are_named_before_the_work(runs, where, sa
 
 
 def test_an_unknown_format_and_a_missing_run(runs, call):
-    with pytest.raises(RunError, match="no format 'tflite' to export to; known: pt2, onnx, safetensors"):
+    with pytest.raises(RunError, match="no format 'tflite' to export to; known: pt2, onnx, onnx-int8, safetensors"):
         sparsify.export(runs["conv"], "tflite")
     code, _, err = call("export", runs["conv"], "--format", "tflite")
     assert code == 2 and "tflite" in err
@@ -336,6 +341,67 @@ def test_without_onnxruntime_the_checker_reads_the_file_and_that_is_said(runs, c
     assert "Checked by onnx.checker only, as onnxruntime is not installed" in out
     made = json.loads(call("export", runs["mlp"], "--format", "onnx", "--json", "--force")[1])
     assert (made["checked_by"], made["difference"], made["batches"]) == ("onnx.checker", None, [])
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
+def test_integers_need_onnxruntime_as_well(runs, call, monkeypatch, missing):
+    monkeypatch.setattr(writing, "find_spec", without(missing))
+    code, out, err = call("export", runs["conv"], "--format", "onnx-int8")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1] == (
+        "export to ONNX in int8 needs onnx, onnxscript and onnxruntime, which are not all installed: pip install 'sparsify-recipes[onnx]'"
+    )
+
+
+# integers
+
+
+def test_integers_are_those_of_the_table_and_agree_with_the_model(runs, call):
+    pytest.importorskip("onnxruntime")
+    code, out, err = call("export", runs["conv"], "--format", "onnx-int8")
+    assert (code, err) == (0, f"exporting {runs['conv']} as onnx-int8\n")
+    said = re.fullmatch(
+        r"conv-1\.int8\.onnx: [\d.]+ KiB Quantised on 256 training examples\. Reloaded \(onnxruntime\): it predicts the class "
+        r"that the model in floats predicts on ([\d.]+) % of (\d+) validation examples\.",
+        " ".join(out.split()),
+    )
+    examples = load_data(Data(source="digits", validation="10%"), 0)
+    model, file = load_run(runs["conv"]), Path("conv-1.int8.onnx").read_bytes()
+    found = predicted(file, examples.validation.ready())
+    same = (model(examples.validation.ready()).argmax(1) == found).float().mean()
+    assert 90 < float(said[1]) == pytest.approx(100 * float(same), abs=0.005) and int(said[2]) == len(examples.validation)
+    inputs = (examples.train[:2].ready(),)
+    assert file == quantised(exported(model, inputs), ranges(inputs, examples, 0)) != quantised(exported(model, inputs), ranges(inputs, None, 0))
+
+
+def predicted(file: bytes, x: torch.Tensor) -> torch.Tensor:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]).argmax(1)
+
+
+def test_integers_without_data_are_compared_on_random_inputs(call):
+    pytest.importorskip("onnxruntime")
+    run = built("mlp", [{"shape": [2, 1, 8, 8]}], rules=[{"layers": "1", "group": "neuron", "sparsity": "50%"}])
+    code, out, _ = call("export", run, "--format", "onnx-int8", "--out", "m.onnx")
+    assert code == 0
+    assert re.fullmatch(
+        r"m\.onnx: [\d.]+ KiB Quantised on random inputs, as the recipe has no data: enough to time it, not to use it\. "
+        r"Reloaded \(onnxruntime\) and compared at batch 1 and 5: largest difference \S+ of the largest output\.",
+        " ".join(out.split()),
+    )
+    made = json.loads(call("export", run, "--format", "onnx-int8", "--out", "m.onnx", "--force", "--json")[1])
+    assert made["quantised"] == {"examples": 0, "agreement": None, "judged": 0, "judged_on": None}
+    assert 0 < made["difference"] < 1
+    assert made["bytes"] < sparsify.export(run, "onnx", "f.onnx").bytes
+
+
+def test_integers_are_judged_on_training_examples_where_none_are_kept_for_validation(runs, tmp_path):
+    pytest.importorskip("onnxruntime")
+    recipe = {**CONV, "title": "None kept", "data": {"source": "digits", "validation": "0%"}, "stages": [{"kind": "cut"}]}
+    made = sparsify.export(apply(recipe, from_scratch=True, timing=0.02), "onnx-int8").quantised
+    assert made is not None and (made.examples, made.judged, made.judged_on) == (256, 256, "training")
 
 
 # what a difference, a crash and a damaged file leave behind
@@ -408,7 +474,7 @@ def test_the_command_tells_file_and_difference(runs, call):
     assert first.startswith("conv-1.pt2: ") and first.endswith(" KiB")
     assert second == "Reloaded (torch.export) and compared at batch 1 and 5: largest difference 0 of the largest output."
     made = json.loads(call("export", runs["conv"], "--format", "onnx", "--json")[1])
-    assert made.keys() == {"path", "format", "bytes", "checked_by", "difference", "batches"}
+    assert made.keys() == {"path", "format", "bytes", "checked_by", "difference", "batches", "quantised"}
     assert (made["path"], made["format"], made["batches"]) == ("conv-1.onnx", "onnx", [1, 5])
 
 
@@ -416,4 +482,4 @@ def test_help_without_torch():
     code = "import sys\nfrom sparsify_cli.app import exit_code\nc = exit_code(['export', '--help'])\nsys.exit(c or 9 * ('torch' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert all(word in done.stdout for word in ("--format", "--out", "--force", "--json", "pt2|onnx|safetensors"))
+    assert all(word in done.stdout for word in ("--format", "--out", "--force", "--json", "pt2|onnx|onnx-int8|safetensors"))

@@ -107,7 +107,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, halt: str = "", after: int = 0) -> 
 
         monkeypatch.setattr(own, name, call)
 
-    for name in ("_exported", "quantised", "_interleaved", "_accuracy"):
+    for name in ("exported", "quantised", "_interleaved", "_accuracy"):
         watch(name)
     return made
 
@@ -137,7 +137,7 @@ def test_parts_of_other_models_do_not_count(parts: Parts, monkeypatch: pytest.Mo
     own.integers(Doubling(), Doubling(2.0), (x[:2],), data(x, x), {"int8": INT8}, 0.05, 0, parts)
     made = counted(monkeypatch)
     own.integers(Doubling(3.0), Doubling(4.0), (x[:2],), data(x, x), {"int8": INT8}, 0.05, 0, Parts(parts.folder, "those"))
-    assert Counter(made) == {"_exported": 2, "quantised": 2, "_interleaved": 1, "_accuracy": 8}
+    assert Counter(made) == {"exported": 2, "quantised": 2, "_interleaved": 1, "_accuracy": 8}
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ class EpochDone:
     validation_accuracy: float | None
     sparsity: float
     remaining: tuple[tuple[str, float], ...]
-    """(budget, share of the dense model that would remain if the dead groups left now)"""
+    """(MACs, then what is budgeted besides; share of the dense model that would remain if the dead groups left now)"""
     seconds: float
 
 

@@ -161,10 +161,10 @@ class Hooks:
         return zero / total if total else 0.0
 
     def remaining(self) -> dict[str, float]:
-        """Budgeted quantity -> share of the dense model that would remain if the dead groups left now."""
+        """MACs, then what is budgeted besides -> share of the dense model that would remain if the dead groups left now."""
         gone = {name: torch.nonzero(flags).flatten().tolist() for name, flags in self._dead().items()}
         now, dense = self._costs.of(gone), self._costs.dense
-        return {what: now[what] / dense[what] for what in (limits(self._plan.recipe.budget, dense) or {"macs": 0.0}) if dense[what]}
+        return {what: now[what] / dense[what] for what in {"macs": 0.0, **limits(self._plan.recipe.budget, dense)} if dense[what]}
 
     def flush(self) -> None:
         """Before the model is looked at: proximal penalties with `every` above 1 carry out the steps that they have saved up,

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, assert_never
 
 from sparsify.events import CutDone, EpochDone, Event, Listener, Measuring, Note, RunStarted, StageStarted, StepDone, silence
 from sparsify.figures import accuracy, count, plain, plural, seconds, share, tiny
+from sparsify.overview import LABELS
 from sparsify_cli.render import say
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-_LABELS = {"macs": "MACs", "params": "params", "bytes": "bytes", "peak_memory": "memory"}
 _REDRAW = 0.1
 """seconds between two drawings within an epoch"""
 
@@ -70,7 +70,7 @@ def _figures(event: EpochDone) -> str:
     measured, name = (event.train_accuracy, "train") if event.validation_accuracy is None else (event.validation_accuracy, "val")
     parts.append(f"{name} {accuracy(measured)}")
     parts.append(f"zero {share(event.sparsity)}")
-    parts += [f"{_LABELS.get(what, what)} {share(left)}" for what, left in event.remaining]
+    parts += [f"{LABELS.get(what, what)} {share(left)}" for what, left in event.remaining]
     return ", ".join(parts)
 
 
@@ -124,7 +124,7 @@ def drawing(progress: "Progress", write: Callable[[str], None]) -> Listener:
 
     def draw(epoch: int, step: int, loss: float) -> None:
         started = stage[-1]
-        left = [f"{_LABELS.get(w, w)} {share(v)}" for w, v in last[-1].remaining] if last else []
+        left = [f"{LABELS.get(w, w)} {share(v)}" for w, v in last[-1].remaining] if last else []
         seen = [_figures_short(last[-1])] if last else []
         shown = [f"{min(epoch, started.epochs)}/{started.epochs}", f"loss {_loss(loss)}", *seen, *left]
         progress.update(task[-1], completed=(epoch - 1) * started.steps_per_epoch + step, figures="  ".join(shown))

@@ -300,7 +300,7 @@ def events() -> Iterator[RunStarted | StageStarted | StepDone | EpochDone | CutD
     for epoch in (1, 2):
         yield StepDone("learn", epoch, 1, 0.5)
         yield StepDone("learn", epoch, 2, 0.4)
-        yield EpochDone("learn", epoch, 0.45, 0.9, 0.91, 0.25, (("macs", 0.62),), 1.5)
+        yield EpochDone("learn", epoch, 0.45, 0.9, 0.91, 0.25, (("macs", 0.62), ("peak_memory", 0.8)), 1.5)
     yield StageStarted("cut", "cut", 0, 0)
     yield CutDone("equal", 3e-16, (2000, 800), (1000, 300))
     yield Note("measuring")
@@ -318,8 +318,8 @@ def test_apply_shows_the_report_and_tells_the_rest_on_stderr(call, monkeypatch: 
     assert err.splitlines() == [
         "run runs/digits-1",
         "learn: 2 epochs of 2 steps",
-        "learn, epoch 1: loss 0.45, val 91.00 %, zero 25.0 %, MACs 62.0 %, 1.5 s",
-        "learn, epoch 2: loss 0.45, val 91.00 %, zero 25.0 %, MACs 62.0 %, 1.5 s",
+        "learn, epoch 1: loss 0.45, val 91.00 %, zero 25.0 %, MACs 62.0 %, peak memory 80.0 %, 1.5 s",
+        "learn, epoch 2: loss 0.45, val 91.00 %, zero 25.0 %, MACs 62.0 %, peak memory 80.0 %, 1.5 s",
         "cut: equal (difference 3e-16); MACs 2.00 k -> 800, parameters 1.00 k -> 300",
         "measuring",
         "saved in runs/digits-1; with plots: sparsify report runs/digits-1 --open",

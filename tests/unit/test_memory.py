@@ -147,3 +147,11 @@ def test_memory_and_counts_hold_together(budget: dict[str, str]) -> None:
     shares = {what: left[what] / Costs(plan.map).dense[what] for what in budget}
     assert all(share <= float(budget[what].rstrip("%")) / 100 for what, share in shares.items())
     assert any(share > float(budget[what].rstrip("%")) / 100 - 0.05 for what, share in shares.items()), "and nothing more goes than must"
+
+
+def test_macs_are_told_of_under_every_budget() -> None:
+    model = digits_cnn()
+    for budget, told in (({}, ["macs"]), ({"peak_memory": "60%"}, ["macs", "peak_memory"]), ({"params": "60%", "macs": "80%"}, ["macs", "params"])):
+        plan = sparsify.make_plan(recipe(rules=[{"layers": "Conv2d", "group": "filter", "penalty": {"kind": "group_lasso", "strength": 1e-3}}], budget=budget), model, INPUTS)
+        with sparsify.attach(plan, model, torch.optim.SGD(model.parameters(), lr=0.1)) as hooks:
+            assert [*hooks.remaining()] == told and set(hooks.remaining().values()) == {1.0}

@@ -206,7 +206,7 @@ class Hooks:
         return due, steering.reached(self._plan, self._steered, self._weights(), self.remaining())
 
     def _strength(self, regularizer: Regularizer) -> float | None:
-        return strength(regularizer, self._step, *self._length)
+        return strength(regularizer, self._step, *self._length, self._span)
 
     def _steer(self, optimizer: torch.optim.Optimizer) -> None:
         """Right after a proximal action: later the optimizer's momentum may have woken a dead group a little."""
@@ -336,7 +336,7 @@ def attach(
 
     The model may be wrapped by DDP or torch.compile, or sharded by fully_shard; the optimizer may be Accelerate's.
     steps_per_epoch and steps (of the stage) are needed where a schedule counts in `ep` or `dur`.
-    until: the step of the next cut, where the stage is cut before its end; `strength: auto` reaches its goal there.
+    until: the step of the next cut, where the stage is cut before its end; `strength: auto` and agp reach their goal there.
     hold_zeros keeps weights that are zero now, in rules on groups inside a tensor (weight, shape, tap, 4x1, 2:4), at zero.
     Raises ModelError when the plan or the optimizer is not the model's, or when a schedule needs lengths that were not given.
     """

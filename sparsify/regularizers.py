@@ -64,8 +64,11 @@ def ready(plan: Plan, parameters: Mapping[str, Tensor], steps_per_epoch: int | N
     return [regularizer for regularizer in found if regularizer is not None]
 
 
-def strength(regularizer: Regularizer, step: int, steps_per_epoch: int, steps: int) -> float | None:
-    """Of a penalty at a step: lambda, for agp the share that is held at zero, None where there is no such thing."""
+def strength(regularizer: Regularizer, step: int, steps_per_epoch: int, steps: int, span: tuple[int, int]) -> float | None:
+    """Of a penalty at a step: lambda, for agp the share that is held at zero, None where there is no such thing.
+
+    span: steps of the last cut and of the next one, or of the stage's beginning and end; agp goes from one to the other.
+    """
     spec = regularizer.spec
     match spec:
         case Gsm() | Dns():
@@ -73,7 +76,8 @@ def strength(regularizer: Regularizer, step: int, steps_per_epoch: int, steps: i
         case GrowingL2():
             return growing.strength_at(step, spec.delta, spec.every, spec.limit)
         case Agp():
-            return regularizer.share * risen(spec.start, spec.end, spec.every, step, steps_per_epoch, steps)
+            since, until = span
+            return regularizer.share * risen(spec.start, spec.end, spec.every, step - since, steps_per_epoch, until - since)
         case GroupLasso() | L1() | L2() | Sensitivity() | BnScale() | L0() | VariationalDropout():
             if isinstance(spec.strength, Auto):
                 return float(regularizer.action.state["strength"])

@@ -238,7 +238,8 @@ class Agp(Spec):
     share at zero: sparsity * (1 - (1 - t)^3),   t from 0 at `start` to 1 at `end`
 
     By |w| for group weight, by ||w_g|| / sqrt(|g|) for others, over all layers of the rule; chosen anew whenever the share
-    rises, from what is not zero. Source: Zhu & Gupta, arXiv:1710.01878, equation 1.
+    rises, from what is not zero. It counts on the clock of its stage; where a stage is cut little by little, each cut is a goal,
+    and what lies between two cuts is the stage. Source: Zhu & Gupta, arXiv:1710.01878, equation 1.
     """
 
     kind: Literal["agp"]

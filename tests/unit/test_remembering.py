@@ -128,3 +128,17 @@ def test_the_goal_is_reached_when_the_next_cut_comes() -> None:
         assert halfway is not None and halfway[0] == pytest.approx(0.5)
         train(net, optimizer, 20)
         assert hooks.goal() == (1.0, 1.0)
+
+
+def test_agp_goes_its_way_from_cut_to_cut() -> None:
+    """Steps 4 to 12 of 20 lie between two cuts: half of them are the window, in which 1 - (1 - t)^3 of the share goes."""
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    penalty = {"kind": "agp", "start": "0.25dur", "end": "0.75dur", "every": "1it"}
+    with sparsify.attach(plan(net, {"layers": "*", "group": "weight", "sparsity": "50%", "penalty": penalty}), net, optimizer, steps_per_epoch=4, steps=20, until=12) as hooks:
+        hooks.start_at(4, {})
+        shares = []
+        for _ in range(8):
+            train(net, optimizer, 1)
+            shares.append(hooks.sparsity())
+    assert shares == pytest.approx([0.5 * (1 - (1 - t) ** 3) for t in (0, 0, 0, 0.25, 0.5, 0.75, 1, 1)], abs=0.002)

@@ -1,6 +1,7 @@
 """A report as a person reads it: a headline, tables, Markdown. And where it is read back from a run's folder."""
 
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -298,7 +299,7 @@ def _notes(report: Report) -> Table:
 
 def provenance(report: Report) -> Table:
     """When, on what, from which recipe."""
-    machine = report.environment
+    machine, trained = report.environment, trained_by(report)
     rows = (
         ("created", utc_minute(report.created)),
         ("seed", str(report.seed)),
@@ -306,10 +307,17 @@ def provenance(report: Report) -> Table:
         ("plan", report.plan_digest[:16]),
         ("dense weights", report.model_digest[:16]),
         ("cut weights", report.files.get(WEIGHTS, MISSING)[:16]),
-        ("machine", f"{machine.processor}, {plural(machine.cores, 'core')}, {machine.platform}"),
+        ("machine", f"{machine.processor}, {plural(machine.cores, 'core')}, {machine.platform}{f'; {trained}' if trained else ''}"),
         ("versions", ", ".join([f"Python {machine.python}", *(f"{name} {number}" for name, number in sorted(machine.packages.items()))])),
     )
     return Table("Provenance", columns("", ""), rows)
+
+
+def trained_by(report: Report) -> str:
+    """'trained by 2 processes, then by 1 process'; '' where nothing was trained or it is not known by how many."""
+    counts = groupby(epoch.processes for epoch in report.history if epoch.processes is not None)
+    said = ", then ".join(f"by {n} process{'' if n == 1 else 'es'}" for n, _ in counts)
+    return f"trained {said}" if said else ""
 
 
 def utc_minute(created: str) -> str:

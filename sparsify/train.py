@@ -229,6 +229,7 @@ def _epoch(run: _Run, seed: int, epoch: int, before: Moment) -> Moment:
         threshold=threshold,
         due=goal[0] if goal else None,
         reached=goal[1] if goal else None,
+        processes=run.accelerator.num_processes,
         seconds=ended - started,
     )
     remaining = tuple(run.hooks.remaining().items()) if run.hooks else ()

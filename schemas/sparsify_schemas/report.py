@@ -183,6 +183,8 @@ class Epoch(Spec):
     """strength auto: the part of the goal that should have been reached by the end of this epoch"""
     reached: float | None = None
     """strength auto: the part of the goal that what is dead comes to"""
+    processes: int | None = None
+    """that trained together; null in reports of before it was written"""
     seconds: float
 
 

@@ -7,7 +7,7 @@ from sparsify.compared import baseline_ms
 from sparsify.figures import accuracy, brief, count, known, milliseconds, plain, plural, points, share, signed, size, times, tiny
 from sparsify.page.markup import NOTHING, Html, joined, tag, text
 from sparsify.page.plots import Mark, Series, bar, lines, scatter
-from sparsify.report import limit_name, shown_limit, utc_minute, verdict_words
+from sparsify.report import limit_name, shown_limit, trained_by, utc_minute, verdict_words
 from sparsify.searching import best
 from sparsify.timings import overloaded
 from sparsify_schemas.report import Epoch, Latency, LayerRow, Report, Side
@@ -30,7 +30,8 @@ _STEPS = 40
 def top(report: Report, sentence: str) -> Html:
     """Title, tiles that are read at a glance, and the same in one sentence."""
     machine = report.environment
-    made = f"{utc_minute(report.created)}, {machine.processor}, {plural(machine.cores, 'core')}, seed {report.seed}"
+    on = (machine.processor, plural(machine.cores, "core"), *filter(None, [trained_by(report)]))
+    made = f"{utc_minute(report.created)}, {', '.join(on)}, seed {report.seed}"
     return tag("header", tag("p.made", made), tag("h1", report.title), tag("div.tiles", *_tiles(report)), tag("p.headline", sentence))
 
 

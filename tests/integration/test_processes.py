@@ -132,6 +132,7 @@ def test_two_processes_make_one_run(recipe: str) -> None:
     assert "saved in two/two-1" in two[0][2] and two[1][1:] == ("", ""), "the first process speaks for all"
     assert [p.name for p in Path("two").iterdir()] == ["two-1"]
     same_end(Path("two/two-1"), Path("one/two-1"))
+    assert [{epoch.processes for epoch in checked(Path(f"{name}/two-1")).history} for name in ("two", "one")] == [{2}, {1}]
     assert ("DTensor" in Path("seen-1").read_text()) == (recipe == "sharded.json")
     log = [json.loads(line)["event"] for line in (Path("two/two-1") / files.LOG).read_text().splitlines()]
     assert log.count("EpochDone") == {"recipe.json": 3, "gradual.json": 4, "sharded.json": 6}[recipe]

@@ -72,6 +72,7 @@ def test_every_figure_and_note_of_the_report_is_on_the_page() -> None:
     shown = Page(to_html(report())).text.splitlines()
     missing = [text for text in texts(report()) if clean(text).removeprefix("- ") not in shown]
     assert missing == []
+    assert any(line.endswith("x86_64 with AVX2, 2 cores, trained by 2 processes, seed 0") for line in shown)
 
 
 def test_the_recipe_stands_there_to_the_letter() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sparsify.errors import RunError
-from sparsify.report import headline, history, read, tables, to_markdown
+from sparsify.report import headline, history, provenance, read, tables, to_markdown
 from sparsify.timings import latency_table
 from sparsify_schemas.report import Baseline, Latency, Limit, Report
 
@@ -178,3 +178,13 @@ def test_a_damaged_report_is_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(RunError, match="damaged, not a report") as caught:
         read(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_it_says_by_how_many_processes_it_was_trained() -> None:
+    def said(*processes: int | None) -> str:
+        epochs = tuple(epoch.model_copy(update={"processes": n}) for epoch, n in zip(report().history, processes, strict=False))
+        return dict(provenance(report(history=epochs)).rows)["machine"].removeprefix("x86_64 with AVX2, 2 cores, Linux")
+
+    assert said(2, 2, 1, 1) == "; trained by 2 processes, then by 1 process"
+    assert said() == said(None, None) == "", "nothing was trained, or the report is an old one"
+    assert said(None, 4) == "; trained by 4 processes", "gone on with by a newer version"

@@ -26,7 +26,7 @@ RETURNS = 64
 EVENLY = 4096
 """steps in which a share common to all groups is sought"""
 
-BY_MACS = 128
+BY_MACS = 512
 """steps by which a share of the MACs is lowered: widths that happen to be fast make it no falling line"""
 
 BY_PRICE = float("inf")
@@ -194,8 +194,9 @@ def choose_by_macs(
         now = costs.of({name: range(widths[name] - len(kept)) for name, kept in chosen(removed).items()})
         return all(now[what] <= limit for what, limit in allowed.items())
 
-    last = BY_MACS - 1
-    return chosen(next((removed for removed in range(last) if fits(removed)), last))
+    last, few = BY_MACS - 1, BY_MACS // 64
+    first = next((removed for removed in range(0, last, few) if fits(removed)), last)
+    return chosen(next((removed for removed in range(max(0, first - few + 1), first) if fits(removed)), first))
 
 
 def _allowed(plan: Plan, costs: Costs, part: float, aim: float) -> dict[str, float]:

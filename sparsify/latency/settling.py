@@ -65,7 +65,7 @@ def settled(
     listener: Listener = silence,
     chooser: Chooser = choose,
 ) -> Keep:
-    """Coupled group -> units that stay, such that every latency budget holds as measured, by at most a tenth too much.
+    """Coupled group -> units that stay, such that every latency budget holds as measured, 94 % of it used.
 
     Where no choice of six comes so near, the slowest that holds; where none holds, the fastest. Targets that are not here
     are taken at their clock's word.

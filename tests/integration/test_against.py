@@ -14,12 +14,16 @@ from sparsify.data import load_data
 from sparsify.errors import RecipeError, RunError
 from sparsify.events import EpochDone, Event, StageStarted
 from sparsify.folder import sha256
+from sparsify.latency.reading import read as read_layers
+from sparsify.latency.tables import write
 from sparsify.models import digits_cnn
 from sparsify.report import tables
 from sparsify.run import apply, preview
 from sparsify.train import evaluate
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.recipe import Recipe
+from sparsify_schemas.table import Machine, Steps, Table
+from sparsify_schemas.target import Cpu
 from sparsify_schemas.units import Share
 
 SGD = {"kind": "sgd", "lr": 0.05, "momentum": 0.9}
@@ -165,6 +169,30 @@ def test_under_other_budgets_too(budget: dict[str, Any]) -> None:
         assert report.cut.peak_memory and own.side.peak_memory and 0.9 * report.cut.peak_memory < own.side.peak_memory <= report.cut.peak_memory
 
 
+def test_by_macs_comes_to_the_same_time_with_widths_as_they_fall(tmp_path: Path) -> None:
+    """On a machine of which a table says that widths pay in steps of eight."""
+    model = digits_cnn()
+    works, _ = read_layers(model, (torch.randn(2, 1, 8, 8),), 1)
+    layers: dict[str, tuple[tuple[int, int, float], ...]] = {}
+    for w in works:
+        widths = {(i, o) for i in {w.inputs, *range(8, w.inputs, 8)} for o in {w.outputs, *range(8, w.outputs, 8)}}
+        layers[w.key] = tuple((i, o, i * o / 1e4) for i, o in sorted(widths))
+    steps = Steps(convolution=8, inputs=1, linear=1)
+    machine = Machine(processor="Cortex-A78", vectors="NEON", system="Linux aarch64", runtime="tflite 2.20")
+    write(Table(machine=machine, target=Cpu(kind="cpu"), steps=steps, layers=layers), tmp_path / "phone.json")
+    targets = {"phone": {"kind": "cpu", "table": "phone.json"}}
+    asked = {**SHORT, "targets": targets, "budget": {"latency": {"phone": "60%"}}, "baselines": ["by_macs", "magnitude"]}
+    run = apply(asked, weights(), timing=0.05)
+    kept = {n: [w.kept for w in read_cuts(run / n)[0].widths if w.group.startswith("conv")] for n in (".", "baselines/by_macs", "baselines/magnitude")}
+    assert all(width % 8 == 0 for width in kept["."] + kept["baselines/magnitude"])
+    assert any(width % 8 for width in kept["baselines/by_macs"])
+    report = checked(run)
+    by_macs = next(b for b in report.baselines if b.kind == "by_macs")
+    assert by_macs.side.macs < report.cut.macs, "the same time with fewer MACs, as widths between two steps gain nothing"
+    (own,) = by_macs.latency
+    assert own.predicted_cut_ms is not None and 0.9 < own.predicted_cut_ms / (0.6 * own.predicted_dense_ms) <= 1  # type: ignore[operator]
+
+
 def test_a_damaged_cost_says_so() -> None:
     def stop(event: Event) -> None:
         if isinstance(event, StageStarted) and event.name == "random: finetune":
@@ -214,11 +242,12 @@ def test_which_stages_are_theirs() -> None:
     ("changes", "message"),
     [
         ({"baselines": ["random", "random"]}, "baselines: 'random' stands there twice; leave one out"),
-        ({"baselines": ["uniform"]}, "baselines.0: expected one of uniform_width, random, magnitude, found the text 'uniform'; did you mean 'uniform_width'?"),
+        ({"baselines": ["uniform"]}, "baselines.0: expected one of uniform_width, random, magnitude, by_macs, found the text 'uniform'; did you mean 'uniform_width'?"),
         (
             {"rules": [{"layers": "conv*", "group": "weight", "sparsity": "50%"}]},
             "baselines: baselines remove whole units, and no rule has a group of those (filter, channel, neuron, head, hidden, depth); leave 'baselines' out",
         ),
+        ({"baselines": ["by_macs"]}, "baselines: 'by_macs' is what a latency budget is compared with; write budget.latency, or leave it out"),
         ({"rules": [{"layers": "conv*", "group": "depth"}]}, "baselines: 'uniform_width' narrows layers, and group 'depth' has no widths; leave it out"),
     ],
 )

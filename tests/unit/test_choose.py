@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsify.choose import choose, choose_evenly, least, share_of
+from sparsify.choose import choose, choose_by_macs, choose_evenly, least, share_of
 from sparsify.costs import Costs, limits
 from sparsify.plan import Assignment, Coupled, Layer, ModelMap, Plan, Slice, Span, Tensor
 from sparsify_schemas.recipe import Recipe
@@ -61,6 +61,20 @@ def test_evenly_is_the_same_share_of_every_group_and_the_smallest_that_holds() -
 
     assert left(0) <= 0.3 * costs.dense["macs"] < left(2)
     assert min(scores["l1"][u] for u in found["l1"]) == 128 - len(found["l1"]), "the smallest went"
+
+
+def test_by_macs_is_the_choice_of_a_budget_of_macs_and_the_least_that_every_budget_allows() -> None:
+    map = chain(16, 64, 128, 32, 10)
+    scores = {c.name: [float((7 * u) % c.width) for u in range(c.width)] for c in map.coupled}
+    costs = Costs(map)
+
+    def macs(found: dict[str, list[int]]) -> float:
+        return costs.of({n: range(map.by_name[n].width - len(units)) for n, units in found.items()})["macs"] / map.macs
+
+    other = choose_by_macs(plan(map, {}, params="40%"), scores, {})
+    assert other == choose(plan(map, {}, macs=f"{100 * (macs(other) + 1e-9)!r}%"), scores, {})
+    assert macs(other) <= 0.4 < macs(choose(plan(map, {}, macs="41%"), scores, {})), "of this chain parameters are MACs"
+    assert macs(other) > 0.4 - 1 / 256
 
 
 def test_evenly_keeps_floors_and_multiples() -> None:

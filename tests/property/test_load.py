@@ -34,8 +34,9 @@ positive = st.integers(1, LARGEST)
 numbers = st.floats(0, 1e300, allow_nan=False)
 above_zero = st.floats(1e-300, 1e300)
 below_one = st.floats(0, 1, exclude_max=True)
-fractions = st.floats(0, 1e6)
+amounts = st.floats(0, 1e6, exclude_min=True)
 shares = st.builds(Share, st.floats(0, 100), st.just("%"))
+left = shares.filter(lambda share: share.value > 0)
 durations = st.builds(Duration, st.floats(1e-6, 1e6), st.sampled_from(Duration.UNITS))
 ends = st.builds(Duration, st.floats(2e6, 3e6), st.sampled_from(Duration.UNITS))
 
@@ -157,9 +158,9 @@ recipes = st.builds(
     targets=st.dictionaries(texts, st.builds(Cpu, kind=st.just("cpu"), threads=st.integers(1, 1024), batch=positive, table=st.none() | texts) | st.builds(Cuda, kind=st.just("cuda"), dtype=st.sampled_from(["float32", "bf16"])), max_size=2),
     budget=st.builds(
         Budget,
-        macs=st.none() | shares | st.builds(Amount, fractions, st.sampled_from(Amount.UNITS)),
-        params=st.none() | shares,
-        bytes=st.none() | st.builds(Size, fractions, st.sampled_from(Size.UNITS)),
+        macs=st.none() | left | st.builds(Amount, amounts, st.sampled_from(Amount.UNITS)),
+        params=st.none() | left,
+        bytes=st.none() | st.builds(Size, amounts, st.sampled_from(Size.UNITS)),
     ),
     rules=st.lists(rules, min_size=1, max_size=3).map(tuple),
     stages=stages,

@@ -3,7 +3,7 @@
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,9 +20,11 @@ from sparsify.folder import read_recipe
 from sparsify.graph import Inputs
 from sparsify.measure import check_target, with_batch
 from sparsify.measure.contesting import contested, pinned
+from sparsify.measure.onnxfile import Entry, entries, read_onnx
 from sparsify.measure.portable import quiet, reason
 from sparsify.measure.refilling import Pattern
 from sparsify.measure.running import Call, arrays, pattern_of, prepared, prepared_onnx, threads
+from sparsify.modelfile.contents import check_entries
 from sparsify_schemas.target import Cpu, Target
 
 _ONNX_RUNTIMES = ("onnxruntime", "openvino")
@@ -39,6 +41,15 @@ class Subject:
     """examples; None where an ONNX file leaves more open than the batch"""
     targets: Mapping[str, Target]
     """on which it is timed when nobody says otherwise"""
+    taken: tuple[Entry, ...]
+    """its inputs, in its order"""
+    batch: int | None = None
+    """the one batch that it takes; None for any"""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its inputs; () where they are told apart by their order."""
+        return tuple(entry.name for entry in self.taken if entry.name)
 
 
 def subjects(paths: Sequence[Path]) -> tuple[Subject, ...]:
@@ -49,7 +60,7 @@ def subjects(paths: Sequence[Path]) -> tuple[Subject, ...]:
         raise SparsifyError(f"{paths[0]} is one model; name a second run, .pt2 or .onnx to time it against")
     else:
         cut = _run(paths[0])
-        found = (Subject("dense", load_dense(paths[0]), cut.inputs, cut.targets), Subject("cut", cut.made, cut.inputs, cut.targets))
+        found = (replace(cut, name="dense", made=load_dense(paths[0])), replace(cut, name="cut"))
     for other in found[1:]:
         _check_alike(found[0], other)
     return found
@@ -60,13 +71,19 @@ def versus(a: Subject, b: Subject, target: str, spec: Target, seconds: float) ->
     check_target(target, spec)
     if spec.table is not None:
         raise SparsifyError(f"target '{target}' is a machine described by {spec.table}, so nothing can be timed on it here; choose another with --on")
+    for subject in (a, b):
+        if subject.batch not in (None, spec.batch):
+            raise SparsifyError(
+                f"{subject.name} takes a batch of {subject.batch} and no other, and target '{target}' asks for {spec.batch}; "
+                f"export the model for any batch, or name a target of batch {subject.batch} with --on"
+            )
     inputs = next((s.inputs for s in (a, b) if s.inputs is not None), None)
     if inputs is None:
         raise SparsifyError(f"{a.name} and {b.name} leave the sizes of their inputs open; time them against a run or a .pt2")
     with pinned(spec), threads(spec), torch.inference_mode(), torch.random.fork_rng(devices=[]):
         a, b = (_translated(subject, target, spec) for subject in (a, b))
-        like = pattern_of(a.made, inputs, spec) if isinstance(a.made, nn.Module) else None
-        calls = [_ready(subject, with_batch(inputs, spec.batch), target, spec, like) for subject in (a, a, b)]
+        like = pattern_of(a.made, _given(a, inputs), spec) if isinstance(a.made, nn.Module) else None
+        calls = [_ready(subject, _given(subject, with_batch(inputs, spec.batch)), target, spec, like) for subject in (a, a, b)]
         return contested((a.name, b.name), calls, target, spec, seconds)
 
 
@@ -92,27 +109,33 @@ def _run(path: Path) -> Subject:
     else:
         datasets = load_data(recipe.data, recipe.seed) if recipe.inputs is None and recipe.data is not None else None
         inputs = example_inputs(recipe, datasets)
-    return Subject(str(path), load_run(path), inputs, recipe.targets or assess.default_targets())
+    return Subject(str(path), load_run(path), inputs, recipe.targets or assess.default_targets(), _taken(inputs))
 
 
 def _onnx(path: Path) -> Subject:
     targets = {"onnxruntime": Cpu(kind="cpu", runtime="onnxruntime")}
     check_target("onnxruntime", targets["onnxruntime"])
-    import onnx
+    file = read_onnx(path)
+    taken = entries(file)
+    if not taken:
+        raise ModelError(f"{path} takes no inputs, so there is nothing to time")
+    odd = next((entry.name for entry in taken if entry.dtype is None), None)
+    if odd is not None:
+        raise ModelError(f"{path} takes '{odd}', which is no tensor of numbers that numpy has, so no input can be drawn to time it on")
+    batch = next((entry.sizes[0] for entry in taken if entry.sizes), None)
+    return Subject(str(path), file, _drawn(taken), targets, taken, batch if isinstance(batch, int) else None)
 
-    file = path.read_bytes()
-    try:
-        graph = onnx.ModelProto.FromString(file).graph
-        stored = {entry.name for entry in graph.initializer}
-        taken = [(entry.name, entry.type.tensor_type) for entry in graph.input if entry.name not in stored]
-        onnx.checker.check_model(file)
-        kinds = [str(torch.from_numpy(onnx.helper.tensor_dtype_to_np_dtype(t.elem_type).type(0).reshape(1)).dtype)[6:] for _, t in taken]
-    except Exception as error:
-        raise ModelError(f"{path} cannot be read as an ONNX file: {first_line(error)}") from None
-    shapes = [tuple(2 if at == 0 and not d.dim_value else d.dim_value for at, d in enumerate(t.shape.dim)) for _, t in taken]
-    known = bool(shapes) and all(size > 0 for shape in shapes for size in shape)
-    inputs = inputs_like([(None, shape, kind) for shape, kind in zip(shapes, kinds, strict=True)]) if known else None
-    return Subject(str(path), file, inputs, targets)
+
+def _drawn(taken: Sequence[Entry]) -> Inputs | None:
+    """Random inputs, two where a batch is open; None where more than that is open."""
+    recorded = []
+    for entry in taken:
+        sizes = (2, *entry.sizes[1:]) if entry.sizes and isinstance(entry.sizes[0], str) else entry.sizes
+        shape = tuple(size for size in sizes if isinstance(size, int))
+        if len(shape) < len(sizes):
+            return None
+        recorded.append((entry.name, shape, entry.dtype or ""))
+    return inputs_like(recorded)
 
 
 def _program(path: Path) -> Subject:
@@ -128,12 +151,27 @@ def _program(path: Path) -> Subject:
     inputs: Inputs = dict(kwargs) if kwargs else tuple(args)
     if not inputs or not all(isinstance(x, Tensor) for x in (inputs.values() if isinstance(inputs, Mapping) else inputs)):
         raise ModelError(f"{path} was exported without example inputs that are tensors, so it cannot be called")
-    return Subject(str(path), program, inputs, assess.default_targets())
+    return Subject(str(path), program, inputs, assess.default_targets(), _taken(inputs), _batch(program))
+
+
+def _taken(inputs: Inputs) -> tuple[Entry, ...]:
+    named = inputs.items() if isinstance(inputs, Mapping) else (("", x) for x in inputs)
+    return tuple(Entry(name, tuple(x.shape), str(x.dtype)[6:]) for name, x in named)
+
+
+def _batch(program: torch.export.ExportedProgram) -> int | None:
+    """The length that the first dimension of the first input has as it was followed; None where any will do."""
+    own = program.graph_signature.user_inputs
+    shapes = (node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.name in own and isinstance(node.meta.get("val"), Tensor))
+    size = next((shape[0] for shape in shapes if len(shape)), None)
+    return size if isinstance(size, int) else None
 
 
 def _check_plain(path: Path) -> None:
     """Refuse what torch.export.load would unpickle, or load as native code: weights and constants are raw, inputs are tensors."""
     with zipfile.ZipFile(path) as archive:
+        if not any(name.partition("/")[2].startswith("models/") for name in archive.namelist()):
+            raise ModelError(f"{path} is no torch.export program, as it holds no model; torch.export.save makes one")
         for name in archive.namelist():
             part = name.partition("/")[2]
             if part.startswith("data/sample_inputs/"):
@@ -144,23 +182,37 @@ def _check_plain(path: Path) -> None:
                     raise ModelError(f"{path} holds '{pickled[0]}' as a pickle, which could execute code when it is read; export the model anew")
             elif not part.startswith(("data/weights/weight_", "data/constants/tensor_", "models/", ".data/")) and part not in _PLAIN:
                 raise ModelError(f"{path} holds {part}, which could execute code when it is read; export the model anew, without it")
+        check_entries(archive)
 
 
 _PLAIN = ("archive_format", "archive_version", "byteorder", "version")
 
 
 def _check_alike(a: Subject, b: Subject) -> None:
-    """Both must take the same inputs, whatever their batch."""
-    if a.inputs is None or b.inputs is None:
-        return
-    first, second = (", ".join(_shapes(s.inputs)) for s in (a, b) if s.inputs is not None)
-    if first != second:
+    """Both must take the same inputs, whatever their batch; what one leaves open fits everything."""
+    by_name = {entry.name: entry for entry in b.taken}
+    ordered = tuple(by_name[name] for name in a.names) if set(a.names) == set(by_name) else b.taken
+    if len(a.taken) != len(ordered) or not all(map(_alike, a.taken, ordered)):
+        first, second = (", ".join(map(_shown, taken)) for taken in (a.taken, ordered))
         raise SparsifyError(f"{b.name} takes {second}, and {a.name} takes {first}, so the two cannot be compared")
 
 
-def _shapes(inputs: Inputs) -> Iterator[str]:
-    for x in inputs.values() if isinstance(inputs, Mapping) else inputs:
-        yield f"{'x'.join(map(str, x.shape[1:])) or 'one number'} of {str(x.dtype)[6:]}"
+def _alike(a: Entry, b: Entry) -> bool:
+    sizes = zip(a.sizes[1:], b.sizes[1:], strict=False)
+    return a.dtype == b.dtype and len(a.sizes) == len(b.sizes) and all(x == y or isinstance(x, str) or isinstance(y, str) for x, y in sizes)
+
+
+def _shown(entry: Entry) -> str:
+    """'3x32x32 of float32', without the batch."""
+    return f"{'x'.join(str(size) or '?' for size in entry.sizes[1:]) or 'one number'} of {entry.dtype}"
+
+
+def _given(subject: Subject, inputs: Inputs) -> Inputs:
+    """The inputs as the subject takes them: by the same names where it has these, else in order."""
+    if isinstance(inputs, Mapping) and set(inputs) == set(subject.names):
+        return {name: inputs[name] for name in subject.names}
+    values = tuple(inputs.values() if isinstance(inputs, Mapping) else inputs)
+    return dict(zip(subject.names, values, strict=True)) if len(values) == len(subject.names) else values
 
 
 def _translated(subject: Subject, target: str, spec: Target) -> Subject:
@@ -178,12 +230,13 @@ def _translated(subject: Subject, target: str, spec: Target) -> Subject:
 
 def _ready(subject: Subject, inputs: Inputs, target: str, spec: Target, like: Pattern | None) -> Call:
     try:
-        call = _call(subject, inputs, target, spec, like)
-        call()
+        with quiet():
+            call = _call(subject, inputs, target, spec, like)
+            call()
     except SparsifyError:
         raise
     except Exception as error:
-        raise ModelError(f"{subject.name} cannot be run on target '{target}' with batch {spec.batch}: {first_line(error)}") from error
+        raise ModelError(f"{subject.name} cannot be run on target '{target}' with batch {spec.batch}: {reason(error)}") from error
     return call
 
 

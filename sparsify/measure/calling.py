@@ -39,8 +39,9 @@ def detached(inputs: Inputs) -> Inputs:
 
 
 def first(inputs: Inputs) -> Tensor:
-    """The tensor whose leading dimension is the batch."""
-    return next(iter(inputs.values() if isinstance(inputs, Mapping) else inputs))
+    """The tensor whose leading dimension is the batch: the first that has dimensions, where any has."""
+    given = list(inputs.values() if isinstance(inputs, Mapping) else inputs)
+    return next((x for x in given if x.ndim), given[0])
 
 
 def shown(inputs: Inputs) -> str:

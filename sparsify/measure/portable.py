@@ -74,8 +74,8 @@ def onnx_program(model: nn.Module, traced: Inputs, other: Inputs, *, optimize: b
 
 
 def reason(error: Exception) -> str:
-    """The first two of the many lines that torch says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The first two of the many lines that torch says, or OpenVINO after the place in its own code."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from ")]
     return f"{type(error).__name__}: {' '.join(lines[:2])}"[:400]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from sparsify.errors import ModelError
+from sparsify.measure.onnxfile import entries, in_integers
 from sparsify.measure.portable import quiet
 
 
@@ -16,12 +17,14 @@ def quantised(file: bytes, batches: Iterable[Sequence[NDArray[Any]]]) -> bytes:
     """Weights in int8 by output channel, activations in uint8, which x86 multiplies faster, by the range that they have in `batches`.
 
     Quantisation stands in the file as pairs of nodes around what is computed in integers, as ONNX Runtime and OpenVINO read it.
-    Raises ModelError.
+    A file that is in integers already stays as it is. Raises ModelError.
     """
     import onnx
     from onnxruntime import quantization
 
-    names = [entry.name for entry in onnx.ModelProto.FromString(file).graph.input]
+    if in_integers(onnx.ModelProto.FromString(file)):
+        return file
+    names = [entry.name for entry in entries(file)]
 
     class Batches(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sparsify.measure.calling import Inputs, call, copied, first
+from sparsify.measure.onnxfile import entries
 from sparsify.measure.quantising import quantised
 from sparsify.measure.refilling import OPEN, Pattern, filled, pattern
 from sparsify_schemas.target import Cpu, Cuda, Target
@@ -92,10 +93,10 @@ def threads(target: Target) -> Iterator[None]:
 
 def with_batch(inputs: Inputs, batch: int) -> Inputs:
     """Tensors that share the first one's leading dimension get `batch` examples, in turn; the others are no batches."""
-    size = first(inputs).shape[0]
+    size = first(inputs).shape[:1]
 
     def fit(x: Tensor) -> Tensor:
-        return x.cpu()[torch.arange(batch) % size] if x.ndim and x.shape[0] == size else x.cpu()
+        return x.cpu()[torch.arange(batch) % size[0]] if x.ndim and x.shape[:1] == size else x.cpu()
 
     return {k: fit(v) for k, v in inputs.items()} if isinstance(inputs, Mapping) else tuple(fit(v) for v in inputs)
 
@@ -142,8 +143,8 @@ def _in_onnxruntime(file: bytes, inputs: Sequence[Array], target: Cpu) -> Call:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = target.threads, 1
     options.log_severity_level = 4  # what goes wrong is in the exception
-    for name in _symbols(file):
-        options.add_free_dimension_override_by_name(name, len(inputs[0]))
+    for symbol, length in _open(file, inputs).items():
+        options.add_free_dimension_override_by_name(symbol, length)
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     fed = dict(zip((entry.name for entry in session.get_inputs()), inputs, strict=True))
     return lambda: session.run(None, fed)
@@ -159,14 +160,12 @@ def _in_openvino(file: bytes, inputs: Sequence[Array], target: Cpu) -> Call:
     settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": target.threads, "NUM_STREAMS": 1}
     request = core.compile_model(model, "CPU", settings).create_infer_request()
     for at, x in enumerate(inputs):
-        request.set_input_tensor(at, openvino.Tensor(np.ascontiguousarray(x)))
+        request.set_input_tensor(at, openvino.Tensor(np.ascontiguousarray(x).reshape(x.shape)))  # of a single number it makes a row
     run: Call = request.infer
     return run
 
 
-def _symbols(file: bytes) -> set[str]:
-    """Names of the dimensions of the inputs that have no length yet: the batch."""
-    import onnx
-
-    graph = onnx.ModelProto.FromString(file).graph
-    return {d.dim_param for entry in graph.input for d in entry.type.tensor_type.shape.dim if d.dim_param}
+def _open(file: bytes, inputs: Sequence[Array]) -> dict[str, int]:
+    """The length that the inputs give to each dimension which the file leaves open."""
+    pairs = ((size, length) for entry, x in zip(entries(file), inputs, strict=True) for size, length in zip(entry.sizes, x.shape, strict=False))
+    return {size: length for size, length in pairs if isinstance(size, str) and size}

@@ -83,6 +83,11 @@ def test_without_data_ranges_are_of_random_inputs(parts: Parts) -> None:
     assert found.examples == 0 and found.forms[2].validation_accuracy is None
 
 
+def test_what_is_in_integers_stays_as_it_is(parts: Parts) -> None:
+    _, file = own.integers(Doubling(), Doubling(), (torch.randn(4, 1),), None, {}, 0.05, 0, parts)
+    assert quantised(file, []) == file
+
+
 def test_a_file_that_is_no_onnx_is_refused() -> None:
     with pytest.raises(ModelError, match="ONNX Runtime cannot quantise the model: "):
         quantised(b"", [])

@@ -7,8 +7,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
+from onnx import helper
 from torch import nn
 
 import sparsify
@@ -91,7 +93,138 @@ def test_artefacts_with_other_inputs_are_not_compared() -> None:
 def test_a_fixed_batch_is_said_to_be_the_trouble() -> None:
     program = torch.export.export(digits_cnn().eval(), (torch.rand(2, 1, 8, 8),))
     torch.export.save(program, "two.pt2")
-    assert complaint("run", "two.pt2", on="eager").startswith("two.pt2 cannot be run on target 'eager' with batch 1: ")
+    assert complaint("run", "two.pt2", on="eager") == (
+        "two.pt2 takes a batch of 2 and no other, and target 'eager' asks for 1; export the model for any batch, or name a target of batch 2 with --on"
+    )
+    a, b = subjects([Path("run"), Path("two.pt2")])
+    assert versus(a, b, "two", Cpu(kind="cpu", batch=2), 0.05).b_ms > 0
+
+
+FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+Given = tuple[str, int, list[int | str] | None]
+
+
+def onnx_file(name: str, *given: Given, op: str = "Identity", domain: str = "") -> None:
+    """An ONNX file of one operator for each input: (name, type, sizes)."""
+    entries = [helper.make_tensor_value_info(*entry) for entry in given]
+    results = [helper.make_tensor_value_info(f"{name}_out", *rest) for name, *rest in given] or [helper.make_tensor_value_info("c", FLOAT, [1])]
+    nodes = [helper.make_node(op, [name], [f"{name}_out"], domain=domain) for name, *_ in given] or [helper.make_node("Constant", [], ["c"], value_floats=[1.0])]
+    opsets = [helper.make_opsetid("", 18), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", entries, results), opset_imports=opsets, ir_version=9), name)
+
+
+def timed(*names: str, on: str = "onnxruntime") -> Contest:
+    a, b = subjects([Path(n) for n in names])
+    return versus(a, b, on, presets()[on], 0.05)
+
+
+def test_weights_beside_an_onnx_file_are_read(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx.save(onnx.load("cut.onnx"), "beside.onnx", save_as_external_data=True, location="beside.data", size_threshold=0)
+    monkeypatch.chdir(tmp_path)  # they lie beside the file, not where one stands
+    assert timed(str(made / "cut.onnx"), str(made / "beside.onnx")).b_ms > 0
+    (made / "beside.data").unlink()
+    assert complaint(str(made / "cut.onnx"), str(made / "beside.onnx")).startswith(f"{made / 'beside.onnx'} cannot be read as an ONNX file: ")
+
+
+def test_inputs_meet_by_name_else_by_order() -> None:
+    x, y = ("x", FLOAT, ["n", 6]), ("y", FLOAT, ["n", 4])
+    onnx_file("xy.onnx", x, y)
+    onnx_file("yx.onnx", y, x)
+    onnx_file("ab.onnx", ("a", FLOAT, ["n", 6]), ("b", FLOAT, ["n", 4]))
+    assert timed("xy.onnx", "yx.onnx").b_ms > 0
+    assert timed("xy.onnx", "ab.onnx").b_ms > 0
+    assert complaint("yx.onnx", "ab.onnx") == "ab.onnx takes 6 of float32, 4 of float32, and yx.onnx takes 4 of float32, 6 of float32, so the two cannot be compared"
+    assert complaint("run", "xy.onnx") == "xy.onnx takes 6 of float32, 4 of float32, and run takes 1x8x8 of float32, so the two cannot be compared"
+
+
+def test_a_program_that_takes_keywords_meets_one_that_does_not() -> None:
+    x, batch = torch.rand(2, 1, 8, 8), torch.export.Dim("batch")
+    torch.export.save(torch.export.export(digits_cnn().eval(), (), {"x": x}, dynamic_shapes={"x": {0: batch}}), "keyword.pt2")
+    assert timed("cut.pt2", "keyword.pt2", on="eager").b_ms > 0
+    assert timed("keyword.pt2", "cut.pt2", on="eager").b_ms > 0
+
+
+def test_what_one_leaves_open_the_other_says() -> None:
+    onnx_file("open.onnx", ("tokens", INT64, ["n", "length"]))
+    onnx_file("seven.onnx", ("ids", INT64, ["n", 7]))
+    onnx_file("floats.onnx", ("ids", FLOAT, ["n", 7]))
+    onnx_file("flat.onnx", ("x", FLOAT, ["n", "m"]))
+    assert timed("open.onnx", "seven.onnx").b_ms > 0
+    assert timed("open.onnx", "seven.onnx", on="openvino").b_ms > 0
+    assert complaint("open.onnx", "open.onnx") == "open.onnx and open.onnx leave the sizes of their inputs open; time them against a run or a .pt2"
+    assert complaint("open.onnx", "floats.onnx") == "floats.onnx takes 7 of float32, and open.onnx takes length of int64, so the two cannot be compared"
+    assert complaint("cut.onnx", "flat.onnx") == "flat.onnx takes m of float32, and cut.onnx takes 1x8x8 of float32, so the two cannot be compared"
+
+
+def test_a_number_without_dimensions_is_no_batch() -> None:
+    onnx_file("number.onnx", ("factor", FLOAT, []), ("x", FLOAT, ["n", 3]))
+    assert timed("number.onnx", "number.onnx").b_ms > 0
+    assert timed("number.onnx", "number.onnx", on="openvino").b_ms > 0
+
+
+def test_a_fixed_batch_of_an_onnx_file_is_said() -> None:
+    onnx_file("four.onnx", ("x", FLOAT, [4, 1, 8, 8]))
+    assert complaint("run", "four.onnx") == (
+        "four.onnx takes a batch of 4 and no other, and target 'onnxruntime' asks for 1; export the model for any batch, or name a target of batch 4 with --on"
+    )
+    a, b = subjects([Path("run"), Path("four.onnx")])
+    assert versus(a, b, "four", EXPORTED.model_copy(update={"batch": 4}), 0.05).b_ms > 0
+
+
+def test_what_is_in_integers_already_is_timed_as_it_is() -> None:
+    sparsify.export("run", "onnx-int8", "cut.int8.onnx")
+    found = timed("cut.int8.onnx", "cut.onnx", on="onnxruntime-int8")
+    assert 0.2 < found.speedup < 5  # the second is quantised for the target
+    assert timed("cut.onnx", "cut.int8.onnx").b_ms > 0
+
+
+def test_files_that_nothing_can_be_drawn_for() -> None:
+    for name, kind in (("text", onnx.TensorProto.STRING), ("bf16", onnx.TensorProto.BFLOAT16)):
+        onnx_file(f"{name}.onnx", ("x", kind, ["n", 3]))
+        assert complaint("cut.onnx", f"{name}.onnx") == f"{name}.onnx takes 'x', which is no tensor of numbers that numpy has, so no input can be drawn to time it on"
+    onnx_file("nothing.onnx")
+    assert complaint("cut.onnx", "nothing.onnx") == "nothing.onnx takes no inputs, so there is nothing to time"
+    onnx_file("fancy.onnx", ("x", FLOAT, ["n", 1, 8, 8]), op="Fancy", domain="my.own")
+    assert complaint("cut.onnx", "fancy.onnx").startswith("fancy.onnx cannot be run on target 'onnxruntime' with batch 1: ")
+    assert "Fancy" in complaint("cut.onnx", "fancy.onnx")
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_cut_short_renamed_and_damaged_files_are_refused(kind: str) -> None:
+    whole = Path(f"cut.{kind}").read_bytes()
+    middle = len(whole) // 2
+    broken = {"half": whole[:middle], "text": b"hello\nthis is text\n", "empty": b"", "bits": whole[:200] + bytes(60) + whole[260:]}
+    what = {"onnx": "an ONNX file", "pt2": "a torch.export program"}[kind]
+    for name, content in broken.items():
+        Path(f"{name}.{kind}").write_bytes(content)
+        said = complaint("cut.onnx", f"{name}.{kind}")
+        assert said.startswith(f"{name}.{kind} cannot be read as {what}: ") and "\n" not in said
+
+
+def test_a_damaged_weight_of_a_program_is_seen() -> None:
+    """torch.export.load does not look at the checksums."""
+    with zipfile.ZipFile("cut.pt2") as archive:
+        entry = next(e for e in archive.infolist() if "data/weights/weight_" in e.filename)
+        content = bytearray(Path("cut.pt2").read_bytes())
+        at = content.index(archive.read(entry))
+    content[at] ^= 1
+    Path("weight.pt2").write_bytes(content)
+    assert complaint("cut.onnx", "weight.pt2") == f"weight.pt2 cannot be read as a torch.export program: Bad CRC-32 for file '{entry.filename}'"
+
+
+def test_an_archive_without_a_model_is_no_program() -> None:
+    torch.save({"a": torch.zeros(3)}, "state.pt2")
+    assert complaint("cut.onnx", "state.pt2") == "state.pt2 is no torch.export program, as it holds no model; torch.export.save makes one"
+
+
+def test_more_threads_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsify.measure.installed.cores", lambda: 2)
+    a, b = subjects([Path("run"), Path("cut.onnx")])
+    with pytest.raises(SparsifyError) as caught:
+        versus(a, b, "big", EXPORTED.model_copy(update={"threads": 64}), 0.05)
+    assert str(caught.value) == (
+        "target 'big' asks for 64 threads, and this machine has 2 cores; lower 'threads', or give a 'table' measured on the machine it is for"
+    )
 
 
 class Evil:

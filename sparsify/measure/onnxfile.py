@@ -1,0 +1,64 @@
+"""An ONNX file from anywhere: its content, whole, and what it takes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sparsify.errors import ModelError, first_line
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, ValueInfoProto
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One input."""
+
+    name: str
+    sizes: tuple[int | str, ...]
+    """of each dimension; of one that is open its symbol, which may be empty"""
+    dtype: str | None
+    """as torch calls it; None where it is no tensor of numbers that numpy has"""
+
+
+def read_onnx(path: Path) -> bytes:
+    """The file, with the weights that lie in files of their own beside it. Raises ModelError where it is no sound ONNX file."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path))
+        content: bytes = onnx.load(path).SerializeToString()
+    except Exception as error:
+        raise ModelError(f"{path} cannot be read as an ONNX file: {first_line(error)}") from None
+    return content
+
+
+def entries(content: bytes) -> tuple[Entry, ...]:
+    """The inputs in order; weights that are listed among them, as old files do, are left out."""
+    import onnx
+
+    graph = onnx.ModelProto.FromString(content).graph
+    stored = {tensor.name for tensor in graph.initializer}
+    return tuple(_entry(given) for given in graph.input if given.name not in stored)
+
+
+def in_integers(model: "ModelProto") -> bool:
+    """Whether anything in it is quantised."""
+    return any("QuantizeLinear" in node.op_type or node.op_type.startswith("QLinear") or node.op_type.endswith("Integer") for node in model.graph.node)
+
+
+def _entry(given: "ValueInfoProto") -> Entry:
+    tensor = given.type.tensor_type
+    sizes = tuple(dim.dim_value or dim.dim_param for dim in tensor.shape.dim)
+    return Entry(given.name, sizes, _dtype(tensor.elem_type) if given.type.HasField("tensor_type") else None)
+
+
+def _dtype(kind: int) -> str | None:
+    import onnx
+
+    try:
+        return str(torch.from_numpy(onnx.helper.tensor_dtype_to_np_dtype(kind).type(0).reshape(1)).dtype)[6:]
+    except (TypeError, AttributeError, KeyError):  # text, bf16 and smaller, and what is not defined
+        return None

@@ -272,7 +272,7 @@ class TestExplain:
         out = capsys.readouterr().out
         assert all(f"\n  {name} " in out for name in Recipe.model_fields), "each key"
         assert "Besides these keys a file may have extends and vars, which are resolved first." in out
-        assert "\n             penalties. uniform_width:" in out, "what goes on in the next line is indented"
+        assert "\n             trained like it after the cut" in out, "what goes on in the next line is indented"
         assert topics.find("recipe.budget.macs") == topics.find("budget.macs")
 
     def test_commands(self, capsys: pytest.CaptureFixture[str]) -> None:

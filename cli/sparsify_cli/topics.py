@@ -70,6 +70,11 @@ class Topic:
 
 def all_topics() -> dict[str, Topic]:
     """Every topic by its full name, such as `penalty.group_lasso.scope`."""
+    return _language() | {f"command.{name}": _command(name) for name in COMMANDS}
+
+
+def _language() -> dict[str, Topic]:
+    """What can stand in a recipe."""
     whole = f"{_doc(Recipe)}\n\nBesides these keys a file may have {' and '.join(WITHOUT_ENTRY)}, which are resolved first."
     topics = [Topic("recipe", whole, keys=_keys(Recipe)), *_of_entry("", Recipe), *_of_groups(), *(_static(name, text) for name, text in WITHOUT_ENTRY.items())]
     topics.append(_static("units", inspect.getdoc(units) or ""))
@@ -80,12 +85,18 @@ def all_topics() -> dict[str, Topic]:
         for kind, model in members.items():
             full = f"{name}.{kind}"
             topics += [Topic(full, _doc(model), keys=_keys(model)), *_of_entry(full, model)]
-    return {topic.name: topic for topic in (*topics, *_of_commands())}
+    return {topic.name: topic for topic in topics}
 
 
 def find(word: str) -> Topic:
     """The topic of a word, a dotted path or its end; raises SparsifyError with what was probably meant."""
-    topics = all_topics()
+    topics = _language() | {f"command.{name}": Topic(f"command.{name}", line) for name, (_, line) in COMMANDS.items()}
+    found = _found(word, topics)
+    kind, _, name = found.name.partition(".")
+    return _command(name) if kind == "command" else found
+
+
+def _found(word: str, topics: dict[str, Topic]) -> Topic:
     name = word if word in topics else _normal(word)
     if name in topics:
         return topics[name]
@@ -158,11 +169,10 @@ def _of_groups() -> Iterator[Topic]:
         yield _static(f"group.{kind}", f"{meaning}\n\nAlso written {', '.join(also)}." if also else meaning)
 
 
-def _of_commands() -> Iterator[Topic]:
-    """What each command says of itself; its options are for `--help`."""
-    for name, (module, _) in COMMANDS.items():
-        said = inspect.getdoc(import_module(module).command) or ""
-        yield _static(f"command.{name}", f"{said}\n\n`sparsify {name} --help` lists its options.")
+def _command(name: str) -> Topic:
+    """What a command says of itself, for which it is imported; its options are for `--help`."""
+    said = inspect.getdoc(import_module(COMMANDS[name][0]).command) or ""
+    return _static(f"command.{name}", f"{said}\n\n`sparsify {name} --help` lists its options.")
 
 
 def _static(name: str, text: str) -> Topic:

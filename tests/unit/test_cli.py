@@ -21,7 +21,7 @@ from sparsify.models import digits_cnn
 from sparsify_cli import render
 from sparsify_cli.app import exit_code
 from sparsify_cli.progress import drawing
-from sparsify_schemas.report import Report
+from sparsify_schemas.report import Baseline, Report
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECIPE = {
@@ -245,6 +245,28 @@ def test_a_speed_up_whose_interval_holds_one_is_no_difference(call) -> None:
     server = Report.model_validate_json((GOLDEN / "lenet5.report.json").read_bytes()).latency[1]
     make_run("lenet-1", title="LeNet", latency=(server,))
     assert call("runs")[1].splitlines()[2].endswith("97.50 %  no difference  LeNet")
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_line_a_model(call) -> None:
+    golden = Report.model_validate_json((GOLDEN / "lenet5.report.json").read_bytes())
+    for seed, reached, other in ((0, 0.97, 0.95), (1, 0.98, 0.97), (2, 0.96, 0.94)):
+        cut = golden.cut.model_copy(update={"test_accuracy": reached})
+        rival = Baseline(kind="magnitude", side=golden.cut.model_copy(update={"test_accuracy": other}), latency=golden.latency[:1], verdict=golden.verdict)
+        make_run(f"lenet-{seed}", seed=seed, title="LeNet", cut=cut, baselines=(rival,))
+    make_run("other-1", title="Other")
+    recipe = yaml.safe_load(Path("runs/other-1/recipe.yaml").read_text())
+    Path("runs/other-1/recipe.yaml").write_text(yaml.safe_dump({**recipe, "budget": {"macs": "41%"}}))
+    make_run("broken-1").joinpath("report.json").unlink()
+    code, out, _ = call("runs", "--seeds", "--json")
+    rows = {(r["title"], r["model"]): r for r in json.loads(out)}
+    assert code == 0 and set(rows) == {("LeNet", "dense"), ("LeNet", "cut"), ("LeNet", "magnitude"), ("Other", "dense"), ("Other", "cut")}
+    assert rows["LeNet", "cut"]["seeds"] == [0, 1, 2] and rows["LeNet", "cut"]["accuracy"] == {"mean": pytest.approx(0.97), "deviation": pytest.approx(0.01)}
+    behind = rows["LeNet", "magnitude"]["behind"]
+    assert behind == {"mean": pytest.approx((0.02 + 0.01 + 0.02) / 3), "deviation": pytest.approx(0.01 / 3**0.5)}, "seed by seed"
+    assert rows["Other", "cut"]["accuracy"]["deviation"] is None
+    table = call("runs", "--seeds")[1]
+    assert "97.00 % ± 1.00" in table and "+1.67 pp ± 0.58" in table and "mean ± standard deviation" in table
+    assert call("runs", Path("runs").parent / "runs/lenet-0", "--seeds")[1] == "No complete runs in runs/lenet-0.\n"
 
 
 def test_no_runs_and_no_folder(call, tmp_path: Path) -> None:

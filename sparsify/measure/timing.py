@@ -12,6 +12,7 @@ from torch import nn
 
 from sparsify.errors import ModelError, TargetError
 from sparsify.measure.calling import Inputs, in_eval
+from sparsify.measure.heap import heap_kept
 from sparsify.measure.installed import check_target
 from sparsify.measure.machine import load_average
 from sparsify.measure.running import Call, pattern_of, prepared, threads
@@ -88,7 +89,7 @@ def interleaved(calls: Sequence[Call], seconds: float, rng: np.random.Generator,
     before it is timed: what the others left in the caches would count against it. What is fast is called several times
     per measurement. now: what tells the time, in seconds.
     """
-    with _no_collection():
+    with _no_collection(), heap_kept():
         repeats = [_warm(call, seconds * 0.1 / len(calls)) for call in calls]
         end = time.perf_counter() + seconds * 0.9
         rows: list[list[float]] = []

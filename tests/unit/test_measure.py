@@ -1,5 +1,7 @@
 import gc
 import math
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -229,3 +231,22 @@ def test_environment_names_what_it_ran_on() -> None:
     assert found.packages["torch"] == torch.__version__
     assert found.cores >= 1
     assert found.processor
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
+def test_timing_does_not_fetch_its_memory_from_the_system_with_every_call() -> None:
+    """Run apart, as what a process did before decides what its heap does."""
+    code = """
+import resource
+import numpy as np, torch
+from sparsify.measure.timing import interleaved
+faults = []
+def call():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.zeros(2**22) for _ in range(4)]
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+interleaved([call], 0.2, np.random.default_rng(0))
+print(max(faults[-8:]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100, "64 MiB are 16384 pages"

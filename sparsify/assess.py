@@ -274,7 +274,7 @@ def _foretold(work: Work, clock: Clock) -> dict[str, Any]:
     dense, cut = shapes({}), shapes({name: range(kept, widths[name]) for name, kept in left.items() if name in widths})
     before, after = clock.by_layer(dense), clock.by_layer(cut)
     layers = tuple(LayerTime(layer=layer, dense_ms=ms, cut_ms=after[layer]) for layer, ms in before.items())
-    return {"predicted_dense_ms": clock.ms(dense), "predicted_cut_ms": clock.ms(cut), "by_layer": layers, "steps": clock.steps}
+    return {"predicted_dense_ms": clock.dense_ms or clock.ms(dense), "predicted_cut_ms": clock.ms(cut), "by_layer": layers, "steps": clock.steps}
 
 
 def zeros(model: nn.Module, names: Iterable[str]) -> tuple[int, int]:

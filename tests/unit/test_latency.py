@@ -11,7 +11,6 @@ from torch import nn
 import sparsify
 from sparsify import measure
 from sparsify.clock import Clock, Surface
-from sparsify.costs import Costs
 from sparsify.errors import RecipeError, TargetError
 from sparsify.events import Event, Measuring
 from sparsify.latency import layers, measuring, settling, staircase, tables

@@ -26,6 +26,8 @@ class Together:
     """One model of runs that differ in the seed alone. What a run lacks is None."""
 
     title: str
+    recipe: str
+    """digest of the recipe, whatever its seed"""
     model: str
     """dense, cut, or the kind of a baseline"""
     seeds: tuple[int, ...]
@@ -52,7 +54,7 @@ def together(root: str | Path) -> tuple[Together, ...]:
             found = _read(Path(root) / row.name)
             if found is not None:
                 recipes.setdefault(found[0], []).append(found[1])
-    return tuple(row for reports in recipes.values() for row in _rows(reports))
+    return tuple(row for (digest, _), reports in recipes.items() for row in _rows(digest, reports))
 
 
 def _read(folder: Path) -> tuple[tuple[str, str], Report] | None:
@@ -64,19 +66,20 @@ def _read(folder: Path) -> tuple[tuple[str, str], Report] | None:
     return (files.recipe_digest(recipe.model_copy(update={"seed": 0})), given), found
 
 
-def _rows(reports: Sequence[Report]) -> Iterator[Together]:
+def _rows(recipe: str, reports: Sequence[Report]) -> Iterator[Together]:
     """Of runs of one recipe. A baseline that one of them could not make is left out."""
     kinds = [b.kind for b in reports[0].baselines if all(b.kind in {o.kind for o in r.baselines} for r in reports)]
-    yield _row("dense", reports, [(r.dense, None) for r in reports])
-    yield _row("cut", reports, [(r.cut, next(iter(r.latency), None)) for r in reports])
+    yield _row(recipe, "dense", reports, [(r.dense, None) for r in reports])
+    yield _row(recipe, "cut", reports, [(r.cut, next(iter(r.latency), None)) for r in reports])
     for kind in kinds:
         own = [next(b for b in r.baselines if b.kind == kind) for r in reports]
-        yield _row(kind, reports, [(b.side, next(iter(b.latency), None)) for b in own])
+        yield _row(recipe, kind, reports, [(b.side, next(iter(b.latency), None)) for b in own])
 
 
-def _row(model: str, reports: Sequence[Report], sides: Sequence[tuple[Side, Latency | None]]) -> Together:
+def _row(recipe: str, model: str, reports: Sequence[Report], sides: Sequence[tuple[Side, Latency | None]]) -> Together:
     return Together(
         title=reports[0].title,
+        recipe=recipe,
         model=model,
         seeds=tuple(r.seed for r in reports),
         macs=_spread([side.macs / r.dense.macs if r.dense.macs else None for r, (side, _) in zip(reports, sides, strict=True)]),

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sparsify.errors import RunError
-from sparsify.figures import MISSING, accuracy, points, share, times
+from sparsify.figures import MISSING, accuracy, few, plural, points, share, times
 from sparsify.listing import RunRow, list_runs
 from sparsify.report import utc_minute
 from sparsify.seeds import Spread, Together, together
@@ -63,15 +64,14 @@ def _show_together(folder: Path, as_json: bool) -> None:
     elif not found:
         show(f"No complete runs in {folder}.")
     else:
-        show(_seeds_table(found))
+        show(*(_seeds_table(list(rows)) for _, rows in groupby(found, key=lambda row: (row.title, row.recipe, row.seeds))))
 
 
-def _seeds_table(found: tuple[Together, ...]) -> Table:
+def _seeds_table(found: list[Together]) -> Table:
+    """The models of one recipe."""
     shown = tuple(
         (
-            row.title,
             row.model,
-            str(len(row.seeds)),
             give_or_take(share, row.macs),
             give_or_take(share, row.params),
             give_or_take(share, row.time),
@@ -80,8 +80,9 @@ def _seeds_table(found: tuple[Together, ...]) -> Table:
         )
         for row in found
     )
-    note = "mean ± standard deviation over the runs. time: share of the dense model's on the first target. Ahead: the cut model's accuracy less this one's, seed by seed."
-    return Table("", columns("recipe", "model", ">runs", ">MACs", ">params", ">time", ">accuracy", ">cut is ahead by"), shown, (note,))
+    note = "mean ± standard deviation over the runs. time: share of the dense model's on the first target; ahead: the cut model's accuracy less this one's, seed by seed."
+    heads = columns("model", ">MACs", ">params", ">time", ">accuracy", ">cut is ahead by")
+    return Table(f"{found[0].title}: {plural(len(found[0].seeds), 'run')}, seed {few(tuple(map(str, found[0].seeds)), 8)}", heads, shown, (note,))
 
 
 def give_or_take(shown: Callable[[float | None], str], figure: Spread | None) -> str:

@@ -22,7 +22,7 @@ from sparsify_schemas.recipe import Keep
 from sparsify_schemas.units import Share
 
 RETURNS = 64
-"""how many units at most are tried back at the end"""
+"""how many tries to improve on a choice at the end may fail"""
 EVENLY = 4096
 """steps in which a share common to all groups is sought"""
 
@@ -345,14 +345,20 @@ def _returned(
     taken: Sequence[tuple[float, int, int]],
     fits: Callable[[Mapping[str, int]], bool],
 ) -> dict[str, int]:
-    """Give units back, dearest first, where every budget still holds without them."""
-    for _, i, at in list(reversed(taken))[:RETURNS]:
+    """Give units back, dearest first and as many as a width step has, where every budget still holds without them."""
+    closed: set[int] = set()
+    for _, i, at in reversed(taken):
         c = free[i]
-        if amounts[c.name] != at + 1 or at < least[c.name]:
+        before = len(c.gone(at))
+        if i in closed or at < least[c.name] or before == len(c.gone(at + 1)) or before >= len(c.gone(amounts[c.name])):
             continue
         fewer = {**amounts, c.name: at}
-        if len(c.gone(at)) < len(c.gone(at + 1)) and fits(fewer):
+        if fits(fewer):
             amounts = fewer
+        else:
+            closed.add(i)
+        if len(closed) == RETURNS:
+            break
     return amounts
 
 

@@ -48,6 +48,20 @@ def test_costs_by_hand() -> None:
     assert costs.of({"l0": [0], "l1": [0, 1, 2, 3]})["params"] == 4 * 5 + 5 * 4 + 4 * 3
 
 
+def test_after_a_wide_step_narrow_ones_return_until_nothing_more_fits() -> None:
+    """l1's units are the least of all and go first; then 32 of l0 leave at once, and there is room for most of l1 again."""
+    map = chain(64, 64, 128, 10)
+    asked = plan(map, {"keep": {"multiple_of": 32}}, {"keep": {"multiple_of": 4}}, macs="30%")
+    scores = {"l0": [1.0] * 64, "l1": [1e-3 * (u + 1) for u in range(128)], "l2": [0.0] * 10}
+    found, costs = kept(choose(asked, scores, {})), Costs(map)
+    assert found["l0"] == 32 and found["l1"] % 4 == 0
+
+    def macs(l1: int) -> float:
+        return costs.of({"l0": range(32), "l1": range(128 - l1)})["macs"] / costs.dense["macs"]
+
+    assert macs(found["l1"]) <= 0.3 < macs(found["l1"] + 4)
+
+
 def test_evenly_is_the_same_share_of_every_group_and_the_smallest_that_holds() -> None:
     map = chain(16, 64, 128, 32, 10)
     scores = {c.name: [float((7 * u) % c.width) for u in range(c.width)] for c in map.coupled}

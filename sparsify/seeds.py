@@ -30,13 +30,15 @@ class Together:
     """digest of the recipe, whatever its seed"""
     model: str
     """dense, cut, or the kind of a baseline"""
+    runs: tuple[str, ...]
+    """names of those that have it"""
     seeds: tuple[int, ...]
     macs: Spread | None
     """share of the dense model's that is left"""
     params: Spread | None
     """share of the dense model's that is left"""
     time: Spread | None
-    """share of the dense model's on the first target"""
+    """share of the dense model's on the first target, where all were timed on that"""
     accuracy: Spread | None
     """on the test set, else on the validation set"""
     behind: Spread | None
@@ -46,15 +48,19 @@ class Together:
 def together(root: str | Path) -> tuple[Together, ...]:
     """Every model of every recipe whose runs in a folder are complete, in the order in which the runs are listed.
 
-    Runs belong together when their recipes are the same but for the seed, and where a model was given also that model.
+    Runs belong together when their recipes are the same but for the seed, and where a model was given also that model. Of
+    runs with the same seed, which say the same, the last counts.
     """
-    recipes: dict[tuple[str, str], list[Report]] = {}
+    recipes: dict[tuple[str, str], dict[int, tuple[str, Report]]] = {}
     for row in list_runs(root):
-        if row.state == "complete":
-            found = _read(Path(root) / row.name)
-            if found is not None:
-                recipes.setdefault(found[0], []).append(found[1])
-    return tuple(row for (digest, _), reports in recipes.items() for row in _rows(digest, reports))
+        found = _read(Path(root) / row.name) if row.state == "complete" else None
+        if found is None:
+            continue
+        key, own = found
+        by_seed = recipes.setdefault(key, {})
+        if own.seed not in by_seed or by_seed[own.seed][1].created <= own.created:
+            by_seed[own.seed] = (row.name, own)
+    return tuple(row for (digest, _), by_seed in recipes.items() for row in _rows(digest, list(by_seed.values())))
 
 
 def _read(folder: Path) -> tuple[tuple[str, str], Report] | None:
@@ -66,28 +72,36 @@ def _read(folder: Path) -> tuple[tuple[str, str], Report] | None:
     return (files.recipe_digest(recipe.model_copy(update={"seed": 0})), given), found
 
 
-def _rows(recipe: str, reports: Sequence[Report]) -> Iterator[Together]:
-    """Of runs of one recipe. A baseline that one of them could not make is left out."""
-    kinds = [b.kind for b in reports[0].baselines if all(b.kind in {o.kind for o in r.baselines} for r in reports)]
-    yield _row(recipe, "dense", reports, [(r.dense, None) for r in reports])
-    yield _row(recipe, "cut", reports, [(r.cut, next(iter(r.latency), None)) for r in reports])
-    for kind in kinds:
-        own = [next(b for b in r.baselines if b.kind == kind) for r in reports]
-        yield _row(recipe, kind, reports, [(b.side, next(iter(b.latency), None)) for b in own])
+def _rows(recipe: str, runs: Sequence[tuple[str, Report]]) -> Iterator[Together]:
+    """Of runs of one recipe. What a baseline came to is of those that could make it."""
+    yield _row(recipe, "dense", runs, [(r.dense, ()) for _, r in runs])
+    yield _row(recipe, "cut", runs, [(r.cut, r.latency) for _, r in runs])
+    for kind in dict.fromkeys(b.kind for _, r in runs for b in r.baselines):
+        made = [(run, b) for run in runs for b in run[1].baselines if b.kind == kind]
+        yield _row(recipe, kind, [run for run, _ in made], [(b.side, b.latency) for _, b in made])
 
 
-def _row(recipe: str, model: str, reports: Sequence[Report], sides: Sequence[tuple[Side, Latency | None]]) -> Together:
+def _row(recipe: str, model: str, runs: Sequence[tuple[str, Report]], sides: Sequence[tuple[Side, tuple[Latency, ...]]]) -> Together:
+    reports = [report for _, report in runs]
     return Together(
         title=reports[0].title,
         recipe=recipe,
         model=model,
+        runs=tuple(name for name, _ in runs),
         seeds=tuple(r.seed for r in reports),
         macs=_spread([side.macs / r.dense.macs if r.dense.macs else None for r, (side, _) in zip(reports, sides, strict=True)]),
         params=_spread([side.params / r.dense.params if r.dense.params else None for r, (side, _) in zip(reports, sides, strict=True)]),
-        time=_spread([1.0 if model == "dense" else None if timed is None else 1 / timed.speedup for _, timed in sides]),
+        time=Spread(1.0, None) if model == "dense" else _time([timed for _, timed in sides]),
         accuracy=_spread([_accuracy(side) for side, _ in sides]),
         behind=_spread([_less(_accuracy(r.cut), _accuracy(side)) for r, (side, _) in zip(reports, sides, strict=True)]),
     )
+
+
+def _time(timed: Sequence[tuple[Latency, ...]]) -> Spread | None:
+    """Of the dense model's, on the first target; None where not all have the same first one."""
+    firsts = [next(iter(own), None) for own in timed]
+    same = len({first and first.target for first in firsts}) == 1
+    return _spread([1 / first.speedup if same and first else None for first in firsts])
 
 
 def _accuracy(side: Side) -> float | None:

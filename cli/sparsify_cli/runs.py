@@ -1,8 +1,8 @@
 """`sparsify runs`: list the runs in a folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from itertools import groupby
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -64,14 +64,20 @@ def _show_together(folder: Path, as_json: bool) -> None:
     elif not found:
         show(f"No complete runs in {folder}.")
     else:
-        show(*(_seeds_table(list(rows)) for _, rows in groupby(found, key=lambda row: (row.title, row.recipe, row.seeds))))
+        show(*_seeds_tables(found), _left_out(found, list_runs(folder)))
 
 
-def _seeds_table(found: list[Together]) -> Table:
-    """The models of one recipe."""
+def _seeds_tables(found: tuple[Together, ...]) -> Iterator[Table]:
+    """One a recipe, and where models were given one a model; each begins with what is dense."""
+    starts = [i for i, row in enumerate(found) if row.model == "dense"]
+    yield from (_seeds_table(found[start:end]) for start, end in pairwise([*starts, len(found)]))
+
+
+def _seeds_table(found: tuple[Together, ...]) -> Table:
+    whole = found[0]
     shown = tuple(
         (
-            row.model,
+            row.model if row.runs == whole.runs else f"{row.model} ({plural(len(row.runs), 'run')})",
             give_or_take(share, row.macs),
             give_or_take(share, row.params),
             give_or_take(share, row.time),
@@ -80,9 +86,20 @@ def _seeds_table(found: list[Together]) -> Table:
         )
         for row in found
     )
-    note = "mean ± standard deviation over the runs. time: share of the dense model's on the first target; ahead: the cut model's accuracy less this one's, seed by seed."
     heads = columns("model", ">MACs", ">params", ">time", ">accuracy", ">cut is ahead by")
-    return Table(f"{found[0].title}: {plural(len(found[0].seeds), 'run')}, seed {few(tuple(map(str, found[0].seeds)), 8)}", heads, shown, (note,))
+    seeds = few(tuple(map(str, whole.seeds)), 8)
+    return Table(f"{whole.title}: {plural(len(whole.runs), 'run')} ({few(whole.runs)}), seed {seeds}", heads, shown)
+
+
+def _left_out(found: tuple[Together, ...], listed: tuple[RunRow, ...]) -> Table:
+    """What the figures are, and which runs are in none of them."""
+    note = (
+        "mean ± standard deviation over the runs. time: share of the dense model's on the first target. accuracy: on the test set, else on the validation set. "
+        "cut is ahead by: its accuracy less this one's, seed by seed."
+    )
+    used = {name for row in found for name in row.runs}
+    left = tuple(f"{row.name} ({'its seed again' if row.state == 'complete' else row.state})" for row in listed if row.name not in used)
+    return Table("", (), (), (note, *([f"Left out: {', '.join(left)}."] if left else [])))
 
 
 def give_or_take(shown: Callable[[float | None], str], figure: Spread | None) -> str:

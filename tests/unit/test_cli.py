@@ -269,6 +269,27 @@ def test_runs_that_differ_in_the_seed_alone_are_one_line_a_model(call) -> None:
     assert call("runs", Path("runs").parent / "runs/lenet-0", "--seeds")[1] == "No complete runs in runs/lenet-0.\n"
 
 
+def test_a_seed_counts_once_and_what_is_left_out_is_said(call) -> None:
+    golden = Report.model_validate_json((GOLDEN / "lenet5.report.json").read_bytes())
+    rival = Baseline(kind="magnitude", side=golden.cut, latency=golden.latency[:1], verdict=golden.verdict)
+    better = golden.cut.model_copy(update={"test_accuracy": 0.99})
+    make_run("lenet-1", seed=0, baselines=(rival,), created="2026-01-02T00:00:00+00:00", cut=better)
+    make_run("lenet-2", seed=0, created="2026-01-01T00:00:00+00:00")
+    make_run("lenet-3", seed=1, latency=(golden.latency[0].model_copy(update={"target": "elsewhere"}),))
+    make_run("half-1").joinpath("report.json").unlink()
+    make_run("other-1")
+    recipe = yaml.safe_load(Path("runs/other-1/recipe.yaml").read_text())
+    Path("runs/other-1/recipe.yaml").write_text(yaml.safe_dump({**recipe, "budget": {"macs": "41%"}}))
+    rows = {(r["model"], r["runs"][0]): r for r in json.loads(call("runs", "--seeds", "--json")[1])}
+    assert rows["cut", "lenet-1"]["runs"] == ["lenet-1", "lenet-3"] and rows["cut", "lenet-1"]["seeds"] == [0, 1]
+    assert rows["cut", "lenet-1"]["accuracy"]["mean"] == pytest.approx((0.99 + golden.cut.test_accuracy) / 2)
+    assert rows["cut", "lenet-1"]["time"] is None, "one was timed on another target"
+    assert rows["magnitude", "lenet-1"]["runs"] == ["lenet-1"], "of the run that could make it"
+    shown = call("runs", "--seeds")[1]
+    assert "2 runs (lenet-1, lenet-3), seed 0, 1" in shown and "1 run (other-1), seed 0" in shown and "magnitude (1 run)" in shown
+    assert "Left out: half-1 (interrupted), lenet-2 (its seed again)." in " ".join(shown.split())
+
+
 def test_no_runs_and_no_folder(call, tmp_path: Path) -> None:
     assert call("runs", tmp_path)[1] == f"No runs in {tmp_path}.\n"
     code, _, err = call("runs", "nowhere")

@@ -3,9 +3,19 @@
 from collections.abc import Iterator
 from math import nan
 
-from sparsify.figures import accuracy, few, known, milliseconds, points, share, size
+from sparsify.figures import accuracy, few, known, milliseconds, points, share, size, times
 from sparsify.table import Table, columns
+from sparsify_schemas.recipe import Baseline as Kind
 from sparsify_schemas.report import Baseline, Latency, Report, Side
+
+SLOWER = 1.05
+"""times what the cut model takes, from which a baseline is not called equal: two timings differ by some percent"""
+_CHOICES: dict[Kind, str] = {
+    "uniform_width": "the same share of every layer",
+    "random": "random units",
+    "magnitude": "the smallest units of all layers",
+    "by_macs": "the same criterion going by MACs",
+}
 
 
 def against_baselines(report: Report) -> Table:
@@ -38,17 +48,26 @@ def baseline_ms(baseline: Baseline, timed: Latency) -> float:
 
 
 def _baseline_notes(report: Report) -> Iterator[str]:
-    yield (
-        "uniform_width: the same share of every layer; random: random units; magnitude: the smallest units of all layers; each cut "
-        "at once to at most the cost of the cut model and trained like that after its cut, without penalties. right after: validation accuracy before that training."
-    )
+    said = "; ".join(f"{b.kind}: {_CHOICES[b.kind]}" for b in report.baselines)
+    yield f"{said}; each cut at once to at most the cost of the cut model and trained like that after its cut, without penalties. right after: validation accuracy before that training."
     ahead = [(b.kind, by) for b in report.baselines if (by := _ahead(report.cut, b.side)) is not None]
     if ahead:
         yield f"The cut model against {', '.join(f'{kind} {points(by)}' for kind, by in ahead)}. One run each: a few tenths of a point may be chance."
     fewer = [b.kind for b in report.baselines if b.side.epochs < report.cut.epochs]
     if fewer:
         yield f"The cut model had more epochs of training in this run than {few(tuple(fewer))}: those before its cut."
+    yield from _dearer(report)
     yield from (f"Warning: {b.kind}: nothing was cut." for b in report.baselines if b.verdict.outcome == "nothing cut")
+
+
+def _dearer(report: Report) -> Iterator[str]:
+    """Baselines that were to come to the cut model's time and did not, as no choice that was timed does."""
+    limited = next((m.what.removeprefix("budget.latency.") for m in report.limits if m.what.startswith("budget.latency.")), None)
+    cut = next((t for t in report.latency if t.target == limited), None)
+    for b in report.baselines if cut else ():
+        own = next((t for t in b.latency if t.target == limited), None)
+        if cut and own and own.high < cut.low and cut.speedup > SLOWER * own.speedup:
+            yield f"Warning: {b.kind} takes {times(cut.speedup / own.speedup)} the time of the cut model on {limited}: no choice of its kind that was timed came to the same cost."
 
 
 def _ahead(cut: Side, other: Side) -> float | None:

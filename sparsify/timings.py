@@ -51,7 +51,7 @@ def latency_table(latency: tuple[Latency, ...], cores: int, names: tuple[str, st
 def _prediction(t: Latency) -> str:
     """Predicted against measured, in milliseconds and as what is left of the dense model."""
     assert t.predicted_cut_ms is not None and t.predicted_dense_ms is not None
-    left, foretold = t.cut_ms / t.dense_ms, t.predicted_cut_ms / t.predicted_dense_ms
+    left, foretold = 1 / t.speedup, t.predicted_cut_ms / t.predicted_dense_ms
     return (
         f"{t.target}: predicted {milliseconds(t.predicted_cut_ms)} ({share(foretold)} of dense), "
         f"measured {milliseconds(t.cut_ms)} ({share(left)}); off by {signed(share(foretold / left - 1))}."

@@ -39,7 +39,7 @@ def _tiles(report: Report) -> Iterator[Html]:
     dense, cut = report.dense, report.cut
     timed = headline_latency(report)
     if timed is not None:
-        left = timed.cut_ms / timed.dense_ms
+        left = 1 / timed.speedup if known(timed.speedup) and timed.speedup else timed.cut_ms / timed.dense_ms
         figure, about = _speed(timed)
         arrow = f"{_both(timed.dense_ms, timed.cut_ms, milliseconds)} on {timed.target}"
         doubt = ", under load" if overloaded(timed, report.environment.cores) else ""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sparsify.errors import RunError
+from sparsify.page import to_html
 from sparsify.report import headline, history, provenance, read, tables, to_markdown
 from sparsify.timings import latency_table
 from sparsify_schemas.report import Baseline, Latency, Limit, Report
@@ -64,8 +65,15 @@ def test_a_speed_that_was_not_measured_is_not_claimed() -> None:
 
 
 def test_predicted_stands_against_measured() -> None:
-    found = timing(predicted_dense_ms=2.0, predicted_cut_ms=1.2, dense_ms=2.0, cut_ms=1.0)
+    found = timing(predicted_dense_ms=2.0, predicted_cut_ms=1.2, dense_ms=2.0, cut_ms=1.0, speedup=2.0)
     assert "laptop: predicted 1.20 ms (60.0 % of dense), measured 1.00 ms (50.0 %); off by +20.0 %." in latency_table((found,), 2).notes
+
+
+def test_one_run_has_one_share_of_the_time_that_is_left() -> None:
+    """The ratio over pairs, by which a budget is judged, is not the ratio of the medians."""
+    found = report(latency=(timing(predicted_dense_ms=2.0, predicted_cut_ms=1.0, dense_ms=2.0, cut_ms=1.1, speedup=2.0),))
+    page, text = to_html(found), str(latency_table(found.latency, 2).notes)
+    assert "50.0 % of the time left" in page and "measured 1.10 ms (50.0 %)" in text and "55.0 %" not in page + text
 
 
 def test_a_latency_limit_is_shown_as_it_was_asked_for() -> None:
@@ -94,6 +102,18 @@ def test_baselines_stand_beside_the_cut_model_on_one_yardstick() -> None:
     assert "The cut model against magnitude -0.50 pp. One run each: a few tenths of a point may be chance." in table.notes
     assert table.notes[-1] == "The cut model had more epochs of training in this run than magnitude: those before its cut."
     assert not [t for t in tables(report()) if t.title == "Against baselines"]
+
+
+def test_a_baseline_that_did_not_come_to_the_same_time_is_warned_of() -> None:
+    def notes(speedup: float) -> tuple[str, ...]:
+        own = Baseline(kind="by_macs", side=report().cut, latency=(timing(speedup=speedup, low=speedup - 0.01, high=speedup + 0.01),), verdict=report().verdict)
+        limit = Limit(what="budget.latency.laptop", asked="60%", limit=0.6, achieved=0.5, met=True)
+        found = report(latency=(timing(speedup=2.0, low=1.99, high=2.01),), limits=(limit,), baselines=(own,))
+        return next(t for t in tables(found) if t.title == "Against baselines").notes
+
+    assert "Warning: by_macs takes 1.25x the time of the cut model on laptop: no choice of its kind that was timed came to the same cost." in notes(1.6)
+    assert not any("Warning" in note for note in notes(1.95))
+    assert notes(1.6)[0].startswith("by_macs: the same criterion going by MACs; each cut at once to at most the cost")
 
 
 def test_load_above_the_cores_is_a_warning() -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from secrets import token_hex
 from typing import IO, Any, Self
 
 from pydantic import ValidationError
@@ -131,9 +132,12 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write to; it becomes `path` when the block ends well: fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.tmp")
+def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
+    """A temporary name to write to; it becomes `path` when the block ends well: fsync, rename, fsync of the folder.
+
+    shared: other processes may write the same file at the same time, so that the temporary name is one of its own.
+    """
+    temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp" if shared else f".{path.name}.tmp")
     try:
         try:
             temporary.unlink(missing_ok=True)  # a link, left by whoever made the folder, would lead elsewhere
@@ -173,9 +177,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing. Raises RunError."""
-    with replacing(path) as temporary:
+def write(path: Path, data: bytes, shared: bool = False) -> None:
+    """Write a whole file or nothing; shared: as in `replacing`. Raises RunError."""
+    with replacing(path, shared) as temporary:
         temporary.write_bytes(data)
 
 

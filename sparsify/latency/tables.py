@@ -79,7 +79,7 @@ def write(table: Table, path: Path) -> None:
     """Write a table whole or not at all, with what another process added meanwhile. Raises TargetError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(path, (merged(table, path).model_dump_json(indent=1) + "\n").encode())
+        files.write(path, (merged(table, path).model_dump_json(indent=1) + "\n").encode(), shared=True)
     except (OSError, RunError) as error:
         raise TargetError(f"cannot write the table {path}: {error}; set SPARSIFY_CACHE to a folder that can be written to") from None
 

@@ -1,5 +1,6 @@
 """Targets, tables and the staircase: what can be timed here, what a damaged or foreign table says, and the closed loop."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,21 @@ def test_what_was_measured_is_read_back_and_nothing_of_another_process_is_lost()
     tables.write(first.model_copy(update={"layers": {"linear": ((4, 4, 1.0),)}}), path)
     tables.write(first.model_copy(update={"layers": {"linear": ((8, 8, 2.0),), "conv": ((1, 1, 3.0),)}}), path)
     assert tables.read("t", EAGER).layers == {"conv": ((1, 1, 3.0),), "linear": ((4, 4, 1.0), (8, 8, 2.0))}
+
+
+def test_two_that_write_a_table_at_once_do_not_disturb_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second begins and ends while the first is about to give its file the name."""
+    path, first = tables.place(EAGER), tables.read("t", EAGER)
+    real, again = os.fsync, [True]
+
+    def fsync(handle: int) -> None:
+        if again and again.pop():
+            tables.write(first.model_copy(update={"layers": {"conv": ((1, 1, 3.0),)}}), path)
+        real(handle)
+
+    monkeypatch.setattr("sparsify.folder.os.fsync", fsync)
+    tables.write(first.model_copy(update={"layers": {"linear": ((4, 4, 1.0),)}}), path)
+    assert "linear" in tables.read("t", EAGER).layers and [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def test_a_damaged_cache_says_what_to_do() -> None:

@@ -25,6 +25,7 @@ from sparsify.graph import Inputs
 from sparsify.load import Loaded, load
 from sparsify.measure import check_target
 from sparsify.plan import Plan
+from sparsify.runnable import check_runs
 from sparsify.train import check_trainable, make_accelerator
 from sparsify.weights import save_weights
 from sparsify_schemas.recipe import Recipe
@@ -123,6 +124,8 @@ def opened(job: Job, out: Path, timing: float, listener: Listener) -> Iterator[R
     plan = planned(job, model, inputs, datasets, listener)
     if datasets is not None:
         check_trainable(model, datasets)
+    if job.folder is None:
+        check_runs(model, inputs, recipe.targets)
     build = None if base.model else lambda: deepcopy(model)
     folder = job.folder or _created(accelerator, out, recipe.title)
     main = accelerator.is_main_process

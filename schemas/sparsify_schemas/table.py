@@ -11,7 +11,7 @@ from sparsify_schemas.base import Positive, Spec, Text
 from sparsify_schemas.target import Target
 
 Width = Annotated[int, Field(ge=1)]
-Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Milliseconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Point = tuple[Width, Width, Milliseconds]
 """(inputs, outputs, milliseconds)"""
 

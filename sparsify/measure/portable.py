@@ -68,7 +68,8 @@ def onnx_program(model: nn.Module, traced: Inputs, other: Inputs, *, optimize: b
     try:
         made = torch.onnx.export(exported, dynamo=True, verbose=False, dynamic_shapes=dynamic, optimize=optimize)
     except Exception as error:
-        raise ModelError(f"ONNX cannot express the model: {reason(error)}; --format pt2 may") from error
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error  # torch.onnx wraps it in advice of its own
+        raise ModelError(f"ONNX cannot express the model: {reason(cause)}; --format pt2 may") from error
     assert made is not None  # it is None only without dynamo
     return made
 

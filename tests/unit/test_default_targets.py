@@ -10,8 +10,10 @@ from torch import Tensor, nn
 import sparsify
 from sparsify import assess
 from sparsify.assess import default_targets
+from sparsify.errors import ModelError
 from sparsify.measure import installed
 from sparsify.report import headline, read
+from sparsify.run import apply
 
 pytest.importorskip("onnxruntime")
 RECIPE: dict[str, Any] = {"version": 1, "title": "t", "rules": [{"layers": "0", "group": "filter", "sparsity": "50%"}]}
@@ -52,3 +54,23 @@ def test_a_model_that_cannot_be_exported_is_timed_in_eager_pytorch(tmp_path: Pat
     assert [t.target for t in report.latency] == ["eager"]
     assert any(n.startswith("the models could not be timed in ONNX Runtime, so in eager PyTorch alone: target 'onnxruntime' with batch 1 cannot be timed: torch.export cannot follow") for n in report.notes)
     assert "this machine's CPU: eager PyTorch, 1 thread, batch 1" in " ".join(report.notes)
+
+
+@pytest.mark.parametrize("preset", ["onnxruntime", "onnxruntime-int8", "openvino"])
+def test_a_target_that_cannot_run_the_model_is_refused_before_the_first_epoch(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when all is trained, where nothing that the user could change would bring the run to its end."""
+    pytest.importorskip(preset.removesuffix("-int8"))
+    (tmp_path / "looking_at_numbers.py").write_text(
+        "from torch import nn\nfrom sparsify.models import digits_cnn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.body = digits_cnn()\n\n    def forward(self, x):\n        return self.body(x if float(x.sum()) < 1e9 else x + 1)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    stages = [{"kind": "train", "epochs": 1, "optimizer": {"kind": "sgd", "lr": 0.05}}, {"kind": "cut"}]
+    recipe = {**RECIPE, "model": {"build": "looking_at_numbers.Net"}, "data": {"source": "digits"}, "targets": {"server": preset}, "stages": stages}
+    recipe["rules"] = [{"layers": "Conv2d", "group": "filter", "sparsity": "50%"}]
+    with pytest.raises(ModelError) as caught:
+        apply(recipe, from_scratch=True)
+    assert str(caught.value).startswith("target 'server' cannot run the model: torch.export cannot follow the model with ")
+    assert str(caught.value).endswith("; give it the runtime 'eager' or 'compile', or leave it out")
+    assert not Path("runs").exists()

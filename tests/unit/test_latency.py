@@ -158,6 +158,13 @@ def test_a_damaged_cache_says_what_to_do() -> None:
     )
 
 
+def test_a_table_of_absurd_times_is_damaged() -> None:
+    """What is added up must stay a number, and the report of it one that can be read."""
+    path = tables.place(EAGER)
+    tables.write(tables.read("t", EAGER).model_copy(update={"layers": {"linear": ((4, 4, 1e308),)}}), path)
+    assert "is damaged, no table of latencies (layers.linear.0.2: Input should be less than or equal to 1000000000); delete it" in complaint(tables.read, "t", EAGER)
+
+
 def test_a_table_of_another_machine_is_refused_in_the_cache_and_taken_where_it_is_named() -> None:
     path = tables.place(EAGER)
     tables.write(foreign(), path)

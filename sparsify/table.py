@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 GAP = "  "
-_LEAST, _COMFORTABLE = 10, 16
+_LEAST, _COMFORTABLE, _GENEROUS = 10, 16, 28
 _SPECIAL = re.compile(r"[\\`*|<\[\]#~]|(?<![^\W_])_|_(?![^\W_])")
 
 
 @dataclass(frozen=True)
 class Column:
-    """A heading; numbers stand to the right and are never wrapped."""
+    """A heading; numbers stand to the right and are never wrapped, though their headings may be."""
 
     title: str
     number: bool = False
@@ -63,7 +63,7 @@ def lay_out(table: Table, width: int = 100) -> Iterator[Line]:
         widths = _widths(table.columns, rows, width)
         head = tuple(c.title for c in table.columns)
         if any(head):
-            yield from (Line("head", text) for text in _row(head, table.columns, widths))
+            yield from (Line("head", text) for text in _row(head, table.columns, widths, fold=True))
             yield Line("rule", "-" * (sum(widths) + len(GAP) * (len(widths) - 1)))
         for row in rows:
             yield from (Line("row", text) for text in _row(row, table.columns, widths))
@@ -97,19 +97,24 @@ def _markdown(table: Table) -> str:
 
 
 def _widths(heads: tuple[Column, ...], rows: list[tuple[str, ...]], width: int) -> list[int]:
-    """The natural widths, narrowed to fit: first the later columns of text, then the one that names the rows."""
+    """The natural widths, narrowed to fit: first the later columns of text, then the one that names the rows, each a little before one is much."""
     widths = [max(cells(c.title), *(cells(row[i]) for row in rows)) for i, c in enumerate(heads)]
     excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
     soft = [i for i, c in enumerate(heads) if not c.number]
-    for group, least in ((soft[1:], _COMFORTABLE), (soft, _LEAST)):
+    for i, c in enumerate(heads):  # a heading may be a path
+        if c.number and excess > 0:
+            spare = min(excess, max(0, widths[i] - max(_COMFORTABLE, *(cells(row[i]) for row in rows))))
+            widths[i], excess = widths[i] - spare, excess - spare
+    for group, least in ((soft[1:], _GENEROUS), (soft[:1], _GENEROUS), (soft[1:], _COMFORTABLE), (soft, _LEAST)):
         while excess > 0 and any(widths[i] > least for i in group):
             widths[max(group, key=lambda i: widths[i])] -= 1
             excess -= 1
     return widths
 
 
-def _row(row: tuple[str, ...], heads: tuple[Column, ...], widths: list[int]) -> Iterator[str]:
-    blocks = [[c] if heads[i].number else _fold(c, widths[i]) for i, c in enumerate(row)]
+def _row(row: tuple[str, ...], heads: tuple[Column, ...], widths: list[int], *, fold: bool = False) -> Iterator[str]:
+    """The lines of a row; fold: numbers too."""
+    blocks = [[c] if heads[i].number and not fold else _fold(c, widths[i]) for i, c in enumerate(row)]
     for k in range(max(len(b) for b in blocks)):
         line = [_pad(b[k] if k < len(b) else "", widths[i], heads[i].number) for i, b in enumerate(blocks)]
         yield GAP.join(line).rstrip()
@@ -121,7 +126,7 @@ def _pad(text: str, width: int, right: bool) -> str:
 
 
 def _fold(text: str, width: int) -> list[str]:
-    """Lines of at most so many cells, broken at spaces; a longer word is broken after a dot, slash, comma or underscore."""
+    """Lines of at most so many cells, broken at spaces; a longer word is broken after a dot, slash, comma, underscore or hyphen."""
     if cells(text) <= width:
         return [text]
     hanging = "  " if text.startswith("- ") else ""
@@ -138,7 +143,7 @@ def _fold(text: str, width: int) -> list[str]:
 def _broken(word: str, width: int) -> Iterator[str]:
     while cells(word) > width:
         fits = max(1, next(k for k in range(len(word), -1, -1) if cells(word[:k]) <= width))
-        at = max(word.rfind(c, 0, fits) for c in "./,_") + 1 or fits
+        at = max(word.rfind(c, 0, fits) for c in "./,_-") + 1 or fits
         yield word[:at]
         word = word[at:]
     yield word

@@ -148,9 +148,11 @@ def _found(rule: Rule) -> bool:
 def _check_goals(recipe: "Recipe") -> None:
     """A strength that is found needs a goal, and a budget is the goal of all rules that leave their amount to it."""
     left = [i for i, rule in enumerate(recipe.rules) if not rule.protect and rule.sparsity is None and not in_one_tensor(rule.group)]
+    counted = any(limit is not None for limit in (recipe.budget.macs, recipe.budget.params, recipe.budget.bytes, recipe.budget.peak_memory))
     for i in left:
-        if _found(recipe.rules[i]) and recipe.budget.model_copy(update={"accuracy_drop": None}) == Budget():
-            raise ValueError(f"rules.{i}.penalty.strength: 'auto' needs a goal; give the recipe a budget, or the rule its own 'sparsity'")
+        if _found(recipe.rules[i]) and not counted:
+            what = "the recipe a budget" if recipe.budget == Budget() else "the budget macs, params, bytes or peak_memory as well (latency and accuracy_drop are held by the cut, not in training), the penalty a number"
+            raise ValueError(f"rules.{i}.penalty.strength: 'auto' needs a goal; give {what}, or the rule its own 'sparsity'")
     other = next((i for i in left if not _found(recipe.rules[i])), None)
     if other is not None and any(_found(recipe.rules[i]) for i in left):
         raise ValueError(f"rules.{other} leaves its amount to the budget, which strength 'auto' of another rule aims at alone; give it strength auto as well, or its own 'sparsity'")

@@ -116,9 +116,10 @@ Scheduled = Annotated[Schedule, BeforeValidator(_from_number, json_schema_input_
 class Auto(Spec):
     """v rises and falls so that what has died follows the goal, linearly from nothing at `start`: for strengths alone.
 
-    The goal is the rule's own `sparsity`, or else the budget. Which groups go is asked of the rule's criterion two hundred
-    times a stage (magnitude where it would need data), as a cut would; the strength is what makes those die in time, and acts
-    on them alone. Where a stage is cut little by little, each cut is a goal, and what lies between two cuts is the stage.
+    The goal is the rule's own `sparsity`, or else the budget of macs, params, bytes and peak_memory; a latency and an
+    accuracy_drop are held by the cut alone. Which groups go is asked of the rule's criterion two hundred times a stage
+    (magnitude where it would need data), as a cut would; the strength is what makes those die in time, and acts on them
+    alone. Where a stage is cut little by little, each cut is a goal, and what lies between two cuts is the stage.
     The text auto means this.
     """
 

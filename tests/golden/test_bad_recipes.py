@@ -494,6 +494,10 @@ EDITED: dict[str, tuple[Edits, str]] = {
         (("strength: 1e-3", "strength: auto"), ("budget: {macs: 40%}\n", "")),
         "recipe.yaml:1:1: rules.0.penalty.strength: 'auto' needs a goal; give the recipe a budget, or the rule its own 'sparsity'",
     ),
+    "strength auto towards a time": (
+        (("strength: 1e-3", "strength: auto"), ("budget: {macs: 40%}", "budget: {latency: {onnxruntime: 60%}}")),
+        "recipe.yaml:1:1: rules.0.penalty.strength: 'auto' needs a goal; give the budget macs, params, bytes or peak_memory as well (latency and accuracy_drop are held by the cut, not in training), the penalty a number, or the rule its own 'sparsity'",
+    ),
     "strength auto beside another rule": (
         (("strength: 1e-3", "strength: auto"), ("layers: fc2\n    protect: true", "layers: fc1\n    group: neuron")),
         "recipe.yaml:1:1: rules.1 leaves its amount to the budget, which strength 'auto' of another rule aims at alone; give it strength auto as well, or its own 'sparsity'",

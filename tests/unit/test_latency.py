@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import sparsify
-from sparsify import measure
+from sparsify import measure, run
 from sparsify.clock import Clock, Surface
 from sparsify.errors import RecipeError, TargetError
 from sparsify.events import Event, Measuring
@@ -385,3 +385,21 @@ def test_a_table_grows_once_and_the_second_look_costs_nothing() -> None:
     again = measuring.clock("eager", EAGER, network, map, x, told.append)
     assert told == [] and again.networks == first.networks and len(first.networks) == 1 + len(measuring.CUTS)
     assert np.array_equal(again.thetas, first.thetas)
+
+
+def test_a_network_is_timed_whatever_its_recipe_wants_of_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = []
+    monkeypatch.setattr(run.latency, "clock", lambda name, target, model, map, inputs, listener: timed.append((name, [group.name for group in map.coupled])))
+    rule = {"layers": "Conv2d", "group": "filter", "penalty": {"kind": "group_lasso", "strength": "auto"}}
+    asked = {
+        "version": 1,
+        "title": "t",
+        "model": {"build": "sparsify.models.digits_cnn"},
+        "inputs": [{"shape": [1, 1, 8, 8]}],
+        "targets": {"t": "eager"},
+        "budget": {"macs": "50%", "latency": {"t": "60%"}},
+        "rules": [rule],
+        "baselines": ["by_macs"],
+    }
+    run.measure_layers(asked, None, "eager", EAGER)
+    assert timed and timed[0][0] == "eager" and "conv1" in timed[0][1]

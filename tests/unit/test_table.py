@@ -24,6 +24,21 @@ def test_text_is_wrapped_and_numbers_are_not() -> None:
     assert as_text([TABLE], 26).splitlines()[3:6] == ["conv1  1.2 M  it feeds the", "              network's", "              output"]
 
 
+def test_two_long_columns_share_what_there_is() -> None:
+    table = Table("", columns("layer", "with"), (("stage_one.first_convolution.0", "stage_one.first_normalisation.1"),))
+    assert as_text([table], 58).splitlines()[2:] == ["stage_one.first_convolution.  stage_one.first_", "0                             normalisation.1"]
+
+
+def test_the_heading_of_a_number_is_folded_where_the_table_is_too_wide() -> None:
+    table = Table("", columns("target", ">runs/fashion-net-for-the-server-3"), (("onnxruntime", "1"),))
+    assert as_text([table], 30).splitlines() == [
+        "target       runs/fashion-net-",
+        "              for-the-server-3",
+        "-" * 30,
+        "onnxruntime                  1",
+    ]
+
+
 def test_a_long_path_breaks_after_a_dot() -> None:
     table = Table("", columns("path", ">n"), (("rules[conv*/filter].penalty.strength", "1"),))
     assert as_text([table], 34).splitlines()[2:] == ["rules[conv*/filter].penalty.     1", "strength"]

@@ -1,17 +1,22 @@
 """`sparsify explain`: say what a word of the recipe language means, or what a command does."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from textwrap import wrap
 from typing import Annotated
 
 import typer
 
 from sparsify_cli.app import COMMANDS
 from sparsify_cli.flow import flow
-from sparsify_cli.render import show_json
+from sparsify_cli.render import show_json, width
 from sparsify_cli.topics import FAMILIES, WITHOUT_ENTRY, Key, Topic, all_topics, find
 from sparsify_schemas.lookup import fields
 from sparsify_schemas.recipe import Recipe
+
+MARGIN = 100
+"""cells from which a line of a docstring is taken to have been broken for its length"""
 
 
 def command(
@@ -40,10 +45,10 @@ def _list(as_json: bool) -> None:
         show_json({name: topic.summary for name, topic in topics.items()})
         return
     typer.echo("Keys of a recipe")
-    typer.echo("\n".join(f"  {name:<12} {topics[name].summary}" for name in [*(f.name for f in fields(Recipe)), *WITHOUT_ENTRY]))
+    typer.echo("\n".join(line for name in [*(f.name for f in fields(Recipe)), *WITHOUT_ENTRY] for line in _entry(name, topics[name].summary, 12)))
     typer.echo("\nWhat there is to choose from")
     for name in ("group", *FAMILIES):
-        typer.echo(f"  {name:<12} {', '.join(member for member, _ in topics[name].members)}")
+        typer.echo("\n".join(_entry(name, ", ".join(member for member, _ in topics[name].members), 12)))
     typer.echo(f"\nCommands\n  {', '.join(COMMANDS)}")
     typer.echo("\n`sparsify explain recipe`, `sparsify explain penalty`, `sparsify explain group_lasso.scope`, `sparsify explain units` say more.")
 
@@ -51,20 +56,48 @@ def _list(as_json: bool) -> None:
 def _page(topic: Topic) -> Iterator[str]:
     yield topic.name
     yield ""
-    yield topic.text
+    yield from (line for written in _flowing(topic.text) for line in _folded(written, _indent(written)))
     if topic.key is not None:
         yield ""
-        yield f"Takes: {_takes(topic.key)}"
+        yield from _folded(f"Takes: {_takes(topic.key)}", 7)
     if topic.keys:
         yield "\nKeys"
         broad = max(len(key.name) for key in topic.keys)
         for key in topic.keys:
-            yield f"  {key.name:<{broad}}  {key.meaning.replace(chr(10), chr(10) + ' ' * (broad + 4))}"
-            yield f"  {'':<{broad}}  {_takes(key)}"
+            yield from _entry(key.name, " ".join(key.meaning.split()), broad)
+            yield from _entry("", _takes(key), broad)
     if topic.members:
         yield "\nKinds"
         broad = max(len(name) for name, _ in topic.members)
-        yield from (f"  {name:<{broad}}  {summary}" for name, summary in topic.members)
+        for name, summary in topic.members:
+            yield from _entry(name, summary, broad)
+
+
+def _entry(name: str, said: str, broad: int) -> list[str]:
+    """A name and what is said of it, which goes on below itself."""
+    return _folded(f"  {name:<{broad}}  {said}".rstrip(), broad + 4)
+
+
+def _folded(line: str, indent: int) -> list[str]:
+    """As many lines as the terminal takes it in; spaces in a formula stay."""
+    return wrap(line, width(sys.stdout), subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def _flowing(text: str) -> list[str]:
+    """Lines, a sentence that was broken at the margin in one: those of formulas are shorter, aligned, or go on indented."""
+    lines: list[str] = []
+    broken = False
+    for line in text.splitlines():
+        if broken and line and not _indent(line):
+            lines[-1] += f" {line}"
+        else:
+            lines.append(line)
+        broken = len(line) >= MARGIN and not line.endswith((".", ";")) and "  " not in line
+    return lines
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def _takes(key: Key) -> str:

@@ -60,7 +60,8 @@ class Data(Spec):
     def _known(cls, source: str) -> str:
         if source in BUILT_IN or source.endswith(".npz") or ":" in source:
             return source
-        near = get_close_matches(source, BUILT_IN, 1)
+        module, dot, name = source.rpartition(".")
+        near = get_close_matches(source, BUILT_IN, 1) or ([f"{module}:{name}"] if dot and source.replace(".", "").isidentifier() else [])
         known = f"{', '.join(BUILT_IN)}, a path to an .npz, or package.module:callable"
         raise ValueError(f"unknown source {source!r}; " + (f"did you mean '{near[0]}'?" if near else f"known: {known}"))
 

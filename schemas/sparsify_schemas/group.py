@@ -65,7 +65,7 @@ MEANING: dict[Kind, str] = {
     "neuron": "W[n,:] of a Linear layer: one output unit, with its bias and the consumers' columns; a column of an embedding",
     "head": "one attention head: its rows of the query, key and value projections and its columns of the output projection; where several query heads share a key-value head, the whole of them; where the size of a head follows the width of the stream, its share of that",
     "hidden": "one hidden unit of an LSTM, GRU or RNN (or of a cell) over all gates, layers and directions (intrinsic sparse structure, arXiv:1709.05027), with the consumers' columns",
-    "depth": "a residual block or branch as a whole: what remains of it is its shortcut (layer depth of SSL, arXiv:1608.03665; dropping blocks of a transformer)",
+    "depth": "a residual block or branch as a whole: what remains of it is its shortcut (layer depth of SSL, arXiv:1608.03665, or dropping blocks of a transformer)",
     "shape": "W[:,c,m,k] of a convolution without groups: one position of one input channel in all filters (filter shape, arXiv:1608.03665); W[:,c] of a Linear layer; a layer gathers its live ones where that is measured to be faster",
     "tap": "W[:,:,m,k] of a convolution: one kernel position of all channels; the kernel shrinks to the smallest regular grid that holds the live ones",
     "weight": "one element of a weight tensor; it is set to zero and stays in the tensor, so the file and the latency do not change",

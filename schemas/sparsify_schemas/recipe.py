@@ -206,10 +206,11 @@ class Recipe(Spec):
     stages: tuple[Stage, ...] = Field(default=(Cut(kind="cut"),), min_length=1)
     """what is done, in order"""
     baselines: tuple[Baseline, ...] = ()
-    """simpler choices that the result is compared with, at its cost as measured: uniform_width, random, magnitude, by_macs;
-    trained like it after the cut, without penalties. uniform_width: the same share of every layer, smallest units first; random: random units; magnitude: smallest
-    units of all layers first; by_macs, with a latency budget: the rules' own criterion, chosen by MACs in place of milliseconds,
-    widths as they fall. All from the weights that the penalties began with; from scratch, trained without penalties"""
+    """simpler choices that the result is compared with, at its cost as measured, and trained like it after the cut, without penalties
+
+    uniform_width: the same share of every layer, smallest units first; random: random units; magnitude: smallest units of all
+    layers first; by_macs, with a latency budget: the rules' own criterion, chosen by MACs in place of milliseconds, widths as
+    they fall. All from the weights that the penalties began with; from scratch, trained without penalties"""
 
     @field_validator("stages")
     @classmethod

@@ -283,6 +283,10 @@ EDITED: dict[str, tuple[Edits, str]] = {
         (("version: 1", "version: 2"),),
         "recipe.yaml:1:10: version: expected 1, the version of the language that this sparsify reads, found the number 2",
     ),
+    "a callable of data with a dot": (
+        (("source: digits", "source: my_data.fashion"),),
+        "recipe.yaml:6:16: data.source: unknown source 'my_data.fashion'; did you mean 'my_data:fashion'?",
+    ),
     "unknown source": (
         (("source: digits", "source: digit"),),
         "recipe.yaml:6:16: data.source: unknown source 'digit'; did you mean 'digits'?",

@@ -272,7 +272,14 @@ class TestExplain:
         out = capsys.readouterr().out
         assert all(f"\n  {name} " in out for name in Recipe.model_fields), "each key"
         assert "Besides these keys a file may have extends and vars, which are resolved first." in out
-        assert "\n             trained like it after the cut" in out, "what goes on in the next line is indented"
+        goes_on = out.partition("  baselines  simpler choices ")[2].splitlines()[1]
+        assert goes_on.startswith(" " * 13) and goes_on[13] != " ", "what goes on in the next line is indented"
+
+    def test_nothing_is_wider_than_the_terminal(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
+        for name in ("recipe", "group", "data", "keep", "group_lasso"):
+            assert exit_code(["explain", name]) == 0
+            assert max(map(len, capsys.readouterr().out.splitlines())) <= 80, name
         assert topics.find("recipe.budget.macs") == topics.find("budget.macs")
 
     def test_commands(self, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from sparsify_cli.stopping import stoppable, stopped
 
 def command(
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="The recipe.", show_default=False)] = None,
-    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="Weights, a whole model, or an earlier run.", show_default=False)] = None,
+    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="Weights, a whole model, or an earlier run (its cut model).", show_default=False)] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Replace a value of the recipe; may be repeated.", show_default=False)] = None,
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the run's folder is made.")] = Path("runs"),
     allow: Annotated[list[str] | None, typer.Option("--allow", metavar="PACKAGE", help="Trust classes of this package in a whole pickled model; may be repeated.", show_default=False)] = None,

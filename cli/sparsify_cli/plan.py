@@ -10,7 +10,7 @@ from sparsify_cli.render import show, show_json
 
 def command(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe.", show_default=False)],
-    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="Weights, a whole model, or an earlier run.", show_default=False)] = None,
+    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="Weights, a whole model, or an earlier run (its cut model).", show_default=False)] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Replace a value of the recipe; may be repeated.", show_default=False)] = None,
     allow: Annotated[list[str] | None, typer.Option("--allow", metavar="PACKAGE", help="Trust classes of this package in a whole pickled model; may be repeated.", show_default=False)] = None,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Build the model with random weights instead of reading one.")] = False,

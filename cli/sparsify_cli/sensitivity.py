@@ -19,7 +19,7 @@ _TITLES: dict[By, str] = {
 
 def command(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe: its rules say which layers, its data on what.", show_default=False)],
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Weights, a whole model, or an earlier run.", show_default=False)],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Weights, a whole model, or an earlier run (its cut model).", show_default=False)],
     by: Annotated[By, typer.Option("--by", metavar="ablation|taylor|gsm", help="Remove and validate; predict by first order; or rank as global sparse momentum does.")] = "ablation",
     limits: Annotated[str | None, typer.Option("--limits", metavar="TOLERANCE", help="Set limits for a recipe: the largest share removed at which accuracy falls by no more, such as 1pp, or 1% for short (by taylor: the loss rises by no more than this share of it, 1%; by gsm: when this share of all goes).", show_default=False)] = None,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the profile is written; an unfinished one is gone on with.")] = Path("sensitivity.json"),
@@ -71,7 +71,8 @@ def _tables(found: Profile) -> tuple[str, Table]:
     rows = tuple(_row(found, curve, shares) for curve in found.curves)
     heads = columns("layers", ">units", *(f">{100 * s:.0f} %" for s in shares), *([">limit"] if found.limits else []))
     whole = f"Whole model: accuracy {accuracy(found.accuracy)}, loss {digits(found.loss)} on {plural(found.examples, 'validation example')}."
-    notes = (f"limit: largest share within {found.tolerance}; `keep: {{limits: FILE}}` in a rule holds a recipe to it.",) if found.limits else ()
+    what = f"what of it goes when {found.tolerance} of all units go" if found.by == "gsm" else f"largest share within {found.tolerance}"
+    notes = (f"limit: {what}; `keep: {{limits: FILE}}` in a rule holds a recipe to it.",) if found.limits else ()
     return whole, Table(f"Sensitivity by {found.by}: {_TITLES[found.by]}", heads, rows, notes)
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sparsify.page import to_html
+from sparsify.page import profile_html, to_html
+from sparsify_schemas.profile import Curve, Point, Profile
 from sparsify_schemas.report import Baseline, LayerTime, Report, Round
 from sparsify_schemas.table import Steps
 
@@ -100,3 +101,13 @@ def test_nothing_is_wider_than_the_screen_and_no_label_too_small(tmp_path: Path,
     found = json.loads(html.unescape(title[1]))
     assert (found["wide"], found["small"], found["width"]) == ([], 0, width)
     assert found["plots"] == 6 and min(found["bars"]) > width / 8
+
+
+@needs_browser
+def test_a_long_name_above_a_plot_goes_on_in_the_next_line(tmp_path: Path) -> None:
+    name = "feature_extractor_stage_one_with_first_three_by_three_convolution_of_eighty_characters"
+    curve = Curve(group=name, layers=(name,), width=8, points=(Point(share=0.5, removed=4, loss=1.0, accuracy=0.5),))
+    page = profile_html(Profile(by="ablation", digest="0", examples=10, loss=0.5, accuracy=0.9, curves=(curve,)))
+    text = re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', "", page).replace("</body>", f"{MEASURE}</body>")
+    title = re.search("<title>(.*?)</title>", browse(write(tmp_path, text), "--dump-dom", width=500)[0])
+    assert title is not None and json.loads(html.unescape(title[1]))["wide"] == []

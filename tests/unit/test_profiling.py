@@ -289,6 +289,7 @@ def test_the_command_shows_a_table_and_leaves_the_file(weights: Path, tmp_path: 
     head = next(line for line in out.splitlines() if line.startswith("layers"))
     assert head.split() == ["layers", "units", *" ".join(f"{s} %" for s in range(10, 100, 10)).split(), "limit"]
     assert [line.split()[0] for line in out.splitlines() if line.startswith("conv")] == ["conv1", "conv2", "conv3"]
+    assert "limit: what of it goes when 50% of all units go;" in out
     assert "saved in sensitivity.json and s.html" in err
     html = Path("s.html").read_text()
     assert html.count("<figure>") == 3 and "conv2 and 1 more, 32 units, limit" in html

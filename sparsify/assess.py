@@ -22,6 +22,7 @@ from sparsify.figures import few, plural
 from sparsify.folder import BASELINES, DENSE, PARTS, QUANTISED, WEIGHTS, recipe_digest, sha256, write
 from sparsify.graph import Inputs
 from sparsify.integers import in_int8, integers
+from sparsify.latency import tables
 from sparsify.measure.installed import state
 from sparsify.measure.memory import computed_peak, peak_memory
 from sparsify.modelfile import weights_digest
@@ -261,7 +262,8 @@ def _latency(work: Work, name: str, target: Target, dense: nn.Module, cut: nn.Mo
         return found if foretold is None else found.model_copy(update=foretold)
     assert foretold is not None
     before, after = foretold["predicted_dense_ms"], foretold["predicted_cut_ms"]
-    what, ratio = f"{measure.described(target)}, predicted from {target.table}", before / after
+    there = tables.read(name, target).target  # what was timed: the recipe's own target says no more than where its table is
+    what, ratio = f"{measure.described(there)}, predicted from {target.table}", before / after
     found = Latency(target=name, description=what, dense_ms=before, cut_ms=after, speedup=ratio, low=ratio, high=ratio, pairs=0, load=0.0, measured=False)
     return found.model_copy(update=foretold)
 

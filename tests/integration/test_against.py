@@ -179,7 +179,7 @@ def test_by_macs_comes_to_the_same_time_with_widths_as_they_fall(tmp_path: Path)
         layers[w.key] = tuple((i, o, i * o / 1e4) for i, o in sorted(widths))
     steps = Steps(convolution=8, inputs=1, linear=1)
     machine = Machine(processor="Cortex-A78", vectors="NEON", system="Linux aarch64", runtime="tflite 2.20")
-    write(Table(machine=machine, target=Cpu(kind="cpu"), steps=steps, layers=layers), tmp_path / "phone.json")
+    write(Table(machine=machine, target=Cpu(kind="cpu", runtime="onnxruntime"), steps=steps, layers=layers), tmp_path / "phone.json")
     targets = {"phone": {"kind": "cpu", "table": "phone.json"}}
     asked = {**SHORT, "targets": targets, "budget": {"latency": {"phone": "60%"}}, "baselines": ["by_macs", "magnitude"]}
     run = apply(asked, weights(), timing=0.05)
@@ -187,6 +187,7 @@ def test_by_macs_comes_to_the_same_time_with_widths_as_they_fall(tmp_path: Path)
     assert all(width % 8 == 0 for width in kept["."] + kept["baselines/magnitude"])
     assert any(width % 8 for width in kept["baselines/by_macs"])
     report = checked(run)
+    assert report.latency[0].description == "cpu, onnxruntime, 1 thread, batch 1, predicted from phone.json", "as the table says, not the recipe"
     by_macs = next(b for b in report.baselines if b.kind == "by_macs")
     assert by_macs.side.macs < report.cut.macs, "the same time with fewer MACs, as widths between two steps gain nothing"
     (own,) = by_macs.latency

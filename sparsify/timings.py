@@ -54,7 +54,7 @@ def _prediction(t: Latency) -> str:
     left, foretold = 1 / t.speedup, t.predicted_cut_ms / t.predicted_dense_ms
     return (
         f"{t.target}: predicted {milliseconds(t.predicted_cut_ms)} ({share(foretold)} of dense), "
-        f"measured {milliseconds(t.cut_ms)} ({share(left)}); off by {signed(share(foretold / left - 1))}."
+        f"measured {milliseconds(t.cut_ms)} ({share(left)}); the share is off by {signed(share(foretold / left - 1))}."
     )
 
 

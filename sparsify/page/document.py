@@ -53,7 +53,7 @@ def _sections(report: Report, recipe: str | None) -> Iterator[Html]:
     yield _section("Asked and achieved", *take("Asked and achieved"))
     yield _section("Latency", *take("Latency"), sections.predicted(report))
     yield _section("Floats and integers", tag("div.halves", tag("div", *both), sections.integers(report)) if (both := take("Floats and integers")) else NOTHING)
-    yield _section("Search", tag("div.halves", tag("div", *tried), sections.search(report)) if (tried := take("Search")) else NOTHING)
+    yield _section("Search", *take("Search"), sections.search(report))  # its table is too wide for half a page
     late = [left.pop(title) for title in _LATE if title in left]
     yield from (_section(title, table(other, heading=False)) for title, other in left.items() if title not in _DRAWN)
     yield from sections.where_time_went(report, _section)

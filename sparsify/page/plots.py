@@ -128,8 +128,9 @@ def _shape(mark: Mark, place: int, x: float, y: float) -> Html:
         "dense": f"M{_cut(x - 6)} {_cut(y)}a6 6 0 1 0 12 0a6 6 0 1 0 -12 0",
         "cut": f"M{_cut(x)} {_cut(y - 8)}l8 8l-8 8l-8 -8Z",
     }
-    others = (f"M{_cut(x - 5)} {_cut(y - 5)}h10v10h-10Z", f"M{_cut(x)} {_cut(y - 6)}l6 11h-12Z", f"M{_cut(x)} {_cut(y + 6)}l6 -11h-12Z")
-    return tag(f"path.mark.{mark.role}", tag("title", f"{mark.name}: {mark.said}"), at={"d": outlines.get(mark.role, others[place % 3])})
+    plus = f"M{_cut(x - 6)} {_cut(y)}h12M{_cut(x)} {_cut(y - 6)}v12"
+    others = (f"M{_cut(x - 5)} {_cut(y - 5)}h10v10h-10Z", f"M{_cut(x)} {_cut(y - 6)}l6 11h-12Z", f"M{_cut(x)} {_cut(y + 6)}l6 -11h-12Z", plus)
+    return tag(f"path.mark.{mark.role}", tag("title", f"{mark.name}: {mark.said}"), at={"d": outlines.get(mark.role, others[place % len(others)])})
 
 
 def _thinned(points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:

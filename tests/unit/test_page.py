@@ -163,11 +163,11 @@ def test_cuts_are_marked_where_they_came() -> None:
 
 
 def test_every_point_has_a_shape_of_its_own_that_the_legend_names() -> None:
-    marks = [Mark(name, 1.0, 0.5, role, "") for name, role in zip(("a", "b", "c", "d", "e"), ("dense", "cut", "other", "other", "other"), strict=True)]
+    marks = [Mark(name, 1.0, 0.5, role, "") for name, role in zip("abcdef", ("dense", "cut", "other", "other", "other", "other"), strict=True)]
     found = scatter("x", marks, "ms", str, str).text
     shapes = [re.sub(r"M[\d.]+ [\d.]+", "", str(at["d"])) for at in Page(found).of("path", "mark")]
-    assert len(set(shapes[:5])) == 5 and shapes[:5] == shapes[5:], "in the legend and in the plot"
-    assert re.findall(r"</svg>(\w)</span>", found) == ["a", "b", "c", "d", "e"]
+    assert len(set(shapes[:6])) == 6 and shapes[:6] == shapes[6:], "in the legend and in the plot, of as many baselines as there are"
+    assert re.findall(r"</svg>(\w)</span>", found) == [*"abcdef"]
 
 
 def test_a_point_has_the_interval_of_its_time() -> None:
@@ -193,7 +193,9 @@ def test_floats_and_integers_stand_in_one_plot() -> None:
 def test_a_search_is_drawn_and_every_table_has_its_place() -> None:
     trials = [Trial(depth=d, macs=m, params=1, validation_accuracy=a, drop=0.97 - a, inside=i, seconds=1.0) for d, m, a, i in ((0.5, 900_000, 0.96, True), (0.75, 400_000, 0.91, False), (0.6, 600_000, 0.955, True))]
     zeros = (Sparsity(what="model", group="", nominal=0.5, effective=0.6, weights=10),)
-    page = Page(to_html(report(search=Search(dense=0.97, trials=tuple(trials)), sparsities=zeros), "version: 1"))
+    text = to_html(report(search=Search(dense=0.97, trials=tuple(trials)), sparsities=zeros), "version: 1")
+    page = Page(text)
+    assert '<h2>Search</h2><div class="scroll"' in text, "its table has the width of the page"
     assert re.findall("<h2>(.*?)</h2>", page.source) == [
         "Dense and cut", "Asked and achieved", "Latency", "Search", "Where the MACs went", "Widths", "Protected", "Training", "Zeros", "Notes", "Recipe", "Provenance",
     ]  # fmt: skip

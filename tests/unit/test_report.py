@@ -66,7 +66,7 @@ def test_a_speed_that_was_not_measured_is_not_claimed() -> None:
 
 def test_predicted_stands_against_measured() -> None:
     found = timing(predicted_dense_ms=2.0, predicted_cut_ms=1.2, dense_ms=2.0, cut_ms=1.0, speedup=2.0)
-    assert "laptop: predicted 1.20 ms (60.0 % of dense), measured 1.00 ms (50.0 %); off by +20.0 %." in latency_table((found,), 2).notes
+    assert "laptop: predicted 1.20 ms (60.0 % of dense), measured 1.00 ms (50.0 %); the share is off by +20.0 %." in latency_table((found,), 2).notes
 
 
 def test_one_run_has_one_share_of_the_time_that_is_left() -> None:

@@ -49,7 +49,7 @@ def _list(as_json: bool) -> None:
     if as_json:
         show_json([{"name": n, **t.model_dump(), "state": s, "steps": w.model_dump() if w else None, "steps_measured": m} for n, t, s, w, m in rows])
         return
-    shown = tuple((n, t.runtime, str(t.threads) if isinstance(t, Cpu) else MISSING, str(t.batch), t.dtype, _steps(w, m), "here" if s == "here" else "no") for n, t, s, w, m in rows)
+    shown = tuple((n, t.runtime if t.table is None else "by table", str(t.threads) if isinstance(t, Cpu) else MISSING, str(t.batch), t.dtype, _steps(w, m), "here" if s == "here" else "no") for n, t, s, w, m in rows)
     notes = [f"{n} {s}." for n, _, s, _, _ in rows if s != "here"]
     notes.append("step: widths are rounded up to a multiple of it by `keep: {multiple_of: auto}`; ~ is what the vector instructions let expect until `sparsify targets measure NAME`.")
     notes.append("What runs faster, on all of them: removed units (filter, channel, neuron, head, hidden, depth), smaller kernels (tap), and gathered columns (shape) where they are measured to pay; zeros inside tensors (weight, 4x1, 2:4) are multiplied like any number.")

@@ -76,7 +76,7 @@ class Checkpoint:
             with replacing(folder / name) as temporary:
                 torch.save(body, temporary)
         except RuntimeError as error:  # how torch says that a disk is full
-            raise RunError(f"cannot write {folder / name}: {str(error).splitlines()[0]}") from error
+            raise RunError(f"cannot write {folder / name}: {str(error).splitlines()[0]}; is the disk full? make room, and the run goes on with --resume") from error
 
     @classmethod
     def read(cls, folder: Path, name: str = CHECKPOINT) -> "Checkpoint | None":

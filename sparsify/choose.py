@@ -27,7 +27,7 @@ EVENLY = 4096
 """steps in which a share common to all groups is sought"""
 
 BY_MACS = 512
-"""steps by which a share of the MACs is lowered: widths that happen to be fast make it no falling line"""
+"""steps in which the MACs are lowered to the least: widths that happen to be fast make it no falling line"""
 
 BY_PRICE = float("inf")
 POWERS = (0.0, 0.25, 0.5, 1.0, 2.0, BY_PRICE)
@@ -181,14 +181,22 @@ def choose_by_macs(
     clocks: Sequence[Clock] = (),
     aim: float = 1.0,
 ) -> dict[str, list[int]]:
-    """As `choose` under a budget of MACs alone, lowered step by step until every budget of the recipe holds."""
+    """As `choose` under a budget of MACs alone, lowered step by step until every budget of the recipe holds.
+
+    It is lowered towards what is left of the MACs with all gone that may go, as those of functional operations (a recurrent
+    layer's) count as constant.
+    """
     costs = Costs(plan.map, clocks)
     allowed = _allowed(plan, costs, part, aim)
     widths = {name: group.width for name, group in plan.map.by_name.items()}
 
+    def within(macs: float) -> Plan:
+        return replace(plan, recipe=plan.recipe.model_copy(update={"budget": Budget(macs=Share(100 * macs, "%"))}))
+
+    most = 1 - Costs(plan.map).of(least(within(0.5)))["macs"] / max(costs.dense["macs"], 1.0)
+
     def chosen(removed: int) -> dict[str, list[int]]:
-        budget = Budget(macs=Share(100 * (1 - removed / BY_MACS), "%"))
-        return choose(replace(plan, recipe=plan.recipe.model_copy(update={"budget": budget})), scores, dead)
+        return choose(within(1 - most * removed / BY_MACS), scores, dead)
 
     def fits(removed: int) -> bool:
         now = costs.of({name: range(widths[name] - len(kept)) for name, kept in chosen(removed).items()})

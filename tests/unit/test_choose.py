@@ -91,6 +91,16 @@ def test_by_macs_is_the_choice_of_a_budget_of_macs_and_the_least_that_every_budg
     assert macs(other) > 0.4 - 1 / 256
 
 
+def test_by_macs_where_most_of_them_stay_whatever_goes() -> None:
+    """As of a recurrent layer, whose MACs count as constant: a share of all of them could never be met, and all would go."""
+    map = chain(16, 64, 128, 10)
+    fixed = replace(map, macs=1000 * map.macs)
+    scores = {c.name: [float(u) for u in range(c.width)] for c in map.coupled}
+    found = choose_by_macs(plan(fixed, {}, params="50%"), scores, {})
+    left = Costs(map).of({n: range(map.by_name[n].width - len(units)) for n, units in found.items()})["params"] / Costs(map).dense["params"]
+    assert 0.47 < left <= 0.5
+
+
 def test_evenly_keeps_floors_and_multiples() -> None:
     found = kept(choose_evenly(plan(chain(16, 64, 24, 10), {"keep": {"at_least": 20, "multiple_of": 8}}, macs="30%"), {}, {}))
     assert found == {"l0": 24, "l1": 24}

@@ -66,7 +66,7 @@ def _narrowed(model: nn.Module, map: ModelMap, group: Coupled, inputs: Inputs, d
 
 
 def held(plan: Plan, model: nn.Module, inputs: Inputs, choose: Callable[[Plan], Keep], listener: Listener = silence) -> Keep:
-    """Coupled group -> units that stay, such that a budget of peak memory holds as measured; the last of six choices where none does.
+    """Coupled group -> units that stay, such that a budget of peak memory holds as measured; the least of six choices where none does.
 
     choose: the choice for a plan, whose budget of memory is lowered by what the last choice took too much.
     """
@@ -75,15 +75,16 @@ def held(plan: Plan, model: nn.Module, inputs: Inputs, choose: Callable[[Plan], 
         return choose(plan)
     dense = peak_memory(model, inputs)
     limit = limits(plan.recipe.budget, {"peak_memory": float(dense)})["peak_memory"]
-    aim, keep = plan, Keep()
+    aim, tries = plan, list[tuple[float, Keep]]()
     wish = limits(plan.recipe.budget, Costs(plan.map).dense)["peak_memory"]
     for _ in range(ROUNDS):
-        before, keep = keep, choose(aim)
+        keep = choose(aim)
         used = peak_memory(graph.cut(model, plan.map, keep, plan.digest)[0], inputs) / limit
         listener(Note(f"measured {share(used)} of the peak memory that the budget allows"))
         if used <= 1:
-            break
-        wish *= 0.95 if keep == before else 0.995 / used
+            return keep
+        wish *= 0.95 if tries and keep == tries[-1][1] else 0.995 / used
+        tries.append((used, keep))
         budget = plan.recipe.budget.model_copy(update={"peak_memory": Size(wish, "B")})
         aim = replace(plan, recipe=plan.recipe.model_copy(update={"budget": budget}))
-    return keep
+    return min(tries, key=lambda t: t[0])[1]

@@ -1,6 +1,7 @@
 """Baselines: at the cost of the cut model, from the same weights, trained alike; resumed and repeated to the bit."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from sparsify.folder import sha256
 from sparsify.latency.reading import read as read_layers
 from sparsify.latency.tables import write
 from sparsify.models import digits_cnn
+from sparsify.plan import Floor
 from sparsify.report import tables
 from sparsify.run import apply, preview
 from sparsify.train import evaluate
@@ -192,6 +194,19 @@ def test_by_macs_comes_to_the_same_time_with_widths_as_they_fall(tmp_path: Path)
     assert by_macs.side.macs < report.cut.macs, "the same time with fewer MACs, as widths between two steps gain nothing"
     (own,) = by_macs.latency
     assert own.predicted_cut_ms is not None and 0.9 < own.predicted_cut_ms / (0.6 * own.predicted_dense_ms) <= 1  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("speedup", "cost"), [(2.0, 0.5), (1.25, 0.6)])
+def test_no_baseline_gets_more_time_than_the_recipe_allows(monkeypatch: pytest.MonkeyPatch, speedup: float, cost: float) -> None:
+    """What the cut model takes is timed once more, and no two timings agree."""
+    from sparsify import against
+
+    recipe = Recipe.model_validate({**SHORT, "targets": {"eager": {"kind": "cpu"}}, "budget": {"latency": {"eager": "60%"}}})
+    floor = Floor("latency.eager", dense=5.0, limit=3.0, least=1.0)
+    run = SimpleNamespace(recipe=recipe, plan=SimpleNamespace(floors=(floor,)), folder=Path(), build=None, inputs=())
+    monkeypatch.setattr(against, "rebuilt_dense", lambda *_: None)
+    monkeypatch.setattr(against.measure, "latency", lambda *_, **__: SimpleNamespace(speedup=speedup))
+    assert against._cost(run, digits_cnn(), None) == Cost("latency.eager", cost)  # type: ignore[arg-type]
 
 
 def test_a_damaged_cost_says_so() -> None:

@@ -103,6 +103,22 @@ def test_what_takes_more_than_predicted_is_chosen_anew(monkeypatch: pytest.Monke
     assert seen[1] > 0.7 * seen[0] >= seen[-1]
 
 
+def test_where_no_choice_holds_the_one_that_takes_least_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where kernels take room that no width explains: the third choice comes nearest."""
+    model, inputs = Block().eval(), (torch.randn(2, 8),)
+    plan = sparsify.make_plan(recipe("70%"), model, inputs)
+    takes, tried = iter((1000, 720, 710, 705, 730, 740, 750)), list[int]()
+
+    def measured(asked: nn.Module, inputs: Any) -> int:
+        tried.append(computed_peak(asked, inputs))
+        return next(takes)
+
+    monkeypatch.setattr(memory, "peak_memory", measured)
+    result = sparsify.cut(plan, model)
+    assert len(tried) == 7 and tried[3] != tried[6], "the dense model and six choices"
+    assert computed_peak(result.model, inputs) == tried[3]
+
+
 def test_a_peak_that_cannot_be_reached_says_what_can() -> None:
     with pytest.raises(RecipeError) as caught:
         sparsify.make_plan(recipe("1kB", rules=[{"layers": "up", "group": "neuron"}]), Block(), (torch.zeros(1, 8),))

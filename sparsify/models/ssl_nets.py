@@ -1,5 +1,6 @@
 """The small networks of Wen et al., Learning Structured Sparsity in Deep Neural Networks (arXiv:1608.03665)."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -55,10 +56,13 @@ def ssl_mlp(classes: int = 10) -> SslMlp:
     return SslMlp(classes)
 
 
-def ssl_convnet(classes: int = 10) -> SslConvNet:
+def ssl_convnet(classes: int = 10, channels_last: bool = False) -> SslConvNet:
     """The ConvNet of the SSL paper, convolutions 32-32-64 for 32x32 images: 89,578 parameters with 10 classes.
 
+    channels_last: weights in that order of memory; with `precision: bf16` a CPU trains about twice as fast.
     Source: arXiv:1608.03665, section 4.2; caffe/examples/cifar10/cifar10_full_train_test.prototxt. The two local
     response normalisations are left out (see the class).
     """
-    return SslConvNet(classes)
+    model = SslConvNet(classes)
+    model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)  # type: ignore[call-overload]
+    return model

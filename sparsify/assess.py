@@ -28,6 +28,7 @@ from sparsify.measure.memory import computed_peak, peak_memory
 from sparsify.modelfile import weights_digest
 from sparsify.parts import Parts
 from sparsify.plan import Layer, Plan
+from sparsify.report import fold_notes
 from sparsify.rounds import last_zeroed
 from sparsify.train import evaluate
 from sparsify.weights import tensors
@@ -384,11 +385,7 @@ def _notes(work: Work, cut: nn.Module) -> Iterable[str]:
             gone = tuple(name for name in assignment.coupled if name in {w.group for cuts in work.cuts for w in cuts.widths if not w.keep})
             whole = plural(len(assignment.coupled), "residual block")
             yield f"rules.{assignment.rule}: {len(gone)} of {whole} left as a whole{': ' + few(gone, 12) if gone else ''}"
-    folds = [op for cuts in work.cuts for op in cuts.operations if isinstance(op, Fold)]
-    if folds:
-        rough = [op.module for op in folds if not op.exact]
-        where = f"; only as a mean in {', '.join(rough[:3])}{', ...' if len(rough) > 3 else ''}, which pads" if rough else ""
-        yield f"the constants that removed channels still emitted were folded into {plural(len(folds), 'layer')}{where}"
+    yield from fold_notes(op for cuts in work.cuts for op in cuts.operations if isinstance(op, Fold))
 
 
 def _untargeted(work: Work, targets: Mapping[str, Target]) -> Iterable[str]:

@@ -20,6 +20,7 @@ from sparsify.compile import compile_plan
 from sparsify.costs import Costs
 from sparsify.criteria import group_scores
 from sparsify.data import example_inputs, inputs_like
+from sparsify.data.redrawing import redraw
 from sparsify.errors import ModelError, VerificationError
 from sparsify.events import Listener, silence
 from sparsify.figures import share
@@ -34,11 +35,11 @@ from sparsify.measure import copied, count_macs, detached
 from sparsify.memory import held, with_lifetimes
 from sparsify.overview import LABELS
 from sparsify.plan import ModelMap, Plan
-from sparsify.report import verdict_words
+from sparsify.report import fold_notes, verdict_words
 from sparsify.rounds import own_budgets
 from sparsify.weighing import weighed_by
 from sparsify_schemas.criterion import Activation, Criterion, Fpgm, FromData, Magnitude
-from sparsify_schemas.cuts import Crop, Cuts, Gather, Zero
+from sparsify_schemas.cuts import AddBias, Crop, Cuts, Fold, Gather, Zero
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Verdict
 
@@ -61,7 +62,7 @@ class Result:
     followers: tuple[nn.Module, ...] = ()
     """the models given as `follow`, cut alike"""
     notes: tuple[str, ...] = ()
-    """what of the optimizer's state could not be carried over"""
+    """what became of the constants that removed units emitted, and what of the optimizer's state could not be carried over"""
 
     def __repr__(self) -> str:
         """What came out, in one line."""
@@ -175,11 +176,16 @@ def cut(
     keep = zeroing.without_dead(plan, zeroed, keep)
     thin, cuts = graph.cut(zeroed, plan.map, keep, plan.digest)
     reshaped, executions = executing.realise(plan, thin, inputs)
-    verdicts = _prove(plan, _Cut(dense, zeroed, thin, keep, reshaped), inputs)
-    operations = (*cuts.operations, *reshaped, *graph.fold(zeroed, thin, plan.map, keep, inputs), *zeroing.counts(plan, thin))
+    constants = _constants(zeroed, plan.map, keep, inputs)
+    folded = graph.fold(thin, constants.shifts, plan.map, keep)
+    operations = (*cuts.operations, *reshaped, *folded.operations, *zeroing.counts(plan, thin))
     cuts = cuts.model_copy(update={"operations": operations, "zeroed": deeds, "executions": executions})
+    fresh = tuple(redraw(inputs, _seed_of(plan, batch), batch) for batch in EXAMPLES)
+    delivered = _reloaded(zeroed, thin, cuts, fresh, inputs)
+    verdicts = _prove(plan, _Cut(dense, zeroed, delivered, keep, reshaped, constants, folded.values, fresh), inputs)
     followers = tuple(_followed(plan, other, thin, cuts, keep, inputs) for other in follow)
-    return Result(thin, model, plan, cuts, verdicts, followers, graph.carry(model, thin, cuts, optimizer))
+    lost = tuple(fold_notes(op for op in folded.operations if isinstance(op, Fold)))
+    return Result(thin, model, plan, cuts, verdicts, followers, (*lost, *graph.carry(model, thin, cuts, optimizer)))
 
 
 def _followed(plan: Plan, other: nn.Module, thin: nn.Module, cuts: Cuts, keep: Keep, inputs: Inputs) -> nn.Module:
@@ -189,13 +195,53 @@ def _followed(plan: Plan, other: nn.Module, thin: nn.Module, cuts: Cuts, keep: K
     check_fits(plan.map, other)
     own = copied(other)
     narrow = graph.replay(own, cuts)
-    graph.fold(own, narrow, plan.map, keep, _suited(inputs, own))
+    created = {op.module for op in cuts.operations if isinstance(op, AddBias)}
+    shifts = _constants(own, plan.map, keep, _suited(inputs, own)).shifts
+    graph.fold(narrow, shifts, plan.map, keep, created)
     with torch.no_grad():
         for op in cuts.operations:
             if isinstance(op, Zero):
                 narrow.get_parameter(op.tensor).mul_(thin.get_parameter(op.tensor) != 0)
     graph.carry(other, narrow, cuts)
     return narrow
+
+
+EXAMPLES = (1, 2, 5)
+"""batch sizes at which a cut is proven, where the model takes them"""
+
+
+def _seed_of(plan: Plan, batch: int) -> int:
+    """A seed that nothing was planned or chosen with."""
+    return int(plan.digest[:12], 16) + batch
+
+
+def _constants(dense: nn.Module, map: ModelMap, keep: Mapping[str, Sequence[int]], inputs: Inputs) -> graph.Constants:
+    """What the removed units emit that no input changes, computed in float64 where the model runs in it."""
+    given = graph.on_cpu(inputs)
+    try:
+        return graph.find_constants(copied(dense).cpu().double().eval(), map, keep, graph.converted(given, torch.float64))
+    except RuntimeError:  # the model casts inside
+        return graph.find_constants(copied(dense).cpu().eval(), map, keep, given)
+
+
+def _reloaded(dense: nn.Module, thin: nn.Module, cuts: Cuts, fresh: Sequence[Inputs], inputs: Inputs) -> nn.Module:
+    """The cut model as a reader of the log and the weights would rebuild it.
+
+    Raises VerificationError when it computes something else than the cut model itself.
+    """
+    again = graph.replay(dense, cuts).eval()
+    again.load_state_dict(thin.state_dict())
+    difference = graph.compare(copied(thin).eval(), again, (*fresh, inputs))
+    if not difference <= RELOADED:
+        raise VerificationError(
+            f"the cut model rebuilt from its log and weights differs by {difference:.1e} of the largest output from the "
+            "cut model itself; this is a bug: please report it with the recipe and the model's code; nothing was saved"
+        )
+    return again
+
+
+RELOADED = 1e-5
+"""largest difference, in the model's own precision, between the cut model and its rebuilt form: rounding alone"""
 
 
 def _check_initialized(model: nn.Module) -> None:
@@ -309,12 +355,27 @@ class _Cut:
     thin: nn.Module
     keep: Mapping[str, Sequence[int]]
     reshaped: tuple[Crop | Gather, ...]
+    constants: graph.Constants
+    folded: Mapping[str, Tensor]
+    fresh: tuple[Inputs, ...]
 
 
 def _prove(plan: Plan, done: _Cut, inputs: Inputs) -> tuple[Verdict, ...]:
     layers = tuple(dict.fromkeys(op.module for op in done.reshaped))
     try:
-        return (graph.verify(done.zeroed, done.thin, plan.map, done.keep, inputs, before=done.dense, reshaped=layers),)
+        verdict = graph.verify(
+            done.zeroed,
+            done.thin,
+            plan.map,
+            done.keep,
+            inputs,
+            before=None if done.dense is done.zeroed else done.dense,
+            reshaped=layers,
+            constants=done.constants,
+            folded=done.folded,
+            fresh=done.fresh,
+        )
+        return (verdict,)
     except VerificationError as error:
         raise VerificationError(f"{error}; {_culprit(plan, done, inputs)}; nothing was saved") from error
 

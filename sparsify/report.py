@@ -1,6 +1,6 @@
 """A report as a person reads it: a headline, tables, Markdown. And where it is read back from a run's folder."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from sparsify.reading import read as read_file
 from sparsify.searching import best
 from sparsify.table import Table, as_markdown, columns, escape
 from sparsify.timings import latency_table, timing_words
+from sparsify_schemas.cuts import Fold
 from sparsify_schemas.report import LayerRow, Limit, Report, Side, Verdict
 
 FILE, WEIGHTS = "report.json", "model.safetensors"
@@ -78,11 +79,39 @@ def verdict_words(verdict: Verdict) -> str:
     """What the equality check found, in words."""
     match verdict.outcome:
         case "equal":
-            return f"cut verified: equal (difference {tiny(verdict.difference)})"
+            return f"cut verified: equal to the {verdict.reference} (difference {tiny(verdict.difference)})"
         case "statistics change":
             return "cut verified in shape only: it changes what a normalisation averages over"
         case "nothing cut":
             return "nothing was cut"
+
+
+def fold_notes(folds: Iterable[Fold]) -> Iterable[str]:
+    """What became of the constants that removed units emitted: where they went, and what of them is lost and how large."""
+    own = list(folds)
+    exact = [op for op in own if op.exact]
+    if exact:
+        yield f"removed units emitted constants, which went exactly into the biases of {plural(len(exact), 'layer')}"
+    for op in sorted((op for op in own if not op.exact), key=lambda op: -op.loss)[:LOSSES]:
+        inputs = plural(op.channels, "constant input")
+        size = f"{share(op.loss)} of its largest output"
+        if op.into == "nothing":
+            yield f"'{op.module}' lost {inputs} that nothing could take: up to {size}"
+        else:
+            yield f"'{op.module}' lost {inputs}, of which the mean went into a bias: beside it up to {size} is lost"
+    more = sum(not op.exact for op in own) - LOSSES
+    if more > 0:
+        yield f"{plural(more, 'further layer')} lost less of their constant inputs; the cut log has them all"
+
+
+LOSSES = 3
+"""how many layers that lost constants are named in the notes"""
+
+
+def _enumerated(numbers: Sequence[int]) -> str:
+    """1, 2 and 5"""
+    *head, last = map(str, numbers)
+    return f"{', '.join(head)} and {last}" if head else last
 
 
 def limit_name(limit: Limit) -> str:
@@ -139,9 +168,17 @@ def _training_notes(dense: Side, cut: Side) -> tuple[str, ...]:
 
 
 def _verdict_notes(verdict: Verdict) -> tuple[str, ...]:
-    blind = verdict.outcome == "equal" and verdict.control == 0 and bool(verdict.groups)
-    notes = ("Warning: removing the same channels from the dense model changed nothing either, so the check could not see the cut.",) if blind else ()
-    return (*notes, verdict.note) if verdict.note else notes
+    seen = verdict.control != 0 or verdict.reference == "dense model" or not verdict.groups
+    blind = verdict.outcome == "equal" and not seen
+    notes: list[str] = []
+    if blind:
+        notes.append("Warning: removing the same channels from the dense model changed nothing either, so the check could not see the cut.")
+    if verdict.batches:
+        examples = plural(verdict.batches[-1], "example") if len(verdict.batches) == 1 else f"{_enumerated(verdict.batches)} examples"
+        notes.append(f"The delivered model was compared with the {verdict.reference} on inputs of {examples}, drawn after the choice.")
+    if verdict.reference == "dense model":
+        notes.append("All removed units were dead: the dense model's outputs stay as they are.")
+    return (*notes, verdict.note) if verdict.note else tuple(notes)
 
 
 def _limits(report: Report) -> Table:

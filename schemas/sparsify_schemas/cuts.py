@@ -104,9 +104,17 @@ class Zero(Spec):
     """elements in all"""
 
 
+class AddBias(Spec):
+    """A layer without a bias got one, which takes what removed constant units emitted; a recurrent layer got all of its biases."""
+
+    op: Literal["bias"] = "bias"
+    module: Text
+    """dotted name of the layer"""
+
+
 class Fold(Spec):
-    """What removed channels emitted as a constant went into the consumer's bias, or into the BatchNorm behind it; the
-    values are in the weights file."""
+    """Removed units emitted constants, which the weights prove; a consumer lost them and got them back. The values are in
+    the weights file."""
 
     op: Literal["fold"] = "fold"
     module: Text
@@ -114,7 +122,11 @@ class Fold(Spec):
     channels: Positive
     """constant channels that it lost"""
     exact: bool
-    """false where the consumer pads: next to the border the constant's effect differs from its mean"""
+    """false where the constants' effect is not one number: next to the zeros of a padding, along a sequence"""
+    loss: float = Field(default=0.0, ge=0.0)
+    """largest deviation of the effect from what was put back, in float64, relative to the consumer's largest output"""
+    into: Literal["bias", "running_mean", "nothing"] = "bias"
+    """what took it: a bias, the running mean of the BatchNorm behind the consumer, or nothing, so that it is lost"""
 
 
 class Crop(Spec):
@@ -142,7 +154,7 @@ class Gather(Spec):
 
 
 Operation = Annotated[
-    Narrow | Replace | SetAttribute | Bypass | Silence | Zero | Fold | Crop | Gather, Field(discriminator="op")
+    Narrow | Replace | SetAttribute | Bypass | Silence | Zero | AddBias | Fold | Crop | Gather, Field(discriminator="op")
 ]
 
 

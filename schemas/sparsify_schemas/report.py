@@ -198,6 +198,10 @@ class Verdict(Spec):
     """the same between masked and unmasked dense model: zero would mean that the check could not see the cut"""
     groups: tuple[str, ...] = ()
     """coupled groups checked"""
+    reference: Literal["masked model", "dense model"] = "masked model"
+    """what the cut model was compared with: the dense model where all that left was dead and its constants went on exactly"""
+    batches: tuple[int, ...] = ()
+    """numbers of examples of the inputs that were drawn for the comparison after the choice; none: the given inputs"""
     note: str = ""
 
 

@@ -5,29 +5,35 @@
 proves that a cut model computes what the masked dense one does.
 """
 
-from sparsify.graph.call import Inputs, call, check_model, tensors
+from sparsify.graph.call import Inputs, call, check_model, converted, on_cpu, tensors
 from sparsify.graph.carrying import carry, carry_named
+from sparsify.graph.constants import Constants, find_constants
 from sparsify.graph.cutting import cut, dropped, gone_branches, places, ranges, replay, trial
 from sparsify.graph.folding import fold
 from sparsify.graph.inspecting import inspect, layers
 from sparsify.graph.naming import canonical_names
-from sparsify.graph.proving import verify
+from sparsify.graph.proving import compare, verify
 from sparsify.graph.reshaping import reshape
 from sparsify.graph.trying import probe, with_branches
 
 __all__ = [
+    "Constants",
     "Inputs",
     "call",
     "canonical_names",
     "carry",
     "carry_named",
     "check_model",
+    "compare",
+    "converted",
     "cut",
     "dropped",
+    "find_constants",
     "fold",
     "gone_branches",
     "inspect",
     "layers",
+    "on_cpu",
     "places",
     "probe",
     "ranges",

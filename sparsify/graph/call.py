@@ -41,6 +41,11 @@ def converted(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     return _changed(lambda value: value.to(dtype) if value.is_floating_point() else value, inputs)
 
 
+def on_cpu(inputs: Inputs) -> Inputs:
+    """The inputs on the CPU."""
+    return _changed(lambda value: value.cpu(), inputs)
+
+
 def shapes(inputs: Inputs) -> Inputs:
     """The inputs as shapes without numbers."""
     return _changed(lambda value: value.to("meta"), inputs)

@@ -134,6 +134,8 @@ def _rebind(
     optimizer: torch.optim.Optimizer, model: nn.Module, fresh: Mapping[str, nn.Parameter], ways: Mapping[str, _Way]
 ) -> Iterable[str]:
     names = {id(p): name for name, p in model.named_parameters()}
+    old_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    created = [name for name in fresh if name not in old_names]
     afresh = []
     for group in optimizer.param_groups:
         stay = []
@@ -146,10 +148,25 @@ def _rebind(
                 afresh += [] if _carry_state(optimizer, old, fresh[name], ways.get(name, _Way())) else [name]
             else:
                 optimizer.state.pop(old, None)  # its module left as a whole
+        _insert_created(stay, fresh, created)
         group["params"][:] = stay  # in place: the optimizer may hold the list elsewhere
     if afresh:
         shown = ", ".join(afresh[:3]) + (f" and {len(afresh) - 3} more" if len(afresh) > 3 else "")
         yield f"the optimizer's state of {shown} starts afresh: it does not have the shape of the parameter"
+
+
+def _insert_created(group: list[Any], fresh: Mapping[str, nn.Parameter], created: Iterable[str]) -> None:
+    """Biases that the cut created join the parameters of their layer, at the place that they have among the model's own:
+    a saved state counts parameters in that order."""
+    order = list(fresh)
+    for name in created:
+        layer = name.rpartition(".")[0]
+        there = {id(p) for p in group}
+        if not any(other.rpartition(".")[0] == layer and id(fresh[other]) in there for other in order):
+            continue
+        earlier = [id(fresh[other]) for other in order[: order.index(name)]]
+        before = [i for i, p in enumerate(group) if id(p) in earlier]
+        group.insert(before[-1] + 1 if before else 0, fresh[name])
 
 
 def _carry_state(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, way: _Way) -> bool:

@@ -11,6 +11,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from sparsify.errors import RunError
+from sparsify.graph.biases import create_bias
 from sparsify.graph.copying import copy_with
 from sparsify.graph.labels import Ints
 from sparsify.graph.naming import all_names, canonical_names, walk
@@ -19,7 +20,21 @@ from sparsify.graph.stubs import Bypassed, Silenced, put
 from sparsify.graph.widths import attributes
 from sparsify.models import attention
 from sparsify.plan import Branch, ModelMap, Span
-from sparsify_schemas.cuts import Bypass, Crop, Cuts, Fold, Gather, Narrow, Range, Replace, SetAttribute, Silence, Width, Zero
+from sparsify_schemas.cuts import (
+    AddBias,
+    Bypass,
+    Crop,
+    Cuts,
+    Fold,
+    Gather,
+    Narrow,
+    Range,
+    Replace,
+    SetAttribute,
+    Silence,
+    Width,
+    Zero,
+)
 
 Keep = Mapping[str, Sequence[int]]
 """coupled group -> units that stay, ascending"""
@@ -82,6 +97,7 @@ def replay(model: nn.Module, cuts: Cuts) -> nn.Module:
     narrowed: set[tuple[str, int]] = set()
     sets: list[SetAttribute] = []
     reshaped: list[Crop | Gather] = []
+    biased: list[str] = []
     for op in cuts.operations:
         match op:
             case Narrow():
@@ -99,6 +115,8 @@ def replay(model: nn.Module, cuts: Cuts) -> nn.Module:
                 stubs.append(op)
             case Crop() | Gather():
                 reshaped.append(op)
+            case AddBias():
+                biased.append(op.module)
             case Zero() | Fold():
                 pass  # the values themselves come with the weights
     copy = _narrowed(model, steps, stubs)
@@ -117,6 +135,8 @@ def replay(model: nn.Module, cuts: Cuts) -> nn.Module:
         if not _shrinks(getattr(module, op.attribute), op.value):
             raise RunError(f"the cut log sets '{op.module}.{op.attribute}' to {op.value}, which is no smaller width than {getattr(module, op.attribute)}")
         _set(module, op)
+    for name in biased:
+        create_bias(copy, name)
     reshape(copy, reshaped)
     return copy
 

@@ -1,128 +1,130 @@
-"""Constants: what a removed unit still emitted, folded into its consumers.
+"""Folding: what removed units still emitted goes into their consumers' biases, or into the BatchNorm behind them."""
 
-A filter of zeros before a normalisation with a shift, or with a bias of its own, is dead and yet emits a constant. Its
-consumer's output o loses b_o = mean over examples and positions of sum over removed constant channels c of (W[o,c] * x_c).
-b_o is added to the consumer's bias or, where a BatchNorm follows at once, taken from its running mean. That is exact where
-the consumer does not pad (a 1x1 convolution, a Linear layer); next to the zeros of a padding it is the mean.
-"""
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
-from collections.abc import Iterable, Mapping
-from copy import deepcopy
-from functools import partial
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsify.graph.call import Inputs, call
-from sparsify.graph.cutting import Keep, dropped, gone_branches
-from sparsify.graph.silencing import silenced
+from sparsify.errors import VerificationError
+from sparsify.graph.biases import create_bias
+from sparsify.graph.constants import Place, Shift
+from sparsify.graph.cutting import Keep, dropped
+from sparsify.graph.labels import Ints
+from sparsify.graph.naming import all_names
 from sparsify.plan import ModelMap
-from sparsify_schemas.cuts import Fold
-
-FLAT = 1e-6
-"""a channel is constant when it varies by no more than this share of its largest value"""
+from sparsify_schemas.cuts import AddBias, Fold
 
 
-def fold(dense: nn.Module, thin: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) -> tuple[Fold, ...]:
-    """Give the cut model what removed constant channels contributed; the log of it, in order.
+@dataclass(frozen=True)
+class Folded:
+    """What folding did to a cut model."""
 
-    Consumers that have neither a bias nor a BatchNorm behind them, and grouped convolutions, are passed over.
+    operations: tuple[AddBias | Fold, ...] = ()
+    """the log of it, in order"""
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    """tensor -> its new value before it was rounded to the model's precision"""
+
+
+def fold(
+    thin: nn.Module, shifts: Iterable[Shift], map: ModelMap, keep: Keep, created: Collection[str] | None = None
+) -> Folded:
+    """Give the cut model, in place, what it lost with constant units.
+
+    created: the layers that got a bias by a log that was replayed on it: no others get one, and what they lost is lost.
     """
-    consumers = dict(_lost(dense, map, keep))
-    if not consumers:
-        return ()
-    copy = deepcopy(dense).eval()
-    calls = _Calls(copy, consumers)
-    sums = [s for b in gone_branches(map, keep) for s in b.sums]
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        with silenced(copy, sums):
-            call(copy, inputs)
-        return tuple(_folded(copy, thin, map, keep, calls))
+    gone: dict[str, list[tuple[int, Ints]]] = defaultdict(list)
+    for (tensor, dim, role), lost in dropped(map, keep).items():
+        if role != "size":
+            gone[tensor].append((dim, lost))
+    shapes = {tensor.name: tensor.shape for tensor in map.tensors}
+    operations: list[AddBias | Fold] = []
+    values: dict[str, Tensor] = {}
+    for shift in shifts:
+        if created is not None and shift.place is not None and shift.place.module not in ("", *created):
+            shift = replace(shift, place=None, exact=False)
+        place = shift.place
+        if place is not None:
+            if created is None and place.module and AddBias(module=place.module) not in operations:
+                create_bias(thin, place.module)
+                operations.append(AddBias(module=place.module))
+            numbers = shift.values[shift.kept]
+            if place.rows_of:
+                rows = [(dim, lost) for dim, lost in gone[place.rows_of] if dim == 0]
+                stays = _stays(shapes[place.rows_of][:1], rows)
+                numbers = _laid_out(shift.values, place, len(stays))[stays]
+            elif not place.module:
+                stays = _stays(shapes[place.tensor], gone[place.tensor])
+                numbers = _laid_out(shift.values, place, len(stays))[stays]
+            target = _tensor(thin, place.tensor)
+            old = values.get(place.tensor, target.detach().to("cpu", numbers.dtype))
+            values[place.tensor] = old + shift.sign * numbers.view(target.shape)
+        operations.append(_logged(shift))
+    for name, value in values.items():
+        _set(_tensor(thin, name), value)
+    return Folded(tuple(operations), values)
 
 
-class _Calls:
-    """What went into each consumer, and which BatchNorm took its result."""
-
-    def __init__(self, model: nn.Module, consumers: Mapping[str, list[int]]) -> None:
-        self.lost = consumers
-        self.inputs: dict[str, list[Tensor]] = {name: [] for name in consumers}
-        self.behind: dict[str, str] = {}
-        self._made: dict[int, tuple[str, Tensor]] = {}
-        for name, module in model.named_modules():
-            if name in consumers:
-                module.register_forward_hook(partial(self._ran, name))
-            elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-                module.register_forward_pre_hook(partial(self._normalised, name))
-
-    def _ran(self, name: str, _module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        self.inputs[name].append(args[0])
-        self._made[id(output)] = (name, output)
-
-    def _normalised(self, name: str, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        found = self._made.get(id(args[0]))
-        if found is not None:
-            self.behind[found[0]] = name
+def _logged(shift: Shift) -> Fold:
+    return Fold(
+        module=shift.module or "the model",
+        channels=shift.channels,
+        exact=shift.exact,
+        loss=shift.loss,
+        into="nothing" if shift.place is None else shift.place.into,
+    )
 
 
-def _lost(dense: nn.Module, map: ModelMap, keep: Keep) -> Iterable[tuple[str, list[int]]]:
-    """(consumer, its input channels that leave) for every plain convolution and Linear layer."""
-    for (tensor, dim, role), gone in dropped(map, keep).items():
-        name, _, attribute = tensor.rpartition(".")
-        if role != "in" or attribute not in ("weight", "weight_orig") or dim != 1 or not len(gone):
+def add_beside(model: nn.Module, shifts: Iterable[Shift]) -> None:
+    """Give a dense model, in place, the shifts of the constants that its mask has at zero."""
+    created: set[str] = set()
+    for shift in shifts:
+        place = shift.place
+        if place is None or not bool((shift.beside != 0).any()):
             continue
-        module = dense.get_submodule(name)
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups == 1):
-            yield name, gone.tolist()
+        if place.module and place.module not in created:
+            create_bias(model, place.module)
+            created.add(place.module)
+        target = _tensor(model, place.tensor)
+        numbers = _laid_out(shift.beside, place, target.numel()).view(target.shape)
+        _set(target, target.detach() + shift.sign * numbers.to(target.device))
 
 
-def _folded(dense: nn.Module, thin: nn.Module, map: ModelMap, keep: Keep, calls: _Calls) -> Iterable[Fold]:
-    gone = dropped(map, keep)
-    for name, lost in calls.lost.items():
-        if len(calls.inputs[name]) != 1:
-            continue  # unused, or used several times with constants that may differ
-        module, x = dense.get_submodule(name), calls.inputs[name][0]
-        into, sign = _target(thin, name, calls.behind)
-        constant = _constant(module, x, lost)
-        if into is None or not constant:
-            continue
-        shift = _contribution(module, x, torch.tensor(constant, device=x.device))
-        rows = [gone[at] for at in ((f"{name}.weight", 0, "out"), (f"{name}.weight_orig", 0, "out")) if at in gone]
-        left = torch.from_numpy(np.setdiff1d(np.arange(len(shift)), np.concatenate(rows) if rows else [])).to(x.device)
-        into.add_(sign * shift[left])
-        yield Fold(module=name, channels=len(constant), exact=_exact(module))
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    return all_names(model)[name]
 
 
-def _target(thin: nn.Module, name: str, behind: Mapping[str, str]) -> tuple[Tensor | None, float]:
-    """The tensor that takes the shift, and with which sign."""
-    norm = behind.get(name)
-    if norm is not None:
-        return thin.get_buffer(f"{norm}.running_mean"), -1.0
-    return dict(thin.named_parameters()).get(f"{name}.bias"), 1.0
+@torch.no_grad()
+def _set(target: Tensor, value: Tensor) -> None:
+    target.copy_(value)
 
 
-def _constant(module: nn.Module, x: Tensor, lost: list[int]) -> list[int]:
-    axis = x.dim() - 1 if isinstance(module, nn.Linear) else 1
-    own = x.index_select(axis, torch.tensor(lost, device=x.device)).movedim(axis, 0).flatten(1)
-    spread, height = own.amax(1) - own.amin(1), own.abs().amax(1)
-    flat = (spread <= FLAT * height) & (height > 0)
-    return [channel for channel, is_flat in zip(lost, flat.tolist(), strict=True) if is_flat]
+def _laid_out(values: Tensor, place: Place, size: int) -> Tensor:
+    """The values at their elements of the place's tensor, zeros elsewhere."""
+    return values.new_zeros(size).index_copy(0, place.index, values)
 
 
-def _contribution(module: nn.Module, x: Tensor, index: Tensor) -> Tensor:
-    """What the channels add to each output, averaged over examples and positions."""
-    x = x.index_select(x.dim() - 1 if isinstance(module, nn.Linear) else 1, index)
-    assert isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    weight = module.weight.index_select(1, index)  # with the mask of torch.nn.utils.prune, if there is one
-    if isinstance(module, nn.Linear):
-        return nn.functional.linear(x, weight).flatten(0, -2).mean(0)
-    made: Tensor = module._conv_forward(x, weight, None)
-    return made.movedim(1, 0).flatten(1).mean(1)
+def _stays(shape: tuple[int, ...], gone: Iterable[tuple[int, Ints]]) -> Tensor:
+    """Whether each element of a tensor of the dense model, flattened, stays."""
+    stays = torch.ones(shape, dtype=torch.bool)
+    for dim, lost in gone:
+        stays.index_fill_(dim, torch.from_numpy(lost), False)
+    return stays.flatten()
 
 
-def _exact(module: nn.Module) -> bool:
-    if isinstance(module, nn.Linear):
-        return True
-    padding = getattr(module, "padding", 0)
-    return all(p == 0 for p in padding) if isinstance(padding, tuple) else padding in (0, "valid")
+def put_exact(model: nn.Module, values: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Put folded values as they were before rounding into a copy in float64, for a comparison that rounding would hide.
+
+    dtype: the precision of the delivered model. Raises VerificationError where a value that it holds is not this one, rounded.
+    """
+    for name, value in values.items():
+        target = _tensor(model, name)
+        if not torch.equal(value.to(dtype).to(target), target.detach()):
+            raise VerificationError(f"'{name}' of the cut model does not hold what was folded into it")
+        _set(target, value)
+
+
+def widened(keep: Keep, whole: Mapping[str, tuple[int, ...]]) -> dict[str, list[int]]:
+    """What the masked model keeps: the units that stay, and those whose leaving changes nothing."""
+    return {name: sorted({*kept, *whole.get(name, ())}) for name, kept in keep.items()}

@@ -7,9 +7,10 @@ out of it, and the verdict says `statistics change`: M is then no longer the den
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ from torch import nn
 
 from sparsify.errors import VerificationError
 from sparsify.graph import masking
-from sparsify.graph.call import Inputs, call, converted, tensors
+from sparsify.graph.call import Inputs, call, converted, named, tensors
+from sparsify.graph.constants import Constants
 from sparsify.graph.cutting import Keep, dropped, gone_branches
+from sparsify.graph.folding import add_beside, put_exact, widened
 from sparsify.graph.labels import Ints
 from sparsify.graph.naming import all_names
 from sparsify.graph.operators import plain_attention
@@ -33,33 +36,75 @@ TRIAL = 1e-3
 """the same for a trial cut in float32, whose only question is whether a group was followed rightly"""
 
 
+NO_CONSTANTS = Constants()
+NOTHING_FOLDED: Mapping[str, torch.Tensor] = {}
+
+
 def verify(
-    dense: nn.Module, thin: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, *, before: nn.Module | None = None, reshaped: Sequence[str] = ()
+    dense: nn.Module,
+    thin: nn.Module,
+    map: ModelMap,
+    keep: Keep,
+    inputs: Inputs,
+    *,
+    before: nn.Module | None = None,
+    reshaped: Sequence[str] = (),
+    constants: Constants = NO_CONSTANTS,
+    folded: Mapping[str, torch.Tensor] = NOTHING_FOLDED,
+    fresh: Sequence[Inputs] = (),
 ) -> Verdict:
-    """Compare a cut model with the masked dense one, in float64, and run it in train mode, backwards too, and by torch's fused paths.
+    """Compare a cut model as it is delivered with the masked dense one, in float64, and run it in train mode, backwards too,
+    and by torch's fused paths.
 
     before: the dense model before groups inside its tensors were set to zero, for the control.
     reshaped: layers of the cut model that are computed otherwise than before.
+    constants: what removed units emitted and the cut model got back; folded: the values that this made, before they were
+    rounded to the model's precision: the comparison is made with them. Units whose leaving changes nothing stay whole in the
+    masked model; where these are all that left, it is the dense model.
+    fresh: inputs that nothing was planned or chosen with, of one or several batch sizes; those that the dense model does
+    not take are left out. The given `inputs` are used where there are none.
     Raises VerificationError naming the coupled groups when they differ or when the cut model does not run.
     """
     narrowed = narrowed_groups(map, keep)
     blamed = narrowed or list(reshaped)
-    wide, plain, wide_inputs, tolerance = _precise(dense, inputs)
+    wide, given, plain, tolerance = _precise(dense, inputs)
     narrow = in_dtype(thin, torch.float64) if tolerance == TOLERANCE else deepcopy(thin).eval()
-    found = ran(narrow, wide_inputs, blamed)
-    masked = masked_outputs(wide, map, keep, wide_inputs, found, blamed)
-    runs_as_used(lambda: deepcopy(wide), narrow, wide_inputs, blamed)
+    if tolerance == TOLERANCE:
+        put_exact(narrow, folded, next((p.dtype for p in thin.parameters()), torch.float32))
+    drawn = _accepted(wide, [_as_given(one, given) for one in fresh])
+    first, plain = drawn[0] if drawn else (given, plain)
     if before is not None:
-        plain = outputs(deepcopy(before).to(next(wide.parameters()).dtype).eval(), wide_inputs)
-    difference, control = relative(found, masked), relative(plain, masked)
+        plain = outputs(deepcopy(before).to(next(wide.parameters()).dtype).eval(), first)
+    compared = [one for one, _ in drawn] or [given]
+    del drawn
+    left_whole = widened(keep, constants.whole)
+    add_beside(wide, constants.shifts)
+    difference, control = 0.0, 0.0
+    for one in compared:
+        found = ran(narrow, one, blamed)
+        masked = masked_outputs(wide, map, left_whole, one, found, blamed)
+        own = relative(found, masked)
+        difference = own if math.isnan(own) else max(difference, own)
+        if one is first:
+            control = relative(plain, masked)
+        if not own <= tolerance:
+            break
     if not difference <= tolerance:
-        raise VerificationError(f"the cut model differs from the masked one by {difference:.1e} of the largest output{_blame(blamed)}")
+        raise VerificationError(
+            f"the cut model differs from the masked one by {difference:.1e} of the largest output{_blame(blamed)}"
+        )
+    _check_training(wide, narrow, next((one for one in compared if _examples(one) > 1), first), blamed)
     changing = any(map.by_name[name].statistics for name in narrowed)
+    all_dead = not narrowed_groups(map, left_whole) and not gone_branches(map, keep)
+    shifted = any(bool((shift.beside != 0).any()) for shift in constants.shifts)
+    unchanged = bool(narrowed) and all_dead and not shifted and before is None
     return Verdict(
         outcome="statistics change" if changing else "equal" if blamed else "nothing cut",
         difference=difference,
         control=control,
         groups=tuple(narrowed),
+        reference="dense model" if unchanged else "masked model",
+        batches=() if compared[0] is given else tuple(_examples(one) for one in compared),
         note="; ".join(_remarks(changing, tolerance)),
     )
 
@@ -71,14 +116,38 @@ def _remarks(changing: bool, tolerance: float) -> Iterable[str]:
         yield f"the model casts inside and does not run in float64: compared in its own precision, within {tolerance:.0e}"
 
 
-def _precise(dense: nn.Module, inputs: Inputs) -> tuple[nn.Module, list[torch.Tensor], Inputs, float]:
-    """A copy in float64, its outputs, inputs and tolerance; one as it is where the model does not run like that."""
+def _precise(dense: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, list[torch.Tensor], float]:
+    """A copy in float64, inputs, its outputs and the tolerance; one as it is where the model does not run like that."""
     wide, wide_inputs = in_dtype(dense, torch.float64), converted(inputs, torch.float64)
     try:
-        return wide, outputs(wide, wide_inputs), wide_inputs, TOLERANCE
+        return wide, wide_inputs, outputs(wide, wide_inputs), TOLERANCE
     except Exception:
         wide = deepcopy(dense).eval()
-        return wide, outputs(wide, inputs), inputs, TRIAL
+        return wide, inputs, outputs(wide, inputs), TRIAL
+
+
+def _as_given(fresh: Inputs, given: Inputs) -> Inputs:
+    """Fresh inputs in the precision of the given ones."""
+    floating = [value.dtype for _, value in named(given) if value.is_floating_point()]
+    return converted(fresh, floating[0]) if floating else fresh
+
+
+def _accepted(model: nn.Module, fresh: Sequence[Inputs]) -> list[tuple[Inputs, list[torch.Tensor]]]:
+    """The inputs that the dense model takes, with its outputs; those at which it is not finite prove nothing."""
+    found = []
+    for one in fresh:
+        try:
+            made = outputs(model, one)
+        except Exception:
+            continue  # such as a batch size that the model does not take
+        if all(bool(t.isfinite().all()) for t in made):
+            found.append((one, made))
+    return found
+
+
+def _examples(inputs: Inputs) -> int:
+    """The number of examples: the length of the first input's first dimension."""
+    return next((value.shape[0] for _, value in named(inputs) if value.dim()), 1)
 
 
 def narrowed_groups(map: ModelMap, keep: Keep) -> list[str]:
@@ -167,7 +236,8 @@ def outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
 def runs_as_used(dense: Callable[[], nn.Module], narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> None:
     """Forward by torch's fused paths, then forward and backward in train mode, for which `narrow` is given up; what the
     dense model cannot do with these inputs is not asked of the cut one."""
-    for use in (_fused, _backwards):
+    uses: tuple[Callable[[nn.Module, Inputs], object], ...] = (_fused, _backwards)
+    for use in uses:
         try:
             use(narrow, inputs)
         except Exception as error:
@@ -178,18 +248,69 @@ def runs_as_used(dense: Callable[[], nn.Module], narrow: nn.Module, inputs: Inpu
             raise _does_not_run(error, groups) from error
 
 
+def _check_training(wide: nn.Module, narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> None:
+    """Both models by torch's fused paths and in train mode, which they are given up for: the cut one must run where the
+    dense one does, with outputs of the same shapes, and gradients must reach every parameter that they reach there.
+
+    Raises VerificationError.
+    """
+    runs_as_used(lambda: deepcopy(wide), narrow, inputs, groups)
+    try:
+        wanted = _train_step(wide, inputs)
+    except Exception:
+        return  # nothing to compare with
+    found = _train_step(narrow, inputs)
+    if found.shapes != wanted.shapes:
+        raise VerificationError(f"in train mode the cut model's outputs have other shapes than the dense one's{_blame(groups)}")
+    there = {name for name, _ in narrow.named_parameters()}
+    lost = sorted((wanted.reached & there) - found.reached)
+    if lost:
+        raise VerificationError(f"in train mode no gradient reaches '{lost[0]}' of the cut model, as it does in the dense one{_blame(groups)}")
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a forward and backward pass in train mode shows."""
+
+    shapes: tuple[torch.Size, ...]
+    reached: frozenset[str]
+    """parameters that have a gradient"""
+
+
+def _train_step(model: nn.Module, inputs: Inputs) -> _Step:
+    model.zero_grad(set_to_none=True)
+    made = _backwards(model, inputs)
+    reached = frozenset(name for name, p in model.named_parameters() if p.grad is not None)
+    model.zero_grad(set_to_none=True)
+    return _Step(tuple(t.shape for t in made), reached)
+
+
 def _fused(model: nn.Module, inputs: Inputs) -> None:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         call(model.eval(), inputs)
 
 
-def _backwards(model: nn.Module, inputs: Inputs) -> None:
+def _backwards(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
+    """The outputs in train mode, after a backward pass through all of them."""
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        results: Iterable[Any] = [t.sum() for t in tensors(call(model.train(), inputs)) if t.requires_grad]
+        made = list(tensors(call(model.train(), inputs)))
+        results: Iterable[Any] = [t.sum() for t in made if t.requires_grad]
         total = sum(results)
         if isinstance(total, torch.Tensor):
             total.backward()  # type: ignore[no-untyped-call]
+    return made
+
+
+def compare(one: nn.Module, other: nn.Module, candidates: Sequence[Inputs]) -> float:
+    """Largest relative difference between two models' outputs, on the first inputs that the first of them takes."""
+    for inputs in candidates:
+        try:
+            wanted = outputs(one, inputs)
+        except Exception:
+            continue
+        return relative(outputs(other, inputs), wanted)
+    return 0.0
 
 
 def relative(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:

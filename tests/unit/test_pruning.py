@@ -84,7 +84,7 @@ def test_inputs_that_are_none_are_refused(inputs: Any, message: str) -> None:
 
 def test_a_result_shows_itself_in_a_line() -> None:
     shown = repr(cut(Net()))
-    assert shown.startswith("<Result: 50.0 % of the MACs, 51.4 % of the parameters; cut verified: equal (difference ")
+    assert shown.startswith("<Result: 50.0 % of the MACs, 51.4 % of the parameters; cut verified: equal to the masked model (difference ")
     assert shown.count("\n") == 0
 
 

@@ -37,7 +37,7 @@ def test_the_page_is_the_golden_one() -> None:
 def test_the_headline_says_what_came_out_and_what_was_missed() -> None:
     assert headline(report(latency=report().latency[:1])) == (
         "17.3 % of the MACs, 9.8 % of the parameters, 1.90x faster (1.85 to 1.95) on laptop, test accuracy 97.5 % (dense 97.8 %, -0.3 pp); "
-        "cut verified: equal (difference 3e-16). Missed: parameters 42.2 k (asked 40 k)."
+        "cut verified: equal to the masked model (difference 3e-16). Missed: parameters 42.2 k (asked 40 k)."
     )
 
 
@@ -132,7 +132,7 @@ def test_without_data_the_accuracy_was_not_measured() -> None:
 
 @pytest.mark.parametrize(
     ("outcome", "said"),
-    [("equal", "equal (difference 3e-16)"), ("statistics change", "verified in shape only"), ("nothing cut", "nothing was cut")],
+    [("equal", "equal to the masked model (difference 3e-16)"), ("statistics change", "verified in shape only"), ("nothing cut", "nothing was cut")],
 )
 def test_the_verdict_is_said_in_words(outcome: str, said: str) -> None:
     assert said in headline(report(verdict=report().verdict.model_copy(update={"outcome": outcome})))

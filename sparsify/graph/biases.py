@@ -1,0 +1,99 @@
+"""Biases of torch's layers: which one shifts the outputs of a product, and creating one where a layer has none."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from sparsify.errors import RunError
+
+Convolution = nn.modules.conv._ConvNd
+
+
+@dataclass(frozen=True)
+class Bias:
+    """The bias of a layer, or of one of its products."""
+
+    name: str
+    """in the layer"""
+    exists: bool
+
+
+def own_bias(module: nn.Module, weight: str) -> Bias | None:
+    """The bias that shifts what `module` computes with this weight; None where it computes in a way of its own.
+
+    weight: name of the parameter in the layer, such as weight_ih_l0; of no matter where a layer has one product.
+    """
+    if not _computes_as_torch(module):
+        return None
+    if isinstance(module, nn.Linear | Convolution):
+        return Bias("bias", module._parameters.get("bias") is not None) if "bias" in module._parameters else None
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase) and weight.startswith("weight_"):
+        name = weight.replace("weight_", "bias_", 1)
+        return None if weight.startswith("weight_hr") else Bias(name, module._parameters.get(name) is not None)
+    if isinstance(module, nn.MultiheadAttention) and weight == "in_proj_weight":
+        return Bias("in_proj_bias", module.in_proj_bias is not None)
+    return None
+
+
+def takes_bias(module: nn.Module) -> bool:
+    """Whether `create_bias` can give it one."""
+    kinds = nn.Linear | Convolution | nn.RNNBase | nn.RNNCellBase
+    packed = isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None
+    return _computes_as_torch(module) and (isinstance(module, kinds) or packed)
+
+
+def create_bias(model: nn.Module, name: str) -> None:
+    """Give a layer that has no bias one of zeros, in place: its outputs stay as they are.
+
+    A recurrent layer gets all of its biases. Raises RunError where the layer has one, or is of a kind that takes none.
+    """
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        raise RunError(f"the cut log gives '{name}' a bias, and this model has no such layer") from None
+    if not takes_bias(module):
+        raise RunError(f"the cut log gives '{name}' a bias, which a {type(module).__name__} cannot take")
+    if isinstance(module, nn.RNNBase):
+        _create_recurrent_biases(module, name)
+    elif isinstance(module, nn.RNNCellBase):
+        rows = module.weight_ih.shape[0]
+        _register(module, name, "bias_ih", rows, module.weight_ih)
+        _register(module, name, "bias_hh", rows, module.weight_ih)
+        module.bias = True
+    elif isinstance(module, nn.MultiheadAttention):
+        assert module.in_proj_weight is not None
+        _register(module, name, "in_proj_bias", module.in_proj_weight.shape[0], module.in_proj_weight)
+    elif isinstance(module, nn.Linear):
+        _register(module, name, "bias", module.weight.shape[0], module.weight)
+    else:
+        assert isinstance(module, Convolution)
+        _register(module, name, "bias", module.out_channels, module.weight)
+
+
+def _register(module: nn.Module, name: str, attribute: str, size: int, like: torch.Tensor) -> None:
+    if module._parameters.get(attribute) is not None:
+        raise RunError(f"the cut log gives '{name}' a bias, and this model's has one already")
+    zeros = torch.zeros(size, dtype=like.dtype, device=like.device)
+    module.register_parameter(attribute, nn.Parameter(zeros, requires_grad=like.requires_grad))
+
+
+def _create_recurrent_biases(module: nn.RNNBase, name: str) -> None:
+    """One pair for every layer and direction; torch keeps a list of all names beside the parameters."""
+    every: list[list[str]] = []
+    for names in module._all_weights:
+        suffix = names[0].removeprefix("weight_ih")
+        rows = module.get_parameter(names[0]).shape[0]
+        for kind in ("bias_ih", "bias_hh"):
+            _register(module, name, f"{kind}{suffix}", rows, module.get_parameter(names[0]))
+        every.append([*names[:2], f"bias_ih{suffix}", f"bias_hh{suffix}", *names[2:]])
+    module._all_weights = every
+    module.bias = True
+    module._flat_weights_names = [entry for names in every for entry in names]
+    module._init_flat_weights()
+
+
+def _computes_as_torch(module: nn.Module) -> bool:
+    """Whether its forward is that of torch's class, or one of ours, which add the bias to the product."""
+    home = type(module).forward.__module__
+    return home.startswith(("torch.nn.", "torch.ao.nn.qat", "sparsify."))

@@ -174,18 +174,55 @@ def cut(
     keep = agree(held(plan, dense, inputs, lambda aim: settled(aim, dense, *scores, clocks, inputs, listener, chooser), listener))
     zeroed, deeds = zeroing.zeroed(plan, dense, keep, partial(looks, batches=batches))
     keep = zeroing.without_dead(plan, zeroed, keep)
+    constants = _constants(zeroed, plan.map, keep, inputs)
+    notes: tuple[str, ...] = ()
+    try:
+        made = _carried_out(plan, dense, zeroed, keep, constants, inputs)
+    except VerificationError:
+        if constants == graph.Constants():
+            raise
+        made = _carried_out(plan, dense, zeroed, keep, graph.Constants(), inputs)
+        notes = (CONTRADICTED,)
+    thin, cuts = made.model, made.cuts.model_copy(update={"zeroed": deeds})
+    followers = tuple(_followed(plan, other, thin, cuts, keep, inputs) for other in follow)
+    notes += tuple(fold_notes(op for op in cuts.operations if isinstance(op, Fold)))
+    notes += graph.carry(model, thin, cuts, optimizer)
+    return Result(thin, model, plan, cuts, made.verdicts, followers, notes)
+
+
+CONTRADICTED = (
+    "a comparison contradicted what the weights say of constant units, so none of these constants were kept; this is a "
+    "bug: please report it with the recipe and the model's code"
+)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A cut that was carried out and proven."""
+
+    model: nn.Module
+    cuts: Cuts
+    verdicts: tuple[Verdict, ...]
+
+
+def _carried_out(
+    plan: Plan,
+    dense: nn.Module,
+    zeroed: nn.Module,
+    keep: Mapping[str, Sequence[int]],
+    constants: graph.Constants,
+    inputs: Inputs,
+) -> _Made:
+    """Remove the units, make layers cheaper, fold constants, and prove what comes of it as rebuilt from log and weights."""
     thin, cuts = graph.cut(zeroed, plan.map, keep, plan.digest)
     reshaped, executions = executing.realise(plan, thin, inputs)
-    constants = _constants(zeroed, plan.map, keep, inputs)
     folded = graph.fold(thin, constants.shifts, plan.map, keep)
     operations = (*cuts.operations, *reshaped, *folded.operations, *zeroing.counts(plan, thin))
-    cuts = cuts.model_copy(update={"operations": operations, "zeroed": deeds, "executions": executions})
+    cuts = cuts.model_copy(update={"operations": operations, "executions": executions})
     fresh = tuple(redraw(inputs, _seed_of(plan, batch), batch) for batch in EXAMPLES)
     delivered = _reloaded(zeroed, thin, cuts, fresh, inputs)
-    verdicts = _prove(plan, _Cut(dense, zeroed, delivered, keep, reshaped, constants, folded.values, fresh), inputs)
-    followers = tuple(_followed(plan, other, thin, cuts, keep, inputs) for other in follow)
-    lost = tuple(fold_notes(op for op in folded.operations if isinstance(op, Fold)))
-    return Result(thin, model, plan, cuts, verdicts, followers, (*lost, *graph.carry(model, thin, cuts, optimizer)))
+    done = _Cut(dense, zeroed, delivered, keep, reshaped, constants, folded.values, fresh)
+    return _Made(thin, cuts, _prove(plan, done, inputs))
 
 
 def _followed(plan: Plan, other: nn.Module, thin: nn.Module, cuts: Cuts, keep: Keep, inputs: Inputs) -> nn.Module:

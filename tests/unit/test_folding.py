@@ -15,6 +15,7 @@ from torch.nn.utils import prune
 
 import sparsify
 from sparsify import graph
+from sparsify.graph import dependence
 from sparsify.measure import copied
 from sparsify.pruning import Result
 from sparsify_schemas.cuts import AddBias, Cuts, Fold
@@ -375,3 +376,15 @@ def test_followers_keep_constants_of_their_own() -> None:
     x = torch.randn(3, 3, 8, 8)
     with torch.no_grad():
         assert torch.allclose(result.followers[0](x), average(x), atol=1e-5)
+
+
+def test_a_comparison_that_contradicts_a_constant_undoes_all_folding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Derived constants are believed only as far as the proof bears them out: here living units are taken for constant."""
+    monkeypatch.setitem(dependence._CONTRACTIONS, "addmm", lambda *found: dependence.nowhere(found[-1]))
+    model, inputs, layer = build(EXACT["Linear"])
+    result = cut(model, inputs, layer, sparsity="50%", criterion={"kind": "random"})
+    assert result.notes == (
+        "a comparison contradicted what the weights say of constant units, so none of these constants were kept; this is a "
+        "bug: please report it with the recipe and the model's code",
+    )
+    assert not folds(result) and result.verdicts[0].difference <= 1e-9

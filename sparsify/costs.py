@@ -20,8 +20,8 @@ class Costs:
     """MACs, parameters, bytes, `latency.<target>` and peak memory as a function of which units are gone.
 
     A tensor keeps prod over dimensions of (size - indices gone) elements, none when it leaves with a residual
-    branch. The MACs of a product shrink with each dimension that it runs over, and go with the residual branch
-    that its module is in. MACs of no product count as constant: there the prediction is never too low.
+    branch. The MACs of a product shrink with each dimension that it runs over, and go with the branch that
+    its module is in. MACs of no product count as constant: there the prediction is never too low.
     """
 
     def __init__(self, map: ModelMap, clocks: Sequence[Clock] = ()) -> None:

@@ -181,7 +181,7 @@ class Lifetimes:
 
 @dataclass(frozen=True)
 class Run:
-    """`count` indices of a tensor's dimension, from `start` on; with each go `times` indices of a product's."""
+    """`count` indices of a tensor's dimension, from `start` on; with each go `times` of a product's."""
 
     tensor: str
     dim: int
@@ -192,13 +192,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Product:
-    """What one module spends on products (of an input and a weight, of two activations) of the same dimensions."""
+    """What a module spends on products over the same dimensions: of input and weight, or of two activations."""
 
     module: str
     macs: float
     """multiply-accumulates of one forward call on one example"""
     dims: tuple[tuple[int, tuple[Run, ...]], ...] = ()
-    """(length, the indices that can leave) of every dimension that a cut can shorten; MACs shrink with each"""
+    """(length, the indices that can leave) of every dimension that a cut can shorten"""
     weight: str | None = None
     """the parameter that it multiplies by"""
 

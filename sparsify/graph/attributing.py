@@ -1,7 +1,8 @@
 """Which cuts lower the MACs of each product that ran in a forward call: the Products of a ModelMap."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -15,24 +16,31 @@ Dims = tuple[tuple[int, tuple[Run, ...]], ...]
 """(length, the indices that can leave) of every dimension that a cut can shorten"""
 
 
+@dataclass(frozen=True)
+class Followed:
+    """What was learnt from the forward call."""
+
+    labels: Labels
+    classes: Ints
+    """of the labels: equal ones leave together"""
+    reached: Set[tuple[str, int]]
+    """(tensor, dimension) of every slice of a coupled group"""
+
+
 def products(
-    ran: Iterable[tuple[Spent, int]],
-    labels: Labels,
-    classes: Ints,
-    macs: Mapping[str, int],
-    tensors: Iterable[Tensor],
+    ran: Iterable[tuple[Spent, int]], followed: Followed, macs: Mapping[str, int], tensors: Iterable[Tensor]
 ) -> tuple[Product, ...]:
     """The products of a forward call, alike ones of a module as one.
 
-    ran: what each spent, and how often it ran. classes: of the labels. tensors: of the model. macs: as counted on
-    one example, by module. They have the last word: where no product was seen they are constant.
+    ran: what each spent, and how often it ran. tensors: of the model. macs: as counted on one example, by
+    module. They have the last word: where no product was seen they are constant.
     """
     siblings: defaultdict[str, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
         siblings[_module(tensor.name)].append(tensor)
     found: defaultdict[tuple[str, Dims, str | None], int] = defaultdict(int)
     for one, times in ran:
-        dims, weight = tuple(_dims(one, labels, classes)), _weight(one, labels, siblings)
+        dims, weight = tuple(_dims(one, followed)), _weight(one, followed.labels, siblings)
         found[one.module, dims, weight] += times * one.macs
     watched: defaultdict[str, int] = defaultdict(int)
     for (module, _, _), count in found.items():
@@ -56,21 +64,22 @@ def _agree(watched: Mapping[str, int], macs: Mapping[str, int]) -> bool:
     return examples > 0 and abs(sum(watched.values()) - examples * total) <= examples * len(macs)
 
 
-def _dims(one: Spent, labels: Labels, classes: Ints) -> Iterator[tuple[int, tuple[Run, ...]]]:
+def _dims(one: Spent, followed: Followed) -> Iterator[tuple[int, tuple[Run, ...]]]:
     """The dimensions of a product that a cut can shorten."""
     found: dict[int, Ints] = {}
     for aspect in one.aspects:
         dims = varying(aspect)
         if len(dims) > 1:  # heads and their features: whole heads leave, or the same features of all of them
-            field = classes[aspect.numpy()]
+            field = followed.classes[aspect.numpy()]
             dims = {d for d in dims if (field != field.take([0], d)).any()}
         if len(dims) == 1:
             (dim,) = dims
             found.setdefault(dim, first(aspect, varying(aspect) - dims).flatten().numpy())
     for dim in sorted(found):
-        runs = tuple(_runs(found[dim], labels))
-        if runs:
-            yield len(found[dim]), runs
+        runs = _runs(found[dim], followed.labels)
+        leaving = tuple(run for run in runs if (run.tensor, run.dim) in followed.reached)
+        if leaving:
+            yield len(found[dim]), leaving
 
 
 def _runs(own: Ints, labels: Labels) -> Iterator[Run]:

@@ -27,9 +27,9 @@ def coupled_groups(
 ) -> Iterable[Coupled]:
     """One Coupled per set of units of one kind, in the order of the model's layers.
 
-    classes: of the labels. producers: (tensor, dimension) of every layer's outputs -> the layer's name. A group
-    is named after the first of them that it reaches; a second group of the same first layer gets a number.
-    written: attributes that hold a length.
+    classes: of the labels. producers: (tensor, dimension) of every layer's outputs -> the layer's name. A
+    group is named after the first of them that it reaches; a second group of the same first layer gets a
+    number. written: attributes that hold a length.
     """
     vectors = _vectors(labels.axes, classes)
     kinds, reaches = _kinds(labels.count, vectors)

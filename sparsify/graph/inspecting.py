@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from sparsify.errors import ModelError
-from sparsify.graph.attributing import products
+from sparsify.graph.attributing import Followed, products
 from sparsify.graph.call import Inputs, check_model, named, shapes
 from sparsify.graph.copying import on_meta
 from sparsify.graph.gathering import STANDS_FOR
@@ -36,14 +36,15 @@ def inspect(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> ModelM
     own = tuple(all_tensors(model))
     copy, labels, ran = _traced(model, inputs)
     classes = labels.classes()
-    producers, written = _producers(copy, labels), list(_written(copy, labels))
+    coupled = tuple(coupled_groups(labels, classes, _producers(copy, labels), list(_written(copy, labels))))
+    reached = {(part.tensor, part.dim) for group in coupled for part in group.slices}
     return ModelMap(
         layers=tuple(layers(model, macs)),
         tensors=own,
-        coupled=tuple(coupled_groups(labels, classes, producers, written)),
+        coupled=coupled,
         macs=sum(macs.values()),
         inputs=tuple((name, tuple(value.shape), str(value.dtype).removeprefix("torch.")) for name, value in named(inputs)),
-        products=products(ran, labels, classes, macs, own),
+        products=products(ran, Followed(labels, classes, reached), macs, own),
     )
 
 

@@ -126,10 +126,11 @@ def _added_product_flops(_: Tensor, a: Tensor, *__: Any, **___: Any) -> int:
 
 def _trilinear_flops(a: Tensor, b: Tensor, c: Tensor, *added: Any, **__: Any) -> int:
     """Of a bilinear layer: each output of each example takes every pair of the two inputs' features."""
-    spread = []
+    spread: list[Tensor] = []
     for tensor, dims in zip((a, b, c), added, strict=False):
         spread.append(functools.reduce(lambda x, dim: x.unsqueeze(dim), sorted(dims), tensor))
-    return 2 * prod(max(sizes) for sizes in zip(*(x.shape for x in spread), strict=True))
+    lengths: list[int] = [max(sizes) for sizes in zip(*(tuple(x.shape) for x in spread), strict=True)]
+    return 2 * prod(lengths)
 
 
 def _raw(count: Callable[..., int]) -> Callable[..., int]:

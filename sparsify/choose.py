@@ -183,8 +183,7 @@ def choose_by_macs(
 ) -> dict[str, list[int]]:
     """As `choose` under a budget of MACs alone, lowered step by step until every budget of the recipe holds.
 
-    It is lowered towards what is left of the MACs with all gone that may go, as those of functional operations (a recurrent
-    layer's) count as constant.
+    It is lowered towards what is left of the MACs with all gone that may go: layers that stay may take most of them.
     """
     costs = Costs(plan.map, clocks)
     allowed = _allowed(plan, costs, part, aim)

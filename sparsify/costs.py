@@ -1,16 +1,15 @@
-"""What a model of given widths costs: MACs, parameters, bytes, exact for layers whose work is proportional to their weight;
-milliseconds on targets, as their clocks predict them; and peak memory, from the lives of the tensors that an inference makes."""
+"""What a model of given widths costs: MACs, parameters and bytes, exactly; milliseconds on targets, as their
+clocks predict them; and peak memory, from the lives of the tensors that an inference makes."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsify.clock import Clock
-from sparsify.plan import Lifetimes, ModelMap
+from sparsify.plan import Coupled, Lifetimes, ModelMap, Product, Run, Span, Tensor
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.units import Share
 
@@ -20,73 +19,75 @@ Counts = NDArray[np.int64]
 class Costs:
     """MACs, parameters, bytes, `latency.<target>` and peak memory as a function of which units are gone.
 
-    A tensor keeps prod over dimensions of (size - indices gone) elements, none when it leaves with a residual branch. A
-    layer's MACs shrink with its weight; MACs of functional operations outside layers go with the residual branch that
-    they are in, and are otherwise taken as constant, so the prediction is never below the truth there.
+    A tensor keeps prod over dimensions of (size - indices gone) elements, none when it leaves with a residual
+    branch. The MACs of a product shrink with each dimension that it runs over, and go with the branch that
+    its module is in. MACs of no product count as constant: there the prediction is never too low.
     """
 
     def __init__(self, map: ModelMap, clocks: Sequence[Clock] = ()) -> None:
         self._clocks = tuple(clocks)
         self._tensors = map.tensors
-        # A weight that an earlier layer owns (tied) is no tensor of its own: the MACs of its second layer count as constant.
-        owned = {tensor.name for tensor in map.tensors}
-        self._macs = {name: macs for name, macs in _by_weight(map) if name in owned}
-        self._fixed_macs = map.macs - sum(self._macs.values())
-        self._whole: dict[str, list[str]] = defaultdict(list)
-        """tensor -> residual branches that it leaves with"""
-        self._inside: dict[str, float] = {}
-        """residual branch -> MACs in it that are no layer's"""
+        self._products = map.products or tuple(_by_weight(map))
+        self._fixed_macs = map.macs - sum(product.macs for product in self._products)
+        self._lengths = lengths = _Lengths(map)
+        self._places = [[lengths.place(*dim) for dim in _whole(tensor)] for tensor in map.tensors]
+        self._numels = _Volumes(self._places, lengths)
+        self._itemsizes = np.array([tensor.itemsize for tensor in map.tensors], dtype=np.int64)
+        self._parameters = np.array([tensor.parameter for tensor in map.tensors], dtype=np.int64)
+        spaces = [[lengths.place(*dim) for dim in product.dims] for product in self._products]
+        self._spaces = _Volumes(spaces, lengths)
+        dense = self._spaces.of(lengths.left({}))
+        self._each = np.array([product.macs for product in self._products]) / np.maximum(dense, 1.0)
+        """MACs of each product for one combination of indices"""
+        self._tensors_of, self._products_of = dict[str, Counts](), dict[str, Counts]()
+        """residual branch -> the tensors, and the products, that leave with it"""
         for branch in map.branches:
-            self._inside[branch.name] = branch.macs - sum(self._macs.get(tensor, 0) for tensor in branch.tensors)
-            for tensor in branch.tensors:
-                self._whole[tensor].append(branch.name)
+            own = [place for place, tensor in enumerate(map.tensors) if tensor.name in branch.tensors]
+            inside = [place for place, product in enumerate(self._products) if branch.holds(product.module)]
+            self._tensors_of[branch.name] = np.array(own, dtype=np.int64)
+            self._products_of[branch.name] = np.array(inside, dtype=np.int64)
         self._lives = None if map.lifetimes is None else _Lives(map.lifetimes)
-        # tensor -> dimension -> (coupled group, indices per unit)
-        self._reach: dict[str, dict[int, list[tuple[str, Counts]]]] = defaultdict(lambda: defaultdict(list))
-        for group in map.coupled:
-            for part in group.slices:
-                per_unit = np.zeros(group.width, dtype=np.int64)
-                for span in part.spans:
-                    per_unit[span.unit : span.unit + span.units] += span.repeat
-                self._reach[part.tensor][part.dim].append((group.name, per_unit))
 
     def of(self, gone: Mapping[str, Sequence[int]], *, smooth: bool = False) -> dict[str, float]:
         """{'macs', 'params', 'bytes', 'latency.<target>', 'peak_memory'} with the listed units of each coupled group removed.
 
         smooth: moments near the peak of memory count too, as they are the peak once others have shrunk: for prices.
         """
-        shapes = self.shapes(gone)
-        macs, params, size = float(self._fixed_macs), 0.0, 0.0
-        macs -= sum(inside for name, inside in self._inside.items() if len(gone.get(name, ())))
-        for tensor in self._tensors:
-            kept = prod(shapes[tensor.name])
-            size += kept * tensor.itemsize
-            if tensor.parameter:
-                params += kept
-            if tensor.name in self._macs and tensor.numel:
-                macs += self._macs[tensor.name] * kept / tensor.numel
-        found = {"macs": macs, "params": params, "bytes": size, **{latency(c.target): c.ms(shapes) for c in self._clocks}}
+        lengths = self._lengths.left(gone)
+        numels, spent = self._numels.of(lengths), self._each * self._spaces.of(lengths)
+        for name in self._tensors_of.keys() & gone.keys():
+            if len(gone[name]):
+                numels[self._tensors_of[name]] = 0.0
+                spent[self._products_of[name]] = 0.0
+        size = float(numels @ self._itemsizes)
+        macs, params = self._fixed_macs + float(spent.sum()), float(numels @ self._parameters)
+        found = {"macs": macs, "params": params, "bytes": size}
+        if self._clocks:
+            shapes = self.shapes(gone)
+            found |= {latency(clock.target): clock.ms(shapes) for clock in self._clocks}
         return found if self._lives is None else found | {"peak_memory": size + self._lives.most(gone, smooth)}
 
     def shapes(self, gone: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
         """Tensor -> its shape with the listed units of each coupled group removed; of no elements where it leaves as a whole."""
-        removed = {name: np.fromiter(units, dtype=np.int64) for name, units in gone.items() if len(units)}
-        found = {}
-        for tensor in self._tensors:
-            if any(name in removed for name in self._whole.get(tensor.name, ())):
+        lengths = self._lengths.left(gone).tolist()
+        found = {
+            tensor.name: tuple(lengths[place] for place in places)
+            for tensor, places in zip(self._tensors, self._places, strict=True)
+        }
+        for name in self._tensors_of.keys() & gone.keys():
+            for place in self._tensors_of[name].tolist() if len(gone[name]) else ():
+                tensor = self._tensors[place]
                 found[tensor.name] = (0,) * max(1, len(tensor.shape))
-                continue
-            reach = self._reach.get(tensor.name, {})
-            found[tensor.name] = tuple(
-                length - sum(int(per_unit[removed[name]].sum()) for name, per_unit in reach.get(dim, ()) if name in removed)
-                for dim, length in enumerate(tensor.shape)
-            )
         return found
 
     def macs_per_weight(self) -> dict[str, float]:
         """Tensor -> MACs that go with one of its elements; those that take none are left out."""
         sizes = {tensor.name: tensor.numel for tensor in self._tensors}
-        return {name: macs / sizes[name] for name, macs in self._macs.items() if sizes[name]}
+        found: defaultdict[str, float] = defaultdict(float)
+        for product in self._products:
+            if product.weight is not None and sizes.get(product.weight):
+                found[product.weight] += product.macs / sizes[product.weight]
+        return dict(found)
 
     @property
     def step(self) -> int:
@@ -98,6 +99,86 @@ class Costs:
         """The costs of the model as it is; its milliseconds as measured, where they were."""
         measured = {latency(c.target): c.dense_ms for c in self._clocks}
         return self.of({}) | {what: ms for what, ms in measured.items() if ms is not None}
+
+
+class _Lengths:
+    """The lengths of dimensions, as a function of which units are gone."""
+
+    def __init__(self, map: ModelMap) -> None:
+        self._spans: dict[tuple[str, int], list[tuple[Coupled, Span]]] = defaultdict(list)
+        for group in map.coupled:
+            for part in group.slices:
+                self._spans[part.tensor, part.dim] += ((group, span) for span in part.spans)
+        self._known: dict[tuple[int, tuple[Run, ...]], int] = {}
+        self._per_unit: dict[str, dict[int, Counts]] = defaultdict(dict)
+        """coupled group -> place of a length -> how much shorter it is without each of the group's units"""
+
+    def place(self, length: int, runs: tuple[Run, ...]) -> int:
+        """Where among the lengths that of a dimension is, whose indices leave as the runs say."""
+        known = len(self._known)
+        place = self._known.setdefault((length, runs), known)
+        for run in runs if place == known else ():
+            for group, span in self._spans.get((run.tensor, run.dim), ()):
+                own = _per_unit(run, span, group.width)
+                if own.any():
+                    self._per_unit[group.name][place] = self._per_unit[group.name].get(place, 0) + own
+        return place
+
+    def left(self, gone: Mapping[str, Sequence[int]]) -> Counts:
+        """Every length with the listed units of each coupled group removed."""
+        dense, even, uneven = self._rates
+        lengths = dense.copy()
+        for name, units in gone.items():
+            if name in even:
+                places, rates = even[name]
+                lengths[places] -= rates * len(units)
+            if name in uneven and len(units):
+                places, each = uneven[name]
+                lengths[places] -= each[:, np.fromiter(units, dtype=np.int64)].sum(axis=1)
+        return lengths
+
+    @cached_property
+    def _rates(self) -> tuple[Counts, dict[str, tuple[Counts, Counts]], dict[str, tuple[Counts, Counts]]]:
+        """The dense lengths; by coupled group, places and what goes there with any unit, and with each."""
+        even, uneven = dict[str, tuple[Counts, Counts]](), dict[str, tuple[Counts, Counts]]()
+        for name, own in self._per_unit.items():
+            alike = {place: int(rates[0]) for place, rates in own.items() if (rates == rates[0]).all()}
+            others = {place: rates for place, rates in own.items() if place not in alike}
+            if alike:
+                even[name] = np.array(list(alike)), np.array(list(alike.values()))
+            if others:
+                uneven[name] = np.array(list(others)), np.stack(list(others.values()))
+        return np.array([length for length, _ in self._known], dtype=np.int64), even, uneven
+
+
+def _per_unit(run: Run, span: Span, width: int) -> Counts:
+    """How many indices of a run go with each unit of a coupled group, by one of its spans."""
+    found = np.zeros(width, dtype=np.int64)
+    start, end = max(run.start, span.start), min(run.start + run.count, span.start + span.units * span.repeat)
+    if (start, end) == (span.start, span.start + span.units * span.repeat):
+        found[span.unit : span.unit + span.units] = span.repeat * run.times
+    elif start < end:
+        units = span.unit + (np.arange(start, end) - span.start) // span.repeat
+        np.add.at(found, units, run.times)
+    return found
+
+
+class _Volumes:
+    """Products of lengths: one for each list of places, 1 where a list is empty."""
+
+    def __init__(self, places: Sequence[Sequence[int]], lengths: _Lengths) -> None:
+        one = lengths.place(1, ())
+        filled = [own or (one,) for own in places]
+        self._places = np.array([place for own in filled for place in own], dtype=np.int64)
+        self._starts = np.cumsum([0, *map(len, filled[:-1])]) if filled else np.zeros(0, dtype=np.int64)
+
+    def of(self, lengths: Counts) -> NDArray[np.float64]:
+        """Exact up to 2^53."""
+        if not len(self._starts):
+            return np.zeros(0)
+        factors = lengths[self._places].astype(np.float64)
+        found: NDArray[np.float64] = np.multiply.reduceat(factors, self._starts)
+        return found
 
 
 class _Lives:
@@ -132,24 +213,19 @@ def latency(target: str) -> str:
     return f"latency.{target}"
 
 
-def _by_weight(map: ModelMap) -> Iterable[tuple[str, float]]:
-    """(weight, MACs that are proportional to it)."""
-    macs, shapes = {layer.name: layer.macs for layer in map.layers}, {t.name: t.shape for t in map.tensors}
+def _whole(tensor: Tensor) -> Iterator[tuple[int, tuple[Run, ...]]]:
+    """The dimensions of a tensor, as those of a product."""
+    for dim, size in enumerate(tensor.shape):
+        yield size, (Run(tensor.name, dim, 0, size),)
+
+
+def _by_weight(map: ModelMap) -> Iterator[Product]:
+    """Products of a map without any: a layer's MACs go with its weight, unless an earlier layer owns it."""
+    owned = {tensor.name: tensor for tensor in map.tensors}
     for layer in map.layers:
-        yield from ((name, layer.macs) for name in layer.weights)
-        out = f"{layer.name}.out_proj"
-        if f"{layer.name}.in_proj_weight" in shapes and macs.get(out):
-            yield f"{layer.name}.in_proj_weight", _projections(layer.macs, macs[out], *shapes[f"{out}.weight"])
-
-
-def _projections(spent: float, out: float, width: int, inner: int) -> float:
-    """MACs of an attention's packed projections, of what it spends besides its output projection, from the latter's.
-
-    With T queries and S keys: out = T I E; spent = T I E + 2 S I E + 2 T S I, the last of which are products of activations.
-    """
-    queries = out / (inner * width)
-    keys = max(spent - out, 0.0) / (2 * inner * (width + queries))
-    return out + 2 * keys * inner * width
+        for name in layer.weights:
+            if name in owned:
+                yield Product(layer.name, layer.macs, tuple(_whole(owned[name])), name)
 
 
 def limits(budget: Budget, dense: Mapping[str, float]) -> dict[str, float]:

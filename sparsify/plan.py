@@ -180,6 +180,30 @@ class Lifetimes:
 
 
 @dataclass(frozen=True)
+class Run:
+    """`count` indices of a tensor's dimension, from `start` on; with each go `times` of a product's."""
+
+    tensor: str
+    dim: int
+    start: int
+    count: int
+    times: int = 1
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a module spends on products over the same dimensions: of input and weight, or of two activations."""
+
+    module: str
+    macs: float
+    """multiply-accumulates of one forward call on one example"""
+    dims: tuple[tuple[int, tuple[Run, ...]], ...] = ()
+    """(length, the indices that can leave) of every dimension that a cut can shorten"""
+    weight: str | None = None
+    """the parameter that it multiplies by"""
+
+
+@dataclass(frozen=True)
 class ModelMap:
     """What there is to know about a model without its numbers."""
 
@@ -194,6 +218,8 @@ class ModelMap:
     """residual blocks and branches; looked for only where a rule has group depth"""
     lifetimes: Lifetimes | None = None
     """looked for only where the budget limits peak memory"""
+    products: tuple[Product, ...] = ()
+    """what the multiply-accumulates are spent on; a layer's go with its weight where none are given"""
 
     @cached_property
     def params(self) -> int:
@@ -241,6 +267,10 @@ class Floor:
     least: float
 
 
+_UNTOLD = frozenset(("lifetimes", "products"))
+"""what of a map the digest and the JSON of a plan leave out: it follows from the network and its inputs"""
+
+
 @dataclass(frozen=True)
 class Plan:
     """A recipe resolved against a model: what each rule reaches, what is protected and why, what a budget allows.
@@ -280,7 +310,7 @@ class Plan:
     def _body(self) -> dict[str, Any]:
         return {
             "recipe": self.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True),
-            "map": {key: value for key, value in asdict(self.map).items() if key != "lifetimes"},
+            "map": {key: value for key, value in asdict(self.map).items() if key not in _UNTOLD},
             "assignments": [asdict(a) for a in self.assignments],
             "floors": [asdict(f) for f in self.floors],
             "notes": list(self.notes),

@@ -22,13 +22,15 @@ Written = tuple[str, Ints]
 """(module:attribute, labels of the dimension whose length it holds)"""
 
 
-def coupled_groups(labels: Labels, producers: Mapping[tuple[str, int], str], written: Sequence[Written] = ()) -> Iterable[Coupled]:
+def coupled_groups(
+    labels: Labels, classes: Ints, producers: Mapping[tuple[str, int], str], written: Sequence[Written] = ()
+) -> Iterable[Coupled]:
     """One Coupled per set of units of one kind, in the order of the model's layers.
 
-    producers: (tensor, dimension) of every layer's outputs -> the layer's name. A group is named after the first of
-    them that it reaches; a second group of the same first layer gets a number. written: attributes that hold a length.
+    classes: of the labels. producers: (tensor, dimension) of every layer's outputs -> the layer's name. A
+    group is named after the first of them that it reaches; a second group of the same first layer gets a
+    number. written: attributes that hold a length.
     """
-    classes = labels.classes()
     vectors = _vectors(labels.axes, classes)
     kinds, reaches = _kinds(labels.count, vectors)
     reasons, texts = labels.reasons(classes)

@@ -7,15 +7,17 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from sparsify.errors import ModelError
+from sparsify.graph.attributing import Followed, products
 from sparsify.graph.call import Inputs, check_model, named, shapes
 from sparsify.graph.copying import on_meta
 from sparsify.graph.gathering import STANDS_FOR
 from sparsify.graph.grouping import coupled_groups
 from sparsify.graph.labels import Ints, Labels
 from sparsify.graph.naming import canonical_names, named_tensors, walk
+from sparsify.graph.spending import Spent
 from sparsify.graph.tracing import watch
 from sparsify.graph.widths import attributes
-from sparsify.plan import Coupled, Layer, ModelMap, Tensor
+from sparsify.plan import Layer, ModelMap, Tensor
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight", "parametrizations.weight.original1", "parametrizations.weight.original", "weight_v", "weight_orig")
@@ -31,12 +33,18 @@ def inspect(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> ModelM
     Raises ModelError when the model cannot be traced.
     """
     check_model(model)
+    own = tuple(all_tensors(model))
+    copy, labels, ran = _traced(model, inputs)
+    classes = labels.classes()
+    coupled = tuple(coupled_groups(labels, classes, _producers(copy, labels), list(_written(copy, labels))))
+    reached = {(part.tensor, part.dim) for group in coupled for part in group.slices}
     return ModelMap(
         layers=tuple(layers(model, macs)),
-        tensors=tuple(all_tensors(model)),
-        coupled=tuple(_coupled(model, inputs)),
+        tensors=own,
+        coupled=coupled,
         macs=sum(macs.values()),
         inputs=tuple((name, tuple(value.shape), str(value.dtype).removeprefix("torch.")) for name, value in named(inputs)),
+        products=products(ran, Followed(labels, classes, reached), macs, own),
     )
 
 
@@ -84,26 +92,25 @@ def _widths(module: nn.Module) -> tuple[int, int]:
             return 0, 0
 
 
-def _coupled(model: nn.Module, inputs: Inputs) -> Iterable[Coupled]:
+def _traced(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[tuple[Spent, int]]]:
     try:
-        copy, labels = _watched(model, inputs)
+        return _watched(model, inputs)
     except ModelError:
         raise
     except Exception as error:
         raise ModelError(f"the model could not be traced with the inputs of the recipe: {type(error).__name__}: {error}") from error
-    return coupled_groups(labels, _producers(copy, labels), list(_written(copy, labels)))
 
 
-def _watched(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels]:
+def _watched(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[tuple[Spent, int]]]:
     """A copy that ran under watch: one without numbers, or where the forward call asks for them, one with them."""
     if not any(p.is_meta for p in model.parameters()):
         try:
             copy = on_meta(model)
-            return copy, watch(copy, shapes(inputs), lenient=False)
+            return copy, *watch(copy, shapes(inputs), lenient=False)
         except Exception:
             pass
     copy = deepcopy(model)
-    return copy, watch(copy, inputs, lenient=True)
+    return copy, *watch(copy, inputs, lenient=True)
 
 
 def _written(model: nn.Module, labels: Labels) -> Iterable[tuple[str, Ints]]:

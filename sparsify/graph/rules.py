@@ -41,7 +41,7 @@ def _mv(w: Follower, op: Op) -> Shadow:
 def _dot(w: Follower, op: Op) -> Shadow:
     row, column = w.algebra.moved(w.of(op.args[0]), lambda t: t.unsqueeze(0)), w.algebra.moved(w.of(op.args[1]), lambda t: t.unsqueeze(1))
     w.algebra.product(row, column, set(), (1, 1))
-    return Shadow(())
+    return Shadow((), parameter=row.parameter and column.parameter)
 
 
 def _trilinear(w: Follower, op: Op) -> Shadow:

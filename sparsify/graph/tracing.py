@@ -4,6 +4,7 @@ The model runs once in eval mode with example inputs, on real or meta tensors. C
 dozen primitive ones that they are made of (attention as matrix products and a softmax, an LSTM as products and chunks).
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from sparsify.graph.operators import (
 )
 from sparsify.graph.rules import RULES, along, batch_norm, reduction, spatial
 from sparsify.graph.shadow import Algebra, Shadow, first, limp, varying
+from sparsify.graph.spending import PRODUCTS, Spent, spent
 from sparsify.models import attention
 
 COMPARING = (nn.RMSNorm, nn.Transformer)
@@ -82,6 +84,10 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         self.plain: dict[tuple[int, ...], Shadow] = {}
         self.hidden: dict[str, Tensor] = {}
         self.comparing: set[str] = set()
+        self.products: dict[Any, Spent] = {}
+        self.ran: Counter[Any] = Counter()
+        """how often each of the products ran, by the same keys"""
+        self.counting = False
 
     def enter_tensor(self, name: str, tensor: Tensor) -> None:
         """Give a parameter or buffer its labels: one per index of each dimension."""
@@ -146,6 +152,11 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         if name.endswith("_") and not name.startswith("_"):
             name = name[:-1]
             self._written(name, args)
+        if self.counting and name in PRODUCTS:
+            if key not in self.products:
+                module = self.within[-1] if self.within else ""
+                self.products[key] = spent(name, module, args, out, self._peek)
+            self.ran[key] += 1
         results = (out,) if isinstance(out, Tensor) else out if isinstance(out, tuple | list) else ()
         if known is None:
             result = self._rule(name, func, args, kwargs, out)
@@ -299,10 +310,11 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         return None
 
 
-def watch(model: nn.Module, inputs: Inputs, *, lenient: bool) -> Labels:
+def watch(model: nn.Module, inputs: Inputs, *, lenient: bool) -> tuple[Labels, list[tuple[Spent, int]]]:
     """Run the model under watch, in eval mode and in train mode (auxiliary heads run only there).
 
-    The labels of its parameters and buffers and everything learnt about them. The model's running statistics move, and
+    The labels of its parameters and buffers and everything learnt about them; and the products that ran in
+    eval mode, each with how often it did. The model's running statistics move, and
     its attentions become the ones that a cut would make of them, which write no number of heads into a mask: pass a copy.
     lenient: one that does not run in train mode is watched in eval mode alone. Raises ModelError when nothing that could
     be compared comes out.
@@ -315,6 +327,7 @@ def watch(model: nn.Module, inputs: Inputs, *, lenient: bool) -> Labels:
     with mode.located(model):
         for training in (False, True):
             model.train(training)
+            mode.counting = not training
             try:
                 with primitive(model), torch.random.fork_rng(devices=[]), mode:
                     output = call(model, inputs)
@@ -329,4 +342,4 @@ def watch(model: nn.Module, inputs: Inputs, *, lenient: bool) -> Labels:
                 for aspect in mode.of(tensor).aspects:
                     labels.fix(aspect.numpy(), "it feeds the network's output")
     model.eval()
-    return labels
+    return labels, [(mode.products[key], times) for key, times in mode.ran.items()]

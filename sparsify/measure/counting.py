@@ -1,8 +1,10 @@
 """Counting: parameters, bytes, multiply-accumulates."""
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -122,17 +124,28 @@ def _added_product_flops(_: Tensor, a: Tensor, *__: Any, **___: Any) -> int:
     return 2 * a.numel()
 
 
+def _trilinear_flops(a: Tensor, b: Tensor, c: Tensor, *added: Any, **__: Any) -> int:
+    """Of a bilinear layer: each output of each example takes every pair of the two inputs' features."""
+    spread: list[Tensor] = []
+    for tensor, dims in zip((a, b, c), added, strict=False):
+        spread.append(functools.reduce(lambda x, dim: x.unsqueeze(dim), sorted(dims), tensor))
+    lengths: list[int] = [max(sizes) for sizes in zip(*(tuple(x.shape) for x in spread), strict=True)]
+    return 2 * prod(lengths)
+
+
 def _raw(count: Callable[..., int]) -> Callable[..., int]:
     """Mark a function that takes tensors: flop_counter gives others the shapes."""
     setattr(count, "_get_raw", True)  # noqa: B010
     return count
 
 
-# What torch's counter passes over on a CPU: attention, LSTM in inference, matrix-vector and dot products.
+# What torch's counter passes over on a CPU: attention, LSTM in inference, vectors, bilinear layers.
 _UNKNOWN: dict[Any, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _raw(_attention_flops),
     torch.ops.aten.mkldnn_rnn_layer: _raw(_lstm_flops),
     torch.ops.aten.mv: _raw(_product_flops),
     torch.ops.aten.dot: _raw(_product_flops),
+    torch.ops.aten.vdot: _raw(_product_flops),
+    torch.ops.aten._trilinear: _raw(_trilinear_flops),
     torch.ops.aten.addmv: _raw(_added_product_flops),
 }

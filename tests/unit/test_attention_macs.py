@@ -23,13 +23,11 @@ PAIR = (torch.randn(2, 5, 6), torch.randn(2, 7, 6))
 
 
 @pytest.mark.parametrize("keep", [{"att": [0, 2]}, {"a": list(range(5))}, {"att": [1], "a": [3, 4], "att.out_proj": [0, 9, 11]}], ids=str)
-def test_the_prediction_is_never_below_what_is_counted(keep: dict[str, list[int]]) -> None:
-    """Exact but for the products of activations, which are taken as constant: 2 T S per head feature that left."""
+def test_the_prediction_is_what_is_counted(keep: dict[str, list[int]]) -> None:
     model = Net()
     total, macs = measure.count_macs(model, PAIR)
     map = graph.inspect(model, PAIR, macs)
     thin, _ = graph.cut(model, map, keep, "test")
     gone = {name: tuple(sorted(set(range(map.by_name[name].width)) - set(kept))) for name, kept in keep.items()}
-    heads = 4 - len(keep.get("att", range(4)))
-    assert Costs(map).dense["macs"] == pytest.approx(total)
-    assert Costs(map).of(gone)["macs"] == pytest.approx(measure.count_macs(thin, PAIR)[0] + 2 * 5 * 7 * 4 * heads)
+    assert Costs(map).dense["macs"] == total
+    assert Costs(map).of(gone)["macs"] == measure.count_macs(thin, PAIR)[0]

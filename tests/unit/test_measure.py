@@ -64,6 +64,15 @@ class Vector(nn.Module):
         return x @ torch.ones(16)
 
 
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Bilinear(4, 6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.both(x[..., :4], x[..., 4:])
+
+
 @pytest.mark.parametrize(
     ("model", "shape", "macs"),
     [
@@ -78,6 +87,8 @@ class Vector(nn.Module):
         (nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), (10, 16), 4 * 10 * 256 + 2 * 10 * 10 * 16 + 2 * 10 * 16 * 32),
         (nn.Conv2d(4, 8, 3, groups=2), (4, 8, 8), 36 * 8 * 2 * 9),
         (Vector(), (10, 16), 160),
+        (Pair(), (10,), 4 * 6 * 5),
+        (Pair(), (3, 10), 3 * 4 * 6 * 5),
         (nn.Identity(), (4,), 0),
     ],
     ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "",

@@ -1,15 +1,17 @@
 """A reference for a cut model that knows nothing of how the cut was made.
 
-It is built from the dense model and the log of the cut alone: the logged operations are replayed on tensors of indices,
-which tells for each parameter and buffer the elements that are left. Every other element of a float64 copy of the dense
-model is set to zero, and the copy is run on fresh inputs. A right cut computes the same numbers.
+It is built from the dense model and the log of the cut alone: the logged operations are replayed on tensors
+of indices, which tells for each parameter and buffer the elements that are left. Every other element of a
+float64 copy of the dense model is set to zero, and the copy is run on fresh inputs. A right cut computes
+the same numbers.
 
-Nothing here follows a network's structure. What a unit is, and which slices of which tensors belong to it, comes from
-the log; whether the log is right shows in the numbers.
+Nothing here follows a network's structure. What a unit is, and which slices of which tensors belong to it,
+comes from the log; whether the log is right shows in the numbers.
 
-Statistics that a network takes over removed units (a normalisation, a mean or a softmax over channels) see fewer units
-after the cut. The reference takes those of `layer_norm`, `group_norm` and `rms_norm` over the places that their own
-weight keeps. Others it takes, where it is asked to, over the slices that are not zero throughout.
+Statistics that a network takes over removed units (a normalisation, a mean or a softmax over channels) see
+fewer units after the cut. The reference takes those of `layer_norm`, `group_norm` and `rms_norm` over the
+places that their own weight keeps. Others it takes, where it is asked to, over the slices that are not zero
+throughout.
 """
 
 import math
@@ -29,7 +31,8 @@ from sparsify_schemas.cuts import Bypass, Crop, Cuts, Gather, Narrow, Range, Rou
 Inputs = tuple[Any, ...] | Mapping[str, Any]
 
 RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "T5LayerNorm")
-"""Normalisations that a library writes out in elementary operators: x * weight / sqrt(mean(x^2) + variance_epsilon)."""
+"""Normalisations that a library writes out in elementary operators: x * weight / sqrt(mean(x^2) +
+variance_epsilon)."""
 
 
 class Cut(Protocol):
@@ -49,19 +52,25 @@ class Comparison:
     difference: float
     """largest difference of an output, relative to its largest value"""
     by: str
-    """`weights`: zeros in the weights were enough. `zeros`: statistics had to leave out slices that are zero throughout"""
+    """`weights`: zeros in the weights were enough. `zeros`: statistics had to leave out slices that are
+    zero throughout"""
     double: bool
     """compared in float64; false where the network casts inside and does not run in it"""
+    to_dense: float
+    """largest difference to the dense model as it is; were it zero, the removed units would not matter"""
+    varies: float
+    """how far outputs of two examples are apart; were it zero, the inputs would not matter"""
 
 
 # elements that stay
 
 
 def kept_places(model: nn.Module, cuts: Cuts | Rounds) -> dict[str, Tensor]:
-    """For each parameter and buffer, by the first of its names, the flat indices of the elements that the log leaves.
+    """For each parameter and buffer, by the first of its names, the flat indices of the elements that the
+    log leaves.
 
-    An index tensor arange(numel).view(shape) is narrowed by the logged operations, in order. Tensors that the log leaves
-    alone are there too, with all of their indices.
+    An index tensor arange(numel).view(shape) is narrowed by the logged operations, in order. Tensors that
+    the log leaves alone are there too, with all of their indices.
     """
     first = _first_names(model)
     places = {
@@ -74,9 +83,9 @@ def kept_places(model: nn.Module, cuts: Cuts | Rounds) -> dict[str, Tensor]:
             case Narrow():
                 name = first[op.tensor]
                 if places[name].shape[op.dim] != op.size:
-                    raise AssertionError(
-                        f"the log narrows dimension {op.dim} of '{op.tensor}' from {op.size}, but it is {places[name].shape[op.dim]}"
-                    )
+                    size = places[name].shape[op.dim]
+                    where = f"dimension {op.dim} of '{op.tensor}'"
+                    raise AssertionError(f"the log narrows {where} from {op.size}, but it is {size}")
                 places[name] = places[name].index_select(op.dim, _listed(op.keep))
             case Crop():
                 name = first[_weight_name(op.module, first)]
@@ -91,9 +100,11 @@ def kept_places(model: nn.Module, cuts: Cuts | Rounds) -> dict[str, Tensor]:
 
 
 def spare_dead(cuts: Cuts, dead: Cuts) -> Cuts:
-    """The log of a cut as if units that `dead` removes had stayed: what is left of it removes living units alone.
+    """The log of a cut as if units that `dead` removes had stayed: what is left of it removes living units
+    alone.
 
-    dead: the log of a cut of the same model whose recipe names no amount, so that it removes dead units and no others.
+    dead: the log of a cut of the same model whose recipe names no amount, so that it removes dead units and
+    no others.
     """
     removed = {
         (op.tensor, op.dim): _complement(op.keep, op.size) for op in dead.operations if isinstance(op, Narrow)
@@ -144,7 +155,8 @@ def _weight_name(module: str, names: Mapping[str, str]) -> str:
 
 
 class Masked(nn.Module):
-    """The dense model in float64 with zeros where the log removes elements; takes what the dense model takes."""
+    """The dense model in float64 with zeros where the log removes elements; takes what the dense model
+    takes."""
 
     def __init__(self, inner: nn.Module, kept: Mapping[int, Tensor], skip_zeros: bool) -> None:
         super().__init__()
@@ -169,7 +181,8 @@ def masked(
 ) -> Masked:
     """The reference: a copy of the dense model in which every element that does not stay is zero.
 
-    constants_kept: the log of a cut that removes the dead units alone; what those units emit stays in the reference.
+    constants_kept: the log of a cut that removes the dead units alone; what those units emit stays in the
+    reference.
     zeros: name of a tensor -> flat indices that a rule on groups inside tensors set to zero.
     skip_zeros: statistics over activations leave out slices that are zero throughout.
     double: in float64.
@@ -203,16 +216,17 @@ def masked(
 
 
 def _empty(tensor: Tensor, stays: Tensor, name: str) -> None:
-    """Zero where nothing stays. A variance becomes one, so that nothing is divided by zero: the number that a removed
-    unit emits does not matter as long as it is finite, because the columns of all its consumers are zero."""
+    """Zero where nothing stays. A variance becomes one, so that nothing is divided by zero: the number that
+    a removed unit emits does not matter as long as it is finite, because the columns of all its consumers
+    are zero."""
     with torch.no_grad():
         rest = 1.0 if name.rpartition(".")[2] == "running_var" else 0
         tensor.data.copy_(torch.where(stays, tensor.data, torch.full_like(tensor.data, rest)))
 
 
 def _keep_divisible(model: nn.Module, kept: Mapping[int, Tensor]) -> None:
-    """weight_norm computes g * v / |v|. Where a whole row of v left, |v| is zero: v becomes one there, and g, which left
-    too, makes the row zero."""
+    """weight_norm computes g * v / |v|. Where a whole row of v left, |v| is zero: v becomes one there, and
+    g, which left too, makes the row zero."""
     for module in model.modules():
         for magnitude, direction in (("original0", "original1"), ("weight_g", "weight_v")):
             g, v = module._parameters.get(magnitude), module._parameters.get(direction)
@@ -229,7 +243,8 @@ def _keep_divisible(model: nn.Module, kept: Mapping[int, Tensor]) -> None:
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """A deep copy; tensors that hooks computed (torch.nn.utils.weight_norm), which torch does not copy, are detached."""
+    """A deep copy; tensors that hooks computed (torch.nn.utils.weight_norm), which torch does not copy, are
+    detached."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in vars(module).values():
@@ -239,7 +254,8 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 class _Stub(nn.Module):
-    """Takes the place of a module that left with a residual branch: its first tensor input, or zeros of that shape."""
+    """Takes the place of a module that left with a residual branch: its first tensor input, or zeros of
+    that shape."""
 
     def __init__(self, old: nn.Module, zeros: bool, returns: Sequence[bool]) -> None:
         super().__init__()
@@ -265,7 +281,8 @@ def _put_stubs(model: nn.Module, cuts: Cuts | Rounds) -> None:
 
 
 class _Statistics(TorchFunctionMode):
-    """Takes statistics over what stays, where a normalisation's own weight tells that, or a parameter is what is averaged."""
+    """Takes statistics over what stays, where a normalisation's own weight tells that, or a parameter is
+    what is averaged."""
 
     def __init__(self, kept: Mapping[int, Tensor], skip_zeros: bool) -> None:
         super().__init__()
@@ -322,8 +339,8 @@ def _group_norm(
     eps: float = 1e-5,
     *_: Any,
 ) -> Tensor | None:
-    """Each group of the dense model takes its statistics over the channels that stay in it; one that lost all of them
-    gives zeros."""
+    """Each group of the dense model takes its statistics over the channels that stay in it; one that lost
+    all of them gives zeros."""
     if id(weight) not in kept:
         return None
     stays = kept[id(weight)].to(x.dtype).view(1, num_groups, -1, 1)
@@ -338,9 +355,16 @@ def _group_norm(
 
 
 def _batch_norm(
-    kept: Mapping[int, Tensor], x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
-    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
-) -> Tensor | None:  # fmt: skip
+    kept: Mapping[int, Tensor],
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor | None:
     """Of a weight that is brought to mean 0 and spread 1 before each use."""
     root = x._base if x._base is not None else x
     if id(root) not in kept or not training or running_mean is not None:
@@ -358,15 +382,21 @@ def _written_out(module: nn.Module, stays: Tensor) -> Callable[[Tensor], Tensor]
     def forward(x: Tensor) -> Tensor:
         wide = x.to(torch.float32)
         power = (wide.square() * stays).sum(-1, keepdim=True) / stays.sum()
-        return module.weight * (wide / (power + module.variance_epsilon).sqrt()).to(x.dtype)  # type: ignore[operator, no-any-return]
+        normal: Tensor = wide / (power + module.variance_epsilon).sqrt()
+        return module.weight * normal.to(x.dtype)
 
     return forward
 
 
 _NORMS: dict[Any, Callable[..., Tensor | None]] = {
-    F.layer_norm: _layer_norm, torch.layer_norm: _layer_norm, F.rms_norm: _rms_norm, torch.rms_norm: _rms_norm,
-    F.group_norm: _group_norm, torch.group_norm: _group_norm, F.batch_norm: _batch_norm,
-}  # fmt: skip
+    F.layer_norm: _layer_norm,
+    torch.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
+    torch.rms_norm: _rms_norm,
+    F.group_norm: _group_norm,
+    torch.group_norm: _group_norm,
+    F.batch_norm: _batch_norm,
+}
 
 _MIXING = frozenset(
     getattr(owner, name)
@@ -382,14 +412,21 @@ _MIXING = frozenset(
         "amax",
         "amin",
         "logsumexp",
+        "rms_norm",
+        "max",
+        "min",
         "layer_norm",
     )
     if hasattr(owner, name)
 )
 
 
+_OVER_LAST = frozenset([F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm])
+
+
 def _over_nonzero(func: Any, args: Any, kwargs: Any) -> Any:
-    """The same on the slices that are not zero throughout; where one value is made of each place, zeros return to theirs."""
+    """The same on the slices that are not zero throughout; where one value is made of each place, zeros
+    return to theirs."""
     x = args[0] if args else kwargs.get("input")
     if not isinstance(x, Tensor) or not x.is_floating_point() or not x.dim():
         return None
@@ -403,12 +440,15 @@ def _over_nonzero(func: Any, args: Any, kwargs: Any) -> Any:
     if not places:
         return None
     rest = args[1:]
-    if func is F.layer_norm or func is torch.layer_norm:
+    if func in _OVER_LAST:
         if (len(args) > 2 and args[2] is not None) or kwargs.get("weight") is not None:
             return None
         shape = tuple(found.shape[-len(args[1]) :])
         rest = (shape, *args[2:])
     made = func(found, *rest, **{k: v for k, v in kwargs.items() if k != "input"})
+    if isinstance(made, torch.return_types.max | torch.return_types.min):  # a place keeps its number
+        numbers = next(iter(places.values()))[made.indices] if len(places) == 1 else made.indices
+        return type(made)((made.values, numbers))
     if not isinstance(made, Tensor) or made.shape != found.shape:
         return made
     for dim, own in places.items():
@@ -419,7 +459,7 @@ def _over_nonzero(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _axes(func: Any, x: Tensor, args: Any, kwargs: Any) -> list[int]:
-    if func is F.layer_norm or func is torch.layer_norm:
+    if func in _OVER_LAST:
         return [x.dim() - 1 - i for i in range(len(args[1]))]
     dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
     if isinstance(dim, bool) or not isinstance(dim, int | tuple | list):
@@ -431,8 +471,8 @@ def _axes(func: Any, x: Tensor, args: Any, kwargs: Any) -> list[int]:
 
 
 def difference(result: Cut, dense: nn.Module, inputs: Inputs, *, constants_kept: Cuts | None = None) -> float:
-    """Largest difference between the cut model and the reference, relative to the largest value of an output; inf where
-    the shapes differ. See `compare`."""
+    """Largest difference between the cut model and the reference, relative to the largest value of an
+    output; inf where the shapes differ. See `compare`."""
     return compare(result, dense, inputs, constants_kept=constants_kept).difference
 
 
@@ -444,41 +484,48 @@ def compare(
     constants_kept: Cuts | None = None,
     enough: float = 1e-6,
     method: str = "forward",
+    reference: bool = True,
 ) -> Comparison:
-    """Run the cut model and the reference on the same inputs, in float64 where the network runs in it.
+    """Run the cut model, the dense one and the reference on the same inputs, in float64 where the network
+    runs in it.
 
-    Zeros in the weights come first. Where they differ by more than `enough`, statistics over activations leave out
-    slices that are zero throughout; the answer says which of the two it was.
+    Zeros in the weights come first. Where they differ by more than `enough`, statistics over activations
+    leave out slices that are zero throughout; the answer says which of the two it was. reference: false
+    where the dense model is all that the cut one is compared with.
     """
-    zeros = set_to_zero(result, dense)
-    double = runs_in_double(dense, inputs, method)
+    whole, double = dense_outputs(dense, inputs, method)
     found = run(result.model, inputs, double, method)
     by, least = "weights", math.inf
-    for skip_zeros in (False, True):
-        twin = masked(
-            dense,
-            result.cuts,
-            constants_kept=constants_kept,
-            zeros=zeros,
-            skip_zeros=skip_zeros,
-            double=double,
-        )
+    zeros = set_to_zero(result, dense)
+    for skip_zeros in (False, True) if reference else ():
+        more: dict[str, Any] = {"zeros": zeros, "skip_zeros": skip_zeros, "double": double}
+        twin = masked(dense, result.cuts, constants_kept=constants_kept, **more)
         own = relative(found, _outputs(twin, twin.inner, inputs, double, method))
         if own < least:
             by, least = "zeros" if skip_zeros else "weights", own
         if least <= enough:
             break
-    return Comparison(least, by, double)
+    return Comparison(least, by, double, relative(found, whole), _spread(whole))
 
 
-def to_dense(result: Cut, dense: nn.Module, inputs: Inputs, method: str = "forward") -> float:
-    """Largest difference between the cut model and the dense one as it is, relative to the largest value of an output."""
-    double = runs_in_double(dense, inputs, method)
-    return relative(run(result.model, inputs, double, method), run(dense, inputs, double, method))
+def to_dense(result: Cut, dense: nn.Module, inputs: Inputs) -> float:
+    """Largest difference between the cut model and the dense one as it is, relative to the largest value of
+    an output."""
+    return compare(result, dense, inputs, reference=False).to_dense
+
+
+def _spread(outputs: Sequence[Tensor]) -> float:
+    """How far the first and the last index of dimension 0 of the largest output are apart, relative to its
+    largest value."""
+    first = max(outputs, key=Tensor.numel)
+    return (
+        float((first[0] - first[-1]).abs().max() / first.abs().max().clamp(min=1e-30)) if first.dim() else 0.0
+    )
 
 
 def set_to_zero(result: Cut, dense: nn.Module) -> dict[str, Tensor]:
-    """What rules on groups inside tensors set to zero, read off the cut model: the log says how many, not which."""
+    """What rules on groups inside tensors set to zero, read off the cut model: the log says how many, not
+    which."""
     places, first = kept_places(dense, result.cuts), _first_names(dense)
     tensors = _tensors(result.model)
     found: dict[str, Tensor] = {}
@@ -490,12 +537,12 @@ def set_to_zero(result: Cut, dense: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def runs_in_double(model: nn.Module, inputs: Inputs, method: str = "forward") -> bool:
+def dense_outputs(model: nn.Module, inputs: Inputs, method: str = "forward") -> tuple[list[Tensor], bool]:
+    """Outputs, and whether they are in float64: some networks cast inside and do not run in it."""
     try:
-        run(model, inputs, True, method)
+        return run(model, inputs, True, method), True
     except Exception:
-        return False
-    return True
+        return run(model, inputs, False, method), False
 
 
 def run(model: nn.Module, inputs: Inputs, double: bool = True, method: str = "forward") -> list[Tensor]:
@@ -524,7 +571,8 @@ def _nothing() -> Iterator[None]:
 
 @contextmanager
 def _slow_attention() -> Iterator[None]:
-    """torch's fused encoder layers read weights without calling the modules that hold them, and do not run in float64."""
+    """torch's fused encoder layers read weights without calling the modules that hold them, and do not run
+    in float64."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -563,7 +611,8 @@ def tensors_of(output: Any) -> Iterator[Tensor]:
 
 
 def relative(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """The largest difference of an output relative to its own largest value; inf for other shapes or numbers that are none."""
+    """The largest difference of an output relative to its own largest value; inf for other shapes or
+    numbers that are none."""
     if [t.shape for t in found] != [t.shape for t in wanted]:
         return math.inf
     gaps = [0.0]
@@ -579,8 +628,8 @@ def relative(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 def fresh(example: Inputs, batch: int, seed: int) -> Inputs:
     """Other inputs of the same kind at another batch size, dimension 0 of every tensor.
 
-    Numbers with a fraction are normal. Integers lie between the least and the greatest of the example; those of one
-    dimension (lengths) descend. Truth values are mixed.
+    Numbers with a fraction are normal. Integers lie between the least and the greatest of the example;
+    those of one dimension (lengths) descend. Truth values are mixed.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -605,16 +654,17 @@ def fresh(example: Inputs, batch: int, seed: int) -> Inputs:
 
 
 def kill(model: nn.Module, layers: Iterable[str], share: float, seed: int) -> dict[str, list[int]]:
-    """Set to zero the weights that produce a share of the units of each convolution and linear layer; what was chosen.
+    """Set to zero the weights that produce a share of the units of each convolution and linear layer; what
+    was chosen.
 
-    Biases and normalisations behind stay: a dead unit emits a constant. Layers of one width lose the same units, so that
-    those whose outputs are added up are dead together.
+    Biases and normalisations behind stay: a dead unit emits a constant. Layers of one width lose the same
+    units, so that those whose outputs are added up are dead together.
     """
     chosen: dict[str, list[int]] = {}
     for name in layers:
         module = model.get_submodule(name)
         weight = _producing(module)
-        if weight is None:
+        if weight is None or not weight.dim():
             continue
         width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
         generator = torch.Generator().manual_seed(seed + width)

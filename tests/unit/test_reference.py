@@ -36,8 +36,12 @@ class Net(nn.Module):
 def convolutional() -> Net:
     return Net(
         lambda m, x: m.fc(m.c(m.bn(m.b(m.a(x).relu())).relu()).mean((2, 3))),
-        a=nn.Conv2d(3, 8, 3, padding=1), b=nn.Conv2d(8, 12, 3), bn=nn.BatchNorm2d(12), c=nn.Conv2d(12, 6, 1), fc=nn.Linear(6, 4),
-    )  # fmt: skip
+        a=nn.Conv2d(3, 8, 3, padding=1),
+        b=nn.Conv2d(8, 12, 3),
+        bn=nn.BatchNorm2d(12),
+        c=nn.Conv2d(12, 6, 1),
+        fc=nn.Linear(6, 4),
+    )
 
 
 def tied() -> Net:
@@ -74,8 +78,10 @@ def weight_normed(kind: Callable[[nn.Module], nn.Module]) -> Net:
 def attention() -> Net:
     return Net(
         lambda m, x: m.fc(m.att(*[m.a(x)] * 3)[0].mean(1)),
-        a=nn.Linear(6, 16), att=nn.MultiheadAttention(16, 4, batch_first=True), fc=nn.Linear(16, 3),
-    )  # fmt: skip
+        a=nn.Linear(6, 16),
+        att=nn.MultiheadAttention(16, 4, batch_first=True),
+        fc=nn.Linear(16, 3),
+    )
 
 
 def softened() -> Net:
@@ -90,8 +96,11 @@ def softened() -> Net:
 def transposed() -> Net:
     return Net(
         lambda m, x: m.d(m.c(m.b(m.a(x)).relu()).relu()),
-        a=nn.Conv2d(3, 8, 1), b=nn.ConvTranspose2d(8, 12, 2, 2), c=nn.ConvTranspose2d(12, 12, 2, 2, groups=3), d=nn.Conv2d(12, 2, 1),
-    )  # fmt: skip
+        a=nn.Conv2d(3, 8, 1),
+        b=nn.ConvTranspose2d(8, 12, 2, 2),
+        c=nn.ConvTranspose2d(12, 12, 2, 2, groups=3),
+        d=nn.Conv2d(12, 2, 1),
+    )
 
 
 IMAGE, TABLE, SEQUENCE = (4, 3, 8, 8), (4, 6), (4, 5, 6)
@@ -102,13 +111,25 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, st
     "LayerNorm": (lambda: normalised(nn.LayerNorm(12)), TABLE, {"Linear": "neuron"}),
     "RMSNorm": (lambda: normalised(nn.RMSNorm(12)), TABLE, {"Linear": "neuron"}),
     "GroupNorm": (lambda: normalised(nn.GroupNorm(3, 12)), TABLE, {"Linear": "neuron"}),
-    "normalisation without weights": (lambda: normalised(nn.LayerNorm(12, elementwise_affine=False)), TABLE, {"Linear": "neuron"}),
+    "normalisation without weights": (
+        lambda: normalised(nn.LayerNorm(12, elementwise_affine=False)),
+        TABLE,
+        {"Linear": "neuron"},
+    ),
     "weight norm": (lambda: weight_normed(nn.utils.parametrizations.weight_norm), IMAGE, {"*": "filter"}),
     "weight norm by a hook": (lambda: weight_normed(nn.utils.weight_norm), IMAGE, {"*": "filter"}),
     "attention": (attention, SEQUENCE, {"Linear": "neuron", "att": "head"}),
     "softmax and mean over units": (softened, TABLE, {"Linear": "neuron"}),
-    "LSTM": (lambda: Net(lambda m, x: m.fc(m.rnn(x)[0][:, -1]), rnn=nn.LSTM(6, 8, 2, batch_first=True, bidirectional=True), fc=nn.Linear(16, 3)), SEQUENCE, {"rnn": "hidden"}),
-}  # fmt: skip
+    "LSTM": (
+        lambda: Net(
+            lambda m, x: m.fc(m.rnn(x)[0][:, -1]),
+            rnn=nn.LSTM(6, 8, 2, batch_first=True, bidirectional=True),
+            fc=nn.Linear(16, 3),
+        ),
+        SEQUENCE,
+        {"rnn": "hidden"},
+    ),
+}
 
 
 def cut_by_half(
@@ -227,7 +248,8 @@ def test_data_taken_for_constants_shows() -> None:
 
 
 def test_dead_units_leave_the_dense_model_as_it_was() -> None:
-    """Half of the units of unpadded layers emit a constant; the cut that removes them and no others agrees with the dense model."""
+    """Half of the units of unpadded layers emit a constant; the cut that removes them and no others agrees
+    with the dense model."""
     torch.manual_seed(0)
     model = Net(
         lambda m, x: m.fc(m.b(m.a(x).relu()).relu()),

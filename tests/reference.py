@@ -204,8 +204,9 @@ def masked(
         kept[id(tensors[name])] = stays
         _empty(tensors[name], stays, name)
     for name, gone in (zeros or {}).items():
-        with torch.no_grad():
-            tensors[name].data.view(-1)[gone] = 0
+        empty = torch.zeros(tensors[name].numel(), dtype=torch.bool)
+        empty[gone] = True
+        tensors[name].data.masked_fill_(empty.view(tensors[name].shape), 0)
     _keep_divisible(copy, kept)
     for module in copy.modules():
         weight = module._parameters.get("weight")

@@ -181,10 +181,10 @@ def judgement(found: Row) -> str:
 
 
 def told(result: Any) -> str:
-    """What the result says of constants that were lost in part: folds that are not exact, and notes."""
+    """What the result says of constants that were lost: folds that are not exact, and notes that say so."""
     folds = [op for op in result.cuts.operations if isinstance(op, Fold) and not op.exact]
     inexact = [f"{len(folds)} folds are not exact"] if folds else []
-    return "; ".join([*inexact, *result.notes])
+    return "; ".join([*inexact, *(note for note in result.notes if "lost" in note)])
 
 
 def reasons(plan: Any) -> dict[str, str]:

@@ -229,9 +229,10 @@ def outcomes(given: argparse.Namespace) -> None:
 
 
 def beside(given: argparse.Namespace) -> None:
-    mine = {row["name"]: row for row in json.loads(given.ours.read_text())}
+    rows = [json.loads(line) for line in given.ours.read_text().splitlines()]
+    mine = {row["name"]: row for row in rows if row["mode"] == "random" and row["planned"] == 1}
     other = json.loads(given.theirs.read_text())
-    families = {"micro": "one construct each", "own": "small networks of our own", "tv": "torchvision", "timm": "timm", "hf": "transformers"}
+    families = {"micro": "one construct each", "own": "small networks of our own", "further": "further networks of our own", "tv": "torchvision", "timm": "timm", "hf": "transformers"}
     ways = ("exact", "statistics", "silently wrong", "forward broken", "raises", "hang or memory", "nothing cut", "not judged")
     print("| networks | | equal | statistics change | protected | broken |\n|---|---|---|---|---|---|")
     for kind, title in [*families.items(), ("", "all")]:
@@ -248,7 +249,7 @@ def beside(given: argparse.Namespace) -> None:
         found = other.get(name, {"outcome": "not run"})
         message = str(found.get("message", "")).replace("|", "/")
         note = message[:80] + "…" * (len(message) > 80) if message else f"{found['difference']:.0e}" if "difference" in found else ""
-        print(f"| {name} | {row['outcome']} | {row['difference']:.0e} | {row['gone']:.0%} | {row['cut']} | {len(row['protected'])} | {found['outcome']} | {note} |")
+        print(f"| {name} | {row['outcome']} | {row['own']:.0e} | {row['gone']:.0%} | {row['cut']} | {len(row['protected'] or {})} | {found['outcome']} | {note} |")
 
 
 def shaped(name: str) -> nn.Module:

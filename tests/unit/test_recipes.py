@@ -1,13 +1,30 @@
 """The recipes that come with sparsify: each reads without a complaint, says how it was measured, and stands in README."""
 
+import os
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+import sparsify
 from sparsify.load import load
+from sparsify.pruning import Result
+from sparsify_schemas.cuts import Zero
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+sys.path.append(str(ROOT / "recipes"))
+sys.path.append(str(ROOT / "tests"))
+
+import reference  # noqa: E402
+
+SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "digits": (1, 8, 8), "ecg5000:load": (140, 1)}
+"""What one example of a recipe's data looks like."""
+DEAR = {"resnet56-cifar10-latency", "resnet56-cifar10-oneshot"}
+"""recipes whose cut takes long: the one times layers, both have 110 of them"""
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -21,3 +38,44 @@ def test_a_recipe_reads_and_its_header_carries_the_command_and_the_measurement(r
 def test_readme_lists_every_recipe() -> None:
     table = (ROOT / "README.md").read_text()
     assert [r.name for r in RECIPES if f"](recipes/{r.name})" not in table] == []
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_cut_of_a_recipe_agrees_with_the_reference(recipe: Path) -> None:
+    """On random weights, planned with one example, on fresh inputs at batch 1 and 4; see tests/reference.py."""
+    if recipe.stem in DEAR and not os.environ.get("NIGHTLY"):
+        pytest.skip("takes long: NIGHTLY=1 make unit")
+    plain = load(recipe).recipe
+    assert plain.model is not None and plain.data is not None
+    module, _, builder = plain.model.build.replace(":", ".").rpartition(".")
+    torch.manual_seed(0)
+    model = getattr(import_module(module), builder)(**plain.model.args).eval()
+    with torch.no_grad():  # of one scale, or a rule on the smallest weights of all layers empties one of them
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.1)
+    shape = SHAPES[str(plain.data.source)]
+    batches = [(torch.randn(2, *shape), torch.tensor([0, 1])) for _ in range(20)]
+    plan = sparsify.make_plan(recipe, model, (torch.randn(1, *shape),))
+    result = sparsify.cut(plan, model, batches=batches)
+    for batch in (1, 4):
+        x = (torch.randn(batch, *shape),)
+        if all(rule.group == "weight" for rule in plain.rules):
+            assert reference.to_dense(result, without_small_weights(model, result), x) <= 1e-6
+        else:
+            assert reference.difference(result, model, x) <= 1e-6
+
+
+def without_small_weights(model: nn.Module, result: Result) -> nn.Module:
+    """The dense model without as many of its smallest weights as the rule set to zero. Units that are dead by then emit
+    constants, which go into the biases of their consumers."""
+    (done,) = result.cuts.zeroed or [None]
+    if done is None or not done.zeros:
+        return model
+    ruled = [model.get_parameter(op.tensor) for op in result.cuts.operations if isinstance(op, Zero)]
+    sizes = torch.cat([weight.detach().abs().flatten() for weight in ruled])
+    least = sizes.kthvalue(done.zeros).values
+    with torch.no_grad():
+        for weight in ruled:
+            weight.mul_(weight.abs() > least)
+    return model

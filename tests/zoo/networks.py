@@ -1,6 +1,6 @@
 """The zoo: networks with random weights, each with inputs.
 
-Names: micro (one construct each, of tests/unit/test_graph.py), own (tests/zoo/own.py), tv (torchvision), timm, hf
+Names: micro (one construct each, of tests/unit/test_graph.py), own (tests/zoo/own.py), further (further.py), tv (torchvision), timm, hf
 (transformers). The libraries are imported when they are asked for.
 """
 
@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 
+import further as further_networks
 import own as own_networks
+import reference
 import shim  # noqa: F401
 import test_graph
 import torch
@@ -30,6 +33,14 @@ class Entry:
 
     build: Callable[[], nn.Module]
     inputs: Callable[[], Inputs]
+    drawn: Callable[[int, int], Inputs] | None = None
+    """what a call takes by batch size and seed, where dimension 0 of each input is not the batch"""
+    methods: tuple[str, ...] = ()
+    """methods besides forward that users call with the same inputs"""
+
+    def fresh(self, batch: int, seed: int) -> Inputs:
+        """Other inputs of the same kind, at this batch size."""
+        return reference.fresh(self.inputs(), batch, seed) if self.drawn is None else self.drawn(batch, seed)
 
 
 def images(size: int, batch: int = 2, channels: int = 3) -> Callable[[], Inputs]:
@@ -47,6 +58,14 @@ def micro() -> dict[str, Entry]:
 
 def own() -> dict[str, Entry]:
     return {f"own.{name}": Entry(build, inputs) for name, (build, inputs) in own_networks.NETWORKS.items()}
+
+
+def further() -> dict[str, Entry]:
+    methods = further_networks.METHODS
+    return {
+        f"further.{name}": Entry(build, lambda drawn=drawn: drawn(2, 0), drawn, methods.get(name, ()))
+        for name, (build, drawn) in further_networks.NETWORKS.items()
+    }
 
 
 def torchvision() -> dict[str, Entry]:
@@ -152,7 +171,7 @@ def transformers() -> dict[str, Entry]:
     }  # fmt: skip
 
 
-SOURCES = {"micro": micro, "own": own, "tv": torchvision, "timm": timm, "hf": transformers}
+SOURCES = {"micro": micro, "own": own, "further": further, "tv": torchvision, "timm": timm, "hf": transformers}
 """First part of a name -> what builds the networks of that name."""
 
 

@@ -1,9 +1,10 @@
-"""Deep copies of modules that may hold tensors of an earlier forward call, and functions that speak of the module.
+"""Deep copies of modules that may hold tensors of an earlier forward call, and functions that speak of the
+module.
 
-`copy.deepcopy` refuses a tensor that autograd computed: the weight that hook-style `weight_norm` or `spectral_norm` leaves
-on a layer, an activation or a loss that a module keeps. A copy gets the numbers of such a tensor without its history.
-It also shares functions with the original, so a function that was written inside a module and uses that module would
-go on calling the original; it is made anew for the copy.
+`copy.deepcopy` refuses a tensor that autograd computed: the weight that hook-style `weight_norm` or
+`spectral_norm` leaves on a layer, an activation or a loss that a module keeps. A copy gets the numbers of
+such a tensor without its history. It also shares functions with the original, so a function that was
+written inside a module and uses that module would go on calling the original; it is made anew for the copy.
 """
 
 from collections.abc import Iterator
@@ -25,22 +26,26 @@ Memo = dict[int, Any]
 def copied(model: nn.Module, memo: Memo | None = None) -> nn.Module:
     """A deep copy of a module, which shares no state with it.
 
-    memo: values that the copy holds in place of the original ones, by their `id`. Tensors that autograd computed, wherever
-    the module keeps them, come as clones without a history. Raises ModelError when something cannot be copied.
+    memo: values that the copy holds in place of the original ones, by their `id`. Tensors that autograd
+    computed, wherever the module keeps them, come as clones without a history. Raises ModelError when
+    something cannot be copied.
     """
     made: nn.Module = copied_object(model, "the model", memo)
     return made
 
 
 def copied_object(value: object, called: str, memo: Memo | None = None) -> Any:
-    """The same for any object that holds modules, such as a moving average; `called` names it in the message."""
+    """The same for any object that holds modules, such as a moving average; `called` names it in the
+    message."""
     known: Memo = {} if memo is None else dict(memo)
     try:
         with tensors_without_history():
             made = deepcopy(value, known)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{called} cannot be copied: {reason}; copy.deepcopy must be able to copy what it holds") from error
+        raise ModelError(
+            f"{called} cannot be copied: {reason}; copy.deepcopy must be able to copy what it holds"
+        ) from error
     for module in modules_within(made):
         rebind_functions(module, known)
     return made
@@ -60,7 +65,8 @@ def tensors_without_history() -> Iterator[None]:
 
 
 class _WithoutHistory(TorchFunctionMode):
-    """Sees every `Tensor.__deepcopy__`, at whatever depth of lists, dictionaries and objects the tensor lies."""
+    """Sees every `Tensor.__deepcopy__`, at whatever depth of lists, dictionaries and objects the tensor
+    lies."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not Tensor.__deepcopy__ or (args[0].is_leaf and not args[0].is_inference()):
@@ -79,7 +85,9 @@ def rebind_functions(copy: nn.Module, memo: Memo) -> None:
     """
     for name, value in vars(copy).items():
         if isinstance(value, FunctionType):
-            vars(copy)[name] = _rebound(value, memo)  # the key is there already: the dictionary keeps its size
+            vars(copy)[name] = _rebound(
+                value, memo
+            )  # the key is there already: the dictionary keeps its size
         elif isinstance(value, dict) and value:
             for key, item in value.items():
                 if isinstance(item, FunctionType):
@@ -89,7 +97,8 @@ def rebind_functions(copy: nn.Module, memo: Memo) -> None:
 
 
 def _rebound(function: FunctionType, memo: Memo) -> FunctionType:
-    """The function with copies in place of the originals that its closure and its defaults hold; itself where none are."""
+    """The function with copies in place of the originals that its closure and its defaults hold; itself
+    where none are."""
     cells = function.__closure__ or ()
     defaults = function.__defaults__ or ()
     named = function.__kwdefaults__ or {}
@@ -125,7 +134,8 @@ def _content(cell: CellType) -> Any:
 
 
 def _twin(value: Any, memo: Memo) -> Any:
-    """What stands for a module, a tensor, a container of these or a method of one in the copy; the value itself where nothing does."""
+    """What stands for a module, a tensor, a container of these or a method of one in the copy; the value
+    itself where nothing does."""
     if isinstance(value, MethodType):
         owner = _twin(value.__self__, memo)
         return value if owner is value.__self__ else MethodType(value.__func__, owner)

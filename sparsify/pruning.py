@@ -62,7 +62,8 @@ class Result:
     followers: tuple[Any, ...] = ()
     """what was given as `follow`, of the same classes, cut alike"""
     notes: tuple[str, ...] = ()
-    """what became of the constants that removed units emitted, and what of the optimizer's state could not be carried over"""
+    """numbers of the model that still state an old width, what became of the constants that removed units emitted, and what of
+    the optimizer's state could not be carried over"""
 
     def __repr__(self) -> str:
         """What came out, in one line."""
@@ -188,6 +189,7 @@ def cut(
         notes = (CONTRADICTED,)
     thin, cuts = made.model, made.cuts.model_copy(update={"zeroed": deeds})
     followers = tuple(_followed(plan, other, model, thin, cuts, keep, inputs) for other in follow)
+    notes += cuts.notes
     notes += tuple(fold_notes(op for op in cuts.operations if isinstance(op, Fold)))
     notes += graph.carry(model, thin, cuts, optimizer)
     return Result(thin, model, plan, cuts, made.verdicts, followers, notes)
@@ -218,6 +220,7 @@ def _carried_out(
 ) -> _Made:
     """Remove the units, make layers cheaper, fold constants, and prove what comes of it as rebuilt from log and weights."""
     thin, cuts = graph.cut(zeroed, plan.map, keep, plan.digest)
+    cuts = graph.follow_widths(dense, thin, cuts, inputs)
     reshaped, executions = executing.realise(plan, thin, inputs)
     folded = graph.fold(thin, constants.shifts, plan.map, keep)
     operations = (*cuts.operations, *reshaped, *folded.operations, *zeroing.counts(plan, thin))

@@ -1,4 +1,5 @@
-"""Copies of models that keep tensors of a forward call, or functions written for themselves, through the whole job."""
+"""Copies of models that keep tensors of a forward call, or functions written for themselves, through the
+whole job."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,14 @@ RECIPE = {
     "version": 1,
     "title": "t",
     "targets": {"here": {"kind": "cpu", "threads": 1}},
-    "rules": [{"layers": "a", "group": "filter", "sparsity": "50%", "penalty": {"kind": "group_lasso", "strength": 1e-3}}],
+    "rules": [
+        {
+            "layers": "a",
+            "group": "filter",
+            "sparsity": "50%",
+            "penalty": {"kind": "group_lasso", "strength": 1e-3},
+        }
+    ],
 }
 X = (torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0)),)
 
@@ -29,9 +37,14 @@ def plain(module: nn.Module) -> nn.Module:
 
 
 class Net(nn.Module):
-    """Two convolutions and a head; `keep` is called with the module and its activations in every forward call."""
+    """Two convolutions and a head; `keep` is called with the module and its activations in every forward
+    call."""
 
-    def __init__(self, wrap: Callable[[nn.Module], nn.Module] = plain, keep: Callable[[Any, Tensor], None] | None = None) -> None:
+    def __init__(
+        self,
+        wrap: Callable[[nn.Module], nn.Module] = plain,
+        keep: Callable[[Any, Tensor], None] | None = None,
+    ) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.a, self.b = wrap(nn.Conv2d(3, 8, 3, padding=1)), wrap(nn.Conv2d(8, 6, 3, padding=1))
@@ -92,7 +105,8 @@ def trained(model: nn.Module, steps: int = 1) -> torch.optim.Optimizer:
 
 @pytest.mark.parametrize("name", NETS)
 def test_a_model_with_tensors_of_a_forward_call_goes_all_the_way(name: str, tmp_path: Path) -> None:
-    """make_plan, attach, train, cut, train on, save_run, load_run; the dense model is still the caller's own."""
+    """make_plan, attach, train, cut, train on, save_run, load_run; the dense model is still the caller's
+    own."""
     model = NETS[name]()
     optimizer = trained(model)
     plan = sparsify.make_plan(RECIPE, model, X)
@@ -109,7 +123,9 @@ def test_a_model_with_tensors_of_a_forward_call_goes_all_the_way(name: str, tmp_
     for p in model.parameters():  # the copy holds nothing of the dense model
         p.data.zero_()
     thin = result.model(X[0])
-    assert thin.grad_fn is not None and thin.abs().sum() > 0 and not torch.equal(thin, torch.zeros_like(before))
+    assert (
+        thin.grad_fn is not None and thin.abs().sum() > 0 and not torch.equal(thin, torch.zeros_like(before))
+    )
     trained(result.model)  # and it trains on
 
     fresh = NETS[name]()
@@ -190,5 +206,6 @@ def test_what_cannot_be_copied_is_named() -> None:
     with pytest.raises(ModelError) as caught:
         sparsify.make_plan(RECIPE, model, X)
     assert str(caught.value) == (
-        "the model cannot be copied: cannot pickle 'generator' object; copy.deepcopy must be able to copy what it holds"
+        "the model cannot be copied: cannot pickle 'generator' object; "
+        "copy.deepcopy must be able to copy what it holds"
     )

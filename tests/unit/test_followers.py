@@ -76,7 +76,9 @@ def check(result: Result, thin: nn.Module, wide: nn.Module) -> None:
     """The follower's average lost the units that the model lost."""
     (width,) = [w for w in result.cuts.widths if w.group == "a"]
     kept = [i for first, end in width.keep for i in range(first, end)]
-    assert torch.equal(thin.a.weight, wide.a.weight[kept]) and torch.equal(thin.b.weight, wide.b.weight[:, kept])
+    assert torch.equal(thin.a.weight, wide.a.weight[kept]) and torch.equal(
+        thin.b.weight, wide.b.weight[:, kept]
+    )
     assert wide.a.out_features == 8 and thin.a.out_features == 4
 
 
@@ -151,13 +153,25 @@ def test_the_attribute_to_pass_is_named() -> None:
         "follow holds a Ema that is no model of this plan; pass its attribute 'shadow_net'"
     )
     inside = Ema("weights", model, weights=Ema("best", model))
-    assert fails(inside, model) == "follow holds a Ema that is no model of this plan; pass its attribute 'weights.best'"
+    assert (
+        fails(inside, model)
+        == "follow holds a Ema that is no model of this plan; pass its attribute 'weights.best'"
+    )
     callback = Ema("_", model, _=None, _average_model=AveragedModel(model))
-    assert fails(callback, model) == "follow holds a Ema that is no model of this plan; pass its attribute '_average_model'"
+    assert (
+        fails(callback, model)
+        == "follow holds a Ema that is no model of this plan; pass its attribute '_average_model'"
+    )
     both = Ema("ema", model, module=average_of(model))
-    assert fails(both, model) == "follow holds a Ema with several models of this plan; pass its attribute 'module' or 'ema'"
+    assert (
+        fails(both, model)
+        == "follow holds a Ema with several models of this plan; pass its attribute 'module' or 'ema'"
+    )
     unknown = Ema("fast", model, slow=average_of(model))
-    assert fails(unknown, model) == "follow holds a Ema that is no model of this plan; pass its attribute 'fast' or 'slow'"
+    assert (
+        fails(unknown, model)
+        == "follow holds a Ema that is no model of this plan; pass its attribute 'fast' or 'slow'"
+    )
 
 
 def test_averages_without_a_model_are_refused_with_what_to_do() -> None:
@@ -167,14 +181,20 @@ def test_averages_without_a_model_are_refused_with_what_to_do() -> None:
 
     model = Net()
     state = {name: p.detach().clone() for name, p in model.named_parameters()}
-    advice = "load them into a copy of the model, pass that copy, and make a new {} of what comes back in followers"
+    advice = "load them into a copy of the model, pass that copy, "
+    advice += "and make a new {} of what comes back in followers"
     assert fails(Shadows(state), model) == (
-        f"follow holds a Shadows that keeps averages as tensors in 'shadow' and no model; {advice.format('Shadows')}"
+        "follow holds a Shadows that keeps averages as tensors in 'shadow' and no model; "
+        + advice.format("Shadows")
     )
     assert fails(Shadows(list(state.values())), model) == (
-        f"follow holds a Shadows that keeps averages as tensors in 'shadow' and no model; {advice.format('Shadows')}"
+        "follow holds a Shadows that keeps averages as tensors in 'shadow' and no model; "
+        + advice.format("Shadows")
     )
-    assert fails(state, model) == f"follow holds a dict that keeps averages as tensors and no model; {advice.format('dict')}"
+    assert (
+        fails(state, model)
+        == f"follow holds a dict that keeps averages as tensors and no model; {advice.format('dict')}"
+    )
 
 
 def test_what_holds_no_average_is_refused() -> None:
@@ -192,5 +212,6 @@ def test_what_holds_no_average_is_refused() -> None:
         "make a plan of this model (of a cut model, after the cut)"
     )
     assert fails(Ema("ema", model, lock=(i for i in range(2))), model) == (
-        "the Ema in follow cannot be copied: cannot pickle 'generator' object; copy.deepcopy must be able to copy what it holds"
+        "the Ema in follow cannot be copied: cannot pickle 'generator' object; "
+        "copy.deepcopy must be able to copy what it holds"
     )

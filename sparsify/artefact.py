@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +14,7 @@ from torch import nn
 from sparsify import folder as files
 from sparsify import graph, pruning, report
 from sparsify.assess import Work, assess, check_reloads
+from sparsify.copies import copied
 from sparsify.data import Datasets, example_inputs, inputs_like
 from sparsify.errors import RunError, first_line
 from sparsify.graph import Inputs
@@ -118,7 +118,7 @@ def save_run(
     if recipe.baselines:
         notes = (*notes, f"the baselines ({', '.join(recipe.baselines)}) were not made, as only 'sparsify apply' trains them")
     work = Work(result.plan, (result.cuts,), result.verdicts, notes=notes)
-    build = None if recipe.model else lambda: deepcopy(result.dense).cpu()
+    build = None if recipe.model else lambda: copied(result.dense).cpu()
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)

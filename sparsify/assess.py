@@ -375,6 +375,7 @@ def _notes(work: Work, cut: nn.Module) -> Iterable[str]:
     recipe = work.plan.recipe
     yield from _unequal_training(work)
     yield from (note for note in work.plan.notes if "weights are set to zero" not in note)  # said with numbers below
+    yield from dict.fromkeys(note for cuts in work.cuts for note in cuts.notes)
     for assignment in work.plan.assignments:
         if in_one_tensor(recipe.rules[assignment.rule].group):
             count, total = zeros(cut, assignment.tensors)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +17,7 @@ from sparsify.artefact import Base, Build, base_on, begin, load_run, rebuilt_den
 from sparsify.assess import check_reloads
 from sparsify.checkpoint import Checkpoint
 from sparsify.choose import Chooser, choose
+from sparsify.copies import copied
 from sparsify.data import Datasets, example_inputs, load_data
 from sparsify.errors import ModelError, RunError, SparsifyError
 from sparsify.events import Event, Listener, RunStarted, StepDone, silence
@@ -126,7 +126,7 @@ def opened(job: Job, out: Path, timing: float, listener: Listener) -> Iterator[R
         check_trainable(model, datasets)
     if job.folder is None:
         check_runs(model, inputs, recipe.targets)
-    build = None if base.model else lambda: deepcopy(model)
+    build = None if base.model else lambda: copied(model)
     folder = job.folder or _created(accelerator, out, recipe.title)
     main = accelerator.is_main_process
     with files.locked(folder) if main else nullcontext():
@@ -201,7 +201,7 @@ def _begin(run: Run, base: Base) -> None:
 def where_it_stands(run: Run) -> tuple[nn.Module, Checkpoint]:
     """The model and the checkpoint that the run goes on from; its beginning where there is none yet."""
     if not (run.folder / files.CHECKPOINT).exists():
-        return deepcopy(run.dense), Checkpoint(run.state.digest, run.state.model_digest, run.first, {})
+        return copied(run.dense), Checkpoint(run.state.digest, run.state.model_digest, run.first, {})
     return kept_at(run, files.CHECKPOINT)
 
 
@@ -215,7 +215,7 @@ def kept_at(run: Run, name: str) -> tuple[nn.Module, Checkpoint]:
     if type(found.stage) is not int or not 0 <= found.stage <= len(run.recipe.stages):
         raise RunError(f"{run.folder / name} is damaged (it stands at stage {found.stage} of {len(run.recipe.stages)}); start a new run")
     modelfile.check_finite(found.weights, str(run.folder / name))
-    model = deepcopy(run.dense)
+    model = copied(run.dense)
     for cuts in found.cuts:
         model = graph.replay(model, cuts)
     try:

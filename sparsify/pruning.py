@@ -1,7 +1,6 @@
 """From a recipe and a model to a plan, and from a plan to a verified cut."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -11,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from sparsify import executing, graph, zeroing
 from sparsify.choose import Chooser, choose, priced
 from sparsify.clock import Clock
 from sparsify.compile import compile_plan
+from sparsify.copies import copied_object
 from sparsify.costs import Costs
 from sparsify.criteria import group_scores
 from sparsify.data import example_inputs, inputs_like
@@ -24,6 +23,7 @@ from sparsify.data.redrawing import redraw
 from sparsify.errors import ModelError, VerificationError
 from sparsify.events import Listener, silence
 from sparsify.figures import share
+from sparsify.followers import averaged_attribute
 from sparsify.foretelling import foretold
 from sparsify.graph import Inputs
 from sparsify.graph.cutting import Keep
@@ -59,10 +59,11 @@ class Result:
     plan: Plan
     cuts: Cuts
     verdicts: tuple[Verdict, ...]
-    followers: tuple[nn.Module, ...] = ()
-    """the models given as `follow`, cut alike"""
+    followers: tuple[Any, ...] = ()
+    """what was given as `follow`, of the same classes, cut alike"""
     notes: tuple[str, ...] = ()
-    """what became of the constants that removed units emitted, and what of the optimizer's state could not be carried over"""
+    """numbers of the model that still state an old width, what became of the constants that removed units emitted, and what of
+    the optimizer's state could not be carried over"""
 
     def __repr__(self) -> str:
         """What came out, in one line."""
@@ -144,7 +145,7 @@ def cut(
     optimizer: torch.optim.Optimizer | None = None,
     inputs: Inputs | None = None,
     batches: Batches | None = None,
-    follow: Sequence[nn.Module] = (),
+    follow: Sequence[Any] = (),
     listener: Listener = silence,
     agree: Callable[[Chosen], Chosen] = lambda keep: keep,
     chooser: Chooser = choose,
@@ -154,7 +155,8 @@ def cut(
     optimizer: carried over to the cut model, state included; schedulers and scalers bound to it go on. Gradients and hooks
     are carried too; a hook then sees gradients of the narrow shape. inputs: for the proof; random ones of the shapes that
     the plan was made with when left out. batches: (x, y) training batches, needed by criteria that look at data. follow: models of
-    the same structure (an average of the weights, an AveragedModel) that lose the same units, copied into `followers`.
+    the same structure that lose the same units, copied into `followers`; or objects that hold one as `module`, `ema_model`,
+    `model` or `ema` (torch's AveragedModel, timm's ModelEmaV3), copied with the cut one inside.
     listener: told of the timing, where the budget limits a latency: what is chosen is timed, and chosen anew until the budget
     holds as measured. agree: called with the choice, so that several processes go on with one. chooser: what makes the choice.
     Raises VerificationError when the proof fails; neither model nor optimizer has changed then.
@@ -166,6 +168,8 @@ def cut(
     if plan.recipe.budget.accuracy_drop is not None:
         raise ModelError("budget.accuracy_drop is found by going through the recipe's stages; call sparsify.apply, or leave it out of a plan that is cut by hand")
     check_fits(plan.map, model)
+    for other in follow:  # refused now, not when all is cut and proven
+        averaged_attribute(plan.map, other, model)
     inputs = _like_those_of(plan, model) if inputs is None else _checked(inputs)
     batches = None if batches is None else taken(batches, plan.recipe)
     dense = copied(model)
@@ -184,7 +188,8 @@ def cut(
         made = _carried_out(plan, dense, zeroed, keep, graph.Constants(), inputs)
         notes = (CONTRADICTED,)
     thin, cuts = made.model, made.cuts.model_copy(update={"zeroed": deeds})
-    followers = tuple(_followed(plan, other, thin, cuts, keep, inputs) for other in follow)
+    followers = tuple(_followed(plan, other, model, thin, cuts, keep, inputs) for other in follow)
+    notes += cuts.notes
     notes += tuple(fold_notes(op for op in cuts.operations if isinstance(op, Fold)))
     notes += graph.carry(model, thin, cuts, optimizer)
     return Result(thin, model, plan, cuts, made.verdicts, followers, notes)
@@ -215,6 +220,7 @@ def _carried_out(
 ) -> _Made:
     """Remove the units, make layers cheaper, fold constants, and prove what comes of it as rebuilt from log and weights."""
     thin, cuts = graph.cut(zeroed, plan.map, keep, plan.digest)
+    cuts = graph.follow_widths(dense, thin, cuts, inputs)
     reshaped, executions = executing.realise(plan, thin, inputs)
     folded = graph.fold(thin, constants.shifts, plan.map, keep)
     operations = (*cuts.operations, *reshaped, *folded.operations, *zeroing.counts(plan, thin))
@@ -225,11 +231,13 @@ def _carried_out(
     return _Made(thin, cuts, _prove(plan, done, inputs))
 
 
-def _followed(plan: Plan, other: nn.Module, thin: nn.Module, cuts: Cuts, keep: Keep, inputs: Inputs) -> nn.Module:
+def _followed(plan: Plan, other: Any, model: nn.Module, thin: nn.Module, cuts: Cuts, keep: Keep, inputs: Inputs) -> Any:
     """The same units out of a further model of the same structure, weights zero where those of the cut model are."""
-    if isinstance(other, AveragedModel):  # its average goes on with as many steps behind it
-        return deepcopy(other, {id(other.module): _followed(plan, other.module, thin, cuts, keep, inputs)})
-    check_fits(plan.map, other)
+    name = averaged_attribute(plan.map, other, model)
+    if name is not None:  # an average goes on with as many steps behind it
+        inside = getattr(other, name)
+        narrow = _followed(plan, inside, model, thin, cuts, keep, inputs)
+        return copied_object(other, f"the {type(other).__name__} in follow", {id(inside): narrow, id(model): thin})
     own = copied(other)
     narrow = graph.replay(own, cuts)
     created = {op.module for op in cuts.operations if isinstance(op, AddBias)}

@@ -46,7 +46,7 @@ class SetAttribute(Spec):
     module: str
     """dotted name of the module"""
     attribute: Text
-    """such as out_channels"""
+    """such as out_channels; inside a container that the module holds a path, such as config.hidden_size"""
     value: int | tuple[int, ...]
     """the new value"""
 
@@ -221,6 +221,8 @@ class Cuts(Spec):
     """what each rule on groups inside tensors set to zero"""
     executions: tuple[Execution, ...] = ()
     """how layers with dead shapes or taps are computed"""
+    notes: tuple[str, ...] = ()
+    """what a user of the cut model must know: numbers on its modules that still state an old width"""
 
 
 class Rounds(Spec):

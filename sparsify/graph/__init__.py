@@ -14,6 +14,7 @@ from sparsify.graph.inspecting import inspect, layers
 from sparsify.graph.naming import canonical_names
 from sparsify.graph.proving import compare, verify
 from sparsify.graph.reshaping import reshape
+from sparsify.graph.stale_widths import follow_widths
 from sparsify.graph.trying import probe, with_branches
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "dropped",
     "find_constants",
     "fold",
+    "follow_widths",
     "gone_branches",
     "inspect",
     "layers",

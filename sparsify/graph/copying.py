@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsify.copies import rebind_functions, tensors_without_history
 from sparsify.graph.naming import walk
 
 SHARED = frozenset([type(None), bool, int, float, complex, str, bytes, type, type(len), type(lambda: None), torch.dtype, torch.device, torch.Size])
@@ -24,9 +25,15 @@ COMPILED = "_compiled_call_impl"
 
 
 def copy_with(model: nn.Module, tensors: dict[int, Any]) -> nn.Module:
-    """A deep copy with tensors[id(t)] in place of every tensor t that is listed there."""
-    copied: nn.Module = _copy(model, tensors)
-    return copied
+    """A deep copy with tensors[id(t)] in place of every tensor t that is listed there.
+
+    Tensors that autograd computed come without their history. `tensors` is written into.
+    """
+    with tensors_without_history():
+        made: nn.Module = _copy(model, tensors)
+    for _, module in walk(made):
+        rebind_functions(module, tensors)
+    return made
 
 
 def on_meta(model: nn.Module) -> nn.Module:

@@ -11,12 +11,15 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from sparsify.errors import RunError
+from sparsify.graph import held_numbers
 from sparsify.graph.biases import create_bias
 from sparsify.graph.copying import copy_with
 from sparsify.graph.labels import Ints
 from sparsify.graph.naming import all_names, canonical_names, walk
 from sparsify.graph.reshaping import ascending, reshape
+from sparsify.graph.stale_widths import explained
 from sparsify.graph.stubs import Bypassed, Silenced, put
+from sparsify.graph.width_names import Meaning, meaning
 from sparsify.graph.widths import attributes
 from sparsify.models import attention
 from sparsify.plan import Branch, ModelMap, Span
@@ -130,6 +133,9 @@ def replay(model: nn.Module, cuts: Cuts) -> nn.Module:
             module = copy.get_submodule(op.module)
         except AttributeError:
             raise RunError(f"the cut log names a module '{op.module}' that this model does not have") from None
+        if "." in op.attribute:
+            _set_inside(module, op, cuts)
+            continue
         if op.attribute not in attributes(model.get_submodule(op.module)) and not _holds_lengths(vars(module).get(op.attribute)):
             raise RunError(f"the cut log sets '{op.module}.{op.attribute}', which is no width of a {type(module).__name__}")
         if not _shrinks(getattr(module, op.attribute), op.value):
@@ -208,6 +214,18 @@ def _shrinks(old: object, new: object) -> bool:
     if isinstance(old, tuple | list) and isinstance(new, tuple):
         return len(old) == len(new) and all(map(_shrinks, old, new))
     return isinstance(old, int) and isinstance(new, int) and 0 <= new <= old
+
+
+def _set_inside(module: nn.Module, op: SetAttribute, cuts: Cuts) -> None:
+    """Set a number inside a container that a module holds, such as config.hidden_size. Raises RunError when it is none, or
+    when nothing else in the log makes the old width the new one."""
+    old = held_numbers.read(module, op.attribute)
+    name = next((word for word in reversed(op.attribute.split(".")) if not word.isdigit()), "")
+    if old is None or meaning(name) in (Meaning.NEVER, Meaning.UNKNOWN):
+        raise RunError(f"the cut log sets '{op.module}.{op.attribute}', which is no width that a {type(module).__name__} holds")
+    if not _shrinks(old, op.value) or not explained(cuts, name, old, op.value):
+        raise RunError(f"the cut log sets '{op.module}.{op.attribute}' to {op.value}, but no operation in it narrows {old} to that")
+    held_numbers.write(module, op.attribute, op.value)
 
 
 def _set(module: nn.Module, op: SetAttribute) -> None:

@@ -1,11 +1,11 @@
 """Reading a model's structure: model + example inputs -> ModelMap."""
 
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
 
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from sparsify.copies import copied
 from sparsify.errors import ModelError
 from sparsify.graph.attributing import Followed, products
 from sparsify.graph.call import Inputs, check_model, named, shapes
@@ -109,7 +109,7 @@ def _watched(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[
             return copy, *watch(copy, shapes(inputs), lenient=False)
         except Exception:
             pass
-    copy = deepcopy(model)
+    copy = copied(model)
     return copy, *watch(copy, inputs, lenient=True)
 
 

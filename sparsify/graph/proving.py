@@ -9,13 +9,13 @@ out of it, and the verdict says `statistics change`: M is then no longer the den
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from sparsify.copies import copied
 from sparsify.errors import VerificationError
 from sparsify.graph import masking
 from sparsify.graph.call import Inputs, call, converted, named, tensors
@@ -68,13 +68,13 @@ def verify(
     narrowed = narrowed_groups(map, keep)
     blamed = narrowed or list(reshaped)
     wide, given, plain, tolerance = _precise(dense, inputs)
-    narrow = in_dtype(thin, torch.float64) if tolerance == TOLERANCE else deepcopy(thin).eval()
+    narrow = in_dtype(thin, torch.float64) if tolerance == TOLERANCE else copied(thin).eval()
     if tolerance == TOLERANCE:
         put_exact(narrow, folded, next((p.dtype for p in thin.parameters()), torch.float32))
     drawn = _accepted(wide, [_as_given(one, given) for one in fresh])
     first, plain = drawn[0] if drawn else (given, plain)
     if before is not None:
-        plain = outputs(deepcopy(before).to(next(wide.parameters()).dtype).eval(), first)
+        plain = outputs(copied(before).to(next(wide.parameters()).dtype).eval(), first)
     compared = [one for one, _ in drawn] or [given]
     del drawn
     left_whole = widened(keep, constants.whole)
@@ -122,7 +122,7 @@ def _precise(dense: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, list[
     try:
         return wide, wide_inputs, outputs(wide, wide_inputs), TOLERANCE
     except Exception:
-        wide = deepcopy(dense).eval()
+        wide = copied(dense).eval()
         return wide, inputs, outputs(wide, inputs), TRIAL
 
 
@@ -172,7 +172,7 @@ def _does_not_run(error: Exception, groups: Sequence[str]) -> VerificationError:
 
 
 def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return deepcopy(model).to(dtype).eval()
+    return copied(model).to(dtype).eval()
 
 
 def masked_outputs(
@@ -254,7 +254,7 @@ def _check_training(wide: nn.Module, narrow: nn.Module, inputs: Inputs, groups: 
 
     Raises VerificationError.
     """
-    runs_as_used(lambda: deepcopy(wide), narrow, inputs, groups)
+    runs_as_used(lambda: copied(wide), narrow, inputs, groups)
     try:
         wanted = _train_step(wide, inputs)
     except Exception:

@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 
 import torch
 from torch import nn
 
+from sparsify.copies import copied
 from sparsify.errors import ModelError, VerificationError
 from sparsify.graph import cutting
 from sparsify.graph.branches import find_branches
@@ -136,7 +136,7 @@ def with_branches(model: nn.Module, map: ModelMap, inputs: Inputs, macs: Mapping
     """
     if any(p.is_meta for p in model.parameters()):
         raise ModelError("group 'depth' needs a model with weights: what a residual block computes tells whether it can leave")
-    map = replace(map, branches=find_branches(deepcopy(model), map, inputs, macs))
+    map = replace(map, branches=find_branches(copied(model), map, inputs, macs))
     reasons: dict[str, str] = {}
     inputs = converted(inputs, torch.float32)
     trial = _scrambled(model, inputs)
@@ -233,7 +233,7 @@ def _fault(trial: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, toleranc
         thin = cutting.trial(trial, map, keep)
         found = ran(thin, inputs, narrowed)
         single = torch.float32  # enough to see that it runs
-        runs_as_used(lambda: deepcopy(trial).to(single), thin.to(single), converted(inputs, single), narrowed)
+        runs_as_used(lambda: copied(trial).to(single), thin.to(single), converted(inputs, single), narrowed)
         del thin
         difference = relative(found, masked_outputs(trial, map, keep, inputs, found, narrowed))
         if not difference <= tolerance:

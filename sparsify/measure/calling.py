@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any
 
 from torch import Tensor, nn
 
-from sparsify.errors import ModelError
+from sparsify.copies import copied as copied
 
 Inputs = tuple[Tensor, ...] | Mapping[str, Tensor]
 
@@ -15,20 +14,6 @@ Inputs = tuple[Tensor, ...] | Mapping[str, Tensor]
 def call(model: nn.Module, inputs: Inputs) -> Any:
     """model(*inputs), or model(**inputs) for a mapping."""
     return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy, so that a forward call which keeps a state does not change the model. Raises ModelError.
-
-    Tensors of an earlier forward call that a module keeps (activations, the weight that weight_norm computes) come
-    without their history, which torch cannot copy.
-    """
-    kept = {id(t): t.detach().clone() for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf}
-    try:
-        return deepcopy(model, kept)
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"the model cannot be copied: {reason}; does it keep tensors of an earlier forward call?") from error
 
 
 def detached(inputs: Inputs) -> Inputs:

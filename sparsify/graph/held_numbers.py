@@ -1,0 +1,139 @@
+"""Integers that modules hold beside their tensors: attributes, lists of them, and fields of configurations.
+
+A number is addressed by a path from its module: `num_features`, `dims` (all of a list),
+`config.hidden_size`, `feature_info.3.num_chs`. Only what was stored is followed (no property, no method),
+so that a path from a file can reach nothing else.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor, nn
+
+Number = int | tuple[int, ...]
+
+DEPTH = 4
+"""how many containers deep numbers are looked for"""
+_OF_TORCH = frozenset(vars(nn.Module()))
+"""attributes that every module has: parameters, hooks and the like"""
+
+
+@dataclass(frozen=True)
+class Held:
+    """An integer, or a list or tuple of integers, and where it is held."""
+
+    path: str
+    """from its module"""
+    name: str
+    """the last word of the path that is a name"""
+    value: Number
+    beside: Mapping[str, Any]
+    """what is stored beside it, by name"""
+
+
+def numbers(module: nn.Module, seen: set[int]) -> Iterator[Held]:
+    """The integers of one module and of the containers that it holds.
+
+    seen: the `id` of containers that were read already, which are passed over: many modules share one
+    configuration.
+    """
+    yield from _numbers(_attributes(module), "", seen, DEPTH)
+
+
+def read(module: nn.Module, path: str) -> Number | None:
+    """The number at a path; None where there is none."""
+    found = _place(module, path)
+    return None if found is None else _number(found[0][found[1]])
+
+
+def shares(module: nn.Module, other: nn.Module, path: str) -> bool:
+    """Whether two modules hold one and the same container at a path, so that writing to one changes the
+    other."""
+    mine, theirs = _place(module, path), _place(other, path)
+    return mine is not None and theirs is not None and mine[0] is theirs[0]
+
+
+def write(module: nn.Module, path: str, value: Number) -> None:
+    """Put a number in the place of the one at a path; a list stays a list. There must be one."""
+    found = _place(module, path)
+    assert found is not None
+    container, key = found
+    container[key] = list(value) if isinstance(container[key], list) and isinstance(value, tuple) else value
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in _OF_TORCH and "." not in name}
+
+
+def _numbers(
+    stored: Mapping[str, Any], path: str, seen: set[int], depth: int, name: str = ""
+) -> Iterator[Held]:
+    for key, value in stored.items():
+        own = f"{path}.{key}" if path else key
+        called = name if key.isdigit() else key
+        number = _number(value)
+        if number is not None:
+            yield Held(own, called, number, stored)
+        elif depth and id(value) not in seen:
+            inside = _inside(value, called)
+            if inside:
+                seen.add(id(value))
+                yield from _numbers(inside, own, seen, depth - 1, called)
+
+
+def _number(value: object) -> Number | None:
+    """Integers as they are; lists and tuples of some as tuples."""
+    if type(value) is int:
+        return value
+    if isinstance(value, list | tuple) and value and all(type(item) is int for item in value):
+        return tuple(value)
+    return None
+
+
+def _inside(value: object, name: str) -> Mapping[str, Any]:
+    """What a container stores, by name or by place; nothing for what is no container of settings, or
+    describes weights that the model may have been loaded from."""
+    if name in ("pretrained_cfg", "default_cfg"):
+        return {}
+    if isinstance(value, dict):
+        return {key: item for key, item in value.items() if type(key) is str and "." not in key}
+    if isinstance(value, list):
+        return {str(place): item for place, item in enumerate(value)}
+    if _is_settings(value, name):
+        return {key: item for key, item in vars(value).items() if "." not in key}
+    return {}
+
+
+def _is_settings(value: object, name: str) -> bool:
+    """A namespace, a dataclass whose fields may change, or an object that is called a configuration."""
+    if isinstance(value, nn.Module | Tensor | type) or not hasattr(value, "__dict__"):
+        return False
+    if is_dataclass(value):
+        made: Any = type(value)
+        return not made.__dataclass_params__.frozen
+    words = f"{name} {type(value).__name__}".lower()
+    return isinstance(value, SimpleNamespace) or any(
+        word in words for word in ("config", "cfg", "hparams", "args")
+    )
+
+
+def _place(module: nn.Module, path: str) -> tuple[Any, Any] | None:
+    """(the container, its key) of what a path leads to; None where it leads nowhere."""
+    first, *rest = path.split(".")
+    if first not in _attributes(module):
+        return None
+    found: tuple[Any, Any] = (vars(module), first)
+    name = first
+    for word in rest:
+        value = found[0][found[1]]
+        inside = _inside(value, name)
+        if word not in inside:
+            return None
+        if isinstance(value, list):
+            found = (value, int(word))
+        else:
+            found = (value if isinstance(value, dict) else vars(value), word)
+            name = word
+    return found

@@ -1,14 +1,18 @@
 """One thread per test process: results do not depend on the machine, and two processes do not fight for cores.
 
+Hypothesis draws the same examples in every run, whatever ran before, and writes nothing; NIGHTLY=1 draws fresh ones.
 And torchvision, timm and transformers import, whichever torch they were built for: see zoo/shim.py.
 """
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, configuration, settings
+from hypothesis.internal.conjecture import providers
 
 from sparsify_schemas.target import Cpu
 
@@ -21,6 +25,21 @@ sys.path.append(str(Path(__file__).parent / "zoo"))
 import shim  # noqa: F401
 
 torch.set_num_threads(1)
+
+NIGHTLY = os.environ.get("NIGHTLY") == "1"
+# No deadline and no check of the speed of drawing: neither may fail on a busy machine.
+REPEATABLE = settings(derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("repeatable", REPEATABLE)
+settings.register_profile("fresh", REPEATABLE, derandomize=False, print_blob=True, max_examples=1000)
+settings.load_profile("fresh" if NIGHTLY else "repeatable")
+# Hypothesis also draws constants of the modules that happen to be loaded, so that examples depend on what ran before.
+providers._get_local_constants = providers.Constants
+HOME = tempfile.TemporaryDirectory(prefix="hypothesis-")
+configuration.set_hypothesis_home_dir(HOME.name)  # what it keeps besides examples goes here, not into the repository
+
+
+def pytest_unconfigure() -> None:
+    HOME.cleanup()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -127,7 +127,8 @@ def _timed(call: Call, repeats: int, now: Now = time.perf_counter) -> float:
     start = now()
     for _ in range(repeats):
         call()
-    return (now() - start) / repeats
+    passed = max(now() - start, 1e-9)  # a coarse clock may not have ticked; times are divided by each other
+    return passed / repeats
 
 
 def interval(ratios: Floats, rng: np.random.Generator) -> tuple[float, float]:

@@ -20,11 +20,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parent / "zoo"))
 
 import shim  # noqa: F401
 
+from sparsify import against, artefact, executing, run
+from sparsify.latency import measuring, settling
+
 torch.set_num_threads(1)
+for of_the_terminal in ("COLUMNS", "LINES", "FORCE_COLOR", "PY_COLORS", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "GITHUB_ACTIONS"):
+    os.environ.pop(of_the_terminal, None)  # output is as wide and as plain as in a pipe, wherever the tests run
 
 NIGHTLY = os.environ.get("NIGHTLY") == "1"
 # No deadline and no check of the speed of drawing: neither may fail on a busy machine.
@@ -38,6 +44,13 @@ HOME = tempfile.TemporaryDirectory(prefix="hypothesis-")
 configuration.set_hypothesis_home_dir(HOME.name)  # what it keeps besides examples goes here, not into the repository
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not NIGHTLY:
+        left_out = [item for item in items if item.get_closest_marker("nightly")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
 def pytest_unconfigure() -> None:
     HOME.cleanup()
 
@@ -47,4 +60,17 @@ def _timed_in_eager() -> Iterator[None]:
     """Recipes without targets are timed in eager PyTorch alone: what ONNX Runtime wants, an export, takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sparsify.assess.default_targets", lambda: {"eager": Cpu(kind="cpu")})
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _timed_briefly() -> Iterator[None]:
+    """What is timed where a test does not say for how long: enough for the fewest rounds, as no test may depend on a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(run.apply.__kwdefaults__, "timing", 0.05)
+        patch.setitem(artefact.save_run.__kwdefaults__, "timing", 0.05)
+        patch.setattr(against, "_SECONDS", 0.05)
+        patch.setattr(executing, "SECONDS", 0.05)
+        patch.setattr(settling, "SECONDS", 0.05)
+        patch.setattr(measuring, "_SECONDS", 0.05)
         yield

@@ -4,7 +4,22 @@ from collections.abc import Callable, Iterable, Iterator
 from math import nan
 
 from sparsify.compared import baseline_ms
-from sparsify.figures import accuracy, brief, count, divide, known, milliseconds, plain, plural, points, share, signed, size, times, tiny
+from sparsify.figures import (
+    accuracy,
+    brief,
+    count,
+    divide,
+    known,
+    milliseconds,
+    plain,
+    plural,
+    points,
+    share,
+    signed,
+    size,
+    times,
+    tiny,
+)
 from sparsify.page.markup import NOTHING, Html, joined, tag, text
 from sparsify.page.plots import Mark, Series, bar, lines, scatter
 from sparsify.report import limit_name, shown_limit, trained_by, utc_minute, verdict_words

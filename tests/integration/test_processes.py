@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from apart import BRIEFLY, free_port
 from torch import nn
 
 from sparsify import folder as files
@@ -48,7 +48,7 @@ SHARDED = GRADUAL | {
         {"kind": "train", "name": "half", "epochs": 2, "batch": 32, "optimizer": SGD, "precision": "fp16", "clip": 1.0, "shard": True},
     ],
 }
-CODE = """
+CODE = BRIEFLY + """
 import json, os, signal, sys, torch
 from sparsify_cli.app import main
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -85,13 +85,10 @@ def start(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
 
 def on(count: int, *arguments: str, **environment: str) -> list[tuple[int, str, str]]:
     """(exit code, stdout, stderr) of each process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    world = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    world = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     ranks = [{"RANK": str(r), "LOCAL_RANK": str(r), **world} for r in range(count)] if count > 1 else [{}]
     started = [start(*arguments, **rank, **environment) for rank in ranks]
-    said = [p.communicate(timeout=180) for p in started]
+    said = [p.communicate(timeout=1800) for p in started]
     return [(p.returncode, *both) for p, both in zip(started, said, strict=True)]
 
 
@@ -105,6 +102,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "mynet", raising=False)
     Path("mynet.py").write_text(NET)
+    Path("briefly.py").write_text(f"{BRIEFLY}\nimport runpy\nrunpy.run_module('sparsify_cli', run_name='__main__', alter_sys=True)\n")
     Path("recipe.json").write_text(json.dumps(RECIPE))
     Path("gradual.json").write_text(json.dumps(GRADUAL))
     Path("sharded.json").write_text(json.dumps(SHARDED))
@@ -210,14 +208,11 @@ def test_under_torchrun_a_killed_process_ends_the_run_and_it_goes_on_with_one_or
 
 def launched(*launcher: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     """`sparsify apply` on two processes. launcher: its module, its options up to the number of processes, the arguments of the command."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     flag = "--main_process_port" if launcher[0].startswith("accelerate") else "--master-port"
     count = launcher.index("2") + 1
-    command = [sys.executable, "-W", "ignore", "-m", *launcher[:count], flag, port, "-m", "sparsify_cli", "apply", *launcher[count:], "--quiet"]
+    command = [sys.executable, "-W", "ignore", "-m", *launcher[:count], flag, free_port(), "-m", "briefly", "apply", *launcher[count:], "--quiet"]
     surroundings = os.environ | ON_CPU | {"PYTHONPATH": f".{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=surroundings | environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=1800, env=surroundings | environment)
 
 
 @pytest.mark.slow

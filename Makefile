@@ -1,9 +1,10 @@
 # Two commands do everything: `make demo` runs the main job on real data, `make test` checks the project.
+# `make nightly` runs the tests with fresh random examples, many more of them, and the variants that `make test` leaves out: hours.
 # Each makes .venv by itself when it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types floors schemas unit clean
+.PHONY: demo test lint types floors schemas unit nightly clean
 
 demo: .venv/ready
 	$(BIN)/sparsify apply recipes/digits-cnn.yaml --from-scratch --out runs
@@ -23,7 +24,10 @@ schemas: .venv/ready
 	$(BIN)/python -m sparsify_schemas
 
 unit: .venv/ready
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
+
+nightly: .venv/ready
+	NIGHTLY=1 $(BIN)/pytest -n 2 --dist worksteal
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }

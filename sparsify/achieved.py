@@ -1,7 +1,9 @@
 """What each budget and each demand of a recipe asked for, and what was achieved. Imports no torch."""
 
+import math
 from collections.abc import Iterable, Sequence
 
+from sparsify.figures import divide
 from sparsify.plan import Plan, ranked_together
 from sparsify.rounds import last_zeroed, left_inside
 from sparsify_schemas.cuts import Cuts
@@ -38,7 +40,9 @@ def _latencies(recipe: Recipe, timings: Iterable[Latency]) -> Iterable[Limit]:
     for timing in timings:
         asked = recipe.budget.latency.get(timing.target)
         if asked is not None:
-            limit, achieved = (asked.fraction, 1 / timing.speedup) if isinstance(asked, Share) else (asked.milliseconds, timing.cut_ms)
+            left = divide(1, timing.speedup)
+            share_left = math.inf if left is None else left
+            limit, achieved = (asked.fraction, share_left) if isinstance(asked, Share) else (asked.milliseconds, timing.cut_ms)
             yield Limit(what=f"budget.latency.{timing.target}", asked=str(asked), limit=limit, achieved=achieved, met=achieved <= limit)
 
 

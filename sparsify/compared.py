@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from math import nan
 
-from sparsify.figures import accuracy, few, known, milliseconds, points, share, size, times
+from sparsify.figures import accuracy, divide, few, known, milliseconds, points, share, size, times
 from sparsify.table import Table, columns
 from sparsify_schemas.recipe import Baseline as Kind
 from sparsify_schemas.report import Baseline, Latency, Report, Side
@@ -27,8 +27,8 @@ def against_baselines(report: Report) -> Table:
     rows = tuple(
         (
             name,
-            share(_share(side.macs, dense.macs)),
-            share(_share(side.params, dense.params)),
+            share(divide(side.macs, dense.macs)),
+            share(divide(side.params, dense.params)),
             *([size(side.peak_memory)] if cut.peak_memory else []),
             *(milliseconds(ms[i]) for ms in timed.values()),
             accuracy(right_after),
@@ -44,7 +44,8 @@ def against_baselines(report: Report) -> Table:
 
 def baseline_ms(baseline: Baseline, timed: Latency) -> float:
     """Milliseconds of a baseline: each was timed against the dense model, so by its ratio to that of the run's own timing."""
-    return next((timed.dense_ms / own.speedup for own in baseline.latency if own.target == timed.target), nan)
+    found = next((divide(timed.dense_ms, own.speedup) for own in baseline.latency if own.target == timed.target), None)
+    return nan if found is None else found
 
 
 def _baseline_notes(report: Report) -> Iterator[str]:
@@ -67,14 +68,10 @@ def _dearer(report: Report) -> Iterator[str]:
     for b in report.baselines if cut else ():
         own = next((t for t in b.latency if t.target == limited), None)
         if cut and own and own.high < cut.low and cut.speedup > SLOWER * own.speedup:
-            yield f"Warning: {b.kind} takes {times(cut.speedup / own.speedup)} the time of the cut model on {limited}: no choice of its kind that was timed came to the same cost."
+            yield f"Warning: {b.kind} takes {times(divide(cut.speedup, own.speedup))} the time of the cut model on {limited}: no choice of its kind that was timed came to the same cost."
 
 
 def _ahead(cut: Side, other: Side) -> float | None:
     """By test accuracy, or that of validation where there is no test set."""
     reached, theirs = (cut.test_accuracy, other.test_accuracy) if known(cut.test_accuracy) else (cut.validation_accuracy, other.validation_accuracy)
     return None if reached is None or theirs is None else reached - theirs
-
-
-def _share(value: float, whole: float) -> float | None:
-    return value / whole if whole else None

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sparsify.figures import milliseconds, plain, plural, times
+from sparsify.figures import MISSING, divide, fixed, known, milliseconds, plain, plural, times
 from sparsify.table import Table, columns
 
 
@@ -32,16 +32,21 @@ class Contest:
     @property
     def differs(self) -> bool:
         """Whether the whole interval is further from 1 than two copies of the same model are."""
-        return self.low > self.noise or self.high < 1 / self.noise
+        return self.low > self.noise or self.high * self.noise < 1
 
 
 def words(found: Contest) -> str:
     """'B is 1.31x faster than A [1.28, 1.35]', or that there is no difference to speak of."""
+    figures = (found.speedup, found.low, found.high, found.noise)
+    if not all(known(figure) and figure > 0 for figure in figures):
+        return "speed not measured"
     if not found.differs:
         return f"no difference larger than the noise: {times(found.speedup)} {_interval(found.low, found.high)}; two copies of {found.a} differ by up to {times(found.noise)}"
     faster = found.speedup > 1
-    ratio, low, high = (found.speedup, found.low, found.high) if faster else (1 / found.speedup, 1 / found.high, 1 / found.low)
-    return f"{found.b} is {times(ratio)} {'faster' if faster else 'slower'} than {found.a} {_interval(low, high)}"
+    if faster:
+        return f"{found.b} is {times(found.speedup)} faster than {found.a} {_interval(found.low, found.high)}"
+    ratio, low, high = divide(1, found.speedup), divide(1, found.high), divide(1, found.low)
+    return f"{found.b} is {times(ratio)} slower than {found.a} {_interval(low, high)}"
 
 
 def table(contests: tuple[Contest, ...], cores: int, title: str) -> Table:
@@ -49,9 +54,11 @@ def table(contests: tuple[Contest, ...], cores: int, title: str) -> Table:
     a, b = contests[0].a, contests[0].b
     rows = tuple((c.target, milliseconds(c.a_ms), milliseconds(c.b_ms), times(c.speedup), _interval(c.low, c.high), times(c.noise), str(c.pairs), plain(round(c.load, 1))) for c in contests)
     notes = [f"{c.target}: {c.description}; {words(c)}." for c in contests]
-    notes += [f"Warning: {c.target} was timed at a load average of {c.load:.1f} on {plural(cores, 'core')}; time again on a quiet machine." for c in contests if c.load > cores]
+    notes += [f"Warning: {c.target} was timed at a load average of {fixed(c.load, 1)} on {plural(cores, 'core')}; time again on a quiet machine." for c in contests if c.load > cores]
     return Table(title, columns("target", f">{a}", f">{b}", ">speed-up", ">95 % interval", ">noise", ">rounds", ">load"), rows, tuple(notes))
 
 
-def _interval(low: float, high: float) -> str:
-    return f"[{low:.2f}, {high:.2f}]"
+def _interval(low: float | None, high: float | None) -> str:
+    if low is None or high is None or not (known(low) and known(high)):
+        return MISSING
+    return f"[{fixed(low, 2)}, {fixed(high, 2)}]"

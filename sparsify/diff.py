@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sparsify.figures import divide, known
 from sparsify_schemas.recipe import Recipe, Rule
 from sparsify_schemas.report import Latency, LayerRow, Report, Side
 
@@ -235,7 +236,7 @@ def _delta(old: Any, new: Any) -> float | None:
     if x is None or y is None or x[1] != y[1]:
         return None
     delta = y[0] - x[0]
-    return delta if math.isfinite(delta) else None
+    return delta if known(delta) else None
 
 
 def _number(value: Any) -> tuple[float, str] | None:
@@ -251,8 +252,8 @@ def _metrics(report: Report) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, side in (("cut", report.cut), ("dense", report.dense)):
         found |= {f"metrics.{name}.{field}": getattr(side, field) for field in Side.model_fields}
-    found["metrics.macs_left"] = report.cut.macs / report.dense.macs if report.dense.macs else None
-    found["metrics.params_left"] = report.cut.params / report.dense.params if report.dense.params else None
+    found["metrics.macs_left"] = divide(report.cut.macs, report.dense.macs)
+    found["metrics.params_left"] = divide(report.cut.params, report.dense.params)
     for timing in report.latency:
         found |= {f"metrics.latency[{timing.target}].{field}": getattr(timing, field) for field in ("dense_ms", "cut_ms", "speedup")}
     for sparsity in report.sparsities:
@@ -261,7 +262,7 @@ def _metrics(report: Report) -> dict[str, Any]:
     found |= {f"metrics.met[{limit.what}]": limit.met for limit in report.limits}
     for round in report.rounds if len(report.rounds) > 1 else ():
         path = f"metrics.rounds[{round.stage}{f'@{round.epoch}' if round.epoch else ''}]"
-        found[f"{path}.macs_left"] = round.macs / report.dense.macs if report.dense.macs else None
+        found[f"{path}.macs_left"] = divide(round.macs, report.dense.macs)
         found |= {f"{path}.validation_accuracy": round.validation_accuracy, f"{path}.verdict": round.verdict.outcome}
     found["metrics.verdict"] = report.verdict.outcome
     found["metrics.seconds"] = sum(s.seconds for s in report.stages)

@@ -1,22 +1,41 @@
 """Numbers as a person reads them: three digits, a unit, '-' for what is not known."""
 
 import math
+from decimal import Decimal
 
 MISSING = "-"
 _SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _BINARY = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
 _DECIMAL = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+_HUGE = 1e9
+"""numbers from here on are shown with an exponent, so that no cell holds three hundred digits"""
 
 
 def known(value: float | None) -> bool:
     """Whether there is a finite number to show."""
-    return value is not None and math.isfinite(value)
+    try:
+        return value is not None and math.isfinite(value)
+    except OverflowError:  # a whole number that is larger than any float
+        return False
+
+
+def divide(value: float, by: float) -> float | None:
+    """The quotient of two measured numbers, or None where there is no finite one."""
+    try:
+        quotient = value / by
+    except (ZeroDivisionError, OverflowError):
+        return None
+    return quotient if known(quotient) else None
 
 
 def digits(value: float, count: int = 3) -> str:
-    """At least `count` significant digits: 0.0123, 1.23, 12.3, 123, 1234; far below one the magnitude, 3e-7."""
+    """At least `count` significant digits: 0.0123, 1.23, 12.3, 123, 1234; with an exponent far from one, 3e-7 or 1.23e12."""
+    if not known(value):
+        return MISSING
     if abs(value) < 1e-4:
         return tiny(value)
+    if abs(value) >= _HUGE:
+        return _short_exponent(f"{value:.{count - 1}e}")
     decimals = max(0, count - 1 - math.floor(math.log10(abs(value))))
     rounded = round(value, decimals)
     if rounded and math.floor(math.log10(abs(rounded))) > math.floor(math.log10(abs(value))):
@@ -24,29 +43,40 @@ def digits(value: float, count: int = 3) -> str:
     return f"{rounded:.{decimals}f}"
 
 
+def fixed(value: float | None, decimals: int) -> str:
+    """1.50, 12.00: with so many decimals, as figures of a column or an interval have them."""
+    if value is None or not known(value):
+        return MISSING
+    return f"{value:.{decimals}f}" if abs(value) < _HUGE else digits(value)
+
+
 def plain(value: float | None) -> str:
     """0.01, 1e-5, 12.5: a number as a recipe has it, six digits at most."""
     if value is None or not known(value):
         return MISSING
-    return f"{value:.6g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    return _short_exponent(f"{value + 0.0:.6g}")  # + 0.0 turns -0.0 into 0.0
 
 
 def tiny(value: float | None) -> str:
     """3e-16: only the magnitude matters."""
     if value is None or not known(value):
         return MISSING
-    return "0" if value == 0 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    return "0" if value == 0 else _short_exponent(f"{value:.0e}")
 
 
 def share(value: float | None) -> str:
     """0.382 -> '38.2 %'. Never rounded to 0 or 100 when it is neither."""
     if value is None or not known(value):
         return MISSING
-    percent = 100 * value
+    if value < 0:
+        return _negative(share(-value))
+    if value >= _HUGE:
+        return _huge_percentage(value)
+    percent = 100 * value + 0.0
     if percent in (0, 100):
         return f"{percent:.0f} %"
-    if abs(percent) < 0.1:
-        return f"{digits(percent, 1)} %" if abs(percent) >= 0.01 else "< 0.01 %"
+    if percent < 0.1:
+        return f"{digits(percent, 1)} %" if percent >= 0.01 else "< 0.01 %"
     for decimals in (1, 2, 3, 4):
         text = f"{percent:.{decimals}f}"
         if float(text) != 100:
@@ -56,18 +86,24 @@ def share(value: float | None) -> str:
 
 def accuracy(value: float | None) -> str:
     """0.9753 -> '97.53 %': two decimals, since test sets of ten thousand are common."""
-    return MISSING if value is None or not known(value) else f"{100 * value:.2f} %"
+    if value is None or not known(value):
+        return MISSING
+    return f"{100 * value + 0.0:.2f} %" if abs(value) < _HUGE else _huge_percentage(value)
 
 
 def points(value: float | None) -> str:
     """-0.0031 -> '-0.31 pp': a signed difference of two shares in percentage points."""
-    return MISSING if value is None or not known(value) else f"{signed(f'{100 * value:.2f}')} pp"
+    if value is None or not known(value):
+        return MISSING
+    number = f"{100 * value:.2f}" if abs(value) < _HUGE else _huge_percentage(value).removesuffix(" %")
+    return f"{signed(number)} pp"
 
 
 def brief(text: str) -> str:
     """'97.50 %' -> '97.5 %': without the zeros that a column of figures needs and a sentence does not."""
     number, space, unit = text.partition(" ")
-    return f"{number.rstrip('0').rstrip('.') if '.' in number else number}{space}{unit}"
+    decimal = "." in number and "e" not in number
+    return f"{number.rstrip('0').rstrip('.') if decimal else number}{space}{unit}"
 
 
 def count(value: float | None) -> str:
@@ -77,7 +113,7 @@ def count(value: float | None) -> str:
     for factor, suffix in _SUFFIXES:
         if abs(value) >= 0.9995 * factor:  # 999.6 k is 1.00 M
             return f"{digits(value / factor)} {suffix}"
-    return f"{value:.0f}" if float(value).is_integer() else digits(value)
+    return f"{int(value)}" if float(value).is_integer() else digits(value)
 
 
 def size(value: float | None, like: str = "") -> str:
@@ -87,7 +123,7 @@ def size(value: float | None, like: str = "") -> str:
     for factor, suffix in _DECIMAL if like.endswith(("kB", "MB", "GB")) else _BINARY:
         if abs(value) >= factor:
             return f"{digits(value / factor)} {suffix}"
-    return f"{value:.0f} B"
+    return f"{round(value)} B"
 
 
 def milliseconds(value: float | None) -> str:
@@ -105,6 +141,8 @@ def seconds(value: float | None) -> str:
         return MISSING
     if value < 59.95:
         return f"{value:.1f} s" if value >= 1 else f"{digits(value, 2)} s"
+    if value >= 3600 * _HUGE:
+        return f"{digits(value / 3600)} h"
     minutes, rest = divmod(round(value), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
@@ -126,6 +164,8 @@ def signed(text: str) -> str:
     """'1.2 M' -> '+1.2 M'; what rounds to zero has no sign."""
     if text == MISSING:
         return text
+    if text.startswith(("<", ">")):  # '< 0.01 %' is a bound, and has a sign where it is below zero
+        return text
     number = text.split()[0].lstrip("-").rstrip("x")
     if not number.strip("0."):
         return text.lstrip("-")
@@ -142,3 +182,20 @@ def few(names: tuple[str, ...], most: int = 3) -> str:
 def plural(number: int, noun: str) -> str:
     """'1 layer', '3 layers'."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _short_exponent(text: str) -> str:
+    """'1e-05' -> '1e-5', '1.2e+12' -> '1.2e12'."""
+    return text.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+
+
+def _huge_percentage(value: float) -> str:
+    """1e307 -> '1.00e309 %': exact where a hundred times the number is no float any more."""
+    return f"{_short_exponent(f'{100 * Decimal(value):.2e}')} %"
+
+
+def _negative(text: str) -> str:
+    """'38.2 %' -> '-38.2 %', '< 0.01 %' -> '> -0.01 %'."""
+    if text.startswith("< "):
+        return f"> -{text[2:]}"
+    return f"< -{text[2:]}" if text.startswith("> ") else f"-{text}"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from sparsify import folder as files
 from sparsify import report
 from sparsify.errors import SparsifyError
+from sparsify.figures import divide
 
 State = Literal["complete", "running", "interrupted", "failed", "damaged"]
 
@@ -74,8 +75,8 @@ def _row(folder: Path) -> RunRow:
         state="damaged" if problem else "complete",
         title=found.title,
         created=found.created,
-        macs=cut.macs / dense.macs if dense.macs else None,
-        params=cut.params / dense.params if dense.params else None,
+        macs=divide(cut.macs, dense.macs),
+        params=divide(cut.params, dense.params),
         accuracy=cut.validation_accuracy if cut.test_accuracy is None else cut.test_accuracy,
         speedup=timed.speedup if timed else None,
         speedup_low=timed.low if timed else None,

@@ -13,6 +13,7 @@ from sparsify.figures import (
     accuracy,
     brief,
     count,
+    divide,
     few,
     known,
     milliseconds,
@@ -64,8 +65,9 @@ def read(run: Path) -> Report:
 def headline(report: Report) -> str:
     """What came out, in a sentence or two."""
     dense, cut = report.dense, report.cut
-    parts = [f"{share(_part(cut.macs, dense.macs))} of the MACs", f"{share(_part(cut.params, dense.params))} of the parameters"]
-    zeros = 1 - cut.nonzero / cut.params if cut.params else 0.0
+    parts = [f"{share(divide(cut.macs, dense.macs))} of the MACs", f"{share(divide(cut.params, dense.params))} of the parameters"]
+    nonzero = divide(cut.nonzero, cut.params)
+    zeros = 0.0 if nonzero is None else 1 - nonzero
     if zeros >= 0.005:
         parts.append(f"{share(zeros)} of what remains is zero but stored")
     parts += [timing_words(t, report.environment.cores) for t in report.latency]
@@ -149,10 +151,10 @@ def to_markdown(report: Report) -> str:
 def _sides(report: Report) -> Table:
     dense, cut = report.dense, report.cut
     counted = (("MACs", dense.macs, cut.macs), ("parameters", dense.params, cut.params), ("parameters not zero", dense.nonzero, cut.nonzero))
-    rows = [(label, count(a), count(b), share(_part(b, a)), signed(count(b - a))) for label, a, b in counted]
-    rows.append(("weights file", size(dense.bytes), size(cut.bytes), share(_part(cut.bytes, dense.bytes)), signed(size(cut.bytes - dense.bytes))))
+    rows = [(label, count(a), count(b), share(divide(b, a)), signed(count(b - a))) for label, a, b in counted]
+    rows.append(("weights file", size(dense.bytes), size(cut.bytes), share(divide(cut.bytes, dense.bytes)), signed(size(cut.bytes - dense.bytes))))
     peaks = (("peak memory", dense.peak_memory, cut.peak_memory), ("peak memory, computed", dense.peak_memory_computed, cut.peak_memory_computed))
-    rows += [(label, size(a), size(b), share(_part(b, a)), signed(size(b - a))) for label, a, b in peaks if a is not None and b is not None]
+    rows += [(label, size(a), size(b), share(divide(b, a)), signed(size(b - a))) for label, a, b in peaks if a is not None and b is not None]
     accuracies = (
         ("validation accuracy", dense.validation_accuracy, cut.validation_accuracy),
         ("test accuracy", dense.test_accuracy, cut.test_accuracy),
@@ -200,7 +202,7 @@ def _integers(report: Report) -> Table:
         (
             f"{form.model}, {form.dtype}",
             size(form.bytes),
-            *(cell for t in targets for cell in (milliseconds(form.ms[t]), times(found.forms[0].ms[t] / form.ms[t]))),
+            *(cell for t in targets for cell in (milliseconds(form.ms[t]), times(divide(found.forms[0].ms[t], form.ms[t])))),
             accuracy(form.validation_accuracy),
             accuracy(form.test_accuracy),
         )
@@ -221,8 +223,8 @@ def _search(report: Report) -> Table:
         (
             str(n),
             share(t.depth),
-            share(_part(t.macs, report.dense.macs)),
-            share(_part(t.params, report.dense.params)),
+            share(divide(t.macs, report.dense.macs)),
+            share(divide(t.params, report.dense.params)),
             accuracy(t.validation_accuracy),
             points(t.drop),
             f"{'inside' if t.inside else 'outside'}{', taken' if t == taken else ''}",
@@ -245,8 +247,8 @@ def _layers(report: Report, every: bool) -> Table:
             str(layer.inputs) if layer.removed else _change(layer.inputs, layer.inputs_after),
             f"{layer.outputs} -> removed" if layer.removed else _change(layer.outputs, layer.outputs_after),
             share(_gone(layer)),
-            share(_part(layer.macs, report.dense.macs)),
-            share(_part(layer.macs_after, report.cut.macs)),
+            share(divide(layer.macs, report.dense.macs)),
+            share(divide(layer.macs_after, report.cut.macs)),
         )
         for layer in shown
     )
@@ -281,8 +283,8 @@ def _executions(report: Report) -> Table:
 
 
 def _gone(layer: LayerRow) -> float | None:
-    kept = layer.params_after * (1 - layer.zeros)
-    return 1 - kept / layer.params if layer.params else None
+    stored = divide(layer.params_after, layer.params)
+    return None if stored is None else 1 - stored * (1 - layer.zeros)
 
 
 def _stages(report: Report) -> Table:
@@ -301,8 +303,8 @@ def _rounds(report: Report) -> Table:
         (
             r.stage,
             str(r.epoch) if r.epoch else MISSING,
-            share(_part(r.macs, dense.macs)),
-            share(_part(r.params, dense.params)),
+            share(divide(r.macs, dense.macs)),
+            share(divide(r.params, dense.params)),
             accuracy(r.validation_accuracy),
             verdict_words(r.verdict),
         )
@@ -374,10 +376,6 @@ def _accuracy_words(dense: Side, cut: Side) -> str:
 
 def _change(before: int, after: int) -> str:
     return str(before) if before == after else f"{before} -> {after}"
-
-
-def _part(value: float, whole: float) -> float | None:
-    return value / whole if whole else None
 
 
 def _less(after: float | None, before: float | None) -> float | None:

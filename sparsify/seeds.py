@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import mean, stdev
 
 from sparsify import folder as files
 from sparsify import report
 from sparsify.errors import SparsifyError
+from sparsify.figures import divide, known
 from sparsify.listing import list_runs
 from sparsify_schemas.report import Latency, Report, Side
 
@@ -89,8 +90,8 @@ def _row(recipe: str, model: str, runs: Sequence[tuple[str, Report]], sides: Seq
         model=model,
         runs=tuple(name for name, _ in runs),
         seeds=tuple(r.seed for r in reports),
-        macs=_spread([side.macs / r.dense.macs if r.dense.macs else None for r, (side, _) in zip(reports, sides, strict=True)]),
-        params=_spread([side.params / r.dense.params if r.dense.params else None for r, (side, _) in zip(reports, sides, strict=True)]),
+        macs=_spread([divide(side.macs, r.dense.macs) for r, (side, _) in zip(reports, sides, strict=True)]),
+        params=_spread([divide(side.params, r.dense.params) for r, (side, _) in zip(reports, sides, strict=True)]),
         time=Spread(1.0, None) if model == "dense" else _time([timed for _, timed in sides]),
         accuracy=_spread([_accuracy(side) for side, _ in sides]),
         behind=_spread([_less(_accuracy(r.cut), _accuracy(side)) for r, (side, _) in zip(reports, sides, strict=True)]),
@@ -101,7 +102,7 @@ def _time(timed: Sequence[tuple[Latency, ...]]) -> Spread | None:
     """Of the dense model's, on the first target; None where not all have the same first one."""
     firsts = [next(iter(own), None) for own in timed]
     same = len({first and first.target for first in firsts}) == 1
-    return _spread([1 / first.speedup if same and first else None for first in firsts])
+    return _spread([divide(1, first.speedup) if same and first else None for first in firsts])
 
 
 def _accuracy(side: Side) -> float | None:
@@ -113,7 +114,14 @@ def _less(a: float | None, b: float | None) -> float | None:
 
 
 def _spread(values: Sequence[float | None]) -> Spread | None:
-    found = [value for value in values if value is not None]
+    found = [value for value in values if value is not None and known(value)]
     if not found or len(found) < len(values):
         return None
-    return Spread(fmean(found), stdev(found) if found[1:] else None)
+    return Spread(mean(found), _deviation(found))
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    try:
+        return stdev(values) if values[1:] else None
+    except OverflowError:  # it is larger than any float
+        return None

@@ -1,6 +1,6 @@
 """How fast two models are, in words and as a table, with what was predicted and when not to trust it."""
 
-from sparsify.figures import MISSING, known, milliseconds, plain, plural, share, signed, times
+from sparsify.figures import MISSING, divide, fixed, known, milliseconds, plain, plural, share, signed, times
 from sparsify.table import Table, columns
 from sparsify_schemas.report import Latency
 
@@ -14,16 +14,19 @@ def timing_words(latency: Latency, cores: int) -> str:
 def speed_words(latency: Latency) -> str:
     """The speed-up and its interval in words."""
     low, high = latency.low, latency.high
+    slower = divide(1, latency.speedup)
+    if slower is None or slower <= 0:
+        return "speed not measured" if latency.measured else "speed not predicted"
     if not latency.measured:
         faster = latency.speedup >= 1
-        return f"{times(latency.speedup if faster else 1 / latency.speedup)} {'faster' if faster else 'slower'} as predicted, not measured"
-    if not (known(low) and known(high) and known(latency.speedup)):
+        return f"{times(latency.speedup if faster else slower)} {'faster' if faster else 'slower'} as predicted, not measured"
+    if not (known(low) and known(high)):
         return "speed not measured"
     if low <= 1 <= high:
         return f"no measurable difference in speed ({_interval(low, high)})"
     if low > 1:
         return f"{times(latency.speedup)} faster ({_interval(low, high)})"
-    return f"{times(1 / latency.speedup)} slower ({_interval(1 / high, 1 / low)})"
+    return f"{times(slower)} slower ({_interval(divide(1, high), divide(1, low))})"
 
 
 def overloaded(latency: Latency, cores: int) -> bool:
@@ -39,9 +42,9 @@ def latency_table(latency: tuple[Latency, ...], cores: int, names: tuple[str, st
     )
     what = "" if names == ("dense", "cut") else f"{names[1]} against {names[0]}: "
     notes = [f"{t.target}: {t.description}; {what}{speed_words(t)}." for t in latency]
-    notes += [_prediction(t) for t in latency if t.predicted_cut_ms is not None and t.measured]
+    notes += [_prediction(t) for t in latency if t.predicted_dense_ms is not None and t.predicted_cut_ms is not None and t.measured]
     notes += [
-        f"Warning: {t.target} was timed at a load average of {t.load:.1f} on {plural(cores, 'core')}; do not trust it, time again on a quiet machine."
+        f"Warning: {t.target} was timed at a load average of {fixed(t.load, 1)} on {plural(cores, 'core')}; do not trust it, time again on a quiet machine."
         for t in latency
         if overloaded(t, cores)
     ]
@@ -51,15 +54,17 @@ def latency_table(latency: tuple[Latency, ...], cores: int, names: tuple[str, st
 def _prediction(t: Latency) -> str:
     """Predicted against measured, in milliseconds and as what is left of the dense model."""
     assert t.predicted_cut_ms is not None and t.predicted_dense_ms is not None
-    left, foretold = 1 / t.speedup, t.predicted_cut_ms / t.predicted_dense_ms
+    left, foretold = divide(1, t.speedup), divide(t.predicted_cut_ms, t.predicted_dense_ms)
+    ratio = None if left is None or foretold is None else divide(foretold, left)
+    off = "" if ratio is None else f"; the share is off by {signed(share(ratio - 1))}"
     return (
         f"{t.target}: predicted {milliseconds(t.predicted_cut_ms)} ({share(foretold)} of dense), "
-        f"measured {milliseconds(t.cut_ms)} ({share(left)}); the share is off by {signed(share(foretold / left - 1))}."
+        f"measured {milliseconds(t.cut_ms)} ({share(left)}){off}."
     )
 
 
-def _interval(low: float, high: float) -> str:
-    if not (known(low) and known(high)):
+def _interval(low: float | None, high: float | None) -> str:
+    if low is None or high is None or not (known(low) and known(high)):
         return MISSING
     decimals = 3 if min(abs(low - 1), abs(high - 1)) < 0.005 else 2  # which side of 1 must show
-    return f"{low:.{decimals}f} to {high:.{decimals}f}"
+    return f"{fixed(low, decimals)} to {fixed(high, decimals)}"

@@ -1,14 +1,18 @@
 """One thread per test process: results do not depend on the machine, and two processes do not fight for cores.
 
+Hypothesis draws the same examples in every run, whatever ran before, and writes nothing; NIGHTLY=1 draws fresh ones.
 And torchvision, timm and transformers import, whichever torch they were built for: see zoo/shim.py.
 """
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, configuration, settings
+from hypothesis.internal.conjecture import providers
 
 from sparsify_schemas.target import Cpu
 
@@ -16,11 +20,39 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parent / "zoo"))
 
 import shim  # noqa: F401
 
+from sparsify import against, artefact, executing, run
+from sparsify.latency import measuring, settling
+
 torch.set_num_threads(1)
+for of_the_terminal in ("COLUMNS", "LINES", "FORCE_COLOR", "PY_COLORS", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "GITHUB_ACTIONS"):
+    os.environ.pop(of_the_terminal, None)  # output is as wide and as plain as in a pipe, wherever the tests run
+
+NIGHTLY = os.environ.get("NIGHTLY") == "1"
+# No deadline and no check of the speed of drawing: neither may fail on a busy machine.
+REPEATABLE = settings(derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("repeatable", REPEATABLE)
+settings.register_profile("fresh", REPEATABLE, derandomize=False, print_blob=True, max_examples=1000)
+settings.load_profile("fresh" if NIGHTLY else "repeatable")
+# Hypothesis also draws constants of the modules that happen to be loaded, so that examples depend on what ran before.
+providers._get_local_constants = providers.Constants
+HOME = tempfile.TemporaryDirectory(prefix="hypothesis-")
+configuration.set_hypothesis_home_dir(HOME.name)  # what it keeps besides examples goes here, not into the repository
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not NIGHTLY:
+        left_out = [item for item in items if item.get_closest_marker("nightly")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_unconfigure() -> None:
+    HOME.cleanup()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -28,4 +60,17 @@ def _timed_in_eager() -> Iterator[None]:
     """Recipes without targets are timed in eager PyTorch alone: what ONNX Runtime wants, an export, takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sparsify.assess.default_targets", lambda: {"eager": Cpu(kind="cpu")})
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _timed_briefly() -> Iterator[None]:
+    """What is timed where a test does not say for how long: enough for the fewest rounds, as no test may depend on a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(run.apply.__kwdefaults__, "timing", 0.05)
+        patch.setitem(artefact.save_run.__kwdefaults__, "timing", 0.05)
+        patch.setattr(against, "_SECONDS", 0.05)
+        patch.setattr(executing, "SECONDS", 0.05)
+        patch.setattr(settling, "SECONDS", 0.05)
+        patch.setattr(measuring, "_SECONDS", 0.05)
         yield

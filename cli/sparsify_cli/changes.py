@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparsify.diff import Change
-from sparsify.figures import accuracy, count, digits, milliseconds, plain, points, seconds, share, signed, size, times
+from sparsify.figures import accuracy, count, digits, fixed, milliseconds, plain, points, seconds, share, signed, size, times
 from sparsify.table import Table, columns
 from sparsify_cli.flow import flow
 
@@ -55,7 +55,7 @@ def _figure_delta(path: str, c: Change) -> str:
         return ""
     field = path.rpartition(".")[2]
     if field == "speedup":
-        return signed(f"{c.delta:.2f}x")
+        return signed(f"{fixed(c.delta, 2)}x")
     return points(c.delta) if field in _SHARES else signed(_figure(path, c.delta))
 
 

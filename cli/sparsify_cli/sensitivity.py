@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sparsify.figures import MISSING, accuracy, digits, plural, share
+from sparsify.figures import MISSING, accuracy, digits, known, plural, share
 from sparsify.table import Table, columns
 from sparsify_cli.render import say, show, show_json
 from sparsify_schemas.profile import By, Curve, Profile, Tolerance, tolerance
@@ -87,4 +87,6 @@ def _row(found: Profile, curve: Curve, shares: list[float]) -> tuple[str, ...]:
 def _cell(found: Profile, curve: Curve, removed: int, loss: float | None, right: float | None) -> str:
     if found.by == "gsm":
         return share(removed / curve.width)
-    return f"{100 * right:.1f}" if right is not None else MISSING if loss is None else digits(loss)
+    if right is not None and known(right):
+        return f"{100 * right:.1f}"
+    return MISSING if loss is None else digits(loss)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Final
@@ -73,6 +74,7 @@ def all_topics() -> dict[str, Topic]:
     return _language() | {f"command.{name}": _command(name) for name in COMMANDS}
 
 
+@cache
 def _language() -> dict[str, Topic]:
     """What can stand in a recipe."""
     whole = f"{_doc(Recipe)}\n\nBesides these keys a file may have {' and '.join(WITHOUT_ENTRY)}, which are resolved first."

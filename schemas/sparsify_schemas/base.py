@@ -8,7 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field
 class Spec(BaseModel):
     """A frozen, comparable value that refuses keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_by_name=True,
+        ser_json_inf_nan="strings",  # null, the default, could not be read back: a diverged loss would make a report unreadable
+    )
 
 
 class AtKey(ValueError):

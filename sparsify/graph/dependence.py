@@ -41,6 +41,8 @@ SAME = frozenset(["detach", "alias", "clone", "contiguous", "_to_copy", "lift_fr
 """operators that keep every element at its place"""
 TO_PYTHON = frozenset(["_local_scalar_dense", "is_nonzero", "equal", "nonzero"])
 """operators through which data reach Python, where they can no longer be followed"""
+ROW_BY_ROW = frozenset(["view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "unsqueeze"])
+"""moves that leave the last dimension whole where they leave it as long as it was"""
 MOVING = MOVES | {"select", "slice", "as_strided"}
 JOINING = frozenset(["cat", "stack"])
 PARTING = frozenset(
@@ -56,6 +58,8 @@ class Dependence:
     def __init__(self) -> None:
         self._masks: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._shared: set[StorageWeakRef] = set()
+        self._averaging: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        """tensors whose rows along the last dimension sum to one: what a softmax makes"""
         self._time = 0
         self._learnt: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         """when the mask of a tensor was recorded"""
@@ -100,6 +104,7 @@ class Dependence:
             self._written(given[0], masks[0] if masks else None)
             return
         self._note_sharing(given, results)
+        self._note_averaging(plain_name, args, kwargs, results)
         for value, mask in zip(results, masks, strict=True):
             if mask is not None:
                 self._set(value, mask)
@@ -123,6 +128,17 @@ class Dependence:
         for value in results:
             if value.untyped_storage().data_ptr() in memory:
                 self._shared.add(_storage(value))
+
+    def _note_averaging(self, name: str, args: Any, kwargs: Mapping[str, Any], results: Sequence[Tensor]) -> None:
+        """Rows that sum to one still do when they are seen under another shape, each of them whole."""
+        x = args[0] if args and isinstance(args[0], Tensor) else None
+        if x is None or not results or not results[0].dim():
+            return
+        rows = "softmax" in name and "log" not in name and axes_of(name, args, kwargs) == {x.dim() - 1}
+        moved = name in SAME or name in ROW_BY_ROW
+        kept = moved and x in self._averaging and x.dim() > 0 and x.shape[-1] == results[0].shape[-1]
+        if rows or kept:
+            self._averaging[results[0]] = True
 
     def _results(
         self, name: str, func: Any, args: Any, kwargs: Mapping[str, Any], results: Sequence[Tensor]
@@ -177,6 +193,13 @@ class Dependence:
             return masks if len(results) == 1 else None
         if name in REDUCTIONS:
             return self._reduced(name, args, kwargs, out)
+        if name == "im2col":  # [N, C, H, W] -> [N, C * places, windows]
+            places = out.shape[-2] // x.shape[-3]
+            rows = _any(self._mask(x), {x.dim() - 2, x.dim() - 1}).flatten(-2)
+            return rows.expand(*rows.shape[:-2], x.shape[-3], 1).repeat_interleave(places, -2)
+        if name == "col2im":  # [N, C * places, windows] -> [N, C, H, W]
+            rows = _any(self._mask(x), {x.dim() - 1}).expand(*x.shape[:-1], 1)  # one size for all examples
+            return torch.unflatten(rows, -2, (out.shape[-3], -1)).any(-2, keepdim=True)
         if name == "constant_pad_nd":
             padded = {x.dim() - 1 - i // 2 for i, amount in enumerate(args[1]) if amount}
             return _any(self._mask(x), padded)
@@ -234,6 +257,11 @@ class Dependence:
     def _matrix_product(self, a: Tensor, b: Tensor) -> Tensor | None:
         """[..., n, k] x [..., k, m]: data reach where a row or column that data reach meets what is not zero."""
         mask_a, mask_b = self.of(a), self.of(b)
+        if mask_a is not None and a in self._averaging:
+            # A weighted mean of numbers that are all the same is this number, whatever the weights are.
+            even = (b == b.narrow(-2, 0, 1)).all(-2, keepdim=True)
+            reached = nowhere(b) if mask_b is None else _any(mask_b, {b.dim() - 2})
+            return reached | ~even
         if mask_a is not None and mask_b is not None:
             return _any(mask_a, {a.dim() - 1}) | _any(mask_b, {b.dim() - 2})
         if mask_a is not None:

@@ -117,17 +117,18 @@ def _warm(call: Call, seconds: float) -> int:
     """Call until caches and allocator have settled; gives how many calls take about two milliseconds."""
     fastest, start = float("inf"), time.perf_counter()
     for done in range(1_000_000):
-        fastest = min(fastest, _timed(call, 1))
+        fastest = min(fastest, _timed(call, 1, time.perf_counter))
         if done >= 2 and time.perf_counter() - start > seconds:
             break
     return max(1, min(1000, round(0.002 / max(fastest, 1e-9))))
 
 
-def _timed(call: Call, repeats: int, now: Now = time.perf_counter) -> float:
+def _timed(call: Call, repeats: int, now: Now) -> float:
     start = now()
     for _ in range(repeats):
         call()
-    return (now() - start) / repeats
+    passed = max(now() - start, 1e-9)  # a coarse clock may not have ticked; times are divided by each other
+    return passed / repeats
 
 
 def interval(ratios: Floats, rng: np.random.Generator) -> tuple[float, float]:

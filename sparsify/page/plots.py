@@ -8,7 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sparsify.page.axes import Axis, axis
+from sparsify.figures import known
+from sparsify.page.axes import SMALLEST, Axis, axis
 from sparsify.page.markup import NOTHING, Html, joined, tag
 
 Show = Callable[[float], str]
@@ -50,7 +51,7 @@ def hatching() -> Html:
 
 def bar(before: float, after: float, steps: Sequence[float] = (), label: str = "") -> Html:
     """Before as a hatched track and after as a solid bar on it, both in parts of the whole width; steps: ticks, alike."""
-    ticks = "".join(f"M{_cut(1000 * x)} 0V14" for x in steps)
+    ticks = "".join(f"M{_cut(1000 * _part(x))} 0V14" for x in steps)
     drawn = (
         tag("rect.dense", at={"x": 0, "y": 1, "width": 1000 * _part(before), "height": 12}),
         tag("rect.cut", at={"x": 0, "y": 3, "width": 1000 * _part(after), "height": 8}) if _part(after) else NOTHING,
@@ -61,17 +62,18 @@ def bar(before: float, after: float, steps: Sequence[float] = (), label: str = "
 
 def lines(label: str, series: Sequence[Series], show: Show, *, zero: bool = False, ends: Sequence[float] = (), cuts: Sequence[float] = (), across: str = "epoch") -> Html:
     """Lines over epochs (or what else goes across), with a legend where there are several. ends: where stages end. cuts: where the model was cut."""
-    drawn = [Series(s.name, _thinned(tuple(p for p in s.points if math.isfinite(p[1])))) for s in series]
+    drawn = [Series(s.name, _thinned(tuple(p for p in s.points if known(p[0]) and known(p[1])))) for s in series]
     drawn = [s for s in drawn if s.points]
     if not drawn:
         return NOTHING
-    last = max([*ends, *(x for s in drawn for x, _ in s.points)])
+    last = max([*filter(known, ends), *(x for s in drawn for x, _ in s.points)])
+    last = last if last > SMALLEST else 1.0  # one point at nought still needs an axis to stand on
     xs = Axis(0.0, last, tuple(t for t in axis([0.0, last], whole=True, most=6).ticks if t <= last))
     ys = axis([y for s in drawn for _, y in s.points], zero=zero)
     body = (
         _frame(xs, ys, lambda x: f"{x:g}", show, across),
-        *(tag("path.end", at={"d": f"M{_cut(xs.at(x, _LEFT, _RIGHT))} {_TOP}V{_BOTTOM}"}) for x in ends[:-1]),
-        *(_cut_mark(xs.at(x, _LEFT, _RIGHT)) for x in cuts),
+        *(tag("path.end", at={"d": f"M{_cut(xs.at(x, _LEFT, _RIGHT))} {_TOP}V{_BOTTOM}"}) for x in ends[:-1] if known(x)),
+        *(_cut_mark(xs.at(x, _LEFT, _RIGHT)) for x in cuts if known(x)),
         *(_line(s, i, xs, ys) for i, s in enumerate(drawn)),
     )
     names = " and ".join(s.name for s in drawn)
@@ -79,13 +81,19 @@ def lines(label: str, series: Sequence[Series], show: Show, *, zero: bool = Fals
 
 
 def scatter(label: str, marks: Sequence[Mark], across: str, show_x: Show, show_y: Show) -> Html:
-    """Points, told apart by shape, one to each name; from the dense model a dotted line leads to the cut one."""
+    """Points, told apart by shape, one to each name; from the dense model a dotted line leads to the cut one.
+
+    A point whose figures are not finite has no place; nothing is drawn where no point has one.
+    """
+    marks = [m for m in marks if known(m.x) and known(m.y)]
+    if not marks:
+        return NOTHING
     names = list(dict.fromkeys(m.name for m in marks))
-    xs, ys = axis([x for m in marks for x in (m.x, *m.span) if math.isfinite(x)], zero=True), axis([m.y for m in marks])
+    xs, ys = axis([x for m in marks for x in (m.x, *m.span) if known(x)], zero=True), axis([m.y for m in marks])
     at = [(xs.at(m.x, _LEFT, _RIGHT), ys.at(m.y, _BOTTOM, _TOP)) for m in marks]
     ends = [place for role in ("dense", "cut") for m, place in zip(marks, at, strict=True) if m.role == role]
     way = tag("path.way", at={"d": f"M{_cut(ends[0][0])} {_cut(ends[0][1])}L{_cut(ends[1][0])} {_cut(ends[1][1])}"}) if len(ends) == 2 else NOTHING
-    spans = "".join(f"M{_cut(xs.at(m.span[0], _LEFT, _RIGHT))} {_cut(y)}H{_cut(xs.at(m.span[1], _LEFT, _RIGHT))}" for m, (_, y) in zip(marks, at, strict=True) if m.span[0] < m.span[1])
+    spans = "".join(f"M{_cut(xs.at(m.span[0], _LEFT, _RIGHT))} {_cut(y)}H{_cut(xs.at(m.span[1], _LEFT, _RIGHT))}" for m, (_, y) in zip(marks, at, strict=True) if all(map(known, m.span)) and m.span[0] < m.span[1])
     whiskers = tag("path.span", at={"d": spans}) if spans else NOTHING
     body = (_frame(xs, ys, show_x, show_y, across), way, whiskers, *(_shape(m, names.index(m.name), *place) for m, place in zip(marks, at, strict=True)))
     first = {m.name: m for m in reversed(marks)}
@@ -140,7 +148,7 @@ def _thinned(points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, floa
 
 
 def _part(value: float) -> float:
-    return min(max(value, 0.0), 1.0) if math.isfinite(value) else 0.0
+    return min(max(value, 0.0), 1.0) if known(value) else 0.0
 
 
 def _cut(value: float) -> str:

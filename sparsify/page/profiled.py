@@ -28,11 +28,15 @@ def _measured(profile: Profile) -> tuple[str, float, Callable[[float], str]]:
     """What is drawn upwards, its value for the whole model, and how it is shown."""
     match profile.by:
         case "ablation":
-            return "accuracy", profile.accuracy, lambda y: f"{100 * y:.0f} %"
+            return "accuracy", profile.accuracy, _percent
         case "taylor":
             return "loss", profile.loss, digits
         case "gsm":
-            return "share", 0.0, lambda y: f"{100 * y:.0f} %"
+            return "share", 0.0, _percent
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %" if abs(value) < 1e6 else share(value)
 
 
 def _plot(profile: Profile, curve: Curve) -> Html:

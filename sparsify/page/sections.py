@@ -4,7 +4,22 @@ from collections.abc import Callable, Iterable, Iterator
 from math import nan
 
 from sparsify.compared import baseline_ms
-from sparsify.figures import accuracy, brief, count, known, milliseconds, plain, plural, points, share, signed, size, times, tiny
+from sparsify.figures import (
+    accuracy,
+    brief,
+    count,
+    divide,
+    known,
+    milliseconds,
+    plain,
+    plural,
+    points,
+    share,
+    signed,
+    size,
+    times,
+    tiny,
+)
 from sparsify.page.markup import NOTHING, Html, joined, tag, text
 from sparsify.page.plots import Mark, Series, bar, lines, scatter
 from sparsify.report import limit_name, shown_limit, trained_by, utc_minute, verdict_words
@@ -39,11 +54,12 @@ def _tiles(report: Report) -> Iterator[Html]:
     dense, cut = report.dense, report.cut
     timed = headline_latency(report)
     if timed is not None:
-        left = 1 / timed.speedup if known(timed.speedup) and timed.speedup else timed.cut_ms / timed.dense_ms
+        left = divide(1, timed.speedup)
+        left = divide(timed.cut_ms, timed.dense_ms) if left is None else left
         figure, about = _speed(timed)
         arrow = f"{_both(timed.dense_ms, timed.cut_ms, milliseconds)} on {timed.target}"
         doubt = ", under load" if overloaded(timed, report.environment.cores) else ""
-        yield _tile("Speed", figure, f"{about}{arrow}{doubt}", bar(1.0, left, label=f"{share(left)} of the time left"), "bad" if figure.endswith("slower") else "")
+        yield _tile("Speed", figure, f"{about}{arrow}{doubt}", bar(1.0, left or 0.0, label=f"{share(left)} of the time left"), "bad" if figure.endswith("slower") else "")
     yield _left_tile("MACs left", dense.macs, cut.macs, count)
     yield _left_tile("Parameters left", dense.params, cut.params, count)
     yield _left_tile("File left", dense.bytes, cut.bytes, size)
@@ -56,19 +72,20 @@ def _tile(name: str, figure: str, said: str, drawn: Html = NOTHING, role: str = 
 
 
 def _left_tile(name: str, before: int, after: int, show: Callable[[float], str]) -> Html:
-    left = after / before if before else None
+    left = divide(after, before)
     return _tile(name, share(left), _both(before, after, show), bar(1.0, left or 0.0, label=f"{share(left)} left"))
 
 
 def _speed(timed: Latency) -> tuple[str, str]:
     """The ratio, or that there is none to speak of."""
-    if not known(timed.speedup):
+    slower = divide(1, timed.speedup)
+    if slower is None or slower <= 0:
         return "not measured", ""
     if not timed.measured:
         return times(timed.speedup), "predicted: "
     if timed.low <= 1 <= timed.high:
         return "no difference", "not measurably other than 1: "
-    return (f"{times(timed.speedup)} faster" if timed.low > 1 else f"{times(1 / timed.speedup)} slower"), ""
+    return (f"{times(timed.speedup)} faster" if timed.low > 1 else f"{times(slower)} slower"), ""
 
 
 def _accuracy_tile(dense: Side, cut: Side) -> Iterator[Html]:
@@ -110,7 +127,7 @@ def trade_off(report: Report) -> Html:
 def _trade_off(report: Report, timed: Latency | None) -> Html:
     show: Callable[[float], str] = milliseconds if timed else count
     named = [("dense", "dense", report.dense), ("cut", "cut", report.cut), *((b.kind, "other", b.side) for b in report.baselines)]
-    spent = _spans(report, timed) if timed else {name: (float(side.macs),) * 3 for name, _, side in named}
+    spent = _spans(report, timed) if timed else {name: (side.macs,) * 3 for name, _, side in named}
     on_test = report.cut.test_accuracy is not None
     found = []
     for name, role, side in named:
@@ -129,7 +146,9 @@ def _spans(report: Report, timed: Latency) -> dict[str, tuple[float, float, floa
     """Model -> milliseconds, and between which ends: of the interval of its ratio to the dense model."""
 
     def ends(own: Latency | None) -> tuple[float, float]:
-        return (timed.dense_ms / own.high, timed.dense_ms / own.low) if own and own.measured and own.low > 0 else (nan, nan)
+        fastest = divide(timed.dense_ms, own.high) if own and own.measured else None
+        slowest = divide(timed.dense_ms, own.low) if own and own.measured and own.low > 0 else None
+        return (nan, nan) if fastest is None or slowest is None else (fastest, slowest)
 
     found = {"dense": (timed.dense_ms, nan, nan), "cut": (timed.cut_ms, *ends(timed))}
     for b in report.baselines:
@@ -165,7 +184,10 @@ def search(report: Report) -> Html:
         return NOTHING
     taken, found = best(report.search), [Mark("dense", 1.0, report.search.dense, "dense", accuracy(report.search.dense))]
     for trial in report.search.trials:
-        left, said = trial.macs / report.dense.macs, f"{accuracy(trial.validation_accuracy)} at {share(trial.macs / report.dense.macs)} of the MACs"
+        left = divide(trial.macs, report.dense.macs)
+        if left is None:
+            continue
+        said = f"{accuracy(trial.validation_accuracy)} at {share(left)} of the MACs"
         name, role = ("taken", "cut") if trial == taken else ("inside" if trial.inside else "outside", "other")
         found.append(Mark(name, left, trial.validation_accuracy, role, said))
     percent: Callable[[float], str] = lambda y: brief(accuracy(y))  # noqa: E731
@@ -178,10 +200,12 @@ def predicted(report: Report) -> Html:
     for t in report.latency:
         if t.predicted_dense_ms is None or t.predicted_cut_ms is None or not t.measured:
             continue
-        most = max(t.dense_ms, t.cut_ms, t.predicted_dense_ms, t.predicted_cut_ms)
+        most = max(filter(known, (t.dense_ms, t.cut_ms, t.predicted_dense_ms, t.predicted_cut_ms)), default=0.0)
         for name, guess, found in (("dense", t.predicted_dense_ms, t.dense_ms), ("cut", t.predicted_cut_ms, t.cut_ms)):
             said = f"predicted {milliseconds(guess)}, measured {milliseconds(found)}"
-            rows.append((f"{name} on {t.target}", bar(guess / most, found / most, label=said), f"{milliseconds(found)}, predicted {signed(share(guess / found - 1))}"))
+            off = divide(guess, found)
+            figure = f"{milliseconds(found)}, predicted {signed(share(None if off is None else off - 1))}"
+            rows.append((f"{name} on {t.target}", bar(divide(guess, most) or 0.0, divide(found, most) or 0.0, label=said), figure))
     return _bars("Predicted (hatched) against measured (solid)", rows)
 
 
@@ -194,18 +218,18 @@ def where_time_went(report: Report, section: Section) -> Iterator[Html]:
         note = "Predicted by the target's table, as single layers cannot be timed inside a network. (no layer): calls and what else belongs to none."
         yield section(title, _spent(spent, milliseconds), tag("p.note", note))
     if not shown:
-        work = [(layer.name, float(layer.macs), float(layer.macs_after)) for layer in report.layers if layer.macs]
+        work = [(layer.name, layer.macs, layer.macs_after) for layer in report.layers if layer.macs]
         yield section("Where the MACs went", _spent(work, count))
 
 
 def _spent(spent: Iterable[tuple[str, float, float]], show: Callable[[float], str]) -> Html:
-    every = [(name, max(before, 0.0), max(after, 0.0)) for name, before, after in spent]
+    every = [(name, max(before, 0), max(after, 0)) for name, before, after in spent if known(before) and known(after)]
     most = max((max(before, after) for _, before, after in every), default=0.0)
     most_shown = set(sorted(every, key=lambda row: -max(row[1], row[2]))[:_ROWS])
     rows = []
     for name, before, after in (row for row in every if row in most_shown and most):
         said = _both(before, after, show)
-        rows.append((name, bar(before / most, after / most, label=said), said))
+        rows.append((name, bar(divide(before, most) or 0.0, divide(after, most) or 0.0, label=said), said))
     return _bars("Dense (hatched) and cut (solid)", rows, len(every))
 
 
@@ -216,7 +240,7 @@ def widths(report: Report) -> Html:
     chosen = set(sorted(range(len(wide)), key=lambda i: (wide[i].outputs_after == wide[i].outputs, -wide[i].macs))[:_ROWS])
     rows = []
     for layer in (layer for i, layer in enumerate(wide) if i in chosen):
-        left = layer.outputs_after / layer.outputs
+        left = divide(layer.outputs_after, layer.outputs) or 0.0
         said = str(layer.outputs) if left == 1 else f"{layer.outputs} to {layer.outputs_after}"
         said = f"{said}{', kept' if layer.protected else ', gone' if layer.removed else ''}"
         rows.append((layer.name, bar(1.0, left, _steps(layer, timed), label=said), said))

@@ -35,7 +35,7 @@ def test_the_example_runs(name: str) -> None:
     """Each asserts by itself that the resumed training ends with the same bits."""
     pytest.importorskip(EXAMPLES[name])
     code = f"import runpy, sys; sys.path.insert(0, {str(ROOT / 'tests/zoo')!r}); import shim; runpy.run_path({str(ROOT / 'examples' / f'{name}.py')!r}, run_name='__main__')"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     assert "cut verified: equal" in done.stdout
 

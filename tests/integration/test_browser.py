@@ -56,7 +56,7 @@ def browse(page: Path, *flags: str, width: int = 1200, height: int = 900) -> tup
     assert BROWSER is not None
     own = page.parent / f"profile-{page.stem}-{width}"
     command = [BROWSER, *QUIET, f"--user-data-dir={own}", "--enable-logging=stderr", "--v=0", f"--window-size={width},{height}", *flags, page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 

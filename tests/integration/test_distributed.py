@@ -1,8 +1,6 @@
 """Penalties on two processes, under DDP and under FSDP 2, leave the weights that one process would have left."""
 
-import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +8,12 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
+from apart import free_port
 
+import sparsify
 from sparsify_schemas.penalty import Penalty
 
+WAYS = ("ddp", "fsdp")
 RULES: dict[str, list[dict[str, Any]]] = {
     "structured": [{"layers": "0", "group": "filter"}, {"layers": "3", "group": "neuron"}],
     "channels": [{"layers": "6", "group": "neuron"}],
@@ -45,14 +46,11 @@ PENALTIES: list[tuple[str, dict[str, Any], tuple[str, ...], dict[str, Any]]] = [
     ("l0", {"kind": "l0", "strength": 0.05, "rate": 0.2, "closed": "40%"}, (*EVERY, "shapes"), {}),
     ("variational_dropout", {"kind": "variational_dropout", "strength": 1e-3, "rate": 0.5}, ("weights",), {}),
 ]
-CODE = """
-import json, os, sys
+NET = """
 import torch
 from torch import nn
-import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
-import sparsify
-from sparsify.sharding import gathered
+
+x = torch.randn(16, 2, 4, 4, generator=torch.Generator().manual_seed(1))
 
 def net():
     torch.manual_seed(0)
@@ -61,22 +59,27 @@ def net():
     with torch.no_grad():
         model[7].weight.mul_(4)
         model[8].weight.mul_(4)
+    model[4].eval()  # each process would normalise by its own half of the batch
     return model
+"""
+CODE = NET + """
+import os, sys
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+import sparsify
+from sparsify.sharding import gathered
 
-how, cases, out = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+plans, out, *ways = sys.argv[1:]
 torch.set_num_threads(1)
 rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-if how != "one":
+if world > 1:
     dist.init_process_group("gloo")
-x = torch.randn(16, 2, 4, 4, generator=torch.Generator().manual_seed(1))
 y = torch.arange(16) % 4
 mine = slice(rank * 16 // world, (rank + 1) * 16 // world)
-found = {}
-for name, rules in cases.items():
-    model = net()
-    model[4].eval()  # each process would normalise by its own half of the batch
-    plan = sparsify.make_plan({"version": 1, "title": "t", "rules": rules}, model, (x[:2],))
-    if "sparsity" in rules[0]:
+
+def trained(how, plan, number):
+    model, first = net(), plan.recipe.rules[0]
+    if first.sparsity is not None:
         with torch.no_grad():
             model[3].weight[:, ::2] = 0  # equal ones, to choose among
             model[6].weight[:, 0] = 0.01
@@ -87,13 +90,13 @@ for name, rules in cases.items():
         fully_shard(model[0])
         fully_shard(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    with sparsify.attach(plan, outer, optimizer, steps_per_epoch=6, steps=6, hold_zeros=rules[0]["group"] == "weight") as hooks:
+    with sparsify.attach(plan, outer, optimizer, steps_per_epoch=6, steps=6, hold_zeros=first.group == "weight") as hooks:
         for step in range(6):
             optimizer.zero_grad()
             nn.functional.cross_entropy(outer(x[mine]), y[mine]).backward()
             optimizer.step()
             if step == 2:
-                hooks.load_state_dict(gathered(hooks.state_dict()) if len(found) % 2 else hooks.state_dict())
+                hooks.load_state_dict(gathered(hooks.state_dict()) if number % 2 else hooks.state_dict())
         hooks.flush()
         told = [hooks.sparsity(), *hooks.remaining().values(), *(hooks.goal() or ()), hooks.strength or 0.0, hooks.woken() or 0.0]
     if how == "fsdp":
@@ -106,12 +109,15 @@ for name, rules in cases.items():
     if how != "one":
         others = [None] * world
         dist.all_gather_object(others, told)
-        assert others == [told] * world, (name, others)
+        assert others == [told] * world, (number, others)
     whole = {n: (p.full_tensor() if how == "fsdp" else p).detach().clone() for n, p in model.named_parameters()}
-    found[name] = (whole, told)
-if rank == 0:
-    torch.save(found, out)
-if how != "one":
+    return whole, told
+
+for how in ways:
+    found = {name: trained(how, plan, n) for n, (name, plan) in enumerate(torch.load(plans, weights_only=False).items())}
+    if rank == 0:
+        torch.save(found, f"{out}/{how}.pt")
+if world > 1:
     dist.destroy_process_group()
 """
 
@@ -124,35 +130,51 @@ def test_every_penalty_is_among_them() -> None:
     assert {penalty["kind"] for _, penalty, *_ in PENALTIES} == {get_args(get_type_hints(kind)["kind"])[0] for kind in get_args(get_args(Penalty)[0])}
 
 
-def start(how: str, out: Path, **environment: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-W", "ignore", "-c", CODE, how, json.dumps(cases()), str(out)]
+def start(plans: Path, out: Path, *ways: str, **environment: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-W", "ignore", "-c", CODE, str(plans), str(out), *ways]
     return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, env=os.environ | environment)
 
 
 def world() -> dict[str, str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    return {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    out = tmp_path_factory.mktemp("one") / "one.pt"
-    process = start("one", out)
-    said = process.communicate(timeout=300)[1]
+def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once, as planning takes longer than the six steps of training."""
+    own: dict[str, Any] = {}
+    exec(NET, own)
+    made = {name: sparsify.make_plan({"version": 1, "title": "t", "rules": rules}, own["net"](), (own["x"][:2],)) for name, rules in cases().items()}
+    file = tmp_path_factory.mktemp("plans") / "plans.pt"
+    torch.save(made, file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def one(plans: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("one")
+    process = start(plans, out, "one")
+    said = process.communicate(timeout=1800)[1]
     assert process.returncode == 0, said
-    found: dict[str, Any] = torch.load(out)
+    found: dict[str, Any] = torch.load(out / "one.pt")
     return found
 
 
+@pytest.fixture(scope="module")
+def both(plans: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Where two processes left what each way of training together came to, and what they said if one failed."""
+    out, environment = tmp_path_factory.mktemp("two"), world()
+    processes = [start(plans, out, *WAYS, RANK=rank, LOCAL_RANK=rank, **environment) for rank in "01"]
+    said = [p.communicate(timeout=1800)[1] for p in processes]
+    return out, [] if all(p.returncode == 0 for p in processes) else said
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
-def test_two_processes_equal_one(how: str, one: dict[str, Any], tmp_path: Path) -> None:
-    processes = [start(how, tmp_path / "two.pt", RANK=r, LOCAL_RANK=r, **world_) for world_ in [world()] for r in "01"]
-    said = [p.communicate(timeout=300)[1] for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], said
-    two = torch.load(tmp_path / "two.pt")
+@pytest.mark.parametrize("how", WAYS)
+def test_two_processes_equal_one(how: str, one: dict[str, Any], both: tuple[Path, list[str]]) -> None:
+    out, said = both
+    assert said == []
+    two = torch.load(out / f"{how}.pt")
     assert two.keys() == one.keys()
     for case, (weights, told) in one.items():
         for name, weight in weights.items():

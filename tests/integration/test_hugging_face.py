@@ -61,7 +61,17 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that several tests export."""
+    return apply(recipe("bert", *CASES["bert"][:4]), from_scratch=True, out=tmp_path_factory.mktemp("bert"), timing=0.01)
+
+
+ALIKE = ("distilbert", "llama")
+"""what bert and llama-gqa show as well"""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.nightly) if name in ALIKE else name for name in CASES])
 def test_from_pretrained_loads_what_was_cut(name: str) -> None:
     architecture, config, *_, fields = CASES[name]
     run = run_of(name)
@@ -123,8 +133,8 @@ def test_what_the_configuration_cannot_say_is_refused_by_name(name: str) -> None
     assert sparsify.export(run, "pt2").difference == 0
 
 
-def test_a_folder_is_replaced_only_by_force_and_only_one_of_a_model() -> None:
-    run = run_of("bert")
+def test_a_folder_is_replaced_only_by_force_and_only_one_of_a_model(bert: Path) -> None:
+    run = bert
     Path("mine").mkdir()
     Path("mine/precious.txt").write_text("x")
     for force in (False, True):
@@ -138,17 +148,17 @@ def test_a_folder_is_replaced_only_by_force_and_only_one_of_a_model() -> None:
         sparsify.export(run, "huggingface", "hf")
     sparsify.export(run, "huggingface", "hf", force=True)
     assert not Path("hf/old.txt").exists() and Path("hf/config.json").exists()
-    assert sorted(p.name for p in Path.cwd().iterdir()) == ["hf", "mine", "runs"]
+    assert sorted(p.name for p in Path.cwd().iterdir()) == ["hf", "mine"]
 
 
-def test_a_write_that_fails_leaves_the_old_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_of("bert")
+def test_a_write_that_fails_leaves_the_old_folder(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = bert
     sparsify.export(run, "huggingface", "hf")
     before = Path("hf/model.safetensors").read_bytes()
     monkeypatch.setattr("sparsify.exporting.hugging_face.load", lambda kind, folder: 1 / 0)
     with pytest.raises(VerificationError, match="hf was not written: from_pretrained cannot run what was made: ZeroDivisionError"):
         sparsify.export(run, "huggingface", "hf", force=True)
-    assert Path("hf/model.safetensors").read_bytes() == before and sorted(p.name for p in Path.cwd().iterdir()) == ["hf", "runs"]
+    assert Path("hf/model.safetensors").read_bytes() == before and [p.name for p in Path.cwd().iterdir()] == ["hf"]
 
 
 def test_other_models_and_a_missing_library_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

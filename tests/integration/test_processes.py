@@ -4,14 +4,15 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from apart import BRIEFLY, free_port
 from torch import nn
 
 from sparsify import folder as files
@@ -48,7 +49,7 @@ SHARDED = GRADUAL | {
         {"kind": "train", "name": "half", "epochs": 2, "batch": 32, "optimizer": SGD, "precision": "fp16", "clip": 1.0, "shard": True},
     ],
 }
-CODE = """
+CODE = BRIEFLY + """
 import json, os, signal, sys, torch
 from sparsify_cli.app import main
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -85,13 +86,10 @@ def start(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
 
 def on(count: int, *arguments: str, **environment: str) -> list[tuple[int, str, str]]:
     """(exit code, stdout, stderr) of each process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    world = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    world = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     ranks = [{"RANK": str(r), "LOCAL_RANK": str(r), **world} for r in range(count)] if count > 1 else [{}]
     started = [start(*arguments, **rank, **environment) for rank in ranks]
-    said = [p.communicate(timeout=180) for p in started]
+    said = [p.communicate(timeout=1800) for p in started]
     return [(p.returncode, *both) for p, both in zip(started, said, strict=True)]
 
 
@@ -104,7 +102,13 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "mynet", raising=False)
+    lay_out_files()
+
+
+def lay_out_files() -> None:
+    """Network, recipes and data, where one stands."""
     Path("mynet.py").write_text(NET)
+    Path("briefly.py").write_text(f"{BRIEFLY}\nimport runpy\nrunpy.run_module('sparsify_cli', run_name='__main__', alter_sys=True)\n")
     Path("recipe.json").write_text(json.dumps(RECIPE))
     Path("gradual.json").write_text(json.dumps(GRADUAL))
     Path("sharded.json").write_text(json.dumps(SHARDED))
@@ -112,6 +116,25 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x = rng.standard_normal((192, 6)).astype("float32")
     y = (x[:, 0] > 0).astype("int64") + (x[:, 1] > 0)
     np.savez("data.npz", x_train=x[:128], y_train=y[:128], x_test=x[128:], y_test=y[128:])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Recipe -> the run that one process makes of it, which several tests compare with."""
+    made: dict[str, Path] = {}
+
+    def run(recipe: str) -> Path:
+        if recipe not in made:
+            folder = tmp_path_factory.mktemp("alone")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(folder)
+                lay_out_files()
+                ((code, _, said),) = on(1, recipe, "--from-scratch", "--out", "one")
+            assert code == 0, said
+            made[recipe] = folder / "one/two-1"
+        return made[recipe]
+
+    return run
 
 
 def same_end(a: Path, b: Path) -> None:
@@ -126,13 +149,13 @@ def same_end(a: Path, b: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["recipe.json", "gradual.json", "sharded.json"])
-def test_two_processes_make_one_run(recipe: str) -> None:
-    two, one = on(2, recipe, "--from-scratch", "--out", "two", SEES="1"), on(1, recipe, "--from-scratch", "--out", "one")
-    assert [code for code, *_ in two + one] == [0, 0, 0], two + one
+def test_two_processes_make_one_run(recipe: str, alone: Callable[[str], Path]) -> None:
+    two, one = on(2, recipe, "--from-scratch", "--out", "two", SEES="1"), alone(recipe)
+    assert [code for code, *_ in two] == [0, 0], two
     assert "saved in two/two-1" in two[0][2] and two[1][1:] == ("", ""), "the first process speaks for all"
     assert [p.name for p in Path("two").iterdir()] == ["two-1"]
-    same_end(Path("two/two-1"), Path("one/two-1"))
-    assert [{epoch.processes for epoch in checked(Path(f"{name}/two-1")).history} for name in ("two", "one")] == [{2}, {1}]
+    same_end(Path("two/two-1"), one)
+    assert [{epoch.processes for epoch in checked(run).history} for run in (Path("two/two-1"), one)] == [{2}, {1}]
     assert ("DTensor" in Path("seen-1").read_text()) == (recipe == "sharded.json")
     log = [json.loads(line)["event"] for line in (Path("two/two-1") / files.LOG).read_text().splitlines()]
     assert log.count("EpochDone") == {"recipe.json": 3, "gradual.json": 4, "sharded.json": 6}[recipe]
@@ -140,7 +163,7 @@ def test_two_processes_make_one_run(recipe: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["gradual.json", "sharded.json"])
-def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on_with_other_numbers_of_processes(recipe: str) -> None:
+def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on_with_other_numbers_of_processes(recipe: str, alone: Callable[[str], Path]) -> None:
     """Two processes, then one, then two; each time some are killed by kill -9, at the end the weights of a run left alone."""
     (code, _, said), (killed, *_) = on(2, recipe, "--from-scratch", DIES_AFTER="5", DYING="1")
     assert (code, killed) == (1, -9)
@@ -154,8 +177,7 @@ def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on_with_other_
     assert [code for code, *_ in on(1, "--resume", "runs/two-1", DIES_AFTER="5")] == [-9]
     done = on(2, "--resume", "runs/two-1")
     assert [code for code, *_ in done] == [0, 0], done
-    assert on(1, recipe, "--from-scratch", "--out", "one")[0][0] == 0
-    same_end(Path("runs/two-1"), Path("one/two-1"))
+    same_end(Path("runs/two-1"), alone(recipe))
 
 
 @pytest.mark.slow
@@ -191,7 +213,7 @@ if os.environ.get("RANK", "alone") == os.environ.get("DYING"):
 
 
 @pytest.mark.slow
-def test_under_torchrun_a_killed_process_ends_the_run_and_it_goes_on_with_one_or_two() -> None:
+def test_under_torchrun_a_killed_process_ends_the_run_and_it_goes_on_with_one_or_two(alone: Callable[[str], Path]) -> None:
     """torchrun ends the others by SIGTERM; whichever they notice first, they say how to go on."""
     Path("mynet.py").write_text(DYING_NET)
     done = launched("torch.distributed.run", "--nproc-per-node", "2", "gradual.json", "--from-scratch", DYING="1")
@@ -203,30 +225,25 @@ def test_under_torchrun_a_killed_process_ends_the_run_and_it_goes_on_with_one_or
     assert on(1, "--resume", "runs/two-1")[0][0] == 0
     two = launched("torch.distributed.run", "--nproc-per-node", "2", "--resume", "again/two-1")
     assert two.returncode == 0, two.stderr
-    assert on(1, "gradual.json", "--from-scratch", "--out", "one")[0][0] == 0
-    same_end(Path("runs/two-1"), Path("one/two-1"))
-    same_end(Path("again/two-1"), Path("one/two-1"))
+    same_end(Path("runs/two-1"), alone("gradual.json"))
+    same_end(Path("again/two-1"), alone("gradual.json"))
 
 
 def launched(*launcher: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     """`sparsify apply` on two processes. launcher: its module, its options up to the number of processes, the arguments of the command."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     flag = "--main_process_port" if launcher[0].startswith("accelerate") else "--master-port"
     count = launcher.index("2") + 1
-    command = [sys.executable, "-W", "ignore", "-m", *launcher[:count], flag, port, "-m", "sparsify_cli", "apply", *launcher[count:], "--quiet"]
+    command = [sys.executable, "-W", "ignore", "-m", *launcher[:count], flag, free_port(), "-m", "briefly", "apply", *launcher[count:], "--quiet"]
     surroundings = os.environ | ON_CPU | {"PYTHONPATH": f".{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=surroundings | environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=1800, env=surroundings | environment)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [("accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "bf16", "--dynamo_backend", "no", "--num_processes", "2"), ("torch.distributed.run", "--nproc-per-node", "2")])
-def test_the_launchers(launcher: tuple[str, ...]) -> None:
+def test_the_launchers(launcher: tuple[str, ...], alone: Callable[[str], Path]) -> None:
     """The recipe says how to train, whatever precision the launcher was told."""
     done = launched(*launcher, "gradual.json", "--from-scratch")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Dense and cut") == 1
     assert [run.name for run in Path("runs").iterdir()] == ["two-1"], "one run of both, not one of each"
-    assert on(1, "gradual.json", "--from-scratch", "--out", "one")[0][0] == 0
-    same_end(Path("runs/two-1"), Path("one/two-1"))
+    same_end(Path("runs/two-1"), alone("gradual.json"))

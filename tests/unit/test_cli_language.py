@@ -33,10 +33,23 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+QUICK = pytest.mark.parametrize(
+    "arguments", [*([name, *rest] for name, rest in LANGUAGE.items()), ["--help"], ["validate", "--help"]], ids=" ".join
+)
+
+
 class TestStart:
-    @pytest.mark.parametrize(
-        "arguments", [*([name, *rest] for name, rest in LANGUAGE.items()), ["--help"], ["validate", "--help"]], ids=" ".join
-    )
+    @QUICK
+    def test_few_modules_are_imported(self, arguments: list[str]) -> None:
+        """Nearly all of the time that a command takes to start goes into imports; 330 modules are a fifth of a second."""
+        Path("x.yaml").unlink(missing_ok=True)
+        code = "import sys\nfrom sparsify_cli.app import exit_code\ncode = exit_code()\nprint(len(sys.modules), file=sys.stderr)\nsys.exit(code)"
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0
+        assert int(done.stderr.splitlines()[-1]) < 400
+
+    @pytest.mark.nightly
+    @QUICK
     def test_under_half_a_second(self, arguments: list[str]) -> None:
         # Processor time: on an idle machine it is the waiting time, on a busy one it does not lie.
         best = 9.0

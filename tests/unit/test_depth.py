@@ -420,6 +420,11 @@ def networks() -> Mapping[str, tuple[Callable[[], nn.Module], Any, str, int]]:
 
         return build
 
+    def narrow_convnext() -> nn.Module:
+        parts = pytest.importorskip("torchvision").models.convnext
+        model: nn.Module = parts.ConvNeXt([parts.CNBlockConfig(16, 32, 2), parts.CNBlockConfig(32, None, 4)], num_classes=5)
+        return model
+
     plain = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0, "use_cache": False}
     encoder = {"image_size": 64, "patch_size": 16, "num_layers": 4, "num_heads": 2, "hidden_dim": 24, "mlp_dim": 48, "num_classes": 5}
     layer: dict[str, Any] = {"d_model": 24, "nhead": 2, "dim_feedforward": 32, "batch_first": True}
@@ -428,6 +433,7 @@ def networks() -> Mapping[str, tuple[Callable[[], nn.Module], Any, str, int]]:
         "torch post-norm": (lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(**layer), 4), words_, "TransformerEncoderLayer", 4),
         "torchvision resnet18": (tv("resnet18"), image, "BasicBlock", 5),
         "torchvision mobilenet_v2": (tv("mobilenet_v2"), image, "InvertedResidual", 10),
+        "torchvision convnext": (narrow_convnext, image, "CNBlock", 6),
         "torchvision convnext_tiny": (tv("convnext_tiny"), image, "CNBlock", 18),
         "torchvision vit": (tv("VisionTransformer", **encoder), image, "EncoderBlock", 4),
         "torchvision vit attention": (tv("VisionTransformer", **encoder), image, "*.self_attention", 4),
@@ -441,7 +447,10 @@ def networks() -> Mapping[str, tuple[Callable[[], nn.Module], Any, str, int]]:
     }
 
 
-@pytest.mark.parametrize("name", networks())
+LARGE = {"torchvision convnext_tiny": pytest.mark.nightly}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=LARGE.get(name, ())) for name in networks()])
 @pytest.mark.filterwarnings("ignore")
 def test_networks_of_libraries(name: str) -> None:
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ adds up over the processes: whatever acts by group is then the same on one proce
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -260,17 +260,22 @@ def _inner_axis(group: Group, weight: Tensor) -> Axis:
             raise ValueError(f"group '{group}' does not lie inside one tensor")
 
 
-def dead_units(map: ModelMap, names: Iterable[str], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def dead_units(
+    map: ModelMap, names: Iterable[str], parameters: Mapping[str, Tensor], roles: Collection[str] = ("out", "in", "whole")
+) -> dict[str, Tensor]:
     """Units whose producers' weights are all zero, or whose consumers' input slices all are: nothing learnt goes with them.
 
     Biases and normalisation shifts do not count: what such a unit still emits is a constant. A residual branch is dead
     when all of its parameters are zero.
+    roles: of the slices that are looked at: ("out",) for units that no weight produces.
     """
     chosen = tuple(names)
     every = {n: p.detach() for n, p in parameters.items()}
     weights = {n: p for n, p in every.items() if p.dim() > 1}
     found: dict[str, Tensor] = {}
     for role, own in (("out", weights), ("in", weights), ("whole", every)):
+        if role not in roles:
+            continue
         layout = coupled_layout(map, chosen, own, frozenset({role}))
         alive = layout.reduce(lambda name, own=own: (local(own[name]) != 0).to(torch.float32))  # type: ignore[misc]
         gone = (alive == 0) & (layout.sizes(own) > 0)

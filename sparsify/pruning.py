@@ -22,7 +22,7 @@ from sparsify.data import example_inputs, inputs_like
 from sparsify.data.redrawing import redraw
 from sparsify.errors import ModelError, VerificationError
 from sparsify.events import Listener, silence
-from sparsify.figures import share
+from sparsify.figures import plural, share
 from sparsify.followers import averaged_attribute
 from sparsify.foretelling import foretold
 from sparsify.graph import Inputs
@@ -190,6 +190,7 @@ def cut(
     thin, cuts = made.model, made.cuts.model_copy(update={"zeroed": deeds})
     followers = tuple(_followed(plan, other, model, thin, cuts, keep, inputs) for other in follow)
     notes += cuts.notes
+    notes += tuple(_unfollowed(plan, zeroed, keep, constants, inputs))
     notes += tuple(fold_notes(op for op in cuts.operations if isinstance(op, Fold)))
     notes += graph.carry(model, thin, cuts, optimizer)
     return Result(thin, model, plan, cuts, made.verdicts, followers, notes)
@@ -267,6 +268,30 @@ def _constants(dense: nn.Module, map: ModelMap, keep: Mapping[str, Sequence[int]
         return graph.find_constants(copied(dense).cpu().double().eval(), map, keep, graph.converted(given, torch.float64))
     except RuntimeError:  # the model casts inside
         return graph.find_constants(copied(dense).cpu().eval(), map, keep, given)
+
+
+def _unfollowed(
+    plan: Plan, dense: nn.Module, keep: Mapping[str, Sequence[int]], constants: graph.Constants, inputs: Inputs
+) -> Iterator[str]:
+    """Removed units that no weight produces, and whose constants mix with data on the way: what their leaving changes."""
+    names = [name for name in keep if name in {c.name for c in plan.map.coupled} and not plan.map.by_name[name].statistics]
+    unmade = dead_units(plan.map, names, dict(dense.named_parameters()), roles=("out",))
+    for name, flags in unmade.items():
+        accounted = {*keep[name], *constants.whole.get(name, ()), *constants.told.get(name, ())}
+        lost = [unit for unit, dead in enumerate(flags.tolist()) if dead and unit not in accounted]
+        if not lost:
+            continue
+        width = plan.map.by_name[name].width
+        change = graph.effect(dense, plan.map, {name: [unit for unit in range(width) if unit not in lost]}, inputs)
+        if change > NOTICED:
+            yield (
+                f"{plural(len(lost), 'unit')} of '{name}' had no weights that produce them, yet what they emitted met data on "
+                f"its way: their leaving changes the outputs by up to {share(change)} of the largest"
+            )
+
+
+NOTICED = 1e-9
+"""largest change of an output, relative to its largest value, that is not worth a note"""
 
 
 def _reloaded(dense: nn.Module, thin: nn.Module, cuts: Cuts, fresh: Sequence[Inputs], inputs: Inputs) -> nn.Module:

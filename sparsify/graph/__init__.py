@@ -12,7 +12,7 @@ from sparsify.graph.cutting import cut, dropped, gone_branches, places, ranges, 
 from sparsify.graph.folding import fold
 from sparsify.graph.inspecting import inspect, layers
 from sparsify.graph.naming import canonical_names
-from sparsify.graph.proving import compare, verify
+from sparsify.graph.proving import compare, effect, verify
 from sparsify.graph.reshaping import reshape
 from sparsify.graph.stale_widths import follow_widths
 from sparsify.graph.trying import probe, with_branches
@@ -29,6 +29,7 @@ __all__ = [
     "converted",
     "cut",
     "dropped",
+    "effect",
     "find_constants",
     "fold",
     "follow_widths",

@@ -87,6 +87,8 @@ class Constants:
     shifts: tuple[Shift, ...] = ()
     whole: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """coupled group -> removed units that compute nothing but what `shifts` put back exactly: leaving them changes nothing"""
+    told: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """coupled group -> removed units of which `shifts` say what becomes of their constants"""
 
 
 def find_constants(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) -> Constants:
@@ -305,7 +307,10 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
             for key, uses in by_place.items()
             for shift in self._shifts(uses, complete[key], exact_units)
         ]
-        return Constants(tuple(shifts), self._by_group(exact_units))
+        emitted: set[int] = set()
+        for use in self._uses:
+            emitted |= _members(use.units, use.emits())
+        return Constants(tuple(shifts), self._by_group(exact_units), self._by_group(emitted))
 
     def _place(self, use: _Use) -> Place | None:
         """What can take a shift of this product's outputs: its bias, its layer's own, the normalisation behind it, or a new one."""

@@ -313,6 +313,12 @@ def compare(one: nn.Module, other: nn.Module, candidates: Sequence[Inputs]) -> f
     return 0.0
 
 
+def effect(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) -> float:
+    """How far the masked model is from the dense one: largest difference of an output, relative to its largest value."""
+    wide, given, plain, _ = _precise(dense, inputs)
+    return relative(masked_outputs(wide, map, keep, given, plain, ()), plain)
+
+
 def relative(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
     """Largest difference of an output relative to its own largest value; nan where one is not a number."""
     gaps = [0.0]

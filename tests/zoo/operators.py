@@ -608,7 +608,7 @@ TOKENS: dict[str, Built] = {
     "index by signs": tokens(lambda m, y: y * m.t.weight[(y > 0).long(), 0], t=nn.Embedding(2, 2)),
     "index_select by signs": tokens(lambda m, y: y * m.t.weight[:, 0].index_select(0, (y[0, 0] > 0).long()), t=nn.Embedding(2, 2)),
     "take by signs": tokens(lambda m, y: y * m.t.weight.take((y > 0).long()), t=nn.Embedding(2, 2)),
-    "gather by signs": tokens(lambda m, y: y + m.t.weight[:, :1].expand(2, y.shape[2]).gather(0, (y[0] > 0).long()), t=nn.Embedding(2, 2)),
+    "gather by signs": tokens(lambda m, y: m.t.weight[:, :1].expand(2, y.shape[2]).gather(0, (y[0] > 0).long()), t=nn.Embedding(2, 2)),
     "segment_reduce": tokens(_segments),
     "renorm": tokens(lambda m, y: y.renorm(2, 2, 1.0)),
     "renorm of channels": tokens(lambda m, y: y.renorm(2, 1, 1.0)),

@@ -72,7 +72,7 @@ def others(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
 def apart(one: list[Tensor], two: list[Tensor]) -> float:
     """The largest difference of an output, relative to its largest value."""
     assert [a.shape for a in one] == [b.shape for b in two]
-    gaps = [(a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-30) for a, b in zip(one, two, strict=True)]
+    gaps = [(a.detach().double() - b.detach().double()).abs().max() / b.double().abs().max().clamp(min=1e-30) for a, b in zip(one, two, strict=True)]
     return float(torch.stack(gaps).max())
 
 

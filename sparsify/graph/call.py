@@ -25,15 +25,19 @@ def named(inputs: Inputs) -> list[tuple[str | None, Tensor]]:
 
 def tensors(output: Any) -> Iterator[Tensor]:
     """Every floating-point tensor in a nested output, in a fixed order; everything else is passed over."""
+    return (tensor for tensor in every_tensor(output) if tensor.is_floating_point())
+
+
+def every_tensor(output: Any) -> Iterator[Tensor]:
+    """Every tensor in a nested output, in a fixed order: integers and truth values too."""
     if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
+        yield output
     elif isinstance(output, Mapping):
         for value in output.values():
-            yield from tensors(value)
+            yield from every_tensor(value)
     elif isinstance(output, list | tuple):
         for value in output:
-            yield from tensors(value)
+            yield from every_tensor(value)
 
 
 def converted(inputs: Inputs, dtype: torch.dtype) -> Inputs:

@@ -27,6 +27,7 @@ from sparsify.graph.operators import (
     SPATIAL,
     argument,
     axes_of,
+    dimension,
     flattened,
     moved_by,
 )
@@ -34,7 +35,7 @@ from sparsify.graph.shadow import compress
 
 RANDOM = frozenset(
     "rand randn randint rand_like randn_like randint_like bernoulli normal uniform randperm native_dropout dropout "
-    "multinomial exponential random".split()
+    "multinomial exponential random geometric log_normal cauchy poisson".split()
 )
 """operators whose results no weight determines"""
 SAME = frozenset(["detach", "alias", "clone", "contiguous", "_to_copy", "lift_fresh", "copy"])
@@ -79,6 +80,8 @@ class Dependence:
     def of(self, tensor: Tensor) -> Tensor | None:
         """The mask of a tensor; None where it is computed from weights alone."""
         mask: Tensor | None = self._masks.get(tensor)  # type: ignore[no-untyped-call]
+        if mask is not None and mask.dim() != tensor.dim():  # its rank was changed in place
+            return whole(tensor)
         if self._grown:
             learnt: int = self._learnt.get(tensor, -1)  # type: ignore[no-untyped-call]
             if learnt < self._grown.get(_storage(tensor), -1):
@@ -179,6 +182,8 @@ class Dependence:
             return self._group_norm(args, out)
         if name in JOINING:
             return self._put_together(func, args, kwargs, out)
+        if name == "gather" and self.of(args[2]) is not None:
+            return self._gathered(args[0], dimension(args[1], args[0]), args[2])
         if not isinstance(x, Tensor) or any(self.of(v) is not None for v in _others(args, kwargs)):
             return self._joined(_all_tensors(args, kwargs), out) if _is_pointwise(name, func) else None
         if _is_pointwise(name, func):
@@ -189,8 +194,11 @@ class Dependence:
             resized = {d for d in range(x.dim()) if x.shape[d] != out.shape[d]}
             return _any(self._mask(x), resized | set(range(min(2, x.dim() - 1), x.dim())))
         if name in ALONG and name != "glu":
-            masks = _any(self._mask(x), axes_of(name, args, kwargs))
-            return masks if len(results) == 1 else None
+            over = axes_of(name, args, kwargs)
+            mask = _any(self._mask(x), over)
+            return mask if out.dim() == x.dim() else mask.squeeze(sorted(over))
+        if "fake_quantize" in name:
+            return self._mask(x)
         if name in REDUCTIONS:
             return self._reduced(name, args, kwargs, out)
         if name == "im2col":  # [N, C, H, W] -> [N, C * places, windows]
@@ -289,6 +297,13 @@ class Dependence:
             return None
         differs = (table != table[:1]).any(0)
         return differs.view([1] * (out.dim() - 1) + [-1])
+
+    def _gathered(self, x: Tensor, dim: int, numbers: Tensor) -> Tensor | None:
+        """What is the same all along the dimension is no data, whichever element of it is taken."""
+        if any(n != m for d, (n, m) in enumerate(zip(x.shape, numbers.shape, strict=True)) if d != dim):
+            return None
+        differs = (x != x.narrow(dim, 0, 1)).any(dim, keepdim=True)
+        return compress(differs | _any(self._mask(x), {dim}))
 
     def _batch_norm(self, name: str, args: Any, kwargs: Mapping[str, Any], out: Tensor) -> Tensor | None:
         if any(isinstance(v, Tensor) and self.of(v) is not None for v in args[1:5]):

@@ -14,15 +14,18 @@ from torch import Tensor, nn
 
 from sparsify.graph.call import Inputs, call, tensors
 from sparsify.graph.labels import Labels
-from sparsify.graph.operators import ALONG, NORMS, REDUCTIONS, axes_of, primitive
+from sparsify.graph.operators import ALONG, DISTANCES, LOSSES, NORMS, REDUCTIONS, axes_of, primitive
 from sparsify.graph.shadow import Shadow, varying
 from sparsify.graph.silencing import silenced
 from sparsify.graph.tracing import Watch
 from sparsify.plan import Sum
 
-MIXING = (REDUCTIONS | ALONG | NORMS | {"native_layer_norm", "native_group_norm", "_weight_norm_interface"}) - {"glu"}
+OTHERS = frozenset(["native_layer_norm", "native_group_norm", "_weight_norm_interface"])
+MIXING = (REDUCTIONS | ALONG | NORMS | DISTANCES | OTHERS | frozenset(LOSSES)) - {"glu"}
 """operators whose result at one place depends on the others"""
-PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "mv", "linear", "convolution"])
+PRODUCTS = frozenset(
+    "mm addmm bmm baddbmm addbmm mv addmv linear convolution deform_conv2d _grouped_mm".split()
+)
 
 
 class Narrowed(Watch):  # type: ignore[no-untyped-call]
@@ -40,9 +43,13 @@ class Narrowed(Watch):  # type: ignore[no-untyped-call]
         x = args[0] if args else None
         if not isinstance(x, Tensor) or _name not in MIXING:
             return func(*args, **kwargs)
-        shadow = self.of(x)
+        shadow = self._joined(x, args) if _name in LOSSES else self.of(x)
         kept = {dim: stays.to(x.device) for dim in axes_of(_name, args, kwargs) if (stays := self._kept(shadow, dim)) is not None}
         return self._on_the_rest(_name, func, args, kwargs, kept) if kept else func(*args, **kwargs)
+
+    def _joined(self, x: Tensor, args: Any) -> Shadow:
+        """The labels of all operands of a loss."""
+        return self.algebra.pointwise(x.shape, [self.of(value) for value in args if isinstance(value, Tensor)])
 
     def _emptied(self, tensor: Tensor) -> Tensor:
         """A weight that was computed from others, with zeros where a removed unit lies."""
@@ -63,7 +70,8 @@ class Narrowed(Watch):  # type: ignore[no-untyped-call]
 
     def _on_the_rest(self, name: str, func: Any, args: Any, kwargs: Any, kept: Mapping[int, Tensor]) -> Any:
         x = args[0]
-        rest = list(args[1:])
+        beside = name in DISTANCES or name in LOSSES
+        rest = [_narrowed(v, x.dim(), kept) if beside and isinstance(v, Tensor) else v for v in args[1:]]
         for dim, stays in kept.items():
             if name == "native_layer_norm":
                 place = dim - x.dim() + len(rest[0])
@@ -72,11 +80,20 @@ class Narrowed(Watch):  # type: ignore[no-untyped-call]
             if name == "native_group_norm":
                 rest[0:2] = [v.index_select(0, stays) if isinstance(v, Tensor) else v for v in rest[0:2]]
                 rest[3] = len(stays)
-        out = func(reduce(lambda t, d: t.index_select(d, kept[d]), kept, x), *rest, **kwargs)
-        if name in REDUCTIONS:
+        out = func(_narrowed(x, x.dim(), kept), *rest, **kwargs)
+        if beside or name in REDUCTIONS:
             return out
         filled = reduce(lambda t, d: _spread(t, d, kept[d], x.shape[d]), kept, out if isinstance(out, Tensor) else out[0])
         return filled if isinstance(out, Tensor) else (filled, *out[1:])
+
+
+def _narrowed(operand: Tensor, rank: int, kept: Mapping[int, Tensor]) -> Tensor:
+    """What remains of an operand that is spread to so many dimensions."""
+    for dim, stays in kept.items():
+        own = dim - rank + operand.dim()
+        if own >= 0 and operand.shape[own] > 1:
+            operand = operand.index_select(own, stays)
+    return operand
 
 
 def _spread(narrow: Tensor, dim: int, places: Tensor, size: int) -> Tensor:

@@ -144,34 +144,13 @@ def _col2im(w: Follower, op: Op) -> Shadow:
     return Shadow(tuple(op.out.shape), tuple(w.algebra.tie(v, {2}) for v in blocks if op.out.shape[1] > 1))
 
 
-def _index(w: Follower, op: Op) -> Shadow:
-    shadow = w.of(op.args[0])
-    indexed = {d for d, i in enumerate(op.args[1]) if i is not None}
-    held = w.algebra.hold_all(shadow, indexed, "fixed indices of it are taken")
-    index = [None if i is None else torch.zeros(i.shape, dtype=torch.int64) for i in op.args[1]]
-    return w.algebra.moved(held, lambda t: torch.ops.aten.index.Tensor(t, index))
-
-
-def _index_select(w: Follower, op: Op) -> Shadow:
-    held = w.algebra.hold_all(w.of(op.args[0]), {dimension(op.args[1], op.args[0])}, "fixed indices of it are taken")
-    return w.algebra.moved(held, lambda t: t.narrow(dimension(op.args[1], op.args[0]), 0, 1).expand(op.out.shape))
-
-
-def _gather(w: Follower, op: Op) -> Shadow:
-    held = w.algebra.hold_all(w.of(op.args[0]), set(range(op.out.dim())), "elements of it are gathered")
-    return Shadow(tuple(op.out.shape), held.aspects)
-
-
 REARRANGING: dict[str, Rule] = {
     "as_strided": _as_strided,
     "cat": _cat,
     "chunk": _chunk,
     "col2im": _col2im,
     "constant_pad_nd": _constant_pad_nd,
-    "gather": _gather,
     "im2col": _im2col,
-    "index": _index,
-    "index_select": _index_select,
     "select": _select,
     "slice": _slice,
     "split": _split,

@@ -2,14 +2,18 @@
 
 from dataclasses import replace
 from functools import reduce
-from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from sparsify.graph.following import Follower, Op, Rule
-from sparsify.graph.operators import argument, axes_of, dimension
+from sparsify.graph.indexing import INDEXING
+from sparsify.graph.operators import DISTANCES, LOSSES, argument, axes_of, dimension, flattened
+from sparsify.graph.ordering import ORDERING, number_reason
 from sparsify.graph.rearranging import REARRANGING, parts
 from sparsify.graph.shadow import Shadow, varying
+from sparsify.graph.vision import VISION
 
 # products
 
@@ -30,6 +34,53 @@ def _bmm(w: Follower, op: Op) -> Shadow:
 def _baddbmm(w: Follower, op: Op) -> Shadow:
     made = w.algebra.product(w.of(op.args[1]), w.of(op.args[2]), {0}, op.out.shape)
     return w.algebra.pointwise(op.out.shape, [made, w.of(op.args[0])])
+
+
+def _addbmm(w: Follower, op: Op) -> Shadow:
+    """The products of all matrices of two batches, added up."""
+    batch, _, columns = op.args[2].shape
+    made = w.algebra.product(w.of(op.args[1]), w.of(op.args[2]), {0}, (batch, op.out.shape[0], columns))
+    return w.algebra.pointwise(op.out.shape, [w.algebra.reduced(made, {0}, False, op.out.shape), w.of(op.args[0])])
+
+
+def _addmv(w: Follower, op: Op) -> Shadow:
+    made = _mv(w, Op("mv", op.args[1:3], {}, op.out))
+    return w.algebra.pointwise(op.out.shape, [made, w.of(op.args[0])])
+
+
+def _addr(w: Follower, op: Op) -> Shadow:
+    """The product of a column and a row, added to a matrix."""
+    column = w.algebra.moved(w.of(op.args[1]), lambda t: t.unsqueeze(1))
+    row = w.algebra.moved(w.of(op.args[2]), lambda t: t.unsqueeze(0))
+    return w.algebra.pointwise(op.out.shape, [w.of(op.args[0]), column, row])
+
+
+def _in_runs(w: Follower, shadow: Shadow, dim: int, length: int) -> None:
+    """So many neighbours along a dimension leave together."""
+    for aspect in shadow.aspects:
+        if dim in varying(aspect) and aspect.shape[dim] % length == 0:
+            runs = torch.unflatten(aspect, dim, (-1, length))
+            w.algebra.join(runs, runs.narrow(dim + 1, 0, 1))
+
+
+def _grouped_mm(w: Follower, op: Op) -> Shadow:
+    """Runs of rows, each times a matrix of its own out of a stack: [rows, K] x [experts, K, N]; or a batch of products."""
+    x, stack = op.args[:2]
+    for value in (*op.args[2:], *op.kwargs.values()):
+        if isinstance(value, Tensor):
+            w.algebra.hold_all(w.of(value), set(range(value.dim())), "it says which expert takes a row")
+    for tensor in (x, stack):  # it takes whole runs of 16 bytes: of eight numbers at least, in half precision
+        _in_runs(w, w.of(tensor), tensor.dim() - 1, 8 if tensor.shape[-1] % 8 == 0 else 16 // tensor.element_size())
+    if x.dim() == 3 and stack.dim() == 3:
+        return w.algebra.product(w.of(x), w.of(stack), {0}, op.out.shape)
+    if x.dim() == 3 or stack.dim() == 2:  # runs of columns, or of what is summed over
+        for tensor in (x, stack):
+            w.algebra.hold_all(w.of(tensor), set(range(tensor.dim())), "'_grouped_mm' takes runs of it")
+        return Shadow(tuple(op.out.shape))
+    rows = w.algebra.hold_all(w.of(x), {0}, "its rows are given to experts")
+    experts = w.algebra.hold_all(w.of(stack), {0}, "experts are taken by number")
+    one = Shadow(experts.shape[1:], tuple(aspect.squeeze(0) for aspect in experts.aspects), experts.parameter)
+    return w.algebra.product(rows, one, set(), op.out.shape)
 
 
 def _mv(w: Follower, op: Op) -> Shadow:
@@ -73,19 +124,9 @@ def _convolution(w: Follower, op: Op) -> Shadow:
     return w.algebra.convolution(w.of(x), w.of(weight), None if bias is None else w.of(bias), transposed, groups, op.out.shape)
 
 
-def _embedding(w: Follower, op: Op) -> Shadow:
-    table = w.algebra.hold_all(w.of(op.args[0]), {0}, "its rows are looked up by number")
-    lead = (1,) * (op.out.dim() - 1)
-    return Shadow(tuple(op.out.shape), tuple(v.view((*lead, -1)) for v in table.aspects))
-
-
-def _embedding_bag(w: Follower, op: Op) -> list[Shadow]:
-    table = w.algebra.hold_all(w.of(op.args[0]), {0}, "its rows are looked up by number")
-    return [Shadow(tuple(op.out[0].shape), table.aspects)]
-
-
 def _packed(w: Follower, op: Op) -> list[Shadow]:
     """[N, T, F] or [T, N, F] -> [steps of all examples, F]"""
+    w.algebra.hold_all(w.of(op.args[1]), {0}, "it says how long sequences are")
     held = w.algebra.hold_all(w.of(op.args[0]), {0, 1}, "it is packed step by step")
     return [Shadow(tuple(op.out[0].shape), tuple(v.squeeze(0) for v in held.aspects))]
 
@@ -142,14 +183,8 @@ def _at(w: Follower, vector: Tensor, dim: int, rank: int) -> Shadow:
 # across elements
 
 
-def spatial(w: Follower, tensor: Tensor, out: Any) -> Shadow:
-    shadow = w.of(tensor)
-    result = out if isinstance(out, Tensor) else out[0]
-    moved = {d for d in range(tensor.dim()) if tensor.shape[d] != result.shape[d]} | set(
-        range(min(2, tensor.dim() - 1), tensor.dim())
-    )
-    held = w.algebra.hold_all(shadow, moved, "a window slides over it")
-    return Shadow(tuple(result.shape), held.aspects, shadow.parameter)
+NUMBERED = frozenset(["argmax", "argmin", "max", "min"])
+"""reductions that give the number of an element: by itself, or as a second result"""
 
 
 def reduction(w: Follower, op: Op) -> Shadow | list[Shadow]:
@@ -158,10 +193,11 @@ def reduction(w: Follower, op: Op) -> Shadow | list[Shadow]:
     if len(op.args) > 1 and isinstance(op.args[1], Tensor):  # max(a, b), elementwise
         return w.algebra.pointwise(result.shape, [shadow, w.of(op.args[1])])
     over = axes_of(op.name, op.args, op.kwargs)
-    if op.name in ("argmax", "argmin"):
-        w.algebra.hold_all(shadow, over, "the place of its largest element is taken")
     keepdim = result.dim() == rank and rank > 0
     made = w.algebra.reduced(shadow, over, keepdim, result.shape)
+    if op.name in NUMBERED and (op.name.startswith("arg") or not isinstance(op.out, Tensor)):
+        numbers = replace(made, over=(), numbers=w.algebra.numbering(shadow, over, number_reason(op.name)))
+        return numbers if isinstance(op.out, Tensor) else [made, numbers]
     return made if isinstance(op.out, Tensor) else [made for _ in op.out]
 
 
@@ -171,31 +207,59 @@ def along(w: Follower, op: Op) -> Shadow | list[Shadow]:
         dim = dimension(argument(op.args, op.kwargs, 1, "dim", -1), op.args[0])
         one, two = parts(w, op.args[0], dim, [op.out.shape[dim]] * 2)
         return w.algebra.pointwise(op.out.shape, [one, two])
-    (dim,) = axes_of(op.name, op.args, op.kwargs)
+    dims = axes_of(op.name, op.args, op.kwargs)
     if "softmax" in op.name:
         for aspect in shadow.aspects:
-            if dim in varying(aspect):
+            if varying(aspect) & dims:
                 w.labels.statistics(aspect.numpy())
         return shadow
-    held = w.algebra.hold_all(shadow, {dim}, f"'{op.name}' runs along it")
+    held = w.algebra.hold_all(shadow, dims, f"'{op.name}' runs along it")
     result = op.out if isinstance(op.out, Tensor) else op.out[0]
-    made = Shadow(tuple(result.shape), held.aspects)
+    gone = sorted(dims) if result.dim() < len(shadow.shape) else []
+    made = Shadow(tuple(result.shape), tuple(aspect.squeeze(gone) for aspect in held.aspects))
     return made if isinstance(op.out, Tensor) else [made for _ in op.out]
 
 
+def _distance(w: Follower, op: Op) -> Shadow:
+    """[..., P, M] and [..., R, M]: [..., P, R], a sum over M; of one matrix, the distances between its rows."""
+    one = w.of(op.args[0])
+    if op.name == "_pdist_forward":
+        held = w.algebra.hold_all(one, {0}, "distances between its rows are taken")
+        return w.algebra.reduced(replace(held, shape=(op.out.shape[0], one.shape[1])), {1}, False, op.out.shape)
+    rows, last = w.algebra.moved(one, lambda t: t.unsqueeze(-2)), op.args[0].dim()
+    columns = w.algebra.moved(w.of(op.args[1]), lambda t: t.unsqueeze(-3))
+    spread = w.algebra.pointwise((*op.out.shape, one.shape[-1]), [rows, columns])
+    return w.algebra.reduced(spread, {max(last, op.args[1].dim())}, False, op.out.shape)
+
+
+def _loss(w: Follower, op: Op) -> Shadow:
+    """Element by element, then a mean or a sum over all of them."""
+    operands = [v for v in flattened(op.args, op.kwargs) if isinstance(v, Tensor)]
+    shape = np.broadcast_shapes(*(t.shape for t in operands))
+    made = w.algebra.pointwise(shape, [w.of(t) for t in operands])
+    over = axes_of(op.name, op.args, op.kwargs)
+    return w.algebra.reduced(made, set(range(len(shape))), False, op.out.shape) if over else made
+
+
 RULES: dict[str, Rule] = {
+    **INDEXING,
+    **ORDERING,
     **REARRANGING,
-    "_embedding_bag": _embedding_bag,
-    "_embedding_bag_forward_only": _embedding_bag,
+    **VISION,
+    **dict.fromkeys(DISTANCES, _distance),
+    **dict.fromkeys(LOSSES, _loss),
+    "_grouped_mm": _grouped_mm,
     "_pack_padded_sequence": _packed,
     "_trilinear": _trilinear,
     "_weight_norm_interface": _weight_norm,
+    "addbmm": _addbmm,
     "addmm": _addmm,
+    "addmv": _addmv,
+    "addr": _addr,
     "baddbmm": _baddbmm,
     "bmm": _bmm,
     "convolution": _convolution,
     "dot": _dot,
-    "embedding": _embedding,
     "linear": _linear,
     "mm": _mm,
     "mv": _mv,

@@ -30,6 +30,15 @@ class Cell:
 
 
 @dataclass(frozen=True, eq=False)
+class Numbering:
+    """Integers that number the places along dimensions of another tensor: once they are read, these must stay."""
+
+    aspect: Tensor
+    dims: frozenset[int]
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
 class Shadow:
     """The aspects of one tensor; `parameter` says that it was computed from parameters and buffers alone.
 
@@ -45,6 +54,8 @@ class Shadow:
     over: tuple[Tensor, ...] = ()
     """labels that it is a sum, mean or maximum of: of no matter until it is read (weights of an attention, averaged over
     its heads, that nobody looks at)"""
+    numbers: tuple[Numbering, ...] = ()
+    """what its integers number the places of: of no matter until they are read (the second result of `max`)"""
 
     def firm(self, dim: int) -> bool:
         """Whether the tensor insists on its length along a dimension."""
@@ -107,6 +118,16 @@ class Algebra:
             if varying(aspect):
                 kept.append(aspect)
         return Shadow(shadow.shape, tuple(kept), shadow.parameter)
+
+    def numbering(self, shadow: Shadow, dims: set[int], reason: str) -> tuple[Numbering, ...]:
+        """That integers number the places along these dimensions of a tensor."""
+        along = [(aspect, varying(aspect) & dims) for aspect in shadow.aspects]
+        return tuple(Numbering(aspect, frozenset(common), reason) for aspect, common in along if common)
+
+    def read(self, shadow: Shadow) -> None:
+        """Integers are read: what they number the places of must stay."""
+        for own in shadow.numbers:
+            self.hold(own.aspect, set(own.dims), own.reason)
 
     def merged(self, aspects: Iterable[Tensor], joined: bool = False) -> tuple[Tensor, ...]:
         """Aspects that vary along a common dimension speak of the same thing: join them, unless they are, and keep the finer one."""

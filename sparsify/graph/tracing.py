@@ -6,18 +6,20 @@ dozen primitive ones that they are made of (attention as matrix products and a s
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsify.errors import ModelError
-from sparsify.graph.call import Inputs, call, tensors
+from sparsify.graph.call import Inputs, call, every_tensor, tensors
 from sparsify.graph.describing import Made, described, description, made, short_name
 from sparsify.graph.following import Op
+from sparsify.graph.indexing import WRITING
 from sparsify.graph.labels import Labels
 from sparsify.graph.locating import Located
 from sparsify.graph.naming import named_tensors, walk
@@ -38,9 +40,10 @@ from sparsify.graph.operators import (
     moved_by,
     primitive,
 )
-from sparsify.graph.rules import RULES, along, batch_norm, reduction, spatial
+from sparsify.graph.rules import RULES, along, batch_norm, reduction
 from sparsify.graph.shadow import Algebra, Shadow, first, limp, varying
 from sparsify.graph.spending import PRODUCTS, Spent, spent
+from sparsify.graph.vision import spatial
 from sparsify.models import attention
 
 COMPARING = (nn.RMSNorm, nn.Transformer)
@@ -129,7 +132,12 @@ class Watch(Located):  # type: ignore[no-untyped-call]
             self.labels.used.add(self.names[found])
         for aspect in found.over:
             self.labels.statistics(aspect.numpy())
+        self.algebra.read(found)
         return found
+
+    def read_in_python(self, tensor: Tensor) -> None:
+        """Its numbers go where no label can follow."""
+        self._fix(self.of(tensor), "its values are read in Python")
 
     def _peek(self, tensor: Tensor) -> Shadow:
         """Its shadow, which nothing is learnt from by being looked at."""
@@ -149,9 +157,11 @@ class Watch(Located):  # type: ignore[no-untyped-call]
             out = made(known.made, known.alone)
         else:
             out = self.compute(name, func, args, kwargs)
-        if name.endswith("_") and not name.startswith("_"):
+        in_place = name.endswith("_") and not name.startswith("_")
+        if in_place:
             name = name[:-1]
-            self._written(name, args)
+            if name not in WRITING:
+                self._written(name, args)
         if self.counting and name in PRODUCTS:
             if key not in self.products:
                 module = self.within[-1] if self.within else ""
@@ -162,6 +172,8 @@ class Watch(Located):  # type: ignore[no-untyped-call]
             result = self._rule(name, func, args, kwargs, out)
             shadows = result if isinstance(result, list) else [result]
             known = self.known[key] = Known((*shadows, *[None] * len(results)), None if name in NORMS else description(func, out), isinstance(out, Tensor))
+        if in_place and name in WRITING:
+            self._written_by_number(name, args[0], known.shadows[0])
         for value, shadow in zip(results, known.shadows, strict=False):
             if isinstance(value, Tensor):
                 self.shadows[value] = self._unlabelled(value) if shadow is None else shadow
@@ -229,7 +241,7 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         """An operator wrote into a part of a tensor. Labels that lie there already are joined with what is written; labels
         that come to lie where none were can no longer be followed."""
         target = args[0] if args else None
-        if not isinstance(target, Tensor) or name in ("zero", "fill") or target.untyped_storage().nbytes() <= target.numel() * target.element_size():
+        if not isinstance(target, Tensor) or name in ("zero", "fill") or _is_alone(target):
             return
         own = self.of(target)
         lies = {d for aspect in own.aspects for d in varying(aspect)}
@@ -239,6 +251,16 @@ class Watch(Located):  # type: ignore[no-untyped-call]
                 strange = [aspect for aspect in shadow.aspects if not varying(aspect) <= lies]
                 if strange and not self._filled(target, strange):
                     self._fix(self.of(value), f"it is written into a part of another tensor ({name})")
+
+    def _written_by_number(self, name: str, target: Tensor, made: Shadow | None) -> None:
+        """The same for elements that were written into a view by their number."""
+        if made is None or _is_alone(target):
+            return
+        own = self.of(target)
+        lies = {d for aspect in own.aspects for d in varying(aspect)}
+        strange = [aspect for aspect in made.aspects if not varying(aspect) <= lies]
+        if strange and not self._filled(target, strange):
+            self._fix(Shadow(own.shape, tuple(strange)), f"it is written into a part of another tensor ({name})")
 
     def _filled(self, part: Tensor, aspects: Sequence[Tensor]) -> bool:
         """Labels written into a part of a tensor that was made to be filled: it has them from now on, along whole dimensions."""
@@ -272,6 +294,8 @@ class Watch(Located):  # type: ignore[no-untyped-call]
     def _rule(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Shadow | list[Shadow] | None:
         a = self.algebra
         tensors_in = [v for v in flattened(args, kwargs) if isinstance(v, Tensor)]
+        for tensor in tensors_in:
+            a.read(self._peek(tensor))
         if not tensors_in or name in FRESH:
             return self._initial(name, out)
         if name == "copy":
@@ -297,17 +321,37 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         if name in NORMS:
             return batch_norm(self, op)
         if name in SPATIAL:
-            return spatial(self, args[0], out)
+            return spatial(self, name, args[0], out)
         if name in REDUCTIONS:
             return reduction(self, op)
         if name in ALONG:
             return along(self, op)
         if torch.Tag.pointwise in func.tags or name in POINTWISE:
-            shape = tuple(out.shape) if isinstance(out, Tensor) else tuple(out[0].shape)
-            return a.pointwise(shape, [self.of(t) for t in tensors_in])
+            results = (out,) if isinstance(out, Tensor) else out
+            joined = a.pointwise(tuple(results[0].shape), [self.of(t) for t in tensors_in])
+            return [joined for _ in results]
         for tensor in tensors_in:
             self._fix(self.of(tensor), f"it passes through '{name}', which is not understood")
         return None
+
+
+def _is_alone(target: Tensor) -> bool:
+    """Whether a tensor is all that its storage is for, so that nothing else holds what is written into it."""
+    whole = target.untyped_storage().nbytes() <= target.numel() * target.element_size()
+    return whole and target._base is None
+
+
+class _ReadInPython(TorchFunctionMode):
+    """Sees numbers leave a tensor for Python by `tolist`, which is no operator."""
+
+    def __init__(self, watching: Watch) -> None:
+        super().__init__()
+        self.watching = watching
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == Tensor.tolist:
+            self.watching.read_in_python(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def watch(model: nn.Module, inputs: Inputs, *, lenient: bool) -> tuple[Labels, list[tuple[Spent, int]]]:
@@ -329,16 +373,15 @@ def watch(model: nn.Module, inputs: Inputs, *, lenient: bool) -> tuple[Labels, l
             model.train(training)
             mode.counting = not training
             try:
-                with primitive(model), torch.random.fork_rng(devices=[]), mode:
+                with primitive(model), torch.random.fork_rng(devices=[]), mode, _ReadInPython(mode) if lenient else nullcontext():
                     output = call(model, inputs)
             except Exception:
                 if not training or not lenient:
                     raise
                 break
-            found = list(tensors(output))
-            if not found and not training:
+            if next(tensors(output), None) is None and not training:
                 raise ModelError("the model returns no floating-point tensor; a cut could not be checked")
-            for tensor in found:
+            for tensor in every_tensor(output):
                 for aspect in mode.of(tensor).aspects:
                     labels.fix(aspect.numpy(), "it feeds the network's output")
     model.eval()

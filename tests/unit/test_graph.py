@@ -100,7 +100,7 @@ KEPT_WHOLE: dict[str, tuple[Callable[[], Net], str, str]] = {
     "added to the input": (lambda: Net(lambda m, x: m.fc(pooled(m.b(m.a(x) + x))), a=conv(3, 3), b=conv(3, 6), fc=nn.Linear(6, 4)), "a", "it is combined with something of fixed size"),
     "one channel": (lambda: Net(lambda m, x: m.fc(pooled(m.b(m.a(x)[:, :1]))), a=conv(3, 8), b=conv(1, 6), fc=nn.Linear(6, 4)), "a", "its channels can only leave all together"),
     "uneven split": (lambda: Net(lambda m, x: m.fc(pooled(m.b(m.a(x).split([2, 6], 1)[1]))), a=conv(3, 8), b=conv(6, 6), fc=nn.Linear(6, 4)), "a", "it is split at fixed places"),
-    "permuted by index": (lambda: Net(lambda m, x: m.fc(pooled(m.b(m.a(x)[:, [1, 0, 3, 2]]))), a=conv(3, 4), b=conv(4, 6), fc=nn.Linear(6, 4)), "a", "fixed indices of it are taken"),
+    "permuted by index": (lambda: Net(lambda m, x: m.fc(pooled(m.b(m.a(x)[:, [1, 0, 3, 2]]))), a=conv(3, 4), b=conv(4, 6), fc=nn.Linear(6, 4)), "a", "its elements are taken by number"),
     "rolled": (lambda: Net(lambda m, x: m.fc(pooled(m.b(m.a(x).roll(1, 1)))), a=conv(3, 8), b=conv(8, 6), fc=nn.Linear(6, 4)), "a", "it is rolled by a fixed number of places"),
     "channels times channels": (lambda: Net(lambda m, x: m.fc(pooled(m.c((m.a(x).unsqueeze(2) * m.b(x).unsqueeze(1)).flatten(1, 2)))), a=conv(3, 4), b=conv(3, 6), c=conv(24, 6), fc=nn.Linear(6, 4)), "a", "it is flattened together with another dimension"),
     "hard-coded view": (lambda: Net(lambda m, x: m.b(m.a(x).view(-1, 512)), a=conv(3, 8), b=nn.Linear(512, 4)), "a", "a trial cut failed: the cut model does not run"),

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import reference
 import torch
 from torch import nn
 
@@ -17,9 +18,6 @@ from sparsify_schemas.cuts import Zero
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 sys.path.append(str(ROOT / "recipes"))
-sys.path.append(str(ROOT / "tests"))
-
-import reference  # noqa: E402
 
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "digits": (1, 8, 8), "ecg5000:load": (140, 1)}
 """What one example of a recipe's data looks like."""

@@ -1,8 +1,8 @@
 """The zoo, pinned: what becomes of each network at half width, and the least share of its parameters that
 goes.
 
-    make unit             the small networks, living and dead units, and a few of each library's
-    NIGHTLY=1 make unit   all of them, in each mode, planned with one example and with two
+    make unit      the small networks, living and dead units, and a few of each library's
+    make nightly   all of them, in each mode, planned with one example and with two
 
 Each goes through a recipe, `sparsify.make_plan` and `sparsify.cut`, and is judged by tests/reference.py on
 fresh inputs at batch 1 and 4. A network that is new or that has changed is pinned by `python

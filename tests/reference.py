@@ -46,6 +46,14 @@ class Cut(Protocol):
 
 
 @dataclass(frozen=True)
+class CutModel:
+    """A cut model and its log, where there is no result of `sparsify.cut`."""
+
+    model: nn.Module
+    cuts: Cuts
+
+
+@dataclass(frozen=True)
 class Comparison:
     """How far a cut model is from the reference."""
 

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import reference
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -843,6 +844,10 @@ def checked(model: nn.Module, seed: int) -> nn.Module:
     verdict = graph.verify(model, thin, map, keep, (x,))
     assert verdict.outcome in ("equal", "statistics change", "nothing cut") and verdict.difference <= 1e-9, verdict
     assert "precision" not in verdict.note
+    if verdict.outcome == "equal":
+        for batch in (1, 4):
+            fresh = torch.randn((batch, *INPUT[1:]), generator=torch.Generator().manual_seed(3))
+            assert reference.difference(reference.CutModel(thin, cuts), model, (fresh,)) <= 1e-9
     assert model.training == training and all(torch.equal(before[n], t) for n, t in model.state_dict().items()), "the user's model was changed"
     again = graph.replay(model, Cuts.model_validate_json(cuts.model_dump_json()))
     with torch.no_grad():

@@ -5,6 +5,7 @@ from itertools import product
 from typing import Any
 
 import pytest
+import reference
 import torch
 from torch import Tensor, nn
 
@@ -145,6 +146,8 @@ def test_a_rule_takes_heads_of_torchs_attention() -> None:
     assert plan.assignments[0].coupled == ("att",)
     result = sparsify.cut(plan, model)
     assert result.model.att.num_heads == 2
+    for batch in (1, 4):
+        assert reference.difference(result, model, reference.fresh(PAIR, batch, seed=3)) <= 1e-9
 
 
 def test_a_mask_for_each_head_keeps_the_heads() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+import reference
 import torch
 from torch import Tensor, nn
 
@@ -110,6 +111,8 @@ def proven(model: nn.Module, inputs: Any, *rules: dict[str, Any], **more: Any) -
     optimizer.step()
     result = sparsify.cut(plan, model, optimizer=optimizer, inputs=inputs)
     assert result.verdicts[0].difference <= 1e-9 and result.verdicts[0].control > 1e-6
+    for batch in (1, 4):
+        assert reference.difference(result, model, reference.fresh(inputs, batch, seed=3)) <= 1e-6
     left = list(result.model.parameters())
     assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in left} == {id(p) for p in optimizer.state}
     predicted = Costs(plan.map).of({w.group: range(w.kept, w.width) for w in result.cuts.widths})

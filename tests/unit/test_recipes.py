@@ -1,11 +1,11 @@
 """The recipes that come with sparsify: each reads without a complaint, says how it was measured, and stands in README."""
 
-import os
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import reference
 import torch
 from torch import nn
 
@@ -17,9 +17,6 @@ from sparsify_schemas.cuts import Zero
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 sys.path.append(str(ROOT / "recipes"))
-sys.path.append(str(ROOT / "tests"))
-
-import reference  # noqa: E402
 
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "digits": (1, 8, 8), "ecg5000:load": (140, 1)}
 """What one example of a recipe's data looks like."""
@@ -40,11 +37,13 @@ def test_readme_lists_every_recipe() -> None:
     assert [r.name for r in RECIPES if f"](recipes/{r.name})" not in table] == []
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(path, marks=pytest.mark.nightly if path.stem in DEAR else ()) for path in RECIPES],
+    ids=lambda path: path.stem,
+)
 def test_the_cut_of_a_recipe_agrees_with_the_reference(recipe: Path) -> None:
     """On random weights, planned with one example, on fresh inputs at batch 1 and 4; see tests/reference.py."""
-    if recipe.stem in DEAR and not os.environ.get("NIGHTLY"):
-        pytest.skip("takes long: NIGHTLY=1 make unit")
     plain = load(recipe).recipe
     assert plain.model is not None and plain.data is not None
     module, _, builder = plain.model.build.replace(":", ".").rpartition(".")

@@ -1,20 +1,14 @@
 """The reference that judges cuts in the tests: right cuts agree with it, cuts broken by hand do not."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+import reference
 import torch
 from torch import Tensor, nn
 
 import sparsify
-
-sys.path.append(str(Path(__file__).parents[1]))
-
-import reference
-
 from sparsify.pruning import Result
 
 EXACT = 1e-12

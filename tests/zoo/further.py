@@ -268,7 +268,7 @@ def _mixed_precision(m: Net, x: Tensor) -> Tensor:
     y = m.a(x).relu()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = m.b(y).relu()
-    return m.fc(pooled(y))
+    return m.fc(pooled(y.to(x.dtype)))
 
 
 def _inference(m: Net, x: Tensor) -> Tensor:

@@ -345,40 +345,46 @@ def markdown(rows: Iterable[Row]) -> str:
     return "\n".join([*_summary(by_name), "", *_network_by_network(by_name)]) + "\n"
 
 
+SUMMARY = (
+    "networks",
+    "",
+    "equal",
+    "statistics change",
+    "protected",
+    "refused or raw error",
+    "own verdict only",
+    "wrong",
+    "dead units: exact",
+    "loss told",
+    "lost silently",
+    "40 % or more gone",
+)
+
+
 def _summary(by_name: Mapping[str, list[Row]]) -> Iterator[str]:
-    columns = (
-        "networks",
-        "",
-        "equal",
-        "statistics change",
-        "protected",
-        "own verdict only",
-        "wrong",
-        "refused or raw error",
-        "40 % or more gone",
-    )
-    yield "| " + " | ".join(columns) + " |"
-    yield "|" + "---|" * len(columns)
+    yield "| " + " | ".join(SUMMARY) + " |"
+    yield "|" + "---|" * len(SUMMARY)
     sources = [s for s in SOURCE_NAMES if any(name.split(".")[0] == s for name in by_name)]
     for source in (*sources, None):
         own = [rows for name, rows in by_name.items() if source is None or name.split(".")[0] == source]
-        outcomes = [_outcome(rows) for rows in own]
-        judged = [_judgement(rows) for rows in own]
-        failed = sum(j in ("refused", "raw error") for j in judged)
-        large = sum(max((r.gone for r in rows if r.mode != "dead"), default=0) >= 0.4 for rows in own)
-        counts = (
-            len(own),
-            outcomes.count("equal"),
-            outcomes.count("statistics change"),
-            outcomes.count("protected"),
-            judged.count("own verdict only"),
-            judged.count("wrong"),
-            failed,
-            large,
-        )
-        yield (
-            f"| {'all' if source is None else SOURCE_NAMES[source]} | " + " | ".join(map(str, counts)) + " |"
-        )
+        title = "all" if source is None else SOURCE_NAMES[source]
+        yield f"| {title} | " + " | ".join(map(str, _counts(own))) + " |"
+
+
+def _counts(own: list[list[Row]]) -> list[int]:
+    """What stands in one line of the summary, for these networks."""
+    living = [[r for r in rows if r.mode != "dead"] or rows for rows in own]
+    dead = [_judgement(cut) for rows in own if (cut := [r for r in rows if r.mode == "dead" and r.cut])]
+    outcomes, judged = [_outcome(rows) for rows in own], [_judgement(rows) for rows in living]
+    return [
+        len(own),
+        *(outcomes.count(outcome) for outcome in ("equal", "statistics change", "protected")),
+        judged.count("refused") + judged.count("raw error"),
+        judged.count("own verdict only"),
+        judged.count("wrong"),
+        *(dead.count(judgement) for judgement in ("right", "loss told", "wrong")),
+        sum(max(r.gone for r in rows) >= 0.4 for rows in living),
+    ]
 
 
 def _network_by_network(by_name: Mapping[str, list[Row]]) -> Iterator[str]:
@@ -415,7 +421,8 @@ def _outcome(rows: Iterable[Row]) -> str:
     """Of the modes that cut living units: the one that says least for the cut."""
     known = ("protected", "nothing cut", "equal", "statistics change")
     found = [r.outcome for r in rows if r.mode != "dead"] or [r.outcome for r in rows]
-    return max(found, key=lambda o: known.index(o) if o in known else len(known)).replace("|", "/")
+    worst = max(found, key=lambda o: known.index(o) if o in known else len(known))
+    return worst[:80].replace("|", "/")
 
 
 def _judgement(rows: Iterable[Row]) -> str:

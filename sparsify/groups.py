@@ -276,12 +276,24 @@ def dead_units(
     for role, own in (("out", weights), ("in", weights), ("whole", every)):
         if role not in roles:
             continue
-        layout = coupled_layout(map, chosen, own, frozenset({role}))
+        layout = coupled_layout(_with_shared_outputs(map) if role == "out" else map, chosen, own, frozenset({role}))
         alive = layout.reduce(lambda name, own=own: (local(own[name]) != 0).to(torch.float32))  # type: ignore[misc]
         gone = (alive == 0) & (layout.sizes(own) > 0)
         for name, flags in layout.split(gone).items():
             found[name] = flags | found.get(name, torch.zeros_like(flags))
     return found
+
+
+def _with_shared_outputs(map: ModelMap) -> ModelMap:
+    """The map in which a dimension that is one layer's outputs and another one's inputs counts as outputs."""
+    if not map.shared:
+        return map
+    shared = set(map.shared)
+
+    def seen(part: Slice) -> Slice:
+        return replace(part, role="out") if part.role == "in" and (part.tensor, part.dim) in shared else part
+
+    return replace(map, coupled=tuple(replace(c, slices=tuple(seen(part) for part in c.slices)) for c in map.coupled))
 
 
 def _numbered(widths: Iterable[tuple[str, int]]) -> tuple[dict[str, int], int]:

@@ -220,6 +220,8 @@ class ModelMap:
     """looked for only where the budget limits peak memory"""
     products: tuple[Product, ...] = ()
     """what the multiply-accumulates are spent on; a layer's go with its weight where none are given"""
+    shared: tuple[tuple[str, int], ...] = ()
+    """(tensor, dimension) that is one layer's outputs and another one's inputs, as of an embedding tied to the last layer"""
 
     @cached_property
     def params(self) -> int:
@@ -267,7 +269,7 @@ class Floor:
     least: float
 
 
-_UNTOLD = frozenset(("lifetimes", "products"))
+_UNTOLD = frozenset(("lifetimes", "products", "shared"))
 """what of a map the digest and the JSON of a plan leave out: it follows from the network and its inputs"""
 
 

@@ -285,8 +285,8 @@ def _unfollowed(
         change = graph.effect(dense, plan.map, {name: [unit for unit in range(width) if unit not in lost]}, inputs)
         if change > NOTICED:
             yield (
-                f"{plural(len(lost), 'unit')} of '{name}' had no weights that produce them, yet what they emitted met data on "
-                f"its way: their leaving changes the outputs by up to {share(change)} of the largest"
+                f"{plural(len(lost), 'unit')} of '{name}' had no weights that produce them, but their constants were mixed "
+                f"with data before a layer read them: what they gave is lost, up to {share(change)} of the largest output"
             )
 
 

@@ -310,6 +310,8 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
         emitted: set[int] = set()
         for use in self._uses:
             emitted |= _members(use.units, use.emits())
+        for use in self._uses:
+            emitted -= _members(use.units, use.read & ~use.constant)
         return Constants(tuple(shifts), self._by_group(exact_units), self._by_group(emitted))
 
     def _place(self, use: _Use) -> Place | None:
@@ -561,6 +563,8 @@ def _is_view(given: Sequence[Tensor], out: Any) -> bool:
 
 def _spread(x: Tensor, others: Sequence[int], shape: torch.Size) -> tuple[Tensor, Tensor]:
     """(how far values lie apart, the largest of them) along some dimensions."""
+    if not x.numel():  # such as an expert that no token was sent to
+        return torch.zeros(shape), torch.zeros(shape)
     if not others:
         return torch.zeros(shape), x.abs().expand(shape)
     high, low = x.amax(dim=list(others), keepdim=True), x.amin(dim=list(others), keepdim=True)

@@ -263,6 +263,8 @@ def _segment_reduce(w: Follower, op: Op) -> Shadow:
 
 def _embedding(w: Follower, op: Op) -> Shadow:
     table = w.algebra.hold_all(w.of(op.args[0]), {0}, LOOKED_UP)
+    for aspect in table.aspects:
+        w.algebra.note_side(aspect, w.labels.looked_up)
     index = w.of(op.args[1])
     lead = len(index.shape)
     rows = tuple(aspect.view((1,) * lead + (-1,)) for aspect in table.aspects)
@@ -272,6 +274,8 @@ def _embedding(w: Follower, op: Op) -> Shadow:
 
 def _embedding_bag(w: Follower, op: Op) -> list[Shadow]:
     table = w.algebra.hold_all(w.of(op.args[0]), {0}, LOOKED_UP)
+    for aspect in table.aspects:
+        w.algebra.note_side(aspect, w.labels.looked_up)
     for value in (*op.args[1:], *op.kwargs.values()):
         if isinstance(value, Tensor):
             _hold_whole(w, value, "rows of a table are summed by it")

@@ -44,6 +44,7 @@ def inspect(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> ModelM
         coupled=coupled,
         macs=sum(macs.values()),
         inputs=tuple((name, tuple(value.shape), str(value.dtype).removeprefix("torch.")) for name, value in named(inputs)),
+        shared=tuple(sorted((labels.produced | labels.looked_up) & labels.consumed)),
         products=products(ran, Followed(labels, classes, reached), macs, own),
     )
 

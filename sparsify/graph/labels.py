@@ -38,6 +38,8 @@ class Labels:
         """(tensor, dimension) that a product sums over: a consumer's input side"""
         self.produced: set[tuple[str, int]] = set()
         """(tensor, dimension) that a product's result has: a producer's outputs"""
+        self.looked_up: set[tuple[str, int]] = set()
+        """(tensor, dimension) that a looked-up row has: an embedding's outputs"""
         self.used: set[str] = set()
         """tensors that took part in the forward call"""
         self._statistics: list[Ints] = []

@@ -233,13 +233,14 @@ class Algebra:
 
     def consume(self, aspect: Tensor) -> None:
         """These labels of a parameter are summed over: the parameter's dimension is a consumer's input side."""
-        self._side(aspect, self.labels.consumed)
+        self.note_side(aspect, self.labels.consumed)
 
     def produce(self, aspect: Tensor) -> None:
         """These labels of a parameter are those of a product's result: the parameter's dimension is a producer's outputs."""
-        self._side(aspect, self.labels.produced)
+        self.note_side(aspect, self.labels.produced)
 
-    def _side(self, aspect: Tensor, found: set[tuple[str, int]]) -> None:
+    def note_side(self, aspect: Tensor, found: set[tuple[str, int]]) -> None:
+        """Add the (tensor, dimension) that an aspect of a parameter belongs to."""
         axis = self.labels.axis_of(int(aspect[tuple(n - 1 for n in aspect.shape)]))
         if axis is not None:
             found.add((axis.tensor, axis.dim))

@@ -138,7 +138,7 @@ class Layer:
     inputs: int
     outputs: int
     ancestors: tuple[str, ...] = ()
-    """names of the classes that its own is derived from, nearest first, up to the one of torch.nn; () for torch's own"""
+    """names of the parents of its class, nearest first, up to the class of torch.nn; () for one of torch.nn itself"""
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -18,7 +18,10 @@ ACTS_ON: dict[Kind, tuple[str, tuple[str, ...]]] = {
     "channel": ("convolutions", ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
     "neuron": ("Linear layers and embeddings", ("Linear", "Conv1D", "Bilinear", "Embedding", "EmbeddingBag")),
     "head": ("linear projections of an attention", ("Linear", "Conv1D", "MultiheadAttention")),
-    "hidden": ("recurrent layers", ("LSTM", "GRU", "RNN", "RNNBase", "LSTMCell", "GRUCell", "RNNCell", "RNNCellBase")),
+    "hidden": (
+        "recurrent layers",
+        ("LSTM", "GRU", "RNN", "RNNBase", "LSTMCell", "GRUCell", "RNNCell", "RNNCellBase"),
+    ),
     "depth": ("residual blocks and branches", ()),
     "weight": ("layers with a weight matrix", ()),
     "shape": ("convolutions without groups and Linear layers", _CONVS + _LINEAR),

@@ -1,7 +1,8 @@
 """Which layers a rule speaks of.
 
 A selector is a glob on module names (`layer?.*.conv1`), `re:` and a regular expression that must match the whole name,
-or the name of a layer class (`Conv2d`): the layer's own, or one that it is derived from, up to the class of torch.
+or the name of a layer class (`Conv2d`): the layer's own, or one that it is derived from, up to
+the class of torch.nn.
 A rule may list several; a layer is selected when any of them matches.
 """
 
@@ -33,7 +34,7 @@ def _checked(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def selects(patterns: Iterable[str], name: str, classes: Collection[str]) -> bool:
-    """Whether any pattern matches a layer's name, or is the name of its class or of one that it is derived from."""
+    """Whether any pattern matches a layer's name, or is one of the names of its classes."""
     return any(_matches(p, name, classes) for p in patterns)
 
 

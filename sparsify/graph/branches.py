@@ -169,7 +169,8 @@ def _unit(found: _Found, name: str, stubs: tuple[Stub, ...], inner: Sequence[_Re
     carried = found.carried([s.module for s in stubs])
     slices = tuple(Slice(n, 0, "whole", (Span(0, 0, 1, t.shape[0] if t.dim() else 1),)) for n, t in tensors.items() if n in carried)
     own, *ancestors = found.classes(name)
-    return Branch(Coupled(name, 1, slices), name, own, stubs, tuple(r.sum for r in inner), ancestors=tuple(ancestors))
+    sums = tuple(r.sum for r in inner)
+    return Branch(Coupled(name, 1, slices), name, own, stubs, sums, ancestors=tuple(ancestors))
 
 
 def _trouble(found: _Found, own: Call, inner: Sequence[_Residual]) -> str | None:
@@ -251,6 +252,8 @@ def _refused(found: _Found, blocks: Sequence[Branch], units: Sequence[Branch]) -
     held = {own.module: inner for own, inner in found.blocks()}
     for own in {c.module: c for c in found.graph.calls}.values():
         classes = found.classes(own.module) if own.module else ()
-        if kinds.intersection(classes) and not any(own.module == b.module or b.holds(own.module) for b in units):
+        leaves = any(own.module == b.module or b.holds(own.module) for b in units)
+        if kinds.intersection(classes) and not leaves:
             why = _trouble(found, own, held.get(own.module, ())) or "its shortcut is not its input"
-            yield Branch(Coupled(own.module, 1, (), protected=why), own.module, classes[0], ancestors=classes[1:])
+            group = Coupled(own.module, 1, (), protected=why)
+            yield Branch(group, own.module, classes[0], ancestors=classes[1:])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsify.graph.cropping import CROPPED, PLAIN, Conv, padding, trimmed
+from sparsify.graph.cropping import PLAIN, Conv, padding, trimmed
 
 CONVOLVE = (F.conv1d, F.conv2d, F.conv3d)
 

@@ -148,7 +148,7 @@ def _producers(model: nn.Module, labels: Labels) -> dict[tuple[str, int], str]:
         weight = names[f"{prefix}{own[0]}"]
         if isinstance(module, (*CONVS, nn.Linear, nn.Bilinear, nn.MultiheadAttention)):
             found.setdefault((weight, 0), name)
-        elif isinstance(module, TRANSPOSED) or is_transposed_linear(module):  # transformers' Linear, transposed
+        elif isinstance(module, TRANSPOSED) or is_transposed_linear(module):
             found.setdefault((weight, 1), name)
     for name, module in walk(model):  # last: a group is named after an embedding only where nothing else makes it
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and _weight(module) is not None:

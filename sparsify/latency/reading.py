@@ -71,7 +71,7 @@ def _noting(found: list[tuple[Work, Geometry | None]], name: str, batch: int) ->
         x = next((value for value in (*given, made) if isinstance(value, Tensor)), None)
         if x is not None and x.dim():
             works = _works(name, module, x, made, batch)
-            found.extend(works if not _calls_its_projection(module) else _without_last(works, found))
+            found.extend(_without_last(works, found) if _calls_its_projection(module) else works)
 
     return note
 
@@ -97,11 +97,14 @@ def _works(name: str, module: nn.Module, x: Tensor, made: object, batch: int) ->
 
 
 def _calls_its_projection(module: nn.Module) -> bool:
-    """Whether an attention's forward is not torch's own, which reads the weights of `out_proj` without calling it."""
-    return isinstance(module, nn.MultiheadAttention) and type(module).forward is not nn.MultiheadAttention.forward
+    """Whether an attention's forward is not torch's, which reads the weights of `out_proj` without calling it."""
+    attention = isinstance(module, nn.MultiheadAttention)
+    return attention and type(module).forward is not nn.MultiheadAttention.forward
 
 
-def _without_last(works: Iterator[tuple[Work, Geometry]], found: Sequence[tuple[Work, Geometry | None]]) -> Iterator[tuple[Work, Geometry]]:
+def _without_last(
+    works: Iterator[tuple[Work, Geometry]], found: Sequence[tuple[Work, Geometry | None]]
+) -> Iterator[tuple[Work, Geometry]]:
     """Without what was noted just before, when the projection inside was called."""
     last = found[-1][0].tensor if found else None
     return (entry for entry in works if entry[0].tensor != last)

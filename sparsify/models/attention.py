@@ -79,25 +79,29 @@ def _added(mask: Tensor, like: Tensor) -> Tensor:
 
 
 _WRITTEN_BY_PYTHON = frozenset(
-    ["__static_attributes__", "__firstlineno__", "__dict__", "__weakref__", "__annotate__", "__annotate_func__", "__annotations_cache__"]
+    "__static_attributes__ __firstlineno__ __dict__ __weakref__ "
+    "__annotate__ __annotate_func__ __annotations_cache__".split()
 )
 """what a class statement writes by itself"""
 _SAFE_TO_OVERRIDE = frozenset(
-    ["__init__", "__module__", "__doc__", "__annotations__", "__constants__", "__setstate__", "_reset_parameters", "extra_repr"]
+    "__init__ __module__ __doc__ __annotations__ __constants__ __setstate__ _reset_parameters extra_repr".split()
 )
 """what a subclass of torch's may define anew without computing anything else than torch's does"""
 
 
 def can_adopt(module: nn.Module) -> bool:
-    """Whether `adopt` takes a module: torch's MultiheadAttention, or of a subclass that computes what torch's does."""
+    """Whether `adopt` takes a module: torch's MultiheadAttention, or one of a subclass that computes the same."""
     kind = type(module)
-    if not isinstance(module, nn.MultiheadAttention) or issubclass(kind, MultiheadAttention) or "parametrizations" in module._modules:
+    if not isinstance(module, nn.MultiheadAttention) or isinstance(module, MultiheadAttention):
         return False
-    return not any(_computes_otherwise(base) for base in kind.__mro__[: kind.__mro__.index(nn.MultiheadAttention)])
+    if "parametrizations" in module._modules:
+        return False
+    subclasses = kind.__mro__[: kind.__mro__.index(nn.MultiheadAttention)]
+    return not any(_computes_otherwise(each) for each in subclasses)
 
 
 def _computes_otherwise(kind: type[Any]) -> bool:
-    """Whether a subclass of torch's defines anew what torch's class, the base class of modules or ours defines."""
+    """Whether a subclass of torch's defines anew what torch's class, nn.Module or our class defines."""
     known = {name for base in MultiheadAttention.__mro__[:-1] for name in vars(base)}
     return bool(vars(kind).keys() & known - _SAFE_TO_OVERRIDE - _WRITTEN_BY_PYTHON)
 
@@ -105,15 +109,17 @@ def _computes_otherwise(kind: type[Any]) -> bool:
 def adopt(model: nn.Module, name: str) -> None:
     """Make a MultiheadAttention of torch's, of this name in the model, into one of ours, in place: its tensors, hooks and name stay.
 
-    One of a subclass keeps what the subclass adds. Layers around it that look whether they may run it by torch's fused
-    path (TransformerEncoderLayer) no longer may. Raises TypeError where `can_adopt` says no.
+    One of a subclass keeps what the subclass adds. Layers around it that look whether they may run it by torch's
+    fused path (TransformerEncoderLayer) no longer may. Raises TypeError where `can_adopt` says no.
     """
     module = model.get_submodule(name)
     if isinstance(module, MultiheadAttention):
         return
     if not can_adopt(module):
-        raise TypeError(f"'{name}' is a {type(module).__name__}, which does not compute as a MultiheadAttention of torch")
-    module.__class__ = _ours(type(module))
+        what = type(module).__name__
+        raise TypeError(f"'{name}' is a {what}, which does not compute as a MultiheadAttention of torch")
+    assert isinstance(module, nn.MultiheadAttention)
+    module.__class__ = _ours(type(module))  # type: ignore[arg-type]
     module._qkv_same_embed_dim = False
     for outer in model.modules():
         if isinstance(outer, nn.TransformerEncoder) and any(inner is module for inner in outer.modules()):
@@ -132,15 +138,15 @@ def _ours(kind: type[Any]) -> type[Any]:
     """Our class in place of torch's or of a subclass of torch's."""
     if kind is nn.MultiheadAttention:
         return MultiheadAttention
-    return type(kind.__name__, (MultiheadAttention, kind), {"__module__": kind.__module__, "__reduce_ex__": _reduced})
+    own = {"__module__": kind.__module__, "__reduce_ex__": _reduced}
+    return type(kind.__name__, (MultiheadAttention, kind), own)
 
 
-def _reduced(module: nn.Module, protocol: SupportsIndex) -> tuple[Any, ...]:
+def _reduced(module: nn.Module, _protocol: SupportsIndex) -> tuple[Any, ...]:
     """How a copy or a pickle makes one of a class that no module of Python holds by its name."""
     return _empty, (class_before(type(module)),), module.__dict__
 
 
 def _empty(kind: type[Any]) -> nn.Module:
-    ours = _ours(kind)
-    made: nn.Module = ours.__new__(ours)
-    return made
+    ours: type[nn.Module] = _ours(kind)  # type: ignore[arg-type]
+    return ours.__new__(ours)

@@ -218,21 +218,37 @@ def test_layers_with_a_forward_of_their_own_are_cut_and_proven() -> None:
     assert result.verdicts[0].outcome == "equal" and (result.model[4].out_features, result.model[6].in_features) == (3, 3)
 
 
-def test_constants_are_not_folded_into_a_layer_that_computes_otherwise() -> None:
-    """What removed units contributed is not what a plain Linear layer would make of them."""
+class Unshifted(nn.Conv2d):
+    """Never adds a bias."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(input, weight)
+
+
+CONSUMERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "of a subclass": (lambda: child(nn.Conv2d)(8, 3, 1, bias=False), "bias"),
+    "of its own forward, with a bias": (lambda: Doubled(8, 3), "bias"),
+    "of its own forward, without a bias": (lambda: Doubled(8, 3, bias=False), "nothing"),
+    "of its own convolution": (lambda: Unshifted(8, 3, 1, bias=False), "nothing"),
+}
+
+
+@pytest.mark.parametrize("name", CONSUMERS)
+def test_constants_go_into_a_bias_only_where_the_subclass_adds_it(name: str) -> None:
     torch.manual_seed(0)
-    made = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Doubled(8, 3)).double().eval()
+    build, into = CONSUMERS[name]
+    consumer = build()
+    image = isinstance(consumer, nn.Conv2d)
+    first = nn.Conv2d(6, 8, 1) if image else nn.Linear(6, 8)
+    made = nn.Sequential(first, nn.ReLU(), consumer).double().eval()
     with torch.no_grad():
-        made[0].weight[:4].zero_()
-        made[0].bias[:4] = 1.0
-    x = numbers(64, 6).double()
-    result = cut(made, x, "0", "neuron", criterion={"kind": "magnitude"})
+        first.weight[:4].zero_()
+        first.bias[:4] = 1.0
+    x = (numbers(64, 6, 2, 2) if image else numbers(64, 6)).double()
+    result = cut(made, x, "0", "filter" if image else "neuron", criterion={"kind": "magnitude"})
     folds = [op for op in result.cuts.operations if op.op == "fold"]
-    assert [(op.module, op.channels, op.into, op.exact) for op in folds] == [("2", 4, "nothing", False)]
-    masked = deepcopy(made)
-    with torch.no_grad():
-        masked[0].bias[:4] = 0.0
-    assert torch.allclose(result.model(x), masked(x), atol=1e-12)
+    assert [(op.module, op.channels, op.into, op.exact) for op in folds] == [("2", 4, into, into == "bias")]
+    assert torch.allclose(result.model(x), made(x), atol=1e-12) == (into == "bias")
 
 
 class Named(nn.MultiheadAttention):

@@ -318,6 +318,7 @@ def _layers(plan: Plan, dense: nn.Module, cut: nn.Module, inputs: Inputs) -> Ite
         yield LayerRow(
             name=a.name,
             type=a.type,
+            kind=_kind(a),
             inputs=a.inputs,
             inputs_after=b.inputs,
             outputs=a.outputs,
@@ -331,11 +332,16 @@ def _layers(plan: Plan, dense: nn.Module, cut: nn.Module, inputs: Inputs) -> Ite
         )
 
 
+def _kind(layer: Layer) -> str | None:
+    return layer.kind if layer.ancestors else None
+
+
 def _removed(layer: Layer, params: int) -> LayerRow:
     """A layer that left as a whole."""
     return LayerRow(
         name=layer.name,
         type=layer.type,
+        kind=_kind(layer),
         inputs=layer.inputs,
         inputs_after=0,
         outputs=layer.outputs,

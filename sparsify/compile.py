@@ -80,7 +80,7 @@ def _protected(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> ModelM
             why = f"rules.{index} protects '{layer.name}'"
             coupled = tuple(replace(c, protected=c.protected or why) if c.name in own else c for c in map.coupled)
             map = replace(_with_branch_kept(map, layer.name, why), coupled=coupled)
-        for branch in [b for b in map.branches if selects(rule.layers, b.module, b.type)]:
+        for branch in [b for b in map.branches if selects(rule.layers, b.module, b.classes)]:
             map = _with_branch_kept(map, branch.module, f"rules.{index} protects '{branch.module}'")
     return map
 

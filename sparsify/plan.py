@@ -98,10 +98,17 @@ class Branch:
     """where the masked model has zeros in place of its branches"""
     macs: int = 0
     """multiply-accumulates that go with it"""
+    ancestors: tuple[str, ...] = ()
+    """names of the classes that its own is derived from, nearest first"""
 
     @property
     def name(self) -> str:
         return self.group.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of classes that a rule may call it by."""
+        return self.type, *self.ancestors
 
     @cached_property
     def tensors(self) -> frozenset[str]:
@@ -123,12 +130,25 @@ class Layer:
 
     name: str
     type: str
+    """name of its own class"""
     weight: tuple[int, ...]
     """shape of `weight`, () if it has none"""
     macs: int
     """multiply-accumulates spent in it in one forward call on one example"""
     inputs: int
     outputs: int
+    ancestors: tuple[str, ...] = ()
+    """names of the parents of its class, nearest first, up to the class of torch.nn; () for one of torch.nn itself"""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of classes that a rule may call it by."""
+        return self.type, *self.ancestors
+
+    @property
+    def kind(self) -> str:
+        """Name of the class of torch.nn that it is, or is derived from: group types act by it."""
+        return self.classes[-1]
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -295,8 +315,13 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of recipe, map and assignments; independent of key order."""
+        """First 16 hexadecimal digits of the SHA-256 of recipe, map and assignments; independent of key order.
+
+        Names of base classes do not count: what rules reach by them stands in the assignments.
+        """
         body = self._body() | {"floors": [asdict(f) for f in self.floors if not f.what.startswith("latency.")]}
+        for part in (*body["map"]["layers"], *body["map"]["branches"]):
+            del part["ancestors"]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:

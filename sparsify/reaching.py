@@ -1,7 +1,7 @@
 """Reaching: which layers a rule names, and which coupled groups, residual branches and tensors it speaks of there."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from sparsify.errors import Problem
@@ -11,14 +11,17 @@ from sparsify_schemas.group import Kind, kind_of
 from sparsify_schemas.recipe import Rule
 from sparsify_schemas.selector import selects
 
-_CONVS, _LINEAR = ("Conv1d", "Conv2d", "Conv3d"), ("Linear", "NonDynamicallyQuantizableLinear")
+_CONVS, _LINEAR = ("Conv1d", "Conv2d", "Conv3d"), ("Linear",)
 
 ACTS_ON: dict[Kind, tuple[str, tuple[str, ...]]] = {
     "filter": ("convolutions", ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
     "channel": ("convolutions", ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
     "neuron": ("Linear layers and embeddings", ("Linear", "Conv1D", "Bilinear", "Embedding", "EmbeddingBag")),
-    "head": ("linear projections of an attention", ("Linear", "Conv1D", "NonDynamicallyQuantizableLinear", "MultiheadAttention")),
-    "hidden": ("recurrent layers", ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")),
+    "head": ("linear projections of an attention", ("Linear", "Conv1D", "MultiheadAttention")),
+    "hidden": (
+        "recurrent layers",
+        ("LSTM", "GRU", "RNN", "RNNBase", "LSTMCell", "GRUCell", "RNNCell", "RNNCellBase"),
+    ),
     "depth": ("residual blocks and branches", ()),
     "weight": ("layers with a weight matrix", ()),
     "shape": ("convolutions without groups and Linear layers", _CONVS + _LINEAR),
@@ -26,6 +29,9 @@ ACTS_ON: dict[Kind, tuple[str, tuple[str, ...]]] = {
     "block": ("convolutions and Linear layers", _CONVS + _LINEAR),
     "n:m": ("convolutions and Linear layers", _CONVS + _LINEAR),
 }
+
+_MANY = 8
+"""names that a message lists at most"""
 
 
 def matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem]) -> list[Layer]:
@@ -35,14 +41,14 @@ def matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem]) 
         return _matched_branches(loaded, map, index, problems)
     found: dict[str, Layer] = {}
     for _at, pattern in enumerate(rule.layers):
-        hits = [layer for layer in map.layers if selects((pattern,), layer.name, layer.type)]
-        if not hits and not (rule.protect and any(selects((pattern,), b.module, b.type) for b in map.branches)):
+        hits = [layer for layer in map.layers if selects((pattern,), layer.name, layer.classes)]
+        if not hits and not (rule.protect and any(selects((pattern,), b.module, b.classes) for b in map.branches)):
             problems.append(loaded.problem(f"rules.{index}.layers", f"'{pattern}' matches no layer of the model", _near(pattern, map)))
         fitting = [layer for layer in hits if _acts_on(map, rule, layer)]
         if hits and not fitting and rule.group is not None:
             what = ACTS_ON[kind_of(rule.group)][0]
             shown = ", ".join(f"{layer.name} ({layer.type})" for layer in hits[:3])
-            linear = rule.group in ("filter", "channel") and all(layer.type == "Linear" for layer in hits)
+            linear = rule.group in ("filter", "channel") and all(layer.kind == "Linear" for layer in hits)
             advice = "use group 'neuron'" if linear else "select other layers"
             problems.append(loaded.problem(f"rules.{index}.layers", f"group '{rule.group}' acts on {what}, but '{pattern}' matches only {shown}", advice))
         without = [layer for layer in fitting if rule.group == "head" and not of_rule(map, rule, layer)]
@@ -57,7 +63,7 @@ def _matched_branches(loaded: Loaded, map: ModelMap, index: int, problems: list[
     """The residual blocks and branches of one rule; of those inside each other the outermost."""
     hits: list[Branch] = []
     for pattern in loaded.recipe.rules[index].layers:
-        own = [b for b in map.branches if selects((pattern,), b.module, b.type)]
+        own = [b for b in map.branches if selects((pattern,), b.module, b.classes)]
         if not own:
             text = f"'{pattern}' matches no residual block or branch of the model"
             problems.append(loaded.problem(f"rules.{index}.layers", text, _known_branches(map)))
@@ -66,13 +72,15 @@ def _matched_branches(loaded: Loaded, map: ModelMap, index: int, problems: list[
     outermost = [b for b in free if not any(o is not b and len(o.tensors) > len(b.tensors) and o.overlaps(b) for o in free)]
     inner = {b.module for b in hits if any(b.module.startswith(f"{o.module}.") or o.module.startswith(f"{b.module}.") for o in outermost)}
     stuck = [b for b in hits if b.group.protected is not None and b.module not in inner]
-    return [Layer(b.name, b.type, (), b.macs, 0, 0) for b in map.branches if b in outermost or b in stuck]
+    return [Layer(b.name, b.type, (), b.macs, 0, 0, b.ancestors) for b in map.branches if b in outermost or b in stuck]
 
 
 def _known_branches(map: ModelMap) -> str:
-    names = [b.module for b in map.branches if b.group.protected is None]
-    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return f"those that can leave are {shown}" if names else "none of its branches can leave; use another group"
+    free = [b for b in map.branches if b.group.protected is None]
+    if not free:
+        return "none of its branches can leave; use another group"
+    names = [b.module for b in free]
+    return f"those that can leave are {_listed(names)}; their classes are {_listed(_class_names(free))}"
 
 
 def _acts_on(map: ModelMap, rule: Rule, layer: Layer) -> bool:
@@ -84,7 +92,7 @@ def _acts_on(map: ModelMap, rule: Rule, layer: Layer) -> bool:
     if kind in ("filter", "neuron") and _bare(map, layer):
         return True
     grouped = len(layer.weight) > 2 and layer.weight[1] != layer.inputs
-    return layer.type in ACTS_ON[kind][1] and not (kind == "shape" and grouped)
+    return layer.kind in ACTS_ON[kind][1] and not (kind == "shape" and grouped)
 
 
 def _bare(map: ModelMap, layer: Layer) -> list[Coupled]:
@@ -94,12 +102,21 @@ def _bare(map: ModelMap, layer: Layer) -> list[Coupled]:
 
 
 def _near(pattern: str, map: ModelMap) -> str:
-    names = [layer.name for layer in map.layers] + sorted({layer.type for layer in map.layers})
-    close = [*_near_globs(pattern, map), *get_close_matches(pattern, names, n=1)]
+    names = [layer.name for layer in map.layers]
+    classes = _class_names(map.layers)
+    close = [*_near_globs(pattern, map), *get_close_matches(pattern, [*names, *classes], n=1)]
     if close:
         return f"did you mean '{close[0]}'?"
-    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return f"the layers are {shown}"
+    return f"the layers are {_listed(names)}; their classes are {_listed(classes)}"
+
+
+def _class_names(parts: Iterable[Layer | Branch]) -> list[str]:
+    """Every class name by which a rule reaches one of them, in alphabetical order."""
+    return sorted({name for part in parts for name in part.classes})
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MANY]) + (", ..." if len(names) > _MANY else "")
 
 
 def _near_globs(pattern: str, map: ModelMap) -> Iterable[str]:
@@ -110,7 +127,7 @@ def _near_globs(pattern: str, map: ModelMap) -> Iterable[str]:
     parts = {part for layer in map.layers for part in layer.name.split(".")}
     for part in get_close_matches(literal, sorted(parts | {part.rstrip("0123456789") for part in parts}), n=3):
         glob = pattern.replace(literal, part)
-        if any(selects((glob,), layer.name, layer.type) for layer in map.layers):
+        if any(selects((glob,), layer.name, layer.classes) for layer in map.layers):
             yield glob
 
 

@@ -95,10 +95,10 @@ def still_there(plan: Plan, rules: Sequence[Rule], left: Set[str]) -> dict[int, 
     """Place -> rule, without what speaks only of layers that left with a residual branch. left: names of the layers that have not."""
     found = {}
     for index, rule in enumerate(rules):
-        named = [(layer.name, layer.type, layer.name in left) for layer in plan.map.layers if rule.group != "depth"]
+        named = [(layer.name, layer.classes, layer.name in left) for layer in plan.map.layers if rule.group != "depth"]
         if rule.protect or rule.group == "depth":
-            named += [(b.module, b.type, any(t.rpartition(".")[0] in left for t in b.tensors)) for b in plan.map.branches]
-        kept = tuple(p for p in rule.layers if any(there and selects((p,), name, kind) for name, kind, there in named))
+            named += [(b.module, b.classes, any(t.rpartition(".")[0] in left for t in b.tensors)) for b in plan.map.branches]
+        kept = tuple(p for p in rule.layers if any(there and selects((p,), name, classes) for name, classes, there in named))
         if kept:
             limits = {name: share for name, share in rule.keep.limits.items() if name in left}
             found[index] = rule.model_copy(update={"layers": kept, "keep": rule.keep.model_copy(update={"limits": limits})})

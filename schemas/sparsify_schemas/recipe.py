@@ -50,7 +50,7 @@ class Rule(Spec):
     """What happens to some layers: which group, which penalty, which criterion, how much."""
 
     layers: Layers
-    """glob on module names, re:<regular expression>, or a layer class; one or a list"""
+    """glob on module names, re:<regular expression>, or a layer class or a parent of one; one or a list"""
     group: Group | None = None
     """filter, channel, neuron, head, hidden, depth, shape, tap or weight; a block such as 4x1; a pattern such as 2:4"""
     penalty: Penalty | None = None

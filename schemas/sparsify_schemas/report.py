@@ -116,6 +116,8 @@ class LayerRow(Spec):
     """why the width was kept, if it was protected"""
     removed: bool = False
     """whether it left as a whole, with the residual branch that it was part of"""
+    kind: str | None = None
+    """the class of torch.nn that its class is derived from, where that is another one"""
 
 
 class Limit(Spec):

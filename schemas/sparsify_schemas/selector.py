@@ -1,12 +1,14 @@
 """Which layers a rule speaks of.
 
 A selector is a glob on module names (`layer?.*.conv1`), `re:` and a regular expression that must match the whole name,
-or the name of a layer class (`Conv2d`). A rule may list several; a layer is selected when any of them matches.
+or the name of a layer class (`Conv2d`): the layer's own, or one that it is derived from, up to
+the class of torch.nn.
+A rule may list several; a layer is selected when any of them matches.
 """
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
@@ -31,15 +33,15 @@ def _checked(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
-def selects(patterns: Iterable[str], name: str, kind: str) -> bool:
-    """Whether any pattern matches a layer's name, or is the name of its class."""
-    return any(_matches(p, name, kind) for p in patterns)
+def selects(patterns: Iterable[str], name: str, classes: Collection[str]) -> bool:
+    """Whether any pattern matches a layer's name, or is one of the names of its classes."""
+    return any(_matches(p, name, classes) for p in patterns)
 
 
-def _matches(pattern: str, name: str, kind: str) -> bool:
+def _matches(pattern: str, name: str, classes: Collection[str]) -> bool:
     if pattern.startswith("re:"):
         return re.fullmatch(pattern[3:], name) is not None
-    return pattern == kind or fnmatchcase(name, pattern)
+    return pattern in classes or fnmatchcase(name, pattern)
 
 
 Layers = Annotated[

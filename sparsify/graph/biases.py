@@ -95,5 +95,7 @@ def _create_recurrent_biases(module: nn.RNNBase, name: str) -> None:
 
 def _computes_as_torch(module: nn.Module) -> bool:
     """Whether its forward is that of torch's class, or one of ours, which add the bias to the product."""
-    home = type(module).forward.__module__
-    return home.startswith(("torch.nn.", "torch.ao.nn.qat", "sparsify."))
+    own = type(module)
+    made_by = [own.forward, getattr(own, "_conv_forward", own.forward)]
+    homes = ("torch.nn.", "torch.ao.nn.qat", "sparsify.")
+    return all(function.__module__.startswith(homes) for function in made_by)

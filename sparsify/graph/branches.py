@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.graph.call import Inputs, call
+from sparsify.graph.classes import class_names
 from sparsify.graph.naming import canonical_names
 from sparsify.graph.recording import Added, Bits, Call, Graph, nodes, record, union
 from sparsify.graph.silencing import silenced
@@ -113,8 +114,9 @@ class _Found:
     def params(self, module: str) -> int:
         return sum(p.numel() for p in self.model.get_submodule(module).parameters())
 
-    def kind(self, module: str) -> str:
-        return type(self.model.get_submodule(module)).__name__
+    def classes(self, module: str) -> tuple[str, ...]:
+        """Names of a module's class and of those that it is derived from."""
+        return class_names(self.model.get_submodule(module))
 
 
 def _identities(model: nn.Module, inputs: Inputs, found: _Found) -> frozenset[str]:
@@ -166,7 +168,9 @@ def _unit(found: _Found, name: str, stubs: tuple[Stub, ...], inner: Sequence[_Re
     tensors = dict([*found.model.named_parameters(), *found.model.named_buffers()])
     carried = found.carried([s.module for s in stubs])
     slices = tuple(Slice(n, 0, "whole", (Span(0, 0, 1, t.shape[0] if t.dim() else 1),)) for n, t in tensors.items() if n in carried)
-    return Branch(Coupled(name, 1, slices), name, found.kind(name), stubs, tuple(r.sum for r in inner))
+    own, *ancestors = found.classes(name)
+    sums = tuple(r.sum for r in inner)
+    return Branch(Coupled(name, 1, slices), name, own, stubs, sums, ancestors=tuple(ancestors))
 
 
 def _trouble(found: _Found, own: Call, inner: Sequence[_Residual]) -> str | None:
@@ -247,6 +251,9 @@ def _refused(found: _Found, blocks: Sequence[Branch], units: Sequence[Branch]) -
     kinds = {b.type for b in blocks} - {kind.__name__ for kind in CONTAINERS}
     held = {own.module: inner for own, inner in found.blocks()}
     for own in {c.module: c for c in found.graph.calls}.values():
-        if own.module and found.kind(own.module) in kinds and not any(own.module == b.module or b.holds(own.module) for b in units):
+        classes = found.classes(own.module) if own.module else ()
+        leaves = any(own.module == b.module or b.holds(own.module) for b in units)
+        if kinds.intersection(classes) and not leaves:
             why = _trouble(found, own, held.get(own.module, ())) or "its shortcut is not its input"
-            yield Branch(Coupled(own.module, 1, (), protected=why), own.module, found.kind(own.module))
+            group = Coupled(own.module, 1, (), protected=why)
+            yield Branch(group, own.module, classes[0], ancestors=classes[1:])

@@ -99,7 +99,7 @@ def find_constants(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) 
     """
     if not _has_zeros(dense):
         return Constants()
-    for name in [name for name, module in walk(dense) if type(module) is nn.MultiheadAttention]:
+    for name in [name for name, module in walk(dense) if attention.can_adopt(module)]:
         attention.adopt(dense, name)
     mode = _Deriving(dense, map, keep)
     sums = [s for b in gone_branches(map, keep) for s in b.sums]

@@ -289,7 +289,7 @@ def _changed(before: Mapping[str, nn.Module], after: Mapping[str, nn.Module], na
 def _replaced(model: nn.Module, touched: Iterable[str]) -> Iterable[Replace]:
     """Attentions that lost heads, or inputs: torch's own takes no inner width besides that of its inputs."""
     for name in dict.fromkeys(name.removesuffix(".out_proj") for name in touched):
-        if type(model.get_submodule(name)) is nn.MultiheadAttention:
+        if attention.can_adopt(model.get_submodule(name)):
             yield Replace(module=name)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsify.graph.cropping import CROPPED, PLAIN, Conv, padding, trimmed
+from sparsify.graph.cropping import PLAIN, Conv, padding, trimmed
 
 CONVOLVE = (F.conv1d, F.conv2d, F.conv3d)
 
@@ -63,8 +63,6 @@ class GatheredLinear(nn.Linear):
 
 
 GATHERED: dict[type[Any], type[Any]] = {nn.Linear: GatheredLinear, nn.Conv1d: GatheredConv1d, nn.Conv2d: GatheredConv2d, nn.Conv3d: GatheredConv3d}
-STANDS_FOR = {made.__name__: plain.__name__ for family in (CROPPED, GATHERED) for plain, made in family.items()}
-"""class of a realised layer -> the class that a recipe speaks of"""
 
 
 def can_gather(module: nn.Module) -> bool:

@@ -9,8 +9,8 @@ from sparsify.copies import copied
 from sparsify.errors import ModelError
 from sparsify.graph.attributing import Followed, products
 from sparsify.graph.call import Inputs, check_model, named, shapes
+from sparsify.graph.classes import class_names, is_transposed_linear
 from sparsify.graph.copying import on_meta
-from sparsify.graph.gathering import STANDS_FOR
 from sparsify.graph.grouping import coupled_groups
 from sparsify.graph.labels import Ints, Labels
 from sparsify.graph.naming import canonical_names, named_tensors, walk
@@ -61,8 +61,9 @@ def layers(model: nn.Module, macs: Mapping[str, int]) -> Iterable[Layer]:
         weight = _weight(module)
         if isinstance(module, ParametrizationList) or (weight is None and all(p is None for p in module._parameters.values())):
             continue
-        shape, kind = () if weight is None else tuple(weight[1].shape), type(module).__name__.removeprefix("Parametrized")
-        yield Layer(name, STANDS_FOR.get(kind, kind), shape, macs.get(name, 0), *_widths(module))
+        shape = () if weight is None else tuple(weight[1].shape)
+        own, *ancestors = class_names(module)
+        yield Layer(name, own, shape, macs.get(name, 0), *_widths(module), tuple(ancestors))
 
 
 def _weight(module: nn.Module) -> tuple[str, nn.Parameter] | None:
@@ -148,7 +149,7 @@ def _producers(model: nn.Module, labels: Labels) -> dict[tuple[str, int], str]:
         weight = names[f"{prefix}{own[0]}"]
         if isinstance(module, (*CONVS, nn.Linear, nn.Bilinear, nn.MultiheadAttention)):
             found.setdefault((weight, 0), name)
-        elif isinstance(module, TRANSPOSED) or type(module).__name__ == "Conv1D":  # transformers' Linear, transposed
+        elif isinstance(module, TRANSPOSED) or is_transposed_linear(module):
             found.setdefault((weight, 1), name)
     for name, module in walk(model):  # last: a group is named after an embedding only where nothing else makes it
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and _weight(module) is not None:

@@ -363,7 +363,7 @@ def watch(model: nn.Module, inputs: Inputs, *, lenient: bool) -> tuple[Labels, l
     lenient: one that does not run in train mode is watched in eval mode alone. Raises ModelError when nothing that could
     be compared comes out.
     """
-    for name in [name for name, module in walk(model) if type(module) is nn.MultiheadAttention]:
+    for name in [name for name, module in walk(model) if attention.can_adopt(module)]:
         attention.adopt(model, name)
     labels = Labels()
     mode = Watch(labels, numbers=lenient)

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from sparsify.graph.classes import is_transposed_linear
 from sparsify.graph.gathering import GatheredConv1d, GatheredConv2d, GatheredConv3d, GatheredLinear
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -59,8 +60,8 @@ def attributes(module: nn.Module) -> dict[str, int | tuple[int, ...]]:
             return {"input_size": read, "hidden_size": kept}
         case nn.RNNCellBase():
             return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
-        case _ if type(module).__name__ == "Conv1D":  # transformers' Linear, transposed
+        case _ if is_transposed_linear(module):
             rows, columns = module.get_parameter("weight").shape
-            return {"nx": rows, "nf": columns}
+            return {"nx": rows, "nf": columns} if hasattr(module, "nx") else {"nf": columns}
         case _:
             return {}

@@ -180,7 +180,7 @@ def narrowed(model: nn.Module, map: ModelMap, kept: Mapping[str, int]) -> nn.Mod
 def random_widths(map: ModelMap, steps: Steps | None, shares: Iterable[float], seed: int = 0, spread: float = 0.25) -> Iterator[dict[str, int]]:
     """Coupled group -> units kept: about so large a share of each, in whole steps where they are given."""
     rng = np.random.default_rng(seed)
-    linear = {layer.name for layer in map.layers if layer.type in ("Linear", "NonDynamicallyQuantizableLinear", "Conv1D")}
+    linear = {layer.name for layer in map.layers if layer.kind in ("Linear", "Conv1D")}
     for share in shares:
         kept = {}
         for c in map.coupled:

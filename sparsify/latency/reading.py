@@ -1,6 +1,6 @@
 """Which layers a forward call runs, and on what shapes: all that their cost depends on besides widths."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparsify.clock import Kind, Work
 from sparsify.graph import Inputs, call
+from sparsify.graph.classes import is_transposed_linear
 from sparsify.measure import copied, count_macs
 
 Convs = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -69,7 +70,8 @@ def _noting(found: list[tuple[Work, Geometry | None]], name: str, batch: int) ->
     def note(module: nn.Module, given: tuple[object, ...], made: object) -> None:
         x = next((value for value in (*given, made) if isinstance(value, Tensor)), None)
         if x is not None and x.dim():
-            found.extend(_works(name, module, x, made, batch))
+            works = _works(name, module, x, made, batch)
+            found.extend(_without_last(works, found) if _calls_its_projection(module) else works)
 
     return note
 
@@ -88,10 +90,24 @@ def _works(name: str, module: nn.Module, x: Tensor, made: object, batch: int) ->
             yield _linear(f"{stem}out_proj.weight", size, size, rows, batch)
         case nn.Linear():
             yield _linear(weight, module.in_features, module.out_features, _rows(x), batch)
-        case _ if type(module).__name__ == "Conv1D":  # transformers' Linear, transposed
+        case _ if is_transposed_linear(module):
             inputs, outputs = module.get_parameter("weight").shape
             work, geometry = _linear(weight, inputs, outputs, _rows(x), batch)
             yield Work(work.tensor, work.kind, work.key, inputs, outputs, work.written, transposed=True), geometry
+
+
+def _calls_its_projection(module: nn.Module) -> bool:
+    """Whether an attention's forward is not torch's, which reads the weights of `out_proj` without calling it."""
+    attention = isinstance(module, nn.MultiheadAttention)
+    return attention and type(module).forward is not nn.MultiheadAttention.forward
+
+
+def _without_last(
+    works: Iterator[tuple[Work, Geometry]], found: Sequence[tuple[Work, Geometry | None]]
+) -> Iterator[tuple[Work, Geometry]]:
+    """Without what was noted just before, when the projection inside was called."""
+    last = found[-1][0].tensor if found else None
+    return (entry for entry in works if entry[0].tensor != last)
 
 
 def _rows(x: Tensor) -> int:

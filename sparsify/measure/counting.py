@@ -50,7 +50,7 @@ def count_macs(model: nn.Module, inputs: Inputs) -> tuple[int, dict[str, int]]:
     batch = first(inputs).shape[0]
     spent: defaultdict[str, int] = defaultdict(int)
     model = copied(model).eval()
-    for name in [name for name, module in model.named_modules() if type(module) is nn.MultiheadAttention]:
+    for name in [name for name, module in model.named_modules() if attention.can_adopt(module)]:
         attention.adopt(model, name)  # it calls its output projection as a module, which is then charged with its share
     with torch.random.fork_rng(devices=[]), torch.no_grad(), _counter() as counter, _charged(model, counter.get_total_flops, spent):
         try:

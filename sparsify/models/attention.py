@@ -1,5 +1,8 @@
 """Multi-head attention whose inner width need not be that of its inputs: what torch's own becomes when heads leave it."""
 
+from functools import cache
+from typing import Any, SupportsIndex
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -75,19 +78,75 @@ def _added(mask: Tensor, like: Tensor) -> Tensor:
     return torch.zeros_like(mask, dtype=like.dtype, device=like.device).masked_fill(mask.to(like.device), -torch.inf) if mask.dtype == torch.bool else mask.to(like)
 
 
+_WRITTEN_BY_PYTHON = frozenset(
+    "__static_attributes__ __firstlineno__ __dict__ __weakref__ "
+    "__annotate__ __annotate_func__ __annotations_cache__".split()
+)
+"""what a class statement writes by itself"""
+_SAFE_TO_OVERRIDE = frozenset(
+    "__init__ __module__ __doc__ __annotations__ __constants__ __setstate__ _reset_parameters extra_repr".split()
+)
+"""what a subclass of torch's may define anew without computing anything else than torch's does"""
+
+
+def can_adopt(module: nn.Module) -> bool:
+    """Whether `adopt` takes a module: torch's MultiheadAttention, or one of a subclass that computes the same."""
+    kind = type(module)
+    if not isinstance(module, nn.MultiheadAttention) or isinstance(module, MultiheadAttention):
+        return False
+    if "parametrizations" in module._modules:
+        return False
+    subclasses = kind.__mro__[: kind.__mro__.index(nn.MultiheadAttention)]
+    return not any(_computes_otherwise(each) for each in subclasses)
+
+
+def _computes_otherwise(kind: type[Any]) -> bool:
+    """Whether a subclass of torch's defines anew what torch's class, nn.Module or our class defines."""
+    known = {name for base in MultiheadAttention.__mro__[:-1] for name in vars(base)}
+    return bool(vars(kind).keys() & known - _SAFE_TO_OVERRIDE - _WRITTEN_BY_PYTHON)
+
+
 def adopt(model: nn.Module, name: str) -> None:
     """Make a MultiheadAttention of torch's, of this name in the model, into one of ours, in place: its tensors, hooks and name stay.
 
-    Layers around it that look whether they may run it by torch's fused path (TransformerEncoderLayer) no longer may.
-    Raises TypeError for any other module.
+    One of a subclass keeps what the subclass adds. Layers around it that look whether they may run it by torch's
+    fused path (TransformerEncoderLayer) no longer may. Raises TypeError where `can_adopt` says no.
     """
     module = model.get_submodule(name)
-    if type(module) is MultiheadAttention:
+    if isinstance(module, MultiheadAttention):
         return
-    if type(module) is not nn.MultiheadAttention:
-        raise TypeError(f"'{name}' is a {type(module).__name__}, not a MultiheadAttention of torch")
-    module.__class__ = MultiheadAttention
+    if not can_adopt(module):
+        what = type(module).__name__
+        raise TypeError(f"'{name}' is a {what}, which does not compute as a MultiheadAttention of torch")
+    assert isinstance(module, nn.MultiheadAttention)
+    module.__class__ = _ours(type(module))  # type: ignore[arg-type]
     module._qkv_same_embed_dim = False
     for outer in model.modules():
         if isinstance(outer, nn.TransformerEncoder) and any(inner is module for inner in outer.modules()):
             outer.use_nested_tensor = False
+
+
+def class_before(kind: type[Any]) -> type[Any]:
+    """The class that a module of this class had before it was adopted; any other class as it is."""
+    if not issubclass(kind, MultiheadAttention):
+        return kind
+    return nn.MultiheadAttention if kind is MultiheadAttention else kind.__bases__[1]
+
+
+@cache
+def _ours(kind: type[Any]) -> type[Any]:
+    """Our class in place of torch's or of a subclass of torch's."""
+    if kind is nn.MultiheadAttention:
+        return MultiheadAttention
+    own = {"__module__": kind.__module__, "__reduce_ex__": _reduced}
+    return type(kind.__name__, (MultiheadAttention, kind), own)
+
+
+def _reduced(module: nn.Module, _protocol: SupportsIndex) -> tuple[Any, ...]:
+    """How a copy or a pickle makes one of a class that no module of Python holds by its name."""
+    return _empty, (class_before(type(module)),), module.__dict__
+
+
+def _empty(kind: type[Any]) -> nn.Module:
+    ours: type[nn.Module] = _ours(kind)  # type: ignore[arg-type]
+    return ours.__new__(ours)

@@ -252,7 +252,8 @@ def widths(report: Report) -> Html:
 def _steps(layer: LayerRow, timed: Latency | None) -> tuple[float, ...]:
     if timed is None or timed.steps is None:
         return ()
-    step = timed.steps.linear if layer.type == "Linear" else timed.steps.convolution
+    linear = (layer.kind or layer.type) in ("Linear", "Conv1D")
+    step = timed.steps.linear if linear else timed.steps.convolution
     return tuple(at / layer.outputs for at in range(step, layer.outputs, step)) if step > 1 and layer.outputs / step <= _STEPS else ()
 
 

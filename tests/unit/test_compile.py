@@ -44,7 +44,7 @@ GOLDEN = {
     ),
     "matches nothing like it": (
         "rules:\n  - {layers: 'encoder.*', group: filter}\n",
-        ["recipe.yaml:4:14: rules.0.layers: 'encoder.*' matches no layer of the model; the layers are conv1, conv2, conv3, fc, Conv2d, Linear"],
+        ["recipe.yaml:4:14: rules.0.layers: 'encoder.*' matches no layer of the model; the layers are conv1, conv2, conv3, fc; their classes are Conv2d, Linear"],
     ),
     "a glob matches nothing": (
         "rules:\n  - {layers: 'covn*', group: filter}\n",
@@ -154,7 +154,7 @@ GOLDEN = {
         "budget: {macs: 1%}\nrules:\n  - {layers: covn1, group: filter}\n  - {layers: nothing_like_it, protect: true}\n",
         [
             "recipe.yaml:5:14: rules.0.layers: 'covn1' matches no layer of the model; did you mean 'conv1'?",
-            "recipe.yaml:6:14: rules.1.layers: 'nothing_like_it' matches no layer of the model; the layers are conv1, conv2, conv3, fc, Conv2d, Linear",
+            "recipe.yaml:6:14: rules.1.layers: 'nothing_like_it' matches no layer of the model; the layers are conv1, conv2, conv3, fc; their classes are Conv2d, Linear",
         ],
     ),
 }

@@ -318,7 +318,7 @@ def test_a_protected_layer_keeps_its_block() -> None:
 ERRORS = {
     "matches nothing": (
         [{"layers": "bn1"}],
-        "rules.0.layers: 'bn1' matches no residual block or branch of the model; those that can leave are layer1.0, layer1.1, layer1.2, layer2.1, layer2.2, layer3.1, layer3.2",
+        "rules.0.layers: 'bn1' matches no residual block or branch of the model; those that can leave are layer1.0, layer1.1, layer1.2, layer2.1, layer2.2, layer3.1, layer3.2; their classes are BasicBlock",
     ),
     "cannot leave": (
         [{"layers": "layer2.0", "sparsity": "50%"}],

@@ -31,7 +31,7 @@ from sparsify.groups import check_fits, coupled_layout, dead_units
 from sparsify.latency import clock, settled, target_steps
 from sparsify.load import Loaded, load
 from sparsify.looking import looks
-from sparsify.measure import copied, count_macs, detached
+from sparsify.measure import copied, counted_macs, detached
 from sparsify.memory import held, with_lifetimes
 from sparsify.overview import LABELS
 from sparsify.plan import ModelMap, Plan
@@ -114,7 +114,8 @@ def make_plan(
     graph.check_model(model)
     _check_initialized(model)
     inputs = example_inputs(loaded.recipe, None) if inputs is None else _checked(inputs)
-    _, macs = count_macs(model, inputs)
+    counted = counted_macs(model, inputs)
+    macs = counted.by_module
     model = copied(model)
     with torch.random.fork_rng(devices=[]):
         map = graph.probe(model, graph.inspect(model, inputs, macs), inputs)
@@ -128,7 +129,7 @@ def make_plan(
     plan = compile_plan(loaded, map, strict=strict, clocks=clocks, steps=steps)
     weighing = _clocks(loaded.recipe, weighed_by(loaded.recipe), model, map, inputs, listener)
     prices = tuple((c.target, name, price) for c in weighing for name, price in priced(plan, c).items())
-    plan = replace(plan, prices=prices, notes=(*plan.notes, *foretold(loaded.recipe, examples)))
+    plan = replace(plan, prices=prices, notes=(*plan.notes, *_uncounted(counted.missed), *foretold(loaded.recipe, examples)))
     if any(p.is_meta for p in model.parameters()):
         return replace(plan, notes=(*plan.notes, "the model has shapes and no weights: trial cuts checked that it runs, not what it computes"))
     keep = choose(plan, *scored(plan, model, None), clocks=clocks)
@@ -262,12 +263,17 @@ def _seed_of(plan: Plan, batch: int) -> int:
 
 
 def _constants(dense: nn.Module, map: ModelMap, keep: Mapping[str, Sequence[int]], inputs: Inputs) -> graph.Constants:
-    """What the removed units emit that no input changes, computed in float64 where the model runs in it."""
+    """What the removed units emit that no input changes, computed in float64 where the model runs in it; nothing, where
+    it cannot be followed."""
     given = graph.on_cpu(inputs)
+    double = graph.converted(given, torch.float64)
     try:
-        return graph.find_constants(copied(dense).cpu().double().eval(), map, keep, graph.converted(given, torch.float64))
-    except RuntimeError:  # the model casts inside
-        return graph.find_constants(copied(dense).cpu().eval(), map, keep, given)
+        return graph.find_constants(graph.cast(copied(dense).cpu(), torch.float64).eval(), map, keep, double)
+    except Exception:  # the model casts inside
+        try:
+            return graph.find_constants(copied(dense).cpu().eval(), map, keep, given)
+        except Exception:
+            return graph.Constants()
 
 
 def _unfollowed(
@@ -312,6 +318,11 @@ def _reloaded(dense: nn.Module, thin: nn.Module, cuts: Cuts, fresh: Sequence[Inp
 
 RELOADED = 1e-5
 """largest difference, in the model's own precision, between the cut model and its rebuilt form: rounding alone"""
+
+
+def _uncounted(operators: Iterable[str]) -> Iterator[str]:
+    for name in operators:
+        yield f"the MACs of '{name}' are not counted: its operands have no plain shapes, or it runs functions of its own"
 
 
 def _check_initialized(model: nn.Module) -> None:
@@ -368,7 +379,7 @@ def scored(plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]
     """What each unit of each coupled group is worth to its rule's criterion, and whether it is dead."""
     copy = copied(model)
     _apply_masks(copy)
-    parameters = dict(copy.named_parameters())
+    parameters = {name: torch.view_as_real(p) if p.is_complex() else p for name, p in copy.named_parameters()}
     scores: Scores = {}
     for assignment in plan.assignments:
         rule = plan.recipe.rules[assignment.rule]

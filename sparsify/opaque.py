@@ -1,0 +1,81 @@
+"""What a forward call may hold that no mode of torch can look into, and how each is told."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
+from torch.utils._pytree import tree_leaves
+
+LEAVING = {
+    Tensor.numpy: "numpy()",
+    Tensor.__array__: "numpy.asarray",
+    Tensor.tolist: "tolist()",
+    Tensor.__dlpack__: "DLPack",
+}
+"""how numbers of a tensor leave torch: what is computed from them outside cannot be followed"""
+
+
+@cache
+def is_composite(func: Any) -> bool:
+    """Whether an operator is only a function of others. Inference mode shows it whole; elsewhere torch takes it apart."""
+    found: bool = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    return found
+
+
+def is_higher_order(func: Any) -> bool:
+    """Whether an operator takes functions (`torch.cond`)."""
+    return isinstance(func, HigherOrderOperator)
+
+
+def are_wrappers(types: Iterable[type]) -> bool:
+    """Whether tensors of these types are made of others, and show the operators on those."""
+    return any(kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl for kind in types)
+
+
+def is_scripted(module: nn.Module) -> bool:
+    """Whether a module is TorchScript: it takes no hooks, and its tensors cannot be narrowed."""
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def is_sparse(tensor: Tensor) -> bool:
+    return tensor.layout not in (torch.strided, torch.jagged)
+
+
+def is_nested(tensor: Tensor) -> bool:
+    """Whether a tensor is a list of tensors of several shapes: it has no shape itself."""
+    return bool(tensor.is_nested)
+
+
+def holds_nested(values: Any) -> bool:
+    """Whether one of the tensors in nested values is a nested tensor."""
+    return any(is_nested(value) for value in tree_leaves(values) if isinstance(value, Tensor))
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a tensor lives only inside a transform of torch.func (vmap, grad)."""
+    found: bool = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return found
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run what would be compiled as it is written.
+
+    `torch.cond` compiles its branches even in eager mode. Where a mode watches, torch gives that up and remembers it, so
+    that the model would fail in every later call. torch._dynamo takes seconds to import: a model that does not need it
+    is not kept waiting.
+    """
+    if "torch._dynamo" in sys.modules:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+        return
+    try:
+        yield
+    finally:
+        if "torch._dynamo" in sys.modules:
+            torch._dynamo.reset()

@@ -16,6 +16,8 @@ LEAVING = {
     Tensor.__array__: "numpy.asarray",
     Tensor.tolist: "tolist()",
     Tensor.__dlpack__: "DLPack",
+    Tensor.__deepcopy__: "copy.deepcopy",
+    Tensor.data_ptr: "data_ptr()",
 }
 """how numbers of a tensor leave torch: what is computed from them outside cannot be followed"""
 

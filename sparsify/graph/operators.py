@@ -43,7 +43,7 @@ LOSSES = {
 }
 """element by element, then a sum or a mean over all of them: operator -> place of the argument that can say none"""
 
-ALIKE = frozenset(["zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"])
+ALIKE = frozenset(["_efficientzerotensor", "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"])
 """made from nothing, every element the same or yet to be written"""
 
 

@@ -281,6 +281,13 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         return described(name, func, args, kwargs)
 
     def _written(self, name: str, args: Any) -> None:
+        """What an operator that wrote into its first argument means for labels; where that fails, they stay."""
+        try:
+            self._follow_writing(name, args)
+        except Exception as error:
+            self.protect(args, self._failed(name, error))
+
+    def _follow_writing(self, name: str, args: Any) -> None:
         """An operator wrote into a part of a tensor. Labels that lie there already are joined with what is written; labels
         that come to lie where none were can no longer be followed."""
         target = args[0] if args else None
@@ -293,7 +300,8 @@ class Watch(Located):  # type: ignore[no-untyped-call]
                 shadow = self.algebra.pointwise(own.shape, [self.of(value), Shadow((1,) * len(own.shape), own.aspects)])
                 strange = [aspect for aspect in shadow.aspects if not varying(aspect) <= lies]
                 if strange and not self._filled(target, strange):
-                    self._fix(self.of(value), f"it is written into a part of another tensor ({name})")
+                    lost = [aspect for aspect in strange if not self._filled(target, [aspect])]
+                    self._fix(Shadow(own.shape, tuple(lost)), f"it is written into a part of another tensor ({name})")
 
     def _written_by_number(self, name: str, target: Tensor, made: Shadow | None) -> None:
         """The same for elements that were written into a view by their number."""
@@ -339,9 +347,12 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         try:
             return self._rule(name, func, args, kwargs, out)
         except Exception as error:
-            module = f" in '{self.within[-1]}'" if self.within and self.within[-1] else ""
-            self.protect((args, kwargs), f"it passes through '{name}'{module}, which could not be followed ({type(error).__name__})")
+            self.protect((args, kwargs), self._failed(name, error))
             return None
+
+    def _failed(self, name: str, error: Exception) -> str:
+        module = f" in '{self.within[-1]}'" if self.within and self.within[-1] else ""
+        return f"it passes through '{name}'{module}, which could not be followed ({type(error).__name__})"
 
     def _rule(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Shadow | list[Shadow] | None:
         a = self.algebra
@@ -370,6 +381,8 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         op = Op(name, args, kwargs, out)
         if name in RULES:
             return RULES[name](self, op)
+        if name in ("add", "sub"):
+            a.alike([self._peek(t) for t in tensors_in])
         if name in NORMS:
             return batch_norm(self, op)
         if name in SPATIAL:

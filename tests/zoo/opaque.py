@@ -162,7 +162,7 @@ def _spectral_pool(m: Any, x: Tensor) -> Tensor:
 
 
 def _spectrogram(m: Any, x: Tensor) -> Tensor:
-    signal = m.a(x).mean(1)
+    signal = m.one(m.a(x).relu()).squeeze(1)
     spectrum = torch.stft(signal, 8, 4, window=torch.hann_window(8, device=x.device, dtype=x.dtype), return_complex=True)
     return m.fc(m.b(spectrum.abs()).relu().mean(2))
 
@@ -440,6 +440,18 @@ class LowRank(nn.Module):
         return self.fc(((self.b(y) + y @ self.pair[0] @ self.pair[1]) * self.more["scale"] + self.more["shift"]).relu())
 
 
+class Sum(nn.Module):
+    """A frozen weight and what was learnt on top of it, side by side with a second such layer."""
+
+    def __init__(self, put: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.a, self.fc, self.put = nn.Linear(6, 16), nn.Linear(24, 3), put
+        self.base, self.learnt = nn.Parameter(torch.randn(24, 16) / 4), nn.Parameter(torch.randn(24, 16) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.linear(self.a(x).relu(), self.put(self.base, self.learnt)).relu()[:, :24])
+
+
 # functions of autograd
 
 
@@ -709,7 +721,7 @@ FOURIER: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "global filter": (lambda: Net(lambda m, x: m.fc(m.b(m.s(m.a(x).permute(0, 2, 3, 1)).relu()).relu().mean((1, 2))), a=nn.Conv2d(3, 12, 3, padding=1), s=GlobalFilter(12, 16), b=nn.Linear(12, 8), fc=nn.Linear(8, 3)), IMAGE),
     "Fourier neural operator": (lambda: Net(lambda m, x: m.fc(m.c((m.s(y := m.a(x)) + m.w(y)).relu()).relu().mean(2)), a=nn.Conv1d(4, 12, 1), s=SpectralConvolution(12, 16, 5), w=nn.Conv1d(12, 16, 1), c=nn.Conv1d(16, 8, 1), fc=nn.Linear(8, 3)), SIGNAL),
     "spectral pooling": (lambda: Net(_spectral_pool, a=nn.Conv2d(3, 12, 3, padding=1), b=nn.Conv2d(12, 8, 3), fc=nn.Linear(8, 3)), IMAGE),
-    "spectrogram": (lambda: Net(_spectrogram, a=nn.Conv1d(4, 12, 3, padding=1), b=nn.Conv1d(5, 8, 3), fc=nn.Linear(8, 3)), SIGNAL),
+    "spectrogram": (lambda: Net(_spectrogram, a=nn.Conv1d(4, 12, 3, padding=1), one=nn.Conv1d(12, 1, 1), b=nn.Conv1d(5, 8, 3), fc=nn.Linear(8, 3)), SIGNAL),
     "Fourier along channels": (lambda: Net(_denoise, a=nn.Conv1d(4, 16, 1), b=nn.Conv1d(16, 8, 1), fc=nn.Linear(8, 3)), SIGNAL),
 }  # fmt: skip
 COVARIANCE: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
@@ -762,6 +774,8 @@ PARAMETERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "slice of a parameter": (lambda: PassedView(lambda w: w[:12], (20, 16)), ROWS),
     "entry of a stacked parameter": (lambda: PassedView(lambda w: w[1], (2, 12, 16)), ROWS),
     "parameter as a view": (lambda: PassedView(lambda w: w.view(12, 16), (12 * 16,)), ROWS),
+    "sum of parameters": (lambda: Sum(torch.add), ROWS),
+    "two parameters as one": (lambda: Sum(lambda one, two: torch.cat([one, two])[12:36]), ROWS),
     "learned queries": (Queries, SEQUENCE),
     "adapters": (LowRank, ROWS),
 }

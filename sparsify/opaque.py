@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch.utils._pytree import tree_leaves
 
+from sparsify.errors import ModelError, SparsifyError, first_line
+
 LEAVING = {
     Tensor.numpy: "numpy()",
     Tensor.__array__: "numpy.asarray",
@@ -81,3 +83,31 @@ def uncompiled() -> Iterator[None]:
     finally:
         if "torch._dynamo" in sys.modules:
             torch._dynamo.reset()
+
+
+@contextmanager
+def in_words(doing: str) -> Iterator[None]:
+    """Turn what torch or a model raises inside into one sentence: what failed, where in the model, and what to do.
+
+    Raises ModelError; errors of our own, of files and of memory pass through.
+    """
+    try:
+        yield
+    except (SparsifyError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{doing} failed{_forward_of(error)}: {type(error).__name__}: {first_line(error)}; "
+            "protect the layers that it concerns (a rule with 'protect: true'), or pass simpler inputs"
+        ) from error
+
+
+def _forward_of(error: Exception) -> str:
+    """The class of the innermost module of the user's whose forward raised an error."""
+    found, at = "", error.__traceback__
+    while at is not None:
+        module = at.tb_frame.f_locals.get("self")
+        if at.tb_frame.f_code.co_name == "forward" and isinstance(module, nn.Module):
+            found = f" in the forward call of a {type(module).__name__}"
+        at = at.tb_next
+    return found

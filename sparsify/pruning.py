@@ -33,6 +33,7 @@ from sparsify.load import Loaded, load
 from sparsify.looking import looks
 from sparsify.measure import copied, counted_macs, detached
 from sparsify.memory import held, with_lifetimes
+from sparsify.opaque import in_words, is_scripted
 from sparsify.overview import LABELS
 from sparsify.plan import ModelMap, Plan
 from sparsify.report import fold_notes, verdict_words
@@ -117,12 +118,13 @@ def make_plan(
     counted = counted_macs(model, inputs)
     macs = counted.by_module
     model = copied(model)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), in_words("trying out which layers can be cut"):
         map = graph.probe(model, graph.inspect(model, inputs, macs), inputs)
         if any(rule.group == "depth" for rule in loaded.recipe.rules):
             map = graph.with_branches(model, map, inputs, macs)
     if any(budget.peak_memory is not None for budget in (loaded.recipe.budget, *(own for _, own in own_budgets(loaded.recipe)))):
-        map = with_lifetimes(model, map, inputs)
+        with in_words("measuring the peak of memory"):
+            map = with_lifetimes(model, map, inputs)
     clocks = _clocks(loaded.recipe, loaded.recipe.budget.latency, model, map, inputs, listener)
     aligned = any(rule.keep.multiple_of == "auto" for rule in loaded.recipe.rules)
     steps = target_steps(loaded.recipe.targets if aligned else {}) | {c.target: c.steps for c in clocks}
@@ -177,8 +179,9 @@ def cut(
     clocks = _clocks(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)
     scores = scored(plan, dense, batches)
     keep = agree(held(plan, dense, inputs, lambda aim: settled(aim, dense, *scores, clocks, inputs, listener, chooser), listener))
-    zeroed, deeds = zeroing.zeroed(plan, dense, keep, partial(looks, batches=batches))
-    keep = zeroing.without_dead(plan, zeroed, keep)
+    with in_words("cutting the model"):
+        zeroed, deeds = zeroing.zeroed(plan, dense, keep, partial(looks, batches=batches))
+        keep = zeroing.without_dead(plan, zeroed, keep)
     constants = _constants(zeroed, plan.map, keep, inputs)
     notes: tuple[str, ...] = ()
     try:
@@ -221,16 +224,19 @@ def _carried_out(
     inputs: Inputs,
 ) -> _Made:
     """Remove the units, make layers cheaper, fold constants, and prove what comes of it as rebuilt from log and weights."""
-    thin, cuts = graph.cut(zeroed, plan.map, keep, plan.digest)
-    cuts = graph.follow_widths(dense, thin, cuts, inputs)
-    reshaped, executions = executing.realise(plan, thin, inputs)
-    folded = graph.fold(thin, constants.shifts, plan.map, keep)
+    with in_words("cutting the model"):
+        thin, cuts = graph.cut(zeroed, plan.map, keep, plan.digest)
+        cuts = graph.follow_widths(dense, thin, cuts, inputs)
+        reshaped, executions = executing.realise(plan, thin, inputs)
+        folded = graph.fold(thin, constants.shifts, plan.map, keep)
     operations = (*cuts.operations, *reshaped, *folded.operations, *zeroing.counts(plan, thin))
     cuts = cuts.model_copy(update={"operations": operations, "executions": executions})
     fresh = tuple(redraw(inputs, _seed_of(plan, batch), batch) for batch in EXAMPLES)
-    delivered = _reloaded(zeroed, thin, cuts, fresh, inputs)
-    done = _Cut(dense, zeroed, delivered, keep, reshaped, constants, folded.values, fresh)
-    return _Made(thin, cuts, _prove(plan, done, inputs))
+    with in_words("proving the cut"):
+        delivered = _reloaded(zeroed, thin, cuts, fresh, inputs)
+        done = _Cut(dense, zeroed, delivered, keep, reshaped, constants, folded.values, fresh)
+        verdicts = _prove(plan, done, inputs)
+    return _Made(thin, cuts, verdicts)
 
 
 def _followed(plan: Plan, other: Any, model: nn.Module, thin: nn.Module, cuts: Cuts, keep: Keep, inputs: Inputs) -> Any:
@@ -380,6 +386,13 @@ def scored(plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]
     copy = copied(model)
     _apply_masks(copy)
     parameters = {name: torch.view_as_real(p) if p.is_complex() else p for name, p in copy.named_parameters()}
+    with in_words("scoring the units that may go"):
+        return _scored(plan, copy, parameters, batches)
+
+
+def _scored(
+    plan: Plan, copy: nn.Module, parameters: Mapping[str, Tensor], batches: Sequence[tuple[Tensor, Tensor]] | None
+) -> tuple[Scores, dict[str, list[bool]]]:
     scores: Scores = {}
     for assignment in plan.assignments:
         rule = plan.recipe.rules[assignment.rule]
@@ -410,6 +423,8 @@ def _looked_at(spec: Criterion) -> frozenset[str]:
 def _apply_masks(model: nn.Module) -> None:
     """What a mask of torch.nn.utils.prune hides counts as the zero that it acts as."""
     for module in model.modules():
+        if is_scripted(module):
+            continue
         for name, mask in module.named_buffers(recurse=False):
             orig = module._parameters.get(f"{name.removesuffix('_mask')}_orig")
             if name.endswith("_mask") and orig is not None:

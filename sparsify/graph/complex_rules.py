@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from sparsify.graph.following import Follower, Op, Rule
-from sparsify.graph.operators import dimension
+from sparsify.graph.operators import argument, dimension
 from sparsify.graph.shadow import Shadow, varying
 
 # complex numbers
@@ -68,6 +68,30 @@ def _counted_alike(held: Shadow, result: object, batch: tuple[int, ...]) -> Shad
     return Shadow(own, aspects, held.parameter)
 
 
+def _solve(w: Follower, op: Op) -> Shadow | list[Shadow]:
+    """A X = B: every column of B is solved for by itself, with the same matrix."""
+    a, b = w.of(op.args[0]), w.of(op.args[1])
+    left = argument(op.args, op.kwargs, 2, "left", True)
+    rank = len(a.shape)
+    held = w.algebra.hold_all(a, {rank - 2, rank - 1}, f"'{op.name}' takes whole matrices")
+    if len(b.shape) != rank or not left:
+        right = w.algebra.hold_all(b, set(range(len(b.shape))), f"'{op.name}' takes whole matrices")
+        batch = Shadow(b.shape, right.aspects)
+    else:
+        batch = w.algebra.hold_all(b, {rank - 2}, f"'{op.name}' takes whole matrices")
+    result = op.out if isinstance(op.out, Tensor) else op.out[0]
+    counted = Shadow((*a.shape[: rank - 2], 1, 1), tuple(aspect[..., :1, :1] for aspect in held.aspects))
+    made = w.algebra.pointwise(result.shape, [counted, batch])
+    if isinstance(op.out, Tensor):
+        return made
+    return [made, *(Shadow(tuple(other.shape)) for other in op.out[1:])]
+
+
+def _none(_w: Follower, _op: Op) -> list[Shadow]:
+    """It only looks for errors."""
+    return []
+
+
 def _triangle(w: Follower, op: Op) -> Shadow:
     x = w.of(op.args[0])
     rank = len(x.shape)
@@ -101,6 +125,8 @@ COMPLEX_RULES: dict[str, Rule] = {
     "_fft_c2c": _fourier,
     "_fft_c2r": _fourier,
     "_fft_r2c": _fourier,
+    "_linalg_check_errors": _none,
+    "_linalg_solve_ex": _solve,
     "_neg_view": _same,
     "_sparse_addmm": _sparse_addmm,
     "_sparse_mm": _sparse_mm,

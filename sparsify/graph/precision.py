@@ -38,7 +38,8 @@ class InDouble(Located):  # type: ignore[no-untyped-call]
         """how many were left out"""
 
     def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if func is torch.ops.aten._to_copy.default and args[0].dtype in DOUBLE and kwargs.get("dtype") in LOWER:
+        cast_down = func is torch.ops.aten._to_copy.default and kwargs.get("dtype") in LOWER
+        if cast_down and isinstance(args[0], Tensor) and args[0].dtype in DOUBLE:
             self.casts += 1
             kwargs = {**kwargs, "dtype": args[0].dtype}
         return func(*args, **kwargs)

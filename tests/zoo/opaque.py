@@ -4,14 +4,17 @@ Complex numbers, Fourier transforms, covariances, `torch.func`, TorchScript, spa
 views of a Parameter, NumPy, linear algebra, nested tensors, quantisation, custom operators, control flow.
 """
 
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import torch
 from own import Net, cbr, noise, pooled
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, stack_module_state, vmap
+from torch.func import functional_call, grad, hessian, jacrev, jvp, stack_module_state, vmap
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -95,6 +98,11 @@ def _polar(m: Any, x: Tensor) -> Tensor:
     return m.fc(m.c((z * z).real).relu())
 
 
+def _chunked(m: Any, x: Tensor) -> Tensor:
+    z = torch.complex(*m.a(x).chunk(2, 1))
+    return m.fc(m.b(torch.cat([z.real, z.imag], 1)).relu())
+
+
 # Fourier transforms
 
 
@@ -155,10 +163,29 @@ class SpectralConvolution(nn.Module):
         return torch.fft.irfft(out, n=x.shape[-1])
 
 
+class DepthwiseByFourier(nn.Module):
+    """A small filter of its own for every channel, applied by FFT."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.filter = nn.Parameter(torch.randn(width, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[-2:]
+        return torch.fft.irfft2(torch.fft.rfft2(x) * torch.fft.rfft2(self.filter, s=size), s=size)
+
+
 def _spectral_pool(m: Any, x: Tensor) -> Tensor:
     spectrum = torch.fft.fftshift(torch.fft.fft2(m.a(x)), dim=(2, 3))
     half = torch.fft.ifft2(torch.fft.ifftshift(spectrum[:, :, 4:12, 4:12], dim=(2, 3))).real
     return m.fc(pooled(m.b(half).relu()))
+
+
+def _spectral_mask(m: Any, x: Tensor) -> Tensor:
+    window = torch.hann_window(8, dtype=x.dtype, device=x.device)
+    spectrum = torch.stft(x.mean(1), 8, 4, window=window, return_complex=True)
+    mask = m.b(m.a(spectrum.abs()).relu()).sigmoid()
+    return torch.istft(spectrum * mask, 8, 4, window=window)
 
 
 def _spectrogram(m: Any, x: Tensor) -> Tensor:
@@ -256,6 +283,26 @@ def _by_example(m: Any, x: Tensor) -> Tensor:
     return m.fc(vmap(lambda row: m.b(m.a(row).relu()).relu())(x))
 
 
+def _by_channel(function: Callable[[Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    return lambda m, x: m.fc(m.b(vmap(function, in_dims=1, out_dims=1)(m.a(x))).relu())
+
+
+def _jacobian(m: Any, x: Tensor) -> Tensor:
+    return vmap(jacrev(lambda point: m.fc(torch.tanh(m.b(torch.tanh(m.a(point)))))))(x)
+
+
+def _curvature(m: Any, x: Tensor) -> Tensor:
+    return vmap(hessian(lambda point: m.fc(torch.tanh(m.b(torch.tanh(m.a(point))))).sum()))(x)
+
+
+def _inner_loop(m: Any, x: Tensor) -> Tensor:
+    """A layer takes a step of gradient descent before it is used (MAML)."""
+    y = m.a(x).relu()
+    own = {"weight": m.b.weight, "bias": m.b.bias}
+    slopes = grad(lambda p: functional_call(m.b, p, (y,)).square().mean())(own)
+    return m.fc(functional_call(m.b, {name: own[name] - 0.1 * slopes[name] for name in own}, (y,)).relu())
+
+
 def _physics(m: Any, x: Tensor) -> Tensor:
     run = lambda point: m.fc(torch.tanh(m.b(torch.tanh(m.a(point))))).sum()  # noqa: E731
     return vmap(grad(run))(x)
@@ -285,14 +332,18 @@ class Block(nn.Module):
         return x.new_zeros(()) + self.second(self.first(x).relu()).relu()
 
 
-@torch.jit.script
-def scripted_swish(x: Tensor, scale: float) -> Tensor:
+def _swish(x: Tensor, scale: float) -> Tensor:
     return x * torch.sigmoid(scale * x)
 
 
-@torch.jit.script_if_tracing
-def scripted_if_tracing(x: Tensor) -> Tensor:
+def _sigmoid_unit(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x)
+
+
+with warnings.catch_warnings():  # TorchScript is deprecated, and in use all the same
+    warnings.simplefilter("ignore")
+    scripted_swish = torch.jit.script(_swish)
+    scripted_if_tracing = torch.jit.script_if_tracing(_sigmoid_unit)
 
 
 def _traced_function() -> Any:
@@ -305,6 +356,21 @@ def _scripted(m: Any, x: Tensor) -> Tensor:
 
 def _around(block: nn.Module) -> Net:
     return Net(_scripted, a=nn.Linear(6, 20), b=nn.Linear(20, 12), block=block, c=nn.Linear(16, 14), fc=nn.Linear(14, 3))
+
+
+def _forked(m: Any, x: Tensor) -> Tensor:
+    return m.fc(torch.jit.wait(torch.jit.fork(m.b, m.a(x).relu())).relu())
+
+
+def _compiled() -> nn.Module:
+    run = torch.compile(lambda x: torch.tanh(x) * x, backend="eager")
+    return _three(lambda m, x: m.fc(m.b(run(m.a(x))).relu()))()
+
+
+def _traced_convolution() -> Net:
+    block = nn.Sequential(nn.Conv2d(12, 16, 3), nn.BatchNorm2d(16), nn.ReLU()).eval()
+    return Net(lambda m, x: m.fc(pooled(m.c(m.b(m.a(x).relu())).relu())), a=nn.Conv2d(3, 12, 3, padding=1),
+               b=torch.jit.trace(block, torch.randn(2, 12, 16, 16)), c=nn.Conv2d(16, 8, 3), fc=nn.Linear(8, 3))  # fmt: skip
 
 
 # sparse tensors
@@ -350,6 +416,27 @@ def _edges(m: Any, x: Tensor) -> Tensor:
     return m.fc(m.b(torch.sparse.mm(adjacency, m.a(x).relu())).relu())
 
 
+class SparseBatch(nn.Module):
+    """One sparse adjacency for each graph of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(12, 3)
+        self.register_buffer("adjacency", torch.eye(9).expand(2, 9, 9).to_sparse())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.b(torch.bmm(self.adjacency, self.a(x)).relu()).relu().mean(1))
+
+
+def _sparse_attention(m: Any, x: Tensor) -> Tensor:
+    scores = (m.a(x) @ m.c(x).t()).sigmoid().to_sparse()
+    return m.fc(m.b(torch.sparse.softmax(scores, 1).to_dense() @ m.a(x)).relu())
+
+
+def _sparse_features(m: Any, x: Tensor) -> Tensor:
+    return m.fc(m.b(m.a(x).relu().to_sparse().to_dense()).relu())
+
+
 # inference mode and autocast
 
 
@@ -391,6 +478,20 @@ def _autocast_off(m: Any, x: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
             y = m.b(y.float())
         return m.fc(y.relu()).float()
+
+
+class DeepAutocast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(16, 64), nn.Linear(64, 64), nn.Linear(64, 64)])
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            for layer in self.layers:
+                x = layer(x).relu()
+            x = x.float()
+        return self.fc(x)
 
 
 # parameters of a parent
@@ -564,6 +665,28 @@ def _listed(m: Any, x: Tensor) -> Tensor:
     return m.fc(m.b(y).relu() * lengths)
 
 
+class Sorted(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
+        return torch.from_numpy(np.sort(x.detach().numpy(), axis=1))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
+        return gradient
+
+
+def _deep_copied(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x).relu()
+    return m.fc(m.b(y).relu() * deepcopy(y.detach()).norm(dim=1, keepdim=True))
+
+
+def _in_a_thread(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x).relu()
+    with ThreadPoolExecutor(1) as pool:
+        size = pool.submit(lambda: y.detach().norm(dim=1, keepdim=True)).result()
+    return m.fc(m.b(y).relu() * size)
+
+
 # linear algebra
 
 
@@ -602,6 +725,16 @@ def _ridge(m: Any, x: Tensor, target: Tensor) -> Tensor:
 
 def _orthogonal(m: Any, x: Tensor) -> Tensor:
     return m.fc(m.b(m.a(x).relu()).relu())
+
+
+def _inverse_by_channel(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x).unflatten(2, (4, 6))
+    return m.fc(m.b((torch.linalg.inv(_gram(y)) @ y.mT).flatten(2)).relu().mean(2))
+
+
+def _solved_by_channel(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x).unflatten(2, (4, 6))
+    return m.fc(m.b(torch.linalg.solve(_gram(y), y.mT).flatten(2)).relu().mean(2))
 
 
 def _log_volume(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -649,6 +782,18 @@ def _dequantised(m: Any, x: Tensor) -> Tensor:
 def _dynamic() -> nn.Module:
     inner = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(12, 16)), {nn.Linear}, dtype=torch.qint8)
     return _around(inner)
+
+
+def _observed() -> Net:
+    """Ranges are observed in eval mode too, so that each call changes the next."""
+    kind = torch.ao.quantization.MovingAveragePerChannelMinMaxObserver
+    net = Net(_observing, a=nn.Linear(6, 16), q=torch.ao.quantization.FakeQuantize(kind, ch_axis=1), b=nn.Linear(16, 12), fc=nn.Linear(12, 3))
+    net(torch.randn(4, 6))
+    return net
+
+
+def _observing(m: Any, x: Tensor) -> Tensor:
+    return m.fc(m.b(m.q(m.a(x).relu().float()).to(x.dtype)).relu())
 
 
 # custom operators
@@ -712,6 +857,8 @@ COMPLEX: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "polar": (lambda: Net(_polar, a=nn.Linear(6, 16), b=nn.Linear(6, 16), c=nn.Linear(16, 12), fc=nn.Linear(12, 3)), ROWS),
     "complex weights": (lambda: Net(lambda m, x: m.fc(m.c(m.b(m.a(x)).abs()).relu()), a=ComplexLinear(6, 16), b=ComplexLinear(16, 12), c=nn.Linear(12, 8), fc=nn.Linear(8, 3)), ROWS),
     "complex state space": (lambda: Net(lambda m, x: m.fc(m.b(m.s(m.a(x)).relu()).relu().mean(2)), a=nn.Conv1d(4, 12, 1), s=StateSpace(12, 4), b=nn.Conv1d(12, 8, 1), fc=nn.Linear(8, 3)), SIGNAL),
+    "complex numbers of two halves": (lambda: Net(_chunked, a=nn.Linear(6, 16), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), ROWS),
+    "complex output": (_three(lambda m, x: torch.fft.fft(m.fc(m.b(m.a(x).relu()).relu()))), ROWS),
 }  # fmt: skip
 FOURIER: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "FNet": (lambda: Net(_fnet((-1, -2)), **_fnet_layers()), SEQUENCE),
@@ -723,12 +870,15 @@ FOURIER: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "spectral pooling": (lambda: Net(_spectral_pool, a=nn.Conv2d(3, 12, 3, padding=1), b=nn.Conv2d(12, 8, 3), fc=nn.Linear(8, 3)), IMAGE),
     "spectrogram": (lambda: Net(_spectrogram, a=nn.Conv1d(4, 12, 3, padding=1), one=nn.Conv1d(12, 1, 1), b=nn.Conv1d(5, 8, 3), fc=nn.Linear(8, 3)), SIGNAL),
     "Fourier along channels": (lambda: Net(_denoise, a=nn.Conv1d(4, 16, 1), b=nn.Conv1d(16, 8, 1), fc=nn.Linear(8, 3)), SIGNAL),
+    "depthwise by Fourier": (lambda: Net(lambda m, x: m.fc(pooled(m.s(m.a(x)).relu())), a=nn.Conv2d(3, 12, 3, padding=1), s=DepthwiseByFourier(12), fc=nn.Linear(12, 3)), IMAGE),
+    "spectral mask": (lambda: Net(_spectral_mask, a=nn.Conv1d(5, 12, 1), b=nn.Conv1d(12, 5, 1)), SIGNAL),
+    "Fourier along examples": (_three(lambda m, x: m.fc(m.b(torch.fft.fft(m.a(x), dim=0).abs()).relu())), ROWS),
 }  # fmt: skip
 COVARIANCE: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "decorrelated features": (_three(_decorrelated), ROWS),
     "covariance pooling": (lambda: Net(_covariance_pooling, a=cbr(3, 12), b=nn.Conv2d(12, 8, 1), fc=nn.Linear(64, 3)), IMAGE),
     "correlation of examples": (_three(_correlated), ROWS),
-}
+}  # fmt: skip
 FUNCTIONS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "vmap over heads": (VmapHeads, ROWS),
     "vmap over examples": (_three(_by_example), ROWS),
@@ -743,7 +893,12 @@ FUNCTIONS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "gradient reversal": (_three(lambda m, x: m.fc(m.b(Reverse.apply(m.a(x))).relu())), ROWS),
     "checkpoint": (_three(lambda m, x: m.fc(checkpoint(lambda y: m.b(y).relu(), m.a(x).relu(), use_reentrant=False))), ROWS),
     "checkpoint, reentrant": (_three(lambda m, x: m.fc(checkpoint(lambda y: m.b(y).relu(), m.a(x).relu(), use_reentrant=True))), ROWS),
-}
+    "vmap over channels": (_three(_by_channel(lambda c: c / (1 + c.square().sum()))), ROWS),
+    "vmap of Fourier transforms": (_three(_by_channel(lambda c: torch.fft.fft(c).real)), ROWS),
+    "Jacobian": (_three(_jacobian), ROWS),
+    "Hessian": (_three(_curvature), ROWS),
+    "inner loop": (_three(_inner_loop), ROWS),
+}  # fmt: skip
 SCRIPTED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "scripted block": (lambda: _around(torch.jit.script(Block(12, 16))), ROWS),
     "traced block": (lambda: _around(torch.jit.trace(Block(12, 16), torch.randn(4, 12))), ROWS),
@@ -752,7 +907,13 @@ SCRIPTED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "scripted function": (_three(lambda m, x: m.fc(m.b(scripted_swish(m.a(x), 1.5)).relu())), ROWS),
     "scripted if tracing": (_three(lambda m, x: m.fc(m.b(scripted_if_tracing(m.a(x))).relu())), ROWS),
     "traced function": (lambda: _three(lambda m, x, f=_traced_function(): m.fc(m.b(f(m.a(x))).relu()))(), ROWS),
-}
+    "scripted first": (lambda: Net(lambda m, x: m.fc(m.b(m.s(x)).relu()), s=torch.jit.script(Block(6, 16)), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), ROWS),
+    "scripted last": (lambda: Net(lambda m, x: m.s(m.b(m.a(x).relu()).relu()), a=nn.Linear(6, 16), b=nn.Linear(16, 12), s=torch.jit.script(Block(12, 3))), ROWS),
+    "scripted branch": (lambda: Net(lambda m, x: m.fc((y := m.a(x)) + m.s(y)), a=nn.Linear(6, 12), s=torch.jit.script(Block(12, 12)), fc=nn.Linear(12, 3)), ROWS),
+    "traced convolution": (_traced_convolution, IMAGE),
+    "forked": (_three(_forked), ROWS),
+    "compiled function": (_compiled, ROWS),
+}  # fmt: skip
 SPARSE: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "sparse adjacency": (lambda: SparseGraph("coo", True, torch.sparse.mm), NODES),
     "sparse adjacency, not saved": (lambda: SparseGraph("coo", False, torch.sparse.mm), NODES),
@@ -760,7 +921,10 @@ SPARSE: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "sparse rows, not saved": (lambda: SparseGraph("csr", False, torch.matmul), NODES),
     "sparse weight": (SparseWeight, NODES),
     "weighted edges": (lambda: Net(_edges, a=nn.Linear(6, 16), weigh=nn.Linear(6, 1), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), NODES),
-}
+    "sparse batch": (SparseBatch, SEQUENCE),
+    "sparse attention": (lambda: Net(_sparse_attention, a=nn.Linear(6, 16), c=nn.Linear(6, 16), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), NODES),
+    "sparse features": (_three(_sparse_features), ROWS),
+}  # fmt: skip
 MODES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "inference mode": (_three(_whole_inference), ROWS),
     "inference mode, first half": (lambda: Net(_frozen_features, a=nn.Linear(6, 16), b=nn.Linear(16, 12), c=nn.Linear(12, 8), fc=nn.Linear(8, 3)), ROWS),
@@ -768,7 +932,8 @@ MODES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "autocast": (_three(_autocast), ROWS),
     "autocast, first half": (lambda: Net(_half_autocast, a=nn.Linear(6, 16), b=nn.Linear(16, 12), c=nn.Linear(12, 8), fc=nn.Linear(8, 3)), ROWS),
     "autocast with a part off": (_three(_autocast_off), ROWS),
-}
+    "deep autocast": (DeepAutocast, noise((8, 16))),
+}  # fmt: skip
 PARAMETERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "transposed parameter": (lambda: PassedView(lambda w: w.t(), (16, 12)), ROWS),
     "slice of a parameter": (lambda: PassedView(lambda w: w[:12], (20, 16)), ROWS),
@@ -778,7 +943,7 @@ PARAMETERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "two parameters as one": (lambda: Sum(lambda one, two: torch.cat([one, two])[12:36]), ROWS),
     "learned queries": (Queries, SEQUENCE),
     "adapters": (LowRank, ROWS),
-}
+}  # fmt: skip
 CONTROL: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "branch on an item": (_three(_asked), ROWS),
     "branch on a truth": (_three(_asked_by_bool), ROWS),
@@ -787,13 +952,16 @@ CONTROL: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "cond": (_three(_conditional), ROWS),
     "cond between layers": (_three(_conditional_layers), ROWS),
     "while loop": (_three(_repeated), ROWS),
-}
+}  # fmt: skip
 PYTHON: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "through NumPy": (_three(_numpy), ROWS),
     "norm by NumPy": (_three(_numpy_scale), ROWS),
     "array of a tensor": (_three(_numpy_first), ROWS),
     "through lists": (_three(_listed), ROWS),
-}
+    "NumPy in a function": (_three(lambda m, x: m.fc(m.b(Sorted.apply(m.a(x))).relu())), ROWS),
+    "deep copy": (_three(_deep_copied), ROWS),
+    "in a thread": (_three(_in_a_thread), ROWS),
+}  # fmt: skip
 ALGEBRA: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "singular values": (_three(_whitened), ROWS),
     "inverse": (_three(_inverse), ROWS),
@@ -802,7 +970,9 @@ ALGEBRA: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "ridge regression": (lambda: Net(_ridge, a=nn.Linear(6, 16), b=nn.Linear(16, 8)), noise((10, 6), (10, 3))),
     "orthogonal weight": (lambda: Net(_orthogonal, a=nn.Linear(6, 16), b=nn.utils.parametrizations.orthogonal(nn.Linear(16, 12)), fc=nn.Linear(12, 3)), ROWS),
     "log-volume": (_three(_log_volume), ROWS),
-}
+    "inverse by channel": (lambda: Net(_inverse_by_channel, a=nn.Conv1d(4, 12, 1), b=nn.Conv1d(12, 8, 1), fc=nn.Linear(8, 3)), SIGNAL),
+    "solve by channel": (lambda: Net(_solved_by_channel, a=nn.Conv1d(4, 12, 1), b=nn.Conv1d(12, 8, 1), fc=nn.Linear(8, 3)), SIGNAL),
+}  # fmt: skip
 OTHER: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "nested tensor": (_three(_nested), SEQUENCE),
     "jagged tensor": (_three(_as_nested), SEQUENCE),
@@ -814,7 +984,8 @@ OTHER: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "custom operator, described": (_three(_custom(squash_described)), ROWS),
     "custom operator with weights": (lambda: Net(_custom_joined, a=nn.Linear(6, 16), b=nn.Linear(16, 12), c=nn.Linear(12, 8), fc=nn.Linear(8, 3)), ROWS),
     "custom operator in place": (_three(_custom_in_place), ROWS),
-}
+    "observers in eval mode": (_observed, ROWS),
+}  # fmt: skip
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     **COMPLEX, **FOURIER, **COVARIANCE, **FUNCTIONS, **SCRIPTED, **SPARSE, **MODES, **PARAMETERS, **CONTROL, **PYTHON, **ALGEBRA, **OTHER,
 }  # fmt: skip

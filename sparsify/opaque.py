@@ -38,7 +38,8 @@ def is_higher_order(func: Any) -> bool:
 
 def are_wrappers(types: Iterable[type]) -> bool:
     """Whether tensors of these types are made of others, and show the operators on those."""
-    return any(kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl for kind in types)
+    unused = torch._C._disabled_torch_dispatch_impl
+    return any(getattr(kind, "__torch_dispatch__", unused) is not unused for kind in types)
 
 
 def is_scripted(module: nn.Module) -> bool:

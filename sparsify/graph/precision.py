@@ -19,7 +19,8 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
     `model.to(dtype)` would drop imaginary parts.
     """
-    return model._apply(lambda tensor: cast_tensor(tensor, dtype))
+    model._apply(lambda tensor: cast_tensor(tensor, dtype))  # type: ignore[no-untyped-call]
+    return model
 
 
 def cast_tensor(tensor: Tensor, dtype: torch.dtype) -> Tensor:

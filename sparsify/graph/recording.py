@@ -12,9 +12,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from sparsify.graph.call import Inputs, call, tensors
 from sparsify.graph.locating import Located
 from sparsify.graph.naming import canonical_names
-from sparsify.opaque import is_nested
 from sparsify.graph.operators import primitive
 from sparsify.graph.silencing import first_tensor
+from sparsify.opaque import is_nested
 
 Bits = int
 """a set of nodes: bit n is node n"""

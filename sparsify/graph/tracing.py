@@ -83,7 +83,7 @@ class Leaving(TorchFunctionMode):
         super().__init__()
         self._watch = watch
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         way = LEAVING.get(func)
         if way is not None:
             self._watch.protect(args, f"its numbers leave torch by {way}")

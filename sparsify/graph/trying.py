@@ -17,6 +17,7 @@ from sparsify.graph.call import Inputs, call, converted, shapes, tensors
 from sparsify.graph.copying import on_meta
 from sparsify.graph.cutting import Keep
 from sparsify.graph.describing import Described
+from sparsify.graph.precision import cast
 from sparsify.graph.proving import (
     TOLERANCE,
     TRIAL,
@@ -29,7 +30,6 @@ from sparsify.graph.proving import (
     relative,
     runs_as_used,
 )
-from sparsify.graph.precision import cast
 from sparsify.graph.settling import fewer, settled
 from sparsify.opaque import is_nested, is_sparse, uncompiled
 from sparsify.plan import Branch, Coupled, ModelMap

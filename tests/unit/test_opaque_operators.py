@@ -4,8 +4,12 @@ The reference is independent of the cutter: a float64 copy of the dense model in
 keep is zero, on inputs that nothing was planned with.
 """
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import opaque
@@ -286,6 +290,14 @@ def test_a_model_with_torch_cond_still_runs_after_the_plan() -> None:
     before = model(*inputs)
     sparsify.make_plan(recipe(model), model, inputs)
     assert torch.equal(model(*inputs), before)
+
+
+def test_a_model_with_torch_cond_runs_after_a_plan_that_ran_it_first() -> None:
+    """In a process of its own: what torch compiles is remembered for as long as it lives."""
+    code = "import test_opaque_operators as t, sparsify; m, x = t.built('cond'); sparsify.make_plan(t.recipe(m), m, x); m(*x)"
+    folders = [str(Path(__file__).parent), str(Path(opaque.__file__).parent), *sys.path]
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", ["autocast, first half", "deep autocast", "rotary by complex numbers"])

@@ -346,8 +346,9 @@ with warnings.catch_warnings():  # TorchScript is deprecated, and in use all the
     scripted_if_tracing = torch.jit.script_if_tracing(_sigmoid_unit)
 
 
-def _traced_function() -> Any:
-    return torch.jit.trace(lambda x: torch.tanh(x) * x, (torch.randn(4, 16),))
+def _traced() -> nn.Module:
+    run = torch.jit.trace(lambda x: torch.tanh(x) * x, (torch.randn(4, 16),))
+    return _three(lambda m, x: m.fc(m.b(run(m.a(x))).relu()))()
 
 
 def _scripted(m: Any, x: Tensor) -> Tensor:
@@ -558,11 +559,11 @@ class Sum(nn.Module):
 
 class Quantise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return (x * 8).round() / 8
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient
 
 
@@ -583,11 +584,11 @@ class Frugal(torch.autograd.Function):
 
 class Reverse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return -gradient
 
 
@@ -628,7 +629,7 @@ def _conditional_layers(m: Any, x: Tensor) -> Tensor:
 
 
 def _repeated(m: Any, x: Tensor) -> Tensor:
-    def going(i: Tensor, y: Tensor) -> Tensor:  # noqa: ARG001
+    def going(i: Tensor, y: Tensor) -> Tensor:
         return i < 3
 
     def step(i: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -667,11 +668,11 @@ def _listed(m: Any, x: Tensor) -> Tensor:
 
 class Sorted(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return torch.from_numpy(np.sort(x.detach().numpy(), axis=1))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient
 
 
@@ -906,7 +907,7 @@ SCRIPTED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "scripted activation": (lambda: _around(torch.jit.script(nn.Sequential(nn.Linear(12, 16), nn.GELU()))), ROWS),
     "scripted function": (_three(lambda m, x: m.fc(m.b(scripted_swish(m.a(x), 1.5)).relu())), ROWS),
     "scripted if tracing": (_three(lambda m, x: m.fc(m.b(scripted_if_tracing(m.a(x))).relu())), ROWS),
-    "traced function": (lambda: _three(lambda m, x, f=_traced_function(): m.fc(m.b(f(m.a(x))).relu()))(), ROWS),
+    "traced function": (_traced, ROWS),
     "scripted first": (lambda: Net(lambda m, x: m.fc(m.b(m.s(x)).relu()), s=torch.jit.script(Block(6, 16)), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), ROWS),
     "scripted last": (lambda: Net(lambda m, x: m.s(m.b(m.a(x).relu()).relu()), a=nn.Linear(6, 16), b=nn.Linear(16, 12), s=torch.jit.script(Block(12, 3))), ROWS),
     "scripted branch": (lambda: Net(lambda m, x: m.fc((y := m.a(x)) + m.s(y)), a=nn.Linear(6, 12), s=torch.jit.script(Block(12, 12)), fc=nn.Linear(12, 3)), ROWS),

@@ -61,12 +61,6 @@ def holds_nested(values: Any) -> bool:
     return any(is_nested(value) for value in tree_leaves(values) if isinstance(value, Tensor))
 
 
-def is_transformed(tensor: Tensor) -> bool:
-    """Whether a tensor lives only inside a transform of torch.func (vmap, grad)."""
-    found: bool = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return found
-
-
 @contextmanager
 def uncompiled() -> Iterator[None]:
     """Run what would be compiled as it is written.

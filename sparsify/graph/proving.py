@@ -328,13 +328,14 @@ def _backwards(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
 
 
 def compare(one: nn.Module, other: nn.Module, candidates: Sequence[Inputs]) -> float:
-    """Largest relative difference between two models' outputs, on the first inputs that the first of them takes."""
+    """Largest relative difference between two models' outputs, on the first inputs at which the first of them is finite."""
     for inputs in candidates:
         try:
             wanted = outputs(one, inputs)
         except Exception:
             continue
-        return relative(outputs(other, inputs), wanted)
+        if all(bool(t.isfinite().all()) for t in wanted):  # a covariance of one example is not a number
+            return relative(outputs(other, inputs), wanted)
     return 0.0
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sparsify.errors import ModelError
+from sparsify.opaque import is_sparse
 
 Memo = dict[int, Any]
 """id of an original value -> what stands for it in the copy"""
@@ -66,10 +67,12 @@ def tensors_without_history() -> Iterator[None]:
 
 class _WithoutHistory(TorchFunctionMode):
     """Sees every `Tensor.__deepcopy__`, at whatever depth of lists, dictionaries and objects the tensor
-    lies."""
+    lies. Sparse tensors, which torch does not copy in every layout, are cloned as well."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not Tensor.__deepcopy__ or (args[0].is_leaf and not args[0].is_inference()):
+        if func is Tensor.clone and is_sparse(args[0]):
+            return func(args[0])  # nn.Parameter asks for a memory format
+        if func is not Tensor.__deepcopy__ or (args[0].is_leaf and not args[0].is_inference() and not is_sparse(args[0])):
             return func(*args, **(kwargs or {}))
         tensor, memo = args
         if id(tensor) not in memo:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sparsify import graph, measure
 from sparsify.figures import times
 from sparsify.graph import Inputs, cropping, gathering
+from sparsify.opaque import is_scripted
 from sparsify.plan import Plan
 from sparsify_schemas.cuts import Crop, Execution, Gather, Trial
 from sparsify_schemas.target import Cpu
@@ -29,7 +30,7 @@ DEFAULT_TARGET: Mapping[str, Cpu] = {"cpu": Cpu(kind="cpu")}
 
 def realise(plan: Plan, thin: nn.Module, inputs: Inputs) -> tuple[tuple[Crop | Gather, ...], tuple[Execution, ...]]:
     """Make layers cheaper, in place: what was done, and how each layer with dead shapes or taps is computed now and why."""
-    there = {name: module for name, module in thin.named_modules() if module._parameters.get("weight") is not None}
+    there = {name: module for name, module in thin.named_modules() if not is_scripted(module) and module._parameters.get("weight") is not None}
     dead = {name: there[name] for name in _layers(plan) if name in there and len(_live(there[name])) < _columns(there[name])}
     columns, shared = {name: _columns(module) for name, module in dead.items()}, _shared(thin)
     crops = {name: crop for name, module in dead.items() if id(module) not in shared and (crop := _cropped(name, module))}

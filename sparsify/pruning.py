@@ -31,8 +31,9 @@ from sparsify.groups import check_fits, coupled_layout, dead_units
 from sparsify.latency import clock, settled, target_steps
 from sparsify.load import Loaded, load
 from sparsify.looking import looks
-from sparsify.measure import copied, count_macs, detached
+from sparsify.measure import copied, counted_macs, detached
 from sparsify.memory import held, with_lifetimes
+from sparsify.opaque import in_words, is_scripted
 from sparsify.overview import LABELS
 from sparsify.plan import ModelMap, Plan
 from sparsify.report import fold_notes, verdict_words
@@ -114,21 +115,23 @@ def make_plan(
     graph.check_model(model)
     _check_initialized(model)
     inputs = example_inputs(loaded.recipe, None) if inputs is None else _checked(inputs)
-    _, macs = count_macs(model, inputs)
+    counted = counted_macs(model, inputs)
+    macs = counted.by_module
     model = copied(model)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), in_words("trying out which layers can be cut"):
         map = graph.probe(model, graph.inspect(model, inputs, macs), inputs)
         if any(rule.group == "depth" for rule in loaded.recipe.rules):
             map = graph.with_branches(model, map, inputs, macs)
     if any(budget.peak_memory is not None for budget in (loaded.recipe.budget, *(own for _, own in own_budgets(loaded.recipe)))):
-        map = with_lifetimes(model, map, inputs)
+        with in_words("measuring the peak of memory"):
+            map = with_lifetimes(model, map, inputs)
     clocks = _clocks(loaded.recipe, loaded.recipe.budget.latency, model, map, inputs, listener)
     aligned = any(rule.keep.multiple_of == "auto" for rule in loaded.recipe.rules)
     steps = target_steps(loaded.recipe.targets if aligned else {}) | {c.target: c.steps for c in clocks}
     plan = compile_plan(loaded, map, strict=strict, clocks=clocks, steps=steps)
     weighing = _clocks(loaded.recipe, weighed_by(loaded.recipe), model, map, inputs, listener)
     prices = tuple((c.target, name, price) for c in weighing for name, price in priced(plan, c).items())
-    plan = replace(plan, prices=prices, notes=(*plan.notes, *foretold(loaded.recipe, examples)))
+    plan = replace(plan, prices=prices, notes=(*plan.notes, *_uncounted(counted.missed), *foretold(loaded.recipe, examples)))
     if any(p.is_meta for p in model.parameters()):
         return replace(plan, notes=(*plan.notes, "the model has shapes and no weights: trial cuts checked that it runs, not what it computes"))
     keep = choose(plan, *scored(plan, model, None), clocks=clocks)
@@ -176,8 +179,9 @@ def cut(
     clocks = _clocks(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)
     scores = scored(plan, dense, batches)
     keep = agree(held(plan, dense, inputs, lambda aim: settled(aim, dense, *scores, clocks, inputs, listener, chooser), listener))
-    zeroed, deeds = zeroing.zeroed(plan, dense, keep, partial(looks, batches=batches))
-    keep = zeroing.without_dead(plan, zeroed, keep)
+    with in_words("cutting the model"):
+        zeroed, deeds = zeroing.zeroed(plan, dense, keep, partial(looks, batches=batches))
+        keep = zeroing.without_dead(plan, zeroed, keep)
     constants = _constants(zeroed, plan.map, keep, inputs)
     notes: tuple[str, ...] = ()
     try:
@@ -220,16 +224,19 @@ def _carried_out(
     inputs: Inputs,
 ) -> _Made:
     """Remove the units, make layers cheaper, fold constants, and prove what comes of it as rebuilt from log and weights."""
-    thin, cuts = graph.cut(zeroed, plan.map, keep, plan.digest)
-    cuts = graph.follow_widths(dense, thin, cuts, inputs)
-    reshaped, executions = executing.realise(plan, thin, inputs)
-    folded = graph.fold(thin, constants.shifts, plan.map, keep)
+    with in_words("cutting the model"):
+        thin, cuts = graph.cut(zeroed, plan.map, keep, plan.digest)
+        cuts = graph.follow_widths(dense, thin, cuts, inputs)
+        reshaped, executions = executing.realise(plan, thin, inputs)
+        folded = graph.fold(thin, constants.shifts, plan.map, keep)
     operations = (*cuts.operations, *reshaped, *folded.operations, *zeroing.counts(plan, thin))
     cuts = cuts.model_copy(update={"operations": operations, "executions": executions})
     fresh = tuple(redraw(inputs, _seed_of(plan, batch), batch) for batch in EXAMPLES)
-    delivered = _reloaded(zeroed, thin, cuts, fresh, inputs)
-    done = _Cut(dense, zeroed, delivered, keep, reshaped, constants, folded.values, fresh)
-    return _Made(thin, cuts, _prove(plan, done, inputs))
+    with in_words("proving the cut"):
+        delivered = _reloaded(zeroed, thin, cuts, fresh, inputs)
+        done = _Cut(dense, zeroed, delivered, keep, reshaped, constants, folded.values, fresh)
+        verdicts = _prove(plan, done, inputs)
+    return _Made(thin, cuts, verdicts)
 
 
 def _followed(plan: Plan, other: Any, model: nn.Module, thin: nn.Module, cuts: Cuts, keep: Keep, inputs: Inputs) -> Any:
@@ -262,12 +269,17 @@ def _seed_of(plan: Plan, batch: int) -> int:
 
 
 def _constants(dense: nn.Module, map: ModelMap, keep: Mapping[str, Sequence[int]], inputs: Inputs) -> graph.Constants:
-    """What the removed units emit that no input changes, computed in float64 where the model runs in it."""
+    """What the removed units emit that no input changes, computed in float64 where the model runs in it; nothing, where
+    it cannot be followed."""
     given = graph.on_cpu(inputs)
+    double = graph.converted(given, torch.float64)
     try:
-        return graph.find_constants(copied(dense).cpu().double().eval(), map, keep, graph.converted(given, torch.float64))
-    except RuntimeError:  # the model casts inside
-        return graph.find_constants(copied(dense).cpu().eval(), map, keep, given)
+        return graph.find_constants(graph.cast(copied(dense).cpu(), torch.float64).eval(), map, keep, double)
+    except Exception:  # the model casts inside
+        try:
+            return graph.find_constants(copied(dense).cpu().eval(), map, keep, given)
+        except Exception:
+            return graph.Constants()
 
 
 def _unfollowed(
@@ -312,6 +324,11 @@ def _reloaded(dense: nn.Module, thin: nn.Module, cuts: Cuts, fresh: Sequence[Inp
 
 RELOADED = 1e-5
 """largest difference, in the model's own precision, between the cut model and its rebuilt form: rounding alone"""
+
+
+def _uncounted(operators: Iterable[str]) -> Iterator[str]:
+    for name in operators:
+        yield f"the MACs of '{name}' are not counted: its operands have no plain shapes, or it runs functions of its own"
 
 
 def _check_initialized(model: nn.Module) -> None:
@@ -368,7 +385,14 @@ def scored(plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]
     """What each unit of each coupled group is worth to its rule's criterion, and whether it is dead."""
     copy = copied(model)
     _apply_masks(copy)
-    parameters = dict(copy.named_parameters())
+    parameters = {name: torch.view_as_real(p) if p.is_complex() else p for name, p in copy.named_parameters()}
+    with in_words("scoring the units that may go"):
+        return _scored(plan, copy, parameters, batches)
+
+
+def _scored(
+    plan: Plan, copy: nn.Module, parameters: Mapping[str, Tensor], batches: Sequence[tuple[Tensor, Tensor]] | None
+) -> tuple[Scores, dict[str, list[bool]]]:
     scores: Scores = {}
     for assignment in plan.assignments:
         rule = plan.recipe.rules[assignment.rule]
@@ -399,6 +423,8 @@ def _looked_at(spec: Criterion) -> frozenset[str]:
 def _apply_masks(model: nn.Module) -> None:
     """What a mask of torch.nn.utils.prune hides counts as the zero that it acts as."""
     for module in model.modules():
+        if is_scripted(module):
+            continue
         for name, mask in module.named_buffers(recurse=False):
             orig = module._parameters.get(f"{name.removesuffix('_mask')}_orig")
             if name.endswith("_mask") and orig is not None:

@@ -12,6 +12,7 @@ from sparsify.graph.cutting import cut, dropped, gone_branches, places, ranges, 
 from sparsify.graph.folding import fold
 from sparsify.graph.inspecting import inspect, layers
 from sparsify.graph.naming import canonical_names
+from sparsify.graph.precision import cast
 from sparsify.graph.proving import compare, effect, verify
 from sparsify.graph.reshaping import reshape
 from sparsify.graph.stale_widths import follow_widths
@@ -24,6 +25,7 @@ __all__ = [
     "canonical_names",
     "carry",
     "carry_named",
+    "cast",
     "check_model",
     "compare",
     "converted",

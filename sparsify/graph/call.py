@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import ModelError
+from sparsify.graph.precision import cast_tensor
 from sparsify.wrapping import is_sharded
 
 Inputs = tuple[Tensor, ...] | Mapping[str, Tensor]
@@ -24,8 +25,8 @@ def named(inputs: Inputs) -> list[tuple[str | None, Tensor]]:
 
 
 def tensors(output: Any) -> Iterator[Tensor]:
-    """Every floating-point tensor in a nested output, in a fixed order; everything else is passed over."""
-    return (tensor for tensor in every_tensor(output) if tensor.is_floating_point())
+    """Every real or complex tensor in a nested output, in a fixed order; everything else is passed over."""
+    return (tensor for tensor in every_tensor(output) if tensor.is_floating_point() or tensor.is_complex())
 
 
 def every_tensor(output: Any) -> Iterator[Tensor]:
@@ -41,8 +42,8 @@ def every_tensor(output: Any) -> Iterator[Tensor]:
 
 
 def converted(inputs: Inputs, dtype: torch.dtype) -> Inputs:
-    """The inputs with floating-point tensors in another dtype."""
-    return _changed(lambda value: value.to(dtype) if value.is_floating_point() else value, inputs)
+    """The inputs with real and complex tensors in another precision."""
+    return _changed(lambda value: cast_tensor(value, dtype), inputs)
 
 
 def on_cpu(inputs: Inputs) -> Inputs:

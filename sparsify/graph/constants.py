@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsify.graph.biases import own_bias, takes_bias
@@ -30,8 +31,9 @@ from sparsify.graph.naming import all_names, canonical_names, walk
 from sparsify.graph.operators import NORMS, flattened, primitive
 from sparsify.graph.shadow import varying
 from sparsify.graph.silencing import silenced
-from sparsify.graph.tracing import Watch
+from sparsify.graph.tracing import Leaving, Watch
 from sparsify.models import attention
+from sparsify.opaque import is_sparse
 from sparsify.plan import ModelMap
 
 EXACT = 1e-11
@@ -111,6 +113,7 @@ def find_constants(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) 
         torch.manual_seed(0)
         stack.enter_context(primitive(dense))
         stack.enter_context(mode.located(dense))
+        stack.enter_context(Leaving(mode))
         stack.enter_context(mode)
         stack.enter_context(silenced(dense, sums))
         _call_as_is(dense, inputs)
@@ -130,7 +133,7 @@ def _has_zeros(model: nn.Module) -> bool:
     """Whether some weight stops data: a slice of zeros, a factor of zero, a column that every row of a table shares."""
     shifts = ("bias", "running_mean", "running_var")
     for name, tensor in all_names(model).items():
-        if not tensor.is_floating_point() or not tensor.numel() or name.rpartition(".")[2].startswith(shifts):
+        if not tensor.is_floating_point() or is_sparse(tensor) or not tensor.numel() or name.rpartition(".")[2].startswith(shifts):
             continue
         if tensor.dim() < 2:
             if bool((tensor == 0).any()):
@@ -212,13 +215,18 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
         super().entered(name, args, kwargs)
         self._calls[name] += 1
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def protect(self, values: Any, reason: str) -> None:
+        """Data go where they cannot be followed: nothing can be derived from what comes back."""
+        super().protect(values, reason)
+        if any(self.dependence.of(v) is not None for v in tree_leaves(values) if isinstance(v, Tensor)):
+            self.dependence.escaped = True
+
+    def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
         name = short_name(func)
         given = [v for v in flattened(args, kwargs) if isinstance(v, Tensor)]
         self._note_reads(name, args, given)
         product = _operands(name, args)
-        out = super().__torch_dispatch__(func, types, args, kwargs)
+        out = super().operator(func, args, kwargs)
         self.dependence.record(name, func, args, kwargs, out)
         if not _is_view(given, out):
             for value in given:

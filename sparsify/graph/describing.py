@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sparsify.opaque import are_wrappers, is_higher_order
+
 Made = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 """shape, strides, element type"""
 
@@ -28,7 +30,13 @@ def described(name: str, func: Any, args: Any, kwargs: Any) -> Any:
 class Described(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Every operator that runs under it."""
 
+    supports_higher_order_operators = True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if are_wrappers(types):
+            return NotImplemented
+        if is_higher_order(func):
+            return func(*args, **(kwargs or {}))
         return described(short_name(func), func, args, kwargs or {})
 
 

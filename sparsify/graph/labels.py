@@ -40,6 +40,8 @@ class Labels:
         """(tensor, dimension) that a product's result has: a producer's outputs"""
         self.looked_up: set[tuple[str, int]] = set()
         """(tensor, dimension) that a looked-up row has: an embedding's outputs"""
+        self.twins: dict[tuple[str, int], frozenset[tuple[str, int]]] = {}
+        """(tensor, dimension) -> it and those of other parameters that it was added to or stacked with"""
         self.used: set[str] = set()
         """tensors that took part in the forward call"""
         self._statistics: list[Ints] = []

@@ -8,19 +8,47 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sparsify.opaque import are_wrappers, holds_nested, is_composite, is_higher_order, is_scripted
+
 
 class Located(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operator, and knows which module it runs in."""
+    """Sees every operator, and knows which module it runs in.
+
+    Operators that are functions of others are taken apart, and tensors that wrap others give way to those.
+    """
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.within: list[str] = []
         self._sums: Counter[str] = Counter()
 
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if are_wrappers(types):
+            return NotImplemented
+        if is_higher_order(func):
+            return self.unseen(func, args, kwargs)
+        if is_composite(func) and not holds_nested((args, kwargs)):
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        return self.operator(func, args, kwargs)
+
+    def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator."""
+        return func(*args, **kwargs)
+
+    def unseen(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator that takes functions: what these do is not seen."""
+        return func(*args, **kwargs)
+
     @contextmanager
     def located(self, model: nn.Module) -> Iterator[None]:
         """Know, while the model runs, which of its modules is running."""
-        names = {module: name for name, module in model.named_modules()}
+        names = {module: name for name, module in model.named_modules() if not is_scripted(module)}
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             self.within.append(names[module])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sparsify.graph.call import Inputs, call, tensors
 from sparsify.graph.labels import Labels
 from sparsify.graph.operators import ALONG, DISTANCES, LOSSES, NORMS, REDUCTIONS, axes_of, primitive
+from sparsify.graph.precision import in_double
 from sparsify.graph.shadow import Shadow, varying
 from sparsify.graph.silencing import silenced
 from sparsify.graph.tracing import Watch
@@ -63,7 +64,7 @@ class Narrowed(Watch):  # type: ignore[no-untyped-call]
         """Indices along a dimension at which something remains; None when all do."""
         for aspect in shadow.aspects:
             if dim in varying(aspect):
-                stays = (~self.removed[aspect]).movedim(dim, 0).flatten(1).any(1)
+                stays = (~self.removed[aspect]).movedim(dim, 0).reshape(aspect.shape[dim], -1).any(1)
                 if not bool(stays.all()):
                     return torch.nonzero(stays).flatten()
         return None
@@ -111,6 +112,6 @@ def outputs(model: nn.Module, inputs: Inputs, gone: Mapping[tuple[str, int], Ite
     for axis in labels.axes:
         for index in gone.get((axis.tensor, axis.dim), ()):
             mode.removed[axis.first + index] = True
-    with primitive(model), torch.random.fork_rng(devices=[]), mode, silenced(model, sums):
+    with primitive(model), torch.random.fork_rng(devices=[]), in_double(model), mode, silenced(model, sums):
         torch.manual_seed(0)
         return list(tensors(call(model, inputs)))

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparsify.graph.naming import walk
+from sparsify.opaque import uncompiled
 
 MOVES = frozenset(
-    ["view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "numpy_T", "unsqueeze", "squeeze", "expand", "flip", "roll", "repeat", "diagonal", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "repeat_interleave", "detach", "alias", "clone", "contiguous", "_to_copy", "lift_fresh", "unfold", "view_as_real", "view_as_complex", "_conj", "movedim", "swapaxes", "rot90"]
+    ["view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "numpy_T", "unsqueeze", "squeeze", "expand", "flip", "roll", "repeat", "diagonal", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "repeat_interleave", "detach", "alias", "clone", "contiguous", "_to_copy", "lift_fresh", "unfold", "diagonal_copy", "movedim", "swapaxes", "rot90"]
 )
 SPATIAL = frozenset(
     ["max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_linear1d", "upsample_bicubic2d", "_upsample_bicubic2d_aa", "upsample_trilinear3d", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "mkldnn_max_pool2d", "mkldnn_max_pool3d", "fractional_max_pool2d", "fractional_max_pool3d"]
@@ -42,7 +43,7 @@ LOSSES = {
 }
 """element by element, then a sum or a mean over all of them: operator -> place of the argument that can say none"""
 
-ALIKE = frozenset(["zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"])
+ALIKE = frozenset(["_efficientzerotensor", "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"])
 """made from nothing, every element the same or yet to be written"""
 
 
@@ -109,6 +110,7 @@ def primitive(model: nn.Module) -> Iterator[None]:
     recurrent = any(isinstance(module, nn.RNNBase) for _, module in walk(model))
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
+        stack.enter_context(uncompiled())
         stack.enter_context(plain_attention())
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message=".*TF32.*")  # torch says it whenever the oneDNN flags are set

@@ -25,7 +25,9 @@ from sparsify.graph.folding import add_beside, put_exact, widened
 from sparsify.graph.labels import Ints
 from sparsify.graph.naming import all_names
 from sparsify.graph.operators import plain_attention
+from sparsify.graph.precision import cast, in_double
 from sparsify.graph.silencing import silenced
+from sparsify.opaque import is_nested, is_sparse
 from sparsify.plan import ModelMap
 from sparsify_schemas.report import Verdict
 
@@ -67,14 +69,15 @@ def verify(
     """
     narrowed = narrowed_groups(map, keep)
     blamed = narrowed or list(reshaped)
-    wide, given, plain, tolerance = _precise(dense, inputs)
+    wide, given, plain, tolerance, casts = _precise(dense, inputs)
     narrow = in_dtype(thin, torch.float64) if tolerance == TOLERANCE else copied(thin).eval()
     if tolerance == TOLERANCE:
         put_exact(narrow, folded, next((p.dtype for p in thin.parameters()), torch.float32))
     drawn = _accepted(wide, [_as_given(one, given) for one in fresh])
     first, plain = drawn[0] if drawn else (given, plain)
     if before is not None:
-        plain = outputs(copied(before).to(next(wide.parameters()).dtype).eval(), first)
+        alike = copied(before).eval() if tolerance > TOLERANCE else in_dtype(before, torch.float64)
+        plain = outputs(alike, first)
     compared = [one for one, _ in drawn] or [given]
     del drawn
     left_whole = widened(keep, constants.whole)
@@ -105,25 +108,29 @@ def verify(
         groups=tuple(narrowed),
         reference="dense model" if unchanged else "masked model",
         batches=() if compared[0] is given else tuple(_examples(one) for one in compared),
-        note="; ".join(_remarks(changing, tolerance)),
+        note="; ".join(_remarks(changing, tolerance, casts)),
     )
 
 
-def _remarks(changing: bool, tolerance: float) -> Iterable[str]:
+def _remarks(changing: bool, tolerance: float, casts: bool) -> Iterable[str]:
     if changing:
         yield "a statistic is taken over removed units (a normalisation, a mean): equal to the masked model with them left out of it"
+    if casts:
+        yield "the model casts to a lower precision inside: compared in float64 without these casts"
     if tolerance > TOLERANCE:
         yield f"the model casts inside and does not run in float64: compared in its own precision, within {tolerance:.0e}"
 
 
-def _precise(dense: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, list[torch.Tensor], float]:
-    """A copy in float64, inputs, its outputs and the tolerance; one as it is where the model does not run like that."""
+def _precise(dense: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, list[torch.Tensor], float, bool]:
+    """A copy in float64, inputs, its outputs, the tolerance, and whether casts were left out; one as it is where the
+    model does not run like that."""
     wide, wide_inputs = in_dtype(dense, torch.float64), converted(inputs, torch.float64)
     try:
-        return wide, wide_inputs, outputs(wide, wide_inputs), TOLERANCE
+        found, casts = outputs_and_casts(wide, wide_inputs)
+        return wide, wide_inputs, found, TOLERANCE, casts > 0
     except Exception:
         wide = copied(dense).eval()
-        return wide, inputs, outputs(wide, inputs), TRIAL
+        return wide, inputs, outputs(wide, inputs), TRIAL, False
 
 
 def _as_given(fresh: Inputs, given: Inputs) -> Inputs:
@@ -172,7 +179,7 @@ def _does_not_run(error: Exception, groups: Sequence[str]) -> VerificationError:
 
 
 def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return copied(model).to(dtype).eval()
+    return cast(copied(model), dtype).eval()
 
 
 def masked_outputs(
@@ -227,10 +234,28 @@ def _emptied(map: ModelMap, keep: Keep) -> Iterator[tuple[str, int, Ints]]:
 
 
 def outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
+    return outputs_and_casts(model, inputs)[0]
+
+
+def outputs_and_casts(model: nn.Module, inputs: Inputs) -> tuple[list[torch.Tensor], int]:
+    """What a model returns, and how many of its casts to a lower precision were left out."""
     # Dropout and the like are off in eval mode; what is random all the same gets the same draws on both sides.
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), plain_attention():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), plain_attention(), kept_buffers(model), in_double(model) as mode:
         torch.manual_seed(0)
-        return list(tensors(call(model, inputs)))
+        return list(tensors(call(model, inputs))), mode.casts
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Give the buffers their values back: a model that counts its calls, or observes ranges in eval mode too, would
+    answer differently every time."""
+    before = [(b, b.clone()) for b in model.buffers() if not (b.is_inference() or is_sparse(b) or is_nested(b))]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            if buffer.shape == value.shape:
+                buffer.copy_(value)
 
 
 def runs_as_used(dense: Callable[[], nn.Module], narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> None:
@@ -286,13 +311,13 @@ def _train_step(model: nn.Module, inputs: Inputs) -> _Step:
 
 
 def _fused(model: nn.Module, inputs: Inputs) -> None:
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), in_double(model):
         call(model.eval(), inputs)
 
 
 def _backwards(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
     """The outputs in train mode, after a backward pass through all of them."""
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]), in_double(model):
         torch.manual_seed(0)
         made = list(tensors(call(model.train(), inputs)))
         results: Iterable[Any] = [t.sum() for t in made if t.requires_grad]
@@ -303,13 +328,14 @@ def _backwards(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
 
 
 def compare(one: nn.Module, other: nn.Module, candidates: Sequence[Inputs]) -> float:
-    """Largest relative difference between two models' outputs, on the first inputs that the first of them takes."""
+    """Largest relative difference between two models' outputs, on the first inputs at which the first of them is finite."""
     for inputs in candidates:
         try:
             wanted = outputs(one, inputs)
         except Exception:
             continue
-        return relative(outputs(other, inputs), wanted)
+        if all(bool(t.isfinite().all()) for t in wanted):  # a covariance of one example is not a number
+            return relative(outputs(other, inputs), wanted)
     return 0.0
 
 

@@ -94,6 +94,7 @@ def _cat(w: Follower, op: Op) -> Shadow:
         Shadow((*s.shape[:dim], 1, *s.shape[dim + 1 :]), tuple(v for v in s.aspects if dim not in varying(v)), s.parameter)
         for s in shadows
     ]
+    w.algebra.alike(others)
     flat = (*op.out.shape[:dim], 1, *op.out.shape[dim + 1 :])
     made = list(w.algebra.pointwise(flat, others).aspects)
     if any(v is not None for v in along) or any(n.aspects for n in shadows):
@@ -110,6 +111,7 @@ def _cat(w: Follower, op: Op) -> Shadow:
 
 def _stack(w: Follower, op: Op) -> Shadow:
     dim = dimension(argument(op.args, op.kwargs, 1, "dim", 0), op.out)
+    w.algebra.alike([w.of(t) for t in op.args[0]])
     made = w.algebra.pointwise(tuple(n for d, n in enumerate(op.out.shape) if d != dim), [w.of(t) for t in op.args[0]])
     return Shadow(tuple(op.out.shape), tuple(v.unsqueeze(dim) for v in made.aspects), made.parameter)
 

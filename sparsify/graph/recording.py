@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsify.graph.call import Inputs, call, tensors
 from sparsify.graph.locating import Located
 from sparsify.graph.naming import canonical_names
-from sparsify.graph.operators import flattened, primitive
+from sparsify.graph.operators import primitive
 from sparsify.graph.silencing import first_tensor
+from sparsify.opaque import is_nested
 
 Bits = int
 """a set of nodes: bit n is node n"""
@@ -98,20 +100,29 @@ class Recording(Located):
         names = canonical_names(model)
         self._names = {id(t): names[n] for n, t in [*model.named_parameters(), *model.named_buffers()]}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        own = tuple(dict.fromkeys(self._of(v) for v in flattened(args, kwargs or {}) if isinstance(v, Tensor)))
-        at, shapes = self.sum_at(func, args), [tuple(a.shape) for a in args[:2] if isinstance(a, Tensor)]
+    def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
+        at = self.sum_at(func, args)
         operands = tuple(self._of(a) for a in args[:2]) if at else ()
-        out = func(*args, **(kwargs or {}))
-        made = [value for value in (out if isinstance(out, tuple | list) else (out,)) if isinstance(value, Tensor)]
-        node = self._new(own, tuple(made[0].shape) if made else ())
+        alike = at is not None and args[0].shape == args[1].shape
+        node, out = self._ran(func, args, kwargs)
+        if at is not None and alike and out.is_floating_point():
+            self.graph.added.append(Added(node, *at, (operands[0], operands[1])))
+        return out
+
+    def unseen(self, func: Any, args: Any, kwargs: Any) -> Any:
+        return self._ran(func, args, kwargs)[1]
+
+    def _ran(self, func: Any, args: Any, kwargs: Any) -> tuple[int, Any]:
+        """(the node of what an operator made, its result)"""
+        own = tuple(dict.fromkeys(self._of(v) for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)))
+        out = func(*args, **kwargs)
+        made = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
+        node = self._new(own, _shape(made[0]) if made else ())
         for value in made:
             self._node[value] = node
         for running in self._running:
             running.own |= 1 << node
-        if at is not None and shapes[0] == shapes[1] and out.is_floating_point():
-            self.graph.added.append(Added(node, *at, (operands[0], operands[1])))
-        return out
+        return node, out
 
     def entered(self, name: str, args: Any, kwargs: Any) -> None:
         x = first_tensor(args, kwargs)
@@ -120,7 +131,7 @@ class Recording(Located):
                 if isinstance(value, Tensor):
                     self.graph.given |= 1 << self._of(value)
         outer = self._running[-1] if self._running else None
-        self._running.append(Call(name, outer, None if x is None else self._of(x), () if x is None else tuple(x.shape)))
+        self._running.append(Call(name, outer, None if x is None else self._of(x), () if x is None else _shape(x)))
         self.graph.calls.append(self._running[-1])
 
     def left(self, name: str, result: Any) -> None:
@@ -141,7 +152,7 @@ class Recording(Located):
     def _of(self, tensor: Tensor) -> int:
         found: int | None = self._node.get(tensor)  # type: ignore[no-untyped-call]
         if found is None:
-            found = self._new((), tuple(tensor.shape))
+            found = self._new((), _shape(tensor))
             self._node[tensor] = found
             self.graph.leaves |= 1 << found
             if id(tensor) in self._names:
@@ -152,6 +163,10 @@ class Recording(Located):
         self.graph.inputs.append(inputs)
         self.graph.shapes.append(shape)
         return len(self.graph.inputs) - 1
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return () if is_nested(tensor) else tuple(tensor.shape)
 
 
 def record(model: nn.Module, inputs: Inputs) -> Graph:

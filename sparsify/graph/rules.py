@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsify.graph.complex_rules import COMPLEX_RULES
 from sparsify.graph.following import Follower, Op, Rule
 from sparsify.graph.indexing import INDEXING
 from sparsify.graph.operators import DISTANCES, LOSSES, argument, axes_of, dimension, flattened
@@ -242,6 +243,7 @@ def _loss(w: Follower, op: Op) -> Shadow:
 
 
 RULES: dict[str, Rule] = {
+    **COMPLEX_RULES,
     **INDEXING,
     **ORDERING,
     **REARRANGING,

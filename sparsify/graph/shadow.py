@@ -239,11 +239,25 @@ class Algebra:
         """These labels of a parameter are those of a product's result: the parameter's dimension is a producer's outputs."""
         self.note_side(aspect, self.labels.produced)
 
+    def alike(self, shadows: Sequence[Shadow]) -> None:
+        """Parameters that are added, stacked or laid side by side: what a product makes of a dimension of the result, it
+        makes of that dimension of each."""
+        if len(shadows) < 2 or not all(s.parameter and s.shape == shadows[0].shape for s in shadows):
+            return
+        for d in range(len(shadows[0].shape)):
+            met = [axis for s in shadows for a in s.aspects if varying(a) == {d} and (axis := self._last_axis(a)) is not None]
+            twins = frozenset().union(*(self.labels.twins.get(axis, {axis}) for axis in met))
+            self.labels.twins.update(dict.fromkeys(twins, twins))
+
+    def _last_axis(self, aspect: Tensor) -> tuple[str, int] | None:
+        axis = self.labels.axis_of(int(aspect[tuple(n - 1 for n in aspect.shape)]))
+        return None if axis is None else (axis.tensor, axis.dim)
+
     def note_side(self, aspect: Tensor, found: set[tuple[str, int]]) -> None:
         """Add the (tensor, dimension) that an aspect of a parameter belongs to."""
-        axis = self.labels.axis_of(int(aspect[tuple(n - 1 for n in aspect.shape)]))
+        axis = self._last_axis(aspect)
         if axis is not None:
-            found.add((axis.tensor, axis.dim))
+            found |= self.labels.twins.get(axis, {axis})
 
     def reduced(self, shadow: Shadow, dims: set[int], keepdim: bool, shape: Sequence[int]) -> Shadow:
         """A sum, mean, maximum over some dimensions."""

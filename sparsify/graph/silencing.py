@@ -24,14 +24,14 @@ class Silencing(Located):  # type: ignore[no-untyped-call]
         self._watched, self._seen = frozenset(watched), seen
         self._inputs: list[Tensor | None] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
         at = self.sum_at(func, args)
         operand = None if at is None else self._operands.get(at)
         if operand is not None:
             in_place = func._schema.name.endswith("_") and operand == 0
             zeros = args[0].zero_() if in_place else torch.zeros_like(args[operand])
             args = tuple(zeros if i == operand else a for i, a in enumerate(args))
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
     def entered(self, name: str, args: Any, kwargs: Any) -> None:
         x = first_tensor(args, kwargs) if name in self._watched else None

@@ -29,6 +29,7 @@ from sparsify.graph.naming import all_names, walk
 from sparsify.graph.stubs import Bypassed, Silenced
 from sparsify.graph.width_names import Meaning, is_head_count, meaning
 from sparsify.graph.widths import attributes
+from sparsify.opaque import is_scripted
 from sparsify_schemas.cuts import Cuts, Narrow, SetAttribute
 
 Lengths = set[tuple[int, int]]
@@ -346,6 +347,8 @@ def _shapes(model: nn.Module, inputs: Inputs) -> dict[str, list[Call]]:
     found: dict[str, list[Call]] = {}
     copy = copy_with(model, {}).eval()
     for name, module in walk(copy):
+        if is_scripted(module):
+            continue  # it takes no hooks, and none of its widths change
         module.register_forward_hook(partial(_note, found.setdefault(name, [])), with_kwargs=True)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -6,13 +6,14 @@ dozen primitive ones that they are made of (attention as matrix products and a s
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsify.errors import ModelError
@@ -45,6 +46,7 @@ from sparsify.graph.shadow import Algebra, Shadow, first, limp, varying
 from sparsify.graph.spending import PRODUCTS, Spent, spent
 from sparsify.graph.vision import spatial
 from sparsify.models import attention
+from sparsify.opaque import LEAVING, is_nested, is_scripted, is_sparse
 
 COMPARING = (nn.RMSNorm, nn.Transformer)
 """modules that compare the width of what comes in with an attribute, in no operator"""
@@ -72,6 +74,20 @@ class Held:
 
     def __setitem__(self, tensor: Tensor, shadow: Shadow) -> None:
         self._entries[id(tensor)] = tensor, shadow
+
+
+class Leaving(TorchFunctionMode):
+    """Sees where numbers leave torch, for NumPy or Python: what is computed from them there cannot be followed."""
+
+    def __init__(self, watch: "Watch") -> None:
+        super().__init__()
+        self._watch = watch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        way = LEAVING.get(func)
+        if way is not None:
+            self._watch.protect(args, f"its numbers leave torch by {way}")
+        return func(*args, **(kwargs or {}))
 
 
 class Watch(Located):  # type: ignore[no-untyped-call]
@@ -106,8 +122,10 @@ class Watch(Located):  # type: ignore[no-untyped-call]
     def enter_model(self, model: nn.Module) -> None:
         """Labels for every parameter and saved buffer; what is not saved (a table of rotary frequencies) is a constant."""
         for name, tensor, saved in named_tensors(model):
-            if saved:
+            if saved and not is_nested(tensor):
                 self.enter_tensor(name, tensor)
+                if is_sparse(tensor):
+                    self._fix(self._peek(tensor), f"the sparse tensor '{name}' keeps its shape")
         for name, module in walk(model):
             if isinstance(module, COMPARING):
                 self.comparing.add(name)
@@ -135,10 +153,6 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         self.algebra.read(found)
         return found
 
-    def read_in_python(self, tensor: Tensor) -> None:
-        """Its numbers go where no label can follow."""
-        self._fix(self.of(tensor), "its values are read in Python")
-
     def _peek(self, tensor: Tensor) -> Shadow:
         """Its shadow, which nothing is learnt from by being looked at."""
         found: Shadow | None = self.shadows.get(tensor)
@@ -148,9 +162,11 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         shape = tuple(tensor.shape)
         return self.plain.setdefault(shape, Shadow(shape))
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator, and follow the labels through it."""
         name = short_name(func)
+        if any(is_nested(t) for t in flattened(args, kwargs) if isinstance(t, Tensor)) or "nested" in name:
+            return self.enclosed(func, args, kwargs, f"it passes through '{name}', which works on nested tensors")
         key = self._key(name, func, args, kwargs)
         known = self.known.get(key)
         if known is not None and known.made is not None:
@@ -169,7 +185,7 @@ class Watch(Located):  # type: ignore[no-untyped-call]
             self.ran[key] += 1
         results = (out,) if isinstance(out, Tensor) else out if isinstance(out, tuple | list) else ()
         if known is None:
-            result = self._rule(name, func, args, kwargs, out)
+            result = self._followed(name, func, args, kwargs, out)
             shadows = result if isinstance(result, list) else [result]
             known = self.known[key] = Known((*shadows, *[None] * len(results)), None if name in NORMS else description(func, out), isinstance(out, Tensor))
         if in_place and name in WRITING:
@@ -189,10 +205,24 @@ class Watch(Located):  # type: ignore[no-untyped-call]
 
     def _seen(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return self._peek(value), value.stride(), value.dtype
+            return self._peek(value), None if is_sparse(value) else value.stride(), value.dtype
         if isinstance(value, list | tuple):
             return tuple(map(self._seen, value))
         return value if value is None or type(value) is int else (type(value), value)
+
+    def unseen(self, func: Any, args: Any, kwargs: Any) -> Any:
+        return self.enclosed(func, args, kwargs, f"it passes through '{func.name()}', whose functions are not followed")
+
+    def enclosed(self, func: Any, args: Any, kwargs: Any, reason: str) -> Any:
+        """Run what cannot be followed: all labels that flow in stay, and what comes out has none."""
+        self.protect((args, kwargs), reason)
+        return func(*args, **kwargs)
+
+    def protect(self, values: Any, reason: str) -> None:
+        """Fix the labels of every tensor in nested values."""
+        for value in tree_leaves(values):
+            if isinstance(value, Tensor) and not is_nested(value):
+                self._fix(self.of(value), reason)
 
     def entered(self, name: str, args: Any, kwargs: Any) -> None:
         for value in (*args, *kwargs.values()) if name in self.comparing else ():
@@ -205,7 +235,10 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         before = {}
         for name, module in walk(model):
             before[module] = vars(module).get("forward")
-            vars(module)["forward"] = self._noting(name, module.forward)
+            if is_scripted(module):
+                vars(module)["forward"] = self._scripted(name, module, module.forward)
+            else:
+                vars(module)["forward"] = self._noting(name, module.forward)
         try:
             yield
         finally:
@@ -225,6 +258,16 @@ class Watch(Located):  # type: ignore[no-untyped-call]
 
         return run
 
+    def _scripted(self, name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """The forward of a TorchScript module, whose tensors and lengths no cut can change."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self.protect((args, kwargs), f"it enters the scripted module '{name}'")
+            self.protect([*module.parameters(), *module.buffers()], f"the scripted module '{name}' holds it")
+            return forward(*args, **kwargs)
+
+        return run
+
     def sized(self, shadow: Shadow) -> Shadow:
         """Remember where a shape was written down: a module's attribute may hold it."""
         if self.within:
@@ -238,6 +281,13 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         return described(name, func, args, kwargs)
 
     def _written(self, name: str, args: Any) -> None:
+        """What an operator that wrote into its first argument means for labels; where that fails, they stay."""
+        try:
+            self._follow_writing(name, args)
+        except Exception as error:
+            self.protect(args, self._failed(name, error))
+
+    def _follow_writing(self, name: str, args: Any) -> None:
         """An operator wrote into a part of a tensor. Labels that lie there already are joined with what is written; labels
         that come to lie where none were can no longer be followed."""
         target = args[0] if args else None
@@ -250,7 +300,8 @@ class Watch(Located):  # type: ignore[no-untyped-call]
                 shadow = self.algebra.pointwise(own.shape, [self.of(value), Shadow((1,) * len(own.shape), own.aspects)])
                 strange = [aspect for aspect in shadow.aspects if not varying(aspect) <= lies]
                 if strange and not self._filled(target, strange):
-                    self._fix(self.of(value), f"it is written into a part of another tensor ({name})")
+                    lost = [aspect for aspect in strange if not self._filled(target, [aspect])]
+                    self._fix(Shadow(own.shape, tuple(lost)), f"it is written into a part of another tensor ({name})")
 
     def _written_by_number(self, name: str, target: Tensor, made: Shadow | None) -> None:
         """The same for elements that were written into a view by their number."""
@@ -291,6 +342,18 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         for aspect in shadow.aspects:
             self.labels.fix(aspect.numpy(), reason)
 
+    def _followed(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Shadow | list[Shadow] | None:
+        """What its rule makes of an operator; where the rule fails, what flows in stays."""
+        try:
+            return self._rule(name, func, args, kwargs, out)
+        except Exception as error:
+            self.protect((args, kwargs), self._failed(name, error))
+            return None
+
+    def _failed(self, name: str, error: Exception) -> str:
+        module = f" in '{self.within[-1]}'" if self.within and self.within[-1] else ""
+        return f"it passes through '{name}'{module}, which could not be followed ({type(error).__name__})"
+
     def _rule(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Shadow | list[Shadow] | None:
         a = self.algebra
         tensors_in = [v for v in flattened(args, kwargs) if isinstance(v, Tensor)]
@@ -318,6 +381,8 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         op = Op(name, args, kwargs, out)
         if name in RULES:
             return RULES[name](self, op)
+        if name in ("add", "sub"):
+            a.alike([self._peek(t) for t in tensors_in])
         if name in NORMS:
             return batch_norm(self, op)
         if name in SPATIAL:
@@ -326,7 +391,7 @@ class Watch(Located):  # type: ignore[no-untyped-call]
             return reduction(self, op)
         if name in ALONG:
             return along(self, op)
-        if torch.Tag.pointwise in func.tags or name in POINTWISE:
+        if torch.Tag.pointwise in func.tags or name in POINTWISE or _is_pointwise_prim(func):
             results = (out,) if isinstance(out, Tensor) else out
             joined = a.pointwise(tuple(results[0].shape), [self.of(t) for t in tensors_in])
             return [joined for _ in results]
@@ -341,17 +406,11 @@ def _is_alone(target: Tensor) -> bool:
     return whole and target._base is None
 
 
-class _ReadInPython(TorchFunctionMode):
-    """Sees numbers leave a tensor for Python by `tolist`, which is no operator."""
-
-    def __init__(self, watching: Watch) -> None:
-        super().__init__()
-        self.watching = watching
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func == Tensor.tolist:
-            self.watching.read_in_python(args[0])
-        return func(*args, **(kwargs or {}))
+def _is_pointwise_prim(func: Any) -> bool:
+    """Whether an operator of torch's decompositions, which carry no tags, acts like a pointwise one of the same name."""
+    space, _, name = func._schema.name.partition("::")
+    alike = getattr(torch.ops.aten, name, None) if space == "prims" else None
+    return alike is not None and any(torch.Tag.pointwise in getattr(alike, overload).tags for overload in alike.overloads())
 
 
 def watch(model: nn.Module, inputs: Inputs, *, lenient: bool) -> tuple[Labels, list[tuple[Spent, int]]]:
@@ -373,7 +432,7 @@ def watch(model: nn.Module, inputs: Inputs, *, lenient: bool) -> tuple[Labels, l
             model.train(training)
             mode.counting = not training
             try:
-                with primitive(model), torch.random.fork_rng(devices=[]), mode, _ReadInPython(mode) if lenient else nullcontext():
+                with primitive(model), torch.random.fork_rng(devices=[]), Leaving(mode), mode:
                     output = call(model, inputs)
             except Exception:
                 if not training or not lenient:

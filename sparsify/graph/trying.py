@@ -17,6 +17,7 @@ from sparsify.graph.call import Inputs, call, converted, shapes, tensors
 from sparsify.graph.copying import on_meta
 from sparsify.graph.cutting import Keep
 from sparsify.graph.describing import Described
+from sparsify.graph.precision import cast
 from sparsify.graph.proving import (
     TOLERANCE,
     TRIAL,
@@ -30,6 +31,7 @@ from sparsify.graph.proving import (
     runs_as_used,
 )
 from sparsify.graph.settling import fewer, settled
+from sparsify.opaque import is_nested, is_sparse, uncompiled
 from sparsify.plan import Branch, Coupled, ModelMap
 
 LIGHT = 1e-5
@@ -42,7 +44,7 @@ Fault = Callable[[Sequence[Coupled], ModelMap], str | None]
 def _runs_in_double(trial: nn.Module, inputs: Inputs) -> bool:
     """Whether the model does; it is in double precision from now on."""
     try:
-        outputs(trial.to(torch.float64), converted(inputs, torch.float64))
+        outputs(cast(trial, torch.float64), converted(inputs, torch.float64))
     except Exception:
         return False
     return True
@@ -101,7 +103,7 @@ class _Trials:
         self.faults += [self._single_fault, self._double_fault, self._light_fault]
 
     def _single_fault(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
-        return _fault(self.model.to(torch.float32), map, {c.name: _half(c) for c in chosen}, self.inputs, TRIAL)
+        return _fault(cast(self.model, torch.float32), map, {c.name: _half(c) for c in chosen}, self.inputs, TRIAL)
 
     def _double_fault(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
         return _double_fault(self.model, self.double(), map, _rests(map, chosen), self.inputs)
@@ -113,7 +115,7 @@ class _Trials:
         may make a billion times as much of that.
         """
         dtype = torch.float64 if self.double() else torch.float32
-        return _fault(self.model.to(dtype), map, {c.name: list(range(c.width - 1)) for c in chosen}, converted(self.inputs, dtype), LIGHT if self.double() else TRIAL)
+        return _fault(cast(self.model, dtype), map, {c.name: list(range(c.width - 1)) for c in chosen}, converted(self.inputs, dtype), LIGHT if self.double() else TRIAL)
 
     def alone(self, group: Coupled, map: ModelMap, faults: Sequence[Fault]) -> str | None:
         """What is wrong with a cut of one group."""
@@ -171,7 +173,7 @@ class _Shapes:
 
     def _run(self, model: nn.Module, training: bool) -> list[torch.Size] | None:
         try:
-            with torch.no_grad(), Described():  # type: ignore[no-untyped-call]
+            with torch.no_grad(), uncompiled(), Described():  # type: ignore[no-untyped-call]
                 return [t.shape for t in tensors(call(model.train(training), self.inputs))]
         except Exception as error:
             self.error = error
@@ -233,7 +235,7 @@ def _fault(trial: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, toleranc
         thin = cutting.trial(trial, map, keep)
         found = ran(thin, inputs, narrowed)
         single = torch.float32  # enough to see that it runs
-        runs_as_used(lambda: copied(trial).to(single), thin.to(single), converted(inputs, single), narrowed)
+        runs_as_used(lambda: cast(copied(trial), single), cast(thin, single), converted(inputs, single), narrowed)
         del thin
         difference = relative(found, masked_outputs(trial, map, keep, inputs, found, narrowed))
         if not difference <= tolerance:
@@ -248,8 +250,8 @@ def _fault(trial: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, toleranc
 def _double_fault(trial: nn.Module, double: bool, map: ModelMap, keep: Keep, inputs: Inputs) -> str | None:
     """The same in double precision, where the model runs in it."""
     if double:
-        return _fault(trial.to(torch.float64), map, keep, converted(inputs, torch.float64), TOLERANCE)
-    return _fault(trial.to(torch.float32), map, keep, inputs, TRIAL)
+        return _fault(cast(trial, torch.float64), map, keep, converted(inputs, torch.float64), TOLERANCE)
+    return _fault(cast(trial, torch.float32), map, keep, inputs, TRIAL)
 
 
 def _half(group: Coupled) -> list[int]:
@@ -276,7 +278,7 @@ def _scrambled(model: nn.Module, inputs: Inputs) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in [*copy.named_parameters(), *copy.named_buffers()]:
-            if not tensor.is_floating_point():
+            if not tensor.is_floating_point() or is_sparse(tensor) or is_nested(tensor):
                 continue
             if name.endswith("running_var") or (tensor.dim() == 1 and name.endswith("weight")):
                 tensor.uniform_(0.5, 1.5, generator=generator)

@@ -11,6 +11,7 @@ from sparsify.clock import Kind, Work
 from sparsify.graph import Inputs, call
 from sparsify.graph.classes import is_transposed_linear
 from sparsify.measure import copied, count_macs
+from sparsify.opaque import is_scripted
 
 Convs = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -51,7 +52,7 @@ def read(model: nn.Module, inputs: Inputs, batch: int) -> tuple[tuple[Work, ...]
     """The layers that one forward call runs, in order, for a batch of so many; and the geometry behind each key."""
     model = copied(model).eval()
     found: list[tuple[Work, Geometry | None]] = []
-    handles = [module.register_forward_hook(_noting(found, name, batch)) for name, module in model.named_modules()]
+    handles = [module.register_forward_hook(_noting(found, name, batch)) for name, module in model.named_modules() if not is_scripted(module)]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # or the modules inside are passed over
     try:

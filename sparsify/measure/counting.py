@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from sparsify.errors import ModelError
+from sparsify.errors import ModelError, first_line
 from sparsify.measure.calling import Inputs, call, copied, detached, first, shown
 from sparsify.models import attention
+from sparsify.opaque import are_wrappers, holds_nested, is_higher_order, is_scripted, uncompiled
 from sparsify_schemas.report import Side
 
 
@@ -38,13 +40,29 @@ def side(
     )
 
 
+class Counted(NamedTuple):
+    """Multiply-accumulates of one forward call on one example."""
+
+    macs: int
+    by_module: dict[str, int]
+    missed: tuple[str, ...] = ()
+    """operators whose multiply-accumulates could not be counted"""
+
+
 def count_macs(model: nn.Module, inputs: Inputs) -> tuple[int, dict[str, int]]:
+    """The total and the figures by module of `counted_macs`."""
+    found = counted_macs(model, inputs)
+    return found.macs, found.by_module
+
+
+def counted_macs(model: nn.Module, inputs: Inputs) -> Counted:
     """Multiply-accumulates of one forward call on ONE example: in all, and by the module in whose forward they happen.
 
     inputs: a tuple, or a mapping for keyword inputs; the batch is the first dimension of the first tensor. The figures
     of the modules add up to the total; a model's own functional calls are counted under ''. Names as in named_modules.
     A copy of the model runs in eval mode with the attention fast path off; modules without MACs are absent.
-    Counted by torch.utils.flop_counter, two FLOPs a MAC, with the operators added that it does not know (_UNKNOWN).
+    Counted by the formulas of torch.utils.flop_counter, two FLOPs a MAC, with the operators added that it does not know
+    (_UNKNOWN). What a TorchScript module does is charged to the module around it.
     Raises ModelError when the forward call fails.
     """
     batch = first(inputs).shape[0]
@@ -52,13 +70,13 @@ def count_macs(model: nn.Module, inputs: Inputs) -> tuple[int, dict[str, int]]:
     model = copied(model).eval()
     for name in [name for name, module in model.named_modules() if attention.can_adopt(module)]:
         attention.adopt(model, name)  # it calls its output projection as a module, which is then charged with its share
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), _counter() as counter, _charged(model, counter.get_total_flops, spent):
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), uncompiled(), _counter() as counter, _charged(model, lambda: counter.flops, spent):
         try:
             call(model, detached(inputs))
         except Exception as error:
-            raise ModelError(f"a forward call with inputs {shown(inputs)} failed: {type(error).__name__}: {error}") from error
+            raise ModelError(f"a forward call with inputs {shown(inputs)} failed: {type(error).__name__}: {first_line(error)}") from error
     by_module = {name: round(flops / (2 * batch)) for name, flops in spent.items() if flops}
-    return sum(by_module.values()), by_module
+    return Counted(sum(by_module.values()), by_module, tuple(sorted(counter.missed)))
 
 
 @contextmanager
@@ -83,6 +101,8 @@ def _charged(model: nn.Module, total: Callable[[], int], spent: defaultdict[str,
 
     handles = []
     for name, module in model.named_modules():
+        if is_scripted(module):
+            continue  # it takes no hooks
         handles.append(module.register_forward_pre_hook(lambda *_, name=name: enter(name)))
         handles.append(module.register_forward_hook(lambda *_: leave(), always_call=True))
     try:
@@ -94,15 +114,53 @@ def _charged(model: nn.Module, total: Callable[[], int], spent: defaultdict[str,
 
 
 @contextmanager
-def _counter() -> Iterator[FlopCounterMode]:
-    """torch's counter, without the attention fast path, whose fused operator no counter sees."""
+def _counter() -> Iterator["_Counter"]:
+    """A counter, without the attention fast path, whose fused operator none sees."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with FlopCounterMode(display=False, custom_mapping=_UNKNOWN) as counter:
+        with _Counter() as counter:
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the FLOPs of every operator that runs under it.
+
+    torch's own FlopCounterMode also follows modules by hooks of autograd, which fail on views of parameters and on
+    gradients taken inside the forward call.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+        self.missed: set[str] = set()
+        self._formulas = {**flop_registry, **_UNKNOWN}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if are_wrappers(types):
+            return NotImplemented  # a tensor that wraps others: count what is done to those
+        if is_higher_order(func):
+            self.missed.add(func.name())
+            return func(*args, **kwargs)
+        formula = self._formulas.get(func._overloadpacket)
+        if formula is None and holds_nested((args, kwargs)):  # those have kernels of their own
+            self.missed.add(func._overloadpacket.__name__)
+            return func(*args, **kwargs)
+        if formula is None:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if parts is NotImplemented else parts
+        out = func(*args, **kwargs)
+        try:
+            self.flops += formula(*args, **kwargs, out_val=out)
+        except Exception:  # shapes that the formula does not expect: of nested tensors, of sparse ones
+            self.missed.add(func._overloadpacket.__name__)
+        return out
 
 
 def _lstm_flops(x: Tensor, w_ih: Tensor, w_hh: Tensor, *_: Any, **__: Any) -> int:

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from sparsify.measure.calling import Inputs, call, in_eval
 from sparsify.measure.running import with_batch
+from sparsify.opaque import uncompiled
 
 
 def stored(model: nn.Module) -> int:
@@ -87,7 +88,7 @@ def lived(model: nn.Module, inputs: Inputs) -> tuple[tuple[str, ...], tuple[tupl
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         watch = _Watch(known)
-        with in_eval(model), torch.no_grad(), torch.random.fork_rng(devices=[]), watch:
+        with in_eval(model), torch.no_grad(), torch.random.fork_rng(devices=[]), uncompiled(), watch:
             call(model, fed)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -106,6 +107,8 @@ def computed_peak(model: nn.Module, inputs: Inputs) -> int:
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes when storages come and go."""
+
+    supports_higher_order_operators = True
 
     def __init__(self, known: set[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

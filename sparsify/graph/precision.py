@@ -1,0 +1,58 @@
+"""Models in another precision, and float64 that a model's own casts do not undo."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.graph.locating import Located
+from sparsify.opaque import uncompiled
+
+DOUBLE = frozenset([torch.float64, torch.complex128])
+LOWER = frozenset([torch.float32, torch.bfloat16, torch.float16, torch.complex64, torch.complex32])
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model itself, its real tensors in `dtype` and its complex ones in the complex type of that precision.
+
+    `model.to(dtype)` would drop imaginary parts.
+    """
+    model._apply(lambda tensor: cast_tensor(tensor, dtype))  # type: ignore[no-untyped-call]
+    return model
+
+
+def cast_tensor(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A real or complex tensor in another precision; any other tensor as it is."""
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+class InDouble(Located):  # type: ignore[no-untyped-call]
+    """Leaves out casts from double to a lower precision: rounding inside a model would hide what a cut changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.casts = 0
+        """how many were left out"""
+
+    def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
+        cast_down = func is torch.ops.aten._to_copy.default and kwargs.get("dtype") in LOWER
+        if cast_down and isinstance(args[0], Tensor) and args[0].dtype in DOUBLE:
+            self.casts += 1
+            kwargs = {**kwargs, "dtype": args[0].dtype}
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def in_double(model: nn.Module) -> Iterator[InDouble]:
+    """Keep double precision throughout the calls of a model whose parameters have it; other models run as they are."""
+    mode = InDouble()
+    with uncompiled():
+        if any(tensor.dtype in DOUBLE for tensor in model.parameters()):
+            with mode:
+                yield mode
+        else:
+            yield mode

@@ -24,7 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from sparsify.graph.biases import own_bias, takes_bias
 from sparsify.graph.call import Inputs, named
 from sparsify.graph.cutting import Keep, gone_branches
-from sparsify.graph.dependence import Dependence
+from sparsify.graph.dependence import Dependence, whole
 from sparsify.graph.describing import short_name
 from sparsify.graph.labels import Labels
 from sparsify.graph.naming import all_names, canonical_names, walk
@@ -247,7 +247,8 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
     def _note_product(self, product: "_Product", func: Any, out: Tensor) -> None:
         if any(b.holds(self.within[-1]) for b in self._gone if self.within):
             return
-        sides = [side for side in product.sides if self.dependence.of(side.x) is not None]
+        # Where no data are at all (learnt queries), units are read that no constants can stand for: they count as living.
+        sides = [side for side in product.sides if self.dependence.of(side.x) is not None] or product.sides[:1]
         for side in sides:
             for aspect in self._peek(side.x).aspects:
                 units = self._units[aspect] if side.along in varying(aspect) else None
@@ -258,8 +259,9 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
         x = side.x
         others = [d for d in range(x.dim()) if d not in varying(aspect)]
         reached = self.dependence.of(x)
-        assert reached is not None
         crossed = self.dependence.of(side.other) is not None  # two computed tensors, such as queries and keys
+        without_data = reached is None
+        reached = whole(x) if reached is None else reached
         wide = reached.any(dim=others, keepdim=True) if others else reached
         constant = (units >= 0) & ~wide.expand(units.shape)
         spread, height = _spread(x, others, units.shape)
@@ -275,7 +277,8 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
             units=units,
             constant=constant,
             even=spread <= EXACT * height,
-            read=side.live(units.shape) & ((height > 0) | ~constant),
+            # Only what no data reach is known to be zero; data may be zero at these inputs alone.
+            read=side.live(units.shape) & ((height > 0) | ~(constant | without_data)),
             padded=product.padded,
             crossed=crossed,
             largest=float(out.abs().max()) if out.numel() else 0.0,

@@ -341,7 +341,7 @@ def compare(one: nn.Module, other: nn.Module, candidates: Sequence[Inputs]) -> f
 
 def effect(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) -> float:
     """How far the masked model is from the dense one: largest difference of an output, relative to its largest value."""
-    wide, given, plain, _ = _precise(dense, inputs)
+    wide, given, plain, *_ = _precise(dense, inputs)
     return relative(masked_outputs(wide, map, keep, given, plain, ()), plain)
 
 

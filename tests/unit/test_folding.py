@@ -388,3 +388,20 @@ def test_a_comparison_that_contradicts_a_constant_undoes_all_folding(monkeypatch
         "bug: please report it with the recipe and the model's code",
     )
     assert not folds(result) and result.verdicts[0].difference <= 1e-9
+
+
+def test_a_unit_that_is_zero_on_these_inputs_alone_is_no_dead_one() -> None:
+    """What a ReLU holds at zero on the planning inputs may live on others."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    with torch.no_grad():
+        model[0].weight[:4] = torch.zeros(8)  # four dead units, so that constants are looked for at all
+        model[0].weight[4:8].abs_()
+        model[0].bias[4:8] = -0.01
+    rule = {"layers": "0", "group": "neuron", "sparsity": "50%", "criterion": {"kind": "magnitude"}}
+    x = -torch.ones(1, 8)
+    plan = sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, model, (x,))
+    result = sparsify.cut(plan, model, inputs=(x,))
+    gone = set(range(16)) - {i for start, end in result.cuts.widths[0].keep for i in range(start, end)}
+    assert gone - {0, 1, 2, 3}, "living units left"
+    assert result.verdicts[0].reference == "masked model"

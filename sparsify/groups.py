@@ -98,7 +98,9 @@ class Layout:
 
 
 def wide(value: Tensor) -> Tensor:
-    """float32 in place of half precision, in which squares and sums over many weights overflow."""
+    """float32 in place of half precision, in which squares and sums over many weights overflow; of complex numbers, sizes."""
+    if value.is_complex():
+        return value.abs()
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 

@@ -92,12 +92,6 @@ def _none(_w: Follower, _op: Op) -> list[Shadow]:
     return []
 
 
-def _triangle(w: Follower, op: Op) -> Shadow:
-    x = w.of(op.args[0])
-    rank = len(x.shape)
-    return w.algebra.hold_all(x, {rank - 2, rank - 1}, "a triangle of it is taken")
-
-
 # sparse products
 
 
@@ -133,8 +127,6 @@ COMPLEX_RULES: dict[str, Rule] = {
     "complex": _of_parts,
     "convert_element_type": _same,
     "polar": _of_parts,
-    "tril": _triangle,
-    "triu": _triangle,
     "view_as_complex": _view_as_complex,
     "view_as_real": _view_as_real,
     **dict.fromkeys(MATRICES, _matrices),

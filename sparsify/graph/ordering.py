@@ -76,7 +76,6 @@ def _cross(w: Follower, op: Op) -> Shadow:
 
 WHOLE = {
     "_ctc_loss": "a loss takes its classes by number ('ctc_loss')",
-    "_linalg_check_errors": "it is checked as a whole",
     "_unique2": "equal elements of it are found by 'unique'",
     "affine_grid_generator": "it says where a grid is sampled",
     "bincount": "its elements are counted by 'bincount'",

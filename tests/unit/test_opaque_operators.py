@@ -147,7 +147,7 @@ EXPECTED: dict[str, dict[str, str | None]] = {
     "solve": {"a": FIXED, "b": None},
     "Cholesky": {"a": FIXED, "b": None},
     "ridge regression": {"a": None, "b": FIXED},
-    "orthogonal weight": {"a": None, "b": "a triangle of it is taken"},
+    "orthogonal weight": {"a": None, "b": "one side of its diagonal is taken by 'tril'"},
     "log-volume": {"a": FIXED, "b": None},
     "inverse by channel": {"a": None, "b": None},
     "solve by channel": {"a": None, "b": None},
@@ -326,32 +326,59 @@ def test_a_rule_that_fails_protects_what_flows_in(monkeypatch: pytest.MonkeyPatc
     assert plan.map.by_name["0"].protected == "it passes through 'addmm' in '3', which could not be followed (ZeroDivisionError)"
 
 
-def test_what_fails_while_a_model_is_cut_is_told_in_one_sentence() -> None:
+def test_single_weights_of_a_complex_layer_leave_by_their_size() -> None:
     model, inputs = built("complex weights")
     plan = sparsify.make_plan({"version": 1, "title": "t", "rules": [{"layers": "ComplexLinear", "group": "weight", "sparsity": "50%"}]}, model, inputs)
-    with pytest.raises(ModelError) as caught:
-        sparsify.cut(plan, model, inputs=inputs)
-    assert str(caught.value).startswith("cutting the model failed: NotImplementedError: ")
-    assert str(caught.value).endswith("; protect the layers that it concerns (a rule with 'protect: true'), or pass simpler inputs")
+    result = sparsify.cut(plan, model, inputs=inputs)
+    gone = torch.cat([(layer.weight == 0).flatten() for layer in (result.model.a, result.model.b)])
+    sizes = torch.cat([layer.weight.abs().flatten() for layer in (model.a, model.b)])
+    assert int(gone.sum()) == len(gone) // 2 and sizes[gone].max() <= sizes[~gone].min()
 
 
 class Moody(nn.Module):
-    """Fails whenever one of its layers has lost channels, and in one call of the dense model too."""
+    """Fails in every call once it is told to, or where its first layer has lost outputs."""
 
-    def __init__(self, calls: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.a, self.fc, self.left = nn.Linear(6, 16), nn.Linear(16, 3), [calls]
+        self.a, self.fc, self.fails = nn.Linear(6, 16), nn.Linear(16, 3), False
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.a.weight.shape[0] < 16:
+        if self.fails or self.a.weight.shape[0] < 16:
             raise KeyError("a")
         return self.fc(self.a(x).relu())
 
 
+MOODY = {"version": 1, "title": "t", "rules": [{"layers": "a", "group": "neuron"}]}
+CURE = "protect the layers that it concerns (a rule with 'protect: true'), or pass simpler inputs"
+
+
 def test_a_model_that_refuses_to_be_narrow_is_protected() -> None:
-    model = Moody(0).eval()
-    plan = sparsify.make_plan({"version": 1, "title": "t", "rules": [{"layers": "a", "group": "neuron"}]}, model, (torch.randn(4, 6),))
+    plan = sparsify.make_plan(MOODY, Moody().eval(), (torch.randn(4, 6),))
     assert plan.map.by_name["a"].protected == "a trial cut failed: the cut model does not run: KeyError: 'a'"
+
+
+def test_a_model_that_does_not_run_is_refused_in_one_sentence() -> None:
+    model = Moody().eval()
+    model.fails = True
+    with pytest.raises(ModelError, match=r"^a forward call with inputs 4x6 failed: KeyError: 'a'$"):
+        sparsify.make_plan(MOODY, model, (torch.randn(4, 6),))
+
+
+def test_what_fails_inside_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(model: nn.Module, *_: object) -> None:
+        model.fails = True
+        model(torch.randn(4, 6))
+
+    model, inputs = Moody().eval(), (torch.randn(4, 6),)
+    plan = sparsify.make_plan(MOODY, model, inputs)
+    monkeypatch.setattr(graph, "cut", fails)
+    with pytest.raises(ModelError) as caught:
+        sparsify.cut(plan, model, inputs=inputs)
+    assert str(caught.value) == f"cutting the model failed in the forward call of a Moody: KeyError: 'a'; {CURE}"
+    monkeypatch.setattr(graph, "probe", fails)
+    with pytest.raises(ModelError) as caught:
+        sparsify.make_plan(MOODY, model, inputs)
+    assert str(caught.value) == f"trying out which layers can be cut failed in the forward call of a Moody: KeyError: 'a'; {CURE}"
 
 
 class Joined(nn.Module):

@@ -130,7 +130,8 @@ def _identities(model: nn.Module, inputs: Inputs, found: _Found) -> frozenset[st
             equal.add(name)
 
     watched = {own.module for own, _ in found.blocks() if found.times[own.module] == 1}
-    with silenced(model, [r.sum for r in found.residuals], watched, seen), torch.random.fork_rng(devices=[]):
+    sums = [r.sum for r in found.residuals]
+    with torch.no_grad(), silenced(model, sums, watched, seen), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         call(model, inputs)
     return frozenset(equal)

@@ -1,6 +1,7 @@
 """Calling a model with positional or keyword inputs, and collecting the tensors it returns."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from sparsify.errors import ModelError
 from sparsify.graph.precision import cast_tensor
+from sparsify.opaque import is_nested, is_sparse
 from sparsify.wrapping import is_sharded
 
 Inputs = tuple[Tensor, ...] | Mapping[str, Tensor]
@@ -17,6 +19,20 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     """model(*inputs), or model(**inputs) for a mapping; on copies, since a forward may write into its inputs."""
     own = _changed(torch.clone, inputs)
     return model(**own) if isinstance(own, Mapping) else model(*own)
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Give the buffers their values back: a model that counts its calls, or observes ranges in eval mode too, would
+    answer differently every time."""
+    before = [(b, b.clone()) for b in model.buffers() if not (b.is_inference() or is_sparse(b) or is_nested(b))]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                if buffer.shape == value.shape:
+                    buffer.copy_(value)
 
 
 def named(inputs: Inputs) -> list[tuple[str | None, Tensor]]:

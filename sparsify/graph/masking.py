@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.graph.call import Inputs, call, tensors
+from sparsify.graph.call import Inputs, call, kept_buffers, tensors
 from sparsify.graph.labels import Labels
 from sparsify.graph.operators import ALONG, DISTANCES, LOSSES, NORMS, REDUCTIONS, axes_of, primitive
 from sparsify.graph.precision import in_double
@@ -112,6 +112,6 @@ def outputs(model: nn.Module, inputs: Inputs, gone: Mapping[tuple[str, int], Ite
     for axis in labels.axes:
         for index in gone.get((axis.tensor, axis.dim), ()):
             mode.removed[axis.first + index] = True
-    with primitive(model), torch.random.fork_rng(devices=[]), in_double(model), mode, silenced(model, sums):
+    with primitive(model), torch.random.fork_rng(devices=[]), kept_buffers(model), in_double(model), mode, silenced(model, sums):
         torch.manual_seed(0)
         return list(tensors(call(model, inputs)))

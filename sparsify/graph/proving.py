@@ -18,7 +18,7 @@ from torch import nn
 from sparsify.copies import copied
 from sparsify.errors import VerificationError
 from sparsify.graph import masking
-from sparsify.graph.call import Inputs, call, converted, named, tensors
+from sparsify.graph.call import Inputs, call, converted, kept_buffers, named, tensors
 from sparsify.graph.constants import Constants
 from sparsify.graph.cutting import Keep, dropped, gone_branches
 from sparsify.graph.folding import add_beside, put_exact, widened
@@ -27,7 +27,6 @@ from sparsify.graph.naming import all_names
 from sparsify.graph.operators import plain_attention
 from sparsify.graph.precision import cast, in_double
 from sparsify.graph.silencing import silenced
-from sparsify.opaque import is_nested, is_sparse
 from sparsify.plan import ModelMap
 from sparsify_schemas.report import Verdict
 
@@ -243,19 +242,6 @@ def outputs_and_casts(model: nn.Module, inputs: Inputs) -> tuple[list[torch.Tens
     with torch.no_grad(), torch.random.fork_rng(devices=[]), plain_attention(), kept_buffers(model), in_double(model) as mode:
         torch.manual_seed(0)
         return list(tensors(call(model, inputs))), mode.casts
-
-
-@contextmanager
-def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Give the buffers their values back: a model that counts its calls, or observes ranges in eval mode too, would
-    answer differently every time."""
-    before = [(b, b.clone()) for b in model.buffers() if not (b.is_inference() or is_sparse(b) or is_nested(b))]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            if buffer.shape == value.shape:
-                buffer.copy_(value)
 
 
 def runs_as_used(dense: Callable[[], nn.Module], narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> None:

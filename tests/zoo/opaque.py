@@ -793,6 +793,12 @@ def _observed() -> Net:
     return net
 
 
+def _observed_together() -> Net:
+    """One range for all channels, which no call has set yet."""
+    kind = torch.ao.quantization.MovingAverageMinMaxObserver
+    return Net(_observing, a=nn.Linear(6, 16), q=torch.ao.quantization.FakeQuantize(kind), b=nn.Linear(16, 12), fc=nn.Linear(12, 3))
+
+
 def _observing(m: Any, x: Tensor) -> Tensor:
     return m.fc(m.b(m.q(m.a(x).relu().float()).to(x.dtype)).relu())
 
@@ -986,6 +992,7 @@ OTHER: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "custom operator with weights": (lambda: Net(_custom_joined, a=nn.Linear(6, 16), b=nn.Linear(16, 12), c=nn.Linear(12, 8), fc=nn.Linear(8, 3)), ROWS),
     "custom operator in place": (_three(_custom_in_place), ROWS),
     "observers in eval mode": (_observed, ROWS),
+    "one observer of all channels": (_observed_together, ROWS),
 }  # fmt: skip
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     **COMPLEX, **FOURIER, **COVARIANCE, **FUNCTIONS, **SCRIPTED, **SPARSE, **MODES, **PARAMETERS, **CONTROL, **PYTHON, **ALGEBRA, **OTHER,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparsify.artefact import load_run as load_run
     from sparsify.artefact import save_run as save_run
+    from sparsify.calls import Call as Call
     from sparsify.errors import SparsifyError as SparsifyError
     from sparsify.exporting import export as export
     from sparsify.hooks import attach as attach
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _WHERE = {
+    "Call": ("sparsify.calls", "Call"),
     "SparsifyError": ("sparsify.errors", "SparsifyError"),
     "apply": ("sparsify.run", "apply"),
     "attach": ("sparsify.hooks", "attach"),
@@ -38,7 +40,7 @@ _WHERE = {
     "make_plan": ("sparsify.pruning", "make_plan"),
     "save_run": ("sparsify.artefact", "save_run"),
 }
-__all__ = ["SparsifyError", "__version__", "apply", "attach", "cut", "export", "load_recipe", "load_run", "make_plan", "save_run"]
+__all__ = ["Call", "SparsifyError", "__version__", "apply", "attach", "cut", "export", "load_recipe", "load_run", "make_plan", "save_run"]
 
 
 def __dir__() -> list[str]:

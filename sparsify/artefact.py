@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -14,8 +14,9 @@ from torch import nn
 from sparsify import folder as files
 from sparsify import graph, pruning, report
 from sparsify.assess import Work, assess, check_reloads
+from sparsify.calls import Call, called, changed
 from sparsify.copies import copied
-from sparsify.data import Datasets, example_inputs, inputs_like
+from sparsify.data import Datasets, example_inputs
 from sparsify.errors import RunError, first_line
 from sparsify.graph import Inputs
 from sparsify.listing import RunRow as RunRow
@@ -23,8 +24,9 @@ from sparsify.listing import list_runs as list_runs
 from sparsify.load import dump
 from sparsify.modelfile import build_model
 from sparsify.page import to_html
-from sparsify.plan import Plan
+from sparsify.plan import Called, Plan
 from sparsify.reading import read
+from sparsify.redrawing import as_recorded, from_record, read_record
 from sparsify.weights import load_weights, save_weights
 from sparsify_schemas.cuts import Cuts, Rounds
 from sparsify_schemas.model import Model
@@ -98,7 +100,7 @@ def save_run(
     result: pruning.Result,
     folder: str | Path,
     *,
-    inputs: Inputs | None = None,
+    inputs: Inputs | Call | Sequence[Call] | None = None,
     datasets: Datasets | None = None,
     timing: float = TIMING,
 ) -> Path:
@@ -113,7 +115,7 @@ def save_run(
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path} exists already; choose another folder")
     temporary = path.with_name(f".{path.name}.tmp")
-    given = _on_cpu(_probes(result.plan, datasets) if inputs is None else inputs)
+    given = _on_cpu(as_recorded(result.plan.map.inputs, _probes(result.plan, datasets) if inputs is None else called(inputs)))
     notes: tuple[str, ...] = () if recipe.model else (UNBUILT,)
     if recipe.baselines:
         notes = (*notes, f"the baselines ({', '.join(recipe.baselines)}) were not made, as only 'sparsify apply' trains them")
@@ -135,11 +137,11 @@ def save_run(
 
 
 def _probes(plan: Plan, datasets: Datasets | None) -> Inputs:
-    return inputs_like(plan.map.inputs) if datasets is None and plan.map.inputs else example_inputs(plan.recipe, datasets)
+    return from_record(plan.map.inputs) if datasets is None and plan.map.inputs else example_inputs(plan.recipe, datasets)
 
 
 def _on_cpu(inputs: Inputs) -> Inputs:
-    return {k: v.cpu() for k, v in inputs.items()} if isinstance(inputs, Mapping) else tuple(v.cpu() for v in inputs)
+    return changed(inputs, lambda tensor: tensor.cpu())
 
 
 def begin(folder: Path, plan: Plan) -> None:
@@ -231,18 +233,23 @@ def _is_of_rounds(body: bytes) -> bool:
         return False
 
 
-def planned_inputs(folder: Path, batch: int | None = None) -> Inputs:
+def planned_calls(folder: Path) -> tuple[Called, ...]:
+    """The calls that a run's plan was made with. Raises RunError."""
+    path = folder / files.PLAN
+    try:
+        return read_record(json.loads(read(path))["map"]["inputs"])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise RunError(f"{path} is damaged: {first_line(error)}") from None
+
+
+def planned_inputs(folder: Path, batch: int | None = None, seed: int = 0) -> Inputs:
     """Random inputs of the shapes that a run's plan was made with. Raises RunError.
 
-    batch: instead of the plan's, in every tensor whose first dimension is that of the first.
+    batch: instead of the plan's, along the dimension of each tensor that counts examples.
     """
     path = folder / files.PLAN
     try:
-        recorded = [(name, tuple(shape), dtype) for name, shape, dtype in json.loads(read(path))["map"]["inputs"]]
-        if batch is not None:
-            written = recorded[0][1][:1]
-            recorded = [(n, (batch, *shape[1:]) if shape and shape[:1] == written else shape, d) for n, shape, d in recorded]
-        return inputs_like(recorded)
+        return from_record(planned_calls(folder), seed, batch)
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
         raise RunError(f"{path} is damaged: {first_line(error)}") from None
 

@@ -1,6 +1,6 @@
 """Compiling: recipe + model map -> plan, or every reason why the recipe does not fit the model."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from math import gcd, lcm, prod
@@ -32,17 +32,19 @@ def compile_plan(
     clocks: of the targets whose latency the budget limits; steps: width steps of the recipe's targets, for `multiple_of: auto`.
     Raises RecipeError with all problems at once: a rule that matches nothing or the wrong kind of layer, two rules on
     one layer or one coupled group, a budget below the floor, a `sparsity` above what a rule can remove; with `strict` also
-    every layer that had to be protected.
+    every layer that had to be protected, and every one that no call has shown while what it reads may be narrowed.
     """
     recipe = loaded.recipe
     problems: list[Problem] = []
     map = _protected(loaded, map, problems)
     assignments = tuple(replace(a, multiple=_multiple(recipe, a.rule, steps)) for a in _assignments(loaded, map, problems))
-    notes = (*_notes(recipe, map, assignments), *_elsewhere(loaded, map))
+    unproven = list(_unproven(recipe, map, assignments))
+    notes = (*_notes(recipe, map, assignments), *(f"rules.{rule}: {text}" for rule, text, _ in unproven), *_elsewhere(loaded, map))
     plan = Plan(recipe, map, assignments, notes=notes)
     if strict:
         advice = "write 'protect: true' for it, or run without --strict"
         problems += [loaded.problem(f"rules.{a.rule}.layers", text, advice) for a in assignments for text in _kept(recipe, map, a)]
+        problems += [loaded.problem(f"rules.{rule}.layers", text, way) for rule, text, way in unproven]
     problems += [*_uneven(loaded, plan), *_strangers(loaded, map)]
     if not problems:
         plan = replace(plan, floors=tuple(_floors(plan, recipe.budget, clocks)))
@@ -228,6 +230,66 @@ def _kept(recipe: Recipe, map: ModelMap, assignment: Assignment) -> Iterable[str
             if group.protected is not None and group.name not in said:
                 said.add(group.name)
                 yield f"'{name}' keeps its width: {group.protected}"
+
+
+_REACH = "write 'calls' that reach it, protect what it reads, or run without --strict"
+_KEEP = "protect what it reads, or run without --strict"
+
+
+def _unproven(recipe: Recipe, map: ModelMap, assignments: Sequence[Assignment]) -> Iterator[tuple[int, str, str]]:
+    """(rule, what is said, way out) of layers that no call has shown, while what they read may be narrowed by a rule.
+
+    What a layer reads is only known of those that ran. Of one that did not, it is what its like reads (another expert of
+    the mixture) where there is such; else anything of a width that its inputs are a multiple of.
+    """
+    by_name = {layer.name: layer for layer in map.layers}
+    reached = [layer for layer in map.layers if layer.name not in map.unreached]
+    said: set[str] = set()
+    for assignment in assignments:
+        rule = recipe.rules[assignment.rule]
+        if rule.protect or rule.group == "depth" or in_one_tensor(rule.group):
+            continue
+        narrowed = [group for name in assignment.coupled if (group := map.by_name[name]).protected is None]
+        reading = {name for group in narrowed for name in group.layers}
+        for name in map.unreached:
+            alike = dict(_alike(by_name[name], reached))
+            expert = next((part for other, part in alike.items() if other in reading), None)
+            if alike and expert is None:
+                continue  # its like reads nothing that is narrowed
+            if expert is not None:
+                text = f"expert '{expert}' was not visited, and what it reads is narrowed"
+            elif any(_may_read(by_name[name], group.width) for group in narrowed):
+                text = f"no call reaches '{name}', and what it reads may be narrowed"
+            else:
+                continue
+            if text not in said:
+                said.add(text)
+                yield assignment.rule, text, _REACH
+        for name in map.in_training:
+            text = f"'{name}' runs in train mode alone: it is narrowed, and what it computes is not compared"
+            if name in reading and text not in said:
+                said.add(text)
+                yield assignment.rule, text, _KEEP
+
+
+def _alike(layer: Layer, others: Iterable[Layer]) -> Iterator[tuple[str, str]]:
+    """(such a layer at the same place in another entry of a list of modules, entry that this one is in)."""
+    parts = layer.name.split(".")
+    for other in others:
+        theirs = other.name.split(".")
+        if (other.type, other.weight, len(theirs)) != (layer.type, layer.weight, len(parts)):
+            continue
+        differ = [at for at, (a, b) in enumerate(zip(parts, theirs, strict=True)) if a != b]
+        if len(differ) == 1 and parts[differ[0]].isdigit() and theirs[differ[0]].isdigit():
+            yield other.name, ".".join(parts[: differ[0] + 1])
+
+
+def _may_read(layer: Layer, width: int) -> bool:
+    """Whether a layer that was not seen running may read so many channels, or maps of them made flat."""
+    if layer.type in ("Embedding", "EmbeddingBag"):
+        return False
+    sizes = (layer.inputs,) if layer.inputs else layer.weight
+    return any(size % width == 0 for size in sizes)
 
 
 def _uneven(loaded: Loaded, plan: Plan) -> Iterable[Problem]:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from sparsify.calls import calls_of, plain
 from sparsify.data import Datasets, Examples, batches
 from sparsify.graph import Inputs
 from sparsify.measure import with_batch
@@ -55,6 +56,7 @@ def integers(
     Raises ModelError where a model cannot be exported or quantised, RunError where a part is damaged.
     Ranges are found on training examples drawn by the seed, without augmentation; on `inputs` where there is no data.
     """
+    inputs = plain((calls_of(inputs)[0],))  # a file holds one call
     fed = ranges(inputs, datasets, seed)
     floats = (_floats("dense", dense, inputs, parts), _floats("cut", cut, inputs, parts))
     made = (*floats, *(_quantised(file, fed, parts) for file in floats))
@@ -94,7 +96,7 @@ def ranges(inputs: Inputs, datasets: Datasets | None, seed: int) -> list[list[ND
 
 
 def exported(model: nn.Module, inputs: Inputs) -> bytes:
-    """As ONNX, for any batch. Raises ModelError."""
+    """As ONNX, for any batch; for the given one where the model takes no other. Raises ModelError."""
     with quiet():
         file: bytes = onnx_program(model, with_batch(inputs, 2), with_batch(inputs, 3)).model_proto.SerializeToString()
     return file

@@ -18,13 +18,15 @@ from sparsify.assess import check_reloads
 from sparsify.checkpoint import Checkpoint
 from sparsify.choose import Chooser, choose
 from sparsify.copies import copied
-from sparsify.data import Datasets, example_inputs, load_data
+from sparsify.data import Datasets, load_data
 from sparsify.errors import ModelError, RunError, SparsifyError
 from sparsify.events import Event, Listener, RunStarted, StepDone, silence
+from sparsify.feeding import inputs_for
 from sparsify.graph import Inputs
 from sparsify.load import Loaded, load
 from sparsify.measure import check_target
 from sparsify.plan import Plan
+from sparsify.redrawing import as_recorded
 from sparsify.runnable import check_runs
 from sparsify.train import check_trainable, make_accelerator
 from sparsify.weights import save_weights
@@ -118,10 +120,11 @@ def opened(job: Job, out: Path, timing: float, listener: Listener) -> Iterator[R
     recipe, accelerator = job.loaded.recipe, make_accelerator()
     datasets = load_data(recipe.data, recipe.seed) if recipe.data is not None else None
     model, base = dense_model(job)
-    inputs = example_inputs(recipe, datasets)
+    inputs = inputs_for(recipe, model, datasets)
     for name, target in recipe.targets.items():  # before the first epoch, not when all is trained
         check_target(name, target)
     plan = planned(job, model, inputs, datasets, listener)
+    inputs = as_recorded(plan.map.inputs, inputs)
     if datasets is not None:
         check_trainable(model, datasets)
     if job.folder is None:

@@ -224,6 +224,43 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """A tensor that a call took, as it is drawn anew; `kind` and what `low` and `high` mean as in `redrawing.Draw`."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """as torch names it"""
+    kind: str = "normal"
+    low: float = 0.0
+    high: float = 1.0
+    batch: int | None = 0
+    """the dimension that counts examples; None where it has none"""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """What a call took: a tensor, a plain value, or a container of them."""
+
+    name: str | None
+    """keyword or key; None by position"""
+    form: str
+    """tensor, value, list, tuple, mapping; object for what cannot be made anew from its description"""
+    tensor: Drawn | None = None
+    value: bool | int | float | str | None = None
+    items: tuple["Argument", ...] = ()
+
+
+@dataclass(frozen=True)
+class Called:
+    """One call of a model."""
+
+    method: str
+    arguments: tuple[Argument, ...]
+    fixed: bool = False
+    """whether it takes no other number of examples"""
+
+
+@dataclass(frozen=True)
 class ModelMap:
     """What there is to know about a model without its numbers."""
 
@@ -232,8 +269,8 @@ class ModelMap:
     coupled: tuple[Coupled, ...]
     macs: int
     """multiply-accumulates of one forward call on one example"""
-    inputs: tuple[tuple[str | None, tuple[int, ...], str], ...] = ()
-    """(keyword or None, shape, element type) of what a forward call took"""
+    inputs: tuple[Called, ...] = ()
+    """the calls that the model was followed in, as they can be made anew"""
     branches: tuple[Branch, ...] = ()
     """residual blocks and branches; looked for only where a rule has group depth"""
     lifetimes: Lifetimes | None = None
@@ -242,6 +279,10 @@ class ModelMap:
     """what the multiply-accumulates are spent on; a layer's go with its weight where none are given"""
     shared: tuple[tuple[str, int], ...] = ()
     """(tensor, dimension) that is one layer's outputs and another one's inputs, as of an embedding tied to the last layer"""
+    unreached: tuple[str, ...] = ()
+    """layers that none of the calls reached"""
+    in_training: tuple[str, ...] = ()
+    """layers that they reached in train mode alone"""
 
     @cached_property
     def params(self) -> int:
@@ -317,11 +358,14 @@ class Plan:
     def digest(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of recipe, map and assignments; independent of key order.
 
-        Names of base classes do not count: what rules reach by them stands in the assignments.
+        Names of base classes do not count: what rules reach by them stands in the assignments. Of the inputs count methods,
+        shapes and element types, not the numbers that they are drawn by.
         """
         body = self._body() | {"floors": [asdict(f) for f in self.floors if not f.what.startswith("latency.")]}
         for part in (*body["map"]["layers"], *body["map"]["branches"]):
             del part["ancestors"]
+        told = {key: value for key, value in body["map"].items() if key not in ("unreached", "in_training")}
+        body["map"] = told | {"inputs": _digested(self.map.inputs)}
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
@@ -342,6 +386,26 @@ class Plan:
             "floors": [asdict(f) for f in self.floors],
             "notes": list(self.notes),
         }
+
+
+def _digested(calls: tuple[Called, ...]) -> list[Any]:
+    """What a digest knows of the calls: (keyword or None, shape, element type) of each tensor of one call of `forward`, as
+    it was when there was nothing else; else their descriptions without the numbers that tensors are drawn by."""
+    (only, *others) = calls or (Called("forward", ()),)
+    tensors = [argument.tensor for argument in only.arguments if argument.tensor is not None]
+    first = next((tensor.shape[0] for tensor in tensors if tensor.shape), None)
+    assumed = [0 if tensor.shape and tensor.shape[0] == first else None for tensor in tensors]
+    bare = len(tensors) == len(only.arguments) and [tensor.batch for tensor in tensors] == assumed
+    if bare and not others and only.method == "forward" and not only.fixed:
+        return [(a.name, a.tensor.shape, a.tensor.dtype) for a in only.arguments if a.tensor is not None]
+    return [_shapes(asdict(each)) for each in calls]
+
+
+def _shapes(argument: Any) -> Any:
+    """The description of a call without the numbers that its tensors are drawn by."""
+    if isinstance(argument, dict):
+        return {key: _shapes(value) for key, value in argument.items() if key not in ("kind", "low", "high")}
+    return [_shapes(item) for item in argument] if isinstance(argument, list | tuple) else argument
 
 
 def ranked_together(plan: Plan) -> tuple[tuple[Assignment, ...], ...]:

@@ -21,9 +21,10 @@ from sparsify import folder as files
 from sparsify import graph, pruning
 from sparsify.choose import candidates
 from sparsify.criteria import group_scores
-from sparsify.data import Datasets, Examples, batches, example_inputs, load_data
+from sparsify.data import Datasets, Examples, batches, load_data
 from sparsify.errors import DataError, RunError, first_line
 from sparsify.events import Listener, Measuring, silence
+from sparsify.feeding import inputs_for
 from sparsify.groups import coupled_layout
 from sparsify.load import Loaded
 from sparsify.looking import looks
@@ -143,7 +144,7 @@ def _plan(loaded: Loaded, model: nn.Module, datasets: Datasets) -> Plan:
     recipe = loaded.recipe
     rules = tuple(rule if rule.protect else _plain(rule) for rule in recipe.rules)
     plain = replace(loaded, recipe=recipe.model_copy(update={"budget": Budget(), "rules": rules}))
-    return pruning.make_plan(plain, model, example_inputs(recipe, datasets))
+    return pruning.make_plan(plain, model, inputs_for(recipe, model, datasets))
 
 
 def _plain(rule: Rule) -> Rule:

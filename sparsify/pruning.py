@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import partial
 from itertools import islice
 from math import prod
@@ -12,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from sparsify import executing, graph, zeroing
+from sparsify.calls import Call, axes_of, called, calls_of, changed, examples_of, flattened, tensors_of, with_names
 from sparsify.choose import Chooser, choose, priced
 from sparsify.clock import Clock
 from sparsify.compile import compile_plan
 from sparsify.copies import copied_object
 from sparsify.costs import Costs
 from sparsify.criteria import group_scores
-from sparsify.data import example_inputs, inputs_like
-from sparsify.data.redrawing import redraw
 from sparsify.errors import ModelError, VerificationError
 from sparsify.events import Listener, silence
-from sparsify.figures import plural, share
+from sparsify.feeding import inputs_for
+from sparsify.figures import few, plural, share
 from sparsify.followers import averaged_attribute
 from sparsify.foretelling import foretold
 from sparsify.graph import Inputs
@@ -32,10 +33,12 @@ from sparsify.latency import clock, settled, target_steps
 from sparsify.load import Loaded, load
 from sparsify.looking import looks
 from sparsify.measure import copied, counted_macs, detached
+from sparsify.measure.calling import takes, tried_batches
 from sparsify.memory import held, with_lifetimes
 from sparsify.opaque import in_words, is_scripted
 from sparsify.overview import LABELS
 from sparsify.plan import ModelMap, Plan
+from sparsify.redrawing import as_recorded, from_record, redraw
 from sparsify.report import fold_notes, verdict_words
 from sparsify.rounds import own_budgets
 from sparsify.weighing import weighed_by
@@ -95,7 +98,7 @@ def left_of(plan: Plan, model: nn.Module, rounds: Sequence[Cuts]) -> dict[str, f
 def make_plan(
     recipe: str | Path | Mapping[str, Any] | Recipe | Loaded,
     model: nn.Module,
-    inputs: Inputs | None = None,
+    inputs: Inputs | Call | Sequence[Call] | None = None,
     *,
     examples: int | None = None,
     strict: bool = False,
@@ -103,7 +106,9 @@ def make_plan(
 ) -> Plan:
     """Resolve a recipe against a model: what each rule reaches, what is protected and why, what the budget allows.
 
-    inputs: what one forward call takes, a tuple or a mapping; drawn at random from the recipe's `inputs` when left out.
+    inputs: what one forward call takes, a tuple or a mapping of tensors, plain values, and lists, mappings or dataclasses of
+    these; or a `sparsify.Call`, or a list of them, all of which the model is followed, tried, proven and counted in. Drawn at
+    random as the recipe's `inputs` or `calls` say when left out.
     examples: in the training set, so that notes can say how far the stages will come; they speak of steps when left out.
     A model on the meta device can be planned too: its plan has no preview of widths.
     The structure is tried out: layers that a trial cut shows to be beyond what can be followed are protected.
@@ -114,12 +119,14 @@ def make_plan(
     loaded = load(recipe)
     graph.check_model(model)
     _check_initialized(model)
-    inputs = example_inputs(loaded.recipe, None) if inputs is None else _checked(inputs)
+    given = inputs_for(loaded.recipe, model) if inputs is None else _checked(inputs, model)
+    inputs = tried_batches(model, graph.understood(model, given))
     counted = counted_macs(model, inputs)
     macs = counted.by_module
     model = copied(model)
     with torch.random.fork_rng(devices=[]), in_words("trying out which layers can be cut"):
-        map = graph.probe(model, graph.inspect(model, inputs, macs), inputs)
+        map, reaching = _followed_in(model, inputs, macs)
+        map = replace(graph.probe(model, map, reaching), inputs=map.inputs)
         if any(rule.group == "depth" for rule in loaded.recipe.rules):
             map = graph.with_branches(model, map, inputs, macs)
     if any(budget.peak_memory is not None for budget in (loaded.recipe.budget, *(own for _, own in own_budgets(loaded.recipe)))):
@@ -131,7 +138,8 @@ def make_plan(
     plan = compile_plan(loaded, map, strict=strict, clocks=clocks, steps=steps)
     weighing = _clocks(loaded.recipe, weighed_by(loaded.recipe), model, map, inputs, listener)
     prices = tuple((c.target, name, price) for c in weighing for name, price in priced(plan, c).items())
-    plan = replace(plan, prices=prices, notes=(*plan.notes, *_uncounted(counted.missed), *foretold(loaded.recipe, examples)))
+    said = (*_batch_notes(inputs), *_uncounted(counted.missed), *foretold(loaded.recipe, examples))
+    plan = replace(plan, prices=prices, notes=(*plan.notes, *said))
     if any(p.is_meta for p in model.parameters()):
         return replace(plan, notes=(*plan.notes, "the model has shapes and no weights: trial cuts checked that it runs, not what it computes"))
     keep = choose(plan, *scored(plan, model, None), clocks=clocks)
@@ -146,7 +154,7 @@ def cut(
     model: nn.Module,
     *,
     optimizer: torch.optim.Optimizer | None = None,
-    inputs: Inputs | None = None,
+    inputs: Inputs | Call | Sequence[Call] | None = None,
     batches: Batches | None = None,
     follow: Sequence[Any] = (),
     listener: Listener = silence,
@@ -173,7 +181,8 @@ def cut(
     check_fits(plan.map, model)
     for other in follow:  # refused now, not when all is cut and proven
         averaged_attribute(plan.map, other, model)
-    inputs = _like_those_of(plan, model) if inputs is None else _checked(inputs)
+    given = _like_those_of(plan, model) if inputs is None else as_recorded(plan.map.inputs, _checked(inputs, model))
+    inputs = graph.understood(model, given)
     batches = None if batches is None else taken(batches, plan.recipe)
     dense = copied(model)
     clocks = _clocks(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)
@@ -231,7 +240,7 @@ def _carried_out(
         folded = graph.fold(thin, constants.shifts, plan.map, keep)
     operations = (*cuts.operations, *reshaped, *folded.operations, *zeroing.counts(plan, thin))
     cuts = cuts.model_copy(update={"operations": operations, "executions": executions})
-    fresh = tuple(redraw(inputs, _seed_of(plan, batch), batch) for batch in EXAMPLES)
+    fresh = _fresh(plan, dense, inputs)
     with in_words("proving the cut"):
         delivered = _reloaded(zeroed, thin, cuts, fresh, inputs)
         done = _Cut(dense, zeroed, delivered, keep, reshaped, constants, folded.values, fresh)
@@ -261,6 +270,12 @@ def _followed(plan: Plan, other: Any, model: nn.Module, thin: nn.Module, cuts: C
 
 EXAMPLES = (1, 2, 5)
 """batch sizes at which a cut is proven, where the model takes them"""
+
+
+def _fresh(plan: Plan, dense: nn.Module, inputs: Inputs) -> tuple[Inputs, ...]:
+    """Inputs that nothing was planned or chosen with; as many as were given where the model takes no other number."""
+    fresh = tuple(redraw(inputs, _seed_of(plan, batch), batch) for batch in EXAMPLES)
+    return fresh if any(takes(dense, one) for one in fresh) else (redraw(inputs, _seed_of(plan, 0)),)
 
 
 def _seed_of(plan: Plan, batch: int) -> int:
@@ -337,25 +352,65 @@ def _check_initialized(model: nn.Module) -> None:
         raise ModelError(f"'{lazy}' has no shape yet, as its layer is lazy; run the model once on example inputs first")
 
 
-def _checked(inputs: Inputs) -> Inputs:
+def _checked(inputs: Any, model: nn.Module) -> Inputs:
     """Copies, as a forward call may change them. Refuses what would only fail somewhere inside the model. Raises ModelError."""
     if isinstance(inputs, Tensor):
         raise ModelError("inputs is a single tensor; pass a tuple, (x,), as a forward call may take several")
-    values = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
-    if not values:
+    given = called(inputs)
+    if not given:
         raise ModelError("inputs is empty; pass what one forward call takes, a tuple or a mapping of tensors")
-    stranger = next((value for value in values if not isinstance(value, Tensor)), None)
-    if stranger is not None:
-        raise ModelError(f"inputs holds a {type(stranger).__name__}; every input must be a tensor, other arguments need a default in forward")
-    if values[0].dim() == 0 or values[0].shape[0] == 0:
-        raise ModelError(f"the first input has shape {tuple(values[0].shape)}; its first dimension must be a batch of at least one example")
-    return detached(inputs)
+    for each in calls_of(given):
+        _check_call(each, model)
+    return detached(given)
+
+
+def _check_call(each: Call, model: nn.Module) -> None:
+    if not callable(getattr(model, each.method, None)):
+        raise ModelError(f"the model has no method '{each.method}' to call; {_near(each.method, dir(model))}")
+    for path, value in flattened(each.inputs):
+        if not (value is None or isinstance(value, Tensor | bool | int | float | str)):
+            raise ModelError(
+                f"inputs holds a {type(value).__name__} ('{path}'); an argument can be a tensor, a number, text, true, false, None, "
+                "or a list, tuple, mapping or dataclass of these"
+            )
+    found = tensors_of(each)
+    if isinstance(each.batch, Mapping):
+        known = {name for path in found for name in (path, path.partition(".")[0])} | set(with_names(model, (each,))[0].names)
+        stranger = next((name for name in each.batch if name not in known), None)
+        if stranger is not None:
+            raise ModelError(f"batch names '{stranger}', which is no tensor of the call; {_near(stranger, list(found))}")
+    for path, axis in axes_of(each).items():
+        shape = tuple(found[path].shape)
+        if axis is not None and shape[axis] == 0:
+            which = "the first input" if path == next(iter(found)) else f"'{path}'"
+            dimension = "its first dimension" if axis == 0 else f"its dimension {axis}"
+            raise ModelError(f"{which} has shape {shape}; {dimension} must be a batch of at least one example")
+
+
+def _followed_in(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> tuple[ModelMap, Inputs]:
+    """The structure, and the calls in which it was followed: further ones where the given calls do not reach every layer."""
+    map = graph.inspect(model, inputs, macs)
+    reaching = graph.further_calls(model, inputs, frozenset(map.unreached))
+    if len(reaching) == len(calls_of(inputs)):
+        return map, inputs
+    return replace(graph.inspect(model, reaching, macs), inputs=map.inputs), reaching
+
+
+def _batch_notes(inputs: Inputs) -> Iterator[str]:
+    for each in calls_of(inputs):
+        if each.fixed:
+            what = "the model" if each.method == "forward" else f"'{each.method}'"
+            yield f"{what} takes no other batch than the {examples_of(each)} examples that it was given, so it is timed, measured and exported with these"
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    close = get_close_matches(name, known, 1)
+    return f"did you mean '{close[0]}'?" if close else f"it has {few(tuple(n for n in known if not n.startswith('_')), 4)}"
 
 
 def _like_those_of(plan: Plan, model: nn.Module) -> Inputs:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    drawn = inputs_like(plan.map.inputs)
-    return {k: v.to(device) for k, v in drawn.items()} if isinstance(drawn, dict) else tuple(v.to(device) for v in drawn)
+    return changed(from_record(plan.map.inputs), lambda tensor: tensor.to(device))
 
 
 def _suited(inputs: Inputs, model: nn.Module) -> Inputs:
@@ -365,7 +420,7 @@ def _suited(inputs: Inputs, model: nn.Module) -> Inputs:
     def fit(value: Tensor) -> Tensor:
         return value.to(like) if value.is_floating_point() else value.to(like.device)
 
-    return {k: fit(v) for k, v in inputs.items()} if isinstance(inputs, Mapping) else tuple(map(fit, inputs))
+    return changed(inputs, fit)
 
 
 def taken(batches: Batches, recipe: Recipe) -> list[tuple[Tensor, Tensor]]:

@@ -24,16 +24,18 @@ from sparsify.assess import Rival, Work, overall
 from sparsify.checkpoint import Checkpoint
 from sparsify.compile import compile_plan
 from sparsify.costs import Costs
-from sparsify.data import batches, example_inputs, load_data
+from sparsify.data import batches, load_data
 from sparsify.deepening import first_trial, searched
 from sparsify.errors import RunError, SparsifyError
 from sparsify.events import CutDone, EpochDone, Event, Listener, Note, StageStarted, silence
+from sparsify.feeding import inputs_for
 from sparsify.graph import layers
 from sparsify.load import Loaded
 from sparsify.measure import count_macs
 from sparsify.opening import Run, Source, asked, dense_model, opened, planned, resumed, where_it_stands
 from sparsify.optimizers import make_optimizer
 from sparsify.plan import Plan
+from sparsify.redrawing import as_recorded
 from sparsify.rounds import Target, holding, moments, next_target, rewritten, still_there
 from sparsify.searching import deepened
 from sparsify.train import Moment, check_trainable, derived_seed, evaluate, train_stage
@@ -134,10 +136,10 @@ def preview(
     with torch.random.fork_rng(devices=[]):
         wanted = job.loaded.recipe
         model, _ = dense_model(job)
-        datasets = load_data(wanted.data, wanted.seed) if wanted.inputs is None and wanted.data is not None else None
+        datasets = load_data(wanted.data, wanted.seed) if wanted.inputs is None and wanted.calls is None and wanted.data is not None else None
         if datasets is not None:
             check_trainable(model, datasets)
-        return planned(job, model, example_inputs(wanted, datasets), datasets, listener)
+        return planned(job, model, inputs_for(wanted, model, datasets), datasets, listener)
 
 
 def measure_layers(recipe: Source, model_file: str | Path | None, name: str, target: Hardware, *, listener: Listener = silence) -> None:
@@ -149,13 +151,13 @@ def measure_layers(recipe: Source, model_file: str | Path | None, name: str, tar
     with torch.random.fork_rng(devices=[]):
         model, _ = dense_model(job)
         wanted = job.loaded.recipe
-        datasets = load_data(wanted.data, wanted.seed) if wanted.inputs is None and wanted.data is not None else None
-        inputs = example_inputs(wanted, datasets)
+        datasets = load_data(wanted.data, wanted.seed) if wanted.inputs is None and wanted.calls is None and wanted.data is not None else None
+        inputs = inputs_for(wanted, model, datasets)
         # Not read again: what rules and baselines want of a budget is nothing to a network that is only timed.
         rules = tuple(rule.model_copy(update={"penalty": None}) for rule in wanted.rules)
         plain = wanted.model_copy(update={"budget": Budget(), "rules": rules, "baselines": ()})
         map = pruning.make_plan(Loaded(plain, {}, job.loaded.file, {}), model, inputs).map
-        latency.clock(name, target, model, map, inputs, listener)
+        latency.clock(name, target, model, map, as_recorded(map.inputs, inputs), listener)
 
 
 def _train(run: Run, stage: Train, model: nn.Module, at: Checkpoint) -> tuple[nn.Module, Checkpoint]:

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from sparsify import assess
 from sparsify import report as reports
-from sparsify.artefact import load_dense, load_run, planned_inputs
+from sparsify.artefact import load_dense, load_run, planned_calls, planned_inputs
+from sparsify.calls import Call, batch_words, calls_of, tensors_of
 from sparsify.contest import Contest
-from sparsify.data import example_inputs, inputs_like, load_data
+from sparsify.data import load_data
 from sparsify.errors import ModelError, SparsifyError, first_line
+from sparsify.feeding import inputs_for
 from sparsify.folder import read_recipe
 from sparsify.graph import Inputs
 from sparsify.measure import check_target, with_batch
@@ -23,8 +25,10 @@ from sparsify.measure.contesting import contested, pinned
 from sparsify.measure.onnxfile import Entry, entries, read_onnx
 from sparsify.measure.portable import quiet, reason
 from sparsify.measure.refilling import Pattern
-from sparsify.measure.running import Call, arrays, pattern_of, prepared, prepared_onnx, threads
+from sparsify.measure.running import Call as Run
+from sparsify.measure.running import arrays, pattern_of, prepared, prepared_onnx, threads
 from sparsify.modelfile.contents import check_entries
+from sparsify.redrawing import as_recorded, from_record, read_record
 from sparsify_schemas.target import Cpu, Target
 
 _ONNX_RUNTIMES = ("onnxruntime", "openvino")
@@ -71,13 +75,14 @@ def versus(a: Subject, b: Subject, target: str, spec: Target, seconds: float) ->
     check_target(target, spec)
     if spec.table is not None:
         raise SparsifyError(f"target '{target}' is a machine described by {spec.table}, so nothing can be timed on it here; choose another with --on")
+    given = [s.inputs for s in (a, b) if s.inputs is not None]
+    inputs = next((own for own in given if batch_words(own)), given[0] if given else None)  # what takes no other batch decides
     for subject in (a, b):
-        if subject.batch not in (None, spec.batch):
+        if subject.batch not in (None, spec.batch) and not (inputs is not None and batch_words(inputs)):
             raise SparsifyError(
                 f"{subject.name} takes a batch of {subject.batch} and no other, and target '{target}' asks for {spec.batch}; "
                 f"export the model for any batch, or name a target of batch {subject.batch} with --on"
             )
-    inputs = next((s.inputs for s in (a, b) if s.inputs is not None), None)
     if inputs is None:
         raise SparsifyError(f"{a.name} and {b.name} leave the sizes of their inputs open; time them against a run or a .pt2")
     with pinned(spec), threads(spec), torch.inference_mode(), torch.random.fork_rng(devices=[]):
@@ -104,12 +109,13 @@ def _read(path: Path) -> Subject:
 def _run(path: Path) -> Subject:
     reports.read(path)
     recipe = read_recipe(path)
-    if recipe.inputs is None and recipe.data is None:
+    model, stated = load_run(path), recipe.inputs is not None or recipe.calls is not None
+    if not stated and recipe.data is None:
         inputs = planned_inputs(path)  # saved from Python
     else:
-        datasets = load_data(recipe.data, recipe.seed) if recipe.inputs is None and recipe.data is not None else None
-        inputs = example_inputs(recipe, datasets)
-    return Subject(str(path), load_run(path), inputs, recipe.targets or assess.default_targets(), _taken(inputs))
+        datasets = load_data(recipe.data, recipe.seed) if not stated and recipe.data is not None else None
+        inputs = as_recorded(planned_calls(path), inputs_for(recipe, model, datasets))
+    return Subject(str(path), model, inputs, recipe.targets or assess.default_targets(), _taken(inputs))
 
 
 def _onnx(path: Path) -> Subject:
@@ -134,8 +140,8 @@ def _drawn(taken: Sequence[Entry]) -> Inputs | None:
         shape = tuple(size for size in sizes if isinstance(size, int))
         if len(shape) < len(sizes):
             return None
-        recorded.append((entry.name, shape, entry.dtype or ""))
-    return inputs_like(recorded)
+        recorded.append([entry.name, list(shape), entry.dtype or ""])
+    return from_record(read_record(recorded))
 
 
 def _program(path: Path) -> Subject:
@@ -155,8 +161,10 @@ def _program(path: Path) -> Subject:
 
 
 def _taken(inputs: Inputs) -> tuple[Entry, ...]:
-    named = inputs.items() if isinstance(inputs, Mapping) else (("", x) for x in inputs)
-    return tuple(Entry(name, tuple(x.shape), str(x.dtype)[6:]) for name, x in named)
+    """The tensors of the call, of the first where there are several."""
+    first = calls_of(inputs)[0]
+    named = isinstance(first.inputs, Mapping)
+    return tuple(Entry(path if named else "", tuple(x.shape), str(x.dtype)[6:]) for path, x in tensors_of(first).items())
 
 
 def _batch(program: torch.export.ExportedProgram) -> int | None:
@@ -209,6 +217,11 @@ def _shown(entry: Entry) -> str:
 
 def _given(subject: Subject, inputs: Inputs) -> Inputs:
     """The inputs as the subject takes them: by the same names where it has these, else in order."""
+    first = calls_of(inputs)[0]
+    arguments = first.inputs.values() if isinstance(first.inputs, Mapping) else first.inputs
+    if calls_of(inputs) is inputs or not all(isinstance(value, Tensor) for value in arguments):
+        # A model takes the calls as they are, a file the tensors that they hold.
+        return inputs if isinstance(subject.made, nn.Module) else (Call(inputs=tuple(tensors_of(first).values()), fixed=True),)
     if isinstance(inputs, Mapping) and set(inputs) == set(subject.names):
         return {name: inputs[name] for name in subject.names}
     values = tuple(inputs.values() if isinstance(inputs, Mapping) else inputs)
@@ -228,7 +241,7 @@ def _translated(subject: Subject, target: str, spec: Target) -> Subject:
     return replace(subject, made=made.model_proto.SerializeToString())
 
 
-def _ready(subject: Subject, inputs: Inputs, target: str, spec: Target, like: Pattern | None) -> Call:
+def _ready(subject: Subject, inputs: Inputs, target: str, spec: Target, like: Pattern | None) -> Run:
     try:
         with quiet():
             call = _call(subject, inputs, target, spec, like)
@@ -240,7 +253,7 @@ def _ready(subject: Subject, inputs: Inputs, target: str, spec: Target, like: Pa
     return call
 
 
-def _call(subject: Subject, inputs: Inputs, target: str, spec: Target, like: Pattern | None) -> Call:
+def _call(subject: Subject, inputs: Inputs, target: str, spec: Target, like: Pattern | None) -> Run:
     match subject.made:
         case bytes() as file:
             if not isinstance(spec, Cpu) or spec.runtime not in _ONNX_RUNTIMES:

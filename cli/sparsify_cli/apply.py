@@ -19,7 +19,7 @@ def command(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the run's folder is made.")] = Path("runs"),
     allow: Annotated[list[str] | None, typer.Option("--allow", metavar="PACKAGE", help="Trust classes of this package in a whole pickled model; may be repeated.", show_default=False)] = None,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Train from random weights instead of reading a model.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="A layer that would have to be protected is an error.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="A layer that would have to be protected, or that no call reaches while what it reads is narrowed, is an error.")] = False,
     resume: Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,

@@ -14,7 +14,7 @@ def command(
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Replace a value of the recipe; may be repeated.", show_default=False)] = None,
     allow: Annotated[list[str] | None, typer.Option("--allow", metavar="PACKAGE", help="Trust classes of this package in a whole pickled model; may be repeated.", show_default=False)] = None,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Build the model with random weights instead of reading one.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="A layer that would have to be protected is an error.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="A layer that would have to be protected, or that no call reaches while what it reads is narrowed, is an error.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON.")] = False,
 ) -> None:
     """Show what a recipe would do to a model: what each rule reaches, what is protected and why, what the budget allows."""

@@ -139,13 +139,19 @@ def written_as(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
+def _inner_in_words(annotation: Any) -> str:
+    """What a list or mapping holds; in parentheses where lists are among several forms, so that it is seen where they end."""
+    words = in_words(annotation)
+    return f"({words})" if " or list of " in words else words
+
+
 def _arm_in_words(arm: Any) -> str:
     if get_origin(arm) is Literal:
         return " | ".join(str(value) for value in get_args(arm))
     if get_origin(arm) is tuple:
-        return "list of " + in_words(get_args(arm)[0])
+        return "list of " + _inner_in_words(get_args(arm)[0])
     if get_origin(arm) is dict:
-        return "mapping of names to " + in_words(get_args(arm)[1])
+        return "mapping of names to " + _inner_in_words(get_args(arm)[1])
     if isinstance(arm, type) and issubclass(arm, Quantity | Block | Pattern):
         return arm.EXPECTS
     if isinstance(arm, type) and issubclass(arm, BaseModel):

@@ -1,17 +1,16 @@
 """The recipe: what a user writes."""
 
-from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from sparsify_schemas.base import AtKey, Flag, Positive, Seed, Spec, Text
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import BnScale, Criterion, Fpgm, FromData, Magnitude
 from sparsify_schemas.data import Data
 from sparsify_schemas.group import Group, in_one_tensor, kind_of, within
-from sparsify_schemas.model import Input, Model
+from sparsify_schemas.model import Call, Inputs, Model
 from sparsify_schemas.penalty import L0, L1, Agp, Dns, GroupLasso, GrowingL2, Gsm, Penalty, Sensitivity, VariationalDropout
 from sparsify_schemas.penalty import BnScale as BnScalePenalty
 from sparsify_schemas.schedule import Auto
@@ -167,16 +166,6 @@ def _check_target(rule: int, named: str | None, targets: list[str]) -> None:
         raise AtKey("rules", f"rules.{rule}.penalty: weight 'latency' is of one of the recipe's targets, and it {has}; write 'target'{'' if targets else ' and targets'}")
 
 
-def _shape_of_inputs(value: Any) -> str:
-    return "<by keyword>" if isinstance(value, Mapping) else "<in order>"
-
-
-Inputs = Annotated[
-    Annotated[tuple[Input, ...], Field(min_length=1), Tag("<in order>")] | Annotated[dict[Text, Input], Field(min_length=1), Tag("<by keyword>")],
-    Discriminator(_shape_of_inputs),
-]
-
-
 Baseline = Literal["uniform_width", "random", "magnitude", "by_macs"]
 
 
@@ -195,6 +184,9 @@ class Recipe(Spec):
     """how to build the dense model; needed when the model file holds weights only"""
     inputs: Inputs | None = None
     """what one forward call takes, in order or by keyword; taken from data when left out"""
+    calls: tuple[Call, ...] | None = Field(default=None, min_length=1)
+    """calls of the model in place of `inputs`, where one of `forward` does not reach all of it: it is followed, tried, proven,
+    counted and timed in all of them"""
     data: Data | None = None
     """training, validation and test examples"""
     targets: dict[Text, Named] = {}
@@ -237,6 +229,12 @@ class Recipe(Spec):
         if doubled:
             raise ValueError(f"'{doubled}' stands there twice; leave one out")
         return baselines
+
+    @model_validator(mode="after")
+    def _called_one_way(self) -> "Recipe":
+        if self.inputs is not None and self.calls is not None:
+            raise AtKey("inputs", "'inputs' are those of one call of forward; write them as an entry of 'calls', or leave 'calls' out")
+        return self
 
     @model_validator(mode="after")
     def _baselines_have_widths(self) -> "Recipe":

@@ -2,7 +2,7 @@
 
 from sparsify.data.batching import batches
 from sparsify.data.examples import Datasets, Examples
-from sparsify.data.probing import example_inputs, inputs_like
+from sparsify.data.probing import example_inputs, open_integers
 from sparsify.data.sources import load_data
 
-__all__ = ["Datasets", "Examples", "batches", "example_inputs", "inputs_like", "load_data"]
+__all__ = ["Datasets", "Examples", "batches", "example_inputs", "load_data", "open_integers"]

@@ -6,15 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from sparsify import graph
+from sparsify.calls import calls_of, examples_of, flattened
 from sparsify.data import Examples, batches
 from sparsify.errors import ModelError, VerificationError
 from sparsify.figures import plain, tiny
 from sparsify.graph import Inputs
 from sparsify.measure import copied
-from sparsify.measure.calling import first
 from sparsify.measure.portable import reason
 
 _BATCH = 64
@@ -31,7 +30,7 @@ def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 
 def _tensors(made: Any) -> list[Tensor]:
-    return [value for value in pytree.tree_leaves(made) if isinstance(value, Tensor)]
+    return [value for _, value in flattened(made) if isinstance(value, Tensor)]
 
 
 def in_memory(model: nn.Module, inputs: Inputs) -> list[Tensor]:
@@ -39,9 +38,9 @@ def in_memory(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     try:
         found = outputs(model, inputs)
     except Exception as error:
-        raise ModelError(
-            f"the run's model does not take a batch of {len(first(inputs))}, so it cannot be exported: {reason(error)}"
-        ) from error
+        count = examples_of(calls_of(inputs)[0])
+        what = "its inputs" if count is None else f"a batch of {count}"
+        raise ModelError(f"the run's model does not take {what}, so it cannot be exported: {reason(error)}") from error
     if not found:
         raise ModelError("the run's model returns no tensor, so a file of it could not be compared with it")
     return found

@@ -16,7 +16,6 @@ from sparsify.errors import VerificationError
 from sparsify.exporting import hugging_face
 from sparsify.exporting.comparing import Read, outputs
 from sparsify.graph import Inputs
-from sparsify.integers import exported
 from sparsify.measure.portable import onnx_program, program, reason
 from sparsify.measure.quantising import quantised
 from sparsify.weights import load_weights, save_weights
@@ -40,7 +39,7 @@ def write(format: Format, model: nn.Module, base: Base, traced: Inputs, other: I
         case "onnx":
             onnx_program(model, traced, other).save(str(path), external_data=False)
         case "onnx-int8":
-            path.write_bytes(quantised(exported(model, traced), fed))
+            path.write_bytes(quantised(onnx_program(model, traced, other).model_proto.SerializeToString(), fed))
         case "safetensors":
             metadata = {key: json.dumps(value) for key, value in base.body().items()}
             save_weights(model, path, {"format": "pt", **metadata})

@@ -1,6 +1,7 @@
 """export: a run in, one file out that is written under a temporary name, reloaded, compared, and only then renamed."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Literal, get_args
 from torch import nn
 
 from sparsify import folder as files
-from sparsify.artefact import Build, base_on, load_run, planned_inputs
+from sparsify.artefact import Build, base_on, load_run, planned_calls, planned_inputs
+from sparsify.calls import Inputs, all_tensors, calls_of, examples_of, plain
 from sparsify.data import Datasets, load_data
-from sparsify.errors import RunError
+from sparsify.errors import ModelError, RunError
 from sparsify.exporting.comparing import Read, agreement, compared, in_memory
 from sparsify.exporting.formats import CheckedBy, Format, reader, write
 from sparsify.integers import EXAMPLES, ranges
+from sparsify.measure.entering import entry_tensors
 from sparsify.measure.portable import quiet
 
 BATCHES = (1, 5)
@@ -55,15 +58,19 @@ class Exported:
     """the batch sizes compared"""
     quantised: Quantised | None = None
     """of `onnx-int8`: what can be said of it besides the difference, which is to be expected"""
+    fixed: bool = False
+    """whether the file takes the shapes of the plan's example inputs and no others"""
+    notes: tuple[str, ...] = ()
+    """why it is fixed, where nobody asked for that; what it does not hold"""
 
 
 def export(
-    run: str | Path, format: Format, path: str | Path | None = None, *, build: Build | None = None, force: bool = False
+    run: str | Path, format: Format, path: str | Path | None = None, *, build: Build | None = None, force: bool = False, fixed: bool = False
 ) -> Exported:
     """Write the cut model of a complete run as one file, and prove the file by reloading it.
 
     format: `pt2` is a torch.export program, which runs without the code of the model; `onnx` needs the extra of that name.
-    Both take any batch size. `onnx-int8` is quantised on 256 training examples, or on random inputs where the recipe has no data. `safetensors` holds the weights, with the builder and the cut log in its metadata.
+    Both take any batch size, or with `fixed` only the shapes that the plan was made with, as is chosen where the model takes no other batch or cannot be followed for all. `onnx-int8` is quantised on 256 training examples, or on random inputs where the recipe has no data. `safetensors` holds the weights, with the builder and the cut log in its metadata.
     `huggingface` is a folder that `from_pretrained` loads, for models of transformers.
     path: `<run>.<format>`, `<run>.int8.onnx` or `<run>-hf`, in the current folder when left out; what is there already is replaced only with `force`.
     build: as in `load_run`.
@@ -74,19 +81,93 @@ def export(
     target = Path(folder.resolve().name + _ENDING.get(format, f".{format}")) if path is None else Path(path)
     _check_asked(folder, format, target, force)
     model, datasets = load_run(folder, build=build), _data(folder) if format == "onnx-int8" else None
-    probes = {batch: planned_inputs(folder, batch) for batch in BATCHES}
-    expected = {batch: in_memory(model, inputs) for batch, inputs in probes.items()}
-    traced, other = (planned_inputs(folder, batch) for batch in _TRACED)
-    fed = ranges(traced, datasets, files.read_recipe(folder).seed) if format == "onnx-int8" else ()
+    probes, notes = _probes(folder, model, format, fixed)
+    try:
+        return _written(folder, model, datasets, format, target, build, probes, notes)
+    except ModelError as error:
+        if probes.fixed or format not in _TRACED_FORMATS:
+            raise
+        narrower = _fixed_probes(folder, format)
+        notes = (*notes, f"the file takes {_shapes(narrower)} and nothing else, as the model cannot be exported for any batch: {error}")
+        try:
+            return _written(folder, model, datasets, format, target, build, narrower, notes)
+        except ModelError:
+            raise error from None  # it is not the batch that stands in the way
+
+
+_TRACED_FORMATS = ("pt2", "onnx", "onnx-int8")
+"""formats that hold one call, followed"""
+
+
+@dataclass(frozen=True)
+class _Probes:
+    """What an export is followed on, and compared on."""
+
+    traced: Inputs
+    other: Inputs
+    """at another batch size; of the same shapes where the file is fixed"""
+    compared: Mapping[int, Inputs]
+    """by batch size; 0 where nothing counts examples"""
+    fixed: bool
+
+
+def _probes(folder: Path, model: nn.Module, format: Format, fixed: bool) -> tuple[_Probes, tuple[str, ...]]:
+    """The inputs, and what there is to say of them. Fixed where the model takes no other batch."""
+    own = planned_calls(folder)
+    notes: tuple[str, ...] = ()
+    if format in _TRACED_FORMATS and len(own) > 1:
+        notes = (f"the file holds the first of {len(own)} calls, {own[0].method}",)
+    if fixed or not _varies(folder, format):
+        return _fixed_probes(folder, format), notes
+    try:
+        for batch in BATCHES:
+            in_memory(model, _inputs(folder, format, batch))
+    except ModelError as error:
+        narrower = _fixed_probes(folder, format)
+        in_memory(model, next(iter(narrower.compared.values())))  # one that takes nothing cannot be exported either
+        if format not in _TRACED_FORMATS:
+            return narrower, notes
+        return narrower, (*notes, f"the file takes {_shapes(narrower)} and nothing else: {error}")
+    traced, other = (_inputs(folder, format, batch) for batch in _TRACED)
+    return _Probes(traced, other, {batch: _inputs(folder, format, batch) for batch in BATCHES}, False), notes
+
+
+def _fixed_probes(folder: Path, format: Format) -> _Probes:
+    traced, other, compared = (_inputs(folder, format, None, seed) for seed in range(3))
+    return _Probes(traced, other, {examples_of(calls_of(compared)[0]) or 0: compared}, True)
+
+
+def _inputs(folder: Path, format: Format, batch: int | None, seed: int = 0) -> Inputs:
+    """Random inputs as the plan had them: of its first call, for a file that holds one."""
+    inputs = planned_inputs(folder, batch, seed)
+    return plain((calls_of(inputs)[0],)) if format in _TRACED_FORMATS else inputs
+
+
+def _varies(folder: Path, format: Format) -> bool:
+    return any(each.varies for each in calls_of(_inputs(folder, format, None)))
+
+
+def _shapes(probes: _Probes) -> str:
+    return "inputs of " + ", ".join("x".join(map(str, tensor.shape)) or "one number" for tensor in all_tensors(probes.traced))
+
+
+def _written(
+    folder: Path, model: nn.Module, datasets: Datasets | None, format: Format, target: Path, build: Build | None, probes: _Probes, notes: tuple[str, ...]
+) -> Exported:
+    expected = {batch: in_memory(model, inputs) for batch, inputs in probes.compared.items()}
+    given = {batch: entry_tensors(model, inputs) if format in _TRACED_FORMATS else inputs for batch, inputs in probes.compared.items()}
+    fed = ranges(probes.traced, datasets, files.read_recipe(folder).seed) if format == "onnx-int8" else ()
     replacing = files.replacing_folder if format == "huggingface" else files.replacing
     tolerance = math.inf if format == "onnx-int8" else TOLERANCE
     with replacing(target) as temporary, quiet():
-        write(format, model, base_on(folder), traced, other, fed, temporary)
+        write(format, model, base_on(folder), probes.traced, probes.other, fed, temporary)
         checked_by, read = reader(format, model, temporary, build)
-        difference = None if read is None else compared(target, checked_by, read, probes, expected, tolerance)
+        difference = None if read is None else compared(target, checked_by, read, given, expected, tolerance)
         size = sum(p.stat().st_size for p in (temporary.iterdir() if temporary.is_dir() else [temporary]))
         quantised = _judged(model, read, datasets) if format == "onnx-int8" and read is not None else None
-    return Exported(target, format, size, checked_by, difference, BATCHES if read else (), quantised)
+    sizes = tuple(batch for batch in probes.compared if batch) if read else ()
+    fixed = probes.fixed and format in _TRACED_FORMATS
+    return Exported(target, format, size, checked_by, difference, sizes, quantised, fixed, notes)
 
 
 def _data(folder: Path) -> Datasets | None:

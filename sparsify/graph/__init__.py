@@ -8,6 +8,7 @@ proves that a cut model computes what the masked dense one does.
 from sparsify.graph.call import Inputs, call, check_model, converted, on_cpu, tensors
 from sparsify.graph.carrying import carry, carry_named
 from sparsify.graph.constants import Constants, find_constants
+from sparsify.graph.coverage import further_calls
 from sparsify.graph.cutting import cut, dropped, gone_branches, places, ranges, replay, trial
 from sparsify.graph.folding import fold
 from sparsify.graph.inspecting import inspect, layers
@@ -17,6 +18,7 @@ from sparsify.graph.proving import compare, effect, verify
 from sparsify.graph.reshaping import reshape
 from sparsify.graph.stale_widths import follow_widths
 from sparsify.graph.trying import probe, with_branches
+from sparsify.graph.vocabulary import understood
 
 __all__ = [
     "Constants",
@@ -35,6 +37,7 @@ __all__ = [
     "find_constants",
     "fold",
     "follow_widths",
+    "further_calls",
     "gone_branches",
     "inspect",
     "layers",
@@ -46,6 +49,7 @@ __all__ = [
     "reshape",
     "tensors",
     "trial",
+    "understood",
     "verify",
     "with_branches",
 ]

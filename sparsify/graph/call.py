@@ -1,24 +1,25 @@
 """Calling a model with positional or keyword inputs, and collecting the tensors it returns."""
 
-from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparsify import calls
+from sparsify.calls import Inputs as Inputs
+from sparsify.calls import changed
 from sparsify.errors import ModelError
 from sparsify.graph.precision import cast_tensor
 from sparsify.opaque import is_nested, is_sparse
 from sparsify.wrapping import is_sharded
 
-Inputs = tuple[Tensor, ...] | Mapping[str, Tensor]
-
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
-    """model(*inputs), or model(**inputs) for a mapping; on copies, since a forward may write into its inputs."""
-    own = _changed(torch.clone, inputs)
-    return model(**own) if isinstance(own, Mapping) else model(*own)
+    """What the model returns, for several calls a tuple of it; on copies, since a forward may write into its inputs."""
+    return calls.call(model, changed(inputs, torch.clone))
 
 
 @contextmanager
@@ -35,9 +36,9 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-def named(inputs: Inputs) -> list[tuple[str | None, Tensor]]:
-    """(keyword or None, tensor), in order."""
-    return list(inputs.items()) if isinstance(inputs, Mapping) else [(None, value) for value in inputs]
+def named(inputs: Inputs) -> list[tuple[str, Tensor]]:
+    """(path, tensor) of every call, in order."""
+    return [pair for each in calls.calls_of(inputs) for pair in calls.tensors_of(each).items()]
 
 
 def tensors(output: Any) -> Iterator[Tensor]:
@@ -55,27 +56,24 @@ def every_tensor(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, list | tuple):
         for value in output:
             yield from every_tensor(value)
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        for field in dataclasses.fields(output):
+            yield from every_tensor(getattr(output, field.name))
 
 
 def converted(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     """The inputs with real and complex tensors in another precision."""
-    return _changed(lambda value: cast_tensor(value, dtype), inputs)
+    return changed(inputs, lambda value: cast_tensor(value, dtype))
 
 
 def on_cpu(inputs: Inputs) -> Inputs:
     """The inputs on the CPU."""
-    return _changed(lambda value: value.cpu(), inputs)
+    return changed(inputs, lambda value: value.cpu())
 
 
 def shapes(inputs: Inputs) -> Inputs:
     """The inputs as shapes without numbers."""
-    return _changed(lambda value: value.to("meta"), inputs)
-
-
-def _changed(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
-    if isinstance(inputs, Mapping):
-        return {key: change(value) for key, value in inputs.items()}
-    return tuple(change(value) for value in inputs)
+    return changed(inputs, lambda value: value.to("meta"))
 
 
 _WRAPPERS = {

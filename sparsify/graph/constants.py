@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from sparsify import calls
 from sparsify.graph.biases import own_bias, takes_bias
 from sparsify.graph.call import Inputs, named
 from sparsify.graph.cutting import Keep, gone_branches
@@ -116,17 +117,9 @@ def find_constants(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) 
         stack.enter_context(Leaving(mode))
         stack.enter_context(mode)
         stack.enter_context(silenced(dense, sums))
-        _call_as_is(dense, inputs)
+        calls.call(dense, inputs)  # on the very tensors that were entered, not on copies
     with torch.no_grad():
         return Constants() if mode.dependence.escaped else mode.found()
-
-
-def _call_as_is(model: nn.Module, inputs: Inputs) -> None:
-    """On the very tensors that were entered, not on copies."""
-    if isinstance(inputs, Mapping):
-        model(**inputs)
-    else:
-        model(*inputs)
 
 
 def _has_zeros(model: nn.Module) -> bool:

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from sparsify.calls import Inputs
 from sparsify.copies import copied
 from sparsify.errors import ModelError
 from sparsify.graph.attributing import Followed, products
-from sparsify.graph.call import Inputs, check_model, named, shapes
+from sparsify.graph.call import check_model, shapes
 from sparsify.graph.classes import class_names, is_transposed_linear
 from sparsify.graph.copying import on_meta
 from sparsify.graph.grouping import coupled_groups
@@ -18,6 +19,7 @@ from sparsify.graph.spending import Spent
 from sparsify.graph.tracing import watch
 from sparsify.graph.widths import attributes
 from sparsify.plan import Layer, ModelMap, Tensor
+from sparsify.redrawing import recorded
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight", "parametrizations.weight.original1", "parametrizations.weight.original", "weight_v", "weight_orig")
@@ -35,6 +37,7 @@ def inspect(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> ModelM
     check_model(model)
     own = tuple(all_tensors(model))
     copy, labels, ran = _traced(model, inputs)
+    unreached, in_training = _coverage(copy, labels)
     classes = labels.classes()
     coupled = tuple(coupled_groups(labels, classes, _producers(copy, labels), list(_written(copy, labels))))
     reached = {(part.tensor, part.dim) for group in coupled for part in group.slices}
@@ -43,9 +46,11 @@ def inspect(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> ModelM
         tensors=own,
         coupled=coupled,
         macs=sum(macs.values()),
-        inputs=tuple((name, tuple(value.shape), str(value.dtype).removeprefix("torch.")) for name, value in named(inputs)),
+        inputs=recorded(inputs),
         shared=tuple(sorted((labels.produced | labels.looked_up) & labels.consumed)),
         products=products(ran, Followed(labels, classes, reached), macs, own),
+        unreached=unreached,
+        in_training=in_training,
     )
 
 
@@ -92,6 +97,19 @@ def _widths(module: nn.Module) -> tuple[int, int]:
             return module.num_features, module.num_features
         case _:
             return 0, 0
+
+
+def _coverage(model: nn.Module, labels: Labels) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Layers that no call has reached, neither by themselves nor by a parameter of theirs; and those that ran in train mode alone."""
+    names, unreached, in_training = canonical_names(model), [], []
+    for layer in layers(model, {}):
+        own = model.get_submodule(layer.name).named_parameters()
+        known = {layer.name, *(names[f"{layer.name}.{name}" if layer.name else name] for name, _ in own)}
+        if not known & (labels.used | labels.ran):
+            unreached.append(layer.name)
+        elif not known & labels.evaluated:
+            in_training.append(layer.name)
+    return tuple(unreached), tuple(in_training)
 
 
 def _traced(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[tuple[Spent, int]]]:

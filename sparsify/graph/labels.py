@@ -44,6 +44,10 @@ class Labels:
         """(tensor, dimension) -> it and those of other parameters that it was added to or stacked with"""
         self.used: set[str] = set()
         """tensors that took part in the forward call"""
+        self.ran: set[str] = set()
+        """modules that ran in it"""
+        self.evaluated: frozenset[str] = frozenset()
+        """the tensors and modules of these that did in eval mode"""
         self._statistics: list[Ints] = []
         self._paired: list[Ints] = []
         self._rectangles: list[Ints] = []

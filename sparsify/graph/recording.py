@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparsify.graph.call import Inputs, call, tensors
+from sparsify import calls
+from sparsify.calls import Inputs, all_tensors, changed
+from sparsify.graph.call import tensors
 from sparsify.graph.locating import Located
 from sparsify.graph.naming import canonical_names
 from sparsify.graph.operators import primitive
@@ -126,10 +128,6 @@ class Recording(Located):
 
     def entered(self, name: str, args: Any, kwargs: Any) -> None:
         x = first_tensor(args, kwargs)
-        if not self._running:
-            for value in (*args, *kwargs.values()):
-                if isinstance(value, Tensor):
-                    self.graph.given |= 1 << self._of(value)
         outer = self._running[-1] if self._running else None
         self._running.append(Call(name, outer, None if x is None else self._of(x), () if x is None else _shape(x)))
         self.graph.calls.append(self._running[-1])
@@ -138,8 +136,14 @@ class Recording(Located):
         done = self._running.pop()
         assert done.module == name
         done.result = self._traced(result)
-        if not self._running:
-            self.graph.outputs |= union(1 << self._of(t) for t in tensors(result))
+
+    def give(self, inputs: Inputs) -> None:
+        """Remember the tensors that the model is called with."""
+        self.graph.given |= union(1 << self._of(tensor) for tensor in all_tensors(inputs))
+
+    def take(self, output: Any) -> None:
+        """Remember the tensors that the model returned."""
+        self.graph.outputs |= union(1 << self._of(tensor) for tensor in tensors(output))
 
     def _traced(self, result: Any) -> Any:
         """A returned value with nodes in place of tensors: of a tuple's entries; None where nothing is known of it."""
@@ -172,9 +176,11 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
 def record(model: nn.Module, inputs: Inputs) -> Graph:
     """The operators of one forward call in eval mode. Pass a copy of the model."""
     mode = Recording(model.eval())
+    own = changed(inputs, torch.clone)  # a forward may write into its inputs
+    mode.give(own)
     with primitive(model), torch.random.fork_rng(devices=[]), mode.located(model), mode:
         torch.manual_seed(0)
-        call(model, inputs)
+        mode.take(calls.call(model, own))
     return mode.graph.finished()
 
 

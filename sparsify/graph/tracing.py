@@ -250,6 +250,7 @@ class Watch(Located):  # type: ignore[no-untyped-call]
     def _noting(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             self.within.append(name)
+            self.labels.ran.add(name)
             self.entered(name, args, kwargs)
             try:
                 return forward(*args, **kwargs)
@@ -427,6 +428,7 @@ def watch(model: nn.Module, inputs: Inputs, *, lenient: bool) -> tuple[Labels, l
     labels = Labels()
     mode = Watch(labels, numbers=lenient)
     mode.enter_model(model)
+    labels.used.clear()  # that a tensor was given its labels is no use of it
     with mode.located(model):
         for training in (False, True):
             model.train(training)
@@ -438,6 +440,8 @@ def watch(model: nn.Module, inputs: Inputs, *, lenient: bool) -> tuple[Labels, l
                 if not training or not lenient:
                     raise
                 break
+            if not training:
+                labels.evaluated = frozenset(labels.used | labels.ran)
             if next(tensors(output), None) is None and not training:
                 raise ModelError("the model returns no floating-point tensor; a cut could not be checked")
             for tensor in every_tensor(output):

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from sparsify.calls import Inputs, calls_of, examples_of
 from sparsify.errors import ModelError, first_line
-from sparsify.measure.calling import Inputs, call, copied, detached, first, shown
+from sparsify.measure.calling import call, copied, detached, shown
 from sparsify.models import attention
 from sparsify.opaque import are_wrappers, holds_nested, is_higher_order, is_scripted, uncompiled
 from sparsify_schemas.report import Side
@@ -58,25 +59,39 @@ def count_macs(model: nn.Module, inputs: Inputs) -> tuple[int, dict[str, int]]:
 def counted_macs(model: nn.Module, inputs: Inputs) -> Counted:
     """Multiply-accumulates of one forward call on ONE example: in all, and by the module in whose forward they happen.
 
-    inputs: a tuple, or a mapping for keyword inputs; the batch is the first dimension of the first tensor. The figures
-    of the modules add up to the total; a model's own functional calls are counted under ''. Names as in named_modules.
+    inputs: a tuple, or a mapping for keyword inputs, or several calls, whose figures are added up; where nothing counts
+    examples, the figures are of the whole call. The figures of the modules add up to the total; a model's own functional
+    calls are counted under ''. Names as in named_modules.
     A copy of the model runs in eval mode with the attention fast path off; modules without MACs are absent.
     Counted by the formulas of torch.utils.flop_counter, two FLOPs a MAC, with the operators added that it does not know
     (_UNKNOWN). What a TorchScript module does is charged to the module around it.
     Raises ModelError when the forward call fails.
     """
-    batch = first(inputs).shape[0]
-    spent: defaultdict[str, int] = defaultdict(int)
     model = copied(model).eval()
     for name in [name for name, module in model.named_modules() if attention.can_adopt(module)]:
         attention.adopt(model, name)  # it calls its output projection as a module, which is then charged with its share
+    calls = calls_of(inputs)
+    macs: defaultdict[str, float] = defaultdict(float)
+    missed: set[str] = set()
+    for each in calls:
+        examples = examples_of(each) or 1
+        spent, uncounted = _flops(model, (each,) if calls is inputs else each.inputs)
+        missed |= uncounted
+        for name, flops in spent.items():
+            macs[name] += flops / (2 * examples)
+    by_module = {name: round(count) for name, count in macs.items() if count}
+    return Counted(sum(by_module.values()), by_module, tuple(sorted(missed)))
+
+
+def _flops(model: nn.Module, inputs: Inputs) -> tuple[dict[str, int], set[str]]:
+    """By the module in whose forward they happen; and the operators whose figures are unknown."""
+    spent: defaultdict[str, int] = defaultdict(int)
     with torch.random.fork_rng(devices=[]), torch.no_grad(), uncompiled(), _counter() as counter, _charged(model, lambda: counter.flops, spent):
         try:
             call(model, detached(inputs))
         except Exception as error:
             raise ModelError(f"a forward call with inputs {shown(inputs)} failed: {type(error).__name__}: {first_line(error)}") from error
-    by_module = {name: round(flops / (2 * batch)) for name, flops in spent.items() if flops}
-    return Counted(sum(by_module.values()), by_module, tuple(sorted(counter.missed)))
+    return spent, set(counter.missed)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ on one example, in eval mode. Measured, kernels' own work space counts as well (
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
@@ -17,7 +17,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sparsify.measure.calling import Inputs, call, in_eval
+from sparsify.calls import Inputs, all_tensors, changed
+from sparsify.measure.calling import call, in_eval
 from sparsify.measure.running import with_batch
 from sparsify.opaque import uncompiled
 
@@ -29,7 +30,7 @@ def stored(model: nn.Module) -> int:
 
 def given(inputs: Inputs) -> int:
     """Bytes of the inputs of one example."""
-    return sum(t.numel() * t.element_size() for t in _values(with_batch(inputs, 1)))
+    return sum(t.numel() * t.element_size() for t in all_tensors(with_batch(inputs, 1)))
 
 
 def peak_memory(model: nn.Module, inputs: Inputs) -> int:
@@ -83,7 +84,7 @@ def lived(model: nn.Module, inputs: Inputs) -> tuple[tuple[str, ...], tuple[tupl
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     fed = _on(with_batch(inputs, 1), device)
-    known = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers(), *_values(fed))}
+    known = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers(), *all_tensors(fed))}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -142,9 +143,5 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return tuple(self._operators), tuple((born, end if dies < 0 else dies, size) for born, dies, size in self._lives)
 
 
-def _values(inputs: Inputs) -> list[Tensor]:
-    return list(inputs.values() if isinstance(inputs, Mapping) else inputs)
-
-
 def _on(inputs: Inputs, device: torch.device) -> Inputs:
-    return {k: v.to(device) for k, v in inputs.items()} if isinstance(inputs, Mapping) else tuple(v.to(device) for v in inputs)
+    return changed(inputs, lambda tensor: tensor.to(device))

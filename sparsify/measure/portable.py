@@ -8,10 +8,12 @@ from io import StringIO
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from sparsify.calls import Inputs, calls_of, tensors_of
 from sparsify.errors import ModelError
-from sparsify.measure.calling import Inputs, copied
+from sparsify.measure.calling import copied
+from sparsify.measure.entering import entered
 
 _LIMIT = 2**31
 """bytes of one protobuf message"""
@@ -39,13 +41,17 @@ def quiet() -> Iterator[None]:
 def program(model: nn.Module, traced: Inputs, other: Inputs) -> tuple[torch.export.ExportedProgram, Any]:
     """The model as a torch.export program, and which dimensions of its inputs are the batch.
 
-    traced, other: example inputs at two batch sizes; of the same size, no other batch is taken. Raises ModelError.
+    traced, other: example inputs at two batch sizes; of the same size, no other batch is taken. Where these hold more than
+    tensors, the program takes the tensors in order. Raises ModelError.
     """
     batch, shapes = torch.export.Dim("batch"), torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    pairs = list(zip(*(tensors_of(calls_of(inputs)[0]).values() for inputs in (traced, other)), strict=True))
+    model, traced = entered(model, traced)
     args, kwargs = ((), dict(traced)) if isinstance(traced, Mapping) else (traced, {})
-    varying = [one for one, another in zip(_values(traced), _values(other), strict=True) if one.shape != another.shape]
-    for one in varying:
-        shapes[one] = {0: batch}
+    varying = [one for one, another in pairs if one.shape != another.shape]
+    for one, another in pairs:
+        if one.shape != another.shape:
+            shapes[one] = {at: batch for at in range(one.dim()) if one.shape[at] != another.shape[at]}
     try:
         dynamic = shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
         with torch.no_grad(), redirect_stderr(StringIO()):  # on failure torch prints the graph so far
@@ -78,7 +84,3 @@ def reason(error: Exception) -> str:
     """The first two of the many lines that torch says, or OpenVINO after the place in its own code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from ")]
     return f"{type(error).__name__}: {' '.join(lines[:2])}"[:400]
-
-
-def _values(inputs: Inputs) -> list[Tensor]:
-    return list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sparsify.measure.calling import Inputs
+from sparsify.calls import Inputs
 from sparsify.measure.portable import onnx_program, quiet
 
 if TYPE_CHECKING:

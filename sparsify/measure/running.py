@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from sparsify.measure.calling import Inputs, call, copied, first
+from sparsify.calls import Inputs, all_tensors, calls_of, changed, flattened
+from sparsify.calls import with_batch as with_batch
+from sparsify.measure.calling import call, copied
+from sparsify.measure.entering import entered
 from sparsify.measure.onnxfile import entries
 from sparsify.measure.quantising import quantised
 from sparsify.measure.refilling import OPEN, Pattern, filled, pattern
@@ -26,8 +28,9 @@ def pattern_of(model: nn.Module, inputs: Inputs, target: Target) -> Pattern | No
 
     Raises ModelError when it cannot be exported.
     """
-    exported = target.runtime in ("onnxruntime", "openvino")
-    return pattern(_on_cpu(model).eval(), with_batch(inputs, target.batch)) if exported else None
+    if target.runtime not in ("onnxruntime", "openvino") or len(calls_of(inputs)) > 1:
+        return None
+    return pattern(*entered(_on_cpu(model).eval(), with_batch(inputs, target.batch)))
 
 
 def prepared(model: nn.Module, inputs: Inputs, target: Target, like: Pattern | None = None) -> Call:
@@ -41,7 +44,10 @@ def prepared(model: nn.Module, inputs: Inputs, target: Target, like: Pattern | N
             return _in_torch(model, with_batch(inputs, target.batch), target)
         case "onnxruntime" | "openvino":
             assert isinstance(target, Cpu)
-            own, fed = _on_cpu(model).eval(), with_batch(inputs, target.batch)
+            if len(calls_of(inputs)) > 1:  # each is a program of its own
+                each_alone = [prepared(model, (each,), target) for each in calls_of(inputs)]
+                return lambda: [run() for run in each_alone]
+            own, fed = entered(_on_cpu(model).eval(), with_batch(inputs, target.batch))
             file = None if like is None else _alike(like, own, fed, target)
             if file is None:
                 file = filled(pattern(own, fed), own)
@@ -66,7 +72,7 @@ def _alike(like: Pattern, model: nn.Module, inputs: Inputs, target: Cpu) -> byte
 def _computes(file: bytes, model: nn.Module, inputs: Inputs, target: Cpu) -> bool:
     """Whether a file, in float32, gives the model's outputs but for rounding."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        expected = [t.numpy() for t in pytree.tree_leaves(call(copied(model), inputs)) if isinstance(t, Tensor)]
+        expected = [t.numpy() for _, t in flattened(call(copied(model), inputs)) if isinstance(t, Tensor)]
     try:
         found: Any = prepared_onnx(file, arrays(inputs), target.model_copy(update={"dtype": "float32"}))()
     except Exception:  # such as shapes that the pattern fixed and that do not fit: then it is exported anew
@@ -91,16 +97,6 @@ def threads(target: Target) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def with_batch(inputs: Inputs, batch: int) -> Inputs:
-    """Tensors that share the first one's leading dimension get `batch` examples, in turn; the others are no batches."""
-    size = first(inputs).shape[:1]
-
-    def fit(x: Tensor) -> Tensor:
-        return x.cpu()[torch.arange(batch) % size[0]] if x.ndim and x.shape[:1] == size else x.cpu()
-
-    return {k: fit(v) for k, v in inputs.items()} if isinstance(inputs, Mapping) else tuple(fit(v) for v in inputs)
-
-
 def _in_torch(model: nn.Module, inputs: Inputs, target: Target) -> Call:
     device = torch.device("cuda" if isinstance(target, Cuda) else "cpu")
     plain = device.type == "cpu" and target.dtype == "float32" and target.layout == "contiguous"
@@ -114,7 +110,7 @@ def _in_torch(model: nn.Module, inputs: Inputs, target: Target) -> Call:
         x = x.to(device, torch.bfloat16 if target.dtype == "bf16" and x.is_floating_point() else x.dtype)
         return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 and target.layout == "channels_last" else x
 
-    fed = {k: fit(v) for k, v in inputs.items()} if isinstance(inputs, Mapping) else tuple(fit(v) for v in inputs)
+    fed = changed(inputs, fit)
     if target.runtime == "compile":
         own = torch.compile(copied(own).eval().requires_grad_(False), options={"freezing": True})  # type: ignore[assignment]
     if device.type == "cuda":
@@ -134,7 +130,7 @@ def _on_cpu(model: nn.Module) -> nn.Module:
 
 def arrays(inputs: Inputs) -> list[Array]:
     """The tensors as numpy has them, in order."""
-    return [x.detach().numpy() for x in (inputs.values() if isinstance(inputs, Mapping) else inputs)]
+    return [x.detach().numpy() for x in all_tensors(inputs)]
 
 
 def _in_onnxruntime(file: bytes, inputs: Sequence[Array], target: Cpu) -> Call:

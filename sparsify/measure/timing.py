@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from sparsify.calls import Inputs, batch_words
 from sparsify.errors import ModelError, TargetError
-from sparsify.measure.calling import Inputs, in_eval
+from sparsify.measure.calling import in_eval
 from sparsify.measure.heap import heap_kept
 from sparsify.measure.installed import check_target
 from sparsify.measure.machine import load_average
@@ -43,7 +44,7 @@ def latency(
     low, high = interval(ratios, rng)
     return Latency(
         target=name,
-        description=described(target),
+        description=described(target, batch_words(inputs)),
         dense_ms=float(np.median(pairs[:, 0])) * 1e3,
         cut_ms=float(np.median(pairs[:, 1])) * 1e3,
         speedup=float(np.median(ratios)),
@@ -102,12 +103,12 @@ def interleaved(calls: Sequence[Call], seconds: float, rng: np.random.Generator,
     return np.array(rows)
 
 
-def described(target: Target) -> str:
-    """'cpu, onnxruntime, 1 thread, batch 1', and what else is not as usual."""
+def described(target: Target, given: str = "") -> str:
+    """'cpu, onnxruntime, 1 thread, batch 1', and what else is not as usual; given: what stands in place of the batch."""
     parts: list[str] = [target.kind, target.runtime]
     if isinstance(target, Cpu):
         parts.append(f"{target.threads} {'thread' if target.threads == 1 else 'threads'}")
-    parts.append(f"batch {target.batch}")
+    parts.append(given or f"batch {target.batch}")
     parts += [target.dtype] if target.dtype != "float32" else []
     parts += [target.layout] if target.layout != "contiguous" else []
     return ", ".join(parts)

@@ -34,6 +34,58 @@ STAGES = RECIPE[RECIPE.index("stages:") :]
 
 Edits = tuple[tuple[str, str], ...]
 EDITED: dict[str, tuple[Edits, str]] = {
+    "input without a shape": (
+        (("{shape: [2, 1, 28, 28]}", "{dtype: int64}"),),
+        "recipe.yaml:5:10: inputs.0: an input needs a 'shape', 'values', or a plain 'value'; such as {shape: [2, 3, 32, 32]}",
+    ),
+    "input of values and a range": (
+        (("{shape: [2, 1, 28, 28]}", "{values: [1, 2], dtype: int64, range: [0, 5]}"),),
+        "recipe.yaml:5:41: inputs.0.range: 'range' says how numbers are drawn, and 'values' are the numbers themselves; leave one of them out",
+    ),
+    "input of ragged values": (
+        (("{shape: [2, 1, 28, 28]}", "{values: [[1, 2], [3]]}"),),
+        "recipe.yaml:5:11: inputs.0.values: lists at one depth differ in length; a tensor needs rows of one length",
+    ),
+    "input of values of another shape": (
+        (("{shape: [2, 1, 28, 28]}", "{values: [[1, 2]], shape: [2]}"),),
+        "recipe.yaml:5:29: inputs.0.shape: the values have shape [1, 2]; leave 'shape' out",
+    ),
+    "input of broken integers": (
+        (("{shape: [2, 1, 28, 28]}", "{values: [1, 2.5], dtype: int64}"),),
+        "recipe.yaml:5:11: inputs.0.values: int64 holds whole numbers, and 2.5 is none; write another 'dtype'",
+    ),
+    "input of an empty range": (
+        (("{shape: [2, 1, 28, 28]}", "{shape: [2, 1, 28, 28], range: [5, 5]}"),),
+        "recipe.yaml:5:34: inputs.0.range: the range from 5 up to 5 is empty; the first number must be the smaller",
+    ),
+    "input of a fractional range of integers": (
+        (("{shape: [2, 1, 28, 28]}", "{shape: [2, 9], dtype: int64, range: [0, 1.5]}"),),
+        "recipe.yaml:5:40: inputs.0.range: int64 takes whole numbers; write a range of these",
+    ),
+    "input of a range of truth": (
+        (("{shape: [2, 1, 28, 28]}", "{shape: [2, 9], dtype: bool, range: [0, 1]}"),),
+        "recipe.yaml:5:39: inputs.0.range: true and false have no range; leave it out, or write 'values'",
+    ),
+    "input that counts examples nowhere": (
+        (("{shape: [2, 1, 28, 28]}", "{shape: [2, 9], batch: 2}"),),
+        "recipe.yaml:5:26: inputs.0.batch: there is no dimension 2, as the shape has 2; the first is 0, and 'none' says that nothing counts examples",
+    ),
+    "plain value with a shape": (
+        (("{shape: [2, 1, 28, 28]}", "{shape: [2, 9], value: 3}"),),
+        "recipe.yaml:5:11: inputs.0.shape: a plain 'value' has no 'shape'; leave it out, or write 'values' for a tensor",
+    ),
+    "plain value of nothing": (
+        (("{shape: [2, 1, 28, 28]}", "{value: null}"),),
+        "recipe.yaml:5:11: inputs.0.value: None is written as null in place of the whole entry",
+    ),
+    "inputs and calls": (
+        (("inputs: [{shape: [2, 1, 28, 28]}]", "inputs: [{shape: [2, 1, 28, 28]}]\ncalls: [{method: encode, inputs: [{shape: [2, 9]}]}]"),),
+        "recipe.yaml:5:1: inputs: 'inputs' are those of one call of forward; write them as an entry of 'calls', or leave 'calls' out",
+    ),
+    "call of no method": (
+        (("inputs: [{shape: [2, 1, 28, 28]}]", "calls: [{method: 'encode(', inputs: [{shape: [2, 9]}]}]"),),
+        "recipe.yaml:5:18: calls.0.method: expected a method of the model that is called; found the text 'encode('",
+    ),
     "unknown key": (
         (("strength: 1e-3", "strenght: 1e-3"),),
         "recipe.yaml:14:7: rules.0.penalty.strenght: unknown key; did you mean 'strength'?",

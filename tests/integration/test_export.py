@@ -282,11 +282,11 @@ def test_a_run_of_batch_one_has_a_dynamic_batch_all_the_same():
 # refusals
 
 
-def test_a_model_tied_to_its_batch_is_refused():
+@pytest.mark.parametrize("format", ["pt2", "onnx", "onnx-int8"])
+def test_a_model_tied_to_its_batch_is_exported_for_that(format):
     run = built("Fixed", [{"shape": [2, 6]}], targets={"two": {"kind": "cpu", "batch": 2}})
-    with pytest.raises(ModelError, match=r"does not take a batch of 1, so it cannot be exported: RuntimeError: shape '\[2, 6\]'"):
-        sparsify.export(run, "pt2")
-    assert not Path("Fixed.pt2").exists()
+    made = sparsify.export(run, format)
+    assert made.fixed and made.batches == (2,)
 
 
 @pytest.mark.parametrize("format", ["pt2", "onnx"])
@@ -503,7 +503,7 @@ def test_the_command_tells_file_and_difference(runs, call):
     assert first.startswith("conv-1.pt2: ") and first.endswith(" KiB")
     assert second == "Reloaded (torch.export) and compared at batch 1 and 5: largest difference 0 of the largest output."
     made = json.loads(call("export", runs["conv"], "--format", "onnx", "--json")[1])
-    assert made.keys() == {"path", "format", "bytes", "checked_by", "difference", "batches", "quantised"}
+    assert made.keys() == {"path", "format", "bytes", "checked_by", "difference", "batches", "quantised", "fixed", "notes"}
     assert (made["path"], made["format"], made["batches"]) == ("conv-1.onnx", "onnx", [1, 5])
 
 

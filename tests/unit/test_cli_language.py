@@ -260,7 +260,7 @@ class TestExplain:
 
     def test_keys_are_said_once(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert exit_code(["explain", "inputs"]) == 0
-        assert capsys.readouterr().out.count("with the batch dimension first") == 1
+        assert capsys.readouterr().out.count("the dimension that counts examples, 0 the first") == 1
 
     def test_every_suffix_is_defined(self) -> None:
         lines = [line.split("  ")[2] for line in (units.__doc__ or "").splitlines() if line.startswith("    ")]

@@ -73,9 +73,10 @@ def test_model_inputs_and_random_numbers_are_left_as_they_were() -> None:
     [
         (X[0], r"inputs is a single tensor; pass a tuple, \(x,\)"),
         ((), "inputs is empty"),
-        ((X[0], 3), "inputs holds a int; every input must be a tensor"),
+        ((X[0], 3j), r"inputs holds a complex \('1'\); an argument can be a tensor, a number, text, true, false, None, or a list"),
+        ((X[0], 3), r"a forward call with inputs 3x6, 3 failed: TypeError: Net.forward\(\) takes 2 positional arguments"),
         ((X[0][:0],), r"the first input has shape \(0, 6\); its first dimension must be a batch"),
-        ((torch.tensor(1.0),), r"the first input has shape \(\)"),
+        ((torch.tensor(1.0),), "a forward call with inputs  failed: RuntimeError: both arguments to linear need to be at least 1D"),
     ],
 )
 def test_inputs_that_are_none_are_refused(inputs: Any, message: str) -> None:
@@ -107,7 +108,9 @@ def test_a_lazy_layer_is_named_until_it_has_its_shape() -> None:
 def test_inputs_of_any_type_and_rank_are_drawn_again_for_the_proof() -> None:
     result = cut(Odd(), (torch.randint(0, 255, (3, 6), dtype=torch.uint8), torch.tensor(2.0)))
     assert [v.outcome for v in result.verdicts] == ["equal"]
-    assert result.plan.map.inputs == ((None, (3, 6), "uint8"), (None, (), "float32"))
+    (call,) = result.plan.map.inputs
+    assert call.method == "forward"
+    assert [(a.tensor.shape, a.tensor.dtype, a.tensor.batch) for a in call.arguments if a.tensor] == [((3, 6), "uint8", 0), ((), "float32", None)]
 
 
 def test_a_plan_cuts_only_the_model_that_it_was_made_of() -> None:

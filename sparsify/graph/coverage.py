@@ -1,0 +1,57 @@
+"""Calls that reach what the given ones do not: other experts of a mixture, the other side of a branch on data."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from sparsify.calls import Call, Inputs, calls_of
+from sparsify.copies import copied
+from sparsify.graph.call import call
+from sparsify.opaque import is_scripted, uncompiled
+from sparsify.redrawing import redraw
+
+TRIES = 8
+"""redrawn inputs that are tried"""
+EXAMPLES = 16
+"""in each of them, where the call takes another number"""
+
+
+def further_calls(model: nn.Module, inputs: Inputs, unreached: frozenset[str]) -> tuple[Call, ...]:
+    """The given calls, and such of the same kind, with other numbers, as run layers that are still unreached.
+
+    A model without numbers takes no branch by them: it has the given calls alone.
+    """
+    calls = calls_of(inputs)
+    if not unreached or any(p.is_meta for p in model.parameters()):
+        return calls
+    found, left = list(calls), set(unreached)
+    for each in _redrawn(calls):
+        new = left & _ran(model, each)
+        if new:
+            found.append(each)
+            left -= new
+        if not left:
+            break
+    return tuple(found)
+
+
+def _redrawn(calls: tuple[Call, ...]) -> Iterator[Call]:
+    for seed in range(TRIES):
+        for each in calls:
+            yield from calls_of(redraw((each,), seed, EXAMPLES))
+
+
+def _ran(model: nn.Module, each: Call) -> set[str]:
+    """Modules that one call runs, as far as it gets."""
+    ran: set[str] = set()
+    copy = copied(model).eval()
+    for name, module in copy.named_modules():
+        if not is_scripted(module):  # takes no hook
+            module.register_forward_pre_hook(lambda *_, name=name: ran.add(name))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), uncompiled():
+            call(copy, (each,))
+    except Exception:
+        return set()
+    return ran

@@ -52,6 +52,8 @@ def _matrices(w: Follower, op: Op) -> Shadow | list[Shadow]:
     x = w.of(op.args[0])
     rank = len(x.shape)
     held = w.algebra.hold_all(x, {rank - 2, rank - 1}, f"'{op.name}' takes whole matrices")
+    if x.parameter:  # a weight of zeros is none afterwards (exp(0) = 1): no masked model could be compared with
+        held = w.algebra.hold_all(held, set(range(rank)), f"a weight passes through '{op.name}'")
     results = [op.out] if isinstance(op.out, Tensor) else list(op.out)
     made = [_counted_alike(held, result, x.shape[: rank - 2]) for result in results]
     return made[0] if isinstance(op.out, Tensor) else made

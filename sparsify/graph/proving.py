@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from sparsify.copies import copied
+from sparsify.calls import calls_of, examples_of
 from sparsify.errors import VerificationError
 from sparsify.graph import masking
 from sparsify.graph.call import Inputs, call, converted, kept_buffers, named, tensors
@@ -152,8 +153,8 @@ def _accepted(model: nn.Module, fresh: Sequence[Inputs]) -> list[tuple[Inputs, l
 
 
 def _examples(inputs: Inputs) -> int:
-    """The number of examples: the length of the first input's first dimension."""
-    return next((value.shape[0] for _, value in named(inputs) if value.dim()), 1)
+    """The number of examples along the dimension that counts them; 1 where none does."""
+    return examples_of(calls_of(inputs)[0]) or 1
 
 
 def narrowed_groups(map: ModelMap, keep: Keep) -> list[str]:

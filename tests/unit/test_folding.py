@@ -93,6 +93,12 @@ def attended(m: Any, y: Tensor) -> Tensor:
     return m.consumer(y, y, y)[0]
 
 
+def weighted(m: Any, y: Tensor) -> Tensor:
+    """Weights that depend on the data, whose sum is one, over values that are all the same."""
+    weights = (m.q(y) @ m.k(y).transpose(1, 2)).softmax(-1)
+    return m.consumer(weights @ y)
+
+
 def recurrent(kind: type[nn.RNNBase], **more: Any) -> Callable[[], nn.Module]:
     return lambda: kind(32, 6, batch_first=True, **more)
 
@@ -169,6 +175,23 @@ EXACT: dict[str, Callable[[], Built]] = {
     "GRU cell without biases": after_linear(lambda: nn.GRUCell(32, 6, bias=False)),
     "attention": after_linear(
         lambda: nn.MultiheadAttention(32, 4, batch_first=True), SEQUENCE, run=attended, outputs=32
+    ),
+    "read in windows": lambda: (
+        Net(
+            lambda m, x: m.fc(m.consumer(F.unfold(m.conv(x).relu(), 2).transpose(1, 2)).mean(1)),
+            conv=nn.Conv2d(3, 32, 3),
+            consumer=nn.Linear(128, 6),
+            fc=nn.Linear(6, 4),
+        ),
+        (IMAGE,),
+        "conv",
+    ),
+    "averaged by weights that sum to one": after_linear(
+        lambda: nn.Linear(32, 6),
+        SEQUENCE,
+        run=weighted,
+        q=lambda: nn.Linear(32, 4),
+        k=lambda: nn.Linear(32, 4),
     ),
     "attention without biases": after_linear(
         lambda: nn.MultiheadAttention(32, 4, bias=False, batch_first=True), SEQUENCE, run=attended, outputs=32
@@ -364,6 +387,24 @@ def test_constants_reach_through_layers_that_are_all_dead() -> None:
     assert result.cuts.widths[0].keep == ((4, 16),)
     assert result.verdicts[0].reference == "dense model"
     assert difference(model, result, (torch.randn(1, 8),)) <= 1e-6
+
+
+def test_constants_that_data_multiply_before_a_layer_reads_them_are_told() -> None:
+    model, inputs, layer = build(
+        after_linear(
+            lambda: nn.Linear(32, 6), run=lambda m, y: m.consumer(y * m.gate(y).sigmoid()), gate=lambda: nn.Linear(32, 1)
+        )
+    )
+    result = cut(model, inputs, layer)
+    note, _ = result.notes
+    lost = difference(model, result, inputs)
+    assert lost > 1e-3
+    head = (
+        "8 units of 'lin' had no weights that produce them, but their constants were mixed with data before a layer read "
+        "them: what they gave is lost, up to "
+    )
+    assert note.startswith(head) and note.endswith(" % of the largest output")
+    assert result.verdicts[0].reference == "masked model"
 
 
 def test_followers_keep_constants_of_their_own() -> None:

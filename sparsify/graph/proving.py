@@ -107,7 +107,7 @@ def verify(
         control=control,
         groups=tuple(narrowed),
         reference="dense model" if unchanged else "masked model",
-        batches=() if compared[0] is given else tuple(_examples(one) for one in compared),
+        batches=() if compared[0] is given else tuple(dict.fromkeys(_examples(one) for one in compared)),
         note="; ".join(_remarks(changing, tolerance, casts)),
     )
 

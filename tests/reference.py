@@ -217,7 +217,7 @@ def masked(
         tensors[name].data.masked_fill_(empty.view(tensors[name].shape), 0)
     _keep_divisible(copy, kept)
     for module in copy.modules():
-        weight = module._parameters.get("weight")
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
         if type(module).__name__ in RMS_NORMS and id(weight) in kept:
             module.forward = _written_out(module, kept[id(weight)])  # type: ignore[method-assign]
     _put_stubs(copy, cuts)
@@ -238,7 +238,8 @@ def _keep_divisible(model: nn.Module, kept: Mapping[int, Tensor]) -> None:
     g, which left too, makes the row zero."""
     for module in model.modules():
         for magnitude, direction in (("original0", "original1"), ("weight_g", "weight_v")):
-            g, v = module._parameters.get(magnitude), module._parameters.get(direction)
+            own = dict(module.named_parameters(recurse=False))
+            g, v = own.get(magnitude), own.get(direction)
             if g is None or v is None or id(v) not in kept or g.dim() != v.dim():
                 continue
             alone = [d for d in range(v.dim()) if g.shape[d] == 1]

@@ -25,6 +25,7 @@ def _mm(w: Follower, op: Op) -> Shadow:
 
 def _addmm(w: Follower, op: Op) -> Shadow:
     made = w.algebra.product(w.of(op.args[1]), w.of(op.args[2]), set(), op.out.shape)
+    w.algebra.alike([made, w.of(op.args[0])])  # of learnt queries, whose projection is made of weights alone
     return w.algebra.pointwise(op.out.shape, [made, w.of(op.args[0])])
 
 

@@ -242,10 +242,12 @@ class Algebra:
     def alike(self, shadows: Sequence[Shadow]) -> None:
         """Parameters that are added, stacked or laid side by side: what a product makes of a dimension of the result, it
         makes of that dimension of each."""
-        if len(shadows) < 2 or not all(s.parameter and s.shape == shadows[0].shape for s in shadows):
+        if len(shadows) < 2 or not all(s.parameter for s in shadows):
             return
-        for d in range(len(shadows[0].shape)):
-            met = [axis for s in shadows for a in s.aspects if varying(a) == {d} and (axis := self._last_axis(a)) is not None]
+        rank = max(len(s.shape) for s in shadows)
+        aligned = [_aligned(s, rank) for s in shadows]
+        for d in range(rank):
+            met = [axis for s in aligned for a in s.aspects if varying(a) == {d} and (axis := self._last_axis(a)) is not None]
             twins = frozenset().union(*(self.labels.twins.get(axis, {axis}) for axis in met))
             self.labels.twins.update(dict.fromkeys(twins, twins))
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsify.copies import copied
 from sparsify.calls import calls_of, examples_of
+from sparsify.copies import copied
 from sparsify.errors import VerificationError
 from sparsify.graph import masking
 from sparsify.graph.call import Inputs, call, converted, kept_buffers, named, tensors

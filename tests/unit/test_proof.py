@@ -61,13 +61,16 @@ def test_factors_of_zero_make_constants() -> None:
     assert torch.allclose(copied(result.model).double()(x), copied(model).double()(x), atol=1e-6)
 
 
-def test_data_that_are_written_into_a_part_of_a_tensor_make_its_constants_data() -> None:
+@pytest.mark.parametrize("early", [False, True])
+def test_data_that_are_written_into_a_part_of_a_tensor_make_its_constants_data(early: bool) -> None:
+    """Also where what is read is a view that was taken before."""
     torch.manual_seed(0)
 
     def run(m: Any, x: Tensor) -> Tensor:
         y = m.a(x)
+        seen = y[:, 1:]
         y[:, 1:].add_(m.g(x)[:, 1:])
-        return m.b(y.tanh())
+        return m.b((seen if early else y).tanh())
 
     model = faint(Net(run, g=nn.Linear(6, 16)))
     with torch.no_grad():

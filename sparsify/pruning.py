@@ -191,15 +191,14 @@ def cut(
     with in_words("cutting the model"):
         zeroed, deeds = zeroing.zeroed(plan, dense, keep, partial(looks, batches=batches))
         keep = zeroing.without_dead(plan, zeroed, keep)
-    constants = _constants(zeroed, plan.map, keep, inputs)
-    notes: tuple[str, ...] = ()
+    constants, notes = _confirmed_constants(plan, zeroed, keep, inputs)
     try:
         made = _carried_out(plan, dense, zeroed, keep, constants, inputs)
     except VerificationError:
         if constants == graph.Constants():
             raise
-        made = _carried_out(plan, dense, zeroed, keep, graph.Constants(), inputs)
-        notes = (CONTRADICTED,)
+        constants, notes = graph.Constants(), (CONTRADICTED,)
+        made = _carried_out(plan, dense, zeroed, keep, constants, inputs)
     thin, cuts = made.model, made.cuts.model_copy(update={"zeroed": deeds})
     followers = tuple(_followed(plan, other, model, thin, cuts, keep, inputs) for other in follow)
     notes += cuts.notes
@@ -295,6 +294,23 @@ def _constants(dense: nn.Module, map: ModelMap, keep: Mapping[str, Sequence[int]
             return graph.find_constants(copied(dense).cpu().eval(), map, keep, given)
         except Exception:
             return graph.Constants()
+
+
+def _confirmed_constants(
+    plan: Plan, dense: nn.Module, keep: Mapping[str, Sequence[int]], inputs: Inputs
+) -> tuple[graph.Constants, tuple[str, ...]]:
+    """What the removed units emit, and a note where other inputs contradict it: then none of it is believed.
+
+    Constants that go on exactly are compared with the dense model by the proof. Of the others the proof sees the mean
+    alone, so they are derived once more on other inputs, which must give the same numbers.
+    """
+    found = _constants(dense, plan.map, keep, inputs)
+    other = redraw(inputs, _seed_of(plan, 0))
+    if all(shift.exact for shift in found.shifts) or not takes(dense, other):
+        return found, ()
+    if graph.same_constants(found, _constants(dense, plan.map, keep, other)):
+        return found, ()
+    return graph.Constants(), (CONTRADICTED,)
 
 
 def _unfollowed(

@@ -7,7 +7,7 @@ proves that a cut model computes what the masked dense one does.
 
 from sparsify.graph.call import Inputs, call, check_model, converted, on_cpu, tensors
 from sparsify.graph.carrying import carry, carry_named
-from sparsify.graph.constants import Constants, find_constants
+from sparsify.graph.constants import Constants, find_constants, same_constants
 from sparsify.graph.coverage import further_calls
 from sparsify.graph.cutting import cut, dropped, gone_branches, places, ranges, replay, trial
 from sparsify.graph.folding import fold
@@ -47,6 +47,7 @@ __all__ = [
     "ranges",
     "replay",
     "reshape",
+    "same_constants",
     "tensors",
     "trial",
     "understood",

@@ -40,6 +40,9 @@ from sparsify.plan import ModelMap
 EXACT = 1e-11
 """largest deviation from one number, relative to the consumer's largest output, that counts as rounding"""
 
+SAME = 1e-9
+"""largest difference between two derivations of a constant, relative to its largest value"""
+
 Into = Literal["bias", "running_mean", "nothing"]
 
 
@@ -92,6 +95,22 @@ class Constants:
     """coupled group -> removed units that compute nothing but what `shifts` put back exactly: leaving them changes nothing"""
     told: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """coupled group -> removed units of which `shifts` say what becomes of their constants"""
+
+
+def same_constants(one: Constants, other: Constants) -> bool:
+    """Whether two derivations give each place the same numbers, but for rounding."""
+    ours, theirs = _by_element(one), _by_element(other)
+    return ours.keys() == theirs.keys() and all(_near(values, theirs[key]) for key, values in ours.items())
+
+
+def _by_element(constants: Constants) -> dict[tuple[str, int], Tensor]:
+    placed = [(shift.place, shift.values) for shift in constants.shifts if shift.place is not None]
+    return {(place.tensor, int(place.index[0])): values for place, values in placed}
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    largest = max(float(one.abs().max()), float(other.abs().max()))
+    return one.shape == other.shape and float((one - other).abs().max()) <= SAME * largest
 
 
 def find_constants(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) -> Constants:

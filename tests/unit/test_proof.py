@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import sparsify
 from sparsify import graph
 from sparsify.errors import VerificationError
+from sparsify.graph import dependence
 from sparsify.graph.call import named
 from sparsify.measure import copied
 from sparsify.pruning import CONTRADICTED, Result
@@ -77,7 +78,20 @@ def test_data_that_are_written_into_a_part_of_a_tensor_make_its_constants_data(e
         model.a.weight[:4] = 0
     result = cut(model.eval(), torch.randn(1, 5, 6), sparsity="25%", criterion={"kind": "magnitude"})
     assert CONTRADICTED not in result.notes
+    assert torch.equal(result.model.b.bias, model.b.bias)
     assert result.verdicts[0].reference == "masked model"
+
+
+def test_constants_that_other_inputs_contradict_are_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a mean that goes into a bias the comparison alone could not tell that it comes from data."""
+    torch.manual_seed(0)
+    model = faint(Net(lambda m, x: m.b(m.a(x).tanh())))
+    with torch.no_grad():
+        model.a.weight[0] = 0
+    monkeypatch.setitem(dependence._CONTRACTIONS, "addmm", lambda *found: dependence.nowhere(found[-1]))
+    result = cut(model.eval(), torch.randn(1, 5, 6), sparsity="25%", criterion={"kind": "magnitude"})
+    assert CONTRADICTED in result.notes
+    assert torch.equal(result.model.b.bias, model.b.bias)
 
 
 def test_a_bias_that_something_else_reads_takes_nothing() -> None:

@@ -148,7 +148,7 @@ def same_end(a: Path, b: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["recipe.json", "gradual.json", "sharded.json"])
+@pytest.mark.parametrize("recipe", ["recipe.json", "gradual.json", pytest.param("sharded.json", marks=pytest.mark.nightly)])
 def test_two_processes_make_one_run(recipe: str, alone: Callable[[str], Path]) -> None:
     two, one = on(2, recipe, "--from-scratch", "--out", "two", SEES="1"), alone(recipe)
     assert [code for code, *_ in two] == [0, 0], two
@@ -162,7 +162,7 @@ def test_two_processes_make_one_run(recipe: str, alone: Callable[[str], Path]) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["gradual.json", "sharded.json"])
+@pytest.mark.parametrize("recipe", [pytest.param("gradual.json", marks=pytest.mark.nightly), "sharded.json"])
 def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on_with_other_numbers_of_processes(recipe: str, alone: Callable[[str], Path]) -> None:
     """Two processes, then one, then two; each time some are killed by kill -9, at the end the weights of a run left alone."""
     (code, _, said), (killed, *_) = on(2, recipe, "--from-scratch", DIES_AFTER="5", DYING="1")
@@ -239,7 +239,7 @@ def launched(*launcher: str, **environment: str) -> "subprocess.CompletedProcess
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [("accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "bf16", "--dynamo_backend", "no", "--num_processes", "2"), ("torch.distributed.run", "--nproc-per-node", "2")])
+@pytest.mark.parametrize("launcher", [("accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "bf16", "--dynamo_backend", "no", "--num_processes", "2"), pytest.param(("torch.distributed.run", "--nproc-per-node", "2"), marks=pytest.mark.nightly)])
 def test_the_launchers(launcher: tuple[str, ...], alone: Callable[[str], Path]) -> None:
     """The recipe says how to train, whatever precision the launcher was told."""
     done = launched(*launcher, "gradual.json", "--from-scratch")

@@ -27,7 +27,7 @@ import sparsify
 from sparsify_schemas.cuts import AddBias, Fold
 
 CONVOLUTIONS = ("Conv1d", "Conv2d", "ConvTranspose2d")
-HALF = settings(CASES, max_examples=CASES.max_examples // 2)
+FEWER = settings(CASES, max_examples=2 * CASES.max_examples // 3)
 NEAR = 1e-6
 """what rounding a folded bias to single precision may change"""
 
@@ -46,6 +46,10 @@ def with_dead_units(program: Sequence[Step], seed: int) -> Net:
     """The network of a program, a third of the units of some layers dead, with shifts of about 1 behind them."""
     model = network(program)
     chance = random.Random(seed)
+    for module in model.modules():
+        plain = type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
+        if plain and chance.random() < 0.4:  # a consumer without a bias, which a constant needs
+            module.register_parameter("bias", None)
     layers = [name for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
     reference.kill(model, [name for name in layers if chance.random() < 0.7], 0.34, seed)
     with torch.no_grad():
@@ -129,7 +133,7 @@ def _known_constants(result: Any, dead: Any) -> bool:
     return own <= known
 
 
-@HALF
+@FEWER
 @given(programs, st.integers(0, 1000))
 @pytest.mark.filterwarnings("ignore")
 def test_constants_stay_and_nothing_else_does(program: list[Step], seed: int) -> None:
@@ -139,6 +143,6 @@ def test_constants_stay_and_nothing_else_does(program: list[Step], seed: int) ->
 @pytest.mark.filterwarnings("ignore")
 def test_the_law_is_about_something() -> None:
     """Enough of the networks have constants that are folded, biases that are created, and are compared."""
-    found = [check(seeded(seed), seed) for seed in range(40)]
+    found = [check(seeded(seed), seed) for seed in range(20)]
     assert sum(o.compared and o.folds > 0 for o in found) >= 6
     assert sum(o.compared and o.created > 0 for o in found) >= 2

@@ -318,14 +318,19 @@ def _unfollowed(
 ) -> Iterator[str]:
     """Removed units that no weight produces, and whose constants mix with data on the way: what their leaving changes."""
     names = [name for name in keep if name in {c.name for c in plan.map.coupled} and not plan.map.by_name[name].statistics]
-    unmade = dead_units(plan.map, names, dict(dense.named_parameters()), roles=("out",))
+    own = copied(dense)
+    _apply_masks(own)
+    unmade = dead_units(plan.map, names, dict(own.named_parameters()), roles=("out",))
     for name, flags in unmade.items():
         accounted = {*keep[name], *constants.whole.get(name, ()), *constants.told.get(name, ())}
         lost = [unit for unit, dead in enumerate(flags.tolist()) if dead and unit not in accounted]
         if not lost:
             continue
         width = plan.map.by_name[name].width
-        change = graph.effect(dense, plan.map, {name: [unit for unit in range(width) if unit not in lost]}, inputs)
+        rest = {name: [unit for unit in range(width) if unit not in lost]}
+        # On several inputs: a gate may be closed, or a mean over the batch hide it, on one of them.
+        tried = [one for one in (inputs, *_fresh(plan, dense, inputs)) if takes(dense, one)]
+        change = max((graph.effect(dense, plan.map, rest, one) for one in tried), default=0.0)
         if change > NOTICED:
             yield (
                 f"{plural(len(lost), 'unit')} of '{name}' had no weights that produce them, but their constants were mixed "

@@ -214,8 +214,8 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
         self._gone = tuple(gone_branches(map, keep))
         self._uses: list[_Use] = []
         self._made_by: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self._reads: Counter[tuple[int, int]] = Counter()
-        """how often an operator computed with a tensor, by its memory and its first element there"""
+        self._reads: Counter[tuple[int, int, int]] = Counter()
+        """how often an operator computed with a tensor, by its memory, its first element there and its size"""
         self._calls: Counter[str] = Counter()
 
     @staticmethod
@@ -390,8 +390,11 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
             )
         if place.tensor.endswith("bias_orig"):
             return True
-        memory, _ = _address(self._tensors[place.tensor])
-        return self._reads[memory, int(place.index[0])] == len(uses)
+        memory, *_ = _address(self._tensors[place.tensor])
+        first, size = int(place.index[0]), len(place.index)
+        reads = {read: count for read, count in self._reads.items() if read[0] == memory}
+        others = [read for read in reads if read[1] < first + size and first < read[1] + read[2] and read[1:] != (first, size)]
+        return reads.get((memory, first, size), 0) == len(uses) and not others
 
     def _units_without_effect(
         self, by_place: Mapping[Any, Sequence[_Use]], places: Mapping[Any, Place | None]
@@ -545,7 +548,8 @@ def _convolution(args: Any) -> _Product:
 
     side = _Side(x, weight, 1, 1, contribution, live_columns)
     # At the borders of a transposed convolution fewer kernel positions meet, as next to a padding.
-    partial = any(size > 1 for size in weight.shape[2:]) if transposed else any(p != 0 for p in padding)
+    spread = any(size > 1 for size in (*weight.shape[2:], *stride)) or any(p != 0 for p in rest[2])
+    partial = spread if transposed else any(p != 0 for p in padding)
     return _Product((side,), bias, padded=partial)
 
 
@@ -568,8 +572,9 @@ def _fits(bias: Tensor | None, side: _Side) -> bool:
     return bias.dim() == 1 if side.outputs_along in (-1, 1) else bias.dim() == 2 and bias.shape[1] == 1
 
 
-def _address(tensor: Tensor) -> tuple[int, int]:
-    return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())
+def _address(tensor: Tensor) -> tuple[int, int, int]:
+    """Memory, first element there, number of elements."""
+    return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()), tensor.numel()
 
 
 def _trains(args: Any) -> bool:

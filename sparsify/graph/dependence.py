@@ -114,6 +114,10 @@ class Dependence:
 
     def _written(self, target: Tensor, mask: Tensor | None) -> None:
         """An operator wrote into a tensor, and so into all that see the same memory."""
+        memory = _storage(target)
+        for averaging in list(self._averaging.keys()):
+            if _storage(averaging) == memory:  # whatever is written, its rows need not sum to one any more
+                del self._averaging[averaging]
         old = self.of(target)
         if mask is None:
             mask = nowhere(target)
@@ -137,7 +141,8 @@ class Dependence:
         x = args[0] if args and isinstance(args[0], Tensor) else None
         if x is None or not results or not results[0].dim():
             return
-        rows = "softmax" in name and "log" not in name and axes_of(name, args, kwargs) == {x.dim() - 1}
+        # A row that is masked as a whole is all zeros behind `_safe_softmax`: its sum is not one.
+        rows = name in ("_softmax", "softmax") and axes_of(name, args, kwargs) == {x.dim() - 1}
         moved = name in SAME or name in ROW_BY_ROW
         kept = moved and x in self._averaging and x.dim() > 0 and x.shape[-1] == results[0].shape[-1]
         if rows or kept:
@@ -171,7 +176,7 @@ class Dependence:
             return self._product_of_elements(args[0], args[1], out)
         if name in _CONTRACTIONS:
             return _CONTRACTIONS[name](self, args, kwargs, out)
-        if name in ("embedding", "_embedding_bag"):
+        if name == "embedding":
             return self._looked_up(args[0], args[1], out)
         if name in NORMS:
             return self._batch_norm(name, args, kwargs, out)

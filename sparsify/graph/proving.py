@@ -333,11 +333,16 @@ def effect(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) -> float
 
 
 def relative(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
-    """Largest difference of an output relative to its own largest value; nan where one is not a number."""
+    """Largest difference of an output relative to its own largest value; nan where one alone is not a number.
+
+    Infinities of one sign are equal, as outputs may be masked with them.
+    """
     gaps = [0.0]
     for a, b in zip(found, wanted, strict=True):
         if a.numel():
-            gaps.append(float((a - b).abs().max()) / max(float(b.abs().max()), torch.finfo(b.dtype).tiny))
+            gap = torch.where(a == b, torch.zeros_like(b), (a - b).abs())
+            largest = float(torch.where(b.isfinite(), b.abs(), torch.zeros_like(b)).max())
+            gaps.append(float(gap.max()) / max(largest, torch.finfo(b.dtype).tiny))
     return math.nan if any(math.isnan(gap) for gap in gaps) else max(gaps)
 
 

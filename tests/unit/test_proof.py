@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import sparsify
 from sparsify import graph
@@ -195,3 +196,60 @@ def test_batches_that_the_model_does_not_take_are_left_out() -> None:
     assert verdict.batches == (2,) and verdict.outcome == "equal"
 
 
+
+
+def masked_producer(model: Net) -> None:
+    """Dead by a mask of torch.nn.utils.prune; the stored weights are alive."""
+    mask = torch.ones(16, 6)
+    mask[:4] = 0
+    prune.custom_from_mask(model.a, "weight", mask)
+
+
+def zero_producer(model: Net) -> None:
+    model.a.weight.data[:4] = 0
+
+
+@pytest.mark.parametrize("kill", [zero_producer, masked_producer])
+@pytest.mark.parametrize(
+    "gate",
+    [
+        lambda x: x[:, :1].sigmoid(),
+        lambda x: x[:, 1:2].relu(),  # closed at the planning input
+        lambda x: x[:, :1] - x[:, :1].mean(0),  # zero for one example
+    ],
+)
+def test_constants_that_a_gate_multiplies_are_told_whatever_the_planning_input(kill: Any, gate: Any) -> None:
+    torch.manual_seed(0)
+    model = Net(lambda m, x: m.b(m.a(x).tanh() * gate(x))).eval()
+    kill(model)
+    model.a.bias.data += 1
+    x = torch.randn(1, 6)
+    x[0, 1] = -1
+    result = cut(model, x)
+    assert any("mixed with data" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("write", [lambda w, x: w.masked_fill_(x[..., :1] < -2, 0), lambda w, x: w.mul_(x[..., :1])])
+def test_weights_that_are_written_into_after_a_softmax_average_no_more(write: Any) -> None:
+    torch.manual_seed(0)
+    model = Net(lambda m, x: m.b(write((x @ x.mT).softmax(-1), x) @ m.a(x).tanh())).eval()
+    zero_producer(model)
+    result = cut(model, torch.randn(1, 5, 6))
+    assert any("mixed with data" in note for note in result.notes) and CONTRADICTED not in result.notes
+    assert torch.equal(result.model.b.bias, model.b.bias)
+
+
+def test_a_bias_of_which_something_else_reads_a_part_takes_nothing() -> None:
+    torch.manual_seed(0)
+    model = Net(lambda m, x: m.b(m.a(x).tanh())[:, :2] * m.b.bias[2:]).eval()
+    zero_producer(model)
+    result = cut(model, torch.randn(1, 6))
+    assert torch.equal(result.model.b.bias, model.b.bias)
+    assert result.notes[0].startswith("'b' lost 4 constant inputs that nothing could take: up to ")
+
+
+def test_outputs_that_are_masked_with_infinities_are_compared() -> None:
+    torch.manual_seed(0)
+    model = Net(lambda m, x: torch.cat([m.b(m.a(x).tanh()), torch.full_like(x[:, :1], -torch.inf)], 1)).eval()
+    verdict = cut(model, torch.randn(2, 6), sparsity="50%").verdicts[0]
+    assert verdict.outcome == "equal" and verdict.difference <= 1e-9 and 0 < verdict.control < 10

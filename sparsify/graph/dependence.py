@@ -115,7 +115,7 @@ class Dependence:
     def _written(self, target: Tensor, mask: Tensor | None) -> None:
         """An operator wrote into a tensor, and so into all that see the same memory."""
         memory = _storage(target)
-        for averaging in list(self._averaging.keys()):
+        for averaging in list(self._averaging.keys()):  # type: ignore[no-untyped-call]
             if _storage(averaging) == memory:  # whatever is written, its rows need not sum to one any more
                 del self._averaging[averaging]
         old = self.of(target)

@@ -340,9 +340,10 @@ def relative(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> f
     gaps = [0.0]
     for a, b in zip(found, wanted, strict=True):
         if a.numel():
-            gap = torch.where(a == b, torch.zeros_like(b), (a - b).abs())
-            largest = float(torch.where(b.isfinite(), b.abs(), torch.zeros_like(b)).max())
-            gaps.append(float(gap.max()) / max(largest, torch.finfo(b.dtype).tiny))
+            apart, size = (a - b).abs(), b.abs()
+            gap = torch.where(a == b, torch.zeros_like(apart), apart)
+            largest = torch.where(b.isfinite(), size, torch.zeros_like(size)).max()
+            gaps.append(float(gap.max()) / max(float(largest), torch.finfo(b.dtype).tiny))
     return math.nan if any(math.isnan(gap) for gap in gaps) else max(gaps)
 
 

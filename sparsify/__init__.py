@@ -15,32 +15,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparsify.artefact import load_run as load_run
-    from sparsify.artefact import save_run as save_run
     from sparsify.calls import Call as Call
     from sparsify.errors import SparsifyError as SparsifyError
-    from sparsify.exporting import export as export
-    from sparsify.hooks import attach as attach
-    from sparsify.load import load as load_recipe
-    from sparsify.pruning import cut as cut
-    from sparsify.pruning import make_plan as make_plan
-    from sparsify.run import apply as apply
+    from sparsify.exporters import export as export
+    from sparsify.pruning.cut import cut as cut
+    from sparsify.pruning.make_plan import make_plan as make_plan
+    from sparsify.recipe import load as load_recipe
+    from sparsify.reporting.plan_tables import describe as describe
+    from sparsify.runs.apply import apply as apply
+    from sparsify.runs.save_load import load_run as load_run
+    from sparsify.runs.save_load import save_run as save_run
+    from sparsify.training.hooks import attach as attach
 
     __version__: str
 
 _WHERE = {
     "Call": ("sparsify.calls", "Call"),
     "SparsifyError": ("sparsify.errors", "SparsifyError"),
-    "apply": ("sparsify.run", "apply"),
-    "attach": ("sparsify.hooks", "attach"),
-    "cut": ("sparsify.pruning", "cut"),
-    "export": ("sparsify.exporting", "export"),
-    "load_recipe": ("sparsify.load", "load"),
-    "load_run": ("sparsify.artefact", "load_run"),
-    "make_plan": ("sparsify.pruning", "make_plan"),
-    "save_run": ("sparsify.artefact", "save_run"),
+    "apply": ("sparsify.runs.apply", "apply"),
+    "attach": ("sparsify.training.hooks", "attach"),
+    "cut": ("sparsify.pruning.cut", "cut"),
+    "describe": ("sparsify.reporting.plan_tables", "describe"),
+    "export": ("sparsify.exporters", "export"),
+    "load_recipe": ("sparsify.recipe", "load"),
+    "load_run": ("sparsify.runs.save_load", "load_run"),
+    "make_plan": ("sparsify.pruning.make_plan", "make_plan"),
+    "save_run": ("sparsify.runs.save_load", "save_run"),
 }
-__all__ = ["Call", "SparsifyError", "__version__", "apply", "attach", "cut", "export", "load_recipe", "load_run", "make_plan", "save_run"]
+__all__ = ["Call", "SparsifyError", "__version__", "apply", "attach", "cut", "describe", "export", "load_recipe", "load_run", "make_plan", "save_run"]
 
 
 def __dir__() -> list[str]:

@@ -4,11 +4,11 @@ import random
 import socket
 
 BRIEFLY = """
-from sparsify import assess
-from sparsify.run import apply
+from sparsify.runs import evaluate
+from sparsify.runs.apply import apply
 from sparsify_schemas.target import Cpu
 apply.__kwdefaults__["timing"] = 0.05
-assess.default_targets = lambda: {"eager": Cpu(kind="cpu")}
+evaluate.default_targets = lambda: {"eager": Cpu(kind="cpu")}
 """
 """for the first lines of a process: it times as briefly as conftest.py has the tests do, and in eager PyTorch alone"""
 

@@ -26,8 +26,9 @@ sys.path.append(str(Path(__file__).parent))
 
 import shim  # noqa: F401
 
-from sparsify import against, artefact, executing, run
-from sparsify.latency import measuring, settling
+from sparsify.cost.latency import calibrate
+from sparsify.pruning import latency_budget, layer_compaction
+from sparsify.runs import apply, baselines, save_load
 
 torch.set_num_threads(1)
 for of_the_terminal in ("COLUMNS", "LINES", "FORCE_COLOR", "PY_COLORS", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "GITHUB_ACTIONS"):
@@ -60,7 +61,7 @@ def pytest_unconfigure() -> None:
 def _timed_in_eager() -> Iterator[None]:
     """Recipes without targets are timed in eager PyTorch alone: what ONNX Runtime wants, an export, takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparsify.assess.default_targets", lambda: {"eager": Cpu(kind="cpu")})
+        patch.setattr("sparsify.runs.evaluate.default_targets", lambda: {"eager": Cpu(kind="cpu")})
         yield
 
 
@@ -68,10 +69,10 @@ def _timed_in_eager() -> Iterator[None]:
 def _timed_briefly() -> Iterator[None]:
     """What is timed where a test does not say for how long: enough for the fewest rounds, as no test may depend on a time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(run.apply.__kwdefaults__, "timing", 0.05)
-        patch.setitem(artefact.save_run.__kwdefaults__, "timing", 0.05)
-        patch.setattr(against, "_SECONDS", 0.05)
-        patch.setattr(executing, "SECONDS", 0.05)
-        patch.setattr(settling, "SECONDS", 0.05)
-        patch.setattr(measuring, "_SECONDS", 0.05)
+        patch.setitem(apply.apply.__kwdefaults__, "timing", 0.05)
+        patch.setitem(save_load.save_run.__kwdefaults__, "timing", 0.05)
+        patch.setattr(baselines, "_SECONDS", 0.05)
+        patch.setattr(layer_compaction, "SECONDS", 0.05)
+        patch.setattr(latency_budget, "SECONDS", 0.05)
+        patch.setattr(calibrate, "_SECONDS", 0.05)
         yield

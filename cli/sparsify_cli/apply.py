@@ -33,7 +33,7 @@ def command(
         raise typer.BadParameter("give a recipe (and a model), or --resume RUN")
     folder = [resume] if resume is not None else []
     try:
-        from sparsify.run import apply
+        from sparsify.runs.apply import apply
         from sparsify_cli.progress import narration
 
         with stoppable(), narration(quiet or _rank() > 0) as listener:
@@ -72,10 +72,10 @@ def _rank() -> int:
 
 
 def _finish(run: Path, as_json: bool) -> None:
-    from sparsify import report as reports
+    from sparsify.reporting import report_tables
     from sparsify_cli.report import show_report
 
-    found = reports.read(run)
+    found = report_tables.read(run)
     if _rank():
         return  # the first process speaks for all
     if as_json:
@@ -83,7 +83,7 @@ def _finish(run: Path, as_json: bool) -> None:
     else:
         show_report(found)
     say(f"saved in {run}; with plots: sparsify report {run} --open")
-    missed = [f"{reports.limit_name(m)} {reports.shown_limit(m, m.achieved)}, asked {m.asked}" for m in found.limits if not m.met]
+    missed = [f"{report_tables.limit_name(m)} {report_tables.shown_limit(m, m.achieved)}, asked {m.asked}" for m in found.limits if not m.met]
     if missed:
         say(f"missed: {'; '.join(missed)}")
         raise typer.Exit(3)

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from sparsify.contest import table
 from sparsify.errors import SparsifyError
-from sparsify.load import presets
+from sparsify.recipe import presets
+from sparsify.reporting.benchmark_table import table
 from sparsify_cli.render import say, show, show_json
 from sparsify_schemas.target import Target
 
@@ -26,8 +26,8 @@ def command(
     Both run interleaved, warmed up, pinned to as many cores as the target has threads, with a second copy of the first: what
     does not differ by more than the two copies do is called no difference.
     """
-    from sparsify.measure import environment
-    from sparsify.subjects import subjects, versus
+    from sparsify.cost.measure import environment
+    from sparsify.runs.benchmark import subjects, versus
 
     found = subjects(artefacts)
     wanted = _targets([s.targets for s in found], target, any(isinstance(s.made, bytes) for s in found))

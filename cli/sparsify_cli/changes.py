@@ -3,9 +3,22 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sparsify.diff import Change
-from sparsify.figures import accuracy, count, digits, fixed, milliseconds, plain, points, seconds, share, signed, size, times
-from sparsify.table import Table, columns
+from sparsify.formatting.numbers import (
+    accuracy,
+    count,
+    digits,
+    fixed,
+    milliseconds,
+    plain,
+    points,
+    seconds,
+    share,
+    signed,
+    size,
+    times,
+)
+from sparsify.formatting.table import Table, columns
+from sparsify.reporting.diff import Change
 from sparsify_cli.flow import flow
 
 _SECTIONS = (("metrics.", "Measured"), ("widths.", "Widths"), ("recipe.", "Recipe"))

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from sparsify import report as reports
-from sparsify.diff import Change, diff_recipes, diff_runs, resolved
 from sparsify.errors import RunError, SparsifyError
-from sparsify.load import load
-from sparsify.table import as_markdown as markdown
+from sparsify.formatting.table import as_markdown as markdown
+from sparsify.recipe import load
+from sparsify.reporting import report_tables
+from sparsify.reporting.diff import Change, diff_recipes, diff_runs, resolved
 from sparsify_cli.changes import tables
 from sparsify_cli.render import show, show_json
 
@@ -49,7 +49,7 @@ def _recipe(path: Path) -> dict[str, object]:
 
 
 def _runs(a: Path, b: Path, unchanged: bool) -> tuple[Change, ...]:
-    found = reports.read(a), reports.read(b)
+    found = report_tables.read(a), report_tables.read(b)
     for run in (a, b):
         if not (run / "recipe.yaml").is_file():
             raise RunError(f"{run / 'recipe.yaml'} is missing; the run is no longer complete")

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sparsify.figures import accuracy, plural, size, tiny
+from sparsify.formatting.numbers import accuracy, plural, size, tiny
 from sparsify_cli.render import say, show, show_json
 
 if TYPE_CHECKING:
-    from sparsify.exporting import Exported
+    from sparsify.exporters import Exported
 
 
 def command(
@@ -22,7 +22,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="What was written and measured as JSON.")] = False,
 ) -> None:
     """Write the cut model of a run as one file, reload it, and compare it with the model at two batch sizes."""
-    from sparsify.exporting import export
+    from sparsify.exporters import export
 
     say(f"exporting {run} as {format}")
     made = export(run, format, out, force=force, fixed=fixed)

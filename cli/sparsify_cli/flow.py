@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sparsify.figures import MISSING, plain
+from sparsify.formatting.numbers import MISSING, plain
 
 
 def flow(value: Any) -> str:

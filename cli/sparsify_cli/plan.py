@@ -18,8 +18,8 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON.")] = False,
 ) -> None:
     """Show what a recipe would do to a model: what each rule reaches, what is protected and why, what the budget allows."""
-    from sparsify import overview
-    from sparsify.run import preview
+    from sparsify.reporting import plan_tables
+    from sparsify.runs.apply import preview
     from sparsify_cli.progress import narration
 
     with narration(False) as listener:  # a latency budget may have to time layers first
@@ -27,4 +27,4 @@ def command(
     if as_json:
         show_json(plan.to_json())
     else:
-        show(overview.summary(plan), *overview.tables(plan))
+        show(plan_tables.summary(plan), *plan_tables.tables(plan))

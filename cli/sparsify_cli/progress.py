@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, assert_never
 
 from sparsify.events import CutDone, EpochDone, Event, Listener, Measuring, Note, RunStarted, StageStarted, StepDone, silence
-from sparsify.figures import accuracy, count, plain, plural, seconds, share, tiny
-from sparsify.overview import LABELS
+from sparsify.formatting.numbers import accuracy, count, plain, plural, seconds, share, tiny
+from sparsify.formatting.verdict_text import LABELS
 from sparsify_cli.render import say
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import typer
 
-from sparsify.table import Line, Table, clean, lay_out
+from sparsify.formatting.table import Line, Table, clean, lay_out
 
 NARROWEST, WIDEST, PIPE = 40, 120, 100
 _STYLES = {"title": "bold", "head": "dim", "rule": "dim", "row": "", "note": "", "blank": ""}

@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from sparsify import folder as files
-from sparsify import report as reports
+from sparsify import files
 from sparsify.errors import RunError
-from sparsify.page import to_html
-from sparsify.reading import read as read_file
-from sparsify.table import Table
+from sparsify.files import read as read_file
+from sparsify.formatting.table import Table
+from sparsify.reporting import report_tables
+from sparsify.reporting.html import to_html
+from sparsify.runs import run_folder
 from sparsify_cli.render import show, show_json
 from sparsify_schemas.report import Report
 
@@ -28,11 +29,11 @@ def command(
     chosen = [name for name, asked in (("--json", as_json), ("--md", as_markdown), ("--html", as_html), ("--open", in_browser)) if asked]
     if len(chosen) > 1:
         raise typer.BadParameter(f"{' and '.join(chosen)} exclude each other")
-    found = reports.read(run)
+    found = report_tables.read(run)
     if as_json:
         show_json(found.model_dump(mode="json"))
     elif as_markdown:
-        typer.echo(reports.to_markdown(found), nl=False)
+        typer.echo(report_tables.to_markdown(found), nl=False)
     elif as_html:
         typer.echo(_page(run, found), nl=False)
     elif in_browser:
@@ -43,20 +44,20 @@ def command(
 
 def show_report(found: Report, *, history: bool = False) -> None:
     """The report on stdout: title, headline, tables."""
-    epochs = (reports.history(found),) if history and found.history else ()
-    show(Table(found.title, (), (), (reports.headline(found),)), *reports.tables(found, every_layer=False), *epochs, reports.provenance(found))
+    epochs = (report_tables.history(found),) if history and found.history else ()
+    show(Table(found.title, (), (), (report_tables.headline(found),)), *report_tables.tables(found, every_layer=False), *epochs, report_tables.provenance(found))
 
 
 def _page(run: Path, found: Report) -> str:
     """With the recipe, where it lies beside the report."""
-    recipe = _folder(run) / files.RECIPE
+    recipe = _folder(run) / run_folder.RECIPE
     return to_html(found, read_file(recipe).decode(errors="replace") if recipe.is_file() else None)
 
 
 def _open(run: Path, found: Report) -> None:
     """The page as the run left it; made anew where it is missing (as in runs of earlier versions) or was changed."""
-    page = _folder(run) / files.HTML
-    if not page.exists() or files.sha256(page) != found.files.get(files.HTML):
+    page = _folder(run) / run_folder.HTML
+    if not page.exists() or run_folder.sha256(page) != found.files.get(run_folder.HTML):
         files.write(page, _page(run, found).encode())
     typer.echo(str(page))
     if not webbrowser.open(page.resolve().as_uri()):

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from sparsify.errors import RunError
-from sparsify.figures import MISSING, accuracy, few, plural, points, share, times
-from sparsify.listing import RunRow, list_runs
-from sparsify.report import utc_minute
-from sparsify.seeds import Spread, Together, together
-from sparsify.table import Table, columns
+from sparsify.formatting.numbers import MISSING, accuracy, few, plural, points, share, times
+from sparsify.formatting.table import Table, columns
+from sparsify.reporting.report_tables import utc_minute
+from sparsify.runs.listing import RunRow, list_runs
+from sparsify.runs.seed_statistics import Spread, Together, together
 from sparsify_cli.render import show, show_json
 
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from sparsify.figures import MISSING, accuracy, digits, known, plural, share
-from sparsify.table import Table, columns
+from sparsify.formatting.numbers import MISSING, accuracy, digits, known, plural, share
+from sparsify.formatting.table import Table, columns
 from sparsify_cli.render import say, show, show_json
 from sparsify_schemas.profile import By, Curve, Profile, Tolerance, tolerance
 
@@ -40,9 +40,9 @@ def command(
     """
     allowed = _tolerance(by, limits)
     try:
-        from sparsify import folder as files
-        from sparsify.page import profile_html
-        from sparsify.profiling import profile
+        from sparsify import files
+        from sparsify.reporting.html import profile_html
+        from sparsify.runs.sensitivity import profile
         from sparsify_cli.progress import narration
 
         with narration(quiet) as listener:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from sparsify.errors import SparsifyError, TargetError
-from sparsify.figures import MISSING, milliseconds, plural
-from sparsify.load import presets
-from sparsify.table import Table, columns
+from sparsify.formatting.numbers import MISSING, milliseconds, plural
+from sparsify.formatting.table import Table, columns
+from sparsify.recipe import presets
 from sparsify_cli.render import say, show, show_json
 from sparsify_schemas.target import Cpu, Target
 
@@ -38,8 +38,8 @@ def command(
 
 
 def _list(as_json: bool) -> None:
-    from sparsify.latency import tables
-    from sparsify.measure.installed import state
+    from sparsify.cost.latency import tables
+    from sparsify.cost.measure.availability import state
 
     rows = []
     for name, target in presets().items():
@@ -61,9 +61,10 @@ def _steps(steps: object, measured: bool) -> str:
 
 
 def _measure(name: str, recipe: Path | None, model: Path | None, out: Path | None, as_json: bool) -> None:
-    from sparsify.latency import measured_steps, tables
-    from sparsify.measure import check_target
-    from sparsify.run import measure_layers
+    from sparsify.cost.latency import tables
+    from sparsify.cost.latency.width_steps import measured_steps
+    from sparsify.cost.measure import check_target
+    from sparsify.runs.apply import measure_layers
     from sparsify_cli.progress import narration
 
     target = _target(name, recipe)
@@ -83,7 +84,7 @@ def _measure(name: str, recipe: Path | None, model: Path | None, out: Path | Non
 
 
 def _target(name: str, recipe: Path | None) -> Target:
-    from sparsify.load import load
+    from sparsify.recipe import load
 
     known: dict[str, Target] = {**presets(), **(load(recipe).recipe.targets if recipe is not None else {})}
     if name not in known:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sparsify.errors import RecipeError
-from sparsify.load import load
+from sparsify.recipe import load
 from sparsify_cli.render import show_json
 from sparsify_schemas.recipe import Recipe, Rule
 from sparsify_schemas.stage import Stage, Train

@@ -7,9 +7,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from sparsify.errors import ModelError
-from sparsify.hooks import Hooks, attach, trained
-from sparsify.plan import Plan
-from sparsify.sharding import gathered
+from sparsify.pruning.planning.plan import Plan
+from sparsify.training.fsdp import gathered
+from sparsify.training.hooks import Hooks, attach, trained
 
 
 class SparsifyCallback(Callback):  # type: ignore[misc]

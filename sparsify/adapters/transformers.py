@@ -8,9 +8,9 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sparsify.errors import ModelError
-from sparsify.hooks import Hooks, attach
-from sparsify.plan import Plan
-from sparsify.sharding import gathered
+from sparsify.pruning.planning.plan import Plan
+from sparsify.training.fsdp import gathered
+from sparsify.training.hooks import Hooks, attach
 
 FILE = "sparsify.pt"
 """the state of the hooks, in each of the Trainer's checkpoints"""

@@ -1,8 +1,8 @@
 """Examples for training, validation and testing, and the batches made of them."""
 
-from sparsify.data.batching import batches
 from sparsify.data.examples import Datasets, Examples
-from sparsify.data.probing import example_inputs, open_integers
+from sparsify.data.loader import batches
+from sparsify.data.recipe_inputs import example_inputs, open_integers
 from sparsify.data.sources import load_data
 
 __all__ = ["Datasets", "Examples", "batches", "example_inputs", "load_data", "open_integers"]

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sparsify.data.examples import Examples
-from sparsify.dotted import resolve
 from sparsify.errors import DataError
+from sparsify.recipe.import_path import resolve
 
 _NAMES = ("x_train", "y_train", "x_test", "y_test")
 

@@ -7,9 +7,9 @@ from torch import nn
 
 from sparsify.calls import Call, Inputs, calls_of
 from sparsify.copies import copied
-from sparsify.graph.call import call
+from sparsify.forward import call
+from sparsify.fresh_inputs import redraw
 from sparsify.opaque import is_scripted, uncompiled
-from sparsify.redrawing import redraw
 
 TRIES = 8
 """redrawn inputs that are tried"""

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.graph.locating import Located
+from sparsify.forward import cast_tensor
+from sparsify.graph.trace.module_stack import Located
 from sparsify.opaque import uncompiled
 
 DOUBLE = frozenset([torch.float64, torch.complex128])
@@ -23,11 +24,6 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def cast_tensor(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A real or complex tensor in another precision; any other tensor as it is."""
-    if tensor.is_complex():
-        return tensor.to(dtype.to_complex())
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 class InDouble(Located):  # type: ignore[no-untyped-call]

@@ -7,9 +7,9 @@ from torch import nn
 
 from sparsify.errors import ModelError
 from sparsify.modelfile.builder import build_model, build_seeded
-from sparsify.modelfile.contents import read_contents
 from sparsify.modelfile.digest import weights_digest
-from sparsify.modelfile.fitting import check_finite, fit
+from sparsify.modelfile.formats import read_contents
+from sparsify.modelfile.match_state_dict import check_finite, fit
 from sparsify_schemas.recipe import Recipe
 
 __all__ = ["build_model", "check_finite", "read_model", "weights_digest"]
@@ -21,7 +21,7 @@ def read_model(path: Path | None, recipe: Recipe, *, allow: Sequence[str] = ()) 
     path: a state dict (.pt, bare or inside a checkpoint, or .safetensors), for which the recipe's `model` is built and
     filled; a whole pickled module, which is taken as it is; or None, for `model` with random weights from the recipe's
     seed. Nothing in the file is executed: classes of torch.nn and sparsify.models are admitted, and what `allow` names
-    (see sparsify.modelfile.admission). Raises ModelError with what is wrong and the ways out.
+    (see sparsify.modelfile.safe_unpickle). Raises ModelError with what is wrong and the ways out.
     """
     if path is None:
         if recipe.model is None:

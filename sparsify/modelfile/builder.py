@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from sparsify.dotted import resolve
 from sparsify.errors import ModelError
+from sparsify.recipe.import_path import resolve
 from sparsify_schemas.model import Model
 
 

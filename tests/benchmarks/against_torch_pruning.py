@@ -48,9 +48,11 @@ import torch
 from own import Dense
 from torch import Tensor, nn
 
-from sparsify import graph
-from sparsify.graph import masking
-from sparsify.graph.call import call, converted, tensors
+from sparsify.forward import call, converted, tensors
+from sparsify.graph import build_map
+from sparsify.graph.names import canonical_names
+from sparsify.graph.surgery import operations
+from sparsify.graph.verify import equivalence, masked_statistics, trial_cuts
 
 TOLERANCE = 1e-9
 Kept = Mapping[tuple[str, int], set[int]]
@@ -67,14 +69,14 @@ def pruner(model: nn.Module, inputs: networks.Inputs, ignored: list[nn.Module]) 
 
 def output_layers(model: nn.Module, inputs: networks.Inputs) -> list[str]:
     """Modules whose outputs are the network's own."""
-    map = graph.inspect(model, inputs, {})
+    map = build_map.inspect(model, inputs, {})
     reasons = ("it feeds the network's output", "its rows are looked up by number")  # the latter where the last layer is an embedding
     held = {(s.tensor, s.dim) for c in map.coupled if (c.protected or "").startswith(reasons) for s in c.slices if s.role == "out"}
-    names = graph.naming.canonical_names(model)
+    names = canonical_names(model)
     found = []
     for name, module in model.named_modules():
-        dim = 1 if isinstance(module, graph.inspecting.TRANSPOSED) or type(module).__name__ == "Conv1D" else 0
-        kinds = (*graph.inspecting.CONVS, *graph.inspecting.TRANSPOSED, nn.Linear)
+        dim = 1 if isinstance(module, build_map.TRANSPOSED) or type(module).__name__ == "Conv1D" else 0
+        kinds = (*build_map.CONVS, *build_map.TRANSPOSED, nn.Linear)
         if (isinstance(module, kinds) or type(module).__name__ == "Conv1D") and (names.get(f"{name}.weight"), dim) in held:
             found.append(name)
     return found
@@ -126,7 +128,7 @@ def judged(entry: networks.Entry) -> dict[str, object]:
     if [t.shape for t in found] != [t.shape for t in wanted]:
         return {"outcome": "silently wrong", "message": f"outputs of other shapes: {[tuple(t.shape) for t in found]} for {[tuple(t.shape) for t in wanted]}"[:200]}
     zeroed = outputs(masked, inputs)
-    more = {"control": graph.proving.relative(wanted, zeroed), "difference": graph.proving.relative(found, zeroed)}
+    more = {"control": equivalence.relative(wanted, zeroed), "difference": equivalence.relative(found, zeroed)}
     try:
         _trains(thin, inputs)
     except Exception as error:
@@ -140,7 +142,7 @@ def judged(entry: networks.Entry) -> dict[str, object]:
         return {"outcome": "exact", **more}
     gone = {slot: set(range(size)) - stayed for slot, (size, stayed) in kept.items() if len(stayed) < size}
     with torch.no_grad():
-        more["difference"] = graph.proving.relative(found, masking.outputs(masked.eval(), inputs, gone))
+        more["difference"] = equivalence.relative(found, masked_statistics.outputs(masked.eval(), inputs, gone))
     return {"outcome": "statistics" if more["difference"] <= TOLERANCE else "silently wrong", **more}
 
 
@@ -266,10 +268,10 @@ INPUTS = (torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
 
 def ours(model: nn.Module, probing: bool) -> nn.Module:
     """Read the structure, choose the half of each group with the highest scores, cut."""
-    map = graph.inspect(model, INPUTS, {})
+    map = build_map.inspect(model, INPUTS, {})
     if probing:
-        map = graph.probe(model, map, INPUTS)
-    return graph.cut(model, map, table.half(model, map, "random"), "bench")[0]
+        map = trial_cuts.probe(model, map, INPUTS)
+    return operations.cut(model, map, table.half(model, map, "random"), "bench")[0]
 
 
 def theirs(model: nn.Module) -> None:
@@ -318,7 +320,7 @@ def growth(_given: argparse.Namespace) -> None:
     for depth in depths:
         model = Dense(depth, 12).eval()
         head = model.fc
-        ways = {"ours": lambda m=model: graph.inspect(m, INPUTS, {}), "torch-pruning": lambda m=model, head=head: pruner(m, INPUTS, [head])}
+        ways = {"ours": lambda m=model: build_map.inspect(m, INPUTS, {}), "torch-pruning": lambda m=model, head=head: pruner(m, INPUTS, [head])}
         rows[depth] = {key: min(spent(way) for _ in range(3)) for key, way in ways.items()}
         print(depth, depth * (depth + 1) // 2, "edges", {key: round(value, 3) for key, value in rows[depth].items()}, flush=True)
     edges = np.log([depth * (depth + 1) / 2 for depth in depths])

@@ -28,10 +28,10 @@ sys.path.append(str(Path(__file__).parents[1] / "zoo"))
 
 import shim  # noqa: F401
 
-from sparsify.graph import gathering
-from sparsify.measure.machine import load_average
-from sparsify.measure.running import prepared, threads
-from sparsify.measure.timing import interleaved, undisturbed
+from sparsify.cost.measure.machine import load_average
+from sparsify.cost.measure.runtimes import prepared, threads
+from sparsify.cost.measure.timing import interleaved, undisturbed
+from sparsify.nn import gathered
 from sparsify_schemas.target import Cpu
 
 MARKS = "<!-- alexnet_ssl.py -->\n", "<!-- end of alexnet_ssl.py -->\n"
@@ -81,8 +81,8 @@ class Scattered(nn.Module):
             every = self.width * layer.kernel**2
             live = sorted(torch.randperm(every, generator=torch.Generator().manual_seed(group))[:columns].tolist())
             if columns < every:
-                part.weight = nn.Parameter(gathering.select(part.weight.detach(), live))
-                gathering.gather(part, live)
+                part.weight = nn.Parameter(gathered.select(part.weight.detach(), live))
+                gathered.gather(part, live)
             self.parts.append(part)
 
     def forward(self, x: Tensor) -> Tensor:

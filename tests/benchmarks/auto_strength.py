@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.costs import Costs
+from sparsify.cost.cost_model import Costs
 from sparsify.data import load_data
 from sparsify.models import cifar_resnet56, lenet5
 from sparsify_schemas.data import Data

@@ -29,13 +29,16 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 
 import shim  # noqa: F401
 
-from sparsify import graph, latency, measure
-from sparsify.costs import Costs
+from sparsify.cost import measure
+from sparsify.cost.cost_model import Costs
+from sparsify.cost.latency import calibrate
+from sparsify.cost.latency.calibrate import narrowed, random_widths
+from sparsify.cost.measure.machine import load_average
+from sparsify.cost.measure.timing import undisturbed
 from sparsify.events import Event, Measuring
-from sparsify.latency.measuring import narrowed, random_widths
-from sparsify.load import presets
-from sparsify.measure.machine import load_average
-from sparsify.measure.timing import undisturbed
+from sparsify.graph import build_map
+from sparsify.graph.verify import trial_cuts
+from sparsify.recipe import presets
 
 TOGETHER = 5
 """cuts that are timed interleaved"""
@@ -92,8 +95,8 @@ def tried(name: str, target: str, count: int, size: int, any_width: bool) -> dic
     started, model, x = time.perf_counter(), network(name, size), (torch.randn(1, 3, size, size),)
     spec = presets()[target]
     with torch.random.fork_rng():
-        map = graph.probe(model, graph.inspect(model, x, measure.count_macs(model, x)[1]), x)
-    clock = latency.clock(target, spec, model, map, x, _said)
+        map = trial_cuts.probe(model, build_map.inspect(model, x, measure.count_macs(model, x)[1]), x)
+    clock = calibrate.clock(target, spec, model, map, x, _said)
     shares = np.random.default_rng(SEED).uniform(0.25, 0.95, count)
     keeps = list(random_widths(map, None if any_width else clock.steps, shares, seed=SEED))
     widths = {c.name: c.width for c in map.coupled}

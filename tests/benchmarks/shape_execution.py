@@ -14,8 +14,10 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from sparsify import graph, measure
-from sparsify.graph import cropping, gathering
+from sparsify.cost import measure
+from sparsify.graph.surgery import compact_layers, operations
+from sparsify.nn import cropped as cropped_layers
+from sparsify.nn import gathered as gathered_layers
 from sparsify_schemas.cuts import Crop, Gather
 from sparsify_schemas.report import Latency
 from sparsify_schemas.target import Cpu
@@ -51,10 +53,10 @@ def reshaped(conv: nn.Conv2d, mask: Tensor, gather: bool = False) -> tuple[nn.Co
         zeros.weight.mul_(mask)
     model = nn.Sequential(deepcopy(zeros))
     if gather:
-        live = gathering.live_columns(zeros.weight)
-        graph.reshape(model, [Gather(module="0", size=mask.numel(), keep=graph.ranges(live))])
+        live = gathered_layers.live_columns(zeros.weight)
+        compact_layers.reshape(model, [Gather(module="0", size=mask.numel(), keep=operations.ranges(live))])
     else:
-        graph.reshape(model, [Crop(module="0", kernel=tuple(conv.kernel_size), grids=cropping.grids(zeros.weight))])
+        compact_layers.reshape(model, [Crop(module="0", kernel=tuple(conv.kernel_size), grids=cropped_layers.grids(zeros.weight))])
     return zeros, model
 
 

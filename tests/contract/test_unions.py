@@ -9,12 +9,15 @@ from pydantic import BaseModel, TypeAdapter
 from torch import nn
 
 import sparsify
-from sparsify import criteria, measure, penalties, schedules
+from sparsify.cost import measure
+from sparsify.cost.measure import availability
 from sparsify.errors import ModelError, TargetError
-from sparsify.groups import Layout, Part, element_layout, layer_layout
-from sparsify.measure import installed
-from sparsify.optimizers import make_optimizer
-from sparsify.penalties import Action
+from sparsify.graph.group_index import Layout, Part, element_layout, layer_layout
+from sparsify.pruning.criteria import scores as criterion_scores
+from sparsify.recipe import schedules
+from sparsify.training import penalties
+from sparsify.training.optimizers import make_optimizer
+from sparsify.training.penalties import Action
 from sparsify_schemas import group
 from sparsify_schemas.criterion import Criterion
 from sparsify_schemas.penalty import Penalty
@@ -181,7 +184,7 @@ class TestCriteria:
                     weight.grad = scale * torch.ones_like(weight)
                 yield
 
-        return criteria.group_scores(made(kind), rows(weights), weights, looks, seed)
+        return criterion_scores.group_scores(made(kind), rows(weights), weights, looks, seed)
 
     def weights(self) -> dict[str, torch.Tensor]:
         own = torch.Generator().manual_seed(0)
@@ -209,9 +212,9 @@ class TestCriteria:
 
         if kind.__name__ in ("BnScale", "Fpgm"):
             with pytest.raises(ModelError, match=r"^criterion '(bn_scale' scores whole channels|fpgm' scores whole filters), not single weights$"):
-                criteria.weight_scores(made(kind), weight, backward, 0)
+                criterion_scores.weight_scores(made(kind), weight, backward, 0)
         else:
-            assert criteria.weight_scores(made(kind), weight, backward, 0).shape == weight.shape
+            assert criterion_scores.weight_scores(made(kind), weight, backward, 0).shape == weight.shape
 
 
 @pytest.mark.parametrize("kind", members(Optimizer), ids=ids(Optimizer))
@@ -232,7 +235,7 @@ RUNTIMES = [(kind, runtime) for kind in members(Target) for runtime in get_args(
 @pytest.mark.parametrize(("kind", "runtime"), RUNTIMES, ids=[f"{kind.__name__}-{runtime}" for kind, runtime in RUNTIMES])
 def test_every_runtime_times_a_model_or_says_why_not(kind: type[BaseModel], runtime: str) -> None:
     target, net = made(kind, runtime=runtime), nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    if installed.state(target) != "here":
+    if availability.state(target) != "here":
         with pytest.raises(TargetError, match=r"^target 'x' (runs|asks)"):
             measure.check_target("x", target)
     elif runtime != "compile":  # which takes a compiler ten seconds

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sparsify.errors import RecipeError
-from sparsify.load import load
+from sparsify.recipe import load
 
 RECIPE = """\
 version: 1

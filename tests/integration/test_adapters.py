@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sparsify
 from sparsify.errors import ModelError
-from sparsify.plan import Plan
+from sparsify.pruning.planning.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = {"accelerate_loop": "accelerate", "lightning_trainer": "lightning", "transformers_trainer": "transformers"}

@@ -8,20 +8,20 @@ import pytest
 import torch
 
 import sparsify
-from sparsify import folder as files
-from sparsify.artefact import checked, read_cuts, rebuilt_baseline
-from sparsify.baselines import Cost, counted_in, same_dense, training
+from sparsify.cost.latency.layer_geometry import read as read_layers
+from sparsify.cost.latency.tables import write
 from sparsify.data import load_data
 from sparsify.errors import RecipeError, RunError
 from sparsify.events import EpochDone, Event, StageStarted
-from sparsify.folder import sha256
-from sparsify.latency.reading import read as read_layers
-from sparsify.latency.tables import write
 from sparsify.models import digits_cnn
-from sparsify.plan import Floor
-from sparsify.report import tables
-from sparsify.run import apply, preview
-from sparsify.train import evaluate
+from sparsify.pruning.planning.baseline_recipes import Cost, counted_in, same_dense, training
+from sparsify.pruning.planning.plan import Floor
+from sparsify.reporting.report_tables import tables
+from sparsify.runs import run_folder
+from sparsify.runs.apply import apply, preview
+from sparsify.runs.run_folder import sha256
+from sparsify.runs.save_load import checked, read_cuts, rebuilt_baseline
+from sparsify.training.stage import evaluate
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.table import Machine, Steps, Table
@@ -81,15 +81,15 @@ def test_every_figure_is_of_the_model_as_it_lies_on_disk(whole: Path) -> None:
         model = rebuilt_baseline(whole, b.kind)
         assert evaluate(model, test)[1] == b.side.test_accuracy
         assert sum(p.numel() for p in model.parameters()) == b.side.params
-        own = f"{files.BASELINES}/{b.kind}/{files.WEIGHTS}"
+        own = f"{run_folder.BASELINES}/{b.kind}/{run_folder.WEIGHTS}"
         assert checked(whole).files[own] == sha256(whole / own)
-    left = {str(p.relative_to(whole)) for p in (whole / files.BASELINES).rglob("*")}
+    left = {str(p.relative_to(whole)) for p in (whole / run_folder.BASELINES).rglob("*")}
     assert left == {"baselines/cost.json", *(f"baselines/{k}{f}" for k in KINDS for f in ("", "/cuts.json", "/model.safetensors"))}
 
 
 def test_uniform_width_takes_the_same_share_of_every_layer(whole: Path) -> None:
     def shares(kind: str) -> list[float]:
-        return [w.kept / w.width for w in read_cuts(whole / files.BASELINES / kind)[0].widths]
+        return [w.kept / w.width for w in read_cuts(whole / run_folder.BASELINES / kind)[0].widths]
 
     assert len(shares("uniform_width")) == 3 and max(shares("uniform_width")) - min(shares("uniform_width")) <= 1 / 16
     assert max(shares("magnitude")) - min(shares("magnitude")) > 0.2
@@ -123,7 +123,7 @@ def test_killed_in_a_baseline_the_run_goes_on_to_the_same_end(whole: Path) -> No
     begun = []
     apply(resume=run, timing=0.05, listener=lambda e: begun.append(e.name) if isinstance(e, StageStarted) else None)
     assert begun == ["random: finetune", "magnitude: cut", "magnitude: finetune"], "what was done is not done again"
-    exact = {k: v for k, v in checked(whole).files.items() if k.startswith("baselines/") or k in (files.WEIGHTS, files.DENSE)}
+    exact = {k: v for k, v in checked(whole).files.items() if k.startswith("baselines/") or k in (run_folder.WEIGHTS, run_folder.DENSE)}
     assert {k: checked(run).files[k] for k in exact} == exact
 
 
@@ -132,7 +132,7 @@ def test_a_given_model_is_what_the_baselines_are_cut_from() -> None:
     (own,) = checked(run).baselines
     by_hand = {**SHORT, "baselines": [], "budget": {"macs": f"{checked(run).cut.macs / 1e3!r}k"}, "stages": [{"kind": "cut"}, TUNE]}
     other = apply(by_hand, weights(), timing=0.05)
-    assert read_cuts(run / files.BASELINES / "magnitude")[0].widths == read_cuts(other)[0].widths
+    assert read_cuts(run / run_folder.BASELINES / "magnitude")[0].widths == read_cuts(other)[0].widths
     assert own.side.epochs == 2 and own.cut_accuracy == checked(other).rounds[0].validation_accuracy
     notes = next(t for t in tables(checked(run)) if t.title == "Against baselines").notes
     assert "The cut model had more epochs of training in this run than magnitude: those before its cut." in notes
@@ -144,15 +144,15 @@ def test_without_penalties_the_dense_model_is_not_trained_twice() -> None:
     begun: list[str] = []
     run = apply(plain, from_scratch=True, timing=0.05, listener=lambda e: begun.append(e.name) if isinstance(e, StageStarted) else None)
     assert begun == ["learn", "cut", "finetune", "magnitude: cut", "magnitude: finetune"]
-    assert sha256(run / files.WEIGHTS) == sha256(run / files.BASELINES / "magnitude" / files.WEIGHTS), "the same cut of the same model, trained on examples in the same order"
+    assert sha256(run / run_folder.WEIGHTS) == sha256(run / run_folder.BASELINES / "magnitude" / run_folder.WEIGHTS), "the same cut of the same model, trained on examples in the same order"
 
 
 def test_a_baseline_that_cannot_be_made_is_named_and_the_others_stand(monkeypatch: pytest.MonkeyPatch) -> None:
     deep = {**SHORT, "rules": [{"layers": "conv*", "group": "filter"}, {"layers": "fc", "group": "shape", "sparsity": "60%"}], "budget": {"params": "33%"}}
-    from sparsify import against
+    from sparsify.runs import baselines
 
-    real = against.baseline_recipe
-    monkeypatch.setattr(against, "baseline_recipe", lambda plan, kind, cost: real(plan, kind, Cost("params", 10.0) if kind == "random" else cost))
+    real = baselines.baseline_recipe
+    monkeypatch.setattr(baselines, "baseline_recipe", lambda plan, kind, cost: real(plan, kind, Cost("params", 10.0) if kind == "random" else cost))
     report = checked(apply({**deep, "data": RECIPE["data"]}, weights(), timing=0.05))
     assert [b.kind for b in report.baselines] == ["uniform_width", "magnitude"]
     (note,) = [n for n in report.notes if n.startswith("baseline")]
@@ -199,14 +199,14 @@ def test_by_macs_comes_to_the_same_time_with_widths_as_they_fall(tmp_path: Path)
 @pytest.mark.parametrize(("speedup", "cost"), [(2.0, 0.5), (1.25, 0.6)])
 def test_no_baseline_gets_more_time_than_the_recipe_allows(monkeypatch: pytest.MonkeyPatch, speedup: float, cost: float) -> None:
     """What the cut model takes is timed once more, and no two timings agree."""
-    from sparsify import against
+    from sparsify.runs import baselines
 
     recipe = Recipe.model_validate({**SHORT, "targets": {"eager": {"kind": "cpu"}}, "budget": {"latency": {"eager": "60%"}}})
     floor = Floor("latency.eager", dense=5.0, limit=3.0, least=1.0)
     run = SimpleNamespace(recipe=recipe, plan=SimpleNamespace(floors=(floor,)), folder=Path(), build=None, inputs=())
-    monkeypatch.setattr(against, "rebuilt_dense", lambda *_: None)
-    monkeypatch.setattr(against.measure, "latency", lambda *_, **__: SimpleNamespace(speedup=speedup))
-    assert against._cost(run, digits_cnn(), None) == Cost("latency.eager", cost)  # type: ignore[arg-type]
+    monkeypatch.setattr(baselines, "rebuilt_dense", lambda *_: None)
+    monkeypatch.setattr(baselines.measure, "latency", lambda *_, **__: SimpleNamespace(speedup=speedup))
+    assert baselines._cost(run, digits_cnn(), None) == Cost("latency.eager", cost)  # type: ignore[arg-type]
 
 
 def test_a_damaged_cost_says_so() -> None:
@@ -224,9 +224,9 @@ def test_a_damaged_cost_says_so() -> None:
 
 
 def test_the_plan_says_what_they_cost() -> None:
-    shown = " ".join(str(preview(RECIPE, from_scratch=True)).split())
+    shown = " ".join(sparsify.describe(preview(RECIPE, from_scratch=True)).split())
     assert "each at the cost that the cut comes to: 3 x the 2 epochs after the cut, and 2 epochs before it once, without penalties" in shown
-    assert " ".join(str(preview(RECIPE, weights())).split()).endswith("3 x the 2 epochs after the cut")
+    assert " ".join(sparsify.describe(preview(RECIPE, weights())).split()).endswith("3 x the 2 epochs after the cut")
 
 
 def test_a_loop_of_ones_own_is_told_that_it_gets_none() -> None:

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 import sparsify
-from sparsify import folder as files
-from sparsify.artefact import checked, list_runs, load_dense, load_run, read_cuts
 from sparsify.data import load_data
 from sparsify.errors import DataError, ModelError, RecipeError, RunError, TrainingError, VerificationError
 from sparsify.events import CutDone, EpochDone, Note, RunStarted, StageStarted, StepDone
 from sparsify.models import digits_cnn
-from sparsify.run import apply, preview
-from sparsify.train import evaluate
+from sparsify.runs import run_folder
+from sparsify.runs.apply import apply, preview
+from sparsify.runs.save_load import checked, list_runs, load_dense, load_run, read_cuts
+from sparsify.training.stage import evaluate
 from sparsify_cli.app import exit_code
 from sparsify_schemas.recipe import Recipe
 
@@ -92,10 +92,10 @@ def test_from_scratch_trains_cuts_tunes_and_measures():
         Note,
     ]
     assert told[0] == RunStarted(str(run))
-    log = [json.loads(line) for line in (run / files.LOG).read_text().splitlines()]
+    log = [json.loads(line) for line in (run / run_folder.LOG).read_text().splitlines()]
     assert [entry["event"] for entry in log] == [type(e).__name__ for e in told]
     kept = {p.name for p in run.iterdir()}
-    assert kept == {files.RECIPE, files.PLAN, files.CUTS, files.WEIGHTS, files.DENSE, files.PAGE, files.HTML, files.LOG, files.REPORT}
+    assert kept == {run_folder.RECIPE, run_folder.PLAN, run_folder.CUTS, run_folder.WEIGHTS, run_folder.DENSE, run_folder.PAGE, run_folder.HTML, run_folder.LOG, run_folder.REPORT}
     assert list_runs("runs")[0].accuracy == report.cut.test_accuracy
 
 
@@ -106,9 +106,9 @@ def test_the_same_seed_gives_the_same_run_and_another_one_another():
     assert [e.model_copy(update={"seconds": 0}) for e in first.history] == [
         e.model_copy(update={"seconds": 0}) for e in second.history
     ]
-    exact = (files.RECIPE, files.PLAN, files.CUTS, files.WEIGHTS, files.DENSE)
+    exact = (run_folder.RECIPE, run_folder.PLAN, run_folder.CUTS, run_folder.WEIGHTS, run_folder.DENSE)
     assert [first.files[f] for f in exact] == [second.files[f] for f in exact]
-    assert first.files[files.WEIGHTS] != other.files[files.WEIGHTS]
+    assert first.files[run_folder.WEIGHTS] != other.files[run_folder.WEIGHTS]
 
 
 def test_a_given_model_is_the_dense_one_and_stays_as_it_was():
@@ -121,7 +121,7 @@ def test_a_given_model_is_the_dense_one_and_stays_as_it_was():
     assert all(torch.equal(v, given[k]) for k, v in load_dense(run).state_dict().items())
     assert any("dense model is model.pt as given" in n for n in checked(run).notes)
     assert any(n.startswith("the cut model was trained for 2 epochs before the cut and fine-tuned for 1 epoch after") for n in checked(run).notes)
-    assert str(Path.cwd()) not in "".join((run / f).read_text() for f in (files.PLAN, files.REPORT, files.PAGE, files.HTML))
+    assert str(Path.cwd()) not in "".join((run / f).read_text() for f in (run_folder.PLAN, run_folder.REPORT, run_folder.PAGE, run_folder.HTML))
 
 
 def test_a_one_shot_recipe_needs_no_data():
@@ -219,18 +219,18 @@ def test_a_cut_that_fails_its_proof_is_not_saved_and_can_be_gone_on_with(monkeyp
         raise VerificationError("group 'conv1' fails by itself")
 
     with monkeypatch.context() as patched:
-        patched.setattr(sparsify.run.pruning, "cut", refuse)
+        patched.setattr(sparsify.runs.apply.cut, "cut", refuse)
         with pytest.raises(VerificationError):
             go()
     run = Path("runs/digits-1")
     assert [(r.state, r.problem) for r in list_runs("runs")] == [("failed", "group 'conv1' fails by itself")]
-    assert not (run / files.WEIGHTS).exists()
+    assert not (run / run_folder.WEIGHTS).exists()
 
     seen = []
-    apply(resume=run, timing=0.05, listener=lambda _: seen.append(files.State.read(run).failure))
+    apply(resume=run, timing=0.05, listener=lambda _: seen.append(run_folder.State.read(run).failure))
     assert seen[0] is None
     assert list_runs("runs")[0].state == "complete"
-    assert not (run / files.STATE).exists()
+    assert not (run / run_folder.STATE).exists()
 
 
 def test_a_bug_is_listed_with_its_name():
@@ -274,7 +274,7 @@ def test_what_cannot_begin_leaves_no_folder(arguments, error, message):
 
 def test_a_damaged_run_is_no_model():
     run = go(ONE_SHOT, weights())
-    (run / files.CUTS).write_text("{}")
+    (run / run_folder.CUTS).write_text("{}")
     with pytest.raises(RunError, match=r"cuts.json is not as the run left it"):
         go(ONE_SHOT, run)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsify.page import profile_html, to_html
+from sparsify.reporting.html import profile_html, to_html
 from sparsify_schemas.profile import Curve, Point, Profile
 from sparsify_schemas.report import Baseline, LayerTime, Report, Round
 from sparsify_schemas.table import Steps

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import sparsify
-from sparsify.artefact import load_run
-from sparsify.diff import diff_runs, resolved
-from sparsify.folder import read_recipe
-from sparsify.measure import count_macs
-from sparsify.report import read, to_markdown
-from sparsify.run import apply
+from sparsify.cost.measure import count_macs
+from sparsify.reporting.diff import diff_runs, resolved
+from sparsify.reporting.report_tables import read, to_markdown
+from sparsify.runs.apply import apply
+from sparsify.runs.run_folder import read_recipe
+from sparsify.runs.save_load import load_run
 
 NETS = """
 import torch

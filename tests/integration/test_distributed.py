@@ -67,7 +67,7 @@ import os, sys
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 import sparsify
-from sparsify.sharding import gathered
+from sparsify.training.fsdp import gathered
 
 plans, out, *ways = sys.argv[1:]
 torch.set_num_threads(1)

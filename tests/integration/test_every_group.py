@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import sparsify
-from sparsify.artefact import checked, load_run
-from sparsify.run import apply
+from sparsify.runs.apply import apply
+from sparsify.runs.save_load import checked, load_run
 from sparsify_schemas import group
 
 NETS = """

@@ -15,16 +15,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 import sparsify
-from sparsify import executing
-from sparsify import folder as files
-from sparsify.artefact import checked, load_run, planned_inputs, save_run
+from sparsify.cost.measure.onnx_quantize import quantised
 from sparsify.data import load_data
 from sparsify.errors import ModelError, RunError, VerificationError
-from sparsify.exporting import TOLERANCE, comparing, formats, writing
-from sparsify.integers import exported, ranges
-from sparsify.measure.quantising import quantised
-from sparsify.pruning import cut, make_plan
-from sparsify.run import apply
+from sparsify.exporters import TOLERANCE, compare, formats, writer
+from sparsify.pruning import layer_compaction
+from sparsify.pruning.cut import cut
+from sparsify.pruning.make_plan import make_plan
+from sparsify.runs import run_folder
+from sparsify.runs.apply import apply
+from sparsify.runs.int8 import exported, ranges
+from sparsify.runs.save_load import checked, load_run, planned_inputs, save_run
 from sparsify_cli.app import exit_code
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.data import Data
@@ -104,8 +105,8 @@ def runs(tmp_path_factory):
         patch.chdir(where)
         Path("export_nets.py").write_text(NETS)
         made = {r["title"].lower(): where / apply(r, from_scratch=True, timing=0.05) for r in (CONV, MLP)}
-        patch.setattr(executing, "GAIN", 0.0)
-        patch.setattr(executing, "SURE", 0.0)
+        patch.setattr(layer_compaction, "GAIN", 0.0)
+        patch.setattr(layer_compaction, "SURE", 0.0)
         made["carved"] = where / apply(CARVED, from_scratch=True, timing=0.05)
     assert all(checked(run).cut.params < checked(run).dense.params for run in made.values())
     return made
@@ -247,7 +248,7 @@ def test_safetensors_carry_what_rebuilds_the_model(runs):
     assert metadata["format"] == "pt"
     assert json.loads(metadata["model"]) == {"build": "sparsify.models.digits_cnn", "args": {}}
     (cuts,) = (Cuts.model_validate(c) for c in json.loads(metadata["cuts"]))
-    assert cuts == Cuts.model_validate_json((runs["conv"] / files.CUTS).read_bytes())
+    assert cuts == Cuts.model_validate_json((runs["conv"] / run_folder.CUTS).read_bytes())
     model, weights = load_run(runs["conv"]), load_file("conv-1.safetensors")
     model.load_state_dict({name: torch.zeros_like(t) for name, t in weights.items()})
     model.load_state_dict(weights)
@@ -326,8 +327,8 @@ def test_an_existing_file_is_replaced_only_by_force(runs, call):
 
 def test_the_files_of_the_run_are_never_replaced(runs):
     with pytest.raises(RunError, match="is a file of the run itself"):
-        sparsify.export(runs["conv"], "safetensors", runs["conv"] / files.WEIGHTS, force=True)
-    checked(runs["conv"], files.WEIGHTS)
+        sparsify.export(runs["conv"], "safetensors", runs["conv"] / run_folder.WEIGHTS, force=True)
+    checked(runs["conv"], run_folder.WEIGHTS)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +356,7 @@ def without(*names: str):
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript"])
 def test_without_the_extra_its_name_is_said(runs, call, monkeypatch, missing):
-    monkeypatch.setattr(writing, "find_spec", without(missing))
+    monkeypatch.setattr(writer, "find_spec", without(missing))
     code, out, err = call("export", runs["conv"], "--format", "onnx")
     assert (code, out) == (1, "")
     assert err.splitlines()[-1] == (
@@ -374,7 +375,7 @@ def test_without_onnxruntime_the_checker_reads_the_file_and_that_is_said(runs, c
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
 def test_integers_need_onnxruntime_as_well(runs, call, monkeypatch, missing):
-    monkeypatch.setattr(writing, "find_spec", without(missing))
+    monkeypatch.setattr(writer, "find_spec", without(missing))
     code, out, err = call("export", runs["conv"], "--format", "onnx-int8")
     assert (code, out) == (1, "")
     assert err.splitlines()[-1] == (
@@ -440,8 +441,8 @@ def test_integers_are_judged_on_training_examples_where_none_are_kept_for_valida
 def test_a_difference_is_exit_three_and_leaves_what_was_there(runs, call, monkeypatch, format):
     kept = Path("m")
     kept.write_text("old")
-    exact = writing.in_memory
-    monkeypatch.setattr(writing, "in_memory", lambda model, inputs: [1.0001 * t for t in exact(model, inputs)])
+    exact = writer.in_memory
+    monkeypatch.setattr(writer, "in_memory", lambda model, inputs: [1.0001 * t for t in exact(model, inputs)])
     code, out, err = call("export", runs["conv"], "--format", format, "--out", kept, "--force")
     assert (code, out) == (3, "")
     assert "m was not written: at batch 1, reloaded by " in err
@@ -451,13 +452,13 @@ def test_a_difference_is_exit_three_and_leaves_what_was_there(runs, call, monkey
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_file_that_cannot_be_read_back_is_not_kept(runs, monkeypatch, format):
-    good = writing.write
+    good = writer.write
 
     def torn(*given):
         good(*given)
         given[-1].write_bytes(given[-1].read_bytes()[:300])
 
-    monkeypatch.setattr(writing, "write", torn)
+    monkeypatch.setattr(writer, "write", torn)
     with pytest.raises(VerificationError, match=r"m was not written: .* cannot run what was made: "):
         sparsify.export(runs["conv"], format, "m")
     assert list(Path.cwd().iterdir()) == []
@@ -467,7 +468,7 @@ def test_an_interruption_leaves_nothing(runs, monkeypatch):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writing, "compared", interrupted)
+    monkeypatch.setattr(writer, "compared", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sparsify.export(runs["conv"], "pt2")
     assert list(Path.cwd().iterdir()) == []
@@ -478,19 +479,19 @@ def test_weights_that_changed_on_disk_are_not_exported(runs, tmp_path):
     copy.mkdir()
     for file in runs["mlp"].iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
-    (copy / files.WEIGHTS).write_bytes((copy / files.WEIGHTS).read_bytes()[:-4] + b"\0\0\0\1")
+    (copy / run_folder.WEIGHTS).write_bytes((copy / run_folder.WEIGHTS).read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(RunError, match="is not as the run left it"):
         sparsify.export(copy, "pt2")
 
 
 def test_the_difference_is_relative_and_knows_infinities():
     t = torch.tensor
-    assert comparing.difference(t([100.0, 0.0]), t([100.0, 1.0])) == pytest.approx(0.01)
-    assert comparing.difference(t([float("inf"), float("nan")]), t([float("inf"), float("nan")])) == 0
-    assert comparing.difference(t([0.0]), t([1e-9])) == float("inf")
-    assert not comparing.difference(t([1.0]), t([float("nan")])) <= TOLERANCE
-    assert not comparing.difference(t([1.0, 2.0]), t([1.0, float("inf")])) <= TOLERANCE
-    assert comparing.difference(t([1, 2]), t([1, 3])) == 0.5
+    assert compare.difference(t([100.0, 0.0]), t([100.0, 1.0])) == pytest.approx(0.01)
+    assert compare.difference(t([float("inf"), float("nan")]), t([float("inf"), float("nan")])) == 0
+    assert compare.difference(t([0.0]), t([1e-9])) == float("inf")
+    assert not compare.difference(t([1.0]), t([float("nan")])) <= TOLERANCE
+    assert not compare.difference(t([1.0, 2.0]), t([1.0, float("inf")])) <= TOLERANCE
+    assert compare.difference(t([1, 2]), t([1, 3])) == 0.5
 
 
 # the command

@@ -24,9 +24,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sparsify import folder as files
+from sparsify import files
 from sparsify.events import EpochDone, Event
-from sparsify.run import apply
+from sparsify.runs import run_folder
+from sparsify.runs.apply import apply
 from sparsify_cli.app import exit_code
 
 ROUNDS = int(os.environ.get("SPARSIFY_FUZZ", "100" if os.environ.get("NIGHTLY") == "1" else "10"))
@@ -78,7 +79,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path("runs").rmdir()
         again = {k: v for k, v in RECIPE.items() if k not in ("stages", "data")}
         Path("again.yaml").write_text(json.dumps({**again, "inputs": [{"shape": [2, 1, 8, 8]}]}))
-    assert (where / "halted" / files.CHECKPOINT).exists() and (where / "sound" / files.REPORT).exists()
+    assert (where / "halted" / run_folder.CHECKPOINT).exists() and (where / "sound" / run_folder.REPORT).exists()
     return where
 
 
@@ -137,7 +138,7 @@ def check(label: str, arguments: tuple[str, ...], *, fails: bool | None = None, 
     if fails is not None:
         assert code == int(fails), what
     assert known in err, what
-    resuming = {files.STATE, files.LOG, files.LOCK} if "--resume" in arguments else set()
+    resuming = {run_folder.STATE, run_folder.LOG, run_folder.LOCK} if "--resume" in arguments else set()
     after = snapshot(run) if run.is_dir() else {}
     if code or not resuming:
         assert {k: v for k, v in after.items() if k not in resuming} == {k: v for k, v in before.items() if k not in resuming}, what
@@ -157,9 +158,9 @@ def fresh(made: Path, name: str = "sound") -> Path:
 
 def signed(run: Path) -> None:
     """Bring the digests in report.json up to date, as who edits a file with intent would."""
-    body = json.loads((run / files.REPORT).read_bytes())
+    body = json.loads((run / run_folder.REPORT).read_bytes())
     body["files"] = {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in body["files"] if (run / name).is_file()}
-    (run / files.REPORT).write_text(json.dumps(body))
+    (run / run_folder.REPORT).write_text(json.dumps(body))
 
 
 NASTY: list[Any] = [
@@ -235,25 +236,25 @@ def mutated(path: Path, rng: random.Random) -> None:
         path.write_bytes(bitten(data, rng))
 
 
-@pytest.mark.parametrize("name", [files.RECIPE, files.PLAN, files.CUTS, files.WEIGHTS, files.DENSE, files.REPORT, files.LOG, files.BASE])
+@pytest.mark.parametrize("name", [run_folder.RECIPE, run_folder.PLAN, run_folder.CUTS, run_folder.WEIGHTS, run_folder.DENSE, run_folder.REPORT, run_folder.LOG, run_folder.BASE])
 def test_whatever_a_file_of_a_complete_run_holds(made: Path, name: str) -> None:
     for n in range(ROUNDS):
         rng = random.Random(f"{name} {n}")
         run = fresh(made)
-        if name == files.BASE:
-            files.write(run / name, files.as_json({"model": RECIPE["model"], "cuts": [json.loads((run / files.CUTS).read_bytes())]}))
+        if name == run_folder.BASE:
+            files.write(run / name, files.as_json({"model": RECIPE["model"], "cuts": [json.loads((run / run_folder.CUTS).read_bytes())]}))
         mutated(run / name, rng)
-        if name != files.REPORT and rng.random() < 0.7:
+        if name != run_folder.REPORT and rng.random() < 0.7:
             signed(run)
         for command in rng.sample(sorted(ON_RUN), 2):
             check(f"{name} {n}", ON_RUN[command])
 
 
-@pytest.mark.parametrize("name", [files.RECIPE, files.PLAN, files.STATE, files.CHECKPOINT, files.LOG])
+@pytest.mark.parametrize("name", [run_folder.RECIPE, run_folder.PLAN, run_folder.STATE, run_folder.CHECKPOINT, run_folder.LOG])
 def test_whatever_a_file_of_an_interrupted_run_holds(made: Path, name: str) -> None:
     for n in range(ROUNDS):
         run = fresh(made, "halted")
-        if name not in (files.STATE, files.CHECKPOINT) and n >= max(4, ROUNDS // 4):
+        if name not in (run_folder.STATE, run_folder.CHECKPOINT) and n >= max(4, ROUNDS // 4):
             return  # of the others little is read on the way
         mutated(run / name, random.Random(f"halted {name} {n}"))
         check(f"halted {name} {n}", ("apply", "--resume", "RUN", "--quiet"))
@@ -268,7 +269,7 @@ class Run:
 
 def saved(run: Path, change: Callable[[Any], Any]) -> None:
     """The checkpoint with an edited body."""
-    path = run / files.CHECKPOINT
+    path = run / run_folder.CHECKPOINT
     torch.save(change(torch.load(path, weights_only=True)), path)
 
 
@@ -290,11 +291,11 @@ def bomb(path: Path) -> None:
 
 CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "code": (lambda run: saved(run, put("weights", Run())), "is damaged (Weights only load failed"),
-    "a plain pickle": (lambda run: (run / files.CHECKPOINT).write_bytes(pickle.dumps(Run())), "is damaged (File is not a zip file)"),
-    "a zip bomb": (lambda run: bomb(run / files.CHECKPOINT), "is damaged (archive/data.pkl is compressed, which torch.save never does)"),
+    "a plain pickle": (lambda run: (run / run_folder.CHECKPOINT).write_bytes(pickle.dumps(Run())), "is damaged (File is not a zip file)"),
+    "a zip bomb": (lambda run: bomb(run / run_folder.CHECKPOINT), "is damaged (archive/data.pkl is compressed, which torch.save never does)"),
     "eight terabytes": (lambda run: saved(run, huge), "its tensors would take 8,000,"),
     "no mapping": (lambda run: saved(run, lambda _: [1]), "is damaged (list indices must be integers or slices, not str)"),
-    "a folder": (lambda run: ((run / files.CHECKPOINT).unlink(), (run / files.CHECKPOINT).mkdir()), "is damaged (it is no plain file)"),
+    "a folder": (lambda run: ((run / run_folder.CHECKPOINT).unlink(), (run / run_folder.CHECKPOINT).mkdir()), "is damaged (it is no plain file)"),
     "another recipe": (lambda run: saved(run, put("recipe", "x")), "belongs to another run; start a new one"),
     "a stage that is none": (lambda run: saved(run, put("stage", -1)), "is damaged (it stands at stage -1 of 3)"),
     "a stage beyond the last": (lambda run: saved(run, put("stage", 99)), "is damaged (it stands at stage 99 of 3)"),
@@ -319,18 +320,18 @@ def test_whatever_the_entries_of_a_checkpoint_are(made: Path) -> None:
 
 def test_a_bit_flipped_anywhere_in_weights_is_noticed(made: Path) -> None:
     """In every region of both weights files and of the checkpoint; what no digest covers, checksums do."""
-    for name in (files.WEIGHTS, files.DENSE):
+    for name in (run_folder.WEIGHTS, run_folder.DENSE):
         data = (made / "sound" / name).read_bytes()
         for at in [0, 4, 8, 9, *range(16, len(data), len(data) // 12 + 1), len(data) - 1]:
             run = fresh(made)
             (run / name).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-            command = ON_RUN["bench"] if name == files.DENSE else ON_RUN["export"]
+            command = ON_RUN["bench"] if name == run_folder.DENSE else ON_RUN["export"]
             check(f"{name} {at}", command, fails=True, known=f"run/{name} is not as the run left it: its SHA-256 differs from the one in report.json")
-    data = (made / "halted" / files.CHECKPOINT).read_bytes()
+    data = (made / "halted" / run_folder.CHECKPOINT).read_bytes()
     noticed = 0
     for at in range(200, len(data) - 200, len(data) // 12):
         run = fresh(made, "halted")
-        (run / files.CHECKPOINT).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        (run / run_folder.CHECKPOINT).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
         code, err = said("apply", "--resume", "run", "--quiet")
         assert code == 0 or "checkpoint.pt is damaged" in err, (at, err)  # in the padding between entries nothing is lost
         noticed += code
@@ -399,9 +400,9 @@ def test_a_cut_log_edited_by_hand_is_refused(made: Path, name: str) -> None:
     """Even with a digest that fits; without one the edit as such is noticed."""
     change, known = CUTS[name]
     run = fresh(made)
-    body = json.loads((run / files.CUTS).read_bytes())
+    body = json.loads((run / run_folder.CUTS).read_bytes())
     change(body)
-    (run / files.CUTS).write_text(json.dumps(body))
+    (run / run_folder.CUTS).write_text(json.dumps(body))
     for command in ("export", "bench", "plan"):
         check(name, ON_RUN[command], fails=True, known="run/cuts.json is not as the run left it")
     signed(run)
@@ -410,15 +411,15 @@ def test_a_cut_log_edited_by_hand_is_refused(made: Path, name: str) -> None:
 
 
 NEEDS: dict[str, set[str]] = {
-    files.RECIPE: {"diff", "export", "bench", "plan"},
-    files.PLAN: {"export"},
-    files.CUTS: {"export", "bench", "plan"},
-    files.WEIGHTS: {"export", "bench", "plan"},
-    files.DENSE: {"bench"},
-    files.REPORT: {"report", "json", "diff", "export", "bench", "plan"},
-    files.LOG: set(),
-    files.PAGE: set(),
-    files.HTML: set(),
+    run_folder.RECIPE: {"diff", "export", "bench", "plan"},
+    run_folder.PLAN: {"export"},
+    run_folder.CUTS: {"export", "bench", "plan"},
+    run_folder.WEIGHTS: {"export", "bench", "plan"},
+    run_folder.DENSE: {"bench"},
+    run_folder.REPORT: {"report", "json", "diff", "export", "bench", "plan"},
+    run_folder.LOG: set(),
+    run_folder.PAGE: set(),
+    run_folder.HTML: set(),
 }
 """file -> commands that cannot do without it"""
 
@@ -460,17 +461,17 @@ WEIGHTS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], dict[str, torch.Ten
 def test_weights_that_are_not_the_models_are_refused(made: Path, name: str) -> None:
     change, known = WEIGHTS[name]
     run = fresh(made)
-    save_file({k: v.contiguous() for k, v in change(load_file(run / files.WEIGHTS)).items()}, run / files.WEIGHTS)
+    save_file({k: v.contiguous() for k, v in change(load_file(run / run_folder.WEIGHTS)).items()}, run / run_folder.WEIGHTS)
     signed(run)
     for command in ("export", "bench", "plan"):
         check(name, ON_RUN[command], fails=True, known=known)
 
 
-@pytest.mark.parametrize("name", [files.LOG, files.LOCK, f".{files.STATE}.tmp", f".{files.CHECKPOINT}.tmp", files.STATE])
+@pytest.mark.parametrize("name", [run_folder.LOG, run_folder.LOCK, f".{run_folder.STATE}.tmp", f".{run_folder.CHECKPOINT}.tmp", run_folder.STATE])
 def test_links_in_a_run_folder_lead_to_nothing_being_overwritten(made: Path, name: str) -> None:
     precious = Path("precious").resolve()
     run = fresh(made, "halted")
-    precious.write_bytes((run / name).read_bytes() if name == files.STATE else b"precious")
+    precious.write_bytes((run / name).read_bytes() if name == run_folder.STATE else b"precious")
     before = precious.read_bytes()
     (run / name).unlink(missing_ok=True)
     (run / name).symlink_to(precious)
@@ -478,13 +479,13 @@ def test_links_in_a_run_folder_lead_to_nothing_being_overwritten(made: Path, nam
     assert precious.read_bytes() == before
 
 
-@pytest.mark.parametrize("build", ["os.system", "os:system", "builtins.exec", "subprocess.run", "shutil.rmtree", "sparsify.folder.os", "tempfile.mkdtemp"])
+@pytest.mark.parametrize("build", ["os.system", "os:system", "builtins.exec", "subprocess.run", "shutil.rmtree", "sparsify.runs.run_folder.os", "tempfile.mkdtemp"])
 def test_a_recipe_in_a_run_names_no_command(made: Path, build: str) -> None:
     args = {"command": f"touch {CREATED}", "source": f"open('{CREATED}', 'w')", "args": ["touch", str(CREATED)], "path": "sound", "prefix": str(CREATED)}
     for name, value in args.items():
         run = fresh(made)
-        recipe = re.sub(r"model:.*\n(  .*\n)*", "", (run / files.RECIPE).read_text()) + f"\nmodel: {json.dumps({'build': build, 'args': {name: value}})}\n"
-        (run / files.RECIPE).write_text(recipe)
+        recipe = re.sub(r"model:.*\n(  .*\n)*", "", (run / run_folder.RECIPE).read_text()) + f"\nmodel: {json.dumps({'build': build, 'args': {name: value}})}\n"
+        (run / run_folder.RECIPE).write_text(recipe)
         signed(run)
         check(build, ON_RUN["export"], fails=True, known=f"model.build '{build}'")
     assert Path("sound/report.json").exists()
@@ -492,13 +493,13 @@ def test_a_recipe_in_a_run_names_no_command(made: Path, build: str) -> None:
 
 def test_escape_sequences_are_shown_and_not_obeyed(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = fresh(made)
-    body = json.loads((run / files.REPORT).read_bytes())
+    body = json.loads((run / run_folder.REPORT).read_bytes())
     body["title"] = "\x1b[2Jgone"
     body["latency"][0] |= {"speedup": 1.5, "low": 1.4, "high": 1.6}  # the words for it decide how wide the other columns are
-    (run / files.REPORT).write_text(json.dumps(body))
-    cuts = json.loads((run / files.CUTS).read_bytes())
+    (run / run_folder.REPORT).write_text(json.dumps(body))
+    cuts = json.loads((run / run_folder.CUTS).read_bytes())
     narrow(tensor="\x1b[2Jgone")(cuts)
-    (run / files.CUTS).write_text(json.dumps(cuts))
+    (run / run_folder.CUTS).write_text(json.dumps(cuts))
     signed(run)
     for arguments in (("report", "run"), ("report", "run", "--md"), ("runs", "."), ("export", "run", "--format", "safetensors")):
         exit_code(list(arguments))

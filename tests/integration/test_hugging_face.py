@@ -10,9 +10,9 @@ import torch
 import yaml
 
 import sparsify
-from sparsify.artefact import load_run
 from sparsify.errors import ModelError, RunError, VerificationError
-from sparsify.run import apply
+from sparsify.runs.apply import apply
+from sparsify.runs.save_load import load_run
 from sparsify_cli.app import exit_code
 
 transformers = pytest.importorskip("transformers")
@@ -155,7 +155,7 @@ def test_a_write_that_fails_leaves_the_old_folder(bert: Path, monkeypatch: pytes
     run = bert
     sparsify.export(run, "huggingface", "hf")
     before = Path("hf/model.safetensors").read_bytes()
-    monkeypatch.setattr("sparsify.exporting.hugging_face.load", lambda kind, folder: 1 / 0)
+    monkeypatch.setattr("sparsify.exporters.hugging_face.load", lambda kind, folder: 1 / 0)
     with pytest.raises(VerificationError, match="hf was not written: from_pretrained cannot run what was made: ZeroDivisionError"):
         sparsify.export(run, "huggingface", "hf", force=True)
     assert Path("hf/model.safetensors").read_bytes() == before and [p.name for p in Path.cwd().iterdir()] == ["hf"]
@@ -166,7 +166,7 @@ def test_other_models_and_a_missing_library_are_refused(monkeypatch: pytest.Monk
     run = apply({**body, "rules": [{"layers": "conv1", "group": "filter", "sparsity": "50%"}]}, from_scratch=True, timing=0.01)
     with pytest.raises(ModelError, match=r"^the run's model is a \w+, not a model of transformers; export it with --format pt2, onnx or safetensors$"):
         sparsify.export(run, "huggingface")
-    monkeypatch.setattr("sparsify.exporting.writing.find_spec", lambda name: None if name == "transformers" else find_spec(name))
+    monkeypatch.setattr("sparsify.exporters.writer.find_spec", lambda name: None if name == "transformers" else find_spec(name))
     with pytest.raises(RunError) as caught:
         sparsify.export(run, "huggingface")
     assert str(caught.value) == "export to a Hugging Face folder needs transformers, which is not installed: pip install 'sparsify-recipes[transformers]'"

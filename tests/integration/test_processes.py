@@ -15,8 +15,8 @@ import torch
 from apart import BRIEFLY, free_port
 from torch import nn
 
-from sparsify import folder as files
-from sparsify.artefact import checked, list_runs, load_dense, load_run, read_cuts
+from sparsify.runs import run_folder
+from sparsify.runs.save_load import checked, list_runs, load_dense, load_run, read_cuts
 
 NET = """
 from torch import nn
@@ -62,7 +62,7 @@ def die(*_):
 if last and os.environ.get("RANK", "0") in os.environ.get("DYING", "01"):
     register_optimizer_step_post_hook(die)
 if os.environ.get("SEES"):
-    import sparsify.train as training
+    from sparsify.training import stage as training
     evaluate = training.evaluate
     def seeing(model, *given):
         kind = type(next(model.parameters())).__name__
@@ -157,7 +157,7 @@ def test_two_processes_make_one_run(recipe: str, alone: Callable[[str], Path]) -
     same_end(Path("two/two-1"), one)
     assert [{epoch.processes for epoch in checked(run).history} for run in (Path("two/two-1"), one)] == [{2}, {1}]
     assert ("DTensor" in Path("seen-1").read_text()) == (recipe == "sharded.json")
-    log = [json.loads(line)["event"] for line in (Path("two/two-1") / files.LOG).read_text().splitlines()]
+    log = [json.loads(line)["event"] for line in (Path("two/two-1") / run_folder.LOG).read_text().splitlines()]
     assert log.count("EpochDone") == {"recipe.json": 3, "gradual.json": 4, "sharded.json": 6}[recipe]
 
 
@@ -173,7 +173,7 @@ def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on_with_other_
     )
     (row,) = list_runs("runs")
     assert row.state == "failed"
-    assert json.loads((Path("runs/two-1") / files.STATE).read_text())["failure"] == said.strip()
+    assert json.loads((Path("runs/two-1") / run_folder.STATE).read_text())["failure"] == said.strip()
     assert [code for code, *_ in on(1, "--resume", "runs/two-1", DIES_AFTER="5")] == [-9]
     done = on(2, "--resume", "runs/two-1")
     assert [code for code, *_ in done] == [0, 0], done

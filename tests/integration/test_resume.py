@@ -14,12 +14,12 @@ import torch
 from apart import BRIEFLY
 from safetensors.torch import load_file
 
-from sparsify import folder as files
-from sparsify.artefact import checked, list_runs, load_run
 from sparsify.errors import RunError
 from sparsify.events import EpochDone, Event, RunStarted, StepDone
 from sparsify.models import digits_cnn
-from sparsify.run import apply
+from sparsify.runs import run_folder
+from sparsify.runs.apply import apply
+from sparsify.runs.save_load import checked, list_runs, load_run
 
 SGD = {"kind": "sgd", "lr": 0.05, "momentum": 0.9}
 RULES = [
@@ -64,7 +64,7 @@ def same_end(a: Path, b: Path) -> bool:
     def history(run: Path) -> list[Any]:
         return [row.model_copy(update={"seconds": 0}) for row in checked(run).history]
 
-    weights = all((a / f).read_bytes() == (b / f).read_bytes() for f in (files.WEIGHTS, files.DENSE, files.CUTS))
+    weights = all((a / f).read_bytes() == (b / f).read_bytes() for f in (run_folder.WEIGHTS, run_folder.DENSE, run_folder.CUTS))
     return weights and history(a) == history(b)
 
 
@@ -75,7 +75,7 @@ def script(code: str, *arguments: str) -> "subprocess.Popen[str]":
 
 TWO_EPOCHS = BRIEFLY + """
 from sparsify.events import EpochDone, StepDone
-from sparsify.run import apply
+from sparsify.runs.apply import apply
 done = []
 
 def wait_to_be_killed(event):
@@ -94,7 +94,7 @@ def test_kill_9_in_training_then_resume_ends_with_the_same_bits(whole: Path) -> 
     while not Path("two epochs are done").exists():
         assert process.poll() is None
         time.sleep(0.01)
-    assert torch.load(RUN / files.CHECKPOINT)["moment"]["epochs"] == 2
+    assert torch.load(RUN / run_folder.CHECKPOINT)["moment"]["epochs"] == 2
     assert [r.state for r in list_runs("runs")] == ["running"]
     with pytest.raises(RunError, match=f"is in use by process {process.pid}"):
         apply(resume=RUN)
@@ -107,12 +107,12 @@ def test_kill_9_in_training_then_resume_ends_with_the_same_bits(whole: Path) -> 
     assert heard[0] == RunStarted(str(RUN), resumed=True)
     assert next(e.epoch for e in heard if isinstance(e, EpochDone)) == 3
     assert same_end(RUN, whole)
-    assert not (RUN / files.CHECKPOINT).exists()
+    assert not (RUN / run_folder.CHECKPOINT).exists()
 
 
 AT_EACH_WRITE = BRIEFLY + """
-from sparsify.artefact import list_runs
-from sparsify.run import apply
+from sparsify.runs.save_load import list_runs
+from sparsify.runs.apply import apply
 recipe, replace = json.loads(sys.argv[1]), Path.replace
 
 def forked(work):
@@ -160,7 +160,7 @@ def test_death_at_any_write_never_looks_complete_and_can_be_resumed(whole: Path)
     for death, before, left, resumed, after in deaths[1:]:
         assert (death, before, resumed, after) == (9, ["interrupted"], 0, ["complete"]), left
     ends = {
-        tuple((Path(f"at-{at}/digits-1") / f).read_bytes() for f in (files.WEIGHTS, files.CUTS))
+        tuple((Path(f"at-{at}/digits-1") / f).read_bytes() for f in (run_folder.WEIGHTS, run_folder.CUTS))
         for at in range(1, len(deaths) + 1)
     }
     assert len(ends) == 1
@@ -251,17 +251,17 @@ def test_what_cannot_be_resumed_says_why() -> None:
 
 def test_an_edited_recipe_is_refused() -> None:
     run = interrupted(SHORT, after=1)
-    text = (run / files.RECIPE).read_text()
-    (run / files.RECIPE).write_text("# a remark is no change\n" + text)
-    files.State.read(run)
-    (run / files.RECIPE).write_text(text.replace("seed: 0", "seed: 1") if "seed: 0" in text else text + "\nseed: 1\n")
+    text = (run / run_folder.RECIPE).read_text()
+    (run / run_folder.RECIPE).write_text("# a remark is no change\n" + text)
+    run_folder.State.read(run)
+    (run / run_folder.RECIPE).write_text(text.replace("seed: 0", "seed: 1") if "seed: 0" in text else text + "\nseed: 1\n")
     with pytest.raises(RunError, match=r"recipe.yaml was changed since the run began"):
         apply(resume=run)
-    (run / files.RECIPE).write_text("# a remark is no change\n" + text)
+    (run / run_folder.RECIPE).write_text("# a remark is no change\n" + text)
     assert apply(resume=run, timing=0.05)
 
 
-@pytest.mark.parametrize("name", [files.STATE, files.CHECKPOINT])
+@pytest.mark.parametrize("name", [run_folder.STATE, run_folder.CHECKPOINT])
 @pytest.mark.parametrize("content", [b"", b"{}", b"PK\x03\x04 nonsense"])
 def test_damage_is_named(name: str, content: bytes) -> None:
     run = interrupted(SHORT, after=1)
@@ -277,13 +277,13 @@ def test_a_complete_run_has_nothing_to_resume(whole: Path) -> None:
 
 def test_a_checkpoint_is_read_without_pickle() -> None:
     run = interrupted(after=1)
-    body = torch.load(run / files.CHECKPOINT, weights_only=True)
+    body = torch.load(run / run_folder.CHECKPOINT, weights_only=True)
     assert body["moment"]["epochs"] == 1
     assert set(body["weights"]) == set(digits_cnn().state_dict())
 
 
 def test_what_is_compared_with_is_kept_from_before_the_cut(whole: Path) -> None:
-    dense, thin = load_file(whole / files.DENSE), load_file(whole / files.WEIGHTS)
+    dense, thin = load_file(whole / run_folder.DENSE), load_file(whole / run_folder.WEIGHTS)
     assert dense["conv2.weight"].shape == (32, 16, 3, 3)
     assert thin["conv2.weight"].numel() < dense["conv2.weight"].numel()
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from sparsify import folder as files
-from sparsify import report
-from sparsify.artefact import checked, load_dense, load_run, read_cuts
-from sparsify.diff import diff_runs, resolved
 from sparsify.errors import RecipeError
 from sparsify.events import CutDone, EpochDone, Event, StageStarted, StepDone
-from sparsify.folder import read_recipe
-from sparsify.run import apply, preview
+from sparsify.reporting import report_tables
+from sparsify.reporting.diff import diff_runs, resolved
+from sparsify.runs import run_folder
+from sparsify.runs.apply import apply, preview
+from sparsify.runs.run_folder import read_recipe
+from sparsify.runs.save_load import checked, load_dense, load_run, read_cuts
 from sparsify_schemas.report import Report
 
 SGD = {"kind": "sgd", "lr": 0.05, "momentum": 0.9}
@@ -123,7 +123,7 @@ def interrupted(recipe: dict[str, Any], stop: Any) -> Path:
 
 def same_end(a: Path, b: Path) -> bool:
     """Weights, cuts, history and rounds, to the last bit."""
-    same = all((a / f).read_bytes() == (b / f).read_bytes() for f in (files.WEIGHTS, files.DENSE, files.CUTS))
+    same = all((a / f).read_bytes() == (b / f).read_bytes() for f in (run_folder.WEIGHTS, run_folder.DENSE, run_folder.CUTS))
     (x, y) = ([e.model_copy(update={"seconds": 0}) for e in checked(run).history] for run in (a, b))
     return same and x == y and checked(a).rounds == checked(b).rounds
 
@@ -197,19 +197,19 @@ def test_a_run_on_rounds_rebuilds(whole: dict[str, Path]) -> None:
     again = {k: v for k, v in RECIPE.items() if k != "data"} | {"title": "More", "rules": [{"layers": "conv2", "group": "filter"}], "budget": {"macs": "60%"}}
     again |= {"stages": [{"kind": "cut"}], "inputs": [{"shape": [2, 1, 8, 8]}]}
     run = apply(again, whole["gradual"], timing=0.02)
-    assert len(json.loads((run / files.BASE).read_text())["cuts"]) == 3
+    assert len(json.loads((run / run_folder.BASE).read_text())["cuts"]) == 3
     x = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(load_dense(run)(x), load_run(whole["gradual"])(x))
     assert len(read_cuts(run)) == 1
 
 
 def test_one_cut_is_logged_as_ever_and_several_as_version_2(whole: dict[str, Path]) -> None:
-    assert json.loads((whole["rounds"] / files.CUTS).read_text())["version"] == 2
+    assert json.loads((whole["rounds"] / run_folder.CUTS).read_text())["version"] == 2
 
 
 def test_report_and_diff_show_each_round(whole: dict[str, Path]) -> None:
     found = checked(whole["rounds"])
-    page = report.to_markdown(found)
+    page = report_tables.to_markdown(found)
     assert "## Cuts" in page and "| first |" in page and "| second |" in page
     a, b = (resolved(read_recipe(whole[name])) for name in RECIPES)
     paths = {c.path: (c.old, c.new) for c in diff_runs(found, checked(whole["gradual"]), a, b)}

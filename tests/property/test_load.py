@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sparsify.errors import RecipeError
-from sparsify.load import Loaded, dump, load
+from sparsify.recipe import Loaded, dump, load
 from sparsify_schemas.base import LARGEST, Spec
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Magnitude, Random, Taylor

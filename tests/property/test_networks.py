@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsify import graph
-from sparsify.plan import ModelMap
+from sparsify import forward as forward_calls
+from sparsify.graph import build_map
+from sparsify.graph.model_map import ModelMap
+from sparsify.graph.surgery import operations
+from sparsify.graph.verify import equivalence, trial_cuts
 from sparsify_schemas.cuts import Cuts
 
 QUIET = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -782,7 +785,7 @@ def keeps(map: ModelMap, seed: int) -> dict[str, list[int]]:
 
 
 def flat(output: Any) -> list[Tensor]:
-    return list(graph.tensors(output))
+    return list(forward_calls.tensors(output))
 
 
 def run(model: nn.Module, x: Tensor, training: bool) -> list[Tensor] | None:
@@ -838,10 +841,10 @@ def checked(model: nn.Module, seed: int) -> nn.Module:
     x = torch.randn(INPUT, generator=torch.Generator().manual_seed(1))
     training = model.training
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    map = graph.probe(model, graph.inspect(model, (x,), {}), (x,))
+    map = trial_cuts.probe(model, build_map.inspect(model, (x,), {}), (x,))
     keep = keeps(map, seed)
-    thin, cuts = graph.cut(model, map, keep, "test")
-    verdict = graph.verify(model, thin, map, keep, (x,))
+    thin, cuts = operations.cut(model, map, keep, "test")
+    verdict = equivalence.verify(model, thin, map, keep, (x,))
     assert verdict.outcome in ("equal", "statistics change", "nothing cut") and verdict.difference <= 1e-9, verdict
     assert "precision" not in verdict.note
     if verdict.outcome == "equal":
@@ -849,7 +852,7 @@ def checked(model: nn.Module, seed: int) -> nn.Module:
             fresh = torch.randn((batch, *INPUT[1:]), generator=torch.Generator().manual_seed(3))
             assert reference.difference(reference.CutModel(thin, cuts), model, (fresh,)) <= 1e-9
     assert model.training == training and all(torch.equal(before[n], t) for n, t in model.state_dict().items()), "the user's model was changed"
-    again = graph.replay(model, Cuts.model_validate_json(cuts.model_dump_json()))
+    again = operations.replay(model, Cuts.model_validate_json(cuts.model_dump_json()))
     with torch.no_grad():
         assert all(torch.equal(a, b) for a, b in zip(flat(thin.eval()(x)), flat(again.eval()(x)), strict=True)), "a replayed cut is another one"
     assert not list(untrue(thin)), "a layer's width attribute is not that of its weight"
@@ -894,7 +897,7 @@ def test_much_may_be_cut() -> None:
     for seed in range(40):
         model = network(seeded(seed))
         x = torch.randn(INPUT)
-        map = graph.probe(model, graph.inspect(model, (x,), {}), (x,))
-        thin, _ = graph.cut(model, map, {c.name: list(range(c.width // 2)) for c in map.coupled if c.protected is None}, "test")
+        map = trial_cuts.probe(model, build_map.inspect(model, (x,), {}), (x,))
+        thin, _ = operations.cut(model, map, {c.name: list(range(c.width // 2)) for c in map.coupled if c.protected is None}, "test")
         shares.append(share(model, thin))
     assert sum(shares) / len(shares) >= 0.3

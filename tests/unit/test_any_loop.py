@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import sparsify
 from sparsify.errors import ModelError
-from sparsify.plan import Plan
+from sparsify.pruning.planning.plan import Plan
 
 X, Y = torch.randn(16, 6, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 3
 LASSO = {"kind": "group_lasso", "strength": 0.2, "every": 1}

@@ -13,13 +13,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 import sparsify
-from sparsify import folder as files
-from sparsify.artefact import list_runs, load_dense, load_run, planned_inputs, save_run
-from sparsify.checkpoint import Checkpoint
+from sparsify import files
 from sparsify.errors import ModelError, RunError, VerificationError
+from sparsify.modelfile.weights import load_weights, save_weights
 from sparsify.models import digits_cnn
-from sparsify.pruning import Result, cut, make_plan
-from sparsify.weights import load_weights, save_weights
+from sparsify.pruning.cut import Result, cut
+from sparsify.pruning.make_plan import make_plan
+from sparsify.runs import run_folder
+from sparsify.runs.checkpoint import Checkpoint
+from sparsify.runs.save_load import checked, list_runs, load_dense, load_run, planned_inputs, save_run
 from sparsify_schemas.recipe import Recipe
 
 RECIPE = {
@@ -77,20 +79,20 @@ def test_a_fresh_process_computes_the_same_bits(saved, tmp_path):
 
 def test_the_folder_holds_the_whole_run_and_nothing_temporary(saved):
     _, folder = saved
-    kept = {files.RECIPE, files.PLAN, files.CUTS, files.WEIGHTS, files.DENSE, files.PAGE, files.HTML}
-    assert {p.name for p in folder.iterdir()} == kept | {files.REPORT}
-    report = json.loads((folder / files.REPORT).read_text())
-    assert report["files"] == {name: files.sha256(folder / name) for name in kept}
+    kept = {run_folder.RECIPE, run_folder.PLAN, run_folder.CUTS, run_folder.WEIGHTS, run_folder.DENSE, run_folder.PAGE, run_folder.HTML}
+    assert {p.name for p in folder.iterdir()} == kept | {run_folder.REPORT}
+    report = json.loads((folder / run_folder.REPORT).read_text())
+    assert report["files"] == {name: run_folder.sha256(folder / name) for name in kept}
     assert {p.name for p in folder.parent.iterdir()} == {folder.name}
 
 
 def test_the_report_counts_what_lies_on_disk(saved):
     _, folder = saved
-    report = sparsify.artefact.checked(folder)
+    report = checked(folder)
     assert report.cut.params == sum(
-        t.numel() for n, t in load_file(folder / files.WEIGHTS).items() if "running" not in n and "num_batches" not in n
+        t.numel() for n, t in load_file(folder / run_folder.WEIGHTS).items() if "running" not in n and "num_batches" not in n
     )
-    assert report.cut.bytes == (folder / files.WEIGHTS).stat().st_size
+    assert report.cut.bytes == (folder / run_folder.WEIGHTS).stat().st_size
     assert report.dense.test_accuracy is None
     assert report.cut.macs <= 0.5 * report.dense.macs
     (limit,) = report.limits
@@ -116,22 +118,22 @@ def test_the_report_counts_what_lies_on_disk(saved):
     ids=["share", "count", "macs"],
 )
 def test_budgets_are_judged_in_the_units_in_which_they_were_asked(tmp_path, budget, limit, achieved):
-    report = sparsify.artefact.checked(save_run(half({**RECIPE, "budget": budget}), tmp_path / "run", timing=0.05))
+    report = checked(save_run(half({**RECIPE, "budget": budget}), tmp_path / "run", timing=0.05))
     (found,) = report.limits
     assert (found.limit, found.achieved, found.met) == (limit, achieved(report.dense, report.cut), True)
 
 
 def test_a_budget_of_bytes_counts_tensors_not_the_file_header(tmp_path):
     folder = save_run(half({**RECIPE, "budget": {"bytes": "40KiB"}}), tmp_path / "run", timing=0.05)
-    report = sparsify.artefact.checked(folder)
-    stored = sum(t.numel() * t.element_size() for t in load_file(folder / files.WEIGHTS).values())
+    report = checked(folder)
+    stored = sum(t.numel() * t.element_size() for t in load_file(folder / run_folder.WEIGHTS).values())
     assert report.limits[0].achieved == stored <= 40 * 1024
     assert report.cut.bytes > stored
 
 
 def test_weights_that_are_zero_are_counted_and_said_to_bring_no_speed(tmp_path):
     recipe = {**RECIPE, "budget": {}, "rules": [{"layers": "conv*", "group": "weight", "sparsity": "75%"}]}
-    report = sparsify.artefact.checked(save_run(half(recipe), tmp_path / "run", timing=0.05))
+    report = checked(save_run(half(recipe), tmp_path / "run", timing=0.05))
     total = 16 * 9 + 32 * 16 * 9 + 2 * 32 * 32 * 9
     assert any(f"{total * 3 // 4} of {total} weights stored are zero; zeros in the tensors bring no speed" in n for n in report.notes)
     assert report.cut.params == report.dense.params
@@ -144,7 +146,7 @@ def test_a_missed_demand_is_reported_as_missed(tmp_path):
     done = half({**RECIPE, "budget": {}, "rules": [rule]})
     asked = Recipe.model_validate({**RECIPE, "budget": {}, "rules": [{**rule, "sparsity": "90%"}]})
     done = replace(done, plan=replace(done.plan, recipe=asked))
-    report = sparsify.artefact.checked(save_run(done, tmp_path / "run", timing=0.05))
+    report = checked(save_run(done, tmp_path / "run", timing=0.05))
     assert [(m.what, m.achieved, m.met) for m in report.limits] == [("rules.0.sparsity", 0.5, False)]
 
 
@@ -152,17 +154,17 @@ def test_without_inputs_in_the_recipe_those_of_the_plan_are_measured(tmp_path):
     recipe = {k: v for k, v in RECIPE.items() if k != "inputs"}
     model = digits_cnn().eval()
     run = save_run(cut(make_plan(recipe, model, (X,)), model), tmp_path / "run", timing=0.05)
-    report = sparsify.artefact.checked(run)
-    assert report.dense.macs == sparsify.artefact.checked(save_run(half(), tmp_path / "other", timing=0.05)).dense.macs
+    report = checked(run)
+    assert report.dense.macs == checked(save_run(half(), tmp_path / "other", timing=0.05)).dense.macs
     assert [tuple(x.shape) for x in planned_inputs(run)] == [(4, 1, 8, 8)]
-    (run / files.PLAN).write_text("{}")
+    (run / run_folder.PLAN).write_text("{}")
     with pytest.raises(RunError, match=r"plan.json is damaged"):
         planned_inputs(run)
 
 
 def test_a_protected_layer_says_why(tmp_path):
     recipe = {**RECIPE, "rules": [{"layers": "conv[234]", "group": "filter"}, {"layers": "conv1", "protect": True}]}
-    report = sparsify.artefact.checked(save_run(half(recipe), tmp_path / "run", timing=0.05))
+    report = checked(save_run(half(recipe), tmp_path / "run", timing=0.05))
     rows = {row.name: row for row in report.layers}
     assert "rules.1 protects 'conv1'" in rows["conv1"].protected
     assert rows["conv2"].protected is None
@@ -188,7 +190,7 @@ def test_an_empty_folder_may_be_used(tmp_path):
 
 
 def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(sparsify.artefact, "assess", lambda *_: (_ for _ in ()).throw(VerificationError("no")))
+    monkeypatch.setattr(sparsify.runs.save_load, "assess", lambda *_: (_ for _ in ()).throw(VerificationError("no")))
     with pytest.raises(VerificationError):
         save_run(half(), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
@@ -197,7 +199,7 @@ def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
 def test_without_a_builder_in_the_recipe_a_run_loads_with_one(tmp_path):
     result = half({k: v for k, v in RECIPE.items() if k != "model"})
     folder = save_run(result, tmp_path / "run", timing=0.05)
-    assert any("loads only with a builder" in n for n in sparsify.artefact.checked(folder).notes)
+    assert any("loads only with a builder" in n for n in checked(folder).notes)
     with pytest.raises(RunError, match=r"load_run\(folder, build=callable\)"):
         load_run(folder)
     assert torch.equal(load_run(folder, build=digits_cnn)(X), result.model.eval()(X))
@@ -219,7 +221,7 @@ def test_a_builder_that_only_looks_alike_is_refused(tmp_path, monkeypatch):
         save_run(result, tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", [files.RECIPE, files.CUTS, files.WEIGHTS])
+@pytest.mark.parametrize("name", [run_folder.RECIPE, run_folder.CUTS, run_folder.WEIGHTS])
 def test_a_missing_file_is_named(run, name):
     (run / name).unlink()
     with pytest.raises(RunError, match=f"{name} is missing"):
@@ -227,7 +229,7 @@ def test_a_missing_file_is_named(run, name):
     assert (list_runs(run.parent)[0].state, list_runs(run.parent)[0].problem) == ("damaged", f"{name} is missing")
 
 
-@pytest.mark.parametrize("name", [files.RECIPE, files.CUTS, files.WEIGHTS])
+@pytest.mark.parametrize("name", [run_folder.RECIPE, run_folder.CUTS, run_folder.WEIGHTS])
 def test_a_file_that_was_cut_short_is_named(run, name):
     (run / name).write_bytes((run / name).read_bytes()[:-10])
     with pytest.raises(RunError, match=f"{name} is not as the run left it"):
@@ -236,36 +238,36 @@ def test_a_file_that_was_cut_short_is_named(run, name):
 
 
 def test_cuts_that_were_edited_are_refused(run):
-    text = (run / files.CUTS).read_text()
-    (run / files.CUTS).write_text(text.replace('"kept"', '"kept" ').replace("1", "2", 1))
+    text = (run / run_folder.CUTS).read_text()
+    (run / run_folder.CUTS).write_text(text.replace('"kept"', '"kept" ').replace("1", "2", 1))
     with pytest.raises(RunError, match=r"cuts.json is not as the run left it"):
         load_run(run)
 
 
 def _resealed(run: Path, name: str) -> None:
     """As if someone had also written the new digest into the report."""
-    report = json.loads((run / files.REPORT).read_text())
-    report["files"][name] = files.sha256(run / name)
-    (run / files.REPORT).write_text(json.dumps(report))
+    report = json.loads((run / run_folder.REPORT).read_text())
+    report["files"][name] = run_folder.sha256(run / name)
+    (run / run_folder.REPORT).write_text(json.dumps(report))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"version": 1}', b'{"version": 1, "plan": "p", "operations": []}'])
 def test_cuts_that_do_not_fit_are_refused_even_with_a_matching_digest(run, content):
-    (run / files.CUTS).write_bytes(content)
-    _resealed(run, files.CUTS)
+    (run / run_folder.CUTS).write_bytes(content)
+    _resealed(run, run_folder.CUTS)
     with pytest.raises(RunError, match=r"cuts.json is damaged|does not fit the rebuilt model"):
         load_run(run)
 
 
 def test_weights_that_are_no_safetensors_are_refused_even_with_a_matching_digest(run):
-    (run / files.WEIGHTS).write_bytes(b"hello")
-    _resealed(run, files.WEIGHTS)
+    (run / run_folder.WEIGHTS).write_bytes(b"hello")
+    _resealed(run, run_folder.WEIGHTS)
     with pytest.raises(RunError, match=r"model.safetensors is damaged"):
         load_run(run)
 
 
 def test_a_run_without_a_report_is_not_complete(run):
-    (run / files.REPORT).unlink()
+    (run / run_folder.REPORT).unlink()
     with pytest.raises(RunError, match="has not come to its end"):
         load_run(run)
     assert list_runs(run.parent)[0].state == "interrupted"
@@ -273,7 +275,7 @@ def test_a_run_without_a_report_is_not_complete(run):
 
 @pytest.mark.parametrize("content", ["", "{}", "[1, 2]", '{"title": 3}', "\x00\x01"])
 def test_a_report_that_is_none_is_damage(run, content):
-    (run / files.REPORT).write_text(content)
+    (run / run_folder.REPORT).write_text(content)
     with pytest.raises(RunError, match=r"report.json: damaged"):
         load_run(run)
     assert list_runs(run.parent)[0].state == "damaged"
@@ -281,7 +283,7 @@ def test_a_report_that_is_none_is_damage(run, content):
 
 def test_listing_says_what_each_run_came_to(saved):
     (row,) = list_runs(saved[1].parent)
-    report = sparsify.artefact.checked(saved[1])
+    report = checked(saved[1])
     assert (row.name, row.state, row.title, row.created) == ("half", "complete", "Digits, by half", report.created)
     assert (row.macs, row.params) == (report.cut.macs / report.dense.macs, report.cut.params / report.dense.params)
     assert (row.accuracy, row.speedup, row.problem) == (None, report.latency[0].speedup, None)
@@ -291,13 +293,13 @@ def test_listing_survives_whatever_lies_in_the_folder(tmp_path):
     (tmp_path / "note.txt").write_text("not a folder")
     (tmp_path / "empty").mkdir()
     (tmp_path / ".half.tmp").mkdir()
-    (tmp_path / ".half.tmp" / files.RECIPE).write_text("x")
+    (tmp_path / ".half.tmp" / run_folder.RECIPE).write_text("x")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "data.csv").write_text("1,2")
     for name in ("run-2", "run-10", "run-1"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / files.RECIPE).write_bytes(b"\xff\xfe: [")
-    (tmp_path / "run-1" / files.REPORT).mkdir()
+        (tmp_path / name / run_folder.RECIPE).write_bytes(b"\xff\xfe: [")
+    (tmp_path / "run-1" / run_folder.REPORT).mkdir()
     rows = list_runs(tmp_path)
     assert [(r.name, r.state) for r in rows] == [("run-1", "damaged"), ("run-2", "interrupted"), ("run-10", "interrupted")]
     assert list_runs(tmp_path / "nowhere") == ()
@@ -347,20 +349,20 @@ def test_state_that_is_no_tensor_is_refused(tmp_path):
     ],
 )
 def test_titles_become_folder_names(title, name):
-    assert files.slug(title) == name
+    assert run_folder.slug(title) == name
 
 
 def test_run_folders_are_numbered_per_title(tmp_path):
-    made = [files.create(tmp_path / "runs", title).name for title in ("A b", "a-b!", "other")]
+    made = [run_folder.create(tmp_path / "runs", title).name for title in ("A b", "a-b!", "other")]
     assert made == ["a-b-1", "a-b-2", "other-1"]
     (tmp_path / "runs" / "a-b-7").touch()
-    assert files.create(tmp_path / "runs", "a b").name == "a-b-8"
+    assert run_folder.create(tmp_path / "runs", "a b").name == "a-b-8"
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "runs").touch()
     with pytest.raises(RunError, match=r"cannot make a run folder in .*runs.*--out"):
-        files.create(tmp_path / "runs", "t")
+        run_folder.create(tmp_path / "runs", "t")
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
@@ -385,46 +387,46 @@ def full_disk():
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, full_disk):
     model = nn.Linear(100, 100)
     with pytest.raises(RunError, match=r"cannot write .*model.safetensors"):
-        save_weights(model, tmp_path / files.WEIGHTS)
+        save_weights(model, tmp_path / run_folder.WEIGHTS)
     with pytest.raises(RunError, match=r"cannot write .*checkpoint.pt"):
         Checkpoint("r", None, 0, model.state_dict()).write(tmp_path)
     with pytest.raises(RunError, match=r"cannot write .*plan.json: File too large"):
-        files.write(tmp_path / files.PLAN, b" " * 2000)
+        files.write(tmp_path / run_folder.PLAN, b" " * 2000)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(RunError, match=r"cannot write .*log.jsonl: File too large"):
-        files.log(tmp_path, {"text": "x" * 2000})
+        run_folder.log(tmp_path, {"text": "x" * 2000})
 
 
 def test_only_one_process_holds_a_run(tmp_path):
-    with files.locked(tmp_path):
-        assert files.running(tmp_path)
-        with pytest.raises(RunError, match=r"is in use by process \d+"), files.locked(tmp_path):
+    with run_folder.locked(tmp_path):
+        assert run_folder.running(tmp_path)
+        with pytest.raises(RunError, match=r"is in use by process \d+"), run_folder.locked(tmp_path):
             pass
-    assert not files.running(tmp_path)
-    with files.locked(tmp_path):
+    assert not run_folder.running(tmp_path)
+    with run_folder.locked(tmp_path):
         pass
 
 
 def test_a_lock_left_by_a_dead_process_holds_nothing(tmp_path):
-    code = "import sys, os; from pathlib import Path; from sparsify import folder; held = folder.locked(Path(sys.argv[1])); held.__enter__(); os._exit(9)"
+    code = "import sys, os; from pathlib import Path; from sparsify.runs import run_folder; held = run_folder.locked(Path(sys.argv[1])); held.__enter__(); os._exit(9)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
-    assert (tmp_path / files.LOCK).read_text()
-    assert not files.running(tmp_path)
-    with files.locked(tmp_path):
+    assert (tmp_path / run_folder.LOCK).read_text()
+    assert not run_folder.running(tmp_path)
+    with run_folder.locked(tmp_path):
         pass
 
 
 def test_a_torn_line_spoils_no_other(tmp_path):
-    files.log(tmp_path, {"a": 1})
-    with (tmp_path / files.LOG).open("a") as log:
+    run_folder.log(tmp_path, {"a": 1})
+    with (tmp_path / run_folder.LOG).open("a") as log:
         log.write('{"b": ')
-    files.log(tmp_path, {"c": 3})
-    assert (tmp_path / files.LOG).read_text().splitlines() == ['{"a": 1}', '{"b": ', '{"c": 3}']
+    run_folder.log(tmp_path, {"c": 3})
+    assert (tmp_path / run_folder.LOG).read_text().splitlines() == ['{"a": 1}', '{"b": ', '{"c": 3}']
 
 
 @pytest.mark.parametrize("wrong", [{"model_file": 3}, {"allow": [1]}])
 def test_a_state_of_other_types_is_damage(tmp_path, wrong):
     good = {"recipe": {}, "model_file": None, "model_digest": None, "allow": []}
-    (tmp_path / files.STATE).write_bytes(files.as_json({**good, **wrong}))
+    (tmp_path / run_folder.STATE).write_bytes(files.as_json({**good, **wrong}))
     with pytest.raises(RunError, match=r"state.json is damaged .*start a new one"):
-        files.State.read(tmp_path)
+        run_folder.State.read(tmp_path)

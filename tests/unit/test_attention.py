@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify import graph
 from sparsify.errors import RunError
-from sparsify.models import attention
+from sparsify.graph import build_map
+from sparsify.graph.surgery import operations
+from sparsify.graph.verify import equivalence, trial_cuts
+from sparsify.nn import attention
 from sparsify_schemas.cuts import Cuts, Replace
 
 
@@ -88,16 +90,16 @@ PAIR = (torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0)), torch.
 def test_heads_leave_and_so_do_inputs(more: Mapping[str, Any]) -> None:
     torch.manual_seed(0)
     model = Reads(**more)
-    map = graph.probe(model, graph.inspect(model, PAIR, {}), PAIR)
+    map = trial_cuts.probe(model, build_map.inspect(model, PAIR, {}), PAIR)
     assert map.by_name["att"].width == 4 and not [c.name for c in map.coupled if c.protected and c.name != "fc"]
     streams = {"k": [0, 5, 6], "v": [1, 2, 3, 7]} if "kdim" in more else {}  # one packed weight reads all three: they leave with 'a'
     keep = {"att": [0, 1, 3], "a": list(range(5, 12)), **streams}
-    thin, cuts = graph.cut(model, map, keep, "test")
-    verdict = graph.verify(model, thin, map, keep, PAIR)
+    thin, cuts = operations.cut(model, map, keep, "test")
+    verdict = equivalence.verify(model, thin, map, keep, PAIR)
     assert verdict.outcome == "equal" and verdict.difference <= 1e-12 and verdict.control > 1e-3
     assert (thin.att.num_heads, thin.att.head_dim, thin.att.embed_dim) == (3, 4, 7)
     assert (thin.att.kdim, thin.att.vdim) == ((3, 4) if streams else (7, 7)) and type(thin.att) is attention.MultiheadAttention
-    again = graph.replay(Reads(**more), Cuts.model_validate_json(cuts.model_dump_json()))
+    again = operations.replay(Reads(**more), Cuts.model_validate_json(cuts.model_dump_json()))
     again.load_state_dict(thin.state_dict())
     assert torch.equal(again.eval()(*PAIR), thin.eval()(*PAIR)) and type(model.att) is nn.MultiheadAttention
 
@@ -106,10 +108,10 @@ def test_a_cut_attention_can_be_cut_again() -> None:
     torch.manual_seed(0)
     model = Reads()
     for heads in (3, 1):
-        map = graph.probe(model, graph.inspect(model, PAIR, {}), PAIR)
+        map = trial_cuts.probe(model, build_map.inspect(model, PAIR, {}), PAIR)
         keep = {"att": list(range(heads))}
-        thin, _ = graph.cut(model, map, keep, "test")
-        assert graph.verify(model, thin, map, keep, PAIR).difference <= 1e-12
+        thin, _ = operations.cut(model, map, keep, "test")
+        assert equivalence.verify(model, thin, map, keep, PAIR).difference <= 1e-12
         assert thin.att.num_heads == heads
         model = thin
 
@@ -121,12 +123,12 @@ def test_an_encoder_with_padding_runs_on_after_a_cut(training: bool) -> None:
     layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
     model = nn.TransformerEncoder(layer, 2)
     inputs = {"src": torch.randn(2, 5, 16), "src_key_padding_mask": torch.tensor([[False] * 5, [False] * 3 + [True] * 2])}
-    map = graph.probe(model, graph.inspect(model, inputs, {}), inputs)
+    map = trial_cuts.probe(model, build_map.inspect(model, inputs, {}), inputs)
     keep = {"layers.0.self_attn": [0, 3], "layers.1.self_attn": [2], "layers.0.linear1": list(range(7))}
-    thin, cuts = graph.cut(model, map, keep, "test")
+    thin, cuts = operations.cut(model, map, keep, "test")
     assert [c.name for c in map.coupled if c.protected] == ["layers.0.self_attn.out_proj"]  # the stream is the output
-    assert graph.verify(model, thin, map, keep, inputs).outcome == "equal"
-    again = graph.replay(model, cuts)
+    assert equivalence.verify(model, thin, map, keep, inputs).outcome == "equal"
+    again = operations.replay(model, cuts)
     with torch.no_grad():
         assert torch.equal(again.train(training)(**inputs), thin.train(training)(**inputs))
 
@@ -134,7 +136,7 @@ def test_an_encoder_with_padding_runs_on_after_a_cut(training: bool) -> None:
 def test_a_log_that_replaces_something_else_is_refused() -> None:
     for name in ("fc", "nowhere"):
         with pytest.raises(RunError) as caught:
-            graph.replay(Reads(), Cuts(plan="x", operations=(Replace(module=name),)))
+            operations.replay(Reads(), Cuts(plan="x", operations=(Replace(module=name),)))
         assert str(caught.value) == f"the cut log replaces '{name}', which is no MultiheadAttention in this model; was it built by the same recipe?"
 
 
@@ -158,5 +160,5 @@ def test_a_mask_for_each_head_keeps_the_heads() -> None:
             z = self.a(x)
             return self.fc((z + self.att(z, self.k(y), self.v(y), attn_mask=torch.ones(8, 5, 7).tril())[0]).mean(1))
 
-    map = graph.probe(Masked(), graph.inspect(Masked(), PAIR, {}), PAIR)
+    map = trial_cuts.probe(Masked(), build_map.inspect(Masked(), PAIR, {}), PAIR)
     assert map.by_name["att"].protected == "it is combined with something of fixed size" and map.by_name["a"].protected is None

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsify import graph, measure
-from sparsify.costs import Costs
+from sparsify.cost import measure
+from sparsify.cost.cost_model import Costs
+from sparsify.graph import build_map
+from sparsify.graph.surgery import operations
 
 
 class Net(nn.Module):
@@ -26,8 +28,8 @@ PAIR = (torch.randn(2, 5, 6), torch.randn(2, 7, 6))
 def test_the_prediction_is_what_is_counted(keep: dict[str, list[int]]) -> None:
     model = Net()
     total, macs = measure.count_macs(model, PAIR)
-    map = graph.inspect(model, PAIR, macs)
-    thin, _ = graph.cut(model, map, keep, "test")
+    map = build_map.inspect(model, PAIR, macs)
+    thin, _ = operations.cut(model, map, keep, "test")
     gone = {name: tuple(sorted(set(range(map.by_name[name].width)) - set(kept))) for name, kept in keep.items()}
     assert Costs(map).dense["macs"] == total
     assert Costs(map).of(gone)["macs"] == measure.count_macs(thin, PAIR)[0]

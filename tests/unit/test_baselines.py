@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.errors import ModelError
-from sparsify.hooks import Hooks
-from sparsify.plan import Plan
+from sparsify.pruning.planning.plan import Plan
+from sparsify.training.hooks import Hooks
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(16) % 3

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify import report
 from sparsify.calls import with_batch
 from sparsify.errors import ModelError
-from sparsify.exporting import export
-from sparsify.subjects import subjects, versus
+from sparsify.exporters import export
+from sparsify.reporting import report_tables
+from sparsify.runs.benchmark import subjects, versus
 from sparsify_cli.app import exit_code
 from sparsify_schemas.target import Cpu
 
@@ -95,7 +95,7 @@ def test_a_graph_is_timed_saved_and_exported_with_the_given_inputs(stated: bool,
     model, x = seeded(Graph()), torch.randn(7, 5)
     inputs = sparsify.Call("forward", (x, EDGES), batch=None) if stated else (x, EDGES)
     run = sparsify.save_run(sparsify.cut(sparsify.make_plan(recipe(), model, inputs), model), tmp_path / "run", timing=0.05)
-    (timed,) = report.read(run).latency
+    (timed,) = report_tables.read(run).latency
     assert timed.description == ("cpu, eager, 1 thread, given inputs" if stated else "cpu, eager, 1 thread, given inputs (batch 7)")
     made = export(run, "pt2", tmp_path / "graph.pt2", build=Graph)
     assert made.fixed and made.batches == (() if stated else (7,)) and (made.difference or 0) < 1e-5
@@ -141,7 +141,7 @@ def test_frames_in_the_batch(tmp_path: Path) -> None:
     result = sparsify.cut(plan, model)
     assert result.verdicts[0].outcome == "equal"
     run = sparsify.save_run(result, tmp_path / "run", timing=0.05)
-    assert report.read(run).latency[0].description == "cpu, eager, 1 thread, given inputs (batch 8)"
+    assert report_tables.read(run).latency[0].description == "cpu, eager, 1 thread, given inputs (batch 8)"
     made = export(run, "pt2", tmp_path / "frames.pt2", build=Frames)
     assert made.fixed and made.batches == (8,)
 
@@ -159,7 +159,7 @@ def test_time_comes_first(tmp_path: Path) -> None:
     result = sparsify.cut(plan, model)
     assert result.verdicts[0].outcome == "equal"
     run = sparsify.save_run(result, tmp_path / "run", timing=0.05)
-    assert report.read(run).latency[0].description == "cpu, eager, 1 thread, batch 1"
+    assert report_tables.read(run).latency[0].description == "cpu, eager, 1 thread, batch 1"
     made = export(run, "pt2", tmp_path / "time.pt2", build=TimeFirst)
     assert not made.fixed and made.batches == (1, 5)
     x = torch.randn(9, 7, 6)

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsify import graph
-from sparsify.graph.bundling import bundles
-from sparsify.plan import Coupled, Slice, Span
+from sparsify.graph import build_map
+from sparsify.graph.model_map import Coupled, Slice, Span
+from sparsify.graph.proportional_groups import bundles
+from sparsify.graph.surgery import operations
+from sparsify.graph.verify import equivalence, trial_cuts
 
 
 class Block(nn.Module):
@@ -30,14 +32,14 @@ X = (torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0)),)
 def test_a_head_of_each_block_leaves_with_its_share_of_the_stream(heads: int) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 24), Block(24, heads), Block(24, heads), nn.Linear(24, 10), nn.ReLU(), nn.Linear(10, 3))
-    map = graph.probe(model, graph.inspect(model, X, {}), X)
+    map = trial_cuts.probe(model, build_map.inspect(model, X, {}), X)
     assert [(c.name, c.width, c.protected is None) for c in map.coupled] == [("0", heads, True), ("3", 10, True), ("5", 3, False)]
     for kept in range(1, heads):
         keep = {"0": list(range(kept))}
-        thin, cuts = graph.cut(model, map, keep, "test")
-        assert graph.verify(model, thin, map, keep, X).difference <= 1e-12
+        thin, cuts = operations.cut(model, map, keep, "test")
+        assert equivalence.verify(model, thin, map, keep, X).difference <= 1e-12
         assert thin[1].heads == kept and thin[0].out_features == kept * (24 // heads)
-        again = graph.replay(model, cuts)
+        again = operations.replay(model, cuts)
         assert torch.equal(again.eval()(*X), thin.eval()(*X))
 
 

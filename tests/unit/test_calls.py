@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.errors import ModelError
-from sparsify.plan import Plan
+from sparsify.pruning.planning.plan import Plan
 
 X, Z = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), torch.randn(2, 6, generator=torch.Generator().manual_seed(1))
 RULES = [{"layers": "*", "group": "neuron", "sparsity": "50%"}]

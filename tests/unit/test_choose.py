@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsify.choose import choose, choose_by_macs, choose_evenly, least, share_of
-from sparsify.costs import Costs, limits
-from sparsify.plan import Assignment, Coupled, Layer, ModelMap, Plan, Slice, Span, Tensor
+from sparsify.cost.cost_model import Costs, limits
+from sparsify.graph.model_map import Coupled, Layer, ModelMap, Slice, Span, Tensor
+from sparsify.pruning.planning.plan import Assignment, Plan
+from sparsify.pruning.planning.selection import choose, choose_by_macs, choose_evenly, least, share_of
 from sparsify_schemas.recipe import Recipe
 
 

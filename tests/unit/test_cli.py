@@ -16,8 +16,8 @@ from rich.progress import Progress, TextColumn
 
 import sparsify
 from sparsify.events import CutDone, EpochDone, Listener, Note, RunStarted, StageStarted, StepDone
-from sparsify.folder import State, sha256
 from sparsify.models import digits_cnn
+from sparsify.runs.run_folder import State, sha256
 from sparsify_cli import render
 from sparsify_cli.app import exit_code
 from sparsify_cli.progress import drawing
@@ -350,7 +350,7 @@ def events() -> Iterator[RunStarted | StageStarted | StepDone | EpochDone | CutD
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, **how: bool) -> None:
-    monkeypatch.setattr("sparsify.run.apply", Faked(**how))
+    monkeypatch.setattr("sparsify.runs.apply.apply", Faked(**how))
 
 
 def test_apply_shows_the_report_and_tells_the_rest_on_stderr(call, monkeypatch: pytest.MonkeyPatch) -> None:

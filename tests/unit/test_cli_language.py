@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sparsify.errors import DataError, VerificationError
-from sparsify.load import load
+from sparsify.recipe import load
 from sparsify_cli import app, topics
 from sparsify_cli.app import COMMANDS, exit_code
 from sparsify_schemas import units

@@ -7,10 +7,11 @@ from math import ceil
 import numpy as np
 import pytest
 
-from sparsify.choose import choose
-from sparsify.clock import Clock, Surface, Timed, Work, fitted, grid
-from sparsify.costs import Costs, limits
-from sparsify.plan import Assignment, Coupled, Layer, ModelMap, Plan, Slice, Span, Tensor
+from sparsify.cost.cost_model import Costs, limits
+from sparsify.cost.latency_model import Clock, Surface, Timed, Work, fitted, grid
+from sparsify.graph.model_map import Coupled, Layer, ModelMap, Slice, Span, Tensor
+from sparsify.pruning.planning.plan import Assignment, Plan
+from sparsify.pruning.planning.selection import choose
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.table import Point, Steps
 

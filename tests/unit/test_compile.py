@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from sparsify.compile import compile_plan
 from sparsify.errors import RecipeError
-from sparsify.load import load
-from sparsify.plan import Coupled, Layer, ModelMap, Plan, Slice, Span, Tensor
+from sparsify.graph.model_map import Coupled, Layer, ModelMap, Slice, Span, Tensor
+from sparsify.pruning.planning.compile import compile_plan
+from sparsify.pruning.planning.plan import Plan
+from sparsify.recipe import load
 
 HEAD = "version: 1\ntitle: t\n"
 

@@ -9,10 +9,10 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.criteria import group_scores, weight_scores
 from sparsify.errors import ModelError
-from sparsify.groups import coupled_layout, inner_layout
-from sparsify.looking import looks
+from sparsify.graph.group_index import coupled_layout, inner_layout
+from sparsify.pruning.criteria.scores import group_scores, weight_scores
+from sparsify.pruning.criteria.statistics import looks
 from sparsify_schemas.criterion import Activation, BnScale, Criterion, Fisher, Fpgm, Lamp, Sensitivity, Taylor, Wanda
 from sparsify_schemas.group import Group
 

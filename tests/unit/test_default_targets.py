@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify import assess
-from sparsify.assess import default_targets
+from sparsify.cost.measure import availability
 from sparsify.errors import ModelError
-from sparsify.measure import installed
-from sparsify.report import headline, read
-from sparsify.run import apply
+from sparsify.reporting.report_tables import headline, read
+from sparsify.runs import evaluate
+from sparsify.runs.apply import apply
+from sparsify.runs.evaluate import default_targets
 
 pytest.importorskip("onnxruntime")
 RECIPE: dict[str, Any] = {"version": 1, "title": "t", "rules": [{"layers": "0", "group": "filter", "sparsity": "50%"}]}
@@ -35,12 +35,12 @@ def run(model: nn.Module, folder: Path) -> Any:
 
 def test_eager_alone_where_onnx_runtime_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(default_targets()) == ["onnxruntime", "eager"]
-    monkeypatch.setattr(installed, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    monkeypatch.setattr(availability, "find_spec", lambda name: None if name == "onnxruntime" else name)
     assert list(default_targets()) == ["eager"]
 
 
 def test_both_are_timed_and_the_headline_begins_with_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assess, "default_targets", default_targets)
+    monkeypatch.setattr(evaluate, "default_targets", default_targets)
     report = run(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1)), tmp_path / "run")
     assert [t.description for t in report.latency] == ["cpu, onnxruntime, 1 thread, batch 1", "cpu, eager, 1 thread, batch 1"]
     assert headline(report).index("on onnxruntime") < headline(report).index("on eager")
@@ -49,7 +49,7 @@ def test_both_are_timed_and_the_headline_begins_with_onnx_runtime(tmp_path: Path
 
 
 def test_a_model_that_cannot_be_exported_is_timed_in_eager_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assess, "default_targets", default_targets)
+    monkeypatch.setattr(evaluate, "default_targets", default_targets)
     report = run(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), Looking(), nn.Conv2d(16, 4, 1)), tmp_path / "run")
     assert [t.target for t in report.latency] == ["eager"]
     assert any(n.startswith("the models could not be timed in ONNX Runtime, so in eager PyTorch alone: target 'onnxruntime' with batch 1 cannot be timed: torch.export cannot follow") for n in report.notes)

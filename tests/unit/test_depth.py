@@ -9,14 +9,17 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify import graph
-from sparsify.costs import Costs
+from sparsify import forward as forward_calls
+from sparsify.cost.cost_model import Costs
+from sparsify.cost.measure import count_macs
 from sparsify.errors import ModelError, RecipeError, RunError
-from sparsify.groups import coupled_layout, dead_units
-from sparsify.measure import count_macs
+from sparsify.graph import build_map
+from sparsify.graph.group_index import coupled_layout, dead_units
+from sparsify.graph.surgery import operations
+from sparsify.graph.verify import trial_cuts
 from sparsify.models import cifar_resnet20
-from sparsify.plan import Plan
-from sparsify.pruning import Result
+from sparsify.pruning.cut import Result
+from sparsify.pruning.planning.plan import Plan
 from sparsify_schemas.cuts import Bypass, Cuts, Silence
 
 IMAGE = (torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)),)
@@ -99,7 +102,7 @@ def planned(model: nn.Module, inputs: Any, *rules: dict[str, Any], **more: Any) 
 
 def found(model: nn.Module, inputs: Any) -> dict[str, str | None]:
     """Block or branch -> why it must stay."""
-    map = graph.with_branches(model, graph.inspect(model, inputs, {}), inputs, {})
+    map = trial_cuts.with_branches(model, build_map.inspect(model, inputs, {}), inputs, {})
     return {b.name: b.group.protected for b in map.branches}
 
 
@@ -107,7 +110,7 @@ def proven(model: nn.Module, inputs: Any, *rules: dict[str, Any], **more: Any) -
     """Cut, and everything that must hold of any cut by depth."""
     plan = planned(model, inputs, *rules, **more)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    sum(t.sum() for t in graph.tensors(graph.call(model.train(), inputs))).backward()  # type: ignore[union-attr]
+    sum(t.sum() for t in forward_calls.tensors(forward_calls.call(model.train(), inputs))).backward()  # type: ignore[union-attr]
     optimizer.step()
     result = sparsify.cut(plan, model, optimizer=optimizer, inputs=inputs)
     assert result.verdicts[0].difference <= 1e-9 and result.verdicts[0].control > 1e-6
@@ -118,9 +121,9 @@ def proven(model: nn.Module, inputs: Any, *rules: dict[str, Any], **more: Any) -
     predicted = Costs(plan.map).of({w.group: range(w.kept, w.width) for w in result.cuts.widths})
     assert sum(p.numel() for p in left) == predicted["params"] < sum(p.numel() for p in model.parameters())
     assert count_macs(result.model, inputs)[0] == predicted["macs"] < count_macs(model, inputs)[0]
-    again = graph.replay(model, Cuts.model_validate_json(result.cuts.model_dump_json()))
+    again = operations.replay(model, Cuts.model_validate_json(result.cuts.model_dump_json()))
     again.load_state_dict(result.model.state_dict(), strict=True)
-    pairs = zip(graph.tensors(graph.call(again.eval(), inputs)), graph.tensors(graph.call(result.model.eval(), inputs)), strict=True)
+    pairs = zip(forward_calls.tensors(forward_calls.call(again.eval(), inputs)), forward_calls.tensors(forward_calls.call(result.model.eval(), inputs)), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     return plan, result
 
@@ -379,7 +382,7 @@ def test_a_model_without_blocks_and_one_without_weights() -> None:
 def test_a_log_that_names_another_model_is_refused(kind: type[Bypass | Silence]) -> None:
     log = Cuts(plan="p", operations=(kind(module="layer9.1"),))
     with pytest.raises(RunError) as caught:
-        graph.replay(resnet(), log)
+        operations.replay(resnet(), log)
     assert str(caught.value) == "the cut log removes a module 'layer9.1' that this model does not have; was it built by the same recipe?"
 
 
@@ -395,7 +398,7 @@ def test_without_a_rule_for_depth_no_branch_is_looked_for() -> None:
 
 
 def test_the_plan_says_what_goes() -> None:
-    text = str(planned(resnet(), IMAGE, {"layers": "layer3.*", "sparsity": "50%"}))
+    text = sparsify.describe(planned(resnet(), IMAGE, {"layers": "layer3.*", "sparsity": "50%"}))
     assert "rules.0: residual branches of layer3.*" in text and "1 of 7 residual blocks" not in text
     rows = [line.split() for line in text.splitlines() if line.startswith("layer3.")]
     assert sorted(rows[i].pop() for i in range(2)) == ["goes", "stays"]

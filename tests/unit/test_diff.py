@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsify.diff import Change, diff_recipes, diff_runs, resolved
+from sparsify.reporting.diff import Change, diff_recipes, diff_runs, resolved
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Report
 

@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import sparsify
 from sparsify.errors import ModelError
-from sparsify.feeding import inputs_for
-from sparsify.load import dump, load
+from sparsify.pruning.fitting_inputs import inputs_for
+from sparsify.recipe import dump, load
 
 RULES = [{"layers": "tail.fc", "group": "neuron", "sparsity": "50%"}]
 

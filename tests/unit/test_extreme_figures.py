@@ -11,13 +11,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sparsify import achieved, contest, figures, seeds
-from sparsify.diff import diff_runs
-from sparsify.page import profile_html, to_html
-from sparsify.page.axes import axis
-from sparsify.page.plots import Mark, Series, bar, lines, scatter
-from sparsify.report import headline, read, tables, to_markdown
-from sparsify.timings import speed_words
+from sparsify.cost.measure import compare
+from sparsify.formatting import numbers
+from sparsify.reporting import benchmark_table
+from sparsify.reporting.diff import diff_runs
+from sparsify.reporting.html import profile_html, to_html
+from sparsify.reporting.html.axes import axis
+from sparsify.reporting.html.plots import Mark, Series, bar, lines, scatter
+from sparsify.reporting.latency_table import speed_words
+from sparsify.reporting.report_tables import headline, read, tables, to_markdown
+from sparsify.runs import limits_met, seed_statistics
 from sparsify_cli import changes
 from sparsify_schemas.profile import Curve, Point, Profile
 from sparsify_schemas.recipe import Recipe
@@ -154,7 +157,7 @@ def test_no_values_make_an_axis_from_nought_to_one() -> None:
 @example([(5e-324, 1.0)], [], False)
 @example([(0.0, 1.0)], [], True)
 def test_lines_of_any_numbers_stay_in_their_plot(points: list[tuple[float, float]], ends: list[float], zero: bool) -> None:
-    drawn = lines("Loss", (Series("training", tuple(points)),), figures.plain, zero=zero, ends=ends, cuts=ends).text
+    drawn = lines("Loss", (Series("training", tuple(points)),), numbers.plain, zero=zero, ends=ends, cuts=ends).text
     assert_sound(drawn)
     assert bool(drawn) == any(math.isfinite(x) and math.isfinite(y) for x, y in points)
 
@@ -164,7 +167,7 @@ def test_lines_of_any_numbers_stay_in_their_plot(points: list[tuple[float, float
 @example([(math.nan, 1.0, 0.0, 1.0), (1.0, math.inf, 0.0, 1.0)])
 def test_points_of_any_numbers_stay_in_their_plot(places: list[tuple[float, float, float, float]]) -> None:
     marks = [Mark(f"m{i}", x, y, "other", "", (low, high)) for i, (x, y, low, high) in enumerate(places)]
-    drawn = scatter("Accuracy", marks, "ms", figures.milliseconds, figures.accuracy).text
+    drawn = scatter("Accuracy", marks, "ms", numbers.milliseconds, numbers.accuracy).text
     assert_sound(drawn)
     shown = [m for m in marks if math.isfinite(m.x) and math.isfinite(m.y)]
     assert drawn.count('<path class="mark other"') == 2 * len(shown), "in the plot and in its legend"
@@ -214,18 +217,18 @@ def test_a_speed_in_words(speedup: float, low: float, high: float, said: str) ->
 @pytest.mark.parametrize("field", ["a_ms", "b_ms", "speedup", "low", "high", "noise", "load"])
 def test_a_contest_of_extreme_numbers(field: str, value: float) -> None:
     sane = {"a_ms": 2.0, "b_ms": 1.0, "speedup": 2.0, "low": 1.9, "high": 2.1, "noise": 1.02, "load": 0.5}
-    found = contest.Contest(target="cpu", description="eager", a="A", b="B", pairs=9, **{**sane, field: value})
-    shown = contest.table((found,), 2, "Contest")
+    found = compare.BenchmarkResult(target="cpu", description="eager", a="A", b="B", pairs=9, **{**sane, field: value})
+    shown = benchmark_table.table((found,), 2, "BenchmarkResult")
     assert_short([*(cell for row in shown.rows for cell in row), *shown.notes])
     if field in ("speedup", "low", "high", "noise") and not 0 < value < math.inf:
-        assert contest.words(found) == "speed not measured"
+        assert benchmark_table.words(found) == "speed not measured"
 
 
 def test_seeds_whose_figures_are_not_finite_have_no_mean() -> None:
-    assert seeds._spread([1.0, math.inf]) is None and seeds._spread([1.0, math.nan]) is None
-    assert seeds._spread([1e308, 1e308]) == seeds.Spread(1e308, 0.0)
-    assert seeds._spread([1.7e308, -1.7e308]) == seeds.Spread(0.0, None)
-    assert seeds._spread([5e-324, 0.0]) == seeds.Spread(0.0, 5e-324)
+    assert seed_statistics._spread([1.0, math.inf]) is None and seed_statistics._spread([1.0, math.nan]) is None
+    assert seed_statistics._spread([1e308, 1e308]) == seed_statistics.Spread(1e308, 0.0)
+    assert seed_statistics._spread([1.7e308, -1.7e308]) == seed_statistics.Spread(0.0, None)
+    assert seed_statistics._spread([5e-324, 0.0]) == seed_statistics.Spread(0.0, 5e-324)
 
 
 @pytest.mark.parametrize("speedup", [0.0, 5e-324, math.nan])
@@ -241,59 +244,59 @@ def test_a_time_that_cannot_be_compared_misses_its_limit(speedup: float) -> None
             "budget": {"latency": {timed.target: "50%"}},
         }
     )
-    (limit,) = achieved._latencies(recipe, (timed,))
+    (limit,) = limits_met._latencies(recipe, (timed,))
     assert not limit.met
 
 
 @given(extreme)
 def test_every_figure_is_short(value: float) -> None:
-    shown = (figures.share, figures.accuracy, figures.points, figures.count, figures.size, figures.milliseconds, figures.seconds, figures.times, figures.tiny, figures.plain, figures.digits)
+    shown = (numbers.share, numbers.accuracy, numbers.points, numbers.count, numbers.size, numbers.milliseconds, numbers.seconds, numbers.times, numbers.tiny, numbers.plain, numbers.digits)
     for show in shown:
         text = show(value)
         assert (text == "-") == (not math.isfinite(value)), show
         assert 0 < len(text) <= 24 and not re.search("nan|inf", text), show
         assert not text.startswith("-0 ") and text != "-0", show
-        assert figures.signed(text).count("+") + text.count("-") <= 3
-        assert figures.brief(text).rstrip(" %spxBhu")[-1:] != "e"
+        assert numbers.signed(text).count("+") + text.count("-") <= 3
+        assert numbers.brief(text).rstrip(" %spxBhu")[-1:] != "e"
 
 
 @pytest.mark.parametrize(
     ("show", "value", "text"),
     [
-        (figures.share, 5e-324, "< 0.01 %"),
-        (figures.share, -5e-324, "> -0.01 %"),
-        (figures.share, -0.0, "0 %"),
-        (figures.share, -0.382, "-38.2 %"),
-        (figures.share, -0.99999999, "< -99.99 %"),
-        (figures.share, 1e308, "1.00e310 %"),
-        (figures.share, -1e308, "-1.00e310 %"),
-        (figures.accuracy, 1e308, "1.00e310 %"),
-        (figures.accuracy, -0.0, "0.00 %"),
-        (figures.points, -1e308, "-1.00e310 pp"),
-        (figures.count, 1e308, "1.00e296 T"),
-        (figures.count, -0.0, "0"),
-        (figures.size, 1e308, "9.31e298 GiB"),
-        (figures.milliseconds, 1e308, "1.00e305 s"),
-        (figures.milliseconds, 5e-324, "5e-321 us"),
-        (figures.seconds, 1e308, "2.78e304 h"),
-        (figures.times, 1e308, "1.00e308x"),
-        (figures.times, 0.0, "0x"),
-        (figures.tiny, 1e100, "1e100"),
-        (figures.plain, -0.0, "0"),
-        (figures.digits, math.nan, "-"),
+        (numbers.share, 5e-324, "< 0.01 %"),
+        (numbers.share, -5e-324, "> -0.01 %"),
+        (numbers.share, -0.0, "0 %"),
+        (numbers.share, -0.382, "-38.2 %"),
+        (numbers.share, -0.99999999, "< -99.99 %"),
+        (numbers.share, 1e308, "1.00e310 %"),
+        (numbers.share, -1e308, "-1.00e310 %"),
+        (numbers.accuracy, 1e308, "1.00e310 %"),
+        (numbers.accuracy, -0.0, "0.00 %"),
+        (numbers.points, -1e308, "-1.00e310 pp"),
+        (numbers.count, 1e308, "1.00e296 T"),
+        (numbers.count, -0.0, "0"),
+        (numbers.size, 1e308, "9.31e298 GiB"),
+        (numbers.milliseconds, 1e308, "1.00e305 s"),
+        (numbers.milliseconds, 5e-324, "5e-321 us"),
+        (numbers.seconds, 1e308, "2.78e304 h"),
+        (numbers.times, 1e308, "1.00e308x"),
+        (numbers.times, 0.0, "0x"),
+        (numbers.tiny, 1e100, "1e100"),
+        (numbers.plain, -0.0, "0"),
+        (numbers.digits, math.nan, "-"),
     ],
 )
 def test_extreme_examples(show: Callable[[float], str], value: float, text: str) -> None:
     assert show(value) == text
-    assert figures.brief(text) in (text, text.replace(".00 %", " %"))
+    assert numbers.brief(text) in (text, text.replace(".00 %", " %"))
 
 
 def test_a_bound_has_no_second_sign() -> None:
-    assert [figures.signed(t) for t in ("< 0.01 %", "> -0.01 %", "> 99.99 %")] == ["< 0.01 %", "> -0.01 %", "> 99.99 %"]
+    assert [numbers.signed(t) for t in ("< 0.01 %", "> -0.01 %", "> 99.99 %")] == ["< 0.01 %", "> -0.01 %", "> 99.99 %"]
 
 
 def test_a_quotient_that_is_no_number_is_none() -> None:
-    assert figures.divide(1, 4) == 0.25
+    assert numbers.divide(1, 4) == 0.25
     for value, by in ((1, 0), (1.0, 0.0), (1, 5e-324), (10**400, 1), (math.inf, math.inf), (math.nan, 1), (1, math.nan)):
-        assert figures.divide(value, by) is None
-    assert figures.divide(1, math.inf) == 0
+        assert numbers.divide(value, by) is None
+    assert numbers.divide(1, math.inf) == 0

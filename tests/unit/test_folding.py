@@ -14,10 +14,9 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 import sparsify
-from sparsify import graph
-from sparsify.graph import dependence
-from sparsify.measure import copied
-from sparsify.pruning import Result
+from sparsify.cost.measure import copied
+from sparsify.graph.surgery import data_dependence, operations
+from sparsify.pruning.cut import Result
 from sparsify_schemas.cuts import AddBias, Cuts, Fold
 
 Built = tuple[nn.Module, tuple[Tensor, ...], str]
@@ -308,7 +307,7 @@ def test_a_created_bias_is_logged_and_replayed(name: str) -> None:
     model, inputs, layer = build(EXACT[name])
     result = cut(model, inputs, layer)
     assert [op.module for op in result.cuts.operations if isinstance(op, AddBias)] == ["consumer"]
-    again = graph.replay(model, Cuts.model_validate_json(result.cuts.model_dump_json()))
+    again = operations.replay(model, Cuts.model_validate_json(result.cuts.model_dump_json()))
     again.load_state_dict(result.model.state_dict())
     x = torch.randn(3, *inputs[0].shape[1:])
     with torch.no_grad():
@@ -421,7 +420,7 @@ def test_followers_keep_constants_of_their_own() -> None:
 
 def test_a_comparison_that_contradicts_a_constant_undoes_all_folding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Derived constants are believed only as far as the proof bears them out: here living units are taken for constant."""
-    monkeypatch.setitem(dependence._CONTRACTIONS, "addmm", lambda *found: dependence.nowhere(found[-1]))
+    monkeypatch.setitem(data_dependence._CONTRACTIONS, "addmm", lambda *found: data_dependence.nowhere(found[-1]))
     model, inputs, layer = build(EXACT["Linear"])
     result = cut(model, inputs, layer, sparsity="50%", criterion={"kind": "random"})
     assert result.notes[0] == (

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import sparsify
 from sparsify.errors import ModelError
-from sparsify.pruning import Result
+from sparsify.pruning.cut import Result
 
 RECIPE = {"version": 1, "title": "t", "rules": [{"layers": "a", "group": "neuron", "sparsity": "50%"}]}
 X = (torch.randn(4, 6, generator=torch.Generator().manual_seed(0)),)

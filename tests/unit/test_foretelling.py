@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import sparsify
-from sparsify.foretelling import residual
+from sparsify.pruning.planning.gsm_forecast import residual
 from sparsify_schemas.stage import Train
 
 SGD = {"kind": "sgd", "lr": 0.01, "momentum": 0.99, "weight_decay": 5e-4}

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.groups import element_layout, layer_layout
-from sparsify.hooks import Hooks
-from sparsify.penalties import Action, build, dropout, gates
-from sparsify.penalties.shown import drawn, moved
-from sparsify.plan import Plan
+from sparsify.graph.group_index import element_layout, layer_layout
+from sparsify.pruning.planning.plan import Plan
+from sparsify.training.hooks import Hooks
+from sparsify.training.penalties import Action, build, l0, variational_dropout
+from sparsify.training.penalties.stochastic_weights import drawn, moved
 from sparsify_schemas.penalty import L0, VariationalDropout
 
 X = torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
@@ -45,7 +45,7 @@ def states(hooks: Hooks) -> list[dict[str, dict[str, Tensor]]]:
 def test_gates_are_hard_concrete() -> None:
     """The share of closed gates is 1 - P, and the slope is autograd's."""
     values = torch.full((200_000,), 0.7)
-    z, slope = gates.drawn_gates(values, torch.Generator().manual_seed(0))
+    z, slope = l0.drawn_gates(values, torch.Generator().manual_seed(0))
     opened = 1 / (1 + math.exp(-(0.7 - 2 / 3 * math.log(0.1 / 1.1))))
     assert float((z > 0).float().mean()) == pytest.approx(opened, abs=3e-3)
     assert 0.0 == float(z.min()) < float(z.max()) == 1.0
@@ -53,22 +53,22 @@ def test_gates_are_hard_concrete() -> None:
     u = torch.rand(50, generator=torch.Generator().manual_seed(3)).double()
     reference = (torch.sigmoid((u.log() - (1 - u).log() + few) / (2 / 3)) * 1.2 - 0.1).clamp(0, 1)
     reference.sum().backward()
-    z, slope = gates.drawn_gates(few.detach(), torch.Generator().manual_seed(3))
+    z, slope = l0.drawn_gates(few.detach(), torch.Generator().manual_seed(3))
     torch.testing.assert_close(z, reference.detach())
     torch.testing.assert_close(slope, few.grad)
     few.grad = None
     reference = (torch.sigmoid(few) * 1.2 - 0.1).clamp(0, 1)
     reference.sum().backward()
-    torch.testing.assert_close(gates.expected_gates(few.detach()), (reference.detach(), few.grad))
+    torch.testing.assert_close(l0.expected_gates(few.detach()), (reference.detach(), few.grad))
 
 
 def test_the_divergence_and_its_slope() -> None:
     t = torch.linspace(-12, 8, 41, dtype=torch.float64, requires_grad=True)
     alpha = t.detach().exp()
     wanted = 0.5 * (1 + 1 / alpha).log() - 0.63576 / (1 + (-(1.87320 + 1.48695 * t.detach())).exp())
-    torch.testing.assert_close(dropout.divergence(t.detach()), wanted)
-    dropout.divergence(t).sum().backward()
-    torch.testing.assert_close(dropout.slope(t.detach()), t.grad)
+    torch.testing.assert_close(variational_dropout.divergence(t.detach()), wanted)
+    variational_dropout.divergence(t).sum().backward()
+    torch.testing.assert_close(variational_dropout.slope(t.detach()), t.grad)
 
 
 def test_its_own_steps_are_adams() -> None:
@@ -96,7 +96,7 @@ def test_two_gates_on_one_weight_learn_as_autograd_says() -> None:
     for action in (rows, columns):
         shown(action, weights)
     a, b = (action.state["open"].clone().requires_grad_() for action in (rows, columns))
-    z, y = (gates._hard(torch.sigmoid((torch.logit(_u(len(v), "w")) + v) / gates.BETA), gates.BETA)[0] for v in (a, b))
+    z, y = (l0._hard(torch.sigmoid((torch.logit(_u(len(v), "w")) + v) / l0.BETA), l0.BETA)[0] for v in (a, b))
     effective = true * z[:, None] * y
     torch.testing.assert_close(weights["w"], effective.detach())
     (effective - target).square().sum().backward()
@@ -124,7 +124,7 @@ def test_noise_learns_as_autograd_says() -> None:
     spread = action.state["spread"].clone().requires_grad_()
     effective = true + ((spread / 2).exp() * action.state["noise"])[:-1].view(4, 3)
     torch.testing.assert_close(weights["w"], effective.detach())
-    kl = dropout.divergence(spread[:-1].view(4, 3) - true.square().log()).sum()
+    kl = variational_dropout.divergence(spread[:-1].view(4, 3) - true.square().log()).sum()
     ((effective - target).square().sum() + 0.1 * kl).backward()
     gradients = {"w": 8 * 2 * (weights["w"] - target)}  # as a fused optimizer's, scaled by 8
     assert action.restore is not None and action.gradient is not None
@@ -132,7 +132,7 @@ def test_noise_learns_as_autograd_says() -> None:
     action.gradient(weights, gradients, 0.1 * 8)
     assert true.grad is not None and spread.grad is not None
     torch.testing.assert_close(gradients["w"] / 8, true.grad)
-    own = action.state["pull"] + 0.1 * dropout.slope(spread.detach() - torch.cat([true.detach().square().log().flatten(), torch.zeros(1)]))
+    own = action.state["pull"] + 0.1 * variational_dropout.slope(spread.detach() - torch.cat([true.detach().square().log().flatten(), torch.zeros(1)]))
     torch.testing.assert_close(own[:-1], spread.grad[:-1])
 
 
@@ -181,7 +181,7 @@ def test_after_flush_the_columns_are_scaled_by_the_gates_expected() -> None:
     step(net, optimizer)
     hooks.flush()
     (state,) = states(hooks)
-    z, _ = gates.expected_gates(state["open"]["0"])
+    z, _ = l0.expected_gates(state["open"]["0"])
     assert 0.5 < float(z.min()) <= float(z.max()) < 0.7
     torch.testing.assert_close(net.get_parameter("3.weight").detach(), state["dense"]["3.weight"] * z)
 

@@ -7,9 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsify import graph
+from sparsify import forward as forward_calls
 from sparsify.errors import ModelError, RunError, VerificationError
-from sparsify.plan import ModelMap
+from sparsify.graph import build_map
+from sparsify.graph.model_map import ModelMap
+from sparsify.graph.surgery import operations, transfer_state
+from sparsify.graph.verify import equivalence, trial_cuts
 from sparsify_schemas.cuts import Cuts, Narrow
 
 
@@ -151,7 +154,7 @@ INPUTS = (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
 
 
 def mapped(model: nn.Module) -> ModelMap:
-    return graph.probe(model, graph.inspect(model, INPUTS, {}), INPUTS)
+    return trial_cuts.probe(model, build_map.inspect(model, INPUTS, {}), INPUTS)
 
 
 def random_half(map: ModelMap, seed: int = 0) -> dict[str, list[int]]:
@@ -170,12 +173,12 @@ def test_cut_equals_masked(name: str) -> None:
     last = "fc" if "fc" in dict(model.named_children()) else list(dict(model.named_children()))[-1]
     # what is padded with zeros stays, the rest of the layer goes with what it is added to
     assert [c.name for c in map.coupled if c.protected] == (["b", last] if name == "padded shortcut" else [last])
-    thin, cuts = graph.cut(model, map, keep, "test")
-    verdict = graph.verify(model, thin, map, keep, INPUTS)
+    thin, cuts = operations.cut(model, map, keep, "test")
+    verdict = equivalence.verify(model, thin, map, keep, INPUTS)
     assert verdict.outcome == "equal" and verdict.difference <= 1e-12
     assert verdict.control > 1e-3, "the check could not have seen a wrong cut"
     assert sum(p.numel() for p in thin.parameters()) < 0.75 * sum(p.numel() for p in model.parameters())
-    again = graph.replay(model, Cuts.model_validate_json(cuts.model_dump_json()))
+    again = operations.replay(model, Cuts.model_validate_json(cuts.model_dump_json()))
     again.eval(), thin.eval()
     assert torch.equal(again(*INPUTS), thin(*INPUTS))
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items()), "the user's model was changed"
@@ -196,8 +199,8 @@ def test_of_two_dimensions_flattened_into_one_the_longer_is_cut() -> None:
     map = mapped(model)
     assert [c.name for c in map.coupled if c.protected is None] == ["b", "c"]
     keep = {"b": [0, 4], "c": [1, 2, 5]}
-    thin, _ = graph.cut(model, map, keep, "test")
-    assert graph.verify(model, thin, map, keep, INPUTS).outcome == "equal" and thin.c.weight.shape == (3, 8, 3, 3)
+    thin, _ = operations.cut(model, map, keep, "test")
+    assert equivalence.verify(model, thin, map, keep, INPUTS).outcome == "equal" and thin.c.weight.shape == (3, 8, 3, 3)
 
 
 def test_layers_that_one_tensor_of_zeros_is_added_to_have_one_width() -> None:
@@ -212,7 +215,7 @@ def test_layers_that_one_tensor_of_zeros_is_added_to_have_one_width() -> None:
     (free,) = [c for c in map.coupled if c.protected is None]
     assert {s.tensor for s in free.slices} >= {"a.weight", "b.weight", "fc.weight", "last.weight"}
     keep = random_half(map)
-    assert graph.verify(model, graph.cut(model, map, keep, "test")[0], map, keep, INPUTS).outcome == "equal"
+    assert equivalence.verify(model, operations.cut(model, map, keep, "test")[0], map, keep, INPUTS).outcome == "equal"
 
 
 @pytest.mark.parametrize("name", STATISTICS)
@@ -223,8 +226,8 @@ def test_statistics_change_and_the_rest_is_equal(name: str) -> None:
     map = mapped(model)
     assert map.by_name["a"].protected is None and map.by_name["a"].statistics
     keep = random_half(map)
-    thin, _ = graph.cut(model, map, keep, "test")
-    verdict = graph.verify(model, thin, map, keep, INPUTS)
+    thin, _ = operations.cut(model, map, keep, "test")
+    verdict = equivalence.verify(model, thin, map, keep, INPUTS)
     assert verdict.outcome == "statistics change" and verdict.difference <= 1e-9 and verdict.control > 1e-3
 
 
@@ -233,28 +236,28 @@ def test_verification_sees_a_wrong_cut() -> None:
     model = chain()
     map = mapped(model)
     keep = random_half(map)
-    thin, _ = graph.cut(model, map, keep, "test")
+    thin, _ = operations.cut(model, map, keep, "test")
     wrong = {**keep, "b": sorted(set(range(12)) - set(keep["b"]))}
     with pytest.raises(VerificationError, match=r"the cut model differs from the masked one by .* \[groups: a, b, c\]"):
-        graph.verify(model, thin, map, wrong, INPUTS)
+        equivalence.verify(model, thin, map, wrong, INPUTS)
 
 
 def test_no_drops_is_the_identity() -> None:
     model = chain().eval()
     map = mapped(model)
     keep = {c.name: list(range(c.width)) for c in map.coupled if c.protected is None}
-    thin, cuts = graph.cut(model, map, keep, "test")
+    thin, cuts = operations.cut(model, map, keep, "test")
     assert cuts.operations == ()
     assert torch.equal(thin(*INPUTS), model(*INPUTS))
-    assert graph.verify(model, thin, map, keep, INPUTS).outcome == "nothing cut"
+    assert equivalence.verify(model, thin, map, keep, INPUTS).outcome == "nothing cut"
 
 
 def test_flags_dtype_ties_and_modes_survive() -> None:
     model = EQUAL["flatten"]().to(torch.bfloat16)
     model.b.weight.requires_grad_(False)  # type: ignore[operator, union-attr]
     model.a.eval()
-    map = graph.inspect(model, tuple(x.to(torch.bfloat16) for x in INPUTS), {})
-    thin, _ = graph.cut(model, map, random_half(map), "test")
+    map = build_map.inspect(model, tuple(x.to(torch.bfloat16) for x in INPUTS), {})
+    thin, _ = operations.cut(model, map, random_half(map), "test")
     assert thin.a.weight.dtype == torch.bfloat16  # type: ignore[union-attr]
     assert not thin.b.weight.requires_grad and thin.a.weight.requires_grad  # type: ignore[union-attr]
     assert not thin.a.training and thin.b.training
@@ -266,7 +269,7 @@ def test_tied_weights_stay_tied() -> None:
     model.d.weight = model.b.weight
     map = mapped(model)
     keep = random_half(map)
-    thin, _ = graph.cut(model, map, keep, "test")
+    thin, _ = operations.cut(model, map, keep, "test")
     assert thin.d.weight is thin.b.weight and thin.b.weight.shape[0] == 4
 
 
@@ -275,7 +278,7 @@ def test_width_attributes_are_those_of_the_weights() -> None:
     model = Net(lambda m, x: m.fc(m.d(m.b(F.max_pool2d(x, 4).flatten(1))) + m.e(m.c(pooled(x)))), b=nn.Linear(12, 12), c=nn.Linear(3, 12), d=nn.Linear(12, 8), e=nn.Linear(12, 8), fc=nn.Linear(8, 4))
     model.e.weight = model.d.weight
     map = mapped(model)
-    thin, _ = graph.cut(model, map, random_half(map), "test")
+    thin, _ = operations.cut(model, map, random_half(map), "test")
     for layer in thin.children():
         assert isinstance(layer, nn.Linear) and (layer.out_features, layer.in_features) == tuple(layer.weight.shape)
     assert thin.e.weight.shape == (4, 6) and thin.b.weight.shape == (6, 12)
@@ -292,11 +295,11 @@ def test_optimizer_goes_on_with_the_cut_model() -> None:
         optimizer.zero_grad()
         model(*inputs).square().sum().backward()
         optimizer.step()
-    map = graph.inspect(model, inputs, {})
+    map = build_map.inspect(model, inputs, {})
     keep = random_half(map)
     buffers = {n: optimizer.state[p]["momentum_buffer"].clone() for n, p in model.named_parameters()}
-    thin, cuts = graph.cut(model, map, keep, "test")
-    assert graph.carry(model, thin, cuts, optimizer) == ()
+    thin, cuts = operations.cut(model, map, keep, "test")
+    assert transfer_state.carry(model, thin, cuts, optimizer) == ()
     assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in thin.parameters()}
     for name, parameter in thin.named_parameters():
         wanted = buffers[name]
@@ -323,15 +326,15 @@ def test_optimizer_goes_on_with_the_cut_model() -> None:
 def test_a_log_that_does_not_fit_is_refused(change: dict[str, object], message: str) -> None:
     values = {"tensor": "a.weight", "dim": 0, "size": 8, "keep": ((0, 4),), **change}
     with pytest.raises(RunError) as caught:
-        graph.replay(chain(), Cuts(plan="x", operations=(Narrow.model_validate(values),)))
+        operations.replay(chain(), Cuts(plan="x", operations=(Narrow.model_validate(values),)))
     assert str(caught.value) == message
 
 
 def test_untraceable_models_are_refused_in_words() -> None:
     with pytest.raises(ModelError, match="could not be traced with the inputs of the recipe: RuntimeError"):
-        graph.inspect(chain(), (torch.randn(2, 5, 8, 8),), {})
+        build_map.inspect(chain(), (torch.randn(2, 5, 8, 8),), {})
     with pytest.raises(ModelError, match=r"wrapped by DataParallel; pass the module inside it \(model\.module\)"):
-        graph.check_model(nn.DataParallel(chain()))
+        forward_calls.check_model(nn.DataParallel(chain()))
 
 
 class Heads(nn.Module):
@@ -352,14 +355,14 @@ class Heads(nn.Module):
 def test_the_attribute_that_counts_heads_is_found(heads: int, per_head: int) -> None:
     torch.manual_seed(0)
     model, inputs = Heads(heads, per_head), (torch.randn(2, 5, 16),)
-    map = graph.probe(model, graph.inspect(model, inputs, {}), inputs)
+    map = trial_cuts.probe(model, build_map.inspect(model, inputs, {}), inputs)
     group = map.by_name["q"]
     assert (group.width, group.protected) == (heads, None)
     keep = {"q": list(range(heads // 2))}
-    thin, cuts = graph.cut(model, map, keep, "test")
+    thin, cuts = operations.cut(model, map, keep, "test")
     assert (thin.heads, thin.per_head) == (heads // 2, per_head)
-    assert graph.verify(model, thin, map, keep, inputs).difference <= 1e-12
-    again = graph.replay(Heads(heads, per_head), cuts)
+    assert equivalence.verify(model, thin, map, keep, inputs).difference <= 1e-12
+    again = operations.replay(Heads(heads, per_head), cuts)
     assert (again.heads, again.per_head) == (heads // 2, per_head)
 
 
@@ -381,14 +384,14 @@ class Recurrent(nn.Module):
 def test_hidden_units_leave_over_all_gates_layers_and_directions(kind: str, layers: int, both: bool) -> None:
     torch.manual_seed(0)
     model, inputs = Recurrent(kind, layers, both), (torch.randn(3, 6, 5),)
-    map = graph.probe(model, graph.inspect(model, inputs, {}), inputs)
+    map = trial_cuts.probe(model, build_map.inspect(model, inputs, {}), inputs)
     assert (map.by_name["rnn"].width, map.by_name["rnn"].protected) == (8, None)
     keep = {"rnn": [0, 3, 6]}
-    thin, cuts = graph.cut(model, map, keep, "test")
+    thin, cuts = operations.cut(model, map, keep, "test")
     assert thin.rnn.hidden_size == 3
-    verdict = graph.verify(model, thin, map, keep, inputs)
+    verdict = equivalence.verify(model, thin, map, keep, inputs)
     assert verdict.outcome == "equal" and verdict.difference <= 1e-12 and verdict.control > 1e-3
     thin(torch.randn(7, 9, 5)).sum().backward()
-    again = graph.replay(Recurrent(kind, layers, both), cuts)
+    again = operations.replay(Recurrent(kind, layers, both), cuts)
     again.load_state_dict(thin.state_dict())
     assert torch.equal(again(*inputs), thin(*inputs))

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.groups import layer_layout
-from sparsify.penalties.gsm import EXACT
-from sparsify.penalties.gsm import action as gsm_action
-from sparsify.penalties.ranking import kth_largest, lowest
-from sparsify.plan import Plan
+from sparsify.graph.group_index import layer_layout
+from sparsify.pruning.planning.plan import Plan
+from sparsify.training.penalties.gsm import EXACT
+from sparsify.training.penalties.gsm import action as gsm_action
+from sparsify.training.penalties.topk import kth_largest, lowest
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(16) % 3

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.errors import ModelError
-from sparsify.plan import Plan
+from sparsify.pruning.planning.plan import Plan
 
 
 def model() -> nn.Sequential:

@@ -10,15 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsify import folder as files
-from sparsify import integers as own
-from sparsify.artefact import checked
+from sparsify.cost.measure.onnx_quantize import quantised
 from sparsify.data import Datasets, Examples
 from sparsify.errors import ModelError
-from sparsify.measure.quantising import quantised
-from sparsify.parts import Parts
-from sparsify.report import tables, to_markdown
-from sparsify.run import apply
+from sparsify.reporting.report_tables import tables, to_markdown
+from sparsify.runs import int8, run_folder
+from sparsify.runs.apply import apply
+from sparsify.runs.measurement_cache import Parts
+from sparsify.runs.save_load import checked
 from sparsify_schemas.report import Integers
 from sparsify_schemas.target import Cpu
 
@@ -66,7 +65,7 @@ def parts(tmp_path: Path) -> Parts:
 def test_ranges_are_those_of_training_examples(parts: Parts) -> None:
     """What is far outside of their range is clipped to it: the quantised model cannot tell 100 from 1."""
     train, other = torch.linspace(-1, 1, 50)[:, None], torch.linspace(-1, 1, 7)[:, None]
-    found, file = own.integers(Doubling(), Doubling(), (train[:2],), data(train, other), {"int8": INT8}, 0.05, 0, parts)
+    found, file = int8.integers(Doubling(), Doubling(), (train[:2],), data(train, other), {"int8": INT8}, 0.05, 0, parts)
     session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     far, near = (session.run(None, {name: np.array([[x]], np.float32)})[0] for x in (100.0, 1.0))
@@ -79,12 +78,12 @@ def test_ranges_are_those_of_training_examples(parts: Parts) -> None:
 
 
 def test_without_data_ranges_are_of_random_inputs(parts: Parts) -> None:
-    found, _ = own.integers(Doubling(), Doubling(), (torch.randn(4, 1),), None, {"int8": INT8}, 0.05, 0, parts)
+    found, _ = int8.integers(Doubling(), Doubling(), (torch.randn(4, 1),), None, {"int8": INT8}, 0.05, 0, parts)
     assert found.examples == 0 and found.forms[2].validation_accuracy is None
 
 
 def test_what_is_in_integers_stays_as_it_is(parts: Parts) -> None:
-    _, file = own.integers(Doubling(), Doubling(), (torch.randn(4, 1),), None, {}, 0.05, 0, parts)
+    _, file = int8.integers(Doubling(), Doubling(), (torch.randn(4, 1),), None, {}, 0.05, 0, parts)
     assert quantised(file, []) == file
 
 
@@ -94,7 +93,7 @@ def test_a_file_that_is_no_onnx_is_refused() -> None:
 
 
 def test_a_table_from_elsewhere_quantises_nothing() -> None:
-    assert own.in_int8({"a": INT8, "b": INT8.model_copy(update={"table": "b.json"}), "c": Cpu(kind="cpu")}) == {"a": INT8}
+    assert int8.in_int8({"a": INT8, "b": INT8.model_copy(update={"table": "b.json"}), "c": Cpu(kind="cpu")}) == {"a": INT8}
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, halt: str = "", after: int = 0) -> list[str]:
@@ -102,7 +101,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, halt: str = "", after: int = 0) -> 
     made: list[str] = []
 
     def watch(name: str) -> None:
-        original = getattr(own, name)
+        original = getattr(int8, name)
 
         def call(*given: Any) -> Any:
             if name == halt and made.count(name) == after:
@@ -110,7 +109,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, halt: str = "", after: int = 0) -> 
             made.append(name)
             return original(*given)
 
-        monkeypatch.setattr(own, name, call)
+        monkeypatch.setattr(int8, name, call)
 
     for name in ("exported", "quantised", "_interleaved", "_accuracy"):
         watch(name)
@@ -124,7 +123,7 @@ def test_what_is_there_is_not_made_again(parts: Parts, monkeypatch: pytest.Monke
     targets = {"int8": INT8, "four": INT8.model_copy(update={"batch": 4})}
 
     def table() -> tuple[Integers, bytes]:
-        return own.integers(Doubling(), Doubling(2.0), (x[:2],), data(x, x), targets, 0.05, 0, parts)
+        return int8.integers(Doubling(), Doubling(2.0), (x[:2],), data(x, x), targets, 0.05, 0, parts)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         counted(patch, halt, after)
@@ -139,9 +138,9 @@ def test_what_is_there_is_not_made_again(parts: Parts, monkeypatch: pytest.Monke
 
 def test_parts_of_other_models_do_not_count(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.linspace(-1, 1, 50)[:, None]
-    own.integers(Doubling(), Doubling(2.0), (x[:2],), data(x, x), {"int8": INT8}, 0.05, 0, parts)
+    int8.integers(Doubling(), Doubling(2.0), (x[:2],), data(x, x), {"int8": INT8}, 0.05, 0, parts)
     made = counted(monkeypatch)
-    own.integers(Doubling(3.0), Doubling(4.0), (x[:2],), data(x, x), {"int8": INT8}, 0.05, 0, Parts(parts.folder, "those"))
+    int8.integers(Doubling(3.0), Doubling(4.0), (x[:2],), data(x, x), {"int8": INT8}, 0.05, 0, Parts(parts.folder, "those"))
     assert Counter(made) == {"exported": 2, "quantised": 2, "_interleaved": 1, "_accuracy": 8}
 
 
@@ -153,25 +152,25 @@ def test_a_kill_in_the_middle_of_the_table_loses_nothing(tmp_path: Path, monkeyp
         counted(patch, "_accuracy", 4)
         apply(RECIPE, from_scratch=True, out=tmp_path / "halted", timing=0.05)
     halted = tmp_path / "halted" / "digits-1"
-    assert not (halted / files.REPORT).exists()
-    assert {p.name for p in (halted / files.PARTS).iterdir()} == {"dense.float32.onnx", "cut.float32.onnx", "dense.int8.onnx", "cut.int8.onnx", "parts.json"}
+    assert not (halted / run_folder.REPORT).exists()
+    assert {p.name for p in (halted / run_folder.PARTS).iterdir()} == {"dense.float32.onnx", "cut.float32.onnx", "dense.int8.onnx", "cut.int8.onnx", "parts.json"}
     with monkeypatch.context() as patch:
         rest = counted(patch)
         apply(resume=halted, timing=0.05)
     assert rest == ["_accuracy"] * 4
-    assert not (halted / files.PARTS).exists() and not (whole / files.PARTS).exists()
-    a, b = checked(whole, files.QUANTISED), checked(halted, files.QUANTISED)
+    assert not (halted / run_folder.PARTS).exists() and not (whole / run_folder.PARTS).exists()
+    a, b = checked(whole, run_folder.QUANTISED), checked(halted, run_folder.QUANTISED)
     assert a.integers is not None and b.integers is not None
 
     def figures(report: Any) -> list[Any]:
         return [form.model_copy(update={"ms": {}}) for form in report.integers.forms]
 
     assert figures(a) == figures(b)
-    assert (whole / files.QUANTISED).read_bytes() == (halted / files.QUANTISED).read_bytes()
+    assert (whole / run_folder.QUANTISED).read_bytes() == (halted / run_folder.QUANTISED).read_bytes()
     dense, cut, dense_int8, cut_int8 = a.integers.forms
     assert dense.bytes > cut.bytes > cut_int8.bytes and dense_int8.bytes < dense.bytes
     assert dense.test_accuracy == pytest.approx(a.dense.test_accuracy) and cut.test_accuracy == pytest.approx(a.cut.test_accuracy)
     assert cut_int8.test_accuracy == pytest.approx(cut.test_accuracy, abs=0.05)
     assert "Floats and integers" in [t.title for t in tables(a)]
     assert "256 training examples" in to_markdown(a)
-    assert json.loads((whole / files.REPORT).read_text())["integers"]["examples"] == 256
+    assert json.loads((whole / run_folder.REPORT).read_text())["integers"]["examples"] == 256

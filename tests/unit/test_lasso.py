@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.groups import Layout, coupled_layout, layer_layout
-from sparsify.penalties import lasso
-from sparsify.plan import Plan
-from sparsify.weighing import factors
+from sparsify.graph.group_index import Layout, coupled_layout, layer_layout
+from sparsify.pruning.planning.plan import Plan
+from sparsify.training.penalties import group_lasso
+from sparsify.training.penalties.group_weights import factors
 from sparsify_schemas.penalty import GroupLasso
 
 X = torch.randn(8, 2, 12, 12, generator=torch.Generator().manual_seed(1))
@@ -106,7 +106,7 @@ def test_the_weighing_is_what_trains() -> None:
     model, before = net(), net()
     own = plan(model, {"weight": "macs", "every": 1})
     layout, found = of_groups(before, own)
-    norms = lasso.group_norms(layout, {n: p.detach() for n, p in before.named_parameters()})[:-1]
+    norms = group_lasso.group_norms(layout, {n: p.detach() for n, p in before.named_parameters()})[:-1]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with sparsify.attach(own, model, optimizer):
         sum((0 * p).sum() for p in model.parameters()).backward()  # type: ignore[union-attr]
@@ -126,7 +126,7 @@ def test_the_half_space_step_element_by_element(epsilon: float) -> None:
     weights, gradients = {"w": before.clone()}, {"w": torch.randn(40, 3, dtype=torch.float64)}
     slope = gradients["w"].clone()
     layout = layer_layout([("w", 0)], weights)
-    action = lasso.half_space(layout, layout.sizes(weights).sqrt().double(), ("w",), epsilon)
+    action = group_lasso.half_space(layout, layout.sizes(weights).sqrt().double(), ("w",), epsilon)
     assert action.before is not None and action.gradient is not None and action.after is not None
     action.before(weights, gradients, 1.0)
     action.gradient(weights, gradients, 0.2)

@@ -10,16 +10,18 @@ import torch
 from torch import nn
 
 import sparsify
-from sparsify import measure, run
-from sparsify.clock import Clock, Surface
+from sparsify.cost import measure
+from sparsify.cost.latency import calibrate, layer_benchmark, tables, width_steps
+from sparsify.cost.latency.layer_geometry import Geometry, read
+from sparsify.cost.latency_model import Clock, Surface
+from sparsify.cost.measure import availability
 from sparsify.errors import RecipeError, TargetError
 from sparsify.events import Event, Measuring
-from sparsify.latency import layers, measuring, settling, staircase, tables
-from sparsify.latency.reading import Geometry, read
-from sparsify.load import load, presets
-from sparsify.measure import installed
-from sparsify.plan import ModelMap
-from sparsify.report import read as read_report
+from sparsify.graph.model_map import ModelMap
+from sparsify.pruning import latency_budget
+from sparsify.recipe import load, presets
+from sparsify.reporting.report_tables import read as read_report
+from sparsify.runs import apply
 from sparsify_schemas.report import Latency
 from sparsify_schemas.table import Machine, Network, Steps, Table
 from sparsify_schemas.target import Cpu, Cuda, Target
@@ -44,12 +46,12 @@ def complaint(call: Any, *given: Any) -> str:
 
 
 def test_a_runtime_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installed, "find_spec", lambda name: None)
+    monkeypatch.setattr(availability, "find_spec", lambda name: None)
     here = Cpu(kind="cpu", runtime="openvino")
     assert complaint(measure.check_target, "fast", here) == (
         "target 'fast' runs on OpenVINO, for which openvino and onnx and onnxscript are not installed: pip install 'sparsify-recipes[openvino]'"
     )
-    monkeypatch.setattr(installed, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    monkeypatch.setattr(availability, "find_spec", lambda name: None if name == "onnxruntime" else name)
     assert complaint(measure.check_target, "fast", Cpu(kind="cpu", runtime="onnxruntime")) == (
         "target 'fast' runs on ONNX Runtime, for which onnxruntime is not installed: pip install 'sparsify-recipes[onnx]'"
     )
@@ -57,7 +59,7 @@ def test_a_runtime_that_is_not_installed_names_its_extra(monkeypatch: pytest.Mon
 
 
 def test_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installed, "cores", lambda: 2)
+    monkeypatch.setattr(availability, "cores", lambda: 2)
     measure.check_target("t", Cpu(kind="cpu", threads=2))
     assert complaint(measure.check_target, "t", Cpu(kind="cpu", threads=4)) == (
         "target 't' asks for 4 threads, and this machine has 2 cores; lower 'threads', or give a 'table' measured on the machine it is for"
@@ -144,7 +146,7 @@ def test_two_that_write_a_table_at_once_do_not_disturb_each_other(monkeypatch: p
             tables.write(first.model_copy(update={"layers": {"conv": ((1, 1, 3.0),)}}), path)
         real(handle)
 
-    monkeypatch.setattr("sparsify.folder.os.fsync", fsync)
+    monkeypatch.setattr("sparsify.runs.run_folder.os.fsync", fsync)
     tables.write(first.model_copy(update={"layers": {"linear": ((4, 4, 1.0),)}}), path)
     assert "linear" in tables.read("t", EAGER).layers and [p.name for p in path.parent.iterdir()] == [path.name]
 
@@ -186,7 +188,7 @@ def test_a_table_that_is_missing_or_lacks_a_layer(tmp_path: Path) -> None:
     )
     tables.write(foreign(), tmp_path / "phone.json")
     network = convolutional()
-    assert complaint(measuring.clock, "phone", target, network, the_map(network), (torch.randn(2, 3, 8, 8),)) == (
+    assert complaint(calibrate.clock, "phone", target, network, the_map(network), (torch.randn(2, 3, 8, 8),)) == (
         f"target 'phone': {tmp_path}/phone.json has no 'conv 3x3 pad 1 at 8x8' and 1 more; have the network's layers measured there: "
         f"sparsify targets measure phone RECIPE MODEL --out {tmp_path}/phone.json"
     )
@@ -232,14 +234,14 @@ def test_every_kind_of_layer_can_be_timed(runtime: Any) -> None:
         (Geometry(), 16, 10),
         (Geometry(rows=7), 16, 10),
     ]
-    assert all(0 < ms < 100 for ms in layers.timed(kinds, target, seconds=0.001))
-    wide = layers.timed([(kinds[0][0], 8, 16), (kinds[0][0], 128, 256)], target, seconds=0.01)
+    assert all(0 < ms < 100 for ms in layer_benchmark.timed(kinds, target, seconds=0.001))
+    wide = layer_benchmark.timed([(kinds[0][0], 8, 16), (kinds[0][0], 128, 256)], target, seconds=0.01)
     assert wide[1] > 3 * wide[0]
 
 
 def test_steps_are_read_off_a_staircase() -> None:
     def steps(ms: Any) -> int:
-        return staircase.step_of({width: ms(width) for width in staircase.WIDTHS})
+        return width_steps.step_of({width: ms(width) for width in width_steps.WIDTHS})
 
     noise = np.random.default_rng(0).uniform(0.98, 1.02, 200)
     assert steps(lambda w: 10 + -(-w // 16) * noise[w]) == 16
@@ -260,7 +262,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, truth: Any) -> list[int]:
         works = tuple(w for w in read(model, inputs, 1)[0] if w.tensor == "0.weight")
         line = tuple((3, width, width / 10) for width in (8, 16, 24, 32))
         bare = Clock(name, works, {(works[0].key, 3, 32): Surface(line, (3, 32), (1, 1))}, Steps(convolution=4, linear=4))
-        return measuring.calibrated(bare, map, (Network(ms=3.2),))
+        return calibrate.calibrated(bare, map, (Network(ms=3.2),))
 
     def prepared(model: Any, inputs: Any, target: Target, like: Any = None) -> Any:
         return model[0].out_channels
@@ -269,9 +271,9 @@ def fake(monkeypatch: pytest.MonkeyPatch, truth: Any) -> list[int]:
         seen.append(calls[1])
         return np.array([[truth(calls[0]), truth(calls[1])]] * 8) / 1e3
 
-    monkeypatch.setattr("sparsify.pruning.clock", clock)
-    monkeypatch.setattr(settling, "prepared", prepared)
-    monkeypatch.setattr(settling, "interleaved", interleaved)
+    monkeypatch.setattr("sparsify.cost.latency.calibrate.clock", clock)
+    monkeypatch.setattr(latency_budget, "prepared", prepared)
+    monkeypatch.setattr(latency_budget, "interleaved", interleaved)
     return seen
 
 
@@ -387,17 +389,17 @@ def test_exported_models_are_timed(runtime: Any) -> None:
 def test_a_table_grows_once_and_the_second_look_costs_nothing() -> None:
     network, told = convolutional(), list[Event]()
     map, x = the_map(network), (torch.randn(2, 3, 8, 8),)
-    first = measuring.clock("eager", EAGER, network, map, x, told.append)
+    first = calibrate.clock("eager", EAGER, network, map, x, told.append)
     assert any(isinstance(e, Measuring) for e in told)
     told.clear()
-    again = measuring.clock("eager", EAGER, network, map, x, told.append)
-    assert told == [] and again.networks == first.networks and len(first.networks) == 1 + len(measuring.CUTS)
+    again = calibrate.clock("eager", EAGER, network, map, x, told.append)
+    assert told == [] and again.networks == first.networks and len(first.networks) == 1 + len(calibrate.CUTS)
     assert np.array_equal(again.thetas, first.thetas)
 
 
 def test_a_network_is_timed_whatever_its_recipe_wants_of_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     timed = []
-    monkeypatch.setattr(run.latency, "clock", lambda name, target, model, map, inputs, listener: timed.append((name, [group.name for group in map.coupled])))
+    monkeypatch.setattr(apply.calibrate, "clock", lambda name, target, model, map, inputs, listener: timed.append((name, [group.name for group in map.coupled])))
     rule = {"layers": "Conv2d", "group": "filter", "penalty": {"kind": "group_lasso", "strength": "auto"}}
     asked = {
         "version": 1,
@@ -409,5 +411,5 @@ def test_a_network_is_timed_whatever_its_recipe_wants_of_a_budget(monkeypatch: p
         "rules": [rule],
         "baselines": ["by_macs"],
     }
-    run.measure_layers(asked, None, "eager", EAGER)
+    apply.measure_layers(asked, None, "eager", EAGER)
     assert timed and timed[0][0] == "eager" and "conv1" in timed[0][1]

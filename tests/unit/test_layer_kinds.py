@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 import sparsify
-from sparsify import graph
-from sparsify.compile import compile_plan
-from sparsify.plan import Plan
-from sparsify.pruning import Result
+from sparsify.graph.surgery import operations
+from sparsify.pruning.cut import Result
+from sparsify.pruning.planning.compile import compile_plan
+from sparsify.pruning.planning.plan import Plan
 from sparsify_cli.app import exit_code
 
 
@@ -284,7 +284,7 @@ def test_a_derived_attention_that_computes_as_torchs_keeps_what_it_adds() -> Non
     left = result.model.att
     assert result.verdicts[0].outcome == "equal" and left.in_proj_weight.shape == (24, 16) and left.heads() == 2
     assert isinstance(left, Named) and type(left).__name__ == "OurNamed" and type(made.att).__bases__[0].__bases__ == (Named,)
-    again = graph.replay(made, result.cuts).eval()
+    again = operations.replay(made, result.cuts).eval()
     assert torch.equal(again(x), result.model.eval()(x)) and again.att.heads() == 2
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.plan import Plan
-from sparsify.rounds import Target, left_inside, rewritten
+from sparsify.pruning.planning.cut_targets import Target, left_inside, rewritten
+from sparsify.pruning.planning.plan import Plan, ranked_together
 from sparsify_schemas.cuts import Cuts, Execution, Width
 
 
@@ -75,4 +75,4 @@ def test_gsm_rules_that_compete_go_on_competing() -> None:
 def test_gsm_rules_on_filters_and_on_shapes_are_judged_apart() -> None:
     gsm = {"sparsity": "50%", "penalty": {"kind": "gsm"}}
     plan = plan_of([{"layers": "stem", "group": "filter", **gsm}, {"layers": "last", "group": "shape", **gsm}])
-    assert [[a.rule for a in together] for together in sparsify.plan.ranked_together(plan)] == [[0], [1]]
+    assert [[a.rule for a in together] for together in ranked_together(plan)] == [[0], [1]]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sparsify.errors import RecipeError
-from sparsify.load import Loaded, Place, dump, load
-from sparsify.load.scalars import scalar
+from sparsify.recipe import Loaded, Place, dump, load
+from sparsify.recipe.yaml_scalars import scalar
 from sparsify_schemas.recipe import Recipe
 
 SMALL = """\

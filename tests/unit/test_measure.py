@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsify import measure
+from sparsify.cost import measure
+from sparsify.cost.measure import timing
 from sparsify.errors import ModelError
-from sparsify.measure import timing
 from sparsify.models import lenet5
 from sparsify_schemas.report import Environment, Latency
 from sparsify_schemas.target import Cpu
@@ -303,7 +303,7 @@ def test_timing_does_not_fetch_its_memory_from_the_system_with_every_call() -> N
     code = """
 import resource
 import numpy as np, torch
-from sparsify.measure.timing import interleaved
+from sparsify.cost.measure.timing import interleaved
 faults = []
 def call():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify import memory
-from sparsify.costs import Costs
+from sparsify.cost.cost_model import Costs
+from sparsify.cost.measure.memory import computed_peak, lived, peak_memory, stored
 from sparsify.errors import RecipeError
-from sparsify.measure.memory import computed_peak, lived, peak_memory, stored
+from sparsify.graph.surgery import operations
 from sparsify.models import digits_cnn
-from sparsify.report import read
-from sparsify.searching import deepened
+from sparsify.pruning import memory_budget
+from sparsify.pruning.planning.depth_search import deepened
+from sparsify.reporting.report_tables import read
 from sparsify_schemas.units import Size
 
 INPUTS = (torch.zeros(2, 1, 8, 8),)
@@ -67,7 +68,7 @@ def test_what_is_predicted_of_a_cut_is_what_its_tensors_take() -> None:
     costs = Costs(plan.map)
     assert costs.dense["peak_memory"] == computed_peak(model, x)
     for kept in ({"first": 20}, {"up": 9}, {"first": 5, "up": 50}, {"first": 31, "up": 1}):
-        result = sparsify.graph.cut(model, plan.map, {name: list(range(n)) for name, n in kept.items()}, "t")[0]
+        result = operations.cut(model, plan.map, {name: list(range(n)) for name, n in kept.items()}, "t")[0]
         gone = {name: range(n, plan.map.by_name[name].width) for name, n in kept.items()}
         assert costs.of(gone)["peak_memory"] == computed_peak(result, x), kept
         assert costs.of(gone, smooth=True)["peak_memory"] < costs.of(gone)["peak_memory"]
@@ -98,7 +99,7 @@ def test_what_takes_more_than_predicted_is_chosen_anew(monkeypatch: pytest.Monke
         seen.append(computed_peak(asked, inputs) * (1.0 if asked.last.in_features == 32 and asked.up.out_features == 64 else 1.3))
         return int(seen[-1])
 
-    monkeypatch.setattr(memory, "peak_memory", greedy)
+    monkeypatch.setattr(memory_budget, "peak_memory", greedy)
     sparsify.cut(sparsify.make_plan(recipe("70%"), model, (torch.randn(2, 8),)), model)
     assert seen[1] > 0.7 * seen[0] >= seen[-1]
 
@@ -113,7 +114,7 @@ def test_where_no_choice_holds_the_one_that_takes_least_is_left(monkeypatch: pyt
         tried.append(computed_peak(asked, inputs))
         return next(takes)
 
-    monkeypatch.setattr(memory, "peak_memory", measured)
+    monkeypatch.setattr(memory_budget, "peak_memory", measured)
     result = sparsify.cut(plan, model)
     assert len(tried) == 7 and tried[3] != tried[6], "the dense model and six choices"
     assert computed_peak(result.model, inputs) == tried[3]
@@ -129,7 +130,7 @@ def test_a_peak_that_cannot_be_reached_says_what_can() -> None:
 
 
 def test_the_plan_shows_it() -> None:
-    page = str(sparsify.make_plan(recipe(), Block(), (torch.zeros(1, 8),)))
+    page = sparsify.describe(sparsify.make_plan(recipe(), Block(), (torch.zeros(1, 8),)))
     row = next(line for line in page.splitlines() if line.startswith("peak memory"))
     assert row.split()[2:4] == ["18.5", "KiB"] and "at most 60 %" in row
 

@@ -142,8 +142,8 @@ def test_a_class_in_the_current_folder_builds_too(nets: Any, path: str) -> None:
         ("mynets.small.constant", {}, "model.build 'mynets.small.constant' is a int, not something that builds a model; name a function or a class"),
         ("os.system", {"command": "ls"}, "model.build 'os.system': 'os.system' is Python's own, and neither builds a model nor makes data"),
         (
-            "sparsify.folder.suppress", {},
-            "model.build 'sparsify.folder.suppress': 'sparsify.folder.suppress' is contextlib.suppress, Python's own, and neither builds a model nor makes data",
+            "sparsify.runs.run_folder.suppress", {},
+            "model.build 'sparsify.runs.run_folder.suppress': 'sparsify.runs.run_folder.suppress' is contextlib.suppress, Python's own, and neither builds a model nor makes data",
         ),
         (
             "sparsify.models.lenet5", {"clases": 3},

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from sparsify import models
+from sparsify.cost.measure import count_macs
 from sparsify.data import batches, load_data
-from sparsify.load.builders import missing, suggestions
-from sparsify.measure import count_macs
+from sparsify.recipe.builders import missing, suggestions
 from sparsify_schemas.data import Data
 
 ROOT = Path(os.environ.get("SPARSIFY_DATA", "~/.cache/sparsify")).expanduser()

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsify
-from sparsify import graph
 from sparsify.errors import ModelError
-from sparsify.graph.rules import RULES
-from sparsify.plan import Plan
-from sparsify.pruning import Result
+from sparsify.graph.surgery import operations as cut_operations
+from sparsify.graph.trace.operator_rules import RULES
+from sparsify.graph.verify import trial_cuts
+from sparsify.pruning.cut import Result
+from sparsify.pruning.planning.plan import Plan
 from sparsify_schemas.cuts import Narrow
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TorchScript, nested and sparse tensors, quantisation: old or in beta
@@ -229,13 +230,13 @@ def gap(thin: nn.Module, reference: nn.Module, inputs: tuple[Tensor, ...]) -> fl
 def difference(name: str, result: Result, inputs: tuple[Tensor, ...]) -> tuple[float, float]:
     """(largest relative difference to the reference, what it may be): in float64, where the network runs in it."""
     reference = masked(built(name)[0], result.cuts.operations)
-    thin = graph.replay(built(name)[0], result.cuts)
+    thin = cut_operations.replay(built(name)[0], result.cuts)
     thin.load_state_dict(result.model.state_dict())
     try:
         wide = tuple(x.double() for x in inputs)
         return gap(doubled(thin), doubled(reference), wide), 1e-9
     except RuntimeError:
-        thin = graph.replay(built(name)[0], result.cuts)
+        thin = cut_operations.replay(built(name)[0], result.cuts)
         thin.load_state_dict(result.model.state_dict())
         return gap(thin, masked(built(name)[0], result.cuts.operations), inputs), 1e-5
 
@@ -371,11 +372,11 @@ def test_what_fails_inside_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPat
 
     model, inputs = Moody().eval(), (torch.randn(4, 6),)
     plan = sparsify.make_plan(MOODY, model, inputs)
-    monkeypatch.setattr(graph, "cut", fails)
+    monkeypatch.setattr(cut_operations, "cut", fails)
     with pytest.raises(ModelError) as caught:
         sparsify.cut(plan, model, inputs=inputs)
     assert str(caught.value) == f"cutting the model failed in the forward call of a Moody: KeyError: 'a'; {CURE}"
-    monkeypatch.setattr(graph, "probe", fails)
+    monkeypatch.setattr(trial_cuts, "probe", fails)
     with pytest.raises(ModelError) as caught:
         sparsify.make_plan(MOODY, model, inputs)
     assert str(caught.value) == f"trying out which layers can be cut failed in the forward call of a Moody: KeyError: 'a'; {CURE}"

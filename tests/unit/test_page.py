@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsify.page import to_html
-from sparsify.page.axes import axis
-from sparsify.page.markup import tag
-from sparsify.page.plots import Mark, Series, bar, lines, scatter
-from sparsify.report import headline, tables
-from sparsify.table import clean
+from sparsify.formatting.table import clean
+from sparsify.reporting.html import to_html
+from sparsify.reporting.html.axes import axis
+from sparsify.reporting.html.markup import tag
+from sparsify.reporting.html.plots import Mark, Series, bar, lines, scatter
+from sparsify.reporting.report_tables import headline, tables
 from sparsify_schemas.report import Form, Integers, LayerTime, Report, Round, Search, Sparsity, Trial
 from sparsify_schemas.table import Steps
 

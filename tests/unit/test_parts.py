@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparsify.errors import RunError
-from sparsify.parts import Parts
+from sparsify.runs.measurement_cache import Parts
 
 
 @pytest.fixture

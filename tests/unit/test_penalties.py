@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsify import graph, penalties
-from sparsify.groups import Axis, Layout, Part, coupled_layout, inner_layout, layer_layout
-from sparsify.penalties import lasso
+from sparsify.graph import build_map
+from sparsify.graph.group_index import Axis, Layout, Part, coupled_layout, inner_layout, layer_layout
+from sparsify.training import penalties
+from sparsify.training.penalties import group_lasso
 from sparsify_schemas.group import Block
 from sparsify_schemas.penalty import L1, L2, GroupLasso
 
@@ -113,7 +114,7 @@ def prepared(net: type[nn.Module], name: str) -> tuple[dict[str, Tensor], Layout
     model = net().double()
     for p in model.parameters():
         nn.init.normal_(p)
-    map = graph.inspect(model, (torch.randn(2, 3, 8, 8, dtype=torch.float64),), {})
+    map = build_map.inspect(model, (torch.randn(2, 3, 8, 8, dtype=torch.float64),), {})
     parameters = {n: p.detach() for n, p in model.named_parameters()}
     return parameters, coupled_layout(map, [name], parameters)
 
@@ -197,7 +198,7 @@ def test_channels_last_weights_shrink_alike() -> None:
     for tensor in (weight.clone(), weight.clone().contiguous(memory_format=torch.channels_last)):
         parameters = {"w": tensor}
         for dim in (0, 1):
-            lasso.group_lasso_proximal(layer_layout([("w", dim)], parameters), torch.full((9 if dim == 0 else 7,), 5.0, dtype=torch.float64), parameters, {"w": 0.1})
+            group_lasso.group_lasso_proximal(layer_layout([("w", dim)], parameters), torch.full((9 if dim == 0 else 7,), 5.0, dtype=torch.float64), parameters, {"w": 0.1})
         results.append(parameters["w"].contiguous())
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=0)
 
@@ -227,7 +228,7 @@ def test_proximal_minimises_its_objective() -> None:
     v = torch.randn(3, 2, 3, 3, dtype=torch.float64) * torch.tensor([0.05, 0.5, 2.0], dtype=torch.float64).view(3, 1, 1, 1)
     parameters = {"w": v.clone()}
     layout = layer_layout([("w", 0)], parameters)
-    lasso.group_lasso_proximal(layout, layout.sizes(parameters).sqrt(), parameters, {"w": 0.1})
+    group_lasso.group_lasso_proximal(layout, layout.sizes(parameters).sqrt(), parameters, {"w": 0.1})
 
     def objective(w: Tensor) -> float:
         return float((w - v).square().sum() / 2 + 0.1 * (w.flatten(1).norm(dim=1) * math.sqrt(18)).sum())
@@ -249,9 +250,9 @@ def test_half_precision_counts_and_sums_in_single(dtype: torch.dtype) -> None:
     exact = parameters["w"].double()
     factor = 1 - 0.1 * math.sqrt(70000) / exact.norm(dim=1, keepdim=True)
     gradients = {"w": torch.zeros(2, 70000, dtype=dtype)}
-    lasso.group_lasso_gradient(layout, roots, parameters, gradients, 0.5)
+    group_lasso.group_lasso_gradient(layout, roots, parameters, gradients, 0.5)
     torch.testing.assert_close(gradients["w"].double(), 0.5 * math.sqrt(70000) * exact / exact.norm(dim=1, keepdim=True), rtol=2e-2, atol=1e-6)
-    lasso.group_lasso_proximal(layout, roots, parameters, {"w": 0.1})
+    group_lasso.group_lasso_proximal(layout, roots, parameters, {"w": 0.1})
     torch.testing.assert_close(parameters["w"].double(), exact * factor, rtol=1e-2, atol=1e-6)
 
 
@@ -261,7 +262,7 @@ def test_tensors_of_several_types_add_up() -> None:
     slots = torch.arange(4).repeat_interleave(2)
     layout = Layout((Part("a", (Axis((0,), torch.arange(4), 0),)), Part("b", (Axis((1,), slots, None),))), (("a", 0, 4),), 4)
     assert layout.sizes(parameters).tolist() == [7, 7, 7, 7, 0]
-    assert lasso.group_norms(layout, parameters)[:4].tolist() == pytest.approx([math.sqrt(7)] * 4)
+    assert group_lasso.group_norms(layout, parameters)[:4].tolist() == pytest.approx([math.sqrt(7)] * 4)
 
 
 INSIDE = {
@@ -294,13 +295,13 @@ def test_groups_inside_a_tensor_element_by_element(name: str, channels_last: boo
     assert layout.count == len([key for key in members if key is not None])
     roots = layout.sizes({"w": weight}).sqrt().double()
     found = {"w": torch.zeros_like(weight)}
-    lasso.group_lasso_gradient(layout, roots, {"w": weight}, found, 0.3)
+    group_lasso.group_lasso_gradient(layout, roots, {"w": weight}, found, 0.3)
     torch.testing.assert_close(found["w"], gradient)
-    lasso.group_lasso_proximal(layout, roots, {"w": weight}, {"w": 0.4})
+    group_lasso.group_lasso_proximal(layout, roots, {"w": weight}, {"w": 0.4})
     torch.testing.assert_close(weight, moved)
 
 
 def test_columns_of_a_linear_layer_are_its_shapes() -> None:
     weight = torch.tensor([[3.0, 0.0, 1.0], [4.0, 0.0, 1.0]])
     layout = inner_layout("shape", ["w"], {"w": weight})
-    assert lasso.group_norms(layout, {"w": weight}).tolist()[:-1] == pytest.approx([5.0, 0.0, math.sqrt(2)])
+    assert group_lasso.group_norms(layout, {"w": weight}).tolist()[:-1] == pytest.approx([5.0, 0.0, math.sqrt(2)])

@@ -10,16 +10,17 @@ import yaml
 from torch.nn import functional
 
 import sparsify
-from sparsify import profiling
-from sparsify.choose import candidates, choose
 from sparsify.data import batches, load_data
 from sparsify.errors import DataError, RecipeError, RunError
-from sparsify.load import load
+from sparsify.modelfile.weights import load_weights
 from sparsify.models import digits_cnn
-from sparsify.plan import Plan
-from sparsify.profiling import profile, read_profile, with_limits
-from sparsify.rounds import Target, rewritten
-from sparsify.train import evaluate
+from sparsify.pruning.planning.cut_targets import Target, rewritten
+from sparsify.pruning.planning.plan import Plan
+from sparsify.pruning.planning.selection import candidates, choose
+from sparsify.recipe import load
+from sparsify.runs import sensitivity
+from sparsify.runs.sensitivity import profile, read_profile, with_limits
+from sparsify.training.stage import evaluate
 from sparsify_cli.app import exit_code
 from sparsify_schemas.profile import Profile, tolerance
 from sparsify_schemas.units import Points, Share
@@ -44,7 +45,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(weights: Path) -> torch.nn.Module:
     model = digits_cnn()
-    sparsify.weights.load_weights(model, weights)
+    load_weights(model, weights)
     return model.eval()
 
 
@@ -56,7 +57,7 @@ def test_ablation_is_what_the_network_does_without_the_units(weights: Path, tmp_
     assert read_profile(tmp_path / "p.json") == found
     model = trained(weights)
     lost = model.conv3.weight.square().sum((1, 2, 3)) + model.conv4.weight.square().sum((0, 2, 3)) + model.bn3.weight**2 + model.bn3.bias**2
-    own = profiling._sample(load_data(load(RECIPE).recipe.data, 0).validation, 60, 0)
+    own = sensitivity._sample(load_data(load(RECIPE).recipe.data, 0).validation, 60, 0)
     assert (found.loss, found.accuracy) == pytest.approx(evaluate(model, own))
     with torch.no_grad():
         model.conv4.weight[:, lost.argsort()[:16]] = 0  # its consumer no longer sees them
@@ -75,7 +76,7 @@ def test_it_goes_on_where_it_was_killed(weights: Path, tmp_path: Path, monkeypat
             raise KeyboardInterrupt
         return evaluate(model, examples)
 
-    monkeypatch.setattr(profiling, "evaluate", dying)
+    monkeypatch.setattr(sensitivity, "evaluate", dying)
     with pytest.raises(KeyboardInterrupt):
         profile(RECIPE, weights, tmp_path / "p.json", examples=40)
     assert sum(len(c.points) for c in read_profile(tmp_path / "p.json").curves) == 10
@@ -86,7 +87,7 @@ def test_it_goes_on_where_it_was_killed(weights: Path, tmp_path: Path, monkeypat
 def test_taylor_predicts_by_the_products_of_weight_and_gradient(weights: Path, tmp_path: Path) -> None:
     found = profile(RECIPE, weights, tmp_path / "p.json", by="taylor", examples=100)
     model = trained(weights)
-    own = profiling._sample(load_data(load(RECIPE).recipe.data, 0).validation, 100, 0)
+    own = sensitivity._sample(load_data(load(RECIPE).recipe.data, 0).validation, 100, 0)
     ((x, y),) = batches(own, 100)
     functional.cross_entropy(model(x), y).backward()
     parts = [(w.grad * w).flatten(1).sum(1) if role == "out" and w.dim() > 1 else (w.grad * w).sum((0, 2, 3)) if role == "in" else w.grad * w for w, role in
@@ -99,7 +100,7 @@ def test_taylor_predicts_by_the_products_of_weight_and_gradient(weights: Path, t
 def test_gsm_ranks_the_units_of_all_layers_together(weights: Path, tmp_path: Path) -> None:
     found = profile(RECIPE, weights, tmp_path / "p.json", by="gsm", examples=100)
     units = sum(c.width for c in found.curves)
-    for at, share in enumerate(profiling.SHARES):
+    for at, share in enumerate(sensitivity.SHARES):
         assert sum(c.points[at].removed for c in found.curves) == round(share * units)
     assert len({c.points[4].removed / c.width for c in found.curves}) > 1, "some layers bear more than others"
     limited = with_limits(found, Share.parse("50%"))
@@ -114,7 +115,7 @@ def test_residual_branches_go_as_a_whole(weights: Path, tmp_path: Path) -> None:
     model = trained(weights)
     with torch.no_grad():
         model.bn4.weight.zero_(), model.bn4.bias.zero_()  # the sum's other side alone
-    own = profiling._sample(load_data(load(RECIPE).recipe.data, 0).validation, 60, 0)
+    own = sensitivity._sample(load_data(load(RECIPE).recipe.data, 0).validation, 60, 0)
     assert (branch.points[0].loss, branch.points[0].accuracy) == pytest.approx(evaluate(model, own), rel=1e-4)
     assert found.limits.keys() == {"conv1"}
 

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import sparsify
-from sparsify import graph
+from sparsify.cost.measure import copied
 from sparsify.errors import VerificationError
-from sparsify.graph import dependence
-from sparsify.graph.call import named
-from sparsify.measure import copied
-from sparsify.pruning import CONTRADICTED, Result
+from sparsify.forward import named
+from sparsify.graph.surgery import data_dependence, operations
+from sparsify.graph.verify import equivalence
+from sparsify.pruning.constant_units import CONTRADICTED
+from sparsify.pruning.cut import Result
 
 
 class Net(nn.Module):
@@ -89,7 +90,7 @@ def test_constants_that_other_inputs_contradict_are_not_folded(monkeypatch: pyte
     model = faint(Net(lambda m, x: m.b(m.a(x).tanh())))
     with torch.no_grad():
         model.a.weight[0] = 0
-    monkeypatch.setitem(dependence._CONTRACTIONS, "addmm", lambda *found: dependence.nowhere(found[-1]))
+    monkeypatch.setitem(data_dependence._CONTRACTIONS, "addmm", lambda *found: data_dependence.nowhere(found[-1]))
     result = cut(model.eval(), torch.randn(1, 5, 6), sparsity="25%", criterion={"kind": "magnitude"})
     assert CONTRADICTED in result.notes
     assert torch.equal(result.model.b.bias, model.b.bias)
@@ -121,13 +122,13 @@ def test_the_proof_uses_inputs_drawn_after_the_choice(monkeypatch: pytest.Monkey
     """One, two and five examples, none of them those that the plan was made with."""
     model, x = plain()
     seen: list[Tensor] = []
-    real = graph.verify
+    real = equivalence.verify
 
     def noting(*args: Any, **kwargs: Any) -> Any:
         seen.extend(tensor for one in kwargs["fresh"] for tensor in (value for _, value in named(one)))
         return real(*args, **kwargs)
 
-    monkeypatch.setattr("sparsify.graph.verify", noting)
+    monkeypatch.setattr("sparsify.graph.verify.equivalence.verify", noting)
     verdict = cut(model, x, sparsity="50%").verdicts[0]
     assert verdict.batches == (1, 2, 5) == tuple(len(one) for one in seen)
     assert not any(torch.equal(row, own) for one in seen for row in one for own in x)
@@ -135,14 +136,14 @@ def test_the_proof_uses_inputs_drawn_after_the_choice(monkeypatch: pytest.Monkey
 
 def test_a_model_that_is_rebuilt_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = plain()
-    real = graph.replay
+    real = operations.replay
 
     def spoilt(*args: Any) -> nn.Module:
         again = real(*args)
         again.run = lambda m, x: m.b(m.a(x).tanh()) + 1
         return again
 
-    monkeypatch.setattr("sparsify.graph.replay", spoilt)
+    monkeypatch.setattr("sparsify.graph.surgery.operations.replay", spoilt)
     with pytest.raises(VerificationError) as caught:
         cut(model, x, sparsity="50%")
     text = str(caught.value)
@@ -159,7 +160,7 @@ def proven(model: Net, x: Tensor, spoil: Any, **more: Any) -> str:
     spoil(result.model)
     keep = {w.group: [i for start, end in w.keep for i in range(start, end)] for w in result.cuts.widths}
     with pytest.raises(VerificationError) as caught:
-        graph.verify(model, result.model, result.plan.map, keep, (x,), **more)
+        equivalence.verify(model, result.model, result.plan.map, keep, (x,), **more)
     return str(caught.value)
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import sparsify
 from sparsify.errors import ModelError, RecipeError
-from sparsify.pruning import Result
+from sparsify.pruning.cut import Result
 
 RECIPE = {"version": 1, "title": "t", "rules": [{"layers": "a", "group": "neuron", "sparsity": "50%"}]}
 X = (torch.randn(3, 6, generator=torch.Generator().manual_seed(0)),)

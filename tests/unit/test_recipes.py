@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import sparsify
-from sparsify.load import load
-from sparsify.pruning import Result
+from sparsify.pruning.cut import Result
+from sparsify.recipe import load
 from sparsify_schemas.cuts import Zero
 
 ROOT = Path(__file__).parents[2]

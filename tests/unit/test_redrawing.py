@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from sparsify.calls import Call, with_names
-from sparsify.redrawing import redraw
+from sparsify.fresh_inputs import redraw
 
 X = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.pruning import Result
+from sparsify.pruning.cut import Result
 
 EXACT = 1e-12
 

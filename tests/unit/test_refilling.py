@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsify.measure import running
+from sparsify.cost.measure import runtimes
 from sparsify_schemas.target import Cpu
 
 pytest.importorskip("onnxruntime")
@@ -38,12 +38,12 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     """The models that torch.onnx is made to follow."""
     seen: list[nn.Module] = []
 
-    def pattern(model: nn.Module, inputs: Any) -> running.Pattern:
+    def pattern(model: nn.Module, inputs: Any) -> runtimes.Pattern:
         seen.append(model)
         return made(model, inputs)
 
-    made = running.pattern
-    monkeypatch.setattr(running, "pattern", pattern)
+    made = runtimes.pattern
+    monkeypatch.setattr(runtimes, "pattern", pattern)
     return seen
 
 
@@ -51,7 +51,7 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
 def test_a_cut_network_runs_by_the_pattern_of_the_dense_one(cut: tuple[int, int, int], exports: list[nn.Module]) -> None:
     torch.manual_seed(0)
     dense, thin = Net(8, 3, 10).eval(), Net(*cut).eval()
-    call = running.prepared(thin, IMAGE, TARGET, running.pattern_of(dense, IMAGE, TARGET))
+    call = runtimes.prepared(thin, IMAGE, TARGET, runtimes.pattern_of(dense, IMAGE, TARGET))
     found: Any = call()
     assert exports == [dense]
     assert torch.allclose(torch.from_numpy(found[0]), thin(*IMAGE), atol=1e-5)
@@ -62,7 +62,7 @@ def test_a_network_that_computes_something_else_is_exported_anew(exports: list[n
     torch.manual_seed(0)
     dense, other = Net(8, 3, 10).eval(), Net(8, 3, 10).eval()
     other.norm.eps = 3.0
-    call = running.prepared(other, IMAGE, TARGET, running.pattern_of(dense, IMAGE, TARGET))
+    call = runtimes.prepared(other, IMAGE, TARGET, runtimes.pattern_of(dense, IMAGE, TARGET))
     found: Any = call()
     assert exports == [dense, other]
     assert torch.allclose(torch.from_numpy(found[0]), other(*IMAGE), atol=1e-5)
@@ -71,5 +71,5 @@ def test_a_network_that_computes_something_else_is_exported_anew(exports: list[n
 def test_a_network_with_other_weights_is_exported_anew(exports: list[nn.Module]) -> None:
     dense = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1)).eval()
     shorter = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
-    running.prepared(shorter, IMAGE, TARGET, running.pattern_of(dense, IMAGE, TARGET))()
+    runtimes.prepared(shorter, IMAGE, TARGET, runtimes.pattern_of(dense, IMAGE, TARGET))()
     assert exports == [dense, shorter]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify import graph
-from sparsify.plan import Plan
+from sparsify.graph.surgery import operations, transfer_state
+from sparsify.pruning.planning.plan import Plan
 
 X = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(8) % 3
@@ -42,14 +42,14 @@ def through_a_cut(rule: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any],
     hooks.detach()
     result = sparsify.cut(plan(net, FILTERS), net, optimizer=optimizer)
     shapes = {name: tuple(p.shape) for name, p in net.named_parameters()}
-    own = {key: graph.carry_named(value, result.cuts, shapes) if isinstance(value, dict) else value for key, value in before.items()}
+    own = {key: transfer_state.carry_named(value, result.cuts, shapes) if isinstance(value, dict) else value for key, value in before.items()}
     with sparsify.attach(plan(result.model, rule), result.model, optimizer, steps_per_epoch=4, steps=8) as more:
         more.start_at(4, {0: own})
         after = more.state_dict()
         train(result.model, optimizer, 1)
     assert (after["step"], after["since"]) == (4, 4)
     (width,) = (w for w in result.cuts.widths if w.group == "0")
-    return before, after["own"][0], graph.cutting.indices(width.keep).tolist()
+    return before, after["own"][0], operations.indices(width.keep).tolist()
 
 
 def weights(of: dict[str, Tensor], kept: list[int]) -> dict[str, Tensor]:

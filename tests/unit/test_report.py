@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from sparsify.errors import RunError
-from sparsify.page import to_html
-from sparsify.report import headline, history, provenance, read, tables, to_markdown
-from sparsify.timings import latency_table
+from sparsify.reporting.html import to_html
+from sparsify.reporting.latency_table import latency_table
+from sparsify.reporting.report_tables import headline, history, provenance, read, tables, to_markdown
 from sparsify_schemas.report import Baseline, Latency, Limit, Report
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import RunError
-from sparsify.graph import cropping, gathering
-from sparsify.graph.cutting import ranges, replay
-from sparsify.graph.reshaping import reshape
+from sparsify.graph.surgery.compact_layers import reshape
+from sparsify.graph.surgery.operations import ranges, replay
+from sparsify.nn import cropped as cropped_layers
+from sparsify.nn import gathered
 from sparsify_schemas.cuts import Crop, Cuts, Gather
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -37,7 +38,7 @@ def drawn(rng: random.Random, dims: int) -> tuple[nn.Module, Tensor]:
 
 def cropping_of(name: str, conv: nn.Module) -> Crop:
     assert isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    return Crop(module=name, kernel=tuple(conv.kernel_size), grids=cropping.grids(conv.weight))
+    return Crop(module=name, kernel=tuple(conv.kernel_size), grids=cropped_layers.grids(conv.weight))
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -60,7 +61,7 @@ def test_crop_and_gather_are_exact(seed: int) -> None:
             assert cropped[0].weight.numel() <= conv.weight.numel()
             if conv.groups == 1:
                 weight = cropped[0].weight
-                op = Gather(module="0", size=weight[0].numel(), keep=ranges(gathering.live_columns(weight)))
+                op = Gather(module="0", size=weight[0].numel(), keep=ranges(gathered.live_columns(weight)))
                 reshape(cropped, [op])
                 torch.testing.assert_close(cropped(x), wanted, rtol=1e-12, atol=1e-12)
                 assert set(cropped.state_dict()) == set(model.state_dict())
@@ -143,7 +144,7 @@ def test_every_dimension_of_a_kernel() -> None:
     """grids against a search over all subsets of a small kernel."""
     for live in product((0, 1), repeat=5):
         weight = torch.tensor(live, dtype=torch.float32).view(1, 1, 5)
-        first, step, count = cropping.grids(weight)[0]
+        first, step, count = cropped_layers.grids(weight)[0]
         kept = {first + step * i for i in range(count)}
         places = {i for i, v in enumerate(live) if v}
         assert places <= kept and max(kept) < 5

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from sparsify.schedules import needs_steps, value
+from sparsify.recipe.schedules import needs_steps, value
 from sparsify_schemas.schedule import Schedule
 
 

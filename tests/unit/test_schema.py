@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from sparsify.load import dump, load
-from sparsify.load.composing import read_text
-from sparsify.load.tree import plain
+from sparsify.recipe import dump, load
+from sparsify.recipe.nodes import plain
+from sparsify.recipe.yaml_parser import read_text
 from sparsify_schemas.cuts import Cuts, Narrow, Width
 from sparsify_schemas.export import SCHEMAS, recipe_schema, text_of, write_all
 

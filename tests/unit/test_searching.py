@@ -7,13 +7,12 @@ import pytest
 import torch
 
 import sparsify
-from sparsify import deepening
-from sparsify import run as running
 from sparsify.errors import ModelError, RecipeError
-from sparsify.load import load
 from sparsify.models import digits_cnn
-from sparsify.report import read
-from sparsify.searching import best, next_depth
+from sparsify.pruning.planning.depth_search import best, next_depth
+from sparsify.recipe import load
+from sparsify.reporting.report_tables import read
+from sparsify.runs import accuracy_search, apply
 from sparsify_schemas.budget import AccuracyDrop, Budget
 from sparsify_schemas.report import Report, Search, Trial
 from sparsify_schemas.units import Points
@@ -91,7 +90,7 @@ def test_what_cannot_be_searched() -> None:
 
 def test_by_hand_nothing_can_be_searched() -> None:
     plan = sparsify.make_plan(RECIPE, digits_cnn(), (torch.zeros(2, 1, 8, 8),))
-    page = " ".join(str(plan).split())
+    page = " ".join(sparsify.describe(plan).split())
     assert "drop at most 3 pp" in page and "accuracy_drop: how deep to cut is found by at most 4 trials; shown is the shallowest." in page
     with pytest.raises(ModelError) as caught:
         sparsify.cut(plan, digits_cnn())
@@ -124,7 +123,7 @@ def test_a_search_goes_on_after_a_kill_and_ends_alike(tmp_path: Path, monkeypatc
     whole = applied(tmp_path / "whole", stages=stages, budget=budget)
     for kill in (2, 4):
         calls: list[int] = []
-        cut_now, tried = running._cut_now, deepening._tried
+        cut_now, tried = apply._cut_now, accuracy_search._tried
 
         def dying(run: Any, *given: Any, real: Any, calls: list[int] = calls, kill: int = kill) -> Any:
             calls.append(1)
@@ -133,8 +132,8 @@ def test_a_search_goes_on_after_a_kill_and_ends_alike(tmp_path: Path, monkeypatc
             return real(run, *given)
 
         with monkeypatch.context() as patch:
-            patch.setattr(running, "_cut_now", lambda *a, real=cut_now, d=dying: d(*a, real=real))
-            patch.setattr(deepening, "_tried", lambda *a, real=tried, d=dying: d(*a, real=real))
+            patch.setattr(apply, "_cut_now", lambda *a, real=cut_now, d=dying: d(*a, real=real))
+            patch.setattr(accuracy_search, "_tried", lambda *a, real=tried, d=dying: d(*a, real=real))
             with pytest.raises(KeyboardInterrupt):
                 applied(tmp_path / str(kill), stages=stages, budget=budget)
         folder = tmp_path / str(kill) / "digits-1"
@@ -147,8 +146,8 @@ def test_a_search_goes_on_after_a_kill_and_ends_alike(tmp_path: Path, monkeypatc
 def test_a_kill_at_any_write_of_the_search_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = [{**RECIPE["stages"][0], "epochs": 1}, RECIPE["stages"][1]]
     budget = {"accuracy_drop": {"at_most": "50pp", "trials": 2}}
-    write, done = deepening._write, list[int]()
-    monkeypatch.setattr(deepening, "_write", lambda *given: (done.append(1), write(*given))[1])
+    write, done = accuracy_search._write, list[int]()
+    monkeypatch.setattr(accuracy_search, "_write", lambda *given: (done.append(1), write(*given))[1])
     whole = applied(tmp_path / "whole", stages=stages, budget=budget)
     for kill in range(1, len(done) + 1):
         left = [kill]
@@ -159,7 +158,7 @@ def test_a_kill_at_any_write_of_the_search_is_gone_on_from(tmp_path: Path, monke
                 raise KeyboardInterrupt
             write(*given)
 
-        monkeypatch.setattr(deepening, "_write", dying)
+        monkeypatch.setattr(accuracy_search, "_write", dying)
         with pytest.raises(KeyboardInterrupt):
             applied(tmp_path / str(kill), stages=stages, budget=budget)
         report = read(sparsify.apply(resume=tmp_path / str(kill) / "digits-1", timing=0.01))

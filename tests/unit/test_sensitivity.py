@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.errors import ModelError
-from sparsify.plan import Plan
+from sparsify.pruning.planning.plan import Plan
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(16) % 3

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sparsify.graph.cutting import reached
-from sparsify.graph.grouping import _members, spans
-from sparsify.plan import Span
+from sparsify.graph.coupled_groups import _members, spans
+from sparsify.graph.model_map import Span
+from sparsify.graph.surgery.operations import reached
 
 
 @pytest.mark.parametrize(

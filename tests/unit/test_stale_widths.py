@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsify
-from sparsify import graph, report
 from sparsify.errors import RunError
-from sparsify.graph.width_names import Meaning, meaning
-from sparsify.pruning import Result
+from sparsify.graph.surgery import operations
+from sparsify.graph.surgery.width_names import Meaning, meaning
+from sparsify.pruning.cut import Result
+from sparsify.reporting import report_tables
 from sparsify_schemas.cuts import Cuts, SetAttribute
 
 IMAGE = (torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0)),)
@@ -278,7 +279,7 @@ def test_numbers_with_several_explanations_are_listed_in_the_notes_and_in_the_re
     assert named(result)["first.0.width"] == 8 and result.model.first[1].width == 16
     assert result.notes == ("'channels' still says 16; the layers now have 8 and 16 channels",)
     run = sparsify.save_run(result, tmp_path / "run", inputs=ROW, timing=0.01)
-    assert [note for note in report.read(run).notes if "still says" in note] == list(result.notes)
+    assert [note for note in report_tables.read(run).notes if "still says" in note] == list(result.notes)
 
 
 def test_notes_of_numbers_alike_are_one_and_names_that_say_nothing_are_listed() -> None:
@@ -397,7 +398,7 @@ def test_a_log_that_was_tampered_with_is_refused(attribute: str, value: Any, mes
     wrong = SetAttribute(module="", attribute=attribute, value=value)
     body = result.cuts.model_copy(update={"operations": (*mended, wrong)}).model_dump_json()
     with pytest.raises(RunError) as caught:
-        graph.replay(model, Cuts.model_validate_json(body))
+        operations.replay(model, Cuts.model_validate_json(body))
     assert str(caught.value) == f"the cut log {message}"
 
 
@@ -437,7 +438,7 @@ def test_the_configuration_of_a_model_of_transformers_agrees_with_the_cut_model_
     alike = bert(True, "*intermediate.dense")
     assert alike.model.config.intermediate_size == 48 and alike.dense.config.intermediate_size == 96
     assert alike.notes == () and described(alike)
-    assert graph.replay(alike.dense, alike.cuts).config.intermediate_size == 48
+    assert operations.replay(alike.dense, alike.cuts).config.intermediate_size == 48
     parts = bert(False, "*intermediate.dense")
     first, second = (layer.intermediate.dense.out_features for layer in parts.model.bert.encoder.layer)
     assert first != second and parts.model.config.intermediate_size == 96 and not described(parts)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify import steering
 from sparsify.errors import ModelError
-from sparsify.hooks import Hooks
-from sparsify.plan import Plan
+from sparsify.pruning.planning.plan import Plan
+from sparsify.training.hooks import Hooks
+from sparsify.training.penalties import auto_strength
 from sparsify_schemas.schedule import Auto
 
 X = torch.randn(256, 12, generator=torch.Generator().manual_seed(1))
@@ -134,7 +134,7 @@ def test_resumed_it_ends_the_same() -> None:
 
 @pytest.mark.parametrize(("step", "part"), [(0, 0.0), (10, 0.0), (50, 0.5), (90, 1.0), (99, 1.0)])
 def test_the_goal_is_due_linearly(step: int, part: float) -> None:
-    assert steering.due(Auto(kind="auto"), step, 10, 100) == pytest.approx(part)
+    assert auto_strength.due(Auto(kind="auto"), step, 10, 100) == pytest.approx(part)
 
 
 def test_the_length_of_the_stage_must_be_known() -> None:

@@ -14,12 +14,13 @@ from onnx import helper
 from torch import nn
 
 import sparsify
-from sparsify.contest import Contest, table, words
+from sparsify.cost.benchmark_result import BenchmarkResult
+from sparsify.cost.measure.compare import contested, pinned
 from sparsify.errors import SparsifyError
-from sparsify.load import presets
-from sparsify.measure.contesting import contested, pinned
 from sparsify.models import digits_cnn
-from sparsify.subjects import subjects, versus
+from sparsify.recipe import presets
+from sparsify.reporting.benchmark_table import table, words
+from sparsify.runs.benchmark import subjects, versus
 from sparsify_schemas.target import Cpu
 
 RECIPE: dict[str, Any] = {
@@ -113,7 +114,7 @@ def onnx_file(name: str, *given: Given, op: str = "Identity", domain: str = "") 
     onnx.save(helper.make_model(helper.make_graph(nodes, "g", entries, results), opset_imports=opsets, ir_version=9), name)
 
 
-def timed(*names: str, on: str = "onnxruntime") -> Contest:
+def timed(*names: str, on: str = "onnxruntime") -> BenchmarkResult:
     a, b = subjects([Path(n) for n in names])
     return versus(a, b, on, presets()[on], 0.05)
 
@@ -218,7 +219,7 @@ def test_an_archive_without_a_model_is_no_program() -> None:
 
 
 def test_more_threads_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsify.measure.installed.cores", lambda: 2)
+    monkeypatch.setattr("sparsify.cost.measure.availability.cores", lambda: 2)
     a, b = subjects([Path("run"), Path("cut.onnx")])
     with pytest.raises(SparsifyError) as caught:
         versus(a, b, "big", EXPORTED.model_copy(update={"threads": 64}), 0.05)
@@ -249,8 +250,8 @@ def test_nothing_in_a_program_is_executed() -> None:
     assert not Path("executed").exists()
 
 
-def contest(speedup: float, low: float, high: float, noise: float = 1.03, load: float = 0.1) -> Contest:
-    return Contest("cpu", "cpu, eager, 1 thread, batch 1", "A", "B", 2.0, 2.0 / speedup, speedup, low, high, noise, 40, load)
+def contest(speedup: float, low: float, high: float, noise: float = 1.03, load: float = 0.1) -> BenchmarkResult:
+    return BenchmarkResult("cpu", "cpu, eager, 1 thread, batch 1", "A", "B", 2.0, 2.0 / speedup, speedup, low, high, noise, 40, load)
 
 
 def test_a_difference_is_claimed_only_beyond_what_two_copies_differ_by() -> None:
@@ -265,7 +266,7 @@ def test_noise_is_what_two_copies_of_the_first_differ_by(monkeypatch: pytest.Mon
     import numpy as np
 
     rounds = np.array([[1.0, 0.5, 0.25]] * 20)
-    monkeypatch.setattr("sparsify.measure.contesting.interleaved", lambda *_: rounds)
+    monkeypatch.setattr("sparsify.cost.measure.compare.interleaved", lambda *_: rounds)
     found = contested(("A", "B"), [], "cpu", EAGER, 1.0)
     assert (found.speedup, found.noise, found.a_ms, found.b_ms, found.pairs) == (4.0, 2.0, 1000.0, 250.0, 20)
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsify.table import Table, as_markdown, as_text, cells, clean, columns, escape
+from sparsify.formatting.table import Table, as_markdown, as_text, cells, clean, columns, escape
 
 words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=30)
 TABLE = Table("T", columns("layer", ">MACs", "why"), (("conv1", "1.2 M", "it feeds the network's output"), ("fc", "12 k", "-")), ("A note.",))

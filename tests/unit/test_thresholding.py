@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.data import Datasets, Examples
-from sparsify.thresholding import plateaued, zero_smallest
-from sparsify.train import Moment, make_accelerator, train_stage
+from sparsify.training.loss_threshold import plateaued, zero_smallest
+from sparsify.training.stage import Moment, make_accelerator, train_stage
 from sparsify_schemas.stage import Train
 
 

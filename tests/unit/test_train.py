@@ -9,13 +9,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import sparsify.pruning as pruning
-from sparsify import train as train_module
+import sparsify
 from sparsify.data import Datasets, Examples, batches
 from sparsify.errors import DataError, RunError, TrainingError
 from sparsify.events import EpochDone, StageStarted, StepDone
-from sparsify.optimizers import make_optimizer
-from sparsify.train import Moment, derived_seed, evaluate, make_accelerator, train_stage
+from sparsify.pruning.planning.plan import Plan
+from sparsify.training import stage as stage_module
+from sparsify.training.optimizers import make_optimizer
+from sparsify.training.stage import Moment, derived_seed, evaluate, make_accelerator, train_stage
 from sparsify_schemas.stage import Train
 
 SGD = {"kind": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
@@ -54,7 +55,7 @@ LASSO = {
 
 
 def train(
-    model: nn.Module, spec: Train, plan: pruning.Plan | None = None, data: Datasets | None = None, **more: object
+    model: nn.Module, spec: Train, plan: Plan | None = None, data: Datasets | None = None, **more: object
 ) -> Moment:
     return train_stage(
         model, spec, data or datasets(), plan, **{"seed": 5, "stage_index": 0, "accelerator": make_accelerator(), **more}
@@ -102,7 +103,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others():
 def test_going_on_from_a_moment_ends_with_the_same_bits(optimizer, penalised):
     moments = []
     whole = net()
-    plan = pruning.make_plan(recipe(**LASSO), whole) if penalised else None
+    plan = sparsify.make_plan(recipe(**LASSO), whole) if penalised else None
 
     train(whole, stage(4, optimizer), plan, on_epoch=lambda moment: moments.append(deepcopy(moment)))
     resumed = net()
@@ -114,7 +115,7 @@ def test_going_on_from_a_moment_ends_with_the_same_bits(optimizer, penalised):
 
 def test_penalties_act_unless_the_stage_says_otherwise():
     strong = {**LASSO, "penalty": {"kind": "group_lasso", "strength": 0.5}}
-    plan = pruning.make_plan(recipe(**strong), net())
+    plan = sparsify.make_plan(recipe(**strong), net())
     with_penalty, without = train(net(), stage(), plan), train(net(), stage(penalties=False), plan)
     assert with_penalty.history[-1].sparsity > without.history[-1].sparsity == 0
     assert (with_penalty.history[-1].strength, without.history[-1].strength) == (0.5, None)
@@ -131,7 +132,7 @@ def test_zeros_of_weight_rules_are_held():
     model = net()
     with torch.no_grad():
         model[0].weight[:, ::2] = 0
-    plan = pruning.make_plan(recipe(layers=["0"], group="weight", sparsity="50%"), model)
+    plan = sparsify.make_plan(recipe(layers=["0"], group="weight", sparsity="50%"), model)
     before = model[0].weight[:, 1::2].clone()
     train(model, stage(), plan, hold_zeros=True)
     assert (model[0].weight[:, ::2] == 0).all()
@@ -140,7 +141,7 @@ def test_zeros_of_weight_rules_are_held():
 
 def test_zeros_that_came_later_are_not_held_after_going_on():
     rule = {"layers": ["0"], "group": "weight", "sparsity": "10%", "penalty": {"kind": "l1", "strength": 0.05}}
-    plan = pruning.make_plan(recipe(**rule), net())
+    plan = sparsify.make_plan(recipe(**rule), net())
     moments = []
     whole = net()
 
@@ -178,7 +179,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_spoilt():
 
 
 def test_the_strength_is_named_among_the_ways_out():
-    plan = pruning.make_plan(recipe(**{**LASSO, "penalty": {"kind": "group_lasso", "strength": 0.25}}), net())
+    plan = sparsify.make_plan(recipe(**{**LASSO, "penalty": {"kind": "group_lasso", "strength": 0.25}}), net())
     with pytest.raises(TrainingError, match=r"or the strength \(now 0.25\)"):
         train(net(), stage(3, {"kind": "sgd", "lr": 1e25}), plan)
 
@@ -256,7 +257,7 @@ def test_parameters_without_gradient_are_left_out():
 def test_a_rate_or_strength_beyond_float32_is_named(lr, strength):
     model = net()
     penalty = {"kind": "group_lasso", "strength": strength}
-    plan = pruning.make_plan(recipe(layers=["0"], group="neuron", penalty=penalty), model)
+    plan = sparsify.make_plan(recipe(layers=["0"], group="neuron", penalty=penalty), model)
     with pytest.raises(TrainingError, match=r"^stage 'learn', epoch 1, step \d: .*overflow; lower the learning rate"):
         train(model, stage(1, {"kind": "sgd", "lr": lr}), plan)
 
@@ -297,17 +298,17 @@ def test_fp16_is_of_the_forward_pass_alone():
     plain, half = net(dropout=0.0), net(dropout=0.0)
     a, b = train(plain, stage(3, clip=1.0)), train(half, stage(3, clip=1.0, precision="fp16"))
     assert all(p.dtype == torch.float32 for p in half.parameters())
-    assert not same(plain, half) and b.scaler["scale"] == train_module.SCALE and a.scaler == {}
+    assert not same(plain, half) and b.scaler["scale"] == stage_module.SCALE and a.scaler == {}
     assert [r.loss for r in b.history] == pytest.approx([r.loss for r in a.history], rel=0.02)
 
 
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_a_step_whose_gradients_overflow_is_skipped(monkeypatch: pytest.MonkeyPatch, clip):
     """Weights and penalty stay where they were; the scale is halved until gradients fit."""
-    monkeypatch.setattr(train_module, "SCALE", 2.0**40)
+    monkeypatch.setattr(stage_module, "SCALE", 2.0**40)
     model = net()
     start = deepcopy(list(model.parameters()))
-    plan = pruning.make_plan(recipe(**LASSO), model)
+    plan = sparsify.make_plan(recipe(**LASSO), model)
     moment = train(model, stage(1, precision="fp16", clip=clip), plan)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), start, strict=True))
     assert (moment.scaler["scale"], moment.hooks["step"]) == (2.0**35, 0)
@@ -318,7 +319,7 @@ def test_a_step_whose_gradients_overflow_is_skipped(monkeypatch: pytest.MonkeyPa
 
 
 def test_fp16_goes_on_from_a_moment_with_the_same_bits(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(train_module, "SCALE", 2.0**24)
+    monkeypatch.setattr(stage_module, "SCALE", 2.0**24)
     whole, parts = net(), net()
     end = train(whole, stage(4, precision="fp16"))
     kept = []
@@ -331,7 +332,7 @@ def test_fp16_goes_on_from_a_moment_with_the_same_bits(monkeypatch: pytest.Monke
 
 
 def test_gradients_that_overflow_whatever_the_scale(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(train_module, "SCALE", 0.5)
+    monkeypatch.setattr(stage_module, "SCALE", 0.5)
     with pytest.raises(TrainingError, match=r"^stage 'learn', epoch 1: gradients overflow in fp16 whatever the loss is scaled by; choose precision bf16 or fp32$"):
         train(net(), stage(2, precision="fp16"))
 

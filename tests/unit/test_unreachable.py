@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import sparsify
-from sparsify.compile import _infeasible
-from sparsify.load import load
 from sparsify.models import digits_cnn
-from sparsify.plan import Floor
+from sparsify.pruning.planning.compile import _infeasible
+from sparsify.pruning.planning.plan import Floor
+from sparsify.recipe import load
 
 
 @pytest.mark.parametrize(("least", "advice"), [(0.9, "raise it to 90.0%"), (1.012, "leave it out")])

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify import executing, graph, report
 from sparsify.errors import VerificationError
-from sparsify.pruning import Result
+from sparsify.graph.surgery import operations
+from sparsify.graph.verify import equivalence
+from sparsify.pruning import layer_compaction
+from sparsify.pruning.cut import Result
+from sparsify.reporting import report_tables
 from sparsify_schemas.cuts import Gather
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
@@ -63,7 +66,7 @@ def test_units_die_in_a_chain_until_no_more_die(tmp_path: Path) -> None:
         net[4].weight[:, 2] = 0
         torch.testing.assert_close(result.model(X), net(X))
     made = sparsify.save_run(result, tmp_path / "run", timing=0.1)
-    rule, model = report.read(made).sparsities
+    rule, model = report_tables.read(made).sparsities
     assert (rule.what, rule.nominal, rule.weights) == ("rules.0", 3 / 24, 24)
     assert rule.effective == pytest.approx(3 / 24)
     assert model.nominal == pytest.approx(3 / 136) and model.effective == pytest.approx(1 - left / 136)
@@ -185,7 +188,7 @@ def test_grouped_convolutions_crop_and_do_not_gather() -> None:
 @pytest.fixture
 def eager_to_gather(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("GAIN", 0.0), ("SURE", 0.0), ("SECONDS", 0.01)):
-        monkeypatch.setattr(executing, name, value)
+        monkeypatch.setattr(layer_compaction, name, value)
 
 
 @pytest.mark.usefixtures("eager_to_gather")
@@ -200,7 +203,7 @@ def test_a_gathered_model_replays_and_keeps_training() -> None:
     assert [e.form for e in result.cuts.executions] == ["gathered", "gathered", "gathered"]
     assert sum(isinstance(op, Gather) for op in result.cuts.operations) == 3
     assert result.verdicts[0].outcome == "equal"
-    again = graph.replay(convs(), result.cuts)
+    again = operations.replay(convs(), result.cuts)
     again.load_state_dict(result.model.state_dict())
     torch.testing.assert_close(again(IMAGE), result.model(IMAGE))
     before = result.model[2].weight.detach().clone()
@@ -282,4 +285,4 @@ def test_zeros_that_narrow_nothing_are_proven_too() -> None:
     with torch.no_grad():
         spoilt.get_parameter("2.bias")[0] += 1.0
     with pytest.raises(VerificationError, match=r"^the cut model differs from the masked one by \S+ of the largest output$"):
-        graph.verify(result.model, spoilt, result.plan.map, {}, (X,))
+        equivalence.verify(result.model, spoilt, result.plan.map, {}, (X,))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.plan import Plan
-from sparsify.pruning import Result
+from sparsify.pruning.cut import Result
+from sparsify.pruning.planning.plan import Plan
 from sparsify_schemas.cuts import Fold, Narrow
 
 OUTPUT = "it feeds the network's output"

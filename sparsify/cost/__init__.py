@@ -1,0 +1,1 @@
+"""What a network costs: multiply-accumulates, parameters, bytes, milliseconds; predicted and measured."""

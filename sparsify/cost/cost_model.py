@@ -1,0 +1,244 @@
+"""What a model of given widths costs: MACs, parameters and bytes, exactly; milliseconds on targets, as their
+clocks predict them; and peak memory, from the lives of the tensors that an inference makes."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsify.cost.latency_model import Clock
+from sparsify.graph.model_map import Coupled, Lifetimes, ModelMap, Product, Run, Span, Tensor
+from sparsify_schemas.budget import Budget
+from sparsify_schemas.units import Share
+
+Counts = NDArray[np.int64]
+
+
+class Costs:
+    """MACs, parameters, bytes, `latency.<target>` and peak memory as a function of which units are gone.
+
+    A tensor keeps prod over dimensions of (size - indices gone) elements, none when it leaves with a residual
+    branch. The MACs of a product shrink with each dimension that it runs over, and go with the branch that
+    its module is in. MACs of no product count as constant: there the prediction is never too low.
+    """
+
+    def __init__(self, map: ModelMap, clocks: Sequence[Clock] = ()) -> None:
+        self._clocks = tuple(clocks)
+        self._tensors = map.tensors
+        self._products = map.products or tuple(_by_weight(map))
+        self._fixed_macs = map.macs - sum(product.macs for product in self._products)
+        self._lengths = lengths = _Lengths(map)
+        self._places = [[lengths.place(*dim) for dim in _whole(tensor)] for tensor in map.tensors]
+        self._numels = _Volumes(self._places, lengths)
+        self._itemsizes = np.array([tensor.itemsize for tensor in map.tensors], dtype=np.int64)
+        self._parameters = np.array([tensor.parameter for tensor in map.tensors], dtype=np.int64)
+        spaces = [[lengths.place(*dim) for dim in product.dims] for product in self._products]
+        self._spaces = _Volumes(spaces, lengths)
+        dense = self._spaces.of(lengths.left({}))
+        self._each = np.array([product.macs for product in self._products]) / np.maximum(dense, 1.0)
+        """MACs of each product for one combination of indices"""
+        self._tensors_of, self._products_of = dict[str, Counts](), dict[str, Counts]()
+        """residual branch -> the tensors, and the products, that leave with it"""
+        for branch in map.branches:
+            own = [place for place, tensor in enumerate(map.tensors) if tensor.name in branch.tensors]
+            inside = [place for place, product in enumerate(self._products) if branch.holds(product.module)]
+            self._tensors_of[branch.name] = np.array(own, dtype=np.int64)
+            self._products_of[branch.name] = np.array(inside, dtype=np.int64)
+        self._lives = None if map.lifetimes is None else _Lives(map.lifetimes)
+
+    def of(self, gone: Mapping[str, Sequence[int]], *, smooth: bool = False) -> dict[str, float]:
+        """{'macs', 'params', 'bytes', 'latency.<target>', 'peak_memory'} with the listed units of each coupled group removed.
+
+        smooth: moments near the peak of memory count too, as they are the peak once others have shrunk: for prices.
+        """
+        lengths = self._lengths.left(gone)
+        numels, spent = self._numels.of(lengths), self._each * self._spaces.of(lengths)
+        for name in self._tensors_of.keys() & gone.keys():
+            if len(gone[name]):
+                numels[self._tensors_of[name]] = 0.0
+                spent[self._products_of[name]] = 0.0
+        size = float(numels @ self._itemsizes)
+        macs, params = self._fixed_macs + float(spent.sum()), float(numels @ self._parameters)
+        found = {"macs": macs, "params": params, "bytes": size}
+        if self._clocks:
+            shapes = self.shapes(gone)
+            found |= {latency(clock.target): clock.ms(shapes) for clock in self._clocks}
+        return found if self._lives is None else found | {"peak_memory": size + self._lives.most(gone, smooth)}
+
+    def shapes(self, gone: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+        """Tensor -> its shape with the listed units of each coupled group removed; of no elements where it leaves as a whole."""
+        lengths = self._lengths.left(gone).tolist()
+        found = {
+            tensor.name: tuple(lengths[place] for place in places)
+            for tensor, places in zip(self._tensors, self._places, strict=True)
+        }
+        for name in self._tensors_of.keys() & gone.keys():
+            for place in self._tensors_of[name].tolist() if len(gone[name]) else ():
+                tensor = self._tensors[place]
+                found[tensor.name] = (0,) * max(1, len(tensor.shape))
+        return found
+
+    def macs_per_weight(self) -> dict[str, float]:
+        """Tensor -> MACs that go with one of its elements; those that take none are left out."""
+        sizes = {tensor.name: tensor.numel for tensor in self._tensors}
+        found: defaultdict[str, float] = defaultdict(float)
+        for product in self._products:
+            if product.weight is not None and sizes.get(product.weight):
+                found[product.weight] += product.macs / sizes[product.weight]
+        return dict(found)
+
+    @property
+    def step(self) -> int:
+        """The widths that the slowest staircase rewards; 1 where no latency counts."""
+        return max((max(c.steps.convolution, c.steps.linear) for c in self._clocks), default=1)
+
+    @cached_property
+    def dense(self) -> dict[str, float]:
+        """The costs of the model as it is; its milliseconds as measured, where they were."""
+        measured = {latency(c.target): c.dense_ms for c in self._clocks}
+        return self.of({}) | {what: ms for what, ms in measured.items() if ms is not None}
+
+
+class _Lengths:
+    """The lengths of dimensions, as a function of which units are gone."""
+
+    def __init__(self, map: ModelMap) -> None:
+        self._spans: dict[tuple[str, int], list[tuple[Coupled, Span]]] = defaultdict(list)
+        for group in map.coupled:
+            for part in group.slices:
+                self._spans[part.tensor, part.dim] += ((group, span) for span in part.spans)
+        self._known: dict[tuple[int, tuple[Run, ...]], int] = {}
+        self._per_unit: dict[str, dict[int, Counts]] = defaultdict(dict)
+        """coupled group -> place of a length -> how much shorter it is without each of the group's units"""
+
+    def place(self, length: int, runs: tuple[Run, ...]) -> int:
+        """Where among the lengths that of a dimension is, whose indices leave as the runs say."""
+        known = len(self._known)
+        place = self._known.setdefault((length, runs), known)
+        for run in runs if place == known else ():
+            for group, span in self._spans.get((run.tensor, run.dim), ()):
+                own = _per_unit(run, span, group.width)
+                if own.any():
+                    self._per_unit[group.name][place] = self._per_unit[group.name].get(place, 0) + own
+        return place
+
+    def left(self, gone: Mapping[str, Sequence[int]]) -> Counts:
+        """Every length with the listed units of each coupled group removed."""
+        dense, even, uneven = self._rates
+        lengths = dense.copy()
+        for name, units in gone.items():
+            if name in even:
+                places, rates = even[name]
+                lengths[places] -= rates * len(units)
+            if name in uneven and len(units):
+                places, each = uneven[name]
+                lengths[places] -= each[:, np.fromiter(units, dtype=np.int64)].sum(axis=1)
+        return lengths
+
+    @cached_property
+    def _rates(self) -> tuple[Counts, dict[str, tuple[Counts, Counts]], dict[str, tuple[Counts, Counts]]]:
+        """The dense lengths; by coupled group, places and what goes there with any unit, and with each."""
+        even, uneven = dict[str, tuple[Counts, Counts]](), dict[str, tuple[Counts, Counts]]()
+        for name, own in self._per_unit.items():
+            alike = {place: int(rates[0]) for place, rates in own.items() if (rates == rates[0]).all()}
+            others = {place: rates for place, rates in own.items() if place not in alike}
+            if alike:
+                even[name] = np.array(list(alike)), np.array(list(alike.values()))
+            if others:
+                uneven[name] = np.array(list(others)), np.stack(list(others.values()))
+        return np.array([length for length, _ in self._known], dtype=np.int64), even, uneven
+
+
+def _per_unit(run: Run, span: Span, width: int) -> Counts:
+    """How many indices of a run go with each unit of a coupled group, by one of its spans."""
+    found = np.zeros(width, dtype=np.int64)
+    start, end = max(run.start, span.start), min(run.start + run.count, span.start + span.units * span.repeat)
+    if (start, end) == (span.start, span.start + span.units * span.repeat):
+        found[span.unit : span.unit + span.units] = span.repeat * run.times
+    elif start < end:
+        units = span.unit + (np.arange(start, end) - span.start) // span.repeat
+        np.add.at(found, units, run.times)
+    return found
+
+
+class _Volumes:
+    """Products of lengths: one for each list of places, 1 where a list is empty."""
+
+    def __init__(self, places: Sequence[Sequence[int]], lengths: _Lengths) -> None:
+        one = lengths.place(1, ())
+        filled = [own or (one,) for own in places]
+        self._places = np.array([place for own in filled for place in own], dtype=np.int64)
+        self._starts = np.cumsum([0, *map(len, filled[:-1])]) if filled else np.zeros(0, dtype=np.int64)
+
+    def of(self, lengths: Counts) -> NDArray[np.float64]:
+        """Exact up to 2^53."""
+        if not len(self._starts):
+            return np.zeros(0)
+        factors = lengths[self._places].astype(np.float64)
+        found: NDArray[np.float64] = np.multiply.reduceat(factors, self._starts)
+        return found
+
+
+class _Lives:
+    """Bytes alive at each operator, as a function of how many units are gone."""
+
+    def __init__(self, lifetimes: Lifetimes) -> None:
+        lives = lifetimes.lives
+        self._inputs = lifetimes.inputs
+        self._bytes = np.array([life.bytes for life in lives], dtype=np.float64)
+        self._born = np.array([life.born for life in lives], dtype=np.int64)
+        self._dies = np.array([life.dies for life in lives], dtype=np.int64)
+        slopes: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        for place, life in enumerate(lives):
+            for name, per_unit in life.per_unit:
+                slopes[name].append((place, per_unit))
+        self._slopes = {name: (np.array([p for p, _ in own]), np.array([s for _, s in own])) for name, own in slopes.items()}
+
+    def most(self, gone: Mapping[str, Sequence[int]], smooth: bool) -> float:
+        """At the peak, inputs included; smooth: the 8-norm over the operators in place of their maximum."""
+        sizes = self._bytes.copy()
+        for name, (places, per_unit) in self._slopes.items():
+            sizes[places] -= per_unit * len(gone.get(name, ()))
+        change = np.zeros(int(self._dies.max(initial=0)) + 1)
+        np.add.at(change, self._born, sizes)
+        np.add.at(change, self._dies, -sizes)
+        alive = np.maximum(change.cumsum(), 0.0)
+        return self._inputs + float((alive**8).mean() ** 0.125 if smooth else alive.max(initial=0.0))
+
+
+def latency(target: str) -> str:
+    """How a target's milliseconds are called among the costs."""
+    return f"latency.{target}"
+
+
+def _whole(tensor: Tensor) -> Iterator[tuple[int, tuple[Run, ...]]]:
+    """The dimensions of a tensor, as those of a product."""
+    for dim, size in enumerate(tensor.shape):
+        yield size, (Run(tensor.name, dim, 0, size),)
+
+
+def _by_weight(map: ModelMap) -> Iterator[Product]:
+    """Products of a map without any: a layer's MACs go with its weight, unless an earlier layer owns it."""
+    owned = {tensor.name: tensor for tensor in map.tensors}
+    for layer in map.layers:
+        for name in layer.weights:
+            if name in owned:
+                yield Product(layer.name, layer.macs, tuple(_whole(owned[name])), name)
+
+
+def limits(budget: Budget, dense: Mapping[str, float]) -> dict[str, float]:
+    """The budget in absolute numbers; latencies only of targets that `dense` knows."""
+    found: dict[str, float] = {}
+    for what in ("macs", "params", "bytes", "peak_memory"):
+        limit = getattr(budget, what)
+        if limit is not None and what in dense:
+            found[what] = limit.fraction * dense[what] if isinstance(limit, Share) else limit.count
+    for target, wish in budget.latency.items():
+        what = latency(target)
+        if what in dense:
+            found[what] = wish.fraction * dense[what] if isinstance(wish, Share) else wish.milliseconds
+    if budget.accuracy_drop is not None and not found:
+        found["macs"] = dense["macs"]  # what the depth of a cut is counted in
+    return found

@@ -1,0 +1,128 @@
+"""Timing single layers: small models of one layer, run the way that the target runs the whole network.
+
+For ONNX Runtime and OpenVINO a layer stands several times side by side on one input, its outputs reduced at once: so the
+reordering of memory at the edges of so small a model, and the cost of a call, hardly count. Processor time counts
+where one thread runs, and the fast ones of many calls: so a busy machine disturbs least.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sparsify.cost.latency.layer_geometry import Geometry
+from sparsify.cost.measure.runtimes import TimedCall, prepared, prepared_onnx, threads
+from sparsify.cost.measure.timing import interleaved, undisturbed
+from sparsify_schemas.target import Cpu, Cuda, Target
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+
+FAST = 0.25
+"""the quantile of a layer's or network's timings that counts: what disturbs only ever slows down"""
+SECONDS = 0.02
+"""spent on one layer at one width"""
+_WEIGHTS = 2**19
+"""elements of weights up to which a layer stands there several times"""
+_MODULES = {
+    (1, False): nn.Conv1d, (2, False): nn.Conv2d, (3, False): nn.Conv3d,
+    (1, True): nn.ConvTranspose1d, (2, True): nn.ConvTranspose2d, (3, True): nn.ConvTranspose3d,
+}  # fmt: skip
+
+
+def timed(layers: Sequence[tuple[Geometry, int, int]], target: Target, seconds: float = SECONDS) -> list[float]:
+    """Milliseconds of each (geometry, inputs, outputs), timed interleaved for `seconds` each."""
+    with threads(target), torch.inference_mode():
+        made = [layer_call(geometry, inputs, outputs, target) for geometry, inputs, outputs in layers]
+        floor = _floor(target)
+        rounds = interleaved([*(call for call, _ in made), *([floor] if floor else [])], seconds * len(made), np.random.default_rng(0), undisturbed(target))
+    best = np.quantile(rounds, FAST, axis=0) * 1e3
+    nothing = float(best[-1]) if floor else 0.0
+    return [max(float(ms) - nothing, float(ms) * 0.05) / copies for ms, (_, copies) in zip(best, made, strict=False)]
+
+
+def layer_call(geometry: Geometry, inputs: int, outputs: int, target: Target) -> tuple[TimedCall, int]:
+    """One layer ready to be called, and how many times a call runs it."""
+    if isinstance(target, Cpu) and target.runtime in ("onnxruntime", "openvino"):
+        copies = _copies(geometry, inputs, outputs)
+        x = np.random.default_rng(0).standard_normal(_shape(geometry, inputs, target.batch), dtype=np.float32)
+        return prepared_onnx(_onnx(geometry, inputs, outputs, copies, x.shape), [x], target), copies
+    eager = target.model_copy(update={"runtime": "eager", "table": None})  # torch.compile takes seconds for each
+    assert isinstance(eager, Cpu | Cuda)
+    return prepared(_module(geometry, inputs, outputs).eval(), (torch.randn(_shape(geometry, inputs, target.batch)),), eager), 1
+
+
+def _copies(geometry: Geometry, inputs: int, outputs: int) -> int:
+    weights = outputs * max(1, inputs // geometry.groups) * prod(geometry.kernel)
+    return 8 if geometry.depthwise or weights <= _WEIGHTS // 8 else 4 if weights <= _WEIGHTS else 2 if weights <= 4 * _WEIGHTS else 1
+
+
+def _floor(target: Target) -> TimedCall | None:
+    """What a call costs that does nothing; None in PyTorch, where every layer of a network pays it."""
+    if not isinstance(target, Cpu) or target.runtime not in ("onnxruntime", "openvino"):
+        return None
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])], "nothing",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
+    )  # fmt: skip
+    return prepared_onnx(_model(graph).SerializeToString(), [np.zeros((1, 4), np.float32)], _in_float(target))
+
+
+def _in_float(target: Cpu) -> Cpu:
+    """The same in float32, as there is nothing to quantise in a model without weights."""
+    return target.model_copy(update={"dtype": "float32"}) if target.dtype == "int8" else target
+
+
+def _shape(geometry: Geometry, inputs: int, batch: int) -> tuple[int, ...]:
+    if geometry.size:
+        return (batch, inputs, *geometry.size)
+    return (batch, inputs) if geometry.rows == 1 else (batch, geometry.rows, inputs)
+
+
+def _module(geometry: Geometry, inputs: int, outputs: int) -> nn.Module:
+    if not geometry.size:
+        return nn.Linear(inputs, outputs)
+    groups = inputs if geometry.depthwise else geometry.groups
+    kind = _MODULES[len(geometry.size), geometry.transposed]
+    made: nn.Module = kind(inputs, outputs, geometry.kernel, geometry.stride, geometry.padding, groups=groups, dilation=geometry.dilation)
+    return made
+
+
+def _onnx(geometry: Geometry, inputs: int, outputs: int, copies: int, shape: tuple[int, ...]) -> bytes:
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    nodes, weights, results = [], [], []
+    for i in range(copies):
+        groups = inputs if geometry.depthwise else geometry.groups
+        per_group = ((inputs, outputs // groups) if geometry.transposed else (outputs, inputs // groups)) if geometry.size else (inputs, outputs)
+        w = rng.standard_normal((*per_group, *geometry.kernel), dtype=np.float32) / np.float32(np.sqrt(max(1, inputs)))
+        weights += [numpy_helper.from_array(w, f"w{i}"), numpy_helper.from_array(rng.standard_normal(outputs, dtype=np.float32), f"b{i}")]
+        if geometry.size:
+            pads = [*geometry.padding, *geometry.padding]
+            given: dict[str, Any] = {"kernel_shape": geometry.kernel, "strides": geometry.stride, "pads": pads, "dilations": geometry.dilation, "group": groups}
+            nodes += [
+                helper.make_node("ConvTranspose" if geometry.transposed else "Conv", ["x", f"w{i}", f"b{i}"], [f"c{i}"], **given),
+                helper.make_node("Relu", [f"c{i}"], [f"r{i}"]),
+                helper.make_node("GlobalAveragePool", [f"r{i}"], [f"y{i}"]),
+            ]
+        elif len(shape) == 2:
+            nodes.append(helper.make_node("Gemm", ["x", f"w{i}", f"b{i}"], [f"y{i}"]))
+        else:
+            nodes += [helper.make_node("MatMul", ["x", f"w{i}"], [f"m{i}"]), helper.make_node("Add", [f"m{i}", f"b{i}"], [f"y{i}"])]
+        results.append(helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, None))
+    graph = helper.make_graph(nodes, "layer", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)], results, weights)
+    file: bytes = _model(graph).SerializeToString()
+    return file
+
+
+def _model(graph: "GraphProto") -> "ModelProto":
+    from onnx import helper
+
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+

@@ -1,0 +1,159 @@
+"""Which layers a forward call runs, and on what shapes: all that their cost depends on besides widths."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.calls import Inputs
+from sparsify.cost.latency_model import Kind, Work
+from sparsify.cost.measure import copied, count_macs
+from sparsify.forward import call
+from sparsify.graph.layer_classes import is_transposed_linear
+from sparsify.opaque import is_scripted
+
+Convs = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A layer without its widths, on one example. `size` is () for a linear layer, which has `rows` instead."""
+
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    size: tuple[int, ...] = ()
+    rows: int = 1
+    depthwise: bool = False
+    transposed: bool = False
+
+    @property
+    def key(self) -> str:
+        """'conv 3x3 stride 2 pad 1 at 14x14', 'linear x197': what is as usual is left out."""
+        if not self.size:
+            return "linear" if self.rows == 1 else f"linear x{self.rows}"
+        name = "depthwise" if self.depthwise else "transposed conv" if self.transposed else "conv"
+        usual = {"stride": 1, "pad": 0, "dilation": 1}
+        given = {"stride": self.stride, "pad": self.padding, "dilation": self.dilation}
+        more = [f"{word} {_by(value)}" for word, value in given.items() if set(value) != {usual[word]}]
+        more += [f"groups {self.groups}"] if self.groups > 1 else []
+        return " ".join([name, "x".join(map(str, self.kernel)), *more, "at", "x".join(map(str, self.size))])
+
+
+def _by(values: tuple[int, ...]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else "x".join(map(str, values))
+
+
+def read(model: nn.Module, inputs: Inputs, batch: int) -> tuple[tuple[Work, ...], dict[str, Geometry]]:
+    """The layers that one forward call runs, in order, for a batch of so many; and the geometry behind each key."""
+    model = copied(model).eval()
+    found: list[tuple[Work, Geometry | None]] = []
+    handles = [module.register_forward_hook(_noting(found, name, batch)) for name, module in model.named_modules() if not is_scripted(module)]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # or the modules inside are passed over
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            call(model, inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for handle in handles:
+            handle.remove()
+    called = {work.tensor.rpartition(".")[0] for work, _ in found}
+    rest = [work for work in _others(model, inputs, batch) if work.tensor.rpartition(".")[0] not in called]
+    return (*(work for work, _ in found), *rest), {work.key: geometry for work, geometry in found if geometry is not None}
+
+
+def _noting(found: list[tuple[Work, Geometry | None]], name: str, batch: int) -> Callable[..., None]:
+    def note(module: nn.Module, given: tuple[object, ...], made: object) -> None:
+        x = next((value for value in (*given, made) if isinstance(value, Tensor)), None)
+        if x is not None and x.dim():
+            works = _works(name, module, x, made, batch)
+            found.extend(_without_last(works, found) if _calls_its_projection(module) else works)
+
+    return note
+
+
+def _works(name: str, module: nn.Module, x: Tensor, made: object, batch: int) -> Iterator[tuple[Work, Geometry]]:
+    weight = f"{name}.weight" if name else "weight"
+    match module:
+        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d() | nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
+            yield _convolution(weight, module, x, made, batch)
+        case nn.MultiheadAttention():
+            size = module.embed_dim
+            rows = x.numel() // x.shape[-1] // _batch(module, x)
+            stem = f"{name}." if name else ""
+            if module.in_proj_weight is not None:
+                yield _linear(f"{stem}in_proj_weight", size, 3 * size, rows, batch)
+            yield _linear(f"{stem}out_proj.weight", size, size, rows, batch)
+        case nn.Linear():
+            yield _linear(weight, module.in_features, module.out_features, _rows(x), batch)
+        case _ if is_transposed_linear(module):
+            inputs, outputs = module.get_parameter("weight").shape
+            work, geometry = _linear(weight, inputs, outputs, _rows(x), batch)
+            yield Work(work.tensor, work.kind, work.key, inputs, outputs, work.written, transposed=True), geometry
+
+
+def _calls_its_projection(module: nn.Module) -> bool:
+    """Whether an attention's forward is not torch's, which reads the weights of `out_proj` without calling it."""
+    attention = isinstance(module, nn.MultiheadAttention)
+    return attention and type(module).forward is not nn.MultiheadAttention.forward
+
+
+def _without_last(
+    works: Iterator[tuple[Work, Geometry]], found: Sequence[tuple[Work, Geometry | None]]
+) -> Iterator[tuple[Work, Geometry]]:
+    """Without what was noted just before, when the projection inside was called."""
+    last = found[-1][0].tensor if found else None
+    return (entry for entry in works if entry[0].tensor != last)
+
+
+def _rows(x: Tensor) -> int:
+    return max(1, x.numel() // max(1, x.shape[-1]) // x.shape[0])
+
+
+def _batch(module: nn.MultiheadAttention, x: Tensor) -> int:
+    return x.shape[0] if module.batch_first else x.shape[1] if x.dim() == 3 else 1
+
+
+def _linear(tensor: str, inputs: int, outputs: int, rows: int, batch: int) -> tuple[Work, Geometry]:
+    geometry = Geometry(rows=rows)
+    return Work(tensor, "linear", geometry.key, inputs, outputs, rows * batch), geometry
+
+
+def _convolution(tensor: str, module: nn.Module, x: Tensor, made: object, batch: int) -> tuple[Work, Geometry]:
+    assert isinstance(module, (*Convs, *Transposed))
+    depthwise = module.groups == module.in_channels == module.out_channels > 1
+    geometry = Geometry(
+        kernel=tuple(module.kernel_size),
+        stride=tuple(module.stride),
+        padding=_padding(module),
+        dilation=tuple(module.dilation),
+        groups=1 if depthwise else module.groups,
+        size=tuple(x.shape[2:]),
+        depthwise=depthwise,
+        transposed=module.transposed,
+    )
+    out = prod(made.shape[2:]) if isinstance(made, Tensor) else prod(geometry.size)
+    kind: Kind = "depthwise" if depthwise else "convolution"
+    return Work(tensor, kind, geometry.key, module.in_channels, module.out_channels, out * batch, geometry.groups, module.transposed), geometry
+
+
+def _padding(module: nn.Module) -> tuple[int, ...]:
+    assert isinstance(module, (*Convs, *Transposed))
+    if isinstance(module.padding, str):
+        same = module.padding == "same"
+        return tuple(d * (k - 1) // 2 if same else 0 for d, k in zip(module.dilation, module.kernel_size, strict=True))
+    return tuple(module.padding)
+
+
+def _others(model: nn.Module, inputs: Inputs, batch: int) -> Iterator[Work]:
+    """Modules that multiply and that no table knows, such as recurrent layers: they count by their MACs."""
+    for name, macs in count_macs(model, inputs)[1].items():
+        own: Mapping[str, Tensor] = dict(model.get_submodule(name).named_parameters(recurse=False))
+        weight = next((part for part, value in own.items() if value.dim() > 1), None)
+        yield Work(f"{name}.{weight}" if weight else f"{name}.", "other", "", 1, 1, 0, macs=macs * batch, numel=own[weight].numel() if weight else 0)

@@ -1,0 +1,129 @@
+"""Tables of latencies on disk: one file a machine, runtime and thread count in the user's cache; whole, and never another machine's."""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from sparsify import files
+from sparsify.cost.measure.availability import runtime_version
+from sparsify.cost.measure.machine import processor, vectors
+from sparsify.errors import RunError, TargetError
+from sparsify_schemas.table import Machine, Point, Steps, Table
+from sparsify_schemas.target import Cpu, Target
+
+VECTOR_STEPS = {"AVX512": 16, "AVX2": 8, "NEON": 8}
+"""channels that fill a vector register of float32, twice for NEON; what a width step is before it was measured"""
+LEAST = 4
+"""no width step of a processor is below this: fast kernels want multiples of it"""
+
+
+def cache_folder() -> Path:
+    """$SPARSIFY_CACHE, or sparsify in the user's cache folder."""
+    named = os.environ.get("SPARSIFY_CACHE")
+    if named:
+        return Path(named)
+    match sys.platform:
+        case "win32":
+            return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "sparsify"
+        case "darwin":
+            return Path.home() / "Library" / "Caches" / "sparsify"
+        case _:
+            return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsify"
+
+
+def this_machine(target: Target) -> Machine:
+    """What a latency measured here depends on."""
+    return Machine(
+        processor=_gpu() if target.kind == "cuda" else processor(),
+        vectors=vectors(),
+        system=f"{platform.system()} {platform.machine()}",
+        runtime=runtime_version(target),
+    )
+
+
+def place(target: Target) -> Path:
+    """Where the table of a target lies: the file that it names, or its own in the cache."""
+    if target.table is not None:
+        return Path(target.table).expanduser()
+    words = [target.kind, target.runtime, f"{target.threads}t" if isinstance(target, Cpu) else "", f"b{target.batch}", target.dtype]
+    text = json.dumps([this_machine(target).model_dump(), target.model_dump()], sort_keys=True)
+    return cache_folder() / "latency" / f"{'-'.join(filter(None, words))}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+
+
+def read(name: str, target: Target) -> Table:
+    """The table of a target; an empty one where nothing was measured yet. Raises TargetError."""
+    path = place(target)
+    if not path.exists():
+        if target.table is not None:
+            raise TargetError(f"target '{name}': there is no table {path}; 'sparsify targets measure {name} RECIPE --out {path.name}' makes one on the machine that it is for")
+        return Table(machine=this_machine(target), target=target)
+    try:
+        found = Table.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        mend = "have it measured anew there" if target.table is not None else "delete it, and it is measured anew"
+        raise TargetError(f"target '{name}': {path} is damaged, no table of latencies ({_first(error)}); {mend}") from None
+    if target.table is None and found.machine != this_machine(target):
+        raise TargetError(
+            f"target '{name}': {path} was measured on another machine ({_words(found.machine)}; this is {_words(this_machine(target))}); "
+            f"delete it to measure here, or name it as the target's 'table' to cut for that machine"
+        )
+    return found
+
+
+def write(table: Table, path: Path) -> None:
+    """Write a table whole or not at all, with what another process added meanwhile. Raises TargetError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write(path, (merged(table, path).model_dump_json(indent=1) + "\n").encode(), shared=True)
+    except (OSError, RunError) as error:
+        raise TargetError(f"cannot write the table {path}: {error}; set SPARSIFY_CACHE to a folder that can be written to") from None
+
+
+def merged(table: Table, path: Path) -> Table:
+    """The table, with those layers and networks of an earlier file that it does not have."""
+    try:
+        before = Table.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return table
+    if before.machine != table.machine:
+        return table
+    layers = {key: with_points(before.layers.get(key, ()), table.layers.get(key, ())) for key in sorted({*before.layers, *table.layers})}
+    return table.model_copy(update={"layers": layers, "networks": before.networks | table.networks, "steps": table.steps or before.steps})
+
+
+def with_points(before: tuple[Point, ...], more: tuple[Point, ...]) -> tuple[Point, ...]:
+    """Points by widths; the later ones win."""
+    found = {point[:2]: point for point in (*before, *more)}
+    return tuple(found[widths] for widths in sorted(found))
+
+
+def steps_of(table: Table) -> Steps:
+    """The measured steps, or what the vector instructions let expect; at least 4 on a processor."""
+    least = LEAST if table.target.kind == "cpu" else 1
+    if table.steps is not None:
+        steps = table.steps
+        return Steps(convolution=max(least, steps.convolution), inputs=steps.inputs, linear=max(least, steps.linear))
+    convolution = VECTOR_STEPS.get(table.machine.vectors, 8) if table.target.kind == "cpu" else 8
+    return Steps(convolution=convolution, inputs=convolution if table.target.runtime == "onnxruntime" else 1, linear=LEAST)
+
+
+def _gpu() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+
+
+def _words(machine: Machine) -> str:
+    return f"{machine.processor} with {machine.vectors}, {machine.runtime}"
+
+
+def _first(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
+    return str(error)

@@ -1,0 +1,146 @@
+"""The memory of one inference: what the allocator gives out while it runs, and how long each tensor lives.
+
+    peak = bytes of parameters and buffers + bytes of the inputs + largest sum of what is allocated at one moment of the call
+
+on one example, in eval mode. Measured, kernels' own work space counts as well (columns of a convolution by matrix product).
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sparsify.calls import Inputs, all_tensors, call, changed, with_batch
+from sparsify.opaque import uncompiled
+from sparsify.trial_calls import in_eval
+
+
+def stored(model: nn.Module) -> int:
+    """Bytes of the parameters and buffers; shared ones once."""
+    return sum({id(t): t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())}.values())
+
+
+def given(inputs: Inputs) -> int:
+    """Bytes of the inputs of one example."""
+    return sum(t.numel() * t.element_size() for t in all_tensors(with_batch(inputs, 1)))
+
+
+def peak_memory(model: nn.Module, inputs: Inputs) -> int:
+    """Bytes at the peak of one inference on one example, as the allocator of the model's device saw it."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    fed = _on(with_batch(inputs, 1), device)
+    with in_eval(model), torch.inference_mode():
+        call(model, fed)  # what is kept from a first call is no part of it
+        used = _on_cuda(model, fed) if device.type == "cuda" else _on_cpu(model, fed)
+    return stored(model) + given(inputs) + used
+
+
+def _on_cuda(model: nn.Module, inputs: Inputs) -> int:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call(model, inputs)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _on_cpu(model: nn.Module, inputs: Inputs) -> int:
+    with _unheard(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        call(model, inputs)
+    assert seen.profiler is not None and seen.profiler.kineto_results is not None
+    now = most = 0
+    for event in sorted((e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """The profiler's library says on stderr when it starts and stops."""
+    before = os.environ.get("KINETO_LOG_LEVEL")
+    os.environ["KINETO_LOG_LEVEL"] = "99"
+    try:
+        yield
+    finally:
+        os.environ.pop("KINETO_LOG_LEVEL")
+        if before is not None:
+            os.environ["KINETO_LOG_LEVEL"] = before
+
+
+def lived(model: nn.Module, inputs: Inputs) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    """(operators in the order in which they ran, (made by operator, freed before operator, bytes) of every tensor that they made).
+
+    Storages are watched, so views and what is done in place count once, and a tensor lives as long as Python holds it. The
+    attention fast path is off, as where MACs are counted. Runs on the meta device too.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    fed = _on(with_batch(inputs, 1), device)
+    known = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers(), *all_tensors(fed))}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        watch = _Watch(known)
+        with in_eval(model), torch.no_grad(), torch.random.fork_rng(devices=[]), uncompiled(), watch:
+            call(model, fed)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return watch.found()
+
+
+def computed_peak(model: nn.Module, inputs: Inputs) -> int:
+    """Bytes at the peak of one inference on one example, from the lives of the tensors alone."""
+    operators, lives = lived(model, inputs)
+    change = [0] * (len(operators) + 1)
+    for born, dies, size in lives:
+        change[born] += size
+        change[dies] -= size
+    return stored(model) + given(inputs) + max(accumulate(change), default=0)
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes when storages come and go."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, known: set[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._known = known
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._lives: list[tuple[int, int, int]] = []
+        self._operators: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._sweep()
+        out = func(*args, **(kwargs or {}))
+        at = len(self._operators)
+        self._operators.append(str(func))
+        for value in tree_leaves(out):
+            storage = value.untyped_storage() if isinstance(value, Tensor) else None
+            if storage is not None and storage._cdata not in self._known and storage._cdata not in self._alive:
+                self._alive[storage._cdata] = (StorageWeakRef(storage), len(self._lives))  # type: ignore[no-untyped-call]
+                self._lives.append((at, -1, storage.nbytes()))
+        return out
+
+    def _sweep(self) -> None:
+        now = len(self._operators)
+        for key in [key for key, (held, _) in self._alive.items() if held.expired()]:  # type: ignore[no-untyped-call]
+            place = self._alive.pop(key)[1]
+            self._lives[place] = (self._lives[place][0], now, self._lives[place][2])
+
+    def found(self) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+        """Operators and lives; what outlives the call lives to its end."""
+        self._sweep()
+        end = len(self._operators)
+        return tuple(self._operators), tuple((born, end if dies < 0 else dies, size) for born, dies, size in self._lives)
+
+
+def _on(inputs: Inputs, device: torch.device) -> Inputs:
+    return changed(inputs, lambda tensor: tensor.to(device))

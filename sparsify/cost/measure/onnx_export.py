@@ -1,0 +1,86 @@
+"""A model as a program of another runtime: torch.export, and ONNX made of it."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsify.calls import Inputs, calls_of, tensors_of
+from sparsify.copies import copied
+from sparsify.cost.measure.tensor_program import entered
+from sparsify.errors import ModelError
+
+_LIMIT = 2**31
+"""bytes of one protobuf message"""
+_FOREIGN = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # torch.export, copying what it made itself
+    "# The axis name: .* will not be used, since it shares",  # torch.onnx, of several inputs with one batch dimension
+    r"The tensor attributes? .* (was|were) assigned during export",  # torch.export, of the weights that nn.LSTM lists
+)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's log messages and warnings about its own doings; what matters of them is in its errors."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        for message in _FOREIGN:
+            warnings.filterwarnings("ignore", message=message)
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def program(model: nn.Module, traced: Inputs, other: Inputs) -> tuple[torch.export.ExportedProgram, Any]:
+    """The model as a torch.export program, and which dimensions of its inputs are the batch.
+
+    traced, other: example inputs at two batch sizes; of the same size, no other batch is taken. Where these hold more than
+    tensors, the program takes the tensors in order. Raises ModelError.
+    """
+    batch, shapes = torch.export.Dim("batch"), torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    pairs = list(zip(*(tensors_of(calls_of(inputs)[0]).values() for inputs in (traced, other)), strict=True))
+    model, traced = entered(model, traced)
+    args, kwargs = ((), dict(traced)) if isinstance(traced, Mapping) else (traced, {})
+    varying = [one for one, another in pairs if one.shape != another.shape]
+    for one, another in pairs:
+        if one.shape != another.shape:
+            shapes[one] = {at: batch for at in range(one.dim()) if one.shape[at] != another.shape[at]}
+    try:
+        dynamic = shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
+        with torch.no_grad(), redirect_stderr(StringIO()):  # on failure torch prints the graph so far
+            frozen = copied(model).requires_grad_(False)
+            made = torch.export.export(frozen, args, kwargs, dynamic_shapes=dynamic, strict=False)
+    except Exception as error:
+        batches = "a batch of any size" if varying else "these inputs"
+        raise ModelError(f"torch.export cannot follow the model with {batches}: {reason(error)}") from error
+    for module in made.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # it names folders of this machine
+    return made, dynamic
+
+
+def onnx_program(model: nn.Module, traced: Inputs, other: Inputs, *, optimize: bool = True) -> torch.onnx.ONNXProgram:
+    """The model as ONNX, for any batch, or that of `traced` where `other` has the same. Raises ModelError where ONNX cannot express it."""
+    if sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())) >= _LIMIT:
+        raise ModelError("the model has 2 GiB of weights or more, which one ONNX file cannot hold; export it with --format pt2")
+    exported, dynamic = program(model, traced, other)
+    try:
+        made = torch.onnx.export(exported, dynamo=True, verbose=False, dynamic_shapes=dynamic, optimize=optimize)
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error  # torch.onnx wraps it in advice of its own
+        raise ModelError(f"ONNX cannot express the model: {reason(cause)}; --format pt2 may") from error
+    assert made is not None  # it is None only without dynamo
+    return made
+
+
+def reason(error: Exception) -> str:
+    """The first two of the many lines that torch says, or OpenVINO after the place in its own code."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from ")]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}"[:400]

@@ -1,0 +1,45 @@
+"""An ONNX file in eight-bit integers: static quantisation by ONNX Runtime."""
+
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from sparsify.cost.measure.onnx_export import quiet
+from sparsify.cost.measure.onnx_inputs import entries, in_integers
+from sparsify.errors import ModelError
+
+
+def quantised(file: bytes, batches: Iterable[Sequence[NDArray[Any]]]) -> bytes:
+    """Weights in int8 by output channel, activations in uint8, which x86 multiplies faster, by the range that they have in `batches`.
+
+    Quantisation stands in the file as pairs of nodes around what is computed in integers, as ONNX Runtime and OpenVINO read it.
+    A file that is in integers already stays as it is. Raises ModelError.
+    """
+    import onnx
+    from onnxruntime import quantization
+
+    if in_integers(onnx.ModelProto.FromString(file)):
+        return file
+    names = [entry.name for entry in entries(file)]
+
+    class Batches(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = (dict(zip(names, batch, strict=True)) for batch in batches)
+
+        def get_next(self) -> dict[str, NDArray[Any]] | None:
+            return next(self.left, None)
+
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        source, simple, target = (os.fspath(Path(folder) / f"{name}.onnx") for name in ("model", "simple", "int8"))
+        Path(source).write_bytes(file)
+        try:
+            quantization.shape_inference.quant_pre_process(source, simple, skip_symbolic_shape=True)
+            types = {"activation_type": quantization.QuantType.QUInt8, "weight_type": quantization.QuantType.QInt8}
+            quantization.quantize_static(simple, target, Batches(), per_channel=True, **types)
+        except Exception as error:
+            raise ModelError(f"ONNX Runtime cannot quantise the model: {type(error).__name__}: {error}") from error
+        return Path(target).read_bytes()

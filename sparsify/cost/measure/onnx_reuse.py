@@ -1,0 +1,98 @@
+"""The ONNX file of a network made from that of another one with the same graph, by putting its weights in their place.
+
+torch.onnx follows a network for many seconds; what a cut changes of it is the weights alone. Whether that holds is not
+assumed: a file whose weights have other names, that does not run, or that computes something else is not used.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.calls import Inputs
+from sparsify.cost.measure.onnx_export import onnx_program, quiet
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+OPEN = (-1, -2)
+"""what else may differ in a written shape of four dimensions or more: the size of heads, or their number"""
+_FOLLOWS = "follows_from_the_weights"
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """A network as ONNX before any optimisation, where each weight stands under its own name."""
+
+    file: "ModelProto"
+    stored: frozenset[str]
+    """names of its parameters and buffers"""
+
+
+def pattern(model: nn.Module, inputs: Inputs) -> Pattern:
+    """The network as ONNX, for inputs of this very batch. Raises ModelError where ONNX cannot express it."""
+    with quiet():
+        proto = onnx_program(model, inputs, inputs, optimize=False).model_proto
+    del proto.graph.value_info[:]  # shapes in between, which other weights change
+    return Pattern(proto, frozenset(_stored(model)))
+
+
+def filled(like: Pattern, model: nn.Module, free: int = -1) -> bytes | None:
+    """The file with this model's weights, optimised as an export is; None where the model has other weights.
+
+    free: where written shapes may hold what is no width of a weight; see `OPEN`.
+    """
+    import onnx_ir
+    from onnx import numpy_helper
+
+    own = _stored(model)
+    if own.keys() != like.stored:
+        return None
+    proto = type(like.file)()
+    proto.CopyFrom(like.file)
+    changed: set[int] = set()
+    for entry in proto.graph.initializer:
+        if entry.name in own:
+            changed.update(before for before, now in zip(entry.dims, own[entry.name].shape, strict=True) if before != now)
+            entry.CopyFrom(numpy_helper.from_array(own[entry.name].detach().cpu().contiguous().numpy(), entry.name))
+    if changed:
+        _open(proto, changed, free)
+        _regroup(proto, {entry.name: entry.dims[0] for entry in like.file.graph.initializer if len(entry.dims) > 2})
+    with quiet():
+        program = torch.onnx.ONNXProgram(onnx_ir.from_proto(proto), None)
+        program.optimize()
+        file: bytes = program.model_proto.SerializeToString()
+    return file
+
+
+def _open(proto: "ModelProto", changed: Collection[int], free: int) -> None:
+    """Write -1 where a width stands in a shape that a tensor is brought into, so that it follows from the weights.
+
+    torch.onnx puts such a shape together from one constant for each dimension. changed: widths that are others now.
+    """
+    from onnx import helper
+
+    made = {name: node for node in proto.graph.node for name in node.output}
+    for shape in {node.input[1] for node in proto.graph.node if node.op_type == "Reshape"}:
+        parts = made[shape].input if shape in made and made[shape].op_type == "Concat" else ()
+        written = [made[name].attribute[0].ints[0] if name in made and made[name].op_type == "Constant" else 0 for name in parts]
+        widths = [at for at, size in enumerate(written) if at and size in changed]
+        if widths or len(written) > 3:
+            made[shape].input[widths[-1] if widths else free] = _FOLLOWS
+    proto.graph.node.insert(0, helper.make_node("Constant", [], [_FOLLOWS], value_ints=[-1]))
+
+
+def _regroup(proto: "ModelProto", before: Mapping[str, int]) -> None:
+    """Depthwise convolutions have as many groups as channels. before: the channels that the pattern had."""
+    now = {entry.name: entry.dims[0] for entry in proto.graph.initializer}
+    for node in proto.graph.node:
+        for attribute in node.attribute if node.op_type == "Conv" else ():
+            if attribute.name == "group" and attribute.i == before.get(node.input[1]) != 1:
+                attribute.i = now[node.input[1]]
+
+
+def _stored(model: nn.Module) -> Mapping[str, Tensor]:
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}

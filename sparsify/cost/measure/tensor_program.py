@@ -1,0 +1,61 @@
+"""A model as programs of other runtimes take it: called with tensors alone, by `forward`, and returning tensors alone."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.calls import Call, Inputs, call, calls_of, flattened, rebuilt, tensors_of
+from sparsify.copies import copied
+from sparsify.trial_calls import detached
+
+
+def entered(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
+    """The model and what it takes, as they are where that is tensors alone; else a module that takes the tensors in order
+    and fills in the rest, and returns the tensors of a dataclass in a tuple. Of several calls, the first."""
+    first = calls_of(inputs)[0]
+    items = first.inputs.values() if isinstance(first.inputs, Mapping) else first.inputs
+    bare = first.method == "forward" and all(isinstance(item, Tensor) for item in items)
+    if bare and not _returns_a_dataclass(model, first):
+        return model, first.inputs
+    return _Entry(model, first), tuple(tensors_of(first).values())
+
+
+def entry_tensors(model: nn.Module, inputs: Inputs) -> Inputs:
+    """What the module that `entered` makes of the model takes."""
+    return entered(model, inputs)[1]
+
+
+def _returns_a_dataclass(model: nn.Module, first: Call) -> bool:
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return _has_a_dataclass(call(copied(model).eval(), detached((first,))))
+    except Exception:  # that it does not run is said by who needs it
+        return False
+
+
+def _has_a_dataclass(made: Any) -> bool:
+    if isinstance(made, Mapping):
+        return any(map(_has_a_dataclass, made.values()))
+    if isinstance(made, list | tuple):
+        return any(map(_has_a_dataclass, made))
+    return dataclasses.is_dataclass(made)
+
+
+class _Entry(nn.Module):
+    """A call of a model with the given tensors in place of its own."""
+
+    def __init__(self, model: nn.Module, entry: Call) -> None:
+        super().__init__()
+        self.model, self.entry = model, entry
+        self.train(model.training)
+
+    def forward(self, *given: Tensor) -> Any:
+        by_path = dict(zip(tensors_of(self.entry), given, strict=True))
+        own = dataclasses.replace(self.entry, inputs=rebuilt(self.entry.inputs, lambda path, _: by_path[path]))
+        (made,) = call(self.model, (own,))
+        if not _has_a_dataclass(made):
+            return made
+        return tuple(value for _, value in flattened(made) if isinstance(value, Tensor))

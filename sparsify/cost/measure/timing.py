@@ -1,0 +1,152 @@
+"""Timing: models side by side on a target of this machine."""
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from sparsify.calls import Inputs, batch_words
+from sparsify.cost.measure.availability import check_target
+from sparsify.cost.measure.machine import load_average
+from sparsify.cost.measure.malloc import heap_kept
+from sparsify.cost.measure.runtimes import TimedCall, pattern_of, prepared, threads
+from sparsify.errors import ModelError, TargetError
+from sparsify.trial_calls import in_eval
+from sparsify_schemas.report import Latency
+from sparsify_schemas.target import Cpu, Target
+
+Floats = NDArray[np.float64]
+Now = Callable[[], float]
+
+_LEAST_ROUNDS = 8
+_RESAMPLES = 2000
+
+
+def latency(
+    dense: nn.Module, cut: nn.Module, inputs: Inputs, name: str, target: Target, *, seconds: float = 3.0, seed: int = 0
+) -> Latency:
+    """Time two models side by side on a target for about `seconds`, never fewer than 8 pairs of measurements.
+
+    One thread of a processor is timed by the processor time that it takes, everything else by the time of day. The result
+    is the median of each, the median of dense / cut over the pairs, and its 95 % bootstrap interval over pairs. inputs are
+    repeated or cut to the target's batch. Threads, modes and the garbage collector are left as they were.
+    Raises TargetError when the target is not here, ModelError when a model cannot run on it.
+    """
+    load = load_average()
+    rng = np.random.default_rng(seed)
+    pairs = timed((dense, cut), inputs, name, target, seconds=seconds, rng=rng, now=undisturbed(target))
+    ratios = pairs[:, 0] / pairs[:, 1]
+    low, high = interval(ratios, rng)
+    return Latency(
+        target=name,
+        description=described(target, batch_words(inputs)),
+        dense_ms=float(np.median(pairs[:, 0])) * 1e3,
+        cut_ms=float(np.median(pairs[:, 1])) * 1e3,
+        speedup=float(np.median(ratios)),
+        low=low,
+        high=high,
+        pairs=len(pairs),
+        load=load,
+    )
+
+
+def timed(
+    models: Sequence[nn.Module],
+    inputs: Inputs,
+    name: str,
+    target: Target,
+    *,
+    seconds: float,
+    rng: np.random.Generator,
+    now: Now = time.perf_counter,
+) -> Floats:
+    """(rounds, models) seconds per forward call; see `interleaved`. Raises TargetError and ModelError."""
+    check_target(name, target)
+    if target.table is not None:
+        raise TargetError(f"target '{name}' is a machine described by {target.table}, so nothing can be timed on it here; leave it out, or choose another target")
+    try:
+        with threads(target), in_eval(*models), torch.inference_mode():
+            like = pattern_of(models[0], inputs, target)
+            return interleaved([prepared(model, inputs, target, like) for model in models], seconds, rng, now)
+    except (RuntimeError, ModelError) as error:  # such as no memory for so large a batch
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"target '{name}' with batch {target.batch} cannot be timed: {reason}") from error
+
+
+def undisturbed(target: Target) -> Now:
+    """The clock that other programs disturb least: processor time on one thread of a processor, else the time of day."""
+    return time.process_time if isinstance(target, Cpu) and target.threads == 1 else time.perf_counter
+
+
+def interleaved(calls: Sequence[TimedCall], seconds: float, rng: np.random.Generator, now: Now = time.perf_counter) -> Floats:
+    """(rounds, calls) seconds per call, in about so many seconds and never fewer than 8 rounds.
+
+    Each round times all, in an order drawn anew, so that what the machine does besides hits all alike. Each is called once
+    before it is timed: what the others left in the caches would count against it. What is fast is called several times
+    per measurement. now: what tells the time, in seconds.
+    """
+    with _no_collection(), heap_kept():
+        repeats = [_warm(call, seconds * 0.1 / len(calls)) for call in calls]
+        end = time.perf_counter() + seconds * 0.9
+        rows: list[list[float]] = []
+        while len(rows) < _LEAST_ROUNDS or time.perf_counter() < end:
+            row = [0.0] * len(calls)
+            for i in rng.permutation(len(calls)):
+                calls[i]()
+                row[i] = _timed(calls[i], repeats[i], now)
+            rows.append(row)
+    return np.array(rows)
+
+
+def described(target: Target, given: str = "") -> str:
+    """'cpu, onnxruntime, 1 thread, batch 1', and what else is not as usual; given: what stands in place of the batch."""
+    parts: list[str] = [target.kind, target.runtime]
+    if isinstance(target, Cpu):
+        parts.append(f"{target.threads} {'thread' if target.threads == 1 else 'threads'}")
+    parts.append(given or f"batch {target.batch}")
+    parts += [target.dtype] if target.dtype != "float32" else []
+    parts += [target.layout] if target.layout != "contiguous" else []
+    return ", ".join(parts)
+
+
+def _warm(call: TimedCall, seconds: float) -> int:
+    """Call until caches and allocator have settled; gives how many calls take about two milliseconds."""
+    fastest, start = float("inf"), time.perf_counter()
+    for done in range(1_000_000):
+        fastest = min(fastest, _timed(call, 1, time.perf_counter))
+        if done >= 2 and time.perf_counter() - start > seconds:
+            break
+    return max(1, min(1000, round(0.002 / max(fastest, 1e-9))))
+
+
+def _timed(call: TimedCall, repeats: int, now: Now) -> float:
+    start = now()
+    for _ in range(repeats):
+        call()
+    passed = max(now() - start, 1e-9)  # a coarse clock may not have ticked; times are divided by each other
+    return passed / repeats
+
+
+def interval(ratios: Floats, rng: np.random.Generator) -> tuple[float, float]:
+    """95 % percentile bootstrap of the median of ratios."""
+    medians = np.empty(_RESAMPLES)
+    for i in range(_RESAMPLES):
+        medians[i] = np.median(rng.choice(ratios, len(ratios)))
+    low, high = np.quantile(medians, (0.025, 0.975))
+    return float(low), float(high)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()

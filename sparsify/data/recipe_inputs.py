@@ -1,0 +1,142 @@
+"""Example inputs: what one forward call of the model takes, or several calls of its methods."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsify.calls import Call, Inputs, plain
+from sparsify.data.examples import Datasets
+from sparsify.errors import DataError
+from sparsify.fresh_inputs import Draw, drawn_as
+from sparsify_schemas.model import Call as Called
+from sparsify_schemas.model import Input
+from sparsify_schemas.recipe import Recipe
+
+Entry = Input | tuple[Input | None, ...] | None
+
+
+def example_inputs(recipe: Recipe, datasets: Datasets | None = None, batch: int | None = 2, seed: int = 0) -> Inputs:
+    """Inputs for `batch` examples: as `inputs` or `calls` of the recipe say, else the first training examples.
+
+    Random floating-point numbers are normal, integers 0 and 1 and booleans mixed where the recipe names no range. The
+    dimension that counts examples becomes `batch` long; a tensor without one keeps its shape, and None keeps every shape.
+    Raises DataError when the recipe has neither inputs nor data, or when one input does not fit the data.
+    """
+    if recipe.inputs is None and recipe.calls is None:
+        return _real(datasets, 2 if batch is None else batch)
+    calls = _calls(recipe)
+    if recipe.inputs is not None:
+        _check([entry for _, entry in _entries(calls[0])], datasets)
+    generator = torch.Generator().manual_seed(seed)
+    return plain(tuple(_drawn(called, batch, generator) for called in calls))
+
+
+def open_integers(recipe: Recipe) -> tuple[frozenset[str], ...]:
+    """Of each call the paths of integers and booleans for which the recipe says neither values nor a range."""
+    return tuple(frozenset(path for path, entry in _entries(called) if _is_open(entry)) for called in _calls(recipe))
+
+
+def _is_open(entry: Input) -> bool:
+    return entry.dtype in ("int64", "int32", "bool") and entry.range is None and entry.values is None and not entry.is_plain
+
+
+def _calls(recipe: Recipe) -> tuple[Called, ...]:
+    if recipe.calls is not None:
+        return recipe.calls
+    return () if recipe.inputs is None else (Called(inputs=recipe.inputs),)
+
+
+def _arguments(called: Called) -> dict[str, Entry]:
+    """Name or place -> what is written there."""
+    return dict(called.inputs) if isinstance(called.inputs, Mapping) else {str(at): entry for at, entry in enumerate(called.inputs)}
+
+
+def _entries(called: Called) -> Iterator[tuple[str, Input]]:
+    """(path, entry) of everything that is not null."""
+    for name, argument in _arguments(called).items():
+        if isinstance(argument, Input):
+            yield name, argument
+        for place, entry in enumerate(argument) if isinstance(argument, tuple) else ():
+            if entry is not None:
+                yield f"{name}.{place}", entry
+
+
+def _drawn(called: Called, batch: int | None, generator: torch.Generator) -> Call:
+    axes = _axes(called)
+
+    def value_of(entry: Input | None, path: str) -> Any:
+        if entry is None:
+            return None
+        return entry.value if entry.is_plain else _tensor(entry, axes[path], batch, generator)
+
+    made: dict[str, Any] = {}
+    for name, argument in _arguments(called).items():
+        if isinstance(argument, tuple):
+            made[name] = [value_of(entry, f"{name}.{place}") for place, entry in enumerate(argument)]
+        else:
+            made[name] = value_of(argument, name)
+    return Call(called.method, made if isinstance(called.inputs, Mapping) else tuple(made.values()), batch=axes)
+
+
+def _axes(called: Called) -> dict[str, int | None]:
+    """Path of each tensor -> the dimension that counts examples: as stated, else the first of those as long as the first's."""
+    found = {path: entry for path, entry in _entries(called) if not entry.is_plain}
+    size = next((_examples(entry) for entry in found.values() if _examples(entry) is not None), None)
+    axes: dict[str, int | None] = {}
+    for path, entry in found.items():
+        own = entry.dimensions
+        if entry.batch is None:
+            axes[path] = 0 if own and own[0] == size else None
+        else:
+            axes[path] = None if entry.batch == "none" else entry.batch
+    return axes
+
+
+def _examples(entry: Input) -> int | None:
+    """How many examples an entry says that there are."""
+    if entry.batch == "none" or not entry.dimensions:
+        return None
+    return entry.dimensions[entry.batch or 0]
+
+
+def _tensor(entry: Input, axis: int | None, batch: int | None, generator: torch.Generator) -> Tensor:
+    dtype: torch.dtype = getattr(torch, entry.dtype)
+    if entry.values is not None:
+        given = torch.tensor(entry.values).to(dtype)
+        return given if axis is None or batch is None else given.index_select(axis, torch.arange(batch) % given.shape[axis])
+    shape = tuple(batch if batch is not None and at == axis else size for at, size in enumerate(entry.dimensions))
+    return draw(entry, shape, dtype, generator)
+
+
+def draw(entry: Input, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Numbers as an entry without values says."""
+    whole = not dtype.is_floating_point
+    if entry.range is not None:
+        low, high = entry.range
+        return drawn_as(Draw("integers", low, high - 1) if whole else Draw("uniform", low, high), shape, dtype, generator)
+    return drawn_as(Draw("integers", 0, 1) if whole else Draw("normal"), shape, dtype, generator)
+
+
+def _real(datasets: Datasets | None, batch: int) -> Inputs:
+    if datasets is None:
+        raise DataError(
+            "the recipe has neither 'inputs' nor 'data'; say what a forward call takes, such as inputs: [{shape: [2, 3, 32, 32]}]"
+        )
+    return (datasets.train[torch.arange(batch) % len(datasets.train)].ready(),)
+
+
+def _check(entries: list[Input], datasets: Datasets | None) -> None:
+    """One input is fed with the examples, so its rank and channels must be theirs; height and width may differ."""
+    if datasets is None or len(entries) != 1 or entries[0].is_plain:
+        return
+    said, real = entries[0].dimensions[1:], tuple(datasets.train.inputs.shape[1:])
+    if len(said) != len(real) or said[:1] != real[:1]:
+        raise DataError(
+            f"inputs say that one example is {_shape(said)}, the data are {_shape(real)}; leave 'inputs' out to take the shape from the data"
+        )
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a single number"

@@ -1,0 +1,95 @@
+"""Whether a file computes what the model in memory does."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsify import forward
+from sparsify.calls import Inputs, calls_of, examples_of, flattened
+from sparsify.cost.measure import copied
+from sparsify.cost.measure.onnx_export import reason
+from sparsify.data import Examples, batches
+from sparsify.errors import ModelError, VerificationError
+from sparsify.formatting.numbers import plain, tiny
+
+_BATCH = 64
+Read = Callable[[], Callable[[Inputs], list[Tensor]]]
+"""loads the file; what it returns computes every tensor that the file does"""
+
+
+def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Every tensor that a forward call of a copy returns; random numbers start from the same seed each time."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.default_generator.manual_seed(0)
+        made = forward.call(copied(model), inputs)
+    return _tensors(made)
+
+
+def _tensors(made: Any) -> list[Tensor]:
+    return [value for _, value in flattened(made) if isinstance(value, Tensor)]
+
+
+def in_memory(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """What the file has to compute. Raises ModelError when the model does not take the batch, or returns nothing to compare."""
+    try:
+        found = outputs(model, inputs)
+    except Exception as error:
+        count = examples_of(calls_of(inputs)[0])
+        what = "its inputs" if count is None else f"a batch of {count}"
+        raise ModelError(f"the run's model does not take {what}, so it cannot be exported: {reason(error)}") from error
+    if not found:
+        raise ModelError("the run's model returns no tensor, so a file of it could not be compared with it")
+    return found
+
+
+def compared(
+    target: Path,
+    by: str,
+    read: Read,
+    probes: Mapping[int, Inputs],
+    expected: Mapping[int, list[Tensor]],
+    tolerance: float,
+) -> float:
+    """The largest relative difference at any batch size. Raises VerificationError when it is above the tolerance."""
+    refused = f"{target} was not written"
+    try:
+        run = read()
+        found = {batch: run(inputs) for batch, inputs in probes.items()}
+    except Exception as error:
+        raise VerificationError(f"{refused}: {by} cannot run what was made: {reason(error)}") from error
+    largest = 0.0
+    for batch, wanted in expected.items():
+        shapes, got = (", ".join(str(list(t.shape)) for t in side) for side in (wanted, found[batch]))
+        if shapes != got:
+            raise VerificationError(f"{refused}: at batch {batch} the model returns {shapes}, reloaded by {by} it returns {got}")
+        apart = max(map(difference, wanted, found[batch]))
+        if not apart <= tolerance:
+            raise VerificationError(
+                f"{refused}: at batch {batch}, reloaded by {by}, it differs from the run's model by {tiny(apart)} "
+                f"of the largest output; at most {plain(tolerance)} is allowed"
+            )
+        largest = max(largest, apart)
+    return largest
+
+
+def agreement(model: nn.Module, run: Callable[[Inputs], list[Tensor]], examples: Examples) -> float:
+    """The share of the examples for which the file's first output is largest at the same class as the model's."""
+    own, same = copied(model), 0
+    with torch.no_grad():
+        for x, _ in batches(examples, _BATCH):
+            same += int((_tensors(forward.call(own, (x,)))[0].argmax(1) == run((x,))[0].argmax(1)).sum())
+    return same / len(examples)
+
+
+def difference(expected: Tensor, found: Tensor) -> float:
+    """max|a - b| / max|a|; equal infinities, and NaN on both sides, are no difference."""
+    a, b = (t.detach().to(torch.complex128 if t.is_complex() else torch.float64) for t in (expected, found))
+    apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
+    if not apart.numel() or float(apart.max()) == 0:
+        return 0.0
+    finite = a[a.isfinite()].abs()
+    scale = float(finite.max()) if finite.numel() else 0.0
+    return float(apart.max()) / scale if scale else float("inf")

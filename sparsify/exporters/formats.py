@@ -1,0 +1,109 @@
+"""What each format is: how a model is written to it, and who reads it back."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, assert_never
+
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from sparsify.calls import Inputs
+from sparsify.cost.measure.onnx_export import onnx_program, program, reason
+from sparsify.cost.measure.onnx_quantize import quantised
+from sparsify.errors import VerificationError
+from sparsify.exporters import hugging_face
+from sparsify.exporters.compare import Read, outputs
+from sparsify.modelfile.weights import load_weights, save_weights
+from sparsify.runs.save_load import Base, Build
+
+Format = Literal["pt2", "onnx", "onnx-int8", "safetensors", "huggingface"]
+Fed = Sequence[Sequence[NDArray[Any]]]
+"""batches, each an array for each input"""
+CheckedBy = Literal["torch.export", "onnxruntime", "onnx.checker", "the rebuilt model", "from_pretrained"]
+
+
+def write(format: Format, model: nn.Module, base: Base, traced: Inputs, other: Inputs, fed: Fed, path: Path) -> None:
+    """Write the model. Raises ModelError when the format cannot express it.
+
+    base: how its structure comes about. traced, other: example inputs at two batch sizes. fed: what integers find their ranges on.
+    """
+    match format:
+        case "pt2":
+            made, _ = program(model, traced, other)
+            with path.open("wb") as stream:  # given a name, torch wants it to end in .pt2
+                torch.export.save(made, stream)
+        case "onnx":
+            onnx_program(model, traced, other).save(str(path), external_data=False)
+        case "onnx-int8":
+            path.write_bytes(quantised(onnx_program(model, traced, other).model_proto.SerializeToString(), fed))
+        case "safetensors":
+            metadata = {key: json.dumps(value) for key, value in base.body().items()}
+            save_weights(model, path, {"format": "pt", **metadata})
+        case "huggingface":
+            hugging_face.save(model, path)
+        case _:
+            assert_never(format)
+
+
+def reader(format: Format, model: nn.Module, path: Path, build: Build | None) -> tuple[CheckedBy, Read | None]:
+    """Who reads the file back, and how it is loaded; None when it cannot be run here. Raises VerificationError."""
+    match format:
+        case "pt2":
+            return "torch.export", lambda: _reloaded(path)
+        case "onnx" | "onnx-int8" if find_spec("onnxruntime"):
+            return "onnxruntime", lambda: _session(path)
+        case "onnx" | "onnx-int8":
+            _check_onnx(path)
+            return "onnx.checker", None
+        case "safetensors":
+            return "the rebuilt model", lambda: _rebuilt(path, build)
+        case "huggingface":
+            return "from_pretrained", lambda: _pretrained(type(model), path)
+        case _:
+            assert_never(format)
+
+
+def _reloaded(path: Path) -> Callable[[Inputs], list[Tensor]]:
+    with path.open("rb") as stream:
+        program = torch.export.load(stream)
+    return lambda inputs: outputs(program.module(), inputs)
+
+
+def _session(path: Path) -> Callable[[Inputs], list[Tensor]]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+
+    def run(inputs: Inputs) -> list[Tensor]:
+        given = inputs if isinstance(inputs, Mapping) else dict(zip(names, inputs, strict=True))
+        return [torch.from_numpy(array) for array in session.run(None, {name: given[name].numpy() for name in names})]
+
+    return run
+
+
+def _check_onnx(path: Path) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:
+        raise VerificationError(f"onnx.checker refuses the file that was made, so it was not kept: {reason(error)}") from error
+
+
+def _rebuilt(path: Path, build: Build | None) -> Callable[[Inputs], list[Tensor]]:
+    """The model from nothing but the file, and `build` where the recipe names no builder."""
+    with safe_open(path, framework="pt") as stored:
+        metadata = stored.metadata()
+    model = Base.of({key: json.loads(metadata[key]) for key in ("model", "cuts")}).structure(build)
+    load_weights(model, path)
+    return lambda inputs: outputs(model.eval(), inputs)
+
+
+def _pretrained(kind: type[nn.Module], path: Path) -> Callable[[Inputs], list[Tensor]]:
+    model = hugging_face.load(kind, path)
+    return lambda inputs: outputs(model, inputs)

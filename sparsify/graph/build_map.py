@@ -1,0 +1,179 @@
+"""Reading a model's structure: model + example inputs -> ModelMap."""
+
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+
+from sparsify.calls import Inputs
+from sparsify.copies import copied
+from sparsify.errors import ModelError
+from sparsify.forward import check_model, shapes
+from sparsify.fresh_inputs import recorded
+from sparsify.graph.copy import on_meta
+from sparsify.graph.coupled_groups import coupled_groups
+from sparsify.graph.layer_classes import class_names, is_transposed_linear
+from sparsify.graph.layer_types import CONVS, TRANSPOSED, WEIGHTS, attributes
+from sparsify.graph.model_map import Layer, ModelMap, Tensor
+from sparsify.graph.names import canonical_names, named_tensors, walk
+from sparsify.graph.product_macs import Followed, products
+from sparsify.graph.trace.labels import Ints, Labels
+from sparsify.graph.trace.products import Spent
+from sparsify.graph.trace.tracer import watch
+
+
+def inspect(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> ModelMap:
+    """What is coupled to what, traced from one forward call; the model is left as it was.
+
+    inputs: a tuple, or a mapping for keyword inputs; macs: multiply-accumulates by module name.
+    Raises ModelError when the model cannot be traced.
+    """
+    check_model(model)
+    own = tuple(all_tensors(model))
+    copy, labels, ran = _traced(model, inputs)
+    unreached, in_training = _coverage(copy, labels)
+    classes = labels.classes()
+    coupled = tuple(coupled_groups(labels, classes, _producers(copy, labels), list(_written(copy, labels))))
+    reached = {(part.tensor, part.dim) for group in coupled for part in group.slices}
+    return ModelMap(
+        layers=tuple(layers(model, macs)),
+        tensors=own,
+        coupled=coupled,
+        macs=sum(macs.values()),
+        inputs=recorded(inputs),
+        shared=tuple(sorted((labels.produced | labels.looked_up) & labels.consumed)),
+        products=products(ran, Followed(labels, classes, reached), macs, own),
+        unreached=unreached,
+        in_training=in_training,
+    )
+
+
+def all_tensors(model: nn.Module) -> Iterable[Tensor]:
+    """Parameters and buffers, tied ones once."""
+    for name, tensor, saved in named_tensors(model):
+        yield Tensor(name, tuple(tensor.shape), tensor.element_size() if saved else 0, isinstance(tensor, nn.Parameter))
+
+
+def layers(model: nn.Module, macs: Mapping[str, int]) -> Iterable[Layer]:
+    """Modules with parameters of their own, in the order of the model."""
+    for name, module in walk(model):
+        weight = _weight(module)
+        if isinstance(module, ParametrizationList) or (weight is None and all(p is None for p in module._parameters.values())):
+            continue
+        shape = () if weight is None else tuple(weight[1].shape)
+        own, *ancestors = class_names(module)
+        yield Layer(name, own, shape, macs.get(name, 0), *_widths(module), tuple(ancestors))
+
+
+def _weight(module: nn.Module) -> tuple[str, nn.Parameter] | None:
+    """The name in its module of a layer's weight, and the weight."""
+    own = {n: p for n, p in module._parameters.items() if p is not None}
+    if is_parametrized(module, "weight"):
+        own = {n: p for n, p in module.named_parameters() if n in WEIGHTS and p.shape == module.weight.shape}
+    return next(((n, own[n]) for n in WEIGHTS if n in own), None)
+
+
+def _widths(module: nn.Module) -> tuple[int, int]:
+    match module:
+        case nn.Linear():
+            return module.in_features, module.out_features
+        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d() | nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
+            return module.in_channels, module.out_channels
+        case nn.MultiheadAttention():
+            return module.embed_dim, module.embed_dim
+        case nn.RNNBase() | nn.RNNCellBase():
+            return module.input_size, module.hidden_size
+        case nn.Embedding() | nn.EmbeddingBag():
+            return module.num_embeddings, module.embedding_dim
+        case nn.Bilinear():
+            return module.in1_features, module.out_features
+        case nn.modules.batchnorm._BatchNorm():
+            return module.num_features, module.num_features
+        case _:
+            return 0, 0
+
+
+def _coverage(model: nn.Module, labels: Labels) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Layers that no call has reached, neither by themselves nor by a parameter of theirs; and those that ran in train mode alone."""
+    names, unreached, in_training = canonical_names(model), [], []
+    for layer in layers(model, {}):
+        own = model.get_submodule(layer.name).named_parameters()
+        known = {layer.name, *(names[f"{layer.name}.{name}" if layer.name else name] for name, _ in own)}
+        if not known & (labels.used | labels.ran):
+            unreached.append(layer.name)
+        elif not known & labels.evaluated:
+            in_training.append(layer.name)
+    return tuple(unreached), tuple(in_training)
+
+
+def _traced(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[tuple[Spent, int]]]:
+    try:
+        return _watched(model, inputs)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"the model could not be traced with the inputs of the recipe: {type(error).__name__}: {error}") from error
+
+
+def _watched(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[tuple[Spent, int]]]:
+    """A copy that ran under watch: one without numbers, or where the forward call asks for them, one with them."""
+    if not any(p.is_meta for p in model.parameters()):
+        try:
+            copy = on_meta(model)
+            return copy, *watch(copy, shapes(inputs), lenient=False)
+        except Exception:
+            pass
+    copy = copied(model)
+    return copy, *watch(copy, inputs, lenient=True)
+
+
+def _written(model: nn.Module, labels: Labels) -> Iterable[tuple[str, Ints]]:
+    """Attributes of modules (`num_heads`, a shape) that hold a length which the module wrote into a reshape or split."""
+    seen = set()
+    for module, own in labels.shapes:
+        if (module, own.tobytes()) in seen:
+            continue
+        seen.add((module, own.tobytes()))
+        implied = attributes(model.get_submodule(module))  # by the shapes of its tensors: set with them
+        for attribute, value in vars(model.get_submodule(module)).items():
+            if attribute in implied:
+                continue
+            if type(value) is int and value == len(own):
+                yield f"{module}:{attribute}", own
+            elif isinstance(value, tuple | list) and all(type(v) is int for v in value) and list(value).count(len(own)) == 1:
+                yield f"{module}:{attribute}[{list(value).index(len(own))}]", own
+
+
+def _producers(model: nn.Module, labels: Labels) -> dict[tuple[str, int], str]:
+    """(weight, dimension of its outputs) -> layer, for every layer whose width a rule can speak of; a weight that is no
+    layer's (the experts of a mixture, stacked; a functional call on a parameter) goes by its own name."""
+    names = canonical_names(model)
+    found: dict[tuple[str, int], str] = {}
+    for name, module in walk(model):
+        prefix = f"{name}." if name else ""
+        if isinstance(module, nn.RNNBase) and not module.proj_size:
+            found.setdefault((names[f"{prefix}weight_hh_l0"], 1), name)
+        if isinstance(module, nn.RNNCellBase):
+            found.setdefault((names[f"{prefix}weight_hh"], 1), name)
+        own = _weight(module)
+        if own is None:
+            continue
+        weight = names[f"{prefix}{own[0]}"]
+        if isinstance(module, (*CONVS, nn.Linear, nn.Bilinear, nn.MultiheadAttention)):
+            found.setdefault((weight, 0), name)
+        elif isinstance(module, TRANSPOSED) or is_transposed_linear(module):
+            found.setdefault((weight, 1), name)
+    for name, module in walk(model):  # last: a group is named after an embedding only where nothing else makes it
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and _weight(module) is not None:
+            found.setdefault((names[f"{name}.weight" if name else "weight"], 1), name)
+    known = {tensor for tensor, _ in found}
+    bare = {name for name, _ in model.named_parameters() if name not in known and _is_bare(model, name)}
+    for tensor, dim in sorted(labels.produced - labels.consumed):
+        if tensor in bare:
+            found.setdefault((tensor, dim), tensor)
+    return found
+
+
+def _is_bare(model: nn.Module, name: str) -> bool:
+    """Whether a parameter is one that a network's own module holds, and no layer of torch."""
+    return not type(model.get_submodule(name.rpartition(".")[0])).__module__.startswith("torch.")

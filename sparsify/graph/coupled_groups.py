@@ -1,0 +1,143 @@
+"""From labels to coupled groups: units that leave as a whole, put together where they reach the same slices."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparsify.graph.model_map import Coupled, Slice, Span
+from sparsify.graph.trace.labels import Axis, Ints, Labels
+
+
+@dataclass(frozen=True)
+class _Vector:
+    """The classes along one dimension, and the numbers of the axes that they are the same for."""
+
+    classes: Ints
+    axes: tuple[int, ...]
+
+
+Written = tuple[str, Ints]
+"""(module:attribute, labels of the dimension whose length it holds)"""
+
+
+def coupled_groups(
+    labels: Labels, classes: Ints, producers: Mapping[tuple[str, int], str], written: Sequence[Written] = ()
+) -> Iterable[Coupled]:
+    """One Coupled per set of units of one kind, in the order of the model's layers.
+
+    classes: of the labels. producers: (tensor, dimension) of every layer's outputs -> the layer's name. A
+    group is named after the first of them that it reaches; a second group of the same first layer gets a
+    number. written: attributes that hold a length.
+    """
+    vectors = _vectors(labels.axes, classes)
+    kinds, reaches = _kinds(labels.count, vectors)
+    reasons, texts = labels.reasons(classes)
+    statistics, paired = labels.with_statistics(classes), labels.paired(classes)
+    lengths = _unambiguous([(name, classes[own]) for name, own in written])
+    (members,) = np.nonzero(kinds)
+    taken: dict[str, int] = defaultdict(int)
+    order = {made: i for i, made in enumerate(producers)}
+    for units in _alike(members, ((kinds[members] * (len(texts) + 1) + reasons[members] + 1) * 2 + statistics[members]) * 2 + paired[members]):
+        unit = int(units[0])
+        reached = sorted((axis, vector) for vector in reaches[kinds[unit]] for axis in vectors[vector].axes)
+        name = _first(producers, order, [labels.axes[axis] for axis, _ in reached])
+        if name is None:
+            continue
+        taken[name] += 1
+        own = {vector: spans(*_members(vectors[vector].classes, units)) for vector in reaches[kinds[unit]]}
+        slices = tuple(_slice(labels.axes[axis], own[vector], labels) for axis, vector in reached)
+        sizes = tuple(Slice(attribute, 0, "size", held) for attribute, dim in lengths if (held := spans(*_members(dim, units))))
+        called = name if taken[name] == 1 else f"{name}#{taken[name]}"
+        reason = texts[reasons[unit]] if reasons[unit] >= 0 else None
+        yield Coupled(called, len(units), slices + sizes, bool(statistics[unit]), _protected(reason, len(units), slices, labels), bool(paired[unit]))
+
+
+def _vectors(axes: Sequence[Axis], classes: Ints) -> list[_Vector]:
+    found: dict[bytes, tuple[Ints, list[int]]] = {}
+    for number, axis in enumerate(axes):
+        own = classes[axis.first : axis.first + axis.size]
+        found.setdefault(own.tobytes(), (own, []))[1].append(number)
+    return [_Vector(own, tuple(numbers)) for own, numbers in found.values()]
+
+
+def _kinds(count: int, vectors: Sequence[_Vector]) -> tuple[Ints, list[tuple[int, ...]]]:
+    """(kind of every class, 0 where no axis has it; kind -> numbers of the vectors reached).
+
+    Classes are of one kind when they lie in the same vectors, equally often in each: split anew by every vector.
+    """
+    kinds = np.zeros(count, np.int64)
+    reaches: list[tuple[int, ...]] = [()]
+    for number, vector in enumerate(vectors):
+        members, counts = _counted(vector.classes)
+        parts, which = np.unique(kinds[members] << 32 | counts, return_inverse=True)
+        kinds[members] = len(reaches) + which
+        reaches += [(*reaches[old], number) for old in (parts >> 32).tolist()]
+    return kinds, reaches
+
+
+def _counted(classes: Ints) -> tuple[Ints, Ints]:
+    """The members, ascending, and how often each occurs."""
+    if (classes[1:] > classes[:-1]).all():
+        return classes, np.ones_like(classes)
+    members, counts = np.unique(classes, return_counts=True)
+    return members, counts
+
+
+def _alike(members: Ints, marks: Ints) -> Iterable[Ints]:
+    """Members (ascending) of one mark, the mark of the smallest member first."""
+    _, first, which = np.unique(marks, return_index=True, return_inverse=True)
+    order = np.argsort(which, kind="stable")
+    parts = np.split(members[order], np.cumsum(np.bincount(which))[:-1])
+    return (parts[i] for i in np.argsort(first).tolist())
+
+
+def _first(producers: Mapping[tuple[str, int], str], order: Mapping[tuple[str, int], int], axes: Sequence[Axis]) -> str | None:
+    """The first layer whose outputs lie along one of the axes."""
+    made = [(a.tensor, a.dim) for a in axes if (a.tensor, a.dim) in producers]
+    return producers[min(made, key=order.__getitem__)] if made else None
+
+
+def _unambiguous(written: Sequence[Written]) -> list[Written]:
+    """Attributes whose length can change, where only one dimension explains them."""
+    found: dict[str, list[Ints]] = defaultdict(list)
+    for name, own in written:
+        if len(np.unique(own)) > 1 and not any(np.array_equal(own, other) for other in found[name]):
+            found[name].append(own)
+    return [(name, dims[0]) for name, dims in found.items() if len(dims) == 1]
+
+
+def _protected(reason: str | None, units: int, slices: tuple[Slice, ...], labels: Labels) -> str | None:
+    if not any(s.tensor in labels.used for s in slices):
+        return "takes no part in a forward call with these inputs"
+    if reason is not None:
+        return reason
+    if units == 1:
+        return "its channels can only leave all together"
+    return None
+
+
+def _slice(axis: Axis, own: tuple[Span, ...], labels: Labels) -> Slice:
+    return Slice(axis.tensor, axis.dim, "in" if (axis.tensor, axis.dim) in labels.consumed else "out", own)
+
+
+def _members(classes: Ints, units: Ints) -> tuple[Ints, Ints]:
+    """Places whose class is one of `units` (ascending), and which one it is."""
+    at = np.minimum(np.searchsorted(units, classes), len(units) - 1)
+    (places,) = np.nonzero(units[at] == classes)
+    return places, at[places]
+
+
+def spans(places: Ints, units: Ints) -> tuple[Span, ...]:
+    """Compress places (ascending) and their units: runs of one unit, then runs of such runs."""
+    if not len(places):
+        return ()
+    breaks = (np.diff(places) != 1) | (np.diff(units) != 0)
+    first = np.concatenate(([0], np.nonzero(breaks)[0] + 1))
+    start, unit, length = places[first], units[first], np.diff(np.concatenate((first, [len(places)])))
+    joins = (length[1:] == length[:-1]) & (unit[1:] == unit[:-1] + 1) & (start[1:] == start[:-1] + length[:-1])
+    head = np.concatenate(([0], np.nonzero(~joins)[0] + 1))
+    counts = np.diff(np.concatenate((head, [len(start)])))
+    rows = zip(start[head].tolist(), unit[head].tolist(), counts.tolist(), length[head].tolist(), strict=True)
+    return tuple(Span(*row) for row in rows)

@@ -1,0 +1,126 @@
+"""Which cuts lower the MACs of each product that ran in a forward call: the Products of a ModelMap."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from sparsify.graph.model_map import Product, Run, Tensor
+from sparsify.graph.trace.axis_labels import first, varying
+from sparsify.graph.trace.labels import Ints, Labels
+from sparsify.graph.trace.products import Spent
+
+Dims = tuple[tuple[int, tuple[Run, ...]], ...]
+"""(length, the indices that can leave) of every dimension that a cut can shorten"""
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What was learnt from the forward call."""
+
+    labels: Labels
+    classes: Ints
+    """of the labels: equal ones leave together"""
+    reached: Set[tuple[str, int]]
+    """(tensor, dimension) of every slice of a coupled group"""
+
+
+def products(
+    ran: Iterable[tuple[Spent, int]], followed: Followed, macs: Mapping[str, int], tensors: Iterable[Tensor]
+) -> tuple[Product, ...]:
+    """The products of a forward call, alike ones of a module as one.
+
+    ran: what each spent, and how often it ran. tensors: of the model. macs: as counted on one example, by
+    module. They have the last word: where no product was seen they are constant.
+    """
+    siblings: defaultdict[str, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        siblings[_module(tensor.name)].append(tensor)
+    found: defaultdict[tuple[str, Dims, str | None], int] = defaultdict(int)
+    for one, times in ran:
+        dims, weight = tuple(_dims(one, followed)), _weight(one, followed.labels, siblings)
+        found[one.module, dims, weight] += times * one.macs
+    watched: defaultdict[str, int] = defaultdict(int)
+    for (module, _, _), count in found.items():
+        watched[module] += count
+    counted = {module: (macs.get(module, 0), whole) for module, whole in watched.items()}
+    rest = {module: count for module, count in macs.items() if module not in watched}
+    if _agree(watched, macs):  # by module they may not, where a forward is called without its module
+        counted, rest = dict.fromkeys(watched, (sum(macs.values()), sum(watched.values()))), {}
+    made = [
+        Product(module, spent * counted[module][0] / counted[module][1], dims, weight)
+        for (module, dims, weight), spent in found.items()
+        if spent and counted[module][0]
+    ]
+    return (*made, *(Product(module, float(count)) for module, count in rest.items() if count))
+
+
+def _agree(watched: Mapping[str, int], macs: Mapping[str, int]) -> bool:
+    """Whether what was watched on a batch is what was counted, rounded for each module, on one example."""
+    total = sum(macs.values())
+    examples = round(sum(watched.values()) / total) if total else 0
+    return examples > 0 and abs(sum(watched.values()) - examples * total) <= examples * len(macs)
+
+
+def _dims(one: Spent, followed: Followed) -> Iterator[tuple[int, tuple[Run, ...]]]:
+    """The dimensions of a product that a cut can shorten."""
+    found: dict[int, Ints] = {}
+    for aspect in one.aspects:
+        dims = varying(aspect)
+        if len(dims) > 1:  # heads and their features: whole heads leave, or the same features of all of them
+            field = followed.classes[aspect.numpy()]
+            dims = {d for d in dims if (field != field.take([0], d)).any()}
+        if len(dims) == 1:
+            (dim,) = dims
+            found.setdefault(dim, first(aspect, varying(aspect) - dims).flatten().numpy())
+    for dim in sorted(found):
+        runs = _runs(found[dim], followed.labels)
+        leaving = tuple(run for run in runs if (run.tensor, run.dim) in followed.reached)
+        if leaving:
+            yield len(found[dim]), leaving
+
+
+def _runs(own: Ints, labels: Labels) -> Iterator[Run]:
+    """The labels along a dimension as indices of parameters and buffers, but for those that must stay."""
+    if len(own) > 1 and own[0] and own[-1] - own[0] == len(own) - 1 and (own[1:] > own[:-1]).all():
+        members, counts = own, np.ones_like(own)
+    else:
+        members, counts = np.unique(own[own != 0], return_counts=True)
+    if not len(members):
+        return
+    breaks = np.nonzero((np.diff(members) != 1) | (np.diff(counts) != 0))[0] + 1
+    for start, end in pairwise((0, *breaks.tolist(), len(members))):
+        yield from _of_axes(int(members[start]), end - start, int(counts[start]), labels)
+
+
+def _of_axes(label: int, count: int, times: int, labels: Labels) -> Iterator[Run]:
+    """So many labels from this one on, which may lie on several axes that were made one after the other."""
+    while count > 0:
+        axis = labels.axis_of(label)
+        if axis is None:
+            return
+        own = min(count, axis.first + axis.size - label)
+        yield Run(axis.tensor, axis.dim, label - axis.first, own, times)
+        label, count = label + own, count - own
+
+
+def _weight(one: Spent, labels: Labels, siblings: Mapping[str, Sequence[Tensor]]) -> str | None:
+    """The parameter that a product multiplies by: of those that a factor is computed from, the largest."""
+    axes = (labels.axis_of(int(aspect.flatten()[-1])) for aspect in one.parameters)
+    names = {axis.tensor for axis in axes if axis is not None}
+    near = [tensor for module in sorted({_module(name) for name in names}) for tensor in siblings[module]]
+    named = [tensor for tensor in near if tensor.name in names]
+    parameters = [tensor for tensor in named if tensor.parameter]
+    if parameters:
+        return max(parameters, key=lambda tensor: tensor.numel).name
+    shapes = {mask.shape for mask in named}
+    masked = [tensor for tensor in near if tensor.parameter and tensor.shape in shapes]
+    pruned = {f"{mask.name.removesuffix('_mask')}_orig" for mask in named}  # by torch.nn.utils.prune
+    masked.sort(key=lambda tensor: tensor.name not in pruned)
+    return masked[0].name if masked else None
+
+
+def _module(tensor: str) -> str:
+    return tensor.rpartition(".")[0]

@@ -1,0 +1,261 @@
+"""Residual blocks and branches: found in the graph of one forward call, and what can take their place.
+
+A sum p + q in which q is computed from p is where a branch joins its shortcut p. A *block* around branches that returns
+its input when they are zero gives way to its input. A *branch* in a place where that is not so (a normalisation follows
+the sum) keeps the sum, and its modules give way to modules that return zeros. Source: layer depth in Wen et al.,
+arXiv:1608.03665, section 3.2; what is found here by the sums of any network is there the shortcuts of a ResNet.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.calls import Inputs
+from sparsify.forward import call
+from sparsify.graph.layer_classes import class_names
+from sparsify.graph.model_map import Branch, Coupled, ModelMap, Slice, Span, Stub, Sum
+from sparsify.graph.names import canonical_names
+from sparsify.graph.trace.operator_graph import Added, Bits, Call, Graph, nodes, record, union
+from sparsify.graph.trace.zero_branches import silenced
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def find_branches(model: nn.Module, map: ModelMap, inputs: Inputs, macs: Mapping[str, int]) -> tuple[Branch, ...]:
+    """Every residual block and branch that could leave, and blocks like them that cannot, with the reason.
+
+    macs: multiply-accumulates by module name. The model's weights are not looked at but for blocks: one that does not
+    return its input exactly with its branches at zero is none. Pass a copy of the model.
+    """
+    found = _Found(model, record(model, inputs))
+    found.whole = _identities(model, inputs, found)
+    blocks = _blocks(found)
+    units = [replace(unit, macs=sum(n for name, n in macs.items() if unit.holds(name))) for unit in _worth([*blocks, *_single(found)], map)]
+    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    return tuple(sorted([*units, *_refused(found, blocks, units)], key=lambda b: order[b.module]))
+
+
+@dataclass(frozen=True)
+class _Residual:
+    """One sum of a shortcut and a branch."""
+
+    node: int
+    shortcut: int
+    sum: Sum
+    inside: Bits
+    """the branch's operators, and what feeds them alone"""
+    escapes: bool
+    """whether a value inside is used elsewhere"""
+
+
+class _Found:
+    """The graph with what is asked of it again and again."""
+
+    def __init__(self, model: nn.Module, graph: Graph) -> None:
+        self.model, self.graph = model, graph
+        self.names = canonical_names(model)
+        self.times = Counter(c.module for c in graph.calls)
+        self.by_size = sorted(graph.calls, key=lambda c: c.own.bit_count())
+        self.whole: frozenset[str] = frozenset()
+        """modules that return their first tensor input when the branches in them are zero"""
+
+    @cached_property
+    def residuals(self) -> list[_Residual]:
+        found = [r for a in self.graph.added if (r := self._residual(a)) is not None]
+        return [r for r in found if any(n in self.graph.parameters for n in nodes(union(1 << i for n in nodes(r.inside) for i in self.graph.inputs[n])))]
+
+    def _residual(self, added: Added) -> _Residual | None:
+        g, (a, b) = self.graph, added.operands
+        if not g.live >> added.node & 1:
+            return None
+        shortcut, branch, operand = (a, b, 1) if g.before[b] >> a & 1 else (b, a, 0)
+        if not g.before[branch] >> shortcut & 1 or not (g.before[shortcut] | 1 << shortcut) & g.given:
+            return None
+        between = g.after[shortcut] & (g.before[branch] | 1 << branch)
+        escapes = any(g.users[n] & ~(between | 1 << added.node) for n in nodes(between)) or bool(between & g.outputs)
+        return _Residual(added.node, shortcut, Sum(added.module, added.nth, operand), self._with_feeders(between, shortcut), escapes)
+
+    def _with_feeders(self, inside: Bits, shortcut: int) -> Bits:
+        """The branch with what only it uses: transposed weights, masks; parameters and inputs are no operators."""
+        g, open_ = self.graph, inside
+        while open_:
+            candidates = union(1 << i for n in nodes(open_) for i in g.inputs[n]) & ~inside & ~(1 << shortcut)
+            open_ = union(1 << n for n in nodes(candidates) if not g.leaves >> n & 1 and not g.users[n] & ~inside)
+            inside |= open_
+        return inside
+
+    def blocks(self) -> Iterator[tuple[Call, list[_Residual]]]:
+        """Calls, from inside out, that hold whole branches together with their sums, and those branches."""
+        for own in self.by_size:
+            inner = [r for r in self.residuals if own.own >> r.node & 1]
+            outer = [r for r in inner if not any(o.inside >> r.node & 1 for o in inner)]
+            if own.module and outer and not any(r.inside & ~own.own for r in outer):
+                yield own, outer
+
+    def maximal(self, residual: _Residual) -> list[Call]:
+        """The largest calls that ran wholly inside a branch, in the order in which they ran."""
+        live = self.graph.live
+
+        def inside(c: Call) -> bool:
+            return bool(c.own & live) and not c.own & live & ~residual.inside and self.times[c.module] == 1
+
+        return [c for c in self.graph.calls if inside(c) and not any(inside(o) for o in c.around())]
+
+    def carried(self, modules: Sequence[str]) -> frozenset[str]:
+        """Parameters and buffers that leave with these modules: tied ones only with all who share them."""
+        own = {name for name in self.names if any(name.startswith(f"{m}.") for m in modules)}
+        shared = {first for name, first in self.names.items() if name not in own}
+        return frozenset(self.names[name] for name in own) - shared
+
+    def params(self, module: str) -> int:
+        return sum(p.numel() for p in self.model.get_submodule(module).parameters())
+
+    def classes(self, module: str) -> tuple[str, ...]:
+        """Names of a module's class and of those that it is derived from."""
+        return class_names(self.model.get_submodule(module))
+
+
+def _identities(model: nn.Module, inputs: Inputs, found: _Found) -> frozenset[str]:
+    """Blocks that return their first tensor input exactly when all branches are zero."""
+    equal: set[str] = set()
+
+    def seen(name: str, x: Tensor, result: Any) -> None:
+        entries = result if isinstance(result, tuple) else (result,)
+        returned = next((e for e in entries if isinstance(e, Tensor)), None)
+        if returned is not None and returned.shape == x.shape and torch.equal(returned, x):
+            equal.add(name)
+
+    watched = {own.module for own, _ in found.blocks() if found.times[own.module] == 1}
+    sums = [r.sum for r in found.residuals]
+    with torch.no_grad(), silenced(model, sums, watched, seen), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        call(model, inputs)
+    return frozenset(equal)
+
+
+def _blocks(found: _Found) -> list[Branch]:
+    """Blocks that can leave, from inside out. What repeats one kind of block (a stage, an encoder) is no block itself."""
+    units: list[tuple[Branch, frozenset[int]]] = []
+    for own, inner in found.blocks():
+        reached = frozenset(r.node for r in inner)
+        nested = [(b, r) for b, r in units if b.module.startswith(f"{own.module}.")]
+        if _trouble(found, own, inner) or any(r == reached for _, r in nested) or _repeats(nested):
+            continue
+        stubs = (Stub(own.module, returns=_returns(found, own) or ()),) if own.module in found.whole else tuple(s for r in inner for s in _stubs(found, r))
+        units.append((_unit(found, own.module, stubs, inner), reached))
+    return [unit for unit, _ in units]
+
+
+def _repeats(nested: Sequence[tuple[Branch, frozenset[int]]]) -> bool:
+    outermost = [b for b, _ in nested if not any(b.module.startswith(f"{o.module}.") for o, _ in nested)]
+    return max(Counter(b.type for b in outermost).values(), default=0) > 1
+
+
+def _single(found: _Found) -> Iterable[Branch]:
+    """Single branches of blocks that hold several, named after the largest module in them."""
+    alone = {r.node for own, inner in found.blocks() if len(inner) == 1 and not _trouble(found, own, inner) for r in inner}
+    for residual in found.residuals:
+        if residual.node in alone or _branch_trouble(found, residual):
+            continue
+        principal = max(found.maximal(residual), key=lambda c: found.params(c.module))
+        yield _unit(found, principal.module, tuple(_stubs(found, residual)), [residual])
+
+
+def _unit(found: _Found, name: str, stubs: tuple[Stub, ...], inner: Sequence[_Residual]) -> Branch:
+    tensors = dict([*found.model.named_parameters(), *found.model.named_buffers()])
+    carried = found.carried([s.module for s in stubs])
+    slices = tuple(Slice(n, 0, "whole", (Span(0, 0, 1, t.shape[0] if t.dim() else 1),)) for n, t in tensors.items() if n in carried)
+    own, *ancestors = found.classes(name)
+    sums = tuple(r.sum for r in inner)
+    return Branch(Coupled(name, 1, slices), name, own, stubs, sums, ancestors=tuple(ancestors))
+
+
+def _trouble(found: _Found, own: Call, inner: Sequence[_Residual]) -> str | None:
+    """Why a block cannot leave."""
+    g = found.graph
+    if found.times[own.module] > 1:
+        return f"it is called {found.times[own.module]} times"
+    out = _returned(own)
+    if own.x is None or out is None or own.shape != g.shapes[out]:
+        return "its output has another shape than its input"
+    if own.module not in found.whole:
+        faults = [fault for r in inner if (fault := _branch_trouble(found, r)) is not None]
+        return f"it does not return its input when its branches are zero, and in them {faults[0]}" if faults else None
+    if any(g.users[n] & ~own.own for n in nodes(own.own & g.live) if n != out) or own.own & g.outputs & ~(1 << out):
+        return "a value inside it is used elsewhere"
+    return None if _returns(found, own) is not None else "it returns more than a tensor"
+
+
+def _branch_trouble(found: _Found, residual: _Residual) -> str | None:
+    """Why a branch cannot be silenced."""
+    if residual.escapes:
+        return "a value inside it is used elsewhere"
+    calls = found.maximal(residual)
+    if not calls:
+        return "no module runs"
+    covered, g = union(c.own for c in calls), found.graph
+    used = {i for n in nodes(residual.inside & ~covered) for i in g.inputs[n]} & g.parameters.keys()
+    if used:
+        return f"'{g.parameters[min(used)]}' belongs to a module around it"
+    if any(_returns(found, c) is None for c in calls):
+        return "a module returns more than a tensor"
+    return None
+
+
+def _stubs(found: _Found, residual: _Residual) -> Iterable[Stub]:
+    """A branch's modules: those before the last ones pass their input on, the last ones return zeros."""
+    calls, g = found.maximal(residual), found.graph
+    for own in calls:
+        behind = union(g.after[n] for n in nodes(own.own & g.live))
+        last = not any(behind & other.own for other in calls if other is not own)
+        if g.after[residual.shortcut] & own.own or found.params(own.module):
+            yield Stub(own.module, last, _returns(found, own) or ())
+
+
+def _returned(own: Call) -> int | None:
+    """The node of the first tensor that a call returned."""
+    entries = own.result if isinstance(own.result, tuple) else (own.result,)
+    return next((e for e in entries if type(e) is int), None)
+
+
+def _returns(found: _Found, own: Call) -> tuple[bool, ...] | None:
+    """How a call returns its tensor, where other tensors that it returns are not used; None where it cannot be said."""
+    if type(own.result) is int:
+        return ()
+    if not isinstance(own.result, tuple) or ... in own.result:
+        return None
+    out, g = _returned(own), found.graph
+    others = [e for e in own.result if type(e) is int and e != out]
+    if out is None or any(g.users[e] & ~own.own or g.outputs >> e & 1 for e in others):
+        return None
+    return tuple(i == own.result.index(out) for i in range(len(own.result)))
+
+
+def _worth(units: Iterable[Branch], map: ModelMap) -> Iterator[Branch]:
+    """Units by which parameters would go, one of each name."""
+    parameters = {t.name for t in map.tensors if t.parameter}
+    names: set[str] = set()
+    taken = {c.name for c in map.coupled}
+    for unit in units:
+        if unit.name not in names and unit.tensors & parameters:
+            names.add(unit.name)
+            called = f"{unit.name}#branch" if unit.name in taken else unit.name
+            yield replace(unit, group=replace(unit.group, name=called))
+
+
+def _refused(found: _Found, blocks: Sequence[Branch], units: Sequence[Branch]) -> Iterator[Branch]:
+    """Modules of the classes of removable blocks that must stay, and why."""
+    kinds = {b.type for b in blocks} - {kind.__name__ for kind in CONTAINERS}
+    held = {own.module: inner for own, inner in found.blocks()}
+    for own in {c.module: c for c in found.graph.calls}.values():
+        classes = found.classes(own.module) if own.module else ()
+        leaves = any(own.module == b.module or b.holds(own.module) for b in units)
+        if kinds.intersection(classes) and not leaves:
+            why = _trouble(found, own, held.get(own.module, ())) or "its shortcut is not its input"
+            group = Coupled(own.module, 1, (), protected=why)
+            yield Branch(group, own.module, classes[0], ancestors=classes[1:])

@@ -1,0 +1,130 @@
+"""Folding: what removed units still emitted goes into their consumers' biases, or into the BatchNorm behind them."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.errors import VerificationError
+from sparsify.graph.model_map import ModelMap
+from sparsify.graph.names import all_names
+from sparsify.graph.surgery.biases import create_bias
+from sparsify.graph.surgery.constants import Place, Shift
+from sparsify.graph.surgery.operations import Keep, dropped
+from sparsify.graph.trace.labels import Ints
+from sparsify_schemas.cuts import AddBias, Fold
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What folding did to a cut model."""
+
+    operations: tuple[AddBias | Fold, ...] = ()
+    """the log of it, in order"""
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    """tensor -> its new value before it was rounded to the model's precision"""
+
+
+def fold(
+    thin: nn.Module, shifts: Iterable[Shift], map: ModelMap, keep: Keep, created: Collection[str] | None = None
+) -> Folded:
+    """Give the cut model, in place, what it lost with constant units.
+
+    created: the layers that got a bias by a log that was replayed on it: no others get one, and what they lost is lost.
+    """
+    gone: dict[str, list[tuple[int, Ints]]] = defaultdict(list)
+    for (tensor, dim, role), lost in dropped(map, keep).items():
+        if role != "size":
+            gone[tensor].append((dim, lost))
+    shapes = {tensor.name: tensor.shape for tensor in map.tensors}
+    operations: list[AddBias | Fold] = []
+    values: dict[str, Tensor] = {}
+    for shift in shifts:
+        if created is not None and shift.place is not None and shift.place.module not in ("", *created):
+            shift = replace(shift, place=None, exact=False)
+        place = shift.place
+        if place is not None:
+            if created is None and place.module and AddBias(module=place.module) not in operations:
+                create_bias(thin, place.module)
+                operations.append(AddBias(module=place.module))
+            numbers = shift.values[shift.kept]
+            if place.rows_of:
+                rows = [(dim, lost) for dim, lost in gone[place.rows_of] if dim == 0]
+                stays = _stays(shapes[place.rows_of][:1], rows)
+                numbers = _laid_out(shift.values, place, len(stays))[stays]
+            elif not place.module:
+                stays = _stays(shapes[place.tensor], gone[place.tensor])
+                numbers = _laid_out(shift.values, place, len(stays))[stays]
+            target = _tensor(thin, place.tensor)
+            old = values.get(place.tensor, target.detach().to("cpu", numbers.dtype))
+            values[place.tensor] = old + shift.sign * numbers.view(target.shape)
+        operations.append(_logged(shift))
+    for name, value in values.items():
+        _set(_tensor(thin, name), value)
+    return Folded(tuple(operations), values)
+
+
+def _logged(shift: Shift) -> Fold:
+    return Fold(
+        module=shift.module or "the model",
+        channels=shift.channels,
+        exact=shift.exact,
+        loss=shift.loss,
+        into="nothing" if shift.place is None else shift.place.into,
+    )
+
+
+def add_beside(model: nn.Module, shifts: Iterable[Shift]) -> None:
+    """Give a dense model, in place, the shifts of the constants that its mask has at zero."""
+    created: set[str] = set()
+    for shift in shifts:
+        place = shift.place
+        if place is None or not bool((shift.beside != 0).any()):
+            continue
+        if place.module and place.module not in created:
+            create_bias(model, place.module)
+            created.add(place.module)
+        target = _tensor(model, place.tensor)
+        numbers = _laid_out(shift.beside, place, target.numel()).view(target.shape)
+        _set(target, target.detach() + shift.sign * numbers.to(target.device))
+
+
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    return all_names(model)[name]
+
+
+@torch.no_grad()
+def _set(target: Tensor, value: Tensor) -> None:
+    target.copy_(value)
+
+
+def _laid_out(values: Tensor, place: Place, size: int) -> Tensor:
+    """The values at their elements of the place's tensor, zeros elsewhere."""
+    return values.new_zeros(size).index_copy(0, place.index, values)
+
+
+def _stays(shape: tuple[int, ...], gone: Iterable[tuple[int, Ints]]) -> Tensor:
+    """Whether each element of a tensor of the dense model, flattened, stays."""
+    stays = torch.ones(shape, dtype=torch.bool)
+    for dim, lost in gone:
+        stays.index_fill_(dim, torch.from_numpy(lost), False)
+    return stays.flatten()
+
+
+def put_exact(model: nn.Module, values: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Put folded values as they were before rounding into a copy in float64, for a comparison that rounding would hide.
+
+    dtype: the precision of the delivered model. Raises VerificationError where a value that it holds is not this one, rounded.
+    """
+    for name, value in values.items():
+        target = _tensor(model, name)
+        if not torch.equal(value.to(dtype).to(target), target.detach()):
+            raise VerificationError(f"'{name}' of the cut model does not hold what was folded into it")
+        _set(target, value)
+
+
+def widened(keep: Keep, whole: Mapping[str, tuple[int, ...]]) -> dict[str, list[int]]:
+    """What the masked model keeps: the units that stay, and those whose leaving changes nothing."""
+    return {name: sorted({*kept, *whole.get(name, ())}) for name, kept in keep.items()}

@@ -1,0 +1,194 @@
+"""Carrying: what training keeps beside the weights (gradients, hooks, optimizer state) goes over to the cut model."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.errors import ModelError
+from sparsify.graph.surgery.operations import Steps, indices, select
+from sparsify.nn import cropped, gathered
+from sparsify_schemas.cuts import Crop, Cuts, Gather, Narrow
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What a cut did to one parameter: indices that stayed, then a crop or a gathering."""
+
+    steps: Steps = field(default_factory=list)
+    reshapes: list[Callable[[Tensor], Tensor]] = field(default_factory=list)
+
+    def of(self, value: Tensor) -> Tensor:
+        """The same done to a tensor of the parameter's shape."""
+        value = select(value, self.steps)
+        for reshape in self.reshapes:
+            value = reshape(value)
+        return value
+
+
+def carry(model: nn.Module, thin: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None = None) -> tuple[str, ...]:
+    """Give the cut model the gradients and hooks of the one it was cut from, and the optimizer the cut model's parameters.
+
+    State is narrowed where each dimension has the parameter's length or 1 (a moment, a factored moment); other state of a
+    narrowed parameter starts afresh, and the notes returned say so. Parameters of other models stay in the optimizer.
+    Raises ModelError, with nothing changed, when the optimizer holds none of the model's parameters or cannot be carried.
+    """
+    ways = _ways(cuts)
+    fresh = dict(thin.named_parameters(remove_duplicate=False))
+    if optimizer is not None:
+        _check(optimizer, model)
+    for name, old in model.named_parameters():
+        if name in fresh:
+            _carry_parameter(old, fresh[name], ways.get(name, _Way()))
+    _carry_hooks(model, thin)
+    return () if optimizer is None else tuple(_rebind(optimizer, model, fresh, ways))
+
+
+def carry_named(values: Mapping[str, Tensor], cuts: Cuts, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """What a cut has left of numbers by the names of tensors (one for each weight, or group inside, or one for all) and of coupled groups.
+
+    shapes: of the tensors before the cut. What cannot be followed is left out.
+    """
+    widths, ways = {width.group: width for width in cuts.widths}, _ways(cuts)
+    found: dict[str, Tensor] = {}
+    for name, value in values.items():
+        own = value.cpu()
+        if name not in shapes:
+            width = widths.get(name)
+            if width is None or own.shape == (width.width,):
+                found[name] = own if width is None else own[indices(width.keep)]
+        elif own.dim() == 0 or name not in ways:
+            found[name] = own
+        elif own.numel() == prod(shapes[name]):
+            carried = ways[name].of(own.view(shapes[name]))
+            found[name] = carried if own.shape == shapes[name] else carried.flatten()
+        elif own.numel() == prod(shapes[name][1:]):  # filter shapes: one for each column
+            found[name] = ways[name].of(own.view(1, *shapes[name][1:]).expand(shapes[name]))[0].flatten()
+    return found
+
+
+def _ways(cuts: Cuts) -> Mapping[str, _Way]:
+    found: dict[str, _Way] = defaultdict(_Way)
+    for op in cuts.operations:
+        if isinstance(op, Narrow):
+            found[op.tensor].steps.append((op.dim, indices(op.keep)))
+        elif isinstance(op, Crop):
+            found[f"{op.module}.weight"].reshapes.append(partial(cropped.select, kept=op.grids))
+        elif isinstance(op, Gather):
+            found[f"{op.module}.weight"].reshapes.append(partial(gathered.select, columns=indices(op.keep).tolist()))
+    return found
+
+
+def _check(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    own = {id(p) for p in model.parameters()}
+    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        raise ModelError("the optimizer holds none of the model's parameters; pass the optimizer that trains this model")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ModelError(
+            "LBFGS keeps one history over all parameters together, which cannot be carried through a cut; "
+            "cut without it and make a new one of the cut model's parameters"
+        )
+
+
+def _carry_parameter(old: nn.Parameter, new: nn.Parameter, way: _Way) -> None:
+    if old.grad is not None:
+        grad = way.of(old.grad.detach())
+        if grad.shape == new.shape:
+            new.grad = grad
+    # torch copies no hooks with a parameter and has no public list of them.
+    for hook in (old._backward_hooks or {}).values():
+        new.register_hook(hook)  # type: ignore[no-untyped-call]
+    for hook in (getattr(old, "_post_accumulate_grad_hooks", None) or {}).values():
+        new.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+
+
+def _carry_hooks(model: nn.Module, thin: nn.Module) -> None:
+    """A deep copy has copies of the objects whose methods are hooks: a recorder outside the model must stay the caller's own."""
+    twins: dict[int, Any] = {id(module): thin.get_submodule(name) for name, module in model.named_modules() if _has(thin, name)}
+    for module in model.modules():
+        twin = twins.get(id(module))
+        for store in _HOOKS if twin is not None else ():
+            own = getattr(twin, store)
+            for key, hook in getattr(module, store).items():
+                if isinstance(hook, MethodType) and key in own:
+                    own[key] = MethodType(hook.__func__, twins.get(id(hook.__self__), hook.__self__))
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
+
+
+def _rebind(
+    optimizer: torch.optim.Optimizer, model: nn.Module, fresh: Mapping[str, nn.Parameter], ways: Mapping[str, _Way]
+) -> Iterable[str]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    old_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    created = [name for name in fresh if name not in old_names]
+    afresh = []
+    for group in optimizer.param_groups:
+        stay = []
+        for old in group["params"]:
+            name = names.get(id(old))
+            if name is None:
+                stay.append(old)  # of another model, such as a loss with weights
+            elif name in fresh:
+                stay.append(fresh[name])
+                afresh += [] if _carry_state(optimizer, old, fresh[name], ways.get(name, _Way())) else [name]
+            else:
+                optimizer.state.pop(old, None)  # its module left as a whole
+        _insert_created(stay, fresh, created)
+        group["params"][:] = stay  # in place: the optimizer may hold the list elsewhere
+    if afresh:
+        shown = ", ".join(afresh[:3]) + (f" and {len(afresh) - 3} more" if len(afresh) > 3 else "")
+        yield f"the optimizer's state of {shown} starts afresh: it does not have the shape of the parameter"
+
+
+def _insert_created(group: list[Any], fresh: Mapping[str, nn.Parameter], created: Iterable[str]) -> None:
+    """Biases that the cut created join the parameters of their layer, at the place that they have among the model's own:
+    a saved state counts parameters in that order."""
+    order = list(fresh)
+    for name in created:
+        layer = name.rpartition(".")[0]
+        there = {id(p) for p in group}
+        if not any(other.rpartition(".")[0] == layer and id(fresh[other]) in there for other in order):
+            continue
+        earlier = [id(fresh[other]) for other in order[: order.index(name)]]
+        before = [i for i, p in enumerate(group) if id(p) in earlier]
+        group.insert(before[-1] + 1 if before else 0, fresh[name])
+
+
+def _carry_state(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, way: _Way) -> bool:
+    state = optimizer.state.pop(old, None)
+    if state is None:
+        return True
+    carried = {key: _narrowed(value, old, way) for key, value in state.items()}
+    if new.shape != old.shape and not all(_follows(value, new) for value in carried.values()):
+        return False
+    optimizer.state[new] = carried
+    return True
+
+
+def _follows(value: Any, parameter: Tensor) -> bool:
+    if not isinstance(value, Tensor):
+        return not isinstance(value, list | tuple | Mapping)
+    return value.numel() == 1 or (value.dim() == parameter.dim() and all(n in (1, m) for n, m in zip(value.shape, parameter.shape, strict=True)))
+
+
+def _narrowed(value: Any, parameter: Tensor, way: _Way) -> Any:
+    if not isinstance(value, Tensor) or value.dim() != parameter.dim() or not (way.steps or way.reshapes):
+        return value
+    if value.shape == parameter.shape:
+        return way.of(value)
+    return select(value, [(dim, kept) for dim, kept in way.steps if value.shape[dim] == parameter.shape[dim]])

@@ -1,0 +1,1 @@
+"""Following channels through one forward call."""

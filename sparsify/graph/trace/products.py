@@ -1,0 +1,100 @@
+"""What the products of a forward call spend, and which labels lie along the dimensions that they run over.
+
+[n, k] x [k, m] runs over n, k and m, and takes one multiply-accumulate for each combination of indices.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+from sparsify.graph.trace.axis_labels import Shadow
+
+Factor = tuple[Tensor, tuple[int, ...]]
+"""a tensor, and the dimension of the product that each of its dimensions is"""
+Space = tuple[tuple[int, ...], list[Factor], int]
+"""the lengths of the dimensions that a product runs over, its factors, and its multiply-accumulates"""
+
+_INDICES: dict[str, tuple[int, str, tuple[str, str]]] = {
+    "mm": (0, "nkm", ("nk", "km")),
+    "addmm": (1, "nkm", ("nk", "km")),
+    "bmm": (0, "bnkm", ("bnk", "bkm")),
+    "baddbmm": (1, "bnkm", ("bnk", "bkm")),
+    "mv": (0, "nk", ("nk", "k")),
+    "addmv": (1, "nk", ("nk", "k")),
+    "dot": (0, "k", ("k", "k")),
+    "vdot": (0, "k", ("k", "k")),
+}
+"""operator -> place of its first factor, the indices that it runs over, and those of its two factors"""
+
+PRODUCTS = frozenset((*_INDICES, "convolution", "_trilinear"))
+"""operators that are counted"""
+
+
+@dataclass(frozen=True, eq=False)
+class Spent:
+    """One product that ran in a module."""
+
+    module: str
+    macs: int
+    """on the whole batch"""
+    aspects: tuple[Tensor, ...]
+    """the labels of its factors, laid along the dimensions that it runs over; those of parameters first"""
+    parameters: tuple[Tensor, ...]
+    """the labels of those factors that are computed from parameters alone"""
+
+
+def spent(name: str, module: str, args: Sequence[Any], out: Tensor, of: Callable[[Tensor], Shadow]) -> Spent:
+    """What an operator of PRODUCTS spends on these arguments; of: the labels of a tensor."""
+    lengths, factors, macs = _space(name, args, out)
+    shadows = [(of(tensor), dims) for tensor, dims in factors]
+    shadows.sort(key=lambda factor: not factor[0].parameter)
+    rank = len(lengths)
+    aspects = tuple(_spread(aspect, dims, rank) for shadow, dims in shadows for aspect in shadow.aspects)
+    parameters = tuple(aspect for shadow, _ in shadows if shadow.parameter for aspect in shadow.aspects)
+    return Spent(module, macs, aspects, parameters)
+
+
+def _space(name: str, args: Sequence[Any], out: Tensor) -> Space:
+    if name == "convolution":
+        return _convolution(args, out)
+    if name == "_trilinear":
+        return _trilinear(args)
+    at, indices, of_factors = _INDICES[name]
+    factors = [(args[at + i], tuple(map(indices.index, own))) for i, own in enumerate(of_factors)]
+    lengths = [1] * len(indices)
+    for tensor, dims in factors:
+        for dim, length in zip(dims, tensor.shape, strict=True):
+            lengths[dim] = length
+    return tuple(lengths), factors, prod(lengths)
+
+
+def _convolution(args: Sequence[Any], out: Tensor) -> Space:
+    """Each element of the weight is used once at each place of the output, or of the input if transposed."""
+    x, weight, transposed = args[0], args[1], args[6]
+    places = (x if transposed else out).shape
+    macs = places[0] * prod(places[2:]) * weight.numel()
+    return tuple(weight.shape), [(weight, tuple(range(weight.dim())))], macs
+
+
+def _trilinear(args: Sequence[Any]) -> Space:
+    """Three tensors get new dimensions until they have one rank, and are multiplied element by element."""
+    factors = []
+    for tensor, added in zip(args[:3], args[3:6], strict=True):
+        rank = tensor.dim() + len(added)
+        factors.append((tensor, tuple(d for d in range(rank) if d not in added)))
+    lengths = [1] * rank
+    for tensor, dims in factors:
+        for dim, length in zip(dims, tensor.shape, strict=True):
+            lengths[dim] = max(lengths[dim], length)
+    return tuple(lengths), factors, prod(lengths)
+
+
+def _spread(aspect: Tensor, dims: Sequence[int], rank: int) -> Tensor:
+    """An aspect of a factor with a dimension for each one of the product."""
+    shape = [1] * rank
+    for dim, size in zip(dims, aspect.shape, strict=True):
+        shape[dim] = size
+    return aspect.reshape(shape)

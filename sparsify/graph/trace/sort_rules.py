@@ -1,0 +1,117 @@
+"""What operators that compare elements along a dimension, or number them, do to labels.
+
+The number of an element along a dimension means nothing once others have left: where such numbers are read, the dimension
+keeps its size.
+"""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from sparsify.graph.trace.axis_labels import Shadow
+from sparsify.graph.trace.operators import dimension, flattened
+from sparsify.graph.trace.rule_api import Follower, Op, Rule
+
+LAST_COUNTS = {
+    "multinomial": "the number of a drawn element is taken by 'multinomial'",
+    "searchsorted": "the number of an interval between its elements is taken by 'searchsorted'",
+    "bucketize": "the number of an interval between its elements is taken by 'bucketize'",
+    "isin": "elements are looked for in it by 'isin'",
+}
+
+
+def number_reason(name: str) -> str:
+    """Why a dimension stays when the numbers that `max`, `min`, `argmax` or `argmin` found along it are read."""
+    return f"the number of its {'smallest' if 'min' in name else 'largest'} element is taken by '{name}'"
+
+
+def _multinomial(w: Follower, op: Op) -> Shadow:
+    held = w.algebra.hold_all(w.of(op.args[0]), {op.args[0].dim() - 1}, LAST_COUNTS["multinomial"])
+    return Shadow(tuple(op.out.shape), held.aspects)
+
+
+def _searchsorted(w: Follower, op: Op) -> Shadow:
+    """For every value the number of an interval; several values to each of several sequences, or all to one."""
+    sequence, last = op.args[0], op.args[0].dim() - 1
+    sorted_by = op.kwargs.get("sorter")
+    for tensor in (sequence, *([sorted_by] if isinstance(sorted_by, Tensor) else [])):
+        held = w.algebra.hold_all(w.of(tensor), {last}, LAST_COUNTS["searchsorted"])
+    if not isinstance(op.args[1], Tensor):
+        return Shadow(tuple(op.out.shape))
+    lead = Shadow((*held.shape[:-1], 1), held.aspects, held.parameter)
+    return w.algebra.pointwise(op.out.shape, [lead, w.of(op.args[1])] if last else [w.of(op.args[1])])
+
+
+def _bucketize(w: Follower, op: Op) -> Shadow:
+    values, edges = op.args[:2]
+    w.algebra.hold_all(w.of(edges), {0}, LAST_COUNTS["bucketize"])
+    return w.of(values) if isinstance(values, Tensor) else Shadow(())
+
+
+def _isin(w: Follower, op: Op) -> Shadow:
+    values, wanted = op.args[:2]
+    if isinstance(wanted, Tensor):
+        w.algebra.hold_all(w.of(wanted), set(range(wanted.dim())), LAST_COUNTS["isin"])
+    return w.of(values) if isinstance(values, Tensor) else Shadow(())
+
+
+def _triangle(w: Follower, op: Op) -> Shadow:
+    shadow, rank = w.of(op.args[0]), op.args[0].dim()
+    held = w.algebra.hold_all(shadow, {rank - 2, rank - 1}, f"one side of its diagonal is taken by '{op.name}'")
+    return replace(held, soft=frozenset((d, cell) for d, cell in shadow.soft if d < rank - 2))
+
+
+def _renorm(w: Follower, op: Op) -> Shadow:
+    """Each index of one dimension is scaled to a largest norm over all others."""
+    own = dimension(op.args[2], op.args[0])
+    return w.algebra.hold_all(w.of(op.args[0]), set(range(op.args[0].dim())) - {own}, "'renorm' takes a norm over it")
+
+
+def _cross(w: Follower, op: Op) -> Shadow:
+    """The product of vectors of three elements."""
+    dim = dimension(op.kwargs.get("dim", -1), op.out)
+    held = [w.algebra.hold_all(w.of(t), {dim}, "'linalg_cross' runs along it") for t in op.args[:2]]
+    return w.algebra.pointwise(op.out.shape, held)
+
+
+WHOLE = {
+    "_ctc_loss": "a loss takes its classes by number ('ctc_loss')",
+    "_unique2": "equal elements of it are found by 'unique'",
+    "affine_grid_generator": "it says where a grid is sampled",
+    "bincount": "its elements are counted by 'bincount'",
+    "equal": "it is compared as a whole by 'equal'",
+    "histc": "its elements are counted by 'histc'",
+    "multi_margin_loss": "a loss takes its classes by number ('multi_margin_loss')",
+    "multilabel_margin_loss_forward": "a loss takes its classes by number ('multilabel_margin_loss')",
+    "nll_loss2d_forward": "a loss takes its classes by number ('nll_loss')",
+    "nll_loss_forward": "a loss takes its classes by number ('nll_loss')",
+    "nms": "boxes are chosen by 'nms'",
+    "nonzero": "the numbers of its nonzero elements are taken by 'nonzero'",
+    "nonzero_static": "the numbers of its nonzero elements are taken by 'nonzero'",
+    "ps_roi_align": "its channels are taken by number ('ps_roi_align')",
+    "ps_roi_pool": "its channels are taken by number ('ps_roi_pool')",
+    "unique_consecutive": "equal elements of it are found by 'unique_consecutive'",
+    "unique_dim": "equal elements of it are found by 'unique'",
+}
+"""operators that no cut of what goes into them can pass, and why"""
+
+
+def _whole(w: Follower, op: Op) -> list[Shadow]:
+    for tensor in flattened(op.args, op.kwargs):
+        if isinstance(tensor, Tensor):
+            w.algebra.hold_all(w.of(tensor), set(range(tensor.dim())), WHOLE[op.name])
+    return []
+
+
+ORDERING: dict[str, Rule] = {
+    **dict.fromkeys(WHOLE, _whole),
+    "bucketize": _bucketize,
+    "isin": _isin,
+    "linalg_cross": _cross,
+    "multinomial": _multinomial,
+    "renorm": _renorm,
+    "searchsorted": _searchsorted,
+    "tril": _triangle,
+    "triu": _triangle,
+}
+"""operators that compare or number elements"""

@@ -1,0 +1,59 @@
+"""The dense model with residual branches at zero: what a model must compute that those branches have left."""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.graph.model_map import Sum
+from sparsify.graph.trace.module_stack import Located
+from sparsify.graph.trace.operators import primitive
+
+Watched = Callable[[str, Tensor, Any], None]
+"""(module, its first tensor input, what it returned)"""
+
+
+class Silencing(Located):  # type: ignore[no-untyped-call]
+    """Puts zeros in place of one operand of the sums named."""
+
+    def __init__(self, sums: Collection[Sum], watched: Collection[str] = (), seen: Watched | None = None) -> None:
+        super().__init__()
+        self._operands = {(s.module, s.nth): s.operand for s in sums}
+        self._watched, self._seen = frozenset(watched), seen
+        self._inputs: list[Tensor | None] = []
+
+    def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
+        at = self.sum_at(func, args)
+        operand = None if at is None else self._operands.get(at)
+        if operand is not None:
+            in_place = func._schema.name.endswith("_") and operand == 0
+            zeros = args[0].zero_() if in_place else torch.zeros_like(args[operand])
+            args = tuple(zeros if i == operand else a for i, a in enumerate(args))
+        return func(*args, **kwargs)
+
+    def entered(self, name: str, args: Any, kwargs: Any) -> None:
+        x = first_tensor(args, kwargs) if name in self._watched else None
+        self._inputs.append(None if x is None else x.clone())
+
+    def left(self, name: str, result: Any) -> None:
+        x = self._inputs.pop()
+        if x is not None and self._seen is not None:
+            self._seen(name, x, result)
+
+
+@contextmanager
+def silenced(model: nn.Module, sums: Collection[Sum], watched: Collection[str] = (), seen: Watched | None = None) -> Iterator[None]:
+    """Run the model with the branches of these sums at zero; does nothing without any."""
+    if not sums:
+        yield
+        return
+    mode = Silencing(sums, watched, seen)
+    with primitive(model), mode.located(model), mode:
+        yield
+
+
+def first_tensor(args: Any, kwargs: Any) -> Tensor | None:
+    """The first tensor that a module is called with."""
+    return next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)

@@ -1,0 +1,1 @@
+"""Proof that a cut model computes what the masked dense model does."""

@@ -1,0 +1,356 @@
+"""Proving a cut: cut model against masked dense model, in float64.
+
+Let M be the dense model in which the consumers' input slices of every removed unit are zero. Then cut(model) == M for
+any activation; in place of residual branches that left, M has zeros in the sums that they went into. Units that meet each
+other, as those of queries and keys do in their product, have no such slices there: M has zeros in what makes them as well. Where a statistic is taken over removed units (LayerNorm, GroupNorm, a mean over channels) M leaves them
+out of it, and the verdict says `statistics change`: M is then no longer the dense model with some weights at zero.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsify.calls import Inputs, calls_of, examples_of
+from sparsify.copies import copied
+from sparsify.errors import VerificationError
+from sparsify.forward import call, converted, kept_buffers, named, tensors
+from sparsify.graph.model_map import ModelMap
+from sparsify.graph.names import all_names
+from sparsify.graph.precision import cast, in_double
+from sparsify.graph.surgery.constants import Constants
+from sparsify.graph.surgery.fold_constants import add_beside, put_exact, widened
+from sparsify.graph.surgery.operations import Keep, dropped, gone_branches
+from sparsify.graph.trace.labels import Ints
+from sparsify.graph.trace.operators import plain_attention
+from sparsify.graph.trace.zero_branches import silenced
+from sparsify.graph.verify import masked_statistics
+from sparsify_schemas.report import Verdict
+
+TOLERANCE = 1e-9
+"""largest difference in float64 that a cut may have, relative to the largest output"""
+
+TRIAL = 1e-3
+"""the same for a trial cut in float32, whose only question is whether a group was followed rightly"""
+
+
+NO_CONSTANTS = Constants()
+NOTHING_FOLDED: Mapping[str, torch.Tensor] = {}
+
+
+def verify(
+    dense: nn.Module,
+    thin: nn.Module,
+    map: ModelMap,
+    keep: Keep,
+    inputs: Inputs,
+    *,
+    before: nn.Module | None = None,
+    reshaped: Sequence[str] = (),
+    constants: Constants = NO_CONSTANTS,
+    folded: Mapping[str, torch.Tensor] = NOTHING_FOLDED,
+    fresh: Sequence[Inputs] = (),
+) -> Verdict:
+    """Compare a cut model as it is delivered with the masked dense one, in float64, and run it in train mode, backwards too,
+    and by torch's fused paths.
+
+    before: the dense model before groups inside its tensors were set to zero, for the control.
+    reshaped: layers of the cut model that are computed otherwise than before.
+    constants: what removed units emitted and the cut model got back; folded: the values that this made, before they were
+    rounded to the model's precision: the comparison is made with them. Units whose leaving changes nothing stay whole in the
+    masked model; where these are all that left, it is the dense model.
+    fresh: inputs that nothing was planned or chosen with, of one or several batch sizes; those that the dense model does
+    not take are left out. The given `inputs` are used where there are none.
+    Raises VerificationError naming the coupled groups when they differ or when the cut model does not run.
+    """
+    narrowed = narrowed_groups(map, keep)
+    blamed = narrowed or list(reshaped)
+    wide, given, plain, tolerance, casts = _precise(dense, inputs)
+    narrow = in_dtype(thin, torch.float64) if tolerance == TOLERANCE else copied(thin).eval()
+    if tolerance == TOLERANCE:
+        put_exact(narrow, folded, next((p.dtype for p in thin.parameters()), torch.float32))
+    drawn = _accepted(wide, [_as_given(one, given) for one in fresh])
+    first, plain = drawn[0] if drawn else (given, plain)
+    if before is not None:
+        alike = copied(before).eval() if tolerance > TOLERANCE else in_dtype(before, torch.float64)
+        plain = outputs(alike, first)
+    compared = [one for one, _ in drawn] or [given]
+    del drawn
+    left_whole = widened(keep, constants.whole)
+    add_beside(wide, constants.shifts)
+    difference, control = 0.0, 0.0
+    for one in compared:
+        found = ran(narrow, one, blamed)
+        masked = masked_outputs(wide, map, left_whole, one, found, blamed)
+        own = relative(found, masked)
+        difference = own if math.isnan(own) else max(difference, own)
+        if one is first:
+            control = relative(plain, masked)
+        if not own <= tolerance:
+            break
+    if not difference <= tolerance:
+        raise VerificationError(
+            f"the cut model differs from the masked one by {difference:.1e} of the largest output{_blame(blamed)}"
+        )
+    _check_training(wide, narrow, next((one for one in compared if _examples(one) > 1), first), blamed)
+    changing = any(map.by_name[name].statistics for name in narrowed)
+    all_dead = not narrowed_groups(map, left_whole) and not gone_branches(map, keep)
+    shifted = any(bool((shift.beside != 0).any()) for shift in constants.shifts)
+    unchanged = bool(narrowed) and all_dead and not shifted and before is None
+    return Verdict(
+        outcome="statistics change" if changing else "equal" if blamed else "nothing cut",
+        difference=difference,
+        control=control,
+        groups=tuple(narrowed),
+        reference="dense model" if unchanged else "masked model",
+        batches=() if compared[0] is given else tuple(dict.fromkeys(_examples(one) for one in compared)),
+        note="; ".join(_remarks(changing, tolerance, casts)),
+    )
+
+
+def _remarks(changing: bool, tolerance: float, casts: bool) -> Iterable[str]:
+    if changing:
+        yield "a statistic is taken over removed units (a normalisation, a mean): equal to the masked model with them left out of it"
+    if casts:
+        yield "the model casts to a lower precision inside: compared in float64 without these casts"
+    if tolerance > TOLERANCE:
+        yield f"the model casts inside and does not run in float64: compared in its own precision, within {tolerance:.0e}"
+
+
+def _precise(dense: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, list[torch.Tensor], float, bool]:
+    """A copy in float64, inputs, its outputs, the tolerance, and whether casts were left out; one as it is where the
+    model does not run like that."""
+    wide, wide_inputs = in_dtype(dense, torch.float64), converted(inputs, torch.float64)
+    try:
+        found, casts = outputs_and_casts(wide, wide_inputs)
+        return wide, wide_inputs, found, TOLERANCE, casts > 0
+    except Exception:
+        wide = copied(dense).eval()
+        return wide, inputs, outputs(wide, inputs), TRIAL, False
+
+
+def _as_given(fresh: Inputs, given: Inputs) -> Inputs:
+    """Fresh inputs in the precision of the given ones."""
+    floating = [value.dtype for _, value in named(given) if value.is_floating_point()]
+    return converted(fresh, floating[0]) if floating else fresh
+
+
+def _accepted(model: nn.Module, fresh: Sequence[Inputs]) -> list[tuple[Inputs, list[torch.Tensor]]]:
+    """The inputs that the dense model takes, with its outputs; those at which it is not finite prove nothing."""
+    found = []
+    for one in fresh:
+        try:
+            made = outputs(model, one)
+        except Exception:
+            continue  # such as a batch size that the model does not take
+        if all(bool(t.isfinite().all()) for t in made):
+            found.append((one, made))
+    return found
+
+
+def _examples(inputs: Inputs) -> int:
+    """The number of examples along the dimension that counts them; 1 where none does."""
+    return examples_of(calls_of(inputs)[0]) or 1
+
+
+def narrowed_groups(map: ModelMap, keep: Keep) -> list[str]:
+    return [name for name, kept in keep.items() if len(kept) < map.by_name[name].width and not _within_branches(map, keep, name)]
+
+
+def _within_branches(map: ModelMap, keep: Keep, name: str) -> bool:
+    """Whether a group left because all of it is in residual branches that leave."""
+    return not keep[name] and name not in {b.name for b in map.branches}
+
+
+def ran(narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> list[torch.Tensor]:
+    """Outputs of the cut model; VerificationError when it does not run."""
+    try:
+        return outputs(narrow, inputs)
+    except Exception as error:
+        raise _does_not_run(error, groups) from error
+
+
+def _does_not_run(error: Exception, groups: Sequence[str]) -> VerificationError:
+    return VerificationError(f"the cut model does not run: {type(error).__name__}: {first_line(error)}{_blame(groups)}")
+
+
+def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return cast(copied(model), dtype).eval()
+
+
+def masked_outputs(
+    wide: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, found: Sequence[torch.Tensor], blamed: Sequence[str]
+) -> list[torch.Tensor]:
+    """Outputs of the masked dense model. VerificationError when they are of other shapes than those of the cut model."""
+    groups, sums = narrowed_groups(map, keep), [s for b in gone_branches(map, keep) for s in b.sums]
+    with _masked(wide, map, keep):
+        if any(map.by_name[name].statistics for name in groups):
+            # Inside branches that leave as well: what comes out of one has the labels of what it is added to.
+            gone: dict[tuple[str, int], set[int]] = {}
+            for (tensor, dim, _), lost in dropped(map, {name: keep[name] for name in groups if keep[name]}).items():
+                gone.setdefault((tensor, dim), set()).update(lost.tolist())
+            masked = masked_statistics.outputs(wide, inputs, gone, sums)
+        else:
+            with silenced(wide, sums):
+                masked = outputs(wide, inputs)
+    if [t.shape for t in found] != [t.shape for t in masked]:
+        raise VerificationError(f"the cut model's outputs changed their shapes{_blame(blamed)}")
+    return masked
+
+
+@contextmanager
+def _masked(wide: nn.Module, map: ModelMap, keep: Keep) -> Iterator[None]:
+    """The consumers' input slices of every removed unit at zero; where a product without a weight sums over units (queries
+    times keys), all that makes them as well. Its branches are left as they are.
+
+    They are put back in single precision: that is what trial models are made in, and others are given up.
+    """
+    before: list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]] = []
+    values = all_names(wide)
+    with torch.no_grad():
+        for tensor, dim, lost in _emptied(map, keep):
+            value, at = values[tensor], torch.from_numpy(lost).to(values[tensor].device)
+            own = value.index_select(dim, at)
+            before.append((value, dim, at, own.float() if own.dtype == torch.float64 else own))
+            value.index_fill_(dim, at, 0.0)
+        try:
+            yield
+        finally:
+            for value, dim, at, own in reversed(before):
+                value.index_copy_(dim, at, own.to(value.dtype))
+
+
+def _emptied(map: ModelMap, keep: Keep) -> Iterator[tuple[str, int, Ints]]:
+    branches = {b.name: keep[b.name] for b in gone_branches(map, keep)}
+    made = {name: kept for name, kept in keep.items() if map.by_name[name].paired or all(s.role != "in" for s in map.by_name[name].slices)}
+    for chosen, role in (({**keep, **branches}, "in"), ({**made, **branches}, "out")):
+        for (tensor, dim, own), lost in dropped(map, chosen).items():
+            if own == role:
+                yield tensor, dim, lost
+
+
+def outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
+    return outputs_and_casts(model, inputs)[0]
+
+
+def outputs_and_casts(model: nn.Module, inputs: Inputs) -> tuple[list[torch.Tensor], int]:
+    """What a model returns, and how many of its casts to a lower precision were left out."""
+    # Dropout and the like are off in eval mode; what is random all the same gets the same draws on both sides.
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), plain_attention(), kept_buffers(model), in_double(model) as mode:
+        torch.manual_seed(0)
+        return list(tensors(call(model, inputs))), mode.casts
+
+
+def runs_as_used(dense: Callable[[], nn.Module], narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> None:
+    """Forward by torch's fused paths, then forward and backward in train mode, for which `narrow` is given up; what the
+    dense model cannot do with these inputs is not asked of the cut one."""
+    uses: tuple[Callable[[nn.Module, Inputs], object], ...] = (_fused, _backwards)
+    for use in uses:
+        try:
+            use(narrow, inputs)
+        except Exception as error:
+            try:
+                use(dense(), inputs)
+            except Exception:
+                continue
+            raise _does_not_run(error, groups) from error
+
+
+def _check_training(wide: nn.Module, narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> None:
+    """Both models by torch's fused paths and in train mode, which they are given up for: the cut one must run where the
+    dense one does, with outputs of the same shapes, and gradients must reach every parameter that they reach there.
+
+    Raises VerificationError.
+    """
+    runs_as_used(lambda: copied(wide), narrow, inputs, groups)
+    try:
+        wanted = _train_step(wide, inputs)
+    except Exception:
+        return  # nothing to compare with
+    found = _train_step(narrow, inputs)
+    if found.shapes != wanted.shapes:
+        raise VerificationError(f"in train mode the cut model's outputs have other shapes than the dense one's{_blame(groups)}")
+    there = {name for name, _ in narrow.named_parameters()}
+    lost = sorted((wanted.reached & there) - found.reached)
+    if lost:
+        raise VerificationError(f"in train mode no gradient reaches '{lost[0]}' of the cut model, as it does in the dense one{_blame(groups)}")
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a forward and backward pass in train mode shows."""
+
+    shapes: tuple[torch.Size, ...]
+    reached: frozenset[str]
+    """parameters that have a gradient"""
+
+
+def _train_step(model: nn.Module, inputs: Inputs) -> _Step:
+    model.zero_grad(set_to_none=True)
+    made = _backwards(model, inputs)
+    reached = frozenset(name for name, p in model.named_parameters() if p.grad is not None)
+    model.zero_grad(set_to_none=True)
+    return _Step(tuple(t.shape for t in made), reached)
+
+
+def _fused(model: nn.Module, inputs: Inputs) -> None:
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), in_double(model):
+        call(model.eval(), inputs)
+
+
+def _backwards(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
+    """The outputs in train mode, after a backward pass through all of them."""
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]), in_double(model):
+        torch.manual_seed(0)
+        made = list(tensors(call(model.train(), inputs)))
+        results: Iterable[Any] = [t.sum() for t in made if t.requires_grad]
+        total = sum(results)
+        if isinstance(total, torch.Tensor):
+            total.backward()  # type: ignore[no-untyped-call]
+    return made
+
+
+def compare(one: nn.Module, other: nn.Module, candidates: Sequence[Inputs]) -> float:
+    """Largest relative difference between two models' outputs, on the first inputs at which the first of them is finite."""
+    for inputs in candidates:
+        try:
+            wanted = outputs(one, inputs)
+        except Exception:
+            continue
+        if all(bool(t.isfinite().all()) for t in wanted):  # a covariance of one example is not a number
+            return relative(outputs(other, inputs), wanted)
+    return 0.0
+
+
+def effect(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) -> float:
+    """How far the masked model is from the dense one: largest difference of an output, relative to its largest value."""
+    wide, given, plain, *_ = _precise(dense, inputs)
+    return relative(masked_outputs(wide, map, keep, given, plain, ()), plain)
+
+
+def relative(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
+    """Largest difference of an output relative to its own largest value; nan where one alone is not a number.
+
+    Infinities of one sign are equal, as outputs may be masked with them.
+    """
+    gaps = [0.0]
+    for a, b in zip(found, wanted, strict=True):
+        if a.numel():
+            apart, size = (a - b).abs(), b.abs()
+            gap = torch.where(a == b, torch.zeros_like(apart), apart)
+            largest = torch.where(b.isfinite(), size, torch.zeros_like(size)).max()
+            gaps.append(float(gap.max()) / max(float(largest), torch.finfo(b.dtype).tiny))
+    return math.nan if any(math.isnan(gap) for gap in gaps) else max(gaps)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+def _blame(groups: Sequence[str]) -> str:
+    shown = ", ".join(groups[:5]) + (f" and {len(groups) - 5} more" if len(groups) > 5 else "")
+    return f" [groups: {shown}]" if groups else ""

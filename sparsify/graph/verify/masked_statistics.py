@@ -1,0 +1,118 @@
+"""The masked dense model's outputs where statistics are taken over removed units: those units are left out of them.
+
+A LayerNorm, RMSNorm, GroupNorm, softmax or mean over units that a cut removes sees fewer of them afterwards. The masked
+model computes the same: each such operator runs on the remaining elements alone, and the removed ones become zero. A
+weight that is itself normalised (weight standardisation) is one of them: what it holds at removed units is zero.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.calls import Inputs
+from sparsify.forward import call, kept_buffers, tensors
+from sparsify.graph.model_map import Sum
+from sparsify.graph.precision import in_double
+from sparsify.graph.trace.axis_labels import Shadow, varying
+from sparsify.graph.trace.labels import Labels
+from sparsify.graph.trace.operators import ALONG, DISTANCES, LOSSES, NORMS, REDUCTIONS, axes_of, primitive
+from sparsify.graph.trace.tracer import Watch
+from sparsify.graph.trace.zero_branches import silenced
+
+OTHERS = frozenset(["native_layer_norm", "native_group_norm", "_weight_norm_interface"])
+MIXING = (REDUCTIONS | ALONG | NORMS | DISTANCES | OTHERS | frozenset(LOSSES)) - {"glu"}
+"""operators whose result at one place depends on the others"""
+PRODUCTS = frozenset(
+    "mm addmm bmm baddbmm addbmm mv addmv linear convolution deform_conv2d _grouped_mm".split()
+)
+
+
+class Narrowed(Watch):  # type: ignore[no-untyped-call]
+    """Watches again, and runs operators that mix elements on the remaining ones."""
+
+    def __init__(self, labels: Labels) -> None:
+        super().__init__(labels)
+        self.removed = torch.zeros(1, dtype=torch.bool)
+        self.own: set[int] = set()
+        """where the model's own parameters and buffers lie, and views of them"""
+
+    def compute(self, _name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        if _name in PRODUCTS:
+            args = tuple(self._emptied(a) if isinstance(a, Tensor) else a for a in args)
+        x = args[0] if args else None
+        if not isinstance(x, Tensor) or _name not in MIXING:
+            return func(*args, **kwargs)
+        shadow = self._joined(x, args) if _name in LOSSES else self.of(x)
+        kept = {dim: stays.to(x.device) for dim in axes_of(_name, args, kwargs) if (stays := self._kept(shadow, dim)) is not None}
+        return self._on_the_rest(_name, func, args, kwargs, kept) if kept else func(*args, **kwargs)
+
+    def _joined(self, x: Tensor, args: Any) -> Shadow:
+        """The labels of all operands of a loss."""
+        return self.algebra.pointwise(x.shape, [self.of(value) for value in args if isinstance(value, Tensor)])
+
+    def _emptied(self, tensor: Tensor) -> Tensor:
+        """A weight that was computed from others, with zeros where a removed unit lies."""
+        shadow = self.of(tensor)
+        if not shadow.parameter or tensor.untyped_storage().data_ptr() in self.own:
+            return tensor
+        gone = [self.removed[aspect].to(tensor.device) for aspect in shadow.aspects]
+        return reduce(lambda t, own: t.masked_fill(own, 0.0), gone, tensor)
+
+    def _kept(self, shadow: Shadow, dim: int) -> Tensor | None:
+        """Indices along a dimension at which something remains; None when all do."""
+        for aspect in shadow.aspects:
+            if dim in varying(aspect):
+                stays = (~self.removed[aspect]).movedim(dim, 0).reshape(aspect.shape[dim], -1).any(1)
+                if not bool(stays.all()):
+                    return torch.nonzero(stays).flatten()
+        return None
+
+    def _on_the_rest(self, name: str, func: Any, args: Any, kwargs: Any, kept: Mapping[int, Tensor]) -> Any:
+        x = args[0]
+        beside = name in DISTANCES or name in LOSSES
+        rest = [_narrowed(v, x.dim(), kept) if beside and isinstance(v, Tensor) else v for v in args[1:]]
+        for dim, stays in kept.items():
+            if name == "native_layer_norm":
+                place = dim - x.dim() + len(rest[0])
+                rest[0] = [len(stays) if d == place else n for d, n in enumerate(rest[0])]
+                rest[1:3] = [v.index_select(place, stays) if isinstance(v, Tensor) else v for v in rest[1:3]]
+            if name == "native_group_norm":
+                rest[0:2] = [v.index_select(0, stays) if isinstance(v, Tensor) else v for v in rest[0:2]]
+                rest[3] = len(stays)
+        out = func(_narrowed(x, x.dim(), kept), *rest, **kwargs)
+        if beside or name in REDUCTIONS:
+            return out
+        filled = reduce(lambda t, d: _spread(t, d, kept[d], x.shape[d]), kept, out if isinstance(out, Tensor) else out[0])
+        return filled if isinstance(out, Tensor) else (filled, *out[1:])
+
+
+def _narrowed(operand: Tensor, rank: int, kept: Mapping[int, Tensor]) -> Tensor:
+    """What remains of an operand that is spread to so many dimensions."""
+    for dim, stays in kept.items():
+        own = dim - rank + operand.dim()
+        if own >= 0 and operand.shape[own] > 1:
+            operand = operand.index_select(own, stays)
+    return operand
+
+
+def _spread(narrow: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
+    """Put the indices of a dimension back to their places, with zeros between them."""
+    return narrow.new_zeros([size if d == dim else n for d, n in enumerate(narrow.shape)]).index_copy(dim, places, narrow)
+
+
+def outputs(model: nn.Module, inputs: Inputs, gone: Mapping[tuple[str, int], Iterable[int]], sums: Collection[Sum] = ()) -> list[Tensor]:
+    """Outputs of the masked model; gone: (tensor, dimension) -> indices that leave; sums: whose branches leave."""
+    labels = Labels()
+    mode = Narrowed(labels)
+    mode.enter_model(model)
+    mode.own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    mode.removed = torch.zeros(labels.count, dtype=torch.bool)
+    for axis in labels.axes:
+        for index in gone.get((axis.tensor, axis.dim), ()):
+            mode.removed[axis.first + index] = True
+    with primitive(model), torch.random.fork_rng(devices=[]), kept_buffers(model), in_double(model), mode, silenced(model, sums):
+        torch.manual_seed(0)
+        return list(tensors(call(model, inputs)))

@@ -1,0 +1,172 @@
+"""What lies in a model file, told by its first bytes: tensors by name, or a whole module. Nothing in it is executed."""
+
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from sparsify.errors import ModelError
+from sparsify.modelfile.safe_unpickle import admitted
+
+State = dict[str, Tensor]
+
+_ZIP = b"PK\x03\x04"
+_LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+_EXPANDED = 64
+"""bytes of tensors per byte of the file, at most"""
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+SAVE_WEIGHTS = "torch.save(model.state_dict(), 'weights.pt') where the model can be loaded, and name what builds it under 'model:' in the recipe"
+
+
+def read_contents(path: Path, allow: Sequence[str]) -> State | nn.Module:
+    """A state dict, taken out of its checkpoint if it is in one, or a whole module. Raises ModelError."""
+    found = _read(path, allow)
+    check_sizes(found.state_dict() if isinstance(found, nn.Module) else found, path)
+    return found
+
+
+def check_sizes(found: Any, path: Path) -> None:
+    """Refuse tensors that repeat a few stored numbers many times over: a small file could exhaust the memory. Raises ModelError."""
+    claimed = sum(t.numel() * t.element_size() for t in pytree.tree_leaves(found) if isinstance(t, Tensor) and t.layout == torch.strided and not t.is_meta)
+    if claimed > _EXPANDED * path.stat().st_size:
+        raise ModelError(f"{path}: its tensors would take {claimed:,} bytes, many times more than the file has")
+
+
+def _read(path: Path, allow: Sequence[str]) -> State | nn.Module:
+    start, size = _start(path)
+    if start.startswith(_ZIP):
+        _check_archive(path)
+        return _unwrapped(_load(path, admitted(path, allow)), path)
+    if start.startswith(_LEGACY):
+        return _unwrapped(_load(path, []), path)
+    if path.suffix == ".safetensors" or _is_safetensors(start, size):
+        return _safetensors(path)
+    if start[:1] == b"\x80":
+        raise ModelError(
+            f"{path}: a plain pickle, which runs code when it is read, so it is not; save the weights: {SAVE_WEIGHTS}"
+        )
+    raise ModelError(f"{path}: not a model file; expected what torch.save or safetensors writes")
+
+
+def _start(path: Path) -> tuple[bytes, int]:
+    """The first bytes and the size."""
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder; give the model file in it (.pt or .safetensors)")
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
+    if not start:
+        raise ModelError(f"{path} is empty")
+    return start, path.stat().st_size
+
+
+def _is_safetensors(start: bytes, size: int) -> bool:
+    """Eight bytes of header length, then the header in JSON."""
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8
+
+
+def _safetensors(path: Path) -> State:
+    try:
+        state = load_file(path)
+    except Exception as error:
+        raise ModelError(f"{path}: damaged or cut short, or not safetensors ({error}); copy or save it again") from error
+    if not state:
+        raise ModelError(f"{path} holds no tensors")
+    return state
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what torch.save did not write, and bytes that changed since: torch itself does not look at the checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if any(n.endswith("constants.pkl") for n in names):
+                raise ModelError(
+                    f"{path}: a TorchScript archive, which cannot be cut; save the Python model's weights: {SAVE_WEIGHTS}"
+                )
+            if any(n.endswith("archive_format") for n in names):
+                raise ModelError(
+                    f"{path}: a program exported by torch.export, which cannot be trained or cut; save the weights: {SAVE_WEIGHTS}"
+                )
+            if not any(n.endswith("data.pkl") for n in names):
+                raise ModelError(f"{path}: a zip archive, but not one that torch.save wrote")
+            check_entries(archive)
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: damaged or cut short ({error}); copy or save it again") from error
+
+
+def check_entries(archive: zipfile.ZipFile) -> None:
+    """Every entry stored as torch.save does, and whole. Raises what zipfile raises, BadZipFile for one."""
+    for entry in archive.infolist():
+        _check_entry(archive, entry)
+
+
+def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    """Read to the end, which compares the checksum; torch can be told to leave checksums out and then writes 0."""
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+        raise zipfile.BadZipFile(f"{entry.filename} is compressed, which torch.save never does")
+    if entry.CRC:
+        with archive.open(entry) as content:
+            while content.read(1 << 20):
+                pass
+
+
+def _load(path: Path, known: list[Any]) -> Any:
+    try:
+        # an open file: given a path, torch goes by its suffix
+        with path.open("rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals(known):
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # whatever a broken or hostile file makes the unpickler raise
+        raise ModelError(
+            f"{path}: damaged, or a pickled model that cannot be read without running code ({_cause(error)}); save the weights: {SAVE_WEIGHTS}"
+        ) from error
+
+
+def _cause(error: Exception) -> str:
+    """One line, without torch's advice to load the file unsafely."""
+    if isinstance(error, pickle.UnpicklingError):
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        return f"it names {named[1]}" if named else "it does something that weights never do"
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _unwrapped(found: Any, path: Path) -> State | nn.Module:
+    if isinstance(found, nn.Module):
+        return _sound(found.module if isinstance(found, nn.DataParallel) else found, path)
+    if not isinstance(found, Mapping):
+        raise ModelError(f"{path} holds a {type(found).__name__}, neither weights nor a model")
+    if not found:
+        raise ModelError(f"{path} holds no tensors")
+    if all(isinstance(v, Tensor) or str(k).endswith("_extra_state") for k, v in found.items()):
+        return {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+    for key in _WRAPPERS:
+        if isinstance(found.get(key), Mapping | nn.Module):
+            return _unwrapped(found[key], path)
+    shown = ", ".join(str(k) for k in list(found)[:8])
+    raise ModelError(f"{path}: holds no weights under {', '.join(_WRAPPERS)}, and is no state dict itself; its keys are {shown}")
+
+
+def _sound(module: nn.Module, path: Path) -> nn.Module:
+    """A pickle may leave a module half built; better said now than in the middle of a run."""
+    try:
+        for part in module.modules():
+            part.state_dict()
+    except Exception as error:
+        raise ModelError(
+            f"{path}: the pickled {type(module).__name__} is not complete ({type(error).__name__}: {error})"
+        ) from error
+    return module

@@ -1,0 +1,167 @@
+"""Which classes and functions a pickled model may name. What is not admitted is never imported, looked up or called.
+
+1. Layers and parameters (torch.nn.Module, Parameter and their subclasses) that torch.nn or sparsify.models define.
+2. The same defined in a package that the user allows; `--allow torchvision.models` covers everything below that name.
+3. Other classes defined in an allowed package, if a layer of the same file comes from that package too: a configuration
+   that travels with its model.
+4. Functions only when allowed by their full name, `--allow mynets.blocks.swish`, and those of torch.nn.functional
+   under `--allow torch.nn.functional`.
+5. Never, whatever is allowed: the standard library, installers, numpy (its values take whatever bytes they are given),
+   and torch outside of torch.nn and torch.ao.nn.
+
+"Defined in" is what counts: `os.system` imported by an allowed module stays refused.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsify.errors import ModelError
+from sparsify.recipe.import_path import load_module
+
+_OURS = ("torch.nn", "sparsify.models")
+_TORCH = ("torch.nn", "torch.ao.nn", "torch._C._nn")
+_FUNCTIONS = "torch.nn.functional"
+_NEVER = frozenset(sys.stdlib_module_names) | {
+    "pip",
+    "setuptools",
+    "pkg_resources",
+    "distutils",
+    "_distutils_hack",
+    "wheel",
+    "torch_pruning",
+}
+
+Known = tuple[Callable[..., Any], str]
+
+
+@dataclass(frozen=True)
+class _Refused:
+    name: str
+    why: str
+    flag: str = ""
+    """what would admit it, if anything"""
+
+
+def admitted(path: Path, allow: Sequence[str]) -> list[Known]:
+    """What the file names beyond tensors, as torch's `safe_globals` takes it. The file is disassembled, not run.
+
+    Raises ModelError that lists what is refused, the flag that would admit it, and the other ways out.
+    """
+    _check_allowed(allow)
+    try:
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception as error:
+        raise ModelError(
+            f"{path}: its pickle cannot be read ({type(error).__name__}: {error}); it is damaged, or was not written by torch.save with its usual protocol"
+        ) from error
+    judged = [_judge(name, allow) for name in names]
+    homes = {name.partition(".")[0] for (thing, name) in _known(judged) if _is_layer(thing)}
+    judged = [_at_home(j, homes) for j in judged]
+    refused = [j for j in judged if isinstance(j, _Refused)]
+    if refused:
+        raise ModelError(_complaint(path, refused))
+    return _known(judged)
+
+
+def _known(judged: Iterable[Known | _Refused]) -> list[Known]:
+    return [j for j in judged if not isinstance(j, _Refused)]
+
+
+def _check_allowed(allow: Sequence[str]) -> None:
+    for entry in allow:
+        if not all(part.isidentifier() for part in entry.split(".")):
+            raise ModelError(f"--allow {entry}: expected a dotted name such as torchvision.models")
+        if _never(entry):
+            raise ModelError(f"--allow {entry}: {_never(entry)}; name the package that defines the model's layers")
+
+
+def _never(name: str) -> str:
+    """Why no flag admits a name; '' if one may."""
+    top = name.partition(".")[0]
+    if top in sys.stdlib_module_names:
+        return "the standard library is never admitted, it can run commands"
+    if top == "numpy":
+        return "values of numpy are never admitted"
+    if top in _NEVER:
+        return f"{top} is never admitted, it can run commands"
+    if top == "torch" and not any(_within(name, t) for t in _TORCH):
+        return "of torch only torch.nn and torch.ao.nn are ever admitted, the rest can run code"
+    return ""
+
+
+def _within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def _judge(name: str, allow: Sequence[str]) -> Known | _Refused:
+    if _never(name):
+        return _Refused(name, _never(name))
+    module, _, attribute = name.rpartition(".")
+    trusted = [p for p in (*_OURS, *allow) if _within(name, p)]
+    if not trusted or not module:
+        return _Refused(name, "not admitted", _flag(module))
+    try:
+        found = vars(load_module(module)).get(attribute)
+    except ImportError as error:
+        return _Refused(name, str(error))
+    if found is None:
+        return _Refused(name, "there is no such class; it was defined elsewhere when the file was written")
+    return _judge_thing(name, found, [p for p in allow if _within(name, p)])
+
+
+def _judge_thing(name: str, found: Any, allowed: Sequence[str]) -> Known | _Refused:
+    home = str(getattr(found, "__module__", ""))
+    if not any(_within(home, p) or _within(f"{home}.{name.rpartition('.')[2]}", p) for p in (*_OURS, *allowed)) or _never(home):
+        return _Refused(name, f"defined elsewhere, in {home or 'no module'}")
+    if isinstance(found, type):
+        if _is_layer(found) or allowed:
+            return found, name
+        return _Refused(name, "not a layer")
+    if not isinstance(found, FunctionType | BuiltinFunctionType):
+        return _Refused(name, f"a {type(found).__name__}, neither a class nor a function")
+    if name in allowed or _FUNCTIONS in allowed:
+        return found, name
+    return _Refused(name, "a function, admitted by its full name only", name)
+
+
+def _at_home(judged: Known | _Refused, homes: set[str]) -> Known | _Refused:
+    if (
+        isinstance(judged, _Refused)
+        or not isinstance(judged[0], type)
+        or _is_layer(judged[0])
+        or judged[1].partition(".")[0] in homes
+    ):
+        return judged
+    return _Refused(judged[1], "no layer of the file comes from its package")
+
+
+def _is_layer(thing: Any) -> bool:
+    return isinstance(thing, type) and issubclass(thing, nn.Module | nn.Parameter)
+
+
+def _flag(module: str) -> str:
+    """The package, two names deep at most: torchvision.models for torchvision.models.resnet."""
+    return ".".join(module.split(".")[:2])
+
+
+def _complaint(path: Path, refused: Sequence[_Refused]) -> str:
+    wide = max(len(r.name) for r in refused[:20])
+    lines = [f"{path} names classes or functions that are not admitted; nothing in the file was run:"]
+    for r in refused[:20]:
+        lines.append(f"  {r.name:<{wide}}  {r.why}" + (f"; needs --allow {r.flag}" if r.flag else ""))
+    if len(refused) > 20:
+        lines.append(f"  and {len(refused) - 20} more")
+    lines.append("ways out:")
+    lines.append("  save the weights alone where the model can be loaded: torch.save(model.state_dict(), 'weights.pt'),")
+    lines.append("  and name what builds the model under 'model:' in the recipe")
+    flags = sorted({r.flag for r in refused})
+    if all(flags):
+        lines.append("  or, if you trust these packages: " + " ".join(f"--allow {f}" for f in flags))
+    return "\n".join(lines)

@@ -1,0 +1,67 @@
+"""A model's tensors in a safetensors file: no pickle, tied weights once, strict on reading."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sparsify.errors import ModelError, RunError, first_line
+from sparsify.files import replacing
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with each stored tensor once: tied weights go by their first name. Raises ModelError."""
+    found: dict[str, Tensor] = {}
+    seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ModelError(f"the model's state '{name}' is a {type(value).__name__}; only tensors can be saved")
+        place = (value.data_ptr(), tuple(value.shape), value.stride())
+        if value.numel() and place in seen:
+            continue
+        seen.add(place)
+        found[name] = value.detach()
+    return found
+
+
+def save_weights(model: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write the model's tensors as safetensors, whole or not at all. Raises RunError, ModelError."""
+    found = {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors(model).items()}
+    try:
+        with replacing(path) as temporary:
+            save_file(found, temporary, metadata)
+    except SafetensorError as error:
+        raise RunError(f"cannot write {path}: {error}") from error
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Read them back into a model of the same structure, strictly. Raises RunError naming what is wrong."""
+    try:
+        if path.exists() and not path.is_file():
+            raise RunError(f"{path} is damaged: it is no plain file")
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path} is {'damaged' if path.exists() else 'missing'}: {first_line(error)}") from None
+    wanted = tensors(model)
+    wrong = [f"'{n}' is missing" for n in wanted if n not in stored] + [
+        f"'{n}' is not in the model" for n in stored if n not in wanted
+    ]
+    wrong += [
+        f"'{n}' is {_kind(stored[n])} in the file and {_kind(t)} in the model"
+        for n, t in wanted.items()
+        if n in stored and _kind(stored[n]) != _kind(t)
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise RunError(f"{path} does not fit the rebuilt model: {'; '.join(wrong[:3])}{more}")
+    parameters = {name for name, _ in model.named_parameters()}
+    bad = next((n for n, t in stored.items() if n in parameters and t.is_floating_point() and not t.isfinite().all()), None)
+    if bad is not None:
+        raise RunError(f"{path} is damaged: '{bad}' holds NaN or infinity")
+    model.load_state_dict(stored, strict=False)  # strictness is checked above, where tied weights count once
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -1,0 +1,86 @@
+"""Removed units that are constant as their weights prove, and what their leaving changes where it cannot be kept."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from sparsify import forward
+from sparsify.calls import Inputs
+from sparsify.cost.measure import copied
+from sparsify.formatting.numbers import plural, share
+from sparsify.fresh_inputs import redraw
+from sparsify.graph import precision
+from sparsify.graph.group_index import dead_units
+from sparsify.graph.model_map import ModelMap
+from sparsify.graph.surgery import constants as proven_constants
+from sparsify.graph.verify import equivalence
+from sparsify.pruning.plan_inputs import fresh_inputs_of, seed_of
+from sparsify.pruning.planning.plan import Plan
+from sparsify.pruning.scoring import apply_masks
+from sparsify.trial_calls import takes
+
+CONTRADICTED = (
+    "a comparison contradicted what the weights say of constant units, so none of these constants were kept; this is a "
+    "bug: please report it with the recipe and the model's code"
+)
+
+
+def constants_of(dense: nn.Module, map: ModelMap, keep: Mapping[str, Sequence[int]], inputs: Inputs) -> proven_constants.Constants:
+    """What the removed units emit that no input changes, computed in float64 where the model runs in it; nothing, where
+    it cannot be followed."""
+    given = forward.on_cpu(inputs)
+    double = forward.converted(given, torch.float64)
+    try:
+        return proven_constants.find_constants(precision.cast(copied(dense).cpu(), torch.float64).eval(), map, keep, double)
+    except Exception:  # the model casts inside
+        try:
+            return proven_constants.find_constants(copied(dense).cpu().eval(), map, keep, given)
+        except Exception:
+            return proven_constants.Constants()
+
+
+def confirmed_constants(
+    plan: Plan, dense: nn.Module, keep: Mapping[str, Sequence[int]], inputs: Inputs
+) -> tuple[proven_constants.Constants, tuple[str, ...]]:
+    """What the removed units emit, and a note where other inputs contradict it: then none of it is believed.
+
+    Constants that go on exactly are compared with the dense model by the proof. Of the others the proof sees the mean
+    alone, so they are derived once more on other inputs, which must give the same numbers.
+    """
+    found = constants_of(dense, plan.map, keep, inputs)
+    other = redraw(inputs, seed_of(plan, 0))
+    if all(shift.exact for shift in found.shifts) or not takes(dense, other):
+        return found, ()
+    if proven_constants.same_constants(found, constants_of(dense, plan.map, keep, other)):
+        return found, ()
+    return proven_constants.Constants(), (CONTRADICTED,)
+
+
+def unfollowed_constants(
+    plan: Plan, dense: nn.Module, keep: Mapping[str, Sequence[int]], constants: proven_constants.Constants, inputs: Inputs
+) -> Iterator[str]:
+    """Removed units that no weight produces, and whose constants mix with data on the way: what their leaving changes."""
+    names = [name for name in keep if name in {c.name for c in plan.map.coupled} and not plan.map.by_name[name].statistics]
+    own = copied(dense)
+    apply_masks(own)
+    unmade = dead_units(plan.map, names, dict(own.named_parameters()), roles=("out",))
+    for name, flags in unmade.items():
+        accounted = {*keep[name], *constants.whole.get(name, ()), *constants.told.get(name, ())}
+        lost = [unit for unit, dead in enumerate(flags.tolist()) if dead and unit not in accounted]
+        if not lost:
+            continue
+        width = plan.map.by_name[name].width
+        rest = {name: [unit for unit in range(width) if unit not in lost]}
+        # On several inputs: a gate may be closed, or a mean over the batch hide it, on one of them.
+        tried = [one for one in (inputs, *fresh_inputs_of(plan, dense, inputs)) if takes(dense, one)]
+        change = max((equivalence.effect(dense, plan.map, rest, one) for one in tried), default=0.0)
+        if change > NOTICED:
+            yield (
+                f"{plural(len(lost), 'unit')} of '{name}' had no weights that produce them, but their constants were mixed "
+                f"with data before a layer read them: what they gave is lost, up to {share(change)} of the largest output"
+            )
+
+
+NOTICED = 1e-9
+"""largest change of an output, relative to its largest value, that is not worth a note"""

@@ -1,0 +1,1 @@
+"""Scores: how much each unit matters."""

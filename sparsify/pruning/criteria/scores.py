@@ -1,0 +1,146 @@
+"""Criteria: one importance score per unit."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import assert_never
+
+import torch
+from torch import Tensor
+
+from sparsify.errors import ModelError
+from sparsify.graph.group_index import Layout, is_scale, wide
+from sparsify.pruning.criteria.filter_distance import distances
+from sparsify_schemas.criterion import (
+    Activation,
+    BnScale,
+    Criterion,
+    Fisher,
+    Fpgm,
+    Lamp,
+    Magnitude,
+    Random,
+    Sensitivity,
+    Taylor,
+    Wanda,
+)
+
+Tensors = Mapping[str, Tensor]
+Looks = Callable[[], Iterable[None]]
+"""each step of the iteration leaves in the weights' `grad` what a criterion looks at: the gradient of the loss on one batch
+(fisher: on one example), or the root mean square of the inputs that the weights multiply (activation, wanda)"""
+
+
+def group_scores(spec: Criterion, layout: Layout, weights: Tensors, looks: Looks | None, seed: int) -> Tensor:
+    """The score of every slot of a layout: [count]. `looks` is needed by criteria that look at data."""
+    match spec:
+        case Magnitude():
+            return _normalized(spec, layout.reduce(lambda name: wide(weights[name].detach()).abs().pow(spec.norm)), layout, weights)
+        case Taylor():
+            return _over_batches(spec, looks, lambda: layout.reduce(lambda name: _product(weights[name]))[:-1].abs())
+        case Fisher():
+            return _over_batches(spec, looks, lambda: layout.reduce(lambda name: _product(weights[name]))[:-1].square() / 2)
+        case Sensitivity() | Wanda():
+            return _over_batches(spec, looks, lambda: layout.reduce(lambda name: _size_of_product(weights[name]))[:-1])
+        case Activation():
+            sizes = layout.sizes(weights).clamp(min=1)
+            return _over_batches(spec, looks, lambda: (layout.reduce(lambda name: weights[name].grad) / sizes)[:-1])
+        case Lamp():
+            squares = layout.reduce(lambda name: wide(weights[name].detach()).square())[:-1]
+            return torch.cat([_lamp(own) for own in layout.split(squares).values()])
+        case BnScale():
+            return _scales(layout, weights)
+        case Fpgm():
+            apart = distances(layout, weights)
+            return torch.cat([own / _mean(own) for own in layout.split(apart).values()]).float()
+        case Random():
+            return torch.rand(layout.count, generator=torch.Generator().manual_seed(seed))
+        case _:
+            assert_never(spec)
+
+
+def weight_scores(spec: Criterion, weight: Tensor, looks: Looks | None, seed: int) -> Tensor:
+    """The score of every element of one tensor, in its shape."""
+
+    def zeros() -> Tensor:
+        return torch.zeros_like(weight, requires_grad=False)
+
+    match spec:
+        case Magnitude():
+            return weight.detach().abs()
+        case Taylor() | Sensitivity() | Wanda():
+            return _over_batches(spec, looks, lambda: zeros() if weight.grad is None else (wide(weight.detach()) * weight.grad).abs())
+        case Fisher():
+            return _over_batches(spec, looks, lambda: zeros() if weight.grad is None else (wide(weight.detach()) * weight.grad).square() / 2)
+        case Activation():
+            return _over_batches(spec, looks, lambda: zeros() if weight.grad is None else weight.grad.expand_as(weight).clone())
+        case Lamp():
+            return _lamp(wide(weight.detach()).square().flatten()).view_as(weight)
+        case BnScale():
+            raise ModelError("criterion 'bn_scale' scores whole channels, not single weights")
+        case Fpgm():
+            raise ModelError("criterion 'fpgm' scores whole filters, not single weights")
+        case Random():
+            return torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed))
+        case _:
+            assert_never(spec)
+
+
+def _normalized(spec: Magnitude, total: Tensor, layout: Layout, weights: Tensors) -> Tensor:
+    match spec.normalize:
+        case "none":
+            return total[:-1]
+        case "size":
+            return (total / layout.sizes(weights).clamp(min=1))[:-1]
+        case "mean":
+            scores = total[:-1].clone()
+            single = torch.ones_like(scores, dtype=torch.bool)
+            for _, first, width in layout.names:
+                if width > 1:
+                    single[first : first + width] = False
+                    scores[first : first + width] /= _mean(scores[first : first + width])
+            scores[single] /= _mean(scores[single])  # residual branches, one unit each: the mean of all that the rule reaches
+            return scores
+        case _:
+            assert_never(spec.normalize)
+
+
+def _mean(scores: Tensor) -> Tensor:
+    return scores.mean().clamp(min=torch.finfo(scores.dtype).tiny)
+
+
+def _lamp(squares: Tensor) -> Tensor:
+    """n_u / sum of all n_v >= n_u, for one layer; equal ones in the order of their places."""
+    order = squares.argsort(descending=True, stable=True)
+    ranked = squares[order]
+    scores = torch.empty_like(squares)
+    scores[order] = ranked / ranked.cumsum(0).clamp(min=torch.finfo(squares.dtype).tiny)
+    return scores
+
+
+def _scales(layout: Layout, weights: Tensors) -> Tensor:
+    scales = {part.name for part in layout.parts if is_scale(part.name, weights[part.name])}
+    covered = layout.reduce(lambda name: torch.ones_like(weights[name].detach()) if name in scales else None)
+    without = [name for name, own in layout.split(covered[:-1]).items() if not bool((own > 0).all())]
+    if without:
+        raise ModelError(f"criterion 'bn_scale' needs a normalisation with a scale behind every channel, and '{without[0]}' has none; use magnitude there")
+    return layout.reduce(lambda name: wide(weights[name].detach()).abs() if name in scales else None)[:-1]
+
+
+def _product(weight: Tensor) -> Tensor | None:
+    return None if weight.grad is None else wide(weight.detach()) * weight.grad
+
+
+def _size_of_product(weight: Tensor) -> Tensor | None:
+    return None if weight.grad is None else (wide(weight.detach()) * weight.grad).abs()
+
+
+def _over_batches(spec: Criterion, looks: Looks | None, measure: Callable[[], Tensor]) -> Tensor:
+    if looks is None:
+        raise ValueError(f"criterion '{spec.kind}' needs training batches")
+    total, count = None, 0
+    for _ in looks():
+        value = measure()
+        total = value if total is None else total + value
+        count += 1
+    if total is None:
+        raise ValueError(f"criterion '{spec.kind}' needs at least one training batch")
+    return total / count

@@ -1,0 +1,263 @@
+"""From a plan to a cut that is proven."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsify import forward
+from sparsify.calls import Call, Inputs
+from sparsify.copies import copied_object
+from sparsify.cost.cost_model import Costs
+from sparsify.cost.measure import copied
+from sparsify.errors import ModelError, VerificationError
+from sparsify.events import Listener, silence
+from sparsify.formatting.numbers import share
+from sparsify.formatting.verdict_text import LABELS, fold_notes, verdict_words
+from sparsify.fresh_inputs import as_recorded
+from sparsify.graph.group_index import check_fits
+from sparsify.graph.surgery import constants as proven_constants
+from sparsify.graph.surgery import fold_constants, stale_widths, transfer_state
+from sparsify.graph.surgery import operations as cut_operations
+from sparsify.graph.surgery.operations import Keep
+from sparsify.graph.trace import vocabulary
+from sparsify.opaque import in_words
+from sparsify.pruning import layer_compaction, weight_masks
+from sparsify.pruning.constant_units import CONTRADICTED, confirmed_constants, constants_of, unfollowed_constants
+from sparsify.pruning.criteria.statistics import looks
+from sparsify.pruning.followers import averaged_attribute
+from sparsify.pruning.latency_budget import clocks_of, settled
+from sparsify.pruning.memory_budget import held
+from sparsify.pruning.plan_inputs import checked_inputs, fresh_inputs_of, like_those_of, suited
+from sparsify.pruning.planning.plan import Plan
+from sparsify.pruning.planning.selection import Chooser, choose
+from sparsify.pruning.proof import CutParts, prove, reloaded
+from sparsify.pruning.scoring import Batches, batches_needed, scored, taken
+from sparsify_schemas.criterion import FromData
+from sparsify_schemas.cuts import AddBias, Cuts, Fold, Zero
+from sparsify_schemas.report import Verdict
+
+Chosen = dict[str, list[int]]
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """A verified cut."""
+
+    model: nn.Module
+    """the cut model"""
+    dense: nn.Module
+    """the model as it came in, untouched"""
+    plan: Plan
+    cuts: Cuts
+    verdicts: tuple[Verdict, ...]
+    followers: tuple[Any, ...] = ()
+    """what was given as `follow`, of the same classes, cut alike"""
+    notes: tuple[str, ...] = ()
+    """numbers of the model that still state an old width, what became of the constants that removed units emitted, and what of
+    the optimizer's state could not be carried over"""
+
+    def __repr__(self) -> str:
+        """What came out, in one line."""
+        shares = ", ".join(f"{share(left)} of the {LABELS[what]}" for what, left in self._left())
+        return f"<Result: {shares}; {', '.join(map(verdict_words, self.verdicts))}>"
+
+    def _left(self) -> Iterator[tuple[str, float]]:
+        costs, left = Costs(self.plan.map), left_of(self.plan, self.model, (self.cuts,))
+        yield from ((what, left[what] / costs.dense[what]) for what in ("macs", "params") if costs.dense[what])
+
+
+def left_of(plan: Plan, model: nn.Module, rounds: Sequence[Cuts]) -> dict[str, float]:
+    """MACs, params and bytes that cuts have left: of the widths, less what columns that are no longer computed had cost.
+
+    plan: of the dense model. model: as the last cut left it.
+    """
+    layers, width = {layer.name: layer for layer in plan.map.layers}, {name: group.width for name, group in plan.map.by_name.items()}
+    kept = {w.group: w.kept for cuts in rounds for w in cuts.widths}  # the last cut has the last word
+    left = Costs(plan.map).of({name: range(stay, width[name]) for name, stay in kept.items() if name in width})
+    there = {name for name, _ in model.named_modules()}
+    for how in {e.module: e for cuts in rounds for e in cuts.executions if e.module in there}.values():
+        lost = model.get_submodule(how.module).get_parameter("weight").shape[0] * (how.columns - how.live)
+        left["macs"] -= layers[how.module].macs * lost / prod(layers[how.module].weight)
+        left["params"] -= lost
+    return left
+
+
+
+
+def cut(
+    plan: Plan,
+    model: nn.Module,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    inputs: Inputs | Call | Sequence[Call] | None = None,
+    batches: Batches | None = None,
+    follow: Sequence[Any] = (),
+    listener: Listener = silence,
+    agree: Callable[[Chosen], Chosen] = lambda keep: keep,
+    chooser: Chooser = choose,
+) -> Result:
+    """Choose what goes, remove it from a copy, and prove that the copy computes what the masked model does.
+
+    optimizer: carried over to the cut model, state included; schedulers and scalers bound to it go on. Gradients and hooks
+    are carried too; a hook then sees gradients of the narrow shape. inputs: for the proof; random ones of the shapes that
+    the plan was made with when left out. batches: (x, y) training batches, needed by criteria that look at data. follow: models of
+    the same structure that lose the same units, copied into `followers`; or objects that hold one as `module`, `ema_model`,
+    `model` or `ema` (torch's AveragedModel, timm's ModelEmaV3), copied with the cut one inside.
+    listener: told of the timing, where the budget limits a latency: what is chosen is timed, and chosen anew until the budget
+    holds as measured. agree: called with the choice, so that several processes go on with one. chooser: what makes the choice.
+    Raises VerificationError when the proof fails; neither model nor optimizer has changed then.
+    """
+    forward.check_model(model)
+    if batches is None and batches_needed(plan.recipe):
+        kind = next(r.criterion.kind for r in plan.recipe.rules if isinstance(r.criterion, FromData))
+        raise ModelError(f"criterion '{kind}' looks at training data: pass batches, an iterable of (x, y) training batches, to cut")
+    if plan.recipe.budget.accuracy_drop is not None:
+        raise ModelError("budget.accuracy_drop is found by going through the recipe's stages; call sparsify.apply, or leave it out of a plan that is cut by hand")
+    check_fits(plan.map, model)
+    for other in follow:  # refused now, not when all is cut and proven
+        averaged_attribute(plan.map, other, model)
+    given = like_those_of(plan, model) if inputs is None else as_recorded(plan.map.inputs, checked_inputs(inputs, model))
+    inputs = vocabulary.understood(model, given)
+    batches = None if batches is None else taken(batches, plan.recipe)
+    dense = copied(model)
+    clocks = clocks_of(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)
+    scores = scored(plan, dense, batches)
+    keep = agree(held(plan, dense, inputs, lambda aim: settled(aim, dense, *scores, clocks, inputs, listener, chooser), listener))
+    with in_words("cutting the model"):
+        zeroed, deeds = weight_masks.zeroed(plan, dense, keep, partial(looks, batches=batches))
+        keep = weight_masks.without_dead(plan, zeroed, keep)
+    constants, notes = confirmed_constants(plan, zeroed, keep, inputs)
+    try:
+        made = _carried_out(plan, dense, zeroed, keep, constants, inputs)
+    except VerificationError:
+        if constants == proven_constants.Constants():
+            raise
+        constants, notes = proven_constants.Constants(), (CONTRADICTED,)
+        made = _carried_out(plan, dense, zeroed, keep, constants, inputs)
+    thin, cuts = made.model, made.cuts.model_copy(update={"zeroed": deeds})
+    followers = tuple(_followed(plan, other, model, thin, cuts, keep, inputs) for other in follow)
+    notes += cuts.notes
+    notes += tuple(unfollowed_constants(plan, zeroed, keep, constants, inputs))
+    notes += tuple(fold_notes(op for op in cuts.operations if isinstance(op, Fold)))
+    notes += transfer_state.carry(model, thin, cuts, optimizer)
+    return Result(thin, model, plan, cuts, made.verdicts, followers, notes)
+
+
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A cut that was carried out and proven."""
+
+    model: nn.Module
+    cuts: Cuts
+    verdicts: tuple[Verdict, ...]
+
+
+def _carried_out(
+    plan: Plan,
+    dense: nn.Module,
+    zeroed: nn.Module,
+    keep: Mapping[str, Sequence[int]],
+    constants: proven_constants.Constants,
+    inputs: Inputs,
+) -> _Made:
+    """Remove the units, make layers cheaper, fold constants, and prove what comes of it as rebuilt from log and weights."""
+    with in_words("cutting the model"):
+        thin, cuts = cut_operations.cut(zeroed, plan.map, keep, plan.digest)
+        cuts = stale_widths.follow_widths(dense, thin, cuts, inputs)
+        reshaped, executions = layer_compaction.realise(plan, thin, inputs)
+        folded = fold_constants.fold(thin, constants.shifts, plan.map, keep)
+    operations = (*cuts.operations, *reshaped, *folded.operations, *weight_masks.counts(plan, thin))
+    cuts = cuts.model_copy(update={"operations": operations, "executions": executions})
+    fresh = fresh_inputs_of(plan, dense, inputs)
+    with in_words("proving the cut"):
+        delivered = reloaded(zeroed, thin, cuts, fresh, inputs)
+        done = CutParts(dense, zeroed, delivered, keep, reshaped, constants, folded.values, fresh)
+        verdicts = prove(plan, done, inputs)
+    return _Made(thin, cuts, verdicts)
+
+
+def _followed(plan: Plan, other: Any, model: nn.Module, thin: nn.Module, cuts: Cuts, keep: Keep, inputs: Inputs) -> Any:
+    """The same units out of a further model of the same structure, weights zero where those of the cut model are."""
+    name = averaged_attribute(plan.map, other, model)
+    if name is not None:  # an average goes on with as many steps behind it
+        inside = getattr(other, name)
+        narrow = _followed(plan, inside, model, thin, cuts, keep, inputs)
+        return copied_object(other, f"the {type(other).__name__} in follow", {id(inside): narrow, id(model): thin})
+    own = copied(other)
+    narrow = cut_operations.replay(own, cuts)
+    created = {op.module for op in cuts.operations if isinstance(op, AddBias)}
+    shifts = constants_of(own, plan.map, keep, suited(inputs, own)).shifts
+    fold_constants.fold(narrow, shifts, plan.map, keep, created)
+    with torch.no_grad():
+        for op in cuts.operations:
+            if isinstance(op, Zero):
+                narrow.get_parameter(op.tensor).mul_(thin.get_parameter(op.tensor) != 0)
+    transfer_state.carry(other, narrow, cuts)
+    return narrow
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+

@@ -1,0 +1,137 @@
+"""A latency budget held as measured: choose by prediction, time what was chosen, correct the prediction, choose again."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from sparsify.calls import Inputs
+from sparsify.cost.cost_model import Costs, latency, limits
+from sparsify.cost.latency import calibrate
+from sparsify.cost.latency_model import Clock
+from sparsify.cost.measure.onnx_reuse import Pattern
+from sparsify.cost.measure.runtimes import TimedCall, pattern_of, prepared, threads
+from sparsify.cost.measure.timing import interleaved, undisturbed
+from sparsify.events import Listener, Measuring, Note, silence
+from sparsify.formatting.numbers import share
+from sparsify.graph.model_map import ModelMap
+from sparsify.graph.surgery import operations
+from sparsify.pruning.planning.plan import Plan
+from sparsify.pruning.planning.selection import Chooser, choose
+from sparsify.trial_calls import in_eval
+from sparsify_schemas.recipe import Recipe
+from sparsify_schemas.target import Target
+from sparsify_schemas.units import Share
+
+ROUNDS = 6
+"""choices that are timed at most"""
+AIM = 0.96
+"""of the limit: what is chosen is predicted to take so much, as measurements differ by some percent"""
+SURE = 0.98
+"""of the limit: what takes more may be found above the limit when it is timed again"""
+CLOSE = 0.94
+"""of the limit: what takes less could have kept more"""
+SECONDS = 1.5
+"""spent on each comparison"""
+Keep = dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class _Try:
+    keep: Keep
+    used: float
+    """of the limit, the largest over the targets, as measured"""
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """The dense network ready to be called, and the pattern by which cuts of it are."""
+
+    call: TimedCall
+    like: Pattern | None
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Inputs, target: Target) -> Self:
+        like = pattern_of(model, inputs, target)
+        return cls(prepared(model, inputs, target, like), like)
+
+
+def settled(
+    plan: Plan,
+    model: nn.Module,
+    scores: Mapping[str, Sequence[float]],
+    dead: Mapping[str, Sequence[bool]],
+    clocks: Sequence[Clock],
+    inputs: Inputs,
+    listener: Listener = silence,
+    chooser: Chooser = choose,
+) -> Keep:
+    """Coupled group -> units that stay, such that every latency budget holds as measured, 94 to 98 % of it used.
+
+    Where no choice of six comes so near, the slowest that holds; where none holds, the fastest. Targets that are not here
+    are taken at their clock's word.
+    """
+    timed = [c for c in clocks if c.measured]
+    if not timed:
+        return chooser(plan, scores, dead, clocks=clocks, aim=AIM if clocks else 1.0)
+    tries: list[_Try] = []
+    aim = AIM
+    with ExitStack() as stack:
+        stack.enter_context(in_eval(model))
+        stack.enter_context(torch.inference_mode())
+        dense = {c.target: _Dense.of(model, inputs, plan.recipe.targets[c.target]) for c in timed}
+        for number in range(ROUNDS):
+            keep = chooser(plan, scores, dead, clocks=clocks, aim=aim)
+            if any(keep == before.keep for before in tries):
+                # a prediction that was corrected and still chooses the same: ask for less, or where something holds for a little more
+                aim *= 1.02 if min(t.used for t in tries) <= SURE else 0.95
+                continue
+            listener(Measuring("timing what was chosen", number, ROUNDS))
+            thin = operations.cut(model, plan.map, keep, plan.digest)[0]
+            clocks = tuple(_corrected(plan, clocks, dict(_achieved(plan, thin, timed, dense, inputs)), keep))
+            used = _used(plan, keep, clocks)
+            tries.append(_Try(keep, used))
+            listener(Note(f"timed {share(used)} of what the latency budget allows"))
+            if CLOSE <= used <= SURE:
+                break
+    listener(Measuring("timing what was chosen", ROUNDS, ROUNDS))
+    held = [t for t in tries if CLOSE <= t.used <= SURE] or [t for t in tries if t.used <= 1]
+    return (max(held, key=lambda t: t.used) if held else min(tries, key=lambda t: t.used)).keep
+
+
+def _achieved(plan: Plan, thin: nn.Module, timed: Sequence[Clock], dense: Mapping[str, _Dense], inputs: Inputs) -> Iterator[tuple[str, float]]:
+    """Target -> milliseconds of the cut model, in units of the dense model's as its clock has them where a share is asked."""
+    with in_eval(thin):
+        for clock in timed:
+            target: Target = plan.recipe.targets[clock.target]
+            with threads(target):
+                whole = dense[clock.target]
+                rounds = interleaved([whole.call, prepared(thin, inputs, target, whole.like)], SECONDS, np.random.default_rng(0), undisturbed(target))
+            ratio, own = float(np.median(rounds[:, 1] / rounds[:, 0])), float(np.median(rounds[:, 1])) * 1e3
+            relative = isinstance(plan.recipe.budget.latency[clock.target], Share)
+            yield clock.target, ratio * (clock.dense_ms or own) if relative else own
+
+
+def _corrected(plan: Plan, clocks: Sequence[Clock], achieved: Mapping[str, float], keep: Keep) -> Iterator[Clock]:
+    shapes = Costs(plan.map).shapes(_gone(plan, keep))
+    for clock in clocks:
+        yield clock.corrected(shapes, achieved[clock.target]) if clock.target in achieved else clock
+
+
+def _used(plan: Plan, keep: Keep, clocks: Sequence[Clock]) -> float:
+    costs = Costs(plan.map, clocks)
+    now, allowed = costs.of(_gone(plan, keep)), limits(plan.recipe.budget, costs.dense)
+    return max(now[latency(c.target)] / allowed[latency(c.target)] for c in clocks)
+
+
+def _gone(plan: Plan, keep: Keep) -> dict[str, list[int]]:
+    """How many units go; which ones makes no difference to what is left."""
+    return {name: list(range(plan.map.by_name[name].width - len(kept))) for name, kept in keep.items()}
+
+
+def clocks_of(recipe: Recipe, targets: Iterable[str], model: nn.Module, map: ModelMap, inputs: Inputs, listener: Listener) -> tuple[Clock, ...]:
+    return tuple(calibrate.clock(name, recipe.targets[name], model, map, inputs, listener) for name in targets)

@@ -1,0 +1,153 @@
+"""Executing: layers with dead shapes or taps become cheaper ones, where that is exact and measured to be faster.
+
+A kernel is cropped whenever a smaller one holds its live positions. What is scattered beyond that is gathered only where
+this is at least 10 % faster than computing with the zeros, on the layer's own input, at every target of the recipe.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from sparsify import forward
+from sparsify.calls import Inputs
+from sparsify.cost import measure
+from sparsify.formatting.numbers import times
+from sparsify.graph.surgery import compact_layers, operations
+from sparsify.nn import cropped, gathered
+from sparsify.opaque import is_scripted
+from sparsify.pruning.planning.plan import Plan
+from sparsify_schemas.cuts import Crop, Execution, Gather, Trial
+from sparsify_schemas.target import Cpu
+
+GAIN = 1.10
+"""how much faster gathering must be; less is within what timings vary by from run to run"""
+SURE = 1.0
+"""what the lower end of the speed-up's 95 % interval must be above"""
+SECONDS = 0.4
+"""spent on timing one layer on one target"""
+DEFAULT_TARGET: Mapping[str, Cpu] = {"cpu": Cpu(kind="cpu")}
+
+
+def realise(plan: Plan, thin: nn.Module, inputs: Inputs) -> tuple[tuple[Crop | Gather, ...], tuple[Execution, ...]]:
+    """Make layers cheaper, in place: what was done, and how each layer with dead shapes or taps is computed now and why."""
+    there = {name: module for name, module in thin.named_modules() if not is_scripted(module) and module._parameters.get("weight") is not None}
+    dead = {name: there[name] for name in _layers(plan) if name in there and len(_live(there[name])) < _columns(there[name])}
+    columns, shared = {name: _columns(module) for name, module in dead.items()}, _shared(thin)
+    crops = {name: crop for name, module in dead.items() if id(module) not in shared and (crop := _cropped(name, module))}
+    compact_layers.reshape(thin, crops.values())
+    scattered = [name for name, module in dead.items() if len(_live(module)) < _columns(module)]
+    fits = {name: _obstacle(dead[name], shared) for name in scattered}
+    fed = _inputs(plan, thin, [name for name, obstacle in fits.items() if not obstacle], inputs)
+    gathers: dict[str, Gather] = {}
+    executions = []
+    for name, module in dead.items():
+        why, trials = fits.get(name, ""), tuple[Trial, ...]()
+        if name in fits and not why:
+            op = Gather(module=name, size=_columns(module), keep=operations.ranges(_live(module)))
+            trials = tuple(_trials(plan, module, op, fed[name]))
+            pays, why = _judged(op, trials)
+            if pays:
+                gathers[name] = op
+                compact_layers.reshape(thin, [op])
+        reasons = [*([_shrinking(crops[name])] if name in crops else []), *([why] if why else [])]
+        form = " and ".join([*(["cropped"] if name in crops else []), *(["gathered"] if name in gathers else [])]) or "dense"
+        executions.append(Execution(module=name, form=form, columns=columns[name], live=_columns(module), why="; ".join(reasons), trials=trials))
+    return (*crops.values(), *gathers.values()), tuple(executions)
+
+
+def _layers(plan: Plan) -> Iterator[str]:
+    """Layers in which rules look for dead shapes or taps."""
+    found = (name for a in plan.assignments if plan.recipe.rules[a.rule].group in ("shape", "tap") for name in a.layers)
+    yield from dict.fromkeys(found)
+
+
+def _columns(module: nn.Module) -> int:
+    return prod(module.get_parameter("weight").shape[1:])
+
+
+def _live(module: nn.Module) -> list[int]:
+    return gathered.live_columns(module.get_parameter("weight"))
+
+
+def _shared(model: nn.Module) -> set[int]:
+    """Modules of which a parameter belongs to another one as well."""
+    owners: dict[int, set[int]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), set()).add(id(module))
+    return {module for own in owners.values() if len(own) > 1 for module in own}
+
+
+def _cropped(name: str, module: nn.Module) -> Crop | None:
+    if not cropped.can_crop(module):
+        return None
+    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    kernel, grids = tuple(module.kernel_size), cropped.grids(module.weight)
+    return None if grids == cropped.whole(kernel) else Crop(module=name, kernel=kernel, grids=grids)
+
+
+def _obstacle(module: nn.Module, shared: set[int]) -> str:
+    """Why a layer cannot gather, '' where it can."""
+    if id(module) in shared:
+        return "its weight is shared with another layer; its zeros stay"
+    if gathered.can_gather(module):
+        return ""
+    what = "convolution with groups" if getattr(module, "groups", 1) > 1 else type(module).__name__
+    return f"a {what} cannot gather; its zeros stay"
+
+
+def _judged(op: Gather, trials: Sequence[Trial]) -> tuple[bool, str]:
+    """Whether gathering pays on every target, and what the slowest of them says."""
+    if not trials:
+        return False, "it does not run in a forward call; its zeros stay"
+    worst = min(trials, key=lambda trial: trial.speedup)
+    live = sum(end - start for start, end in op.keep)
+    words = f"gathering {live} of {op.size} columns is {times(worst.speedup)} as fast as the zeros on {worst.target}"
+    if all(trial.speedup >= GAIN and trial.low > SURE for trial in trials):
+        return True, words
+    short = f"{times(GAIN)} is asked for" if worst.speedup < GAIN else "that is not sure"
+    return False, f"{words}, and {short}; its zeros stay"
+
+
+def _trials(plan: Plan, module: nn.Module, op: Gather, fed: Mapping[str, Tensor]) -> Iterator[Trial]:
+    dense, lean = measure.copied(module), nn.ModuleDict({"layer": measure.copied(module)})
+    compact_layers.reshape(lean, [op.model_copy(update={"module": "layer"})])
+    for target, x in fed.items():
+        eager = Cpu(kind="cpu", threads=_targets(plan)[target].threads, batch=max(1, x.shape[0]))
+        timed = measure.latency(dense, lean["layer"], (x,), target, eager, seconds=SECONDS, seed=plan.recipe.seed)
+        yield Trial(target=target, dense_ms=timed.dense_ms, gathered_ms=timed.cut_ms, speedup=timed.speedup, low=timed.low, high=timed.high)
+
+
+def _targets(plan: Plan) -> Mapping[str, Cpu]:
+    """Processors that are here: layers are tried on them in eager PyTorch."""
+    here = {name: t for name, t in plan.recipe.targets.items() if isinstance(t, Cpu) and t.table is None}
+    return here or DEFAULT_TARGET
+
+
+def _inputs(plan: Plan, model: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[str, dict[str, Tensor]]:
+    """What goes into each layer first, in one forward call at each target's batch: layer -> target -> input."""
+    found: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    for target, spec in _targets(plan).items() if names else ():
+        copy = measure.copied(model).cpu().eval()
+        for name in names:
+            copy.get_submodule(name).register_forward_pre_hook(partial(_take, found[name], target))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            forward.call(copy, measure.with_batch(inputs, spec.batch))
+    return found
+
+
+def _take(into: dict[str, Tensor], target: str, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    if args:
+        into.setdefault(target, args[0].clone())
+
+
+def _shrinking(op: Crop) -> str:
+    return f"the kernel shrinks from {_by(op.kernel)} to {_by(tuple(count for *_, count in op.grids))}"
+
+
+def _by(kernel: tuple[int, ...]) -> str:
+    return " x ".join(map(str, kernel))

@@ -1,0 +1,112 @@
+"""From a recipe and a model to a plan."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsify import forward
+from sparsify.calls import Call, Inputs, calls_of
+from sparsify.cost.cost_model import Costs
+from sparsify.cost.latency.calibrate import target_steps
+from sparsify.cost.measure import copied, counted_macs
+from sparsify.errors import ModelError
+from sparsify.events import Listener, silence
+from sparsify.graph import build_map, coverage
+from sparsify.graph.model_map import ModelMap
+from sparsify.graph.trace import vocabulary
+from sparsify.graph.verify import trial_cuts
+from sparsify.opaque import in_words
+from sparsify.pruning.fitting_inputs import inputs_for
+from sparsify.pruning.latency_budget import clocks_of
+from sparsify.pruning.memory_budget import with_lifetimes
+from sparsify.pruning.plan_inputs import batch_notes, checked_inputs
+from sparsify.pruning.planning.compile import compile_plan
+from sparsify.pruning.planning.cut_targets import own_budgets
+from sparsify.pruning.planning.gsm_forecast import foretold
+from sparsify.pruning.planning.match_layers import weighed_by
+from sparsify.pruning.planning.plan import Plan
+from sparsify.pruning.planning.selection import choose, priced
+from sparsify.pruning.scoring import scored
+from sparsify.recipe import Loaded, load
+from sparsify.trial_calls import tried_batches
+from sparsify_schemas.recipe import Recipe
+
+
+def make_plan(
+    recipe: str | Path | Mapping[str, Any] | Recipe | Loaded,
+    model: nn.Module,
+    inputs: Inputs | Call | Sequence[Call] | None = None,
+    *,
+    examples: int | None = None,
+    strict: bool = False,
+    listener: Listener = silence,
+) -> Plan:
+    """Resolve a recipe against a model: what each rule reaches, what is protected and why, what the budget allows.
+
+    inputs: what one forward call takes, a tuple or a mapping of tensors, plain values, and lists, mappings or dataclasses of
+    these; or a `sparsify.Call`, or a list of them, all of which the model is followed, tried, proven and counted in. Drawn at
+    random as the recipe's `inputs` or `calls` say when left out.
+    examples: in the training set, so that notes can say how far the stages will come; they speak of steps when left out.
+    A model on the meta device can be planned too: its plan has no preview of widths.
+    The structure is tried out: layers that a trial cut shows to be beyond what can be followed are protected.
+    Where the budget limits a latency, layers that the target's table does not know yet are timed, and `listener` is told.
+    Raises RecipeError (the recipe is wrong or does not fit the model), ModelError (the model cannot be traced) and
+    TargetError (a target whose latency is limited cannot be timed here).
+    """
+    loaded = load(recipe)
+    forward.check_model(model)
+    _check_initialized(model)
+    given = inputs_for(loaded.recipe, model) if inputs is None else checked_inputs(inputs, model)
+    inputs = tried_batches(model, vocabulary.understood(model, given))
+    counted = counted_macs(model, inputs)
+    macs = counted.by_module
+    model = copied(model)
+    with torch.random.fork_rng(devices=[]), in_words("trying out which layers can be cut"):
+        map, reaching = _followed_in(model, inputs, macs)
+        map = replace(trial_cuts.probe(model, map, reaching), inputs=map.inputs)
+        if any(rule.group == "depth" for rule in loaded.recipe.rules):
+            map = trial_cuts.with_branches(model, map, inputs, macs)
+    if any(budget.peak_memory is not None for budget in (loaded.recipe.budget, *(own for _, own in own_budgets(loaded.recipe)))):
+        with in_words("measuring the peak of memory"):
+            map = with_lifetimes(model, map, inputs)
+    clocks = clocks_of(loaded.recipe, loaded.recipe.budget.latency, model, map, inputs, listener)
+    aligned = any(rule.keep.multiple_of == "auto" for rule in loaded.recipe.rules)
+    steps = target_steps(loaded.recipe.targets if aligned else {}) | {c.target: c.steps for c in clocks}
+    plan = compile_plan(loaded, map, strict=strict, clocks=clocks, steps=steps)
+    weighing = clocks_of(loaded.recipe, weighed_by(loaded.recipe), model, map, inputs, listener)
+    prices = tuple((c.target, name, price) for c in weighing for name, price in priced(plan, c).items())
+    said = (*batch_notes(inputs), *_uncounted(counted.missed), *foretold(loaded.recipe, examples))
+    plan = replace(plan, prices=prices, notes=(*plan.notes, *said))
+    if any(p.is_meta for p in model.parameters()):
+        return replace(plan, notes=(*plan.notes, "the model has shapes and no weights: trial cuts checked that it runs, not what it computes"))
+    keep = choose(plan, *scored(plan, model, None), clocks=clocks)
+    shapes = Costs(map).shapes({name: range(map.by_name[name].width - len(kept)) for name, kept in keep.items()})
+    return replace(
+        plan, preview=tuple((name, len(kept)) for name, kept in keep.items()), predicted=tuple((c.target, c.ms(shapes)) for c in clocks)
+    )
+
+
+def _uncounted(operators: Iterable[str]) -> Iterator[str]:
+    for name in operators:
+        yield f"the MACs of '{name}' are not counted: its operands have no plain shapes, or it runs functions of its own"
+
+
+def _check_initialized(model: nn.Module) -> None:
+    lazy = next((name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)), None)
+    if lazy is not None:
+        raise ModelError(f"'{lazy}' has no shape yet, as its layer is lazy; run the model once on example inputs first")
+
+
+def _followed_in(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> tuple[ModelMap, Inputs]:
+    """The structure, and the calls in which it was followed: further ones where the given calls do not reach every layer."""
+    map = build_map.inspect(model, inputs, macs)
+    reaching = coverage.further_calls(model, inputs, frozenset(map.unreached))
+    if len(reaching) == len(calls_of(inputs)):
+        return map, inputs
+    return replace(build_map.inspect(model, reaching, macs), inputs=map.inputs), reaching
+
+

@@ -1,0 +1,93 @@
+"""Example inputs as a plan takes them: checked against the model, and drawn like those of an earlier plan."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.calls import Call, Inputs, axes_of, called, calls_of, changed, examples_of, flattened, tensors_of, with_names
+from sparsify.cost.measure import detached
+from sparsify.errors import ModelError
+from sparsify.formatting.numbers import few
+from sparsify.fresh_inputs import from_record, redraw
+from sparsify.pruning.planning.plan import Plan
+from sparsify.trial_calls import takes
+
+
+def checked_inputs(inputs: Any, model: nn.Module) -> Inputs:
+    """Copies, as a forward call may change them. Refuses what would only fail somewhere inside the model. Raises ModelError."""
+    if isinstance(inputs, Tensor):
+        raise ModelError("inputs is a single tensor; pass a tuple, (x,), as a forward call may take several")
+    given = called(inputs)
+    if not given:
+        raise ModelError("inputs is empty; pass what one forward call takes, a tuple or a mapping of tensors")
+    for each in calls_of(given):
+        _check_call(each, model)
+    return detached(given)
+
+
+def _check_call(each: Call, model: nn.Module) -> None:
+    if not callable(getattr(model, each.method, None)):
+        raise ModelError(f"the model has no method '{each.method}' to call; {_near(each.method, dir(model))}")
+    for path, value in flattened(each.inputs):
+        if not (value is None or isinstance(value, Tensor | bool | int | float | str)):
+            raise ModelError(
+                f"inputs holds a {type(value).__name__} ('{path}'); an argument can be a tensor, a number, text, true, false, None, "
+                "or a list, tuple, mapping or dataclass of these"
+            )
+    found = tensors_of(each)
+    if isinstance(each.batch, Mapping):
+        known = {name for path in found for name in (path, path.partition(".")[0])} | set(with_names(model, (each,))[0].names)
+        stranger = next((name for name in each.batch if name not in known), None)
+        if stranger is not None:
+            raise ModelError(f"batch names '{stranger}', which is no tensor of the call; {_near(stranger, list(found))}")
+    for path, axis in axes_of(each).items():
+        shape = tuple(found[path].shape)
+        if axis is not None and shape[axis] == 0:
+            which = "the first input" if path == next(iter(found)) else f"'{path}'"
+            dimension = "its first dimension" if axis == 0 else f"its dimension {axis}"
+            raise ModelError(f"{which} has shape {shape}; {dimension} must be a batch of at least one example")
+
+
+def batch_notes(inputs: Inputs) -> Iterator[str]:
+    for each in calls_of(inputs):
+        if each.fixed:
+            what = "the model" if each.method == "forward" else f"'{each.method}'"
+            yield f"{what} takes no other batch than the {examples_of(each)} examples that it was given, so it is timed, measured and exported with these"
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    close = get_close_matches(name, known, 1)
+    return f"did you mean '{close[0]}'?" if close else f"it has {few(tuple(n for n in known if not n.startswith('_')), 4)}"
+
+
+def like_those_of(plan: Plan, model: nn.Module) -> Inputs:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return changed(from_record(plan.map.inputs), lambda tensor: tensor.to(device))
+
+
+def suited(inputs: Inputs, model: nn.Module) -> Inputs:
+    """On the model's device and in its precision; an average is often kept elsewhere and in more of it."""
+    like = next(model.parameters())
+
+    def fit(value: Tensor) -> Tensor:
+        return value.to(like) if value.is_floating_point() else value.to(like.device)
+
+    return changed(inputs, fit)
+
+
+EXAMPLES = (1, 2, 5)
+"""batch sizes at which a cut is proven, where the model takes them"""
+
+
+def fresh_inputs_of(plan: Plan, dense: nn.Module, inputs: Inputs) -> tuple[Inputs, ...]:
+    """Inputs that nothing was planned or chosen with; as many as were given where the model takes no other number."""
+    fresh = tuple(redraw(inputs, seed_of(plan, batch), batch) for batch in EXAMPLES)
+    return fresh if any(takes(dense, one) for one in fresh) else (redraw(inputs, seed_of(plan, 0)),)
+
+
+def seed_of(plan: Plan, batch: int) -> int:
+    """A seed that nothing was planned or chosen with."""
+    return int(plan.digest[:12], 16) + batch

@@ -1,0 +1,134 @@
+"""Baselines: the recipes by which simpler choices come to the same cost and get the same training after the cut."""
+
+from dataclasses import dataclass
+from typing import assert_never
+
+from sparsify.pruning.planning.plan import Plan
+from sparsify.pruning.planning.selection import Chooser, choose, choose_by_macs, choose_evenly
+from sparsify_schemas.budget import Budget
+from sparsify_schemas.criterion import Criterion, Magnitude
+from sparsify_schemas.criterion import Random as AtRandom
+from sparsify_schemas.group import in_one_tensor
+from sparsify_schemas.recipe import Baseline, Recipe, Rule
+from sparsify_schemas.stage import Cut, Stage, Train, goal
+from sparsify_schemas.units import Amount, Share, Size
+
+_HAIR = 1 + 1e-12
+_SHARED = ("macs", "params", "bytes", "peak_memory")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the cut model costs, which no baseline may exceed."""
+
+    what: str
+    """macs, params, bytes, peak_memory, or latency.<target>"""
+    value: float
+    """a count; of a latency the share of the dense model's, as measured"""
+
+    @property
+    def budget(self) -> Budget:
+        """At most this, a hair above for rounding."""
+        match self.what:
+            case "macs" | "params":
+                return Budget.model_validate({self.what: Amount(self.value * _HAIR / 1e3, "k")})
+            case "bytes" | "peak_memory":
+                return Budget.model_validate({self.what: Size(self.value * _HAIR, "B")})
+            case _:
+                return Budget(latency={self.what.removeprefix("latency."): Share(min(100 * self.value, 100.0), "%")})
+
+
+def counted_in(budget: Budget) -> str:
+    """What equal cost means: the first latency that is limited, else the first count that is, else MACs."""
+    target = next(iter(budget.latency), None)
+    return f"latency.{target}" if target is not None else next((what for what in _SHARED if getattr(budget, what) is not None), "macs")
+
+
+def first_cut(recipe: Recipe) -> int:
+    """Index of the first stage that cuts, at which each baseline begins."""
+    return next(i for i, stage in enumerate(recipe.stages) if goal(stage) is not None)
+
+
+def training(recipe: Recipe, random: bool) -> tuple[tuple[Train, ...], tuple[Train, ...]]:
+    """The stages that the baselines' dense model is trained through, and those of each baseline after its cut.
+
+    random: the run begins with random weights. A stage that cuts between its epochs counts as after the cut.
+    """
+    first = first_cut(recipe)
+    before = _plain(recipe.stages[:first]) if random else ()
+    return before, _plain(recipe.stages[first:])
+
+
+def _plain(stages: tuple[Stage, ...]) -> tuple[Train, ...]:
+    return tuple(s.model_copy(update={"penalties": False, "cuts": None}) for s in stages if isinstance(s, Train))
+
+
+def same_dense(recipe: Recipe) -> bool:
+    """Whether the run itself trains, up to its cut, without penalties and without cutting."""
+    first = first_cut(recipe)
+    penalised = any(rule.penalty is not None for rule in recipe.rules)
+    return isinstance(recipe.stages[first], Cut) and not (penalised and any(isinstance(s, Train) and s.penalties for s in recipe.stages[:first]))
+
+
+def dense_recipe(recipe: Recipe) -> Recipe:
+    """For the dense model of the baselines of a run from random weights."""
+    before, _ = training(recipe, True)
+    stages = tuple(s.model_copy(update={"name": f"baselines: {s.name}"}) for s in before)
+    return recipe.model_copy(update={"title": f"{recipe.title}: dense", "stages": stages, "budget": Budget(), "baselines": ()})
+
+
+def baseline_recipe(plan: Plan, kind: Baseline, cost: Cost) -> Recipe:
+    """The recipe with this choice in place of the rules' own, nothing asked for but the cost, and the cut at once.
+
+    Stages before the cut keep their places and are not gone through, so that after one cut examples come in the run's own order.
+    """
+    recipe = plan.recipe
+    multiples = {a.rule: a.multiple for a in plan.assignments}
+    rules = tuple(
+        rule if rule.protect else _rule(rule, kind, multiples.get(i, 1))
+        for i, rule in enumerate(recipe.rules)
+        if rule.protect or not (in_one_tensor(rule.group) or (kind == "uniform_width" and rule.group == "depth"))
+    )
+    _, after = training(recipe, False)
+    before = recipe.stages[: first_cut(recipe)]
+    stages = (*before, Cut(kind="cut", name=f"{kind}: cut"), *(s.model_copy(update={"name": f"{kind}: {s.name}"}) for s in after))
+    changes = {"title": f"{recipe.title}: {kind}", "rules": rules, "stages": stages, "budget": cost.budget, "baselines": ()}
+    return recipe.model_copy(update=changes)
+
+
+def _rule(rule: Rule, kind: Baseline, multiple: int) -> Rule:
+    """Widths that pay and floors stay; limits found by looking at accuracy are part of what is compared. Of what goes by MACs
+    the widths are part of that, and nothing else."""
+    if rule.group == "depth":
+        keep = rule.keep
+    elif kind == "by_macs":
+        own = rule.keep.multiple_of
+        keep = rule.keep.model_copy(update={"multiple_of": own if isinstance(own, int) else 1})
+    else:
+        keep = rule.keep.model_copy(update={"multiple_of": multiple, "limits": {}})
+    return rule.model_copy(update={"penalty": None, "sparsity": None, "criterion": _criterion(kind, rule.criterion), "keep": keep})
+
+
+def _criterion(kind: Baseline, own: Criterion) -> Criterion:
+    match kind:
+        case "by_macs":
+            return own
+        case "uniform_width" | "magnitude":
+            return Magnitude(kind="magnitude")
+        case "random":
+            return AtRandom(kind="random")
+        case _:
+            assert_never(kind)
+
+
+def chooser(kind: Baseline) -> Chooser:
+    """How units are chosen, given their scores."""
+    match kind:
+        case "uniform_width":
+            return choose_evenly
+        case "by_macs":
+            return choose_by_macs
+        case "random" | "magnitude":
+            return choose
+        case _:
+            assert_never(kind)

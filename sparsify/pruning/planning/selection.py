@@ -1,0 +1,392 @@
+"""Choosing what goes: plan + scores -> units that stay. Pure; knows no tensors.
+
+Dead units go first, then each rule's own `sparsity`, lowest scores first over all layers of the rule; where the budgets
+could not hold that way, as many units in an order that weighs their price more. What a budget still needs is taken from the rules that leave their amount open, in the order of score per share of the budget, by
+bisection on how many go; at the end units that fit back under the budget return. Where a budget is a latency, units are
+priced by the step that their target rewards, and priced again where the first choice ended: their price is the mean of both.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Protocol
+
+import numpy as np
+
+from sparsify.cost.cost_model import Costs, latency, limits
+from sparsify.cost.latency_model import Clock
+from sparsify.pruning.planning.plan import Assignment, Plan, ranked_together, stays
+from sparsify_schemas.budget import Budget
+from sparsify_schemas.recipe import Keep
+from sparsify_schemas.units import Share
+
+RETURNS = 64
+"""how many tries to improve on a choice at the end may fail"""
+EVENLY = 4096
+"""steps in which a share common to all groups is sought"""
+
+BY_MACS = 512
+"""steps in which the MACs are lowered to the least: widths that happen to be fast make it no falling line"""
+
+BY_PRICE = float("inf")
+POWERS = (0.0, 0.25, 0.5, 1.0, 2.0, BY_PRICE)
+"""what demands go by, in turn until the budgets can hold: score / price^power, at last the dearest units"""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One coupled group open to choice: units in the order in which they would go, their scores, and its bounds."""
+
+    name: str
+    order: tuple[int, ...]
+    scores: tuple[float, ...]
+    dead: int
+    keep: Keep
+    multiple: int
+    """what kept widths are a multiple of"""
+    rule: int
+    floor: int = 1
+    """units that stay in any case"""
+
+    def key(self, at: int) -> float:
+        """The score by which the unit at this place of the order goes: the mean over those that must go with it for a width
+        that is allowed."""
+        if self.multiple == 1:
+            return self.scores[self.order[at]]
+        first = (len(self.order) - 1) % self.multiple + 1
+        start = 0 if at < first else first + (at - first) // self.multiple * self.multiple
+        units = self.order[start : first if at < first else start + self.multiple]
+        return sum(self.scores[unit] for unit in units) / len(units)
+
+    def gone(self, wanted: int) -> tuple[int, ...]:
+        """The units that really go when so many should: kept widths stay above the floor and are rounded up."""
+        width = len(self.order)
+        return self.order[: width - width_kept(width, wanted, self.floor, self.multiple)]
+
+
+def width_kept(width: int, wanted: int, floor: int, multiple: int) -> int:
+    """What stays of a width when so many units should go: at least the floor, rounded up to a multiple."""
+    kept = max(width - wanted, min(floor, width))
+    return min(width, ceil(kept / multiple) * multiple)
+
+
+def candidates(plan: Plan, scores: Mapping[str, Sequence[float]], dead: Mapping[str, Sequence[bool]]) -> tuple[Candidate, ...]:
+    """Every coupled group that a rule chooses in, its units sorted: dead ones, then by score."""
+    found = []
+    for assignment in plan.assignments:
+        floors = _floors(plan, assignment)
+        for name in assignment.coupled:
+            width = plan.map.by_name[name].width
+            values = [float(v) for v in scores.get(name, [0.0] * width)]
+            gone = [bool(v) for v in dead.get(name, [False] * width)]
+            order = sorted(range(width), key=lambda u: (not gone[u], values[u], u))
+            keep = plan.recipe.rules[assignment.rule].keep
+            found.append(Candidate(name, tuple(order), tuple(values), sum(gone), keep, assignment.multiple, assignment.rule, floors[name]))
+    return tuple(found)
+
+
+def _floors(plan: Plan, assignment: Assignment) -> dict[str, int]:
+    """Coupled group -> units that stay in any case; of residual branches none yet."""
+    rule = plan.recipe.rules[assignment.rule]
+    if rule.group == "depth":
+        return dict.fromkeys(assignment.coupled, 0)
+    found = {name: max(rule.keep.at_least or 1, stays(rule.keep, plan.map.by_name[name])) for name in assignment.coupled}
+    return dict.fromkeys(found, max(found.values(), default=1)) if rule.keep.uniform else found
+
+
+def with_floors(plan: Plan, groups: Sequence[Candidate], key: Callable[[Candidate], tuple[float, ...]]) -> tuple[Candidate, ...]:
+    """Of each rule with group depth as many residual branches marked to stay as `at_least` says: the last by the key."""
+    spared: set[str] = set()
+    for index, rule in enumerate(plan.recipe.rules):
+        if rule.group == "depth" and rule.keep.at_least is not None:
+            own = sorted((c for c in groups if c.rule == index), key=key)
+            spared |= {c.name for c in own[max(0, len(own) - rule.keep.at_least) :]}
+    return tuple(replace(c, floor=1) if c.name in spared else c for c in groups)
+
+
+class Chooser(Protocol):
+    """What decides which units stay: `choose`, `choose_evenly` or `choose_by_macs`."""
+
+    def __call__(
+        self,
+        plan: Plan,
+        scores: Mapping[str, Sequence[float]],
+        dead: Mapping[str, Sequence[bool]],
+        part: float = 1.0,
+        *,
+        clocks: Sequence[Clock] = (),
+        aim: float = 1.0,
+    ) -> dict[str, list[int]]: ...
+
+
+def choose(
+    plan: Plan,
+    scores: Mapping[str, Sequence[float]],
+    dead: Mapping[str, Sequence[bool]],
+    part: float = 1.0,
+    *,
+    clocks: Sequence[Clock] = (),
+    aim: float = 1.0,
+) -> dict[str, list[int]]:
+    """Coupled group -> units that stay, ascending; none of a group that is wholly in residual branches that go. The result
+    never exceeds a budget that can be met at all.
+
+    scores and dead: one number and one flag per unit of each coupled group. part: how much of the way is to be gone, as a
+    share of each rule's own `sparsity` and of what each budget takes away from the dense model. clocks: of the targets whose
+    latency the budget limits; what they predict stays below `aim` of the limit.
+    """
+    costs = Costs(plan.map, clocks)
+    allowed = _allowed(plan, costs, part, aim)
+    open_groups = candidates(plan, scores, dead)
+    prices = _prices(open_groups, costs, allowed)
+    cheapest = with_floors(plan, open_groups, lambda c: (-c.dead, c.scores[0]))
+    chosen, fit = _chosen(plan, cheapest, prices, costs, allowed, part)
+    if not fit:  # with other residual branches kept, the budgets may hold
+        chosen, _ = _chosen(plan, with_floors(plan, open_groups, lambda c: (-prices[c.name],)), prices, costs, allowed, part)
+    gone = {tensor for b in plan.map.branches if not chosen.get(b.name, [0]) for tensor in b.tensors}
+    return {name: [] if plan.map.by_name[name].reached <= gone else kept for name, kept in chosen.items()}
+
+
+def choose_evenly(
+    plan: Plan,
+    scores: Mapping[str, Sequence[float]],
+    dead: Mapping[str, Sequence[bool]],
+    part: float = 1.0,
+    *,
+    clocks: Sequence[Clock] = (),
+    aim: float = 1.0,
+) -> dict[str, list[int]]:
+    """As `choose`, with the same share of every group's units gone: the smallest with which every budget holds."""
+    costs, groups = Costs(plan.map, clocks), candidates(plan, scores, dead)
+    allowed = _allowed(plan, costs, part, aim)
+
+    def gone(finest: int) -> dict[str, tuple[int, ...]]:
+        return {c.name: c.gone(round(finest / EVENLY * len(c.order))) for c in groups}
+
+    def fits(finest: int) -> bool:
+        now = costs.of(gone(finest))
+        return all(now[what] <= limit for what, limit in allowed.items())
+
+    least = gone(bisect_left(range(EVENLY), True, key=fits))
+    return {c.name: sorted(set(c.order) - set(least[c.name])) for c in groups}
+
+
+def choose_by_macs(
+    plan: Plan,
+    scores: Mapping[str, Sequence[float]],
+    dead: Mapping[str, Sequence[bool]],
+    part: float = 1.0,
+    *,
+    clocks: Sequence[Clock] = (),
+    aim: float = 1.0,
+) -> dict[str, list[int]]:
+    """As `choose` under a budget of MACs alone, lowered step by step until every budget of the recipe holds.
+
+    It is lowered towards what is left of the MACs with all gone that may go: layers that stay may take most of them.
+    """
+    costs = Costs(plan.map, clocks)
+    allowed = _allowed(plan, costs, part, aim)
+    widths = {name: group.width for name, group in plan.map.by_name.items()}
+
+    def within(macs: float) -> Plan:
+        return replace(plan, recipe=plan.recipe.model_copy(update={"budget": Budget(macs=Share(100 * macs, "%"))}))
+
+    most = 1 - Costs(plan.map).of(least(within(0.5)))["macs"] / max(costs.dense["macs"], 1.0)
+
+    def chosen(removed: int) -> dict[str, list[int]]:
+        return choose(within(1 - most * removed / BY_MACS), scores, dead)
+
+    def fits(removed: int) -> bool:
+        now = costs.of({name: range(widths[name] - len(kept)) for name, kept in chosen(removed).items()})
+        return all(now[what] <= limit for what, limit in allowed.items())
+
+    last, few = BY_MACS - 1, BY_MACS // 64
+    first = next((removed for removed in range(0, last, few) if fits(removed)), last)
+    return chosen(next((removed for removed in range(max(0, first - few + 1), first) if fits(removed)), first))
+
+
+def _allowed(plan: Plan, costs: Costs, part: float, aim: float) -> dict[str, float]:
+    """What each budgeted quantity may come to, that part of the way."""
+    asked = {what: limit * (aim if what.startswith("latency.") else 1) for what, limit in limits(plan.recipe.budget, costs.dense).items()}
+    return {what: costs.dense[what] - part * (costs.dense[what] - limit) for what, limit in asked.items()}
+
+
+def _chosen(
+    plan: Plan, open_groups: Sequence[Candidate], prices: Mapping[str, float], costs: Costs, allowed: Mapping[str, float], part: float
+) -> tuple[dict[str, list[int]], bool]:
+    """The units that stay, and whether the budgets hold."""
+
+    def fits(amounts: Mapping[str, int]) -> bool:
+        now = costs.of({c.name: c.gone(amounts[c.name]) for c in open_groups})
+        return all(now[what] <= limit for what, limit in allowed.items())
+
+    free = [c for c in open_groups if plan.recipe.rules[c.rule].sparsity is None]
+    wanted: dict[str, int] = {}
+    for power in POWERS:
+        wanted = _demands(plan, open_groups, prices, power, part)
+        if fits({**wanted, **{c.name: len(c.order) for c in free}}):
+            break
+    if allowed and free and not fits(wanted):
+        demanded = wanted
+        wanted = _to_budget(free, demanded, prices, fits)
+        if costs.step > 1 or "peak_memory" in allowed:
+            again = _to_budget(free, demanded, _mean(prices, _prices(free, costs, allowed, wanted)), fits)
+            wanted = min(wanted, again, key=lambda w: _lost(free, w))
+    wanted = _uniform_to_budget(free, wanted, fits)
+    return {c.name: sorted(set(range(len(c.order))) - set(c.gone(wanted[c.name]))) for c in open_groups}, fits(wanted)
+
+
+def least(plan: Plan, clocks: Sequence[Clock] = ()) -> dict[str, tuple[int, ...]]:
+    """Coupled group -> units that go when a budget asks for everything: all that open rules allow, the dearest of demands."""
+    costs = Costs(plan.map, clocks)
+    open_groups = candidates(plan, {}, {})
+    prices = _prices(open_groups, costs, limits(plan.recipe.budget, costs.dense))
+    open_groups = with_floors(plan, open_groups, lambda c: (-prices[c.name],))
+    wanted = _demands(plan, open_groups, prices, BY_PRICE)
+    return {c.name: c.gone(len(c.order) if plan.recipe.rules[c.rule].sparsity is None else wanted[c.name]) for c in open_groups}
+
+
+def _demands(
+    plan: Plan, open_groups: Sequence[Candidate], prices: Mapping[str, float], power: float, part: float = 1.0
+) -> dict[str, int]:
+    """Coupled group -> units that should go for (that part of) every rule's own `sparsity`, besides the dead ones."""
+    wanted = {c.name: c.dead for c in open_groups}
+    for together in ranked_together(plan):
+        sparsity = plan.recipe.rules[together[0].rule].sparsity
+        own = [c for c in open_groups if c.rule in {a.rule for a in together}]
+        if sparsity is not None and own:
+            _demand(own, part * sparsity.fraction, wanted, prices, power)
+    return _uniform([c for c in open_groups if plan.recipe.rules[c.rule].sparsity is not None], wanted)
+
+
+def _demand(own: Sequence[Candidate], share: float, wanted: dict[str, int], prices: Mapping[str, float], power: float) -> None:
+    """Raise `wanted` until the share of all units of these groups goes, as far as bounds allow."""
+    target = round(share * sum(len(c.order) for c in own))
+
+    def key(score: float, price: float) -> float:
+        return -price if power == BY_PRICE else score / max(price, 1e-30) ** power
+
+    ranked = sorted((key(c.scores[unit], prices[c.name]), i, at) for i, c in enumerate(own) for at, unit in enumerate(c.order) if at >= c.dead)
+    going = sum(len(c.gone(wanted[c.name])) for c in own)
+    for _, i, at in ranked:
+        if going >= target:
+            return
+        candidate = own[i]
+        before = len(candidate.gone(wanted[candidate.name]))
+        wanted[candidate.name] = max(wanted[candidate.name], at + 1)
+        going += len(candidate.gone(wanted[candidate.name])) - before
+
+
+def _prices(groups: Sequence[Candidate], costs: Costs, allowed: Mapping[str, float], wanted: Mapping[str, int] | None = None) -> dict[str, float]:
+    """Share of the budgeted quantities that one unit of each group frees, summed over the budgets: in the dense model, or
+    where as many as wanted are gone already. Milliseconds come in steps, so there it is the mean over a step."""
+    gone = {c.name: c.gone(wanted[c.name]) for c in groups} if wanted else {}
+    now, prices = costs.of(gone, smooth=True), {}
+    for c in groups:
+        before = gone.get(c.name, ())
+        less = min(len(before) + max(c.multiple, costs.step), len(c.order) - 1) if costs.step > 1 else len(before) + 1
+        less = less if less > len(before) else max(0, len(before) - costs.step)  # none left to go: the price of the last ones
+        after = costs.of({**gone, c.name: c.order[:less]}, smooth=True)
+        freed = sum((now[what] - after[what]) / costs.dense[what] for what in allowed if costs.dense[what])
+        prices[c.name] = max(freed / (less - len(before)), 0.0) if less != len(before) else 0.0
+    return prices
+
+
+def priced(plan: Plan, clock: Clock) -> dict[str, float]:
+    """Coupled group -> share of a target's milliseconds that goes with one of its units, mean over a step of the dense width."""
+    return _prices(candidates(plan, {}, {}), Costs(plan.map, (clock,)), {latency(clock.target): 0.0})
+
+
+def _mean(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
+    return {name: (price + b.get(name, price)) / 2 for name, price in a.items()}
+
+
+def _lost(free: Sequence[Candidate], wanted: Mapping[str, int]) -> float:
+    """The importance that goes: the sum of its scores."""
+    return sum(c.scores[unit] for c in free for unit in c.gone(wanted[c.name]))
+
+
+def _to_budget(
+    free: Sequence[Candidate], wanted: Mapping[str, int], prices: Mapping[str, float], fits: Callable[[Mapping[str, int]], bool]
+) -> dict[str, int]:
+    """The fewest units, cheapest score per price first, after which every budget holds."""
+    ranked = sorted(
+        ((c.key(at) / max(prices[c.name], 1e-30), i, at) for i, c in enumerate(free) for at in range(len(c.order)) if at >= wanted[c.name])
+    )
+
+    def after(count: int) -> dict[str, int]:
+        amounts = dict(wanted)
+        for _, i, at in ranked[:count]:
+            amounts[free[i].name] = max(amounts[free[i].name], at + 1)
+        return amounts
+
+    low, high = 0, len(ranked)
+    while low < high:
+        middle = (low + high) // 2
+        if fits(after(middle)):
+            high = middle
+        else:
+            low = middle + 1
+    found = _completed(free, after(low - 1), after(low), fits) if low else after(0)
+    return _returned(free, wanted, found, ranked[:low], fits)
+
+
+def _completed(
+    free: Sequence[Candidate], before: dict[str, int], after: dict[str, int], fits: Callable[[Mapping[str, int]], bool]
+) -> dict[str, int]:
+    """The least loss with which what almost holds does: by the unit that was next in order, or by a lesser one of another group."""
+
+    def one_more(c: Candidate) -> dict[str, int]:
+        return {**before, c.name: len(c.gone(before[c.name])) + c.multiple}
+
+    lost = _lost(free, after)
+    lesser = sorted(((loss, i) for i, c in enumerate(free) if (loss := _lost(free, one_more(c))) < lost))
+    return next((amounts for _, i in lesser[:RETURNS] if fits(amounts := one_more(free[i]))), after)
+
+
+def _returned(
+    free: Sequence[Candidate],
+    least: Mapping[str, int],
+    amounts: dict[str, int],
+    taken: Sequence[tuple[float, int, int]],
+    fits: Callable[[Mapping[str, int]], bool],
+) -> dict[str, int]:
+    """Give units back, dearest first and as many as a width step has, where every budget still holds without them."""
+    closed: set[int] = set()
+    for _, i, at in reversed(taken):
+        c = free[i]
+        before = len(c.gone(at))
+        if i in closed or at < least[c.name] or before == len(c.gone(at + 1)) or before >= len(c.gone(amounts[c.name])):
+            continue
+        fewer = {**amounts, c.name: at}
+        if fits(fewer):
+            amounts = fewer
+        else:
+            closed.add(i)
+        if len(closed) == RETURNS:
+            break
+    return amounts
+
+
+def _uniform(groups: Sequence[Candidate], amounts: Mapping[str, int], more: int = 0) -> dict[str, int]:
+    """The same number, on average as many and `more`, out of every group of a rule with `keep.uniform`."""
+    found = dict(amounts)
+    for rule in {c.rule for c in groups if c.keep.uniform}:
+        own = [c for c in groups if c.rule == rule]
+        share = ceil(sum(len(c.gone(amounts[c.name])) for c in own) / len(own))
+        least = min(c.dead for c in own)
+        found |= {c.name: min(max(share + more, least), len(c.order)) for c in own}
+    return found
+
+
+def _uniform_to_budget(free: Sequence[Candidate], amounts: dict[str, int], fits: Callable[[Mapping[str, int]], bool]) -> dict[str, int]:
+    """Uniform numbers about these, the fewest with which every budget holds."""
+    widest = max((len(c.order) for c in free if c.keep.uniform), default=0)
+    fewest = bisect_left(range(-widest, widest), True, key=lambda more: fits(_uniform(free, amounts, more)))
+    return _uniform(free, amounts, fewest - widest)
+
+
+def share_of(total: int, share: float) -> int:
+    """How many of so many groups inside tensors a rule sets to zero: the share, rounded."""
+    return int(np.floor(total * share + 0.5))

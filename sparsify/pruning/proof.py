@@ -1,0 +1,88 @@
+"""The proof of a cut: the delivered model beside the masked dense model, on fresh inputs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from sparsify.calls import Inputs
+from sparsify.cost.measure import copied
+from sparsify.errors import VerificationError
+from sparsify.graph.surgery import constants as proven_constants
+from sparsify.graph.surgery import operations as cut_operations
+from sparsify.graph.verify import equivalence
+from sparsify.pruning.planning.plan import Plan
+from sparsify_schemas.cuts import Crop, Cuts, Gather
+from sparsify_schemas.report import Verdict
+
+
+def reloaded(dense: nn.Module, thin: nn.Module, cuts: Cuts, fresh: Sequence[Inputs], inputs: Inputs) -> nn.Module:
+    """The cut model as a reader of the log and the weights would rebuild it.
+
+    Raises VerificationError when it computes something else than the cut model itself.
+    """
+    again = cut_operations.replay(dense, cuts).eval()
+    again.load_state_dict(thin.state_dict())
+    difference = equivalence.compare(copied(thin).eval(), again, (*fresh, inputs))
+    if not difference <= RELOADED:
+        raise VerificationError(
+            f"the cut model rebuilt from its log and weights differs by {difference:.1e} of the largest output from the "
+            "cut model itself; this is a bug: please report it with the recipe and the model's code; nothing was saved"
+        )
+    return again
+
+
+RELOADED = 1e-5
+"""largest difference, in the model's own precision, between the cut model and its rebuilt form: rounding alone"""
+
+
+@dataclass(frozen=True)
+class CutParts:
+    """What is to be proven: the dense model as it came, with groups at zero, and cut."""
+
+    dense: nn.Module
+    zeroed: nn.Module
+    thin: nn.Module
+    keep: Mapping[str, Sequence[int]]
+    reshaped: tuple[Crop | Gather, ...]
+    constants: proven_constants.Constants
+    folded: Mapping[str, Tensor]
+    fresh: tuple[Inputs, ...]
+
+
+def prove(plan: Plan, done: CutParts, inputs: Inputs) -> tuple[Verdict, ...]:
+    layers = tuple(dict.fromkeys(op.module for op in done.reshaped))
+    try:
+        verdict = equivalence.verify(
+            done.zeroed,
+            done.thin,
+            plan.map,
+            done.keep,
+            inputs,
+            before=None if done.dense is done.zeroed else done.dense,
+            reshaped=layers,
+            constants=done.constants,
+            folded=done.folded,
+            fresh=done.fresh,
+        )
+        return (verdict,)
+    except VerificationError as error:
+        raise VerificationError(f"{error}; {_culprit(plan, done, inputs)}; nothing was saved") from error
+
+
+def _culprit(plan: Plan, done: CutParts, inputs: Inputs) -> str:
+    for name, kept in done.keep.items():
+        alone = {name: kept}
+        try:
+            equivalence.verify(done.zeroed, cut_operations.cut(done.zeroed, plan.map, alone, plan.digest)[0], plan.map, alone, inputs)
+        except VerificationError:
+            layers = ", ".join(plan.map.by_name[name].layers)
+            return f"group '{name}' fails by itself (it reaches {layers}): write a rule with 'protect: true' for '{name}'"
+    if done.reshaped:
+        try:
+            equivalence.verify(done.zeroed, cut_operations.cut(done.zeroed, plan.map, done.keep, plan.digest)[0], plan.map, done.keep, inputs)
+            layers = ", ".join(dict.fromkeys(repr(op.module) for op in done.reshaped))
+            return f"without the cheaper forms of {layers} it does not: leave these layers out of the rule"
+        except VerificationError:
+            pass
+    return "no group fails by itself: protect layers one by one to find the pair that does"

@@ -1,0 +1,92 @@
+"""Scores of the units that a plan may remove, from the weights or from batches."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.cost.measure import copied
+from sparsify.errors import ModelError
+from sparsify.graph.group_index import coupled_layout, dead_units
+from sparsify.opaque import in_words, is_scripted
+from sparsify.pruning.criteria.scores import group_scores
+from sparsify.pruning.criteria.statistics import looks
+from sparsify.pruning.planning.plan import Plan
+from sparsify_schemas.criterion import Activation, Criterion, Fpgm, FromData, Magnitude
+from sparsify_schemas.recipe import Recipe
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+Scores = dict[str, list[float]]
+
+
+def taken(batches: Batches, recipe: Recipe) -> list[tuple[Tensor, Tensor]]:
+    """As many of the training batches as the recipe's criteria look at."""
+    return list(islice(batches, batches_needed(recipe)))
+
+
+def batches_needed(recipe: Recipe) -> int:
+    return max((r.criterion.batches for r in recipe.rules if isinstance(r.criterion, FromData)), default=0)
+
+
+def scored(plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]] | None) -> tuple[Scores, dict[str, list[bool]]]:
+    """What each unit of each coupled group is worth to its rule's criterion, and whether it is dead."""
+    copy = copied(model)
+    apply_masks(copy)
+    parameters = {name: torch.view_as_real(p) if p.is_complex() else p for name, p in copy.named_parameters()}
+    with in_words("scoring the units that may go"):
+        return _scored(plan, copy, parameters, batches)
+
+
+def _scored(
+    plan: Plan, copy: nn.Module, parameters: Mapping[str, Tensor], batches: Sequence[tuple[Tensor, Tensor]] | None
+) -> tuple[Scores, dict[str, list[bool]]]:
+    scores: Scores = {}
+    for assignment in plan.assignments:
+        rule = plan.recipe.rules[assignment.rule]
+        layout = coupled_layout(plan.map, assignment.coupled, parameters, looked_at(rule.criterion))
+        if layout.count == 0:
+            continue
+        spec = available(rule.criterion, batches)
+        values = group_scores(spec, layout, parameters, looks(copy, spec, batches), plan.recipe.seed + assignment.rule)
+        scores |= {name: part.tolist() for name, part in layout.split(values).items()}
+    names = [name for a in plan.assignments for name in a.coupled]
+    dead = {name: flags.tolist() for name, flags in dead_units(plan.map, names, parameters).items()}
+    check_scores(scores)
+    return scores, dead
+
+
+def looked_at(spec: Criterion) -> frozenset[str]:
+    """Roles of the slices by which a criterion judges a unit."""
+    match spec:
+        case Activation():
+            return frozenset({"in", "whole"})
+        case Fpgm():
+            return frozenset({"out"})
+        case _:
+            return frozenset({"in", "out", "whole"})
+
+
+@torch.no_grad()
+def apply_masks(model: nn.Module) -> None:
+    """What a mask of torch.nn.utils.prune hides counts as the zero that it acts as."""
+    for module in model.modules():
+        if is_scripted(module):
+            continue
+        for name, mask in module.named_buffers(recurse=False):
+            orig = module._parameters.get(f"{name.removesuffix('_mask')}_orig")
+            if name.endswith("_mask") and orig is not None:
+                orig.mul_(mask)
+
+
+def available(spec: Criterion, batches: object) -> Criterion:
+    # A preview has no data: it shows what magnitude would choose.
+    return Magnitude(kind="magnitude") if isinstance(spec, FromData) and batches is None else spec
+
+
+def check_scores(scores: Scores) -> None:
+    for name, values in scores.items():
+        if not torch.tensor(values).isfinite().all():
+            raise ModelError(f"the weights of '{name}' or of what is coupled to it are not finite; restart from weights without NaN or inf")

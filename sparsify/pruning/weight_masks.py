@@ -1,0 +1,226 @@
+"""Zeroing: which groups inside weight tensors become zero at the cut, and which units die of it.
+
+The choice is made on the model after the structural choice, so that a pattern such as 2:4 holds in what is stored. The
+zeros are then carried back to the dense model: with them it is what the cut model must be equal to.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.cost.measure import copied
+from sparsify.errors import ModelError
+from sparsify.graph.group_index import broadcast, dead_units, inner_layout
+from sparsify.graph.names import canonical_names
+from sparsify.graph.surgery import operations
+from sparsify.pruning.criteria.scores import Looks, group_scores, weight_scores
+from sparsify.pruning.planning.plan import Assignment, Plan, ranked_together
+from sparsify.pruning.planning.selection import share_of, width_kept
+from sparsify_schemas.criterion import Criterion
+from sparsify_schemas.cuts import Zero, Zeroed
+from sparsify_schemas.group import Block, Pattern, in_one_tensor
+from sparsify_schemas.recipe import Rule
+
+Kept = Mapping[str, Sequence[int]]
+"""coupled group -> units that stay"""
+Looking = Callable[[nn.Module, Criterion], Looks | None]
+"""how a criterion looks at a model"""
+
+
+def zeroed(plan: Plan, dense: nn.Module, keep: Kept, looking: Looking) -> tuple[nn.Module, tuple[Zeroed, ...]]:
+    """The dense model with every group at zero that the rules ask for, and what each of them did."""
+    if not covered(plan, dense):
+        return dense, ()
+    thin, _ = operations.cut(dense, plan.map, keep, plan.digest)
+    deeds = tuple(_zero(plan, assignment, thin, looking) for assignment in _together(plan))
+    reference, names = copied(dense), canonical_names(dense)
+    for name, small in covered(plan, thin).items():
+        weight = reference.get_parameter(name)
+        _place_zeros(weight, small, operations.places(plan.map, keep, names[name], weight.shape))
+    return reference, deeds
+
+
+def _together(plan: Plan) -> list[Assignment]:
+    """The same, those that compete as one joined under the first of them."""
+    inner = inner_assignments(plan)
+    sets = [[a for a in together if a in inner] for together in ranked_together(plan)]
+    return [replace(own[0], tensors=tuple(dict.fromkeys(name for a in own for name in a.tensors))) for own in sets if own]
+
+
+def inner_assignments(plan: Plan) -> list[Assignment]:
+    """The rules whose groups lie inside tensors, where they reach any."""
+    return [a for a in plan.assignments if in_one_tensor(plan.recipe.rules[a.rule].group) and a.tensors]
+
+
+def covered(plan: Plan, model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights in which such rules set groups to zero, less those that left with a residual branch."""
+    there = dict(model.named_parameters(remove_duplicate=False))
+    return {name: there[name] for a in inner_assignments(plan) for name in a.tensors if name in there}
+
+
+def counts(plan: Plan, thin: nn.Module) -> tuple[Zero, ...]:
+    """How many zeros each of them stores now."""
+    return tuple(Zero(tensor=name, count=int((w == 0).sum()), size=w.numel()) for name, w in covered(plan, thin).items())
+
+
+def without_dead(plan: Plan, model: nn.Module, keep: Kept) -> dict[str, list[int]]:
+    """`keep` less the units that the zeros of the model leave without any effect, repeated until no more die.
+
+    A unit is dead when its producers' weights are all zero or its consumers' input slices all are. Groups that a
+    normalisation takes statistics over stay whole, as do those whose units a pattern counts.
+    """
+    kept = {name: list(units) for name, units in keep.items()}
+    canonical, left = canonical_names(model), {t for b in operations.gone_branches(plan.map, keep) for t in b.tensors}
+    touched = {canonical[name] for name in covered(plan, model)}
+    weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.dim() > 1 and n not in left}
+    _clear(plan, weights, kept)
+    while touched:
+        open_groups = [c for c in plan.map.coupled if c.protected is None and not c.statistics and touched & {s.tensor for s in c.slices}]
+        names = [c.name for c in open_groups if c.name not in _counted(plan)]
+        leaving = {}
+        for name, flags in dead_units(plan.map, names, weights).items():
+            units = _allowed(plan, name, kept.get(name), torch.nonzero(flags.cpu()).flatten().tolist())
+            if units:
+                leaving[name] = units
+        if not leaving:
+            break
+        for name, units in leaving.items():
+            kept[name] = sorted(set(kept.get(name, range(plan.map.by_name[name].width))) - set(units))
+            touched |= {s.tensor for s in plan.map.by_name[name].slices}
+        _clear(plan, weights, kept)
+    return kept
+
+
+def _allowed(plan: Plan, name: str, kept: Sequence[int] | None, dead: list[int]) -> list[int]:
+    """Those of the dead units that may leave: the floors of the group's rule hold, and one unit stays."""
+    width = plan.map.by_name[name].width
+    stays = set(range(width) if kept is None else kept)
+    own = [unit for unit in dead if unit in stays]
+    at_least, multiple = next(((plan.recipe.rules[a.rule].keep.at_least or 1, a.multiple) for a in plan.assignments if name in a.coupled), (1, 1))
+    return own[: max(0, len(stays) - width_kept(width, width - len(stays) + len(own), at_least, multiple))]
+
+
+def _counted(plan: Plan) -> set[str]:
+    """Coupled groups along whose units a block or an n:m pattern is laid."""
+    found = set()
+    for assignment in inner_assignments(plan):
+        match plan.recipe.rules[assignment.rule].group:
+            case Pattern():
+                dims = {1}
+            case Block(rows, columns):
+                dims = {dim for dim, size in enumerate((rows, columns)) if size > 1}
+            case _:
+                continue
+        found |= {c.name for c in plan.map.coupled for s in c.slices if s.tensor in assignment.tensors and s.dim in dims}
+    return found
+
+
+def _clear(plan: Plan, weights: Mapping[str, Tensor], keep: Kept) -> None:
+    """Set every slice of the removed units to zero."""
+    for (name, dim, role), lost in operations.dropped(plan.map, keep).items():
+        if role != "size" and name in weights:
+            weights[name].index_fill_(dim, torch.tensor(sorted(lost), device=weights[name].device), 0.0)
+
+
+@torch.no_grad()
+def _place_zeros(weight: Tensor, small: Tensor, places: Sequence[Sequence[int]]) -> None:
+    """The zeros of a narrowed weight, at their places in the whole one."""
+    index = [torch.tensor(own, device=weight.device).view([-1 if d == dim else 1 for d in range(weight.dim())]) for dim, own in enumerate(places)]
+    weight[tuple(index)] *= small != 0
+
+
+def _zero(plan: Plan, assignment: Assignment, thin: nn.Module, looking: Looking) -> Zeroed:
+    rule = plan.recipe.rules[assignment.rule]
+    copy = copied(thin)
+    there = dict(copy.named_parameters(remove_duplicate=False))
+    weights = {name: there[name] for name in assignment.tensors if name in there}
+    chosen = _chosen(rule, plan.recipe.seed + assignment.rule, weights, looking(copy, rule.criterion))
+    with torch.no_grad():
+        for name, gone in chosen.masks.items():
+            thin.get_parameter(name).masked_fill_(gone, 0.0)
+    return Zeroed(
+        rule=assignment.rule,
+        group=str(rule.group),
+        groups=chosen.groups,
+        gone=chosen.gone,
+        weights=sum(w.numel() for w in weights.values()),
+        zeros=sum(int(m.sum()) for m in chosen.masks.values()),
+    )
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    masks: Mapping[str, Tensor]
+    """True where a weight becomes zero"""
+    groups: int
+    gone: int
+
+
+def _chosen(rule: Rule, seed: int, weights: Mapping[str, nn.Parameter], looks: Looks | None) -> _Chosen:
+    if not weights:
+        return _Chosen({}, 0, 0)
+    match rule.group:
+        case "weight":
+            scores = [_element_scores(rule, name, w, looks, seed + i) for i, (name, w) in enumerate(weights.items())]
+            gone = _lowest(torch.cat([s.flatten() for s in scores]), rule)
+            parts = torch.split(gone, [w.numel() for w in weights.values()])
+            masks = {name: part.view_as(w) for (name, w), part in zip(weights.items(), parts, strict=True)}
+            return _Chosen(masks, len(gone), int(gone.sum()))
+        case Pattern() as pattern:
+            scored = {name: _element_scores(rule, name, w, looks, seed + i) for i, (name, w) in enumerate(weights.items())}
+            masks = {name: _beyond(pattern, scores) | (weights[name] == 0) for name, scores in scored.items()}
+            return _Chosen(masks, sum(w.numel() for w in weights.values()), sum(int(m.sum()) for m in masks.values()))
+        case _:
+            return _chosen_inside(rule, seed, weights, looks)
+
+
+def _chosen_inside(rule: Rule, seed: int, weights: Mapping[str, nn.Parameter], looks: Looks | None) -> _Chosen:
+    """Shapes, taps or blocks: the lowest scores over all layers of the rule, in none of them below its floor."""
+    assert rule.group is not None
+    layout = inner_layout(rule.group, weights, weights)
+    scores = group_scores(rule.criterion, layout, weights, looks, seed).clone()
+    check_scores(scores, weights)
+    scores[layout.reduce(lambda name: (weights[name] != 0).to(torch.float32))[:-1] == 0] = -1.0
+    if not isinstance(rule.group, Block):
+        for own in layout.split(scores).values():
+            best = own.topk(min(rule.keep.at_least or 1, len(own))).indices
+            own[best[own[best] >= 0]] = torch.inf
+    gone = _lowest(scores, rule)
+    flags = torch.cat([gone, gone.new_zeros(1)])
+    shapes = {name: w.shape for name, w in weights.items()}
+    masks = {part.name: broadcast(flags, part.axes[0], shapes[part.name]).expand(shapes[part.name]) for part in layout.parts}
+    return _Chosen(masks, len(gone), int(gone.sum()))
+
+
+def _element_scores(rule: Rule, name: str, weight: nn.Parameter, looks: Looks | None, seed: int) -> Tensor:
+    scores = weight_scores(rule.criterion, weight, looks, seed).clone()
+    check_scores(scores, [name])
+    scores[weight == 0] = -1.0  # what is zero goes first
+    return scores
+
+
+def _lowest(scores: Tensor, rule: Rule) -> Tensor:
+    """Which go: what is zero (-1) in any case, and of the others the lowest, never what a floor holds (inf)."""
+    count = share_of(len(scores), rule.sparsity.fraction) if rule.sparsity is not None else 0
+    gone = scores == -1.0
+    gone[scores.topk(count, largest=False).indices] = True
+    return gone & (scores < torch.inf)
+
+
+def _beyond(pattern: Pattern, scores: Tensor) -> Tensor:
+    """Of every `of` weights along the input channels, all but the `stay` highest; a rest of fewer stays whole."""
+    lined = scores.movedim(1, -1)
+    length = lined.shape[-1] // pattern.of * pattern.of
+    gone = torch.zeros(lined.shape, dtype=torch.bool, device=scores.device)
+    if length:
+        runs = lined[..., :length].reshape(*lined.shape[:-1], -1, pattern.of)
+        low = runs.topk(pattern.of - pattern.stay, largest=False).indices
+        gone[..., :length] = torch.zeros_like(runs, dtype=torch.bool).scatter(-1, low, True).reshape(*lined.shape[:-1], length)
+    return gone.movedim(-1, 1)
+
+
+def check_scores(scores: Tensor, names: Iterable[str]) -> None:
+    if not bool(scores.isfinite().all()):
+        raise ModelError(f"the weights of {', '.join(map(repr, names))} are not finite; restart from weights without NaN or inf")

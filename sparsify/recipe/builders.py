@@ -1,0 +1,54 @@
+"""Which names a module of sparsify has, read from its text: importing `sparsify.models` would import torch."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from sparsify.recipe.wording import near
+
+_HERE = Path(__file__).parents[1]
+
+
+def missing(build: str) -> tuple[str, str]:
+    """What is wrong with `sparsify.models.lenet6` and the hint; two empty texts when nothing is, or it is not in sparsify."""
+    module, _, name = build.replace(":", ".").rpartition(".")
+    if module != "sparsify" and not module.startswith("sparsify."):
+        return "", ""
+    file = _file(module)
+    if file is None:
+        return f"there is no module '{module}'", near(build, suggestions())
+    names = set(_names(file))
+    if name in names:
+        return "", ""
+    return f"module '{module}' has no '{name}'", _hint(module, name)
+
+
+def _hint(module: str, name: str) -> str:
+    if module != "sparsify.models":
+        return near(f"sparsify.models.{name}", suggestions())
+    return near(name, [known.rpartition(".")[2] for known in suggestions()])
+
+
+def _file(module: str) -> Path | None:
+    stem = _HERE.joinpath(*module.split(".")[1:])
+    return next((file for file in (stem / "__init__.py", stem.with_suffix(".py")) if file.is_file()), None)
+
+
+def suggestions() -> list[str]:
+    """The builders of sparsify.models."""
+    models = _HERE / "models" / "__init__.py"
+    return sorted(f"sparsify.models.{name}" for name in _names(models) if not name.startswith("_"))
+
+
+def _names(file: Path) -> Iterator[str]:
+    """What a module defines or imports at its top level."""
+    for node in ast.parse(file.read_bytes()).body:
+        match node:
+            case ast.FunctionDef() | ast.ClassDef():
+                yield node.name
+            case ast.Import() | ast.ImportFrom():
+                yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)
+            case ast.Assign():
+                yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                yield name

@@ -1,0 +1,81 @@
+"""Recipes and mappings that were made in Python, as a tree."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from sparsify.errors import RecipeError
+from sparsify.recipe.dump_yaml import escaped
+from sparsify.recipe.nodes import DEEPEST, MOST, Items, Leaf, Node, Path, Place, Table, is_text
+from sparsify.recipe.wording import found
+from sparsify_schemas.units import Quantity
+from sparsify_schemas.written import written
+
+HERE: Final = Place("<recipe>")
+"""the place of what has no file"""
+
+
+def from_python(
+    value: Mapping[str, Any] | BaseModel, literal: bool = False, places: Mapping[Path, Place] = MappingProxyType({})
+) -> Node:
+    """Mappings, lists, scalars and values of the language; `literal` keeps `${` as it is, `places` tells what is known of theirs.
+
+    Raises RecipeError for what a recipe cannot hold.
+    """
+    return _Reader(literal, places).node(value, ())
+
+
+class _Reader:
+    """Counts as it goes, so that a value which contains itself ends in a message."""
+
+    def __init__(self, literal: bool, places: Mapping[Path, Place]) -> None:
+        self.literal = literal
+        self.places = places
+        self.count = 0
+
+    def place(self, path: Path) -> Place:
+        return self.places.get(path, HERE)
+
+    def node(self, value: Any, path: Path) -> Node:
+        self.count += 1
+        if self.count > MOST or len(path) > DEEPEST:
+            raise _refused(path[:4], f"more than {MOST} values, or nested more than {DEEPEST} levels deep")
+        match value:
+            case BaseModel():
+                return self.node(written(value), path)
+            case Mapping():
+                return self.table(value, path)
+            case list() | tuple():
+                return Items(tuple(self.node(item, (*path, i)) for i, item in enumerate(value)), self.place(path))
+            case Quantity():
+                return Leaf(str(value), self.place(path))
+            case _:
+                return self.leaf(value, path)
+
+    def table(self, value: Mapping[Any, Any], path: Path) -> Table:
+        for key in value:
+            if not isinstance(key, str):
+                raise _refused(path, f"a key must be text, found {found(key)}")
+            self.leaf(key, path)
+        return Table({str(key): self.node(entry, (*path, key)) for key, entry in value.items()}, self.place(path))
+
+    def leaf(self, value: Any, path: Path) -> Leaf:
+        match value:
+            case str() if is_text(value):
+                return Leaf(escaped(str(value)) if self.literal else str(value), self.place(path))
+            case None | bool() | float():
+                return Leaf(value, self.place(path))
+            case int() if value.bit_length() <= 1000:
+                return Leaf(int(value), self.place(path))
+            case str():
+                raise _refused(path, "half a character (a lone surrogate)", "write the whole character")
+            case _:
+                raise _refused(
+                    path, f"a recipe cannot hold {found(value)}", "use mappings, lists, text, numbers, true, false and null"
+                )
+
+
+def _refused(path: Path, message: str, hint: str = "") -> RecipeError:
+    return RecipeError([HERE.problem(path, message, hint)])

@@ -1,0 +1,105 @@
+"""`--set path.to.key=value`: one value replaced, wherever it stands."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Final
+
+from sparsify.errors import Problem, RecipeError
+from sparsify.recipe.nodes import DEEPEST, Items, Leaf, Node, Place, Table, child, dotted, plain
+from sparsify.recipe.variables import declared_in
+from sparsify.recipe.wording import found, near, shown
+from sparsify.recipe.yaml_parser import read_value
+from sparsify_schemas.lookup import fields
+from sparsify_schemas.recipe import Recipe
+
+HERE: Final = Place("--set")
+
+
+def override(root: Table, overrides: Iterable[str]) -> tuple[Table, tuple[Problem, ...]]:
+    """The tree with each override applied in turn, and what is wrong with those that could not be."""
+    problems: list[Problem] = []
+    for text in overrides:
+        try:
+            root = _one(root, text)
+        except RecipeError as error:
+            problems += error.problems
+    return root, tuple(problems)
+
+
+def _one(root: Table, text: str) -> Table:
+    path, equals, value = text.partition("=")
+    parts = path.strip().split(".")
+    if not equals or not all(parts) or len(parts) > DEEPEST:
+        raise _refused("", f"expected path.to.key=value, found {shown(text)}", "such as --set stages.0.epochs=3")
+    parts = _of_variable(root, parts)
+    changed = _put(root, parts, _value(dotted(tuple(parts)), value), ())
+    assert isinstance(changed, Table)
+    return changed
+
+
+def _value(path: str, text: str) -> Node:
+    try:
+        document = read_value(text, HERE)
+    except RecipeError as error:
+        raise RecipeError([replace(problem, path=path) for problem in error.problems]) from None
+    if document.problems:
+        raise RecipeError([replace(problem, path=path) for problem in document.problems])
+    return document.root or Leaf(None, HERE)
+
+
+def _of_variable(root: Table, parts: list[str]) -> list[str]:
+    """`epochs` means `vars.epochs` where there is such a variable and no such key of a recipe."""
+    keys = [field.name for field in fields(Recipe)]
+    variables = declared_in(root)
+    match parts:
+        case ["extends", *_]:
+            raise _refused("extends", "cannot be set", "write it into a recipe")
+        case ["vars", name] if name in variables:
+            return parts
+        case ["vars", name]:
+            raise _refused(f"vars.{name}", "no such variable", near(name, variables) or "the recipe declares none")
+        case ["vars", *_]:
+            raise _refused("vars", "one variable at a time", "such as --set vars.epochs=3")
+        case [name] if name in variables and name not in keys:
+            return ["vars", name]
+        case [name, *_] if name not in keys:
+            raise _refused(dotted(tuple(parts)), f"unknown key '{name}'", near(name, [*keys, *variables]))
+    return parts
+
+
+def _put(node: Node | None, parts: list[str], value: Node, above: tuple[str, ...]) -> Node:
+    """The node with the value at that path below it; mappings on the way are made where there are none."""
+    if not parts:
+        return value
+    part, *rest = parts
+    here = (*above, part)
+    match node:
+        case Items(items=items):
+            index = _index(part, len(items), above)
+            return replace(node, items=(*items[:index], _put(items[index], rest, value, here), *items[index + 1 :]))
+        case Table(entries=entries):
+            below = _put(child(node, part), rest, value, here)
+            return replace(
+                node, entries={**entries, part: below}, keys={**node.keys, part: node.keys.get(part, HERE) if rest else HERE}
+            )
+        case None | Leaf(value=None):
+            return Table({part: _put(None, rest, value, here)}, HERE, {part: HERE})
+        case _:
+            raise _refused(dotted(here), f"'{dotted(above)}' is {found(plain(node))} and has no keys", "set it as a whole")
+
+
+def _index(part: str, count: int, above: tuple[str, ...]) -> int:
+    if not part.isdecimal() or len(part) > 6 or int(part) >= count:
+        have = (
+            f"entries {dotted((*above, 0))} to {dotted((*above, count - 1))}"
+            if count > 1
+            else f"one entry, {dotted((*above, 0))}"
+            if count
+            else "no entries"
+        )
+        raise _refused(dotted((*above, part)), "no such entry", f"'{dotted(above)}' is a list with {have}")
+    return int(part)
+
+
+def _refused(path: str, message: str, hint: str = "") -> RecipeError:
+    return RecipeError([HERE.problem(path, message, hint)])

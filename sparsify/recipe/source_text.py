@@ -1,0 +1,68 @@
+"""From a file to its text: bounded, UTF-8, and never a traceback."""
+
+import stat
+from difflib import get_close_matches
+from pathlib import Path as File
+
+from sparsify.errors import Problem, RecipeError
+from sparsify.recipe.nodes import Place
+
+LARGEST = 256 * 1024
+"""bytes of a recipe; PyYAML reads some 200 kB a second"""
+
+
+def read_file(file: str) -> str:
+    """The text of a recipe; raises RecipeError, and never reads more than the bound."""
+    try:
+        if File(file).stat().st_size > LARGEST and stat.S_ISREG(File(file).stat().st_mode):
+            raise _refused(file, f"too large for a recipe: more than {LARGEST // 1024} KiB")
+        with File(file).open("rb") as stream:
+            data = stream.read(LARGEST + 1)
+    except OSError as error:
+        raise _refused(file, _reason(error), _neighbour(file)) from None
+    except ValueError as error:
+        raise _refused(file, f"no file name: {error}") from None
+    if len(data) > LARGEST:
+        raise _refused(file, f"too large for a recipe: more than {LARGEST // 1024} KiB")
+    return _decoded(file, data)
+
+
+def _refused(file: str, message: str, hint: str = "") -> RecipeError:
+    return RecipeError([Problem(file, None, None, "", message, hint)])
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, IsADirectoryError):
+        return "a folder, not a recipe file"
+    return f"cannot be read: {error.strerror or error}"
+
+
+def _neighbour(file: str) -> str:
+    try:
+        names = [entry.name for entry in File(file).parent.iterdir()]
+    except (OSError, ValueError):
+        return ""
+    match get_close_matches(File(file).name, [n for n in names if n.endswith((".yaml", ".yml"))], 1):
+        case [name]:
+            return f"did you mean '{File(file).parent / name}'?"
+        case _:
+            return ""
+
+
+def _decoded(file: str, data: bytes) -> str:
+    if b"\0" in data:
+        raise _refused(file, "a binary file, not a recipe", "recipes are YAML text in UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode("utf-8-sig", errors="replace")
+        place = _place_after(file, before)
+        raise RecipeError(
+            [place.problem("", f"the byte 0x{data[error.start]:02x} is not UTF-8", "save the recipe as UTF-8 text")]
+        ) from None
+
+
+def _place_after(file: str, text: str) -> Place:
+    return Place(file, text.count("\n") + 1, len(text) - text.rfind("\n"))

@@ -1,0 +1,106 @@
+"""Targets by name: those that ship, those of the user's own file, and putting them in place of their names in a recipe."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path as File
+
+from pydantic import TypeAdapter, ValidationError
+
+from sparsify.errors import Problem, RecipeError
+from sparsify.recipe.from_python import from_python
+from sparsify.recipe.nodes import Leaf, Node, Path, Place, Table, place_of, plain
+from sparsify.recipe.yaml_parser import read_text
+from sparsify_schemas.target import Target
+
+SHIPPED = File(__file__).with_name("presets.yaml")
+_TARGET: TypeAdapter[Target] = TypeAdapter(Target)
+
+
+def user_file() -> File:
+    """Where a user's own presets lie: $SPARSIFY_TARGETS, or sparsify/targets.yaml in the configuration folder."""
+    named = os.environ.get("SPARSIFY_TARGETS")
+    config = os.environ.get("XDG_CONFIG_HOME") or File.home() / ".config"
+    return File(named) if named else File(config) / "sparsify" / "targets.yaml"
+
+
+def presets() -> dict[str, Target]:
+    """Every preset by name; the user's own come last and win. Raises RecipeError naming the line of a bad one."""
+    own = user_file()
+    found = _read(SHIPPED)
+    return found | _read(own) if own.is_file() else found
+
+
+def _read(file: File) -> dict[str, Target]:
+    try:
+        root = read_text(file.read_text(encoding="utf-8"), str(file)).root
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError([Place(str(file)).problem("", f"cannot be read: {error}")]) from None
+    if root is None:
+        return {}
+    if not isinstance(root, Table):
+        raise RecipeError([root.place.problem("", "expected a mapping of names to targets", "write 'mine: {kind: cpu, threads: 4}'")])
+    found, problems = {}, []
+    for name, node in root.entries.items():
+        try:
+            found[name] = _TARGET.validate_python(plain(node))
+        except ValidationError as error:
+            problems += [node.place.problem(name, _said(error))]
+    if problems:
+        raise RecipeError(problems)
+    return found
+
+
+def _said(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in ("cpu", "cuda"))
+    said = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {said}" if where else said
+
+
+def named(root: Table) -> tuple[Table, list[Problem]]:
+    """The recipe with each preset in place of its name; a name in `budget.latency` alone makes it a target too."""
+    targets, budget = root.entries.get("targets"), root.entries.get("budget")
+    written = dict(targets.entries) if isinstance(targets, Table) else {}
+    latency = budget.entries.get("latency") if isinstance(budget, Table) else None
+    wanted = [name for name in latency.entries if name not in written] if isinstance(latency, Table) else []
+    if not wanted and not any(map(_is_name, written.values())):
+        return root, []
+    if not (targets is None or isinstance(targets, Table)):
+        return root, []
+    known = presets()
+    problems = list(_unknown(root, written, wanted, known))
+    filled = {name: _filled(node, known) for name, node in written.items()}
+    filled |= {name: from_python(known[name]) for name in wanted if name in known}
+    kept = {name: node for name, node in filled.items() if not _is_name(node)}
+    place = targets.place if targets is not None else root.place
+    entries = {**root.entries, "targets": Table(kept, place, targets.keys if isinstance(targets, Table) else {})}
+    if isinstance(budget, Table) and isinstance(latency, Table):
+        entries["budget"] = replace(budget, entries={**budget.entries, "latency": latency.without(*(n for n in wanted if n not in known))})
+    return replace(root, entries=entries), problems
+
+
+def _is_name(node: Node) -> bool:
+    return isinstance(node, Leaf) and isinstance(node.value, str)
+
+
+def _filled(node: Node, known: Mapping[str, Target]) -> Node:
+    name = plain(node)
+    return replace(from_python(known[name]), place=node.place) if _is_name(node) and name in known else node
+
+
+def _unknown(root: Table, written: Mapping[str, Node], wanted: list[str], known: Mapping[str, Target]) -> Iterator[Problem]:
+    for name, node in written.items():
+        if _is_name(node) and plain(node) not in known:
+            path: Path = ("targets", name)
+            yield place_of(root, path).problem(path, f"there is no preset '{plain(node)}'", _near(str(plain(node)), [*known]))
+    for name in wanted:
+        if name not in known:
+            path = ("budget", "latency", name)
+            yield place_of(root, path).problem(path, f"the recipe has no target '{name}', and there is no such preset", _near(name, [*written, *known]))
+
+
+def _near(name: str, names: list[str]) -> str:
+    close = get_close_matches(name, names, 1)
+    return f"did you mean '{close[0]}'?" if close else "`sparsify targets` lists the presets"

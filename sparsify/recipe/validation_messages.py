@@ -1,0 +1,249 @@
+"""What pydantic complains of, said in the words of the recipe language and at the place in the file."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from sparsify.errors import Problem
+from sparsify.recipe.nodes import Node, Path, Place, Table, child, dotted, place_of, plain
+from sparsify.recipe.variables import Filled
+from sparsify.recipe.wording import found, meant, near, shown
+from sparsify_schemas import group
+from sparsify_schemas.base import AtKey
+from sparsify_schemas.lookup import Field, at, chosen, family, fields, types_at, written_as
+from sparsify_schemas.recipe import Recipe
+
+_OF_KEYS = ("missing", "extra_forbidden")
+
+
+def explain(error: ValidationError, filled: Filled) -> list[Problem]:
+    """Problems in place of pydantic's errors; nothing is said of values that have been complained of already.
+
+    A misspelt `kind` does not hide the mistakes of the keys beside it: they are judged by the kind that was meant.
+    """
+    data = plain(filled.root)
+    problems = _explained(error, filled, data)
+    mended = {path: kind for path, e in _located(error, data) if (kind := _meant_kind(path, e, data))}
+    if not mended:
+        return problems
+    for path, kind in mended.items():
+        at(data, path)["kind"] = kind
+    try:
+        Recipe.model_validate(data, by_alias=True, by_name=False)
+    except ValidationError as more:
+        beside = tuple(f"{dotted(path)}." for path in mended)
+        problems += [problem for problem in _explained(more, filled, data) if f"{problem.path}.".startswith(beside)]
+    return problems
+
+
+def _located(error: ValidationError, data: Any) -> list[tuple[Path, ErrorDetails]]:
+    return [(_path(e, data), e) for e in error.errors(include_url=False)]
+
+
+def _meant_kind(path: Path, error: ErrorDetails, data: Any) -> str:
+    """The kind that a misspelt one is near to, '' where there is none."""
+    entry = at(data, path) if error["type"] == "union_tag_invalid" else None
+    value = entry.get("kind") if isinstance(entry, dict) else None
+    return meant(value, _kinds(path, data)) if isinstance(value, str) else ""
+
+
+def _explained(error: ValidationError, filled: Filled, data: Any) -> list[Problem]:
+    located = _located(error, data)
+    kept = [
+        (path, e) for path, e in located if not any(path[: len(b)] == b for b in filled.broken) and not _follows(path, e, located)
+    ]
+    misspelt = {(path[:-1], _meant(path, data)) for path, e in kept if e["type"] == "extra_forbidden"}
+    said = [
+        (path, _problem(path, e, filled.root, data))
+        for path, e in kept
+        if not (e["type"] == "missing" and (path[:-1], path[-1]) in misspelt)
+    ]
+    return [replace(problem, hint=problem.hint or _origin(path, filled)) for path, problem in said]
+
+
+def _origin(path: Path, filled: Filled) -> str:
+    text = filled.texts.get(path)
+    return "" if text is None else f"this is what {shown(text)} comes to"
+
+
+def _follows(path: Path, error: ErrorDetails, others: Iterable[tuple[Path, ErrorDetails]]) -> bool:
+    """A list whose items are wrong is 'too short after validation' only because of them."""
+    return error["type"] == "too_short" and any(len(p) > len(path) and p[: len(path)] == path for p, _ in others)
+
+
+def _path(error: ErrorDetails, data: Any) -> Path:
+    """pydantic's `loc` without the names of union members, along the data itself."""
+    path: list[str | int] = []
+    parts = error["loc"]
+    for position, part in enumerate(parts):
+        last = position == len(parts) - 1
+        of_keys = last and error["type"] in _OF_KEYS
+        if isinstance(data, Mapping):
+            is_kind = data.get("kind") == part and not of_keys
+            if not is_kind and (part in data or of_keys):
+                path.append(part)
+                data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int):
+            path.append(part)
+            data = data[part] if part < len(data) else None
+    return tuple(path)
+
+
+def _known(path: Path, data: Any) -> list[Field]:
+    """The keys of the entry that the path leads to."""
+    here = at(data, path)
+    return [field for annotation in types_at(Recipe, path, data) for model in chosen(annotation, here) for field in fields(model)]
+
+
+def _kinds(path: Path, data: Any) -> list[str]:
+    return [kind for annotation in types_at(Recipe, path, data) for kind in family(annotation)]
+
+
+def _field(path: Path, data: Any) -> Field | None:
+    named = next((i for i in reversed(range(len(path))) if isinstance(path[i], str)), None)
+    return None if named is None else next((f for f in _known(path[:named], data) if f.name == path[named]), None)
+
+
+def _names(path: Path, data: Any) -> list[str]:
+    return [field.name for field in _known(path, data)] + ([] if path else ["extends", "vars"])
+
+
+def _meant(path: Path, data: Any) -> str:
+    return meant(str(path[-1]), _names(path[:-1], data))
+
+
+def _problem(path: Path, error: ErrorDetails, root: Table, data: Any) -> Problem:
+    match error["type"]:
+        case "extra_forbidden":
+            return _unknown_key(path, root, data)
+        case "missing":
+            return _missing(path, root, data)
+        case "union_tag_invalid" | "union_tag_not_found":
+            return _kind(path, error, root, data)
+        case "literal_error":
+            return _choice(path, error, root)
+        case "unknown_group":
+            return _group(path, error["input"], root)
+    message, hint = _said(path, error, data)
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, AtKey):
+        return _key_place((*path, cause.key), root).problem((*path, cause.key), message, hint)
+    return place_of(root, path).problem(path, message, hint)
+
+
+def _unknown_key(path: Path, root: Table, data: Any) -> Problem:
+    return _key_place(path, root).problem(path, "unknown key", near(str(path[-1]), _names(path[:-1], data)))
+
+
+def _key_place(path: Path, root: Table) -> Place:
+    owner: Node | None = root
+    for part in path[:-1]:
+        owner = child(owner, part)
+    return owner.key_place(str(path[-1])) if isinstance(owner, Table) else place_of(root, path)
+
+
+def _missing(path: Path, root: Table, data: Any) -> Problem:
+    owner, name = path[:-1], path[-1]
+    place = place_of(root, owner)
+    if isinstance(name, int):
+        return place.problem(owner, f"expected more than {name} {'entry' if name == 1 else 'entries'}")
+    field = next((f for f in _known(owner, data) if f.name == name), None)
+    return place.problem(owner, f"missing key '{name}'", field.meaning if field else "")
+
+
+def _kind(path: Path, error: ErrorDetails, root: Table, data: Any) -> Problem:
+    known = _kinds(path, data)
+    if error["type"] == "union_tag_not_found":
+        return place_of(root, path).problem(path, "missing key 'kind'", f"one of {', '.join(known)}")
+    return _unknown_kind((*path, "kind"), error["input"]["kind"], known, root)
+
+
+def _unknown_kind(path: Path, value: Any, known: list[str], root: Table) -> Problem:
+    if not isinstance(value, str):
+        return place_of(root, path).problem(path, f"expected one of {', '.join(known)}, found {found(value)}")
+    return place_of(root, path).problem(path, f"unknown kind '{value}'", near(value, known))
+
+
+def _choice(path: Path, error: ErrorDetails, root: Table) -> Problem:
+    value = error["input"]
+    expected = str(error.get("ctx", {}).get("expected", ""))
+    known = re.findall(r"'([^']*)'", expected) or re.split(r", | or ", expected)
+    place = place_of(root, path)
+    if path[-1:] == ("kind",):
+        return _unknown_kind(path, value, known, root)
+    if path == ("version",):
+        return place.problem(path, f"expected 1, the version of the language that this sparsify reads, found {found(value)}")
+    hint = near(value, known) if isinstance(value, str) else ""
+    choices = known[0] if len(known) == 1 else f"one of {', '.join(known)}"
+    return place.problem(path, f"expected {choices}, found {found(value)}", hint if hint.startswith("did") else "")
+
+
+def _group(path: Path, value: Any, root: Table) -> Problem:
+    place, known = place_of(root, path), ", ".join((*group.WORDS, "4x1 (a block)", "2:4 (n:m)"))
+    if not isinstance(value, str):
+        return place.problem(path, f"expected one of {known}, found {found(value)}")
+    close = meant(value, [*group.WORDS, *group.ALIASES])
+    return place.problem(path, f"unknown group {shown(value)}", f"did you mean '{close}'?" if close else f"known: {known}")
+
+
+def _said(path: Path, error: ErrorDetails, data: Any) -> tuple[str, str]:
+    """Message and hint for a value that does not fit its key."""
+    value, limits = error["input"], error.get("ctx", {})
+    match error["type"]:
+        case "value_error":
+            message, _, hint = str(limits["error"]).partition("; ")
+            return message, hint
+        case "int_type" | "int_parsing" | "int_from_float":
+            return f"expected a whole number, found {found(value)}", _number_hint(value)
+        case "float_type" | "float_parsing":
+            return f"expected a number, found {found(value)}", _number_hint(value)
+        case "finite_number":
+            return f"expected a finite number, found {found(value)}", ""
+        case "bool_type" | "bool_parsing":
+            return f"expected true or false, found {found(value)}", "YAML 1.2 has no yes, no, on and off" if value in (
+                "yes",
+                "no",
+                "on",
+                "off",
+            ) else ""
+        case "string_type":
+            return f"expected text, found {found(value)}", "quote it" if isinstance(value, int | float) else ""
+        case "string_too_short":
+            return "expected some text, found an empty one", ""
+        case "string_pattern_mismatch":
+            field = _field(path, data)
+            return f"expected a {field.meaning}" if field else "does not fit", f"found {found(value)}"
+        case "greater_than_equal":
+            return f"expected at least {limits['ge']:g}, found {found(value)}", ""
+        case "less_than_equal":
+            return f"expected at most {limits['le']}, found {found(value)}", ""
+        case "less_than":
+            return f"expected less than {limits['lt']:g}, found {found(value)}", ""
+        case "too_short":
+            return "expected at least one entry, found none", ""
+        case "too_long":
+            return f"expected {limits['max_length']} entries, found {limits['actual_length']}", ""
+        case "tuple_type" | "list_type":
+            return f"expected a list, found {found(value)}", ""
+        case "model_attributes_type" | "model_type" | "dict_type" | "mapping_type":
+            return _no_mapping(path, value, data)
+    return error["msg"][:1].lower() + error["msg"][1:], ""
+
+
+def _number_hint(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9][0-9_]*(\.[0-9]+)?(e[-+]?[0-9]+)?", value.strip()):
+        return "write it without underscores" if "_" in value else "write it without quotes"
+    if isinstance(value, float) and value.is_integer():
+        return f"write {int(value)}; in an expression, // divides without a remainder"
+    return ""
+
+
+def _no_mapping(path: Path, value: Any, data: Any) -> tuple[str, str]:
+    """A mapping was expected; where the value is what its `kind` should say, show how to write it."""
+    hint = f"write {{kind: {value}}}" if isinstance(value, str) and value in _kinds(path, data) else ""
+    number = any(arm is float for annotation in types_at(Recipe, path, data) for arm in written_as(annotation))
+    return f"expected a {'number or a schedule' if number else 'mapping'}, found {found(value)}", hint

@@ -1,0 +1,190 @@
+"""`vars:` and `${...}`: every variable evaluated once, every expression replaced by its value."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from sparsify.errors import Problem
+from sparsify.recipe.expressions import FUNCTIONS, ExpressionError, Value, evaluate
+from sparsify.recipe.nodes import Items, Leaf, Node, Path, Table, plain
+from sparsify.recipe.wording import found, near, shown
+
+_HOLE: Final = re.compile(r"\$(\$+)\{|\$\{([^{}]*)\}|(\$\{)")
+"""an escaped `$${`, an expression, or one that is never closed"""
+LONGEST_TEXT: Final = 4_000
+"""characters of a text with its variables filled in"""
+LONGEST_CHAIN: Final = 50
+"""variables that refer to variables"""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """The tree without variables, the paths where that failed, and why."""
+
+    root: Table
+    broken: frozenset[Path] = frozenset()
+    problems: tuple[Problem, ...] = ()
+    texts: Mapping[Path, str] = field(default_factory=dict)
+    """what stood where an expression was replaced"""
+
+
+def unused(root: Table, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the variables that nothing in the recipe uses."""
+    reached = _reached(root.without("vars"), declared_in(root))
+    return tuple(name for name in names if name not in reached)
+
+
+def fill(root: Table, idle: Iterable[str]) -> Filled:
+    """Replace every expression. `idle` names variables to complain of if they are still unused."""
+    table = root.entries.get("vars", Table({}, root.place))
+    if not isinstance(table, Table):
+        problem = table.place.problem("vars", f"expected a mapping of names to numbers or text, found {found(plain(table))}")
+        return Filled(root.without("vars"), problems=(problem,))
+    scope = _Scope(table)
+    filled = scope.node(root.without("vars"), ())
+    assert isinstance(filled, Table)
+    scope.judge(unused(root, idle))
+    return Filled(filled, frozenset(scope.broken), tuple(scope.problems), scope.texts)
+
+
+class _Scope:
+    """The variables of one recipe, evaluated when they are first needed."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self.values: dict[str, Value] = {}
+        self.failed: set[str] = set()
+        self.chain: list[str] = []
+        self.broken: set[Path] = set()
+        self.texts: dict[Path, str] = {}
+        self.problems: list[Problem] = []
+
+    def node(self, node: Node, path: Path) -> Node:
+        match node:
+            case Leaf(value=str(text)):
+                return self.leaf(node, text, path)
+            case Items(items=items):
+                return replace(node, items=tuple(self.node(item, (*path, i)) for i, item in enumerate(items)))
+            case Table(entries=entries):
+                return replace(node, entries={key: self.node(entry, (*path, key)) for key, entry in entries.items()})
+            case _:
+                return node
+
+    def leaf(self, node: Leaf, text: str, path: Path) -> Leaf:
+        if "${" not in text:
+            return node
+        self.texts[path] = text
+        try:
+            return replace(node, value=substitute(text, self.look))
+        except ExpressionError as error:
+            self.broken.add(path)
+            if error.message:
+                self.problems.append(node.place.problem(path, error.message, error.hint))
+            return node
+
+    def look(self, name: str) -> Value:
+        """The value of a variable; a failed one is complained of once, where it is declared."""
+        if name not in self.table.entries:
+            raise ExpressionError(f"undefined variable '{name}'", near(name, self.table.entries) or "declare it under 'vars:'")
+        if name in self.chain:
+            raise ExpressionError(
+                f"variables refer to each other in a circle: {' -> '.join([*self.chain[self.chain.index(name) :], name])}"
+            )
+        if len(self.chain) >= LONGEST_CHAIN:
+            raise ExpressionError(f"more than {LONGEST_CHAIN} variables refer to each other in a row")
+        if name not in self.values and name not in self.failed:
+            self.declare(name)
+        if name in self.failed:
+            raise ExpressionError("")
+        return self.values[name]
+
+    def declare(self, name: str) -> None:
+        node = self.table.entries[name]
+        self.chain.append(name)
+        try:
+            self.values[name] = self.declared(name, node)
+        except ExpressionError as error:
+            self.failed.add(name)
+            if error.message:
+                self.problems.append(node.place.problem(("vars", name), error.message, error.hint))
+        finally:
+            self.chain.pop()
+
+    def declared(self, name: str, node: Node) -> Value:
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise ExpressionError(
+                f"{shown(name)} is no name for a variable", "letters, digits and '_', not beginning with a digit"
+            )
+        if name in FUNCTIONS:
+            raise ExpressionError(f"'{name}' is a function", "give the variable another name")
+        if not isinstance(node, Leaf) or node.value is None:
+            raise ExpressionError(f"a variable is a number, text, true or false, found {found(plain(node))}")
+        return substitute(node.value, self.look) if isinstance(node.value, str) else node.value
+
+    def judge(self, idle: Iterable[str]) -> None:
+        """Complain of unused variables, and of mistakes in those that only such variables use."""
+        for name in self.table.entries:
+            if name not in self.values and name not in self.failed:
+                self.declare(name)
+        for name in idle:
+            hint = f"write ${{{name}}} where it belongs, or remove it"
+            self.problems.append(self.table.key_place(name).problem(("vars", name), f"unused variable '{name}'", hint))
+
+
+def _reached(body: Table, declared: Mapping[str, Node]) -> frozenset[str]:
+    """The variables that the recipe uses, directly or through others, whether or not they have a value."""
+    reached: set[str] = set()
+    waiting: list[Node] = [body]
+    while waiting:
+        match waiting.pop():
+            case Leaf(value=str(text)):
+                fresh = {name for hole in _HOLE.finditer(text) for name in re.findall(r"[A-Za-z_]\w*", hole[2] or "")} - reached
+                reached |= fresh
+                waiting += [declared[name] for name in fresh if name in declared]
+            case Items(items=items):
+                waiting += items
+            case Table(entries=entries):
+                waiting += entries.values()
+    return frozenset(reached)
+
+
+def substitute(text: str, look: Callable[[str], Value]) -> Value:
+    """A text that is one expression becomes its value; any other has its expressions replaced by text."""
+    whole = _HOLE.fullmatch(text)
+    if whole and whole[2] is not None:
+        return evaluate(whole[2], look)
+    result = ""
+    end = 0
+    for hole in _HOLE.finditer(text):
+        result += text[end : hole.start()] + _filled(hole, look)
+        end = hole.end()
+        if len(result) > max(LONGEST_TEXT, len(text)):
+            raise ExpressionError(f"a text of more than {LONGEST_TEXT} characters once its variables are filled in")
+    return result + text[end:]
+
+
+def _filled(hole: re.Match[str], look: Callable[[str], Value]) -> str:
+    if hole[1] is not None:
+        return hole[1] + "{"
+    if hole[3] is not None:
+        raise ExpressionError("'${' without its '}'", "close it, or write $${ for the characters themselves")
+    return in_text(evaluate(hole[2], look))
+
+
+def in_text(value: Value) -> str:
+    """A value inside a text: `${epochs}ep` with 5 is `5ep`."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case float() if math.isfinite(value):
+            return repr(value).removesuffix(".0")
+        case _:
+            return str(value)
+
+
+def declared_in(root: Node) -> Mapping[str, Node]:
+    """The variables that one file declares."""
+    table = root.entries.get("vars") if isinstance(root, Table) else None
+    return table.entries if isinstance(table, Table) else {}

@@ -1,0 +1,1 @@
+"""Reports, plans and differences as tables. Imports no torch."""

@@ -1,0 +1,296 @@
+"""What changed between two recipes or two runs. Computed here, shown elsewhere."""
+
+import math
+import re
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sparsify.formatting.numbers import divide, known
+from sparsify_schemas.recipe import Recipe, Rule
+from sparsify_schemas.report import Latency, LayerRow, Report, Side
+
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)(%|pp|ep|it|dur|[kMGT]|ms|[kMG]?B|[KMG]iB)")
+_PLAIN_RULE = Rule(layers=("*",), group="filter").model_dump(mode="json", by_alias=True)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One path that differs. `delta` is new - old where both are numbers, or quantities of one unit; None is absence."""
+
+    path: str
+    old: Any
+    new: Any
+    delta: float | None = None
+    remark: str = ""
+    """what a reader must know to judge it"""
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing changed: such rows appear only when asked for."""
+        return _equal(self.old, self.new)
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as a plain mapping in which equal meaning is equal text.
+
+    Every default is written out, a constant schedule is its number, and a rule's layers are in order of name (a layer
+    is selected when any of them matches).
+    """
+    data: dict[str, Any] = _unfold(recipe.model_dump(mode="json", by_alias=True))
+    for rule in data["rules"]:
+        rule["layers"] = sorted(rule["layers"])
+    return data
+
+
+def diff_recipes(a: Mapping[str, Any], b: Mapping[str, Any], *, unchanged: bool = False) -> tuple[Change, ...]:
+    """The changes from `a` to `b`, both in the form of `resolved`; `unchanged` adds the rest.
+
+    Rules are matched by their layers and group, stages and targets by name, whatever their position; a rule or stage
+    that finds no partner is one change. diff_recipes(a, a) is empty.
+    """
+    return tuple(c for c in _mappings("", a, b) if unchanged or not c.same)
+
+
+def diff_runs(
+    a: Report, b: Report, recipe_a: Mapping[str, Any], recipe_b: Mapping[str, Any], *, unchanged: bool = False
+) -> tuple[Change, ...]:
+    """First the recipes' changes (`recipe.`), then the figures' (`metrics.`), then the widths' (`widths.`)."""
+    recipes = (_under("recipe.", c) for c in _mappings("", recipe_a, recipe_b))
+    found = (*recipes, *_figures(_metrics(a), _metrics(b), _remarks(a, b)), *_figures(_widths(a.layers), _widths(b.layers), {}))
+    return tuple(c for c in found if unchanged or not c.same)
+
+
+def change(path: str, old: Any, new: Any, remark: str = "") -> Change:
+    """A Change with its delta worked out."""
+    return Change(path, old, new, _delta(old, new), remark)
+
+
+def _under(prefix: str, c: Change) -> Change:
+    return Change(prefix + c.path, c.old, c.new, c.delta, c.remark)
+
+
+def _any(path: str, old: Any, new: Any) -> Iterator[Change]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        yield from _mappings(path, old, new)
+    elif _records(old) and _records(new) and (old or new):
+        yield from _lists(path, old, new)
+    else:
+        yield change(path, old, new)
+
+
+def _mappings(path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
+    for key in dict.fromkeys((*old, *new)):
+        there = f"{path}[{key}]" if path == "targets" else f"{path}.{key}" if path else str(key)
+        yield from _any(there, old.get(key), new.get(key))
+
+
+def _lists(path: str, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> Iterator[Change]:
+    match path:
+        case "rules":
+            keys: tuple[_Key, ...] = (_layers_and_group, _layers_only, _same_group)
+            matters = any(r.get("override") for r in (*old, *new))
+        case "stages":
+            keys, matters = (_name, _same_kind), True
+        case _:
+            keys, matters = (), False
+    pairs = _pair(old, new, keys)
+    labels = _labels(path, old, new, pairs)
+    for (i, j), name in zip(pairs, labels, strict=True):
+        left, right = (None if i is None else old[i]), (None if j is None else new[j])
+        label = f"{path}[{name}]"
+        if left is None or right is None:
+            yield change(label, _short(path, left), _short(path, right))
+        else:
+            yield from _mappings(label, left, right)
+    if matters:
+        yield from _order(path, pairs, labels)
+
+
+_Key = Callable[[int, Mapping[str, Any]], Hashable]
+_Partners = tuple[int | None, int | None]
+"""positions in the old and in the new list; None on the side that has no such entry"""
+
+
+def _layers_and_group(_: int, rule: Mapping[str, Any]) -> Hashable:
+    return "exact", _rule_name(rule)
+
+
+def _layers_only(_: int, rule: Mapping[str, Any]) -> Hashable:
+    return "layers", str(rule.get("layers"))
+
+
+def _same_group(index: int, rule: Mapping[str, Any]) -> Hashable:
+    return "group", index, str(rule.get("group"))
+
+
+def _name(_: int, stage: Mapping[str, Any]) -> Hashable:
+    return "name", str(stage.get("name"))
+
+
+def _same_kind(index: int, stage: Mapping[str, Any]) -> Hashable:
+    return "kind", index, str(stage.get("kind"))
+
+
+def _pair(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], keys: tuple[_Key, ...]) -> list[_Partners]:
+    """Partners by the first key that fits; without keys, by position. In order of the new list, the removed ones last."""
+    if not keys:
+        return [(i if i < len(old) else None, i if i < len(new) else None) for i in range(max(len(old), len(new)))]
+    partner: dict[int, int] = {}
+    free = list(range(len(old)))
+    for key in keys:
+        for j, entry in enumerate(new):
+            match = next((i for i in free if key(i, old[i]) == key(j, entry)), None) if j not in partner else None
+            if match is not None:
+                partner[j] = match
+                free.remove(match)
+    return [*((partner.get(j), j) for j in range(len(new))), *((i, None) for i in free)]
+
+
+def _labels(path: str, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], pairs: list[_Partners]) -> list[str]:
+    """A name for each pair that does not depend on which list came first: `conv*/filter`, `conv*/filter#2`."""
+    labels = [_label(path, i, j, None if i is None else old[i], None if j is None else new[j]) for i, j in pairs]
+    seen: dict[str, int] = {}
+    for k in sorted(range(len(pairs)), key=lambda k: (None in pairs[k], _place(pairs[k]))):
+        plain = labels[k]
+        seen[plain] = seen.get(plain, 0) + 1
+        labels[k] = plain if seen[plain] == 1 else f"{plain}#{seen[plain]}"
+    return labels
+
+
+def _place(partners: _Partners) -> int:
+    return next(i for i in partners if i is not None)
+
+
+def _label(path: str, i: int | None, j: int | None, left: Mapping[str, Any] | None, right: Mapping[str, Any] | None) -> str:
+    """What both entries are called; the position where the names differ."""
+    names = {_entry_name(path, entry) for entry in (left, right) if entry is not None} - {None}
+    if len(names) == 1:
+        return str(names.pop())
+    if path == "rules" and left is not None and right is not None and left.get("layers") == right.get("layers"):
+        return _layers_name(left)
+    return str(_place((i, j)))
+
+
+def _entry_name(path: str, entry: Mapping[str, Any]) -> str | None:
+    match path:
+        case "rules":
+            return _rule_name(entry)
+        case "stages":
+            return str(entry.get("name"))
+        case _:
+            return None
+
+
+def _rule_name(rule: Mapping[str, Any]) -> str:
+    return f"{_layers_name(rule)}/{'protect' if rule.get('protect') else rule.get('group')}"
+
+
+def _layers_name(rule: Mapping[str, Any]) -> str:
+    layers = rule.get("layers")
+    return layers if isinstance(layers, str) else ",".join(map(str, layers or ()))
+
+
+def _order(path: str, pairs: list[_Partners], labels: list[str]) -> Iterator[Change]:
+    """The order of what both have, where it means something."""
+    both = [(i, j, name) for (i, j), name in zip(pairs, labels, strict=True) if i is not None and j is not None]
+    before, after = [name for *_, name in sorted(both)], [name for *_, name in both]
+    if before != after:
+        yield change(f"{path}.order", before, after)
+
+
+def _short(path: str, entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """An entry that only one side has, without what goes without saying."""
+    if entry is None:
+        return None
+    defaults = {k: v for k, v in _PLAIN_RULE.items() if k not in ("layers", "group")} if path == "rules" else {}
+    return {k: v for k, v in entry.items() if v is not None and not (k in defaults and defaults[k] == v)}
+
+
+def _records(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(v, Mapping) for v in value)
+
+
+def _unfold(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if value.keys() == {"kind", "value"} and value["kind"] == "constant":
+            return value["value"]
+        return {k: _unfold(v) for k, v in value.items()}
+    return [_unfold(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
+        return True
+    if isinstance(a, bool) != isinstance(b, bool):
+        return False
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_equal(v, b[k]) for k, v in a.items())
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return bool(a == b)
+
+
+def _delta(old: Any, new: Any) -> float | None:
+    x, y = _number(old), _number(new)
+    if x is None or y is None or x[1] != y[1]:
+        return None
+    delta = y[0] - x[0]
+    return delta if known(delta) else None
+
+
+def _number(value: Any) -> tuple[float, str] | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return value, ""
+    found = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
+    return (float(found[1]), found[2]) if found else None
+
+
+def _metrics(report: Report) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, side in (("cut", report.cut), ("dense", report.dense)):
+        found |= {f"metrics.{name}.{field}": getattr(side, field) for field in Side.model_fields}
+    found["metrics.macs_left"] = divide(report.cut.macs, report.dense.macs)
+    found["metrics.params_left"] = divide(report.cut.params, report.dense.params)
+    for timing in report.latency:
+        found |= {f"metrics.latency[{timing.target}].{field}": getattr(timing, field) for field in ("dense_ms", "cut_ms", "speedup")}
+    for sparsity in report.sparsities:
+        found |= {f"metrics.sparsity[{sparsity.what}].{field}": getattr(sparsity, field) for field in ("nominal", "effective")}
+    found |= {f"metrics.columns[{e.module}]": e.live / e.columns for e in report.executions}
+    found |= {f"metrics.met[{limit.what}]": limit.met for limit in report.limits}
+    for round in report.rounds if len(report.rounds) > 1 else ():
+        path = f"metrics.rounds[{round.stage}{f'@{round.epoch}' if round.epoch else ''}]"
+        found[f"{path}.macs_left"] = divide(round.macs, report.dense.macs)
+        found |= {f"{path}.validation_accuracy": round.validation_accuracy, f"{path}.verdict": round.verdict.outcome}
+    found["metrics.verdict"] = report.verdict.outcome
+    found["metrics.seconds"] = sum(s.seconds for s in report.stages)
+    return found
+
+
+def _remarks(a: Report, b: Report) -> dict[str, str]:
+    """Where a difference in time is no difference."""
+    before = {t.target: t for t in a.latency}
+    remarks: dict[str, str] = {}
+    for timing in b.latency:
+        if timing.target in before:
+            path = f"metrics.latency[{timing.target}]"
+            other = a.environment.processor != b.environment.processor
+            overlap = _overlap(before[timing.target], timing)
+            remarks |= {f"{path}.{field}": "other processor" for field in ("dense_ms", "cut_ms", "speedup") if other}
+            remarks[f"{path}.speedup"] = "other processor" if other else "no measurable difference" if overlap else ""
+    return remarks
+
+
+def _overlap(a: Latency, b: Latency) -> bool:
+    return a.low <= b.high and b.low <= a.high
+
+
+def _widths(layers: Sequence[LayerRow]) -> dict[str, Any]:
+    return {f"widths.{layer.name}": layer.outputs_after for layer in layers if layer.macs}  # a normalisation has its producer's
+
+
+def _figures(old: Mapping[str, Any], new: Mapping[str, Any], remarks: Mapping[str, str]) -> Iterator[Change]:
+    for path in dict.fromkeys((*old, *new)):
+        yield change(path, old.get(path), new.get(path), remarks.get(path, ""))

@@ -1,0 +1,59 @@
+"""HTML as a value: text becomes markup only by way of `tag`, which escapes it."""
+
+import html
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from sparsify.formatting.table import clean
+
+Attributes = Mapping[str, str | float]
+_EMPTY = frozenset({"meta", "line", "rect", "path", "circle", "polyline", "br", "wbr"})
+
+
+@dataclass(frozen=True)
+class Html:
+    """Markup that is whole and safe to put anywhere between tags."""
+
+    text: str
+
+
+Content = Html | str
+NOTHING = Html("")
+
+
+def tag(name: str, *content: Content, at: Attributes | None = None) -> Html:
+    """`tag("td.n", "3 < 4")` -> <td class="n">3 &lt; 4</td>; what is no Html is text, whatever it looks like."""
+    kind, *classes = name.split(".")
+    attributes = {**({"class": " ".join(classes)} if classes else {}), **(at or {})}
+    opening = "".join(f' {key}="{html.escape(_value(value))}"' for key, value in attributes.items())
+    if kind in _EMPTY and not content:
+        return Html(f"<{kind}{opening}/>")
+    return Html(f"<{kind}{opening}>{''.join(map(_escaped, content))}</{kind}>")
+
+
+def text(words: str) -> Html:
+    """Words, escaped."""
+    return Html(html.escape(clean(words)))
+
+
+def joined(parts: Iterable[Html]) -> Html:
+    """One after the other."""
+    return Html("".join(part.text for part in parts))
+
+
+def verbatim(text: str) -> Html:
+    """Several lines as they are, in <pre>; control characters are shown instead of obeyed."""
+    return tag("pre", Html("\n".join(html.escape(_line(line)) for line in text.splitlines())))
+
+
+def _line(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in text)
+
+
+def _escaped(content: Content) -> str:
+    return content.text if isinstance(content, Html) else text(content).text
+
+
+def _value(value: str | float) -> str:
+    """A coordinate to a tenth, which no eye can tell from more."""
+    return clean(value) if isinstance(value, str) else f"{value:.1f}".removesuffix(".0")

@@ -1,0 +1,134 @@
+"""The checkpoint of an unfinished run: where it stands, in plain tensors, numbers and text."""
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+
+from sparsify.errors import RunError, first_line
+from sparsify.runs.run_folder import CHECKPOINT
+from sparsify.files import replacing
+from sparsify.modelfile.formats import check_entries, check_sizes
+from sparsify.training.stage import Moment
+from sparsify_schemas.cuts import Cuts
+from sparsify_schemas.report import Epoch, Round, Search, StageRow
+
+_HISTORY = TypeAdapter(tuple[Epoch, ...])
+_STAGES = TypeAdapter(tuple[StageRow, ...])
+_CUTS = TypeAdapter(tuple[Cuts, ...])
+_ROUNDS = TypeAdapter(tuple[Round, ...])
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run between two epochs, or after a cut."""
+
+    recipe: str
+    """digest of the resolved recipe"""
+    model: str | None
+    """SHA-256 of the model file"""
+    stage: int
+    """index of the stage that goes on or begins"""
+    weights: Mapping[str, Any] = field(repr=False)
+    """state dict of the model as it stands"""
+    moment: Moment | None = None
+    """how far that stage has come; None at its beginning. Its `model` is `weights`"""
+    history: tuple[Epoch, ...] = ()
+    """rows of the stages before"""
+    stages: tuple[StageRow, ...] = ()
+    """the stages before"""
+    cuts: tuple[Cuts, ...] = ()
+    """what the cuts so far did, in order"""
+    rounds: tuple[Round, ...] = ()
+    """a row for each of them"""
+    search: Search | None = None
+    """the trials so far, where the budget limits an accuracy_drop"""
+
+    def write(self, folder: Path, name: str = CHECKPOINT) -> None:
+        """Replace the folder's checkpoint by this one, whole or not at all."""
+        moment = self.moment
+        body = {
+            "version": 1,
+            "recipe": self.recipe,
+            "model": self.model,
+            "stage": self.stage,
+            "weights": dict(self.weights),
+            "history": _HISTORY.dump_json(self.history).decode(),
+            "stages": _STAGES.dump_json(self.stages).decode(),
+            "cuts": _CUTS.dump_json(self.cuts).decode(),
+            "rounds": _ROUNDS.dump_json(self.rounds).decode(),
+            "search": None if self.search is None else self.search.model_dump_json(),
+            "moment": None
+            if moment is None
+            else {
+                "epochs": moment.epochs,
+                "history": _HISTORY.dump_json(moment.history).decode(),
+                "seconds": (moment.seconds, moment.step_seconds, moment.penalty_seconds),
+                "optimizer": dict(moment.optimizer),
+                "hooks": dict(moment.hooks),
+                "scaler": dict(moment.scaler),
+            },
+        }
+        try:
+            with replacing(folder / name) as temporary:
+                torch.save(body, temporary)
+        except RuntimeError as error:  # how torch says that a disk is full
+            raise RunError(f"cannot write {folder / name}: {str(error).splitlines()[0]}; is the disk full? make room, and the run goes on with --resume") from error
+
+    @classmethod
+    def read(cls, folder: Path, name: str = CHECKPOINT) -> "Checkpoint | None":
+        """None when the run was stopped before its first checkpoint. Raises RunError when the file is damaged."""
+        path = folder / name
+        if not path.exists():
+            return None
+        try:
+            if not path.is_file():
+                raise RunError("it is no plain file")
+            with zipfile.ZipFile(path) as archive:
+                check_entries(archive)  # torch itself does not look at the checksums
+            body = torch.load(path, map_location="cpu", weights_only=True)
+            check_sizes(body, path)
+            return cls._parsed(body)
+        except Exception as error:  # torch, zip and pickle each have errors of their own for a damaged file
+            raise RunError(f"{path} is damaged ({first_line(error)}); the run cannot be resumed, start a new one") from error
+
+    @classmethod
+    def _parsed(cls, body: Mapping[str, Any]) -> "Checkpoint":
+        return cls(
+            recipe=body["recipe"],
+            model=body["model"],
+            stage=body["stage"],
+            weights=body["weights"],
+            moment=_moment(body["moment"], body["weights"]),
+            history=_HISTORY.validate_json(body["history"]),
+            stages=_STAGES.validate_json(body["stages"]),
+            cuts=_CUTS.validate_json(body["cuts"]),
+            rounds=_ROUNDS.validate_json(body["rounds"]),
+            search=None if body.get("search") is None else Search.model_validate_json(body["search"]),
+        )
+
+
+def _moment(part: Mapping[str, Any] | None, weights: Mapping[str, Any]) -> Moment | None:
+    if part is None:
+        return None
+    seconds, step_seconds, penalty_seconds = map(float, part["seconds"])
+    if type(part["epochs"]) is not int or part["epochs"] < 0:
+        raise ValueError(f"after {part['epochs']} epochs")
+    own = part["hooks"].get("own", {})
+    if not all(isinstance(row, dict) for row in (own, *own.values())):
+        raise ValueError("penalties' state that is none")
+    return Moment(
+        epochs=part["epochs"],
+        history=_HISTORY.validate_json(part["history"]),
+        seconds=seconds,
+        step_seconds=step_seconds,
+        penalty_seconds=penalty_seconds,
+        model=weights,
+        optimizer=part["optimizer"],
+        hooks=part["hooks"],
+        scaler=part["scaler"],
+    )

@@ -1,0 +1,1 @@
+"""Training with penalties: hooks on an ordinary loop, and train stages."""

@@ -1,0 +1,39 @@
+"""Gradual magnitude pruning: ever more of what is smallest is set to zero and held there."""
+
+import torch
+
+from sparsify.distributed import local
+from sparsify.graph.group_index import Layout, scale
+from sparsify.training.penalties.group_lasso import group_norms
+from sparsify.training.penalties.step_action import Action, Tensors
+from sparsify.training.penalties.topk import lowest, portions
+
+
+def action(layout: Layout, parameters: Tensors, single: bool) -> Action:
+    """Held at zero: the share `strength` of the weights, or groups by ||w_g|| / sqrt(|g|); chosen anew whenever the share has changed."""
+    names = tuple(part.name for part in layout.parts)
+    count = sum(local(parameters[n]).numel() for n in names) if single else layout.count
+    device = parameters[names[0]].device
+    gone = torch.zeros(count, dtype=torch.bool, device=device)
+    held = torch.zeros((), dtype=torch.float64)
+    roots = layout.sizes(parameters).sqrt()
+    among = portions([layout], parameters)
+
+    def weights_to_zero(weights: Tensors, share: float) -> None:
+        own = [weights[n] for n in names]
+        if share != float(held):
+            gone.copy_(lowest(own, share, among))
+            held.fill_(share)
+        for weight, flags in zip(own, torch.split(gone, [w.numel() for w in own]), strict=True):
+            weight.masked_fill_(flags.view_as(weight), 0.0)
+
+    def groups_to_zero(weights: Tensors, share: float) -> None:
+        if share != float(held):
+            gone.copy_(lowest([(group_norms(layout, weights) / roots)[:-1]], share))
+            held.fill_(share)
+        stays = torch.cat([~gone, gone.new_ones(1)])
+        for part in layout.parts:
+            for axis in part.axes:
+                scale(weights[part.name], axis, stays.to(weights[part.name].dtype))
+
+    return Action(after=weights_to_zero if single else groups_to_zero, state={"gone": gone, "held": held}, per={"gone": "weight" if single else "group"})

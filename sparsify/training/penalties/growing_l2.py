@@ -1,0 +1,34 @@
+"""Growing l2: an ever stronger decay on what has been chosen to go."""
+
+import torch
+
+from sparsify.distributed import local
+from sparsify.graph.group_index import Layout, scale
+from sparsify.training.penalties.step_action import Action, Tensors
+
+
+def action(layout: Layout, parameters: Tensors, single: bool) -> Action:
+    """gradient += strength * w on what `state["chosen"]` marks: single weights in the order of the layout's parts, or slots."""
+    names = tuple(part.name for part in layout.parts)
+    count = sum(local(parameters[n]).numel() for n in names) if single else layout.count + 1
+    chosen = torch.zeros(count, dtype=torch.bool, device=parameters[names[0]].device)
+
+    def on_weights(weights: Tensors, gradients: Tensors, strength: float) -> None:
+        for name, own in zip(names, torch.split(chosen, [weights[n].numel() for n in names]), strict=True):
+            if name in gradients:
+                gradients[name].addcmul_(weights[name], own.view_as(weights[name]).to(weights[name].dtype), value=strength)
+
+    def on_groups(weights: Tensors, gradients: Tensors, strength: float) -> None:
+        for part in layout.parts:
+            if part.name in gradients:
+                for axis in part.axes:
+                    pull = weights[part.name].detach().clone()
+                    scale(pull, axis, chosen.to(pull.dtype))
+                    gradients[part.name].add_(pull, alpha=strength)
+
+    return Action(gradient=on_weights if single else on_groups, state={"chosen": chosen}, per={"chosen": "weight" if single else "group"})
+
+
+def strength_at(step: int, delta: float, every: int, limit: float) -> float:
+    """min(limit, delta * number of rises so far)"""
+    return min(limit, delta * (1 + step // every))

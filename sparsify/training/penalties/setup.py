@@ -1,0 +1,203 @@
+"""From a plan's rules to penalties that are ready to act on a model's parameters."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+import torch
+from torch import Tensor
+
+from sparsify.distributed import local
+from sparsify.errors import ModelError
+from sparsify.graph.group_index import Layout, coupled_layout, element_layout, inner_layout, layer_layout
+from sparsify.pruning.criteria.scores import group_scores
+from sparsify.pruning.planning.plan import Assignment, Plan, ranked_together
+from sparsify.pruning.planning.selection import choose
+from sparsify.recipe.schedules import needs_steps, risen, value
+from sparsify.training.penalties import build, growing_l2
+from sparsify.training.penalties.auto_strength import Steered
+from sparsify.training.penalties.group_lasso import group_norms
+from sparsify.training.penalties.group_weights import factors
+from sparsify.training.penalties.step_action import Action
+from sparsify.training.penalties.topk import Portions, lowest, portions
+from sparsify_schemas.budget import Budget
+from sparsify_schemas.criterion import Magnitude
+from sparsify_schemas.group import in_one_tensor, within
+from sparsify_schemas.penalty import (
+    L0,
+    L1,
+    L2,
+    Agp,
+    BnScale,
+    Dns,
+    GroupLasso,
+    GrowingL2,
+    Gsm,
+    Penalty,
+    Sensitivity,
+    VariationalDropout,
+)
+from sparsify_schemas.recipe import Rule
+from sparsify_schemas.schedule import Auto
+from sparsify_schemas.units import Duration
+
+
+@dataclass(frozen=True)
+class Regularizer:
+    """One penalty, ready to act."""
+
+    spec: Penalty
+    rule: int
+    """the plan's rule that it is of, the first where several share it"""
+    layouts: tuple[Layout, ...]
+    names: tuple[str, ...]
+    """the tensors that it covers"""
+    action: Action
+    share: float
+    """what the rule's own `sparsity` removes; 0 without one"""
+    steered: Steered | None
+    """how its strength is found, where it is not given"""
+
+
+def ready(plan: Plan, parameters: Mapping[str, Tensor], steps_per_epoch: int | None, steps: int | None) -> list[Regularizer]:
+    """The penalties of every rule that has one and reaches a parameter. Raises ModelError."""
+    found = [_regularizer(plan, together, parameters, steps_per_epoch, steps) for together in ranked_together(plan)]
+    return [regularizer for regularizer in found if regularizer is not None]
+
+
+def strength(regularizer: Regularizer, step: int, steps_per_epoch: int, steps: int, span: tuple[int, int]) -> float | None:
+    """Of a penalty at a step: lambda, for agp the share that is held at zero, None where there is no such thing.
+
+    span: steps of the last cut and of the next one, or of the stage's beginning and end; agp goes from one to the other.
+    """
+    spec = regularizer.spec
+    match spec:
+        case Gsm() | Dns():
+            return None
+        case GrowingL2():
+            return growing_l2.strength_at(step, spec.delta, spec.every, spec.limit)
+        case Agp():
+            since, until = span
+            return regularizer.share * risen(spec.start, spec.end, spec.every, step - since, steps_per_epoch, until - since)
+        case GroupLasso() | L1() | L2() | Sensitivity() | BnScale() | L0() | VariationalDropout():
+            if isinstance(spec.strength, Auto):
+                return float(regularizer.action.state["strength"])
+            return value(spec.strength, step, steps_per_epoch, steps)
+        case _:
+            assert_never(spec)
+
+
+def _regularizer(
+    plan: Plan, together: Sequence[Assignment], parameters: Mapping[str, Tensor], steps_per_epoch: int | None, steps: int | None
+) -> Regularizer | None:
+    rule = plan.recipe.rules[together[0].rule]
+    if rule.penalty is None or not _has_goal(plan, rule):
+        return None
+    _check_lengths(rule.penalty, together[0].rule, steps_per_epoch, steps)
+    layouts = [_layout(plan, plan.recipe.rules[a.rule], a, parameters) for a in together]
+    layouts = [layout for layout in layouts if layout.parts]
+    if not layouts:
+        return None
+    share, single = rule.sparsity.fraction if rule.sparsity is not None else 0.0, in_one_tensor(rule.group) and not within(rule.group)
+    names = tuple(dict.fromkeys(part.name for layout in layouts for part in layout.parts))
+    roots = _roots(plan, rule, together[0], layouts[0], parameters)
+    action = build(rule.penalty, layouts, parameters, share=share, single=single, roots=roots)
+    if isinstance(rule.penalty, GrowingL2):
+        here = {name: local(parameter.detach()) for name, parameter in parameters.items()}
+        action.state["chosen"].copy_(_going(plan, rule, layouts[0], parameters, here, share))
+    among = portions([layouts[0]], parameters)
+    return Regularizer(rule.penalty, together[0].rule, tuple(layouts), names, action, share, _steered(rule, layouts[0], roots, action, among))
+
+
+def _has_goal(plan: Plan, rule: Rule) -> bool:
+    """Whether a penalty that aims at something has it; after the cut what the recipe asked for is done."""
+    match rule.penalty:
+        case Gsm() | Agp():
+            return rule.sparsity is not None
+        case GrowingL2():
+            return rule.sparsity is not None or plan.recipe.budget != Budget()
+        case GroupLasso() | L1() if isinstance(rule.penalty.strength, Auto):
+            return rule.sparsity is not None or plan.recipe.budget != Budget()
+        case _:
+            return True
+
+
+def _roots(plan: Plan, rule: Rule, assignment: Assignment, layout: Layout, parameters: Mapping[str, Tensor]) -> Tensor:
+    """What a lasso weighs each slot's norm by, else sqrt(|g|) with all that leaves with the group."""
+    if isinstance(rule.penalty, GroupLasso):
+        return factors(rule.penalty, plan, layout, parameters)
+    if isinstance(rule.penalty, L0) and not in_one_tensor(rule.group):
+        layout = coupled_layout(plan.map, assignment.coupled, parameters)
+    return layout.sizes(parameters).sqrt()
+
+
+def _layout(plan: Plan, rule: Rule, assignment: Assignment, parameters: Mapping[str, Tensor]) -> Layout:
+    lasso = isinstance(rule.penalty, GroupLasso) and rule.penalty.scope == "coupled"
+    if rule.group is not None and within(rule.group):
+        return inner_layout(rule.group, assignment.tensors, parameters)
+    if isinstance(rule.penalty, L0 | VariationalDropout) and in_one_tensor(rule.group):
+        return element_layout(assignment.tensors, parameters)
+    if isinstance(rule.penalty, L0):
+        return coupled_layout(plan.map, assignment.coupled, parameters, frozenset({"in"}))
+    if lasso or (isinstance(rule.penalty, Gsm | BnScale | GrowingL2 | Agp) and not in_one_tensor(rule.group)):
+        return coupled_layout(plan.map, assignment.coupled, parameters)
+    role = "in" if rule.group == "channel" else "out"
+    dims = {s.tensor: s.dim for c in plan.map.coupled for s in c.slices if s.role == role}
+    return layer_layout([(t, dims.get(t, 0)) for t in assignment.tensors], parameters)
+
+
+def _going(plan: Plan, rule: Rule, layout: Layout, parameters: Mapping[str, Tensor], here: Mapping[str, Tensor], share: float) -> Tensor:
+    """Single weights, or slots, that a cut by magnitude would remove now; the spare slot stays. here: this process's parts."""
+    if within(rule.group):
+        norms = (group_norms(layout, here) / layout.sizes(here).sqrt())[:-1]
+        return torch.cat([lowest([norms], share), torch.zeros(1, dtype=torch.bool, device=norms.device)])
+    if in_one_tensor(rule.group):
+        return lowest([here[part.name] for part in layout.parts], share, portions([layout], parameters))
+    names = [name for a in plan.assignments for name in a.coupled]
+    every = coupled_layout(plan.map, names, parameters)
+    scores = every.split(group_scores(Magnitude(kind="magnitude"), every, here, None, 0))
+    keep = choose(plan, {name: own.tolist() for name, own in scores.items()}, {})
+    flags = torch.ones(layout.count + 1, dtype=torch.bool)
+    for name, own in layout.split(flags).items():
+        own[keep[name]] = False
+    flags[-1] = False
+    return flags
+
+
+def _steered(rule: Rule, layout: Layout, roots: Tensor, action: Action, among: Portions) -> Steered | None:
+    if not isinstance(rule.penalty, GroupLasso | L1) or not isinstance(rule.penalty.strength, Auto):
+        return None
+    share = None if rule.sparsity is None else rule.sparsity.fraction
+    criterion = rule.criterion if isinstance(rule.criterion, Magnitude) else Magnitude(kind="magnitude")  # others need data
+    return Steered(rule.penalty.strength, criterion, rule.penalty.every, layout, roots, action.state, share, rule.group == "weight", among)
+
+
+def _check_lengths(spec: Penalty, rule: int, steps_per_epoch: int | None, steps: int | None) -> None:
+    if steps_per_epoch is not None and steps is not None:
+        return
+    match spec:
+        case Gsm() | GrowingL2() | Dns():
+            return
+        case Agp():
+            _refuse_lengths(any(_counts(d) for d in (spec.start, spec.end, spec.every)), f"rules.{rule}.penalty")
+        case GroupLasso() | L1() | L2() | Sensitivity() | BnScale() | L0() | VariationalDropout():
+            if isinstance(spec.strength, Auto):
+                raise ModelError(
+                    f"rules.{rule}.penalty.strength is 'auto', which needs to know how long the stage is: pass "
+                    "steps_per_epoch=len(loader) and steps=epochs * len(loader) to attach"
+                )
+            _refuse_lengths(needs_steps(spec.strength), f"rules.{rule}.penalty.strength")
+        case _:
+            assert_never(spec)
+
+
+def _counts(moment: Duration) -> bool:
+    return moment.unit != "it" and moment.value != 0
+
+
+def _refuse_lengths(needed: bool, path: str) -> None:
+    if needed:
+        raise ModelError(
+            f"{path} counts in epochs or in shares of the stage: pass steps_per_epoch=len(loader) and "
+            "steps=epochs * len(loader) to attach, or write the schedule in steps (200it)"
+        )

@@ -16,6 +16,7 @@ from sparsify.figures import times
 from sparsify.graph import Inputs, cropping, gathering
 from sparsify.opaque import is_scripted
 from sparsify.plan import Plan
+from sparsify.redrawing import seed_generators
 from sparsify_schemas.cuts import Crop, Execution, Gather, Trial
 from sparsify_schemas.target import Cpu
 
@@ -132,7 +133,7 @@ def _inputs(plan: Plan, model: nn.Module, names: Sequence[str], inputs: Inputs) 
         for name in names:
             copy.get_submodule(name).register_forward_pre_hook(partial(_take, found[name], target))
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            seed_generators(0)
             graph.call(copy, measure.with_batch(inputs, spec.batch))
     return found
 

@@ -21,6 +21,7 @@ from sparsify.graph.naming import canonical_names
 from sparsify.graph.recording import Added, Bits, Call, Graph, nodes, record, union
 from sparsify.graph.silencing import silenced
 from sparsify.plan import Branch, Coupled, ModelMap, Slice, Span, Stub, Sum
+from sparsify.redrawing import seed_generators
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -132,7 +133,7 @@ def _identities(model: nn.Module, inputs: Inputs, found: _Found) -> frozenset[st
     watched = {own.module for own, _ in found.blocks() if found.times[own.module] == 1}
     sums = [r.sum for r in found.residuals]
     with torch.no_grad(), silenced(model, sums, watched, seen), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        seed_generators(0)
         call(model, inputs)
     return frozenset(equal)
 

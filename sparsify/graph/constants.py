@@ -36,6 +36,7 @@ from sparsify.graph.tracing import Leaving, Watch
 from sparsify.models import attention
 from sparsify.opaque import is_sparse
 from sparsify.plan import ModelMap
+from sparsify.redrawing import seed_generators
 
 EXACT = 1e-11
 """largest deviation from one number, relative to the consumer's largest output, that counts as rounding"""
@@ -130,7 +131,7 @@ def find_constants(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) 
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        torch.manual_seed(0)
+        seed_generators(0)
         stack.enter_context(primitive(dense))
         stack.enter_context(mode.located(dense))
         stack.enter_context(Leaving(mode))

@@ -20,6 +20,7 @@ from sparsify.graph.shadow import Shadow, varying
 from sparsify.graph.silencing import silenced
 from sparsify.graph.tracing import Watch
 from sparsify.plan import Sum
+from sparsify.redrawing import seed_generators
 
 OTHERS = frozenset(["native_layer_norm", "native_group_norm", "_weight_norm_interface"])
 MIXING = (REDUCTIONS | ALONG | NORMS | DISTANCES | OTHERS | frozenset(LOSSES)) - {"glu"}
@@ -113,5 +114,5 @@ def outputs(model: nn.Module, inputs: Inputs, gone: Mapping[tuple[str, int], Ite
         for index in gone.get((axis.tensor, axis.dim), ()):
             mode.removed[axis.first + index] = True
     with primitive(model), torch.random.fork_rng(devices=[]), kept_buffers(model), in_double(model), mode, silenced(model, sums):
-        torch.manual_seed(0)
+        seed_generators(0)
         return list(tensors(call(model, inputs)))

@@ -17,6 +17,7 @@ from sparsify.graph.naming import canonical_names
 from sparsify.graph.operators import primitive
 from sparsify.graph.silencing import first_tensor
 from sparsify.opaque import is_nested
+from sparsify.redrawing import seed_generators
 
 Bits = int
 """a set of nodes: bit n is node n"""
@@ -179,7 +180,7 @@ def record(model: nn.Module, inputs: Inputs) -> Graph:
     own = changed(inputs, torch.clone)  # a forward may write into its inputs
     mode.give(own)
     with primitive(model), torch.random.fork_rng(devices=[]), mode.located(model), mode:
-        torch.manual_seed(0)
+        seed_generators(0)
         mode.take(calls.call(model, own))
     return mode.graph.finished()
 

@@ -30,6 +30,7 @@ from sparsify.graph.stubs import Bypassed, Silenced
 from sparsify.graph.width_names import Meaning, is_head_count, meaning
 from sparsify.graph.widths import attributes
 from sparsify.opaque import is_scripted
+from sparsify.redrawing import seed_generators
 from sparsify_schemas.cuts import Cuts, Narrow, SetAttribute
 
 Lengths = set[tuple[int, int]]
@@ -400,7 +401,7 @@ def _results(copy: nn.Module, inputs: Inputs) -> list[list[Tensor] | str]:
     for training in (False, True):
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
+                seed_generators(0)
                 found.append(list(tensors(call(copy.train(training), inputs))))
         except Exception as error:
             found.append(f"{type(error).__name__}: {error}")

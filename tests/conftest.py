@@ -9,7 +9,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, configuration, settings
@@ -63,6 +65,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _collected_once() -> Iterator[None]:
+    """The same for what the tests of a module have imported or left."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_unconfigure() -> None:
     HOME.cleanup()
 
@@ -85,4 +95,24 @@ def _timed_briefly() -> Iterator[None]:
         patch.setattr(executing, "SECONDS", 0.05)
         patch.setattr(settling, "SECONDS", 0.05)
         patch.setattr(measuring, "_SECONDS", 0.05)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_table_of_translations() -> Iterator[None]:
+    """torch.onnx makes its table of all translations anew for every export, which takes half of the time; here it makes one."""
+    export = torch.onnx.export
+
+    @cache
+    def shared() -> None:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
+
+    def exported(*args: Any, **kwargs: Any) -> Any:
+        shared()
+        return export(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", exported)
         yield

@@ -1,7 +1,14 @@
 """What tests that start processes of their own share."""
 
+import multiprocessing
+import os
 import random
 import socket
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
 
 BRIEFLY = """
 from sparsify.runs import evaluate
@@ -11,6 +18,51 @@ apply.__kwdefaults__["timing"] = 0.05
 evaluate.default_targets = lambda: {"eager": Cpu(kind="cpu")}
 """
 """for the first lines of a process: it times as briefly as conftest.py has the tests do, and in eager PyTorch alone"""
+
+SERVER = multiprocessing.get_context("forkserver")
+"""forks processes that have imported what is dear to import, and have done nothing else; it is started by the first of them"""
+SERVER.set_forkserver_preload(["sparsify.run", "sparsify.sharding", "sparsify_cli.apply"])
+
+
+class Apart:
+    """A process that runs Python code in the current folder, as `python -W ignore -c CODE ARGUMENTS` does."""
+
+    def __init__(self, code: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        with tempfile.NamedTemporaryFile(delete=False) as out, tempfile.NamedTemporaryFile(delete=False) as err:
+            self._said = Path(out.name), Path(err.name)
+        given = (code, arguments, dict(os.environ if environment is None else environment), str(Path.cwd()), self._said)
+        self._process = SERVER.Process(target=_run, args=given)
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code; minus the number of the signal that ended it; None while it runs."""
+        return self._process.exitcode
+
+    def communicate(self, timeout: float = 1800) -> tuple[str, str]:
+        """What it wrote to stdout and stderr, once it has ended."""
+        self._process.join(timeout)
+        if self.returncode is None:
+            self._process.kill()
+            raise TimeoutError(f"the process did not end within {timeout:g} s")
+        out, err = (file.read_text() for file in self._said)
+        for file in self._said:
+            file.unlink()
+        return out, err
+
+
+def _run(code: str, arguments: tuple[str, ...], environment: dict[str, str], folder: str, said: tuple[Path, Path]) -> None:
+    for stream, file in enumerate(said, start=1):
+        with file.open("w") as target:
+            os.dup2(target.fileno(), stream)
+    warnings.simplefilter("ignore")
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.argv = ["-c", *arguments]
+    exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
 
 
 def free_port() -> str:

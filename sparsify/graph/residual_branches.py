@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sparsify.calls import Inputs
 from sparsify.forward import call
+from sparsify.fresh_inputs import seed_generators
 from sparsify.graph.layer_classes import class_names
 from sparsify.graph.model_map import Branch, Coupled, ModelMap, Slice, Span, Stub, Sum
 from sparsify.graph.names import canonical_names
@@ -133,7 +134,7 @@ def _identities(model: nn.Module, inputs: Inputs, found: _Found) -> frozenset[st
     watched = {own.module for own, _ in found.blocks() if found.times[own.module] == 1}
     sums = [r.sum for r in found.residuals]
     with torch.no_grad(), silenced(model, sums, watched, seen), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        seed_generators(0)
         call(model, inputs)
     return frozenset(equal)
 

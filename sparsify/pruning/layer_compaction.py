@@ -15,6 +15,7 @@ from sparsify import forward
 from sparsify.calls import Inputs
 from sparsify.cost import measure
 from sparsify.formatting.numbers import times
+from sparsify.fresh_inputs import seed_generators
 from sparsify.graph.surgery import compact_layers, operations
 from sparsify.nn import cropped, gathered
 from sparsify.opaque import is_scripted
@@ -135,7 +136,7 @@ def _inputs(plan: Plan, model: nn.Module, names: Sequence[str], inputs: Inputs) 
         for name in names:
             copy.get_submodule(name).register_forward_pre_hook(partial(_take, found[name], target))
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            seed_generators(0)
             forward.call(copy, measure.with_batch(inputs, spec.batch))
     return found
 

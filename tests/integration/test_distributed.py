@@ -1,14 +1,12 @@
 """Penalties on two processes, under DDP and under FSDP 2, leave the weights that one process would have left."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
-from apart import free_port
+from apart import Apart, free_port
 
 import sparsify
 from sparsify_schemas.penalty import Penalty
@@ -130,9 +128,8 @@ def test_every_penalty_is_among_them() -> None:
     assert {penalty["kind"] for _, penalty, *_ in PENALTIES} == {get_args(get_type_hints(kind)["kind"])[0] for kind in get_args(get_args(Penalty)[0])}
 
 
-def start(plans: Path, out: Path, *ways: str, **environment: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-W", "ignore", "-c", CODE, str(plans), str(out), *ways]
-    return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, env=os.environ | environment)
+def start(plans: Path, out: Path, *ways: str, **environment: str) -> Apart:
+    return Apart(CODE, str(plans), str(out), *ways, environment=os.environ | environment)
 
 
 def world() -> dict[str, str]:
@@ -154,7 +151,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one(plans: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("one")
     process = start(plans, out, "one")
-    said = process.communicate(timeout=1800)[1]
+    said = process.communicate()[1]
     assert process.returncode == 0, said
     found: dict[str, Any] = torch.load(out / "one.pt")
     return found
@@ -165,7 +162,7 @@ def both(plans: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, l
     """Where two processes left what each way of training together came to, and what they said if one failed."""
     out, environment = tmp_path_factory.mktemp("two"), world()
     processes = [start(plans, out, *WAYS, RANK=rank, LOCAL_RANK=rank, **environment) for rank in "01"]
-    said = [p.communicate(timeout=1800)[1] for p in processes]
+    said = [p.communicate()[1] for p in processes]
     return out, [] if all(p.returncode == 0 for p in processes) else said
 
 

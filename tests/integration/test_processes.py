@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from apart import BRIEFLY, free_port
+from apart import BRIEFLY, Apart, free_port
 from torch import nn
 
 from sparsify.runs import run_folder
@@ -78,18 +78,17 @@ ON_CPU = {"ACCELERATE_USE_CPU": "true"} if torch.accelerator.is_available() else
 """where there is nothing else it is found out"""
 
 
-def start(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-W", "ignore", "-c", CODE, "apply", "--quiet", *arguments]
+def start(*arguments: str, **environment: str) -> Apart:
     surroundings = os.environ | ON_CPU | {"PYTHONPATH": f".{os.pathsep}{os.environ.get('PYTHONPATH', '')}"} | environment
-    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=surroundings)
+    return Apart(CODE, "apply", "--quiet", *arguments, environment=surroundings)
 
 
-def on(count: int, *arguments: str, **environment: str) -> list[tuple[int, str, str]]:
+def on(count: int, *arguments: str, **environment: str) -> list[tuple[int | None, str, str]]:
     """(exit code, stdout, stderr) of each process."""
     world = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     ranks = [{"RANK": str(r), "LOCAL_RANK": str(r), **world} for r in range(count)] if count > 1 else [{}]
     started = [start(*arguments, **rank, **environment) for rank in ranks]
-    said = [p.communicate(timeout=1800) for p in started]
+    said = [p.communicate() for p in started]
     return [(p.returncode, *both) for p, both in zip(started, said, strict=True)]
 
 

@@ -3,15 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from apart import BRIEFLY
+from apart import BRIEFLY, Apart
 from safetensors.torch import load_file
 
 from sparsify.errors import RunError
@@ -68,9 +66,8 @@ def same_end(a: Path, b: Path) -> bool:
     return weights and history(a) == history(b)
 
 
-def script(code: str, *arguments: str) -> "subprocess.Popen[str]":
-    code = "import json, os, sys, time, torch\nfrom pathlib import Path\ntorch.set_num_threads(1)\n" + code
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], text=True, stdout=subprocess.PIPE)
+def script(code: str, *arguments: str) -> Apart:
+    return Apart("import json, os, sys, time, torch\nfrom pathlib import Path\ntorch.set_num_threads(1)\n" + code, *arguments)
 
 
 TWO_EPOCHS = BRIEFLY + """
@@ -92,7 +89,7 @@ apply(json.loads(sys.argv[1]), from_scratch=True, timing=0.05, listener=wait_to_
 def test_kill_9_in_training_then_resume_ends_with_the_same_bits(whole: Path) -> None:
     process = script(TWO_EPOCHS, json.dumps(RECIPE))
     while not Path("two epochs are done").exists():
-        assert process.poll() is None
+        assert process.returncode is None
         time.sleep(0.01)
     assert torch.load(RUN / run_folder.CHECKPOINT)["moment"]["epochs"] == 2
     assert [r.state for r in list_runs("runs")] == ["running"]
@@ -151,7 +148,7 @@ for at in range(99):
 
 @pytest.mark.slow
 def test_death_at_any_write_never_looks_complete_and_can_be_resumed(whole: Path) -> None:
-    output, _ = script(AT_EACH_WRITE, json.dumps(SHORT)).communicate(timeout=1800)
+    output, _ = script(AT_EACH_WRITE, json.dumps(SHORT)).communicate()
     *deaths, unhurt = [json.loads(line) for line in output.splitlines()]
     assert unhurt[:2] == [0, ["complete"]]
     # state, recipe, plan, checkpoint 1, dense, checkpoint 2, checkpoint 3, cuts, weights, page in Markdown, page in HTML, report

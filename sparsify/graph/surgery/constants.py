@@ -24,6 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from sparsify import calls
 from sparsify.calls import Inputs
 from sparsify.forward import named
+from sparsify.fresh_inputs import seed_generators
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.names import all_names, canonical_names, walk
 from sparsify.graph.surgery.biases import own_bias, takes_bias
@@ -131,7 +132,7 @@ def find_constants(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) 
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        torch.manual_seed(0)
+        seed_generators(0)
         stack.enter_context(primitive(dense))
         stack.enter_context(mode.located(dense))
         stack.enter_context(Leaving(mode))

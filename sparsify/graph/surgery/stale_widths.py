@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sparsify.calls import Inputs
 from sparsify.errors import first_line
 from sparsify.forward import call, tensors
+from sparsify.fresh_inputs import seed_generators
 from sparsify.graph.copy import copy_with
 from sparsify.graph.layer_types import attributes
 from sparsify.graph.names import all_names, walk
@@ -401,7 +402,7 @@ def _results(copy: nn.Module, inputs: Inputs) -> list[list[Tensor] | str]:
     for training in (False, True):
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
+                seed_generators(0)
                 found.append(list(tensors(call(copy.train(training), inputs))))
         except Exception as error:
             found.append(f"{type(error).__name__}: {error}")

@@ -12,6 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from sparsify.calls import Inputs, all_tensors, changed
 from sparsify.calls import call as call_model
 from sparsify.forward import tensors
+from sparsify.fresh_inputs import seed_generators
 from sparsify.graph.names import canonical_names
 from sparsify.graph.trace.module_stack import Located
 from sparsify.graph.trace.operators import primitive
@@ -179,7 +180,7 @@ def record(model: nn.Module, inputs: Inputs) -> Graph:
     own = changed(inputs, torch.clone)  # a forward may write into its inputs
     mode.give(own)
     with primitive(model), torch.random.fork_rng(devices=[]), mode.located(model), mode:
-        torch.manual_seed(0)
+        seed_generators(0)
         mode.take(call_model(model, own))
     return mode.graph.finished()
 

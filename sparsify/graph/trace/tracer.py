@@ -347,7 +347,8 @@ class Watch(Located):  # type: ignore[no-untyped-call]
     def _followed(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Shadow | list[Shadow] | None:
         """What its rule makes of an operator; where the rule fails, what flows in stays."""
         try:
-            return self._rule(name, func, args, kwargs, out)
+            with torch._C._DisableTorchDispatch():  # rules work on labels, which no outer mode need see
+                return self._rule(name, func, args, kwargs, out)
         except Exception as error:
             self.protect((args, kwargs), self._failed(name, error))
             return None

@@ -19,6 +19,7 @@ from sparsify.calls import Inputs, calls_of, examples_of
 from sparsify.copies import copied
 from sparsify.errors import VerificationError
 from sparsify.forward import call, converted, kept_buffers, named, tensors
+from sparsify.fresh_inputs import seed_generators
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.names import all_names
 from sparsify.graph.precision import cast, in_double
@@ -241,7 +242,7 @@ def outputs_and_casts(model: nn.Module, inputs: Inputs) -> tuple[list[torch.Tens
     """What a model returns, and how many of its casts to a lower precision were left out."""
     # Dropout and the like are off in eval mode; what is random all the same gets the same draws on both sides.
     with torch.no_grad(), torch.random.fork_rng(devices=[]), plain_attention(), kept_buffers(model), in_double(model) as mode:
-        torch.manual_seed(0)
+        seed_generators(0)
         return list(tensors(call(model, inputs))), mode.casts
 
 
@@ -305,7 +306,7 @@ def _fused(model: nn.Module, inputs: Inputs) -> None:
 def _backwards(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
     """The outputs in train mode, after a backward pass through all of them."""
     with torch.enable_grad(), torch.random.fork_rng(devices=[]), in_double(model):
-        torch.manual_seed(0)
+        seed_generators(0)
         made = list(tensors(call(model.train(), inputs)))
         results: Iterable[Any] = [t.sum() for t in made if t.requires_grad]
         total = sum(results)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparsify.calls import Inputs
 from sparsify.forward import call, kept_buffers, tensors
+from sparsify.fresh_inputs import seed_generators
 from sparsify.graph.model_map import Sum
 from sparsify.graph.precision import in_double
 from sparsify.graph.trace.axis_labels import Shadow, varying
@@ -114,5 +115,5 @@ def outputs(model: nn.Module, inputs: Inputs, gone: Mapping[tuple[str, int], Ite
         for index in gone.get((axis.tensor, axis.dim), ()):
             mode.removed[axis.first + index] = True
     with primitive(model), torch.random.fork_rng(devices=[]), kept_buffers(model), in_double(model), mode, silenced(model, sums):
-        torch.manual_seed(0)
+        seed_generators(0)
         return list(tensors(call(model, inputs)))

@@ -133,7 +133,9 @@ def _near_globs(pattern: str, map: ModelMap) -> Iterable[str]:
 
 
 def reached(map: ModelMap, layer: Layer, role: str) -> list[Coupled]:
-    return [c for c in map.coupled if any(s.tensor in _matrices(layer) and s.role == role for s in c.slices) or (role == "out" and (c.name == layer.name or c in _bare(map, layer)))]
+    matrices = _matrices(layer)
+    by_name = {layer.name, *(c.name for c in _bare(map, layer))} if role == "out" else set()
+    return [c for c in map.coupled if c.name in by_name or any(s.tensor in matrices and s.role == role for s in c.slices)]
 
 
 def _matrices(layer: Layer) -> set[str]:
@@ -168,7 +170,8 @@ def around(map: ModelMap, group: Coupled) -> list[Coupled]:
 
 def _rows(group: Coupled, layer: Layer) -> int:
     """How many rows of a layer's weight leave with one unit."""
-    own = [s for s in group.slices if s.tensor in _matrices(layer) and s.role == "out"]
+    matrices = _matrices(layer)
+    own = [s for s in group.slices if s.tensor in matrices and s.role == "out"]
     return sum(span.units * span.repeat for s in own for span in s.spans) // max(group.width, 1)
 
 
@@ -179,7 +182,8 @@ def weights(rule: Rule, map: ModelMap, layer: Layer) -> list[str]:
         return [t.name for t in map.tensors if t.name in own and t.parameter and t.shape]
     if rule.group == "hidden":
         return [t.name for t in map.tensors if t.name.startswith(f"{layer.name}.weight_")]
-    return [t.name for t in map.tensors if t.name in _matrices(layer)] or [f"{layer.name}.weight"]
+    matrices = _matrices(layer)
+    return [t.name for t in map.tensors if t.name in matrices] or [f"{layer.name}.weight"]
 
 
 def target_of(spec: GroupLasso, recipe: Recipe) -> str:

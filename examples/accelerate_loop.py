@@ -1,6 +1,6 @@
 """A plan's penalties in a loop on Accelerate, with gradient accumulation, checkpoints and a cut at the end.
 
-    python examples/accelerate_loop.py            # or: accelerate launch examples/accelerate_loop.py
+python examples/accelerate_loop.py            # or: accelerate launch examples/accelerate_loop.py
 """
 
 import tempfile
@@ -17,7 +17,13 @@ RECIPE = {
     "version": 1,
     "title": "Accelerate",
     "budget": {"macs": "60%"},
-    "rules": [{"layers": "0", "group": "neuron", "penalty": {"kind": "group_lasso", "strength": {"kind": "linear", "from": 0, "to": 0.15}}}],
+    "rules": [
+        {
+            "layers": "0",
+            "group": "neuron",
+            "penalty": {"kind": "group_lasso", "strength": {"kind": "linear", "from": 0, "to": 0.15}},
+        }
+    ],
 }
 X = torch.randn(256, 16, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0)
@@ -29,7 +35,9 @@ def train(epochs: int, folder: Path, start: int = 0) -> nn.Module:
     net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 3))
     plan = sparsify.make_plan(RECIPE, net, (X[:2],))
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
-    model, optimizer, loader = accelerator.prepare(net, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), DataLoader(TensorDataset(X, Y), 32))
+    model, optimizer, loader = accelerator.prepare(
+        net, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), DataLoader(TensorDataset(X, Y), 32)
+    )
     steps = len(loader) // 2
     with sparsify.attach(plan, model, optimizer, steps_per_epoch=steps, steps=4 * steps) as hooks:
         accelerator.register_for_checkpointing(hooks)

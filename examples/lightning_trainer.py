@@ -1,6 +1,6 @@
 """A plan's penalties in Lightning: one callback; its state goes into Lightning's own checkpoints.
 
-    python examples/lightning_trainer.py          # needs the extra: pip install -e '.[lightning]'
+python examples/lightning_trainer.py          # needs the extra: pip install -e '.[lightning]'
 """
 
 import logging
@@ -20,7 +20,13 @@ RECIPE = {
     "version": 1,
     "title": "Lightning",
     "budget": {"macs": "60%"},
-    "rules": [{"layers": "0", "group": "neuron", "penalty": {"kind": "group_lasso", "strength": {"kind": "linear", "from": 0, "to": 0.3}}}],
+    "rules": [
+        {
+            "layers": "0",
+            "group": "neuron",
+            "penalty": {"kind": "group_lasso", "strength": {"kind": "linear", "from": 0, "to": 0.3}},
+        }
+    ],
 }
 X = torch.randn(256, 16, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0)
@@ -45,7 +51,10 @@ def train(epochs: int, folder: Path, resume: Path | None = None) -> nn.Module:
     plan = sparsify.make_plan(RECIPE, module.net, (X[:2],))
     trainer = Trainer(
         max_epochs=4,
-        callbacks=[SparsifyCallback(plan, module.net), *([_Stop(epochs, folder / "last.ckpt")] if epochs < 4 else [])],
+        callbacks=[
+            SparsifyCallback(plan, module.net),
+            *([_Stop(epochs, folder / "last.ckpt")] if epochs < 4 else []),
+        ],
         accelerator="cpu",
         devices=1,
         accumulate_grad_batches=2,

@@ -1,6 +1,6 @@
 """A plan's penalties in Hugging Face's Trainer: one callback; its state goes into the Trainer's own checkpoints.
 
-    python examples/transformers_trainer.py       # needs the extra: pip install -e '.[transformers]'
+python examples/transformers_trainer.py       # needs the extra: pip install -e '.[transformers]'
 """
 
 import tempfile
@@ -18,7 +18,13 @@ RECIPE = {
     "version": 1,
     "title": "Transformers",
     "budget": {"params": "95%"},
-    "rules": [{"layers": "*.intermediate.dense", "group": "neuron", "penalty": {"kind": "group_lasso", "strength": {"kind": "linear", "from": 0, "to": 0.05}}}],
+    "rules": [
+        {
+            "layers": "*.intermediate.dense",
+            "group": "neuron",
+            "penalty": {"kind": "group_lasso", "strength": {"kind": "linear", "from": 0, "to": 0.05}},
+        }
+    ],
 }
 IDS = torch.randint(3, 64, (64, 8), generator=torch.Generator().manual_seed(1))
 DATA = [{"input_ids": ids, "labels": int(ids[0] > 32)} for ids in IDS]
@@ -27,7 +33,14 @@ DATA = [{"input_ids": ids, "labels": int(ids[0] > 32)} for ids in IDS]
 def train(folder: Path, resume: Path | None = None) -> nn.Module:
     """Four epochs of two optimizer steps with a checkpoint after each epoch, or what is left of them after `resume`."""
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=8)
+    config = BertConfig(
+        vocab_size=64,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=8,
+    )
     model = BertForSequenceClassification(config)
     plan = sparsify.make_plan(RECIPE, model, {"input_ids": IDS[:2]})
     arguments = TrainingArguments(

@@ -19,7 +19,9 @@ def load() -> tuple[Pair, Pair]:
     """(train, test), each (x [N, 140], y [N]). The archive's two files are joined and split anew, 4,000 to 1,000: its own
     split trains on 500 beats alone, of which 2 are of the rarest class."""
     root = Path(os.environ.get("SPARSIFY_DATA", "~/.cache/sparsify")).expanduser() / "ucr"
-    rows = np.concatenate([np.loadtxt(root / f"ECG5000_{part}.tsv", dtype=np.float32) for part in ("TRAIN", "TEST")])
+    rows = np.concatenate(
+        [np.loadtxt(root / f"ECG5000_{part}.tsv", dtype=np.float32) for part in ("TRAIN", "TEST")]
+    )
     rows = rows[np.random.default_rng(0).permutation(len(rows))]
     x, y = torch.from_numpy(rows[:, 1:].copy()), torch.from_numpy(rows[:, 0].astype(np.int64) - 1)
     return (x[:4000], y[:4000]), (x[4000:], y[4000:])
@@ -49,7 +51,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
-        q, k, v = (p(y).view(*y.shape[:2], self.heads, self.per_head).transpose(1, 2) for p in (self.q, self.k, self.v))
+        q, k, v = (
+            p(y).view(*y.shape[:2], self.heads, self.per_head).transpose(1, 2)
+            for p in (self.q, self.k, self.v)
+        )
         x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
 

@@ -15,22 +15,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparsify.calls import Call as Call
-    from sparsify.errors import SparsifyError as SparsifyError
-    from sparsify.exporters import export as export
-    from sparsify.pruning.cut import cut as cut
-    from sparsify.pruning.make_plan import make_plan as make_plan
+    from sparsify.errors import SparsifyError
+    from sparsify.exporters import export
+    from sparsify.forward.calls import Call
+    from sparsify.pruning.cut import cut
+    from sparsify.pruning.make_plan import make_plan
     from sparsify.recipe import load as load_recipe
-    from sparsify.reporting.plan_tables import describe as describe
-    from sparsify.runs.apply import apply as apply
-    from sparsify.runs.save_load import load_run as load_run
-    from sparsify.runs.save_load import save_run as save_run
-    from sparsify.training.hooks import attach as attach
+    from sparsify.reporting.plan_tables import describe
+    from sparsify.runs.apply import apply
+    from sparsify.runs.save_load import load_run, save_run
+    from sparsify.training.hooks import attach
 
     __version__: str
 
 _WHERE = {
-    "Call": ("sparsify.calls", "Call"),
+    "Call": ("sparsify.forward.calls", "Call"),
     "SparsifyError": ("sparsify.errors", "SparsifyError"),
     "apply": ("sparsify.runs.apply", "apply"),
     "attach": ("sparsify.training.hooks", "attach"),
@@ -42,7 +41,20 @@ _WHERE = {
     "make_plan": ("sparsify.pruning.make_plan", "make_plan"),
     "save_run": ("sparsify.runs.save_load", "save_run"),
 }
-__all__ = ["Call", "SparsifyError", "__version__", "apply", "attach", "cut", "describe", "export", "load_recipe", "load_run", "make_plan", "save_run"]
+__all__ = [
+    "Call",
+    "SparsifyError",
+    "__version__",
+    "apply",
+    "attach",
+    "cut",
+    "describe",
+    "export",
+    "load_recipe",
+    "load_run",
+    "make_plan",
+    "save_run",
+]
 
 
 def __dir__() -> list[str]:

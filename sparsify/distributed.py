@@ -32,7 +32,11 @@ def sharing(model: nn.Module) -> Any:
         return None
     while type(model).__name__ == "OptimizedModule":
         model = getattr(model, _INSIDE["OptimizedModule"])
-    processes = model.process_group if isinstance(model, nn.parallel.DistributedDataParallel) else torch.distributed.group.WORLD
+    processes = (
+        model.process_group
+        if isinstance(model, nn.parallel.DistributedDataParallel)
+        else torch.distributed.group.WORLD
+    )
     return processes if torch.distributed.get_world_size(processes) > 1 else None
 
 
@@ -75,8 +79,14 @@ def alike(part: Tensor, parameter: Tensor) -> Tensor:
     """This process's part of some numbers, as a tensor that is sharded as the parameter is."""
     if not is_sharded(parameter):
         return part
+    like: Any = parameter  # a DTensor, whose class is not imported where no process shards
     sharded: Tensor = sys.modules["torch.distributed.tensor"].DTensor.from_local(
-        part, parameter.device_mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride()  # type: ignore[attr-defined]
+        part,
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
     )
     return sharded
 
@@ -111,10 +121,14 @@ def extent(name: str, tensor: Any) -> Extent | None:
     if not shards:
         return None
     if len(shards) > 1 or any(p.is_partial() for p in placements):
-        raise ModelError(f"'{name}' is sharded over several dimensions ({placements}); penalties follow one, as fully_shard makes it")
+        raise ModelError(
+            f"'{name}' is sharded over several dimensions ({placements}); penalties follow one, as fully_shard makes it"
+        )
     (axis, dim), *_ = shards
     size = tensor.shape[dim]
-    start = min(mesh.get_local_rank(axis) * math.ceil(size / mesh.size(axis)), size)  # as torch.chunk: the last parts may be empty
+    start = min(
+        mesh.get_local_rank(axis) * math.ceil(size / mesh.size(axis)), size
+    )  # as torch.chunk: the last parts may be empty
     return Extent(dim, start, tensor.to_local().shape[dim], mesh.get_group(axis))
 
 

@@ -41,7 +41,9 @@ class RecipeError(SparsifyError):
     """The recipe is wrong, or does not fit the model. Carries every problem found."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(sorted(set(problems), key=lambda p: (p.file, p.line or 0, p.column or 0, p.path, p.message)))
+        self.problems = tuple(
+            sorted(set(problems), key=lambda p: (p.file, p.line or 0, p.column or 0, p.path, p.message))
+        )
         super().__init__("\n".join(str(p) for p in self.problems))
 
 

@@ -28,9 +28,18 @@ class Apart:
     """A process that runs Python code in the current folder, as `python -W ignore -c CODE ARGUMENTS` does."""
 
     def __init__(self, code: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
-        with tempfile.NamedTemporaryFile(delete=False) as out, tempfile.NamedTemporaryFile(delete=False) as err:
+        with (
+            tempfile.NamedTemporaryFile(delete=False) as out,
+            tempfile.NamedTemporaryFile(delete=False) as err,
+        ):
             self._said = Path(out.name), Path(err.name)
-        given = (code, arguments, dict(os.environ if environment is None else environment), str(Path.cwd()), self._said)
+        given = (
+            code,
+            arguments,
+            dict(os.environ if environment is None else environment),
+            str(Path.cwd()),
+            self._said,
+        )
         self._process = SERVER.Process(target=_run, args=given)
         self._process.start()
         self.pid = self._process.pid
@@ -52,7 +61,9 @@ class Apart:
         return out, err
 
 
-def _run(code: str, arguments: tuple[str, ...], environment: dict[str, str], folder: str, said: tuple[Path, Path]) -> None:
+def _run(
+    code: str, arguments: tuple[str, ...], environment: dict[str, str], folder: str, said: tuple[Path, Path]
+) -> None:
     for stream, file in enumerate(said, start=1):
         with file.open("w") as target:
             os.dup2(target.fileno(), stream)

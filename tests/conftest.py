@@ -35,20 +35,37 @@ from sparsify.runs import apply, baselines, save_load
 
 torch.set_num_threads(1)
 if not torch.accelerator.is_available():
-    torch.manual_seed = torch.default_generator.manual_seed  # torch's own notes a traceback, in milliseconds, for every accelerator that is absent
-for of_the_terminal in ("COLUMNS", "LINES", "FORCE_COLOR", "PY_COLORS", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "GITHUB_ACTIONS"):
-    os.environ.pop(of_the_terminal, None)  # output is as wide and as plain as in a pipe, wherever the tests run
+    torch.manual_seed = (
+        torch.default_generator.manual_seed
+    )  # torch's own notes a traceback, in milliseconds, for every accelerator that is absent
+for of_the_terminal in (
+    "COLUMNS",
+    "LINES",
+    "FORCE_COLOR",
+    "PY_COLORS",
+    "CLICOLOR_FORCE",
+    "TTY_COMPATIBLE",
+    "TTY_INTERACTIVE",
+    "GITHUB_ACTIONS",
+):
+    os.environ.pop(
+        of_the_terminal, None
+    )  # output is as wide and as plain as in a pipe, wherever the tests run
 
 NIGHTLY = os.environ.get("NIGHTLY") == "1"
 # No deadline and no check of the speed of drawing: neither may fail on a busy machine.
-REPEATABLE = settings(derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+REPEATABLE = settings(
+    derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.register_profile("repeatable", REPEATABLE)
 settings.register_profile("fresh", REPEATABLE, derandomize=False, print_blob=True, max_examples=1000)
 settings.load_profile("fresh" if NIGHTLY else "repeatable")
 # Hypothesis also draws constants of the modules that happen to be loaded, so that examples depend on what ran before.
 providers._get_local_constants = providers.Constants
 HOME = tempfile.TemporaryDirectory(prefix="hypothesis-")
-configuration.set_hypothesis_home_dir(HOME.name)  # what it keeps besides examples goes here, not into the repository
+configuration.set_hypothesis_home_dir(
+    HOME.name
+)  # what it keeps besides examples goes here, not into the repository
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -10,14 +10,23 @@ class Block(nn.Module):
     def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool) -> None:
         super().__init__()
         outputs = width * 4 if bottleneck else width
-        shapes = [(inputs, width, 1), (width, width, 3), (width, outputs, 1)] if bottleneck else [(inputs, width, 3), (width, width, 3)]
+        shapes = (
+            [(inputs, width, 1), (width, width, 3), (width, outputs, 1)]
+            if bottleneck
+            else [(inputs, width, 3), (width, width, 3)]
+        )
         strided = 1 if bottleneck else 0
         self.convs = nn.ModuleList(
-            nn.Conv2d(i, o, k, stride if n == strided else 1, k // 2, bias=False) for n, (i, o, k) in enumerate(shapes)
+            nn.Conv2d(i, o, k, stride if n == strided else 1, k // 2, bias=False)
+            for n, (i, o, k) in enumerate(shapes)
         )
         self.bns = nn.ModuleList(nn.BatchNorm2d(o) for _, o, _ in shapes)
         same = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if same else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.shortcut = (
+            nn.Identity()
+            if same
+            else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = x

@@ -30,11 +30,20 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("sparsify_cli.plan", "Show what a recipe would do to a model."),
     "apply": ("sparsify_cli.apply", "Train, cut, verify and measure; leaves a run folder."),
     "bench": ("sparsify_cli.bench", "Time the dense and the cut model of a run again, or any two artefacts."),
-    "sensitivity": ("sparsify_cli.sensitivity", "Show how much each layer bears to lose; set limits for a recipe."),
-    "export": ("sparsify_cli.export", "Write the cut model of a run as .pt2, ONNX, safetensors or a Hugging Face folder."),
+    "sensitivity": (
+        "sparsify_cli.sensitivity",
+        "Show how much each layer bears to lose; set limits for a recipe.",
+    ),
+    "export": (
+        "sparsify_cli.export",
+        "Write the cut model of a run as .pt2, ONNX, safetensors or a Hugging Face folder.",
+    ),
     "report": ("sparsify_cli.report", "Show what a run did and measured."),
     "diff": ("sparsify_cli.diff", "Compare two recipes or two runs."),
-    "targets": ("sparsify_cli.targets", "List what can be timed here; measure the widths that a target rewards."),
+    "targets": (
+        "sparsify_cli.targets",
+        "List what can be timed here; measure the widths that a target rewards.",
+    ),
     "runs": ("sparsify_cli.runs", "List the runs in a folder."),
     "explain": ("sparsify_cli.explain", "Say what a word of the recipe language means."),
     "schema": ("sparsify_cli.schema", "Print the JSON Schema of recipe, cuts, report or table."),
@@ -51,7 +60,10 @@ class Commands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> "TyperCommand":
         if cmd_name not in COMMANDS:
             near = get_close_matches(cmd_name, COMMANDS, 1)
-            ctx.fail(f"no command '{cmd_name}'" + (f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(COMMANDS)}"))
+            ctx.fail(
+                f"no command '{cmd_name}'"
+                + (f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(COMMANDS)}")
+            )
         module, _ = COMMANDS[cmd_name]
         single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         single.command(name=cmd_name)(import_module(module).command)
@@ -71,7 +83,8 @@ def _print_version(asked: bool) -> None:
 
 def _root(
     show_version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     """Recipes for structured sparsity: train, cut, verify and measure smaller PyTorch models."""
@@ -100,7 +113,9 @@ def exit_code(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, say on stderr what went wrong, and return the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file name that is no UTF-8 must not sink its own error message
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a file name that is no UTF-8 must not sink its own error message
     try:
         return _dispatched(arguments)
     except VerificationError as error:
@@ -108,7 +123,9 @@ def exit_code(arguments: Sequence[str] | None = None) -> int:
     except SparsifyError as error:
         return _failed(error, 1)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has seen enough; no complaint at exit
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # `| head` has seen enough; no complaint at exit
         return 1
     except KeyboardInterrupt:
         return 130

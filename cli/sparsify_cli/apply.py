@@ -13,14 +13,52 @@ from sparsify_cli.stopping import stoppable, stopped
 
 
 def command(
-    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="The recipe.", show_default=False)] = None,
-    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="Weights, a whole model, or an earlier run (its cut model).", show_default=False)] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Replace a value of the recipe; may be repeated.", show_default=False)] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the run's folder is made.")] = Path("runs"),
-    allow: Annotated[list[str] | None, typer.Option("--allow", metavar="PACKAGE", help="Trust classes of this package in a whole pickled model; may be repeated.", show_default=False)] = None,
-    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Train from random weights instead of reading a model.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="A layer that would have to be protected, or that no call reaches while what it reads is narrowed, is an error.")] = False,
-    resume: Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.", show_default=False)] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE", help="The recipe.", show_default=False)
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Weights, a whole model, or an earlier run (its cut model).",
+            show_default=False,
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PATH=VALUE",
+            help="Replace a value of the recipe; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="Where the run's folder is made.")
+    ] = Path("runs"),
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow",
+            metavar="PACKAGE",
+            help="Trust classes of this package in a whole pickled model; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Train from random weights instead of reading a model.")
+    ] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="A layer that would have to be protected, or that no call reaches while what it reads is narrowed, is an error.",
+        ),
+    ] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
@@ -83,7 +121,11 @@ def _finish(run: Path, as_json: bool) -> None:
     else:
         show_report(found)
     say(f"saved in {run}; with plots: sparsify report {run} --open")
-    missed = [f"{report_tables.limit_name(m)} {report_tables.shown_limit(m, m.achieved)}, asked {m.asked}" for m in found.limits if not m.met]
+    missed = [
+        f"{report_tables.limit_name(m)} {report_tables.shown_limit(m, m.achieved)}, asked {m.asked}"
+        for m in found.limits
+        if not m.met
+    ]
     if missed:
         say(f"missed: {'; '.join(missed)}")
         raise typer.Exit(3)

@@ -16,9 +16,28 @@ from sparsify_schemas.target import Target
 
 
 def command(
-    artefacts: Annotated[list[Path], typer.Argument(metavar="A [B...]", help="One run: its dense against its cut model. More runs, .pt2 or .onnx files: each against the first.", show_default=False)],
-    target: Annotated[str | None, typer.Option("--on", "--target", metavar="NAME", help="A target of the first run's recipe, or a preset of `sparsify targets`. Left out: all targets of the recipe; onnxruntime where an .onnx file takes part.", show_default=False)] = None,
-    seconds: Annotated[float, typer.Option("--seconds", metavar="SECONDS", min=0.1, help="Time spent on each target and pair.")] = 3.0,
+    artefacts: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="A [B...]",
+            help="One run: its dense against its cut model. More runs, .pt2 or .onnx files: each against the first.",
+            show_default=False,
+        ),
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--on",
+            "--target",
+            metavar="NAME",
+            help="A target of the first run's recipe, or a preset of `sparsify targets`. Left out: all targets of the recipe; onnxruntime where an .onnx file takes part.",
+            show_default=False,
+        ),
+    ] = None,
+    seconds: Annotated[
+        float,
+        typer.Option("--seconds", metavar="SECONDS", min=0.1, help="Time spent on each target and pair."),
+    ] = 3.0,
     as_json: Annotated[bool, typer.Option("--json", help="The timings as JSON.")] = False,
 ) -> None:
     """Time a run's dense against its cut model again, or any two artefacts against each other.
@@ -42,7 +61,12 @@ def command(
         show_json([{**asdict(c), "differs": c.differs} for timed in pairs for c in timed])
         return
     cores = environment().cores
-    show(*(table(timed, cores, f"Latency of {artefacts[0]}" if len(artefacts) == 1 else "Latency") for timed in pairs))
+    show(
+        *(
+            table(timed, cores, f"Latency of {artefacts[0]}" if len(artefacts) == 1 else "Latency")
+            for timed in pairs
+        )
+    )
 
 
 def _targets(own: list[Mapping[str, Target]], name: str | None, onnx: bool) -> Mapping[str, Target]:
@@ -54,5 +78,12 @@ def _targets(own: list[Mapping[str, Target]], name: str | None, onnx: bool) -> M
         return {name: presets()[name]}
     if name not in known:
         near = get_close_matches(name, [*known, *presets()], 1)
-        raise SparsifyError(f"there is no target '{name}'; " + (f"did you mean '{near[0]}'?" if near else f"the run has {', '.join(known)}, and `sparsify targets` lists the presets"))
+        raise SparsifyError(
+            f"there is no target '{name}'; "
+            + (
+                f"did you mean '{near[0]}'?"
+                if near
+                else f"the run has {', '.join(known)}, and `sparsify targets` lists the presets"
+            )
+        )
     return {name: known[name]}

@@ -50,10 +50,21 @@ def tables(changes: Sequence[Change]) -> tuple[Table, ...]:
 
 def _table(title: str, found: list[tuple[str, Change]]) -> Table:
     if title == "Recipe":
-        return Table(title, columns("path", "old", "new", ">change"), tuple((path, flow(c.old), flow(c.new), _delta(c)) for path, c in found))
-    rows = tuple((path, _figure(path, c.old), _figure(path, c.new), "" if c.same else _figure_delta(path, c), c.remark) for path, c in found)
+        return Table(
+            title,
+            columns("path", "old", "new", ">change"),
+            tuple((path, flow(c.old), flow(c.new), _delta(c)) for path, c in found),
+        )
+    rows = tuple(
+        (path, _figure(path, c.old), _figure(path, c.new), "" if c.same else _figure_delta(path, c), c.remark)
+        for path, c in found
+    )
     if not any(remark for *_, remark in rows):
-        return Table(title, columns("figure" if title == "Measured" else "layer", ">old", ">new", ">change"), tuple(r[:4] for r in rows))
+        return Table(
+            title,
+            columns("figure" if title == "Measured" else "layer", ">old", ">new", ">change"),
+            tuple(r[:4] for r in rows),
+        )
     return Table(title, columns("figure", ">old", ">new", ">change", ""), rows)
 
 

@@ -28,10 +28,16 @@ def command(
     runs = [_is_run(path) for path in (a, b)]
     if runs[0] != runs[1]:
         run, recipe = (a, b) if runs[0] else (b, a)
-        raise SparsifyError(f"{run} is a run and {recipe} a recipe; compare two runs, or {run / 'recipe.yaml'} with the recipe")
+        raise SparsifyError(
+            f"{run} is a run and {recipe} a recipe; compare two runs, or {run / 'recipe.yaml'} with the recipe"
+        )
     changes = _runs(a, b, unchanged) if runs[0] else diff_recipes(_recipe(a), _recipe(b), unchanged=unchanged)
     if as_json:
-        show_json([{"changed": not c.same, **asdict(c)} for c in changes] if unchanged else [asdict(c) for c in changes])
+        show_json(
+            [{"changed": not c.same, **asdict(c)} for c in changes]
+            if unchanged
+            else [asdict(c) for c in changes]
+        )
     elif as_markdown:
         typer.echo(markdown(tables(changes)) or _same(runs[0]))
     else:
@@ -40,7 +46,9 @@ def command(
 
 def _is_run(path: Path) -> bool:
     if not path.exists():
-        raise SparsifyError(f"{path}: no such file or folder; give two recipes, or two folders of runs ('sparsify runs' lists them)")
+        raise SparsifyError(
+            f"{path}: no such file or folder; give two recipes, or two folders of runs ('sparsify runs' lists them)"
+        )
     return path.is_dir()
 
 
@@ -57,4 +65,6 @@ def _runs(a: Path, b: Path, unchanged: bool) -> tuple[Change, ...]:
 
 
 def _same(runs: bool) -> str:
-    return "The two runs have the same recipe, figures and widths." if runs else "The two recipes mean the same."
+    return (
+        "The two runs have the same recipe, figures and widths." if runs else "The two recipes mean the same."
+    )

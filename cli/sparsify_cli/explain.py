@@ -45,12 +45,20 @@ def _list(as_json: bool) -> None:
         show_json({name: topic.summary for name, topic in topics.items()})
         return
     typer.echo("Keys of a recipe")
-    typer.echo("\n".join(line for name in [*(f.name for f in fields(Recipe)), *WITHOUT_ENTRY] for line in _entry(name, topics[name].summary, 12)))
+    typer.echo(
+        "\n".join(
+            line
+            for name in [*(f.name for f in fields(Recipe)), *WITHOUT_ENTRY]
+            for line in _entry(name, topics[name].summary, 12)
+        )
+    )
     typer.echo("\nWhat there is to choose from")
     for name in ("group", *FAMILIES):
         typer.echo("\n".join(_entry(name, ", ".join(member for member, _ in topics[name].members), 12)))
     typer.echo(f"\nCommands\n  {', '.join(COMMANDS)}")
-    typer.echo("\n`sparsify explain recipe`, `sparsify explain penalty`, `sparsify explain group_lasso.scope`, `sparsify explain units` say more.")
+    typer.echo(
+        "\n`sparsify explain recipe`, `sparsify explain penalty`, `sparsify explain group_lasso.scope`, `sparsify explain units` say more."
+    )
 
 
 def _page(topic: Topic) -> Iterator[str]:
@@ -80,7 +88,13 @@ def _entry(name: str, said: str, broad: int) -> list[str]:
 
 def _folded(line: str, indent: int) -> list[str]:
     """As many lines as the terminal takes it in; spaces in a formula stay."""
-    return wrap(line, width(sys.stdout), subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False) or [""]
+    return wrap(
+        line,
+        width(sys.stdout),
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ) or [""]
 
 
 def _flowing(text: str) -> list[str]:

@@ -15,10 +15,31 @@ if TYPE_CHECKING:
 
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
-    format: Annotated[Literal["pt2", "onnx", "onnx-int8", "safetensors", "huggingface"], typer.Option("--format", help="pt2: a torch.export program; onnx: needs the extra of that name; onnx-int8: the same in eight-bit integers, quantised on training examples; safetensors: weights, with the cut log as metadata; huggingface: a folder that from_pretrained loads, of a model of transformers.", show_default=False)],
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The file to write; RUN.FORMAT (RUN.int8.onnx for onnx-int8, a folder RUN-hf for huggingface) in the current folder when left out.", show_default=False)] = None,
+    format: Annotated[
+        Literal["pt2", "onnx", "onnx-int8", "safetensors", "huggingface"],
+        typer.Option(
+            "--format",
+            help="pt2: a torch.export program; onnx: needs the extra of that name; onnx-int8: the same in eight-bit integers, quantised on training examples; safetensors: weights, with the cut log as metadata; huggingface: a folder that from_pretrained loads, of a model of transformers.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="The file to write; RUN.FORMAT (RUN.int8.onnx for onnx-int8, a folder RUN-hf for huggingface) in the current folder when left out.",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there already.")] = False,
-    fixed: Annotated[bool, typer.Option("--fixed", help="For the shapes of the plan's example inputs alone, not for any batch; as is done where the model takes no other.")] = False,
+    fixed: Annotated[
+        bool,
+        typer.Option(
+            "--fixed",
+            help="For the shapes of the plan's example inputs alone, not for any batch; as is done where the model takes no other.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="What was written and measured as JSON.")] = False,
 ) -> None:
     """Write the cut model of a run as one file, reload it, and compare it with the model at two batch sizes."""
@@ -38,7 +59,11 @@ def _verdict(made: "Exported") -> str:
             f"Checked by {made.checked_by} only, as onnxruntime is not installed: the file is well-formed, its results were "
             "not compared. pip install 'sparsify-recipes[onnx]' brings onnxruntime."
         )
-    at = f"at batch {' and '.join(map(str, made.batches))}" if made.batches else "on inputs of the plan's shapes"
+    at = (
+        f"at batch {' and '.join(map(str, made.batches))}"
+        if made.batches
+        else "on inputs of the plan's shapes"
+    )
     own = made.quantised
     if own is not None and own.agreement is not None:
         return (

@@ -15,7 +15,15 @@ def flow(value: Any) -> str:
     if isinstance(value, int | float):
         return plain(value) if isinstance(value, float) else str(value)
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k}: {flow(v)}" for k, v in sorted(value.items(), key=lambda kv: kv[0] != "kind") if v is not None) + "}"
+        return (
+            "{"
+            + ", ".join(
+                f"{k}: {flow(v)}"
+                for k, v in sorted(value.items(), key=lambda kv: kv[0] != "kind")
+                if v is not None
+            )
+            + "}"
+        )
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(flow, value)) + "]"
     return str(value)

@@ -10,11 +10,43 @@ from sparsify_cli.render import show, show_json
 
 def command(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe.", show_default=False)],
-    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="Weights, a whole model, or an earlier run (its cut model).", show_default=False)] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Replace a value of the recipe; may be repeated.", show_default=False)] = None,
-    allow: Annotated[list[str] | None, typer.Option("--allow", metavar="PACKAGE", help="Trust classes of this package in a whole pickled model; may be repeated.", show_default=False)] = None,
-    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Build the model with random weights instead of reading one.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="A layer that would have to be protected, or that no call reaches while what it reads is narrowed, is an error.")] = False,
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Weights, a whole model, or an earlier run (its cut model).",
+            show_default=False,
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PATH=VALUE",
+            help="Replace a value of the recipe; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow",
+            metavar="PACKAGE",
+            help="Trust classes of this package in a whole pickled model; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    from_scratch: Annotated[
+        bool,
+        typer.Option("--from-scratch", help="Build the model with random weights instead of reading one."),
+    ] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="A layer that would have to be protected, or that no call reaches while what it reads is narrowed, is an error.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON.")] = False,
 ) -> None:
     """Show what a recipe would do to a model: what each rule reaches, what is protected and why, what the budget allows."""
@@ -23,7 +55,15 @@ def command(
     from sparsify_cli.progress import narration
 
     with narration(False) as listener:  # a latency budget may have to time layers first
-        plan = preview(recipe, model, overrides=overrides or (), allow=allow or (), from_scratch=from_scratch, strict=strict, listener=listener)
+        plan = preview(
+            recipe,
+            model,
+            overrides=overrides or (),
+            allow=allow or (),
+            from_scratch=from_scratch,
+            strict=strict,
+            listener=listener,
+        )
     if as_json:
         show_json(plan.to_json())
     else:

@@ -6,7 +6,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, assert_never
 
-from sparsify.events import CutDone, EpochDone, Event, Listener, Measuring, Note, RunStarted, StageStarted, StepDone, silence
+from sparsify.events import (
+    CutDone,
+    EpochDone,
+    Event,
+    Listener,
+    Measuring,
+    Note,
+    RunStarted,
+    StageStarted,
+    StepDone,
+    silence,
+)
 from sparsify.formatting.numbers import accuracy, count, plain, plural, seconds, share, tiny
 from sparsify.formatting.verdict_text import LABELS
 from sparsify_cli.render import say
@@ -67,7 +78,11 @@ def _started(event: StageStarted) -> str:
 
 def _figures(event: EpochDone) -> str:
     parts = [f"loss {_loss(event.loss)}"]
-    measured, name = (event.train_accuracy, "train") if event.validation_accuracy is None else (event.validation_accuracy, "val")
+    measured, name = (
+        (event.train_accuracy, "train")
+        if event.validation_accuracy is None
+        else (event.validation_accuracy, "val")
+    )
     parts.append(f"{name} {accuracy(measured)}")
     parts.append(f"zero {share(event.sparsity)}")
     parts += [f"{LABELS.get(what, what)} {share(left)}" for what, left in event.remaining]
@@ -92,10 +107,16 @@ def _bars() -> Iterator[Listener]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Column
 
-    figures = TextColumn("{task.fields[figures]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
+    figures = TextColumn(
+        "{task.fields[figures]}",
+        markup=False,
+        table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+    )
     name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))
     console = Console(stderr=True, highlight=False)
-    with Progress(name, BarColumn(10), figures, TimeRemainingColumn(), console=console, transient=True, expand=True) as progress:
+    with Progress(
+        name, BarColumn(10), figures, TimeRemainingColumn(), console=console, transient=True, expand=True
+    ) as progress:
         yield drawing(progress, lambda text: progress.console.print(text, markup=False))
 
 
@@ -118,7 +139,13 @@ def drawing(progress: "Progress", write: Callable[[str], None]) -> Listener:
         """A bar of its own, that goes when all is measured."""
         if not gauge:
             gauge.append(progress.add_task(event.what, total=event.total, figures=""))
-        progress.update(gauge[-1], description=event.what, completed=event.done, total=event.total, figures=f"{event.done}/{event.total}")
+        progress.update(
+            gauge[-1],
+            description=event.what,
+            completed=event.done,
+            total=event.total,
+            figures=f"{event.done}/{event.total}",
+        )
         if event.done >= event.total:
             progress.remove_task(gauge.pop())
 
@@ -127,7 +154,9 @@ def drawing(progress: "Progress", write: Callable[[str], None]) -> Listener:
         left = [f"{LABELS.get(w, w)} {share(v)}" for w, v in last[-1].remaining] if last else []
         seen = [_figures_short(last[-1])] if last else []
         shown = [f"{min(epoch, started.epochs)}/{started.epochs}", f"loss {_loss(loss)}", *seen, *left]
-        progress.update(task[-1], completed=(epoch - 1) * started.steps_per_epoch + step, figures="  ".join(shown))
+        progress.update(
+            task[-1], completed=(epoch - 1) * started.steps_per_epoch + step, figures="  ".join(shown)
+        )
 
     def listener(event: Event) -> None:
         match event:

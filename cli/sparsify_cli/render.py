@@ -14,7 +14,11 @@ from sparsify.formatting.table import Line, Table, clean, lay_out
 
 NARROWEST, WIDEST, PIPE = 40, 120, 100
 _STYLES = {"title": "bold", "head": "dim", "rule": "dim", "row": "", "note": "", "blank": ""}
-_WORDS = {r"  MISSED$|^Warning:|  damaged  |  failed  ": "bold red", r"  interrupted  ": "yellow", r"  met$": "green"}
+_WORDS = {
+    r"  MISSED$|^Warning:|  damaged  |  failed  ": "bold red",
+    r"  interrupted  ": "yellow",
+    r"  met$": "green",
+}
 """colour is an addition: every one of these is said in words"""
 
 
@@ -52,7 +56,9 @@ def _lines(parts: tuple[str | Table, ...], cells: int) -> Iterator[Line]:
         if not first:
             yield Line("blank", "")
         first = False
-        yield from lay_out(part if isinstance(part, Table) else Table("", (), (), tuple(part.splitlines())), cells)
+        yield from lay_out(
+            part if isinstance(part, Table) else Table("", (), (), tuple(part.splitlines())), cells
+        )
 
 
 def _styled(lines: list[Line]) -> None:
@@ -62,7 +68,9 @@ def _styled(lines: list[Line]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     for line in lines:
-        text = Text(line.text.replace("-", "─") if line.role == "rule" and unicode else line.text, _STYLES[line.role])
+        text = Text(
+            line.text.replace("-", "─") if line.role == "rule" and unicode else line.text, _STYLES[line.role]
+        )
         for pattern, style in _WORDS.items():
             text.highlight_regex(pattern, style)
         console.print(text)

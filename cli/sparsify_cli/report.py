@@ -21,12 +21,25 @@ def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="The whole report as JSON.")] = False,
     as_markdown: Annotated[bool, typer.Option("--md", help="The report as Markdown.")] = False,
-    as_html: Annotated[bool, typer.Option("--html", help="The report with its plots as one file of HTML.")] = False,
-    in_browser: Annotated[bool, typer.Option("--open", help="Open the run's report.html in the browser.")] = False,
+    as_html: Annotated[
+        bool, typer.Option("--html", help="The report with its plots as one file of HTML.")
+    ] = False,
+    in_browser: Annotated[
+        bool, typer.Option("--open", help="Open the run's report.html in the browser.")
+    ] = False,
     history: Annotated[bool, typer.Option("--history", help="Every epoch as well.")] = False,
 ) -> None:
     """Show what a run did and measured: dense and cut model side by side."""
-    chosen = [name for name, asked in (("--json", as_json), ("--md", as_markdown), ("--html", as_html), ("--open", in_browser)) if asked]
+    chosen = [
+        name
+        for name, asked in (
+            ("--json", as_json),
+            ("--md", as_markdown),
+            ("--html", as_html),
+            ("--open", in_browser),
+        )
+        if asked
+    ]
     if len(chosen) > 1:
         raise typer.BadParameter(f"{' and '.join(chosen)} exclude each other")
     found = report_tables.read(run)
@@ -45,7 +58,12 @@ def command(
 def show_report(found: Report, *, history: bool = False) -> None:
     """The report on stdout: title, headline, tables."""
     epochs = (report_tables.history(found),) if history and found.history else ()
-    show(Table(found.title, (), (), (report_tables.headline(found),)), *report_tables.tables(found, every_layer=False), *epochs, report_tables.provenance(found))
+    show(
+        Table(found.title, (), (), (report_tables.headline(found),)),
+        *report_tables.tables(found, every_layer=False),
+        *epochs,
+        report_tables.provenance(found),
+    )
 
 
 def _page(run: Path, found: Report) -> str:

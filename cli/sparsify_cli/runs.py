@@ -18,13 +18,22 @@ from sparsify_cli.render import show, show_json
 
 
 def command(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that holds the runs.")] = Path("runs"),
-    seeds: Annotated[bool, typer.Option("--seeds", help="Runs that differ in the seed alone as one: mean and standard deviation.")] = False,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that holds the runs.")] = Path(
+        "runs"
+    ),
+    seeds: Annotated[
+        bool,
+        typer.Option(
+            "--seeds", help="Runs that differ in the seed alone as one: mean and standard deviation."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The list as JSON.")] = False,
 ) -> None:
     """List the runs in a folder: their state, what is left of each model, accuracy and speed."""
     if not folder.is_dir():
-        raise RunError(f"{folder}: no such folder; 'sparsify apply' makes runs in ./runs, or name another folder")
+        raise RunError(
+            f"{folder}: no such folder; 'sparsify apply' makes runs in ./runs, or name another folder"
+        )
     if seeds:
         _show_together(folder, as_json)
         return
@@ -51,10 +60,23 @@ def _table(folder: Path, rows: tuple[RunRow, ...]) -> Table:
         )
         for row in rows
     )
-    notes = [f"{row.name} {'failed' if row.state == 'failed' else 'is damaged'}: {row.problem.rstrip('.')}." for row in rows if row.problem]
+    notes = [
+        f"{row.name} {'failed' if row.state == 'failed' else 'is damaged'}: {row.problem.rstrip('.')}."
+        for row in rows
+        if row.problem
+    ]
     notes += [f"{row.name} missed {', '.join(row.missed)}." for row in rows if row.missed]
-    notes += [f"Go on with {row.name}: sparsify apply --resume {folder / row.name}" for row in rows if row.state in ("interrupted", "failed")]
-    return Table("", columns("run", "state", "created (UTC)", ">MACs", ">params", ">accuracy", ">speed", "title"), shown, tuple(notes))
+    notes += [
+        f"Go on with {row.name}: sparsify apply --resume {folder / row.name}"
+        for row in rows
+        if row.state in ("interrupted", "failed")
+    ]
+    return Table(
+        "",
+        columns("run", "state", "created (UTC)", ">MACs", ">params", ">accuracy", ">speed", "title"),
+        shown,
+        tuple(notes),
+    )
 
 
 def _show_together(folder: Path, as_json: bool) -> None:
@@ -88,7 +110,9 @@ def _seeds_table(found: tuple[Together, ...]) -> Table:
     )
     heads = columns("model", ">MACs", ">params", ">time", ">accuracy", ">cut is ahead by")
     seeds = few(tuple(map(str, whole.seeds)), 8)
-    return Table(f"{whole.title}: {plural(len(whole.runs), 'run')} ({few(whole.runs)}), seed {seeds}", heads, shown)
+    return Table(
+        f"{whole.title}: {plural(len(whole.runs), 'run')} ({few(whole.runs)}), seed {seeds}", heads, shown
+    )
 
 
 def _left_out(found: tuple[Together, ...], listed: tuple[RunRow, ...]) -> Table:
@@ -98,7 +122,11 @@ def _left_out(found: tuple[Together, ...], listed: tuple[RunRow, ...]) -> Table:
         "cut is ahead by: its accuracy less this one's, seed by seed."
     )
     used = {name for row in found for name in row.runs}
-    left = tuple(f"{row.name} ({'its seed again' if row.state == 'complete' else row.state})" for row in listed if row.name not in used)
+    left = tuple(
+        f"{row.name} ({'its seed again' if row.state == 'complete' else row.state})"
+        for row in listed
+        if row.name not in used
+    )
     return Table("", (), (), (note, *([f"Left out: {', '.join(left)}."] if left else [])))
 
 
@@ -113,4 +141,6 @@ def give_or_take(shown: Callable[[float | None], str], figure: Spread | None) ->
 def _speed(row: RunRow) -> str:
     """As in the report: an interval that holds 1 is no difference."""
     low, high = row.speedup_low, row.speedup_high
-    return "no difference" if low is not None and high is not None and low <= 1 <= high else times(row.speedup)
+    return (
+        "no difference" if low is not None and high is not None and low <= 1 <= high else times(row.speedup)
+    )

@@ -8,7 +8,9 @@ from sparsify_schemas.export import SCHEMAS, text_of
 
 
 def command(
-    what: Annotated[str, typer.Argument(metavar="|".join(SCHEMAS), help="What the schema describes.")] = "recipe",
+    what: Annotated[
+        str, typer.Argument(metavar="|".join(SCHEMAS), help="What the schema describes.")
+    ] = "recipe",
 ) -> None:
     """Print the JSON Schema of recipe, cuts, report, table or profile, for editors and other languages."""
     if what not in SCHEMAS:

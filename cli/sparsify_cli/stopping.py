@@ -35,5 +35,7 @@ def stopped(by: KeyboardInterrupt, run: object, together: bool) -> tuple[str, in
     if run is None:
         way = " before the run began; nothing was written"
     else:
-        way = f"; go on with: sparsify apply --resume {run}" + (", on any number of processes" if together else "")
+        way = f"; go on with: sparsify apply --resume {run}" + (
+            ", on any number of processes" if together else ""
+        )
     return word + way, TERMINATED if terminated else INTERRUPTED

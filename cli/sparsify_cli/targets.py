@@ -18,11 +18,36 @@ if TYPE_CHECKING:
 
 
 def command(
-    what: Annotated[Literal["list", "measure"], typer.Argument(metavar="[list|measure]", help="List the presets, or measure one of them.")] = "list",
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The target to measure: a preset, or one of the recipe's.", show_default=False)] = None,
-    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="Measure the layers of this recipe's network too, for a table to take elsewhere.", show_default=False)] = None,
-    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="Its weights; built with random ones when left out.", show_default=False)] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the table here as well.", show_default=False)] = None,
+    what: Annotated[
+        Literal["list", "measure"],
+        typer.Argument(metavar="[list|measure]", help="List the presets, or measure one of them."),
+    ] = "list",
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="The target to measure: a preset, or one of the recipe's.",
+            show_default=False,
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="Measure the layers of this recipe's network too, for a table to take elsewhere.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="MODEL", help="Its weights; built with random ones when left out.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write the table here as well.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """List the targets by name with what is installed here; `measure NAME` finds the widths that a target rewards.
@@ -45,15 +70,50 @@ def _list(as_json: bool) -> None:
     for name, target in presets().items():
         here = state(target)
         steps = tables.steps_of(tables.read(name, target)) if here == "here" else None
-        rows.append((name, target, here, steps, here == "here" and tables.read(name, target).steps is not None))
+        rows.append(
+            (name, target, here, steps, here == "here" and tables.read(name, target).steps is not None)
+        )
     if as_json:
-        show_json([{"name": n, **t.model_dump(), "state": s, "steps": w.model_dump() if w else None, "steps_measured": m} for n, t, s, w, m in rows])
+        show_json(
+            [
+                {
+                    "name": n,
+                    **t.model_dump(),
+                    "state": s,
+                    "steps": w.model_dump() if w else None,
+                    "steps_measured": m,
+                }
+                for n, t, s, w, m in rows
+            ]
+        )
         return
-    shown = tuple((n, t.runtime if t.table is None else "by table", str(t.threads) if isinstance(t, Cpu) else MISSING, str(t.batch), t.dtype, _steps(w, m), "here" if s == "here" else "no") for n, t, s, w, m in rows)
+    shown = tuple(
+        (
+            n,
+            t.runtime if t.table is None else "by table",
+            str(t.threads) if isinstance(t, Cpu) else MISSING,
+            str(t.batch),
+            t.dtype,
+            _steps(w, m),
+            "here" if s == "here" else "no",
+        )
+        for n, t, s, w, m in rows
+    )
     notes = [f"{n} {s}." for n, _, s, _, _ in rows if s != "here"]
-    notes.append("step: widths are rounded up to a multiple of it by `keep: {multiple_of: auto}`; ~ is what the vector instructions let expect until `sparsify targets measure NAME`.")
-    notes.append("What runs faster, on all of them: removed units (filter, channel, neuron, head, hidden, depth), smaller kernels (tap), and gathered columns (shape) where they are measured to pay; zeros inside tensors (weight, 4x1, 2:4) are multiplied like any number.")
-    show(Table("Targets", columns("name", "runtime", ">threads", ">batch", "dtype", ">step", "here"), shown, tuple(notes)))
+    notes.append(
+        "step: widths are rounded up to a multiple of it by `keep: {multiple_of: auto}`; ~ is what the vector instructions let expect until `sparsify targets measure NAME`."
+    )
+    notes.append(
+        "What runs faster, on all of them: removed units (filter, channel, neuron, head, hidden, depth), smaller kernels (tap), and gathered columns (shape) where they are measured to pay; zeros inside tensors (weight, 4x1, 2:4) are multiplied like any number."
+    )
+    show(
+        Table(
+            "Targets",
+            columns("name", "runtime", ">threads", ">batch", "dtype", ">step", "here"),
+            shown,
+            tuple(notes),
+        )
+    )
 
 
 def _steps(steps: object, measured: bool) -> str:
@@ -69,7 +129,9 @@ def _measure(name: str, recipe: Path | None, model: Path | None, out: Path | Non
 
     target = _target(name, recipe)
     if target.table is not None:
-        raise TargetError(f"target '{name}' is described by {target.table}; measure it on the machine that it is for")
+        raise TargetError(
+            f"target '{name}' is described by {target.table}; measure it on the machine that it is for"
+        )
     check_target(name, target)
     table = tables.read(name, target)
     with narration(False) as listener:
@@ -89,7 +151,10 @@ def _target(name: str, recipe: Path | None) -> Target:
     known: dict[str, Target] = {**presets(), **(load(recipe).recipe.targets if recipe is not None else {})}
     if name not in known:
         near = get_close_matches(name, known, 1)
-        raise SparsifyError(f"there is no target '{name}'; " + (f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"))
+        raise SparsifyError(
+            f"there is no target '{name}'; "
+            + (f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}")
+        )
     return known[name]
 
 

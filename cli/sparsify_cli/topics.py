@@ -78,12 +78,23 @@ def all_topics() -> dict[str, Topic]:
 def _language() -> dict[str, Topic]:
     """What can stand in a recipe."""
     whole = f"{_doc(Recipe)}\n\nBesides these keys a file may have {' and '.join(WITHOUT_ENTRY)}, which are resolved first."
-    topics = [Topic("recipe", whole, keys=_keys(Recipe)), *_of_entry("", Recipe), *_of_groups(), *(_static(name, text) for name, text in WITHOUT_ENTRY.items())]
+    topics = [
+        Topic("recipe", whole, keys=_keys(Recipe)),
+        *_of_entry("", Recipe),
+        *_of_groups(),
+        *(_static(name, text) for name, text in WITHOUT_ENTRY.items()),
+    ]
     topics.append(_static("units", inspect.getdoc(units) or ""))
     for name, (about, annotation) in FAMILIES.items():
         members = family(annotation)
         text = about if isinstance(about, str) else inspect.getdoc(about) or ""
-        topics.append(Topic(name, text, members=tuple((kind, _doc(model).partition("\n")[0]) for kind, model in members.items())))
+        topics.append(
+            Topic(
+                name,
+                text,
+                members=tuple((kind, _doc(model).partition("\n")[0]) for kind, model in members.items()),
+            )
+        )
         for kind, model in members.items():
             full = f"{name}.{kind}"
             topics += [Topic(full, _doc(model), keys=_keys(model)), *_of_entry(full, model)]
@@ -92,7 +103,9 @@ def _language() -> dict[str, Topic]:
 
 def find(word: str) -> Topic:
     """The topic of a word, a dotted path or its end; raises SparsifyError with what was probably meant."""
-    topics = _language() | {f"command.{name}": Topic(f"command.{name}", line) for name, (_, line) in COMMANDS.items()}
+    topics = _language() | {
+        f"command.{name}": Topic(f"command.{name}", line) for name, (_, line) in COMMANDS.items()
+    }
     found = _found(word, topics)
     kind, _, name = found.name.partition(".")
     return _command(name) if kind == "command" else found
@@ -106,8 +119,14 @@ def _found(word: str, topics: dict[str, Topic]) -> Topic:
     if ends and all((topic.text, topic.key) == (ends[0].text, ends[0].key) for topic in ends):
         return ends[0]
     if ends:
-        raise SparsifyError(f"'{word}' is the name of several things; say which: {', '.join(t.name for t in ends)}")
-    words = list(topics) if "." in name else list(dict.fromkeys([*(full.rpartition(".")[2] for full in topics), *group.ALIASES]))
+        raise SparsifyError(
+            f"'{word}' is the name of several things; say which: {', '.join(t.name for t in ends)}"
+        )
+    words = (
+        list(topics)
+        if "." in name
+        else list(dict.fromkeys([*(full.rpartition(".")[2] for full in topics), *group.ALIASES]))
+    )
     near = get_close_matches(name, words, 1)
     hint = f"did you mean '{near[0]}'?" if near else "`sparsify explain` lists the topics"
     raise SparsifyError(f"nothing is called '{word}'; {hint}")
@@ -152,7 +171,9 @@ def _entries(annotation: Any) -> Iterator[Model]:
 
 
 def _kinds(annotation: Any) -> tuple[tuple[str, str], ...]:
-    members = {kind: model for model in dict.fromkeys(_entries(annotation)) for kind, model in family(model).items()}
+    members = {
+        kind: model for model in dict.fromkeys(_entries(annotation)) for kind, model in family(model).items()
+    }
     return tuple((kind, _doc(model).partition("\n")[0]) for kind, model in members.items())
 
 

@@ -27,7 +27,9 @@ Set = Annotated[
 def command(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False)],
     overrides: Set = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The resolved recipe, or the problems, as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The resolved recipe, or the problems, as JSON.")
+    ] = False,
 ) -> None:
     """Check a recipe, without a model: every problem at once, each with line and column."""
     try:
@@ -35,7 +37,12 @@ def command(
     except RecipeError as error:
         if as_json:
             show_json(
-                {"file": str(recipe), "valid": False, "problems": [asdict(problem) for problem in error.problems], "recipe": None}
+                {
+                    "file": str(recipe),
+                    "valid": False,
+                    "problems": [asdict(problem) for problem in error.problems],
+                    "recipe": None,
+                }
             )
         raise
     if as_json:
@@ -51,10 +58,21 @@ def _summary(recipe: Recipe) -> list[str]:
     if recipe.data is not None:
         rows.append(("data", f"{recipe.data.source}, {recipe.data.validation} for validation"))
     rows += [
-        ("target", f"{name}: {target.kind}, {target.runtime}, batch {target.batch}{'' if target.dtype == 'float32' else f', {target.dtype}'}") for name, target in recipe.targets.items()
+        (
+            "target",
+            f"{name}: {target.kind}, {target.runtime}, batch {target.batch}{'' if target.dtype == 'float32' else f', {target.dtype}'}",
+        )
+        for name, target in recipe.targets.items()
     ]
-    limits = [f"{name} {limit}" for name, limit in written(recipe.budget).items() if name not in ("latency", "accuracy_drop")]
-    limits += [f"{limit} of the time on {name}" if str(limit).endswith("%") else f"{limit} on {name}" for name, limit in recipe.budget.latency.items()]
+    limits = [
+        f"{name} {limit}"
+        for name, limit in written(recipe.budget).items()
+        if name not in ("latency", "accuracy_drop")
+    ]
+    limits += [
+        f"{limit} of the time on {name}" if str(limit).endswith("%") else f"{limit} on {name}"
+        for name, limit in recipe.budget.latency.items()
+    ]
     limits += [f"accuracy_drop {recipe.budget.accuracy_drop.at_most}"] if recipe.budget.accuracy_drop else []
     rows.append(("budget", ", ".join(limits) or "none: only groups that are zero are cut"))
     rows += [(f"rule {number}", _rule(rule)) for number, rule in enumerate(recipe.rules)]

@@ -22,7 +22,9 @@ def _some(*kinds: type[Quantity]) -> Callable[[Any], Quantity]:
     return parse
 
 
-CountLimit = Annotated[Share | Amount, BeforeValidator(_some(Share, Amount), json_schema_input_type=Share | Amount)]
+CountLimit = Annotated[
+    Share | Amount, BeforeValidator(_some(Share, Amount), json_schema_input_type=Share | Amount)
+]
 SizeLimit = Annotated[Share | Size, BeforeValidator(_some(Share, Size), json_schema_input_type=Share | Size)]
 TimeLimit = Annotated[Share | Time, BeforeValidator(_some(Share, Time), json_schema_input_type=Share | Time)]
 
@@ -46,7 +48,9 @@ class AccuracyDrop(Spec):
     @classmethod
     def _can_be_met(cls, within: Share) -> Share:
         if not within.value:
-            raise ValueError("bisection comes ever nearer and never to '0%'; write a share above it, or leave 'within' out and let 'trials' end the search")
+            raise ValueError(
+                "bisection comes ever nearer and never to '0%'; write a share above it, or leave 'within' out and let 'trials' end the search"
+            )
         return within
 
 
@@ -54,7 +58,9 @@ def _from_points(value: Any) -> Any:
     return value if isinstance(value, dict | AccuracyDrop) else AccuracyDrop(at_most=Points.parse(value))
 
 
-DropLimit = Annotated[AccuracyDrop, BeforeValidator(_from_points, json_schema_input_type=Points | AccuracyDrop)]
+DropLimit = Annotated[
+    AccuracyDrop, BeforeValidator(_from_points, json_schema_input_type=Points | AccuracyDrop)
+]
 
 
 class Budget(Spec):

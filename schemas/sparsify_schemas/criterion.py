@@ -114,5 +114,6 @@ class Random(Spec):
 
 
 Criterion = Annotated[
-    Magnitude | Taylor | Fisher | Sensitivity | Activation | Wanda | Lamp | BnScale | Fpgm | Random, Field(discriminator="kind")
+    Magnitude | Taylor | Fisher | Sensitivity | Activation | Wanda | Lamp | BnScale | Fpgm | Random,
+    Field(discriminator="kind"),
 ]

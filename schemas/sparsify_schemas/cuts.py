@@ -154,7 +154,8 @@ class Gather(Spec):
 
 
 Operation = Annotated[
-    Narrow | Replace | SetAttribute | Bypass | Silence | Zero | AddBias | Fold | Crop | Gather, Field(discriminator="op")
+    Narrow | Replace | SetAttribute | Bypass | Silence | Zero | AddBias | Fold | Crop | Gather,
+    Field(discriminator="op"),
 ]
 
 

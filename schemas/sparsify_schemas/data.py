@@ -22,7 +22,9 @@ class Normalize(Spec):
     @model_validator(mode="after")
     def _fit(self) -> "Normalize":
         if len(self.mean) != len(self.std):
-            raise ValueError(f"mean has {len(self.mean)} numbers and std {len(self.std)}; both need one per channel")
+            raise ValueError(
+                f"mean has {len(self.mean)} numbers and std {len(self.std)}; both need one per channel"
+            )
         if any(s <= 0 for s in self.std):
             raise ValueError("every std must be above zero")
         return self
@@ -61,9 +63,13 @@ class Data(Spec):
         if source in BUILT_IN or source.endswith(".npz") or ":" in source:
             return source
         module, dot, name = source.rpartition(".")
-        near = get_close_matches(source, BUILT_IN, 1) or ([f"{module}:{name}"] if dot and source.replace(".", "").isidentifier() else [])
+        near = get_close_matches(source, BUILT_IN, 1) or (
+            [f"{module}:{name}"] if dot and source.replace(".", "").isidentifier() else []
+        )
         known = f"{', '.join(BUILT_IN)}, a path to an .npz, or package.module:callable"
-        raise ValueError(f"unknown source {source!r}; " + (f"did you mean '{near[0]}'?" if near else f"known: {known}"))
+        raise ValueError(
+            f"unknown source {source!r}; " + (f"did you mean '{near[0]}'?" if near else f"known: {known}")
+        )
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "Data":

@@ -43,7 +43,9 @@ def recipe_schema() -> Json:
     parts: Json = {}
     loose = {name: _loose(entry, full["$defs"], parts) for name, entry in strict.items()}
     narrowed = {
-        name: {"$ref": entry["$ref"]} if "$ref" in entry else entry for name, entry in strict.items() if entry != loose[name]
+        name: {"$ref": entry["$ref"]} if "$ref" in entry else entry
+        for name, entry in strict.items()
+        if entry != loose[name]
     }
     return {
         **{key: value for key, value in full.items() if key not in ("$defs", "properties", "required")},
@@ -116,15 +118,23 @@ def _tidy(node: Any) -> Any:
         return [_tidy(item) for item in node]
     if not isinstance(node, dict):
         return node
-    names = {key: {name: _tidy(entry) for name, entry in node[key].items()} for key in ("properties", "$defs") if key in node}
-    gone = {"title", "discriminator", "default", *names} | ({"maximum"} if node.get("maximum") == LARGEST else set())
+    names = {
+        key: {name: _tidy(entry) for name, entry in node[key].items()}
+        for key in ("properties", "$defs")
+        if key in node
+    }
+    gone = {"title", "discriminator", "default", *names} | (
+        {"maximum"} if node.get("maximum") == LARGEST else set()
+    )
     kept = {key: _tidy(value) for key, value in node.items() if key not in gone}
     return {**kept, **({"default": node["default"]} if node.get("default") is not None else {}), **names}
 
 
 def _take_expressions(definition: Json) -> None:
     if "properties" in definition:
-        definition["properties"] = {name: _or_expression(name, entry) for name, entry in definition["properties"].items()}
+        definition["properties"] = {
+            name: _or_expression(name, entry) for name, entry in definition["properties"].items()
+        }
 
 
 def _or_expression(name: str, node: Json) -> Json:
@@ -133,7 +143,10 @@ def _or_expression(name: str, node: Json) -> Json:
         return node
     if _is_leaf(node):
         about: Json = {key: node[key] for key in ("description", "default") if key in node}
-        return {**about, "anyOf": [{k: v for k, v in node.items() if k not in about}, {"$ref": "#/$defs/Expression"}]}
+        return {
+            **about,
+            "anyOf": [{k: v for k, v in node.items() if k not in about}, {"$ref": "#/$defs/Expression"}],
+        }
     changed = dict(node)
     for key in ("items", "additionalProperties"):
         if isinstance(node.get(key), dict):
@@ -159,7 +172,9 @@ def _loose(node: Json, definitions: Json, parts: Json) -> Json:
         return _loose_reference(node, definitions, parts)
     changed = {key: value for key, value in node.items() if key not in ("required", "oneOf")}
     if "properties" in node:
-        changed["properties"] = {name: _loose(entry, definitions, parts) for name, entry in node["properties"].items()}
+        changed["properties"] = {
+            name: _loose(entry, definitions, parts) for name, entry in node["properties"].items()
+        }
     if isinstance(node.get("additionalProperties"), dict):
         changed["additionalProperties"] = _loose(node["additionalProperties"], definitions, parts)
     arms = node.get("anyOf", node.get("oneOf"))

@@ -15,7 +15,9 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 Word = Literal["filter", "channel", "neuron", "head", "hidden", "depth", "shape", "tap", "weight"]
-Kind = Literal["filter", "channel", "neuron", "head", "hidden", "depth", "shape", "tap", "weight", "block", "n:m"]
+Kind = Literal[
+    "filter", "channel", "neuron", "head", "hidden", "depth", "shape", "tap", "weight", "block", "n:m"
+]
 WORDS: tuple[Word, ...] = get_args(Word)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Alias = Literal[
@@ -100,7 +102,9 @@ class Block:
         return _as_text(cls)
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
         return {"type": "string", "pattern": f"^{cls.PATTERN}$", "description": cls.EXPECTS}
 
 
@@ -122,7 +126,9 @@ class Pattern:
         """Read `2:4`. Raises ValueError."""
         stay, of = _numbers(cls, text)
         if not 0 < stay < of:
-            raise ValueError(f"'{stay}:{of}' keeps {'nothing' if stay == 0 else 'every weight'}; of n:m, n must lie between 0 and m")
+            raise ValueError(
+                f"'{stay}:{of}' keeps {'nothing' if stay == 0 else 'every weight'}; of n:m, n must lie between 0 and m"
+            )
         return cls(stay, of)
 
     @classmethod
@@ -130,7 +136,9 @@ class Pattern:
         return _as_text(cls)
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
         return {"type": "string", "pattern": f"^{cls.PATTERN}$", "description": cls.EXPECTS}
 
 
@@ -144,7 +152,9 @@ def _numbers(cls: type[Block] | type[Pattern], text: Any) -> tuple[int, int]:
 
 
 def _as_text(cls: type[Block] | type[Pattern]) -> CoreSchema:
-    return core_schema.no_info_plain_validator_function(cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str))
+    return core_schema.no_info_plain_validator_function(
+        cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
+    )
 
 
 def _canonical(value: Any) -> Any:
@@ -159,7 +169,9 @@ def _canonical(value: Any) -> Any:
     raise PydanticCustomError("unknown_group", "unknown group")
 
 
-Group = Annotated[Word | Block | Pattern, BeforeValidator(_canonical, json_schema_input_type=Word | Alias | Block | Pattern)]
+Group = Annotated[
+    Word | Block | Pattern, BeforeValidator(_canonical, json_schema_input_type=Word | Alias | Block | Pattern)
+]
 
 
 def kind_of(group: Word | Block | Pattern) -> Kind:

@@ -70,7 +70,11 @@ def inside(annotation: Any, part: str | int, value: Any) -> list[Any]:
     found: list[Any] = []
     for arm in arms(annotation):
         if isinstance(part, int):
-            found += [element for element in get_args(arm) if get_origin(arm) in (tuple, list) and element is not Ellipsis][:1]
+            found += [
+                element
+                for element in get_args(arm)
+                if get_origin(arm) in (tuple, list) and element is not Ellipsis
+            ][:1]
         elif get_origin(arm) is dict:
             found.append(get_args(arm)[1])
         elif arm in chosen(annotation, value):
@@ -82,7 +86,9 @@ def chosen(annotation: Any, value: Any) -> tuple[Model, ...]:
     """Those alternatives that the `kind` of a value picks; all of them where it picks none."""
     candidates = models(annotation)
     kind = value.get("kind") if isinstance(value, Mapping) else None
-    return tuple(m for m in candidates if kind_of(m) == kind) or candidates if kind is not None else candidates
+    return (
+        tuple(m for m in candidates if kind_of(m) == kind) or candidates if kind is not None else candidates
+    )
 
 
 def types_at(root: Model, path: tuple[str | int, ...], data: Any) -> list[Any]:
@@ -129,7 +135,9 @@ def written_as(annotation: Any) -> Iterator[Any]:
             for m in marks
             if isinstance(m, BeforeValidator) and m.json_schema_input_type is not PydanticUndefined
         ]
-        aliases = bool(written) and all(any(get_origin(arm) is Literal for arm in arms(t)) for t in (inner, written[0]))
+        aliases = bool(written) and all(
+            any(get_origin(arm) is Literal for arm in arms(t)) for t in (inner, written[0])
+        )
         plain_words = not written or aliases  # aliases are not worth repeating
         yield from written_as(inner if plain_words else written[0])
     elif get_origin(annotation) in (Union, UnionType):

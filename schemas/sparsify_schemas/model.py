@@ -22,7 +22,9 @@ class Model(Spec):
 
 
 Whatever = bool | int | float | str
-Numbers = Annotated[JsonValue, Field(description="a number, true or false, or a list of these, of lists of them, and so on")]
+Numbers = Annotated[
+    JsonValue, Field(description="a number, true or false, or a list of these, of lists of them, and so on")
+]
 
 
 class Input(Spec):
@@ -55,18 +57,26 @@ class Input(Spec):
             defaults = {name: field.default for name, field in type(self).model_fields.items()}
             extra = sorted(name for name in given - {"value"} if getattr(self, name) != defaults[name])
             if extra:
-                raise AtKey(extra[0], f"a plain 'value' has no '{extra[0]}'; leave it out, or write 'values' for a tensor")
+                raise AtKey(
+                    extra[0],
+                    f"a plain 'value' has no '{extra[0]}'; leave it out, or write 'values' for a tensor",
+                )
             if self.value is None:
                 raise AtKey("value", "None is written as null in place of the whole entry")
             return self
         if self.values is not None:
             self._check_values()
         elif self.shape is None:
-            raise ValueError("an input needs a 'shape', 'values', or a plain 'value'; such as {shape: [2, 3, 32, 32]}")
+            raise ValueError(
+                "an input needs a 'shape', 'values', or a plain 'value'; such as {shape: [2, 3, 32, 32]}"
+            )
         if self.range is not None:
             self._check_range()
         if isinstance(self.batch, int) and self.batch >= len(self.dimensions):
-            raise AtKey("batch", f"there is no dimension {self.batch}, as the shape has {len(self.dimensions)}; the first is 0, and 'none' says that nothing counts examples")
+            raise AtKey(
+                "batch",
+                f"there is no dimension {self.batch}, as the shape has {len(self.dimensions)}; the first is 0, and 'none' says that nothing counts examples",
+            )
         return self
 
     @property
@@ -81,7 +91,10 @@ class Input(Spec):
 
     def _check_values(self) -> None:
         if self.range is not None:
-            raise AtKey("range", "'range' says how numbers are drawn, and 'values' are the numbers themselves; leave one of them out")
+            raise AtKey(
+                "range",
+                "'range' says how numbers are drawn, and 'values' are the numbers themselves; leave one of them out",
+            )
         try:
             found = _shape(self.values)
         except ValueError as error:
@@ -92,7 +105,10 @@ class Input(Spec):
         odd = next((v for v in _numbers(self.values) if self._is_odd(v, whole)), None)
         if odd is not None:
             wanted = "true or false" if self.dtype == "bool" else "whole numbers" if whole else "numbers"
-            raise AtKey("values", f"{self.dtype} holds {wanted}, and {str(odd).lower() if isinstance(odd, bool) else odd} is none; write another 'dtype'")
+            raise AtKey(
+                "values",
+                f"{self.dtype} holds {wanted}, and {str(odd).lower() if isinstance(odd, bool) else odd} is none; write another 'dtype'",
+            )
 
     def _is_odd(self, value: object, whole: bool) -> bool:
         """Whether a value does not fit the element type."""
@@ -106,7 +122,10 @@ class Input(Spec):
         if self.dtype == "bool":
             raise AtKey("range", "true and false have no range; leave it out, or write 'values'")
         if low >= high:
-            raise AtKey("range", f"the range from {low:g} up to {high:g} is empty; the first number must be the smaller")
+            raise AtKey(
+                "range",
+                f"the range from {low:g} up to {high:g} is empty; the first number must be the smaller",
+            )
         if self.dtype in ("int64", "int32") and not (low.is_integer() and high.is_integer()):
             raise AtKey("range", f"{self.dtype} takes whole numbers; write a range of these")
 
@@ -115,7 +134,9 @@ def _shape(values: object) -> tuple[int, ...]:
     """Of nested lists of numbers. Raises ValueError where they are ragged, empty or hold something else."""
     if not isinstance(values, list):
         if not isinstance(values, bool | int | float):
-            raise ValueError(f"expected numbers, true or false, found {values!r}; text and null are no tensors")
+            raise ValueError(
+                f"expected numbers, true or false, found {values!r}; text and null are no tensors"
+            )
         return ()
     if not values:
         raise ValueError("expected at least one number, found an empty list")
@@ -139,7 +160,9 @@ def _form(value: Any) -> str:
 
 
 Argument = Annotated[
-    Annotated[Input, Tag("<entry>")] | Annotated[tuple[Input | None, ...], Field(min_length=1), Tag("<list>")] | Annotated[None, Tag("<nothing>")],
+    Annotated[Input, Tag("<entry>")]
+    | Annotated[tuple[Input | None, ...], Field(min_length=1), Tag("<list>")]
+    | Annotated[None, Tag("<nothing>")],
     Discriminator(_form),
 ]
 
@@ -149,7 +172,8 @@ def _order(value: Any) -> str:
 
 
 Inputs = Annotated[
-    Annotated[tuple[Argument, ...], Field(min_length=1), Tag("<in order>")] | Annotated[dict[Text, Argument], Field(min_length=1), Tag("<by keyword>")],
+    Annotated[tuple[Argument, ...], Field(min_length=1), Tag("<in order>")]
+    | Annotated[dict[Text, Argument], Field(min_length=1), Tag("<by keyword>")],
     Discriminator(_order),
 ]
 

@@ -15,7 +15,10 @@ EVERY = 8
 
 def _refuse_auto(strength: object, solver: str) -> None:
     if isinstance(strength, Auto) and solver != "proximal":
-        raise AtKey("strength", "strength 'auto' also says how far each group may shrink, which only solver 'proximal' heeds")
+        raise AtKey(
+            "strength",
+            "strength 'auto' also says how far each group may shrink, which only solver 'proximal' heeds",
+        )
 
 
 def _refuse_every(every: int, solver: str) -> None:
@@ -61,17 +64,27 @@ class GroupLasso(Spec):
         _refuse_auto(self.strength, self.solver)
         _refuse_every(self.every, self.solver)
         if isinstance(self.strength, Auto) and self.scope == "layer":
-            raise AtKey("strength", "strength 'auto' counts groups that can leave, which are of scope 'coupled'")
+            raise AtKey(
+                "strength", "strength 'auto' counts groups that can leave, which are of scope 'coupled'"
+            )
         if self.epsilon and self.solver != "half_space":
             raise AtKey("epsilon", "'epsilon' is for 'solver: half_space'")
         if self.epsilon >= 1:
-            raise AtKey("epsilon", "'epsilon' must be below 1; at 1 every group that shrinks would become zero")
+            raise AtKey(
+                "epsilon", "'epsilon' must be below 1; at 1 every group that shrinks would become zero"
+            )
         if self.zero_below is not None and self.solver != "subgradient":
-            raise AtKey("zero_below", "'zero_below' is for 'solver: subgradient'; the other solvers reach zero by themselves")
+            raise AtKey(
+                "zero_below",
+                "'zero_below' is for 'solver: subgradient'; the other solvers reach zero by themselves",
+            )
         if self.target is not None and self.weight != "latency":
             raise AtKey("target", "'target' is for 'weight: latency'")
         if self.weight == "latency" and self.scope == "layer":
-            raise AtKey("weight", "weight 'latency' is known of groups that can leave, which are of scope 'coupled'; write 'weight: macs'")
+            raise AtKey(
+                "weight",
+                "weight 'latency' is known of groups that can leave, which are of scope 'coupled'; write 'weight: macs'",
+            )
         return self
 
 
@@ -185,7 +198,9 @@ class Sensitivity(Spec):
             if extra:
                 raise AtKey(extra, f"'{extra}' is for 'of: outputs'; the loss has one derivative")
         elif self.mode == "specific" and self.classes is not None:
-            raise AtKey("classes", "'classes' is for 'mode: unspecific'; specific looks at one class per example")
+            raise AtKey(
+                "classes", "'classes' is for 'mode: unspecific'; specific looks at one class per example"
+            )
         return self
 
 
@@ -253,7 +268,9 @@ class Agp(Spec):
     @model_validator(mode="after")
     def _window(self) -> "Agp":
         if self.start.unit == self.end.unit and self.start.value >= self.end.value:
-            raise ValueError(f"agp starts at {self.start} and ends at {self.end}; 'end' must come after 'start'")
+            raise ValueError(
+                f"agp starts at {self.start} and ends at {self.end}; 'end' must come after 'start'"
+            )
         return self
 
 
@@ -301,7 +318,9 @@ class L0(Spec):
     @model_validator(mode="after")
     def _gates_can_move(self) -> "L0":
         if not 0 < self.closed.fraction < 1:
-            raise AtKey("closed", f"gates cannot start {self.closed} closed: from 0 % and 100 % they never move")
+            raise AtKey(
+                "closed", f"gates cannot start {self.closed} closed: from 0 % and 100 % they never move"
+            )
         return self
 
 
@@ -325,4 +344,7 @@ class VariationalDropout(Spec):
     """learning rate of log sigma^2"""
 
 
-Penalty = Annotated[GroupLasso | L1 | L2 | Gsm | Sensitivity | BnScale | GrowingL2 | Agp | Dns | L0 | VariationalDropout, Field(discriminator="kind")]
+Penalty = Annotated[
+    GroupLasso | L1 | L2 | Gsm | Sensitivity | BnScale | GrowingL2 | Agp | Dns | L0 | VariationalDropout,
+    Field(discriminator="kind"),
+]

@@ -11,7 +11,18 @@ from sparsify_schemas.criterion import BnScale, Criterion, Fpgm, FromData, Magni
 from sparsify_schemas.data import Data
 from sparsify_schemas.group import Group, in_one_tensor, kind_of, within
 from sparsify_schemas.model import Call, Inputs, Model
-from sparsify_schemas.penalty import L0, L1, Agp, Dns, GroupLasso, GrowingL2, Gsm, Penalty, Sensitivity, VariationalDropout
+from sparsify_schemas.penalty import (
+    L0,
+    L1,
+    Agp,
+    Dns,
+    GroupLasso,
+    GrowingL2,
+    Gsm,
+    Penalty,
+    Sensitivity,
+    VariationalDropout,
+)
 from sparsify_schemas.penalty import BnScale as BnScalePenalty
 from sparsify_schemas.schedule import Auto
 from sparsify_schemas.selector import Layers
@@ -22,11 +33,15 @@ from sparsify_schemas.units import Share
 
 def _no_file(value: Any) -> Any:
     if isinstance(value, str):  # `load` has put what the file holds in place of its name
-        raise ValueError(f"expected a mapping of layers to shares, or the name of a file that holds one; {value[:60]!r} was not read")
+        raise ValueError(
+            f"expected a mapping of layers to shares, or the name of a file that holds one; {value[:60]!r} was not read"
+        )
     return value
 
 
-Limits = Annotated[dict[Text, Share], BeforeValidator(_no_file, json_schema_input_type=dict[Text, Share] | Text)]
+Limits = Annotated[
+    dict[Text, Share], BeforeValidator(_no_file, json_schema_input_type=dict[Text, Share] | Text)
+]
 
 
 class Keep(Spec):
@@ -73,39 +88,84 @@ class Rule(Spec):
         if not isinstance(penalty, GroupLasso) or group is None or not within(group):
             return penalty
         if penalty.weight == "latency":
-            raise ValueError(f"weight 'latency' is known of groups that can leave, not of those inside a tensor; group '{kind_of(group)}' takes 'weight: macs'")
-        return penalty if "scope" in penalty.model_fields_set else penalty.model_copy(update={"scope": "layer"})
+            raise ValueError(
+                f"weight 'latency' is known of groups that can leave, not of those inside a tensor; group '{kind_of(group)}' takes 'weight: macs'"
+            )
+        return (
+            penalty if "scope" in penalty.model_fields_set else penalty.model_copy(update={"scope": "layer"})
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> "Rule":
         if self.protect:
             extra = sorted(self.model_fields_set & {"group", "penalty", "criterion", "keep", "sparsity"})
             if extra:
-                raise AtKey(extra[0], f"a rule with 'protect: true' takes no '{extra[0]}'; protected layers keep their width")
+                raise AtKey(
+                    extra[0],
+                    f"a rule with 'protect: true' takes no '{extra[0]}'; protected layers keep their width",
+                )
         elif self.group is None:
-            raise ValueError("a rule needs a 'group' (filter, channel, neuron, head, hidden, depth, shape, tap, weight, 4x1 or 2:4), or 'protect: true'")
-        if self.group in ("head", "hidden", "depth") and isinstance(self.penalty, GroupLasso) and self.penalty.scope == "layer":
-            raise ValueError(f"scope 'layer' cannot act on group '{self.group}', which spans several tensors; leave out 'scope'")
+            raise ValueError(
+                "a rule needs a 'group' (filter, channel, neuron, head, hidden, depth, shape, tap, weight, 4x1 or 2:4), or 'protect: true'"
+            )
+        if (
+            self.group in ("head", "hidden", "depth")
+            and isinstance(self.penalty, GroupLasso)
+            and self.penalty.scope == "layer"
+        ):
+            raise ValueError(
+                f"scope 'layer' cannot act on group '{self.group}', which spans several tensors; leave out 'scope'"
+            )
         if self.group == "depth" and self.keep.multiple_of not in (None, 1):
-            raise AtKey("keep", "'multiple_of' cannot act on group 'depth', which has no widths; leave it out, or say how many stay with 'at_least'")
+            raise AtKey(
+                "keep",
+                "'multiple_of' cannot act on group 'depth', which has no widths; leave it out, or say how many stay with 'at_least'",
+            )
         if isinstance(self.penalty, Gsm) and self.sparsity is None:
-            raise AtKey("penalty", "gsm needs the rule's own 'sparsity': it says how many keep following the loss")
+            raise AtKey(
+                "penalty", "gsm needs the rule's own 'sparsity': it says how many keep following the loss"
+            )
         if isinstance(self.penalty, Agp) and self.sparsity is None:
-            raise AtKey("penalty", "agp needs the rule's own 'sparsity': it says how many are zero at the end")
+            raise AtKey(
+                "penalty", "agp needs the rule's own 'sparsity': it says how many are zero at the end"
+            )
         if isinstance(self.penalty, Dns) and self.group != "weight":
-            raise AtKey("penalty", "dns masks single weights; write 'group: weight', or use agp for whole groups")
+            raise AtKey(
+                "penalty", "dns masks single weights; write 'group: weight', or use agp for whole groups"
+            )
         if isinstance(self.penalty, VariationalDropout) and self.group != "weight":
-            raise AtKey("penalty", "variational_dropout is of single weights; write 'group: weight', or use l0 for whole groups")
+            raise AtKey(
+                "penalty",
+                "variational_dropout is of single weights; write 'group: weight', or use l0 for whole groups",
+            )
         if isinstance(self.penalty, L0) and self.group == "depth":
-            raise AtKey("penalty", "l0 gates what arrives at a unit's consumers, and a residual branch has none of its own; use group_lasso on group 'depth'")
-        if isinstance(self.penalty, L1) and isinstance(self.penalty.strength, Auto) and self.group != "weight":
-            raise AtKey("penalty", f"l1 with strength 'auto' counts single weights; use group_lasso on group '{self.group}', or give l1 a number")
+            raise AtKey(
+                "penalty",
+                "l0 gates what arrives at a unit's consumers, and a residual branch has none of its own; use group_lasso on group 'depth'",
+            )
+        if (
+            isinstance(self.penalty, L1)
+            and isinstance(self.penalty.strength, Auto)
+            and self.group != "weight"
+        ):
+            raise AtKey(
+                "penalty",
+                f"l1 with strength 'auto' counts single weights; use group_lasso on group '{self.group}', or give l1 a number",
+            )
         if self.group == "depth" and self.keep.limits:
-            raise AtKey("keep", "'limits' cannot act on group 'depth', which has no widths; leave it out, or say how many stay with 'at_least'")
+            raise AtKey(
+                "keep",
+                "'limits' cannot act on group 'depth', which has no widths; leave it out, or say how many stay with 'at_least'",
+            )
         if self.group == "depth" and self.keep.uniform:
             raise AtKey("keep", "'uniform' cannot act on group 'depth', which has no widths; leave it out")
-        if isinstance(self.criterion, Fpgm) and (self.group == "depth" or (in_one_tensor(self.group) and not within(self.group))):
-            raise AtKey("criterion", f"criterion 'fpgm' cannot act on group '{self.group}': it compares the filters of a layer; use magnitude")
+        if isinstance(self.criterion, Fpgm) and (
+            self.group == "depth" or (in_one_tensor(self.group) and not within(self.group))
+        ):
+            raise AtKey(
+                "criterion",
+                f"criterion 'fpgm' cannot act on group '{self.group}': it compares the filters of a layer; use magnitude",
+            )
         if in_one_tensor(self.group):
             self._consistent_in_one_tensor()
         return self
@@ -115,28 +175,57 @@ class Rule(Spec):
         assert self.group is not None
         kind = kind_of(self.group)
         if isinstance(self.penalty, GroupLasso) and not within(self.group):
-            raise AtKey("penalty", f"group_lasso cannot act on group '{self.group}': a lasso over single weights is 'kind: l1'")
+            raise AtKey(
+                "penalty",
+                f"group_lasso cannot act on group '{self.group}': a lasso over single weights is 'kind: l1'",
+            )
         if isinstance(self.penalty, GroupLasso) and self.penalty.scope == "coupled":
-            raise ValueError(f"scope 'coupled' cannot act on group '{self.group}', which lies inside one tensor; leave out 'scope'")
+            raise ValueError(
+                f"scope 'coupled' cannot act on group '{self.group}', which lies inside one tensor; leave out 'scope'"
+            )
         if kind == "n:m" and self.sparsity is not None:
-            raise AtKey("sparsity", f"group '{self.group}' says itself how much is removed; leave out 'sparsity'")
+            raise AtKey(
+                "sparsity", f"group '{self.group}' says itself how much is removed; leave out 'sparsity'"
+            )
         if isinstance(self.penalty, BnScalePenalty):
-            raise AtKey("penalty", f"bn_scale cannot act on group '{self.group}': a scale belongs to a whole channel")
+            raise AtKey(
+                "penalty", f"bn_scale cannot act on group '{self.group}': a scale belongs to a whole channel"
+            )
         if isinstance(self.criterion, BnScale):
-            raise AtKey("criterion", f"criterion 'bn_scale' cannot act on group '{self.group}': a scale belongs to a whole channel")
+            raise AtKey(
+                "criterion",
+                f"criterion 'bn_scale' cannot act on group '{self.group}': a scale belongs to a whole channel",
+            )
         if isinstance(self.penalty, GroupLasso) and isinstance(self.penalty.strength, Auto):
-            raise AtKey("penalty", f"strength 'auto' counts groups that can leave, not those inside a tensor; give group '{self.group}' a number")
+            raise AtKey(
+                "penalty",
+                f"strength 'auto' counts groups that can leave, not those inside a tensor; give group '{self.group}' a number",
+            )
         if isinstance(self.penalty, GrowingL2) and self.sparsity is None:
-            raise AtKey("penalty", f"growing_l2 on group '{self.group}' needs the rule's own 'sparsity': it says what has been chosen to go")
-        chosen_in_training = isinstance(self.penalty, Dns | L0 | VariationalDropout) or (isinstance(self.penalty, Sensitivity) and self.penalty.threshold)
+            raise AtKey(
+                "penalty",
+                f"growing_l2 on group '{self.group}' needs the rule's own 'sparsity': it says what has been chosen to go",
+            )
+        chosen_in_training = isinstance(self.penalty, Dns | L0 | VariationalDropout) or (
+            isinstance(self.penalty, Sensitivity) and self.penalty.threshold
+        )
         if kind == "weight" and self.sparsity is None and not chosen_in_training:
-            raise ValueError("a rule with group 'weight' needs its own 'sparsity': zeroed weights stay in the file, so no budget can choose for it")
+            raise ValueError(
+                "a rule with group 'weight' needs its own 'sparsity': zeroed weights stay in the file, so no budget can choose for it"
+            )
         if kind in ("shape", "tap", "block") and self.sparsity is None and self.penalty is None:
-            raise ValueError(f"a rule with group '{self.group}' needs its own 'sparsity', or a 'penalty' that brings groups to zero: no budget can choose for it")
+            raise ValueError(
+                f"a rule with group '{self.group}' needs its own 'sparsity', or a 'penalty' that brings groups to zero: no budget can choose for it"
+            )
         if kind in ("weight", "block", "n:m") and self.keep != Keep():
-            raise AtKey("keep", f"'keep' cannot act on group '{self.group}': it counts whole groups of a layer's width")
+            raise AtKey(
+                "keep",
+                f"'keep' cannot act on group '{self.group}': it counts whole groups of a layer's width",
+            )
         if self.keep.multiple_of not in (None, 1) or self.keep.uniform or self.keep.limits:
-            raise AtKey("keep", f"'keep' takes only 'at_least' for group '{self.group}', which no width follows from")
+            raise AtKey(
+                "keep", f"'keep' takes only 'at_least' for group '{self.group}', which no width follows from"
+            )
 
 
 def _found(rule: Rule) -> bool:
@@ -146,15 +235,35 @@ def _found(rule: Rule) -> bool:
 
 def _check_goals(recipe: "Recipe") -> None:
     """A strength that is found needs a goal, and a budget is the goal of all rules that leave their amount to it."""
-    left = [i for i, rule in enumerate(recipe.rules) if not rule.protect and rule.sparsity is None and not in_one_tensor(rule.group)]
-    counted = any(limit is not None for limit in (recipe.budget.macs, recipe.budget.params, recipe.budget.bytes, recipe.budget.peak_memory))
+    left = [
+        i
+        for i, rule in enumerate(recipe.rules)
+        if not rule.protect and rule.sparsity is None and not in_one_tensor(rule.group)
+    ]
+    counted = any(
+        limit is not None
+        for limit in (
+            recipe.budget.macs,
+            recipe.budget.params,
+            recipe.budget.bytes,
+            recipe.budget.peak_memory,
+        )
+    )
     for i in left:
         if _found(recipe.rules[i]) and not counted:
-            what = "the recipe a budget" if recipe.budget == Budget() else "the budget macs, params, bytes or peak_memory as well (latency and accuracy_drop are held by the cut, not in training), the penalty a number"
-            raise ValueError(f"rules.{i}.penalty.strength: 'auto' needs a goal; give {what}, or the rule its own 'sparsity'")
+            what = (
+                "the recipe a budget"
+                if recipe.budget == Budget()
+                else "the budget macs, params, bytes or peak_memory as well (latency and accuracy_drop are held by the cut, not in training), the penalty a number"
+            )
+            raise ValueError(
+                f"rules.{i}.penalty.strength: 'auto' needs a goal; give {what}, or the rule its own 'sparsity'"
+            )
     other = next((i for i in left if not _found(recipe.rules[i])), None)
     if other is not None and any(_found(recipe.rules[i]) for i in left):
-        raise ValueError(f"rules.{other} leaves its amount to the budget, which strength 'auto' of another rule aims at alone; give it strength auto as well, or its own 'sparsity'")
+        raise ValueError(
+            f"rules.{other} leaves its amount to the budget, which strength 'auto' of another rule aims at alone; give it strength auto as well, or its own 'sparsity'"
+        )
 
 
 def _check_target(rule: int, named: str | None, targets: list[str]) -> None:
@@ -163,7 +272,10 @@ def _check_target(rule: int, named: str | None, targets: list[str]) -> None:
         raise AtKey("rules", f"rules.{rule}.penalty.target names '{named}', which is no target of the recipe")
     if named is None and len(targets) != 1:
         has = f"has {len(targets)}" if targets else "has none"
-        raise AtKey("rules", f"rules.{rule}.penalty: weight 'latency' is of one of the recipe's targets, and it {has}; write 'target'{'' if targets else ' and targets'}")
+        raise AtKey(
+            "rules",
+            f"rules.{rule}.penalty: weight 'latency' is of one of the recipe's targets, and it {has}; write 'target'{'' if targets else ' and targets'}",
+        )
 
 
 Baseline = Literal["uniform_width", "random", "magnitude", "by_macs"]
@@ -216,10 +328,14 @@ class Recipe(Spec):
             raise ValueError("a recipe needs a 'cut' stage, or a 'train' stage with 'cuts'")
         for (earlier, before), (later, after) in pairwise(cutting):
             if before.budget is None and after.budget is None and after.way.value <= before.way.value:
-                raise ValueError(f"'{later}' cuts {after.way} of the way, and '{earlier}' before it has gone {before.way}; give '{earlier}' a shorter 'way'")
+                raise ValueError(
+                    f"'{later}' cuts {after.way} of the way, and '{earlier}' before it has gone {before.way}; give '{earlier}' a shorter 'way'"
+                )
         name, last = cutting[-1]
         if last.budget is not None or last.way.fraction < 1:
-            raise ValueError(f"'{name}' is the last cut and must meet the recipe's budget; leave out its 'way' and 'budget', or add a 'cut' stage")
+            raise ValueError(
+                f"'{name}' is the last cut and must meet the recipe's budget; leave out its 'way' and 'budget', or add a 'cut' stage"
+            )
         return stages
 
     @field_validator("baselines")
@@ -233,18 +349,29 @@ class Recipe(Spec):
     @model_validator(mode="after")
     def _called_one_way(self) -> "Recipe":
         if self.inputs is not None and self.calls is not None:
-            raise AtKey("inputs", "'inputs' are those of one call of forward; write them as an entry of 'calls', or leave 'calls' out")
+            raise AtKey(
+                "inputs",
+                "'inputs' are those of one call of forward; write them as an entry of 'calls', or leave 'calls' out",
+            )
         return self
 
     @model_validator(mode="after")
     def _baselines_have_widths(self) -> "Recipe":
         groups = {rule.group for rule in self.rules if not rule.protect and not in_one_tensor(rule.group)}
         if self.baselines and not groups:
-            raise AtKey("baselines", "baselines remove whole units, and no rule has a group of those (filter, channel, neuron, head, hidden, depth); leave 'baselines' out")
+            raise AtKey(
+                "baselines",
+                "baselines remove whole units, and no rule has a group of those (filter, channel, neuron, head, hidden, depth); leave 'baselines' out",
+            )
         if "uniform_width" in self.baselines and groups == {"depth"}:
-            raise AtKey("baselines", "'uniform_width' narrows layers, and group 'depth' has no widths; leave it out")
+            raise AtKey(
+                "baselines", "'uniform_width' narrows layers, and group 'depth' has no widths; leave it out"
+            )
         if "by_macs" in self.baselines and not self.budget.latency:
-            raise AtKey("baselines", "'by_macs' is what a latency budget is compared with; write budget.latency, or leave it out")
+            raise AtKey(
+                "baselines",
+                "'by_macs' is what a latency budget is compared with; write budget.latency, or leave it out",
+            )
         return self
 
     @model_validator(mode="after")
@@ -252,23 +379,48 @@ class Recipe(Spec):
         stranger = next((name for name in self.budget.latency if name not in self.targets), None)
         if stranger is not None:
             raise AtKey("budget", f"latency names '{stranger}', which is no target of the recipe")
-        between = next((s.name for s in self.stages if (found := goal(s)) is not None and found.budget is not None and found.budget.latency), None)
+        between = next(
+            (
+                s.name
+                for s in self.stages
+                if (found := goal(s)) is not None and found.budget is not None and found.budget.latency
+            ),
+            None,
+        )
         if between is not None:
-            raise AtKey("stages", f"the budget of '{between}' names a latency; only the recipe's own budget can, and 'way' goes part of it")
+            raise AtKey(
+                "stages",
+                f"the budget of '{between}' names a latency; only the recipe's own budget can, and 'way' goes part of it",
+            )
         return self
 
     @model_validator(mode="after")
     def _accuracy_can_be_searched(self) -> "Recipe":
-        own = next((s.name for s in self.stages if (found := goal(s)) is not None and found.budget is not None and found.budget.accuracy_drop), None)
+        own = next(
+            (
+                s.name
+                for s in self.stages
+                if (found := goal(s)) is not None and found.budget is not None and found.budget.accuracy_drop
+            ),
+            None,
+        )
         if own is not None:
-            raise AtKey("stages", f"the budget of '{own}' names an accuracy_drop; only the recipe's own budget can")
+            raise AtKey(
+                "stages", f"the budget of '{own}' names an accuracy_drop; only the recipe's own budget can"
+            )
         if self.budget.accuracy_drop is None:
             return self
         if self.data is None or self.data.validation.value == 0:
-            raise AtKey("budget", "accuracy_drop is judged on validation data; write 'data' with 'validation' above 0%")
+            raise AtKey(
+                "budget",
+                "accuracy_drop is judged on validation data; write 'data' with 'validation' above 0%",
+            )
         gradual = next((s.name for s in self.stages if isinstance(s, Train) and s.cuts is not None), None)
         if gradual is not None:
-            raise AtKey("budget", f"accuracy_drop tries whole cuts, and '{gradual}' cuts between its epochs; write a 'cut' stage in place of its 'cuts'")
+            raise AtKey(
+                "budget",
+                f"accuracy_drop tries whole cuts, and '{gradual}' cuts between its epochs; write a 'cut' stage in place of its 'cuts'",
+            )
         return self
 
     @model_validator(mode="after")
@@ -286,10 +438,18 @@ class Recipe(Spec):
         looking = next((r.criterion.kind for r in self.rules if isinstance(r.criterion, FromData)), None)
         if self.data is None and looking is not None:
             raise ValueError(f"criterion '{looking}' needs 'data': it looks at training batches")
-        asked = [(i, r.penalty.threshold) for i, r in enumerate(self.rules) if isinstance(r.penalty, Sensitivity) and r.penalty.threshold]
+        asked = [
+            (i, r.penalty.threshold)
+            for i, r in enumerate(self.rules)
+            if isinstance(r.penalty, Sensitivity) and r.penalty.threshold
+        ]
         if asked and self.data is not None and self.data.validation.value == 0:
-            raise ValueError(f"rules.{asked[0][0]}.penalty.threshold needs validation data: it looks at the loss there; write data.validation above 0%")
+            raise ValueError(
+                f"rules.{asked[0][0]}.penalty.threshold needs validation data: it looks at the loss there; write data.validation above 0%"
+            )
         other = next((i for i, threshold in asked if threshold != asked[0][1]), None)
         if other is not None:
-            raise ValueError(f"rules.{asked[0][0]} and rules.{other} ask for different thresholds; weights become zero for all rules at once, write the same")
+            raise ValueError(
+                f"rules.{asked[0][0]} and rules.{other} ask for different thresholds; weights become zero for all rules at once, write the same"
+            )
         return self

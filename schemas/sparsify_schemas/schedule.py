@@ -34,7 +34,9 @@ class _Window(Spec):
     @model_validator(mode="after")
     def _window(self) -> "_Window":
         if self.start.unit == self.end.unit and self.start.value >= self.end.value:
-            raise ValueError(f"the schedule starts at {self.start} and ends at {self.end}; 'end' must come after 'start'")
+            raise ValueError(
+                f"the schedule starts at {self.start} and ends at {self.end}; 'end' must come after 'start'"
+            )
         if self.every.value == 0:
             raise ValueError(f"'every: {self.every}' never comes; use 1it to move at each step")
         return self
@@ -68,7 +70,9 @@ class Exponential(_Window):
     @model_validator(mode="after")
     def _positive(self) -> "Exponential":
         if self.from_ <= 0 or self.to <= 0:
-            raise ValueError("an exponential schedule needs 'from' and 'to' above zero; use linear or cosine to start at 0")
+            raise ValueError(
+                "an exponential schedule needs 'from' and 'to' above zero; use linear or cosine to start at 0"
+            )
         return self
 
 
@@ -137,7 +141,9 @@ def _from_auto(value: Any) -> Any:
 
 
 Strength = Annotated[
-    Annotated[Auto | Constant | Linear | Cosine | Cubic | Exponential | Step | OneShot, Field(discriminator="kind")],
+    Annotated[
+        Auto | Constant | Linear | Cosine | Cubic | Exponential | Step | OneShot, Field(discriminator="kind")
+    ],
     BeforeValidator(_from_auto, json_schema_input_type=NonNegative | Literal["auto"] | Auto | Schedule),
 ]
 """A number, a schedule with a `kind`, or auto."""

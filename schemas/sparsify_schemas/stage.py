@@ -89,10 +89,14 @@ class Gradual(Goal):
     @model_validator(mode="after")
     def _between_epochs(self) -> "Gradual":
         if self.every.unit != "ep" or self.every.value != int(self.every.value) or not self.every.value:
-            raise ValueError(f"'every: {self.every}' is no number of whole epochs, and cuts come between epochs; write 1ep")
+            raise ValueError(
+                f"'every: {self.every}' is no number of whole epochs, and cuts come between epochs; write 1ep"
+            )
         for key, moment in (("start", self.start), ("end", self.end)):
             if moment.unit == "it":
-                raise ValueError(f"'{key}: {moment}' counts steps, and cuts come between epochs; write it in ep or dur")
+                raise ValueError(
+                    f"'{key}: {moment}' counts steps, and cuts come between epochs; write it in ep or dur"
+                )
         return self
 
 
@@ -126,7 +130,10 @@ class Train(Spec):
     @model_validator(mode="after")
     def _parts_fit(self) -> "Train":
         if self.accumulate > self.batch:
-            raise AtKey("accumulate", f"a batch of {self.batch} cannot pass in {self.accumulate} parts; choose at most {self.batch}")
+            raise AtKey(
+                "accumulate",
+                f"a batch of {self.batch} cannot pass in {self.accumulate} parts; choose at most {self.batch}",
+            )
         return self
 
     @model_validator(mode="after")

@@ -35,11 +35,18 @@ class Cpu(Spec):
     def _can_be(self) -> "Cpu":
         exported = self.runtime in ("onnxruntime", "openvino")
         if self.dtype == "int8" and not exported:
-            raise AtKey("dtype", f"runtime '{self.runtime}' takes no int8; use runtime 'onnxruntime' or 'openvino'")
+            raise AtKey(
+                "dtype", f"runtime '{self.runtime}' takes no int8; use runtime 'onnxruntime' or 'openvino'"
+            )
         if self.dtype == "bf16" and self.runtime == "onnxruntime":
-            raise AtKey("dtype", "ONNX Runtime has no bf16 on a processor; use runtime 'openvino', 'compile' or 'eager'")
+            raise AtKey(
+                "dtype",
+                "ONNX Runtime has no bf16 on a processor; use runtime 'openvino', 'compile' or 'eager'",
+            )
         if self.layout != "contiguous" and exported:
-            raise AtKey("layout", f"runtime '{self.runtime}' chooses the memory order itself; leave 'layout' out")
+            raise AtKey(
+                "layout", f"runtime '{self.runtime}' chooses the memory order itself; leave 'layout' out"
+            )
         return self
 
 

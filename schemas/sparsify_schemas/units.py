@@ -62,7 +62,9 @@ class Quantity:
         )
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
         units = "|".join(re.escape(u) for u in cls.UNITS)
         return {"type": "string", "pattern": f"^{_NUMBER}({units})$", "description": cls.EXPECTS}
 

@@ -29,7 +29,15 @@ def written(value: Any) -> Any:
 
 
 def _entry(value: BaseModel) -> dict[str, Any]:
-    kept = {"layers", "protect", "override"} if isinstance(value, Rule) and value.protect else set(type(value).model_fields)
-    named = {info.alias or name: getattr(value, name) for name, info in type(value).model_fields.items() if name in kept}
+    kept = (
+        {"layers", "protect", "override"}
+        if isinstance(value, Rule) and value.protect
+        else set(type(value).model_fields)
+    )
+    named = {
+        info.alias or name: getattr(value, name)
+        for name, info in type(value).model_fields.items()
+        if name in kept
+    }
     kind = {"kind": kind_of(type(value))} if "kind" in named else {}
     return kind | {name: written(entry) for name, entry in named.items() if entry is not None}

@@ -26,9 +26,19 @@ class SparsifyCallback(Callback):  # type: ignore[misc]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raises ModelError when none of the trainer's optimizers holds the model's parameters."""
-        steps = int(trainer.estimated_stepping_batches) if trainer.estimated_stepping_batches != float("inf") else None
-        per_epoch = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches) if trainer.num_training_batches != float("inf") else None
-        self.hooks = attach(self.plan, self.model, _holder(trainer, self.model), steps_per_epoch=per_epoch, steps=steps)
+        steps = (
+            int(trainer.estimated_stepping_batches)
+            if trainer.estimated_stepping_batches != float("inf")
+            else None
+        )
+        per_epoch = (
+            -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
+            if trainer.num_training_batches != float("inf")
+            else None
+        )
+        self.hooks = attach(
+            self.plan, self.model, _holder(trainer, self.model), steps_per_epoch=per_epoch, steps=steps
+        )
         if self._saved:
             self.hooks.load_state_dict(self._saved)
 
@@ -60,4 +70,6 @@ def _holder(trainer: Trainer, model: nn.Module) -> Any:
         except ModelError:
             continue
         return optimizer
-    raise ModelError("no optimizer of the Trainer holds the model's parameters; give SparsifyCallback the module that is trained")
+    raise ModelError(
+        "no optimizer of the Trainer holds the model's parameters; give SparsifyCallback the module that is trained"
+    )

@@ -24,28 +24,42 @@ class SparsifyCallback(TrainerCallback):  # type: ignore[misc]
         self.plan = plan
         self.hooks: Hooks | None = None
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
         """Raises ModelError when training resumes from a checkpoint that was written without this callback."""
         model: nn.Module = given["model"]
         per_epoch = max(round(state.max_steps / state.num_train_epochs), 1)
-        self.hooks = attach(self.plan, model, given["optimizer"], steps_per_epoch=per_epoch, steps=state.max_steps)
+        self.hooks = attach(
+            self.plan, model, given["optimizer"], steps_per_epoch=per_epoch, steps=state.max_steps
+        )
         if state.global_step:
             self.hooks.load_state_dict(_read(_checkpoint(args, state) / FILE))
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
         if self.hooks is not None and (control.should_evaluate or control.should_save):
             self.hooks.flush()
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
-        saved = gathered(self.hooks.state_dict()) if self.hooks is not None else None  # all processes take part
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        saved = (
+            gathered(self.hooks.state_dict()) if self.hooks is not None else None
+        )  # all processes take part
         if saved is not None and state.is_world_process_zero:
             torch.save(saved, _checkpoint(args, state) / FILE)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
         if self.hooks is not None:
             given["logs"]["sparsity"] = self.hooks.sparsity()
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
         if self.hooks is not None:
             self.hooks.detach()
 
@@ -56,6 +70,8 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise ModelError(f"{path} is missing: the checkpoint was written without SparsifyCallback, or lies outside output_dir")
+        raise ModelError(
+            f"{path} is missing: the checkpoint was written without SparsifyCallback, or lies outside output_dir"
+        )
     found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return found

@@ -65,7 +65,9 @@ class Costs:
         if self._clocks:
             shapes = self.shapes(gone)
             found |= {latency(clock.target): clock.ms(shapes) for clock in self._clocks}
-        return found if self._lives is None else found | {"peak_memory": size + self._lives.most(gone, smooth)}
+        return (
+            found if self._lives is None else found | {"peak_memory": size + self._lives.most(gone, smooth)}
+        )
 
     def shapes(self, gone: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
         """Tensor -> its shape with the listed units of each coupled group removed; of no elements where it leaves as a whole."""
@@ -194,7 +196,10 @@ class _Lives:
         for place, life in enumerate(lives):
             for name, per_unit in life.per_unit:
                 slopes[name].append((place, per_unit))
-        self._slopes = {name: (np.array([p for p, _ in own]), np.array([s for _, s in own])) for name, own in slopes.items()}
+        self._slopes = {
+            name: (np.array([p for p, _ in own]), np.array([s for _, s in own]))
+            for name, own in slopes.items()
+        }
 
     def most(self, gone: Mapping[str, Sequence[int]], smooth: bool) -> float:
         """At the peak, inputs included; smooth: the 8-norm over the operators in place of their maximum."""

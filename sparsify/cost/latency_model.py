@@ -75,21 +75,32 @@ class Surface:
     @cached_property
     def _fitted(self) -> tuple[Floats, Floats, Floats, dict[tuple[bool, bool], float]]:
         even = [p for p in self.points if self._aligned(p[0], p[1]) == (True, True)] or list(self.points)
-        at, ms = np.array([p[:2] for p in even], dtype=float), np.maximum(np.array([p[2] for p in even]), 1e-6)
+        at, ms = (
+            np.array([p[:2] for p in even], dtype=float),
+            np.maximum(np.array([p[2] for p in even]), 1e-6),
+        )
         basis = self._basis(at) / ms[:, None]
-        theta = np.linalg.lstsq(np.vstack([basis, 1e-4 * np.eye(4) / ms.max()]), np.append(np.ones(len(ms)), np.zeros(4)), rcond=None)[0]
+        theta = np.linalg.lstsq(
+            np.vstack([basis, 1e-4 * np.eye(4) / ms.max()]),
+            np.append(np.ones(len(ms)), np.zeros(4)),
+            rcond=None,
+        )[0]
         left = ms / np.maximum(self._basis(at) @ theta, 0.2 * ms)
         dearer: dict[tuple[bool, bool], list[float]] = {}
         for inputs, outputs, found in self.points:
             kind = self._aligned(inputs, outputs)
             if kind != (True, True):
-                dearer.setdefault(kind, []).append(found / self._smooth(*self._up(inputs, outputs), at, theta, left))
+                dearer.setdefault(kind, []).append(
+                    found / self._smooth(*self._up(inputs, outputs), at, theta, left)
+                )
         return at, theta, left, {kind: float(np.median(found)) for kind, found in dearer.items()}
 
     def ms(self, inputs: int, outputs: int) -> float:
         """Milliseconds at these widths."""
         at, theta, left, dearer = self._fitted
-        return self._smooth(*self._up(inputs, outputs), at, theta, left) * dearer.get(self._aligned(inputs, outputs), 1.0)
+        return self._smooth(*self._up(inputs, outputs), at, theta, left) * dearer.get(
+            self._aligned(inputs, outputs), 1.0
+        )
 
     def _aligned(self, inputs: int, outputs: int) -> tuple[bool, bool]:
         """A width that was never cut counts as aligned: what it costs is in the points."""
@@ -98,7 +109,10 @@ class Surface:
     def _up(self, inputs: int, outputs: int) -> tuple[int, int]:
         """The next step; off the fast path inputs are charged one by one."""
         steps = self.steps if self._aligned(inputs, outputs)[0] else (1, self.steps[1])
-        up = [min(dense, ceil(width / step) * step) for width, step, dense in zip((inputs, outputs), steps, self.dense, strict=True)]
+        up = [
+            min(dense, ceil(width / step) * step)
+            for width, step, dense in zip((inputs, outputs), steps, self.dense, strict=True)
+        ]
         return up[0], up[1]
 
     def _basis(self, at: Floats) -> Floats:
@@ -178,7 +192,9 @@ class Clock:
             if 0 not in shapes.get(work.tensor, ()):
                 inputs, outputs = work.widths(shapes)
                 spent = float(by_kind[work.kind]) * self._ms(work, inputs, outputs, shapes)
-                spent += (per_written * work.written * outputs + per_weight * prod(shapes.get(work.tensor, ()))) / 1e6
+                spent += (
+                    per_written * work.written * outputs + per_weight * prod(shapes.get(work.tensor, ()))
+                ) / 1e6
             found[layer] = found.get(layer, 0.0) + spent
         scale = self.ms(shapes) / self._unbent(shapes)
         return {layer: scale * spent for layer, spent in found.items()}
@@ -201,7 +217,9 @@ class Clock:
 
     def _ms(self, work: Work, inputs: int, outputs: int, shapes: Shapes) -> float:
         if work.kind == "other":
-            return work.macs * PER_MAC * (prod(shapes.get(work.tensor, ())) / work.numel if work.numel else 1.0)
+            return (
+                work.macs * PER_MAC * (prod(shapes.get(work.tensor, ())) / work.numel if work.numel else 1.0)
+            )
         return self.surfaces[work.key, work.inputs, work.outputs].ms(inputs, outputs)
 
 

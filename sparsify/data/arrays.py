@@ -27,9 +27,20 @@ def read_npz(path: Path) -> tuple[Examples, Examples]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [n for n in _NAMES if n not in archive.files]
             if missing:
-                raise DataError(f"{path}: has no {', '.join(missing)} (it holds {', '.join(archive.files[:8]) or 'nothing'})")
+                raise DataError(
+                    f"{path}: has no {', '.join(missing)} (it holds {', '.join(archive.files[:8]) or 'nothing'})"
+                )
             x_train, y_train, x_test, y_test = (archive[n] for n in _NAMES)
-    except (OSError, ValueError, TypeError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        EOFError,
+        KeyError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise DataError(f"{path}: cannot be read as an .npz of plain arrays ({error})") from error
     return _checked(x_train, y_train, f"{path}: x_train"), _checked(x_test, y_test, f"{path}: x_test")
 
@@ -48,7 +59,9 @@ def read_callable(source: str) -> tuple[Examples, Examples]:
         raise DataError(f"data.source '{source}' failed: {type(error).__name__}: {error}") from error
     if not isinstance(returned, tuple | list) or len(returned) != 2:
         raise DataError(f"data.source '{source}' returned {_kind(returned)}; expected (train, test)")
-    train, test = (_part(part, f"{source}: {name}") for part, name in zip(returned, ("train", "test"), strict=True))
+    train, test = (
+        _part(part, f"{source}: {name}") for part, name in zip(returned, ("train", "test"), strict=True)
+    )
     return train, test
 
 
@@ -72,13 +85,18 @@ def _stacked(pairs: list[Any], name: str) -> Examples:
 
 
 def _pairs(dataset: Dataset[Any], name: str) -> list[Any]:
-    items: Iterable[Any] = dataset if isinstance(dataset, Iterable) else (dataset[i] for i in range(_length(dataset, name)))
+    items: Iterable[Any] = (
+        dataset if isinstance(dataset, Iterable) else (dataset[i] for i in range(_length(dataset, name)))
+    )
     try:
         pairs = list(items)
     except Exception as error:
         raise DataError(f"{name}: reading the Dataset failed: {type(error).__name__}: {error}") from error
     if not pairs or not all(isinstance(p, tuple | list) and len(p) == 2 for p in pairs):
-        raise DataError(f"{name}: " + ("has no examples" if not pairs else "the Dataset gives something else than pairs (x, y)"))
+        raise DataError(
+            f"{name}: "
+            + ("has no examples" if not pairs else "the Dataset gives something else than pairs (x, y)")
+        )
     return pairs
 
 
@@ -93,8 +111,15 @@ def _checked(x: Any, y: Any, name: str) -> Examples:
     inputs, targets = _tensor(x, name), _tensor(y, f"{name} (targets)")
     if targets.ndim == 2 and targets.shape[1] == 1:
         targets = targets[:, 0]
-    if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
-        raise DataError(f"{name}: targets must be whole numbers, one an example; they are {_described(targets)}")
+    if (
+        targets.ndim != 1
+        or targets.is_floating_point()
+        or targets.is_complex()
+        or targets.dtype == torch.bool
+    ):
+        raise DataError(
+            f"{name}: targets must be whole numbers, one an example; they are {_described(targets)}"
+        )
     if inputs.ndim < 2:
         raise DataError(
             f"{name}: one example is a single number; expected inputs of (examples, ...), they are {_described(inputs)}"

@@ -38,7 +38,9 @@ def _records(path: Path) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}); fetch it again") from error
     if len(content) != _RECORDS * _RECORD:
-        raise DataError(f"{path}: {len(content)} bytes where {_RECORDS * _RECORD} were expected; fetch it again")
+        raise DataError(
+            f"{path}: {len(content)} bytes where {_RECORDS * _RECORD} were expected; fetch it again"
+        )
     records = content.reshape(_RECORDS, _RECORD)
     highest = int(records[:, 0].max())
     if highest > 9:

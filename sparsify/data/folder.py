@@ -43,10 +43,14 @@ def _visible(folder: Path) -> list[Path]:
 
 def _classes(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise DataError(f"data source folder: {folder} is not there; expected train/<class>/ and test/<class>/ under data.root")
+        raise DataError(
+            f"data source folder: {folder} is not there; expected train/<class>/ and test/<class>/ under data.root"
+        )
     names = [p.name for p in _visible(folder) if p.is_dir()]
     if not names:
-        raise DataError(f"{folder}: has no class folders; expected <class>/ with the images of one class each")
+        raise DataError(
+            f"{folder}: has no class folders; expected <class>/ with the images of one class each"
+        )
     return names
 
 

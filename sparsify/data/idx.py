@@ -20,7 +20,9 @@ _KIND = {3: "images", 1: "labels"}
 def read(root: Path, name: str) -> tuple[Examples, Examples]:
     """Training and test examples of 1x28x28 bytes from <root>/<name>/raw; `name` is torchvision's class."""
     folder = root / name / "raw"
-    wanted = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    wanted = [
+        f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+    ]
     missing = [w for w in wanted if not any(p.is_file() for p in _places(folder, w))]
     if missing:
         raise DataError(_absent(root, name, folder, missing))
@@ -43,11 +45,15 @@ def _examples(folder: Path, part: str) -> Examples:
     images = _read(folder, f"{part}-images-idx3-ubyte", 3)
     labels = _read(folder, f"{part}-labels-idx1-ubyte", 1)
     if len(images) != len(labels):
-        raise DataError(f"{folder}: {part} has {len(images)} images and {len(labels)} labels; fetch both files again")
+        raise DataError(
+            f"{folder}: {part} has {len(images)} images and {len(labels)} labels; fetch both files again"
+        )
     if not len(labels):
         raise DataError(f"{folder}: {part} has no examples")
     if int(labels.max()) > 9:
-        raise DataError(f"{folder / part}-labels-idx1-ubyte: label {int(labels.max())} is out of range, expected 0 to 9")
+        raise DataError(
+            f"{folder / part}-labels-idx1-ubyte: label {int(labels.max())} is out of range, expected 0 to 9"
+        )
     return Examples(images[:, None], labels.long())
 
 
@@ -57,10 +63,14 @@ def _read(folder: Path, name: str, dims: int) -> Tensor:
     content = _content(path)
     header = 4 * (1 + dims)
     if len(content) < header:
-        raise DataError(f"{path}: {len(content)} bytes are too short for an IDX file of {_KIND[dims]}; fetch it again")
+        raise DataError(
+            f"{path}: {len(content)} bytes are too short for an IDX file of {_KIND[dims]}; fetch it again"
+        )
     magic, *shape = struct.unpack(f">{1 + dims}I", content[:header])
     if magic != _MAGIC[dims]:
-        raise DataError(f"{path}: not an IDX file of {_KIND[dims]} (starts with {magic:#010x}, expected {_MAGIC[dims]:#010x})")
+        raise DataError(
+            f"{path}: not an IDX file of {_KIND[dims]} (starts with {magic:#010x}, expected {_MAGIC[dims]:#010x})"
+        )
     expected = header + math.prod(shape)
     if len(content) != expected:
         raise DataError(f"{path}: {len(content)} bytes where its header promises {expected}; fetch it again")

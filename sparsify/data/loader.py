@@ -16,7 +16,9 @@ Batch = tuple[Tensor, Tensor]
 _NONE = Augment()
 
 
-def batches(examples: Examples, size: int, *, seed: int | None = None, augment: Augment = _NONE) -> DataLoader[Batch]:
+def batches(
+    examples: Examples, size: int, *, seed: int | None = None, augment: Augment = _NONE
+) -> DataLoader[Batch]:
     """A loader of (x, y) batches; the last one may be smaller, no example is dropped.
 
     A seed shuffles and augments, None gives the examples in order as they are. The same seed gives the same batches
@@ -24,9 +26,13 @@ def batches(examples: Examples, size: int, *, seed: int | None = None, augment: 
     neither read nor changed.
     """
     generator = torch.Generator().manual_seed(0 if seed is None else seed)
-    order = torch.arange(len(examples)) if seed is None else torch.randperm(len(examples), generator=generator)
+    order = (
+        torch.arange(len(examples)) if seed is None else torch.randperm(len(examples), generator=generator)
+    )
     changes = None if seed is None else _Changes.draw(len(examples), augment, generator)
-    return DataLoader(_Stacked(examples, changes), batch_sampler=_Chunks(order, size), collate_fn=_same, generator=generator)
+    return DataLoader(
+        _Stacked(examples, changes), batch_sampler=_Chunks(order, size), collate_fn=_same, generator=generator
+    )
 
 
 def _same(batch: Any) -> Any:
@@ -49,7 +55,9 @@ class _Changes:
             return torch.randint(limit, (count,), generator=generator)
 
         flips = below(2).bool() if augment.flip else None
-        down, right = (below(2 * augment.crop + 1), below(2 * augment.crop + 1)) if augment.crop else (None, None)
+        down, right = (
+            (below(2 * augment.crop + 1), below(2 * augment.crop + 1)) if augment.crop else (None, None)
+        )
         return _Changes(augment.crop, flips, down, right)
 
     def apply(self, x: Tensor, at: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsify.calls import Call, Inputs, plain
 from sparsify.data.examples import Datasets
 from sparsify.errors import DataError
-from sparsify.fresh_inputs import Draw, drawn_as
+from sparsify.forward.calls import Call, Inputs, plain
+from sparsify.forward.fresh_inputs import Draw, drawn_as
 from sparsify_schemas.model import Call as Called
 from sparsify_schemas.model import Input
 from sparsify_schemas.recipe import Recipe
@@ -17,7 +17,9 @@ from sparsify_schemas.recipe import Recipe
 Entry = Input | tuple[Input | None, ...] | None
 
 
-def example_inputs(recipe: Recipe, datasets: Datasets | None = None, batch: int | None = 2, seed: int = 0) -> Inputs:
+def example_inputs(
+    recipe: Recipe, datasets: Datasets | None = None, batch: int | None = 2, seed: int = 0
+) -> Inputs:
     """Inputs for `batch` examples: as `inputs` or `calls` of the recipe say, else the first training examples.
 
     Random floating-point numbers are normal, integers 0 and 1 and booleans mixed where the recipe names no range. The
@@ -35,11 +37,18 @@ def example_inputs(recipe: Recipe, datasets: Datasets | None = None, batch: int 
 
 def open_integers(recipe: Recipe) -> tuple[frozenset[str], ...]:
     """Of each call the paths of integers and booleans for which the recipe says neither values nor a range."""
-    return tuple(frozenset(path for path, entry in _entries(called) if _is_open(entry)) for called in _calls(recipe))
+    return tuple(
+        frozenset(path for path, entry in _entries(called) if _is_open(entry)) for called in _calls(recipe)
+    )
 
 
 def _is_open(entry: Input) -> bool:
-    return entry.dtype in ("int64", "int32", "bool") and entry.range is None and entry.values is None and not entry.is_plain
+    return (
+        entry.dtype in ("int64", "int32", "bool")
+        and entry.range is None
+        and entry.values is None
+        and not entry.is_plain
+    )
 
 
 def _calls(recipe: Recipe) -> tuple[Called, ...]:
@@ -50,7 +59,11 @@ def _calls(recipe: Recipe) -> tuple[Called, ...]:
 
 def _arguments(called: Called) -> dict[str, Entry]:
     """Name or place -> what is written there."""
-    return dict(called.inputs) if isinstance(called.inputs, Mapping) else {str(at): entry for at, entry in enumerate(called.inputs)}
+    return (
+        dict(called.inputs)
+        if isinstance(called.inputs, Mapping)
+        else {str(at): entry for at, entry in enumerate(called.inputs)}
+    )
 
 
 def _entries(called: Called) -> Iterator[tuple[str, Input]]:
@@ -77,7 +90,9 @@ def _drawn(called: Called, batch: int | None, generator: torch.Generator) -> Cal
             made[name] = [value_of(entry, f"{name}.{place}") for place, entry in enumerate(argument)]
         else:
             made[name] = value_of(argument, name)
-    return Call(called.method, made if isinstance(called.inputs, Mapping) else tuple(made.values()), batch=axes)
+    return Call(
+        called.method, made if isinstance(called.inputs, Mapping) else tuple(made.values()), batch=axes
+    )
 
 
 def _axes(called: Called) -> dict[str, int | None]:
@@ -105,8 +120,14 @@ def _tensor(entry: Input, axis: int | None, batch: int | None, generator: torch.
     dtype: torch.dtype = getattr(torch, entry.dtype)
     if entry.values is not None:
         given = torch.tensor(entry.values).to(dtype)
-        return given if axis is None or batch is None else given.index_select(axis, torch.arange(batch) % given.shape[axis])
-    shape = tuple(batch if batch is not None and at == axis else size for at, size in enumerate(entry.dimensions))
+        return (
+            given
+            if axis is None or batch is None
+            else given.index_select(axis, torch.arange(batch) % given.shape[axis])
+        )
+    shape = tuple(
+        batch if batch is not None and at == axis else size for at, size in enumerate(entry.dimensions)
+    )
     return draw(entry, shape, dtype, generator)
 
 
@@ -115,7 +136,9 @@ def draw(entry: Input, shape: tuple[int, ...], dtype: torch.dtype, generator: to
     whole = not dtype.is_floating_point
     if entry.range is not None:
         low, high = entry.range
-        return drawn_as(Draw("integers", low, high - 1) if whole else Draw("uniform", low, high), shape, dtype, generator)
+        return drawn_as(
+            Draw("integers", low, high - 1) if whole else Draw("uniform", low, high), shape, dtype, generator
+        )
     return drawn_as(Draw("integers", 0, 1) if whole else Draw("normal"), shape, dtype, generator)
 
 

@@ -42,7 +42,9 @@ def _read(spec: Data) -> Pair:
             return cifar.read(_root(spec))
         case "folder":
             if spec.root is None:
-                raise DataError("data.source folder needs data.root: the folder that holds train/<class>/ and test/<class>/")
+                raise DataError(
+                    "data.source folder needs data.root: the folder that holds train/<class>/ and test/<class>/"
+                )
             return folder.read(Path(spec.root).expanduser(), spec.size)
         case source if source.endswith(".npz"):
             return arrays.read_npz(Path(spec.root or "").expanduser() / Path(source).expanduser())
@@ -61,12 +63,16 @@ def _check(spec: Data, train: Examples, test: Examples) -> None:
         raise DataError(
             f"data.normalize has {len(spec.normalize.mean)} means; the examples of '{spec.source}' are {shown} and need {shape[0]}"
         )
-    if spec.normalize is not None and not (train.inputs.is_floating_point() or train.inputs.dtype == torch.uint8):
+    if spec.normalize is not None and not (
+        train.inputs.is_floating_point() or train.inputs.dtype == torch.uint8
+    ):
         raise DataError(
             f"data.normalize needs pixels or real numbers; the inputs of '{spec.source}' are {str(train.inputs.dtype)[6:]}"
         )
     if (spec.augment.flip or spec.augment.crop) and len(shape) != 3:
-        raise DataError(f"data.augment changes images (channels, height, width); the examples of '{spec.source}' are {shown}")
+        raise DataError(
+            f"data.augment changes images (channels, height, width); the examples of '{spec.source}' are {shown}"
+        )
     if train.inputs.shape[1:] != test.inputs.shape[1:]:
         raise DataError(
             f"'{spec.source}': training examples are {shown}, test examples {'x'.join(map(str, test.inputs.shape[1:]))}"
@@ -77,7 +83,9 @@ def _split(train: Examples, spec: Data, seed: int) -> Pair:
     """Training examples without the validation share, and that share; both keep the order of the file."""
     count = round(len(train) * spec.validation.fraction)
     if count == len(train):
-        raise DataError(f"data.validation of {spec.validation} leaves none of the {len(train)} training examples to train on")
+        raise DataError(
+            f"data.validation of {spec.validation} leaves none of the {len(train)} training examples to train on"
+        )
     order = torch.arange(len(train))
     if spec.split == "random":
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))

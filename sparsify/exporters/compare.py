@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify import forward
-from sparsify.calls import Inputs, calls_of, examples_of, flattened
 from sparsify.cost.measure import copied
 from sparsify.cost.measure.onnx_export import reason
 from sparsify.data import Examples, batches
 from sparsify.errors import ModelError, VerificationError
 from sparsify.formatting.numbers import plain, tiny
+from sparsify.forward import call_model
+from sparsify.forward.calls import Inputs, calls_of, examples_of, flattened
 
 _BATCH = 64
 Read = Callable[[], Callable[[Inputs], list[Tensor]]]
@@ -24,7 +24,7 @@ def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Every tensor that a forward call of a copy returns; random numbers start from the same seed each time."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(0)
-        made = forward.call(copied(model), inputs)
+        made = call_model.call(copied(model), inputs)
     return _tensors(made)
 
 
@@ -39,7 +39,9 @@ def in_memory(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     except Exception as error:
         count = examples_of(calls_of(inputs)[0])
         what = "its inputs" if count is None else f"a batch of {count}"
-        raise ModelError(f"the run's model does not take {what}, so it cannot be exported: {reason(error)}") from error
+        raise ModelError(
+            f"the run's model does not take {what}, so it cannot be exported: {reason(error)}"
+        ) from error
     if not found:
         raise ModelError("the run's model returns no tensor, so a file of it could not be compared with it")
     return found
@@ -64,7 +66,9 @@ def compared(
     for batch, wanted in expected.items():
         shapes, got = (", ".join(str(list(t.shape)) for t in side) for side in (wanted, found[batch]))
         if shapes != got:
-            raise VerificationError(f"{refused}: at batch {batch} the model returns {shapes}, reloaded by {by} it returns {got}")
+            raise VerificationError(
+                f"{refused}: at batch {batch} the model returns {shapes}, reloaded by {by} it returns {got}"
+            )
         apart = max(map(difference, wanted, found[batch]))
         if not apart <= tolerance:
             raise VerificationError(
@@ -80,7 +84,7 @@ def agreement(model: nn.Module, run: Callable[[Inputs], list[Tensor]], examples:
     own, same = copied(model), 0
     with torch.no_grad():
         for x, _ in batches(examples, _BATCH):
-            same += int((_tensors(forward.call(own, (x,)))[0].argmax(1) == run((x,))[0].argmax(1)).sum())
+            same += int((_tensors(call_model.call(own, (x,)))[0].argmax(1) == run((x,))[0].argmax(1)).sum())
     return same / len(examples)
 
 

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from sparsify.calls import Inputs
 from sparsify.cost.measure.onnx_export import onnx_program, program, reason
 from sparsify.cost.measure.onnx_quantize import quantised
 from sparsify.errors import VerificationError
 from sparsify.exporters import hugging_face
 from sparsify.exporters.compare import Read, outputs
+from sparsify.forward.calls import Inputs
 from sparsify.modelfile.weights import load_weights, save_weights
 from sparsify.runs.save_load import Base, Build
 
@@ -26,7 +26,9 @@ Fed = Sequence[Sequence[NDArray[Any]]]
 CheckedBy = Literal["torch.export", "onnxruntime", "onnx.checker", "the rebuilt model", "from_pretrained"]
 
 
-def write(format: Format, model: nn.Module, base: Base, traced: Inputs, other: Inputs, fed: Fed, path: Path) -> None:
+def write(
+    format: Format, model: nn.Module, base: Base, traced: Inputs, other: Inputs, fed: Fed, path: Path
+) -> None:
     """Write the model. Raises ModelError when the format cannot express it.
 
     base: how its structure comes about. traced, other: example inputs at two batch sizes. fed: what integers find their ranges on.
@@ -39,7 +41,9 @@ def write(format: Format, model: nn.Module, base: Base, traced: Inputs, other: I
         case "onnx":
             onnx_program(model, traced, other).save(str(path), external_data=False)
         case "onnx-int8":
-            path.write_bytes(quantised(onnx_program(model, traced, other).model_proto.SerializeToString(), fed))
+            path.write_bytes(
+                quantised(onnx_program(model, traced, other).model_proto.SerializeToString(), fed)
+            )
         case "safetensors":
             metadata = {key: json.dumps(value) for key, value in base.body().items()}
             save_weights(model, path, {"format": "pt", **metadata})
@@ -49,7 +53,9 @@ def write(format: Format, model: nn.Module, base: Base, traced: Inputs, other: I
             assert_never(format)
 
 
-def reader(format: Format, model: nn.Module, path: Path, build: Build | None) -> tuple[CheckedBy, Read | None]:
+def reader(
+    format: Format, model: nn.Module, path: Path, build: Build | None
+) -> tuple[CheckedBy, Read | None]:
     """Who reads the file back, and how it is loaded; None when it cannot be run here. Raises VerificationError."""
     match format:
         case "pt2":
@@ -81,7 +87,10 @@ def _session(path: Path) -> Callable[[Inputs], list[Tensor]]:
 
     def run(inputs: Inputs) -> list[Tensor]:
         given = inputs if isinstance(inputs, Mapping) else dict(zip(names, inputs, strict=True))
-        return [torch.from_numpy(array) for array in session.run(None, {name: given[name].numpy() for name in names})]
+        return [
+            torch.from_numpy(array)
+            for array in session.run(None, {name: given[name].numpy() for name in names})
+        ]
 
     return run
 
@@ -92,7 +101,9 @@ def _check_onnx(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
-        raise VerificationError(f"onnx.checker refuses the file that was made, so it was not kept: {reason(error)}") from error
+        raise VerificationError(
+            f"onnx.checker refuses the file that was made, so it was not kept: {reason(error)}"
+        ) from error
 
 
 def _rebuilt(path: Path, build: Build | None) -> Callable[[Inputs], list[Tensor]]:

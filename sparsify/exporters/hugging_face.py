@@ -51,7 +51,9 @@ def is_hugging_face(model: nn.Module) -> bool:
 def save(model: nn.Module, folder: Path) -> None:
     """Write config.json and model.safetensors. Raises ModelError when no configuration has the model's widths."""
     if not is_hugging_face(model):
-        raise ModelError(f"the run's model is a {type(model).__name__}, not a model of transformers; export it with --format pt2, onnx or safetensors")
+        raise ModelError(
+            f"the run's model is a {type(model).__name__}, not a model of transformers; export it with --format pt2, onnx or safetensors"
+        )
     own: Any = model
     with torch.random.fork_rng(devices=[]), redirect_stderr(StringIO()):  # where its progress goes
         made: Any = type(model)(fitting(own)).to(next(model.parameters()).dtype)
@@ -78,11 +80,18 @@ def fitting(model: Any) -> Any:
     wanted = _shapes(model)
     base = _tried(model, ())
     if base is None:
-        raise ModelError(f"a fresh {type(model).__name__} cannot be built from its own configuration; {_OTHERS}")
+        raise ModelError(
+            f"a fresh {type(model).__name__} cannot be built from its own configuration; {_OTHERS}"
+        )
     if base.shapes.keys() != wanted.keys():
         name = min(base.shapes.keys() ^ wanted.keys())
-        raise ModelError(f"a fresh {type(model).__name__} and the cut model differ in '{name}', which only one of them has; {_OTHERS}")
-    best = min((_best(model, base, wanted, given) for given in ((), _head_size(model))), key=lambda t: _off(t.shapes, wanted))
+        raise ModelError(
+            f"a fresh {type(model).__name__} and the cut model differ in '{name}', which only one of them has; {_OTHERS}"
+        )
+    best = min(
+        (_best(model, base, wanted, given) for given in ((), _head_size(model))),
+        key=lambda t: _off(t.shapes, wanted),
+    )
     if _off(best.shapes, wanted):
         raise ModelError(_obstacle(model, best, base.shapes, wanted))
     return best.config
@@ -91,10 +100,22 @@ def fitting(model: Any) -> Any:
 def _best(model: Any, base: _Trial, wanted: Shapes, given: tuple[Change, ...]) -> _Trial:
     """The best that up to three changes besides those given can do."""
     numbers = _numbers(model)
-    singles = [change for change in _changes(model.config, base.shapes, wanted) if _helps(_tried(model, (*given, change)), base, wanted)]
-    several = (c for count in range(2, MOST + 1) for c in combinations(singles, count) if len({field for field, _ in c}) == count)
+    singles = [
+        change
+        for change in _changes(model.config, base.shapes, wanted)
+        if _helps(_tried(model, (*given, change)), base, wanted)
+    ]
+    several = (
+        c
+        for count in range(2, MOST + 1)
+        for c in combinations(singles, count)
+        if len({field for field, _ in c}) == count
+    )
     tried = (_tried(model, (*given, *changes)) for changes in [*((c,) for c in singles), *several])
-    return min((base, *(t for t in tried if t)), key=lambda t: (_off(t.shapes, wanted), sum(numbers.get(n, v) != v for n, v in t.numbers.items())))
+    return min(
+        (base, *(t for t in tried if t)),
+        key=lambda t: (_off(t.shapes, wanted), sum(numbers.get(n, v) != v for n, v in t.numbers.items())),
+    )
 
 
 def _helps(trial: _Trial | None, base: _Trial, wanted: Shapes) -> bool:
@@ -114,20 +135,30 @@ def _tried(model: Any, changes: tuple[Change, ...]) -> _Trial | None:
             _set(config, field, value)
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             made = type(model)(config)
-    except Exception:  # such as a width that the number of heads does not divide, or a field that is no number
+    except (
+        Exception
+    ):  # such as a width that the number of heads does not divide, or a field that is no number
         return None
     shapes = _shapes(made)
-    return _Trial(changes, config, shapes, _numbers(made)) if not changes or shapes.keys() == model.state_dict().keys() else None
+    return (
+        _Trial(changes, config, shapes, _numbers(made))
+        if not changes or shapes.keys() == model.state_dict().keys()
+        else None
+    )
 
 
 def _changes(config: Any, before: Shapes, after: Shapes) -> Iterable[Change]:
     """Every number of the configuration, in the proportions of the widths that changed; None, where it stands for a width."""
-    ratios = dict.fromkeys((a, b) for name in after for a, b in zip(before[name], after[name], strict=False) if a != b)
+    ratios = dict.fromkeys(
+        (a, b) for name in after for a, b in zip(before[name], after[name], strict=False) if a != b
+    )
     for field, value in _fields(config):
         if value is None:
             yield from dict.fromkeys((field, new) for _, new in ratios)
         else:
-            yield from dict.fromkeys((field, value * new // old) for old, new in ratios if value * new % old == 0 and value * new)
+            yield from dict.fromkeys(
+                (field, value * new // old) for old, new in ratios if value * new % old == 0 and value * new
+            )
 
 
 def _fields(config: Any, at: Field = ()) -> Iterable[tuple[Field, int | None]]:
@@ -160,12 +191,20 @@ def _shapes(model: nn.Module) -> Shapes:
 
 def _numbers(model: nn.Module) -> Mapping[str, float]:
     """What its modules hold as plain numbers."""
-    return {f"{name}.{key}": value for name, m in model.named_modules() for key, value in vars(m).items() if type(value) in (int, float)}
+    return {
+        f"{name}.{key}": value
+        for name, m in model.named_modules()
+        for key, value in vars(m).items()
+        if type(value) in (int, float)
+    }
 
 
 def _off(found: Shapes, wanted: Shapes) -> int:
     """In how many dimensions of its tensors a model is not as wanted."""
-    return sum(1 if len(shape) != len(found[name]) else sum(a != b for a, b in zip(shape, found[name], strict=True)) for name, shape in wanted.items())
+    return sum(
+        1 if len(shape) != len(found[name]) else sum(a != b for a, b in zip(shape, found[name], strict=True))
+        for name, shape in wanted.items()
+    )
 
 
 _OTHERS = "--format pt2, onnx and safetensors take the model as it is"
@@ -187,7 +226,11 @@ def _obstacle(model: Any, best: _Trial, before: Shapes, wanted: Shapes) -> str:
             f"keep: {{uniform: true}} in the rule keeps them alike, and {_OTHERS}"
         )
     tried = " and ".join(f"{'.'.join(map(str, field))} {value}" for field, value in best.changes)
-    said = f"with {tried} it is {_shown(best.shapes[name])}" if tried else f"it stays {_shown(best.shapes[name])}"
+    said = (
+        f"with {tried} it is {_shown(best.shapes[name])}"
+        if tried
+        else f"it stays {_shown(best.shapes[name])}"
+    )
     return f"no number in {_name(model)} makes '{name}' {_shown(wanted[name])}: {said}; {_OTHERS}"
 
 

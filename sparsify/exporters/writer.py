@@ -10,13 +10,13 @@ from typing import Literal, get_args
 from torch import nn
 
 from sparsify import files
-from sparsify.calls import Inputs, all_tensors, calls_of, examples_of, plain
 from sparsify.cost.measure.onnx_export import quiet
 from sparsify.cost.measure.tensor_program import entry_tensors
 from sparsify.data import Datasets, load_data
 from sparsify.errors import ModelError, RunError
 from sparsify.exporters.compare import Read, agreement, compared, in_memory
 from sparsify.exporters.formats import CheckedBy, Format, reader, write
+from sparsify.forward.calls import Inputs, all_tensors, calls_of, examples_of, plain
 from sparsify.runs import run_folder
 from sparsify.runs.int8 import EXAMPLES, ranges
 from sparsify.runs.save_load import Build, base_on, load_run, planned_calls, planned_inputs
@@ -66,7 +66,13 @@ class Exported:
 
 
 def export(
-    run: str | Path, format: Format, path: str | Path | None = None, *, build: Build | None = None, force: bool = False, fixed: bool = False
+    run: str | Path,
+    format: Format,
+    path: str | Path | None = None,
+    *,
+    build: Build | None = None,
+    force: bool = False,
+    fixed: bool = False,
 ) -> Exported:
     """Write the cut model of a complete run as one file, and prove the file by reloading it.
 
@@ -89,7 +95,10 @@ def export(
         if probes.fixed or format not in _TRACED_FORMATS:
             raise
         narrower = _fixed_probes(folder, format)
-        notes = (*notes, f"the file takes {_shapes(narrower)} and nothing else, as the model cannot be exported for any batch: {error}")
+        notes = (
+            *notes,
+            f"the file takes {_shapes(narrower)} and nothing else, as the model cannot be exported for any batch: {error}",
+        )
         try:
             return _written(folder, model, datasets, format, target, build, narrower, notes)
         except ModelError:
@@ -125,7 +134,9 @@ def _probes(folder: Path, model: nn.Module, format: Format, fixed: bool) -> tupl
             in_memory(model, _inputs(folder, format, batch))
     except ModelError as error:
         narrower = _fixed_probes(folder, format)
-        in_memory(model, next(iter(narrower.compared.values())))  # one that takes nothing cannot be exported either
+        in_memory(
+            model, next(iter(narrower.compared.values()))
+        )  # one that takes nothing cannot be exported either
         if format not in _TRACED_FORMATS:
             return narrower, notes
         return narrower, (*notes, f"the file takes {_shapes(narrower)} and nothing else: {error}")
@@ -149,15 +160,29 @@ def _varies(folder: Path, format: Format) -> bool:
 
 
 def _shapes(probes: _Probes) -> str:
-    return "inputs of " + ", ".join("x".join(map(str, tensor.shape)) or "one number" for tensor in all_tensors(probes.traced))
+    return "inputs of " + ", ".join(
+        "x".join(map(str, tensor.shape)) or "one number" for tensor in all_tensors(probes.traced)
+    )
 
 
 def _written(
-    folder: Path, model: nn.Module, datasets: Datasets | None, format: Format, target: Path, build: Build | None, probes: _Probes, notes: tuple[str, ...]
+    folder: Path,
+    model: nn.Module,
+    datasets: Datasets | None,
+    format: Format,
+    target: Path,
+    build: Build | None,
+    probes: _Probes,
+    notes: tuple[str, ...],
 ) -> Exported:
     expected = {batch: in_memory(model, inputs) for batch, inputs in probes.compared.items()}
-    given = {batch: entry_tensors(model, inputs) if format in _TRACED_FORMATS else inputs for batch, inputs in probes.compared.items()}
-    fed = ranges(probes.traced, datasets, run_folder.read_recipe(folder).seed) if format == "onnx-int8" else ()
+    given = {
+        batch: entry_tensors(model, inputs) if format in _TRACED_FORMATS else inputs
+        for batch, inputs in probes.compared.items()
+    }
+    fed = (
+        ranges(probes.traced, datasets, run_folder.read_recipe(folder).seed) if format == "onnx-int8" else ()
+    )
     replacing = files.replacing_folder if format == "huggingface" else files.replacing
     tolerance = math.inf if format == "onnx-int8" else TOLERANCE
     with replacing(target) as temporary, quiet():
@@ -182,7 +207,9 @@ def _judged(model: nn.Module, read: Read, datasets: Datasets | None) -> Quantise
     validated = len(datasets.validation) > 0
     examples = datasets.validation if validated else datasets.train[:EXAMPLES]
     share = agreement(model, read(), examples)
-    return Quantised(min(EXAMPLES, len(datasets.train)), share, len(examples), "validation" if validated else "training")
+    return Quantised(
+        min(EXAMPLES, len(datasets.train)), share, len(examples), "validation" if validated else "training"
+    )
 
 
 def _check_asked(folder: Path, format: str, target: Path, force: bool) -> None:
@@ -190,18 +217,30 @@ def _check_asked(folder: Path, format: str, target: Path, force: bool) -> None:
     if format not in get_args(Format):
         raise RunError(f"no format '{format}' to export to; known: {', '.join(get_args(Format))}")
     if format == "onnx" and not (find_spec("onnx") and find_spec("onnxscript")):
-        raise RunError("export to ONNX needs onnx and onnxscript, which are not installed: pip install 'sparsify-recipes[onnx]'")
-    if format == "onnx-int8" and not (find_spec("onnx") and find_spec("onnxscript") and find_spec("onnxruntime")):
-        raise RunError("export to ONNX in int8 needs onnx, onnxscript and onnxruntime, which are not all installed: pip install 'sparsify-recipes[onnx]'")
+        raise RunError(
+            "export to ONNX needs onnx and onnxscript, which are not installed: pip install 'sparsify-recipes[onnx]'"
+        )
+    if format == "onnx-int8" and not (
+        find_spec("onnx") and find_spec("onnxscript") and find_spec("onnxruntime")
+    ):
+        raise RunError(
+            "export to ONNX in int8 needs onnx, onnxscript and onnxruntime, which are not all installed: pip install 'sparsify-recipes[onnx]'"
+        )
     if format == "huggingface" and not find_spec("transformers"):
-        raise RunError("export to a Hugging Face folder needs transformers, which is not installed: pip install 'sparsify-recipes[transformers]'")
+        raise RunError(
+            "export to a Hugging Face folder needs transformers, which is not installed: pip install 'sparsify-recipes[transformers]'"
+        )
     if not target.parent.is_dir():
         raise RunError(f"cannot write {target}: there is no folder {target.parent}")
     if format == "huggingface" and target.exists() and not (target / "config.json").is_file():
-        raise RunError(f"{target} is there and is no folder of a Hugging Face model; choose another place with --out")
+        raise RunError(
+            f"{target} is there and is no folder of a Hugging Face model; choose another place with --out"
+        )
     if format != "huggingface" and target.is_dir():
         raise RunError(f"cannot write {target}: it is a folder; name a file in it")
     if target.resolve().parent == folder.resolve() and target.name in (*run_folder.KEPT, run_folder.REPORT):
         raise RunError(f"{target} is a file of the run itself; choose another place with --out")
     if target.exists() and not force:
-        raise RunError(f"{target} exists already; choose another place with --out, or replace it with --force")
+        raise RunError(
+            f"{target} exists already; choose another place with --out, or replace it with --force"
+        )

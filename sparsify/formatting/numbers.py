@@ -157,7 +157,7 @@ def times(value: float | None) -> str:
 def spaced(text: str) -> str:
     """'25%' -> '25 %': a recipe's quantity the way a report shows its own."""
     number = text.rstrip("%abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-    return f"{number} {text[len(number):]}" if number and number != text else text
+    return f"{number} {text[len(number) :]}" if number and number != text else text
 
 
 def signed(text: str) -> str:

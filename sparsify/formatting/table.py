@@ -51,7 +51,9 @@ def cells(text: str) -> int:
     """How many terminal cells the text takes."""
     if text.isascii():
         return len(text)
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
+    )
 
 
 def lay_out(table: Table, width: int = 100) -> Iterator[Line]:
@@ -73,7 +75,9 @@ def lay_out(table: Table, width: int = 100) -> Iterator[Line]:
 
 def as_text(tables: Sequence[Table], width: int = 100) -> str:
     """Tables one below the other, with an empty line between them."""
-    return "\n\n".join("\n".join(line.text for line in lay_out(t, width)) for t in tables if t.rows or t.notes)
+    return "\n\n".join(
+        "\n".join(line.text for line in lay_out(t, width)) for t in tables if t.rows or t.notes
+    )
 
 
 def as_markdown(tables: Sequence[Table]) -> str:
@@ -91,7 +95,9 @@ def _markdown(table: Table) -> str:
     if table.rows:
         head = "| " + " | ".join(escape(c.title) for c in table.columns) + " |"
         rule = "|" + "|".join(" ---: " if c.number else " --- " for c in table.columns) + "|"
-        parts.append("\n".join([head, rule, *("| " + " | ".join(escape(c) for c in row) + " |" for row in table.rows)]))
+        parts.append(
+            "\n".join([head, rule, *("| " + " | ".join(escape(c) for c in row) + " |" for row in table.rows)])
+        )
     parts += [escape(note) for note in table.notes]
     return "\n\n".join(parts)
 
@@ -105,14 +111,21 @@ def _widths(heads: tuple[Column, ...], rows: list[tuple[str, ...]], width: int) 
         if c.number and excess > 0:
             spare = min(excess, max(0, widths[i] - max(_COMFORTABLE, *(cells(row[i]) for row in rows))))
             widths[i], excess = widths[i] - spare, excess - spare
-    for group, least in ((soft[1:], _GENEROUS), (soft[:1], _GENEROUS), (soft[1:], _COMFORTABLE), (soft, _LEAST)):
+    for group, least in (
+        (soft[1:], _GENEROUS),
+        (soft[:1], _GENEROUS),
+        (soft[1:], _COMFORTABLE),
+        (soft, _LEAST),
+    ):
         while excess > 0 and any(widths[i] > least for i in group):
             widths[max(group, key=lambda i: widths[i])] -= 1
             excess -= 1
     return widths
 
 
-def _row(row: tuple[str, ...], heads: tuple[Column, ...], widths: list[int], *, fold: bool = False) -> Iterator[str]:
+def _row(
+    row: tuple[str, ...], heads: tuple[Column, ...], widths: list[int], *, fold: bool = False
+) -> Iterator[str]:
     """The lines of a row; fold: numbers too."""
     blocks = [[c] if heads[i].number and not fold else _fold(c, widths[i]) for i, c in enumerate(row)]
     for k in range(max(len(b) for b in blocks)):

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from sparsify.calls import Inputs
-from sparsify.copies import copied
 from sparsify.errors import ModelError
-from sparsify.forward import check_model, shapes
-from sparsify.fresh_inputs import recorded
+from sparsify.forward.call_model import check_model, shapes
+from sparsify.forward.calls import Inputs
+from sparsify.forward.copies import copied
+from sparsify.forward.fresh_inputs import recorded
 from sparsify.graph.copy import on_meta
 from sparsify.graph.coupled_groups import coupled_groups
 from sparsify.graph.layer_classes import class_names, is_transposed_linear
@@ -51,14 +51,18 @@ def inspect(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> ModelM
 def all_tensors(model: nn.Module) -> Iterable[Tensor]:
     """Parameters and buffers, tied ones once."""
     for name, tensor, saved in named_tensors(model):
-        yield Tensor(name, tuple(tensor.shape), tensor.element_size() if saved else 0, isinstance(tensor, nn.Parameter))
+        yield Tensor(
+            name, tuple(tensor.shape), tensor.element_size() if saved else 0, isinstance(tensor, nn.Parameter)
+        )
 
 
 def layers(model: nn.Module, macs: Mapping[str, int]) -> Iterable[Layer]:
     """Modules with parameters of their own, in the order of the model."""
     for name, module in walk(model):
         weight = _weight(module)
-        if isinstance(module, ParametrizationList) or (weight is None and all(p is None for p in module._parameters.values())):
+        if isinstance(module, ParametrizationList) or (
+            weight is None and all(p is None for p in module._parameters.values())
+        ):
             continue
         shape = () if weight is None else tuple(weight[1].shape)
         own, *ancestors = class_names(module)
@@ -77,7 +81,14 @@ def _widths(module: nn.Module) -> tuple[int, int]:
     match module:
         case nn.Linear():
             return module.in_features, module.out_features
-        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d() | nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
+        case (
+            nn.Conv1d()
+            | nn.Conv2d()
+            | nn.Conv3d()
+            | nn.ConvTranspose1d()
+            | nn.ConvTranspose2d()
+            | nn.ConvTranspose3d()
+        ):
             return module.in_channels, module.out_channels
         case nn.MultiheadAttention():
             return module.embed_dim, module.embed_dim
@@ -112,7 +123,9 @@ def _traced(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[t
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"the model could not be traced with the inputs of the recipe: {type(error).__name__}: {error}") from error
+        raise ModelError(
+            f"the model could not be traced with the inputs of the recipe: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _watched(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[tuple[Spent, int]]]:
@@ -140,7 +153,11 @@ def _written(model: nn.Module, labels: Labels) -> Iterable[tuple[str, Ints]]:
                 continue
             if type(value) is int and value == len(own):
                 yield f"{module}:{attribute}", own
-            elif isinstance(value, tuple | list) and all(type(v) is int for v in value) and list(value).count(len(own)) == 1:
+            elif (
+                isinstance(value, tuple | list)
+                and all(type(v) is int for v in value)
+                and list(value).count(len(own)) == 1
+            ):
                 yield f"{module}:{attribute}[{list(value).index(len(own))}]", own
 
 
@@ -163,7 +180,9 @@ def _producers(model: nn.Module, labels: Labels) -> dict[tuple[str, int], str]:
             found.setdefault((weight, 0), name)
         elif isinstance(module, TRANSPOSED) or is_transposed_linear(module):
             found.setdefault((weight, 1), name)
-    for name, module in walk(model):  # last: a group is named after an embedding only where nothing else makes it
+    for name, module in walk(
+        model
+    ):  # last: a group is named after an embedding only where nothing else makes it
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and _weight(module) is not None:
             found.setdefault((names[f"{name}.weight" if name else "weight"], 1), name)
     known = {tensor for tensor, _ in found}

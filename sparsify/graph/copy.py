@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparsify.copies import SHARED, copy_value, rebind_functions, tensors_without_history
+from sparsify.forward.copies import SHARED, copy_value, rebind_functions, tensors_without_history
 from sparsify.graph.names import walk
 
 
@@ -34,5 +34,11 @@ def _empty(tensor: Tensor) -> Tensor:
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
     """Parameters, buffers, and tensors that are plain attributes."""
     for _, module in walk(model):
-        yield from (value for value in (*module._parameters.values(), *module._buffers.values()) if value is not None)
-        yield from (value for value in vars(module).values() if type(value) not in SHARED and isinstance(value, Tensor))
+        yield from (
+            value for value in (*module._parameters.values(), *module._buffers.values()) if value is not None
+        )
+        yield from (
+            value
+            for value in vars(module).values()
+            if type(value) not in SHARED and isinstance(value, Tensor)
+        )

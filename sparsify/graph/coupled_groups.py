@@ -39,7 +39,11 @@ def coupled_groups(
     (members,) = np.nonzero(kinds)
     taken: dict[str, int] = defaultdict(int)
     order = {made: i for i, made in enumerate(producers)}
-    for units in _alike(members, ((kinds[members] * (len(texts) + 1) + reasons[members] + 1) * 2 + statistics[members]) * 2 + paired[members]):
+    for units in _alike(
+        members,
+        ((kinds[members] * (len(texts) + 1) + reasons[members] + 1) * 2 + statistics[members]) * 2
+        + paired[members],
+    ):
         unit = int(units[0])
         reached = sorted((axis, vector) for vector in reaches[kinds[unit]] for axis in vectors[vector].axes)
         name = _first(producers, order, [labels.axes[axis] for axis, _ in reached])
@@ -48,10 +52,21 @@ def coupled_groups(
         taken[name] += 1
         own = {vector: spans(*_members(vectors[vector].classes, units)) for vector in reaches[kinds[unit]]}
         slices = tuple(_slice(labels.axes[axis], own[vector], labels) for axis, vector in reached)
-        sizes = tuple(Slice(attribute, 0, "size", held) for attribute, dim in lengths if (held := spans(*_members(dim, units))))
+        sizes = tuple(
+            Slice(attribute, 0, "size", held)
+            for attribute, dim in lengths
+            if (held := spans(*_members(dim, units)))
+        )
         called = name if taken[name] == 1 else f"{name}#{taken[name]}"
         reason = texts[reasons[unit]] if reasons[unit] >= 0 else None
-        yield Coupled(called, len(units), slices + sizes, bool(statistics[unit]), _protected(reason, len(units), slices, labels), bool(paired[unit]))
+        yield Coupled(
+            called,
+            len(units),
+            slices + sizes,
+            bool(statistics[unit]),
+            _protected(reason, len(units), slices, labels),
+            bool(paired[unit]),
+        )
 
 
 def _vectors(axes: Sequence[Axis], classes: Ints) -> list[_Vector]:
@@ -93,7 +108,9 @@ def _alike(members: Ints, marks: Ints) -> Iterable[Ints]:
     return (parts[i] for i in np.argsort(first).tolist())
 
 
-def _first(producers: Mapping[tuple[str, int], str], order: Mapping[tuple[str, int], int], axes: Sequence[Axis]) -> str | None:
+def _first(
+    producers: Mapping[tuple[str, int], str], order: Mapping[tuple[str, int], int], axes: Sequence[Axis]
+) -> str | None:
     """The first layer whose outputs lie along one of the axes."""
     made = [(a.tensor, a.dim) for a in axes if (a.tensor, a.dim) in producers]
     return producers[min(made, key=order.__getitem__)] if made else None
@@ -136,7 +153,9 @@ def spans(places: Ints, units: Ints) -> tuple[Span, ...]:
     breaks = (np.diff(places) != 1) | (np.diff(units) != 0)
     first = np.concatenate(([0], np.nonzero(breaks)[0] + 1))
     start, unit, length = places[first], units[first], np.diff(np.concatenate((first, [len(places)])))
-    joins = (length[1:] == length[:-1]) & (unit[1:] == unit[:-1] + 1) & (start[1:] == start[:-1] + length[:-1])
+    joins = (
+        (length[1:] == length[:-1]) & (unit[1:] == unit[:-1] + 1) & (start[1:] == start[:-1] + length[:-1])
+    )
     head = np.concatenate(([0], np.nonzero(~joins)[0] + 1))
     counts = np.diff(np.concatenate((head, [len(start)])))
     rows = zip(start[head].tolist(), unit[head].tolist(), counts.tolist(), length[head].tolist(), strict=True)

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from sparsify.calls import Call, Inputs, calls_of
-from sparsify.copies import copied
-from sparsify.forward import call
-from sparsify.fresh_inputs import redraw
-from sparsify.opaque import is_scripted, uncompiled
+from sparsify.forward.call_model import call
+from sparsify.forward.calls import Call, Inputs, calls_of
+from sparsify.forward.copies import copied
+from sparsify.forward.fresh_inputs import redraw
+from sparsify.forward.opaque import is_scripted, uncompiled
 
 TRIES = 8
 """redrawn inputs that are tried"""

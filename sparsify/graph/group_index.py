@@ -82,7 +82,9 @@ class Layout:
                 dtype = next((t.dtype for t in totals.values()), value.dtype)
                 totals[part.processes] = torch.zeros(self.count + 1, dtype=dtype, device=value.device)
             total = totals[part.processes]
-            for axis, summed in zip(part.axes, marginals(value, part.axes) if value.numel() else (), strict=bool(value.numel())):
+            for axis, summed in zip(
+                part.axes, marginals(value, part.axes) if value.numel() else (), strict=bool(value.numel())
+            ):
                 axis.add(total, summed.to(total.dtype))
         for processes, total in totals.items():
             added(total, processes)
@@ -90,7 +92,9 @@ class Layout:
 
     def sizes(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """|g|, the number of weights of each group, as float: [count + 1]."""
-        return self.reduce(lambda name: torch.ones_like(local(parameters[name])) if name in parameters else None)
+        return self.reduce(
+            lambda name: torch.ones_like(local(parameters[name])) if name in parameters else None
+        )
 
     def split(self, values: Tensor) -> dict[str, Tensor]:
         """A vector over slots, taken apart by name."""
@@ -154,7 +158,12 @@ def scale(tensor: Tensor, axis: Axis, factor: Tensor) -> None:
     """Multiply in place every index of an axis by its slot's factor."""
     if not tensor.numel():
         return  # the part of a process that got none of a tensor
-    if axis.tile is None and tensor.dim() > 1 and tensor.is_contiguous() and (axis.dims == (0,) or 0 not in axis.dims):
+    if (
+        axis.tile is None
+        and tensor.dim() > 1
+        and tensor.is_contiguous()
+        and (axis.dims == (0,) or 0 not in axis.dims)
+    ):
         flat = tensor.view(tensor.shape[0], -1)
         if axis.dims == (0,):
             flat.mul_(axis.pick(factor)[:, None])
@@ -173,7 +182,9 @@ def broadcast(values: Tensor, axis: Axis, shape: Sequence[int]) -> Tensor:
         return own.view([size if d in axis.dims else 1 for d, size in enumerate(shape)])
     down, rows, across, columns = tiled = tiles(shape, axis.tile)
     matrix = values[-1].expand(shape[0], prod(shape[1:])).clone()
-    matrix[: down * rows, : across * columns] = own.view(down, 1, across, 1).expand(tiled).reshape(down * rows, across * columns)
+    matrix[: down * rows, : across * columns] = (
+        own.view(down, 1, across, 1).expand(tiled).reshape(down * rows, across * columns)
+    )
     return matrix.view(tuple(shape))
 
 
@@ -182,12 +193,19 @@ def tiles(shape: Sequence[int], tile: tuple[int, int]) -> tuple[int, int, int, i
     return shape[0] // tile[0], tile[0], prod(shape[1:]) // tile[1], tile[1]
 
 
-def coupled_layout(map: ModelMap, names: Iterable[str], parameters: Mapping[str, Tensor], roles: frozenset[str] = frozenset({"in", "out", "whole"})) -> Layout:
+def coupled_layout(
+    map: ModelMap,
+    names: Iterable[str],
+    parameters: Mapping[str, Tensor],
+    roles: frozenset[str] = frozenset({"in", "out", "whole"}),
+) -> Layout:
     """The groups of some coupled sets over every parameter slice they reach (buffers have no norm to shrink)."""
     chosen = [map.by_name[name] for name in names]
     firsts, count = _numbered((c.name, c.width) for c in chosen)
     # A tensor that leaves with a residual branch has an axis of its own: another group may have slices of the same dimension.
-    slots: dict[str, dict[tuple[int, bool], list[tuple[Coupled, Slice]]]] = defaultdict(lambda: defaultdict(list))
+    slots: dict[str, dict[tuple[int, bool], list[tuple[Coupled, Slice]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for group in chosen:
         for part in group.slices:
             if part.role in roles and part.tensor in parameters:
@@ -197,13 +215,20 @@ def coupled_layout(map: ModelMap, names: Iterable[str], parameters: Mapping[str,
         axes = []
         for (dim, _), members in sorted(dims.items(), key=lambda item: item[0]):
             size, device = (*parameters[name].shape[dim : dim + 1], 1)[0], parameters[name].device
-            alike = (dim, size, device, *((group.name, id(part.spans)) for group, part in members))  # dimensions that are alike share their spans
+            alike = (
+                dim,
+                size,
+                device,
+                *((group.name, id(part.spans)) for group, part in members),
+            )  # dimensions that are alike share their spans
             if alike not in known:
                 vector = torch.full((size,), count, dtype=torch.int64)
                 for group, part in members:
                     for span in part.spans:
                         first = firsts[group.name] + span.unit
-                        vector[span.start : span.start + span.units * span.repeat] = _repeated(first, first + span.units, span.repeat)
+                        vector[span.start : span.start + span.units * span.repeat] = _repeated(
+                            first, first + span.units, span.repeat
+                        )
                 known[alike] = _axis((dim,), vector, device)
             axes.append(known[alike])
         parts.append(_part(name, tuple(axes), parameters[name]))
@@ -220,10 +245,22 @@ def layer_layout(tensors: Iterable[tuple[str, int]], parameters: Mapping[str, Te
     chosen = [(name, dim) for name, dim in tensors if name in parameters]
     firsts, count = _numbered((f"{name}:{dim}", parameters[name].shape[dim]) for name, dim in chosen)
     parts = tuple(
-        _part(name, (_axis((dim,), torch.arange(parameters[name].shape[dim]) + firsts[f"{name}:{dim}"], parameters[name].device),), parameters[name])
+        _part(
+            name,
+            (
+                _axis(
+                    (dim,),
+                    torch.arange(parameters[name].shape[dim]) + firsts[f"{name}:{dim}"],
+                    parameters[name].device,
+                ),
+            ),
+            parameters[name],
+        )
         for name, dim in chosen
     )
-    return Layout(parts, tuple((f"{n}:{d}", firsts[f"{n}:{d}"], parameters[n].shape[d]) for n, d in chosen), count)
+    return Layout(
+        parts, tuple((f"{n}:{d}", firsts[f"{n}:{d}"], parameters[n].shape[d]) for n, d in chosen), count
+    )
 
 
 def inner_layout(group: Group, tensors: Iterable[str], parameters: Mapping[str, Tensor]) -> Layout:
@@ -235,7 +272,17 @@ def inner_layout(group: Group, tensors: Iterable[str], parameters: Mapping[str, 
     counts = [(name, count_inside(group, weight.shape)) for name, weight in chosen]
     firsts, count = _numbered(counts)
     parts = tuple(
-        _part(name, (replace(_inner_axis(group, weight), slots=torch.arange(n, device=weight.device) + firsts[name], first=firsts[name]),), weight)
+        _part(
+            name,
+            (
+                replace(
+                    _inner_axis(group, weight),
+                    slots=torch.arange(n, device=weight.device) + firsts[name],
+                    first=firsts[name],
+                ),
+            ),
+            weight,
+        )
         for (name, weight), (_, n) in zip(chosen, counts, strict=True)
     )
     return Layout(parts, tuple((name, firsts[name], n) for name, n in counts), count)
@@ -245,7 +292,10 @@ def element_layout(tensors: Iterable[str], parameters: Mapping[str, Tensor]) -> 
     """Every weight a group of its own, for penalties that keep something of each."""
     chosen = [(name, parameters[name]) for name in tensors if name in parameters]
     firsts, count = _numbered((name, weight.numel()) for name, weight in chosen)
-    parts = tuple(_part(name, (_axis(tuple(range(w.dim())), torch.arange(w.numel()) + firsts[name], w.device),), w) for name, w in chosen)
+    parts = tuple(
+        _part(name, (_axis(tuple(range(w.dim())), torch.arange(w.numel()) + firsts[name], w.device),), w)
+        for name, w in chosen
+    )
     return Layout(parts, tuple((name, firsts[name], w.numel()) for name, w in chosen), count)
 
 
@@ -263,7 +313,10 @@ def _inner_axis(group: Group, weight: Tensor) -> Axis:
 
 
 def dead_units(
-    map: ModelMap, names: Iterable[str], parameters: Mapping[str, Tensor], roles: Collection[str] = ("out", "in", "whole")
+    map: ModelMap,
+    names: Iterable[str],
+    parameters: Mapping[str, Tensor],
+    roles: Collection[str] = ("out", "in", "whole"),
 ) -> dict[str, Tensor]:
     """Units whose producers' weights are all zero, or whose consumers' input slices all are: nothing learnt goes with them.
 
@@ -278,7 +331,9 @@ def dead_units(
     for role, own in (("out", weights), ("in", weights), ("whole", every)):
         if role not in roles:
             continue
-        layout = coupled_layout(_with_shared_outputs(map) if role == "out" else map, chosen, own, frozenset({role}))
+        layout = coupled_layout(
+            _with_shared_outputs(map) if role == "out" else map, chosen, own, frozenset({role})
+        )
         alive = layout.reduce(lambda name, own=own: (local(own[name]) != 0).to(torch.float32))  # type: ignore[misc]
         gone = (alive == 0) & (layout.sizes(own) > 0)
         for name, flags in layout.split(gone).items():
@@ -295,7 +350,9 @@ def _with_shared_outputs(map: ModelMap) -> ModelMap:
     def seen(part: Slice) -> Slice:
         return replace(part, role="out") if part.role == "in" and (part.tensor, part.dim) in shared else part
 
-    return replace(map, coupled=tuple(replace(c, slices=tuple(seen(part) for part in c.slices)) for c in map.coupled))
+    return replace(
+        map, coupled=tuple(replace(c, slices=tuple(seen(part) for part in c.slices)) for c in map.coupled)
+    )
 
 
 def _numbered(widths: Iterable[tuple[str, int]]) -> tuple[dict[str, int], int]:
@@ -312,14 +369,18 @@ def _part(name: str, axes: tuple[Axis, ...], tensor: Tensor) -> Part:
     if own is None:
         return Part(name, axes)
     if any(axis.tile is not None for axis in axes):
-        raise ModelError(f"'{name}' is sharded over processes, and blocks may lie across two of them; train groups of blocks without FSDP")
+        raise ModelError(
+            f"'{name}' is sharded over processes, and blocks may lie across two of them; train groups of blocks without FSDP"
+        )
     return Part(name, tuple(_narrowed(axis, own, tensor.shape) for axis in axes), own.processes)
 
 
 def _narrowed(axis: Axis, own: Extent, shape: Sequence[int]) -> Axis:
     if own.dim not in axis.dims:
         return axis
-    slots = axis.slots.view([shape[d] for d in axis.dims]).narrow(axis.dims.index(own.dim), own.start, own.length)
+    slots = axis.slots.view([shape[d] for d in axis.dims]).narrow(
+        axis.dims.index(own.dim), own.start, own.length
+    )
     return _axis(axis.dims, slots.flatten(), slots.device)
 
 

@@ -1,6 +1,5 @@
 """The width attributes of torch.nn layers, as their tensors imply them."""
 
-
 from torch import nn
 
 from sparsify.graph.layer_classes import is_transposed_linear
@@ -53,9 +52,18 @@ def attributes(module: nn.Module) -> dict[str, int | tuple[int, ...]]:
             return {"out_features": out, "in1_features": left, "in2_features": right}
         case nn.MultiheadAttention():
             separate = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
-            queries, keys, values = (w.shape[1] for w in (separate if module.in_proj_weight is None else (module.in_proj_weight,) * 3))
+            queries, keys, values = (
+                w.shape[1]
+                for w in (separate if module.in_proj_weight is None else (module.in_proj_weight,) * 3)
+            )
             heads = module.out_proj.weight.shape[1] // module.head_dim
-            return {"embed_dim": queries, "kdim": keys, "vdim": values, "num_heads": heads, "head_dim": module.head_dim}
+            return {
+                "embed_dim": queries,
+                "kdim": keys,
+                "vdim": values,
+                "num_heads": heads,
+                "head_dim": module.head_dim,
+            }
         case nn.RNNBase():
             read, kept = (module.get_parameter(f"weight_{name}_l0").shape[1] for name in ("ih", "hh"))
             return {"input_size": read, "hidden_size": kept}
@@ -71,7 +79,15 @@ def attributes(module: nn.Module) -> dict[str, int | tuple[int, ...]]:
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight", "parametrizations.weight.original1", "parametrizations.weight.original", "weight_v", "weight_orig")
+WEIGHTS = (
+    "weight",
+    "in_proj_weight",
+    "q_proj_weight",
+    "parametrizations.weight.original1",
+    "parametrizations.weight.original",
+    "weight_v",
+    "weight_orig",
+)
 """names of a layer's weight: as it is, of an attention's projections, computed from one of its own shape (weight norm), under
 a mask of torch.nn.utils.prune"""
 

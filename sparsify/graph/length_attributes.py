@@ -16,7 +16,12 @@ def settled(groups: Sequence[Coupled], fault: Callable[[Coupled], str | None]) -
 
     fault: what is wrong with a cut of one group, None if nothing is. It is asked only where attributes compete.
     """
-    return [next((v for v in islice(_variants(group), TRIALS) if fault(v) is None), group) if _contested(group) else group for group in groups]
+    return [
+        next((v for v in islice(_variants(group), TRIALS) if fault(v) is None), group)
+        if _contested(group)
+        else group
+        for group in groups
+    ]
 
 
 def fewer(group: Coupled) -> Iterator[Coupled]:
@@ -24,7 +29,9 @@ def fewer(group: Coupled) -> Iterator[Coupled]:
     names = sorted({_attribute(s) for s in group.slices if s.role == "size"})
     choices = (set(chosen) for count in reversed(range(len(names))) for chosen in combinations(names, count))
     for chosen in islice(choices, TRIALS):
-        yield replace(group, slices=tuple(s for s in group.slices if s.role != "size" or _attribute(s) in chosen))
+        yield replace(
+            group, slices=tuple(s for s in group.slices if s.role != "size" or _attribute(s) in chosen)
+        )
 
 
 def _attribute(size: Slice) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from sparsify.recorded_calls import Called
+from sparsify.forward.recorded_calls import Called
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,9 @@ class Branch:
 
     def overlaps(self, other: "Branch") -> bool:
         """Whether one of the two contains a part of the other."""
-        return any(self.holds(s.module) for s in other.stubs) or any(other.holds(s.module) for s in self.stubs)
+        return any(self.holds(s.module) for s in other.stubs) or any(
+            other.holds(s.module) for s in self.stubs
+        )
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,12 @@ class Layer:
     @property
     def weights(self) -> tuple[str, ...]:
         """Names that its weight may have: as it is, parametrized, under an old weight_norm, under a mask of torch.nn.utils.prune."""
-        computed = ("parametrizations.weight.original", "parametrizations.weight.original1", "weight_v", "weight_orig")
+        computed = (
+            "parametrizations.weight.original",
+            "parametrizations.weight.original1",
+            "weight_v",
+            "weight_orig",
+        )
         return tuple(f"{self.name}.{name}" for name in ("weight", *computed))
 
 
@@ -254,7 +261,12 @@ class ModelMap:
     @cached_property
     def network(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of names, types and shapes of layers and tensors: of the network without its numbers."""
-        text = repr(([(each.name, each.type, each.weight) for each in self.layers], [(t.name, t.shape) for t in self.tensors]))
+        text = repr(
+            (
+                [(each.name, each.type, each.weight) for each in self.layers],
+                [(t.name, t.shape) for t in self.tensors],
+            )
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property

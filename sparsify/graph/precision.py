@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.forward import cast_tensor
+from sparsify.forward.call_model import cast_tensor
+from sparsify.forward.opaque import uncompiled
 from sparsify.graph.trace.module_stack import Located
-from sparsify.opaque import uncompiled
 
 DOUBLE = frozenset([torch.float64, torch.complex128])
 LOWER = frozenset([torch.float32, torch.bfloat16, torch.float16, torch.complex64, torch.complex32])
@@ -22,8 +22,6 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """
     model._apply(lambda tensor: cast_tensor(tensor, dtype))  # type: ignore[no-untyped-call]
     return model
-
-
 
 
 class InDouble(Located):  # type: ignore[no-untyped-call]

@@ -17,14 +17,31 @@ from sparsify.graph.model_map import Coupled, Slice
 
 def bundles(groups: Sequence[Coupled]) -> Iterable[tuple[Coupled, tuple[str, ...]]]:
     """(one group, the names of those that it would take the place of), for every stream with heads that could go in step."""
-    heads = [group for group in groups if any(span.repeat > 1 for part in group.slices if part.role == "out" for span in part.spans)]
+    heads = [
+        group
+        for group in groups
+        if any(span.repeat > 1 for part in group.slices if part.role == "out" for span in part.spans)
+    ]
     for stream in groups:
-        beside = [h for h in heads if h.width < stream.width and stream.width % h.width == 0 and _tensors(h) & _tensors(stream)]
+        beside = [
+            h
+            for h in heads
+            if h.width < stream.width and stream.width % h.width == 0 and _tensors(h) & _tensors(stream)
+        ]
         width = gcd(*(h.width for h in beside))
         if width > 1:
             bound = (stream, *beside)
             parts = tuple(_coarser(part, group.width // width) for group in bound for part in group.slices)
-            yield replace(stream, width=width, slices=parts, statistics=any(g.statistics for g in bound), paired=any(g.paired for g in bound)), tuple(g.name for g in bound)
+            yield (
+                replace(
+                    stream,
+                    width=width,
+                    slices=parts,
+                    statistics=any(g.statistics for g in bound),
+                    paired=any(g.paired for g in bound),
+                ),
+                tuple(g.name for g in bound),
+            )
 
 
 def _tensors(group: Coupled) -> set[str]:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.calls import Inputs
-from sparsify.forward import call
-from sparsify.fresh_inputs import seed_generators
+from sparsify.forward.call_model import call
+from sparsify.forward.calls import Inputs
+from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.graph.layer_classes import class_names
 from sparsify.graph.model_map import Branch, Coupled, ModelMap, Slice, Span, Stub, Sum
 from sparsify.graph.names import canonical_names
@@ -27,7 +27,9 @@ from sparsify.graph.trace.zero_branches import silenced
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-def find_branches(model: nn.Module, map: ModelMap, inputs: Inputs, macs: Mapping[str, int]) -> tuple[Branch, ...]:
+def find_branches(
+    model: nn.Module, map: ModelMap, inputs: Inputs, macs: Mapping[str, int]
+) -> tuple[Branch, ...]:
     """Every residual block and branch that could leave, and blocks like them that cannot, with the reason.
 
     macs: multiply-accumulates by module name. The model's weights are not looked at but for blocks: one that does not
@@ -36,7 +38,10 @@ def find_branches(model: nn.Module, map: ModelMap, inputs: Inputs, macs: Mapping
     found = _Found(model, record(model, inputs))
     found.whole = _identities(model, inputs, found)
     blocks = _blocks(found)
-    units = [replace(unit, macs=sum(n for name, n in macs.items() if unit.holds(name))) for unit in _worth([*blocks, *_single(found)], map)]
+    units = [
+        replace(unit, macs=sum(n for name, n in macs.items() if unit.holds(name)))
+        for unit in _worth([*blocks, *_single(found)], map)
+    ]
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
     return tuple(sorted([*units, *_refused(found, blocks, units)], key=lambda b: order[b.module]))
 
@@ -68,7 +73,14 @@ class _Found:
     @cached_property
     def residuals(self) -> list[_Residual]:
         found = [r for a in self.graph.added if (r := self._residual(a)) is not None]
-        return [r for r in found if any(n in self.graph.parameters for n in nodes(union(1 << i for n in nodes(r.inside) for i in self.graph.inputs[n])))]
+        return [
+            r
+            for r in found
+            if any(
+                n in self.graph.parameters
+                for n in nodes(union(1 << i for n in nodes(r.inside) for i in self.graph.inputs[n]))
+            )
+        ]
 
     def _residual(self, added: Added) -> _Residual | None:
         g, (a, b) = self.graph, added.operands
@@ -78,15 +90,25 @@ class _Found:
         if not g.before[branch] >> shortcut & 1 or not (g.before[shortcut] | 1 << shortcut) & g.given:
             return None
         between = g.after[shortcut] & (g.before[branch] | 1 << branch)
-        escapes = any(g.users[n] & ~(between | 1 << added.node) for n in nodes(between)) or bool(between & g.outputs)
-        return _Residual(added.node, shortcut, Sum(added.module, added.nth, operand), self._with_feeders(between, shortcut), escapes)
+        escapes = any(g.users[n] & ~(between | 1 << added.node) for n in nodes(between)) or bool(
+            between & g.outputs
+        )
+        return _Residual(
+            added.node,
+            shortcut,
+            Sum(added.module, added.nth, operand),
+            self._with_feeders(between, shortcut),
+            escapes,
+        )
 
     def _with_feeders(self, inside: Bits, shortcut: int) -> Bits:
         """The branch with what only it uses: transposed weights, masks; parameters and inputs are no operators."""
         g, open_ = self.graph, inside
         while open_:
             candidates = union(1 << i for n in nodes(open_) for i in g.inputs[n]) & ~inside & ~(1 << shortcut)
-            open_ = union(1 << n for n in nodes(candidates) if not g.leaves >> n & 1 and not g.users[n] & ~inside)
+            open_ = union(
+                1 << n for n in nodes(candidates) if not g.leaves >> n & 1 and not g.users[n] & ~inside
+            )
             inside |= open_
         return inside
 
@@ -147,7 +169,11 @@ def _blocks(found: _Found) -> list[Branch]:
         nested = [(b, r) for b, r in units if b.module.startswith(f"{own.module}.")]
         if _trouble(found, own, inner) or any(r == reached for _, r in nested) or _repeats(nested):
             continue
-        stubs = (Stub(own.module, returns=_returns(found, own) or ()),) if own.module in found.whole else tuple(s for r in inner for s in _stubs(found, r))
+        stubs = (
+            (Stub(own.module, returns=_returns(found, own) or ()),)
+            if own.module in found.whole
+            else tuple(s for r in inner for s in _stubs(found, r))
+        )
         units.append((_unit(found, own.module, stubs, inner), reached))
     return [unit for unit, _ in units]
 
@@ -159,7 +185,12 @@ def _repeats(nested: Sequence[tuple[Branch, frozenset[int]]]) -> bool:
 
 def _single(found: _Found) -> Iterable[Branch]:
     """Single branches of blocks that hold several, named after the largest module in them."""
-    alone = {r.node for own, inner in found.blocks() if len(inner) == 1 and not _trouble(found, own, inner) for r in inner}
+    alone = {
+        r.node
+        for own, inner in found.blocks()
+        if len(inner) == 1 and not _trouble(found, own, inner)
+        for r in inner
+    }
     for residual in found.residuals:
         if residual.node in alone or _branch_trouble(found, residual):
             continue
@@ -170,7 +201,11 @@ def _single(found: _Found) -> Iterable[Branch]:
 def _unit(found: _Found, name: str, stubs: tuple[Stub, ...], inner: Sequence[_Residual]) -> Branch:
     tensors = dict([*found.model.named_parameters(), *found.model.named_buffers()])
     carried = found.carried([s.module for s in stubs])
-    slices = tuple(Slice(n, 0, "whole", (Span(0, 0, 1, t.shape[0] if t.dim() else 1),)) for n, t in tensors.items() if n in carried)
+    slices = tuple(
+        Slice(n, 0, "whole", (Span(0, 0, 1, t.shape[0] if t.dim() else 1),))
+        for n, t in tensors.items()
+        if n in carried
+    )
     own, *ancestors = found.classes(name)
     sums = tuple(r.sum for r in inner)
     return Branch(Coupled(name, 1, slices), name, own, stubs, sums, ancestors=tuple(ancestors))
@@ -186,8 +221,14 @@ def _trouble(found: _Found, own: Call, inner: Sequence[_Residual]) -> str | None
         return "its output has another shape than its input"
     if own.module not in found.whole:
         faults = [fault for r in inner if (fault := _branch_trouble(found, r)) is not None]
-        return f"it does not return its input when its branches are zero, and in them {faults[0]}" if faults else None
-    if any(g.users[n] & ~own.own for n in nodes(own.own & g.live) if n != out) or own.own & g.outputs & ~(1 << out):
+        return (
+            f"it does not return its input when its branches are zero, and in them {faults[0]}"
+            if faults
+            else None
+        )
+    if any(g.users[n] & ~own.own for n in nodes(own.own & g.live) if n != out) or own.own & g.outputs & ~(
+        1 << out
+    ):
         return "a value inside it is used elsewhere"
     return None if _returns(found, own) is not None else "it returns more than a tensor"
 

@@ -25,7 +25,9 @@ def read_model(path: Path | None, recipe: Recipe, *, allow: Sequence[str] = ()) 
     """
     if path is None:
         if recipe.model is None:
-            raise ModelError("there is no model: give a model file, or name what builds one under 'model:' in the recipe")
+            raise ModelError(
+                "there is no model: give a model file, or name what builds one under 'model:' in the recipe"
+            )
         return build_seeded(recipe.model, recipe.seed).eval()
     contents = read_contents(path, allow)
     if isinstance(contents, nn.Module):

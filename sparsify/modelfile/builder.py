@@ -16,7 +16,9 @@ def build_model(spec: Model) -> nn.Module:
     except ImportError as error:
         raise ModelError(f"{where}: {error}") from error
     if isinstance(builder, nn.Module) or not callable(builder):
-        raise ModelError(f"{where} is a {type(builder).__name__}, not something that builds a model; name a function or a class")
+        raise ModelError(
+            f"{where} is a {type(builder).__name__}, not something that builds a model; name a function or a class"
+        )
     try:
         model = builder(**spec.args)
     except Exception as error:

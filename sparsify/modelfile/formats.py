@@ -35,9 +35,15 @@ def read_contents(path: Path, allow: Sequence[str]) -> State | nn.Module:
 
 def check_sizes(found: Any, path: Path) -> None:
     """Refuse tensors that repeat a few stored numbers many times over: a small file could exhaust the memory. Raises ModelError."""
-    claimed = sum(t.numel() * t.element_size() for t in pytree.tree_leaves(found) if isinstance(t, Tensor) and t.layout == torch.strided and not t.is_meta)
+    claimed = sum(
+        t.numel() * t.element_size()
+        for t in pytree.tree_leaves(found)
+        if isinstance(t, Tensor) and t.layout == torch.strided and not t.is_meta
+    )
     if claimed > _EXPANDED * path.stat().st_size:
-        raise ModelError(f"{path}: its tensors would take {claimed:,} bytes, many times more than the file has")
+        raise ModelError(
+            f"{path}: its tensors would take {claimed:,} bytes, many times more than the file has"
+        )
 
 
 def _read(path: Path, allow: Sequence[str]) -> State | nn.Module:
@@ -81,7 +87,9 @@ def _safetensors(path: Path) -> State:
     try:
         state = load_file(path)
     except Exception as error:
-        raise ModelError(f"{path}: damaged or cut short, or not safetensors ({error}); copy or save it again") from error
+        raise ModelError(
+            f"{path}: damaged or cut short, or not safetensors ({error}); copy or save it again"
+        ) from error
     if not state:
         raise ModelError(f"{path} holds no tensors")
     return state
@@ -103,7 +111,14 @@ def _check_archive(path: Path) -> None:
             if not any(n.endswith("data.pkl") for n in names):
                 raise ModelError(f"{path}: a zip archive, but not one that torch.save wrote")
             check_entries(archive)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, UnicodeDecodeError) as error:
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        OSError,
+        NotImplementedError,
+        RuntimeError,
+        UnicodeDecodeError,
+    ) as error:
         raise ModelError(f"{path}: damaged or cut short ({error}); copy or save it again") from error
 
 
@@ -157,7 +172,9 @@ def _unwrapped(found: Any, path: Path) -> State | nn.Module:
         if isinstance(found.get(key), Mapping | nn.Module):
             return _unwrapped(found[key], path)
     shown = ", ".join(str(k) for k in list(found)[:8])
-    raise ModelError(f"{path}: holds no weights under {', '.join(_WRAPPERS)}, and is no state dict itself; its keys are {shown}")
+    raise ModelError(
+        f"{path}: holds no weights under {', '.join(_WRAPPERS)}, and is no state dict itself; its keys are {shown}"
+    )
 
 
 def _sound(module: nn.Module, path: Path) -> nn.Module:

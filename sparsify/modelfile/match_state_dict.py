@@ -22,7 +22,14 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], path: Path, build: str) -
     wanted = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     state = _named_alike(state, wanted)
     faults = [
-        f for f in (_missing(wanted, state), _unexpected(wanted, state), _misshapen(wanted, state), _mistyped(wanted, state)) if f
+        f
+        for f in (
+            _missing(wanted, state),
+            _unexpected(wanted, state),
+            _misshapen(wanted, state),
+            _mistyped(wanted, state),
+        )
+        if f
     ]
     if faults:
         raise ModelError(f"{path} does not fit {build}: {'; '.join(faults)}{_hint(path)}")
@@ -35,9 +42,15 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], path: Path, build: str) -
 
 def check_finite(state: Mapping[str, Any], name: str) -> None:
     """Refuse NaN and infinity. Raises ModelError."""
-    bad = [k for k, v in state.items() if isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) and not _finite(v)]
+    bad = [
+        k
+        for k, v in state.items()
+        if isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) and not _finite(v)
+    ]
     if bad:
-        raise ModelError(f"{name}: NaN or infinite weights in {_some(bad)}; the training that made them went wrong")
+        raise ModelError(
+            f"{name}: NaN or infinite weights in {_some(bad)}; the training that made them went wrong"
+        )
 
 
 def _finite(value: Tensor) -> bool:
@@ -57,7 +70,9 @@ def _named_alike(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> M
 def _missing(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     given = {_storage(wanted[k]) for k in state if k in wanted}
     names = [
-        k for k, v in wanted.items() if k not in state and not k.endswith("num_batches_tracked") and _storage(v) not in given
+        k
+        for k, v in wanted.items()
+        if k not in state and not k.endswith("num_batches_tracked") and _storage(v) not in given
     ]
     return f"{len(names)} missing ({_some(names)})" if names else ""
 
@@ -83,7 +98,9 @@ def _mistyped(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
         return value.is_floating_point()
 
     names = [
-        k for k, v in state.items() if k in wanted and (real(v) != real(wanted[k]) or v.is_meta or v.layout != torch.strided)
+        k
+        for k, v in state.items()
+        if k in wanted and (real(v) != real(wanted[k]) or v.is_meta or v.layout != torch.strided)
     ]
     shown = [f"{k}: {_type(state[k])} in the file, {_type(wanted[k])} in the model" for k in names]
     return f"{len(names)} of another type ({_some(shown)})" if names else ""
@@ -106,4 +123,6 @@ def _some(names: Sequence[str]) -> str:
 def _hint(path: Path) -> str:
     if (path.parent / "cuts.json").is_file():
         return f"; it is the cut model of a run, which loads with its folder: {path.parent}"
-    return "\nhint: does 'model:' in the recipe build the model that the file was saved from? check its 'args'"
+    return (
+        "\nhint: does 'model:' in the recipe build the model that the file was saved from? check its 'args'"
+    )

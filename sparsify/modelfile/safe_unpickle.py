@@ -79,7 +79,9 @@ def _check_allowed(allow: Sequence[str]) -> None:
         if not all(part.isidentifier() for part in entry.split(".")):
             raise ModelError(f"--allow {entry}: expected a dotted name such as torchvision.models")
         if _never(entry):
-            raise ModelError(f"--allow {entry}: {_never(entry)}; name the package that defines the model's layers")
+            raise ModelError(
+                f"--allow {entry}: {_never(entry)}; name the package that defines the model's layers"
+            )
 
 
 def _never(name: str) -> str:
@@ -118,7 +120,9 @@ def _judge(name: str, allow: Sequence[str]) -> Known | _Refused:
 
 def _judge_thing(name: str, found: Any, allowed: Sequence[str]) -> Known | _Refused:
     home = str(getattr(found, "__module__", ""))
-    if not any(_within(home, p) or _within(f"{home}.{name.rpartition('.')[2]}", p) for p in (*_OURS, *allowed)) or _never(home):
+    if not any(
+        _within(home, p) or _within(f"{home}.{name.rpartition('.')[2]}", p) for p in (*_OURS, *allowed)
+    ) or _never(home):
         return _Refused(name, f"defined elsewhere, in {home or 'no module'}")
     if isinstance(found, type):
         if _is_layer(found) or allowed:
@@ -159,7 +163,9 @@ def _complaint(path: Path, refused: Sequence[_Refused]) -> str:
     if len(refused) > 20:
         lines.append(f"  and {len(refused) - 20} more")
     lines.append("ways out:")
-    lines.append("  save the weights alone where the model can be loaded: torch.save(model.state_dict(), 'weights.pt'),")
+    lines.append(
+        "  save the weights alone where the model can be loaded: torch.save(model.state_dict(), 'weights.pt'),"
+    )
     lines.append("  and name what builds the model under 'model:' in the recipe")
     flags = sorted({r.flag for r in refused})
     if all(flags):

@@ -17,7 +17,9 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
-            raise ModelError(f"the model's state '{name}' is a {type(value).__name__}; only tensors can be saved")
+            raise ModelError(
+                f"the model's state '{name}' is a {type(value).__name__}; only tensors can be saved"
+            )
         place = (value.data_ptr(), tuple(value.shape), value.stride())
         if value.numel() and place in seen:
             continue
@@ -28,7 +30,10 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def save_weights(model: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write the model's tensors as safetensors, whole or not at all. Raises RunError, ModelError."""
-    found = {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors(model).items()}
+    found = {
+        name: value.cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in tensors(model).items()
+    }
     try:
         with replacing(path) as temporary:
             save_file(found, temporary, metadata)
@@ -43,7 +48,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
             raise RunError(f"{path} is damaged: it is no plain file")
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{path} is {'damaged' if path.exists() else 'missing'}: {first_line(error)}") from None
+        raise RunError(
+            f"{path} is {'damaged' if path.exists() else 'missing'}: {first_line(error)}"
+        ) from None
     wanted = tensors(model)
     wrong = [f"'{n}' is missing" for n in wanted if n not in stored] + [
         f"'{n}' is not in the model" for n in stored if n not in wanted
@@ -57,7 +64,14 @@ def load_weights(model: nn.Module, path: Path) -> None:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise RunError(f"{path} does not fit the rebuilt model: {'; '.join(wrong[:3])}{more}")
     parameters = {name for name, _ in model.named_parameters()}
-    bad = next((n for n, t in stored.items() if n in parameters and t.is_floating_point() and not t.isfinite().all()), None)
+    bad = next(
+        (
+            n
+            for n, t in stored.items()
+            if n in parameters and t.is_floating_point() and not t.isfinite().all()
+        ),
+        None,
+    )
     if bad is not None:
         raise RunError(f"{path} is damaged: '{bad}' holds NaN or infinity")
     model.load_state_dict(stored, strict=False)  # strictness is checked above, where tied weights count once

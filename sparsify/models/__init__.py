@@ -1,6 +1,12 @@
 """Small reference networks, and those of transformers. A builder seeds nothing: seed torch before calling it."""
 
-from sparsify.models.cifar_resnets import cifar_resnet, cifar_resnet20, cifar_resnet32, cifar_resnet44, cifar_resnet56
+from sparsify.models.cifar_resnets import (
+    cifar_resnet,
+    cifar_resnet20,
+    cifar_resnet32,
+    cifar_resnet44,
+    cifar_resnet56,
+)
 from sparsify.models.digits import digits_cnn
 from sparsify.models.imagenet import alexnet
 from sparsify.models.lenet import lenet5, lenet_300_100

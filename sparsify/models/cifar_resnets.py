@@ -80,7 +80,9 @@ def _stage(blocks: int, inputs: int, outputs: int, stride: int, shortcut: Shortc
     return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1, shortcut) for _ in range(blocks - 1)))
 
 
-def cifar_resnet(depth: int, shortcut: Shortcut = "A", classes: int = 10, channels_last: bool = False) -> CifarResNet:
+def cifar_resnet(
+    depth: int, shortcut: Shortcut = "A", classes: int = 10, channels_last: bool = False
+) -> CifarResNet:
     """A CIFAR ResNet of depth 6n + 2. shortcut A pads with zeros, B is a 1x1 convolution with batch normalisation.
 
     channels_last: weights in that order of memory; with `precision: bf16` a CPU trains about twice as fast.

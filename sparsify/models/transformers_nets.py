@@ -13,12 +13,16 @@ def hugging_face(architecture: str, config: Mapping[str, Any]) -> nn.Module:
     Raises ImportError without the library, ValueError when it has no such model.
     """
     if find_spec("transformers") is None:
-        raise ImportError("the library transformers is not installed: pip install 'sparsify-recipes[transformers]'")
+        raise ImportError(
+            "the library transformers is not installed: pip install 'sparsify-recipes[transformers]'"
+        )
     import transformers
 
     found = getattr(transformers, architecture, None)
     kind: Any = found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
     if kind is None or kind.config_class is None:
-        raise ValueError(f"transformers has no model '{architecture}'; the name stands under 'architectures' in config.json")
+        raise ValueError(
+            f"transformers has no model '{architecture}'; the name stands under 'architectures' in config.json"
+        )
     made: nn.Module = kind(kind.config_class.from_dict(dict(config)))
     return made

@@ -36,7 +36,12 @@ class MultiheadAttention(nn.MultiheadAttention):
         first = self.batch_first and batched
         ours = [x if first else x.transpose(0, 1) if batched else x.unsqueeze(0) for x in (query, key, value)]
         q, k, v = self._projected(*ours)
-        mask = self._mask(q, k, attn_mask, key_padding_mask if batched or key_padding_mask is None else key_padding_mask.unsqueeze(0))
+        mask = self._mask(
+            q,
+            k,
+            attn_mask,
+            key_padding_mask if batched or key_padding_mask is None else key_padding_mask.unsqueeze(0),
+        )
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
@@ -53,11 +58,18 @@ class MultiheadAttention(nn.MultiheadAttention):
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """Queries, keys and values by head: [N, heads, L or S, head_dim]."""
         packed = self.in_proj_weight
-        weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight) if packed is None else packed.chunk(3)
+        weights = (
+            (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+            if packed is None
+            else packed.chunk(3)
+        )
         biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
         if self.bias_k is not None and self.bias_v is not None:
-            k, v = (torch.cat([x, more.expand(len(x), -1, -1)], 1) for x, more in ((k, self.bias_k), (v, self.bias_v)))
+            k, v = (
+                torch.cat([x, more.expand(len(x), -1, -1)], 1)
+                for x, more in ((k, self.bias_k), (v, self.bias_v))
+            )
         if self.add_zero_attn:
             k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
         return [x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2) for x in (q, k, v)]
@@ -66,7 +78,9 @@ class MultiheadAttention(nn.MultiheadAttention):
         """What is added to the scores [N, heads, L, S]; keys that the module itself adds are never masked."""
         found = None
         if attn_mask is not None:
-            found = _added(attn_mask if attn_mask.dim() == 2 else attn_mask.view(*q.shape[:2], *attn_mask.shape[1:]), q)
+            found = _added(
+                attn_mask if attn_mask.dim() == 2 else attn_mask.view(*q.shape[:2], *attn_mask.shape[1:]), q
+            )
         if padding is not None:
             own = _added(padding, q)[:, None, None]
             found = own if found is None else found + own
@@ -75,7 +89,13 @@ class MultiheadAttention(nn.MultiheadAttention):
 
 def _added(mask: Tensor, like: Tensor) -> Tensor:
     """A mask as what is added to scores: -inf where a mask of truth values says so."""
-    return torch.zeros_like(mask, dtype=like.dtype, device=like.device).masked_fill(mask.to(like.device), -torch.inf) if mask.dtype == torch.bool else mask.to(like)
+    return (
+        torch.zeros_like(mask, dtype=like.dtype, device=like.device).masked_fill(
+            mask.to(like.device), -torch.inf
+        )
+        if mask.dtype == torch.bool
+        else mask.to(like)
+    )
 
 
 _WRITTEN_BY_PYTHON = frozenset(

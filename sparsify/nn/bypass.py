@@ -41,7 +41,9 @@ def put(model: nn.Module, name: str, stub: nn.Module) -> None:
     owner = model.get_submodule(parent)
     owner._modules[child] = stub
     if isinstance(owner, nn.TransformerEncoderLayer):
-        owner.activation_relu_or_gelu = 0  # what torch itself writes where the fused path has no such activation
+        owner.activation_relu_or_gelu = (
+            0  # what torch itself writes where the fused path has no such activation
+        )
     for outer in model.modules():
         if isinstance(outer, nn.TransformerEncoder) and any(inner is owner for inner in outer.modules()):
             outer.use_nested_tensor = False

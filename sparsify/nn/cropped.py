@@ -45,7 +45,11 @@ class CroppedConv3d(_Cropped, nn.Conv3d):
     pass
 
 
-CROPPED: dict[type[Any], type[Any]] = {nn.Conv1d: CroppedConv1d, nn.Conv2d: CroppedConv2d, nn.Conv3d: CroppedConv3d}
+CROPPED: dict[type[Any], type[Any]] = {
+    nn.Conv1d: CroppedConv1d,
+    nn.Conv2d: CroppedConv2d,
+    nn.Conv3d: CroppedConv3d,
+}
 PLAIN: dict[type[Any], type[Any]] = {cropped: plain for plain, cropped in CROPPED.items()}
 
 
@@ -64,7 +68,12 @@ def can_crop(module: nn.Module) -> bool:
 def grids(weight: Tensor) -> tuple[Grid, ...]:
     """The coarsest grid along each spatial dimension that holds every live position; one position where all are dead."""
     live = (weight.detach() != 0).flatten(0, 1).any(0)
-    return tuple(_grid(torch.nonzero(live.movedim(d, 0).flatten(1).any(1) if live.dim() > 1 else live).flatten().tolist()) for d in range(live.dim()))
+    return tuple(
+        _grid(
+            torch.nonzero(live.movedim(d, 0).flatten(1).any(1) if live.dim() > 1 else live).flatten().tolist()
+        )
+        for d in range(live.dim())
+    )
 
 
 def _grid(places: list[int]) -> Grid:
@@ -82,7 +91,9 @@ def whole(kernel: tuple[int, ...]) -> tuple[Grid, ...]:
 def select(tensor: Tensor, kept: tuple[Grid, ...]) -> Tensor:
     """What a weight, or a tensor of its shape, keeps."""
     for dim, (first, step, count) in enumerate(kept, start=2):
-        tensor = tensor.index_select(dim, torch.arange(first, first + step * count, step, device=tensor.device))
+        tensor = tensor.index_select(
+            dim, torch.arange(first, first + step * count, step, device=tensor.device)
+        )
     return tensor
 
 
@@ -90,7 +101,9 @@ def crop(conv: Conv, kept: tuple[Grid, ...]) -> None:
     """Set the attributes of a convolution whose weight has been cropped to `kept`."""
     lost = tuple(_lost(conv, kept))
     pads, mode, crops = padding(conv)
-    conv.dilation = tuple(d * step if count > 1 else 1 for d, (_, step, count) in zip(conv.dilation, kept, strict=True))
+    conv.dilation = tuple(
+        d * step if count > 1 else 1 for d, (_, step, count) in zip(conv.dilation, kept, strict=True)
+    )
     conv.kernel_size = tuple(count for *_, count in kept)
     if not any(lost):
         return
@@ -126,6 +139,8 @@ def padding(conv: Conv) -> tuple[tuple[int, ...], str, tuple[int, ...]]:
 
 def _lost(conv: Conv, kept: tuple[Grid, ...]) -> Iterator[int]:
     """What the kernel's reach shrinks by, as negative pads: last dimension first, before and after."""
-    for size, dilation, (first, step, count) in reversed(list(zip(conv.kernel_size, conv.dilation, kept, strict=True))):
+    for size, dilation, (first, step, count) in reversed(
+        list(zip(conv.kernel_size, conv.dilation, kept, strict=True))
+    ):
         yield -first * dilation
         yield -(size - 1 - first - step * (count - 1)) * dilation

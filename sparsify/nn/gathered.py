@@ -23,7 +23,9 @@ class _GatheredConv:
 
     def forward(self: Any, x: Tensor) -> Tensor:
         x = trimmed(x, self.pads, self.mode, self.crops)
-        sizes = [(n - reach) // s + 1 for n, reach, s in zip(x.shape[2:], self.reach, self.stride, strict=True)]
+        sizes = [
+            (n - reach) // s + 1 for n, reach, s in zip(x.shape[2:], self.reach, self.stride, strict=True)
+        ]
         parts = []
         for i, offsets in enumerate(self.offsets):
             part = x
@@ -33,11 +35,15 @@ class _GatheredConv:
             index = self.get_buffer(f"channels{i}")
             parts.append(part if len(index) == self.in_channels else part.index_select(1, index))
         rows = torch.cat(parts, 1)
-        made: Tensor = CONVOLVE[len(sizes) - 1](rows, self.weight.view(*self.weight.shape, *(1 for _ in sizes)), self.bias)
+        made: Tensor = CONVOLVE[len(sizes) - 1](
+            rows, self.weight.view(*self.weight.shape, *(1 for _ in sizes)), self.bias
+        )
         return made
 
     def extra_repr(self: Any) -> str:
-        return f"{self.in_channels}, {self.out_channels}, columns={self.weight.shape[1]}, stride={self.stride}"
+        return (
+            f"{self.in_channels}, {self.out_channels}, columns={self.weight.shape[1]}, stride={self.stride}"
+        )
 
 
 class GatheredConv1d(_GatheredConv, nn.Conv1d):
@@ -62,7 +68,12 @@ class GatheredLinear(nn.Linear):
         return f"{super().extra_repr()}, columns={self.weight.shape[1]}"
 
 
-GATHERED: dict[type[Any], type[Any]] = {nn.Linear: GatheredLinear, nn.Conv1d: GatheredConv1d, nn.Conv2d: GatheredConv2d, nn.Conv3d: GatheredConv3d}
+GATHERED: dict[type[Any], type[Any]] = {
+    nn.Linear: GatheredLinear,
+    nn.Conv1d: GatheredConv1d,
+    nn.Conv2d: GatheredConv2d,
+    nn.Conv3d: GatheredConv3d,
+}
 
 
 def can_gather(module: nn.Module) -> bool:
@@ -96,10 +107,22 @@ def gather(module: nn.Linear | Conv, columns: list[int]) -> None:
         return
     pads, mode, crops = padding(module)
     kernel = module.kernel_size
-    places = list(product(*(range(0, size * dilation, dilation) for size, dilation in zip(kernel, module.dilation, strict=True))))
+    places = list(
+        product(
+            *(
+                range(0, size * dilation, dilation)
+                for size, dilation in zip(kernel, module.dilation, strict=True)
+            )
+        )
+    )
     reach = tuple((size - 1) * dilation + 1 for size, dilation in zip(kernel, module.dilation, strict=True))
-    taps = [(tap, [c // len(places) for c in own]) for tap, own in groupby(ordered(columns, len(places)), lambda c: c % len(places))]
+    taps = [
+        (tap, [c // len(places) for c in own])
+        for tap, own in groupby(ordered(columns, len(places)), lambda c: c % len(places))
+    ]
     module.__class__ = GATHERED[PLAIN.get(type(module), type(module))]
-    vars(module).update(pads=pads, mode=mode, crops=crops, reach=reach, offsets=tuple(places[tap] for tap, _ in taps))
+    vars(module).update(
+        pads=pads, mode=mode, crops=crops, reach=reach, offsets=tuple(places[tap] for tap, _ in taps)
+    )
     for i, (_, channels) in enumerate(taps):
         module.register_buffer(f"channels{i}", torch.tensor(channels, device=device), persistent=False)

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
-from sparsify import forward
-from sparsify.calls import Inputs
 from sparsify.cost.measure import copied
 from sparsify.formatting.numbers import plural, share
-from sparsify.fresh_inputs import redraw
+from sparsify.forward import call_model
+from sparsify.forward.calls import Inputs
+from sparsify.forward.fresh_inputs import redraw
+from sparsify.forward.trial_calls import takes
 from sparsify.graph import precision
 from sparsify.graph.group_index import dead_units
 from sparsify.graph.model_map import ModelMap
@@ -18,7 +19,6 @@ from sparsify.graph.verify import equivalence
 from sparsify.pruning.plan_inputs import fresh_inputs_of, seed_of
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.scoring import apply_masks
-from sparsify.trial_calls import takes
 
 CONTRADICTED = (
     "a comparison contradicted what the weights say of constant units, so none of these constants were kept; this is a "
@@ -26,13 +26,17 @@ CONTRADICTED = (
 )
 
 
-def constants_of(dense: nn.Module, map: ModelMap, keep: Mapping[str, Sequence[int]], inputs: Inputs) -> proven_constants.Constants:
+def constants_of(
+    dense: nn.Module, map: ModelMap, keep: Mapping[str, Sequence[int]], inputs: Inputs
+) -> proven_constants.Constants:
     """What the removed units emit that no input changes, computed in float64 where the model runs in it; nothing, where
     it cannot be followed."""
-    given = forward.on_cpu(inputs)
-    double = forward.converted(given, torch.float64)
+    given = call_model.on_cpu(inputs)
+    double = call_model.converted(given, torch.float64)
     try:
-        return proven_constants.find_constants(precision.cast(copied(dense).cpu(), torch.float64).eval(), map, keep, double)
+        return proven_constants.find_constants(
+            precision.cast(copied(dense).cpu(), torch.float64).eval(), map, keep, double
+        )
     except Exception:  # the model casts inside
         try:
             return proven_constants.find_constants(copied(dense).cpu().eval(), map, keep, given)
@@ -58,10 +62,18 @@ def confirmed_constants(
 
 
 def unfollowed_constants(
-    plan: Plan, dense: nn.Module, keep: Mapping[str, Sequence[int]], constants: proven_constants.Constants, inputs: Inputs
+    plan: Plan,
+    dense: nn.Module,
+    keep: Mapping[str, Sequence[int]],
+    constants: proven_constants.Constants,
+    inputs: Inputs,
 ) -> Iterator[str]:
     """Removed units that no weight produces, and whose constants mix with data on the way: what their leaving changes."""
-    names = [name for name in keep if name in {c.name for c in plan.map.coupled} and not plan.map.by_name[name].statistics]
+    names = [
+        name
+        for name in keep
+        if name in {c.name for c in plan.map.coupled} and not plan.map.by_name[name].statistics
+    ]
     own = copied(dense)
     apply_masks(own)
     unmade = dead_units(plan.map, names, dict(own.named_parameters()), roles=("out",))

@@ -9,25 +9,30 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsify import forward
-from sparsify.calls import Call, Inputs
-from sparsify.copies import copied_object
 from sparsify.cost.cost_model import Costs
 from sparsify.cost.measure import copied
 from sparsify.errors import ModelError, VerificationError
 from sparsify.events import Listener, silence
 from sparsify.formatting.numbers import share
 from sparsify.formatting.verdict_text import LABELS, fold_notes, verdict_words
-from sparsify.fresh_inputs import as_recorded
+from sparsify.forward import call_model
+from sparsify.forward.calls import Call, Inputs
+from sparsify.forward.copies import copied_object
+from sparsify.forward.fresh_inputs import as_recorded
+from sparsify.forward.opaque import in_words
 from sparsify.graph.group_index import check_fits
 from sparsify.graph.surgery import constants as proven_constants
 from sparsify.graph.surgery import fold_constants, stale_widths, transfer_state
 from sparsify.graph.surgery import operations as cut_operations
 from sparsify.graph.surgery.operations import Keep
 from sparsify.graph.trace import vocabulary
-from sparsify.opaque import in_words
 from sparsify.pruning import layer_compaction, weight_masks
-from sparsify.pruning.constant_units import CONTRADICTED, confirmed_constants, constants_of, unfollowed_constants
+from sparsify.pruning.constant_units import (
+    CONTRADICTED,
+    confirmed_constants,
+    constants_of,
+    unfollowed_constants,
+)
 from sparsify.pruning.criteria.statistics import looks
 from sparsify.pruning.followers import averaged_attribute
 from sparsify.pruning.latency_budget import clocks_of, settled
@@ -68,7 +73,9 @@ class Result:
 
     def _left(self) -> Iterator[tuple[str, float]]:
         costs, left = Costs(self.plan.map), left_of(self.plan, self.model, (self.cuts,))
-        yield from ((what, left[what] / costs.dense[what]) for what in ("macs", "params") if costs.dense[what])
+        yield from (
+            (what, left[what] / costs.dense[what]) for what in ("macs", "params") if costs.dense[what]
+        )
 
 
 def left_of(plan: Plan, model: nn.Module, rounds: Sequence[Cuts]) -> dict[str, float]:
@@ -76,17 +83,20 @@ def left_of(plan: Plan, model: nn.Module, rounds: Sequence[Cuts]) -> dict[str, f
 
     plan: of the dense model. model: as the last cut left it.
     """
-    layers, width = {layer.name: layer for layer in plan.map.layers}, {name: group.width for name, group in plan.map.by_name.items()}
+    layers, width = (
+        {layer.name: layer for layer in plan.map.layers},
+        {name: group.width for name, group in plan.map.by_name.items()},
+    )
     kept = {w.group: w.kept for cuts in rounds for w in cuts.widths}  # the last cut has the last word
-    left = Costs(plan.map).of({name: range(stay, width[name]) for name, stay in kept.items() if name in width})
+    left = Costs(plan.map).of(
+        {name: range(stay, width[name]) for name, stay in kept.items() if name in width}
+    )
     there = {name for name, _ in model.named_modules()}
     for how in {e.module: e for cuts in rounds for e in cuts.executions if e.module in there}.values():
         lost = model.get_submodule(how.module).get_parameter("weight").shape[0] * (how.columns - how.live)
         left["macs"] -= layers[how.module].macs * lost / prod(layers[how.module].weight)
         left["params"] -= lost
     return left
-
-
 
 
 def cut(
@@ -112,22 +122,38 @@ def cut(
     holds as measured. agree: called with the choice, so that several processes go on with one. chooser: what makes the choice.
     Raises VerificationError when the proof fails; neither model nor optimizer has changed then.
     """
-    forward.check_model(model)
+    call_model.check_model(model)
     if batches is None and batches_needed(plan.recipe):
         kind = next(r.criterion.kind for r in plan.recipe.rules if isinstance(r.criterion, FromData))
-        raise ModelError(f"criterion '{kind}' looks at training data: pass batches, an iterable of (x, y) training batches, to cut")
+        raise ModelError(
+            f"criterion '{kind}' looks at training data: pass batches, an iterable of (x, y) training batches, to cut"
+        )
     if plan.recipe.budget.accuracy_drop is not None:
-        raise ModelError("budget.accuracy_drop is found by going through the recipe's stages; call sparsify.apply, or leave it out of a plan that is cut by hand")
+        raise ModelError(
+            "budget.accuracy_drop is found by going through the recipe's stages; call sparsify.apply, or leave it out of a plan that is cut by hand"
+        )
     check_fits(plan.map, model)
     for other in follow:  # refused now, not when all is cut and proven
         averaged_attribute(plan.map, other, model)
-    given = like_those_of(plan, model) if inputs is None else as_recorded(plan.map.inputs, checked_inputs(inputs, model))
+    given = (
+        like_those_of(plan, model)
+        if inputs is None
+        else as_recorded(plan.map.inputs, checked_inputs(inputs, model))
+    )
     inputs = vocabulary.understood(model, given)
     batches = None if batches is None else taken(batches, plan.recipe)
     dense = copied(model)
     clocks = clocks_of(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)
     scores = scored(plan, dense, batches)
-    keep = agree(held(plan, dense, inputs, lambda aim: settled(aim, dense, *scores, clocks, inputs, listener, chooser), listener))
+    keep = agree(
+        held(
+            plan,
+            dense,
+            inputs,
+            lambda aim: settled(aim, dense, *scores, clocks, inputs, listener, chooser),
+            listener,
+        )
+    )
     with in_words("cutting the model"):
         zeroed, deeds = weight_masks.zeroed(plan, dense, keep, partial(looks, batches=batches))
         keep = weight_masks.without_dead(plan, zeroed, keep)
@@ -146,8 +172,6 @@ def cut(
     notes += tuple(fold_notes(op for op in cuts.operations if isinstance(op, Fold)))
     notes += transfer_state.carry(model, thin, cuts, optimizer)
     return Result(thin, model, plan, cuts, made.verdicts, followers, notes)
-
-
 
 
 @dataclass(frozen=True)
@@ -183,13 +207,17 @@ def _carried_out(
     return _Made(thin, cuts, verdicts)
 
 
-def _followed(plan: Plan, other: Any, model: nn.Module, thin: nn.Module, cuts: Cuts, keep: Keep, inputs: Inputs) -> Any:
+def _followed(
+    plan: Plan, other: Any, model: nn.Module, thin: nn.Module, cuts: Cuts, keep: Keep, inputs: Inputs
+) -> Any:
     """The same units out of a further model of the same structure, weights zero where those of the cut model are."""
     name = averaged_attribute(plan.map, other, model)
     if name is not None:  # an average goes on with as many steps behind it
         inside = getattr(other, name)
         narrow = _followed(plan, inside, model, thin, cuts, keep, inputs)
-        return copied_object(other, f"the {type(other).__name__} in follow", {id(inside): narrow, id(model): thin})
+        return copied_object(
+            other, f"the {type(other).__name__} in follow", {id(inside): narrow, id(model): thin}
+        )
     own = copied(other)
     narrow = cut_operations.replay(own, cuts)
     created = {op.module for op in cuts.operations if isinstance(op, AddBias)}
@@ -201,63 +229,3 @@ def _followed(plan: Plan, other: Any, model: nn.Module, thin: nn.Module, cuts: C
                 narrow.get_parameter(op.tensor).mul_(thin.get_parameter(op.tensor) != 0)
     transfer_state.carry(other, narrow, cuts)
     return narrow
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

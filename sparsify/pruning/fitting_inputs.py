@@ -2,11 +2,11 @@
 
 from torch import nn
 
-from sparsify.calls import Inputs, all_tensors, plain, with_names
 from sparsify.data import Datasets, example_inputs, open_integers
-from sparsify.fresh_inputs import redrawn_at
+from sparsify.forward.calls import Inputs, all_tensors, plain, with_names
+from sparsify.forward.fresh_inputs import redrawn_at
+from sparsify.forward.trial_calls import takes
 from sparsify.graph.trace.vocabulary import understood
-from sparsify.trial_calls import takes
 from sparsify_schemas.recipe import Recipe
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparsify.calls import Inputs
 from sparsify.cost.cost_model import Costs, latency, limits
 from sparsify.cost.latency import calibrate
 from sparsify.cost.latency_model import Clock
@@ -18,11 +17,12 @@ from sparsify.cost.measure.runtimes import TimedCall, pattern_of, prepared, thre
 from sparsify.cost.measure.timing import interleaved, undisturbed
 from sparsify.events import Listener, Measuring, Note, silence
 from sparsify.formatting.numbers import share
+from sparsify.forward.calls import Inputs
+from sparsify.forward.trial_calls import in_eval
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.surgery import operations
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import Chooser, choose
-from sparsify.trial_calls import in_eval
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.target import Target
 from sparsify_schemas.units import Share
@@ -103,20 +103,29 @@ def settled(
     return (max(held, key=lambda t: t.used) if held else min(tries, key=lambda t: t.used)).keep
 
 
-def _achieved(plan: Plan, thin: nn.Module, timed: Sequence[Clock], dense: Mapping[str, _Dense], inputs: Inputs) -> Iterator[tuple[str, float]]:
+def _achieved(
+    plan: Plan, thin: nn.Module, timed: Sequence[Clock], dense: Mapping[str, _Dense], inputs: Inputs
+) -> Iterator[tuple[str, float]]:
     """Target -> milliseconds of the cut model, in units of the dense model's as its clock has them where a share is asked."""
     with in_eval(thin):
         for clock in timed:
             target: Target = plan.recipe.targets[clock.target]
             with threads(target):
                 whole = dense[clock.target]
-                rounds = interleaved([whole.call, prepared(thin, inputs, target, whole.like)], SECONDS, np.random.default_rng(0), undisturbed(target))
+                rounds = interleaved(
+                    [whole.call, prepared(thin, inputs, target, whole.like)],
+                    SECONDS,
+                    np.random.default_rng(0),
+                    undisturbed(target),
+                )
             ratio, own = float(np.median(rounds[:, 1] / rounds[:, 0])), float(np.median(rounds[:, 1])) * 1e3
             relative = isinstance(plan.recipe.budget.latency[clock.target], Share)
             yield clock.target, ratio * (clock.dense_ms or own) if relative else own
 
 
-def _corrected(plan: Plan, clocks: Sequence[Clock], achieved: Mapping[str, float], keep: Keep) -> Iterator[Clock]:
+def _corrected(
+    plan: Plan, clocks: Sequence[Clock], achieved: Mapping[str, float], keep: Keep
+) -> Iterator[Clock]:
     shapes = Costs(plan.map).shapes(_gone(plan, keep))
     for clock in clocks:
         yield clock.corrected(shapes, achieved[clock.target]) if clock.target in achieved else clock
@@ -133,5 +142,14 @@ def _gone(plan: Plan, keep: Keep) -> dict[str, list[int]]:
     return {name: list(range(plan.map.by_name[name].width - len(kept))) for name, kept in keep.items()}
 
 
-def clocks_of(recipe: Recipe, targets: Iterable[str], model: nn.Module, map: ModelMap, inputs: Inputs, listener: Listener) -> tuple[Clock, ...]:
-    return tuple(calibrate.clock(name, recipe.targets[name], model, map, inputs, listener) for name in targets)
+def clocks_of(
+    recipe: Recipe,
+    targets: Iterable[str],
+    model: nn.Module,
+    map: ModelMap,
+    inputs: Inputs,
+    listener: Listener,
+) -> tuple[Clock, ...]:
+    return tuple(
+        calibrate.clock(name, recipe.targets[name], model, map, inputs, listener) for name in targets
+    )

@@ -11,14 +11,14 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from sparsify import forward
-from sparsify.calls import Inputs
 from sparsify.cost import measure
 from sparsify.formatting.numbers import times
-from sparsify.fresh_inputs import seed_generators
+from sparsify.forward import call_model
+from sparsify.forward.calls import Inputs
+from sparsify.forward.fresh_inputs import seed_generators
+from sparsify.forward.opaque import is_scripted
 from sparsify.graph.surgery import compact_layers, operations
 from sparsify.nn import cropped, gathered
-from sparsify.opaque import is_scripted
 from sparsify.pruning.planning.plan import Plan
 from sparsify_schemas.cuts import Crop, Execution, Gather, Trial
 from sparsify_schemas.target import Cpu
@@ -32,12 +32,26 @@ SECONDS = 0.4
 DEFAULT_TARGET: Mapping[str, Cpu] = {"cpu": Cpu(kind="cpu")}
 
 
-def realise(plan: Plan, thin: nn.Module, inputs: Inputs) -> tuple[tuple[Crop | Gather, ...], tuple[Execution, ...]]:
+def realise(
+    plan: Plan, thin: nn.Module, inputs: Inputs
+) -> tuple[tuple[Crop | Gather, ...], tuple[Execution, ...]]:
     """Make layers cheaper, in place: what was done, and how each layer with dead shapes or taps is computed now and why."""
-    there = {name: module for name, module in thin.named_modules() if not is_scripted(module) and module._parameters.get("weight") is not None}
-    dead = {name: there[name] for name in _layers(plan) if name in there and len(_live(there[name])) < _columns(there[name])}
+    there = {
+        name: module
+        for name, module in thin.named_modules()
+        if not is_scripted(module) and module._parameters.get("weight") is not None
+    }
+    dead = {
+        name: there[name]
+        for name in _layers(plan)
+        if name in there and len(_live(there[name])) < _columns(there[name])
+    }
     columns, shared = {name: _columns(module) for name, module in dead.items()}, _shared(thin)
-    crops = {name: crop for name, module in dead.items() if id(module) not in shared and (crop := _cropped(name, module))}
+    crops = {
+        name: crop
+        for name, module in dead.items()
+        if id(module) not in shared and (crop := _cropped(name, module))
+    }
     compact_layers.reshape(thin, crops.values())
     scattered = [name for name, module in dead.items() if len(_live(module)) < _columns(module)]
     fits = {name: _obstacle(dead[name], shared) for name in scattered}
@@ -54,14 +68,33 @@ def realise(plan: Plan, thin: nn.Module, inputs: Inputs) -> tuple[tuple[Crop | G
                 gathers[name] = op
                 compact_layers.reshape(thin, [op])
         reasons = [*([_shrinking(crops[name])] if name in crops else []), *([why] if why else [])]
-        form = " and ".join([*(["cropped"] if name in crops else []), *(["gathered"] if name in gathers else [])]) or "dense"
-        executions.append(Execution(module=name, form=form, columns=columns[name], live=_columns(module), why="; ".join(reasons), trials=trials))
+        form = (
+            " and ".join(
+                [*(["cropped"] if name in crops else []), *(["gathered"] if name in gathers else [])]
+            )
+            or "dense"
+        )
+        executions.append(
+            Execution(
+                module=name,
+                form=form,
+                columns=columns[name],
+                live=_columns(module),
+                why="; ".join(reasons),
+                trials=trials,
+            )
+        )
     return (*crops.values(), *gathers.values()), tuple(executions)
 
 
 def _layers(plan: Plan) -> Iterator[str]:
     """Layers in which rules look for dead shapes or taps."""
-    found = (name for a in plan.assignments if plan.recipe.rules[a.rule].group in ("shape", "tap") for name in a.layers)
+    found = (
+        name
+        for a in plan.assignments
+        if plan.recipe.rules[a.rule].group in ("shape", "tap")
+        for name in a.layers
+    )
     yield from dict.fromkeys(found)
 
 
@@ -118,8 +151,17 @@ def _trials(plan: Plan, module: nn.Module, op: Gather, fed: Mapping[str, Tensor]
     compact_layers.reshape(lean, [op.model_copy(update={"module": "layer"})])
     for target, x in fed.items():
         eager = Cpu(kind="cpu", threads=_targets(plan)[target].threads, batch=max(1, x.shape[0]))
-        timed = measure.latency(dense, lean["layer"], (x,), target, eager, seconds=SECONDS, seed=plan.recipe.seed)
-        yield Trial(target=target, dense_ms=timed.dense_ms, gathered_ms=timed.cut_ms, speedup=timed.speedup, low=timed.low, high=timed.high)
+        timed = measure.latency(
+            dense, lean["layer"], (x,), target, eager, seconds=SECONDS, seed=plan.recipe.seed
+        )
+        yield Trial(
+            target=target,
+            dense_ms=timed.dense_ms,
+            gathered_ms=timed.cut_ms,
+            speedup=timed.speedup,
+            low=timed.low,
+            high=timed.high,
+        )
 
 
 def _targets(plan: Plan) -> Mapping[str, Cpu]:
@@ -128,7 +170,9 @@ def _targets(plan: Plan) -> Mapping[str, Cpu]:
     return here or DEFAULT_TARGET
 
 
-def _inputs(plan: Plan, model: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[str, dict[str, Tensor]]:
+def _inputs(
+    plan: Plan, model: nn.Module, names: Sequence[str], inputs: Inputs
+) -> dict[str, dict[str, Tensor]]:
     """What goes into each layer first, in one forward call at each target's batch: layer -> target -> input."""
     found: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for target, spec in _targets(plan).items() if names else ():
@@ -137,7 +181,7 @@ def _inputs(plan: Plan, model: nn.Module, names: Sequence[str], inputs: Inputs) 
             copy.get_submodule(name).register_forward_pre_hook(partial(_take, found[name], target))
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             seed_generators(0)
-            forward.call(copy, measure.with_batch(inputs, spec.batch))
+            call_model.call(copy, measure.with_batch(inputs, spec.batch))
     return found
 
 

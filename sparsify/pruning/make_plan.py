@@ -8,18 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsify import forward
-from sparsify.calls import Call, Inputs, calls_of
 from sparsify.cost.cost_model import Costs
 from sparsify.cost.latency.calibrate import target_steps
 from sparsify.cost.measure import copied, counted_macs
 from sparsify.errors import ModelError
 from sparsify.events import Listener, silence
+from sparsify.forward import call_model
+from sparsify.forward.calls import Call, Inputs, calls_of
+from sparsify.forward.opaque import in_words
+from sparsify.forward.trial_calls import tried_batches
 from sparsify.graph import build_map, coverage
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.trace import vocabulary
 from sparsify.graph.verify import trial_cuts
-from sparsify.opaque import in_words
 from sparsify.pruning.fitting_inputs import inputs_for
 from sparsify.pruning.latency_budget import clocks_of
 from sparsify.pruning.memory_budget import with_lifetimes
@@ -32,7 +33,6 @@ from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import choose, priced
 from sparsify.pruning.scoring import scored
 from sparsify.recipe import Loaded, load
-from sparsify.trial_calls import tried_batches
 from sparsify_schemas.recipe import Recipe
 
 
@@ -58,7 +58,7 @@ def make_plan(
     TargetError (a target whose latency is limited cannot be timed here).
     """
     loaded = load(recipe)
-    forward.check_model(model)
+    call_model.check_model(model)
     _check_initialized(model)
     given = inputs_for(loaded.recipe, model) if inputs is None else checked_inputs(inputs, model)
     inputs = tried_batches(model, vocabulary.understood(model, given))
@@ -70,7 +70,10 @@ def make_plan(
         map = replace(trial_cuts.probe(model, map, reaching), inputs=map.inputs)
         if any(rule.group == "depth" for rule in loaded.recipe.rules):
             map = trial_cuts.with_branches(model, map, inputs, macs)
-    if any(budget.peak_memory is not None for budget in (loaded.recipe.budget, *(own for _, own in own_budgets(loaded.recipe)))):
+    if any(
+        budget.peak_memory is not None
+        for budget in (loaded.recipe.budget, *(own for _, own in own_budgets(loaded.recipe)))
+    ):
         with in_words("measuring the peak of memory"):
             map = with_lifetimes(model, map, inputs)
     clocks = clocks_of(loaded.recipe, loaded.recipe.budget.latency, model, map, inputs, listener)
@@ -82,11 +85,21 @@ def make_plan(
     said = (*batch_notes(inputs), *_uncounted(counted.missed), *foretold(loaded.recipe, examples))
     plan = replace(plan, prices=prices, notes=(*plan.notes, *said))
     if any(p.is_meta for p in model.parameters()):
-        return replace(plan, notes=(*plan.notes, "the model has shapes and no weights: trial cuts checked that it runs, not what it computes"))
+        return replace(
+            plan,
+            notes=(
+                *plan.notes,
+                "the model has shapes and no weights: trial cuts checked that it runs, not what it computes",
+            ),
+        )
     keep = choose(plan, *scored(plan, model, None), clocks=clocks)
-    shapes = Costs(map).shapes({name: range(map.by_name[name].width - len(kept)) for name, kept in keep.items()})
+    shapes = Costs(map).shapes(
+        {name: range(map.by_name[name].width - len(kept)) for name, kept in keep.items()}
+    )
     return replace(
-        plan, preview=tuple((name, len(kept)) for name, kept in keep.items()), predicted=tuple((c.target, c.ms(shapes)) for c in clocks)
+        plan,
+        preview=tuple((name, len(kept)) for name, kept in keep.items()),
+        predicted=tuple((c.target, c.ms(shapes)) for c in clocks),
     )
 
 
@@ -98,7 +111,9 @@ def _uncounted(operators: Iterable[str]) -> Iterator[str]:
 def _check_initialized(model: nn.Module) -> None:
     lazy = next((name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)), None)
     if lazy is not None:
-        raise ModelError(f"'{lazy}' has no shape yet, as its layer is lazy; run the model once on example inputs first")
+        raise ModelError(
+            f"'{lazy}' has no shape yet, as its layer is lazy; run the model once on example inputs first"
+        )
 
 
 def _followed_in(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> tuple[ModelMap, Inputs]:
@@ -108,5 +123,3 @@ def _followed_in(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> t
     if len(reaching) == len(calls_of(inputs)):
         return map, inputs
     return replace(build_map.inspect(model, reaching, macs), inputs=map.inputs), reaching
-
-

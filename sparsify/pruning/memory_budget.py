@@ -5,12 +5,12 @@ from dataclasses import replace
 
 from torch import nn
 
-from sparsify.calls import Inputs
 from sparsify.cost.cost_model import Costs, limits
 from sparsify.cost.measure import copied
 from sparsify.cost.measure.memory import computed_peak, given, lived, peak_memory
 from sparsify.events import Listener, Note, silence
 from sparsify.formatting.numbers import share
+from sparsify.forward.calls import Inputs
 from sparsify.graph.model_map import Coupled, Life, Lifetimes, ModelMap
 from sparsify.graph.surgery import operations
 from sparsify.pruning.planning.plan import Plan
@@ -28,14 +28,20 @@ def with_lifetimes(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
     Each open group is narrowed on trial by a unit; where that changes which operators run, its share of these tensors is
     unknown and counted as none, so that the prediction is never below the truth there.
     """
-    measured = computed_peak(model, inputs) if any(p.is_meta for p in model.parameters()) else peak_memory(model, inputs)
+    measured = (
+        computed_peak(model, inputs)
+        if any(p.is_meta for p in model.parameters())
+        else peak_memory(model, inputs)
+    )
     model, inputs = _weightless(model, inputs)
     operators, dense = lived(model, inputs)
     slopes: list[list[tuple[str, float]]] = [[] for _ in dense]
     for group in map.coupled:
         for place, per_unit in _narrowed(model, map, group, inputs, (operators, dense)):
             slopes[place].append((group.name, per_unit))
-    lives = tuple(Life(born, dies, size, tuple(own)) for (born, dies, size), own in zip(dense, slopes, strict=True))
+    lives = tuple(
+        Life(born, dies, size, tuple(own)) for (born, dies, size), own in zip(dense, slopes, strict=True)
+    )
     return replace(map, lifetimes=Lifetimes(given(inputs), measured, lives))
 
 
@@ -50,7 +56,9 @@ def _weightless(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
     return bare, inputs
 
 
-def _narrowed(model: nn.Module, map: ModelMap, group: Coupled, inputs: Inputs, dense: Lives) -> Iterator[tuple[int, float]]:
+def _narrowed(
+    model: nn.Module, map: ModelMap, group: Coupled, inputs: Inputs, dense: Lives
+) -> Iterator[tuple[int, float]]:
     """(place among the lives, bytes that go with a unit of this group)."""
     if group.protected is not None or group.width < 2:
         return
@@ -66,7 +74,9 @@ def _narrowed(model: nn.Module, map: ModelMap, group: Coupled, inputs: Inputs, d
             yield place, float(before[2] - after[2])
 
 
-def held(plan: Plan, model: nn.Module, inputs: Inputs, choose: Callable[[Plan], Keep], listener: Listener = silence) -> Keep:
+def held(
+    plan: Plan, model: nn.Module, inputs: Inputs, choose: Callable[[Plan], Keep], listener: Listener = silence
+) -> Keep:
     """Coupled group -> units that stay, such that a budget of peak memory holds as measured; the least of six choices where none does.
 
     choose: the choice for a plan, whose budget of memory is lowered by what the last choice took too much.

@@ -7,13 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.calls import Call, Inputs, axes_of, called, calls_of, changed, examples_of, flattened, tensors_of, with_names
 from sparsify.cost.measure import detached
 from sparsify.errors import ModelError
 from sparsify.formatting.numbers import few
-from sparsify.fresh_inputs import from_record, redraw
+from sparsify.forward.calls import (
+    Call,
+    Inputs,
+    axes_of,
+    called,
+    calls_of,
+    changed,
+    examples_of,
+    flattened,
+    tensors_of,
+    with_names,
+)
+from sparsify.forward.fresh_inputs import from_record, redraw
+from sparsify.forward.trial_calls import takes
 from sparsify.pruning.planning.plan import Plan
-from sparsify.trial_calls import takes
 
 
 def checked_inputs(inputs: Any, model: nn.Module) -> Inputs:
@@ -39,16 +50,22 @@ def _check_call(each: Call, model: nn.Module) -> None:
             )
     found = tensors_of(each)
     if isinstance(each.batch, Mapping):
-        known = {name for path in found for name in (path, path.partition(".")[0])} | set(with_names(model, (each,))[0].names)
+        known = {name for path in found for name in (path, path.partition(".")[0])} | set(
+            with_names(model, (each,))[0].names
+        )
         stranger = next((name for name in each.batch if name not in known), None)
         if stranger is not None:
-            raise ModelError(f"batch names '{stranger}', which is no tensor of the call; {_near(stranger, list(found))}")
+            raise ModelError(
+                f"batch names '{stranger}', which is no tensor of the call; {_near(stranger, list(found))}"
+            )
     for path, axis in axes_of(each).items():
         shape = tuple(found[path].shape)
         if axis is not None and shape[axis] == 0:
             which = "the first input" if path == next(iter(found)) else f"'{path}'"
             dimension = "its first dimension" if axis == 0 else f"its dimension {axis}"
-            raise ModelError(f"{which} has shape {shape}; {dimension} must be a batch of at least one example")
+            raise ModelError(
+                f"{which} has shape {shape}; {dimension} must be a batch of at least one example"
+            )
 
 
 def batch_notes(inputs: Inputs) -> Iterator[str]:
@@ -60,7 +77,11 @@ def batch_notes(inputs: Inputs) -> Iterator[str]:
 
 def _near(name: str, known: Sequence[str]) -> str:
     close = get_close_matches(name, known, 1)
-    return f"did you mean '{close[0]}'?" if close else f"it has {few(tuple(n for n in known if not n.startswith('_')), 4)}"
+    return (
+        f"did you mean '{close[0]}'?"
+        if close
+        else f"it has {few(tuple(n for n in known if not n.startswith('_')), 4)}"
+    )
 
 
 def like_those_of(plan: Plan, model: nn.Module) -> Inputs:

@@ -5,23 +5,25 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sparsify.calls import Inputs
 from sparsify.cost.measure import copied
 from sparsify.errors import VerificationError
+from sparsify.forward.calls import Inputs
 from sparsify.graph.surgery import constants as proven_constants
-from sparsify.graph.surgery import operations as cut_operations
+from sparsify.graph.surgery import operations
 from sparsify.graph.verify import equivalence
 from sparsify.pruning.planning.plan import Plan
 from sparsify_schemas.cuts import Crop, Cuts, Gather
 from sparsify_schemas.report import Verdict
 
 
-def reloaded(dense: nn.Module, thin: nn.Module, cuts: Cuts, fresh: Sequence[Inputs], inputs: Inputs) -> nn.Module:
+def reloaded(
+    dense: nn.Module, thin: nn.Module, cuts: Cuts, fresh: Sequence[Inputs], inputs: Inputs
+) -> nn.Module:
     """The cut model as a reader of the log and the weights would rebuild it.
 
     Raises VerificationError when it computes something else than the cut model itself.
     """
-    again = cut_operations.replay(dense, cuts).eval()
+    again = operations.replay(dense, cuts).eval()
     again.load_state_dict(thin.state_dict())
     difference = equivalence.compare(copied(thin).eval(), again, (*fresh, inputs))
     if not difference <= RELOADED:
@@ -74,13 +76,25 @@ def _culprit(plan: Plan, done: CutParts, inputs: Inputs) -> str:
     for name, kept in done.keep.items():
         alone = {name: kept}
         try:
-            equivalence.verify(done.zeroed, cut_operations.cut(done.zeroed, plan.map, alone, plan.digest)[0], plan.map, alone, inputs)
+            equivalence.verify(
+                done.zeroed,
+                operations.cut(done.zeroed, plan.map, alone, plan.digest)[0],
+                plan.map,
+                alone,
+                inputs,
+            )
         except VerificationError:
             layers = ", ".join(plan.map.by_name[name].layers)
             return f"group '{name}' fails by itself (it reaches {layers}): write a rule with 'protect: true' for '{name}'"
     if done.reshaped:
         try:
-            equivalence.verify(done.zeroed, cut_operations.cut(done.zeroed, plan.map, done.keep, plan.digest)[0], plan.map, done.keep, inputs)
+            equivalence.verify(
+                done.zeroed,
+                operations.cut(done.zeroed, plan.map, done.keep, plan.digest)[0],
+                plan.map,
+                done.keep,
+                inputs,
+            )
             layers = ", ".join(dict.fromkeys(repr(op.module) for op in done.reshaped))
             return f"without the cheaper forms of {layers} it does not: leave these layers out of the rule"
         except VerificationError:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from sparsify.cost.measure import copied
 from sparsify.errors import ModelError
+from sparsify.forward.opaque import in_words, is_scripted
 from sparsify.graph.group_index import coupled_layout, dead_units
-from sparsify.opaque import in_words, is_scripted
 from sparsify.pruning.criteria.scores import group_scores
 from sparsify.pruning.criteria.statistics import looks
 from sparsify.pruning.planning.plan import Plan
@@ -31,7 +31,9 @@ def batches_needed(recipe: Recipe) -> int:
     return max((r.criterion.batches for r in recipe.rules if isinstance(r.criterion, FromData)), default=0)
 
 
-def scored(plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]] | None) -> tuple[Scores, dict[str, list[bool]]]:
+def scored(
+    plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]] | None
+) -> tuple[Scores, dict[str, list[bool]]]:
     """What each unit of each coupled group is worth to its rule's criterion, and whether it is dead."""
     copy = copied(model)
     apply_masks(copy)
@@ -41,7 +43,10 @@ def scored(plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]
 
 
 def _scored(
-    plan: Plan, copy: nn.Module, parameters: Mapping[str, Tensor], batches: Sequence[tuple[Tensor, Tensor]] | None
+    plan: Plan,
+    copy: nn.Module,
+    parameters: Mapping[str, Tensor],
+    batches: Sequence[tuple[Tensor, Tensor]] | None,
 ) -> tuple[Scores, dict[str, list[bool]]]:
     scores: Scores = {}
     for assignment in plan.assignments:
@@ -50,7 +55,9 @@ def _scored(
         if layout.count == 0:
             continue
         spec = available(rule.criterion, batches)
-        values = group_scores(spec, layout, parameters, looks(copy, spec, batches), plan.recipe.seed + assignment.rule)
+        values = group_scores(
+            spec, layout, parameters, looks(copy, spec, batches), plan.recipe.seed + assignment.rule
+        )
         scores |= {name: part.tolist() for name, part in layout.split(values).items()}
     names = [name for a in plan.assignments for name in a.coupled]
     dead = {name: flags.tolist() for name, flags in dead_units(plan.map, names, parameters).items()}
@@ -89,4 +96,6 @@ def available(spec: Criterion, batches: object) -> Criterion:
 def check_scores(scores: Scores) -> None:
     for name, values in scores.items():
         if not torch.tensor(values).isfinite().all():
-            raise ModelError(f"the weights of '{name}' or of what is coupled to it are not finite; restart from weights without NaN or inf")
+            raise ModelError(
+                f"the weights of '{name}' or of what is coupled to it are not finite; restart from weights without NaN or inf"
+            )

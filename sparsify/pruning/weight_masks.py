@@ -29,7 +29,9 @@ Looking = Callable[[nn.Module, Criterion], Looks | None]
 """how a criterion looks at a model"""
 
 
-def zeroed(plan: Plan, dense: nn.Module, keep: Kept, looking: Looking) -> tuple[nn.Module, tuple[Zeroed, ...]]:
+def zeroed(
+    plan: Plan, dense: nn.Module, keep: Kept, looking: Looking
+) -> tuple[nn.Module, tuple[Zeroed, ...]]:
     """The dense model with every group at zero that the rules ask for, and what each of them did."""
     if not covered(plan, dense):
         return dense, ()
@@ -46,7 +48,11 @@ def _together(plan: Plan) -> list[Assignment]:
     """The same, those that compete as one joined under the first of them."""
     inner = inner_assignments(plan)
     sets = [[a for a in together if a in inner] for together in ranked_together(plan)]
-    return [replace(own[0], tensors=tuple(dict.fromkeys(name for a in own for name in a.tensors))) for own in sets if own]
+    return [
+        replace(own[0], tensors=tuple(dict.fromkeys(name for a in own for name in a.tensors)))
+        for own in sets
+        if own
+    ]
 
 
 def inner_assignments(plan: Plan) -> list[Assignment]:
@@ -62,7 +68,10 @@ def covered(plan: Plan, model: nn.Module) -> dict[str, nn.Parameter]:
 
 def counts(plan: Plan, thin: nn.Module) -> tuple[Zero, ...]:
     """How many zeros each of them stores now."""
-    return tuple(Zero(tensor=name, count=int((w == 0).sum()), size=w.numel()) for name, w in covered(plan, thin).items())
+    return tuple(
+        Zero(tensor=name, count=int((w == 0).sum()), size=w.numel())
+        for name, w in covered(plan, thin).items()
+    )
 
 
 def without_dead(plan: Plan, model: nn.Module, keep: Kept) -> dict[str, list[int]]:
@@ -72,12 +81,19 @@ def without_dead(plan: Plan, model: nn.Module, keep: Kept) -> dict[str, list[int
     normalisation takes statistics over stay whole, as do those whose units a pattern counts.
     """
     kept = {name: list(units) for name, units in keep.items()}
-    canonical, left = canonical_names(model), {t for b in operations.gone_branches(plan.map, keep) for t in b.tensors}
+    canonical, left = (
+        canonical_names(model),
+        {t for b in operations.gone_branches(plan.map, keep) for t in b.tensors},
+    )
     touched = {canonical[name] for name in covered(plan, model)}
     weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.dim() > 1 and n not in left}
     _clear(plan, weights, kept)
     while touched:
-        open_groups = [c for c in plan.map.coupled if c.protected is None and not c.statistics and touched & {s.tensor for s in c.slices}]
+        open_groups = [
+            c
+            for c in plan.map.coupled
+            if c.protected is None and not c.statistics and touched & {s.tensor for s in c.slices}
+        ]
         names = [c.name for c in open_groups if c.name not in _counted(plan)]
         leaving = {}
         for name, flags in dead_units(plan.map, names, weights).items():
@@ -98,7 +114,14 @@ def _allowed(plan: Plan, name: str, kept: Sequence[int] | None, dead: list[int])
     width = plan.map.by_name[name].width
     stays = set(range(width) if kept is None else kept)
     own = [unit for unit in dead if unit in stays]
-    at_least, multiple = next(((plan.recipe.rules[a.rule].keep.at_least or 1, a.multiple) for a in plan.assignments if name in a.coupled), (1, 1))
+    at_least, multiple = next(
+        (
+            (plan.recipe.rules[a.rule].keep.at_least or 1, a.multiple)
+            for a in plan.assignments
+            if name in a.coupled
+        ),
+        (1, 1),
+    )
     return own[: max(0, len(stays) - width_kept(width, width - len(stays) + len(own), at_least, multiple))]
 
 
@@ -113,7 +136,12 @@ def _counted(plan: Plan) -> set[str]:
                 dims = {dim for dim, size in enumerate((rows, columns)) if size > 1}
             case _:
                 continue
-        found |= {c.name for c in plan.map.coupled for s in c.slices if s.tensor in assignment.tensors and s.dim in dims}
+        found |= {
+            c.name
+            for c in plan.map.coupled
+            for s in c.slices
+            if s.tensor in assignment.tensors and s.dim in dims
+        }
     return found
 
 
@@ -127,7 +155,10 @@ def _clear(plan: Plan, weights: Mapping[str, Tensor], keep: Kept) -> None:
 @torch.no_grad()
 def _place_zeros(weight: Tensor, small: Tensor, places: Sequence[Sequence[int]]) -> None:
     """The zeros of a narrowed weight, at their places in the whole one."""
-    index = [torch.tensor(own, device=weight.device).view([-1 if d == dim else 1 for d in range(weight.dim())]) for dim, own in enumerate(places)]
+    index = [
+        torch.tensor(own, device=weight.device).view([-1 if d == dim else 1 for d in range(weight.dim())])
+        for dim, own in enumerate(places)
+    ]
     weight[tuple(index)] *= small != 0
 
 
@@ -163,20 +194,29 @@ def _chosen(rule: Rule, seed: int, weights: Mapping[str, nn.Parameter], looks: L
         return _Chosen({}, 0, 0)
     match rule.group:
         case "weight":
-            scores = [_element_scores(rule, name, w, looks, seed + i) for i, (name, w) in enumerate(weights.items())]
+            scores = [
+                _element_scores(rule, name, w, looks, seed + i) for i, (name, w) in enumerate(weights.items())
+            ]
             gone = _lowest(torch.cat([s.flatten() for s in scores]), rule)
             parts = torch.split(gone, [w.numel() for w in weights.values()])
             masks = {name: part.view_as(w) for (name, w), part in zip(weights.items(), parts, strict=True)}
             return _Chosen(masks, len(gone), int(gone.sum()))
         case Pattern() as pattern:
-            scored = {name: _element_scores(rule, name, w, looks, seed + i) for i, (name, w) in enumerate(weights.items())}
+            scored = {
+                name: _element_scores(rule, name, w, looks, seed + i)
+                for i, (name, w) in enumerate(weights.items())
+            }
             masks = {name: _beyond(pattern, scores) | (weights[name] == 0) for name, scores in scored.items()}
-            return _Chosen(masks, sum(w.numel() for w in weights.values()), sum(int(m.sum()) for m in masks.values()))
+            return _Chosen(
+                masks, sum(w.numel() for w in weights.values()), sum(int(m.sum()) for m in masks.values())
+            )
         case _:
             return _chosen_inside(rule, seed, weights, looks)
 
 
-def _chosen_inside(rule: Rule, seed: int, weights: Mapping[str, nn.Parameter], looks: Looks | None) -> _Chosen:
+def _chosen_inside(
+    rule: Rule, seed: int, weights: Mapping[str, nn.Parameter], looks: Looks | None
+) -> _Chosen:
     """Shapes, taps or blocks: the lowest scores over all layers of the rule, in none of them below its floor."""
     assert rule.group is not None
     layout = inner_layout(rule.group, weights, weights)
@@ -190,7 +230,10 @@ def _chosen_inside(rule: Rule, seed: int, weights: Mapping[str, nn.Parameter], l
     gone = _lowest(scores, rule)
     flags = torch.cat([gone, gone.new_zeros(1)])
     shapes = {name: w.shape for name, w in weights.items()}
-    masks = {part.name: broadcast(flags, part.axes[0], shapes[part.name]).expand(shapes[part.name]) for part in layout.parts}
+    masks = {
+        part.name: broadcast(flags, part.axes[0], shapes[part.name]).expand(shapes[part.name])
+        for part in layout.parts
+    }
     return _Chosen(masks, len(gone), int(gone.sum()))
 
 
@@ -217,10 +260,14 @@ def _beyond(pattern: Pattern, scores: Tensor) -> Tensor:
     if length:
         runs = lined[..., :length].reshape(*lined.shape[:-1], -1, pattern.of)
         low = runs.topk(pattern.of - pattern.stay, largest=False).indices
-        gone[..., :length] = torch.zeros_like(runs, dtype=torch.bool).scatter(-1, low, True).reshape(*lined.shape[:-1], length)
+        gone[..., :length] = (
+            torch.zeros_like(runs, dtype=torch.bool).scatter(-1, low, True).reshape(*lined.shape[:-1], length)
+        )
     return gone.movedim(-1, 1)
 
 
 def check_scores(scores: Tensor, names: Iterable[str]) -> None:
     if not bool(scores.isfinite().all()):
-        raise ModelError(f"the weights of {', '.join(map(repr, names))} are not finite; restart from weights without NaN or inf")
+        raise ModelError(
+            f"the weights of {', '.join(map(repr, names))} are not finite; restart from weights without NaN or inf"
+        )

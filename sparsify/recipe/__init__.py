@@ -50,7 +50,12 @@ class Loaded:
         return known.get(around, Place(self.file)).problem(path, message, hint)
 
 
-def load(source: str | File | Mapping[str, Any] | Recipe | Loaded, overrides: Sequence[str] = (), *, limits: bool = True) -> Loaded:
+def load(
+    source: str | File | Mapping[str, Any] | Recipe | Loaded,
+    overrides: Sequence[str] = (),
+    *,
+    limits: bool = True,
+) -> Loaded:
     """Read, resolve and check a recipe: a file, a mapping, or one that is loaded already.
 
     `overrides` are `path.to.key=value`; limits: whether files of limits are read, else they are left out. Raises RecipeError with every problem found.
@@ -65,8 +70,16 @@ def load(source: str | File | Mapping[str, Any] | Recipe | Loaded, overrides: Se
     filled = replace(filled, root=whole.root)
     problems = [*merged.problems, *refused, *filled.problems, *unnamed, *whole.problems]
     recipe = _validated(filled, problems)
-    file = source.file if isinstance(source, Loaded) else str(source) if isinstance(source, str | File) else HERE.file
-    return Loaded(recipe, plain(filled.root), file, MappingProxyType(dict(places(filled.root))), whole.origins)
+    file = (
+        source.file
+        if isinstance(source, Loaded)
+        else str(source)
+        if isinstance(source, str | File)
+        else HERE.file
+    )
+    return Loaded(
+        recipe, plain(filled.root), file, MappingProxyType(dict(places(filled.root))), whole.origins
+    )
 
 
 def _merged(source: str | File | Mapping[str, Any] | Recipe | Loaded) -> Merged:

@@ -15,10 +15,16 @@ def check(recipe: Recipe, root: Table) -> list[Problem]:
         earlier = next((i for i, other in enumerate(recipe.rules[:later]) if _same(other, rule)), None)
         if earlier is not None and not rule.override:
             path = ("rules", later)
-            what = "protects the same layers" if rule.protect else f"claims the same layers and group '{rule.group}'"
+            what = (
+                "protects the same layers"
+                if rule.protect
+                else f"claims the same layers and group '{rule.group}'"
+            )
             problems.append(
                 place_of(root, path).problem(
-                    path, f"{what} as rules.{earlier}", "remove one of the two, or write 'override: true' into the later one"
+                    path,
+                    f"{what} as rules.{earlier}",
+                    "remove one of the two, or write 'override: true' into the later one",
                 )
             )
     return problems

@@ -13,7 +13,9 @@ from sparsify_schemas.written import written
 def dump(recipe: Recipe) -> str:
     """The whole recipe as YAML, defaults included; `load(dump(recipe))` gives it back."""
     body = _marked(written(recipe))
-    text: str = yaml.dump(body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=130, default_flow_style=False)
+    text: str = yaml.dump(
+        body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=130, default_flow_style=False
+    )
     return text
 
 
@@ -39,7 +41,11 @@ def _marked(value: Any) -> Any:
             return _Row(items) if all(_is_scalar(item) for item in items) else items
         case dict():
             entries = {key: _marked(item) for key, item in value.items()}
-            return _Short(entries) if "kind" in entries and all(_is_scalar(item) for item in entries.values()) else entries
+            return (
+                _Short(entries)
+                if "kind" in entries and all(_is_scalar(item) for item in entries.values())
+                else entries
+            )
         case _:
             return value
 
@@ -61,12 +67,18 @@ def _text(dumper: yaml.SafeDumper, data: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _text)
-_Dumper.add_representer(_Short, lambda dumper, data: dumper.represent_mapping("tag:yaml.org,2002:map", data, flow_style=True))
-_Dumper.add_representer(_Row, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True))
+_Dumper.add_representer(
+    _Short, lambda dumper, data: dumper.represent_mapping("tag:yaml.org,2002:map", data, flow_style=True)
+)
+_Dumper.add_representer(
+    _Row, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+)
 for _tag, _pattern, _first in (
     ("int", yaml_scalars.DECIMAL, "-+0123456789"),
     ("int", yaml_scalars.OCTAL, "0"),
     ("int", yaml_scalars.HEXADECIMAL, "0"),
     ("float", yaml_scalars.FLOAT, "-+.0123456789"),
 ):
-    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern.pattern})\Z"), list(_first))
+    _Dumper.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern.pattern})\Z"), list(_first)
+    )

@@ -44,7 +44,9 @@ def _parsed(text: str) -> ast.expr:
         raise ExpressionError(f"an expression of {len(text)} characters", f"at most {LONGEST}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "invalid decimal literal" and the like: refused below or not at all
+            warnings.simplefilter(
+                "ignore"
+            )  # "invalid decimal literal" and the like: refused below or not at all
             return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise ExpressionError(f"{shown(text)} is no expression", ALLOWED) from None
@@ -126,7 +128,8 @@ def _called(name: str, arguments: list[int | float]) -> int | float:
     except (OverflowError, ValueError):
         raise ExpressionError(f"{name} of a number that is not finite") from None
     raise ExpressionError(
-        f"'{name}' does not take {len(arguments)} such arguments", "int(x), round(x), round(x, digits), min(x, ...), max(x, ...)"
+        f"'{name}' does not take {len(arguments)} such arguments",
+        "int(x), round(x), round(x, digits), min(x, ...), max(x, ...)",
     )
 
 

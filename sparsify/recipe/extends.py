@@ -45,16 +45,28 @@ def merge(root: Table, file: str, problems: tuple[Problem, ...] = ()) -> Merged:
 
 def _parent(root: Table, file: str, chain: list[str]) -> tuple[Table, str, tuple[Problem, ...]]:
     named = root.entries["extends"]
-    if not isinstance(named, Leaf) or not isinstance(named.value, str) or not named.value or "\0" in named.value:
-        raise RecipeError([named.place.problem("extends", f"expected one file name, found {found(plain(named))}")])
+    if (
+        not isinstance(named, Leaf)
+        or not isinstance(named.value, str)
+        or not named.value
+        or "\0" in named.value
+    ):
+        raise RecipeError(
+            [named.place.problem("extends", f"expected one file name, found {found(plain(named))}")]
+        )
     parent = os.path.normpath(File(file).parent / named.value)
     if _same_file(parent, chain):
-        raise RecipeError([named.place.problem("extends", f"goes round in a circle: {' -> '.join([*chain, parent])}")])
+        raise RecipeError(
+            [named.place.problem("extends", f"goes round in a circle: {' -> '.join([*chain, parent])}")]
+        )
     try:
         document = read_text(read_file(parent), parent)
     except RecipeError as error:
         raise RecipeError(
-            [_told_at(named.place, problem) if problem.line is None else problem for problem in error.problems]
+            [
+                _told_at(named.place, problem) if problem.line is None else problem
+                for problem in error.problems
+            ]
         ) from None
     return _as_table(document.root, Place(parent)), parent, document.problems
 
@@ -74,7 +86,9 @@ def _as_table(root: Node | None, place: Place) -> Table:
         raise RecipeError(
             [
                 root.place.problem(
-                    "", f"expected a mapping at the top, found {found(plain(root))}", "a recipe begins with 'version: 1'"
+                    "",
+                    f"expected a mapping at the top, found {found(plain(root))}",
+                    "a recipe begins with 'version: 1'",
                 )
             ]
         )

@@ -18,7 +18,9 @@ HERE: Final = Place("<recipe>")
 
 
 def from_python(
-    value: Mapping[str, Any] | BaseModel, literal: bool = False, places: Mapping[Path, Place] = MappingProxyType({})
+    value: Mapping[str, Any] | BaseModel,
+    literal: bool = False,
+    places: Mapping[Path, Place] = MappingProxyType({}),
 ) -> Node:
     """Mappings, lists, scalars and values of the language; `literal` keeps `${` as it is, `places` tells what is known of theirs.
 
@@ -48,7 +50,9 @@ class _Reader:
             case Mapping():
                 return self.table(value, path)
             case list() | tuple():
-                return Items(tuple(self.node(item, (*path, i)) for i, item in enumerate(value)), self.place(path))
+                return Items(
+                    tuple(self.node(item, (*path, i)) for i, item in enumerate(value)), self.place(path)
+                )
             case Quantity():
                 return Leaf(str(value), self.place(path))
             case _:
@@ -59,7 +63,9 @@ class _Reader:
             if not isinstance(key, str):
                 raise _refused(path, f"a key must be text, found {found(key)}")
             self.leaf(key, path)
-        return Table({str(key): self.node(entry, (*path, key)) for key, entry in value.items()}, self.place(path))
+        return Table(
+            {str(key): self.node(entry, (*path, key)) for key, entry in value.items()}, self.place(path)
+        )
 
     def leaf(self, value: Any, path: Path) -> Leaf:
         match value:
@@ -73,7 +79,9 @@ class _Reader:
                 raise _refused(path, "half a character (a lone surrogate)", "write the whole character")
             case _:
                 raise _refused(
-                    path, f"a recipe cannot hold {found(value)}", "use mappings, lists, text, numbers, true, false and null"
+                    path,
+                    f"a recipe cannot hold {found(value)}",
+                    "use mappings, lists, text, numbers, true, false and null",
                 )
 
 

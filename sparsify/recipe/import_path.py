@@ -22,12 +22,18 @@ def resolve(path: str) -> Any:
     found = load_module(module)
     try:
         thing = getattr(found, name)
-        if isinstance(thing, type | FunctionType | BuiltinFunctionType) and _is_pythons(thing.__module__ or ""):
-            raise ImportError(f"'{path}' is {thing.__module__}.{thing.__name__}, Python's own, and neither builds a model nor makes data")
+        if isinstance(thing, type | FunctionType | BuiltinFunctionType) and _is_pythons(
+            thing.__module__ or ""
+        ):
+            raise ImportError(
+                f"'{path}' is {thing.__module__}.{thing.__name__}, Python's own, and neither builds a model nor makes data"
+            )
         return thing
     except AttributeError:
         close = get_close_matches(
-            name, [n for n, v in vars(found).items() if not n.startswith("_") and not isinstance(v, ModuleType)], n=1
+            name,
+            [n for n, v in vars(found).items() if not n.startswith("_") and not isinstance(v, ModuleType)],
+            n=1,
         )
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise ImportError(f"module '{module}' has no '{name}'{hint}") from None

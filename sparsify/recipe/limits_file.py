@@ -56,7 +56,12 @@ def limited(root: Table, wanted: bool) -> Limited:
 def _rule(rule: Node, index: int, problems: list[Problem], origins: list[Origin], wanted: bool) -> Node:
     keep = rule.entries.get("keep") if isinstance(rule, Table) else None
     named = keep.entries.get("limits") if isinstance(keep, Table) else None
-    if not (isinstance(rule, Table) and isinstance(keep, Table) and isinstance(named, Leaf) and isinstance(named.value, str)):
+    if not (
+        isinstance(rule, Table)
+        and isinstance(keep, Table)
+        and isinstance(named, Leaf)
+        and isinstance(named.value, str)
+    ):
         return rule
     profile = _read(named, ("rules", index, "keep", "limits"), problems) if wanted else None
     if profile is None:
@@ -77,7 +82,11 @@ def _read(named: Leaf, path: Path, problems: list[Problem]) -> Profile | None:
     except RunError as error:
         problems.append(named.place.problem(path, str(error), f"'{make}' writes one"))
     except ValidationError as error:
-        problems.append(named.place.problem(path, f"{file} holds no profile of a network ({first_line(error)})", f"'{make}' writes one"))
+        problems.append(
+            named.place.problem(
+                path, f"{file} holds no profile of a network ({first_line(error)})", f"'{make}' writes one"
+            )
+        )
     else:
         if profile.limits:
             return profile

@@ -24,7 +24,9 @@ class Place:
 
     def problem(self, path: Path | str, message: str, hint: str = "") -> Problem:
         """A complaint about what is written here."""
-        return Problem(self.file, self.line, self.column, path if isinstance(path, str) else dotted(path), message, hint)
+        return Problem(
+            self.file, self.line, self.column, path if isinstance(path, str) else dotted(path), message, hint
+        )
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,9 @@ def _one(root: Table, text: str) -> Table:
     path, equals, value = text.partition("=")
     parts = path.strip().split(".")
     if not equals or not all(parts) or len(parts) > DEEPEST:
-        raise _refused("", f"expected path.to.key=value, found {shown(text)}", "such as --set stages.0.epochs=3")
+        raise _refused(
+            "", f"expected path.to.key=value, found {shown(text)}", "such as --set stages.0.epochs=3"
+        )
     parts = _of_variable(root, parts)
     changed = _put(root, parts, _value(dotted(tuple(parts)), value), ())
     assert isinstance(changed, Table)
@@ -57,7 +59,9 @@ def _of_variable(root: Table, parts: list[str]) -> list[str]:
         case ["vars", name] if name in variables:
             return parts
         case ["vars", name]:
-            raise _refused(f"vars.{name}", "no such variable", near(name, variables) or "the recipe declares none")
+            raise _refused(
+                f"vars.{name}", "no such variable", near(name, variables) or "the recipe declares none"
+            )
         case ["vars", *_]:
             raise _refused("vars", "one variable at a time", "such as --set vars.epochs=3")
         case [name] if name in variables and name not in keys:
@@ -76,16 +80,24 @@ def _put(node: Node | None, parts: list[str], value: Node, above: tuple[str, ...
     match node:
         case Items(items=items):
             index = _index(part, len(items), above)
-            return replace(node, items=(*items[:index], _put(items[index], rest, value, here), *items[index + 1 :]))
+            return replace(
+                node, items=(*items[:index], _put(items[index], rest, value, here), *items[index + 1 :])
+            )
         case Table(entries=entries):
             below = _put(child(node, part), rest, value, here)
             return replace(
-                node, entries={**entries, part: below}, keys={**node.keys, part: node.keys.get(part, HERE) if rest else HERE}
+                node,
+                entries={**entries, part: below},
+                keys={**node.keys, part: node.keys.get(part, HERE) if rest else HERE},
             )
         case None | Leaf(value=None):
             return Table({part: _put(None, rest, value, here)}, HERE, {part: HERE})
         case _:
-            raise _refused(dotted(here), f"'{dotted(above)}' is {found(plain(node))} and has no keys", "set it as a whole")
+            raise _refused(
+                dotted(here),
+                f"'{dotted(above)}' is {found(plain(node))} and has no keys",
+                "set it as a whole",
+            )
 
 
 def _index(part: str, count: int, above: tuple[str, ...]) -> int:

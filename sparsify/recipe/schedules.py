@@ -27,7 +27,9 @@ def value(schedule: Schedule, step: int, steps_per_epoch: int, total: int) -> fl
             assert_never(schedule)
 
 
-def risen(start: Duration, end: Duration, every: Duration, step: int, steps_per_epoch: int, total: int) -> float:
+def risen(
+    start: Duration, end: Duration, every: Duration, step: int, steps_per_epoch: int, total: int
+) -> float:
     """1 - (1 - t)^3 in jumps `every` apart: 0 until `start`, 1 from `end` on."""
     cubic = Cubic.model_validate({"kind": "cubic", "to": 1.0, "start": start, "end": end, "every": every})
     return value(cubic, step, steps_per_epoch, total)
@@ -49,8 +51,12 @@ def needs_steps(schedule: Schedule) -> bool:
             assert_never(schedule)
 
 
-def _progress(schedule: Linear | Cosine | Cubic | Exponential, step: int, steps_per_epoch: int, total: int) -> float:
-    start, end, every = (d.steps(steps_per_epoch, total) for d in (schedule.start, schedule.end, schedule.every))
+def _progress(
+    schedule: Linear | Cosine | Cubic | Exponential, step: int, steps_per_epoch: int, total: int
+) -> float:
+    start, end, every = (
+        d.steps(steps_per_epoch, total) for d in (schedule.start, schedule.end, schedule.every)
+    )
     if step < start:
         return 0.0
     if step >= end:

@@ -60,7 +60,11 @@ def _decoded(file: str, data: bytes) -> str:
         before = data[: error.start].decode("utf-8-sig", errors="replace")
         place = _place_after(file, before)
         raise RecipeError(
-            [place.problem("", f"the byte 0x{data[error.start]:02x} is not UTF-8", "save the recipe as UTF-8 text")]
+            [
+                place.problem(
+                    "", f"the byte 0x{data[error.start]:02x} is not UTF-8", "save the recipe as UTF-8 text"
+                )
+            ]
         ) from None
 
 

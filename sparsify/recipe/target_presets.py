@@ -40,7 +40,13 @@ def _read(file: File) -> dict[str, Target]:
     if root is None:
         return {}
     if not isinstance(root, Table):
-        raise RecipeError([root.place.problem("", "expected a mapping of names to targets", "write 'mine: {kind: cpu, threads: 4}'")])
+        raise RecipeError(
+            [
+                root.place.problem(
+                    "", "expected a mapping of names to targets", "write 'mine: {kind: cpu, threads: 4}'"
+                )
+            ]
+        )
     found, problems = {}, []
     for name, node in root.entries.items():
         try:
@@ -75,9 +81,15 @@ def named(root: Table) -> tuple[Table, list[Problem]]:
     filled |= {name: from_python(known[name]) for name in wanted if name in known}
     kept = {name: node for name, node in filled.items() if not _is_name(node)}
     place = targets.place if targets is not None else root.place
-    entries = {**root.entries, "targets": Table(kept, place, targets.keys if isinstance(targets, Table) else {})}
+    entries = {
+        **root.entries,
+        "targets": Table(kept, place, targets.keys if isinstance(targets, Table) else {}),
+    }
     if isinstance(budget, Table) and isinstance(latency, Table):
-        entries["budget"] = replace(budget, entries={**budget.entries, "latency": latency.without(*(n for n in wanted if n not in known))})
+        entries["budget"] = replace(
+            budget,
+            entries={**budget.entries, "latency": latency.without(*(n for n in wanted if n not in known))},
+        )
     return replace(root, entries=entries), problems
 
 
@@ -90,15 +102,23 @@ def _filled(node: Node, known: Mapping[str, Target]) -> Node:
     return replace(from_python(known[name]), place=node.place) if _is_name(node) and name in known else node
 
 
-def _unknown(root: Table, written: Mapping[str, Node], wanted: list[str], known: Mapping[str, Target]) -> Iterator[Problem]:
+def _unknown(
+    root: Table, written: Mapping[str, Node], wanted: list[str], known: Mapping[str, Target]
+) -> Iterator[Problem]:
     for name, node in written.items():
         if _is_name(node) and plain(node) not in known:
             path: Path = ("targets", name)
-            yield place_of(root, path).problem(path, f"there is no preset '{plain(node)}'", _near(str(plain(node)), [*known]))
+            yield place_of(root, path).problem(
+                path, f"there is no preset '{plain(node)}'", _near(str(plain(node)), [*known])
+            )
     for name in wanted:
         if name not in known:
             path = ("budget", "latency", name)
-            yield place_of(root, path).problem(path, f"the recipe has no target '{name}', and there is no such preset", _near(name, [*written, *known]))
+            yield place_of(root, path).problem(
+                path,
+                f"the recipe has no target '{name}', and there is no such preset",
+                _near(name, [*written, *known]),
+            )
 
 
 def _near(name: str, names: list[str]) -> str:

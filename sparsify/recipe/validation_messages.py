@@ -36,7 +36,9 @@ def explain(error: ValidationError, filled: Filled) -> list[Problem]:
         Recipe.model_validate(data, by_alias=True, by_name=False)
     except ValidationError as more:
         beside = tuple(f"{dotted(path)}." for path in mended)
-        problems += [problem for problem in _explained(more, filled, data) if f"{problem.path}.".startswith(beside)]
+        problems += [
+            problem for problem in _explained(more, filled, data) if f"{problem.path}.".startswith(beside)
+        ]
     return problems
 
 
@@ -54,7 +56,9 @@ def _meant_kind(path: Path, error: ErrorDetails, data: Any) -> str:
 def _explained(error: ValidationError, filled: Filled, data: Any) -> list[Problem]:
     located = _located(error, data)
     kept = [
-        (path, e) for path, e in located if not any(path[: len(b)] == b for b in filled.broken) and not _follows(path, e, located)
+        (path, e)
+        for path, e in located
+        if not any(path[: len(b)] == b for b in filled.broken) and not _follows(path, e, located)
     ]
     misspelt = {(path[:-1], _meant(path, data)) for path, e in kept if e["type"] == "extra_forbidden"}
     said = [
@@ -72,7 +76,9 @@ def _origin(path: Path, filled: Filled) -> str:
 
 def _follows(path: Path, error: ErrorDetails, others: Iterable[tuple[Path, ErrorDetails]]) -> bool:
     """A list whose items are wrong is 'too short after validation' only because of them."""
-    return error["type"] == "too_short" and any(len(p) > len(path) and p[: len(path)] == path for p, _ in others)
+    return error["type"] == "too_short" and any(
+        len(p) > len(path) and p[: len(path)] == path for p, _ in others
+    )
 
 
 def _path(error: ErrorDetails, data: Any) -> Path:
@@ -96,7 +102,12 @@ def _path(error: ErrorDetails, data: Any) -> Path:
 def _known(path: Path, data: Any) -> list[Field]:
     """The keys of the entry that the path leads to."""
     here = at(data, path)
-    return [field for annotation in types_at(Recipe, path, data) for model in chosen(annotation, here) for field in fields(model)]
+    return [
+        field
+        for annotation in types_at(Recipe, path, data)
+        for model in chosen(annotation, here)
+        for field in fields(model)
+    ]
 
 
 def _kinds(path: Path, data: Any) -> list[str]:
@@ -105,7 +116,11 @@ def _kinds(path: Path, data: Any) -> list[str]:
 
 def _field(path: Path, data: Any) -> Field | None:
     named = next((i for i in reversed(range(len(path))) if isinstance(path[i], str)), None)
-    return None if named is None else next((f for f in _known(path[:named], data) if f.name == path[named]), None)
+    return (
+        None
+        if named is None
+        else next((f for f in _known(path[:named], data) if f.name == path[named]), None)
+    )
 
 
 def _names(path: Path, data: Any) -> list[str]:
@@ -176,10 +191,14 @@ def _choice(path: Path, error: ErrorDetails, root: Table) -> Problem:
     if path[-1:] == ("kind",):
         return _unknown_kind(path, value, known, root)
     if path == ("version",):
-        return place.problem(path, f"expected 1, the version of the language that this sparsify reads, found {found(value)}")
+        return place.problem(
+            path, f"expected 1, the version of the language that this sparsify reads, found {found(value)}"
+        )
     hint = near(value, known) if isinstance(value, str) else ""
     choices = known[0] if len(known) == 1 else f"one of {', '.join(known)}"
-    return place.problem(path, f"expected {choices}, found {found(value)}", hint if hint.startswith("did") else "")
+    return place.problem(
+        path, f"expected {choices}, found {found(value)}", hint if hint.startswith("did") else ""
+    )
 
 
 def _group(path: Path, value: Any, root: Table) -> Problem:
@@ -187,7 +206,9 @@ def _group(path: Path, value: Any, root: Table) -> Problem:
     if not isinstance(value, str):
         return place.problem(path, f"expected one of {known}, found {found(value)}")
     close = meant(value, [*group.WORDS, *group.ALIASES])
-    return place.problem(path, f"unknown group {shown(value)}", f"did you mean '{close}'?" if close else f"known: {known}")
+    return place.problem(
+        path, f"unknown group {shown(value)}", f"did you mean '{close}'?" if close else f"known: {known}"
+    )
 
 
 def _said(path: Path, error: ErrorDetails, data: Any) -> tuple[str, str]:
@@ -204,14 +225,22 @@ def _said(path: Path, error: ErrorDetails, data: Any) -> tuple[str, str]:
         case "finite_number":
             return f"expected a finite number, found {found(value)}", ""
         case "bool_type" | "bool_parsing":
-            return f"expected true or false, found {found(value)}", "YAML 1.2 has no yes, no, on and off" if value in (
-                "yes",
-                "no",
-                "on",
-                "off",
-            ) else ""
+            return (
+                f"expected true or false, found {found(value)}",
+                "YAML 1.2 has no yes, no, on and off"
+                if value
+                in (
+                    "yes",
+                    "no",
+                    "on",
+                    "off",
+                )
+                else "",
+            )
         case "string_type":
-            return f"expected text, found {found(value)}", "quote it" if isinstance(value, int | float) else ""
+            return f"expected text, found {found(value)}", "quote it" if isinstance(
+                value, int | float
+            ) else ""
         case "string_too_short":
             return "expected some text, found an empty one", ""
         case "string_pattern_mismatch":
@@ -245,5 +274,7 @@ def _number_hint(value: Any) -> str:
 def _no_mapping(path: Path, value: Any, data: Any) -> tuple[str, str]:
     """A mapping was expected; where the value is what its `kind` should say, show how to write it."""
     hint = f"write {{kind: {value}}}" if isinstance(value, str) and value in _kinds(path, data) else ""
-    number = any(arm is float for annotation in types_at(Recipe, path, data) for arm in written_as(annotation))
+    number = any(
+        arm is float for annotation in types_at(Recipe, path, data) for arm in written_as(annotation)
+    )
     return f"expected a {'number or a schedule' if number else 'mapping'}, found {found(value)}", hint

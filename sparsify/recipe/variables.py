@@ -40,7 +40,9 @@ def fill(root: Table, idle: Iterable[str]) -> Filled:
     """Replace every expression. `idle` names variables to complain of if they are still unused."""
     table = root.entries.get("vars", Table({}, root.place))
     if not isinstance(table, Table):
-        problem = table.place.problem("vars", f"expected a mapping of names to numbers or text, found {found(plain(table))}")
+        problem = table.place.problem(
+            "vars", f"expected a mapping of names to numbers or text, found {found(plain(table))}"
+        )
         return Filled(root.without("vars"), problems=(problem,))
     scope = _Scope(table)
     filled = scope.node(root.without("vars"), ())
@@ -68,7 +70,9 @@ class _Scope:
             case Items(items=items):
                 return replace(node, items=tuple(self.node(item, (*path, i)) for i, item in enumerate(items)))
             case Table(entries=entries):
-                return replace(node, entries={key: self.node(entry, (*path, key)) for key, entry in entries.items()})
+                return replace(
+                    node, entries={key: self.node(entry, (*path, key)) for key, entry in entries.items()}
+                )
             case _:
                 return node
 
@@ -87,7 +91,9 @@ class _Scope:
     def look(self, name: str) -> Value:
         """The value of a variable; a failed one is complained of once, where it is declared."""
         if name not in self.table.entries:
-            raise ExpressionError(f"undefined variable '{name}'", near(name, self.table.entries) or "declare it under 'vars:'")
+            raise ExpressionError(
+                f"undefined variable '{name}'", near(name, self.table.entries) or "declare it under 'vars:'"
+            )
         if name in self.chain:
             raise ExpressionError(
                 f"variables refer to each other in a circle: {' -> '.join([*self.chain[self.chain.index(name) :], name])}"
@@ -115,7 +121,8 @@ class _Scope:
     def declared(self, name: str, node: Node) -> Value:
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise ExpressionError(
-                f"{shown(name)} is no name for a variable", "letters, digits and '_', not beginning with a digit"
+                f"{shown(name)} is no name for a variable",
+                "letters, digits and '_', not beginning with a digit",
             )
         if name in FUNCTIONS:
             raise ExpressionError(f"'{name}' is a function", "give the variable another name")
@@ -130,7 +137,9 @@ class _Scope:
                 self.declare(name)
         for name in idle:
             hint = f"write ${{{name}}} where it belongs, or remove it"
-            self.problems.append(self.table.key_place(name).problem(("vars", name), f"unused variable '{name}'", hint))
+            self.problems.append(
+                self.table.key_place(name).problem(("vars", name), f"unused variable '{name}'", hint)
+            )
 
 
 def _reached(body: Table, declared: Mapping[str, Node]) -> frozenset[str]:
@@ -140,7 +149,11 @@ def _reached(body: Table, declared: Mapping[str, Node]) -> frozenset[str]:
     while waiting:
         match waiting.pop():
             case Leaf(value=str(text)):
-                fresh = {name for hole in _HOLE.finditer(text) for name in re.findall(r"[A-Za-z_]\w*", hole[2] or "")} - reached
+                fresh = {
+                    name
+                    for hole in _HOLE.finditer(text)
+                    for name in re.findall(r"[A-Za-z_]\w*", hole[2] or "")
+                } - reached
                 reached |= fresh
                 waiting += [declared[name] for name in fresh if name in declared]
             case Items(items=items):
@@ -161,7 +174,9 @@ def substitute(text: str, look: Callable[[str], Value]) -> Value:
         result += text[end : hole.start()] + _filled(hole, look)
         end = hole.end()
         if len(result) > max(LONGEST_TEXT, len(text)):
-            raise ExpressionError(f"a text of more than {LONGEST_TEXT} characters once its variables are filled in")
+            raise ExpressionError(
+                f"a text of more than {LONGEST_TEXT} characters once its variables are filled in"
+            )
     return result + text[end:]
 
 

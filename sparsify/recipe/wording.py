@@ -21,7 +21,11 @@ def found(value: Any) -> str:
         case bool():
             return str(value).lower()
         case int() | float():
-            return f"the number {value}" if isinstance(value, float) or value.bit_length() < 1000 else "a huge number"
+            return (
+                f"the number {value}"
+                if isinstance(value, float) or value.bit_length() < 1000
+                else "a huge number"
+            )
         case str():
             return f"the text {shown(value)}" if value else "an empty text"
         case dict():

@@ -43,7 +43,12 @@ def _tab(mark: Mark, text: str) -> Explained | None:
         line = _lines(text)[number] if 0 <= number < len(_lines(text)) else ""
         indent = line[: len(line) - len(line.lstrip(" \t"))]
         if "\t" in indent:
-            return number + 1, indent.index("\t") + 1, "a tab in the indentation", "YAML indents with spaces only"
+            return (
+                number + 1,
+                indent.index("\t") + 1,
+                "a tab in the indentation",
+                "YAML indents with spaces only",
+            )
     if _rest(mark, text).startswith("\t"):
         return _said(mark, "a tab", "YAML separates with spaces only")
     return None
@@ -74,18 +79,28 @@ def _alias(error: MarkedYAMLError, opened: Mark, text: str) -> Explained | None:
 
 def _quote(error: MarkedYAMLError, mark: Mark, text: str) -> Explained | None:
     """A forgotten closing quote swallows lines up to the next quote; the complaint then comes far below."""
-    if not any(p in (error.problem or "") for p in ("expected <block end>", "mapping values", "expected ':'", "but got")):
+    if not any(
+        p in (error.problem or "")
+        for p in ("expected <block end>", "mapping values", "expected ':'", "but got")
+    ):
         return None
     for number, line in enumerate(_lines(text)[: mark.line]):
         column = _left_open(line)
         if column is not None:
-            return number + 1, column + 1, "a quote that is not closed in its line", "close it, or leave both quotes out"
+            return (
+                number + 1,
+                column + 1,
+                "a quote that is not closed in its line",
+                "close it, or leave both quotes out",
+            )
     return None
 
 
 def _left_open(line: str) -> int | None:
     """Where a quote opens that the same line does not close."""
-    for quoted in re.finditer(r"""(?:^\s*|[:,\[{-]\s*)(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|(["']))|\s#.*""", line):
+    for quoted in re.finditer(
+        r"""(?:^\s*|[:,\[{-]\s*)(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|(["']))|\s#.*""", line
+    ):
         if quoted[1]:
             return quoted.start(1)
     return None
@@ -95,19 +110,31 @@ def _at_mark(error: MarkedYAMLError, mark: Mark, text: str) -> Explained:
     problem = error.problem or ""
     rest = _rest(mark, text)
     if escape := re.search(r"found unknown escape character '(.*)'", problem):
-        return _said(mark, f"'\\{escape[1]}' is no escape in a double-quoted text", "use single quotes, which keep '\\' as it is")
+        return _said(
+            mark,
+            f"'\\{escape[1]}' is no escape in a double-quoted text",
+            "use single quotes, which keep '\\' as it is",
+        )
     if "cannot start any token" in problem:
         return _said(mark, f"a text cannot start with '{rest[:1]}'", "quote it")
     if "but got '{'" in problem and _line(mark, text)[: mark.column].endswith("$"):
         return _said(mark, "an unquoted '${' inside '{' or '['", 'quote the expression: "${name}"')
     if "mapping values are not allowed" in problem:
-        return _said(mark, "a ':' is not expected here", "quote a text that holds ': ', and indent keys of one mapping alike")
+        return _said(
+            mark,
+            "a ':' is not expected here",
+            "quote a text that holds ': ', and indent keys of one mapping alike",
+        )
     if "sequence entries are not allowed" in problem:
         return _said(mark, "a list item '-' is not expected here", "begin it on a line of its own")
     if "could not find expected ':'" in problem:
         return _key_without_colon(error, mark)
     if "expected <block end>" in problem:
-        return _said(mark, "not in line with what it belongs to", "indent the keys of one mapping, or the '-' of one list, alike")
+        return _said(
+            mark,
+            "not in line with what it belongs to",
+            "indent the keys of one mapping, or the '-' of one list, alike",
+        )
     if "but got" in problem or "did not find expected" in problem:
         return _said(mark, problem.replace("<", "").replace(">", ""), "check brackets, commas and quotes")
     return _said(mark, f"not valid YAML: {problem}")

@@ -41,7 +41,9 @@ def _read(text: str, at: At) -> Document:
     odd = Reader.NON_PRINTABLE.search(text)
     if odd:
         line, column = text.count("\n", 0, odd.start()) + 1, odd.start() - text.rfind("\n", 0, odd.start())
-        raise RecipeError([at(line, column).problem("", f"the character U+{ord(odd[0]):04X} is not allowed in YAML")])
+        raise RecipeError(
+            [at(line, column).problem("", f"the character U+{ord(odd[0]):04X} is not allowed in YAML")]
+        )
     events = _Events(text)
     composer = _Composer(events, at)
     try:
@@ -53,7 +55,9 @@ def _read(text: str, at: At) -> Document:
         raise RecipeError(
             [
                 *composer.problems,
-                at(events.line + 1, events.column + 1).problem("", "an escape or number that YAML does not know"),
+                at(events.line + 1, events.column + 1).problem(
+                    "", "an escape or number that YAML does not know"
+                ),
             ]
         ) from None
     except RecipeError as error:
@@ -103,7 +107,12 @@ class _Composer:
         root, _ = self.node((), 0)
         self.events.take()  # document end
         if not isinstance(self.events.ahead(), yaml.StreamEndEvent):
-            raise self.complaint(self.events.ahead(), (), "a second document", "a recipe is one YAML document; remove this '---'")
+            raise self.complaint(
+                self.events.ahead(),
+                (),
+                "a second document",
+                "a recipe is one YAML document; remove this '---'",
+            )
         return root
 
     def place(self, event: yaml.Event) -> Place:
@@ -154,7 +163,9 @@ class _Composer:
     def alias(self, event: yaml.AliasEvent, path: Path, depth: int) -> tuple[Node, int]:
         name = str(event.anchor)
         if name not in self.anchors:
-            raise self.complaint(event, path, f"unquoted '*{name}'", f'YAML reads it as an alias; quote it: "*{name}"')
+            raise self.complaint(
+                event, path, f"unquoted '*{name}'", f'YAML reads it as an alias; quote it: "*{name}"'
+            )
         anchored = self.anchors[name]
         if anchored is None:
             raise self.complaint(event, path, f"'*{name}' stands inside the value that it repeats")
@@ -164,7 +175,9 @@ class _Composer:
     def leaf(self, event: yaml.ScalarEvent, path: Path) -> Leaf:
         place = self.place(event)
         if not is_text(event.value):
-            self.problems.append(place.problem(path, "half a character (a lone surrogate)", "write the whole character"))
+            self.problems.append(
+                place.problem(path, "half a character (a lone surrogate)", "write the whole character")
+            )
             return Leaf("\ufffd", place)
         if event.style is not None:
             return Leaf(event.value, place)
@@ -206,15 +219,21 @@ class _Composer:
         if merges:
             self.problems.append(
                 key.place.problem(
-                    path, "'<<' (a YAML 1.1 merge key) is not read", "use 'extends: other.yaml', or write the keys out"
+                    path,
+                    "'<<' (a YAML 1.1 merge key) is not read",
+                    "use 'extends: other.yaml', or write the keys out",
                 )
             )
         elif not isinstance(name, str):
-            self.problems.append(key.place.problem(path, f"a key must be text, found {found(name)}", _key_hint(name)))
+            self.problems.append(
+                key.place.problem(path, f"a key must be text, found {found(name)}", _key_hint(name))
+            )
         elif name in known:
             first = known[name]
             where = f"; it stands first in line {first.line}" if first.line else ""
-            self.problems.append(key.place.problem((*path, name), f"duplicate key{where}", "remove one of the two"))
+            self.problems.append(
+                key.place.problem((*path, name), f"duplicate key{where}", "remove one of the two")
+            )
         else:
             return name
         return None
@@ -238,4 +257,6 @@ def _key_hint(name: object) -> str:
 
 def _placed(value: Node, key: Place) -> Node:
     """A list or mapping that begins on a later line is found at its key."""
-    return replace(value, place=key) if not isinstance(value, Leaf) and value.place.line != key.line else value
+    return (
+        replace(value, place=key) if not isinstance(value, Leaf) and value.place.line != key.line else value
+    )

@@ -22,8 +22,15 @@ def against_baselines(report: Report) -> Table:
     """The dense and the cut model, and what simpler choices at the cut one's cost came to."""
     dense, cut = report.dense, report.cut
     after = report.rounds[0].validation_accuracy if len(report.rounds) == 1 else None
-    timed = {t.target: [t.dense_ms, t.cut_ms, *(baseline_ms(b, t) for b in report.baselines)] for t in report.latency}
-    models = [("dense", dense, None), ("cut", cut, after), *((b.kind, b.side, b.cut_accuracy) for b in report.baselines)]
+    timed = {
+        t.target: [t.dense_ms, t.cut_ms, *(baseline_ms(b, t) for b in report.baselines)]
+        for t in report.latency
+    }
+    models = [
+        ("dense", dense, None),
+        ("cut", cut, after),
+        *((b.kind, b.side, b.cut_accuracy) for b in report.baselines),
+    ]
     rows = tuple(
         (
             name,
@@ -38,13 +45,29 @@ def against_baselines(report: Report) -> Table:
         )
         for i, (name, side, right_after) in enumerate(models)
     )
-    heads = columns("model", ">MACs left", ">parameters left", *([">peak memory"] if cut.peak_memory else []), *(f">{target}" for target in timed), ">right after", ">validation", ">test", ">epochs")
-    return Table("Against baselines", heads, rows, tuple(_baseline_notes(report))) if report.baselines else Table("", (), ())
+    heads = columns(
+        "model",
+        ">MACs left",
+        ">parameters left",
+        *([">peak memory"] if cut.peak_memory else []),
+        *(f">{target}" for target in timed),
+        ">right after",
+        ">validation",
+        ">test",
+        ">epochs",
+    )
+    return (
+        Table("Against baselines", heads, rows, tuple(_baseline_notes(report)))
+        if report.baselines
+        else Table("", (), ())
+    )
 
 
 def baseline_ms(baseline: Baseline, timed: Latency) -> float:
     """Milliseconds of a baseline: each was timed against the dense model, so by its ratio to that of the run's own timing."""
-    found = next((divide(timed.dense_ms, own.speedup) for own in baseline.latency if own.target == timed.target), None)
+    found = next(
+        (divide(timed.dense_ms, own.speedup) for own in baseline.latency if own.target == timed.target), None
+    )
     return nan if found is None else found
 
 
@@ -58,12 +81,21 @@ def _baseline_notes(report: Report) -> Iterator[str]:
     if fewer:
         yield f"The cut model had more epochs of training in this run than {few(tuple(fewer))}: those before its cut."
     yield from _dearer(report)
-    yield from (f"Warning: {b.kind}: nothing was cut." for b in report.baselines if b.verdict.outcome == "nothing cut")
+    yield from (
+        f"Warning: {b.kind}: nothing was cut." for b in report.baselines if b.verdict.outcome == "nothing cut"
+    )
 
 
 def _dearer(report: Report) -> Iterator[str]:
     """Baselines that were to come to the cut model's time and did not, as no choice that was timed does."""
-    limited = next((m.what.removeprefix("budget.latency.") for m in report.limits if m.what.startswith("budget.latency.")), None)
+    limited = next(
+        (
+            m.what.removeprefix("budget.latency.")
+            for m in report.limits
+            if m.what.startswith("budget.latency.")
+        ),
+        None,
+    )
     cut = next((t for t in report.latency if t.target == limited), None)
     for b in report.baselines if cut else ():
         own = next((t for t in b.latency if t.target == limited), None)
@@ -73,5 +105,9 @@ def _dearer(report: Report) -> Iterator[str]:
 
 def _ahead(cut: Side, other: Side) -> float | None:
     """By test accuracy, or that of validation where there is no test set."""
-    reached, theirs = (cut.test_accuracy, other.test_accuracy) if known(cut.test_accuracy) else (cut.validation_accuracy, other.validation_accuracy)
+    reached, theirs = (
+        (cut.test_accuracy, other.test_accuracy)
+        if known(cut.test_accuracy)
+        else (cut.validation_accuracy, other.validation_accuracy)
+    )
     return None if reached is None or theirs is None else reached - theirs

@@ -1,6 +1,5 @@
 """Two models timed side by side: what came out, and whether it is more than noise. Imports no torch."""
 
-
 from sparsify.cost.benchmark_result import BenchmarkResult
 from sparsify.formatting.numbers import MISSING, divide, fixed, known, milliseconds, plain, plural, times
 from sparsify.formatting.table import Table, columns
@@ -23,10 +22,31 @@ def words(found: BenchmarkResult) -> str:
 def table(contests: tuple[BenchmarkResult, ...], cores: int, title: str) -> Table:
     """All targets of one pair, and what they mean in words."""
     a, b = contests[0].a, contests[0].b
-    rows = tuple((c.target, milliseconds(c.a_ms), milliseconds(c.b_ms), times(c.speedup), _interval(c.low, c.high), times(c.noise), str(c.pairs), plain(round(c.load, 1))) for c in contests)
+    rows = tuple(
+        (
+            c.target,
+            milliseconds(c.a_ms),
+            milliseconds(c.b_ms),
+            times(c.speedup),
+            _interval(c.low, c.high),
+            times(c.noise),
+            str(c.pairs),
+            plain(round(c.load, 1)),
+        )
+        for c in contests
+    )
     notes = [f"{c.target}: {c.description}; {words(c)}." for c in contests]
-    notes += [f"Warning: {c.target} was timed at a load average of {fixed(c.load, 1)} on {plural(cores, 'core')}; time again on a quiet machine." for c in contests if c.load > cores]
-    return Table(title, columns("target", f">{a}", f">{b}", ">speed-up", ">95 % interval", ">noise", ">rounds", ">load"), rows, tuple(notes))
+    notes += [
+        f"Warning: {c.target} was timed at a load average of {fixed(c.load, 1)} on {plural(cores, 'core')}; time again on a quiet machine."
+        for c in contests
+        if c.load > cores
+    ]
+    return Table(
+        title,
+        columns("target", f">{a}", f">{b}", ">speed-up", ">95 % interval", ">noise", ">rounds", ">load"),
+        rows,
+        tuple(notes),
+    )
 
 
 def _interval(low: float | None, high: float | None) -> str:

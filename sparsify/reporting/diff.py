@@ -43,7 +43,9 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     return data
 
 
-def diff_recipes(a: Mapping[str, Any], b: Mapping[str, Any], *, unchanged: bool = False) -> tuple[Change, ...]:
+def diff_recipes(
+    a: Mapping[str, Any], b: Mapping[str, Any], *, unchanged: bool = False
+) -> tuple[Change, ...]:
     """The changes from `a` to `b`, both in the form of `resolved`; `unchanged` adds the rest.
 
     Rules are matched by their layers and group, stages and targets by name, whatever their position; a rule or stage
@@ -57,7 +59,11 @@ def diff_runs(
 ) -> tuple[Change, ...]:
     """First the recipes' changes (`recipe.`), then the figures' (`metrics.`), then the widths' (`widths.`)."""
     recipes = (_under("recipe.", c) for c in _mappings("", recipe_a, recipe_b))
-    found = (*recipes, *_figures(_metrics(a), _metrics(b), _remarks(a, b)), *_figures(_widths(a.layers), _widths(b.layers), {}))
+    found = (
+        *recipes,
+        *_figures(_metrics(a), _metrics(b), _remarks(a, b)),
+        *_figures(_widths(a.layers), _widths(b.layers), {}),
+    )
     return tuple(c for c in found if unchanged or not c.same)
 
 
@@ -132,24 +138,34 @@ def _same_kind(index: int, stage: Mapping[str, Any]) -> Hashable:
     return "kind", index, str(stage.get("kind"))
 
 
-def _pair(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], keys: tuple[_Key, ...]) -> list[_Partners]:
+def _pair(
+    old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], keys: tuple[_Key, ...]
+) -> list[_Partners]:
     """Partners by the first key that fits; without keys, by position. In order of the new list, the removed ones last."""
     if not keys:
-        return [(i if i < len(old) else None, i if i < len(new) else None) for i in range(max(len(old), len(new)))]
+        return [
+            (i if i < len(old) else None, i if i < len(new) else None) for i in range(max(len(old), len(new)))
+        ]
     partner: dict[int, int] = {}
     free = list(range(len(old)))
     for key in keys:
         for j, entry in enumerate(new):
-            match = next((i for i in free if key(i, old[i]) == key(j, entry)), None) if j not in partner else None
+            match = (
+                next((i for i in free if key(i, old[i]) == key(j, entry)), None) if j not in partner else None
+            )
             if match is not None:
                 partner[j] = match
                 free.remove(match)
     return [*((partner.get(j), j) for j in range(len(new))), *((i, None) for i in free)]
 
 
-def _labels(path: str, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], pairs: list[_Partners]) -> list[str]:
+def _labels(
+    path: str, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], pairs: list[_Partners]
+) -> list[str]:
     """A name for each pair that does not depend on which list came first: `conv*/filter`, `conv*/filter#2`."""
-    labels = [_label(path, i, j, None if i is None else old[i], None if j is None else new[j]) for i, j in pairs]
+    labels = [
+        _label(path, i, j, None if i is None else old[i], None if j is None else new[j]) for i, j in pairs
+    ]
     seen: dict[str, int] = {}
     for k in sorted(range(len(pairs)), key=lambda k: (None in pairs[k], _place(pairs[k]))):
         plain = labels[k]
@@ -162,12 +178,19 @@ def _place(partners: _Partners) -> int:
     return next(i for i in partners if i is not None)
 
 
-def _label(path: str, i: int | None, j: int | None, left: Mapping[str, Any] | None, right: Mapping[str, Any] | None) -> str:
+def _label(
+    path: str, i: int | None, j: int | None, left: Mapping[str, Any] | None, right: Mapping[str, Any] | None
+) -> str:
     """What both entries are called; the position where the names differ."""
     names = {_entry_name(path, entry) for entry in (left, right) if entry is not None} - {None}
     if len(names) == 1:
         return str(names.pop())
-    if path == "rules" and left is not None and right is not None and left.get("layers") == right.get("layers"):
+    if (
+        path == "rules"
+        and left is not None
+        and right is not None
+        and left.get("layers") == right.get("layers")
+    ):
         return _layers_name(left)
     return str(_place((i, j)))
 
@@ -193,7 +216,9 @@ def _layers_name(rule: Mapping[str, Any]) -> str:
 
 def _order(path: str, pairs: list[_Partners], labels: list[str]) -> Iterator[Change]:
     """The order of what both have, where it means something."""
-    both = [(i, j, name) for (i, j), name in zip(pairs, labels, strict=True) if i is not None and j is not None]
+    both = [
+        (i, j, name) for (i, j), name in zip(pairs, labels, strict=True) if i is not None and j is not None
+    ]
     before, after = [name for *_, name in sorted(both)], [name for *_, name in both]
     if before != after:
         yield change(f"{path}.order", before, after)
@@ -203,7 +228,9 @@ def _short(path: str, entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """An entry that only one side has, without what goes without saying."""
     if entry is None:
         return None
-    defaults = {k: v for k, v in _PLAIN_RULE.items() if k not in ("layers", "group")} if path == "rules" else {}
+    defaults = (
+        {k: v for k, v in _PLAIN_RULE.items() if k not in ("layers", "group")} if path == "rules" else {}
+    )
     return {k: v for k, v in entry.items() if v is not None and not (k in defaults and defaults[k] == v)}
 
 
@@ -255,15 +282,24 @@ def _metrics(report: Report) -> dict[str, Any]:
     found["metrics.macs_left"] = divide(report.cut.macs, report.dense.macs)
     found["metrics.params_left"] = divide(report.cut.params, report.dense.params)
     for timing in report.latency:
-        found |= {f"metrics.latency[{timing.target}].{field}": getattr(timing, field) for field in ("dense_ms", "cut_ms", "speedup")}
+        found |= {
+            f"metrics.latency[{timing.target}].{field}": getattr(timing, field)
+            for field in ("dense_ms", "cut_ms", "speedup")
+        }
     for sparsity in report.sparsities:
-        found |= {f"metrics.sparsity[{sparsity.what}].{field}": getattr(sparsity, field) for field in ("nominal", "effective")}
+        found |= {
+            f"metrics.sparsity[{sparsity.what}].{field}": getattr(sparsity, field)
+            for field in ("nominal", "effective")
+        }
     found |= {f"metrics.columns[{e.module}]": e.live / e.columns for e in report.executions}
     found |= {f"metrics.met[{limit.what}]": limit.met for limit in report.limits}
     for round in report.rounds if len(report.rounds) > 1 else ():
         path = f"metrics.rounds[{round.stage}{f'@{round.epoch}' if round.epoch else ''}]"
         found[f"{path}.macs_left"] = divide(round.macs, report.dense.macs)
-        found |= {f"{path}.validation_accuracy": round.validation_accuracy, f"{path}.verdict": round.verdict.outcome}
+        found |= {
+            f"{path}.validation_accuracy": round.validation_accuracy,
+            f"{path}.verdict": round.verdict.outcome,
+        }
     found["metrics.verdict"] = report.verdict.outcome
     found["metrics.seconds"] = sum(s.seconds for s in report.stages)
     return found
@@ -278,8 +314,12 @@ def _remarks(a: Report, b: Report) -> dict[str, str]:
             path = f"metrics.latency[{timing.target}]"
             other = a.environment.processor != b.environment.processor
             overlap = _overlap(before[timing.target], timing)
-            remarks |= {f"{path}.{field}": "other processor" for field in ("dense_ms", "cut_ms", "speedup") if other}
-            remarks[f"{path}.speedup"] = "other processor" if other else "no measurable difference" if overlap else ""
+            remarks |= {
+                f"{path}.{field}": "other processor" for field in ("dense_ms", "cut_ms", "speedup") if other
+            }
+            remarks[f"{path}.speedup"] = (
+                "other processor" if other else "no measurable difference" if overlap else ""
+            )
     return remarks
 
 
@@ -288,7 +328,9 @@ def _overlap(a: Latency, b: Latency) -> bool:
 
 
 def _widths(layers: Sequence[LayerRow]) -> dict[str, Any]:
-    return {f"widths.{layer.name}": layer.outputs_after for layer in layers if layer.macs}  # a normalisation has its producer's
+    return {
+        f"widths.{layer.name}": layer.outputs_after for layer in layers if layer.macs
+    }  # a normalisation has its producer's
 
 
 def _figures(old: Mapping[str, Any], new: Mapping[str, Any], remarks: Mapping[str, str]) -> Iterator[Change]:

@@ -1,6 +1,17 @@
 """How fast two models are, in words and as a table, with what was predicted and when not to trust it."""
 
-from sparsify.formatting.numbers import MISSING, divide, fixed, known, milliseconds, plain, plural, share, signed, times
+from sparsify.formatting.numbers import (
+    MISSING,
+    divide,
+    fixed,
+    known,
+    milliseconds,
+    plain,
+    plural,
+    share,
+    signed,
+    times,
+)
 from sparsify.formatting.table import Table, columns
 from sparsify_schemas.report import Latency
 
@@ -34,21 +45,43 @@ def overloaded(latency: Latency, cores: int) -> bool:
     return latency.load > cores
 
 
-def latency_table(latency: tuple[Latency, ...], cores: int, names: tuple[str, str] = ("dense", "cut"), title: str = "Latency") -> Table:
+def latency_table(
+    latency: tuple[Latency, ...],
+    cores: int,
+    names: tuple[str, str] = ("dense", "cut"),
+    title: str = "Latency",
+) -> Table:
     """Timings side by side; the notes say what they mean in words."""
     rows = tuple(
-        (t.target, milliseconds(t.dense_ms), milliseconds(t.cut_ms), times(t.speedup), _interval(t.low, t.high) if t.measured else MISSING, str(t.pairs), plain(round(t.load, 1)))
+        (
+            t.target,
+            milliseconds(t.dense_ms),
+            milliseconds(t.cut_ms),
+            times(t.speedup),
+            _interval(t.low, t.high) if t.measured else MISSING,
+            str(t.pairs),
+            plain(round(t.load, 1)),
+        )
         for t in latency
     )
     what = "" if names == ("dense", "cut") else f"{names[1]} against {names[0]}: "
     notes = [f"{t.target}: {t.description}; {what}{speed_words(t)}." for t in latency]
-    notes += [_prediction(t) for t in latency if t.predicted_dense_ms is not None and t.predicted_cut_ms is not None and t.measured]
+    notes += [
+        _prediction(t)
+        for t in latency
+        if t.predicted_dense_ms is not None and t.predicted_cut_ms is not None and t.measured
+    ]
     notes += [
         f"Warning: {t.target} was timed at a load average of {fixed(t.load, 1)} on {plural(cores, 'core')}; do not trust it, time again on a quiet machine."
         for t in latency
         if overloaded(t, cores)
     ]
-    return Table(title, columns("target", *(f">{n}" for n in names), ">speed-up", ">95 % interval", ">pairs", ">load"), rows, tuple(notes))
+    return Table(
+        title,
+        columns("target", *(f">{n}" for n in names), ">speed-up", ">95 % interval", ">pairs", ">load"),
+        rows,
+        tuple(notes),
+    )
 
 
 def _prediction(t: Latency) -> str:

@@ -30,7 +30,9 @@ def summary(plan: Plan) -> str:
     """One sentence: how much of the model is open to the rules, and what the cut would come to today."""
     reached = _reached(plan)
     branches = [b.name for b in plan.map.branches if not b.group.protected]
-    whole = f", {len(reached & set(branches))} of {plural(len(branches), 'residual block')}" if branches else ""
+    whole = (
+        f", {len(reached & set(branches))} of {plural(len(branches), 'residual block')}" if branches else ""
+    )
     text = (
         f"{plan.recipe.title}: {plural(len(plan.recipe.rules), 'rule')}, {len(reached - set(branches))} of {len(plan.map.coupled)} coupled groups open{whole}, "
         f"{_protected_count(plan)} protected; plan {plan.digest}"
@@ -55,7 +57,9 @@ def tables(plan: Plan) -> tuple[Table, ...]:
 def costs(plan: Plan) -> dict[str, float]:
     """MACs, params and bytes at the preview's widths; which units go makes no difference to them."""
     by_name = plan.map.by_name
-    return Costs(plan.map).of({name: range(units, by_name[name].width) for name, units in plan.preview if name in by_name})
+    return Costs(plan.map).of(
+        {name: range(units, by_name[name].width) for name, units in plan.preview if name in by_name}
+    )
 
 
 def _part(value: float, whole: float) -> float | None:
@@ -64,7 +68,13 @@ def _part(value: float, whole: float) -> float | None:
 
 def _reached(plan: Plan) -> set[str]:
     rules = plan.recipe.rules
-    return {c for a in plan.assignments if not rules[a.rule].protect for c in a.coupled if not plan.map.by_name[c].protected}
+    return {
+        c
+        for a in plan.assignments
+        if not rules[a.rule].protect
+        for c in a.coupled
+        if not plan.map.by_name[c].protected
+    }
 
 
 def _protected_count(plan: Plan) -> int:
@@ -82,12 +92,31 @@ def _rule_table(plan: Plan, assignment: Assignment) -> Table:
     if rule.group == "depth":
         rows = tuple(_branch_row(plan, b, preview) for b in plan.map.branches if b.name in assignment.coupled)
         title = f"rules.{assignment.rule}: residual branches of {', '.join(rule.layers)}"
-        return Table(title, columns("block or branch", "class", ">of the MACs", ">of the parameters", "what takes its place", "now"), rows, (deeds,))
+        return Table(
+            title,
+            columns(
+                "block or branch",
+                "class",
+                ">of the MACs",
+                ">of the parameters",
+                "what takes its place",
+                "now",
+            ),
+            rows,
+            (deeds,),
+        )
     rows = tuple(_group_row(plan, assignment, plan.map.by_name[name], preview) for name in assignment.coupled)
-    return Table(title, columns("layers matched", ">of the MACs", ">width", ">after", "narrowed with them"), rows, (deeds,))
+    return Table(
+        title,
+        columns("layers matched", ">of the MACs", ">width", ">after", "narrowed with them"),
+        rows,
+        (deeds,),
+    )
 
 
-def _group_row(plan: Plan, assignment: Assignment, group: Coupled, preview: Mapping[str, int]) -> tuple[str, ...]:
+def _group_row(
+    plan: Plan, assignment: Assignment, group: Coupled, preview: Mapping[str, int]
+) -> tuple[str, ...]:
     role = "in" if plan.recipe.rules[assignment.rule].group == "channel" else "out"
     reached = {s.tensor.rpartition(".")[0] for s in group.slices if s.role == role}
     matched = tuple(n for n in group.layers if n in reached and n in assignment.layers)
@@ -119,7 +148,13 @@ def _branch_row(plan: Plan, branch: Branch, preview: Mapping[str, int]) -> tuple
 def _weight_rows(plan: Plan, assignment: Assignment, group: Group) -> tuple[tuple[str, ...], ...]:
     covered = (t for t in plan.map.tensors if t.name in assignment.tensors)
     return tuple(
-        (t.name, " x ".join(map(str, t.shape)), count(t.numel), *((count(count_inside(group, t.shape)),) if within(group) else ())) for t in covered
+        (
+            t.name,
+            " x ".join(map(str, t.shape)),
+            count(t.numel),
+            *((count(count_inside(group, t.shape)),) if within(group) else ()),
+        )
+        for t in covered
     )
 
 
@@ -141,7 +176,9 @@ def _deeds(rule: Rule, multiple: int) -> Iterator[str]:
     elif rule.sparsity:
         yield f"{spaced(str(rule.sparsity))} removed"
     else:
-        yield "those that are zero by then go" if in_one_tensor(rule.group) else "as many go as the budget asks"
+        yield (
+            "those that are zero by then go" if in_one_tensor(rule.group) else "as many go as the budget asks"
+        )
     if rule.keep.at_least is not None and (rule.keep.at_least > 1 or rule.group == "depth"):
         yield f"at least {rule.keep.at_least} stay"
     if multiple > 1:
@@ -153,7 +190,11 @@ def _deeds(rule: Rule, multiple: int) -> Iterator[str]:
 
 
 def _penalty(penalty: Penalty, inner: bool) -> str:
-    scope = " on each layer alone" if isinstance(penalty, GroupLasso) and penalty.scope == "layer" and not inner else ""
+    scope = (
+        " on each layer alone"
+        if isinstance(penalty, GroupLasso) and penalty.scope == "layer" and not inner
+        else ""
+    )
     match penalty:
         case Gsm() | Dns():
             return penalty.kind
@@ -191,18 +232,35 @@ def _costs_table(plan: Plan) -> Table:
     for what, now in dense.items():
         floor = floors.get(what)
         asked = getattr(plan.recipe.budget, what)
-        rows.append((
-            LABELS[what],
-            _amount(what, now, asked),
-            _amount(what, after[what], asked) if plan.preview else MISSING,
-            share(_part(after[what], now)) if plan.preview else MISSING,
-            MISSING if asked is None else f"at most {spaced(str(asked))}",
-            share(_part(floor.least, floor.dense)) if floor else MISSING,
-        ))
+        rows.append(
+            (
+                LABELS[what],
+                _amount(what, now, asked),
+                _amount(what, after[what], asked) if plan.preview else MISSING,
+                share(_part(after[what], now)) if plan.preview else MISSING,
+                MISSING if asked is None else f"at most {spaced(str(asked))}",
+                share(_part(floor.least, floor.dense)) if floor else MISSING,
+            )
+        )
     rows += _latency_rows(plan)
     drop = plan.recipe.budget.accuracy_drop
-    rows += [("validated accuracy", MISSING, MISSING, MISSING, f"drop at most {spaced(str(drop.at_most))}", MISSING)] if drop else []
-    notes = (f"after: cut on the {_weights(plan)}{', milliseconds as predicted' if plan.recipe.budget.latency else ''}; lowest: with everything removed that rules and protections allow.",)
+    rows += (
+        [
+            (
+                "validated accuracy",
+                MISSING,
+                MISSING,
+                MISSING,
+                f"drop at most {spaced(str(drop.at_most))}",
+                MISSING,
+            )
+        ]
+        if drop
+        else []
+    )
+    notes = (
+        f"after: cut on the {_weights(plan)}{', milliseconds as predicted' if plan.recipe.budget.latency else ''}; lowest: with everything removed that rules and protections allow.",
+    )
     return Table("Model", columns("", ">dense", ">after", ">left", ">budget", ">lowest"), tuple(rows), notes)
 
 
@@ -212,8 +270,18 @@ def _latency_rows(plan: Plan) -> Iterator[tuple[str, str, str, str, str, str]]:
     for target, asked in plan.recipe.budget.latency.items():
         floor, after = floors.get(f"latency.{target}"), predicted.get(target)
         if floor is not None:
-            left, lowest = share(_part(after or 0.0, floor.dense)) if after else MISSING, share(_part(floor.least, floor.dense))
-            yield (f"time on {target}", milliseconds(floor.dense), milliseconds(after), left, f"at most {spaced(str(asked))}", lowest)
+            left, lowest = (
+                share(_part(after or 0.0, floor.dense)) if after else MISSING,
+                share(_part(floor.least, floor.dense)),
+            )
+            yield (
+                f"time on {target}",
+                milliseconds(floor.dense),
+                milliseconds(after),
+                left,
+                f"at most {spaced(str(asked))}",
+                lowest,
+            )
 
 
 def _amount(what: str, value: float, asked: object) -> str:
@@ -243,8 +311,16 @@ def _baseline_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     kinds = plan.recipe.baselines
     if kinds:
         before, after = (sum(s.epochs for s in stages) for stages in training(plan.recipe, plan.random))
-        own = f", and {plural(before, 'epoch')} before it once, without penalties" if before and not same_dense(plan.recipe) else ""
-        each = f"{len(kinds)} x the {plural(after, 'epoch')} after the cut" if after else "no epochs after the cut"
+        own = (
+            f", and {plural(before, 'epoch')} before it once, without penalties"
+            if before and not same_dense(plan.recipe)
+            else ""
+        )
+        each = (
+            f"{len(kinds)} x the {plural(after, 'epoch')} after the cut"
+            if after
+            else "no epochs after the cut"
+        )
         yield "baselines", f"{', '.join(kinds)}, each at the cost that the cut comes to: {each}{own}"
 
 
@@ -282,7 +358,13 @@ def _goal(goal: Goal) -> str:
 
 def _notes_table(plan: Plan) -> Table:
     drop = plan.recipe.budget.accuracy_drop
-    depth = (f"- accuracy_drop: how deep to cut is found by at most {plural(drop.trials, 'trial')}; shown is the shallowest.",) if drop else ()
+    depth = (
+        (
+            f"- accuracy_drop: how deep to cut is found by at most {plural(drop.trials, 'trial')}; shown is the shallowest.",
+        )
+        if drop
+        else ()
+    )
     return Table("Notes", (), (), (*depth, *(f"- {n}" for n in plan.notes)))
 
 

@@ -35,10 +35,19 @@ from sparsify.reporting.latency_table import latency_table, timing_words
 from sparsify_schemas.report import LayerRow, Limit, Report, Side, Verdict
 
 FILE, WEIGHTS = "report.json", "model.safetensors"
-_LABELS = {"budget.macs": "MACs", "budget.params": "parameters", "budget.bytes": "bytes", "budget.peak_memory": "peak memory", "budget.accuracy_drop": "drop of validated accuracy"}
+_LABELS = {
+    "budget.macs": "MACs",
+    "budget.params": "parameters",
+    "budget.bytes": "bytes",
+    "budget.peak_memory": "peak memory",
+    "budget.accuracy_drop": "drop of validated accuracy",
+}
 _HISTORY_ROWS, _MANY_LAYERS = 12, 24
 _OF_SOME: dict[str, tuple[Callable[[float | None], str], str]] = {
-    "woken": (share, "share of what gsm covers that was left out in one step and followed the loss in the next"),
+    "woken": (
+        share,
+        "share of what gsm covers that was left out in one step and followed the loss in the next",
+    ),
     "threshold": (plain, "weights up to so large were set to zero at the end of the epoch"),
     "due": (share, "part of the goal that strength auto should have reached"),
     "reached": (share, "part of the goal that what is dead comes to"),
@@ -53,18 +62,27 @@ def read(run: Path) -> Report:
         raise RunError(f"{run}: no such run; 'sparsify runs' lists them, 'sparsify apply' makes one")
     if not file.is_file():
         if (run / "recipe.yaml").exists():
-            raise RunError(f"{run}: this run has not come to its end and has no report yet; go on with 'sparsify apply --resume {run}'")
-        raise RunError(f"{run}: no {FILE} here, so this is no run; 'sparsify runs {run}' lists the runs in a folder")
+            raise RunError(
+                f"{run}: this run has not come to its end and has no report yet; go on with 'sparsify apply --resume {run}'"
+            )
+        raise RunError(
+            f"{run}: no {FILE} here, so this is no run; 'sparsify runs {run}' lists the runs in a folder"
+        )
     try:
         return Report.model_validate_json(read_file(file))
     except ValidationError as error:
-        raise RunError(f"{file}: damaged, not a report ({first_line(error)}); make it anew with 'sparsify apply'") from None
+        raise RunError(
+            f"{file}: damaged, not a report ({first_line(error)}); make it anew with 'sparsify apply'"
+        ) from None
 
 
 def headline(report: Report) -> str:
     """What came out, in a sentence or two."""
     dense, cut = report.dense, report.cut
-    parts = [f"{share(divide(cut.macs, dense.macs))} of the MACs", f"{share(divide(cut.params, dense.params))} of the parameters"]
+    parts = [
+        f"{share(divide(cut.macs, dense.macs))} of the MACs",
+        f"{share(divide(cut.params, dense.params))} of the parameters",
+    ]
     nonzero = divide(cut.nonzero, cut.params)
     zeros = 0.0 if nonzero is None else 1 - nonzero
     if zeros >= 0.005:
@@ -72,14 +90,12 @@ def headline(report: Report) -> str:
     parts += [timing_words(t, report.environment.cores) for t in report.latency]
     parts.append(_accuracy_words(dense, cut))
     text = f"{', '.join(parts)}; {verdict_words(report.verdict)}."
-    missed = [f"{limit_name(m)} {shown_limit(m, m.achieved)} (asked {spaced(m.asked)})" for m in report.limits if not m.met]
+    missed = [
+        f"{limit_name(m)} {shown_limit(m, m.achieved)} (asked {spaced(m.asked)})"
+        for m in report.limits
+        if not m.met
+    ]
     return f"{text} Missed: {', '.join(missed)}." if missed else text
-
-
-
-
-
-
 
 
 def _enumerated(numbers: Sequence[int]) -> str:
@@ -108,7 +124,20 @@ def shown_limit(limit: Limit, value: float) -> str:
 def tables(report: Report, *, every_layer: bool = True) -> tuple[Table, ...]:
     """The page's tables in order, those without rows left out; a long list of layers can be cut to those that changed."""
     latency = latency_table(report.latency, report.environment.cores)
-    found = (_sides(report), against_baselines(report), _limits(report), latency, _integers(report), _stages(report), _rounds(report), _search(report), _layers(report, every_layer), _sparsities(report), _executions(report), _notes(report))
+    found = (
+        _sides(report),
+        against_baselines(report),
+        _limits(report),
+        latency,
+        _integers(report),
+        _stages(report),
+        _rounds(report),
+        _search(report),
+        _layers(report, every_layer),
+        _sparsities(report),
+        _executions(report),
+        _notes(report),
+    )
     return tuple(t for t in found if t.rows or t.notes)
 
 
@@ -122,23 +151,59 @@ def to_markdown(report: Report) -> str:
 
 def _sides(report: Report) -> Table:
     dense, cut = report.dense, report.cut
-    counted = (("MACs", dense.macs, cut.macs), ("parameters", dense.params, cut.params), ("parameters not zero", dense.nonzero, cut.nonzero))
+    counted = (
+        ("MACs", dense.macs, cut.macs),
+        ("parameters", dense.params, cut.params),
+        ("parameters not zero", dense.nonzero, cut.nonzero),
+    )
     rows = [(label, count(a), count(b), share(divide(b, a)), signed(count(b - a))) for label, a, b in counted]
-    rows.append(("weights file", size(dense.bytes), size(cut.bytes), share(divide(cut.bytes, dense.bytes)), signed(size(cut.bytes - dense.bytes))))
-    peaks = (("peak memory", dense.peak_memory, cut.peak_memory), ("peak memory, computed", dense.peak_memory_computed, cut.peak_memory_computed))
-    rows += [(label, size(a), size(b), share(divide(b, a)), signed(size(b - a))) for label, a, b in peaks if a is not None and b is not None]
+    rows.append(
+        (
+            "weights file",
+            size(dense.bytes),
+            size(cut.bytes),
+            share(divide(cut.bytes, dense.bytes)),
+            signed(size(cut.bytes - dense.bytes)),
+        )
+    )
+    peaks = (
+        ("peak memory", dense.peak_memory, cut.peak_memory),
+        ("peak memory, computed", dense.peak_memory_computed, cut.peak_memory_computed),
+    )
+    rows += [
+        (label, size(a), size(b), share(divide(b, a)), signed(size(b - a)))
+        for label, a, b in peaks
+        if a is not None and b is not None
+    ]
     accuracies = (
         ("validation accuracy", dense.validation_accuracy, cut.validation_accuracy),
         ("test accuracy", dense.test_accuracy, cut.test_accuracy),
     )
-    rows += [(label, accuracy(a), accuracy(b), MISSING, points(_less(b, a))) for label, a, b in accuracies if known(a) or known(b)]
-    return Table("Dense and cut", columns("", ">dense", ">cut", ">left", ">change"), tuple(rows), (f"{_capital(verdict_words(report.verdict))}.", *_verdict_notes(report.verdict), *_training_notes(dense, cut)))
+    rows += [
+        (label, accuracy(a), accuracy(b), MISSING, points(_less(b, a)))
+        for label, a, b in accuracies
+        if known(a) or known(b)
+    ]
+    return Table(
+        "Dense and cut",
+        columns("", ">dense", ">cut", ">left", ">change"),
+        tuple(rows),
+        (
+            f"{_capital(verdict_words(report.verdict))}.",
+            *_verdict_notes(report.verdict),
+            *_training_notes(dense, cut),
+        ),
+    )
 
 
 def _training_notes(dense: Side, cut: Side) -> tuple[str, ...]:
     more = cut.epochs - dense.epochs
     compared = known(dense.validation_accuracy) or known(dense.test_accuracy)
-    return (f"The cut model had {plural(more, 'more epoch')} of training than the dense one.",) if more and compared else ()
+    return (
+        (f"The cut model had {plural(more, 'more epoch')} of training than the dense one.",)
+        if more and compared
+        else ()
+    )
 
 
 def _verdict_notes(verdict: Verdict) -> tuple[str, ...]:
@@ -146,17 +211,28 @@ def _verdict_notes(verdict: Verdict) -> tuple[str, ...]:
     blind = verdict.outcome == "equal" and not seen
     notes: list[str] = []
     if blind:
-        notes.append("Warning: removing the same channels from the dense model changed nothing either, so the check could not see the cut.")
+        notes.append(
+            "Warning: removing the same channels from the dense model changed nothing either, so the check could not see the cut."
+        )
     if verdict.batches:
-        examples = plural(verdict.batches[-1], "example") if len(verdict.batches) == 1 else f"{_enumerated(verdict.batches)} examples"
-        notes.append(f"The delivered model was compared with the {verdict.reference} on inputs of {examples}, drawn after the choice.")
+        examples = (
+            plural(verdict.batches[-1], "example")
+            if len(verdict.batches) == 1
+            else f"{_enumerated(verdict.batches)} examples"
+        )
+        notes.append(
+            f"The delivered model was compared with the {verdict.reference} on inputs of {examples}, drawn after the choice."
+        )
     if verdict.reference == "dense model":
         notes.append("All removed units were dead: the dense model's outputs stay as they are.")
     return (*notes, verdict.note) if verdict.note else tuple(notes)
 
 
 def _limits(report: Report) -> Table:
-    rows = tuple((limit_name(m), _asked(m), shown_limit(m, m.achieved), "met" if m.met else "MISSED") for m in report.limits)
+    rows = tuple(
+        (limit_name(m), _asked(m), shown_limit(m, m.achieved), "met" if m.met else "MISSED")
+        for m in report.limits
+    )
     return Table("Asked and achieved", columns("limit", ">asked", ">achieved", ""), rows)
 
 
@@ -174,14 +250,28 @@ def _integers(report: Report) -> Table:
         (
             f"{form.model}, {form.dtype}",
             size(form.bytes),
-            *(cell for t in targets for cell in (milliseconds(form.ms[t]), times(divide(found.forms[0].ms[t], form.ms[t])))),
+            *(
+                cell
+                for t in targets
+                for cell in (milliseconds(form.ms[t]), times(divide(found.forms[0].ms[t], form.ms[t])))
+            ),
             accuracy(form.validation_accuracy),
             accuracy(form.test_accuracy),
         )
         for form in found.forms
     )
-    heads = columns("model", ">ONNX file", *(head for t in targets for head in (f">{t}", ">speed-up")), ">validation", ">test")
-    ranges = f"{found.examples} training examples" if found.examples else "random inputs, so that accuracy means nothing"
+    heads = columns(
+        "model",
+        ">ONNX file",
+        *(head for t in targets for head in (f">{t}", ">speed-up")),
+        ">validation",
+        ">test",
+    )
+    ranges = (
+        f"{found.examples} training examples"
+        if found.examples
+        else "random inputs, so that accuracy means nothing"
+    )
     note = f"Quantised after the cut, activations by their range on {ranges}; accuracy as ONNX Runtime computes it, speed-up over the dense model in float32."
     return Table("Floats and integers", heads, rows, (note,))
 
@@ -205,13 +295,25 @@ def _search(report: Report) -> Table:
         for n, t in enumerate(report.search.trials, 1)
     )
     notes = ("depth: share of the way from what the other budgets ask for to all that can be removed.",)
-    return Table("Search", columns(">trial", ">depth", ">MACs left", ">parameters left", ">validation", ">drop", "", ">time"), rows, notes)
+    return Table(
+        "Search",
+        columns(">trial", ">depth", ">MACs left", ">parameters left", ">validation", ">drop", "", ">time"),
+        rows,
+        notes,
+    )
 
 
 def _layers(report: Report, every: bool) -> Table:
-    working = tuple(layer for layer in report.layers if layer.macs or layer.macs_after or layer.zeros) or report.layers
+    working = (
+        tuple(layer for layer in report.layers if layer.macs or layer.macs_after or layer.zeros)
+        or report.layers
+    )
     folded = not every and len(working) > _MANY_LAYERS
-    shown = tuple(layer for layer in working if layer.params_after < layer.params or layer.zeros) if folded else working
+    shown = (
+        tuple(layer for layer in working if layer.params_after < layer.params or layer.zeros)
+        if folded
+        else working
+    )
     rows = tuple(
         (
             layer.name,
@@ -228,7 +330,9 @@ def _layers(report: Report, every: bool) -> Table:
     return Table("Layers", heads, rows, tuple(_layer_notes(report.layers, working, shown)))
 
 
-def _layer_notes(layers: tuple[LayerRow, ...], working: tuple[LayerRow, ...], shown: tuple[LayerRow, ...]) -> Iterator[str]:
+def _layer_notes(
+    layers: tuple[LayerRow, ...], working: tuple[LayerRow, ...], shown: tuple[LayerRow, ...]
+) -> Iterator[str]:
     reasons: dict[str, list[str]] = {}
     for layer in working:
         if layer.protected:
@@ -242,11 +346,16 @@ def _layer_notes(layers: tuple[LayerRow, ...], working: tuple[LayerRow, ...], sh
 
 
 def _sparsities(report: Report) -> Table:
-    rows = tuple((s.what, s.group or MISSING, count(s.weights), share(s.nominal), share(s.effective)) for s in report.sparsities)
+    rows = tuple(
+        (s.what, s.group or MISSING, count(s.weights), share(s.nominal), share(s.effective))
+        for s in report.sparsities
+    )
     notes = (
         "nominal: set to zero by the rule, of the weights that it chose among; effective: gone or zero, of the dense weights, with what dead units took along.",
     )
-    return Table("Zeros", columns("", "group", ">dense weights", ">nominal", ">effective"), rows, notes if rows else ())
+    return Table(
+        "Zeros", columns("", "group", ">dense weights", ">nominal", ">effective"), rows, notes if rows else ()
+    )
 
 
 def _executions(report: Report) -> Table:
@@ -261,7 +370,15 @@ def _gone(layer: LayerRow) -> float | None:
 
 def _stages(report: Report) -> Table:
     rows = tuple(
-        (s.name, s.kind, str(s.epochs) if s.epochs else MISSING, seconds(s.seconds), plain(_rounded(s.loss)), accuracy(s.validation_accuracy), share(s.penalty_share))
+        (
+            s.name,
+            s.kind,
+            str(s.epochs) if s.epochs else MISSING,
+            seconds(s.seconds),
+            plain(_rounded(s.loss)),
+            accuracy(s.validation_accuracy),
+            share(s.penalty_share),
+        )
         for s in report.stages
     )
     heads = columns("stage", "kind", ">epochs", ">time", ">loss", ">validation", ">in penalties")
@@ -292,13 +409,42 @@ def history(report: Report, most: int | None = None) -> Table:
     if most is not None and len(epochs) > most:
         picked = {round(i * (len(epochs) - 1) / (most - 1)) for i in range(most)}
         epochs = tuple(e for i, e in enumerate(epochs) if i in picked)
-    more = {name: (show, note) for name, (show, note) in _OF_SOME.items() if any(getattr(e, name) is not None for e in report.history)}
+    more = {
+        name: (show, note)
+        for name, (show, note) in _OF_SOME.items()
+        if any(getattr(e, name) is not None for e in report.history)
+    }
     rows = tuple(
-        (e.stage, str(e.epoch), plain(_rounded(e.loss)), accuracy(e.train_accuracy), accuracy(e.validation_accuracy), share(e.sparsity), plain(e.strength), *(show(getattr(e, name)) for name, (show, _) in more.items()), plain(e.lr), seconds(e.seconds))
+        (
+            e.stage,
+            str(e.epoch),
+            plain(_rounded(e.loss)),
+            accuracy(e.train_accuracy),
+            accuracy(e.validation_accuracy),
+            share(e.sparsity),
+            plain(e.strength),
+            *(show(getattr(e, name)) for name, (show, _) in more.items()),
+            plain(e.lr),
+            seconds(e.seconds),
+        )
         for e in epochs
     )
-    heads = columns("stage", ">epoch", ">loss", ">train", ">validation", ">zero", ">strength", *(f">{name}" for name in more), ">lr", ">time")
-    notes = ["zero: share of the groups that rules cover whose norm is zero.", *(f"{name}: {note}." for name, (_, note) in more.items())]
+    heads = columns(
+        "stage",
+        ">epoch",
+        ">loss",
+        ">train",
+        ">validation",
+        ">zero",
+        ">strength",
+        *(f">{name}" for name in more),
+        ">lr",
+        ">time",
+    )
+    notes = [
+        "zero: share of the groups that rules cover whose norm is zero.",
+        *(f"{name}: {note}." for name, (_, note) in more.items()),
+    ]
     if len(epochs) < len(report.history):
         notes.append(f"{len(epochs)} of {len(report.history)} epochs; all of them are in {FILE}.")
     return Table("History", heads, rows, tuple(notes))
@@ -318,8 +464,19 @@ def provenance(report: Report) -> Table:
         ("plan", report.plan_digest[:16]),
         ("dense weights", report.model_digest[:16]),
         ("cut weights", report.files.get(WEIGHTS, MISSING)[:16]),
-        ("machine", f"{machine.processor}, {plural(machine.cores, 'core')}, {machine.platform}{f'; {trained}' if trained else ''}"),
-        ("versions", ", ".join([f"Python {machine.python}", *(f"{name} {number}" for name, number in sorted(machine.packages.items()))])),
+        (
+            "machine",
+            f"{machine.processor}, {plural(machine.cores, 'core')}, {machine.platform}{f'; {trained}' if trained else ''}",
+        ),
+        (
+            "versions",
+            ", ".join(
+                [
+                    f"Python {machine.python}",
+                    *(f"{name} {number}" for name, number in sorted(machine.packages.items())),
+                ]
+            ),
+        ),
     )
     return Table("Provenance", columns("", ""), rows)
 
@@ -338,10 +495,17 @@ def utc_minute(created: str) -> str:
 
 def _accuracy_words(dense: Side, cut: Side) -> str:
     more = cut.epochs - dense.epochs
-    for name, before, after in (("test", dense.test_accuracy, cut.test_accuracy), ("validation", dense.validation_accuracy, cut.validation_accuracy)):
+    for name, before, after in (
+        ("test", dense.test_accuracy, cut.test_accuracy),
+        ("validation", dense.validation_accuracy, cut.validation_accuracy),
+    ):
         if known(after):
             trained = f" after {plural(more, 'more epoch')} of training" if more and known(before) else ""
-            compared = f" (dense {brief(accuracy(before))}, {brief(points(_less(after, before)))})" if known(before) else ""
+            compared = (
+                f" (dense {brief(accuracy(before))}, {brief(points(_less(after, before)))})"
+                if known(before)
+                else ""
+            )
             return f"{name} accuracy {brief(accuracy(after))}{trained}{compared}"
     return "accuracy not measured"
 
@@ -360,4 +524,3 @@ def _rounded(loss: float | None) -> float | None:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
-

@@ -38,7 +38,7 @@ from sparsify.cost.measure import count_macs
 from sparsify.runs.setup import Run, Source, asked, dense_model, opened, planned, resumed, where_it_stands
 from sparsify.training.optimizers import make_optimizer
 from sparsify.pruning.planning.plan import Plan
-from sparsify.fresh_inputs import as_recorded
+from sparsify.forward.fresh_inputs import as_recorded
 from sparsify.pruning.planning.cut_targets import Target, holding, moments, next_target, rewritten, still_there
 from sparsify.pruning.planning.depth_search import deepened
 from sparsify.training.stage import Moment, check_trainable, derived_seed, evaluate, train_stage

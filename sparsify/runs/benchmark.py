@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from sparsify.runs import evaluate
 from sparsify.reporting import report_tables
 from sparsify.runs.save_load import load_dense, load_run, planned_calls, planned_inputs
-from sparsify.calls import Call, batch_words, calls_of, tensors_of
+from sparsify.forward.calls import Call, batch_words, calls_of, tensors_of
 from sparsify.cost.benchmark_result import BenchmarkResult
 from sparsify.data import load_data
 from sparsify.errors import ModelError, SparsifyError, first_line
 from sparsify.pruning.fitting_inputs import inputs_for
 from sparsify.runs.run_folder import read_recipe
-from sparsify.calls import Inputs
+from sparsify.forward.calls import Inputs
 from sparsify.cost.measure import check_target, with_batch
 from sparsify.cost.measure.compare import contested, pinned
 from sparsify.cost.measure.onnx_inputs import Entry, entries, read_onnx
@@ -28,7 +28,7 @@ from sparsify.cost.measure.onnx_reuse import Pattern
 from sparsify.cost.measure.runtimes import TimedCall as Run
 from sparsify.cost.measure.runtimes import arrays, pattern_of, prepared, prepared_onnx, threads
 from sparsify.modelfile.formats import check_entries
-from sparsify.fresh_inputs import as_recorded, from_record, read_record
+from sparsify.forward.fresh_inputs import as_recorded, from_record, read_record
 from sparsify_schemas.target import Cpu, Target
 
 _ONNX_RUNTIMES = ("onnxruntime", "openvino")

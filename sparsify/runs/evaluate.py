@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsify import forward
+from sparsify.forward import call_model
 from sparsify.graph import build_map
 from sparsify.cost.latency import calibrate
 from sparsify.cost import measure
@@ -24,7 +24,7 @@ from sparsify.errors import ModelError, VerificationError
 from sparsify.formatting.numbers import few, plural
 from sparsify.runs.run_folder import BASELINES, DENSE, PARTS, QUANTISED, WEIGHTS, recipe_digest, sha256
 from sparsify.files import write
-from sparsify.calls import Inputs
+from sparsify.forward.calls import Inputs
 from sparsify.runs.int8 import in_int8, integers
 from sparsify.cost.latency import tables
 from sparsify.cost.measure.availability import state
@@ -205,7 +205,7 @@ def check_reloads(model: nn.Module, reloaded: nn.Module, inputs: Inputs, what: s
     """
     model = measure.copied(model).cpu().eval()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        before, again, after = (list(forward.tensors(forward.call(m, inputs))) for m in (model, model, reloaded))
+        before, again, after = (list(call_model.tensors(call_model.call(m, inputs))) for m in (model, model, reloaded))
     if not _close(before, again):
         return
     if not _close(before, after):

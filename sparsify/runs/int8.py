@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sparsify.calls import calls_of, plain
+from sparsify.forward.calls import calls_of, plain
 from sparsify.data import Datasets, Examples, batches
-from sparsify.calls import Inputs
+from sparsify.forward.calls import Inputs
 from sparsify.cost.measure import with_batch
 from sparsify.cost.measure.onnx_export import onnx_program, quiet
 from sparsify.cost.measure.onnx_quantize import quantised

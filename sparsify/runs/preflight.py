@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from sparsify.errors import ModelError
-from sparsify.calls import Inputs
+from sparsify.forward.calls import Inputs
 from sparsify.runs.int8 import exported, in_int8
 from sparsify.cost.measure import with_batch
-from sparsify.trial_calls import in_eval
+from sparsify.forward.trial_calls import in_eval
 from sparsify.cost.measure.onnx_quantize import quantised
 from sparsify.cost.measure.runtimes import arrays, pattern_of, prepared, prepared_onnx
 from sparsify_schemas.target import Cpu, Target

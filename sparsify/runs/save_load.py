@@ -17,20 +17,20 @@ from sparsify.graph.surgery import operations
 from sparsify.pruning.cut import Result
 from sparsify.reporting import report_tables
 from sparsify.runs.evaluate import Work, assess, check_reloads
-from sparsify.calls import Call, called, changed
-from sparsify.copies import copied
+from sparsify.forward.calls import Call, called, changed
+from sparsify.forward.copies import copied
 from sparsify.data import Datasets, example_inputs
 from sparsify.errors import RunError, first_line
-from sparsify.calls import Inputs
+from sparsify.forward.calls import Inputs
 from sparsify.runs.listing import RunRow
 from sparsify.runs.listing import list_runs
 from sparsify.recipe import dump
 from sparsify.modelfile import build_model
 from sparsify.reporting.html import to_html
-from sparsify.recorded_calls import Called
+from sparsify.forward.recorded_calls import Called
 from sparsify.pruning.planning.plan import Plan
 from sparsify.files import read
-from sparsify.fresh_inputs import as_recorded, from_record, read_record
+from sparsify.forward.fresh_inputs import as_recorded, from_record, read_record
 from sparsify.modelfile.weights import load_weights, save_weights
 from sparsify_schemas.cuts import Cuts, Rounds
 from sparsify_schemas.model import Model

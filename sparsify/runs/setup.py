@@ -20,16 +20,16 @@ from sparsify.runs.save_load import Base, Build, base_on, begin, load_run, rebui
 from sparsify.runs.evaluate import check_reloads
 from sparsify.runs.checkpoint import Checkpoint
 from sparsify.pruning.planning.selection import Chooser, choose
-from sparsify.copies import copied
+from sparsify.forward.copies import copied
 from sparsify.data import Datasets, load_data
 from sparsify.errors import ModelError, RunError, SparsifyError
 from sparsify.events import Event, Listener, RunStarted, StepDone, silence
 from sparsify.pruning.fitting_inputs import inputs_for
-from sparsify.calls import Inputs
+from sparsify.forward.calls import Inputs
 from sparsify.recipe import Loaded, load
 from sparsify.cost.measure import check_target
 from sparsify.pruning.planning.plan import Plan
-from sparsify.fresh_inputs import as_recorded
+from sparsify.forward.fresh_inputs import as_recorded
 from sparsify.runs.preflight import check_runs
 from sparsify.training.stage import check_trainable, make_accelerator
 from sparsify.modelfile.weights import save_weights

@@ -48,7 +48,12 @@ def gathered(state: Any) -> Any:
 
 def spread(value: Any, parameter: Tensor) -> Any:
     """A gathered tensor of a sharded parameter's shape, sharded as that is; anything else as it is."""
-    if not is_sharded(parameter) or not isinstance(value, Tensor) or is_sharded(value) or value.shape != parameter.shape:
+    if (
+        not is_sharded(parameter)
+        or not isinstance(value, Tensor)
+        or is_sharded(value)
+        or value.shape != parameter.shape
+    ):
         return value
     from torch.distributed.tensor import distribute_tensor
 

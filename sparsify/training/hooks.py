@@ -58,7 +58,12 @@ class Hooks:
         self._processes = processes
         of_id = {id(p): g for g, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._group_of = {name: of_id[id(p)] for name, p in self._parameters.items()}
-        self._witness = next((group["params"], i, p) for group in optimizer.param_groups for i, p in enumerate(group["params"]) if p.requires_grad)
+        self._witness = next(
+            (group["params"], i, p)
+            for group in optimizer.param_groups
+            for i, p in enumerate(group["params"])
+            if p.requires_grad
+        )
         self._step = 0
         self._passes = 0
         self._leaves: dict[str, Tensor] = dict(self._parameters)
@@ -69,14 +74,19 @@ class Hooks:
         self._costs = Costs(plan.map)
         self.seconds = 0.0
         """time spent in the hooks so far"""
-        self._handles = [optimizer.register_step_pre_hook(_untraced(self._before)), optimizer.register_step_post_hook(_untraced(self._after))]
+        self._handles = [
+            optimizer.register_step_pre_hook(_untraced(self._before)),
+            optimizer.register_step_post_hook(_untraced(self._after)),
+        ]
         if any(r.action.output is not None for r in regularizers):
             self._handles += [model.register_forward_hook(self._watch), *self._watched_leaves()]
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.detach()
 
     def detach(self) -> None:
@@ -92,23 +102,40 @@ class Hooks:
         and under each rule's place in the plan what its penalty remembers."""
         held = {name: mask != 0 for name, mask in self._masks.items()}
         own = {r.rule: remembered(r.action, r.layouts, self._parameters) for r in self._regularizers}
-        return {"step": self._step, "since": self._span[0], "pending": [list(row) for row in self._pending], "held": held, "own": own}
+        return {
+            "step": self._step,
+            "since": self._span[0],
+            "pending": [list(row) for row in self._pending],
+            "held": held,
+            "own": own,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken. Raises ModelError when it belongs to other penalties."""
         try:
-            step, since, own, held = int(state["step"]), int(state["since"]), dict(state["own"]), dict(state["held"])
+            step, since, own, held = (
+                int(state["step"]),
+                int(state["since"]),
+                dict(state["own"]),
+                dict(state["held"]),
+            )
             rows = [[float(owed) for owed in row] for row in state["pending"]]
         except (KeyError, TypeError, ValueError, OverflowError):
             step, since, rows, own, held = 0, 0, [], {}, {}
         pairs = [recalled(r.action, r.layouts, self._parameters, own.get(r.rule)) for r in self._regularizers]
-        same = own.keys() == {r.rule for r in self._regularizers} and all(isinstance(mask, Tensor) for mask in held.values())
+        same = own.keys() == {r.rule for r in self._regularizers} and all(
+            isinstance(mask, Tensor) for mask in held.values()
+        )
         same = same and self._masks.keys() <= held.keys() <= self._parameters.keys()
         if [len(row) for row in rows] != [len(row) for row in self._pending] or None in pairs or not same:
-            raise ModelError("the saved penalty state belongs to another recipe or to an optimizer with other parameter groups")
+            raise ModelError(
+                "the saved penalty state belongs to another recipe or to an optimizer with other parameter groups"
+            )
         self._step, self._span, self._pending = step, (since, self._span[1]), rows
         for name, mask in held.items():  # weights that a penalty has brought to zero since are free to return
-            if mask.shape == self._parameters[name].shape:  # else of the model before a cut: what is zero now is held
+            if (
+                mask.shape == self._parameters[name].shape
+            ):  # else of the model before a cut: what is zero now is held
                 parameter = self._parameters[name]
                 part = local(mask) if is_sharded(mask) else part_of(mask, extent(name, parameter))
                 self._masks[name] = alike(part.to(local(parameter.detach())), parameter)
@@ -120,14 +147,23 @@ class Hooks:
         has left of what they remembered, as far as it is that; all else is new."""
         self._step, self._span = step, (step, self._span[1])
         for r in self._regularizers:
-            if not isinstance(r.spec, Agp | GrowingL2):  # these choose anew, for what the next cut is to leave
+            if not isinstance(
+                r.spec, Agp | GrowingL2
+            ):  # these choose anew, for what the next cut is to leave
                 for here, saved in recalled(r.action, r.layouts, self._parameters, own.get(r.rule)) or ():
                     here.copy_(saved)
 
     @property
     def strength(self) -> float | None:
         """Strength of the first penalty that has one, at the present step; None without such."""
-        return next((found for r in self._regularizers if not isinstance(r.spec, Agp) and (found := self._strength(r)) is not None), None)
+        return next(
+            (
+                found
+                for r in self._regularizers
+                if not isinstance(r.spec, Agp) and (found := self._strength(r)) is not None
+            ),
+            None,
+        )
 
     def hold(self, names: Iterable[str]) -> None:
         """Keep what is zero now in these tensors at zero from now on."""
@@ -142,7 +178,11 @@ class Hooks:
         """When and how small weights become zero, and in which tensors; None where no penalty asks for it."""
         asking = [(r.spec.threshold, r.names) for r in self._regularizers if isinstance(r.spec, Sensitivity)]
         found = [(threshold, names) for threshold, names in asking if threshold is not None]
-        return (found[0][0], tuple(dict.fromkeys(name for _, names in found for name in names))) if found else None
+        return (
+            (found[0][0], tuple(dict.fromkeys(name for _, names in found for name in names)))
+            if found
+            else None
+        )
 
     def sparsity(self) -> float:
         """Share of the covered groups (of single weights, for groups `weight` and n:m) that are zero now. Sharded: call on all processes."""
@@ -153,17 +193,25 @@ class Hooks:
             weights = {name: self._parameters[name].detach() for name in tensors}
             if within(group):
                 layout = inner_layout(group, tensors, weights)
-                alive = layout.reduce(lambda name, own=weights: (local(own[name]) != 0).to(torch.float32))[:-1]  # type: ignore[misc]
+                nonzero = {name: (local(weight) != 0).float() for name, weight in weights.items()}
+                alive = layout.reduce(nonzero.__getitem__)[:-1]
                 zero, total = zero + int((alive == 0).sum()), total + layout.count
             else:
-                zero, total = zero + sum(int(whole((w == 0).sum())) for w in weights.values()), total + sum(w.numel() for w in weights.values())
+                zero, total = (
+                    zero + sum(int(whole((w == 0).sum())) for w in weights.values()),
+                    total + sum(w.numel() for w in weights.values()),
+                )
         return zero / total if total else 0.0
 
     def remaining(self) -> dict[str, float]:
         """MACs, then what is budgeted besides -> share of the dense model that would remain if the dead groups left now."""
         gone = {name: torch.nonzero(flags).flatten().tolist() for name, flags in self._dead().items()}
         now, dense = self._costs.of(gone), self._costs.dense
-        return {what: now[what] / dense[what] for what in {"macs": 0.0, **limits(self._plan.recipe.budget, dense)} if dense[what]}
+        return {
+            what: now[what] / dense[what]
+            for what in {"macs": 0.0, **limits(self._plan.recipe.budget, dense)}
+            if dense[what]
+        }
 
     def flush(self) -> None:
         """Before the model is looked at: proximal penalties with `every` above 1 carry out the steps that they have saved up,
@@ -201,7 +249,10 @@ class Hooks:
         if not self._steered:
             return None
         since, until = self._span
-        due = min(auto_strength.due(s.spec, self._step - since, self._length[0], until - since) for s in self._steered)
+        due = min(
+            auto_strength.due(s.spec, self._step - since, self._length[0], until - since)
+            for s in self._steered
+        )
         return due, auto_strength.reached(self._plan, self._steered, self._weights(), self.remaining())
 
     def _strength(self, regularizer: Regularizer) -> float | None:
@@ -210,10 +261,19 @@ class Hooks:
     def _steer(self, optimizer: torch.optim.Optimizer) -> None:
         """Right after a proximal action: later the optimizer's momentum may have woken a dead group a little."""
         (since, until), (per_epoch, whole) = self._span, self._length
-        moment = auto_strength.interval(whole, max((period(r.spec) for r in self._regularizers if r.steered), default=1))
+        moment = auto_strength.interval(
+            whole, max((period(r.spec) for r in self._regularizers if r.steered), default=1)
+        )
         if self._steered and self._step % moment == 0:
-            lr = max(float(group["lr"]) for group in optimizer.param_groups) * auto_strength.horizon(until - since, moment)
-            auto_strength.steer(self._plan, self._steered, self._weights(), auto_strength.When(self._step - since, per_epoch, until - since, whole, moment, lr))
+            lr = max(float(group["lr"]) for group in optimizer.param_groups) * auto_strength.horizon(
+                until - since, moment
+            )
+            auto_strength.steer(
+                self._plan,
+                self._steered,
+                self._weights(),
+                auto_strength.When(self._step - since, per_epoch, until - since, whole, moment, lr),
+            )
 
     def _watched_leaves(self) -> Iterator[RemovableHandle]:
         owners: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -247,7 +307,9 @@ class Hooks:
                 regularizer.action.output(self._leaves, outputs, gradient, self._processes)
         self.seconds += time.perf_counter() - started
 
-    def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]] | None:
+    def _before(
+        self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
+    ) -> tuple[Any, dict[str, Any]] | None:
         # step(closure) makes the gradients anew inside the step, so there the penalties act at the end of the closure.
         held, place, parameter = self._witness
         if place >= len(held) or held[place] is not parameter:
@@ -316,7 +378,9 @@ class Hooks:
         if regularizer.action.proximal is None or not any(self._pending[i]):
             return
         amounts = {name: self._pending[i][self._group_of[name]] for name in regularizer.names}
-        self._pending[i] = [0.0] * len(self._pending[i])  # before it acts: what fails is not tried again on detaching
+        self._pending[i] = [0.0] * len(
+            self._pending[i]
+        )  # before it acts: what fails is not tried again on detaching
         regularizer.action.proximal(self._weights(), amounts)
 
 
@@ -344,8 +408,24 @@ def attach(
     parameters = trained(model, optimizer)
     regularizers = ready(plan, parameters, steps_per_epoch, steps) if penalties else []
     rules = plan.recipe.rules
-    held = [t for a in plan.assignments if hold_zeros and in_one_tensor(rules[a.rule].group) for t in a.tensors if t in parameters]
-    return Hooks(plan, model, optimizer, regularizers, zeros_of(parameters, held), steps_per_epoch or 1, steps or 1, until, processes)
+    held = [
+        t
+        for a in plan.assignments
+        if hold_zeros and in_one_tensor(rules[a.rule].group)
+        for t in a.tensors
+        if t in parameters
+    ]
+    return Hooks(
+        plan,
+        model,
+        optimizer,
+        regularizers,
+        zeros_of(parameters, held),
+        steps_per_epoch or 1,
+        steps or 1,
+        until,
+        processes,
+    )
 
 
 def zeros_of(parameters: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
@@ -358,7 +438,9 @@ def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.
     moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
     found = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) in moved}
     if not found:
-        raise ModelError("the optimizer holds none of the model's parameters; pass the optimizer that trains this model")
+        raise ModelError(
+            "the optimizer holds none of the model's parameters; pass the optimizer that trains this model"
+        )
     return found
 
 

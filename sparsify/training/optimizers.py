@@ -13,11 +13,17 @@ def make_optimizer(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
     """The torch optimizer that a recipe names, over every parameter that takes a gradient. Raises TrainingError."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
-        raise TrainingError("no parameter of the model takes a gradient; set requires_grad on those that shall be trained")
+        raise TrainingError(
+            "no parameter of the model takes a gradient; set requires_grad on those that shall be trained"
+        )
     match spec:
         case Sgd():
             return torch.optim.SGD(
-                parameters, lr=0.0, momentum=spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.nesterov
+                parameters,
+                lr=0.0,
+                momentum=spec.momentum,
+                weight_decay=spec.weight_decay,
+                nesterov=spec.nesterov,
             )
         case Adam():
             return torch.optim.Adam(parameters, lr=0.0, betas=spec.betas, weight_decay=spec.weight_decay)

@@ -13,31 +13,51 @@ from sparsify.training.fsdp import spread
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     """Load a state that was saved of this very optimizer. Raises RunError when it is another's, or was tampered with."""
-    known = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) else {"momentum_buffer"}
+    known = (
+        {"step", "exp_avg", "exp_avg_sq"}
+        if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
+        else {"momentum_buffer"}
+    )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def plain(groups: Any) -> list[dict[str, Any]]:
         return [{key: value for key, value in group.items() if key != "lr"} for group in groups]
 
     def fits(value: Any, parameter: Tensor) -> bool:
-        return value is None or (isinstance(value, Tensor) and value.is_floating_point() and (value.numel() == 1 or value.shape == parameter.shape))
+        return value is None or (
+            isinstance(value, Tensor)
+            and value.is_floating_point()
+            and (value.numel() == 1 or value.shape == parameter.shape)
+        )
 
     try:
         sound = plain(saved["param_groups"]) == plain(optimizer.state_dict()["param_groups"]) and all(
-            set(own) in (set(), known) and all(fits(value, parameters[place]) for value in own.values()) for place, own in saved["state"].items()
+            set(own) in (set(), known) and all(fits(value, parameters[place]) for value in own.values())
+            for place, own in saved["state"].items()
         )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
         sound = False
     if not sound:
-        raise RunError("the saved state of the optimizer is damaged, or belongs to another model or recipe; start a new run")
-    state = {place: {key: spread(value, parameters[place]) for key, value in own.items()} for place, own in saved["state"].items()}
+        raise RunError(
+            "the saved state of the optimizer is damaged, or belongs to another model or recipe; start a new run"
+        )
+    state = {
+        place: {key: spread(value, parameters[place]) for key, value in own.items()}
+        for place, own in saved["state"].items()
+    }
     optimizer.load_state_dict({**saved, "state": state})
 
 
 def restore_scale(scaler: torch.amp.GradScaler, saved: object) -> None:
     """Load the scale of the loss, as it was saved in such a stage. Raises RunError when it is not that."""
     known = scaler.state_dict()
-    if not isinstance(saved, Mapping) or saved.keys() != known.keys() or not all(isinstance(v, int | float) and math.isfinite(v) and v >= 0 for v in saved.values()):
-        raise RunError("the saved scale of the loss is damaged, or belongs to another recipe; start a new run")
+    if (
+        not isinstance(saved, Mapping)
+        or saved.keys() != known.keys()
+        or not all(isinstance(v, int | float) and math.isfinite(v) and v >= 0 for v in saved.values())
+    ):
+        raise RunError(
+            "the saved scale of the loss is damaged, or belongs to another recipe; start a new run"
+        )
     if known:
         scaler.load_state_dict(dict(saved))

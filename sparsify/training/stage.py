@@ -74,7 +74,14 @@ def make_accelerator() -> Accelerator:
 
     Raises RunError when the launcher asks for something else than DDP.
     """
-    asked = next((engine for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM") if os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() in ("true", "1")), None)
+    asked = next(
+        (
+            engine
+            for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+            if os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() in ("true", "1")
+        ),
+        None,
+    )
     if asked is not None:
         raise RunError(
             f"the launcher asks for {asked}, and apply trains by DDP, or by FSDP 2 where a train stage of the recipe says 'shard: true'; "
@@ -82,8 +89,15 @@ def make_accelerator() -> Accelerator:
         )
     # mixed precision is the recipe's to choose, stage by stage, whatever the launcher was told
     whole = GradientAccumulationPlugin(num_steps=1)  # accumulation likewise
-    cpu = not torch.accelerator.is_available()  # unless told so, torchrun's processes would not find each other there
-    return Accelerator(cpu=cpu, mixed_precision="no", gradient_accumulation_plugin=whole, dataloader_config=DataLoaderConfiguration(split_batches=True))
+    cpu = (
+        not torch.accelerator.is_available()
+    )  # unless told so, torchrun's processes would not find each other there
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision="no",
+        gradient_accumulation_plugin=whole,
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+    )
 
 
 def derived_seed(seed: int, stage: int, epoch: int) -> int:
@@ -153,10 +167,22 @@ def train_stage(
     apart = stage.shard and accelerator.num_processes > 1
     trained = shard(copied(model).to(accelerator.device), accelerator.device) if apart else model
     raw = make_optimizer(stage.optimizer, trained)
-    prepared, scaler = trained if apart else accelerator.prepare(model), torch.amp.GradScaler(accelerator.device.type, SCALE, enabled=stage.precision == "fp16")
+    prepared, scaler = (
+        trained if apart else accelerator.prepare(model),
+        torch.amp.GradScaler(accelerator.device.type, SCALE, enabled=stage.precision == "fp16"),
+    )
     total = steps * stage.epochs
     hooked = (
-        attach(plan, trained, raw, steps_per_epoch=steps, steps=total, penalties=stage.penalties, hold_zeros=hold_zeros, until=(until or stage.epochs) * steps)
+        attach(
+            plan,
+            trained,
+            raw,
+            steps_per_epoch=steps,
+            steps=total,
+            penalties=stage.penalties,
+            hold_zeros=hold_zeros,
+            until=(until or stage.epochs) * steps,
+        )
         if plan
         else nullcontext()
     )
@@ -168,7 +194,9 @@ def train_stage(
                 hooks.load_state_dict(dict(restore.hooks))
             elif hooks is not None:
                 hooks.start_at(restore.epochs * steps, restore.hooks.get("own", {}))
-        run = _Run(prepared, trained, raw, scaler, hooks, stage, datasets, accelerator, augment, steps, listener)
+        run = _Run(
+            prepared, trained, raw, scaler, hooks, stage, datasets, accelerator, augment, steps, listener
+        )
         moment = restore or Moment(0, (), 0.0, 0.0, 0.0, {}, {}, {})
         for epoch in range(moment.epochs, until or stage.epochs):
             moment = _epoch(run, derived_seed(seed, stage_index, epoch), epoch, moment)
@@ -210,7 +238,11 @@ def _epoch(run: _Run, seed: int, epoch: int, before: Moment) -> Moment:
     trained = time.perf_counter()
     validation = evaluate(run.model, run.datasets.validation) if len(run.datasets.validation) else None
     _check_weights(run, epoch, validation)
-    threshold = _thresholded(run, before.history, validation[0], last=epoch + 1 == run.stage.epochs) if run.hooks and validation else None
+    threshold = (
+        _thresholded(run, before.history, validation[0], last=epoch + 1 == run.stage.epochs)
+        if run.hooks and validation
+        else None
+    )
     if threshold is not None:
         validation = evaluate(run.model, run.datasets.validation)
     ended = time.perf_counter()
@@ -234,7 +266,16 @@ def _epoch(run: _Run, seed: int, epoch: int, before: Moment) -> Moment:
     )
     remaining = tuple(run.hooks.remaining().items()) if run.hooks else ()
     run.listener(
-        EpochDone(run.stage.name, epoch + 1, loss, accuracy, row.validation_accuracy, row.sparsity, remaining, row.seconds)
+        EpochDone(
+            run.stage.name,
+            epoch + 1,
+            loss,
+            accuracy,
+            row.validation_accuracy,
+            row.sparsity,
+            remaining,
+            row.seconds,
+        )
     )
     return Moment(
         epochs=epoch + 1,
@@ -261,7 +302,9 @@ def _thresholded(run: _Run, history: Sequence[Epoch], loss: float, *, last: bool
     if not (last or plateaued([*losses, loss], spec.patience)):
         return None
     weights = [run.model.get_parameter(name).detach() for name in names]
-    found = zero_smallest(weights, lambda: evaluate(run.model, run.datasets.validation)[0], spec.tolerance.fraction)
+    found = zero_smallest(
+        weights, lambda: evaluate(run.model, run.datasets.validation)[0], spec.tolerance.fraction
+    )
     run.hooks.hold(names)
     return found
 
@@ -269,7 +312,9 @@ def _thresholded(run: _Run, history: Sequence[Epoch], loss: float, *, last: bool
 def _train(run: _Run, seed: int, epoch: int) -> tuple[float, float, float]:
     """(mean loss, share classified rightly, last learning rate) over the epoch's batches, as they were trained on."""
     torch.manual_seed(seed + run.accelerator.process_index)
-    loader = _shared(batches(run.datasets.train, run.stage.batch, seed=seed, augment=run.augment), run.accelerator)
+    loader = _shared(
+        batches(run.datasets.train, run.stage.batch, seed=seed, augment=run.augment), run.accelerator
+    )
     total, seen, lr = 0.0, 0, 0.0
     hits = torch.zeros((), dtype=torch.int64, device=run.accelerator.device)
     with _mode(run.prepared, training=True):
@@ -299,7 +344,9 @@ def _train(run: _Run, seed: int, epoch: int) -> tuple[float, float, float]:
 def _lr(run: _Run, step: int) -> float:
     total = run.steps * run.stage.epochs
     rise = run.stage.warmup.steps(run.steps, total)
-    return schedules.value(run.stage.optimizer.lr, step, run.steps, total) * min(1.0, (step + 1) / rise if rise else 1.0)
+    return schedules.value(run.stage.optimizer.lr, step, run.steps, total) * min(
+        1.0, (step + 1) / rise if rise else 1.0
+    )
 
 
 def _passed(run: _Run, x: Tensor, y: Tensor, where: str) -> tuple[Tensor, Tensor]:
@@ -308,7 +355,14 @@ def _passed(run: _Run, x: Tensor, y: Tensor, where: str) -> tuple[Tensor, Tensor
     found = []
     for i, (xs, ys) in enumerate(parts):
         together = nullcontext() if i == len(parts) - 1 else run.accelerator.no_sync(run.prepared)
-        with together, torch.autocast(run.accelerator.device.type, _DTYPES[run.stage.precision], enabled=run.stage.precision != "fp32"):
+        with (
+            together,
+            torch.autocast(
+                run.accelerator.device.type,
+                _DTYPES[run.stage.precision],
+                enabled=run.stage.precision != "fp32",
+            ),
+        ):
             losses, right = _losses(run.prepared, xs, ys, run.datasets.classes, where)
             run.accelerator.backward(run.scaler.scale(losses.sum() / len(x)))
         found.append((losses.detach(), right))
@@ -321,7 +375,12 @@ def _shared(loader: DataLoader[Any], accelerator: Accelerator) -> DataLoader[Any
     Not `accelerator.prepare`, which would keep the loaders of all epochs alive until the stage ends.
     """
     shared: DataLoader[Any] = prepare_data_loader(
-        loader, accelerator.device, accelerator.num_processes, accelerator.process_index, split_batches=True, put_on_device=True
+        loader,
+        accelerator.device,
+        accelerator.num_processes,
+        accelerator.process_index,
+        split_batches=True,
+        put_on_device=True,
     )
     return shared
 
@@ -331,19 +390,31 @@ def _losses(model: nn.Module, x: Tensor, y: Tensor, classes: int, where: str = "
     try:
         logits = model(x)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise TrainingError(f"{where}the model does not take a batch of shape {tuple(x.shape)}: {error}") from error
+        raise TrainingError(
+            f"{where}the model does not take a batch of shape {tuple(x.shape)}: {error}"
+        ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2:
-        shape = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise TrainingError(f"{where}the model returns {shape}; cross-entropy needs one row of logits per example")
+        shape = (
+            f"a tensor of shape {tuple(logits.shape)}"
+            if isinstance(logits, Tensor)
+            else f"a {type(logits).__name__}"
+        )
+        raise TrainingError(
+            f"{where}the model returns {shape}; cross-entropy needs one row of logits per example"
+        )
     if logits.shape[1] < classes:
-        raise DataError(f"{where}the model has {logits.shape[1]} outputs and the data {classes} classes; build the model for as many")
+        raise DataError(
+            f"{where}the model has {logits.shape[1]} outputs and the data {classes} classes; build the model for as many"
+        )
     return functional.cross_entropy(logits, y, reduction="none"), logits.argmax(dim=1) == y
 
 
 def _steps(stage: Train, datasets: Datasets, accelerator: Accelerator) -> int:
     """Optimizer steps of an epoch."""
     if not len(datasets.train):
-        raise TrainingError(f"stage '{stage.name}': there are no training examples; check data.validation and the data's files")
+        raise TrainingError(
+            f"stage '{stage.name}': there are no training examples; check data.validation and the data's files"
+        )
     if stage.batch % accelerator.num_processes:
         raise TrainingError(
             f"stage '{stage.name}': a batch of {stage.batch} does not divide among {accelerator.num_processes} processes; choose a multiple"
@@ -354,8 +425,12 @@ def _steps(stage: Train, datasets: Datasets, accelerator: Accelerator) -> int:
 def _check_weights(run: _Run, epoch: int, validation: tuple[float, float] | None) -> None:
     """The last step of an epoch may spoil the weights without any training loss to show it."""
     if run.scaler.is_enabled() and run.scaler.get_scale() < 1:
-        raise TrainingError(f"stage '{run.stage.name}', epoch {epoch + 1}: gradients overflow in fp16 whatever the loss is scaled by; choose precision bf16 or fp32")
-    spoilt = next((n for n, p in run.model.named_parameters() if not bool(whole(p.detach()).isfinite().all())), None)
+        raise TrainingError(
+            f"stage '{run.stage.name}', epoch {epoch + 1}: gradients overflow in fp16 whatever the loss is scaled by; choose precision bf16 or fp32"
+        )
+    spoilt = next(
+        (n for n, p in run.model.named_parameters() if not bool(whole(p.detach()).isfinite().all())), None
+    )
     if spoilt is not None:
         raise _diverged(run, epoch, run.steps - 1, f"'{spoilt}' holds values that are not finite")
     if validation is not None and not math.isfinite(validation[0]):
@@ -376,7 +451,9 @@ def _diverged(run: _Run, epoch: int, step: int, what: str) -> TrainingError:
     ways = f"lower the learning rate (now {run.optimizer.param_groups[0]['lr']:.3g})" + (
         f" or the strength (now {strength:.3g})" if strength else ""
     )
-    return TrainingError(f"stage '{run.stage.name}', epoch {epoch + 1}, step {step + 1}: {what}; {ways} and start again")
+    return TrainingError(
+        f"stage '{run.stage.name}', epoch {epoch + 1}, step {step + 1}: {what}; {ways} and start again"
+    )
 
 
 @contextmanager

@@ -48,7 +48,7 @@ import torch
 from own import Dense
 from torch import Tensor, nn
 
-from sparsify.forward import call, converted, tensors
+from sparsify.forward.call_model import call, converted, tensors
 from sparsify.graph import build_map
 from sparsify.graph.names import canonical_names
 from sparsify.graph.surgery import operations
@@ -70,14 +70,26 @@ def pruner(model: nn.Module, inputs: networks.Inputs, ignored: list[nn.Module]) 
 def output_layers(model: nn.Module, inputs: networks.Inputs) -> list[str]:
     """Modules whose outputs are the network's own."""
     map = build_map.inspect(model, inputs, {})
-    reasons = ("it feeds the network's output", "its rows are looked up by number")  # the latter where the last layer is an embedding
-    held = {(s.tensor, s.dim) for c in map.coupled if (c.protected or "").startswith(reasons) for s in c.slices if s.role == "out"}
+    reasons = (
+        "it feeds the network's output",
+        "its rows are looked up by number",
+    )  # the latter where the last layer is an embedding
+    held = {
+        (s.tensor, s.dim)
+        for c in map.coupled
+        if (c.protected or "").startswith(reasons)
+        for s in c.slices
+        if s.role == "out"
+    }
     names = canonical_names(model)
     found = []
     for name, module in model.named_modules():
         dim = 1 if isinstance(module, build_map.TRANSPOSED) or type(module).__name__ == "Conv1D" else 0
         kinds = (*build_map.CONVS, *build_map.TRANSPOSED, nn.Linear)
-        if (isinstance(module, kinds) or type(module).__name__ == "Conv1D") and (names.get(f"{name}.weight"), dim) in held:
+        if (isinstance(module, kinds) or type(module).__name__ == "Conv1D") and (
+            names.get(f"{name}.weight"),
+            dim,
+        ) in held:
             found.append(name)
     return found
 
@@ -126,9 +138,17 @@ def judged(entry: networks.Entry) -> dict[str, object]:
     except Exception as error:
         return verdict("forward broken", error)
     if [t.shape for t in found] != [t.shape for t in wanted]:
-        return {"outcome": "silently wrong", "message": f"outputs of other shapes: {[tuple(t.shape) for t in found]} for {[tuple(t.shape) for t in wanted]}"[:200]}
+        return {
+            "outcome": "silently wrong",
+            "message": f"outputs of other shapes: {[tuple(t.shape) for t in found]} for {[tuple(t.shape) for t in wanted]}"[
+                :200
+            ],
+        }
     zeroed = outputs(masked, inputs)
-    more = {"control": equivalence.relative(wanted, zeroed), "difference": equivalence.relative(found, zeroed)}
+    more = {
+        "control": equivalence.relative(wanted, zeroed),
+        "difference": equivalence.relative(found, zeroed),
+    }
     try:
         _trains(thin, inputs)
     except Exception as error:
@@ -142,11 +162,15 @@ def judged(entry: networks.Entry) -> dict[str, object]:
         return {"outcome": "exact", **more}
     gone = {slot: set(range(size)) - stayed for slot, (size, stayed) in kept.items() if len(stayed) < size}
     with torch.no_grad():
-        more["difference"] = equivalence.relative(found, masked_statistics.outputs(masked.eval(), inputs, gone))
+        more["difference"] = equivalence.relative(
+            found, masked_statistics.outputs(masked.eval(), inputs, gone)
+        )
     return {"outcome": "statistics" if more["difference"] <= TOLERANCE else "silently wrong", **more}
 
 
-def _filled(thin: nn.Module, dense: nn.Module, masked: nn.Module) -> tuple[dict[tuple[str, int], tuple[int, set[int]]], bool]:
+def _filled(
+    thin: nn.Module, dense: nn.Module, masked: nn.Module
+) -> tuple[dict[tuple[str, int], tuple[int, set[int]]], bool]:
     """Values for positions in the cut network, zeros for what is gone in the masked one; (what stayed, anything cut)."""
     full = {name: value.detach() for name, _, _, value in slots(dense)}
     places = {name: (module, attribute) for name, module, attribute, _ in slots(masked)}
@@ -178,7 +202,10 @@ def _trains(model: nn.Module, inputs: networks.Inputs) -> None:
 
 
 def verdict(outcome: str, error: Exception, before: str = "") -> dict[str, object]:
-    return {"outcome": outcome, "message": f"{before}{type(error).__name__}: {' '.join(str(error).split())}"[:200]}
+    return {
+        "outcome": outcome,
+        "message": f"{before}{type(error).__name__}: {' '.join(str(error).split())}"[:200],
+    }
 
 
 def limited(entry: networks.Entry, gigabytes: float, seconds: float, out: Path) -> int:
@@ -188,7 +215,9 @@ def limited(entry: networks.Entry, gigabytes: float, seconds: float, out: Path) 
         return child
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + int(gigabytes * 2**30),) * 2)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 5))  # its own time: a busy machine is no hang
+    resource.setrlimit(
+        resource.RLIMIT_CPU, (int(seconds), int(seconds) + 5)
+    )  # its own time: a busy machine is no hang
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
         found = judged(entry)
@@ -196,7 +225,11 @@ def limited(entry: networks.Entry, gigabytes: float, seconds: float, out: Path) 
         found = {"outcome": "hang or memory", "message": f"more than {gigabytes:g} GB"}
     except Exception as error:
         memory = "allocate memory" in str(error) or "DefaultCPUAllocator" in str(error)
-        found = {"outcome": "hang or memory", "message": f"more than {gigabytes:g} GB"} if memory else verdict("not judged", error)
+        found = (
+            {"outcome": "hang or memory", "message": f"more than {gigabytes:g} GB"}
+            if memory
+            else verdict("not judged", error)
+        )
     out.write_text(json.dumps(found))
     os._exit(0)
 
@@ -204,7 +237,11 @@ def limited(entry: networks.Entry, gigabytes: float, seconds: float, out: Path) 
 def outcomes(given: argparse.Namespace) -> None:
     import torch_pruning  # noqa: F401
 
-    waiting = [(n, e) for n, e in networks.everything().items() if not given.only or any(part in n for part in given.only)]
+    waiting = [
+        (n, e)
+        for n, e in networks.everything().items()
+        if not given.only or any(part in n for part in given.only)
+    ]
     order, found, running = [n for n, _ in waiting], {}, {}
     folder = Path(os.environ.get("TMPDIR", "/tmp")) / f"against.{os.getpid()}"
     folder.mkdir()
@@ -217,12 +254,23 @@ def outcomes(given: argparse.Namespace) -> None:
             ended, status = os.waitpid(child, os.WNOHANG)
             if not ended:
                 continue
-            why = f"more than {given.seconds:g} s" if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU else "killed for its memory"
-            found[name] = json.loads(file.read_text()) if file.exists() else {"outcome": "hang or memory", "message": why}
+            why = (
+                f"more than {given.seconds:g} s"
+                if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
+                else "killed for its memory"
+            )
+            found[name] = (
+                json.loads(file.read_text())
+                if file.exists()
+                else {"outcome": "hang or memory", "message": why}
+            )
             del running[child]
             found[name]["seconds"] = round(time.monotonic() - began, 1)
             row = found[name]
-            print(f"{name:42} {row['outcome']:15} {row.get('difference', float('nan')):8.0e} {row['seconds']:6.1f}s {row.get('message', '')[:90]}", flush=True)
+            print(
+                f"{name:42} {row['outcome']:15} {row.get('difference', float('nan')):8.0e} {row['seconds']:6.1f}s {row.get('message', '')[:90]}",
+                flush=True,
+            )
         time.sleep(0.02)
     found = {name: found[name] for name in order}
     if given.json:
@@ -234,8 +282,24 @@ def beside(given: argparse.Namespace) -> None:
     rows = [json.loads(line) for line in given.ours.read_text().splitlines()]
     mine = {row["name"]: row for row in rows if row["mode"] == "random" and row["planned"] == 1}
     other = json.loads(given.theirs.read_text())
-    families = {"micro": "one construct each", "own": "small networks of our own", "further": "further networks of our own", "tv": "torchvision", "timm": "timm", "hf": "transformers"}
-    ways = ("exact", "statistics", "silently wrong", "forward broken", "raises", "hang or memory", "nothing cut", "not judged")
+    families = {
+        "micro": "one construct each",
+        "own": "small networks of our own",
+        "further": "further networks of our own",
+        "tv": "torchvision",
+        "timm": "timm",
+        "hf": "transformers",
+    }
+    ways = (
+        "exact",
+        "statistics",
+        "silently wrong",
+        "forward broken",
+        "raises",
+        "hang or memory",
+        "nothing cut",
+        "not judged",
+    )
     print("| networks | | equal | statistics change | protected | broken |\n|---|---|---|---|---|---|")
     for kind, title in [*families.items(), ("", "all")]:
         rows = [row for name, row in mine.items() if name.startswith(kind)]
@@ -245,13 +309,27 @@ def beside(given: argparse.Namespace) -> None:
     print("\n| networks | |", " | ".join(ways), "|\n|" + "---|" * (len(ways) + 2))
     for kind, title in [*families.items(), ("", "all")]:
         counts = Counter(row["outcome"] for name, row in other.items() if name.startswith(kind))
-        print("|", " | ".join(str(v) for v in (title, sum(counts.values()), *(counts[way] for way in ways))), "|")
-    print("\n| network | sparsify | difference | gone | groups cut | kept whole | torch-pruning | |\n|---|---|---|---|---|---|---|---|")
+        print(
+            "|",
+            " | ".join(str(v) for v in (title, sum(counts.values()), *(counts[way] for way in ways))),
+            "|",
+        )
+    print(
+        "\n| network | sparsify | difference | gone | groups cut | kept whole | torch-pruning | |\n|---|---|---|---|---|---|---|---|"
+    )
     for name, row in mine.items():
         found = other.get(name, {"outcome": "not run"})
         message = str(found.get("message", "")).replace("|", "/")
-        note = message[:80] + "…" * (len(message) > 80) if message else f"{found['difference']:.0e}" if "difference" in found else ""
-        print(f"| {name} | {row['outcome']} | {row['own']:.0e} | {row['gone']:.0%} | {row['cut']} | {len(row['protected'] or {})} | {found['outcome']} | {note} |")
+        note = (
+            message[:80] + "…" * (len(message) > 80)
+            if message
+            else f"{found['difference']:.0e}"
+            if "difference" in found
+            else ""
+        )
+        print(
+            f"| {name} | {row['outcome']} | {row['own']:.0e} | {row['gone']:.0%} | {row['cut']} | {len(row['protected'] or {})} | {found['outcome']} | {note} |"
+        )
 
 
 def shaped(name: str) -> nn.Module:
@@ -260,7 +338,16 @@ def shaped(name: str) -> nn.Module:
 
     if name == "ViT-L shape":
         return tv.VisionTransformer(64, 16, 24, 16, 1024, 4096)
-    return getattr(tv, {"ResNet-152": "resnet152", "MobileNetV2": "mobilenet_v2", "DenseNet-121": "densenet121", "DenseNet-201": "densenet201", "ResNet-50": "resnet50"}[name])(weights=None)
+    return getattr(
+        tv,
+        {
+            "ResNet-152": "resnet152",
+            "MobileNetV2": "mobilenet_v2",
+            "DenseNet-121": "densenet121",
+            "DenseNet-201": "densenet201",
+            "ResNet-50": "resnet50",
+        }[name],
+    )(weights=None)
 
 
 INPUTS = (torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)),)
@@ -308,7 +395,10 @@ def speed(given: argparse.Namespace) -> None:
         for key in ("ours", "ours, with trial cuts"):
             ratios = [t / o for t, o in zip(times["torch-pruning"], times[key], strict=True)]
             low, middle, high = np.percentile(ratios, [0, 50, 100])
-            print(f"{name:14} {key:22} {np.median(times[key]):7.2f} s  torch-pruning {np.median(times['torch-pruning']):7.2f} s  ratio {middle:.2f} ({low:.2f} to {high:.2f})", flush=True)
+            print(
+                f"{name:14} {key:22} {np.median(times[key]):7.2f} s  torch-pruning {np.median(times['torch-pruning']):7.2f} s  ratio {middle:.2f} ({low:.2f} to {high:.2f})",
+                flush=True,
+            )
 
 
 def growth(_given: argparse.Namespace) -> None:
@@ -320,9 +410,18 @@ def growth(_given: argparse.Namespace) -> None:
     for depth in depths:
         model = Dense(depth, 12).eval()
         head = model.fc
-        ways = {"ours": lambda m=model: build_map.inspect(m, INPUTS, {}), "torch-pruning": lambda m=model, head=head: pruner(m, INPUTS, [head])}
+        ways = {
+            "ours": lambda m=model: build_map.inspect(m, INPUTS, {}),
+            "torch-pruning": lambda m=model, head=head: pruner(m, INPUTS, [head]),
+        }
         rows[depth] = {key: min(spent(way) for _ in range(3)) for key, way in ways.items()}
-        print(depth, depth * (depth + 1) // 2, "edges", {key: round(value, 3) for key, value in rows[depth].items()}, flush=True)
+        print(
+            depth,
+            depth * (depth + 1) // 2,
+            "edges",
+            {key: round(value, 3) for key, value in rows[depth].items()},
+            flush=True,
+        )
     edges = np.log([depth * (depth + 1) / 2 for depth in depths])
     for key in ("ours", "torch-pruning"):
         power = np.polyfit(edges, np.log([rows[depth][key] for depth in depths]), 1)[0]
@@ -347,12 +446,24 @@ def one_memory(given: argparse.Namespace) -> None:
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     theirs(model) if way == "torch-pruning" else ours(model, "trial" in way)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"{name:14} {way:22} {(after - before) / 2**20:7.0f} MiB = {(after - before) / size:.2f} copies of {size / 2**20:.0f} MiB", flush=True)
+    print(
+        f"{name:14} {way:22} {(after - before) / 2**20:7.0f} MiB = {(after - before) / size:.2f} copies of {size / 2**20:.0f} MiB",
+        flush=True,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ways = {"outcomes": outcomes, "beside": beside, "speed": speed, "growth": growth, "memory": memory, "one-memory": one_memory}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    ways = {
+        "outcomes": outcomes,
+        "beside": beside,
+        "speed": speed,
+        "growth": growth,
+        "memory": memory,
+        "one-memory": one_memory,
+    }
     parser.add_argument("what", choices=ways)
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--seconds", type=float, default=120)

@@ -57,7 +57,9 @@ class Layer:
     @property
     def kept(self) -> tuple[int, int]:
         """Filters and columns that stay in each group."""
-        return round(self.outputs * (1 - self.rows) / self.groups), round(self.inputs // self.groups * self.kernel**2 * (1 - self.columns))
+        return round(self.outputs * (1 - self.rows) / self.groups), round(
+            self.inputs // self.groups * self.kernel**2 * (1 - self.columns)
+        )
 
 
 LAYERS = {
@@ -79,7 +81,9 @@ class Scattered(nn.Module):
         for group in range(layer.groups):
             part = nn.Conv2d(self.width, rows, layer.kernel, layer.stride, layer.padding)
             every = self.width * layer.kernel**2
-            live = sorted(torch.randperm(every, generator=torch.Generator().manual_seed(group))[:columns].tolist())
+            live = sorted(
+                torch.randperm(every, generator=torch.Generator().manual_seed(group))[:columns].tolist()
+            )
             if columns < every:
                 part.weight = nn.Parameter(gathered.select(part.weight.detach(), live))
                 gathered.gather(part, live)
@@ -99,10 +103,17 @@ def form(layer: Layer, name: str) -> tuple[nn.Module, int]:
         steps = (4, 16) if name == "stepped" else (1, 1)
         shares = (1 - layer.columns, 1 - layer.rows)
         channels, filters = (
-            min(dense, ceil(round(dense * share / layer.groups, 6) / step) * step * layer.groups if name == "stepped" else round(dense * share / layer.groups) * layer.groups)
+            min(
+                dense,
+                ceil(round(dense * share / layer.groups, 6) / step) * step * layer.groups
+                if name == "stepped"
+                else round(dense * share / layer.groups) * layer.groups,
+            )
             for dense, share, step in zip((channels, filters), shares, steps, strict=True)
         )
-    return nn.Conv2d(channels, filters, layer.kernel, layer.stride, layer.padding, groups=layer.groups).eval(), channels
+    return nn.Conv2d(
+        channels, filters, layer.kernel, layer.stride, layer.padding, groups=layer.groups
+    ).eval(), channels
 
 
 def on_runtime(layer: Layer, runtime: str, batch: int, seconds: float) -> dict[str, tuple[float, float]]:
@@ -119,7 +130,10 @@ def on_runtime(layer: Layer, runtime: str, batch: int, seconds: float) -> dict[s
 
 def compared(rounds: np.ndarray, names: tuple[str, ...]) -> dict[str, tuple[float, float]]:
     dense = float(np.median(rounds[:, 0])) * 1e3
-    return {name: (dense, float(np.median(rounds[:, 0] / rounds[:, at]))) for at, name in enumerate(names, start=1)}
+    return {
+        name: (dense, float(np.median(rounds[:, 0] / rounds[:, at])))
+        for at, name in enumerate(names, start=1)
+    }
 
 
 def lowered(layer: Layer, batch: int, seconds: float) -> dict[str, tuple[float, float]]:
@@ -133,7 +147,9 @@ def lowered(layer: Layer, batch: int, seconds: float) -> dict[str, tuple[float, 
     thin = torch.randn(layer.groups, rows, columns)
 
     def unfold() -> Tensor:
-        flat = F.unfold(x, layer.kernel, padding=layer.padding, stride=layer.stride).transpose(0, 1).flatten(1)
+        flat = (
+            F.unfold(x, layer.kernel, padding=layer.padding, stride=layer.stride).transpose(0, 1).flatten(1)
+        )
         return flat.unflatten(0, (layer.groups, every))
 
     def select(flat: Tensor) -> Tensor:
@@ -151,12 +167,22 @@ def lowered(layer: Layer, batch: int, seconds: float) -> dict[str, tuple[float, 
         calls = [call for pair in pairs for call in pair]
         rounds = interleaved(calls, seconds, np.random.default_rng(0), undisturbed(target))
     names = ("GEMM alone", "lowering and GEMM", "lowering and GEMM against today's dense convolution")
-    return {name: next(iter(compared(rounds[:, 2 * at : 2 * at + 2], (name,)).values())) for at, name in enumerate(names)}
+    return {
+        name: next(iter(compared(rounds[:, 2 * at : 2 * at + 2], (name,)).values()))
+        for at, name in enumerate(names)
+    }
 
 
 def table(found: dict[str, dict[str, dict[str, tuple[float, float]]]], batch: int) -> str:
     """Both ways of counting: the mean of the layers' ratios, as the paper counts, and the ratio of the sums of their times."""
-    ideal = [layer.inputs // layer.groups * layer.kernel**2 * (layer.outputs // layer.groups) / (layer.kept[0] * layer.kept[1]) for layer in LAYERS.values()]
+    ideal = [
+        layer.inputs
+        // layer.groups
+        * layer.kernel**2
+        * (layer.outputs // layer.groups)
+        / (layer.kept[0] * layer.kept[1])
+        for layer in LAYERS.values()
+    ]
     lines = [
         f"Batch {batch}, one thread; load average {load_average():.1f}.",
         "",
@@ -167,9 +193,14 @@ def table(found: dict[str, dict[str, dict[str, tuple[float, float]]]], batch: in
     ]
     for how, layers in found.items():
         for name in next(iter(layers.values())):
-            dense, ratios = [layers[layer][name][0] for layer in LAYERS], [layers[layer][name][1] for layer in LAYERS]
+            dense, ratios = (
+                [layers[layer][name][0] for layer in LAYERS],
+                [layers[layer][name][1] for layer in LAYERS],
+            )
             stack = sum(dense) / sum(ms / ratio for ms, ratio in zip(dense, ratios, strict=True))
-            lines.append(f"| {how}: {name} | {sum(dense):.2f} | {_ratios(ratios)} | {np.mean(ratios):.2f}x | {stack:.2f}x |")
+            lines.append(
+                f"| {how}: {name} | {sum(dense):.2f} | {_ratios(ratios)} | {np.mean(ratios):.2f}x | {stack:.2f}x |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -178,7 +209,9 @@ def _ratios(values: list[float] | tuple[float, ...]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runtimes", nargs="+", default=["eager", "onnxruntime", "openvino"])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1.5, help="spent on each layer and runtime")
@@ -188,7 +221,9 @@ def main() -> None:
     found = {"PyTorch": {name: lowered(layer, given.batch, given.seconds) for name, layer in LAYERS.items()}}
     for runtime in given.runtimes:
         print(runtime, file=sys.stderr, flush=True)
-        found[runtime] = {name: on_runtime(layer, runtime, given.batch, given.seconds) for name, layer in LAYERS.items()}
+        found[runtime] = {
+            name: on_runtime(layer, runtime, given.batch, given.seconds) for name, layer in LAYERS.items()
+        }
     made = table(found, given.batch)
     print(made)
     if given.write:

@@ -26,7 +26,9 @@ from sparsify.models import cifar_resnet56, lenet5
 from sparsify_schemas.data import Data
 
 CACHE = Path("~/.cache/sparsify").expanduser()
-_found = importlib.util.spec_from_file_location("ecg5000", Path(__file__).parents[2] / "recipes" / "ecg5000.py")
+_found = importlib.util.spec_from_file_location(
+    "ecg5000", Path(__file__).parents[2] / "recipes" / "ecg5000.py"
+)
 assert _found is not None and _found.loader is not None
 ecg5000 = importlib.util.module_from_spec(_found)
 _found.loader.exec_module(ecg5000)
@@ -60,7 +62,13 @@ class Mean(nn.Module):
 
 
 def vit(width: int = 64, heads: int = 4, depth: int = 4) -> nn.Module:
-    return nn.Sequential(Patches(width), *(ecg5000.Block(width, heads) for _ in range(depth)), nn.LayerNorm(width), Mean(), nn.Linear(width, 10))
+    return nn.Sequential(
+        Patches(width),
+        *(ecg5000.Block(width, heads) for _ in range(depth)),
+        nn.LayerNorm(width),
+        Mean(),
+        nn.Linear(width, 10),
+    )
 
 
 def vgg16(narrower: int = 1) -> nn.Module:
@@ -69,7 +77,11 @@ def vgg16(narrower: int = 1) -> nn.Module:
         if width == 0:
             layers.append(nn.MaxPool2d(2))
         else:
-            layers += [nn.Conv2d(inputs, width // narrower, 3, padding=1, bias=False), nn.BatchNorm2d(width // narrower), nn.ReLU()]
+            layers += [
+                nn.Conv2d(inputs, width // narrower, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width // narrower),
+                nn.ReLU(),
+            ]
             inputs = width // narrower
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs, 10))
 
@@ -100,11 +112,36 @@ def adam(lr: float) -> Callable[[Any], torch.optim.Optimizer]:
 
 
 CASES = {
-    "lenet5": Case(lenet5, lambda: images("mnist", 10000), [lasso("Conv2d", "filter"), lasso("fc1", "neuron")], {"macs": "30%"}, 64, sgd(0.02)),
-    "vgg16": Case(vgg16, lambda: images("cifar10", 10000), [lasso("Conv2d", "filter")], {"macs": "40%"}, 16, sgd(0.02)),
-    "resnet56": Case(resnet56, lambda: images("cifar10", 10000), [lasso(r"re:layer\d\.\d\.conv1", "filter")], {"macs": "60%"}, 8, sgd(0.01)),
-    "lstm": Case(ecg5000.Lstm, lambda: ecg5000.load()[0], [lasso("rnn", "hidden")], {"params": "25%"}, 64, adam(3e-3)),
-    "vit": Case(vit, lambda: images("cifar10", 10000), [lasso("*.q", "head"), lasso("*.up", "neuron")], {"macs": "50%"}, 16, adam(1e-3)),
+    "lenet5": Case(
+        lenet5,
+        lambda: images("mnist", 10000),
+        [lasso("Conv2d", "filter"), lasso("fc1", "neuron")],
+        {"macs": "30%"},
+        64,
+        sgd(0.02),
+    ),
+    "vgg16": Case(
+        vgg16, lambda: images("cifar10", 10000), [lasso("Conv2d", "filter")], {"macs": "40%"}, 16, sgd(0.02)
+    ),
+    "resnet56": Case(
+        resnet56,
+        lambda: images("cifar10", 10000),
+        [lasso(r"re:layer\d\.\d\.conv1", "filter")],
+        {"macs": "60%"},
+        8,
+        sgd(0.01),
+    ),
+    "lstm": Case(
+        ecg5000.Lstm, lambda: ecg5000.load()[0], [lasso("rnn", "hidden")], {"params": "25%"}, 64, adam(3e-3)
+    ),
+    "vit": Case(
+        vit,
+        lambda: images("cifar10", 10000),
+        [lasso("*.q", "head"), lasso("*.up", "neuron")],
+        {"macs": "50%"},
+        16,
+        adam(1e-3),
+    ),
 }
 
 
@@ -113,7 +150,9 @@ def met(case: Case, steps: int) -> tuple[float, float, float, float, float]:
     torch.manual_seed(0)
     model, (x, y) = case.build(), case.data()
     ((what, limit),) = case.budget.items()
-    plan = sparsify.make_plan({"version": 1, "title": "auto", "budget": case.budget, "rules": case.rules}, model, (x[:2],))
+    plan = sparsify.make_plan(
+        {"version": 1, "title": "auto", "budget": case.budget, "rules": case.rules}, model, (x[:2],)
+    )
     optimizer, started, losses = case.optimizer(model.parameters()), time.perf_counter(), []
     with sparsify.attach(plan, model, optimizer, steps_per_epoch=steps, steps=steps) as hooks:
         for _ in range(steps):
@@ -125,8 +164,17 @@ def met(case: Case, steps: int) -> tuple[float, float, float, float, float]:
             losses.append(loss.item())
         hooks.flush()
         left = hooks.remaining()[what]
-    dense, now = (Costs(plan.map).of(gone)[what] for gone in ({}, {w.group: range(w.kept, w.width) for w in sparsify.cut(plan, model).cuts.widths}))
-    return float(limit[:-1]) / 100, left, now / dense, sum(losses[-20:]) / len(losses[-20:]), time.perf_counter() - started
+    dense, now = (
+        Costs(plan.map).of(gone)[what]
+        for gone in ({}, {w.group: range(w.kept, w.width) for w in sparsify.cut(plan, model).cuts.widths})
+    )
+    return (
+        float(limit[:-1]) / 100,
+        left,
+        now / dense,
+        sum(losses[-20:]) / len(losses[-20:]),
+        time.perf_counter() - started,
+    )
 
 
 def main() -> None:
@@ -138,7 +186,10 @@ def main() -> None:
     for name, case in CASES.items():
         if given.only in (None, name):
             limit, left, cut, loss, seconds = met(case, given.steps)
-            print(f"{name:10} {next(iter(case.budget)):7} budget {limit:7.2%}  left {left:7.2%}  deviation {left - limit:+.2%}  cut {cut:7.2%}  loss {loss:.2f}  {given.steps} steps  {seconds:.0f} s", flush=True)
+            print(
+                f"{name:10} {next(iter(case.budget)):7} budget {limit:7.2%}  left {left:7.2%}  deviation {left - limit:+.2%}  cut {cut:7.2%}  loss {loss:.2f}  {given.steps} steps  {seconds:.0f} s",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

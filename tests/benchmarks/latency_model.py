@@ -102,9 +102,13 @@ def tried(name: str, target: str, count: int, size: int, any_width: bool) -> dic
     widths = {c.name: c.width for c in map.coupled}
     shapes = [Costs(map).shapes({g: range(kept, widths[g]) for g, kept in keep.items()}) for keep in keeps]
     predicted = np.array([clock.ms(s) for s in shapes])
-    twice = np.array([list(_timed(model, map, keeps, x, target, spec, clock.dense_ms or 1.0)) for _ in range(2)])
+    twice = np.array(
+        [list(_timed(model, map, keeps, x, target, spec, clock.dense_ms or 1.0)) for _ in range(2)]
+    )
     measured = twice.mean(axis=0)
-    macs = np.array([Costs(map).of({g: range(kept, widths[g]) for g, kept in keep.items()})["macs"] for keep in keeps])
+    macs = np.array(
+        [Costs(map).of({g: range(kept, widths[g]) for g, kept in keep.items()})["macs"] for keep in keeps]
+    )
     errors = np.abs(predicted / measured - 1)
     by_macs = np.abs(macs / map.macs * (clock.dense_ms or np.nan) / measured - 1)
     return {
@@ -116,10 +120,26 @@ def tried(name: str, target: str, count: int, size: int, any_width: bool) -> dic
     }  # fmt: skip
 
 
-def _timed(model: nn.Module, map: Any, keeps: list[dict[str, int]], x: tuple[Tensor], target: str, spec: Any, dense_ms: float) -> Iterator[float]:
+def _timed(
+    model: nn.Module,
+    map: Any,
+    keeps: list[dict[str, int]],
+    x: tuple[Tensor],
+    target: str,
+    spec: Any,
+    dense_ms: float,
+) -> Iterator[float]:
     for start in range(0, len(keeps), TOGETHER):
         models = [model, *(narrowed(model, map, keep) for keep in keeps[start : start + TOGETHER])]
-        rounds = measure.timed(models, x, target, spec, seconds=0.4 * len(models), rng=np.random.default_rng(0), now=undisturbed(spec))
+        rounds = measure.timed(
+            models,
+            x,
+            target,
+            spec,
+            seconds=0.4 * len(models),
+            rng=np.random.default_rng(0),
+            now=undisturbed(spec),
+        )
         yield from (np.median(rounds[:, 1:] / rounds[:, :1], axis=0) * dense_ms).tolist()
 
 
@@ -136,7 +156,10 @@ def _said(event: Event) -> None:
 
 def table(found: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
-    lines = ["| network | target | widths | cuts | dense | median error | worst | rank | timed again | by MACs: median | worst | rank | load |", "|---|---|---|---|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| network | target | widths | cuts | dense | median error | worst | rank | timed again | by MACs: median | worst | rank | load |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for f in found:
         lines.append(
             f"| {f['network']} at {f['size']} | {f['target']} | {f['widths']} | {f['cuts']} | {f['dense_ms']:.2f} ms | {100 * f['median']:.1f} % | {100 * f['worst']:.1f} % | {f['rank']:.3f} | {100 * f['again']:.1f} % "
@@ -146,7 +169,9 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", nargs="+", default=["resnet50", "mobilenet_v2", "alexnet", "vit"])
     parser.add_argument("--targets", nargs="+", default=["eager", "onnxruntime", "openvino"])
     parser.add_argument("--cuts", type=int, default=20)

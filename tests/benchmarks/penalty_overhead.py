@@ -32,19 +32,31 @@ BATCH = (torch.randn(4, 3, 64, 64), torch.arange(4))
 PENALTIES: dict[str, tuple[dict[str, object], str]] = {
     "group_lasso, every 8 (default)": ({"kind": "group_lasso", "strength": 1e-4}, "filter"),
     "group_lasso, every step": ({"kind": "group_lasso", "strength": 1e-4, "every": 1}, "filter"),
-    "group_lasso, sub-gradient": ({"kind": "group_lasso", "strength": 1e-4, "solver": "subgradient"}, "filter"),
+    "group_lasso, sub-gradient": (
+        {"kind": "group_lasso", "strength": 1e-4, "solver": "subgradient"},
+        "filter",
+    ),
     "group_lasso, half-space": ({"kind": "group_lasso", "strength": 1e-4, "solver": "half_space"}, "filter"),
-    "group_lasso, per layer, every step": ({"kind": "group_lasso", "strength": 1e-4, "scope": "layer", "every": 1}, "filter"),
+    "group_lasso, per layer, every step": (
+        {"kind": "group_lasso", "strength": 1e-4, "scope": "layer", "every": 1},
+        "filter",
+    ),
     "group_lasso, strength auto": ({"kind": "group_lasso", "strength": "auto"}, "filter"),
     "l1, every 8 (default)": ({"kind": "l1", "strength": 1e-4}, "weight"),
     "l2, every 8 (default)": ({"kind": "l2", "strength": 1e-4}, "weight"),
     "gsm on weights": ({"kind": "gsm"}, "weight"),
     "gsm on filters": ({"kind": "gsm"}, "filter"),
     "sensitivity of the loss": ({"kind": "sensitivity", "strength": 1e-4}, "weight"),
-    "sensitivity of outputs, specific": ({"kind": "sensitivity", "strength": 1e-4, "of": "outputs", "mode": "specific"}, "weight"),
+    "sensitivity of outputs, specific": (
+        {"kind": "sensitivity", "strength": 1e-4, "of": "outputs", "mode": "specific"},
+        "weight",
+    ),
     "bn_scale, every 8 (default)": ({"kind": "bn_scale", "strength": 1e-4}, "filter"),
     "growing_l2 on filters": ({"kind": "growing_l2"}, "filter"),
-    "agp on weights, share constant": ({"kind": "agp", "start": "0it", "end": "1it", "every": "1it"}, "weight"),
+    "agp on weights, share constant": (
+        {"kind": "agp", "start": "0it", "end": "1it", "every": "1it"},
+        "weight",
+    ),
     "dns": ({"kind": "dns"}, "weight"),
     "l0 on filters": ({"kind": "l0", "strength": 1e-6}, "filter"),
     "variational_dropout": ({"kind": "variational_dropout", "strength": 1e-6}, "weight"),
@@ -61,10 +73,16 @@ def stepper(depth: int, penalty: dict[str, object] | None, group: str = "filter"
     model = ResNet(depth)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     if penalty is not None:
-        layers, share = ("*", {"sparsity": "90%"}) if group == "weight" else ("Conv2d", {"sparsity": "50%"} if penalty["kind"] in ("gsm", "growing_l2") else {})
+        layers, share = (
+            ("*", {"sparsity": "90%"})
+            if group == "weight"
+            else ("Conv2d", {"sparsity": "50%"} if penalty["kind"] in ("gsm", "growing_l2") else {})
+        )
         rule = {"layers": layers, "group": group, "penalty": penalty, **share}
         budget = {"macs": "50%"} if penalty.get("strength") == "auto" else {}
-        plan = sparsify.make_plan({"version": 1, "title": "bench", "budget": budget, "rules": [rule]}, model, (BATCH[0][:2],))
+        plan = sparsify.make_plan(
+            {"version": 1, "title": "bench", "budget": budget, "rules": [rule]}, model, (BATCH[0][:2],)
+        )
         sparsify.attach(plan, model, optimizer, steps_per_epoch=STEPS, steps=STEPS)
 
     def step() -> None:
@@ -107,7 +125,10 @@ def interval(ratios: np.ndarray, seed: int = 0) -> tuple[float, float]:
 def measured(depth: int, names: Sequence[str], rounds: int) -> tuple[float, dict[str, np.ndarray]]:
     """(milliseconds of the plain step, ratios to it by round) of a handful."""
     variants = {"plain": stepper(depth, None)}
-    variants |= {name: torch_pruning_stepper(depth) if name == TORCH_PRUNING else stepper(depth, *PENALTIES[name]) for name in names}
+    variants |= {
+        name: torch_pruning_stepper(depth) if name == TORCH_PRUNING else stepper(depth, *PENALTIES[name])
+        for name in names
+    }
     times: dict[str, list[float]] = {name: [] for name in variants}
     shuffle = random.Random(0)
     for round_ in range(rounds + 2):
@@ -137,7 +158,10 @@ def main() -> None:
             plain, found = measured(depth, names[first : first + TOGETHER], given.rounds)
             for name, ratios in found.items():
                 low, high = interval(ratios)
-                print(f"ResNet-{depth}  {name:36} {np.median(ratios):.3f}x  [{low:.3f}, {high:.3f}]  plain {plain:.0f} ms", flush=True)
+                print(
+                    f"ResNet-{depth}  {name:36} {np.median(ratios):.3f}x  [{low:.3f}, {high:.3f}]  plain {plain:.0f} ms",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,9 @@ def gathered(conv: nn.Conv2d, share: float) -> tuple[nn.Conv2d, nn.Module]:
     """The layer with zeros in so many of its columns, and gathering the others."""
     columns = prod(conv.weight.shape[1:])
     mask = torch.zeros(columns)
-    mask[torch.randperm(columns, generator=torch.Generator().manual_seed(0))[: round(columns * (1 - share))]] = 1
+    mask[
+        torch.randperm(columns, generator=torch.Generator().manual_seed(0))[: round(columns * (1 - share))]
+    ] = 1
     return reshaped(conv, mask.view(conv.weight.shape[1:]), gather=True)
 
 
@@ -56,7 +58,10 @@ def reshaped(conv: nn.Conv2d, mask: Tensor, gather: bool = False) -> tuple[nn.Co
         live = gathered_layers.live_columns(zeros.weight)
         compact_layers.reshape(model, [Gather(module="0", size=mask.numel(), keep=operations.ranges(live))])
     else:
-        compact_layers.reshape(model, [Crop(module="0", kernel=tuple(conv.kernel_size), grids=cropped_layers.grids(zeros.weight))])
+        compact_layers.reshape(
+            model,
+            [Crop(module="0", kernel=tuple(conv.kernel_size), grids=cropped_layers.grids(zeros.weight))],
+        )
     return zeros, model
 
 
@@ -72,15 +77,23 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     options = parser.parse_args()
     torch.manual_seed(0)
-    print("| layer | form | columns gone | dense ms | ms | speed-up | 95 % interval |\n| --- | --- | ---: | ---: | ---: | ---: | --- |")
+    print(
+        "| layer | form | columns gone | dense ms | ms | speed-up | 95 % interval |\n| --- | --- | ---: | ---: | ---: | ---: | --- |"
+    )
     for name, (conv, size) in LAYERS.items():
         x = torch.randn(options.batch, conv.in_channels, size, size)
         kernels = CORNERS[conv.kernel_size[0]]
-        rows = [(f"cropped to {a}x{b}", 1 - a * b / prod(conv.kernel_size), cropped(conv, (a, b))) for a, b in kernels]
+        rows = [
+            (f"cropped to {a}x{b}", 1 - a * b / prod(conv.kernel_size), cropped(conv, (a, b)))
+            for a, b in kernels
+        ]
         rows += [("gathered", share, gathered(conv, share)) for share in SHARES]
         for form, gone, pair in rows:
             t = timed(pair, x, options.seconds)
-            print(f"| {name} | {form} | {100 * gone:.0f} % | {t.dense_ms:.2f} | {t.cut_ms:.2f} | {t.speedup:.2f}x | {t.low:.2f} to {t.high:.2f} |", flush=True)
+            print(
+                f"| {name} | {form} | {100 * gone:.0f} % | {t.dense_ms:.2f} | {t.cut_ms:.2f} | {t.speedup:.2f}x | {t.low:.2f} to {t.high:.2f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -19,8 +19,12 @@ WIDTH = 110
 SOURCES = ("sparsify", "cli/sparsify_cli", "schemas/sparsify_schemas")
 PARTICIPLE = re.compile(r"^[a-z]+(ed|en|ing|lt|pt|wn)$")
 """A one-word name that is a participle of a regular verb, or looks like one of an irregular verb."""
-IRREGULAR = frozenset("found held kept left made met put read said shown spent taken told won written".split())
-NO_PARTICIPLE = frozenset("open when then token seed need feed embed string thing bring ring golden hidden".split())
+IRREGULAR = frozenset(
+    "found held kept left made met put read said shown spent taken told won written".split()
+)
+NO_PARTICIPLE = frozenset(
+    "open when then token seed need feed embed string thing bring ring golden hidden".split()
+)
 
 Imports = Mapping[str, frozenset[str]]
 

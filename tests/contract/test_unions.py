@@ -50,14 +50,22 @@ def ids(union: Any) -> list[str]:
     return [kind.__name__ for kind in members(union)]
 
 
-@pytest.mark.parametrize("kind", [k for u in (Penalty, Criterion, Schedule, Optimizer, Target) for k in members(u)], ids=[i for u in (Penalty, Criterion, Schedule, Optimizer, Target) for i in ids(u)])
+@pytest.mark.parametrize(
+    "kind",
+    [k for u in (Penalty, Criterion, Schedule, Optimizer, Target) for k in members(u)],
+    ids=[i for u in (Penalty, Criterion, Schedule, Optimizer, Target) for i in ids(u)],
+)
 def test_every_member_is_documented(kind: type[BaseModel]) -> None:
     assert kind.__doc__ and len(kind.__doc__) > 10
     undocumented = [n for n, f in kind.model_fields.items() if n != "kind" and not f.description]
     assert not undocumented
 
 
-@pytest.mark.parametrize("kind", [k for u in (Penalty, Criterion, Schedule, Optimizer, Target) for k in members(u)], ids=[i for u in (Penalty, Criterion, Schedule, Optimizer, Target) for i in ids(u)])
+@pytest.mark.parametrize(
+    "kind",
+    [k for u in (Penalty, Criterion, Schedule, Optimizer, Target) for k in members(u)],
+    ids=[i for u in (Penalty, Criterion, Schedule, Optimizer, Target) for i in ids(u)],
+)
 def test_every_member_reads_back_as_it_is_written(kind: type[BaseModel]) -> None:
     """Defaults are written out into a run's recipe, so they must not be refused there."""
     spec = made(kind)
@@ -99,13 +107,25 @@ def solvers(kind: type[BaseModel]) -> tuple[str, ...]:
 SOLVED = [(kind, solver) for kind in members(Penalty) for solver in solvers(kind)]
 
 
-@pytest.mark.parametrize(("kind", "solver"), SOLVED, ids=[f"{kind.__name__}-{solver}" for kind, solver in SOLVED])
+@pytest.mark.parametrize(
+    ("kind", "solver"), SOLVED, ids=[f"{kind.__name__}-{solver}" for kind, solver in SOLVED]
+)
 class TestPenalties:
     def weights(self) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        return {"w": torch.randn(4, 3, 2, 2, dtype=torch.float64), "n.weight": torch.randn(4, dtype=torch.float64)}
+        return {
+            "w": torch.randn(4, 3, 2, 2, dtype=torch.float64),
+            "n.weight": torch.randn(4, dtype=torch.float64),
+        }
 
-    def act(self, kind: type[BaseModel], solver: str, weights: dict[str, torch.Tensor], amount: float, loss: float = 0.0) -> torch.Tensor:
+    def act(
+        self,
+        kind: type[BaseModel],
+        solver: str,
+        weights: dict[str, torch.Tensor],
+        amount: float,
+        loss: float = 0.0,
+    ) -> torch.Tensor:
         """The groups as rows, after one step of gradient descent with learning rate 1 around which the penalty acts; the loss is `loss` * sum w^3 / 3."""
         action = action_of(kind, solver, weights)
         gradients = {name: loss * weight.square() for name, weight in weights.items()}
@@ -139,15 +159,27 @@ class TestPenalties:
         assert bool((self.act(kind, solver, zeros, 0.1) == 0).all())
 
     def test_never_grows_and_never_flips_a_weight(self, kind: type[BaseModel], solver: str) -> None:
-        before, after = self.flat(self.weights()), self.act(kind, solver, self.weights(), {"Agp": 0.3, "VariationalDropout": 1e-5}.get(kind.__name__, 1e-3))
+        before, after = (
+            self.flat(self.weights()),
+            self.act(
+                kind,
+                solver,
+                self.weights(),
+                {"Agp": 0.3, "VariationalDropout": 1e-5}.get(kind.__name__, 1e-3),
+            ),
+        )
         assert bool((after.abs() <= before.abs()).all()) and bool((after * before >= 0).all())
-        assert bool((after.abs() < before.abs()).any()) == (kind.__name__ not in ("Gsm", "L0")), "gsm leaves the shrinking to the optimizer's decay, and gates need many steps to close"
+        assert bool((after.abs() < before.abs()).any()) == (kind.__name__ not in ("Gsm", "L0")), (
+            "gsm leaves the shrinking to the optimizer's decay, and gates need many steps to close"
+        )
 
     def test_groups_are_interchangeable(self, kind: type[BaseModel], solver: str) -> None:
         order = [2, 0, 3, 1]
         shuffled = {name: weight[order] for name, weight in self.weights().items()}
         wanted = self.act(kind, solver, self.weights(), 0.05, loss=0.1)[order]
-        torch.testing.assert_close(self.act(kind, solver, shuffled, 0.05, loss=0.1), wanted, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            self.act(kind, solver, shuffled, 0.05, loss=0.1), wanted, rtol=1e-12, atol=1e-12
+        )
 
     def test_state_is_what_the_next_step_needs(self, kind: type[BaseModel], solver: str) -> None:
         """An action built anew and given the state goes on as the old one does."""
@@ -211,7 +243,10 @@ class TestCriteria:
             yield
 
         if kind.__name__ in ("BnScale", "Fpgm"):
-            with pytest.raises(ModelError, match=r"^criterion '(bn_scale' scores whole channels|fpgm' scores whole filters), not single weights$"):
+            with pytest.raises(
+                ModelError,
+                match=r"^criterion '(bn_scale' scores whole channels|fpgm' scores whole filters), not single weights$",
+            ):
                 criterion_scores.weight_scores(made(kind), weight, backward, 0)
         else:
             assert criterion_scores.weight_scores(made(kind), weight, backward, 0).shape == weight.shape
@@ -229,10 +264,16 @@ def test_optimizers_take_a_step(kind: type[BaseModel]) -> None:
     assert not torch.equal(before, model.weight)
 
 
-RUNTIMES = [(kind, runtime) for kind in members(Target) for runtime in get_args(kind.model_fields["runtime"].annotation)]
+RUNTIMES = [
+    (kind, runtime)
+    for kind in members(Target)
+    for runtime in get_args(kind.model_fields["runtime"].annotation)
+]
 
 
-@pytest.mark.parametrize(("kind", "runtime"), RUNTIMES, ids=[f"{kind.__name__}-{runtime}" for kind, runtime in RUNTIMES])
+@pytest.mark.parametrize(
+    ("kind", "runtime"), RUNTIMES, ids=[f"{kind.__name__}-{runtime}" for kind, runtime in RUNTIMES]
+)
 def test_every_runtime_times_a_model_or_says_why_not(kind: type[BaseModel], runtime: str) -> None:
     target, net = made(kind, runtime=runtime), nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     if availability.state(target) != "here":
@@ -249,10 +290,14 @@ class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.num_heads = 2
-        self.q, self.k, self.v, self.out, self.last = (nn.Linear(i, o) for i, o in ((5, 6), (5, 6), (5, 6), (6, 5), (5, 3)))
+        self.q, self.k, self.v, self.out, self.last = (
+            nn.Linear(i, o) for i, o in ((5, 6), (5, 6), (5, 6), (6, 5), (5, 3))
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = (p(x).view(*x.shape[:2], self.num_heads, 3).transpose(1, 2) for p in (self.q, self.k, self.v))
+        q, k, v = (
+            p(x).view(*x.shape[:2], self.num_heads, 3).transpose(1, 2) for p in (self.q, self.k, self.v)
+        )
         mixed = nn.functional.scaled_dot_product_attention(q, k, v)
         return self.last(self.out(mixed.transpose(1, 2).flatten(2)).mean(1))
 
@@ -289,7 +334,15 @@ class Residual(nn.Module):
 
 
 def convolutional() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.Flatten(), nn.Linear(5 * 16, 7), nn.ReLU(), nn.Linear(7, 3))
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3),
+        nn.ReLU(),
+        nn.Conv2d(6, 5, 3),
+        nn.Flatten(),
+        nn.Linear(5 * 16, 7),
+        nn.ReLU(),
+        nn.Linear(7, 3),
+    )
 
 
 # Every group type: a network that has it, the layer to name, and what one forward call takes.
@@ -317,7 +370,9 @@ def test_every_group_type_goes_through_a_plan_and_a_cut(kind: group.Kind) -> Non
     build, layer, shape = SHOWN[kind]
     model = build()
     asked = {} if kind == "n:m" else {"sparsity": "50%"}
-    recipe = Recipe.model_validate({"version": 1, "title": "t", "rules": [{"layers": layer, "group": WRITTEN.get(kind, kind), **asked}]})
+    recipe = Recipe.model_validate(
+        {"version": 1, "title": "t", "rules": [{"layers": layer, "group": WRITTEN.get(kind, kind), **asked}]}
+    )
     assert recipe.rules[0].group is not None and group.kind_of(recipe.rules[0].group) == kind
     plan = sparsify.make_plan(recipe, model, (torch.randn(shape),))
     result = sparsify.cut(plan, model)
@@ -325,10 +380,14 @@ def test_every_group_type_goes_through_a_plan_and_a_cut(kind: group.Kind) -> Non
         (done,) = result.cuts.zeroed
         weight = model.get_parameter(f"{layer}.weight")
         assert done.weights == weight.numel() and done.zeros / done.weights == pytest.approx(0.5, abs=0.1)
-        assert result.verdicts[0].outcome == ("equal" if result.cuts.executions and result.cuts.executions[0].form != "dense" else "nothing cut")
+        assert result.verdicts[0].outcome == (
+            "equal" if result.cuts.executions and result.cuts.executions[0].form != "dense" else "nothing cut"
+        )
     else:
         assert result.verdicts[0].outcome == "equal"
-        assert sum(w.kept for w in result.cuts.widths) / sum(w.width for w in result.cuts.widths) == pytest.approx(0.5, abs=0.08)
+        assert sum(w.kept for w in result.cuts.widths) / sum(
+            w.width for w in result.cuts.widths
+        ) == pytest.approx(0.5, abs=0.08)
         assert sum(p.numel() for p in result.model.parameters()) < sum(p.numel() for p in model.parameters())
     assert kind in group.MEANING
 
@@ -339,7 +398,12 @@ def test_a_lasso_reaches_every_group_type(kind: group.Kind) -> None:
     build, layer, shape = SHOWN[kind]
     model, x = build(), torch.randn(shape)
     penalty = {"kind": "l1" if kind in ("weight", "n:m") else "group_lasso", "strength": 1e4, "every": 1}
-    rule = {"layers": layer, "group": WRITTEN.get(kind, kind), "penalty": penalty, **({"sparsity": "50%"} if kind == "weight" else {})}
+    rule = {
+        "layers": layer,
+        "group": WRITTEN.get(kind, kind),
+        "penalty": penalty,
+        **({"sparsity": "50%"} if kind == "weight" else {}),
+    }
     plan = sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, model, (x,))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with sparsify.attach(plan, model, optimizer) as hooks:
@@ -349,5 +413,15 @@ def test_a_lasso_reaches_every_group_type(kind: group.Kind) -> None:
 
 
 def test_constants_are_what_numbers_become() -> None:
-    spec = Recipe.model_validate({"version": 1, "title": "t", "rules": [{"layers": "a", "group": "filter", "penalty": {"kind": "l1", "strength": 3}}]}).rules[0].penalty
+    spec = (
+        Recipe.model_validate(
+            {
+                "version": 1,
+                "title": "t",
+                "rules": [{"layers": "a", "group": "filter", "penalty": {"kind": "l1", "strength": 3}}],
+            }
+        )
+        .rules[0]
+        .penalty
+    )
     assert spec is not None and spec.strength == Constant(kind="constant", value=3.0)

@@ -79,7 +79,12 @@ EDITED: dict[str, tuple[Edits, str]] = {
         "recipe.yaml:5:11: inputs.0.value: None is written as null in place of the whole entry",
     ),
     "inputs and calls": (
-        (("inputs: [{shape: [2, 1, 28, 28]}]", "inputs: [{shape: [2, 1, 28, 28]}]\ncalls: [{method: encode, inputs: [{shape: [2, 9]}]}]"),),
+        (
+            (
+                "inputs: [{shape: [2, 1, 28, 28]}]",
+                "inputs: [{shape: [2, 1, 28, 28]}]\ncalls: [{method: encode, inputs: [{shape: [2, 9]}]}]",
+            ),
+        ),
         "recipe.yaml:5:1: inputs: 'inputs' are those of one call of forward; write them as an entry of 'calls', or leave 'calls' out",
     ),
     "call of no method": (
@@ -444,17 +449,28 @@ EDITED: dict[str, tuple[Edits, str]] = {
         "recipe.yaml:14:7: rules.0.penalty.classes: 'classes' is for 'of: outputs'; the loss has one derivative",
     ),
     "classes of specific sensitivity": (
-        (("kind: group_lasso", "kind: sensitivity\n      of: outputs\n      mode: specific\n      classes: 3"),),
+        (
+            (
+                "kind: group_lasso",
+                "kind: sensitivity\n      of: outputs\n      mode: specific\n      classes: 3",
+            ),
+        ),
         "recipe.yaml:16:7: rules.0.penalty.classes: 'classes' is for 'mode: unspecific'; specific looks at one class per example",
     ),
     "threshold without validation data": (
-        (("kind: group_lasso", "kind: sensitivity\n      threshold: {patience: 3}"), ("{source: digits}", "{source: digits, validation: 0%}")),
+        (
+            ("kind: group_lasso", "kind: sensitivity\n      threshold: {patience: 3}"),
+            ("{source: digits}", "{source: digits, validation: 0%}"),
+        ),
         "recipe.yaml:1:1: rules.0.penalty.threshold needs validation data: it looks at the loss there; write data.validation above 0%",
     ),
     "two thresholds": (
         (
             ("kind: group_lasso", "kind: sensitivity\n      threshold: {patience: 3}"),
-            ("layers: fc2\n    protect: true", "layers: fc*\n    group: neuron\n    penalty: {kind: sensitivity, strength: 1e-3, threshold: {}}"),
+            (
+                "layers: fc2\n    protect: true",
+                "layers: fc*\n    group: neuron\n    penalty: {kind: sensitivity, strength: 1e-3, threshold: {}}",
+            ),
         ),
         "recipe.yaml:1:1: rules.0 and rules.1 ask for different thresholds; weights become zero for all rules at once, write the same",
     ),
@@ -463,7 +479,12 @@ EDITED: dict[str, tuple[Edits, str]] = {
         "recipe.yaml:12:5: rules.0.penalty: agp needs the rule's own 'sparsity': it says how many are zero at the end",
     ),
     "agp that ends before it starts": (
-        (("kind: group_lasso\n      strength: 1e-3", "kind: agp\n      start: 0.5dur\n      end: 0.2dur\n    sparsity: 50%"),),
+        (
+            (
+                "kind: group_lasso\n      strength: 1e-3",
+                "kind: agp\n      start: 0.5dur\n      end: 0.2dur\n    sparsity: 50%",
+            ),
+        ),
         "recipe.yaml:12:5: rules.0.penalty: agp starts at 0.5dur and ends at 0.2dur; 'end' must come after 'start'",
     ),
     "dns on filters": (
@@ -487,11 +508,19 @@ EDITED: dict[str, tuple[Edits, str]] = {
         "recipe.yaml:13:5: rules.0.penalty: bn_scale cannot act on group 'weight': a scale belongs to a whole channel",
     ),
     "criterion bn_scale on weights": (
-        (("group: filter", "group: weight\n    sparsity: 50%"), ("group_lasso", "l1"), ("{kind: magnitude}", "{kind: bn_scale}")),
+        (
+            ("group: filter", "group: weight\n    sparsity: 50%"),
+            ("group_lasso", "l1"),
+            ("{kind: magnitude}", "{kind: bn_scale}"),
+        ),
         "recipe.yaml:16:5: rules.0.criterion: criterion 'bn_scale' cannot act on group 'weight': a scale belongs to a whole channel",
     ),
     "criterion fpgm on weights": (
-        (("group: filter", "group: weight\n    sparsity: 50%"), ("group_lasso", "l1"), ("{kind: magnitude}", "{kind: fpgm}")),
+        (
+            ("group: filter", "group: weight\n    sparsity: 50%"),
+            ("group_lasso", "l1"),
+            ("{kind: magnitude}", "{kind: fpgm}"),
+        ),
         "recipe.yaml:16:5: rules.0.criterion: criterion 'fpgm' cannot act on group 'weight': it compares the filters of a layer; use magnitude",
     ),
     "strength auto without exact zeros": (
@@ -531,7 +560,10 @@ EDITED: dict[str, tuple[Edits, str]] = {
         "recipe.yaml:8:1: rules: rules.0.penalty: weight 'latency' is of one of the recipe's targets, and it has none; write 'target' and targets",
     ),
     "a lasso by the latency of one of two": (
-        (("here: {kind: cpu}", "here: {kind: cpu}, there: {kind: cpu, threads: 2}"), ("strength: 1e-3", "strength: 1e-3\n      weight: latency")),
+        (
+            ("here: {kind: cpu}", "here: {kind: cpu}, there: {kind: cpu, threads: 2}"),
+            ("strength: 1e-3", "strength: 1e-3\n      weight: latency"),
+        ),
         "recipe.yaml:9:1: rules: rules.0.penalty: weight 'latency' is of one of the recipe's targets, and it has 2; write 'target'",
     ),
     "a lasso by the latency of a stranger": (
@@ -551,11 +583,17 @@ EDITED: dict[str, tuple[Edits, str]] = {
         "recipe.yaml:1:1: rules.0.penalty.strength: 'auto' needs a goal; give the recipe a budget, or the rule its own 'sparsity'",
     ),
     "strength auto towards a time": (
-        (("strength: 1e-3", "strength: auto"), ("budget: {macs: 40%}", "budget: {latency: {onnxruntime: 60%}}")),
+        (
+            ("strength: 1e-3", "strength: auto"),
+            ("budget: {macs: 40%}", "budget: {latency: {onnxruntime: 60%}}"),
+        ),
         "recipe.yaml:1:1: rules.0.penalty.strength: 'auto' needs a goal; give the budget macs, params, bytes or peak_memory as well (latency and accuracy_drop are held by the cut, not in training), the penalty a number, or the rule its own 'sparsity'",
     ),
     "strength auto beside another rule": (
-        (("strength: 1e-3", "strength: auto"), ("layers: fc2\n    protect: true", "layers: fc1\n    group: neuron")),
+        (
+            ("strength: 1e-3", "strength: auto"),
+            ("layers: fc2\n    protect: true", "layers: fc1\n    group: neuron"),
+        ),
         "recipe.yaml:1:1: rules.1 leaves its amount to the budget, which strength 'auto' of another rule aims at alone; give it strength auto as well, or its own 'sparsity'",
     ),
     "strength as another word": (
@@ -571,7 +609,12 @@ EDITED: dict[str, tuple[Edits, str]] = {
         "recipe.yaml:16:5: rules.1: claims the same layers and group 'filter' as rules.0; remove one of the two, or write 'override: true' into the later one",
     ),
     "layers protected twice": (
-        (("  - layers: fc2\n    protect: true", "  - {layers: fc2, protect: true}\n  - {layers: [fc2], protect: true}"),),
+        (
+            (
+                "  - layers: fc2\n    protect: true",
+                "  - {layers: fc2, protect: true}\n  - {layers: [fc2], protect: true}",
+            ),
+        ),
         "recipe.yaml:17:5: rules.2: protects the same layers as rules.1; remove one of the two, or write 'override: true' into the later one",
     ),
     "two cuts": (
@@ -777,7 +820,8 @@ EDITED: dict[str, tuple[Edits, str]] = {
 """name -> (what is changed in the recipe above, what is then said of it)"""
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{name}: &{name} [" + ", ".join([f"*{before}"] * 10) + "]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    f"{name}: &{name} [" + ", ".join([f"*{before}"] * 10) + "]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
 WHOLE: dict[str, tuple[str, str]] = {
     "two documents": (
@@ -785,7 +829,10 @@ WHOLE: dict[str, tuple[str, str]] = {
         "recipe.yaml:21:1: a second document; a recipe is one YAML document; remove this '---'",
     ),
     "empty file": ("", "recipe.yaml: an empty recipe; `sparsify init` writes one to start from"),
-    "comments only": ("# a recipe, one day\n\n", "recipe.yaml: an empty recipe; `sparsify init` writes one to start from"),
+    "comments only": (
+        "# a recipe, one day\n\n",
+        "recipe.yaml: an empty recipe; `sparsify init` writes one to start from",
+    ),
     "a list": (
         "- version: 1\n- title: x\n",
         "recipe.yaml:1:1: expected a mapping at the top, found a list; a recipe begins with 'version: 1'",
@@ -794,7 +841,10 @@ WHOLE: dict[str, tuple[str, str]] = {
         "LeNet-5\n",
         "recipe.yaml:1:1: expected a mapping at the top, found the text 'LeNet-5'; a recipe begins with 'version: 1'",
     ),
-    "nested too deep": ("a: " + "[" * 100 + "]" * 100, "recipe.yaml:1:68: a.0.0.0: nested more than 64 levels deep"),
+    "nested too deep": (
+        "a: " + "[" * 100 + "]" * 100,
+        "recipe.yaml:1:68: a.0.0.0: nested more than 64 levels deep",
+    ),
     "alias bomb": (BOMB, "recipe.yaml:5:8: e.0: more than 20000 values, aliases expanded"),
 }
 """name -> (a whole file, what is said of it)"""

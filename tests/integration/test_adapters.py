@@ -18,14 +18,22 @@ from sparsify.errors import ModelError
 from sparsify.pruning.planning.plan import Plan
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = {"accelerate_loop": "accelerate", "lightning_trainer": "lightning", "transformers_trainer": "transformers"}
+EXAMPLES = {
+    "accelerate_loop": "accelerate",
+    "lightning_trainer": "lightning",
+    "transformers_trainer": "transformers",
+}
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(64) % 3
 PENALTIES = {
     "proximal": {"kind": "group_lasso", "strength": {"kind": "linear", "from": 0, "to": 0.5}, "every": 2},
-    "gradient": {"kind": "group_lasso", "strength": {"kind": "linear", "from": 0, "to": 0.5}, "solver": "subgradient"},
+    "gradient": {
+        "kind": "group_lasso",
+        "strength": {"kind": "linear", "from": 0, "to": 0.5},
+        "solver": "subgradient",
+    },
 }
 
 
@@ -35,7 +43,9 @@ def test_the_example_runs(name: str) -> None:
     """Each asserts by itself that the resumed training ends with the same bits."""
     pytest.importorskip(EXAMPLES[name])
     code = f"import runpy, sys; sys.path.insert(0, {str(ROOT / 'tests/zoo')!r}); import shim; runpy.run_path({str(ROOT / 'examples' / f'{name}.py')!r}, run_name='__main__')"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=1200
+    )
     assert done.returncode == 0, done.stderr
     assert "cut verified: equal" in done.stdout
 
@@ -76,7 +86,9 @@ def close(a: nn.Module, b: nn.Module) -> None:
 def test_accelerate_trains_as_a_plain_loop(penalty: str) -> None:
     net = model()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
-    prepared, optimizer, loader = accelerator.prepare(net, torch.optim.SGD(net.parameters(), lr=0.2, momentum=0.9), DataLoader(TensorDataset(X, Y), 8))
+    prepared, optimizer, loader = accelerator.prepare(
+        net, torch.optim.SGD(net.parameters(), lr=0.2, momentum=0.9), DataLoader(TensorDataset(X, Y), 8)
+    )
     with sparsify.attach(plan(net, penalty), prepared, optimizer, steps_per_epoch=4, steps=8) as hooks:
         for _ in range(2):
             for x, y in loader:
@@ -103,9 +115,21 @@ def fit(penalty: str, net: nn.Module, precision: str, callback: Any) -> None:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), lr=0.2, momentum=0.9)
 
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "enable_checkpointing": False}
+    quiet = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+        "enable_checkpointing": False,
+    }
     trainer = lightning.Trainer(
-        max_epochs=2, callbacks=[callback], accelerator="cpu", devices=1, accumulate_grad_batches=2, gradient_clip_val=0.5, precision=precision, **quiet
+        max_epochs=2,
+        callbacks=[callback],
+        accelerator="cpu",
+        devices=1,
+        accumulate_grad_batches=2,
+        gradient_clip_val=0.5,
+        precision=precision,
+        **quiet,
     )
     trainer.fit(Module(), DataLoader(TensorDataset(X, Y), 8))
 
@@ -132,7 +156,10 @@ def test_lightning_without_the_parameters_is_refused() -> None:
     pytest.importorskip("lightning")
     adapter = import_module("sparsify.adapters.lightning")
     other = model()
-    with pytest.raises(ModelError, match="no optimizer of the Trainer holds the model's parameters; give SparsifyCallback the module that is trained"):
+    with pytest.raises(
+        ModelError,
+        match="no optimizer of the Trainer holds the model's parameters; give SparsifyCallback the module that is trained",
+    ):
         fit("proximal", model(), "32-true", adapter.SparsifyCallback(plan(other, "proximal"), other))
 
 
@@ -141,7 +168,14 @@ def test_a_checkpoint_without_hooks_is_refused(tmp_path: Path) -> None:
     adapter = import_module("sparsify.adapters.transformers")
     net = model()
     state = SimpleNamespace(global_step=4, max_steps=8, num_train_epochs=2)
-    with pytest.raises(ModelError, match=r"checkpoint-4/sparsify\.pt is missing: the checkpoint was written without SparsifyCallback"):
+    with pytest.raises(
+        ModelError,
+        match=r"checkpoint-4/sparsify\.pt is missing: the checkpoint was written without SparsifyCallback",
+    ):
         adapter.SparsifyCallback(plan(net, "proximal")).on_train_begin(
-            SimpleNamespace(output_dir=str(tmp_path)), state, None, model=net, optimizer=torch.optim.SGD(net.parameters(), lr=0.1)
+            SimpleNamespace(output_dir=str(tmp_path)),
+            state,
+            None,
+            model=net,
+            optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
         )

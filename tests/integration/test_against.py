@@ -31,7 +31,13 @@ from sparsify_schemas.units import Share
 SGD = {"kind": "sgd", "lr": 0.05, "momentum": 0.9}
 LASSO = {"layers": "conv*", "group": "filter", "penalty": {"kind": "group_lasso", "strength": 5e-3}}
 LEARN = {"kind": "train", "name": "learn", "epochs": 2, "optimizer": SGD}
-TUNE = {"kind": "train", "name": "finetune", "epochs": 2, "penalties": False, "optimizer": {**SGD, "lr": 0.01}}
+TUNE = {
+    "kind": "train",
+    "name": "finetune",
+    "epochs": 2,
+    "penalties": False,
+    "optimizer": {**SGD, "lr": 0.01},
+}
 KINDS = ("uniform_width", "random", "magnitude")
 RECIPE: dict[str, Any] = {
     "version": 1,
@@ -43,7 +49,11 @@ RECIPE: dict[str, Any] = {
     "stages": [LEARN, {"kind": "cut"}, TUNE],
     "baselines": list(KINDS),
 }
-SHORT = {**RECIPE, "stages": [{"kind": "cut"}, {**TUNE, "epochs": 1}], "rules": [{"layers": "conv*", "group": "filter"}]}
+SHORT = {
+    **RECIPE,
+    "stages": [{"kind": "cut"}, {**TUNE, "epochs": 1}],
+    "rules": [{"layers": "conv*", "group": "filter"}],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +82,11 @@ def test_each_costs_no_more_than_the_cut_model_and_has_as_many_epochs(whole: Pat
         assert b.side.epochs == report.cut.epochs == 4
         assert b.verdict.outcome == "equal" and b.cut_accuracy is not None
         assert [t.target for t in b.latency] == ["eager"]
-    assert [row[0] for row in next(t for t in tables(report) if t.title == "Against baselines").rows] == ["dense", "cut", *KINDS]
+    assert [row[0] for row in next(t for t in tables(report) if t.title == "Against baselines").rows] == [
+        "dense",
+        "cut",
+        *KINDS,
+    ]
 
 
 def test_every_figure_is_of_the_model_as_it_lies_on_disk(whole: Path) -> None:
@@ -84,14 +98,20 @@ def test_every_figure_is_of_the_model_as_it_lies_on_disk(whole: Path) -> None:
         own = f"{run_folder.BASELINES}/{b.kind}/{run_folder.WEIGHTS}"
         assert checked(whole).files[own] == sha256(whole / own)
     left = {str(p.relative_to(whole)) for p in (whole / run_folder.BASELINES).rglob("*")}
-    assert left == {"baselines/cost.json", *(f"baselines/{k}{f}" for k in KINDS for f in ("", "/cuts.json", "/model.safetensors"))}
+    assert left == {
+        "baselines/cost.json",
+        *(f"baselines/{k}{f}" for k in KINDS for f in ("", "/cuts.json", "/model.safetensors")),
+    }
 
 
 def test_uniform_width_takes_the_same_share_of_every_layer(whole: Path) -> None:
     def shares(kind: str) -> list[float]:
         return [w.kept / w.width for w in read_cuts(whole / run_folder.BASELINES / kind)[0].widths]
 
-    assert len(shares("uniform_width")) == 3 and max(shares("uniform_width")) - min(shares("uniform_width")) <= 1 / 16
+    assert (
+        len(shares("uniform_width")) == 3
+        and max(shares("uniform_width")) - min(shares("uniform_width")) <= 1 / 16
+    )
     assert max(shares("magnitude")) - min(shares("magnitude")) > 0.2
 
 
@@ -117,58 +137,119 @@ def test_killed_in_a_baseline_the_run_goes_on_to_the_same_end(whole: Path) -> No
 
         run = sorted(Path("runs").iterdir())[0] if Path("runs").exists() else None
         with pytest.raises(Stop):
-            apply(RECIPE if run is None else None, from_scratch=run is None, resume=run, timing=0.05, listener=listener)
+            apply(
+                RECIPE if run is None else None,
+                from_scratch=run is None,
+                resume=run,
+                timing=0.05,
+                listener=listener,
+            )
         assert begun[-1] == at[0]
     (run,) = Path("runs").iterdir()
     begun = []
-    apply(resume=run, timing=0.05, listener=lambda e: begun.append(e.name) if isinstance(e, StageStarted) else None)
-    assert begun == ["random: finetune", "magnitude: cut", "magnitude: finetune"], "what was done is not done again"
-    exact = {k: v for k, v in checked(whole).files.items() if k.startswith("baselines/") or k in (run_folder.WEIGHTS, run_folder.DENSE)}
+    apply(
+        resume=run,
+        timing=0.05,
+        listener=lambda e: begun.append(e.name) if isinstance(e, StageStarted) else None,
+    )
+    assert begun == ["random: finetune", "magnitude: cut", "magnitude: finetune"], (
+        "what was done is not done again"
+    )
+    exact = {
+        k: v
+        for k, v in checked(whole).files.items()
+        if k.startswith("baselines/") or k in (run_folder.WEIGHTS, run_folder.DENSE)
+    }
     assert {k: checked(run).files[k] for k in exact} == exact
 
 
 def test_a_given_model_is_what_the_baselines_are_cut_from() -> None:
     run = apply({**RECIPE, "baselines": ["magnitude"]}, weights(), timing=0.05)
     (own,) = checked(run).baselines
-    by_hand = {**SHORT, "baselines": [], "budget": {"macs": f"{checked(run).cut.macs / 1e3!r}k"}, "stages": [{"kind": "cut"}, TUNE]}
+    by_hand = {
+        **SHORT,
+        "baselines": [],
+        "budget": {"macs": f"{checked(run).cut.macs / 1e3!r}k"},
+        "stages": [{"kind": "cut"}, TUNE],
+    }
     other = apply(by_hand, weights(), timing=0.05)
     assert read_cuts(run / run_folder.BASELINES / "magnitude")[0].widths == read_cuts(other)[0].widths
     assert own.side.epochs == 2 and own.cut_accuracy == checked(other).rounds[0].validation_accuracy
     notes = next(t for t in tables(checked(run)) if t.title == "Against baselines").notes
-    assert "The cut model had more epochs of training in this run than magnitude: those before its cut." in notes
+    assert (
+        "The cut model had more epochs of training in this run than magnitude: those before its cut." in notes
+    )
 
 
 def test_without_penalties_the_dense_model_is_not_trained_twice() -> None:
     stages = [{**LEARN, "epochs": 1}, {"kind": "cut"}, {**TUNE, "epochs": 1}]
-    plain = {**RECIPE, "rules": [{"layers": "conv*", "group": "filter"}], "stages": stages, "baselines": ["magnitude"]}
+    plain = {
+        **RECIPE,
+        "rules": [{"layers": "conv*", "group": "filter"}],
+        "stages": stages,
+        "baselines": ["magnitude"],
+    }
     begun: list[str] = []
-    run = apply(plain, from_scratch=True, timing=0.05, listener=lambda e: begun.append(e.name) if isinstance(e, StageStarted) else None)
+    run = apply(
+        plain,
+        from_scratch=True,
+        timing=0.05,
+        listener=lambda e: begun.append(e.name) if isinstance(e, StageStarted) else None,
+    )
     assert begun == ["learn", "cut", "finetune", "magnitude: cut", "magnitude: finetune"]
-    assert sha256(run / run_folder.WEIGHTS) == sha256(run / run_folder.BASELINES / "magnitude" / run_folder.WEIGHTS), "the same cut of the same model, trained on examples in the same order"
+    assert sha256(run / run_folder.WEIGHTS) == sha256(
+        run / run_folder.BASELINES / "magnitude" / run_folder.WEIGHTS
+    ), "the same cut of the same model, trained on examples in the same order"
 
 
-def test_a_baseline_that_cannot_be_made_is_named_and_the_others_stand(monkeypatch: pytest.MonkeyPatch) -> None:
-    deep = {**SHORT, "rules": [{"layers": "conv*", "group": "filter"}, {"layers": "fc", "group": "shape", "sparsity": "60%"}], "budget": {"params": "33%"}}
+def test_a_baseline_that_cannot_be_made_is_named_and_the_others_stand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deep = {
+        **SHORT,
+        "rules": [
+            {"layers": "conv*", "group": "filter"},
+            {"layers": "fc", "group": "shape", "sparsity": "60%"},
+        ],
+        "budget": {"params": "33%"},
+    }
     from sparsify.runs import baselines
 
     real = baselines.baseline_recipe
-    monkeypatch.setattr(baselines, "baseline_recipe", lambda plan, kind, cost: real(plan, kind, Cost("params", 10.0) if kind == "random" else cost))
+    monkeypatch.setattr(
+        baselines,
+        "baseline_recipe",
+        lambda plan, kind, cost: real(plan, kind, Cost("params", 10.0) if kind == "random" else cost),
+    )
     report = checked(apply({**deep, "data": RECIPE["data"]}, weights(), timing=0.05))
     assert [b.kind for b in report.baselines] == ["uniform_width", "magnitude"]
     (note,) = [n for n in report.notes if n.startswith("baseline")]
-    assert note.startswith("baseline random could not be made: budget.params: 0.01") and note.endswith("% remains")
+    assert note.startswith("baseline random could not be made: budget.params: 0.01") and note.endswith(
+        "% remains"
+    )
 
 
-@pytest.mark.parametrize("budget", [{"accuracy_drop": {"at_most": "90pp", "trials": 2}}, {"peak_memory": "80%"}], ids=str)
+@pytest.mark.parametrize(
+    "budget", [{"accuracy_drop": {"at_most": "90pp", "trials": 2}}, {"peak_memory": "80%"}], ids=str
+)
 def test_under_other_budgets_too(budget: dict[str, Any]) -> None:
-    short = {**RECIPE, "stages": [{**LEARN, "epochs": 1}, {"kind": "cut"}, {**TUNE, "epochs": 1}], "budget": budget, "baselines": ["magnitude"]}
+    short = {
+        **RECIPE,
+        "stages": [{**LEARN, "epochs": 1}, {"kind": "cut"}, {**TUNE, "epochs": 1}],
+        "budget": budget,
+        "baselines": ["magnitude"],
+    }
     report = checked(apply(short, from_scratch=True, timing=0.05))
     (own,) = report.baselines
     assert own.side.epochs == 2 and own.verdict.outcome == "equal"
     if "accuracy_drop" in budget:
         assert 0.75 * report.cut.macs < own.side.macs <= report.cut.macs
     else:
-        assert report.cut.peak_memory and own.side.peak_memory and 0.9 * report.cut.peak_memory < own.side.peak_memory <= report.cut.peak_memory
+        assert (
+            report.cut.peak_memory
+            and own.side.peak_memory
+            and 0.9 * report.cut.peak_memory < own.side.peak_memory <= report.cut.peak_memory
+        )
 
 
 def test_by_macs_comes_to_the_same_time_with_widths_as_they_fall(tmp_path: Path) -> None:
@@ -177,33 +258,58 @@ def test_by_macs_comes_to_the_same_time_with_widths_as_they_fall(tmp_path: Path)
     works, _ = read_layers(model, (torch.randn(2, 1, 8, 8),), 1)
     layers: dict[str, tuple[tuple[int, int, float], ...]] = {}
     for w in works:
-        widths = {(i, o) for i in {w.inputs, *range(8, w.inputs, 8)} for o in {w.outputs, *range(8, w.outputs, 8)}}
+        widths = {
+            (i, o) for i in {w.inputs, *range(8, w.inputs, 8)} for o in {w.outputs, *range(8, w.outputs, 8)}
+        }
         layers[w.key] = tuple((i, o, i * o / 1e4) for i, o in sorted(widths))
     steps = Steps(convolution=8, inputs=1, linear=1)
     machine = Machine(processor="Cortex-A78", vectors="NEON", system="Linux aarch64", runtime="tflite 2.20")
-    write(Table(machine=machine, target=Cpu(kind="cpu", runtime="onnxruntime"), steps=steps, layers=layers), tmp_path / "phone.json")
+    write(
+        Table(machine=machine, target=Cpu(kind="cpu", runtime="onnxruntime"), steps=steps, layers=layers),
+        tmp_path / "phone.json",
+    )
     targets = {"phone": {"kind": "cpu", "table": "phone.json"}}
-    asked = {**SHORT, "targets": targets, "budget": {"latency": {"phone": "60%"}}, "baselines": ["by_macs", "magnitude"]}
+    asked = {
+        **SHORT,
+        "targets": targets,
+        "budget": {"latency": {"phone": "60%"}},
+        "baselines": ["by_macs", "magnitude"],
+    }
     run = apply(asked, weights(), timing=0.05)
-    kept = {n: [w.kept for w in read_cuts(run / n)[0].widths if w.group.startswith("conv")] for n in (".", "baselines/by_macs", "baselines/magnitude")}
+    kept = {
+        n: [w.kept for w in read_cuts(run / n)[0].widths if w.group.startswith("conv")]
+        for n in (".", "baselines/by_macs", "baselines/magnitude")
+    }
     assert all(width % 8 == 0 for width in kept["."] + kept["baselines/magnitude"])
     assert any(width % 8 for width in kept["baselines/by_macs"])
     report = checked(run)
-    assert report.latency[0].description == "cpu, onnxruntime, 1 thread, batch 1, predicted from phone.json", "as the table says, not the recipe"
+    assert (
+        report.latency[0].description == "cpu, onnxruntime, 1 thread, batch 1, predicted from phone.json"
+    ), "as the table says, not the recipe"
     by_macs = next(b for b in report.baselines if b.kind == "by_macs")
-    assert by_macs.side.macs < report.cut.macs, "the same time with fewer MACs, as widths between two steps gain nothing"
+    assert by_macs.side.macs < report.cut.macs, (
+        "the same time with fewer MACs, as widths between two steps gain nothing"
+    )
     (own,) = by_macs.latency
-    assert own.predicted_cut_ms is not None and 0.9 < own.predicted_cut_ms / (0.6 * own.predicted_dense_ms) <= 1  # type: ignore[operator]
+    assert (
+        own.predicted_cut_ms is not None and 0.9 < own.predicted_cut_ms / (0.6 * own.predicted_dense_ms) <= 1
+    )  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(("speedup", "cost"), [(2.0, 0.5), (1.25, 0.6)])
-def test_no_baseline_gets_more_time_than_the_recipe_allows(monkeypatch: pytest.MonkeyPatch, speedup: float, cost: float) -> None:
+def test_no_baseline_gets_more_time_than_the_recipe_allows(
+    monkeypatch: pytest.MonkeyPatch, speedup: float, cost: float
+) -> None:
     """What the cut model takes is timed once more, and no two timings agree."""
     from sparsify.runs import baselines
 
-    recipe = Recipe.model_validate({**SHORT, "targets": {"eager": {"kind": "cpu"}}, "budget": {"latency": {"eager": "60%"}}})
+    recipe = Recipe.model_validate(
+        {**SHORT, "targets": {"eager": {"kind": "cpu"}}, "budget": {"latency": {"eager": "60%"}}}
+    )
     floor = Floor("latency.eager", dense=5.0, limit=3.0, least=1.0)
-    run = SimpleNamespace(recipe=recipe, plan=SimpleNamespace(floors=(floor,)), folder=Path(), build=None, inputs=())
+    run = SimpleNamespace(
+        recipe=recipe, plan=SimpleNamespace(floors=(floor,)), folder=Path(), build=None, inputs=()
+    )
     monkeypatch.setattr(baselines, "rebuilt_dense", lambda *_: None)
     monkeypatch.setattr(baselines.measure, "latency", lambda *_, **__: SimpleNamespace(speedup=speedup))
     assert baselines._cost(run, digits_cnn(), None) == Cost("latency.eager", cost)  # type: ignore[arg-type]
@@ -220,19 +326,30 @@ def test_a_damaged_cost_says_so() -> None:
     (run / "baselines" / "cost.json").write_text("{}")
     with pytest.raises(RunError) as caught:
         apply(resume=run, timing=0.05)
-    assert str(caught.value) == f"{run}/baselines/cost.json is damaged: 'what'; remove it, and the run measures anew"
+    assert (
+        str(caught.value)
+        == f"{run}/baselines/cost.json is damaged: 'what'; remove it, and the run measures anew"
+    )
 
 
 def test_the_plan_says_what_they_cost() -> None:
     shown = " ".join(sparsify.describe(preview(RECIPE, from_scratch=True)).split())
-    assert "each at the cost that the cut comes to: 3 x the 2 epochs after the cut, and 2 epochs before it once, without penalties" in shown
-    assert " ".join(sparsify.describe(preview(RECIPE, weights())).split()).endswith("3 x the 2 epochs after the cut")
+    assert (
+        "each at the cost that the cut comes to: 3 x the 2 epochs after the cut, and 2 epochs before it once, without penalties"
+        in shown
+    )
+    assert " ".join(sparsify.describe(preview(RECIPE, weights())).split()).endswith(
+        "3 x the 2 epochs after the cut"
+    )
 
 
 def test_a_loop_of_ones_own_is_told_that_it_gets_none() -> None:
     model, x = digits_cnn(), (torch.randn(2, 1, 8, 8),)
     run = sparsify.save_run(sparsify.cut(sparsify.make_plan(SHORT, model, x), model), "mine", timing=0.05)
-    assert "the baselines (uniform_width, random, magnitude) were not made, as only 'sparsify apply' trains them" in checked(run).notes
+    assert (
+        "the baselines (uniform_width, random, magnitude) were not made, as only 'sparsify apply' trains them"
+        in checked(run).notes
+    )
 
 
 def test_what_equal_cost_means() -> None:
@@ -258,13 +375,22 @@ def test_which_stages_are_theirs() -> None:
     ("changes", "message"),
     [
         ({"baselines": ["random", "random"]}, "baselines: 'random' stands there twice; leave one out"),
-        ({"baselines": ["uniform"]}, "baselines.0: expected one of uniform_width, random, magnitude, by_macs, found the text 'uniform'; did you mean 'uniform_width'?"),
+        (
+            {"baselines": ["uniform"]},
+            "baselines.0: expected one of uniform_width, random, magnitude, by_macs, found the text 'uniform'; did you mean 'uniform_width'?",
+        ),
         (
             {"rules": [{"layers": "conv*", "group": "weight", "sparsity": "50%"}]},
             "baselines: baselines remove whole units, and no rule has a group of those (filter, channel, neuron, head, hidden, depth); leave 'baselines' out",
         ),
-        ({"baselines": ["by_macs"]}, "baselines: 'by_macs' is what a latency budget is compared with; write budget.latency, or leave it out"),
-        ({"rules": [{"layers": "conv*", "group": "depth"}]}, "baselines: 'uniform_width' narrows layers, and group 'depth' has no widths; leave it out"),
+        (
+            {"baselines": ["by_macs"]},
+            "baselines: 'by_macs' is what a latency budget is compared with; write budget.latency, or leave it out",
+        ),
+        (
+            {"rules": [{"layers": "conv*", "group": "depth"}]},
+            "baselines: 'uniform_width' narrows layers, and group 'depth' has no widths; leave it out",
+        ),
     ],
 )
 def test_what_cannot_be_a_baseline(changes: dict[str, Any], message: str) -> None:

@@ -22,7 +22,13 @@ from sparsify_schemas.recipe import Recipe
 SGD = {"kind": "sgd", "lr": 0.05, "momentum": 0.9}
 LEARN = {"kind": "train", "name": "learn", "epochs": 2, "optimizer": SGD}
 CUT = {"kind": "cut"}
-TUNE = {"kind": "train", "name": "finetune", "epochs": 1, "penalties": False, "optimizer": {**SGD, "lr": 0.01}}
+TUNE = {
+    "kind": "train",
+    "name": "finetune",
+    "epochs": 1,
+    "penalties": False,
+    "optimizer": {**SGD, "lr": 0.01},
+}
 LASSO = {"layers": "conv*", "group": "filter", "penalty": {"kind": "group_lasso", "strength": 2e-3}}
 RECIPE = {
     "version": 1,
@@ -95,7 +101,17 @@ def test_from_scratch_trains_cuts_tunes_and_measures():
     log = [json.loads(line) for line in (run / run_folder.LOG).read_text().splitlines()]
     assert [entry["event"] for entry in log] == [type(e).__name__ for e in told]
     kept = {p.name for p in run.iterdir()}
-    assert kept == {run_folder.RECIPE, run_folder.PLAN, run_folder.CUTS, run_folder.WEIGHTS, run_folder.DENSE, run_folder.PAGE, run_folder.HTML, run_folder.LOG, run_folder.REPORT}
+    assert kept == {
+        run_folder.RECIPE,
+        run_folder.PLAN,
+        run_folder.CUTS,
+        run_folder.WEIGHTS,
+        run_folder.DENSE,
+        run_folder.PAGE,
+        run_folder.HTML,
+        run_folder.LOG,
+        run_folder.REPORT,
+    }
     assert list_runs("runs")[0].accuracy == report.cut.test_accuracy
 
 
@@ -120,8 +136,13 @@ def test_a_given_model_is_the_dense_one_and_stays_as_it_was():
     given = torch.load(path)
     assert all(torch.equal(v, given[k]) for k, v in load_dense(run).state_dict().items())
     assert any("dense model is model.pt as given" in n for n in checked(run).notes)
-    assert any(n.startswith("the cut model was trained for 2 epochs before the cut and fine-tuned for 1 epoch after") for n in checked(run).notes)
-    assert str(Path.cwd()) not in "".join((run / f).read_text() for f in (run_folder.PLAN, run_folder.REPORT, run_folder.PAGE, run_folder.HTML))
+    assert any(
+        n.startswith("the cut model was trained for 2 epochs before the cut and fine-tuned for 1 epoch after")
+        for n in checked(run).notes
+    )
+    assert str(Path.cwd()) not in "".join(
+        (run / f).read_text() for f in (run_folder.PLAN, run_folder.REPORT, run_folder.PAGE, run_folder.HTML)
+    )
 
 
 def test_a_one_shot_recipe_needs_no_data():
@@ -150,21 +171,30 @@ def test_weights_stay_zero_through_the_stages_after_the_cut():
     total = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d))
     assert abs(zero / total - 0.8) < 1e-4
     assert [(m.what, m.met) for m in report.limits] == [("rules.0.sparsity", True)]
-    assert any(f"{zero} of {total} weights stored are zero; zeros in the tensors bring no speed" in n for n in report.notes)
+    assert any(
+        f"{zero} of {total} weights stored are zero; zeros in the tensors bring no speed" in n
+        for n in report.notes
+    )
     assert report.history[-1].sparsity == pytest.approx(0.8, abs=1e-3)
 
 
 def test_penalties_may_act_after_the_cut_too():
     heard = []
-    report = checked(go({**RECIPE, "stages": [LEARN, CUT, {**TUNE, "penalties": True}]}, listener=heard.append))
+    report = checked(
+        go({**RECIPE, "stages": [LEARN, CUT, {**TUNE, "penalties": True}]}, listener=heard.append)
+    )
     (what, left), *_ = next(e for e in heard if isinstance(e, EpochDone) and e.stage == "finetune").remaining
-    assert what == "macs" and left <= report.cut.macs / report.dense.macs + 1e-6  # of the dense model, not of the cut one
+    assert (
+        what == "macs" and left <= report.cut.macs / report.dense.macs + 1e-6
+    )  # of the dense model, not of the cut one
     assert report.history[-1].strength == 2e-3
     assert report.stages[-1].penalty_share > 0
 
 
 def test_a_whole_module_without_a_builder_runs_and_says_how_it_loads():
-    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)
+    )
     torch.save(model, "module.pt")
     recipe = {
         **{k: v for k, v in RECIPE.items() if k != "model"},
@@ -245,7 +275,9 @@ def test_a_bug_is_listed_with_its_name():
 
 def test_a_model_with_too_few_outputs_is_refused_before_the_first_epoch():
     recipe = {**RECIPE, "model": {"build": "sparsify.models.digits_cnn", "args": {"classes": 7}}}
-    with pytest.raises(DataError, match=r"^the model has 7 outputs and the data 10 classes; build the model for as many$"):
+    with pytest.raises(
+        DataError, match=r"^the model has 7 outputs and the data 10 classes; build the model for as many$"
+    ):
         go(recipe)
     with pytest.raises(DataError, match="7 outputs"):
         preview(recipe, from_scratch=True)
@@ -283,10 +315,19 @@ def test_shapes_and_taps_from_training_to_the_report(capsys):
     """A lasso kills shapes and taps, dead units leave with them, zeros are held while the penalties act on."""
     rules = [
         {"layers": "conv1", "group": "tap", "penalty": {"kind": "group_lasso", "strength": 0.3, "every": 1}},
-        {"layers": "conv[34]", "group": "shape", "sparsity": "80%", "penalty": {"kind": "group_lasso", "strength": 5e-3}},
+        {
+            "layers": "conv[34]",
+            "group": "shape",
+            "sparsity": "80%",
+            "penalty": {"kind": "group_lasso", "strength": 5e-3},
+        },
         {"layers": "fc", "group": "weight", "sparsity": "50%"},
     ]
-    recipe = {**{k: v for k, v in RECIPE.items() if k != "budget"}, "rules": rules, "stages": [LEARN, CUT, {**TUNE, "penalties": True}]}
+    recipe = {
+        **{k: v for k, v in RECIPE.items() if k != "budget"},
+        "rules": rules,
+        "stages": [LEARN, CUT, {**TUNE, "penalties": True}],
+    }
     run = go(recipe)
     report = checked(run)
     assert report.verdict.outcome == "equal" and report.verdict.difference <= 1e-9
@@ -300,7 +341,9 @@ def test_shapes_and_taps_from_training_to_the_report(capsys):
     assert report.history[-1].stage == "finetune" and report.cut.macs <= report.dense.macs
     (cuts,), model = read_cuts(run), load_run(run)
     stored = {op.tensor: op.count for op in cuts.operations if op.op == "zero"}
-    assert {name: int((model.get_parameter(name) == 0).sum()) >= count for name, count in stored.items()} == dict.fromkeys(stored, True)
+    assert {
+        name: int((model.get_parameter(name) == 0).sum()) >= count for name, count in stored.items()
+    } == dict.fromkeys(stored, True)
     assert exit_code(["report", str(run)]) == 0
     page = capsys.readouterr().out
     assert "Zeros\n" in page and "nominal" in page

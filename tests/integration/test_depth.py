@@ -65,7 +65,12 @@ RECIPE = {
     "model": {"build": "depth_nets.Residual"},
     "data": {"source": "digits", "validation": "10%"},
     "rules": [
-        {"layers": "blocks.*", "group": "depth", "sparsity": "50%", "penalty": {"kind": "group_lasso", "strength": 1e-4}},
+        {
+            "layers": "blocks.*",
+            "group": "depth",
+            "sparsity": "50%",
+            "penalty": {"kind": "group_lasso", "strength": 1e-4},
+        },
         {"layers": "re:blocks.[0-3].conv1", "group": "filter", "sparsity": "25%"},
     ],
     "stages": [
@@ -74,7 +79,12 @@ RECIPE = {
         {"kind": "train", "name": "finetune", "epochs": 1, "optimizer": SGD},
     ],
 }
-WORDS = {**RECIPE, "title": "Words", "model": {"build": "depth_nets.PostNorm"}, "rules": [{"layers": "Block", "group": "depth", "sparsity": "50%"}]}
+WORDS = {
+    **RECIPE,
+    "title": "Words",
+    "model": {"build": "depth_nets.PostNorm"},
+    "rules": [{"layers": "Block", "group": "depth", "sparsity": "50%"}],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -95,8 +105,14 @@ def test_apply_trains_cuts_tunes_reports_and_reloads():
     assert len(gone) == 2 and report.verdict.outcome == "equal"
     assert {m.what: m.met for m in report.limits} == {"rules.0.sparsity": True, "rules.1.sparsity": True}
     removed = [layer.name for layer in report.layers if layer.removed]
-    assert removed == [f"{block}.{name}" for block in sorted(gone) for name in ("conv1", "bn1", "conv2", "bn2")]
-    assert all(layer.params_after == layer.macs_after == layer.outputs_after == 0 for layer in report.layers if layer.removed)
+    assert removed == [
+        f"{block}.{name}" for block in sorted(gone) for name in ("conv1", "bn1", "conv2", "bn2")
+    ]
+    assert all(
+        layer.params_after == layer.macs_after == layer.outputs_after == 0
+        for layer in report.layers
+        if layer.removed
+    )
     assert f"rules.0: 2 of 4 residual blocks left as a whole: {', '.join(gone)}" in report.notes
     assert "| 8 -> removed |" in to_markdown(report)
     model = load_run(run)
@@ -105,30 +121,50 @@ def test_apply_trains_cuts_tunes_reports_and_reloads():
 
 
 def test_a_rule_that_speaks_only_of_what_left_is_done_with():
-    rules = [{"layers": "blocks.1", "group": "depth", "sparsity": "100%"}, {"layers": "blocks.1.conv*", "group": "filter", "penalty": {"kind": "l1", "strength": 1e-4}}]
+    rules = [
+        {"layers": "blocks.1", "group": "depth", "sparsity": "100%"},
+        {"layers": "blocks.1.conv*", "group": "filter", "penalty": {"kind": "l1", "strength": 1e-4}},
+    ]
     assert read(go({**RECIPE, "rules": rules})).cut.epochs == 2
-    again = [RECIPE["stages"][0], {"kind": "cut", "name": "first", "budget": {"params": "100%"}}, RECIPE["stages"][2], {"kind": "cut"}]
+    again = [
+        RECIPE["stages"][0],
+        {"kind": "cut", "name": "first", "budget": {"params": "100%"}},
+        RECIPE["stages"][2],
+        {"kind": "cut"},
+    ]
     report = read(go({**RECIPE, "rules": rules, "stages": again}))
     assert [r.verdict.outcome for r in report.rounds] == ["equal", "nothing cut"]
 
 
 def test_blocks_leave_round_by_round_while_training():
     """One of four blocks after half of the way, two at the end; their filters count as removed with them."""
-    stage = {"kind": "train", "name": "shrink", "epochs": 3, "optimizer": SGD, "cuts": {"schedule": "linear", "end": "2ep"}}
+    stage = {
+        "kind": "train",
+        "name": "shrink",
+        "epochs": 3,
+        "optimizer": SGD,
+        "cuts": {"schedule": "linear", "end": "2ep"},
+    }
     run = go({**RECIPE, "stages": [stage]})
     report, log = read(run), json.loads((run / "cuts.json").read_text())
     gone = [[op["module"] for op in cuts["operations"] if op["op"] == "bypass"] for cuts in log["rounds"]]
     assert [len(names) for names in gone] == [1, 1] and gone[0] != gone[1]
     assert [r.verdict.outcome for r in report.rounds] == ["equal", "equal"]
     assert {m.what: m.met for m in report.limits} == {"rules.0.sparsity": True, "rules.1.sparsity": True}
-    assert f"rules.0: 2 of 4 residual blocks left as a whole: {', '.join(sorted(gone[0] + gone[1]))}" in report.notes
+    assert (
+        f"rules.0: 2 of 4 residual blocks left as a whole: {', '.join(sorted(gone[0] + gone[1]))}"
+        in report.notes
+    )
     assert sum(p.numel() for p in load_run(run).parameters()) == report.cut.params
 
 
 def test_a_diff_of_runs_shows_what_left():
     one, none = go(RECIPE), go({**RECIPE, "rules": [{**RECIPE["rules"][0], "sparsity": "0%"}]})
     gone = [layer.name for layer in read(one).layers if layer.removed and layer.macs]
-    changes = {c.path: (c.old, c.new) for c in diff_runs(read(none), read(one), resolved(read_recipe(none)), resolved(read_recipe(one)))}
+    changes = {
+        c.path: (c.old, c.new)
+        for c in diff_runs(read(none), read(one), resolved(read_recipe(none)), resolved(read_recipe(one)))
+    }
     assert len(gone) == 4 and all(changes[f"widths.{name}"] == (8, 0) for name in gone)
 
 
@@ -146,7 +182,11 @@ def test_work_goes_with_the_blocks():
 
     torch.manual_seed(0)
     model, x = depth_nets.Residual(32, 8, 3).eval(), torch.randn(4, 3, 32, 32)
-    recipe = {"version": 1, "title": "t", "rules": [{"layers": "blocks.*", "group": "depth", "sparsity": "75%"}]}
+    recipe = {
+        "version": 1,
+        "title": "t",
+        "rules": [{"layers": "blocks.*", "group": "depth", "sparsity": "75%"}],
+    }
     thin = sparsify.cut(sparsify.make_plan(recipe, model, (x,)), model).model.eval()
 
     def work(net: torch.nn.Module) -> int:
@@ -155,7 +195,11 @@ def test_work_goes_with_the_blocks():
 
     def layers_called(net: torch.nn.Module) -> int:
         called = []
-        handles = [m.register_forward_hook(lambda *_: called.append(0)) for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+        handles = [
+            m.register_forward_hook(lambda *_: called.append(0))
+            for m in net.modules()
+            if isinstance(m, torch.nn.Conv2d)
+        ]
         with torch.no_grad():
             net(x)
         for handle in handles:

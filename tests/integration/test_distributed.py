@@ -21,11 +21,23 @@ RULES: dict[str, list[dict[str, Any]]] = {
 }
 GROUPS, EVERY, HALF = ("structured", "channels"), ("structured", "channels", "weights"), {"sparsity": "50%"}
 AUTO = {"strength": {"kind": "auto", "start": "0dur", "end": "0.8dur"}, "every": 1}
-PENALTIES: list[tuple[str, dict[str, Any], tuple[str, ...], dict[str, Any]]] = [  # name, penalty, rules, what else the rules say
+PENALTIES: list[
+    tuple[str, dict[str, Any], tuple[str, ...], dict[str, Any]]
+] = [  # name, penalty, rules, what else the rules say
     ("group_lasso coupled", {"kind": "group_lasso", "strength": 0.3, "every": 2}, GROUPS, {}),
     ("group_lasso layer", {"kind": "group_lasso", "strength": 0.3, "scope": "layer", "every": 1}, GROUPS, {}),
-    ("group_lasso sub-gradient", {"kind": "group_lasso", "strength": 0.3, "solver": "subgradient"}, GROUPS, {}),
-    ("group_lasso half-space", {"kind": "group_lasso", "strength": 0.3, "solver": "half_space", "weight": "macs"}, GROUPS, {}),
+    (
+        "group_lasso sub-gradient",
+        {"kind": "group_lasso", "strength": 0.3, "solver": "subgradient"},
+        GROUPS,
+        {},
+    ),
+    (
+        "group_lasso half-space",
+        {"kind": "group_lasso", "strength": 0.3, "solver": "half_space", "weight": "macs"},
+        GROUPS,
+        {},
+    ),
     ("group_lasso auto", {"kind": "group_lasso", **AUTO}, GROUPS, HALF),
     ("l1", {"kind": "l1", "strength": 0.05, "every": 1}, EVERY, {}),
     ("l1 sub-gradient", {"kind": "l1", "strength": 0.05, "solver": "subgradient"}, EVERY, {}),
@@ -35,8 +47,18 @@ PENALTIES: list[tuple[str, dict[str, Any], tuple[str, ...], dict[str, Any]]] = [
     ("gsm", {"kind": "gsm"}, (*EVERY, "shapes"), HALF),
     ("sensitivity of loss", {"kind": "sensitivity", "strength": 0.3}, EVERY, {}),
     ("sensitivity of outputs", {"kind": "sensitivity", "strength": 0.3, "of": "outputs"}, EVERY, {}),
-    ("sensitivity of some outputs", {"kind": "sensitivity", "strength": 0.3, "of": "outputs", "classes": 2}, EVERY, {}),
-    ("sensitivity of the right outputs", {"kind": "sensitivity", "strength": 0.3, "of": "outputs", "mode": "specific"}, EVERY, {}),
+    (
+        "sensitivity of some outputs",
+        {"kind": "sensitivity", "strength": 0.3, "of": "outputs", "classes": 2},
+        EVERY,
+        {},
+    ),
+    (
+        "sensitivity of the right outputs",
+        {"kind": "sensitivity", "strength": 0.3, "of": "outputs", "mode": "specific"},
+        EVERY,
+        {},
+    ),
     ("bn_scale", {"kind": "bn_scale", "strength": 0.3, "every": 1}, ("normed",), {}),
     ("growing_l2", {"kind": "growing_l2", "delta": 0.5, "every": 1}, (*EVERY, "shapes"), HALF),
     ("agp", {"kind": "agp", "start": "0it", "end": "4it", "every": "1it"}, (*EVERY, "shapes"), HALF),
@@ -60,7 +82,9 @@ def net():
     model[4].eval()  # each process would normalise by its own half of the batch
     return model
 """
-CODE = NET + """
+CODE = (
+    NET
+    + """
 import os, sys
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
@@ -118,14 +142,21 @@ for how in ways:
 if world > 1:
     dist.destroy_process_group()
 """
+)
 
 
 def cases() -> dict[str, list[dict[str, Any]]]:
-    return {f"{name}, {covered}": [{**rule, **more, "penalty": penalty} for rule in RULES[covered]] for name, penalty, coverings, more in PENALTIES for covered in coverings}
+    return {
+        f"{name}, {covered}": [{**rule, **more, "penalty": penalty} for rule in RULES[covered]]
+        for name, penalty, coverings, more in PENALTIES
+        for covered in coverings
+    }
 
 
 def test_every_penalty_is_among_them() -> None:
-    assert {penalty["kind"] for _, penalty, *_ in PENALTIES} == {get_args(get_type_hints(kind)["kind"])[0] for kind in get_args(get_args(Penalty)[0])}
+    assert {penalty["kind"] for _, penalty, *_ in PENALTIES} == {
+        get_args(get_type_hints(kind)["kind"])[0] for kind in get_args(get_args(Penalty)[0])
+    }
 
 
 def start(plans: Path, out: Path, *ways: str, **environment: str) -> Apart:
@@ -133,7 +164,12 @@ def start(plans: Path, out: Path, *ways: str, **environment: str) -> Apart:
 
 
 def world() -> dict[str, str]:
-    return {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +177,10 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made once, as planning takes longer than the six steps of training."""
     own: dict[str, Any] = {}
     exec(NET, own)
-    made = {name: sparsify.make_plan({"version": 1, "title": "t", "rules": rules}, own["net"](), (own["x"][:2],)) for name, rules in cases().items()}
+    made = {
+        name: sparsify.make_plan({"version": 1, "title": "t", "rules": rules}, own["net"](), (own["x"][:2],))
+        for name, rules in cases().items()
+    }
     file = tmp_path_factory.mktemp("plans") / "plans.pt"
     torch.save(made, file)
     return file
@@ -175,7 +214,9 @@ def test_two_processes_equal_one(how: str, one: dict[str, Any], both: tuple[Path
     assert two.keys() == one.keys()
     for case, (weights, told) in one.items():
         for name, weight in weights.items():
-            torch.testing.assert_close(two[case][0][name], weight, rtol=1e-5, atol=1e-6, msg=f"{case}: {name}")
+            torch.testing.assert_close(
+                two[case][0][name], weight, rtol=1e-5, atol=1e-6, msg=f"{case}: {name}"
+            )
         assert two[case][1] == pytest.approx(told), case
     dead = {case: told[0] for case, (_, told) in one.items()}
     assert dead["group_lasso coupled, structured"] > 0 and dead["l1, weights"] > 0.2

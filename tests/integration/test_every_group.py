@@ -157,7 +157,9 @@ def made(where):
 def read_afresh(where, made):
     """What one fresh process reads of all that was written: group type -> kind of file -> how far off."""
     folders = [kind.replace(":", "-") for kind in group.KINDS if kind not in made]
-    done = subprocess.run([sys.executable, "-c", FRESH, *folders], capture_output=True, text=True, check=False, cwd=where)
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, *folders], capture_output=True, text=True, check=False, cwd=where
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -236,7 +236,12 @@ def test_a_carved_run_reloads_in_a_fresh_process(runs):
     x = images(9)
     with torch.no_grad():
         torch.save((x, load_run(runs["carved"])(x)), "x.pt")
-    done = subprocess.run([sys.executable, "-c", FRESH, str(runs["carved"]), "x.pt"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, str(runs["carved"]), "x.pt"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == 0
 
@@ -276,7 +281,9 @@ def test_named_inputs_nested_outputs_and_an_input_without_batch(format):
 
 
 def test_a_run_of_batch_one_has_a_dynamic_batch_all_the_same():
-    run = built("mlp", [{"shape": [1, 1, 8, 8]}], rules=[{"layers": "1", "group": "neuron", "sparsity": "50%"}])
+    run = built(
+        "mlp", [{"shape": [1, 1, 8, 8]}], rules=[{"layers": "1", "group": "neuron", "sparsity": "50%"}]
+    )
     assert sparsify.export(run, "pt2").difference == 0
 
 
@@ -293,7 +300,9 @@ def test_a_model_tied_to_its_batch_is_exported_for_that(format):
 @pytest.mark.parametrize("format", ["pt2", "onnx"])
 def test_a_model_that_torch_export_cannot_follow_is_refused(format, call):
     run = built("Branching", [{"shape": [2, 6]}])
-    with pytest.raises(ModelError, match=r"torch\.export cannot follow the model with a batch of any size: GuardOnDataDep"):
+    with pytest.raises(
+        ModelError, match=r"torch\.export cannot follow the model with a batch of any size: GuardOnDataDep"
+    ):
         sparsify.export(run, format, "b")
     code, out, err = call("export", run, "--format", format)
     assert (code, out, len(err.splitlines())) == (1, "", 2)
@@ -333,7 +342,10 @@ def test_the_files_of_the_run_are_never_replaced(runs):
 
 @pytest.mark.parametrize(
     ("where", "said"),
-    [("no/m.pt2", "cannot write no/m.pt2: there is no folder no"), (".", "it is a folder; name a file in it")],
+    [
+        ("no/m.pt2", "cannot write no/m.pt2: there is no folder no"),
+        (".", "it is a folder; name a file in it"),
+    ],
 )
 def test_places_that_cannot_be_written_are_named_before_the_work(runs, where, said):
     with pytest.raises(RunError, match=said):
@@ -341,13 +353,18 @@ def test_places_that_cannot_be_written_are_named_before_the_work(runs, where, sa
 
 
 def test_an_unknown_format_and_a_missing_run(runs, call):
-    with pytest.raises(RunError, match="no format 'tflite' to export to; known: pt2, onnx, onnx-int8, safetensors"):
+    with pytest.raises(
+        RunError, match="no format 'tflite' to export to; known: pt2, onnx, onnx-int8, safetensors"
+    ):
         sparsify.export(runs["conv"], "tflite")
     code, _, err = call("export", runs["conv"], "--format", "tflite")
     assert code == 2 and "tflite" in err
     assert call("export", runs["conv"])[0] == 2
     code, _, err = call("export", "nowhere", "--format", "pt2")
-    assert (code, err.splitlines()[-1]) == (1, "nowhere: no such run; 'sparsify runs' lists them, 'sparsify apply' makes one")
+    assert (code, err.splitlines()[-1]) == (
+        1,
+        "nowhere: no such run; 'sparsify runs' lists them, 'sparsify apply' makes one",
+    )
 
 
 def without(*names: str):
@@ -399,9 +416,15 @@ def test_integers_are_those_of_the_table_and_agree_with_the_model(runs, call):
     model, file = load_run(runs["conv"]), Path("conv-1.int8.onnx").read_bytes()
     found = predicted(file, examples.validation.ready())
     same = (model(examples.validation.ready()).argmax(1) == found).float().mean()
-    assert 90 < float(said[1]) == pytest.approx(100 * float(same), abs=0.005) and int(said[2]) == len(examples.validation)
+    assert 90 < float(said[1]) == pytest.approx(100 * float(same), abs=0.005) and int(said[2]) == len(
+        examples.validation
+    )
     inputs = (examples.train[:2].ready(),)
-    assert file == quantised(exported(model, inputs), ranges(inputs, examples, 0)) != quantised(exported(model, inputs), ranges(inputs, None, 0))
+    assert (
+        file
+        == quantised(exported(model, inputs), ranges(inputs, examples, 0))
+        != quantised(exported(model, inputs), ranges(inputs, None, 0))
+    )
 
 
 def predicted(file: bytes, x: torch.Tensor) -> torch.Tensor:
@@ -413,7 +436,9 @@ def predicted(file: bytes, x: torch.Tensor) -> torch.Tensor:
 
 def test_integers_without_data_are_compared_on_random_inputs(call):
     pytest.importorskip("onnxruntime")
-    run = built("mlp", [{"shape": [2, 1, 8, 8]}], rules=[{"layers": "1", "group": "neuron", "sparsity": "50%"}])
+    run = built(
+        "mlp", [{"shape": [2, 1, 8, 8]}], rules=[{"layers": "1", "group": "neuron", "sparsity": "50%"}]
+    )
     code, out, _ = call("export", run, "--format", "onnx-int8", "--out", "m.onnx")
     assert code == 0
     assert re.fullmatch(
@@ -429,7 +454,12 @@ def test_integers_without_data_are_compared_on_random_inputs(call):
 
 def test_integers_are_judged_on_training_examples_where_none_are_kept_for_validation(runs, tmp_path):
     pytest.importorskip("onnxruntime")
-    recipe = {**CONV, "title": "None kept", "data": {"source": "digits", "validation": "0%"}, "stages": [{"kind": "cut"}]}
+    recipe = {
+        **CONV,
+        "title": "None kept",
+        "data": {"source": "digits", "validation": "0%"},
+        "stages": [{"kind": "cut"}],
+    }
     made = sparsify.export(apply(recipe, from_scratch=True, timing=0.02), "onnx-int8").quantised
     assert made is not None and (made.examples, made.judged, made.judged_on) == (256, 256, "training")
 
@@ -502,9 +532,22 @@ def test_the_command_tells_file_and_difference(runs, call):
     assert (code, err) == (0, f"exporting {runs['conv']} as pt2\n")
     first, second = out.splitlines()
     assert first.startswith("conv-1.pt2: ") and first.endswith(" KiB")
-    assert second == "Reloaded (torch.export) and compared at batch 1 and 5: largest difference 0 of the largest output."
+    assert (
+        second
+        == "Reloaded (torch.export) and compared at batch 1 and 5: largest difference 0 of the largest output."
+    )
     made = json.loads(call("export", runs["conv"], "--format", "onnx", "--json")[1])
-    assert made.keys() == {"path", "format", "bytes", "checked_by", "difference", "batches", "quantised", "fixed", "notes"}
+    assert made.keys() == {
+        "path",
+        "format",
+        "bytes",
+        "checked_by",
+        "difference",
+        "batches",
+        "quantised",
+        "fixed",
+        "notes",
+    }
     assert (made["path"], made["format"], made["batches"]) == ("conv-1.onnx", "onnx", [1, 5])
 
 
@@ -512,4 +555,7 @@ def test_help_without_torch():
     code = "import sys\nfrom sparsify_cli.app import exit_code\nc = exit_code(['export', '--help'])\nsys.exit(c or 9 * ('torch' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert all(word in done.stdout for word in ("--format", "--out", "--force", "--json", "pt2|onnx|onnx-int8|safetensors"))
+    assert all(
+        word in done.stdout
+        for word in ("--format", "--out", "--force", "--json", "pt2|onnx|onnx-int8|safetensors")
+    )

@@ -33,13 +33,25 @@ from sparsify_cli.app import exit_code
 ROUNDS = int(os.environ.get("SPARSIFY_FUZZ", "100" if os.environ.get("NIGHTLY") == "1" else "10"))
 SECONDS = 600
 """after which a command counts as hanging; the slowest takes two on a quiet machine"""
-STAGE = {"kind": "train", "name": "learn", "epochs": 2, "optimizer": {"kind": "sgd", "lr": 0.05, "momentum": 0.9}}
+STAGE = {
+    "kind": "train",
+    "name": "learn",
+    "epochs": 2,
+    "optimizer": {"kind": "sgd", "lr": 0.05, "momentum": 0.9},
+}
 RECIPE: dict[str, Any] = {
     "version": 1,
     "title": "Small",
     "model": {"build": "sparsify.models.digits_cnn"},
     "data": {"source": "digits", "validation": "10%"},
-    "rules": [{"layers": "conv*", "group": "filter", "sparsity": "50%", "penalty": {"kind": "group_lasso", "strength": 1e-3}}],
+    "rules": [
+        {
+            "layers": "conv*",
+            "group": "filter",
+            "sparsity": "50%",
+            "penalty": {"kind": "group_lasso", "strength": 1e-3},
+        }
+    ],
     "stages": [STAGE, {"kind": "cut"}, {**STAGE, "name": "finetune"}],
 }
 ON_RUN: dict[str, tuple[str, ...]] = {
@@ -79,7 +91,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path("runs").rmdir()
         again = {k: v for k, v in RECIPE.items() if k not in ("stages", "data")}
         Path("again.yaml").write_text(json.dumps({**again, "inputs": [{"shape": [2, 1, 8, 8]}]}))
-    assert (where / "halted" / run_folder.CHECKPOINT).exists() and (where / "sound" / run_folder.REPORT).exists()
+    assert (where / "halted" / run_folder.CHECKPOINT).exists() and (
+        where / "sound" / run_folder.REPORT
+    ).exists()
     return where
 
 
@@ -110,14 +124,23 @@ def limited() -> Iterator[None]:
 def said(*arguments: str) -> tuple[int, str]:
     """Exit code and what went to stderr."""
     err = io.StringIO()
-    with limited(), contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    with (
+        limited(),
+        contextlib.redirect_stderr(err),
+        contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         code = exit_code(list(arguments))
     return code, err.getvalue()
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.is_file() and not p.is_symlink()}
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in folder.iterdir()
+        if p.is_file() and not p.is_symlink()
+    }
 
 
 def check(label: str, arguments: tuple[str, ...], *, fails: bool | None = None, known: str = "") -> str:
@@ -133,7 +156,9 @@ def check(label: str, arguments: tuple[str, ...], *, fails: bool | None = None, 
     if code:
         lines = [line for line in err.strip().splitlines() if not line.startswith(("exporting ", "timing "))]
         assert lines and all(len(line) < 2100 for line in lines) and "errors.pydantic.dev" not in err, what
-        assert len(lines) == 1 or all(re.match(r"\S*run/recipe\.yaml:\d|run/\S+: ", line) for line in lines), what
+        assert len(lines) == 1 or all(
+            re.match(r"\S*run/recipe\.yaml:\d|run/\S+: ", line) for line in lines
+        ), what
         assert not Path("out.safetensors").exists(), what
     if fails is not None:
         assert code == int(fails), what
@@ -141,7 +166,9 @@ def check(label: str, arguments: tuple[str, ...], *, fails: bool | None = None, 
     resuming = {run_folder.STATE, run_folder.LOG, run_folder.LOCK} if "--resume" in arguments else set()
     after = snapshot(run) if run.is_dir() else {}
     if code or not resuming:
-        assert {k: v for k, v in after.items() if k not in resuming} == {k: v for k, v in before.items() if k not in resuming}, what
+        assert {k: v for k, v in after.items() if k not in resuming} == {
+            k: v for k, v in before.items() if k not in resuming
+        }, what
     Path("out.safetensors").unlink(missing_ok=True)
     return err
 
@@ -159,7 +186,11 @@ def fresh(made: Path, name: str = "sound") -> Path:
 def signed(run: Path) -> None:
     """Bring the digests in report.json up to date, as who edits a file with intent would."""
     body = json.loads((run / run_folder.REPORT).read_bytes())
-    body["files"] = {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in body["files"] if (run / name).is_file()}
+    body["files"] = {
+        name: hashlib.sha256((run / name).read_bytes()).hexdigest()
+        for name in body["files"]
+        if (run / name).is_file()
+    }
     (run / run_folder.REPORT).write_text(json.dumps(body))
 
 
@@ -173,7 +204,9 @@ NASTY: list[Any] = [
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Every place in a tree, leaves and branches."""
     yield at
-    for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, part in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
         yield from places(part, (*at, key))
 
 
@@ -210,7 +243,20 @@ def bitten(data: bytes, rng: random.Random) -> bytes:
         case 4:
             return data + rng.randbytes(rng.choice([1, 100]))
         case _:
-            return rng.choice([b"", b"\0" * 100, b"{}", b"[]", b"null", b'"', b"{" * 10**5, b"[" * 10**5, b"9" * 10**5, rng.randbytes(64)])
+            return rng.choice(
+                [
+                    b"",
+                    b"\0" * 100,
+                    b"{}",
+                    b"[]",
+                    b"null",
+                    b'"',
+                    b"{" * 10**5,
+                    b"[" * 10**5,
+                    b"9" * 10**5,
+                    rng.randbytes(64),
+                ]
+            )
 
 
 def headed(data: bytes, rng: random.Random) -> bytes:
@@ -229,20 +275,53 @@ def mutated(path: Path, rng: random.Random) -> None:
     elif path.suffix == ".yaml" and rng.random() < 0.8:
         lines = data.decode().splitlines()
         at = rng.randrange(len(lines))
-        value = rng.choice(["null", "-1", "1e308", "[]", "{}", "*a", "&a [*a]", "!!python/object/apply:os.system ['touch executed']", "${x}", "os.system", "'"])
-        lines[at] = rng.choice([lines[at].partition(":")[0] + ": " + value, value, "", lines[at] * 2, "  " + lines[at]])
+        value = rng.choice(
+            [
+                "null",
+                "-1",
+                "1e308",
+                "[]",
+                "{}",
+                "*a",
+                "&a [*a]",
+                "!!python/object/apply:os.system ['touch executed']",
+                "${x}",
+                "os.system",
+                "'",
+            ]
+        )
+        lines[at] = rng.choice(
+            [lines[at].partition(":")[0] + ": " + value, value, "", lines[at] * 2, "  " + lines[at]]
+        )
         path.write_text("\n".join(lines))
     else:
         path.write_bytes(bitten(data, rng))
 
 
-@pytest.mark.parametrize("name", [run_folder.RECIPE, run_folder.PLAN, run_folder.CUTS, run_folder.WEIGHTS, run_folder.DENSE, run_folder.REPORT, run_folder.LOG, run_folder.BASE])
+@pytest.mark.parametrize(
+    "name",
+    [
+        run_folder.RECIPE,
+        run_folder.PLAN,
+        run_folder.CUTS,
+        run_folder.WEIGHTS,
+        run_folder.DENSE,
+        run_folder.REPORT,
+        run_folder.LOG,
+        run_folder.BASE,
+    ],
+)
 def test_whatever_a_file_of_a_complete_run_holds(made: Path, name: str) -> None:
     for n in range(ROUNDS):
         rng = random.Random(f"{name} {n}")
         run = fresh(made)
         if name == run_folder.BASE:
-            files.write(run / name, files.as_json({"model": RECIPE["model"], "cuts": [json.loads((run / run_folder.CUTS).read_bytes())]}))
+            files.write(
+                run / name,
+                files.as_json(
+                    {"model": RECIPE["model"], "cuts": [json.loads((run / run_folder.CUTS).read_bytes())]}
+                ),
+            )
         mutated(run / name, rng)
         if name != run_folder.REPORT and rng.random() < 0.7:
             signed(run)
@@ -250,7 +329,9 @@ def test_whatever_a_file_of_a_complete_run_holds(made: Path, name: str) -> None:
             check(f"{name} {n}", ON_RUN[command])
 
 
-@pytest.mark.parametrize("name", [run_folder.RECIPE, run_folder.PLAN, run_folder.STATE, run_folder.CHECKPOINT, run_folder.LOG])
+@pytest.mark.parametrize(
+    "name", [run_folder.RECIPE, run_folder.PLAN, run_folder.STATE, run_folder.CHECKPOINT, run_folder.LOG]
+)
 def test_whatever_a_file_of_an_interrupted_run_holds(made: Path, name: str) -> None:
     for n in range(ROUNDS):
         run = fresh(made, "halted")
@@ -291,16 +372,42 @@ def bomb(path: Path) -> None:
 
 CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "code": (lambda run: saved(run, put("weights", Run())), "is damaged (Weights only load failed"),
-    "a plain pickle": (lambda run: (run / run_folder.CHECKPOINT).write_bytes(pickle.dumps(Run())), "is damaged (File is not a zip file)"),
-    "a zip bomb": (lambda run: bomb(run / run_folder.CHECKPOINT), "is damaged (archive/data.pkl is compressed, which torch.save never does)"),
+    "a plain pickle": (
+        lambda run: (run / run_folder.CHECKPOINT).write_bytes(pickle.dumps(Run())),
+        "is damaged (File is not a zip file)",
+    ),
+    "a zip bomb": (
+        lambda run: bomb(run / run_folder.CHECKPOINT),
+        "is damaged (archive/data.pkl is compressed, which torch.save never does)",
+    ),
     "eight terabytes": (lambda run: saved(run, huge), "its tensors would take 8,000,"),
-    "no mapping": (lambda run: saved(run, lambda _: [1]), "is damaged (list indices must be integers or slices, not str)"),
-    "a folder": (lambda run: ((run / run_folder.CHECKPOINT).unlink(), (run / run_folder.CHECKPOINT).mkdir()), "is damaged (it is no plain file)"),
+    "no mapping": (
+        lambda run: saved(run, lambda _: [1]),
+        "is damaged (list indices must be integers or slices, not str)",
+    ),
+    "a folder": (
+        lambda run: ((run / run_folder.CHECKPOINT).unlink(), (run / run_folder.CHECKPOINT).mkdir()),
+        "is damaged (it is no plain file)",
+    ),
     "another recipe": (lambda run: saved(run, put("recipe", "x")), "belongs to another run; start a new one"),
-    "a stage that is none": (lambda run: saved(run, put("stage", -1)), "is damaged (it stands at stage -1 of 3)"),
-    "a stage beyond the last": (lambda run: saved(run, put("stage", 99)), "is damaged (it stands at stage 99 of 3)"),
-    "weights of another model": (lambda run: saved(run, put("weights", torch.nn.Linear(2, 2).state_dict())), "does not fit the model that the recipe builds"),
-    "NaN": (lambda run: saved(run, lambda b: {**b, "weights": {k: v * float("nan") for k, v in b["weights"].items()}}), "NaN or infinite weights in"),
+    "a stage that is none": (
+        lambda run: saved(run, put("stage", -1)),
+        "is damaged (it stands at stage -1 of 3)",
+    ),
+    "a stage beyond the last": (
+        lambda run: saved(run, put("stage", 99)),
+        "is damaged (it stands at stage 99 of 3)",
+    ),
+    "weights of another model": (
+        lambda run: saved(run, put("weights", torch.nn.Linear(2, 2).state_dict())),
+        "does not fit the model that the recipe builds",
+    ),
+    "NaN": (
+        lambda run: saved(
+            run, lambda b: {**b, "weights": {k: v * float("nan") for k, v in b["weights"].items()}}
+        ),
+        "NaN or infinite weights in",
+    ),
 }
 
 
@@ -326,14 +433,22 @@ def test_a_bit_flipped_anywhere_in_weights_is_noticed(made: Path) -> None:
             run = fresh(made)
             (run / name).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
             command = ON_RUN["bench"] if name == run_folder.DENSE else ON_RUN["export"]
-            check(f"{name} {at}", command, fails=True, known=f"run/{name} is not as the run left it: its SHA-256 differs from the one in report.json")
+            check(
+                f"{name} {at}",
+                command,
+                fails=True,
+                known=f"run/{name} is not as the run left it: its SHA-256 differs from the one in report.json",
+            )
     data = (made / "halted" / run_folder.CHECKPOINT).read_bytes()
     noticed = 0
     for at in range(200, len(data) - 200, len(data) // 12):
         run = fresh(made, "halted")
         (run / run_folder.CHECKPOINT).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
         code, err = said("apply", "--resume", "run", "--quiet")
-        assert code == 0 or "checkpoint.pt is damaged" in err, (at, err)  # in the padding between entries nothing is lost
+        assert code == 0 or "checkpoint.pt is damaged" in err, (
+            at,
+            err,
+        )  # in the padding between entries nothing is lost
         noticed += code
     assert noticed > 6
 
@@ -355,11 +470,12 @@ def again(body: dict[str, Any]) -> None:
     body["operations"].insert(0, next(op for op in body["operations"] if op["op"] == "narrow"))
 
 
-
-
 def endless(body: dict[str, Any]) -> None:
     """A gathering of the last layer with the size that it has after the cut, and columns without end."""
-    kept = next((op["keep"] for op in body["operations"] if (op.get("tensor"), op.get("dim")) == ("fc.weight", 1)), [[0, 128]])
+    kept = next(
+        (op["keep"] for op in body["operations"] if (op.get("tensor"), op.get("dim")) == ("fc.weight", 1)),
+        [[0, 128]],
+    )
     appended(op="gather", module="fc", size=sum(b - a for a, b in kept), keep=[[0, 10**18]])(body)
 
 
@@ -425,7 +541,10 @@ NEEDS: dict[str, set[str]] = {
 
 
 @pytest.mark.parametrize("name", NEEDS)
-@pytest.mark.parametrize("how", ["missing", "a folder", "a link to nowhere", "a link to itself", "a pipe", "an endless device", "empty"])
+@pytest.mark.parametrize(
+    "how",
+    ["missing", "a folder", "a link to nowhere", "a link to itself", "a pipe", "an endless device", "empty"],
+)
 def test_each_file_in_turn_that_is_no_file(made: Path, name: str, how: str) -> None:
     run = fresh(made)
     path = run / name
@@ -448,10 +567,19 @@ def test_each_file_in_turn_that_is_no_file(made: Path, name: str, how: str) -> N
 
 
 WEIGHTS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], str]] = {
-    "NaN": (lambda s: {**s, "conv1.weight": s["conv1.weight"] * float("nan")}, "is damaged: 'conv1.weight' holds NaN or infinity"),
+    "NaN": (
+        lambda s: {**s, "conv1.weight": s["conv1.weight"] * float("nan")},
+        "is damaged: 'conv1.weight' holds NaN or infinity",
+    ),
     "infinity": (lambda s: {**s, "fc.bias": s["fc.bias"] / 0}, "is damaged: 'fc.bias' holds NaN or infinity"),
-    "another architecture": (lambda s: {f"x.{k}": v for k, v in s.items()}, "does not fit the rebuilt model: 'conv1.weight' is missing"),
-    "other shapes": (lambda s: {k: v.repeat(2) if v.dim() == 1 else v for k, v in s.items()}, "does not fit the rebuilt model: '"),
+    "another architecture": (
+        lambda s: {f"x.{k}": v for k, v in s.items()},
+        "does not fit the rebuilt model: 'conv1.weight' is missing",
+    ),
+    "other shapes": (
+        lambda s: {k: v.repeat(2) if v.dim() == 1 else v for k, v in s.items()},
+        "does not fit the rebuilt model: '",
+    ),
     "other types": (lambda s: {k: v.double() for k, v in s.items()}, "is float64 "),
     "none": (lambda s: {}, "does not fit the rebuilt model: 'conv1.weight' is missing"),
 }
@@ -461,13 +589,25 @@ WEIGHTS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], dict[str, torch.Ten
 def test_weights_that_are_not_the_models_are_refused(made: Path, name: str) -> None:
     change, known = WEIGHTS[name]
     run = fresh(made)
-    save_file({k: v.contiguous() for k, v in change(load_file(run / run_folder.WEIGHTS)).items()}, run / run_folder.WEIGHTS)
+    save_file(
+        {k: v.contiguous() for k, v in change(load_file(run / run_folder.WEIGHTS)).items()},
+        run / run_folder.WEIGHTS,
+    )
     signed(run)
     for command in ("export", "bench", "plan"):
         check(name, ON_RUN[command], fails=True, known=known)
 
 
-@pytest.mark.parametrize("name", [run_folder.LOG, run_folder.LOCK, f".{run_folder.STATE}.tmp", f".{run_folder.CHECKPOINT}.tmp", run_folder.STATE])
+@pytest.mark.parametrize(
+    "name",
+    [
+        run_folder.LOG,
+        run_folder.LOCK,
+        f".{run_folder.STATE}.tmp",
+        f".{run_folder.CHECKPOINT}.tmp",
+        run_folder.STATE,
+    ],
+)
 def test_links_in_a_run_folder_lead_to_nothing_being_overwritten(made: Path, name: str) -> None:
     precious = Path("precious").resolve()
     run = fresh(made, "halted")
@@ -479,12 +619,32 @@ def test_links_in_a_run_folder_lead_to_nothing_being_overwritten(made: Path, nam
     assert precious.read_bytes() == before
 
 
-@pytest.mark.parametrize("build", ["os.system", "os:system", "builtins.exec", "subprocess.run", "shutil.rmtree", "sparsify.runs.run_folder.os", "tempfile.mkdtemp"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        "os.system",
+        "os:system",
+        "builtins.exec",
+        "subprocess.run",
+        "shutil.rmtree",
+        "sparsify.runs.run_folder.os",
+        "tempfile.mkdtemp",
+    ],
+)
 def test_a_recipe_in_a_run_names_no_command(made: Path, build: str) -> None:
-    args = {"command": f"touch {CREATED}", "source": f"open('{CREATED}', 'w')", "args": ["touch", str(CREATED)], "path": "sound", "prefix": str(CREATED)}
+    args = {
+        "command": f"touch {CREATED}",
+        "source": f"open('{CREATED}', 'w')",
+        "args": ["touch", str(CREATED)],
+        "path": "sound",
+        "prefix": str(CREATED),
+    }
     for name, value in args.items():
         run = fresh(made)
-        recipe = re.sub(r"model:.*\n(  .*\n)*", "", (run / run_folder.RECIPE).read_text()) + f"\nmodel: {json.dumps({'build': build, 'args': {name: value}})}\n"
+        recipe = (
+            re.sub(r"model:.*\n(  .*\n)*", "", (run / run_folder.RECIPE).read_text())
+            + f"\nmodel: {json.dumps({'build': build, 'args': {name: value}})}\n"
+        )
         (run / run_folder.RECIPE).write_text(recipe)
         signed(run)
         check(build, ON_RUN["export"], fails=True, known=f"model.build '{build}'")
@@ -495,13 +655,22 @@ def test_escape_sequences_are_shown_and_not_obeyed(made: Path, capsys: pytest.Ca
     run = fresh(made)
     body = json.loads((run / run_folder.REPORT).read_bytes())
     body["title"] = "\x1b[2Jgone"
-    body["latency"][0] |= {"speedup": 1.5, "low": 1.4, "high": 1.6}  # the words for it decide how wide the other columns are
+    body["latency"][0] |= {
+        "speedup": 1.5,
+        "low": 1.4,
+        "high": 1.6,
+    }  # the words for it decide how wide the other columns are
     (run / run_folder.REPORT).write_text(json.dumps(body))
     cuts = json.loads((run / run_folder.CUTS).read_bytes())
     narrow(tensor="\x1b[2Jgone")(cuts)
     (run / run_folder.CUTS).write_text(json.dumps(cuts))
     signed(run)
-    for arguments in (("report", "run"), ("report", "run", "--md"), ("runs", "."), ("export", "run", "--format", "safetensors")):
+    for arguments in (
+        ("report", "run"),
+        ("report", "run", "--md"),
+        ("runs", "."),
+        ("export", "run", "--format", "safetensors"),
+    ):
         exit_code(list(arguments))
         out, err = capsys.readouterr()
         assert "\x1b" not in out + err and "gone" in out + err, arguments

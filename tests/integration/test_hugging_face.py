@@ -20,9 +20,33 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
-CAUSAL = {**SMALL, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0, "use_cache": False}
-GPT2 = {"vocab_size": 50, "n_embd": 48, "n_layer": 2, "n_head": 4, "use_cache": False, "bos_token_id": 0, "eos_token_id": 1}
-T5 = {"vocab_size": 50, "d_model": 48, "d_kv": 12, "d_ff": 96, "num_layers": 2, "num_heads": 4, "use_cache": False, "decoder_start_token_id": 0}
+CAUSAL = {
+    **SMALL,
+    "vocab_size": 50,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+    "use_cache": False,
+}
+GPT2 = {
+    "vocab_size": 50,
+    "n_embd": 48,
+    "n_layer": 2,
+    "n_head": 4,
+    "use_cache": False,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+T5 = {
+    "vocab_size": 50,
+    "d_model": 48,
+    "d_kv": 12,
+    "d_ff": 96,
+    "num_layers": 2,
+    "num_heads": 4,
+    "use_cache": False,
+    "decoder_start_token_id": 0,
+}
 VIT = {**SMALL, "image_size": 32, "patch_size": 8}
 IDS = {"input_ids": {"shape": [2, 9], "dtype": "int64"}}
 BOTH = {**IDS, "decoder_input_ids": {"shape": [2, 7], "dtype": "int64"}}
@@ -47,8 +71,13 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], list[dict[str, Any]]
 }  # fmt: skip
 
 
-def recipe(name: str, architecture: str, config: dict[str, Any], inputs: dict[str, Any], rules: list[dict[str, Any]]) -> dict[str, Any]:
-    model = {"build": "sparsify.models.hugging_face", "args": {"architecture": architecture, "config": config}}
+def recipe(
+    name: str, architecture: str, config: dict[str, Any], inputs: dict[str, Any], rules: list[dict[str, Any]]
+) -> dict[str, Any]:
+    model = {
+        "build": "sparsify.models.hugging_face",
+        "args": {"architecture": architecture, "config": config},
+    }
     return {"version": 1, "title": name, "model": model, "inputs": inputs, "rules": rules}
 
 
@@ -64,26 +93,42 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that several tests export."""
-    return apply(recipe("bert", *CASES["bert"][:4]), from_scratch=True, out=tmp_path_factory.mktemp("bert"), timing=0.01)
+    return apply(
+        recipe("bert", *CASES["bert"][:4]),
+        from_scratch=True,
+        out=tmp_path_factory.mktemp("bert"),
+        timing=0.01,
+    )
 
 
 ALIKE = ("distilbert", "llama")
 """what bert and llama-gqa show as well"""
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.nightly) if name in ALIKE else name for name in CASES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.nightly) if name in ALIKE else name for name in CASES]
+)
 def test_from_pretrained_loads_what_was_cut(name: str) -> None:
     architecture, config, *_, fields = CASES[name]
     run = run_of(name)
     made = sparsify.export(run, "huggingface")
     assert made.path == Path(f"{name}-1-hf") and made.checked_by == "from_pretrained"
     assert made.difference is not None and made.difference <= 1e-6
-    assert {p.name for p in made.path.iterdir()} - {"generation_config.json"} == {"config.json", "model.safetensors"}
+    assert {p.name for p in made.path.iterdir()} - {"generation_config.json"} == {
+        "config.json",
+        "model.safetensors",
+    }
     written = json.loads((made.path / "config.json").read_text())
-    assert {field: written[field] for field in fields} == fields and written["architectures"] == [architecture]
+    assert {field: written[field] for field in fields} == fields and written["architectures"] == [
+        architecture
+    ]
     model = getattr(transformers, architecture).from_pretrained(made.path, local_files_only=True)
-    assert {n: p.shape for n, p in model.named_parameters()} == {n: p.shape for n, p in load_run(run).named_parameters()}
-    assert sum(p.numel() for p in model.parameters()) < 0.95 * sum(p.numel() for p in getattr(transformers, architecture)(type(model.config)(**config)).parameters())
+    assert {n: p.shape for n, p in model.named_parameters()} == {
+        n: p.shape for n, p in load_run(run).named_parameters()
+    }
+    assert sum(p.numel() for p in model.parameters()) < 0.95 * sum(
+        p.numel() for p in getattr(transformers, architecture)(type(model.config)(**config)).parameters()
+    )
 
 
 def test_a_tiny_bert_through_the_commands_in_every_format(capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,11 +185,16 @@ def test_a_folder_is_replaced_only_by_force_and_only_one_of_a_model(bert: Path) 
     for force in (False, True):
         with pytest.raises(RunError) as caught:
             sparsify.export(run, "huggingface", "mine", force=force)
-        assert str(caught.value) == "mine is there and is no folder of a Hugging Face model; choose another place with --out"
+        assert (
+            str(caught.value)
+            == "mine is there and is no folder of a Hugging Face model; choose another place with --out"
+        )
     assert [p.name for p in Path("mine").iterdir()] == ["precious.txt"]
     sparsify.export(run, "huggingface", "hf")
     Path("hf/old.txt").write_text("x")
-    with pytest.raises(RunError, match=r"^hf exists already; choose another place with --out, or replace it with --force$"):
+    with pytest.raises(
+        RunError, match=r"^hf exists already; choose another place with --out, or replace it with --force$"
+    ):
         sparsify.export(run, "huggingface", "hf")
     sparsify.export(run, "huggingface", "hf", force=True)
     assert not Path("hf/old.txt").exists() and Path("hf/config.json").exists()
@@ -156,27 +206,56 @@ def test_a_write_that_fails_leaves_the_old_folder(bert: Path, monkeypatch: pytes
     sparsify.export(run, "huggingface", "hf")
     before = Path("hf/model.safetensors").read_bytes()
     monkeypatch.setattr("sparsify.exporters.hugging_face.load", lambda kind, folder: 1 / 0)
-    with pytest.raises(VerificationError, match="hf was not written: from_pretrained cannot run what was made: ZeroDivisionError"):
+    with pytest.raises(
+        VerificationError,
+        match="hf was not written: from_pretrained cannot run what was made: ZeroDivisionError",
+    ):
         sparsify.export(run, "huggingface", "hf", force=True)
-    assert Path("hf/model.safetensors").read_bytes() == before and [p.name for p in Path.cwd().iterdir()] == ["hf"]
+    assert Path("hf/model.safetensors").read_bytes() == before and [p.name for p in Path.cwd().iterdir()] == [
+        "hf"
+    ]
 
 
 def test_other_models_and_a_missing_library_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    body = {"version": 1, "title": "other", "model": {"build": "sparsify.models.digits_cnn"}, "inputs": [{"shape": [2, 1, 8, 8]}]}
-    run = apply({**body, "rules": [{"layers": "conv1", "group": "filter", "sparsity": "50%"}]}, from_scratch=True, timing=0.01)
-    with pytest.raises(ModelError, match=r"^the run's model is a \w+, not a model of transformers; export it with --format pt2, onnx or safetensors$"):
+    body = {
+        "version": 1,
+        "title": "other",
+        "model": {"build": "sparsify.models.digits_cnn"},
+        "inputs": [{"shape": [2, 1, 8, 8]}],
+    }
+    run = apply(
+        {**body, "rules": [{"layers": "conv1", "group": "filter", "sparsity": "50%"}]},
+        from_scratch=True,
+        timing=0.01,
+    )
+    with pytest.raises(
+        ModelError,
+        match=r"^the run's model is a \w+, not a model of transformers; export it with --format pt2, onnx or safetensors$",
+    ):
         sparsify.export(run, "huggingface")
-    monkeypatch.setattr("sparsify.exporters.writer.find_spec", lambda name: None if name == "transformers" else find_spec(name))
+    monkeypatch.setattr(
+        "sparsify.exporters.writer.find_spec",
+        lambda name: None if name == "transformers" else find_spec(name),
+    )
     with pytest.raises(RunError) as caught:
         sparsify.export(run, "huggingface")
-    assert str(caught.value) == "export to a Hugging Face folder needs transformers, which is not installed: pip install 'sparsify-recipes[transformers]'"
+    assert (
+        str(caught.value)
+        == "export to a Hugging Face folder needs transformers, which is not installed: pip install 'sparsify-recipes[transformers]'"
+    )
 
 
 def test_a_builder_without_the_library_or_with_another_name_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ModelError, match=r"ValueError: transformers has no model 'BertFoo'; the name stands under 'architectures' in config\.json$"):
+    with pytest.raises(
+        ModelError,
+        match=r"ValueError: transformers has no model 'BertFoo'; the name stands under 'architectures' in config\.json$",
+    ):
         apply(recipe("x", "BertFoo", {}, IDS, [half("*")]), from_scratch=True)
     with pytest.raises(ModelError, match="ValueError: transformers has no model 'pipeline'"):
         apply(recipe("x", "pipeline", {}, IDS, [half("*")]), from_scratch=True)
     monkeypatch.setattr("sparsify.models.transformers_nets.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"ImportError: the library transformers is not installed: pip install 'sparsify-recipes\[transformers\]'$"):
+    with pytest.raises(
+        ModelError,
+        match=r"ImportError: the library transformers is not installed: pip install 'sparsify-recipes\[transformers\]'$",
+    ):
         apply(recipe("x", "BertModel", {}, IDS, [half("*")]), from_scratch=True)

@@ -28,7 +28,14 @@ RECIPE = {
     "title": "Two",
     "model": {"build": "mynet.net"},
     "data": {"source": "data.npz", "validation": "25%", "split": "last"},
-    "rules": [{"layers": "0", "group": "neuron", "sparsity": "50%", "penalty": {"kind": "group_lasso", "strength": 1e-2}}],
+    "rules": [
+        {
+            "layers": "0",
+            "group": "neuron",
+            "sparsity": "50%",
+            "penalty": {"kind": "group_lasso", "strength": 1e-2},
+        }
+    ],
     "stages": [
         {"kind": "train", "name": "learn", "epochs": 2, "batch": 32, "optimizer": SGD},
         {"kind": "cut"},
@@ -37,19 +44,59 @@ RECIPE = {
 }
 FINE = {"warmup": "3it", "clip": 0.5, "accumulate": 4}
 GRADUAL = RECIPE | {
-    "stages": [{"kind": "train", "name": "shrink", "epochs": 4, "batch": 32, "optimizer": SGD, "cuts": {"end": "3ep"}, **FINE}],
+    "stages": [
+        {
+            "kind": "train",
+            "name": "shrink",
+            "epochs": 4,
+            "batch": 32,
+            "optimizer": SGD,
+            "cuts": {"end": "3ep"},
+            **FINE,
+        }
+    ],
 }
 SHARDED = GRADUAL | {
     "rules": [
-        {"layers": "0", "group": "neuron", "sparsity": "50%", "penalty": {"kind": "group_lasso", "strength": "auto", "every": 1}},
-        {"layers": "*", "group": "weight", "override": True, "penalty": {"kind": "sensitivity", "strength": 1e-3, "threshold": {"patience": 1}}},
+        {
+            "layers": "0",
+            "group": "neuron",
+            "sparsity": "50%",
+            "penalty": {"kind": "group_lasso", "strength": "auto", "every": 1},
+        },
+        {
+            "layers": "*",
+            "group": "weight",
+            "override": True,
+            "penalty": {"kind": "sensitivity", "strength": 1e-3, "threshold": {"patience": 1}},
+        },
     ],
     "stages": [
-        {"kind": "train", "name": "shrink", "epochs": 4, "batch": 32, "optimizer": {"kind": "adam", "lr": 0.01}, "cuts": {"end": "3ep"}, **FINE, "shard": True},
-        {"kind": "train", "name": "half", "epochs": 2, "batch": 32, "optimizer": SGD, "precision": "fp16", "clip": 1.0, "shard": True},
+        {
+            "kind": "train",
+            "name": "shrink",
+            "epochs": 4,
+            "batch": 32,
+            "optimizer": {"kind": "adam", "lr": 0.01},
+            "cuts": {"end": "3ep"},
+            **FINE,
+            "shard": True,
+        },
+        {
+            "kind": "train",
+            "name": "half",
+            "epochs": 2,
+            "batch": 32,
+            "optimizer": SGD,
+            "precision": "fp16",
+            "clip": 1.0,
+            "shard": True,
+        },
     ],
 }
-CODE = BRIEFLY + """
+CODE = (
+    BRIEFLY
+    + """
 import json, os, signal, sys, torch
 from sparsify_cli.app import main
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -73,19 +120,27 @@ if os.environ.get("SEES"):
     training.evaluate = seeing
 main(sys.argv[1:])
 """
+)
 
 ON_CPU = {"ACCELERATE_USE_CPU": "true"} if torch.accelerator.is_available() else {}
 """where there is nothing else it is found out"""
 
 
 def start(*arguments: str, **environment: str) -> Apart:
-    surroundings = os.environ | ON_CPU | {"PYTHONPATH": f".{os.pathsep}{os.environ.get('PYTHONPATH', '')}"} | environment
+    surroundings = (
+        os.environ | ON_CPU | {"PYTHONPATH": f".{os.pathsep}{os.environ.get('PYTHONPATH', '')}"} | environment
+    )
     return Apart(CODE, "apply", "--quiet", *arguments, environment=surroundings)
 
 
 def on(count: int, *arguments: str, **environment: str) -> list[tuple[int | None, str, str]]:
     """(exit code, stdout, stderr) of each process."""
-    world = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    world = {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }
     ranks = [{"RANK": str(r), "LOCAL_RANK": str(r), **world} for r in range(count)] if count > 1 else [{}]
     started = [start(*arguments, **rank, **environment) for rank in ranks]
     said = [p.communicate() for p in started]
@@ -107,7 +162,9 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def lay_out_files() -> None:
     """Network, recipes and data, where one stands."""
     Path("mynet.py").write_text(NET)
-    Path("briefly.py").write_text(f"{BRIEFLY}\nimport runpy\nrunpy.run_module('sparsify_cli', run_name='__main__', alter_sys=True)\n")
+    Path("briefly.py").write_text(
+        f"{BRIEFLY}\nimport runpy\nrunpy.run_module('sparsify_cli', run_name='__main__', alter_sys=True)\n"
+    )
     Path("recipe.json").write_text(json.dumps(RECIPE))
     Path("gradual.json").write_text(json.dumps(GRADUAL))
     Path("sharded.json").write_text(json.dumps(SHARDED))
@@ -142,27 +199,40 @@ def same_end(a: Path, b: Path) -> None:
     torch.testing.assert_close(weights(load_run(a)), weights(load_run(b)), rtol=1e-4, atol=1e-6)
     assert [c.widths for c in read_cuts(a)] == [c.widths for c in read_cuts(b)]
     for x, y in zip(checked(a).history, checked(b).history, strict=True):
-        assert (x.epoch, x.train_accuracy, x.validation_accuracy) == (y.epoch, y.train_accuracy, y.validation_accuracy)
+        assert (x.epoch, x.train_accuracy, x.validation_accuracy) == (
+            y.epoch,
+            y.train_accuracy,
+            y.validation_accuracy,
+        )
         assert x.loss == pytest.approx(y.loss, rel=1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["recipe.json", "gradual.json", pytest.param("sharded.json", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "recipe", ["recipe.json", "gradual.json", pytest.param("sharded.json", marks=pytest.mark.nightly)]
+)
 def test_two_processes_make_one_run(recipe: str, alone: Callable[[str], Path]) -> None:
     two, one = on(2, recipe, "--from-scratch", "--out", "two", SEES="1"), alone(recipe)
     assert [code for code, *_ in two] == [0, 0], two
     assert "saved in two/two-1" in two[0][2] and two[1][1:] == ("", ""), "the first process speaks for all"
     assert [p.name for p in Path("two").iterdir()] == ["two-1"]
     same_end(Path("two/two-1"), one)
-    assert [{epoch.processes for epoch in checked(run).history} for run in (Path("two/two-1"), one)] == [{2}, {1}]
+    assert [{epoch.processes for epoch in checked(run).history} for run in (Path("two/two-1"), one)] == [
+        {2},
+        {1},
+    ]
     assert ("DTensor" in Path("seen-1").read_text()) == (recipe == "sharded.json")
-    log = [json.loads(line)["event"] for line in (Path("two/two-1") / run_folder.LOG).read_text().splitlines()]
+    log = [
+        json.loads(line)["event"] for line in (Path("two/two-1") / run_folder.LOG).read_text().splitlines()
+    ]
     assert log.count("EpochDone") == {"recipe.json": 3, "gradual.json": 4, "sharded.json": 6}[recipe]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", [pytest.param("gradual.json", marks=pytest.mark.nightly), "sharded.json"])
-def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on_with_other_numbers_of_processes(recipe: str, alone: Callable[[str], Path]) -> None:
+def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on_with_other_numbers_of_processes(
+    recipe: str, alone: Callable[[str], Path]
+) -> None:
     """Two processes, then one, then two; each time some are killed by kill -9, at the end the weights of a run left alone."""
     (code, _, said), (killed, *_) = on(2, recipe, "--from-scratch", DIES_AFTER="5", DYING="1")
     assert (code, killed) == (1, -9)
@@ -184,7 +254,9 @@ def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on_with_other_
 def test_processes_validate_the_same_model(shard: bool) -> None:
     """Each has seen other batches, and so other means and variances; all go on with those of the first."""
     Path("mynet.py").write_text(NET.replace("nn.ReLU()", "nn.BatchNorm1d(24), nn.ReLU()"))
-    Path("normed.json").write_text(json.dumps(RECIPE | {"stages": [{**RECIPE["stages"][0], "shard": shard}, {"kind": "cut"}]}))  # type: ignore[index]
+    Path("normed.json").write_text(
+        json.dumps(RECIPE | {"stages": [{**RECIPE["stages"][0], "shard": shard}, {"kind": "cut"}]})
+    )  # type: ignore[index]
     done = on(2, "normed.json", "--from-scratch", SEES="1")
     assert [code for code, *_ in done] == [0, 0], done
     first, second = (Path(f"seen-{rank}").read_text().splitlines() for rank in "01")
@@ -198,7 +270,9 @@ def test_sigterm_ends_the_run_with_a_message() -> None:
     assert [row.state for row in list_runs("runs")] == ["interrupted"]
 
 
-DYING_NET = NET + """
+DYING_NET = (
+    NET
+    + """
 import os, signal
 from torch.optim.optimizer import register_optimizer_step_post_hook
 steps = []
@@ -209,17 +283,27 @@ def die(*_):
 if os.environ.get("RANK", "alone") == os.environ.get("DYING"):
     register_optimizer_step_post_hook(die)
 """
+)
 
 
 @pytest.mark.slow
-def test_under_torchrun_a_killed_process_ends_the_run_and_it_goes_on_with_one_or_two(alone: Callable[[str], Path]) -> None:
+def test_under_torchrun_a_killed_process_ends_the_run_and_it_goes_on_with_one_or_two(
+    alone: Callable[[str], Path],
+) -> None:
     """torchrun ends the others by SIGTERM; whichever they notice first, they say how to go on."""
     Path("mynet.py").write_text(DYING_NET)
-    done = launched("torch.distributed.run", "--nproc-per-node", "2", "gradual.json", "--from-scratch", DYING="1")
+    done = launched(
+        "torch.distributed.run", "--nproc-per-node", "2", "gradual.json", "--from-scratch", DYING="1"
+    )
     assert done.returncode == 1
-    gone, stopped = "another process of this run is gone (its own output says why)", "another process of the run is gone (its own output says why)"
+    gone, stopped = (
+        "another process of this run is gone (its own output says why)",
+        "another process of the run is gone (its own output says why)",
+    )
     (said,) = [line for line in done.stderr.splitlines() if gone in line or stopped in line]
-    assert re.search(r"go on with:? '?sparsify apply --resume runs/two-1'?, on any number of processes$", said)
+    assert re.search(
+        r"go on with:? '?sparsify apply --resume runs/two-1'?, on any number of processes$", said
+    )
     shutil.copytree("runs", "again")
     assert on(1, "--resume", "runs/two-1")[0][0] == 0
     two = launched("torch.distributed.run", "--nproc-per-node", "2", "--resume", "again/two-1")
@@ -232,13 +316,49 @@ def launched(*launcher: str, **environment: str) -> "subprocess.CompletedProcess
     """`sparsify apply` on two processes. launcher: its module, its options up to the number of processes, the arguments of the command."""
     flag = "--main_process_port" if launcher[0].startswith("accelerate") else "--master-port"
     count = launcher.index("2") + 1
-    command = [sys.executable, "-W", "ignore", "-m", *launcher[:count], flag, free_port(), "-m", "briefly", "apply", *launcher[count:], "--quiet"]
-    surroundings = os.environ | ON_CPU | {"PYTHONPATH": f".{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=1800, env=surroundings | environment)
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        *launcher[:count],
+        flag,
+        free_port(),
+        "-m",
+        "briefly",
+        "apply",
+        *launcher[count:],
+        "--quiet",
+    ]
+    surroundings = (
+        os.environ
+        | ON_CPU
+        | {"PYTHONPATH": f".{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
+    )
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=1800, env=surroundings | environment
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [("accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "bf16", "--dynamo_backend", "no", "--num_processes", "2"), pytest.param(("torch.distributed.run", "--nproc-per-node", "2"), marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        (
+            "accelerate.commands.launch",
+            "--cpu",
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "bf16",
+            "--dynamo_backend",
+            "no",
+            "--num_processes",
+            "2",
+        ),
+        pytest.param(("torch.distributed.run", "--nproc-per-node", "2"), marks=pytest.mark.nightly),
+    ],
+)
 def test_the_launchers(launcher: tuple[str, ...], alone: Callable[[str], Path]) -> None:
     """The recipe says how to train, whatever precision the launcher was told."""
     done = launched(*launcher, "gradual.json", "--from-scratch")

@@ -24,7 +24,10 @@ RULES = [
     {
         "layers": "conv*",
         "group": "filter",
-        "penalty": {"kind": "group_lasso", "strength": {"kind": "linear", "from": 0, "to": 2e-3, "end": "2ep"}},
+        "penalty": {
+            "kind": "group_lasso",
+            "strength": {"kind": "linear", "from": 0, "to": 2e-3, "end": "2ep"},
+        },
     },
     {"layers": "fc", "group": "weight", "sparsity": "30%", "penalty": {"kind": "l1", "strength": 1e-3}},
 ]
@@ -41,7 +44,10 @@ RECIPE: dict[str, Any] = {
         {"kind": "train", "name": "finetune", "epochs": 2, "optimizer": {"kind": "adam", "lr": 1e-3}},
     ],
 }
-SHORT = {**RECIPE, "stages": [{**RECIPE["stages"][0], "epochs": 1}, {"kind": "cut"}, {**RECIPE["stages"][2], "epochs": 1}]}
+SHORT = {
+    **RECIPE,
+    "stages": [{**RECIPE["stages"][0], "epochs": 1}, {"kind": "cut"}, {**RECIPE["stages"][2], "epochs": 1}],
+}
 RUN = Path("runs/digits-1")
 
 
@@ -62,15 +68,23 @@ def same_end(a: Path, b: Path) -> bool:
     def history(run: Path) -> list[Any]:
         return [row.model_copy(update={"seconds": 0}) for row in checked(run).history]
 
-    weights = all((a / f).read_bytes() == (b / f).read_bytes() for f in (run_folder.WEIGHTS, run_folder.DENSE, run_folder.CUTS))
+    weights = all(
+        (a / f).read_bytes() == (b / f).read_bytes()
+        for f in (run_folder.WEIGHTS, run_folder.DENSE, run_folder.CUTS)
+    )
     return weights and history(a) == history(b)
 
 
 def script(code: str, *arguments: str) -> Apart:
-    return Apart("import json, os, sys, time, torch\nfrom pathlib import Path\ntorch.set_num_threads(1)\n" + code, *arguments)
+    return Apart(
+        "import json, os, sys, time, torch\nfrom pathlib import Path\ntorch.set_num_threads(1)\n" + code,
+        *arguments,
+    )
 
 
-TWO_EPOCHS = BRIEFLY + """
+TWO_EPOCHS = (
+    BRIEFLY
+    + """
 from sparsify.events import EpochDone, StepDone
 from sparsify.runs.apply import apply
 done = []
@@ -84,6 +98,7 @@ def wait_to_be_killed(event):
 
 apply(json.loads(sys.argv[1]), from_scratch=True, timing=0.05, listener=wait_to_be_killed)
 """
+)
 
 
 def test_kill_9_in_training_then_resume_ends_with_the_same_bits(whole: Path) -> None:
@@ -107,7 +122,9 @@ def test_kill_9_in_training_then_resume_ends_with_the_same_bits(whole: Path) -> 
     assert not (RUN / run_folder.CHECKPOINT).exists()
 
 
-AT_EACH_WRITE = BRIEFLY + """
+AT_EACH_WRITE = (
+    BRIEFLY
+    + """
 from sparsify.runs.save_load import list_runs
 from sparsify.runs.apply import apply
 recipe, replace = json.loads(sys.argv[1]), Path.replace
@@ -144,6 +161,7 @@ for at in range(99):
     if first != 9:
         break
 """
+)
 
 
 @pytest.mark.slow
@@ -174,7 +192,9 @@ def interrupted(recipe: dict[str, Any] = RECIPE, after: int = 2, **more: Any) ->
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        apply(recipe, **{"from_scratch": "model_file" not in more, "listener": listener, "timing": 0.05, **more})
+        apply(
+            recipe, **{"from_scratch": "model_file" not in more, "listener": listener, "timing": 0.05, **more}
+        )
     return RUN
 
 
@@ -190,7 +210,11 @@ def test_gates_and_noise_go_on_where_they_were(tmp_path: Path) -> None:
     """Between epochs the model is without them; a checkpoint holds that and what is behind it. In the end closed gates are cut."""
     rules = [
         {"layers": "conv*", "group": "filter", "penalty": {"kind": "l0", "strength": 2e-3, "rate": 0.1}},
-        {"layers": "fc", "group": "weight", "penalty": {"kind": "variational_dropout", "strength": 2e-3, "rate": 0.1}},
+        {
+            "layers": "fc",
+            "group": "weight",
+            "penalty": {"kind": "variational_dropout", "strength": 2e-3, "rate": 0.1},
+        },
     ]
     recipe = {**RECIPE, "rules": rules}
     end = apply(recipe, from_scratch=True, out=tmp_path / "whole", timing=0.05)
@@ -251,7 +275,9 @@ def test_an_edited_recipe_is_refused() -> None:
     text = (run / run_folder.RECIPE).read_text()
     (run / run_folder.RECIPE).write_text("# a remark is no change\n" + text)
     run_folder.State.read(run)
-    (run / run_folder.RECIPE).write_text(text.replace("seed: 0", "seed: 1") if "seed: 0" in text else text + "\nseed: 1\n")
+    (run / run_folder.RECIPE).write_text(
+        text.replace("seed: 0", "seed: 1") if "seed: 0" in text else text + "\nseed: 1\n"
+    )
     with pytest.raises(RunError, match=r"recipe.yaml was changed since the run began"):
         apply(resume=run)
     (run / run_folder.RECIPE).write_text("# a remark is no change\n" + text)
@@ -287,7 +313,11 @@ def test_what_is_compared_with_is_kept_from_before_the_cut(whole: Path) -> None:
 
 def test_a_run_with_a_cropped_kernel_goes_on_after_its_cut(tmp_path: Path) -> None:
     """One of nine kernel positions lives: the checkpoint's weights fit the 1x1 kernel that the cut log brings about."""
-    recipe = {**SHORT, "budget": {}, "rules": [{"layers": "conv3", "group": "tap", "sparsity": "89%"}, RULES[1]]}
+    recipe = {
+        **SHORT,
+        "budget": {},
+        "rules": [{"layers": "conv3", "group": "tap", "sparsity": "89%"}, RULES[1]],
+    }
     undisturbed = apply(recipe, from_scratch=True, out=tmp_path / "undisturbed", timing=0.05).resolve()
 
     def stop(event: Event) -> None:

@@ -39,9 +39,20 @@ RECIPE: dict[str, Any] = {
 }
 GRADUAL = RECIPE | {
     "title": "Gradual",
-    "rules": [RECIPE["rules"][0], RECIPE["rules"][1] | {"penalty": {"kind": "group_lasso", "strength": {"kind": "linear", "from": 0, "to": 4e-3}}}, RECIPE["rules"][2]],
+    "rules": [
+        RECIPE["rules"][0],
+        RECIPE["rules"][1]
+        | {"penalty": {"kind": "group_lasso", "strength": {"kind": "linear", "from": 0, "to": 4e-3}}},
+        RECIPE["rules"][2],
+    ],
     "stages": [
-        {"kind": "train", "name": "shrink", "epochs": 4, "optimizer": {"kind": "adam", "lr": 2e-3}, "cuts": {"every": "1ep", "end": "3ep"}}
+        {
+            "kind": "train",
+            "name": "shrink",
+            "epochs": 4,
+            "optimizer": {"kind": "adam", "lr": 2e-3},
+            "cuts": {"every": "1ep", "end": "3ep"},
+        }
     ],
 }
 RECIPES = {"rounds": RECIPE, "gradual": GRADUAL}
@@ -56,7 +67,10 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Each recipe applied without any interruption."""
     out = tmp_path_factory.mktemp("whole")
-    return {name: apply(recipe, from_scratch=True, out=out / name, timing=0.02).resolve() for name, recipe in RECIPES.items()}
+    return {
+        name: apply(recipe, from_scratch=True, out=out / name, timing=0.02).resolve()
+        for name, recipe in RECIPES.items()
+    }
 
 
 def zero(run: Path) -> float:
@@ -71,7 +85,10 @@ def parts(found: Report) -> list[float]:
 def test_each_round_goes_its_part_of_the_way(whole: dict[str, Path]) -> None:
     """Half of the way to 40 % of the MACs is 70 %; half of the way to 50 % of the filters is 25 %. All of the dense model."""
     found = checked(whole["rounds"])
-    assert [(r.stage, r.epoch, r.verdict.outcome) for r in found.rounds] == [("first", 0, "equal"), ("second", 0, "equal")]
+    assert [(r.stage, r.epoch, r.verdict.outcome) for r in found.rounds] == [
+        ("first", 0, "equal"),
+        ("second", 0, "equal"),
+    ]
     assert parts(found)[0] == pytest.approx(0.7, abs=0.03) and parts(found)[0] <= 0.7
     assert parts(found)[1] == pytest.approx(0.4, abs=0.03) and parts(found)[1] <= 0.4
     assert all(limit.met for limit in found.limits), found.limits
@@ -92,7 +109,9 @@ def test_gradual_cuts_follow_the_cubic_schedule(whole: dict[str, Path]) -> None:
     kept = [next(w.kept for w in cuts.widths if w.group == "conv1") for cuts in read_cuts(whole["gradual"])]
     assert kept == [16 - round(8 * way) for way in (19 / 27, 26 / 27, 1)]
     assert all(limit.met for limit in found.limits)
-    assert [e.strength for e in found.history] == pytest.approx([1e-3, 2e-3, 3e-3, 4e-3]), "schedules go on through the cuts"
+    assert [e.strength for e in found.history] == pytest.approx([1e-3, 2e-3, 3e-3, 4e-3]), (
+        "schedules go on through the cuts"
+    )
     assert [s.name for s in found.stages] == ["shrink"] and [e.epoch for e in found.history] == [1, 2, 3, 4]
     assert (found.dense.epochs, found.cut.epochs) == (1, 4)
 
@@ -103,7 +122,9 @@ def test_what_the_optimizer_knew_outlives_a_gradual_cut() -> None:
 
     def listener(event: Event) -> None:
         if isinstance(event, EpochDone) and Path("runs/gradual-1/checkpoint.pt").exists():
-            state = torch.load("runs/gradual-1/checkpoint.pt", weights_only=True)["moment"]["optimizer"]["state"]
+            state = torch.load("runs/gradual-1/checkpoint.pt", weights_only=True)["moment"]["optimizer"][
+                "state"
+            ]
             counts.append(float(state[0]["step"]))
 
     apply(GRADUAL, from_scratch=True, timing=0.02, listener=listener)
@@ -123,7 +144,10 @@ def interrupted(recipe: dict[str, Any], stop: Any) -> Path:
 
 def same_end(a: Path, b: Path) -> bool:
     """Weights, cuts, history and rounds, to the last bit."""
-    same = all((a / f).read_bytes() == (b / f).read_bytes() for f in (run_folder.WEIGHTS, run_folder.DENSE, run_folder.CUTS))
+    same = all(
+        (a / f).read_bytes() == (b / f).read_bytes()
+        for f in (run_folder.WEIGHTS, run_folder.DENSE, run_folder.CUTS)
+    )
     (x, y) = ([e.model_copy(update={"seconds": 0}) for e in checked(run).history] for run in (a, b))
     return same and x == y and checked(a).rounds == checked(b).rounds
 
@@ -139,7 +163,18 @@ def nth(kind: type, n: int) -> Any:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize(("kind", "n"), [(EpochDone, 2), (EpochDone, 3), (CutDone, 1), (CutDone, 2), (StepDone, 40), (StepDone, 60), (StepDone, 80)])
+@pytest.mark.parametrize(
+    ("kind", "n"),
+    [
+        (EpochDone, 2),
+        (EpochDone, 3),
+        (CutDone, 1),
+        (CutDone, 2),
+        (StepDone, 40),
+        (StepDone, 60),
+        (StepDone, 80),
+    ],
+)
 def test_resume_ends_with_the_same_bits(whole: dict[str, Path], name: str, kind: type, n: int) -> None:
     run = interrupted(RECIPES[name], nth(kind, n))
     assert apply(resume=run, timing=0.02) == run
@@ -154,7 +189,13 @@ STEERED: dict[str, Any] = RECIPE | {
     ],
     "stages": [
         {"kind": "train", "name": "learn", "epochs": 2, "penalties": False, "optimizer": SGD},
-        {"kind": "train", "name": "shrink", "epochs": 5, "optimizer": SGD, "cuts": {"every": "2ep", "end": "4ep"}},
+        {
+            "kind": "train",
+            "name": "shrink",
+            "epochs": 5,
+            "optimizer": SGD,
+            "cuts": {"every": "2ep", "end": "4ep"},
+        },
     ],
 }
 
@@ -165,7 +206,9 @@ def test_each_gradual_cut_takes_what_an_automatic_strength_has_brought_to_zero()
 
     def listener(event: Event) -> None:
         if isinstance(event, CutDone) or (isinstance(event, StageStarted) and event.done == 2):
-            moment = torch.load("runs/steered-1/checkpoint.pt", weights_only=True)["moment"]  # before the first cut, and after it
+            moment = torch.load("runs/steered-1/checkpoint.pt", weights_only=True)[
+                "moment"
+            ]  # before the first cut, and after it
             kept.append(moment["hooks"]["own"])
 
     run = apply(STEERED, from_scratch=True, timing=0.02, listener=listener).resolve()
@@ -177,7 +220,9 @@ def test_each_gradual_cut_takes_what_an_automatic_strength_has_brought_to_zero()
     before, after = kept[:2]
     assert before[0]["gain"] == after[0]["gain"] and before[0]["strength"] == after[0]["strength"] > 0
     first, _ = read_cuts(run)
-    assert {name: len(own) for name, own in after[0]["floor"].items()} == {w.group: w.kept for w in first.widths if w.group in before[0]["floor"]}
+    assert {name: len(own) for name, own in after[0]["floor"].items()} == {
+        w.group: w.kept for w in first.widths if w.group in before[0]["floor"]
+    }
     columns = next(w.kept for w in first.widths if w.group == "conv2") / len(before[0]["floor"]["conv2"])
     assert after[1]["active"]["fc.weight"].shape[1] == before[1]["active"]["fc.weight"].shape[1] * columns
     Path("runs/steered-1").rename("whole")
@@ -194,7 +239,11 @@ def test_a_resumed_stage_says_where_it_goes_on() -> None:
 
 def test_a_run_on_rounds_rebuilds(whole: dict[str, Path]) -> None:
     """The base of a run on a run holds every cut before it."""
-    again = {k: v for k, v in RECIPE.items() if k != "data"} | {"title": "More", "rules": [{"layers": "conv2", "group": "filter"}], "budget": {"macs": "60%"}}
+    again = {k: v for k, v in RECIPE.items() if k != "data"} | {
+        "title": "More",
+        "rules": [{"layers": "conv2", "group": "filter"}],
+        "budget": {"macs": "60%"},
+    }
     again |= {"stages": [{"kind": "cut"}], "inputs": [{"shape": [2, 1, 8, 8]}]}
     run = apply(again, whole["gradual"], timing=0.02)
     assert len(json.loads((run / run_folder.BASE).read_text())["cuts"]) == 3
@@ -238,16 +287,34 @@ def test_an_intermediate_budget_below_the_floor_is_refused_at_once() -> None:
         # structured sparsity learning: train, regularise, cut, fine-tune
         ([("train", {"penalties": False}), ("train", {}), ("cut", {}), ("train", {"penalties": False})], 1),
         # iterative magnitude pruning: a fifth of what is left in each of three rounds
-        ([("train", {}), ("cut", {"way": "41%"}), ("train", {}), ("cut", {"way": "74%"}), ("train", {}), ("cut", {}), ("train", {})], 3),
+        (
+            [
+                ("train", {}),
+                ("cut", {"way": "41%"}),
+                ("train", {}),
+                ("cut", {"way": "74%"}),
+                ("train", {}),
+                ("cut", {}),
+                ("train", {}),
+            ],
+            3,
+        ),
         # global sparse momentum: cut and be done
         ([("train", {}), ("cut", {})], 1),
         # cut between epochs, then the rest at once
         ([("train", {"epochs": 2, "cuts": {"way": "60%", "schedule": "linear"}}), ("cut", {})], 3),
     ],
 )
-def test_what_the_papers_do_is_a_list_of_stages(stages: list[tuple[str, dict[str, Any]]], rounds: int) -> None:
+def test_what_the_papers_do_is_a_list_of_stages(
+    stages: list[tuple[str, dict[str, Any]]], rounds: int
+) -> None:
     spelt = [
-        {"kind": kind, "name": f"{kind}{i}", **({"epochs": 1, "optimizer": SGD} if kind == "train" else {}), **more}
+        {
+            "kind": kind,
+            "name": f"{kind}{i}",
+            **({"epochs": 1, "optimizer": SGD} if kind == "train" else {}),
+            **more,
+        }
         for i, (kind, more) in enumerate(stages)
     ]
     found = checked(apply(RECIPE | {"stages": spelt}, from_scratch=True, timing=0.02))
@@ -260,13 +327,21 @@ def test_penalties_that_work_towards_a_goal_end_with_it() -> None:
     auto = {"kind": "group_lasso", "strength": "auto"}
     rules = [
         {"layers": "conv1", "group": "filter", "sparsity": "50%", "penalty": {"kind": "gsm"}},
-        {"layers": "conv2", "group": "filter", "sparsity": "50%", "keep": {"multiple_of": 4}, "penalty": auto},
+        {
+            "layers": "conv2",
+            "group": "filter",
+            "sparsity": "50%",
+            "keep": {"multiple_of": 4},
+            "penalty": auto,
+        },
         {"layers": "conv3", "group": "filter", "sparsity": "50%", "penalty": {"kind": "agp", "every": "5it"}},
         {"layers": "conv3", "group": "shape", "sparsity": "60%", "penalty": {"kind": "growing_l2"}},
         {"layers": "conv4", "group": "4x1", "sparsity": "60%", "penalty": {"kind": "agp", "every": "5it"}},
         {"layers": "fc", "group": "weight", "sparsity": "60%", "penalty": {"kind": "gsm"}},
     ]
-    stages = [{**stage, "penalties": True} if stage["kind"] == "train" else stage for stage in RECIPE["stages"]]
+    stages = [
+        {**stage, "penalties": True} if stage["kind"] == "train" else stage for stage in RECIPE["stages"]
+    ]
     bare = {k: v for k, v in RECIPE.items() if k != "budget"}
     found = checked(apply(bare | {"rules": rules, "stages": stages}, from_scratch=True, timing=0.02))
     assert len(found.rounds) == 2 and [limit.met for limit in found.limits] == [True] * 6
@@ -276,11 +351,21 @@ def test_penalties_that_work_towards_a_goal_end_with_it() -> None:
 @pytest.mark.parametrize(("group", "layers"), [("shape", "conv3"), ("tap", "conv2"), ("4x1", "conv3")])
 def test_groups_inside_tensors_go_their_part_of_the_way(group: str, layers: str) -> None:
     """Shares are of the dense model also where an earlier round has cropped or gathered a weight."""
-    rules = [{"layers": layers, "group": group, "sparsity": "60%", "penalty": {"kind": "group_lasso", "strength": 1e-3}}]
+    rules = [
+        {
+            "layers": layers,
+            "group": group,
+            "sparsity": "60%",
+            "penalty": {"kind": "group_lasso", "strength": 1e-3},
+        }
+    ]
     bare = {k: v for k, v in RECIPE.items() if k != "budget"}
     run = apply(bare | {"rules": rules, "stages": RECIPE["stages"][1:]}, from_scratch=True, timing=0.02)
     found = checked(run)
-    assert len(found.rounds) == 2 and found.verdict.outcome in ("equal", "nothing cut")  # zeros alone are no cut
+    assert len(found.rounds) == 2 and found.verdict.outcome in (
+        "equal",
+        "nothing cut",
+    )  # zeros alone are no cut
     dense, cut = (load(run).get_parameter(f"{layers}.weight") for load in (load_dense, load_run))
     live = int((cut != 0).sum()) / dense.numel()
     assert live == pytest.approx(0.4, abs=0.08), live
@@ -292,7 +377,9 @@ def test_group_wise_brain_damage_as_the_documentation_has_it() -> None:
     """Ever more filter shapes go while the strength rises; what is gone stays so, and the rule's share is met."""
     text = (Path(__file__).parents[2] / "docs" / "shapes.md").read_text()
     Path("gbd.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
-    run = apply("gbd.yaml", from_scratch=True, overrides=["stages.0.epochs=6", "stages.1.epochs=1"], timing=0.02)
+    run = apply(
+        "gbd.yaml", from_scratch=True, overrides=["stages.0.epochs=6", "stages.1.epochs=1"], timing=0.02
+    )
     found = checked(run)
     assert found.verdict.outcome == "equal" and [limit.met for limit in found.limits] == [True]
     zeros = [row.sparsity for row in found.history]

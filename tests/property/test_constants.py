@@ -46,11 +46,15 @@ def with_dead_units(program: Sequence[Step], seed: int) -> Net:
     """The network of a program, a third of the units of some layers dead, with shifts of about 1 behind them."""
     model = network(program)
     chance = random.Random(seed)
-    built_in = [m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer)]
+    built_in = [
+        m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer)
+    ]
     inside = {id(m) for layer in built_in for m in layer.modules()}  # these read the biases of their layers
     for module in model.modules():
         plain = type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
-        if plain and id(module) not in inside and chance.random() < 0.4:  # a consumer without a bias, which a constant needs
+        if (
+            plain and id(module) not in inside and chance.random() < 0.4
+        ):  # a consumer without a bias, which a constant needs
             module.register_parameter("bias", None)
     layers = [name for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
     reference.kill(model, [name for name in layers if chance.random() < 0.7], 0.34, seed)
@@ -83,7 +87,9 @@ def all_layers(model: Net) -> list[dict[str, Any]]:
 def free_layers(model: Net, result: Any, share: str, criterion: str) -> list[dict[str, Any]]:
     """Rules on the layers that may lose units, by name."""
     modules = dict(model.named_modules())
-    names = [group.name for group in result.plan.map.coupled if group.protected is None and group.name in modules]
+    names = [
+        group.name for group in result.plan.map.coupled if group.protected is None and group.name in modules
+    ]
     amount = {"sparsity": share, "criterion": {"kind": criterion}}
     wide = [name for name in names if isinstance(modules[name], nn.modules.conv._ConvNd)]
     flat = [name for name in names if type(modules[name]) is nn.Linear]

@@ -46,15 +46,23 @@ schedules = st.one_of(
     st.builds(Linear, kind=st.just("linear"), **windows),
     st.builds(Cosine, kind=st.just("cosine"), **windows),
     st.builds(Cubic, kind=st.just("cubic"), **windows),
-    st.builds(Exponential, kind=st.just("exponential"), **(windows | {"from_": above_zero, "to": above_zero})),
     st.builds(
-        Step, kind=st.just("step"), value=numbers, factor=numbers, at=st.lists(durations, min_size=1, max_size=3).map(tuple)
+        Exponential, kind=st.just("exponential"), **(windows | {"from_": above_zero, "to": above_zero})
+    ),
+    st.builds(
+        Step,
+        kind=st.just("step"),
+        value=numbers,
+        factor=numbers,
+        at=st.lists(durations, min_size=1, max_size=3).map(tuple),
     ),
     st.builds(OneShot, kind=st.just("one_shot"), from_=numbers, to=numbers, at=durations),
 )
 
 
-def solved(spec: type[Spec], kind: str, *others: str, **more: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+def solved(
+    spec: type[Spec], kind: str, *others: str, **more: st.SearchStrategy[Any]
+) -> st.SearchStrategy[Any]:
     """`every` is of the proximal solver alone."""
     found = more | {"kind": st.just(kind), "strength": schedules}
     proximal = st.builds(spec, solver=st.just("proximal"), every=positive, **found)
@@ -67,12 +75,17 @@ grouped = solved(GroupLasso, "group_lasso", "half_space", scope=scopes, weight=w
 inside = solved(GroupLasso, "group_lasso")
 criteria = st.one_of(
     st.builds(
-        Magnitude, kind=st.just("magnitude"), norm=st.sampled_from([1, 2]), normalize=st.sampled_from(["size", "mean", "none"])
+        Magnitude,
+        kind=st.just("magnitude"),
+        norm=st.sampled_from([1, 2]),
+        normalize=st.sampled_from(["size", "mean", "none"]),
     ),
     st.builds(Taylor, kind=st.just("taylor"), batches=positive),
     st.builds(Random, kind=st.just("random")),
 )
-layers = st.lists(texts.filter(lambda t: not t.startswith("re:")) | st.just("re:conv[0-9]+"), min_size=1, max_size=3).map(tuple)
+layers = st.lists(
+    texts.filter(lambda t: not t.startswith("re:")) | st.just("re:conv[0-9]+"), min_size=1, max_size=3
+).map(tuple)
 rules = st.one_of(
     st.builds(Rule, layers=layers, protect=st.just(True), override=st.just(True)),
     st.builds(
@@ -95,7 +108,8 @@ rules = st.one_of(
     st.builds(
         Rule,
         layers=layers,
-        group=st.sampled_from(["shape", "tap"]) | st.builds(Block, rows=st.integers(2, 9), columns=st.integers(1, 9)),
+        group=st.sampled_from(["shape", "tap"])
+        | st.builds(Block, rows=st.integers(2, 9), columns=st.integers(1, 9)),
         penalty=st.none() | inside | elementwise,
         criterion=criteria,
         sparsity=shares,
@@ -107,18 +121,44 @@ rules = st.one_of(
         group=st.sampled_from(["filter", "channel", "neuron"]),
         penalty=st.none() | grouped | elementwise,
         criterion=criteria,
-        keep=st.builds(Keep, at_least=positive, multiple_of=positive | st.sampled_from(["auto", None]), uniform=st.booleans()),
+        keep=st.builds(
+            Keep,
+            at_least=positive,
+            multiple_of=positive | st.sampled_from(["auto", None]),
+            uniform=st.booleans(),
+        ),
         sparsity=st.none() | shares,
         override=st.just(True),
     ),
 )
 optimizers = st.one_of(
-    st.builds(Sgd, kind=st.just("sgd"), lr=schedules, momentum=st.floats(0.1, 0.9), weight_decay=numbers, nesterov=st.booleans()),
-    st.builds(Adam, kind=st.just("adam"), lr=schedules, betas=st.tuples(below_one, below_one), weight_decay=numbers),
-    st.builds(AdamW, kind=st.just("adamw"), lr=schedules, betas=st.tuples(below_one, below_one), weight_decay=numbers),
+    st.builds(
+        Sgd,
+        kind=st.just("sgd"),
+        lr=schedules,
+        momentum=st.floats(0.1, 0.9),
+        weight_decay=numbers,
+        nesterov=st.booleans(),
+    ),
+    st.builds(
+        Adam, kind=st.just("adam"), lr=schedules, betas=st.tuples(below_one, below_one), weight_decay=numbers
+    ),
+    st.builds(
+        AdamW,
+        kind=st.just("adamw"),
+        lr=schedules,
+        betas=st.tuples(below_one, below_one),
+        weight_decay=numbers,
+    ),
 )
 trains = st.builds(
-    Train, kind=st.just("train"), name=texts, epochs=positive, batch=positive, optimizer=optimizers, penalties=st.booleans()
+    Train,
+    kind=st.just("train"),
+    name=texts,
+    epochs=positive,
+    batch=positive,
+    optimizer=optimizers,
+    penalties=st.booleans(),
 )
 cuts = st.builds(Cut, kind=st.just("cut"), name=texts)
 stages = (
@@ -126,14 +166,25 @@ stages = (
     .map(lambda t: (*t[0], t[1], *t[2]))
     .filter(lambda s: len({x.name for x in s}) == len(s))
 )
-scalars = st.none() | st.booleans() | st.integers(-LARGEST, LARGEST) | st.floats(allow_nan=False) | st.text(max_size=20) | texts
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-LARGEST, LARGEST)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=20)
+    | texts
+)
 trees = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | texts, inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | texts, inner, max_size=3)
+    ),
     max_leaves=12,
 )
 inputs = st.builds(
-    Input, shape=st.lists(positive, min_size=1, max_size=4).map(tuple), dtype=st.sampled_from(["float32", "int64", "bool"])
+    Input,
+    shape=st.lists(positive, min_size=1, max_size=4).map(tuple),
+    dtype=st.sampled_from(["float32", "int64", "bool"]),
 )
 recipes = st.builds(
     Recipe,
@@ -142,7 +193,11 @@ recipes = st.builds(
     reference=st.none() | texts,
     seed=st.integers(0, 2**32 - 1),
     model=st.none()
-    | st.builds(Model, build=st.sampled_from(["a.b", "my.nets:resnet"]), args=st.dictionaries(texts, trees, max_size=3)),
+    | st.builds(
+        Model,
+        build=st.sampled_from(["a.b", "my.nets:resnet"]),
+        args=st.dictionaries(texts, trees, max_size=3),
+    ),
     inputs=st.none()
     | st.lists(inputs, min_size=1, max_size=2).map(tuple)
     | st.dictionaries(texts, inputs, min_size=1, max_size=2),
@@ -155,7 +210,14 @@ recipes = st.builds(
         normalize=st.none() | st.builds(Normalize, mean=st.tuples(numbers), std=st.tuples(above_zero)),
         augment=st.builds(Augment, flip=st.booleans(), crop=st.integers(0, 9)),
     ),
-    targets=st.dictionaries(texts, st.builds(Cpu, kind=st.just("cpu"), threads=st.integers(1, 1024), batch=positive, table=st.none() | texts) | st.builds(Cuda, kind=st.just("cuda"), dtype=st.sampled_from(["float32", "bf16"])), max_size=2),
+    targets=st.dictionaries(
+        texts,
+        st.builds(
+            Cpu, kind=st.just("cpu"), threads=st.integers(1, 1024), batch=positive, table=st.none() | texts
+        )
+        | st.builds(Cuda, kind=st.just("cuda"), dtype=st.sampled_from(["float32", "bf16"])),
+        max_size=2,
+    ),
     budget=st.builds(
         Budget,
         macs=st.none() | left | st.builds(Amount, amounts, st.sampled_from(Amount.UNITS)),
@@ -286,7 +348,16 @@ def test_structures(file: Path, data: dict[str, Any]) -> None:
 @settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from(
-        ["epochs", "vars.share", "title", "rules.0.layers", "rules.1.penalty.strength", "stages.0.optimizer", "x", ""]
+        [
+            "epochs",
+            "vars.share",
+            "title",
+            "rules.0.layers",
+            "rules.1.penalty.strength",
+            "stages.0.optimizer",
+            "x",
+            "",
+        ]
     ),
     st.text(max_size=15) | TOKENS,
 )

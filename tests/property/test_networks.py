@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsify import forward as forward_calls
+from sparsify.forward import call_model
 from sparsify.graph import build_map
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.surgery import operations
@@ -26,7 +26,9 @@ from sparsify_schemas.cuts import Cuts
 
 QUIET = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
 settings.register_profile("networks", QUIET, max_examples=120, derandomize=True)
-settings.register_profile("networks at night", QUIET, max_examples=int(os.environ.get("NIGHTLY_CASES", "4000")), print_blob=True)
+settings.register_profile(
+    "networks at night", QUIET, max_examples=int(os.environ.get("NIGHTLY_CASES", "4000")), print_blob=True
+)
 CASES = settings.get_profile("networks at night" if os.environ.get("NIGHTLY") else "networks")
 
 Step = tuple[str, int, int, int]
@@ -120,7 +122,11 @@ def axis(x: Tensor) -> int:
 
 
 def dense(x: Tensor, outputs: int, bias: bool = True) -> nn.Module:
-    return nn.Conv2d(width(x), outputs, 1, bias=bias) if x.dim() == 4 else nn.Linear(width(x), outputs, bias=bias)
+    return (
+        nn.Conv2d(width(x), outputs, 1, bias=bias)
+        if x.dim() == 4
+        else nn.Linear(width(x), outputs, bias=bias)
+    )
 
 
 def divisor(n: int, pick: int, least: int = 2) -> int | None:
@@ -145,8 +151,23 @@ def op_conv(b: Builder, where: int, _other: int, size: int) -> object:
     if (i := b.some(where, 4)) is None:
         return None
     x = b.live[i]
-    kernel, stride, dilation = 1 + 2 * (size % 2), 1 + (size // 2 % 3 == 2 and x.shape[2] > 2), 1 + (size // 6 % 2)
-    return b.add(nn.Conv2d(x.shape[1], WIDTHS[size % 5], kernel, stride, dilation * (kernel // 2), dilation, bias=size % 7 > 1), i)
+    kernel, stride, dilation = (
+        1 + 2 * (size % 2),
+        1 + (size // 2 % 3 == 2 and x.shape[2] > 2),
+        1 + (size // 6 % 2),
+    )
+    return b.add(
+        nn.Conv2d(
+            x.shape[1],
+            WIDTHS[size % 5],
+            kernel,
+            stride,
+            dilation * (kernel // 2),
+            dilation,
+            bias=size % 7 > 1,
+        ),
+        i,
+    )
 
 
 @operator
@@ -173,7 +194,17 @@ def op_transposed(b: Builder, where: int, _other: int, size: int) -> object:
         return None
     c = b.live[i].shape[1]
     groups = [1, divisor(c, size) or 1, c][size % 3]
-    return b.add(nn.ConvTranspose2d(c, groups * [1, 2, 4][size // 3 % 3] if groups > 1 else WIDTHS[size % 5], 2, 2, groups=groups, bias=size % 4 > 0), i)
+    return b.add(
+        nn.ConvTranspose2d(
+            c,
+            groups * [1, 2, 4][size // 3 % 3] if groups > 1 else WIDTHS[size % 5],
+            2,
+            2,
+            groups=groups,
+            bias=size % 4 > 0,
+        ),
+        i,
+    )
 
 
 @operator
@@ -201,12 +232,25 @@ def op_norm(b: Builder, where: int, _other: int, size: int) -> object:
     c, affine = width(x), size % 3 > 0
     groups = [1, divisor(c, size) or 1, c][size % 3]
     if x.dim() == 3:
-        made = [nn.LayerNorm(c), nn.RMSNorm(c), nn.LayerNorm(c, elementwise_affine=False), nn.LayerNorm(c, bias=False)]
+        made = [
+            nn.LayerNorm(c),
+            nn.RMSNorm(c),
+            nn.LayerNorm(c, elementwise_affine=False),
+            nn.LayerNorm(c, bias=False),
+        ]
     elif x.dim() == 2:
         made = [nn.LayerNorm(c), nn.BatchNorm1d(c, affine=affine), nn.RMSNorm(c), nn.GroupNorm(groups, c)]
     else:
-        last = Do(lambda m, x: m.a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), a=nn.LayerNorm(c) if affine else nn.RMSNorm(c))
-        made = [nn.BatchNorm2d(c, affine=affine), nn.GroupNorm(groups, c, affine=affine), last, nn.InstanceNorm2d(c, affine=affine, track_running_stats=size % 2 > 0)]
+        last = Do(
+            lambda m, x: m.a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+            a=nn.LayerNorm(c) if affine else nn.RMSNorm(c),
+        )
+        made = [
+            nn.BatchNorm2d(c, affine=affine),
+            nn.GroupNorm(groups, c, affine=affine),
+            last,
+            nn.InstanceNorm2d(c, affine=affine, track_running_stats=size % 2 > 0),
+        ]
         made += [nn.BatchNorm2d(c), nn.BatchNorm2d(c), nn.LayerNorm(tuple(x.shape[1:]))]
     return b.add(made[size % len(made)], i)
 
@@ -217,9 +261,20 @@ def op_activation(b: Builder, where: int, _other: int, size: int) -> object:
         return None
     x = b.live[i]
     made: list[Callable[[], nn.Module]] = [
-        nn.ReLU, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Tanh, nn.Softplus, nn.Hardswish, lambda: nn.LeakyReLU(0.1), lambda: nn.ReLU(inplace=False), lambda: nn.Dropout(0.2),
-        lambda: nn.PReLU(width(x)) if x.dim() != 3 else nn.PReLU(), lambda: nn.Softmax(axis(x)),
-        lambda: Do(lambda m, x: 1 - 0.5 * x.cos()), lambda: Do(lambda m, x: F.normalize(x, dim=m.dim), dim=axis(x)),
+        nn.ReLU,
+        nn.Sigmoid,
+        nn.GELU,
+        nn.SiLU,
+        nn.Tanh,
+        nn.Softplus,
+        nn.Hardswish,
+        lambda: nn.LeakyReLU(0.1),
+        lambda: nn.ReLU(inplace=False),
+        lambda: nn.Dropout(0.2),
+        lambda: nn.PReLU(width(x)) if x.dim() != 3 else nn.PReLU(),
+        lambda: nn.Softmax(axis(x)),
+        lambda: Do(lambda m, x: 1 - 0.5 * x.cos()),
+        lambda: Do(lambda m, x: F.normalize(x, dim=m.dim), dim=axis(x)),
     ]
     return b.add(made[size % len(made)](), i)
 
@@ -240,8 +295,13 @@ def op_add(b: Builder, where: int, other: int, size: int) -> object:
         return None
     j = b.matching(i, other)
     run: list[Callable[..., Any]] = [
-        lambda m, x, y: x + y, lambda m, x, y: x - y, lambda m, x, y: torch.maximum(x, y), lambda m, x, y: torch.where(x > 0, x, y),
-        lambda m, x, y: x.clone().add_(y), lambda m, x, y: torch.lerp(x, y, 0.3), lambda m, x, y: torch.stack([x, y], 1).mean(1),
+        lambda m, x, y: x + y,
+        lambda m, x, y: x - y,
+        lambda m, x, y: torch.maximum(x, y),
+        lambda m, x, y: torch.where(x > 0, x, y),
+        lambda m, x, y: x.clone().add_(y),
+        lambda m, x, y: torch.lerp(x, y, 0.3),
+        lambda m, x, y: torch.stack([x, y], 1).mean(1),
     ]
     return b.add(Do(run[size % len(run)]), i, j)
 
@@ -250,7 +310,11 @@ def op_add(b: Builder, where: int, other: int, size: int) -> object:
 def op_multiply(b: Builder, where: int, other: int, size: int) -> object:
     if (i := b.some(where, 2, 3, 4)) is None:
         return None
-    run: list[Callable[..., Any]] = [lambda m, x, y: x * y, lambda m, x, y: x * y.sigmoid(), lambda m, x, y: x / (1 + y.square())]
+    run: list[Callable[..., Any]] = [
+        lambda m, x, y: x * y,
+        lambda m, x, y: x * y.sigmoid(),
+        lambda m, x, y: x / (1 + y.square()),
+    ]
     return b.add(Do(run[size % len(run)]), i, b.matching(i, other))
 
 
@@ -260,7 +324,11 @@ def op_concat(b: Builder, where: int, other: int, size: int) -> object:
         return None
     x = b.live[i]
     dim = axis(x) if size % 5 < 4 else (1 if x.dim() == 3 else x.dim() - 1)
-    same = [j for j, t in enumerate(b.live) if t.dim() == x.dim() and all(t.shape[d] == n for d, n in enumerate(x.shape) if d != dim)]
+    same = [
+        j
+        for j, t in enumerate(b.live)
+        if t.dim() == x.dim() and all(t.shape[d] == n for d, n in enumerate(x.shape) if d != dim)
+    ]
     parts = [i, same[-1 - other % len(same)], *([same[other % len(same)]] if size % 3 == 2 else [])]
     if sum(b.live[j].shape[dim] for j in parts) > 40:
         return None
@@ -275,13 +343,37 @@ def op_gate(b: Builder, where: int, other: int, size: int) -> object:
         return None
     c = b.live[i].shape[1]
     if size % 4 == 3:
-        return b.add(Do(lambda m, x: x * m.a(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)).sigmoid(), a=nn.Conv2d(2, 1, 3, padding=1)), i)
+        return b.add(
+            Do(
+                lambda m, x: (
+                    x * m.a(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)).sigmoid()
+                ),
+                a=nn.Conv2d(2, 1, 3, padding=1),
+            ),
+            i,
+        )
     if size % 4 == 2 and (j := b.some(other, 2)) is not None:
-        return b.add(Do(lambda m, x, y: x * (1 + m.a(y))[:, :, None, None], a=nn.Linear(width(b.live[j]), c)), i, j)
+        return b.add(
+            Do(lambda m, x, y: x * (1 + m.a(y))[:, :, None, None], a=nn.Linear(width(b.live[j]), c)), i, j
+        )
     squeezed = WIDTHS[size % 5]
     if size % 2:
-        return b.add(Do(lambda m, x: x * m.b(m.a(x.mean((2, 3), keepdim=True)).relu()).sigmoid(), a=nn.Conv2d(c, squeezed, 1), b=nn.Conv2d(squeezed, c, 1)), i)
-    return b.add(Do(lambda m, x: x * m.b(m.a(x.mean((2, 3))).relu()).sigmoid().view(x.shape[0], -1, 1, 1), a=nn.Linear(c, squeezed), b=nn.Linear(squeezed, c)), i)
+        return b.add(
+            Do(
+                lambda m, x: x * m.b(m.a(x.mean((2, 3), keepdim=True)).relu()).sigmoid(),
+                a=nn.Conv2d(c, squeezed, 1),
+                b=nn.Conv2d(squeezed, c, 1),
+            ),
+            i,
+        )
+    return b.add(
+        Do(
+            lambda m, x: x * m.b(m.a(x.mean((2, 3))).relu()).sigmoid().view(x.shape[0], -1, 1, 1),
+            a=nn.Linear(c, squeezed),
+            b=nn.Linear(squeezed, c),
+        ),
+        i,
+    )
 
 
 @operator
@@ -291,7 +383,10 @@ def op_gram(b: Builder, where: int, other: int, size: int) -> object:
     if i is None:
         return None
     if size % 2:
-        return b.add(Do(lambda m, x: (lambda y: (y @ y.transpose(1, 2) / 8).softmax(-1) @ y)(x.flatten(2)).view_as(x)), i)
+        return b.add(
+            Do(lambda m, x: (lambda y: (y @ y.transpose(1, 2) / 8).softmax(-1) @ y)(x.flatten(2)).view_as(x)),
+            i,
+        )
     j = b.some(other, 4, also=lambda t: t.shape[2:] == b.live[i].shape[2:] and t.shape[1] <= 12)
     assert j is not None
     run: list[Callable[..., Any]] = [
@@ -310,9 +405,15 @@ def op_split(b: Builder, where: int, _other: int, size: int) -> object:
         return None
     c, d = width(b.live[i]), axis(b.live[i])
     run: list[Callable[..., Any]] = [
-        lambda m, x: x.chunk(m.n, m.d), lambda m, x: x.split(x.shape[m.d] // m.n, m.d), lambda m, x: x.unflatten(m.d, (m.n, -1)).unbind(m.d),
-        lambda m, x: x.unflatten(m.d, (-1, m.n)).unbind(m.d + 1), lambda m, x: x.split([x.shape[m.d] // m.n] * m.n, m.d), lambda m, x: x.split(m.fixed, m.d),
-        lambda m, x: x.split([m.fixed, m.rest], m.d), lambda m, x: x.tensor_split(m.n, m.d), lambda m, x: x.chunk(2, m.d),
+        lambda m, x: x.chunk(m.n, m.d),
+        lambda m, x: x.split(x.shape[m.d] // m.n, m.d),
+        lambda m, x: x.unflatten(m.d, (m.n, -1)).unbind(m.d),
+        lambda m, x: x.unflatten(m.d, (-1, m.n)).unbind(m.d + 1),
+        lambda m, x: x.split([x.shape[m.d] // m.n] * m.n, m.d),
+        lambda m, x: x.split(m.fixed, m.d),
+        lambda m, x: x.split([m.fixed, m.rest], m.d),
+        lambda m, x: x.tensor_split(m.n, m.d),
+        lambda m, x: x.chunk(2, m.d),
     ]
     fixed = c // n
     return b.add(Do(run[size % len(run)], n=n, d=d, fixed=fixed, rest=c - fixed), i)
@@ -323,9 +424,15 @@ def op_slice(b: Builder, where: int, _other: int, size: int) -> object:
     if (i := b.some(where, 2, 3, 4)) is None or width(b.live[i]) < 4:
         return None
     run: list[Callable[..., Any]] = [
-        lambda m, x: x.narrow(m.d, 0, x.shape[m.d] // 2), lambda m, x: x.narrow(m.d, x.shape[m.d] // 2, x.shape[m.d] // 2), lambda m, x: x.narrow(m.d, 0, m.n),
-        lambda m, x: x.narrow(m.d, 1, 2), lambda m, x: x.transpose(m.d, -1)[..., ::2].transpose(m.d, -1), lambda m, x: x.transpose(m.d, -1)[..., 1::2].transpose(m.d, -1),
-        lambda m, x: x.select(m.d, 1).unsqueeze(m.d), lambda m, x: x.index_select(m.d, torch.tensor([2, 0, 1], device=x.device)), lambda m, x: x.transpose(0, m.d)[[1, 0, 3]].transpose(0, m.d),
+        lambda m, x: x.narrow(m.d, 0, x.shape[m.d] // 2),
+        lambda m, x: x.narrow(m.d, x.shape[m.d] // 2, x.shape[m.d] // 2),
+        lambda m, x: x.narrow(m.d, 0, m.n),
+        lambda m, x: x.narrow(m.d, 1, 2),
+        lambda m, x: x.transpose(m.d, -1)[..., ::2].transpose(m.d, -1),
+        lambda m, x: x.transpose(m.d, -1)[..., 1::2].transpose(m.d, -1),
+        lambda m, x: x.select(m.d, 1).unsqueeze(m.d),
+        lambda m, x: x.index_select(m.d, torch.tensor([2, 0, 1], device=x.device)),
+        lambda m, x: x.transpose(0, m.d)[[1, 0, 3]].transpose(0, m.d),
         lambda m, x: x.narrow(m.d, x.shape[m.d] - 2, 2),
     ]
     return b.add(Do(run[size % len(run)], d=axis(b.live[i]), n=width(b.live[i]) // 2), i)
@@ -337,17 +444,48 @@ def op_move(b: Builder, where: int, _other: int, size: int) -> object:
         return None
     x = b.live[i]
     c, groups = x.shape[1], divisor(x.shape[1], size)
-    run: list[nn.Module] = [Do(lambda m, x: x.flip(1)), Do(lambda m, x: x.flip(1, 3)), Do(lambda m, x: x.roll(1, 1)), Do(lambda m, x: x.roll(1, 2))]
+    run: list[nn.Module] = [
+        Do(lambda m, x: x.flip(1)),
+        Do(lambda m, x: x.flip(1, 3)),
+        Do(lambda m, x: x.roll(1, 1)),
+        Do(lambda m, x: x.roll(1, 2)),
+    ]
     if groups is not None:
         run += [
             nn.ChannelShuffle(groups),
-            Do(lambda m, x: x.view(x.shape[0], m.groups, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2), groups=groups),
-            Do(lambda m, x: x.reshape(x.shape[0], m.groups, x.shape[1] // m.groups, *x.shape[2:]).transpose(1, 2).reshape(x.shape), groups=groups),
+            Do(
+                lambda m, x: x.view(x.shape[0], m.groups, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2),
+                groups=groups,
+            ),
+            Do(
+                lambda m, x: (
+                    x.reshape(x.shape[0], m.groups, x.shape[1] // m.groups, *x.shape[2:])
+                    .transpose(1, 2)
+                    .reshape(x.shape)
+                ),
+                groups=groups,
+            ),
         ]
     if c % 4 == 0 and x.shape[2] <= SIDE // 2:
-        run += [nn.PixelShuffle(2), Do(lambda m, x: x.view(x.shape[0], 2, 2, -1, *x.shape[2:]).permute(0, 3, 4, 1, 5, 2).reshape(x.shape[0], -1, 2 * x.shape[2], 2 * x.shape[3]))]
+        run += [
+            nn.PixelShuffle(2),
+            Do(
+                lambda m, x: (
+                    x.view(x.shape[0], 2, 2, -1, *x.shape[2:])
+                    .permute(0, 3, 4, 1, 5, 2)
+                    .reshape(x.shape[0], -1, 2 * x.shape[2], 2 * x.shape[3])
+                )
+            ),
+        ]
     if c <= 8 and x.shape[2] % 2 == 0:
-        run += [nn.PixelUnshuffle(2), Do(lambda m, x: torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1))]
+        run += [
+            nn.PixelUnshuffle(2),
+            Do(
+                lambda m, x: torch.cat(
+                    [x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1
+                )
+            ),
+        ]
         run += [Do(lambda m, x: x.repeat(1, 2, 1, 1)), Do(lambda m, x: x.repeat_interleave(2, 1))]
     if c <= 12:
         run += [Do(lambda m, x: F.pad(x, (0, 0, 0, 0, 1, 2))), Do(lambda m, x: F.pad(x, (1, 0, 0, 1)))]
@@ -359,7 +497,13 @@ def op_pool(b: Builder, where: int, _other: int, size: int) -> object:
     i = b.some(where, 4, also=lambda t: t.shape[2] >= 2)
     if i is None:
         return None
-    run: list[nn.Module] = [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2), nn.AvgPool2d(3, 1, 1), nn.AdaptiveMaxPool2d(2)]
+    run: list[nn.Module] = [
+        nn.MaxPool2d(2),
+        nn.AvgPool2d(2),
+        nn.AdaptiveAvgPool2d(2),
+        nn.AvgPool2d(3, 1, 1),
+        nn.AdaptiveMaxPool2d(2),
+    ]
     if b.live[i].shape[2] <= SIDE // 2:
         run += [nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=2, mode="bilinear")]
     return b.add(run[size % len(run)], i)
@@ -373,9 +517,15 @@ def op_flatten(b: Builder, where: int, _other: int, size: int) -> object:
     if b.live[i].shape[2] > 2:
         (i,) = b.add(nn.AdaptiveAvgPool2d(2), i)
     run: list[Callable[..., Any]] = [
-        lambda m, x: x.flatten(1), lambda m, x: x.permute(0, 2, 3, 1).flatten(1), lambda m, x: x.mean((2, 3)), lambda m, x: x.amax((2, 3)),
-        lambda m, x: torch.cat([x.mean((2, 3)), x.std((2, 3))], 1), lambda m, x: x.contiguous().view(x.shape[0], -1), lambda m, x: x.transpose(1, 2).reshape(x.shape[0], -1),
-        lambda m, x: x.flatten(2).mean(2), lambda m, x: x.sum((-2, -1)) / 4,
+        lambda m, x: x.flatten(1),
+        lambda m, x: x.permute(0, 2, 3, 1).flatten(1),
+        lambda m, x: x.mean((2, 3)),
+        lambda m, x: x.amax((2, 3)),
+        lambda m, x: torch.cat([x.mean((2, 3)), x.std((2, 3))], 1),
+        lambda m, x: x.contiguous().view(x.shape[0], -1),
+        lambda m, x: x.transpose(1, 2).reshape(x.shape[0], -1),
+        lambda m, x: x.flatten(2).mean(2),
+        lambda m, x: x.sum((-2, -1)) / 4,
     ]
     return b.add(Do(run[size % len(run)]), i)
 
@@ -396,7 +546,10 @@ def op_tokens(b: Builder, where: int, _other: int, size: int) -> object:
     run = [
         Do(lambda m, x: x.flatten(2).transpose(1, 2)),
         Do(lambda m, x: x.flatten(2).transpose(1, 2) + m.p, p=nn.Parameter(torch.zeros(1, t, c))),
-        Do(lambda m, x: torch.cat([m.p.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1), p=nn.Parameter(torch.zeros(1, 1, c))),
+        Do(
+            lambda m, x: torch.cat([m.p.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1),
+            p=nn.Parameter(torch.zeros(1, 1, c)),
+        ),
         Do(lambda m, x: x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, x.shape[1])),
     ]
     return b.add(run[size % len(run)], i)
@@ -472,7 +625,16 @@ def op_attention(b: Builder, where: int, other: int, size: int) -> object:
     x = b.live[i]
     c, n = x.shape[2], 2 + size // 9 % 2
     d = [2, 3, 4][size // 18 % 3]
-    kinds: list[Callable[..., Any]] = [separate, by_head_size, scaled_by_width, fused, chunked, interleaved, single_key, linear_attention]
+    kinds: list[Callable[..., Any]] = [
+        separate,
+        by_head_size,
+        scaled_by_width,
+        fused,
+        chunked,
+        interleaved,
+        single_key,
+        linear_attention,
+    ]
     kind = kinds[size % 8]
     inner = n * d
     if kind in (fused, chunked, interleaved):
@@ -499,7 +661,16 @@ def op_stream_of_heads(b: Builder, where: int, other: int, size: int) -> object:
     n, d = 2 + size % 3, 2 + size // 3 % 3
     (i,) = b.add(nn.Linear(b.live[i].shape[2], n * d), i)
     for _ in range(1 + other % 2):
-        (made,) = b.add(Do(size_by_width, num_heads=n, scale=d**-0.5, qkv=nn.Linear(n * d, 3 * n * d), o=nn.Linear(n * d, n * d)), i)
+        (made,) = b.add(
+            Do(
+                size_by_width,
+                num_heads=n,
+                scale=d**-0.5,
+                qkv=nn.Linear(n * d, 3 * n * d),
+                o=nn.Linear(n * d, n * d),
+            ),
+            i,
+        )
         (i,) = b.add(Do(lambda m, x, y: x + y), i, made)
     return b.add(nn.Linear(n * d, WIDTHS[size % 5]), i)
 
@@ -525,7 +696,10 @@ def op_torch_attention(b: Builder, where: int, other: int, size: int) -> object:
     if i is None:
         return None
     c = b.live[i].shape[2]
-    first, second = nn.MultiheadAttention(c, 2, batch_first=True, bias=size % 5 > 0), nn.MultiheadAttention(c, 2, add_bias_kv=True, add_zero_attn=size % 5 > 2)
+    first, second = (
+        nn.MultiheadAttention(c, 2, batch_first=True, bias=size % 5 > 0),
+        nn.MultiheadAttention(c, 2, add_bias_kv=True, add_zero_attn=size % 5 > 2),
+    )
     run = [
         Do(lambda m, x: m.a(x, x, x, need_weights=False)[0], a=first), Do(lambda m, x: m.a(x, x, x)[0], a=first), Do(masked, a=first), Do(padded, a=first), Do(in_steps, a=second),
         Do(lambda m, x: torch.cat(m.a(x, x, x), -1), a=first), nn.TransformerEncoderLayer(c, 2, 12, batch_first=True, norm_first=size % 2 > 0),
@@ -538,8 +712,23 @@ def op_torch_attention(b: Builder, where: int, other: int, size: int) -> object:
     assert k is not None
     if kind == len(run):
         w = b.live[k].shape[2]
-        return b.add(Do(lambda m, x, y: x + m.a(x, y, y)[0], a=nn.MultiheadAttention(c, 2, kdim=w, vdim=w, batch_first=True)), i, k)
-    return b.add(Do(lambda m, x, y: m.t(x, m.a(y)), a=nn.Linear(b.live[k].shape[2], c), t=nn.TransformerDecoderLayer(c, 2, 12, batch_first=True)), i, k)
+        return b.add(
+            Do(
+                lambda m, x, y: x + m.a(x, y, y)[0],
+                a=nn.MultiheadAttention(c, 2, kdim=w, vdim=w, batch_first=True),
+            ),
+            i,
+            k,
+        )
+    return b.add(
+        Do(
+            lambda m, x, y: m.t(x, m.a(y)),
+            a=nn.Linear(b.live[k].shape[2], c),
+            t=nn.TransformerDecoderLayer(c, 2, 12, batch_first=True),
+        ),
+        i,
+        k,
+    )
 
 
 @operator
@@ -555,8 +744,27 @@ def op_inner_product(b: Builder, where: int, other: int, size: int) -> object:
         lambda m, x, y: (z := m.q(x)) @ m.k(y).transpose(-2, -1) / z.shape[-1], lambda m, x, y: (m.q(x) * m.k(y)).sum(-1, keepdim=True) if x.shape == y.shape else m.q(x).tanh() @ m.k(y).transpose(-2, -1),
     ]  # fmt: skip
     if b.live[i].dim() == 3:
-        return b.add(Do(lambda m, x, y: m.score(m, x, y).softmax(-1) @ m.v(y), score=score[size // 5 % 4], q=q, k=k_, v=nn.Linear(width(b.live[k]), inner)), i, k)
-    return b.add(Do(lambda m, x, y: m.score(m, x[:, None], y[:, None]).flatten(1), score=score[size // 5 % 5], q=q, k=k_), i, k)
+        return b.add(
+            Do(
+                lambda m, x, y: m.score(m, x, y).softmax(-1) @ m.v(y),
+                score=score[size // 5 % 4],
+                q=q,
+                k=k_,
+                v=nn.Linear(width(b.live[k]), inner),
+            ),
+            i,
+            k,
+        )
+    return b.add(
+        Do(
+            lambda m, x, y: m.score(m, x[:, None], y[:, None]).flatten(1),
+            score=score[size // 5 % 5],
+            q=q,
+            k=k_,
+        ),
+        i,
+        k,
+    )
 
 
 @operator
@@ -566,13 +774,28 @@ def op_mlp(b: Builder, where: int, _other: int, size: int) -> object:
     c, inner = width(b.live[i]), WIDTHS[size % 5]
     run: list[nn.Module] = [
         Do(lambda m, x: x + m.b(F.gelu(m.a(x))), a=nn.Linear(c, inner), b=nn.Linear(inner, c)),
-        Do(lambda m, x: x + m.b(F.silu(m.a(x)) * m.g(x)), a=nn.Linear(c, inner), g=nn.Linear(c, inner), b=nn.Linear(inner, c)),
+        Do(
+            lambda m, x: x + m.b(F.silu(m.a(x)) * m.g(x)),
+            a=nn.Linear(c, inner),
+            g=nn.Linear(c, inner),
+            b=nn.Linear(inner, c),
+        ),
         Do(lambda m, x: m.b(F.glu(m.a(x), -1)), a=nn.Linear(c, 2 * inner), b=nn.Linear(inner, c)),
-        Do(lambda m, x: m.b((lambda y, z: y * z.tanh())(*m.a(x).chunk(2, -1))), a=nn.Linear(c, 2 * inner), b=nn.Linear(inner, c)),
+        Do(
+            lambda m, x: m.b((lambda y, z: y * z.tanh())(*m.a(x).chunk(2, -1))),
+            a=nn.Linear(c, 2 * inner),
+            b=nn.Linear(inner, c),
+        ),
     ]
     if b.live[i].dim() == 3:
         t = b.live[i].shape[1]
-        run.append(Do(lambda m, x: x + m.b(m.a(x.transpose(1, 2)).relu()).transpose(1, 2), a=nn.Linear(t, inner), b=nn.Linear(inner, t)))
+        run.append(
+            Do(
+                lambda m, x: x + m.b(m.a(x.transpose(1, 2)).relu()).transpose(1, 2),
+                a=nn.Linear(t, inner),
+                b=nn.Linear(inner, t),
+            )
+        )
     return b.add(run[size // 5 % len(run)], i)
 
 
@@ -595,16 +818,31 @@ def op_parameter(b: Builder, where: int, _other: int, size: int) -> object:
     ]
     if x.dim() == 4:
         run += [
-            Do(lambda m, x: F.conv2d(x, m.w, m.p), w=nn.Parameter(torch.zeros(inner, c, 1, 1)), p=nn.Parameter(torch.zeros(inner))),
-            Do(lambda m, x: F.conv2d(x, (m.a.weight - m.a.weight.mean((1, 2, 3), keepdim=True)), m.a.bias), a=nn.Conv2d(c, inner, 1)),
+            Do(
+                lambda m, x: F.conv2d(x, m.w, m.p),
+                w=nn.Parameter(torch.zeros(inner, c, 1, 1)),
+                p=nn.Parameter(torch.zeros(inner)),
+            ),
+            Do(
+                lambda m, x: F.conv2d(x, (m.a.weight - m.a.weight.mean((1, 2, 3), keepdim=True)), m.a.bias),
+                a=nn.Conv2d(c, inner, 1),
+            ),
             Do(lambda m, x: torch.einsum("bchw,cd->bdhw", x, m.w), w=nn.Parameter(torch.zeros(c, inner))),
         ]
     else:
         run += [
             Do(lambda m, x: x @ m.w, w=nn.Parameter(torch.zeros(c, inner))),
-            Do(lambda m, x: F.linear(x, m.w, m.p), w=nn.Parameter(torch.zeros(inner, c)), p=nn.Parameter(torch.zeros(inner))),
+            Do(
+                lambda m, x: F.linear(x, m.w, m.p),
+                w=nn.Parameter(torch.zeros(inner, c)),
+                p=nn.Parameter(torch.zeros(inner)),
+            ),
             Do(lambda m, x: F.linear(m.a(x).relu(), m.a.weight.t()), a=nn.Linear(c, inner)),
-            Do(lambda m, x: F.linear(x, m.a.weight * m.g[:, None], m.a.bias), a=nn.Linear(c, inner), g=nn.Parameter(torch.zeros(inner))),
+            Do(
+                lambda m, x: F.linear(x, m.a.weight * m.g[:, None], m.a.bias),
+                a=nn.Linear(c, inner),
+                g=nn.Parameter(torch.zeros(inner)),
+            ),
             Do(lambda m, x: F.linear(x, F.normalize(m.a.weight, dim=1)), a=nn.Linear(c, inner)),
         ]
     return b.add(run[size % len(run)], i)
@@ -638,7 +876,12 @@ def op_recurrent(b: Builder, where: int, _other: int, size: int) -> object:
         return None
     c, inner = b.live[i].shape[2], WIDTHS[size % 5]
     layer = (nn.GRU if size % 2 else nn.LSTM)(c, inner, batch_first=True, bidirectional=size % 3 == 2)
-    run = [Do(lambda m, x: m.a(x)[0], a=layer), Do(packed, a=layer), Do(unrolled, a=nn.GRUCell(c, inner)), Do(own_cell, x=nn.Linear(c, inner), h=nn.Linear(inner, inner))]
+    run = [
+        Do(lambda m, x: m.a(x)[0], a=layer),
+        Do(packed, a=layer),
+        Do(unrolled, a=nn.GRUCell(c, inner)),
+        Do(own_cell, x=nn.Linear(c, inner), h=nn.Linear(inner, inner)),
+    ]
     return b.add(run[size // 5 % 4], i)
 
 
@@ -650,14 +893,29 @@ def op_computed(b: Builder, where: int, other: int, size: int) -> object:
     x = b.live[i]
     c, inner = width(x), WIDTHS[size % 5]
     if x.dim() == 2:
-        experts = {"up": nn.Parameter(torch.zeros(3, c, inner)), "down": nn.Parameter(torch.zeros(3, inner, c))}
-        mixed = Do(lambda m, x: torch.bmm(torch.bmm(x.expand(len(m.up), -1, -1), m.up).relu(), m.down).mean(0), **experts)
-        run: list[nn.Module] = [mixed, Do(lambda m, x: m.a(x.tanh(), x), a=nn.Bilinear(c, c, inner)), nn.utils.parametrizations.weight_norm(nn.Linear(c, inner))]
+        experts = {
+            "up": nn.Parameter(torch.zeros(3, c, inner)),
+            "down": nn.Parameter(torch.zeros(3, inner, c)),
+        }
+        mixed = Do(
+            lambda m, x: torch.bmm(torch.bmm(x.expand(len(m.up), -1, -1), m.up).relu(), m.down).mean(0),
+            **experts,
+        )
+        run: list[nn.Module] = [
+            mixed,
+            Do(lambda m, x: m.a(x.tanh(), x), a=nn.Bilinear(c, c, inner)),
+            nn.utils.parametrizations.weight_norm(nn.Linear(c, inner)),
+        ]
         return b.add(run[other % 3], i)
 
     def standardised(m: Any, x: Tensor) -> Tensor:
         w = m.a.weight
-        return F.conv2d(x, (w - w.mean((1, 2, 3), keepdim=True)) / (w.var((1, 2, 3), keepdim=True) + 1e-2).sqrt(), m.a.bias, padding=1)
+        return F.conv2d(
+            x,
+            (w - w.mean((1, 2, 3), keepdim=True)) / (w.var((1, 2, 3), keepdim=True) + 1e-2).sqrt(),
+            m.a.bias,
+            padding=1,
+        )
 
     def scaled(m: Any, x: Tensor) -> Tensor:
         w = F.batch_norm(m.a.weight.reshape(1, m.a.out_channels, -1), None, None, m.gain, training=True)
@@ -667,7 +925,11 @@ def op_computed(b: Builder, where: int, other: int, size: int) -> object:
         columns = F.unfold(x, 2, stride=2).transpose(1, 2)
         return F.fold(m.a(columns).relu().transpose(1, 2), x.shape[2:], 2, stride=2)
 
-    run = [Do(standardised, a=nn.Conv2d(c, inner, 3)), Do(scaled, a=nn.Conv2d(c, inner, 3), gain=nn.Parameter(torch.ones(inner))), nn.utils.parametrizations.weight_norm(nn.Conv2d(c, inner, 3, padding=1))]
+    run = [
+        Do(standardised, a=nn.Conv2d(c, inner, 3)),
+        Do(scaled, a=nn.Conv2d(c, inner, 3), gain=nn.Parameter(torch.ones(inner))),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(c, inner, 3, padding=1)),
+    ]
     if c * x.shape[2] * x.shape[3] <= 1024 and x.shape[2] % 2 == x.shape[3] % 2 == 0:
         run.append(Do(windows, a=nn.Linear(4 * c, 4 * inner)))
     return b.add(run[other % len(run)], i)
@@ -696,12 +958,29 @@ def op_odd(b: Builder, where: int, other: int, size: int) -> object:
         return y
 
     run: list[Callable[..., Any]] = [
-        lambda m, x: x.cumsum(m.d) / 4, lambda m, x: x.sort(m.d)[0], lambda m, x: x.topk(min(3, x.shape[m.d]), m.d)[0], lambda m, x: x - x.mean(m.d, keepdim=True),
-        lambda m, x: x / (x.square().mean(m.d, keepdim=True) + 1e-3).sqrt(), lambda m, x: x.sum(m.d, keepdim=True) / x.shape[m.d] + x, lambda m, x: x - x.mean(), written, filled,
-        lambda m, x: x * torch.linspace(0.5, 1.5, x.shape[m.d]).view([-1 if e == m.d else 1 for e in range(x.dim())]), lambda m, x: x + x.flip(m.d),
-        lambda m, x: torch.cat([x[:, :1], x], 1) if x.dim() == 2 else x + 1, lambda m, x: x.masked_fill(x < 0, 0.1), lambda m, x: x.log_softmax(m.d),
-        lambda m, x: x / (1 + x.norm(dim=m.d, keepdim=True)), lambda m, x: x * (1 + x.std()), lambda m, x: x.unfold(m.d, 2, 2).mean(-1), lambda m, x: x.movedim(m.d, 0).movedim(0, m.d),
-        lambda m, x: torch.tensordot(x.movedim(m.d, -1), m.w, 1).movedim(-1, m.d), lambda m, x: x.logsumexp(m.d, keepdim=True) + x, lambda m, x: x.roll(2, m.d),
+        lambda m, x: x.cumsum(m.d) / 4,
+        lambda m, x: x.sort(m.d)[0],
+        lambda m, x: x.topk(min(3, x.shape[m.d]), m.d)[0],
+        lambda m, x: x - x.mean(m.d, keepdim=True),
+        lambda m, x: x / (x.square().mean(m.d, keepdim=True) + 1e-3).sqrt(),
+        lambda m, x: x.sum(m.d, keepdim=True) / x.shape[m.d] + x,
+        lambda m, x: x - x.mean(),
+        written,
+        filled,
+        lambda m, x: (
+            x * torch.linspace(0.5, 1.5, x.shape[m.d]).view([-1 if e == m.d else 1 for e in range(x.dim())])
+        ),
+        lambda m, x: x + x.flip(m.d),
+        lambda m, x: torch.cat([x[:, :1], x], 1) if x.dim() == 2 else x + 1,
+        lambda m, x: x.masked_fill(x < 0, 0.1),
+        lambda m, x: x.log_softmax(m.d),
+        lambda m, x: x / (1 + x.norm(dim=m.d, keepdim=True)),
+        lambda m, x: x * (1 + x.std()),
+        lambda m, x: x.unfold(m.d, 2, 2).mean(-1),
+        lambda m, x: x.movedim(m.d, 0).movedim(0, m.d),
+        lambda m, x: torch.tensordot(x.movedim(m.d, -1), m.w, 1).movedim(-1, m.d),
+        lambda m, x: x.logsumexp(m.d, keepdim=True) + x,
+        lambda m, x: x.roll(2, m.d),
     ]
     if c % 2 == 0:
         run += [halves_swapped, halves_swapped]
@@ -725,7 +1004,11 @@ def op_shared(b: Builder, where: int, other: int, _size: int) -> object:
 @operator
 def op_tied(b: Builder, where: int, other: int, size: int) -> object:
     """A layer with the weight of another one."""
-    layers = [m for m in b.net.parts.modules() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)]
+    layers = [
+        m
+        for m in b.net.parts.modules()
+        if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)
+    ]
     if not layers:
         return None
     layer = layers[-1 - other % len(layers)]
@@ -739,7 +1022,14 @@ def op_tied(b: Builder, where: int, other: int, size: int) -> object:
     if isinstance(layer, nn.Linear):
         twin = nn.Linear(layer.in_features, layer.out_features, bias=size % 2 > 0)
     else:
-        twin = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size[0], 1, layer.kernel_size[0] // 2, bias=size % 2 > 0)
+        twin = nn.Conv2d(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size[0],
+            1,
+            layer.kernel_size[0] // 2,
+            bias=size % 2 > 0,
+        )
     twin.weight = layer.weight
     return b.add(twin, i)
 
@@ -770,7 +1060,11 @@ def network(program: Sequence[Step]) -> Net:
         for name, tensor in [*b.net.named_parameters(), *b.net.named_buffers()]:
             if tensor.is_floating_point():
                 fan_in = tensor[0].numel() if tensor.dim() > 1 else 4
-                tensor.copy_(torch.rand_like(tensor) + 0.5 if "var" in name else torch.randn_like(tensor) / max(fan_in, 1) ** 0.5)
+                tensor.copy_(
+                    torch.rand_like(tensor) + 0.5
+                    if "var" in name
+                    else torch.randn_like(tensor) / max(fan_in, 1) ** 0.5
+                )
     return b.net
 
 
@@ -785,7 +1079,7 @@ def keeps(map: ModelMap, seed: int) -> dict[str, list[int]]:
 
 
 def flat(output: Any) -> list[Tensor]:
-    return list(forward_calls.tensors(output))
+    return list(call_model.tensors(output))
 
 
 def run(model: nn.Module, x: Tensor, training: bool) -> list[Tensor] | None:
@@ -808,12 +1102,21 @@ def untrue(model: nn.Module) -> Iterator[nn.Module]:
         if isinstance(module, nn.Linear):
             wanted, stated = tuple(module.weight.shape), (module.out_features, module.in_features)
         elif isinstance(module, nn.Conv1d | nn.Conv2d):
-            wanted, stated = tuple(module.weight.shape[:2]), (module.out_channels, module.in_channels // module.groups)
+            wanted, stated = (
+                tuple(module.weight.shape[:2]),
+                (module.out_channels, module.in_channels // module.groups),
+            )
         elif isinstance(module, nn.ConvTranspose2d):
-            wanted, stated = tuple(module.weight.shape[:2]), (module.in_channels, module.out_channels // module.groups)
+            wanted, stated = (
+                tuple(module.weight.shape[:2]),
+                (module.in_channels, module.out_channels // module.groups),
+            )
         elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and module.weight is not None:
             wanted, stated = tuple(module.weight.shape), tuple(module.normalized_shape)
-        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm2d) and module.weight is not None:
+        elif (
+            isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm2d)
+            and module.weight is not None
+        ):
             wanted, stated = tuple(module.weight.shape), (module.num_features,)
         elif isinstance(module, nn.GroupNorm) and module.weight is not None:
             wanted, stated = tuple(module.weight.shape), (module.num_channels,)
@@ -845,29 +1148,39 @@ def checked(model: nn.Module, seed: int) -> nn.Module:
     keep = keeps(map, seed)
     thin, cuts = operations.cut(model, map, keep, "test")
     verdict = equivalence.verify(model, thin, map, keep, (x,))
-    assert verdict.outcome in ("equal", "statistics change", "nothing cut") and verdict.difference <= 1e-9, verdict
+    assert verdict.outcome in ("equal", "statistics change", "nothing cut") and verdict.difference <= 1e-9, (
+        verdict
+    )
     assert "precision" not in verdict.note
     if verdict.outcome == "equal":
         for batch in (1, 4):
             fresh = torch.randn((batch, *INPUT[1:]), generator=torch.Generator().manual_seed(3))
             assert reference.difference(reference.CutModel(thin, cuts), model, (fresh,)) <= 1e-9
-    assert model.training == training and all(torch.equal(before[n], t) for n, t in model.state_dict().items()), "the user's model was changed"
+    assert model.training == training and all(
+        torch.equal(before[n], t) for n, t in model.state_dict().items()
+    ), "the user's model was changed"
     again = operations.replay(model, Cuts.model_validate_json(cuts.model_dump_json()))
     with torch.no_grad():
-        assert all(torch.equal(a, b) for a, b in zip(flat(thin.eval()(x)), flat(again.eval()(x)), strict=True)), "a replayed cut is another one"
+        assert all(
+            torch.equal(a, b) for a, b in zip(flat(thin.eval()(x)), flat(again.eval()(x)), strict=True)
+        ), "a replayed cut is another one"
     assert not list(untrue(thin)), "a layer's width attribute is not that of its weight"
     larger = torch.randn((3, *INPUT[1:]), generator=torch.Generator().manual_seed(2))
     for inputs in (x, larger):
         for mode in (False, True):
             wanted, found = run(model, inputs, mode), run(thin, inputs, mode)
-            assert wanted is None or found is not None, f"the cut model does not run: batch of {len(inputs)}, training {mode}"
+            assert wanted is None or found is not None, (
+                f"the cut model does not run: batch of {len(inputs)}, training {mode}"
+            )
             assert wanted is None or [t.shape for t in wanted] == [t.shape for t in found or ()]
     return thin
 
 
 COMMON = ["unit", "conv", "conv", "add", "concat", "norm", "linear"]
 """steps that come more often, so that networks go on from what the rarer ones made"""
-steps = st.tuples(st.sampled_from([*OPERATORS, *COMMON]), st.integers(0, 7), st.integers(0, 7), st.integers(0, 63))
+steps = st.tuples(
+    st.sampled_from([*OPERATORS, *COMMON]), st.integers(0, 7), st.integers(0, 7), st.integers(0, 63)
+)
 programs = st.lists(steps, min_size=2, max_size=LONGEST)
 
 
@@ -875,18 +1188,40 @@ def seeded(seed: int) -> list[Step]:
     """A program without Hypothesis: the same one always."""
     chance = random.Random(seed)
     names = [*OPERATORS, *COMMON]
-    return [(chance.choice(names), chance.randint(0, 3), chance.randint(0, 7), chance.randint(0, 63)) for _ in range(chance.randint(2, LONGEST))]
+    return [
+        (chance.choice(names), chance.randint(0, 3), chance.randint(0, 7), chance.randint(0, 63))
+        for _ in range(chance.randint(2, LONGEST))
+    ]
 
 
-TIED = [("multiply", 3, 0, 18), ("split", 4, 0, 45), ("unit", 0, 0, 46), ("split", 4, 0, 45), ("attention", 0, 0, 15), ("add", 0, 0, 0)]
+TIED = [
+    ("multiply", 3, 0, 18),
+    ("split", 4, 0, 45),
+    ("unit", 0, 0, 46),
+    ("split", 4, 0, 45),
+    ("attention", 0, 0, 15),
+    ("add", 0, 0, 0),
+]
 
 
 @CASES
 @given(programs, st.integers(0, 1000))
 @example([("conv", 0, 0, 0), ("attention", 0, 0, 13), ("norm", 0, 0, 0), ("attention", 0, 0, 21)], 0)
-@example([("conv", 0, 0, 0), ("attention", 0, 0, 34), ("conv", 0, 0, 1), ("unit", 0, 0, 17), ("conv", 0, 0, 0)], 784)
+@example(
+    [("conv", 0, 0, 0), ("attention", 0, 0, 34), ("conv", 0, 0, 1), ("unit", 0, 0, 17), ("conv", 0, 0, 0)],
+    784,
+)
 @example([("add", 5, 0, 0), ("norm", 0, 0, 0), ("conv", 0, 0, 0), *TIED, ("stream_of_heads", 0, 0, 0)], 784)
-@example([("add", 5, 0, 0), ("conv", 0, 0, 0), ("stream_of_heads", 0, 0, 12), *TIED, ("stream_of_heads", 0, 0, 12)], 784)
+@example(
+    [
+        ("add", 5, 0, 0),
+        ("conv", 0, 0, 0),
+        ("stream_of_heads", 0, 0, 12),
+        *TIED,
+        ("stream_of_heads", 0, 0, 12),
+    ],
+    784,
+)
 def test_whatever_may_be_cut_is_cut_rightly(program: list[Step], seed: int) -> None:
     check(program, seed)
 
@@ -898,6 +1233,11 @@ def test_much_may_be_cut() -> None:
         model = network(seeded(seed))
         x = torch.randn(INPUT)
         map = trial_cuts.probe(model, build_map.inspect(model, (x,), {}), (x,))
-        thin, _ = operations.cut(model, map, {c.name: list(range(c.width // 2)) for c in map.coupled if c.protected is None}, "test")
+        thin, _ = operations.cut(
+            model,
+            map,
+            {c.name: list(range(c.width // 2)) for c in map.coupled if c.protected is None},
+            "test",
+        )
         shares.append(share(model, thin))
     assert sum(shares) / len(shares) >= 0.3

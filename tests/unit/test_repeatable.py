@@ -25,7 +25,9 @@ def drawn() -> list[object]:
 
 
 @pytest.mark.skipif(NIGHTLY, reason="a night is for fresh examples")
-def test_the_examples_do_not_depend_on_the_modules_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_do_not_depend_on_the_modules_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = drawn()
     source = tmp_path.parent / "constants_of_a_module.py"
     source.write_text("NUMBERS = 123456789, 0.123456789, 'a word that nobody draws'\n")

@@ -21,7 +21,9 @@ RANDOM = {"kind": "random"}
 
 def planned(model: nn.Module, inputs: tuple[Tensor, ...]) -> Plan:
     """A plan that cuts nothing: what could be cut, and what could not and why."""
-    return sparsify.make_plan(recipe({"layers": "*", "group": "weight", "sparsity": "50%", "criterion": RANDOM}), model, inputs)
+    return sparsify.make_plan(
+        recipe({"layers": "*", "group": "weight", "sparsity": "50%", "criterion": RANDOM}), model, inputs
+    )
 
 
 def recipe(*rules: dict[str, object]) -> dict[str, object]:
@@ -38,7 +40,9 @@ def rule(model: nn.Module, name: str) -> dict[str, object]:
 
 def cut_in_half(model: nn.Module, inputs: tuple[Tensor, ...], held: Collection[str]) -> tuple[Plan, Result]:
     """Half the outputs of every layer that is not held; of layers whose outputs leave together the last one speaks."""
-    layers = [name for name, module in model.named_modules() if name not in held and isinstance(module, PRODUCERS)]
+    layers = [
+        name for name, module in model.named_modules() if name not in held and isinstance(module, PRODUCERS)
+    ]
     rules = [{**rule(model, name), "override": number > 0} for number, name in enumerate(layers)]
     plan = sparsify.make_plan(recipe(*rules), model, inputs)
     return plan, sparsify.cut(plan, model)
@@ -72,11 +76,16 @@ def others(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
 def apart(one: list[Tensor], two: list[Tensor]) -> float:
     """The largest difference of an output, relative to its largest value."""
     assert [a.shape for a in one] == [b.shape for b in two]
-    gaps = [(a.detach().double() - b.detach().double()).abs().max() / b.double().abs().max().clamp(min=1e-30) for a, b in zip(one, two, strict=True)]
+    gaps = [
+        (a.detach().double() - b.detach().double()).abs().max() / b.double().abs().max().clamp(min=1e-30)
+        for a, b in zip(one, two, strict=True)
+    ]
     return float(torch.stack(gaps).max())
 
 
-def check(name: str, protected: Mapping[str, str], *, changes: bool, averages: bool, single: bool = False) -> None:
+def check(
+    name: str, protected: Mapping[str, str], *, changes: bool, averages: bool, single: bool = False
+) -> None:
     """Everything that is not protected, with its reason, halves; and what is left computes what the reference does.
 
     changes: the verdict says that statistics change. averages: a mean is taken over what left, so that a model with zeros
@@ -90,7 +99,9 @@ def check(name: str, protected: Mapping[str, str], *, changes: bool, averages: b
     reasons = {group.name: group.protected for group in plan.map.coupled if group.protected}
     assert reasons == {last: OUTPUT, **protected}
     free = {group.name: group.width for group in plan.map.coupled if not group.protected}
-    assert free and {w.group: w.kept for w in result.cuts.widths} == {group: width // 2 for group, width in free.items()}
+    assert free and {w.group: w.kept for w in result.cuts.widths} == {
+        group: width // 2 for group, width in free.items()
+    }
     assert [v.outcome for v in result.verdicts] == ["statistics change" if changes else "equal"]
     assert not any(isinstance(op, Fold) for op in result.cuts.operations)
     dtype, tolerance = (torch.float32, 1e-5) if single else (torch.float64, 1e-9)
@@ -104,4 +115,6 @@ def check(name: str, protected: Mapping[str, str], *, changes: bool, averages: b
             assert [t.shape for t in found] == [t.shape for t in wanted]
             continue
         assert apart(found, wanted) <= tolerance
-        assert apart(whole[:1], wanted[:1]) > 1e-3, "what left does not matter: the comparison could not have seen a wrong cut"
+        assert apart(whole[:1], wanted[:1]) > 1e-3, (
+            "what left does not matter: the comparison could not have seen a wrong cut"
+        )

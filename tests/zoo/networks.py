@@ -1,6 +1,6 @@
 """The zoo: networks with random weights, each with inputs.
 
-Names: micro (one construct each, of tests/unit/test_graph.py), own (tests/zoo/own.py), further (further.py), tv (torchvision), timm, hf
+Names: micro (one construct each, of tests/unit/graph/test_graph.py), own (tests/zoo/own.py), further (further.py), tv (torchvision), timm, hf
 (transformers). The libraries are imported when they are asked for.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1]))
-sys.path.append(str(Path(__file__).parents[1] / "unit"))
+sys.path.append(str(Path(__file__).parents[1] / "unit" / "graph"))
 
 import further as further_networks
 import own as own_networks
@@ -48,11 +48,17 @@ def images(size: int, batch: int = 2, channels: int = 3) -> Callable[[], Inputs]
 
 
 def tokens(*names: str) -> Callable[[], Inputs]:
-    return lambda: {name: torch.randint(2, 50, (2, 9), generator=torch.Generator().manual_seed(1)) for name in names}
+    return lambda: {
+        name: torch.randint(2, 50, (2, 9), generator=torch.Generator().manual_seed(1)) for name in names
+    }
 
 
 def micro() -> dict[str, Entry]:
-    builders = {**test_graph.EQUAL, **test_graph.STATISTICS, **{name: entry[0] for name, entry in test_graph.KEPT_WHOLE.items()}}
+    builders = {
+        **test_graph.EQUAL,
+        **test_graph.STATISTICS,
+        **{name: entry[0] for name, entry in test_graph.KEPT_WHOLE.items()},
+    }
     return {f"micro.{name}": Entry(build, lambda: test_graph.INPUTS) for name, build in builders.items()}
 
 
@@ -81,14 +87,29 @@ def torchvision() -> dict[str, Entry]:
     for size, names in sizes.items():
         for name in names.split():
             found[f"tv.{name}"] = Entry(lambda name=name: getattr(tv, name)(weights=None), images(size))
-    found["tv.googlenet"] = Entry(lambda: tv.googlenet(weights=None, aux_logits=False, init_weights=False), images(64))
-    found["tv.googlenet_aux"] = Entry(lambda: tv.googlenet(weights=None, aux_logits=True, init_weights=False), images(96))
+    found["tv.googlenet"] = Entry(
+        lambda: tv.googlenet(weights=None, aux_logits=False, init_weights=False), images(64)
+    )
+    found["tv.googlenet_aux"] = Entry(
+        lambda: tv.googlenet(weights=None, aux_logits=True, init_weights=False), images(96)
+    )
     found["tv.inception_v3"] = Entry(lambda: tv.inception_v3(weights=None, init_weights=False), images(299))
     found["tv.vit"] = Entry(lambda: tv.VisionTransformer(32, 8, 2, 4, 64, 128, num_classes=10), images(32))
-    swin = {"patch_size": [4, 4], "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": [4, 4], "num_classes": 10}
+    swin = {
+        "patch_size": [4, 4],
+        "embed_dim": 24,
+        "depths": [2, 2],
+        "num_heads": [2, 4],
+        "window_size": [4, 4],
+        "num_classes": 10,
+    }
     found["tv.swin"] = Entry(lambda: tv.SwinTransformer(**swin), images(64))
     found["tv.swin_v2"] = Entry(
-        lambda: tv.SwinTransformer(**swin, block=tv.swin_transformer.SwinTransformerBlockV2, downsample_layer=tv.swin_transformer.PatchMergingV2),
+        lambda: tv.SwinTransformer(
+            **swin,
+            block=tv.swin_transformer.SwinTransformerBlockV2,
+            downsample_layer=tv.swin_transformer.PatchMergingV2,
+        ),
         images(64),
     )
     found["tv.maxvit"] = Entry(
@@ -101,7 +122,9 @@ def torchvision() -> dict[str, Entry]:
     segmentation = tv.segmentation
     for name in ("deeplabv3_resnet50", "fcn_resnet50", "lraspp_mobilenet_v3_large"):
         more = {"weights_backbone": None, "weights": None, "num_classes": 5}
-        found[f"tv.{name}"] = Entry(lambda name=name, more=more: getattr(segmentation, name)(**more), images(64))
+        found[f"tv.{name}"] = Entry(
+            lambda name=name, more=more: getattr(segmentation, name)(**more), images(64)
+        )
     video = lambda: (torch.randn(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(0)),)  # noqa: E731
     found["tv.r3d_18"] = Entry(lambda: tv.video.r3d_18(weights=None), video)
     found["tv.r2plus1d_18"] = Entry(lambda: tv.video.r2plus1d_18(weights=None), video)
@@ -121,7 +144,9 @@ def timm() -> dict[str, Entry]:
     for size, listed in names.items():
         for name in listed.split():
             if timm.is_model(name):
-                found[f"timm.{name}"] = Entry(lambda name=name: timm.create_model(name, pretrained=False, num_classes=10), images(size))
+                found[f"timm.{name}"] = Entry(
+                    lambda name=name: timm.create_model(name, pretrained=False, num_classes=10), images(size)
+                )
     return found
 
 
@@ -129,7 +154,13 @@ def transformers() -> dict[str, Entry]:
     import transformers as tf
 
     tf.logging.set_verbosity_error()
-    small = {"vocab_size": 50, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    small = {
+        "vocab_size": 50,
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+    }
     plain = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
     causal = {**small, **plain, "use_cache": False}
     ids = tokens("input_ids")
@@ -171,7 +202,14 @@ def transformers() -> dict[str, Entry]:
     }  # fmt: skip
 
 
-SOURCES = {"micro": micro, "own": own, "further": further, "tv": torchvision, "timm": timm, "hf": transformers}
+SOURCES = {
+    "micro": micro,
+    "own": own,
+    "further": further,
+    "tv": torchvision,
+    "timm": timm,
+    "hf": transformers,
+}
 """First part of a name -> what builds the networks of that name."""
 
 

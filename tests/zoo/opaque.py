@@ -60,7 +60,9 @@ class ComplexLinear(nn.Module):
 
     def __init__(self, i: int, o: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(o, i, dtype=torch.cfloat, generator=torch.Generator().manual_seed(3)) / i**0.5)
+        self.weight = nn.Parameter(
+            torch.randn(o, i, dtype=torch.cfloat, generator=torch.Generator().manual_seed(3)) / i**0.5
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.weight.dtype), self.weight)
@@ -78,7 +80,14 @@ class StateSpace(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         length = x.shape[-1]
         poles = torch.complex(-self.decay.exp(), self.frequency)
-        kernel = (torch.view_as_complex(self.out)[..., None] * torch.exp(poles[..., None] * torch.arange(length, device=x.device))).sum(1).real
+        kernel = (
+            (
+                torch.view_as_complex(self.out)[..., None]
+                * torch.exp(poles[..., None] * torch.arange(length, device=x.device))
+            )
+            .sum(1)
+            .real
+        )
         spectrum = torch.fft.rfft(kernel, n=2 * length) * torch.fft.rfft(x, n=2 * length)
         return torch.fft.irfft(spectrum, n=2 * length)[..., :length]
 
@@ -132,7 +141,9 @@ class LongConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size = 2 * x.shape[-1]
-        y = torch.fft.irfft(torch.fft.rfft(x, n=size) * torch.fft.rfft(self.filter, n=size), n=size)[..., : x.shape[-1]]
+        y = torch.fft.irfft(torch.fft.rfft(x, n=size) * torch.fft.rfft(self.filter, n=size), n=size)[
+            ..., : x.shape[-1]
+        ]
         return y + x * self.skip[:, None]
 
 
@@ -154,11 +165,15 @@ class SpectralConvolution(nn.Module):
     def __init__(self, i: int, o: int, modes: int) -> None:
         super().__init__()
         self.modes, self.width = modes, o
-        self.weight = nn.Parameter(torch.randn(i, o, modes, dtype=torch.cfloat, generator=torch.Generator().manual_seed(4)) / i)
+        self.weight = nn.Parameter(
+            torch.randn(i, o, modes, dtype=torch.cfloat, generator=torch.Generator().manual_seed(4)) / i
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         spectrum = torch.fft.rfft(x)
-        out = torch.zeros(x.shape[0], self.weight.shape[1], spectrum.shape[-1], dtype=spectrum.dtype, device=x.device)
+        out = torch.zeros(
+            x.shape[0], self.weight.shape[1], spectrum.shape[-1], dtype=spectrum.dtype, device=x.device
+        )
         out[:, :, : self.modes] = torch.einsum("bix,iox->box", spectrum[:, :, : self.modes], self.weight)
         return torch.fft.irfft(out, n=x.shape[-1])
 
@@ -190,7 +205,9 @@ def _spectral_mask(m: Any, x: Tensor) -> Tensor:
 
 def _spectrogram(m: Any, x: Tensor) -> Tensor:
     signal = m.one(m.a(x).relu()).squeeze(1)
-    spectrum = torch.stft(signal, 8, 4, window=torch.hann_window(8, device=x.device, dtype=x.dtype), return_complex=True)
+    spectrum = torch.stft(
+        signal, 8, 4, window=torch.hann_window(8, device=x.device, dtype=x.dtype), return_complex=True
+    )
     return m.fc(m.b(spectrum.abs()).relu().mean(2))
 
 
@@ -242,7 +259,9 @@ class Ensemble(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a = nn.Linear(6, 12)
-        self.members = nn.ModuleList(nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3)) for _ in range(3))
+        self.members = nn.ModuleList(
+            nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3)) for _ in range(3)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         parameters, buffers = stack_module_state(self.members)
@@ -258,7 +277,9 @@ class StackedEnsemble(nn.Module):
         self.a = nn.Linear(6, 12)
         members = [nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3)) for _ in range(3)]
         parameters, _ = stack_module_state(members)
-        self.stacked = nn.ParameterDict({name.replace(".", "_"): value.detach() for name, value in parameters.items()})
+        self.stacked = nn.ParameterDict(
+            {name.replace(".", "_"): value.detach() for name, value in parameters.items()}
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         def run(p: dict[str, Tensor], y: Tensor) -> Tensor:
@@ -272,11 +293,18 @@ class Hypernetwork(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.make, self.layer, self.fc = nn.Linear(6, 12), nn.Linear(5, 12), nn.Linear(12, 16), nn.Linear(16, 3)
+        self.a, self.make, self.layer, self.fc = (
+            nn.Linear(6, 12),
+            nn.Linear(5, 12),
+            nn.Linear(12, 16),
+            nn.Linear(16, 3),
+        )
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         scale = self.make(z).mean(0)
-        return self.fc(functional_call(self.layer, {"weight": self.layer.weight * scale}, (self.a(x).relu(),)).relu())
+        return self.fc(
+            functional_call(self.layer, {"weight": self.layer.weight * scale}, (self.a(x).relu(),)).relu()
+        )
 
 
 def _by_example(m: Any, x: Tensor) -> Tensor:
@@ -356,7 +384,14 @@ def _scripted(m: Any, x: Tensor) -> Tensor:
 
 
 def _around(block: nn.Module) -> Net:
-    return Net(_scripted, a=nn.Linear(6, 20), b=nn.Linear(20, 12), block=block, c=nn.Linear(16, 14), fc=nn.Linear(14, 3))
+    return Net(
+        _scripted,
+        a=nn.Linear(6, 20),
+        b=nn.Linear(20, 12),
+        block=block,
+        c=nn.Linear(16, 14),
+        fc=nn.Linear(14, 3),
+    )
 
 
 def _forked(m: Any, x: Tensor) -> Tensor:
@@ -455,7 +490,12 @@ def _frozen_features(m: Any, x: Tensor) -> Tensor:
 class Decorated(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.n, self.b, self.fc = nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.Conv2d(12, 16, 3), nn.Linear(16, 3)
+        self.a, self.n, self.b, self.fc = (
+            nn.Conv2d(3, 12, 3),
+            nn.BatchNorm2d(12),
+            nn.Conv2d(12, 16, 3),
+            nn.Linear(16, 3),
+        )
 
     @torch.inference_mode()
     def forward(self, x: Tensor) -> Tensor:
@@ -521,11 +561,18 @@ class Queries(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(1, 3, 16))
-        self.a, self.att, self.b, self.fc = nn.Linear(6, 16), nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 12), nn.Linear(12, 3)
+        self.a, self.att, self.b, self.fc = (
+            nn.Linear(6, 16),
+            nn.MultiheadAttention(16, 4, batch_first=True),
+            nn.Linear(16, 12),
+            nn.Linear(12, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         keys = self.a(x)
-        return self.fc(self.b(self.att(self.queries.expand(x.shape[0], -1, -1), keys, keys)[0]).relu().mean(1))
+        return self.fc(
+            self.b(self.att(self.queries.expand(x.shape[0], -1, -1), keys, keys)[0]).relu().mean(1)
+        )
 
 
 class LowRank(nn.Module):
@@ -539,7 +586,9 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x).relu()
-        return self.fc(((self.b(y) + y @ self.pair[0] @ self.pair[1]) * self.more["scale"] + self.more["shift"]).relu())
+        return self.fc(
+            ((self.b(y) + y @ self.pair[0] @ self.pair[1]) * self.more["scale"] + self.more["shift"]).relu()
+        )
 
 
 class Sum(nn.Module):
@@ -781,14 +830,22 @@ def _dequantised(m: Any, x: Tensor) -> Tensor:
 
 
 def _dynamic() -> nn.Module:
-    inner = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(12, 16)), {nn.Linear}, dtype=torch.qint8)
+    inner = torch.ao.quantization.quantize_dynamic(
+        nn.Sequential(nn.Linear(12, 16)), {nn.Linear}, dtype=torch.qint8
+    )
     return _around(inner)
 
 
 def _observed() -> Net:
     """Ranges are observed in eval mode too, so that each call changes the next."""
     kind = torch.ao.quantization.MovingAveragePerChannelMinMaxObserver
-    net = Net(_observing, a=nn.Linear(6, 16), q=torch.ao.quantization.FakeQuantize(kind, ch_axis=1), b=nn.Linear(16, 12), fc=nn.Linear(12, 3))
+    net = Net(
+        _observing,
+        a=nn.Linear(6, 16),
+        q=torch.ao.quantization.FakeQuantize(kind, ch_axis=1),
+        b=nn.Linear(16, 12),
+        fc=nn.Linear(12, 3),
+    )
     net(torch.randn(4, 6))
     return net
 
@@ -796,7 +853,13 @@ def _observed() -> Net:
 def _observed_together() -> Net:
     """One range for all channels, which no call has set yet."""
     kind = torch.ao.quantization.MovingAverageMinMaxObserver
-    return Net(_observing, a=nn.Linear(6, 16), q=torch.ao.quantization.FakeQuantize(kind), b=nn.Linear(16, 12), fc=nn.Linear(12, 3))
+    return Net(
+        _observing,
+        a=nn.Linear(6, 16),
+        q=torch.ao.quantization.FakeQuantize(kind),
+        b=nn.Linear(16, 12),
+        fc=nn.Linear(12, 3),
+    )
 
 
 def _observing(m: Any, x: Tensor) -> Tensor:
@@ -846,7 +909,9 @@ def _custom_in_place(m: Any, x: Tensor) -> Tensor:
 
 
 def _three(run: Callable[..., Any], width: int = 16, out: int = 12) -> Callable[[], nn.Module]:
-    return lambda: Net(run, a=nn.Linear(6, width), b=nn.Linear(width, out), c=nn.Linear(width, out), fc=nn.Linear(out, 3))
+    return lambda: Net(
+        run, a=nn.Linear(6, width), b=nn.Linear(width, out), c=nn.Linear(width, out), fc=nn.Linear(out, 3)
+    )
 
 
 ROWS = noise((4, 6))

@@ -85,7 +85,9 @@ class Dispatched(nn.Module):
         super().__init__()
         self.viewed = viewed
         self.a, self.router = nn.Linear(6, 16), nn.Linear(16, 3)
-        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 16)) for _ in range(3))
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 16)) for _ in range(3)
+        )
         self.fc = nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,7 +115,9 @@ class Grouped(nn.Module):
         number = self.router(y).argmax(-1)
         order = number.argsort(stable=True)
         ends = F.one_hot(number, 4).sum(0).cumsum(0).int()
-        made = F.grouped_mm(F.grouped_mm(y[order], self.experts.up, offs=ends).relu(), self.experts.down, offs=ends)
+        made = F.grouped_mm(
+            F.grouped_mm(y[order], self.experts.up, offs=ends).relu(), self.experts.down, offs=ends
+        )
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
         return self.fc(y + made[back])
@@ -125,7 +129,11 @@ class Codebook(nn.Module):
     def __init__(self, distance: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self.distance = distance
-        self.a, self.book, self.b = nn.Conv2d(3, 8, 3, 2, 1), nn.Embedding(10, 8), nn.ConvTranspose2d(8, 6, 2, 2)
+        self.a, self.book, self.b = (
+            nn.Conv2d(3, 8, 3, 2, 1),
+            nn.Embedding(10, 8),
+            nn.ConvTranspose2d(8, 6, 2, 2),
+        )
         self.out = nn.Conv2d(6, 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Any:
@@ -146,7 +154,12 @@ class Edges(nn.Module):
     def __init__(self, nearest: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.nearest = nearest
-        self.a, self.b, self.c, self.fc = nn.Conv2d(6, 8, 1), nn.Conv2d(16, 12, 1), nn.Conv1d(20, 10, 1), nn.Linear(10, 3)
+        self.a, self.b, self.c, self.fc = (
+            nn.Conv2d(6, 8, 1),
+            nn.Conv2d(16, 12, 1),
+            nn.Conv1d(20, 10, 1),
+            nn.Linear(10, 3),
+        )
 
     def edges(self, x: Tensor) -> Tensor:
         batch, channels, points = x.shape
@@ -176,7 +189,12 @@ class Segmenter(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(12, 8, 3, padding=1), nn.Conv2d(8, 2, 3, padding=1)
+        self.a, self.b, self.c, self.out = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 12, 3, padding=1),
+            nn.Conv2d(12, 8, 3, padding=1),
+            nn.Conv2d(8, 2, 3, padding=1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y, places = F.max_pool2d(self.a(x).relu(), 2, return_indices=True)
@@ -284,28 +302,181 @@ ROUTING: dict[str, Built] = {
     "grouped products": (Grouped, SERIES),
     "codebook by cdist": (lambda: Codebook(torch.cdist), IMAGE),
     "codebook by squares": (lambda: Codebook(squares), IMAGE),
-    "pointer": (lambda: Net(_pointer, encode=nn.Linear(6, 16), query=nn.Linear(16, 16), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), SERIES),
-    "pruned tokens": (lambda: Net(_pruned_tokens, a=nn.Linear(6, 16), score=nn.Linear(16, 1), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), SERIES),
-    "top channels": (lambda: Net(_top_channels, a=nn.Conv2d(3, 8, 3), score=nn.Linear(8, 8), b=nn.Conv2d(4, 6, 3), fc=nn.Linear(6, 3)), IMAGE),
-    "top channels by a mask": (lambda: Net(_masked_channels, a=nn.Conv2d(3, 8, 3), score=nn.Linear(8, 8), b=nn.Conv2d(8, 6, 3), fc=nn.Linear(6, 3)), IMAGE),
+    "pointer": (
+        lambda: Net(
+            _pointer,
+            encode=nn.Linear(6, 16),
+            query=nn.Linear(16, 16),
+            b=nn.Linear(16, 12),
+            fc=nn.Linear(12, 3),
+        ),
+        SERIES,
+    ),
+    "pruned tokens": (
+        lambda: Net(
+            _pruned_tokens,
+            a=nn.Linear(6, 16),
+            score=nn.Linear(16, 1),
+            b=nn.Linear(16, 12),
+            fc=nn.Linear(12, 3),
+        ),
+        SERIES,
+    ),
+    "top channels": (
+        lambda: Net(
+            _top_channels,
+            a=nn.Conv2d(3, 8, 3),
+            score=nn.Linear(8, 8),
+            b=nn.Conv2d(4, 6, 3),
+            fc=nn.Linear(6, 3),
+        ),
+        IMAGE,
+    ),
+    "top channels by a mask": (
+        lambda: Net(
+            _masked_channels,
+            a=nn.Conv2d(3, 8, 3),
+            score=nn.Linear(8, 8),
+            b=nn.Conv2d(8, 6, 3),
+            fc=nn.Linear(6, 3),
+        ),
+        IMAGE,
+    ),
     "one channel": (lambda: Net(_one_channel, a=nn.Conv2d(3, 8, 3), fc=nn.Linear(36, 3)), IMAGE),
     "unpooling": (Segmenter, IMAGE),
     "neighbours by products": (lambda: Edges(by_products), CLOUD),
     "neighbours by cdist": (lambda: Edges(by_distance), CLOUD),
-    "hash of bits": (lambda: Net(_hashed, hash=nn.Linear(6, 5), table=nn.Embedding(32, 16), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), VECTOR),
-    "hash of turned vectors": (lambda: Net(_lsh, hash=nn.Linear(6, 4), table=nn.Embedding(8, 16), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), SERIES),
-    "beam": (lambda: Net(_beam, a=nn.Linear(6, 16), words=nn.Linear(16, 10), table=nn.Embedding(10, 14), b=nn.Linear(14, 12), fc=nn.Linear(12, 3)), VECTOR),
-    "greedy decoding": (lambda: Net(_greedy, a=nn.Linear(6, 16), words=nn.Linear(16, 10), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), VECTOR),
-    "number of the largest, returned": (lambda: Net(_largest_hidden, a=nn.Linear(6, 16), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), VECTOR),
-    "number compared with a constant": (lambda: Net(_gated_by_number, a=nn.Linear(6, 16), gate=nn.Linear(16, 4), b=nn.Linear(16, 12), c=nn.Linear(16, 12), fc=nn.Linear(12, 3)), VECTOR),
-    "number read in Python": (lambda: Net(_read_in_python, a=nn.Linear(6, 16), gate=nn.Linear(16, 4), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), VECTOR),
-    "hard attention": (lambda: Net(_hard_attention, a=nn.Conv2d(3, 8, 3), score=nn.Linear(8, 8), b=nn.Conv2d(8, 6, 3), fc=nn.Linear(6, 3)), IMAGE),
-    "where positive": (lambda: Net(_where_positive, a=nn.Linear(6, 16), gate=nn.Linear(16, 4), table=nn.Embedding(4, 12), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), VECTOR),
-    "interval of learnt edges": (lambda: Net(partial(_nearest_edges, number=lambda m, y: torch.searchsorted(m.edges(y).cumsum(1), y[:, :1].contiguous())[:, 0]), a=nn.Linear(6, 16), edges=nn.Linear(16, 9), table=nn.Embedding(10, 12), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), VECTOR),
-    "interval of edges": (lambda: Net(partial(_nearest_edges, number=lambda m, y: torch.bucketize(y[:, 0].contiguous(), m.edges.weight[:, 0])), a=nn.Linear(6, 16), edges=nn.Linear(1, 9), table=nn.Embedding(10, 12), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), VECTOR),
-    "embedded signs": (lambda: Net(_signs, a=nn.Linear(6, 16), table=nn.Embedding(2, 8), b=nn.Linear(8, 12), fc=nn.Linear(12, 3)), SERIES),
-    "values of max alone": (lambda: Net(lambda m, x: m.fc(m.b((y := m.a(x)) * y.max(1, keepdim=True)[0].sigmoid()).relu()), a=nn.Linear(6, 16), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), VECTOR),
-    "mask of the largest": (lambda: Net(lambda m, x: m.fc(m.b((y := m.a(x)) * (y == y.max(1, keepdim=True)[0])).relu()), a=nn.Linear(6, 16), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), VECTOR),
+    "hash of bits": (
+        lambda: Net(
+            _hashed,
+            hash=nn.Linear(6, 5),
+            table=nn.Embedding(32, 16),
+            b=nn.Linear(16, 12),
+            fc=nn.Linear(12, 3),
+        ),
+        VECTOR,
+    ),
+    "hash of turned vectors": (
+        lambda: Net(
+            _lsh, hash=nn.Linear(6, 4), table=nn.Embedding(8, 16), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)
+        ),
+        SERIES,
+    ),
+    "beam": (
+        lambda: Net(
+            _beam,
+            a=nn.Linear(6, 16),
+            words=nn.Linear(16, 10),
+            table=nn.Embedding(10, 14),
+            b=nn.Linear(14, 12),
+            fc=nn.Linear(12, 3),
+        ),
+        VECTOR,
+    ),
+    "greedy decoding": (
+        lambda: Net(
+            _greedy, a=nn.Linear(6, 16), words=nn.Linear(16, 10), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)
+        ),
+        VECTOR,
+    ),
+    "number of the largest, returned": (
+        lambda: Net(_largest_hidden, a=nn.Linear(6, 16), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)),
+        VECTOR,
+    ),
+    "number compared with a constant": (
+        lambda: Net(
+            _gated_by_number,
+            a=nn.Linear(6, 16),
+            gate=nn.Linear(16, 4),
+            b=nn.Linear(16, 12),
+            c=nn.Linear(16, 12),
+            fc=nn.Linear(12, 3),
+        ),
+        VECTOR,
+    ),
+    "number read in Python": (
+        lambda: Net(
+            _read_in_python,
+            a=nn.Linear(6, 16),
+            gate=nn.Linear(16, 4),
+            b=nn.Linear(16, 12),
+            fc=nn.Linear(12, 3),
+        ),
+        VECTOR,
+    ),
+    "hard attention": (
+        lambda: Net(
+            _hard_attention,
+            a=nn.Conv2d(3, 8, 3),
+            score=nn.Linear(8, 8),
+            b=nn.Conv2d(8, 6, 3),
+            fc=nn.Linear(6, 3),
+        ),
+        IMAGE,
+    ),
+    "where positive": (
+        lambda: Net(
+            _where_positive,
+            a=nn.Linear(6, 16),
+            gate=nn.Linear(16, 4),
+            table=nn.Embedding(4, 12),
+            b=nn.Linear(16, 12),
+            fc=nn.Linear(12, 3),
+        ),
+        VECTOR,
+    ),
+    "interval of learnt edges": (
+        lambda: Net(
+            partial(
+                _nearest_edges,
+                number=lambda m, y: torch.searchsorted(m.edges(y).cumsum(1), y[:, :1].contiguous())[:, 0],
+            ),
+            a=nn.Linear(6, 16),
+            edges=nn.Linear(16, 9),
+            table=nn.Embedding(10, 12),
+            b=nn.Linear(16, 12),
+            fc=nn.Linear(12, 3),
+        ),
+        VECTOR,
+    ),
+    "interval of edges": (
+        lambda: Net(
+            partial(
+                _nearest_edges,
+                number=lambda m, y: torch.bucketize(y[:, 0].contiguous(), m.edges.weight[:, 0]),
+            ),
+            a=nn.Linear(6, 16),
+            edges=nn.Linear(1, 9),
+            table=nn.Embedding(10, 12),
+            b=nn.Linear(16, 12),
+            fc=nn.Linear(12, 3),
+        ),
+        VECTOR,
+    ),
+    "embedded signs": (
+        lambda: Net(
+            _signs, a=nn.Linear(6, 16), table=nn.Embedding(2, 8), b=nn.Linear(8, 12), fc=nn.Linear(12, 3)
+        ),
+        SERIES,
+    ),
+    "values of max alone": (
+        lambda: Net(
+            lambda m, x: m.fc(m.b((y := m.a(x)) * y.max(1, keepdim=True)[0].sigmoid()).relu()),
+            a=nn.Linear(6, 16),
+            b=nn.Linear(16, 12),
+            fc=nn.Linear(12, 3),
+        ),
+        VECTOR,
+    ),
+    "mask of the largest": (
+        lambda: Net(
+            lambda m, x: m.fc(m.b((y := m.a(x)) * (y == y.max(1, keepdim=True)[0])).relu()),
+            a=nn.Linear(6, 16),
+            b=nn.Linear(16, 12),
+            fc=nn.Linear(12, 3),
+        ),
+        VECTOR,
+    ),
 }
 """networks that choose by the number of an element"""
 
@@ -317,7 +488,13 @@ def tokens(run: Callable[[Net, Tensor], Tensor], width: int = 16, **layers: nn.M
         y = m.b(run(m, m.a(x))).relu()
         return m.fc(y.flatten(1, -2).mean(1) if y.dim() > 2 else y)
 
-    return lambda: Net(forward, a=nn.Linear(6, 16), b=nn.Linear(width, 12), fc=nn.Linear(12, 3), **{k: deepcopy(v) for k, v in layers.items()}), SERIES
+    return lambda: Net(
+        forward,
+        a=nn.Linear(6, 16),
+        b=nn.Linear(width, 12),
+        fc=nn.Linear(12, 3),
+        **{k: deepcopy(v) for k, v in layers.items()},
+    ), SERIES
 
 
 def planes(run: Callable[[Net, Tensor], Tensor], width: int = 8, **layers: nn.Module) -> Built:
@@ -326,7 +503,13 @@ def planes(run: Callable[[Net, Tensor], Tensor], width: int = 8, **layers: nn.Mo
     def forward(m: Net, x: Tensor) -> Tensor:
         return m.fc(m.b(run(m, m.a(x)).flatten(2)).relu().mean(2))
 
-    return lambda: Net(forward, a=nn.Conv2d(3, 8, 3, padding=1), b=nn.Conv1d(width, 6, 1), fc=nn.Linear(6, 3), **{k: deepcopy(v) for k, v in layers.items()}), IMAGE
+    return lambda: Net(
+        forward,
+        a=nn.Conv2d(3, 8, 3, padding=1),
+        b=nn.Conv1d(width, 6, 1),
+        fc=nn.Linear(6, 3),
+        **{k: deepcopy(v) for k, v in layers.items()},
+    ), IMAGE
 
 
 def at(y: Tensor, *numbers: int) -> Tensor:
@@ -418,7 +601,12 @@ def _by_class(name: str) -> Callable[[Net, Tensor], Tensor]:
             "cross_entropy, smoothed": lambda: F.cross_entropy(flat, target, label_smoothing=0.1),
             "cross_entropy of planes": lambda: F.cross_entropy(y.transpose(1, 2), target.view(y.shape[:2])),
             "multi_margin_loss": lambda: F.multi_margin_loss(flat, target),
-            "ctc_loss": lambda: F.ctc_loss(y.transpose(0, 1).log_softmax(-1), target[: 2 * len(y)].view(-1, 2) + 1, torch.full((len(y),), y.shape[1]), torch.full((len(y),), 2)),
+            "ctc_loss": lambda: F.ctc_loss(
+                y.transpose(0, 1).log_softmax(-1),
+                target[: 2 * len(y)].view(-1, 2) + 1,
+                torch.full((len(y),), y.shape[1]),
+                torch.full((len(y),), 2),
+            ),
         }[name]()
         return y.detach() * loss
 
@@ -426,7 +614,9 @@ def _by_class(name: str) -> Callable[[Net, Tensor], Tensor]:
 
 
 def _segments(m: Net, y: Tensor) -> Tensor:
-    return torch.segment_reduce(y.flatten(0, 1), "mean", lengths=torch.full((len(y),), y.shape[1], device=y.device), axis=0).unsqueeze(1)
+    return torch.segment_reduce(
+        y.flatten(0, 1), "mean", lengths=torch.full((len(y),), y.shape[1], device=y.device), axis=0
+    ).unsqueeze(1)
 
 
 def _grid(m: Net, y: Tensor) -> Tensor:
@@ -463,13 +653,24 @@ def _of_first(m: Net, y: Tensor) -> Tensor:
 
 
 def _quantised(m: Net, y: Tensor) -> Tensor:
-    return torch.fake_quantize_per_channel_affine(y, m.scale.weight[:, 0].detach().abs() + 0.01, torch.zeros(y.shape[1], dtype=torch.int32, device=y.device), 1, -128, 127)
+    return torch.fake_quantize_per_channel_affine(
+        y,
+        m.scale.weight[:, 0].detach().abs() + 0.01,
+        torch.zeros(y.shape[1], dtype=torch.int32, device=y.device),
+        1,
+        -128,
+        127,
+    )
 
 
 def _quantised_weight(m: Net, y: Tensor) -> Tensor:
     own = m.c.weight
     scale = own.detach().abs().amax((1, 2, 3)) / 127
-    return F.conv2d(y, torch.fake_quantize_per_channel_affine(own, scale, torch.zeros_like(scale).int(), 0, -128, 127), padding=1)
+    return F.conv2d(
+        y,
+        torch.fake_quantize_per_channel_affine(own, scale, torch.zeros_like(scale).int(), 0, -128, 127),
+        padding=1,
+    )
 
 
 # Operators of torchvision, which its builds for other devices lack: the same schemas, sampled by torch's own operators.
@@ -477,7 +678,22 @@ def _quantised_weight(m: Net, y: Tensor) -> Tensor:
 VISION = None
 
 
-def _deform(x: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, sh: int, sw: int, ph: int, pw: int, dh: int, dw: int, groups: int, parts: int, masked: bool) -> Tensor:
+def _deform(
+    x: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    bias: Tensor,
+    sh: int,
+    sw: int,
+    ph: int,
+    pw: int,
+    dh: int,
+    dw: int,
+    groups: int,
+    parts: int,
+    masked: bool,
+) -> Tensor:
     taps, (height, width) = weight.shape[2] * weight.shape[3], x.shape[2:]
     rows = torch.arange(offset.shape[2]).view(-1, 1) * sh - ph
     columns = torch.arange(offset.shape[3]) * sw - pw
@@ -491,16 +707,23 @@ def _deform(x: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tenso
             sampled = F.grid_sample(own, grid, align_corners=True)
             read.append(sampled * mask[:, at : at + 1] if masked else sampled)
     per_tap = [torch.cat(read[tap * parts : (tap + 1) * parts], 1) for tap in range(taps)]
-    made = F.conv2d(torch.stack(per_tap, 2).flatten(1, 2), weight.flatten(1)[..., None, None], bias, groups=groups)
+    made = F.conv2d(
+        torch.stack(per_tap, 2).flatten(1, 2), weight.flatten(1)[..., None, None], bias, groups=groups
+    )
     return made.contiguous()
 
 
-def _roi_align(x: Tensor, boxes: Tensor, scale: float, height: int, width: int, samples: int, aligned: bool) -> Tensor:
+def _roi_align(
+    x: Tensor, boxes: Tensor, scale: float, height: int, width: int, samples: int, aligned: bool
+) -> Tensor:
     made = []
     for number, left, top, right, bottom in boxes.tolist():
         y = top * scale + (torch.arange(height, dtype=x.dtype) + 0.5) * (bottom - top) * scale / height
         z = left * scale + (torch.arange(width, dtype=x.dtype) + 0.5) * (right - left) * scale / width
-        spread = [2 * z.expand(height, -1) / (x.shape[3] - 1) - 1, 2 * y.view(-1, 1).expand(-1, width) / (x.shape[2] - 1) - 1]
+        spread = [
+            2 * z.expand(height, -1) / (x.shape[3] - 1) - 1,
+            2 * y.view(-1, 1).expand(-1, width) / (x.shape[2] - 1) - 1,
+        ]
         made.append(F.grid_sample(x[int(number)][None], torch.stack(spread, 2)[None], align_corners=True)[0])
     return torch.stack(made)
 
@@ -512,12 +735,24 @@ def define_vision() -> None:
         return
     VISION = torch.library.Library("torchvision", "FRAGMENT")
     sizes = "SymInt stride_h, SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, SymInt offset_groups"
-    VISION.define(f"deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, {sizes}, bool use_mask) -> Tensor")
+    VISION.define(
+        f"deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, {sizes}, bool use_mask) -> Tensor"
+    )
     VISION.impl("deform_conv2d", _deform, "CPU")
-    VISION.impl("deform_conv2d", lambda x, weight, offset, *_: x.new_empty(len(x), len(weight), *offset.shape[2:]), "Meta")
-    VISION.define("roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor")
+    VISION.impl(
+        "deform_conv2d",
+        lambda x, weight, offset, *_: x.new_empty(len(x), len(weight), *offset.shape[2:]),
+        "Meta",
+    )
+    VISION.define(
+        "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor"
+    )
     VISION.impl("roi_align", _roi_align, "CPU")
-    VISION.impl("roi_align", lambda x, boxes, _scale, height, width, *_: x.new_empty(len(boxes), x.shape[1], height, width), "Meta")
+    VISION.impl(
+        "roi_align",
+        lambda x, boxes, _scale, height, width, *_: x.new_empty(len(boxes), x.shape[1], height, width),
+        "Meta",
+    )
 
 
 def _deformed(parts: int, masked: bool, groups: int = 1) -> Built:
@@ -526,10 +761,20 @@ def _deformed(parts: int, masked: bool, groups: int = 1) -> Built:
 
     def run(m: Net, y: Tensor) -> Tensor:
         mask = m.mask(y).sigmoid() if masked else y.new_zeros(len(y), 1)
-        return torch.ops.torchvision.deform_conv2d(y, m.c.weight, m.offset(y), mask, m.c.bias, 1, 1, 1, 1, 1, 1, groups, parts, masked)
+        return torch.ops.torchvision.deform_conv2d(
+            y, m.c.weight, m.offset(y), mask, m.c.bias, 1, 1, 1, 1, 1, 1, groups, parts, masked
+        )
 
     own = {"mask": nn.Conv2d(8, taps, 3, padding=1)} if masked else {}
-    return _frozen(planes(run, width=12, c=nn.Conv2d(8, 12, 3, groups=groups), offset=nn.Conv2d(8, 2 * taps, 3, padding=1), **own))
+    return _frozen(
+        planes(
+            run,
+            width=12,
+            c=nn.Conv2d(8, 12, 3, groups=groups),
+            offset=nn.Conv2d(8, 2 * taps, 3, padding=1),
+            **own,
+        )
+    )
 
 
 def _frozen(built: Built) -> Built:
@@ -543,6 +788,8 @@ def _boxes(m: Net, y: Tensor) -> Tensor:
 
 
 define_vision()
+
+
 def _written_twice(m: Net, y: Tensor) -> Tensor:
     """The same operators on two tensors of zeros, each written into by a view of it."""
     parts = []
@@ -580,7 +827,10 @@ TOKENS: dict[str, Built] = {
     "index of rows and tokens": tokens(lambda m, y: y[at(y, 0, 0, 0, 0), at(y, 4, 0, 2, 1)]),
     "mask of tokens": tokens(lambda m, y: y[_masked(y)].view(len(y), -1, y.shape[2])),
     "take": tokens(lambda m, y: y.take(torch.arange(32, device=y.device).view(2, 16))),
-    "gather of channels": tokens(lambda m, y: y.gather(2, torch.zeros(len(y), y.shape[1], 4, dtype=torch.long, device=y.device)), width=4),
+    "gather of channels": tokens(
+        lambda m, y: y.gather(2, torch.zeros(len(y), y.shape[1], 4, dtype=torch.long, device=y.device)),
+        width=4,
+    ),
     "index_add": tokens(lambda m, y: y.index_add(1, at(y, 0, 2), y[:, :2])),
     "index_add into zeros": tokens(lambda m, y: torch.zeros_like(y[0]).index_add(0, at(y, 0, 2), y[0, :2])),
     "index_copy": tokens(lambda m, y: y.index_copy(1, at(y, 0, 2), y[:, 3:5])),
@@ -592,13 +842,17 @@ TOKENS: dict[str, Built] = {
     "index_put with a mask of elements": tokens(_negative_to_zero),
     "scatter": tokens(lambda m, y: y.scatter(1, index_for(y, 3), y[:, :3])),
     "scatter of a number": tokens(lambda m, y: y.scatter(1, index_for(y, 3), 0.5)),
-    "scatter_add into zeros": tokens(lambda m, y: y.new_zeros(y.shape).scatter_add(1, index_for(y, 3), y[:, 1:4])),
+    "scatter_add into zeros": tokens(
+        lambda m, y: y.new_zeros(y.shape).scatter_add(1, index_for(y, 3), y[:, 1:4])
+    ),
     "scatter_reduce": tokens(lambda m, y: y.scatter_reduce(1, index_for(y, 3), y[:, 1:4], "amax")),
     "scatter along channels": tokens(lambda m, y: y.scatter(2, torch.zeros_like(y[:, :, :1]).long(), 0.0)),
     "slice_scatter": tokens(lambda m, y: y.slice_scatter(y[:, 2:4] * 2, 1, 0, 2)),
     "select_scatter": tokens(lambda m, y: y.select_scatter(y[:, 3] * 2, 1, 0)),
     "slice_scatter of channels": tokens(lambda m, y: y.slice_scatter(y[:, :, 2:4], 2, 0, 2)),
-    "diagonal_scatter": tokens(lambda m, y: y.diagonal_scatter(torch.zeros_like(y.diagonal(0, 1, 2)), 0, 1, 2)),
+    "diagonal_scatter": tokens(
+        lambda m, y: y.diagonal_scatter(torch.zeros_like(y.diagonal(0, 1, 2)), 0, 1, 2)
+    ),
     "masked_scatter of rows": tokens(_image_tokens, c=nn.Linear(5, 16)),
     "masked_scatter of elements": tokens(lambda m, y: y.masked_scatter(y > 0, y.flip(1))),
     "masked_select": tokens(lambda m, y: y + y.masked_select(y > 0).mean()),
@@ -607,9 +861,14 @@ TOKENS: dict[str, Built] = {
     "rows written by number into a part": tokens(_own_rows),
     "rows written by number into a part, twice": tokens(_written_twice),
     "index by signs": tokens(lambda m, y: y * m.t.weight[(y > 0).long(), 0], t=nn.Embedding(2, 2)),
-    "index_select by signs": tokens(lambda m, y: y * m.t.weight[:, 0].index_select(0, (y[0, 0] > 0).long()), t=nn.Embedding(2, 2)),
+    "index_select by signs": tokens(
+        lambda m, y: y * m.t.weight[:, 0].index_select(0, (y[0, 0] > 0).long()), t=nn.Embedding(2, 2)
+    ),
     "take by signs": tokens(lambda m, y: y * m.t.weight.take((y > 0).long()), t=nn.Embedding(2, 2)),
-    "gather by signs": tokens(lambda m, y: m.t.weight[:, :1].expand(2, y.shape[2]).gather(0, (y[0] > 0).long()), t=nn.Embedding(2, 2)),
+    "gather by signs": tokens(
+        lambda m, y: m.t.weight[:, :1].expand(2, y.shape[2]).gather(0, (y[0] > 0).long()),
+        t=nn.Embedding(2, 2),
+    ),
     "segment_reduce": tokens(_segments),
     "renorm": tokens(lambda m, y: y.renorm(2, 2, 1.0)),
     "renorm of channels": tokens(lambda m, y: y.renorm(2, 1, 1.0)),
@@ -617,38 +876,121 @@ TOKENS: dict[str, Built] = {
     "cumulative_trapezoid": tokens(lambda m, y: torch.cumulative_trapezoid(y, dim=1)),
     "diff": tokens(lambda m, y: y.diff(dim=1)),
     "cross": tokens(lambda m, y: torch.linalg.cross(y[:, :3], y[:, 2:], dim=1)),
-    "searchsorted": tokens(lambda m, y: y * torch.searchsorted(torch.linspace(-1, 1, 5, device=y.device, dtype=y.dtype), y)),
-    "bucketize": tokens(lambda m, y: y * torch.bucketize(y, torch.linspace(-1, 1, 5, device=y.device, dtype=y.dtype))),
+    "searchsorted": tokens(
+        lambda m, y: y * torch.searchsorted(torch.linspace(-1, 1, 5, device=y.device, dtype=y.dtype), y)
+    ),
+    "bucketize": tokens(
+        lambda m, y: y * torch.bucketize(y, torch.linspace(-1, 1, 5, device=y.device, dtype=y.dtype))
+    ),
     "histc": tokens(lambda m, y: y * torch.histc(y, 4, -3, 3)[0]),
     "unique": tokens(lambda m, y: y * len((y * 10).round().unique())),
     "cdist": tokens(lambda m, y: torch.cdist(y, m.c(y)).sigmoid() @ y, c=nn.Linear(16, 16)),
     "cdist, by the first norm": tokens(lambda m, y: torch.cdist(y, y, p=1.0).sigmoid() @ y),
     "pdist": tokens(lambda m, y: y * F.pdist(y.flatten(0, 1)).mean()),
-    "cosine_similarity": tokens(lambda m, y: y * F.cosine_similarity(y, m.c(y), -1).unsqueeze(2), c=nn.Linear(16, 16)),
-    "pairwise_distance": tokens(lambda m, y: y * F.pairwise_distance(y, m.c(y)).unsqueeze(2), c=nn.Linear(16, 16)),
+    "cosine_similarity": tokens(
+        lambda m, y: y * F.cosine_similarity(y, m.c(y), -1).unsqueeze(2), c=nn.Linear(16, 16)
+    ),
+    "pairwise_distance": tokens(
+        lambda m, y: y * F.pairwise_distance(y, m.c(y)).unsqueeze(2), c=nn.Linear(16, 16)
+    ),
     "normalize": tokens(lambda m, y: F.normalize(y, dim=-1)),
     "vector_norm": tokens(lambda m, y: y / (1 + torch.linalg.vector_norm(y, 3.0, dim=-1, keepdim=True))),
-    **{name: tokens(_losses(name), c=nn.Linear(16, 16)) for name in ("mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "soft_margin_loss", "dist", "l1_loss", "kl_div", "mse_loss, each")},
-    **{name: tokens(_by_class(name)) for name in ("cross_entropy", "cross_entropy, smoothed", "cross_entropy of planes", "multi_margin_loss", "ctc_loss")},
+    **{
+        name: tokens(_losses(name), c=nn.Linear(16, 16))
+        for name in (
+            "mse_loss",
+            "smooth_l1_loss",
+            "huber_loss",
+            "binary_cross_entropy",
+            "binary_cross_entropy_with_logits",
+            "soft_margin_loss",
+            "dist",
+            "l1_loss",
+            "kl_div",
+            "mse_loss, each",
+        )
+    },
+    **{
+        name: tokens(_by_class(name))
+        for name in (
+            "cross_entropy",
+            "cross_entropy, smoothed",
+            "cross_entropy of planes",
+            "multi_margin_loss",
+            "ctc_loss",
+        )
+    },
     "fake_quantize": tokens(lambda m, y: torch.fake_quantize_per_tensor_affine(y, 0.05, 3, -128, 127)),
-    "fake_quantize by a tensor": tokens(lambda m, y: torch.fake_quantize_per_tensor_affine(y, m.s.weight[0].detach().abs() + 0.01, torch.zeros(1, dtype=torch.int32, device=y.device), -128, 127), s=nn.Linear(1, 1)),
-    "fake_quantize, learnable": tokens(lambda m, y: torch._fake_quantize_learnable_per_tensor_affine(y, m.s.weight[0].abs() + 0.01, m.s.bias * 0, -128, 127, 1.0), s=nn.Linear(1, 1)),
+    "fake_quantize by a tensor": tokens(
+        lambda m, y: torch.fake_quantize_per_tensor_affine(
+            y,
+            m.s.weight[0].detach().abs() + 0.01,
+            torch.zeros(1, dtype=torch.int32, device=y.device),
+            -128,
+            127,
+        ),
+        s=nn.Linear(1, 1),
+    ),
+    "fake_quantize, learnable": tokens(
+        lambda m, y: torch._fake_quantize_learnable_per_tensor_affine(
+            y, m.s.weight[0].abs() + 0.01, m.s.bias * 0, -128, 127, 1.0
+        ),
+        s=nn.Linear(1, 1),
+    ),
     "prelu": tokens(lambda m, y: m.p(y.transpose(1, 2)).transpose(1, 2), p=nn.PReLU(16)),
-    "celu, rrelu, dropouts": tokens(lambda m, y: F.alpha_dropout(F.dropout(F.rrelu(F.celu(y)), 0.1, m.training), 0.1, m.training)),
+    "celu, rrelu, dropouts": tokens(
+        lambda m, y: F.alpha_dropout(F.dropout(F.rrelu(F.celu(y)), 0.1, m.training), 0.1, m.training)
+    ),
     "addbmm": tokens(lambda m, y: torch.addbmm(y[0], (y @ y.transpose(1, 2)).softmax(2), y)),
     "baddbmm": tokens(lambda m, y: torch.baddbmm(y, (y @ y.transpose(1, 2)).softmax(2), y)),
-    "addmv": tokens(lambda m, y: y[0] * torch.addmv(m.u.weight[:, 0], y[0], m.v.weight[0]).unsqueeze(1), u=nn.Linear(1, 5), v=nn.Linear(16, 1)),
-    "addr": tokens(lambda m, y: torch.addr(y[0], m.u.weight[:, 0], m.v.weight[0]), u=nn.Linear(1, 5), v=nn.Linear(16, 1)),
-    "outer": tokens(lambda m, y: y[0] * torch.outer(m.u.weight[:, 0], m.v.weight[0]), u=nn.Linear(1, 5), v=nn.Linear(16, 1)),
+    "addmv": tokens(
+        lambda m, y: y[0] * torch.addmv(m.u.weight[:, 0], y[0], m.v.weight[0]).unsqueeze(1),
+        u=nn.Linear(1, 5),
+        v=nn.Linear(16, 1),
+    ),
+    "addr": tokens(
+        lambda m, y: torch.addr(y[0], m.u.weight[:, 0], m.v.weight[0]), u=nn.Linear(1, 5), v=nn.Linear(16, 1)
+    ),
+    "outer": tokens(
+        lambda m, y: y[0] * torch.outer(m.u.weight[:, 0], m.v.weight[0]),
+        u=nn.Linear(1, 5),
+        v=nn.Linear(16, 1),
+    ),
     "kron": tokens(lambda m, y: torch.kron(y, torch.ones(1, 1, 2, device=y.device, dtype=y.dtype)), width=32),
-    "tensordot": tokens(lambda m, y: torch.tensordot(y, m.v.weight, dims=([2], [1])), width=10, v=nn.Linear(16, 10)),
-    "einsum of three": tokens(lambda m, y: torch.einsum("btc,bsc,c->bts", y, y, m.v.weight[0]) @ y, v=nn.Linear(16, 1)),
-    "chain_matmul": tokens(lambda m, y: torch.linalg.multi_dot([y[0], m.v.weight.t(), m.w.weight]), width=7, v=nn.Linear(16, 10), w=nn.Linear(7, 10)),
+    "tensordot": tokens(
+        lambda m, y: torch.tensordot(y, m.v.weight, dims=([2], [1])), width=10, v=nn.Linear(16, 10)
+    ),
+    "einsum of three": tokens(
+        lambda m, y: torch.einsum("btc,bsc,c->bts", y, y, m.v.weight[0]) @ y, v=nn.Linear(16, 1)
+    ),
+    "chain_matmul": tokens(
+        lambda m, y: torch.linalg.multi_dot([y[0], m.v.weight.t(), m.w.weight]),
+        width=7,
+        v=nn.Linear(16, 10),
+        w=nn.Linear(7, 10),
+    ),
     "tril": tokens(lambda m, y: (y @ y.transpose(1, 2)).tril() @ y),
     "triu of channels": tokens(lambda m, y: y.triu()),
-    "embedding bag of tokens": tokens(lambda m, y: F.embedding_bag(torch.zeros(len(y), 16, dtype=torch.long, device=y.device), m.t.weight, per_sample_weights=y.mean(1), mode="sum"), width=10, t=nn.Embedding(3, 10)),
-    "embedding with a largest norm": tokens(lambda m, y: y + F.embedding(torch.zeros(5, dtype=torch.long, device=y.device), m.t.weight.clone(), max_norm=0.5), t=nn.EmbeddingBag(3, 16)),
-    "isin": tokens(lambda m, y: y * torch.isin((y * 3).round(), torch.arange(3, device=y.device)).to(y.dtype)),
+    "embedding bag of tokens": tokens(
+        lambda m, y: F.embedding_bag(
+            torch.zeros(len(y), 16, dtype=torch.long, device=y.device),
+            m.t.weight,
+            per_sample_weights=y.mean(1),
+            mode="sum",
+        ),
+        width=10,
+        t=nn.Embedding(3, 10),
+    ),
+    "embedding with a largest norm": tokens(
+        lambda m, y: (
+            y
+            + F.embedding(torch.zeros(5, dtype=torch.long, device=y.device), m.t.weight.clone(), max_norm=0.5)
+        ),
+        t=nn.EmbeddingBag(3, 16),
+    ),
+    "isin": tokens(
+        lambda m, y: y * torch.isin((y * 3).round(), torch.arange(3, device=y.device)).to(y.dtype)
+    ),
     "rot90": tokens(lambda m, y: y.rot90(1, (0, 1))),
 }
 PLANES: dict[str, Built] = {
@@ -657,7 +999,14 @@ PLANES: dict[str, Built] = {
     "max_unpool3d": planes(_unpooled(3)),
     "adaptive_max_pool": planes(lambda m, y: F.adaptive_max_pool2d(y, 3)),
     "adaptive_max_pool3d": planes(lambda m, y: F.adaptive_max_pool3d(y.unflatten(2, (2, -1)), (1, 2, 2))),
-    "fractional_max_pool": planes(lambda m, y: F.fractional_max_pool2d(y, 2, output_size=(4, 4), _random_samples=torch.full((*y.shape[:2], 2), 0.3, device=y.device, dtype=y.dtype))),
+    "fractional_max_pool": planes(
+        lambda m, y: F.fractional_max_pool2d(
+            y,
+            2,
+            output_size=(4, 4),
+            _random_samples=torch.full((*y.shape[:2], 2), 0.3, device=y.device, dtype=y.dtype),
+        )
+    ),
     "lp_pool": planes(lambda m, y: F.lp_pool2d(y.relu() + 0.1, 2, 2)),
     "pooling without a batch": planes(_of_first),
     "spatial transformer": planes(_grid, where=nn.Linear(8, 6)),
@@ -667,8 +1016,18 @@ PLANES: dict[str, Built] = {
     "pixel_unshuffle": planes(lambda m, y: F.pixel_unshuffle(y, 2), width=32),
     "local response norm": planes(lambda m, y: F.local_response_norm(y, 3)),
     "instance norm": planes(lambda m, y: F.instance_norm(y)),
-    "dropouts": planes(lambda m, y: F.feature_alpha_dropout(F.dropout2d(F.dropout1d(y.flatten(2), 0.1, m.training).view(y.shape), 0.1, m.training), 0.1, m.training)),
-    "upsampling": planes(lambda m, y: F.interpolate(F.interpolate(y, (5, 5), mode="area"), (7, 7), mode="bicubic", antialias=True)),
+    "dropouts": planes(
+        lambda m, y: F.feature_alpha_dropout(
+            F.dropout2d(F.dropout1d(y.flatten(2), 0.1, m.training).view(y.shape), 0.1, m.training),
+            0.1,
+            m.training,
+        )
+    ),
+    "upsampling": planes(
+        lambda m, y: F.interpolate(
+            F.interpolate(y, (5, 5), mode="area"), (7, 7), mode="bicubic", antialias=True
+        )
+    ),
     "fake_quantize of channels": planes(_quantised, scale=nn.Linear(1, 8)),
     "fake_quantize of a weight": planes(_quantised_weight, width=10, c=nn.Conv2d(8, 10, 3, bias=False)),
     "quantile of planes": planes(lambda m, y: y.flatten(2).quantile(0.5, 2, keepdim=True)),

@@ -23,7 +23,9 @@ class Net(nn.Module):
 
 
 def cbr(i: int, o: int, k: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(i, o, k, stride, k // 2, groups=groups, bias=False), nn.BatchNorm2d(o), nn.SiLU())
+    return nn.Sequential(
+        nn.Conv2d(i, o, k, stride, k // 2, groups=groups, bias=False), nn.BatchNorm2d(o), nn.SiLU()
+    )
 
 
 def pooled(x: Tensor) -> Tensor:
@@ -107,7 +109,9 @@ class Pyramid(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = (12, 24, 36)
-        self.floors = nn.ModuleList(cbr(i, o, stride=2) for i, o in zip((3, *widths[:-1]), widths, strict=True))
+        self.floors = nn.ModuleList(
+            cbr(i, o, stride=2) for i, o in zip((3, *widths[:-1]), widths, strict=True)
+        )
         self.lateral = nn.ModuleList(nn.Conv2d(w, 16, 1) for w in widths)
         self.smooth = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in widths)
         self.head = nn.Conv2d(16, 5, 1)
@@ -119,7 +123,10 @@ class Pyramid(nn.Module):
             found.append(lateral(x))
         for n in (1, 0):
             found[n] = found[n] + F.interpolate(found[n + 1], size=found[n].shape[-2:])
-        return {f"p{n}": self.head(smooth(y).relu()) for n, (smooth, y) in enumerate(zip(self.smooth, found, strict=True))}
+        return {
+            f"p{n}": self.head(smooth(y).relu())
+            for n, (smooth, y) in enumerate(zip(self.smooth, found, strict=True))
+        }
 
 
 class Causal(nn.Module):
@@ -179,13 +186,21 @@ class Windows(nn.Module):
     def __init__(self, width: int = 24, heads: int = 4) -> None:
         super().__init__()
         self.heads, self.scale = heads, (width // heads) ** -0.5
-        self.norm, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norm, self.qkv, self.out = (
+            nn.LayerNorm(width),
+            nn.Linear(width, 3 * width),
+            nn.Linear(width, width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         y = x.view(b, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
-        q, k, v = self.qkv(self.norm(y)).reshape(-1, 16, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        y = self.out(((q * self.scale @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).reshape(-1, 16, c))
+        q, k, v = (
+            self.qkv(self.norm(y)).reshape(-1, 16, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        )
+        y = self.out(
+            ((q * self.scale @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).reshape(-1, 16, c)
+        )
         return x + y.view(b, h // 4, w // 4, 4, 4, c).permute(0, 5, 1, 3, 2, 4).reshape(b, c, h, w)
 
 
@@ -198,7 +213,9 @@ class Encoder(nn.Module):
         self.token, self.place = nn.Parameter(torch.randn(1, 1, 32)), nn.Parameter(torch.randn(1, 17, 32))
         self.norms = nn.ModuleList(nn.LayerNorm(32) for _ in range(4))
         self.attention = nn.ModuleList(Attention() for _ in range(2))
-        self.mlps = nn.ModuleList(nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32)) for _ in range(2))
+        self.mlps = nn.ModuleList(
+            nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32)) for _ in range(2)
+        )
         self.fc = nn.Linear(32, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -281,9 +298,18 @@ class Gaussian(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encode = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 24, 3, 2, 1), nn.ReLU())
+        self.encode = nn.Sequential(
+            nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 24, 3, 2, 1), nn.ReLU()
+        )
         self.code = nn.Linear(24 * 16, 16)
-        self.decode = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Unflatten(1, (16, 2, 2)), nn.ConvTranspose2d(16, 12, 4, 4), nn.ReLU(), nn.ConvTranspose2d(12, 3, 2, 2))
+        self.decode = nn.Sequential(
+            nn.Linear(8, 64),
+            nn.ReLU(),
+            nn.Unflatten(1, (16, 2, 2)),
+            nn.ConvTranspose2d(16, 12, 4, 4),
+            nn.ReLU(),
+            nn.ConvTranspose2d(12, 3, 2, 2),
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean, spread = self.code(self.encode(x).flatten(1)).chunk(2, 1)
@@ -320,7 +346,9 @@ class Experts(nn.Module):
     def __init__(self, experts: int = 4, width: int = 12, inner: int = 20) -> None:
         super().__init__()
         self.router = nn.Linear(width, experts)
-        self.up, self.down = (nn.Parameter(torch.randn(experts, *shape) / 4) for shape in ((width, inner), (inner, width)))
+        self.up, self.down = (
+            nn.Parameter(torch.randn(experts, *shape) / 4) for shape in ((width, inner), (inner, width))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         chosen = self.router(x).softmax(-1)
@@ -334,7 +362,9 @@ class Routed(nn.Module):
     def __init__(self, width: int = 12, experts: int = 4) -> None:
         super().__init__()
         self.router = nn.Linear(width, experts)
-        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(width, 20), nn.GELU(), nn.Linear(20, width)) for _ in range(experts))
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 20), nn.GELU(), nn.Linear(20, width)) for _ in range(experts)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         weights, chosen = self.router(x).softmax(-1).topk(2, -1)
@@ -364,7 +394,11 @@ class Patches(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.mix, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 16, 8 * 16), nn.Conv2d(8, 3, 1)
+        self.a, self.mix, self.b = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Linear(8 * 16, 8 * 16),
+            nn.Conv2d(8, 3, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         columns = F.unfold(self.a(x), 4, stride=4).transpose(1, 2)
@@ -376,9 +410,17 @@ class CrossAttention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.queries, self.keys, self.values = nn.Parameter(torch.randn(1, 5, 16)), nn.Linear(6, 10), nn.Linear(6, 14)
+        self.queries, self.keys, self.values = (
+            nn.Parameter(torch.randn(1, 5, 16)),
+            nn.Linear(6, 10),
+            nn.Linear(6, 14),
+        )
         self.att = nn.MultiheadAttention(16, 4, kdim=10, vdim=14, batch_first=True)
-        self.norm, self.mlp, self.fc = nn.LayerNorm(16), nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16)), nn.Linear(16, 3)
+        self.norm, self.mlp, self.fc = (
+            nn.LayerNorm(16),
+            nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16)),
+            nn.Linear(16, 3),
+        )
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         q = self.queries.expand(len(x), -1, -1)
@@ -397,7 +439,9 @@ class Packed(nn.Module):
         self.fc = nn.Linear(32 if more.get("bidirectional") else 16, 3)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        packed = nn.utils.rnn.pack_padded_sequence(self.a(x).relu(), lengths.cpu(), batch_first=True, enforce_sorted=self.sorted)
+        packed = nn.utils.rnn.pack_padded_sequence(
+            self.a(x).relu(), lengths.cpu(), batch_first=True, enforce_sorted=self.sorted
+        )
         y, _ = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)
         return self.fc(y.sum(1) / lengths[:, None])
 
@@ -423,7 +467,10 @@ class Points(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b = nn.Sequential(nn.Conv1d(3, 16, 1), nn.BatchNorm1d(16), nn.ReLU()), nn.Conv1d(16, 32, 1)
+        self.a, self.b = (
+            nn.Sequential(nn.Conv1d(3, 16, 1), nn.BatchNorm1d(16), nn.ReLU()),
+            nn.Conv1d(16, 32, 1),
+        )
         self.c, self.out = nn.Conv1d(48, 24, 1), nn.Conv1d(24, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -433,7 +480,9 @@ class Points(nn.Module):
 
 
 def noise(*shapes: tuple[int, ...]) -> Callable[[], tuple[Tensor, ...]]:
-    return lambda: tuple(torch.randn(shape, generator=torch.Generator().manual_seed(n)) for n, shape in enumerate(shapes))
+    return lambda: tuple(
+        torch.randn(shape, generator=torch.Generator().manual_seed(n)) for n, shape in enumerate(shapes)
+    )
 
 
 IMAGE = noise((2, 3, 16, 16))
@@ -493,14 +542,22 @@ def _adain(m: Net, image: Tensor, style: Tensor) -> Tensor:
 
 
 def _frozen_first() -> Net:
-    net = Net(lambda m, x: m.fc(pooled(m.b(m.a(x).relu()).relu())), a=cbr(3, 16), b=cbr(16, 16), fc=nn.Linear(16, 4))
+    net = Net(
+        lambda m, x: m.fc(pooled(m.b(m.a(x).relu()).relu())), a=cbr(3, 16), b=cbr(16, 16), fc=nn.Linear(16, 4)
+    )
     for parameter in net.a.parameters():
         parameter.requires_grad_(False)
     return net
 
 
 def _tied_convolutions() -> Net:
-    net = Net(lambda m, x: m.fc(pooled(m.c(m.b(y := m.a(x)).relu()) + y)), a=cbr(3, 12), b=nn.Conv2d(12, 12, 3, padding=1), c=nn.Conv2d(12, 12, 3, padding=1), fc=nn.Linear(12, 4))
+    net = Net(
+        lambda m, x: m.fc(pooled(m.c(m.b(y := m.a(x)).relu()) + y)),
+        a=cbr(3, 12),
+        b=nn.Conv2d(12, 12, 3, padding=1),
+        c=nn.Conv2d(12, 12, 3, padding=1),
+        fc=nn.Linear(12, 4),
+    )
     net.c.weight = net.b.weight
     return net
 

@@ -78,7 +78,9 @@ def test_outcome(name: str, mode: str, planned: int) -> None:
         pytest.importorskip(LIBRARIES[kind])
     torch.set_num_threads(1)
     row, pin = table.row(name, source(kind)[name], mode, planned), PINNED[name]
-    followed = ("right", "loss told", "own verdict only") if name in table.NOT_FOLLOWED else ("right", "loss told")
+    followed = (
+        ("right", "loss told", "own verdict only") if name in table.NOT_FOLLOWED else ("right", "loss told")
+    )
     assert row.judged in followed, table.shown(row)
     if mode == "dead":
         return

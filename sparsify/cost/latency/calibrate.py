@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparsify.calls import Inputs
 from sparsify.cost import measure
 from sparsify.cost.cost_model import Costs
 from sparsify.cost.latency import tables
@@ -20,6 +19,7 @@ from sparsify.cost.measure.availability import check_target
 from sparsify.cost.measure.timing import undisturbed
 from sparsify.errors import TargetError
 from sparsify.events import Listener, Measuring, silence
+from sparsify.forward.calls import Inputs
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.surgery import operations
 from sparsify_schemas.table import Network, Steps, Table
@@ -36,7 +36,9 @@ _LIKE_DENSE = 8
 Wanted = dict[str, set[tuple[int, int]]]
 
 
-def clock(name: str, target: Target, model: nn.Module, map: ModelMap, inputs: Inputs, listener: Listener = silence) -> Clock:
+def clock(
+    name: str, target: Target, model: nn.Module, map: ModelMap, inputs: Inputs, listener: Listener = silence
+) -> Clock:
     """The latency model of a network on a target. What the table lacks is measured first, and kept.
 
     Raises TargetError (the target is not here, or its table is damaged, of another machine or lacks a layer), ModelError.
@@ -54,7 +56,9 @@ def clock(name: str, target: Target, model: nn.Module, map: ModelMap, inputs: In
     found = table.networks.get(digest, ())
     if not found:
         found = tuple(_networks(name, target, model, map, inputs, steps, listener))
-        tables.write(table.model_copy(update={"networks": {**table.networks, digest: found}}), tables.place(target))
+        tables.write(
+            table.model_copy(update={"networks": {**table.networks, digest: found}}), tables.place(target)
+        )
     return calibrated(bare, map, found)
 
 
@@ -67,8 +71,13 @@ def calibrated(bare: Clock, map: ModelMap, networks: Iterable[Network]) -> Clock
     """The clock, corrected by networks that were timed whole."""
     shapes = Costs(map).shapes
     of = {c.name: c.width for c in map.coupled}
-    timed_whole = (Timed(bare.sums(shapes({g: range(kept, of[g]) for g, kept in n.kept.items()})), n.ms) for n in networks)
-    return Clock(bare.target, bare.works, bare.surfaces, bare.steps, tuple(timed_whole), measured=bare.measured)
+    timed_whole = (
+        Timed(bare.sums(shapes({g: range(kept, of[g]) for g, kept in n.kept.items()})), n.ms)
+        for n in networks
+    )
+    return Clock(
+        bare.target, bare.works, bare.surfaces, bare.steps, tuple(timed_whole), measured=bare.measured
+    )
 
 
 def surfaces(works: Iterable[Work], table: Table, steps: Steps) -> dict[tuple[str, int, int], Surface]:
@@ -77,7 +86,11 @@ def surfaces(works: Iterable[Work], table: Table, steps: Steps) -> dict[tuple[st
     for w in works:
         if w.kind != "other":
             points = tuple(p for p in table.layers.get(w.key, ()) if p[0] <= w.inputs and p[1] <= w.outputs)
-            found[w.key, w.inputs, w.outputs] = Surface(points, (w.inputs, w.outputs), (1, 1) if w.kind == "linear" else (steps.inputs, steps.convolution))
+            found[w.key, w.inputs, w.outputs] = Surface(
+                points,
+                (w.inputs, w.outputs),
+                (1, 1) if w.kind == "linear" else (steps.inputs, steps.convolution),
+            )
     return found
 
 
@@ -101,14 +114,20 @@ def _points(work: Work, open_dims: set[tuple[str, int]], steps: Steps) -> Iterat
         yield from ((odd, odd),) if odd else ()
         return
     # all groups of a grouped convolution stay, so their channels leave in equal numbers
-    inputs, outputs = grid(work.inputs, max(step, work.groups), ins), grid(work.outputs, max(step, work.groups), outs)
+    inputs, outputs = (
+        grid(work.inputs, max(step, work.groups), ins),
+        grid(work.outputs, max(step, work.groups), outs),
+    )
     both = itertools.zip_longest(reversed(inputs), reversed(outputs), fillvalue=0)
     diagonal = {(i or inputs[0], o or outputs[0]) for i, o in both}
     cross = {(i, work.outputs) for i in inputs} | {(work.inputs, o) for o in outputs}
     yield from sorted((i, o) for i, o in diagonal | cross if i % work.groups == 0 and o % work.groups == 0)
     if work.groups == 1:
         i, o = _odd(work.inputs, ins), _odd(work.outputs, outs)
-        even_in, even_out = (min(dense, ceil(odd / UNIT) * UNIT) if odd else dense for odd, dense in ((i, work.inputs), (o, work.outputs)))
+        even_in, even_out = (
+            min(dense, ceil(odd / UNIT) * UNIT) if odd else dense
+            for odd, dense in ((i, work.inputs), (o, work.outputs))
+        )
         yield from [(a, b) for a, b in ((i, even_out), (even_in, o), (i, o)) if a and b]
 
 
@@ -118,16 +137,27 @@ def _odd(dense: int, cuttable: bool) -> int | None:
     return middle - 1 if cuttable and middle > UNIT else None
 
 
-def grown(name: str, target: Target, table: Table, geometries: Mapping[str, Geometry], wanted: Wanted, listener: Listener) -> Table:
+def grown(
+    name: str,
+    target: Target,
+    table: Table,
+    geometries: Mapping[str, Geometry],
+    wanted: Wanted,
+    listener: Listener,
+) -> Table:
     """The table with every layer at the widths wanted; saved as it grows. Raises TargetError where it cannot grow."""
     have = {key: {point[:2] for point in points} for key, points in table.layers.items()}
     if target.table is not None:
         lacking = [key for key, widths in wanted.items() if not enough(have.get(key, set()), widths)]
         if lacking:
             more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
-            raise TargetError(f"target '{name}': {target.table} has no '{lacking[0]}'{more}; have the network's layers measured there: sparsify targets measure {name} RECIPE MODEL --out {target.table}")
+            raise TargetError(
+                f"target '{name}': {target.table} has no '{lacking[0]}'{more}; have the network's layers measured there: sparsify targets measure {name} RECIPE MODEL --out {target.table}"
+            )
         return table
-    missing = [(key, *widths) for key, found in wanted.items() for widths in sorted(found - have.get(key, set()))]
+    missing = [
+        (key, *widths) for key, found in wanted.items() for widths in sorted(found - have.get(key, set()))
+    ]
     for start in range(0, len(missing), _TOGETHER):
         listener(Measuring(f"timing layers on {name}", start, len(missing)))
         handful = missing[start : start + _TOGETHER]
@@ -147,7 +177,11 @@ def enough(have: set[tuple[int, int]], wanted: set[tuple[int, int]]) -> bool:
     if not have:
         return False
     largest = (max(w[0] for w in wanted), max(w[1] for w in wanted))
-    return max(h[0] for h in have) >= largest[0] and max(h[1] for h in have) >= largest[1] and (len(wanted) == 1 or len(have) > 1)
+    return (
+        max(h[0] for h in have) >= largest[0]
+        and max(h[1] for h in have) >= largest[1]
+        and (len(wanted) == 1 or len(have) > 1)
+    )
 
 
 def network_digest(works: Sequence[Work], map: ModelMap) -> str:
@@ -157,7 +191,13 @@ def network_digest(works: Sequence[Work], map: ModelMap) -> str:
 
 
 def _networks(
-    name: str, target: Target, model: nn.Module, map: ModelMap, inputs: Inputs, steps: Steps, listener: Listener
+    name: str,
+    target: Target,
+    model: nn.Module,
+    map: ModelMap,
+    inputs: Inputs,
+    steps: Steps,
+    listener: Listener,
 ) -> Iterator[Network]:
     """The dense network, of whose calls the fast ones count, and cuts of it by the share of its time that they take, timed interleaved."""
     keeps: list[dict[str, int]] = [{}, *random_widths(map, steps, CUTS)]
@@ -166,7 +206,15 @@ def _networks(
     dense = measure.copied(model).cpu().eval()
     with torch.random.fork_rng(devices=[]):
         models = [dense, *(narrowed(dense, map, kept) for kept in keeps[1:])]
-        rounds = measure.timed(models, inputs, name, target, seconds=_SECONDS * len(models), rng=np.random.default_rng(0), now=undisturbed(target))
+        rounds = measure.timed(
+            models,
+            inputs,
+            name,
+            target,
+            seconds=_SECONDS * len(models),
+            rng=np.random.default_rng(0),
+            now=undisturbed(target),
+        )
     listener(Measuring(what, len(keeps), len(keeps)))
     whole = float(np.quantile(rounds[:, 0], FAST)) * 1e3
     for kept, part in zip(keeps, np.median(rounds / rounds[:, :1], axis=0), strict=True):
@@ -178,7 +226,9 @@ def narrowed(model: nn.Module, map: ModelMap, kept: Mapping[str, int]) -> nn.Mod
     return operations.cut(model, map, {name: list(range(count)) for name, count in kept.items()}, "timing")[0]
 
 
-def random_widths(map: ModelMap, steps: Steps | None, shares: Iterable[float], seed: int = 0, spread: float = 0.25) -> Iterator[dict[str, int]]:
+def random_widths(
+    map: ModelMap, steps: Steps | None, shares: Iterable[float], seed: int = 0, spread: float = 0.25
+) -> Iterator[dict[str, int]]:
     """Coupled group -> units kept: about so large a share of each, in whole steps where they are given."""
     rng = np.random.default_rng(seed)
     linear = {layer.name for layer in map.layers if layer.kind in ("Linear", "Conv1D")}
@@ -186,9 +236,13 @@ def random_widths(map: ModelMap, steps: Steps | None, shares: Iterable[float], s
         kept = {}
         for c in map.coupled:
             if c.protected is None:
-                step = 1 if steps is None or c.width < _LIKE_DENSE else steps.linear if c.name in linear else steps.convolution
+                step = (
+                    1
+                    if steps is None or c.width < _LIKE_DENSE
+                    else steps.linear
+                    if c.name in linear
+                    else steps.convolution
+                )
                 wish = c.width * float(np.clip(share + rng.uniform(-spread, spread), 0.08, 1.0))
                 kept[c.name] = max(1, min(c.width, ceil(wish / step) * step))
         yield kept
-
-

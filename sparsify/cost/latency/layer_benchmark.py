@@ -33,15 +33,25 @@ _MODULES = {
 }  # fmt: skip
 
 
-def timed(layers: Sequence[tuple[Geometry, int, int]], target: Target, seconds: float = SECONDS) -> list[float]:
+def timed(
+    layers: Sequence[tuple[Geometry, int, int]], target: Target, seconds: float = SECONDS
+) -> list[float]:
     """Milliseconds of each (geometry, inputs, outputs), timed interleaved for `seconds` each."""
     with threads(target), torch.inference_mode():
         made = [layer_call(geometry, inputs, outputs, target) for geometry, inputs, outputs in layers]
         floor = _floor(target)
-        rounds = interleaved([*(call for call, _ in made), *([floor] if floor else [])], seconds * len(made), np.random.default_rng(0), undisturbed(target))
+        rounds = interleaved(
+            [*(call for call, _ in made), *([floor] if floor else [])],
+            seconds * len(made),
+            np.random.default_rng(0),
+            undisturbed(target),
+        )
     best = np.quantile(rounds, FAST, axis=0) * 1e3
     nothing = float(best[-1]) if floor else 0.0
-    return [max(float(ms) - nothing, float(ms) * 0.05) / copies for ms, (_, copies) in zip(best, made, strict=False)]
+    return [
+        max(float(ms) - nothing, float(ms) * 0.05) / copies
+        for ms, (_, copies) in zip(best, made, strict=False)
+    ]
 
 
 def layer_call(geometry: Geometry, inputs: int, outputs: int, target: Target) -> tuple[TimedCall, int]:
@@ -50,14 +60,28 @@ def layer_call(geometry: Geometry, inputs: int, outputs: int, target: Target) ->
         copies = _copies(geometry, inputs, outputs)
         x = np.random.default_rng(0).standard_normal(_shape(geometry, inputs, target.batch), dtype=np.float32)
         return prepared_onnx(_onnx(geometry, inputs, outputs, copies, x.shape), [x], target), copies
-    eager = target.model_copy(update={"runtime": "eager", "table": None})  # torch.compile takes seconds for each
+    eager = target.model_copy(
+        update={"runtime": "eager", "table": None}
+    )  # torch.compile takes seconds for each
     assert isinstance(eager, Cpu | Cuda)
-    return prepared(_module(geometry, inputs, outputs).eval(), (torch.randn(_shape(geometry, inputs, target.batch)),), eager), 1
+    return prepared(
+        _module(geometry, inputs, outputs).eval(),
+        (torch.randn(_shape(geometry, inputs, target.batch)),),
+        eager,
+    ), 1
 
 
 def _copies(geometry: Geometry, inputs: int, outputs: int) -> int:
     weights = outputs * max(1, inputs // geometry.groups) * prod(geometry.kernel)
-    return 8 if geometry.depthwise or weights <= _WEIGHTS // 8 else 4 if weights <= _WEIGHTS else 2 if weights <= 4 * _WEIGHTS else 1
+    return (
+        8
+        if geometry.depthwise or weights <= _WEIGHTS // 8
+        else 4
+        if weights <= _WEIGHTS
+        else 2
+        if weights <= 4 * _WEIGHTS
+        else 1
+    )
 
 
 def _floor(target: Target) -> TimedCall | None:
@@ -89,7 +113,15 @@ def _module(geometry: Geometry, inputs: int, outputs: int) -> nn.Module:
         return nn.Linear(inputs, outputs)
     groups = inputs if geometry.depthwise else geometry.groups
     kind = _MODULES[len(geometry.size), geometry.transposed]
-    made: nn.Module = kind(inputs, outputs, geometry.kernel, geometry.stride, geometry.padding, groups=groups, dilation=geometry.dilation)
+    made: nn.Module = kind(
+        inputs,
+        outputs,
+        geometry.kernel,
+        geometry.stride,
+        geometry.padding,
+        groups=groups,
+        dilation=geometry.dilation,
+    )
     return made
 
 
@@ -100,23 +132,48 @@ def _onnx(geometry: Geometry, inputs: int, outputs: int, copies: int, shape: tup
     nodes, weights, results = [], [], []
     for i in range(copies):
         groups = inputs if geometry.depthwise else geometry.groups
-        per_group = ((inputs, outputs // groups) if geometry.transposed else (outputs, inputs // groups)) if geometry.size else (inputs, outputs)
-        w = rng.standard_normal((*per_group, *geometry.kernel), dtype=np.float32) / np.float32(np.sqrt(max(1, inputs)))
-        weights += [numpy_helper.from_array(w, f"w{i}"), numpy_helper.from_array(rng.standard_normal(outputs, dtype=np.float32), f"b{i}")]
+        per_group = (
+            ((inputs, outputs // groups) if geometry.transposed else (outputs, inputs // groups))
+            if geometry.size
+            else (inputs, outputs)
+        )
+        w = rng.standard_normal((*per_group, *geometry.kernel), dtype=np.float32) / np.float32(
+            np.sqrt(max(1, inputs))
+        )
+        weights += [
+            numpy_helper.from_array(w, f"w{i}"),
+            numpy_helper.from_array(rng.standard_normal(outputs, dtype=np.float32), f"b{i}"),
+        ]
         if geometry.size:
             pads = [*geometry.padding, *geometry.padding]
-            given: dict[str, Any] = {"kernel_shape": geometry.kernel, "strides": geometry.stride, "pads": pads, "dilations": geometry.dilation, "group": groups}
+            given: dict[str, Any] = {
+                "kernel_shape": geometry.kernel,
+                "strides": geometry.stride,
+                "pads": pads,
+                "dilations": geometry.dilation,
+                "group": groups,
+            }
             nodes += [
-                helper.make_node("ConvTranspose" if geometry.transposed else "Conv", ["x", f"w{i}", f"b{i}"], [f"c{i}"], **given),
+                helper.make_node(
+                    "ConvTranspose" if geometry.transposed else "Conv",
+                    ["x", f"w{i}", f"b{i}"],
+                    [f"c{i}"],
+                    **given,
+                ),
                 helper.make_node("Relu", [f"c{i}"], [f"r{i}"]),
                 helper.make_node("GlobalAveragePool", [f"r{i}"], [f"y{i}"]),
             ]
         elif len(shape) == 2:
             nodes.append(helper.make_node("Gemm", ["x", f"w{i}", f"b{i}"], [f"y{i}"]))
         else:
-            nodes += [helper.make_node("MatMul", ["x", f"w{i}"], [f"m{i}"]), helper.make_node("Add", [f"m{i}", f"b{i}"], [f"y{i}"])]
+            nodes += [
+                helper.make_node("MatMul", ["x", f"w{i}"], [f"m{i}"]),
+                helper.make_node("Add", [f"m{i}", f"b{i}"], [f"y{i}"]),
+            ]
         results.append(helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, None))
-    graph = helper.make_graph(nodes, "layer", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)], results, weights)
+    graph = helper.make_graph(
+        nodes, "layer", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)], results, weights
+    )
     file: bytes = _model(graph).SerializeToString()
     return file
 
@@ -125,4 +182,3 @@ def _model(graph: "GraphProto") -> "ModelProto":
     from onnx import helper
 
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-

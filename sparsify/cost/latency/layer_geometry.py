@@ -7,12 +7,12 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from sparsify.calls import Inputs
 from sparsify.cost.latency_model import Kind, Work
 from sparsify.cost.measure import copied, count_macs
-from sparsify.forward import call
+from sparsify.forward.call_model import call
+from sparsify.forward.calls import Inputs
+from sparsify.forward.opaque import is_scripted
 from sparsify.graph.layer_classes import is_transposed_linear
-from sparsify.opaque import is_scripted
 
 Convs = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -53,7 +53,11 @@ def read(model: nn.Module, inputs: Inputs, batch: int) -> tuple[tuple[Work, ...]
     """The layers that one forward call runs, in order, for a batch of so many; and the geometry behind each key."""
     model = copied(model).eval()
     found: list[tuple[Work, Geometry | None]] = []
-    handles = [module.register_forward_hook(_noting(found, name, batch)) for name, module in model.named_modules() if not is_scripted(module)]
+    handles = [
+        module.register_forward_hook(_noting(found, name, batch))
+        for name, module in model.named_modules()
+        if not is_scripted(module)
+    ]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # or the modules inside are passed over
     try:
@@ -65,7 +69,9 @@ def read(model: nn.Module, inputs: Inputs, batch: int) -> tuple[tuple[Work, ...]
             handle.remove()
     called = {work.tensor.rpartition(".")[0] for work, _ in found}
     rest = [work for work in _others(model, inputs, batch) if work.tensor.rpartition(".")[0] not in called]
-    return (*(work for work, _ in found), *rest), {work.key: geometry for work, geometry in found if geometry is not None}
+    return (*(work for work, _ in found), *rest), {
+        work.key: geometry for work, geometry in found if geometry is not None
+    }
 
 
 def _noting(found: list[tuple[Work, Geometry | None]], name: str, batch: int) -> Callable[..., None]:
@@ -78,10 +84,19 @@ def _noting(found: list[tuple[Work, Geometry | None]], name: str, batch: int) ->
     return note
 
 
-def _works(name: str, module: nn.Module, x: Tensor, made: object, batch: int) -> Iterator[tuple[Work, Geometry]]:
+def _works(
+    name: str, module: nn.Module, x: Tensor, made: object, batch: int
+) -> Iterator[tuple[Work, Geometry]]:
     weight = f"{name}.weight" if name else "weight"
     match module:
-        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d() | nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
+        case (
+            nn.Conv1d()
+            | nn.Conv2d()
+            | nn.Conv3d()
+            | nn.ConvTranspose1d()
+            | nn.ConvTranspose2d()
+            | nn.ConvTranspose3d()
+        ):
             yield _convolution(weight, module, x, made, batch)
         case nn.MultiheadAttention():
             size = module.embed_dim
@@ -95,7 +110,10 @@ def _works(name: str, module: nn.Module, x: Tensor, made: object, batch: int) ->
         case _ if is_transposed_linear(module):
             inputs, outputs = module.get_parameter("weight").shape
             work, geometry = _linear(weight, inputs, outputs, _rows(x), batch)
-            yield Work(work.tensor, work.kind, work.key, inputs, outputs, work.written, transposed=True), geometry
+            yield (
+                Work(work.tensor, work.kind, work.key, inputs, outputs, work.written, transposed=True),
+                geometry,
+            )
 
 
 def _calls_its_projection(module: nn.Module) -> bool:
@@ -125,7 +143,9 @@ def _linear(tensor: str, inputs: int, outputs: int, rows: int, batch: int) -> tu
     return Work(tensor, "linear", geometry.key, inputs, outputs, rows * batch), geometry
 
 
-def _convolution(tensor: str, module: nn.Module, x: Tensor, made: object, batch: int) -> tuple[Work, Geometry]:
+def _convolution(
+    tensor: str, module: nn.Module, x: Tensor, made: object, batch: int
+) -> tuple[Work, Geometry]:
     assert isinstance(module, (*Convs, *Transposed))
     depthwise = module.groups == module.in_channels == module.out_channels > 1
     geometry = Geometry(
@@ -140,14 +160,25 @@ def _convolution(tensor: str, module: nn.Module, x: Tensor, made: object, batch:
     )
     out = prod(made.shape[2:]) if isinstance(made, Tensor) else prod(geometry.size)
     kind: Kind = "depthwise" if depthwise else "convolution"
-    return Work(tensor, kind, geometry.key, module.in_channels, module.out_channels, out * batch, geometry.groups, module.transposed), geometry
+    return Work(
+        tensor,
+        kind,
+        geometry.key,
+        module.in_channels,
+        module.out_channels,
+        out * batch,
+        geometry.groups,
+        module.transposed,
+    ), geometry
 
 
 def _padding(module: nn.Module) -> tuple[int, ...]:
     assert isinstance(module, (*Convs, *Transposed))
     if isinstance(module.padding, str):
         same = module.padding == "same"
-        return tuple(d * (k - 1) // 2 if same else 0 for d, k in zip(module.dilation, module.kernel_size, strict=True))
+        return tuple(
+            d * (k - 1) // 2 if same else 0 for d, k in zip(module.dilation, module.kernel_size, strict=True)
+        )
     return tuple(module.padding)
 
 
@@ -156,4 +187,13 @@ def _others(model: nn.Module, inputs: Inputs, batch: int) -> Iterator[Work]:
     for name, macs in count_macs(model, inputs)[1].items():
         own: Mapping[str, Tensor] = dict(model.get_submodule(name).named_parameters(recurse=False))
         weight = next((part for part, value in own.items() if value.dim() > 1), None)
-        yield Work(f"{name}.{weight}" if weight else f"{name}.", "other", "", 1, 1, 0, macs=macs * batch, numel=own[weight].numel() if weight else 0)
+        yield Work(
+            f"{name}.{weight}" if weight else f"{name}.",
+            "other",
+            "",
+            1,
+            1,
+            0,
+            macs=macs * batch,
+            numel=own[weight].numel() if weight else 0,
+        )

@@ -50,9 +50,19 @@ def place(target: Target) -> Path:
     """Where the table of a target lies: the file that it names, or its own in the cache."""
     if target.table is not None:
         return Path(target.table).expanduser()
-    words = [target.kind, target.runtime, f"{target.threads}t" if isinstance(target, Cpu) else "", f"b{target.batch}", target.dtype]
+    words = [
+        target.kind,
+        target.runtime,
+        f"{target.threads}t" if isinstance(target, Cpu) else "",
+        f"b{target.batch}",
+        target.dtype,
+    ]
     text = json.dumps([this_machine(target).model_dump(), target.model_dump()], sort_keys=True)
-    return cache_folder() / "latency" / f"{'-'.join(filter(None, words))}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+    return (
+        cache_folder()
+        / "latency"
+        / f"{'-'.join(filter(None, words))}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+    )
 
 
 def read(name: str, target: Target) -> Table:
@@ -60,13 +70,21 @@ def read(name: str, target: Target) -> Table:
     path = place(target)
     if not path.exists():
         if target.table is not None:
-            raise TargetError(f"target '{name}': there is no table {path}; 'sparsify targets measure {name} RECIPE --out {path.name}' makes one on the machine that it is for")
+            raise TargetError(
+                f"target '{name}': there is no table {path}; 'sparsify targets measure {name} RECIPE --out {path.name}' makes one on the machine that it is for"
+            )
         return Table(machine=this_machine(target), target=target)
     try:
         found = Table.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        mend = "have it measured anew there" if target.table is not None else "delete it, and it is measured anew"
-        raise TargetError(f"target '{name}': {path} is damaged, no table of latencies ({_first(error)}); {mend}") from None
+        mend = (
+            "have it measured anew there"
+            if target.table is not None
+            else "delete it, and it is measured anew"
+        )
+        raise TargetError(
+            f"target '{name}': {path} is damaged, no table of latencies ({_first(error)}); {mend}"
+        ) from None
     if target.table is None and found.machine != this_machine(target):
         raise TargetError(
             f"target '{name}': {path} was measured on another machine ({_words(found.machine)}; this is {_words(this_machine(target))}); "
@@ -81,7 +99,9 @@ def write(table: Table, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write(path, (merged(table, path).model_dump_json(indent=1) + "\n").encode(), shared=True)
     except (OSError, RunError) as error:
-        raise TargetError(f"cannot write the table {path}: {error}; set SPARSIFY_CACHE to a folder that can be written to") from None
+        raise TargetError(
+            f"cannot write the table {path}: {error}; set SPARSIFY_CACHE to a folder that can be written to"
+        ) from None
 
 
 def merged(table: Table, path: Path) -> Table:
@@ -92,8 +112,17 @@ def merged(table: Table, path: Path) -> Table:
         return table
     if before.machine != table.machine:
         return table
-    layers = {key: with_points(before.layers.get(key, ()), table.layers.get(key, ())) for key in sorted({*before.layers, *table.layers})}
-    return table.model_copy(update={"layers": layers, "networks": before.networks | table.networks, "steps": table.steps or before.steps})
+    layers = {
+        key: with_points(before.layers.get(key, ()), table.layers.get(key, ()))
+        for key in sorted({*before.layers, *table.layers})
+    }
+    return table.model_copy(
+        update={
+            "layers": layers,
+            "networks": before.networks | table.networks,
+            "steps": table.steps or before.steps,
+        }
+    )
 
 
 def with_points(before: tuple[Point, ...], more: tuple[Point, ...]) -> tuple[Point, ...]:
@@ -107,9 +136,15 @@ def steps_of(table: Table) -> Steps:
     least = LEAST if table.target.kind == "cpu" else 1
     if table.steps is not None:
         steps = table.steps
-        return Steps(convolution=max(least, steps.convolution), inputs=steps.inputs, linear=max(least, steps.linear))
+        return Steps(
+            convolution=max(least, steps.convolution), inputs=steps.inputs, linear=max(least, steps.linear)
+        )
     convolution = VECTOR_STEPS.get(table.machine.vectors, 8) if table.target.kind == "cpu" else 8
-    return Steps(convolution=convolution, inputs=convolution if table.target.runtime == "onnxruntime" else 1, linear=LEAST)
+    return Steps(
+        convolution=convolution,
+        inputs=convolution if table.target.runtime == "onnxruntime" else 1,
+        linear=LEAST,
+    )
 
 
 def _gpu() -> str:

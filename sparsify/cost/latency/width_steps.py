@@ -26,11 +26,15 @@ def measured_steps(target: Target, listener: Listener = silence) -> Steps:
             listener(Measuring(f"staircase of {what}s, {side}", 0, 1))
             found[what, side] = step_of(staircase(geometry, side == "outputs", target))
             listener(Measuring(f"staircase of {what}s, {side}", 1, 1))
-    convolution, linear = ([found[what, side] for side in ("inputs", "outputs")] for what in ("convolution", "linear"))
+    convolution, linear = (
+        [found[what, side] for side in ("inputs", "outputs")] for what in ("convolution", "linear")
+    )
     return Steps(convolution=max(convolution), inputs=convolution[0], linear=max(linear))
 
 
-def staircase(geometry: Geometry, outputs: bool, target: Target, time: Callable[..., Sequence[float]] = timed) -> dict[int, float]:
+def staircase(
+    geometry: Geometry, outputs: bool, target: Target, time: Callable[..., Sequence[float]] = timed
+) -> dict[int, float]:
     """Width -> milliseconds, all timed interleaved."""
     layers = [(geometry, _OTHER, width) if outputs else (geometry, width, _OTHER) for width in WIDTHS]
     return dict(zip(WIDTHS, time(layers, target), strict=True))

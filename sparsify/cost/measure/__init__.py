@@ -1,11 +1,23 @@
 """What a model costs: multiply-accumulates, parameters, bytes, milliseconds; and the machine that they were measured on."""
 
-from sparsify.calls import with_batch
-from sparsify.copies import copied
 from sparsify.cost.measure.availability import check_target
 from sparsify.cost.measure.count import count_macs, counted_macs, side
 from sparsify.cost.measure.machine import environment
 from sparsify.cost.measure.timing import described, latency, timed
-from sparsify.trial_calls import detached
+from sparsify.forward.calls import with_batch
+from sparsify.forward.copies import copied
+from sparsify.forward.trial_calls import detached
 
-__all__ = ["check_target", "copied", "count_macs", "counted_macs", "described", "detached", "environment", "latency", "side", "timed", "with_batch"]
+__all__ = [
+    "check_target",
+    "copied",
+    "count_macs",
+    "counted_macs",
+    "described",
+    "detached",
+    "environment",
+    "latency",
+    "side",
+    "timed",
+    "with_batch",
+]

@@ -36,7 +36,9 @@ def runtime_version(target: Target) -> str:
         found = version(package)
     except PackageNotFoundError:
         found = "of unknown version"
-    return f"{target.runtime} {found}" if package == target.runtime else f"{target.runtime} of {package} {found}"
+    return (
+        f"{target.runtime} {found}" if package == target.runtime else f"{target.runtime} of {package} {found}"
+    )
 
 
 def _missing(target: Target) -> str | None:
@@ -67,7 +69,9 @@ def _too_many_threads(target: Cpu) -> str | None:
 
 
 def _no_compiler(target: Target) -> str | None:
-    if target.runtime != "compile" or any(shutil.which(c) for c in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if c):
+    if target.runtime != "compile" or any(
+        shutil.which(c) for c in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if c
+    ):
         return None
     return "runs through torch.compile, which needs a C++ compiler, and there is none; install g++"
 
@@ -75,4 +79,8 @@ def _no_compiler(target: Target) -> str | None:
 def _no_cuda() -> str | None:
     import torch
 
-    return None if torch.cuda.is_available() else "runs on CUDA, and torch finds no GPU here; give a 'table' measured on a machine that has one"
+    return (
+        None
+        if torch.cuda.is_available()
+        else "runs on CUDA, and torch finds no GPU here; give a 'table' measured on a machine that has one"
+    )

@@ -14,7 +14,14 @@ from sparsify.cost.measure.timing import described, interleaved, interval, undis
 from sparsify_schemas.target import Cpu, Target
 
 
-def contested(names: tuple[str, str], calls: Sequence[TimedCall], target: str, spec: Target, seconds: float, seed: int = 0) -> BenchmarkResult:
+def contested(
+    names: tuple[str, str],
+    calls: Sequence[TimedCall],
+    target: str,
+    spec: Target,
+    seconds: float,
+    seed: int = 0,
+) -> BenchmarkResult:
     """Time (A, a second A, B) interleaved for about `seconds`, after warming up; ratios are taken within each round."""
     load, rng = load_average(), np.random.default_rng(seed)
     rounds = interleaved(calls, seconds, rng, undisturbed(spec))
@@ -49,5 +56,3 @@ def pinned(target: Target) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-

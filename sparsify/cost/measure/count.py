@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from sparsify.calls import Inputs, call, calls_of, examples_of
-from sparsify.copies import copied
 from sparsify.errors import ModelError, first_line
+from sparsify.forward.calls import Inputs, call, calls_of, examples_of
+from sparsify.forward.copies import copied
+from sparsify.forward.opaque import are_wrappers, holds_nested, is_higher_order, is_scripted, uncompiled
+from sparsify.forward.trial_calls import detached, shown
 from sparsify.nn import attention
-from sparsify.opaque import are_wrappers, holds_nested, is_higher_order, is_scripted, uncompiled
-from sparsify.trial_calls import detached, shown
 from sparsify_schemas.report import Side
 
 
@@ -70,7 +70,9 @@ def counted_macs(model: nn.Module, inputs: Inputs) -> Counted:
     """
     model = copied(model).eval()
     for name in [name for name, module in model.named_modules() if attention.can_adopt(module)]:
-        attention.adopt(model, name)  # it calls its output projection as a module, which is then charged with its share
+        attention.adopt(
+            model, name
+        )  # it calls its output projection as a module, which is then charged with its share
     calls = calls_of(inputs)
     macs: defaultdict[str, float] = defaultdict(float)
     missed: set[str] = set()
@@ -87,11 +89,19 @@ def counted_macs(model: nn.Module, inputs: Inputs) -> Counted:
 def _flops(model: nn.Module, inputs: Inputs) -> tuple[dict[str, int], set[str]]:
     """By the module in whose forward they happen; and the operators whose figures are unknown."""
     spent: defaultdict[str, int] = defaultdict(int)
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), uncompiled(), _counter() as counter, _charged(model, lambda: counter.flops, spent):
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.no_grad(),
+        uncompiled(),
+        _counter() as counter,
+        _charged(model, lambda: counter.flops, spent),
+    ):
         try:
             call(model, detached(inputs))
         except Exception as error:
-            raise ModelError(f"a forward call with inputs {shown(inputs)} failed: {type(error).__name__}: {first_line(error)}") from error
+            raise ModelError(
+                f"a forward call with inputs {shown(inputs)} failed: {type(error).__name__}: {first_line(error)}"
+            ) from error
     return spent, set(counter.missed)
 
 

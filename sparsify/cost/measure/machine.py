@@ -8,7 +8,16 @@ from pathlib import Path
 
 from sparsify_schemas.report import Environment
 
-_PACKAGES = ("torch", "numpy", "accelerate", "pydantic", "safetensors", "onnxruntime", "openvino", "sparsify-recipes")
+_PACKAGES = (
+    "torch",
+    "numpy",
+    "accelerate",
+    "pydantic",
+    "safetensors",
+    "onnxruntime",
+    "openvino",
+    "sparsify-recipes",
+)
 
 
 def environment() -> Environment:
@@ -46,8 +55,13 @@ def vectors() -> str:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
-    flags = next((set(line.partition(":")[2].split()) for line in text.splitlines() if line.startswith("flags")), set())
-    return next((name for flag, name in (("avx512f", "AVX512"), ("avx2", "AVX2"), ("sse2", "SSE2")) if flag in flags), platform.machine() or "unknown")
+    flags = next(
+        (set(line.partition(":")[2].split()) for line in text.splitlines() if line.startswith("flags")), set()
+    )
+    return next(
+        (name for flag, name in (("avx512f", "AVX512"), ("avx2", "AVX2"), ("sse2", "SSE2")) if flag in flags),
+        platform.machine() or "unknown",
+    )
 
 
 def cores() -> int:

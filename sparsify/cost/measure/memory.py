@@ -17,14 +17,16 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sparsify.calls import Inputs, all_tensors, call, changed, with_batch
-from sparsify.opaque import uncompiled
-from sparsify.trial_calls import in_eval
+from sparsify.forward.calls import Inputs, all_tensors, call, changed, with_batch
+from sparsify.forward.opaque import uncompiled
+from sparsify.forward.trial_calls import in_eval
 
 
 def stored(model: nn.Module) -> int:
     """Bytes of the parameters and buffers; shared ones once."""
-    return sum({id(t): t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())}.values())
+    return sum(
+        {id(t): t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())}.values()
+    )
 
 
 def given(inputs: Inputs) -> int:
@@ -52,11 +54,17 @@ def _on_cuda(model: nn.Module, inputs: Inputs) -> int:
 
 
 def _on_cpu(model: nn.Module, inputs: Inputs) -> int:
-    with _unheard(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+    with (
+        _unheard(),
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen,
+    ):
         call(model, inputs)
     assert seen.profiler is not None and seen.profiler.kineto_results is not None
     now = most = 0
-    for event in sorted((e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+    for event in sorted(
+        (e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"),
+        key=lambda e: e.start_ns(),
+    ):
         now += event.nbytes()
         most = max(most, now)
     return most
@@ -124,7 +132,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._operators.append(str(func))
         for value in tree_leaves(out):
             storage = value.untyped_storage() if isinstance(value, Tensor) else None
-            if storage is not None and storage._cdata not in self._known and storage._cdata not in self._alive:
+            if (
+                storage is not None
+                and storage._cdata not in self._known
+                and storage._cdata not in self._alive
+            ):
                 self._alive[storage._cdata] = (StorageWeakRef(storage), len(self._lives))  # type: ignore[no-untyped-call]
                 self._lives.append((at, -1, storage.nbytes()))
         return out
@@ -139,7 +151,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Operators and lives; what outlives the call lives to its end."""
         self._sweep()
         end = len(self._operators)
-        return tuple(self._operators), tuple((born, end if dies < 0 else dies, size) for born, dies, size in self._lives)
+        return tuple(self._operators), tuple(
+            (born, end if dies < 0 else dies, size) for born, dies, size in self._lives
+        )
 
 
 def _on(inputs: Inputs, device: torch.device) -> Inputs:

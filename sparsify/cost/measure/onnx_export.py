@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsify.calls import Inputs, calls_of, tensors_of
-from sparsify.copies import copied
 from sparsify.cost.measure.tensor_program import entered
 from sparsify.errors import ModelError
+from sparsify.forward.calls import Inputs, calls_of, tensors_of
+from sparsify.forward.copies import copied
 
 _LIMIT = 2**31
 """bytes of one protobuf message"""
@@ -66,15 +66,23 @@ def program(model: nn.Module, traced: Inputs, other: Inputs) -> tuple[torch.expo
     return made, dynamic
 
 
-def onnx_program(model: nn.Module, traced: Inputs, other: Inputs, *, optimize: bool = True) -> torch.onnx.ONNXProgram:
+def onnx_program(
+    model: nn.Module, traced: Inputs, other: Inputs, *, optimize: bool = True
+) -> torch.onnx.ONNXProgram:
     """The model as ONNX, for any batch, or that of `traced` where `other` has the same. Raises ModelError where ONNX cannot express it."""
     if sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())) >= _LIMIT:
-        raise ModelError("the model has 2 GiB of weights or more, which one ONNX file cannot hold; export it with --format pt2")
+        raise ModelError(
+            "the model has 2 GiB of weights or more, which one ONNX file cannot hold; export it with --format pt2"
+        )
     exported, dynamic = program(model, traced, other)
     try:
-        made = torch.onnx.export(exported, dynamo=True, verbose=False, dynamic_shapes=dynamic, optimize=optimize)
+        made = torch.onnx.export(
+            exported, dynamo=True, verbose=False, dynamic_shapes=dynamic, optimize=optimize
+        )
     except Exception as error:
-        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error  # torch.onnx wraps it in advice of its own
+        cause = (
+            error.__cause__ if isinstance(error.__cause__, Exception) else error
+        )  # torch.onnx wraps it in advice of its own
         raise ModelError(f"ONNX cannot express the model: {reason(cause)}; --format pt2 may") from error
     assert made is not None  # it is None only without dynamo
     return made
@@ -82,5 +90,9 @@ def onnx_program(model: nn.Module, traced: Inputs, other: Inputs, *, optimize: b
 
 def reason(error: Exception) -> str:
     """The first two of the many lines that torch says, or OpenVINO after the place in its own code."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from ")]
+    lines = [
+        line.strip()
+        for line in str(error).splitlines()
+        if line.strip() and not line.startswith("Exception from ")
+    ]
     return f"{type(error).__name__}: {' '.join(lines[:2])}"[:400]

@@ -46,7 +46,12 @@ def entries(content: bytes) -> tuple[Entry, ...]:
 
 def in_integers(model: "ModelProto") -> bool:
     """Whether anything in it is quantised."""
-    return any("QuantizeLinear" in node.op_type or node.op_type.startswith("QLinear") or node.op_type.endswith("Integer") for node in model.graph.node)
+    return any(
+        "QuantizeLinear" in node.op_type
+        or node.op_type.startswith("QLinear")
+        or node.op_type.endswith("Integer")
+        for node in model.graph.node
+    )
 
 
 def _entry(given: "ValueInfoProto") -> Entry:

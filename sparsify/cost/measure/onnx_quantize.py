@@ -34,12 +34,19 @@ def quantised(file: bytes, batches: Iterable[Sequence[NDArray[Any]]]) -> bytes:
             return next(self.left, None)
 
     with tempfile.TemporaryDirectory() as folder, quiet():
-        source, simple, target = (os.fspath(Path(folder) / f"{name}.onnx") for name in ("model", "simple", "int8"))
+        source, simple, target = (
+            os.fspath(Path(folder) / f"{name}.onnx") for name in ("model", "simple", "int8")
+        )
         Path(source).write_bytes(file)
         try:
             quantization.shape_inference.quant_pre_process(source, simple, skip_symbolic_shape=True)
-            types = {"activation_type": quantization.QuantType.QUInt8, "weight_type": quantization.QuantType.QInt8}
+            types = {
+                "activation_type": quantization.QuantType.QUInt8,
+                "weight_type": quantization.QuantType.QInt8,
+            }
             quantization.quantize_static(simple, target, Batches(), per_channel=True, **types)
         except Exception as error:
-            raise ModelError(f"ONNX Runtime cannot quantise the model: {type(error).__name__}: {error}") from error
+            raise ModelError(
+                f"ONNX Runtime cannot quantise the model: {type(error).__name__}: {error}"
+            ) from error
         return Path(target).read_bytes()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sparsify.calls import Inputs
 from sparsify.cost.measure.onnx_export import onnx_program, quiet
+from sparsify.forward.calls import Inputs
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -56,11 +56,17 @@ def filled(like: Pattern, model: nn.Module, free: int = -1) -> bytes | None:
     changed: set[int] = set()
     for entry in proto.graph.initializer:
         if entry.name in own:
-            changed.update(before for before, now in zip(entry.dims, own[entry.name].shape, strict=True) if before != now)
-            entry.CopyFrom(numpy_helper.from_array(own[entry.name].detach().cpu().contiguous().numpy(), entry.name))
+            changed.update(
+                before for before, now in zip(entry.dims, own[entry.name].shape, strict=True) if before != now
+            )
+            entry.CopyFrom(
+                numpy_helper.from_array(own[entry.name].detach().cpu().contiguous().numpy(), entry.name)
+            )
     if changed:
         _open(proto, changed, free)
-        _regroup(proto, {entry.name: entry.dims[0] for entry in like.file.graph.initializer if len(entry.dims) > 2})
+        _regroup(
+            proto, {entry.name: entry.dims[0] for entry in like.file.graph.initializer if len(entry.dims) > 2}
+        )
     with quiet():
         program = torch.onnx.ONNXProgram(onnx_ir.from_proto(proto), None)
         program.optimize()
@@ -78,7 +84,10 @@ def _open(proto: "ModelProto", changed: Collection[int], free: int) -> None:
     made = {name: node for node in proto.graph.node for name in node.output}
     for shape in {node.input[1] for node in proto.graph.node if node.op_type == "Reshape"}:
         parts = made[shape].input if shape in made and made[shape].op_type == "Concat" else ()
-        written = [made[name].attribute[0].ints[0] if name in made and made[name].op_type == "Constant" else 0 for name in parts]
+        written = [
+            made[name].attribute[0].ints[0] if name in made and made[name].op_type == "Constant" else 0
+            for name in parts
+        ]
         widths = [at for at, size in enumerate(written) if at and size in changed]
         if widths or len(written) > 3:
             made[shape].input[widths[-1] if widths else free] = _FOLLOWS
@@ -95,4 +104,7 @@ def _regroup(proto: "ModelProto", before: Mapping[str, int]) -> None:
 
 
 def _stored(model: nn.Module) -> Mapping[str, Tensor]:
-    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }

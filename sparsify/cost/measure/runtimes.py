@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sparsify.calls import Inputs, all_tensors, call, calls_of, changed, flattened, with_batch
-from sparsify.copies import copied
 from sparsify.cost.measure.onnx_inputs import entries
 from sparsify.cost.measure.onnx_quantize import quantised
 from sparsify.cost.measure.onnx_reuse import OPEN, Pattern, filled, pattern
 from sparsify.cost.measure.tensor_program import entered
+from sparsify.forward.calls import Inputs, all_tensors, call, calls_of, changed, flattened, with_batch
+from sparsify.forward.copies import copied
 from sparsify_schemas.target import Cpu, Cuda, Target
 
 TimedCall = Callable[[], object]
@@ -59,7 +59,11 @@ def prepared(model: nn.Module, inputs: Inputs, target: Target, like: Pattern | N
 def prepared_onnx(file: bytes, inputs: Sequence[Array], target: Cpu) -> TimedCall:
     """An ONNX file ready to be called on ONNX Runtime or OpenVINO, its batch fixed to that of the inputs."""
     file = quantised(file, [inputs]) if target.dtype == "int8" else file
-    return _in_openvino(file, inputs, target) if target.runtime == "openvino" else _in_onnxruntime(file, inputs, target)
+    return (
+        _in_openvino(file, inputs, target)
+        if target.runtime == "openvino"
+        else _in_onnxruntime(file, inputs, target)
+    )
 
 
 def _alike(like: Pattern, model: nn.Module, inputs: Inputs, target: Cpu) -> bytes | None:
@@ -77,7 +81,9 @@ def _computes(file: bytes, model: nn.Module, inputs: Inputs, target: Cpu) -> boo
     except Exception:  # such as shapes that the pattern fixed and that do not fit: then it is exported anew
         return False
     got = list(found.values()) if isinstance(found, Mapping) else found
-    return [a.shape for a in expected] == [b.shape for b in got] and all(_near(a, b) for a, b in zip(expected, got, strict=True))
+    return [a.shape for a in expected] == [b.shape for b in got] and all(
+        _near(a, b) for a, b in zip(expected, got, strict=True)
+    )
 
 
 def _near(a: Array, b: Array) -> bool:
@@ -107,7 +113,11 @@ def _in_torch(model: nn.Module, inputs: Inputs, target: Target) -> TimedCall:
 
     def fit(x: Tensor) -> Tensor:
         x = x.to(device, torch.bfloat16 if target.dtype == "bf16" and x.is_floating_point() else x.dtype)
-        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 and target.layout == "channels_last" else x
+        return (
+            x.contiguous(memory_format=torch.channels_last)
+            if x.dim() == 4 and target.layout == "channels_last"
+            else x
+        )
 
     fed = changed(inputs, fit)
     if target.runtime == "compile":
@@ -151,16 +161,28 @@ def _in_openvino(file: bytes, inputs: Sequence[Array], target: Cpu) -> TimedCall
     core = openvino.Core()
     model = core.read_model(file)
     model.reshape({port: list(x.shape) for port, x in zip(model.inputs, inputs, strict=True)})
-    precision = "bf16" if target.dtype == "bf16" else "f32"  # without the hint it silently computes in bf16 where it can
-    settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": target.threads, "NUM_STREAMS": 1}
+    precision = (
+        "bf16" if target.dtype == "bf16" else "f32"
+    )  # without the hint it silently computes in bf16 where it can
+    settings = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": target.threads,
+        "NUM_STREAMS": 1,
+    }
     request = core.compile_model(model, "CPU", settings).create_infer_request()
     for at, x in enumerate(inputs):
-        request.set_input_tensor(at, openvino.Tensor(np.ascontiguousarray(x).reshape(x.shape)))  # of a single number it makes a row
+        request.set_input_tensor(
+            at, openvino.Tensor(np.ascontiguousarray(x).reshape(x.shape))
+        )  # of a single number it makes a row
     run: TimedCall = request.infer
     return run
 
 
 def _open(file: bytes, inputs: Sequence[Array]) -> dict[str, int]:
     """The length that the inputs give to each dimension which the file leaves open."""
-    pairs = ((size, length) for entry, x in zip(entries(file), inputs, strict=True) for size, length in zip(entry.sizes, x.shape, strict=False))
+    pairs = (
+        (size, length)
+        for entry, x in zip(entries(file), inputs, strict=True)
+        for size, length in zip(entry.sizes, x.shape, strict=False)
+    )
     return {size: length for size, length in pairs if isinstance(size, str) and size}

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.calls import Call, Inputs, call, calls_of, flattened, rebuilt, tensors_of
-from sparsify.copies import copied
-from sparsify.trial_calls import detached
+from sparsify.forward.calls import Call, Inputs, call, calls_of, flattened, rebuilt, tensors_of
+from sparsify.forward.copies import copied
+from sparsify.forward.trial_calls import detached
 
 
 def entered(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
@@ -54,7 +54,9 @@ class _Entry(nn.Module):
 
     def forward(self, *given: Tensor) -> Any:
         by_path = dict(zip(tensors_of(self.entry), given, strict=True))
-        own = dataclasses.replace(self.entry, inputs=rebuilt(self.entry.inputs, lambda path, _: by_path[path]))
+        own = dataclasses.replace(
+            self.entry, inputs=rebuilt(self.entry.inputs, lambda path, _: by_path[path])
+        )
         (made,) = call(self.model, (own,))
         if not _has_a_dataclass(made):
             return made

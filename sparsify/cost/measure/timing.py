@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sparsify.calls import Inputs, batch_words
 from sparsify.cost.measure.availability import check_target
 from sparsify.cost.measure.machine import load_average
 from sparsify.cost.measure.malloc import heap_kept
 from sparsify.cost.measure.runtimes import TimedCall, pattern_of, prepared, threads
 from sparsify.errors import ModelError, TargetError
-from sparsify.trial_calls import in_eval
+from sparsify.forward.calls import Inputs, batch_words
+from sparsify.forward.trial_calls import in_eval
 from sparsify_schemas.report import Latency
 from sparsify_schemas.target import Cpu, Target
 
@@ -28,7 +28,14 @@ _RESAMPLES = 2000
 
 
 def latency(
-    dense: nn.Module, cut: nn.Module, inputs: Inputs, name: str, target: Target, *, seconds: float = 3.0, seed: int = 0
+    dense: nn.Module,
+    cut: nn.Module,
+    inputs: Inputs,
+    name: str,
+    target: Target,
+    *,
+    seconds: float = 3.0,
+    seed: int = 0,
 ) -> Latency:
     """Time two models side by side on a target for about `seconds`, never fewer than 8 pairs of measurements.
 
@@ -68,7 +75,9 @@ def timed(
     """(rounds, models) seconds per forward call; see `interleaved`. Raises TargetError and ModelError."""
     check_target(name, target)
     if target.table is not None:
-        raise TargetError(f"target '{name}' is a machine described by {target.table}, so nothing can be timed on it here; leave it out, or choose another target")
+        raise TargetError(
+            f"target '{name}' is a machine described by {target.table}, so nothing can be timed on it here; leave it out, or choose another target"
+        )
     try:
         with threads(target), in_eval(*models), torch.inference_mode():
             like = pattern_of(models[0], inputs, target)
@@ -83,7 +92,9 @@ def undisturbed(target: Target) -> Now:
     return time.process_time if isinstance(target, Cpu) and target.threads == 1 else time.perf_counter
 
 
-def interleaved(calls: Sequence[TimedCall], seconds: float, rng: np.random.Generator, now: Now = time.perf_counter) -> Floats:
+def interleaved(
+    calls: Sequence[TimedCall], seconds: float, rng: np.random.Generator, now: Now = time.perf_counter
+) -> Floats:
     """(rounds, calls) seconds per call, in about so many seconds and never fewer than 8 rounds.
 
     Each round times all, in an order drawn anew, so that what the machine does besides hits all alike. Each is called once

@@ -27,10 +27,14 @@ def own_bias(module: nn.Module, weight: str) -> Bias | None:
     if not _computes_as_torch(module):
         return None
     if isinstance(module, nn.Linear | Convolution):
-        return Bias("bias", module._parameters.get("bias") is not None) if "bias" in module._parameters else None
+        return (
+            Bias("bias", module._parameters.get("bias") is not None) if "bias" in module._parameters else None
+        )
     if isinstance(module, nn.RNNBase | nn.RNNCellBase) and weight.startswith("weight_"):
         name = weight.replace("weight_", "bias_", 1)
-        return None if weight.startswith("weight_hr") else Bias(name, module._parameters.get(name) is not None)
+        return (
+            None if weight.startswith("weight_hr") else Bias(name, module._parameters.get(name) is not None)
+        )
     if isinstance(module, nn.MultiheadAttention) and weight == "in_proj_weight":
         return Bias("in_proj_bias", module.in_proj_bias is not None)
     return None

@@ -31,32 +31,47 @@ def _replace_weight(module: nn.Module, select: Callable[[Tensor], Tensor]) -> No
 
 def _module(modules: Mapping[str, nn.Module], name: str, deed: str) -> nn.Module:
     if name not in modules:
-        raise RunError(f"the cut log {deed} '{name}', which this model does not have; was it built by the same recipe?")
+        raise RunError(
+            f"the cut log {deed} '{name}', which this model does not have; was it built by the same recipe?"
+        )
     return modules[name]
 
 
 def _convolution(model: nn.Module, op: Crop) -> cropped.Conv:
     module = _module(dict(model.named_modules()), op.module, "crops the kernel of")
     if not cropped.can_crop(module):
-        raise RunError(f"the cut log crops the kernel of '{op.module}', which is a {type(module).__name__} and no plain convolution")
+        raise RunError(
+            f"the cut log crops the kernel of '{op.module}', which is a {type(module).__name__} and no plain convolution"
+        )
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     if tuple(module.kernel_size) != op.kernel:
-        raise RunError(f"the cut log expects '{op.module}' to have a kernel of {_shown(op.kernel)}, this model has {_shown(module.kernel_size)}")
-    if len(op.grids) != len(op.kernel) or any(first + step * (count - 1) >= size for (first, step, count), size in zip(op.grids, op.kernel, strict=False)):
-        raise RunError(f"the cut log keeps kernel positions of '{op.module}' that lie beyond its {_shown(op.kernel)}")
+        raise RunError(
+            f"the cut log expects '{op.module}' to have a kernel of {_shown(op.kernel)}, this model has {_shown(module.kernel_size)}"
+        )
+    if len(op.grids) != len(op.kernel) or any(
+        first + step * (count - 1) >= size
+        for (first, step, count), size in zip(op.grids, op.kernel, strict=False)
+    ):
+        raise RunError(
+            f"the cut log keeps kernel positions of '{op.module}' that lie beyond its {_shown(op.kernel)}"
+        )
     return module
 
 
 def _gatherable(model: nn.Module, op: Gather) -> tuple[nn.Linear | cropped.Conv, list[int]]:
     module = _module(dict(model.named_modules()), op.module, "gathers columns of")
     if not gathered.can_gather(module):
-        raise RunError(f"the cut log gathers columns of '{op.module}', which is no plain Linear layer and no plain convolution without groups")
+        raise RunError(
+            f"the cut log gathers columns of '{op.module}', which is no plain Linear layer and no plain convolution without groups"
+        )
     assert isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
     size = prod(module.weight.shape[1:])
     if size != op.size:
         raise RunError(f"the cut log expects '{op.module}' to have {op.size} columns, this model has {size}")
     if not ascending(op.keep, size):
-        raise RunError(f"the cut log keeps columns of '{op.module}' that are out of order or beyond its {size}")
+        raise RunError(
+            f"the cut log keeps columns of '{op.module}' that are out of order or beyond its {size}"
+        )
     return module, [i for a, b in op.keep for i in range(a, b)]
 
 

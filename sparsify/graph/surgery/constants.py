@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparsify import calls
-from sparsify.calls import Inputs
-from sparsify.forward import named
-from sparsify.fresh_inputs import seed_generators
+from sparsify.forward import calls
+from sparsify.forward.call_model import named
+from sparsify.forward.calls import Inputs
+from sparsify.forward.fresh_inputs import seed_generators
+from sparsify.forward.opaque import is_sparse
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.names import all_names, canonical_names, walk
 from sparsify.graph.surgery.biases import own_bias, takes_bias
@@ -37,7 +38,6 @@ from sparsify.graph.trace.operators import NORMS, flattened, primitive
 from sparsify.graph.trace.tracer import Leaving, Watch
 from sparsify.graph.trace.zero_branches import silenced
 from sparsify.nn import attention
-from sparsify.opaque import is_sparse
 
 EXACT = 1e-11
 """largest deviation from one number, relative to the consumer's largest output, that counts as rounding"""
@@ -147,7 +147,12 @@ def _has_zeros(model: nn.Module) -> bool:
     """Whether some weight stops data: a slice of zeros, a factor of zero, a column that every row of a table shares."""
     shifts = ("bias", "running_mean", "running_var")
     for name, tensor in all_names(model).items():
-        if not tensor.is_floating_point() or is_sparse(tensor) or not tensor.numel() or name.rpartition(".")[2].startswith(shifts):
+        if (
+            not tensor.is_floating_point()
+            or is_sparse(tensor)
+            or not tensor.numel()
+            or name.rpartition(".")[2].startswith(shifts)
+        ):
             continue
         if tensor.dim() < 2:
             if bool((tensor == 0).any()):
@@ -159,7 +164,8 @@ def _has_zeros(model: nn.Module) -> bool:
             if not bool(live.any(dim=others).all()):
                 return True
     return any(
-        isinstance(module, nn.Embedding | nn.EmbeddingBag) and bool((module.weight == module.weight[:1]).all(0).any())
+        isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        and bool((module.weight == module.weight[:1]).all(0).any())
         for _, module in walk(model)
     )
 
@@ -262,14 +268,18 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
         if any(b.holds(self.within[-1]) for b in self._gone if self.within):
             return
         # Where no data are at all (learnt queries), units are read that no constants can stand for: they count as living.
-        sides = [side for side in product.sides if self.dependence.of(side.x) is not None] or product.sides[:1]
+        sides = [side for side in product.sides if self.dependence.of(side.x) is not None] or product.sides[
+            :1
+        ]
         for side in sides:
             for aspect in self._peek(side.x).aspects:
                 units = self._units[aspect] if side.along in varying(aspect) else None
                 if units is not None and bool((units >= 0).any()):
                     self._add_use(product, side, aspect, units, func, out)
 
-    def _add_use(self, product: "_Product", side: "_Side", aspect: Tensor, units: Tensor, func: Any, out: Tensor) -> None:
+    def _add_use(
+        self, product: "_Product", side: "_Side", aspect: Tensor, units: Tensor, func: Any, out: Tensor
+    ) -> None:
         x = side.x
         others = [d for d in range(x.dim()) if d not in varying(aspect)]
         reached = self.dependence.of(x)
@@ -298,7 +308,9 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
             largest=float(out.abs().max()) if out.numel() else 0.0,
             kept=self._kept(out, side.outputs_along % out.dim()),
             # Without constants the input need not be held until the end.
-            lost=(lambda mask: side.contribution(func, x * mask)) if emits else lambda _: torch.zeros(shape, dtype=dtype),
+            lost=(lambda mask: side.contribution(func, x * mask))
+            if emits
+            else lambda _: torch.zeros(shape, dtype=dtype),
         )
         self._uses.append(use)
         if not crossed:
@@ -395,7 +407,11 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
         memory, *_ = _address(self._tensors[place.tensor])
         first, size = int(place.index[0]), len(place.index)
         reads = {read: count for read, count in self._reads.items() if read[0] == memory}
-        others = [read for read in reads if read[1] < first + size and first < read[1] + read[2] and read[1:] != (first, size)]
+        others = [
+            read
+            for read in reads
+            if read[1] < first + size and first < read[1] + read[2] and read[1:] != (first, size)
+        ]
         return reads.get((memory, first, size), 0) == len(uses) and not others
 
     def _units_without_effect(
@@ -450,7 +466,9 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
         worst = float(deviation[kept].max()) / largest if bool(kept.any()) and largest else 0.0
         if place is None and worst <= EXACT:
             return
-        others = [_by_output(use.lost(use.emits() & ~_among(use.units, exact)), use.outputs_along) for use in uses]
+        others = [
+            _by_output(use.lost(use.emits() & ~_among(use.units, exact)), use.outputs_along) for use in uses
+        ]
         beside = torch.cat(others, 1).mean(1) if place is not None else torch.zeros_like(values)
         even = not any(use.padded for use in emitting) and worst <= EXACT
         yield Shift(
@@ -517,9 +535,7 @@ def _operands(name: str, args: Any) -> _Product | None:
         left, right = (_bilinear(args, at) for at in (0, 2))
         return _Product((left, right))
     if name == "mv":
-        side = _Side(
-            args[1], args[0], 0, 0, lambda func, x: func(args[0], x), lambda: (args[0] != 0).any(0)
-        )
+        side = _Side(args[1], args[0], 0, 0, lambda func, x: func(args[0], x), lambda: (args[0] != 0).any(0))
         return _Product((side,))
     return None
 
@@ -587,7 +603,12 @@ def _trains(args: Any) -> bool:
 def _is_view(given: Sequence[Tensor], out: Any) -> bool:
     """Whether an operator's result is its argument, seen otherwise."""
     if not isinstance(out, Tensor) or not given:
-        return isinstance(out, list | tuple) and bool(out) and isinstance(out[0], Tensor) and _is_view(given, out[0])
+        return (
+            isinstance(out, list | tuple)
+            and bool(out)
+            and isinstance(out[0], Tensor)
+            and _is_view(given, out[0])
+        )
     return out.untyped_storage().data_ptr() == given[0].untyped_storage().data_ptr()
 
 
@@ -653,5 +674,3 @@ def _numbered_units(labels: Labels, map: ModelMap, keep: Keep) -> tuple[Tensor, 
                 own_labels = found[begin : begin + len(places)]
                 np.copyto(own_labels, places, where=places >= 0)
     return torch.from_numpy(found), numbers
-
-

@@ -47,7 +47,15 @@ ROW_BY_ROW = frozenset(["view", "_unsafe_view", "reshape", "_reshape_alias", "ex
 MOVING = MOVES | {"select", "slice", "as_strided"}
 JOINING = frozenset(["cat", "stack"])
 PARTING = frozenset(
-    ["split", "split_with_sizes", "chunk", "unbind", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk"]
+    [
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "unbind",
+        "unsafe_split",
+        "unsafe_split_with_sizes",
+        "unsafe_chunk",
+    ]
 )
 FIXED_PLACES = frozenset(["index", "index_select", "gather", "take_along_dim"])
 """operators that pick elements by number"""
@@ -136,7 +144,9 @@ class Dependence:
             if value.untyped_storage().data_ptr() in memory:
                 self._shared.add(_storage(value))
 
-    def _note_averaging(self, name: str, args: Any, kwargs: Mapping[str, Any], results: Sequence[Tensor]) -> None:
+    def _note_averaging(
+        self, name: str, args: Any, kwargs: Mapping[str, Any], results: Sequence[Tensor]
+    ) -> None:
         """Rows that sum to one still do when they are seen under another shape, each of them whole."""
         x = args[0] if args and isinstance(args[0], Tensor) else None
         if x is None or not results or not results[0].dim():
@@ -182,7 +192,9 @@ class Dependence:
             return self._batch_norm(name, args, kwargs, out)
         if name == "native_layer_norm":
             over = axes_of(name, args, kwargs)
-            return _scaled(_any(self._mask(args[0]), over), args[2], range(out.dim() - len(args[1]), out.dim()), out)
+            return _scaled(
+                _any(self._mask(args[0]), over), args[2], range(out.dim() - len(args[1]), out.dim()), out
+            )
         if name == "native_group_norm":
             return self._group_norm(args, out)
         if name in JOINING:

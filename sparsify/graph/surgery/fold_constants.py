@@ -28,7 +28,11 @@ class Folded:
 
 
 def fold(
-    thin: nn.Module, shifts: Iterable[Shift], map: ModelMap, keep: Keep, created: Collection[str] | None = None
+    thin: nn.Module,
+    shifts: Iterable[Shift],
+    map: ModelMap,
+    keep: Keep,
+    created: Collection[str] | None = None,
 ) -> Folded:
     """Give the cut model, in place, what it lost with constant units.
 

@@ -51,8 +51,13 @@ def cut(model: nn.Module, map: ModelMap, keep: Keep, plan: str) -> tuple[nn.Modu
     gone, stubs = dropped(map, keep), tuple(_stubs(gone_branches(map, keep)))
     steps = _steps(map, gone)
     copy, changes = _thin(model, gone, steps, stubs)
-    widths = tuple(Width(group=name, width=map.by_name[name].width, keep=ranges(kept)) for name, kept in keep.items())
-    swaps, sets = [op for op in changes if isinstance(op, Replace)], [op for op in changes if isinstance(op, SetAttribute)]
+    widths = tuple(
+        Width(group=name, width=map.by_name[name].width, keep=ranges(kept)) for name, kept in keep.items()
+    )
+    swaps, sets = (
+        [op for op in changes if isinstance(op, Replace)],
+        [op for op in changes if isinstance(op, SetAttribute)],
+    )
     return copy, Cuts(plan=plan, widths=widths, operations=(*_log(map, steps), *swaps, *stubs, *sets))
 
 
@@ -63,7 +68,10 @@ def trial(model: nn.Module, map: ModelMap, keep: Keep) -> nn.Module:
 
 
 def _thin(
-    model: nn.Module, gone: Mapping[tuple[str, int, str], Ints], steps: Mapping[str, Steps], stubs: Sequence[Bypass | Silence]
+    model: nn.Module,
+    gone: Mapping[tuple[str, int, str], Ints],
+    steps: Mapping[str, Steps],
+    stubs: Sequence[Bypass | Silence],
 ) -> tuple[nn.Module, list[Replace | SetAttribute]]:
     """The cut model, and what was done to its modules."""
     copy = _narrowed(model, steps, stubs)
@@ -127,19 +135,29 @@ def replay(model: nn.Module, cuts: Cuts) -> nn.Module:
         try:
             attention.adopt(copy, name)
         except (AttributeError, TypeError):
-            raise RunError(f"the cut log replaces '{name}', which is no MultiheadAttention in this model; was it built by the same recipe?") from None
+            raise RunError(
+                f"the cut log replaces '{name}', which is no MultiheadAttention in this model; was it built by the same recipe?"
+            ) from None
     for op in sets:
         try:
             module = copy.get_submodule(op.module)
         except AttributeError:
-            raise RunError(f"the cut log names a module '{op.module}' that this model does not have") from None
+            raise RunError(
+                f"the cut log names a module '{op.module}' that this model does not have"
+            ) from None
         if "." in op.attribute:
             _set_inside(module, op, cuts)
             continue
-        if op.attribute not in attributes(model.get_submodule(op.module)) and not _holds_lengths(vars(module).get(op.attribute)):
-            raise RunError(f"the cut log sets '{op.module}.{op.attribute}', which is no width of a {type(module).__name__}")
+        if op.attribute not in attributes(model.get_submodule(op.module)) and not _holds_lengths(
+            vars(module).get(op.attribute)
+        ):
+            raise RunError(
+                f"the cut log sets '{op.module}.{op.attribute}', which is no width of a {type(module).__name__}"
+            )
         if not _shrinks(getattr(module, op.attribute), op.value):
-            raise RunError(f"the cut log sets '{op.module}.{op.attribute}' to {op.value}, which is no smaller width than {getattr(module, op.attribute)}")
+            raise RunError(
+                f"the cut log sets '{op.module}.{op.attribute}' to {op.value}, which is no smaller width than {getattr(module, op.attribute)}"
+            )
         _set(module, op)
     for name in biased:
         create_bias(copy, name)
@@ -151,7 +169,10 @@ def ranges(indices: Sequence[int] | Ints) -> tuple[Range, ...]:
     """Ascending indices as half-open ranges: 0 1 2 5 -> (0, 3) (5, 6)."""
     own = np.asarray(indices, np.int64)
     (breaks,) = np.nonzero(np.diff(own) != 1)
-    starts, ends = own[np.concatenate(([0], breaks + 1))[: len(own)]], own[np.concatenate((breaks, [len(own) - 1]))[: len(own)]] + 1
+    starts, ends = (
+        own[np.concatenate(([0], breaks + 1))[: len(own)]],
+        own[np.concatenate((breaks, [len(own) - 1]))[: len(own)]] + 1,
+    )
     return tuple(zip(starts.tolist(), ends.tolist(), strict=True))
 
 
@@ -173,7 +194,9 @@ def dropped(map: ModelMap, keep: Keep) -> dict[tuple[str, int, str], Ints]:
             continue
         lost: dict[int, Ints] = {}  # dimensions that are alike share their spans
         for part in group.slices:
-            if part.tensor in whole or (part.role == "size" and any(b.holds(part.tensor.partition(":")[0]) for b in branches)):
+            if part.tensor in whole or (
+                part.role == "size" and any(b.holds(part.tensor.partition(":")[0]) for b in branches)
+            ):
                 continue
             if id(part.spans) not in lost:
                 lost[id(part.spans)] = reached(part.spans, leaves)
@@ -222,14 +245,24 @@ def _set_inside(module: nn.Module, op: SetAttribute, cuts: Cuts) -> None:
     old = module_integers.read(module, op.attribute)
     name = next((word for word in reversed(op.attribute.split(".")) if not word.isdigit()), "")
     if old is None or meaning(name) in (Meaning.NEVER, Meaning.UNKNOWN):
-        raise RunError(f"the cut log sets '{op.module}.{op.attribute}', which is no width that a {type(module).__name__} holds")
+        raise RunError(
+            f"the cut log sets '{op.module}.{op.attribute}', which is no width that a {type(module).__name__} holds"
+        )
     if not _shrinks(old, op.value) or not explained(cuts, name, old, op.value):
-        raise RunError(f"the cut log sets '{op.module}.{op.attribute}' to {op.value}, but no operation in it narrows {old} to that")
+        raise RunError(
+            f"the cut log sets '{op.module}.{op.attribute}' to {op.value}, but no operation in it narrows {old} to that"
+        )
     module_integers.write(module, op.attribute, op.value)
 
 
 def _set(module: nn.Module, op: SetAttribute) -> None:
-    setattr(module, op.attribute, list(op.value) if isinstance(getattr(module, op.attribute), list) and isinstance(op.value, tuple) else op.value)
+    setattr(
+        module,
+        op.attribute,
+        list(op.value)
+        if isinstance(getattr(module, op.attribute), list) and isinstance(op.value, tuple)
+        else op.value,
+    )
 
 
 def _lengths(model: nn.Module, gone: Mapping[tuple[str, int, str], Ints]) -> Iterable[SetAttribute]:
@@ -247,7 +280,9 @@ def _lengths(model: nn.Module, gone: Mapping[tuple[str, int, str], Ints]) -> Ite
             value -= len(lost)
         values[module, attribute] = value
     for (module, attribute), value in values.items():
-        yield SetAttribute(module=module, attribute=attribute, value=tuple(value) if isinstance(value, list) else value)
+        yield SetAttribute(
+            module=module, attribute=attribute, value=tuple(value) if isinstance(value, list) else value
+        )
 
 
 def _steps(map: ModelMap, gone: Mapping[tuple[str, int, str], Ints]) -> dict[str, Steps]:
@@ -276,10 +311,14 @@ def _log(map: ModelMap, steps: Mapping[str, Steps]) -> Iterable[Narrow]:
             if id(kept) not in known:
                 known[id(kept)] = ranges(kept.numpy())
             # what is written here is right by construction: no validation of thousands of ranges
-            yield Narrow.model_construct(op="narrow", tensor=tensor, dim=dim, size=shapes[tensor][dim], keep=known[id(kept)])
+            yield Narrow.model_construct(
+                op="narrow", tensor=tensor, dim=dim, size=shapes[tensor][dim], keep=known[id(kept)]
+            )
 
 
-def _changed(before: Mapping[str, nn.Module], after: Mapping[str, nn.Module], names: Iterable[str]) -> Iterable[SetAttribute]:
+def _changed(
+    before: Mapping[str, nn.Module], after: Mapping[str, nn.Module], names: Iterable[str]
+) -> Iterable[SetAttribute]:
     for name in names:
         for attribute, value in attributes(after[name]).items():
             if getattr(before[name], attribute) != value:
@@ -297,19 +336,27 @@ def _check(model: nn.Module, op: Narrow) -> None:
     try:
         tensor = _tensor(model, op.tensor)
     except AttributeError:
-        raise RunError(f"the cut log narrows '{op.tensor}', which this model does not have; was it built by the same recipe?") from None
+        raise RunError(
+            f"the cut log narrows '{op.tensor}', which this model does not have; was it built by the same recipe?"
+        ) from None
     size = tensor.shape[op.dim] if op.dim < tensor.dim() else None
     if size != op.size:
-        raise RunError(f"the cut log expects '{op.tensor}' to have {op.size} entries in dimension {op.dim}, this model has {size}")
+        raise RunError(
+            f"the cut log expects '{op.tensor}' to have {op.size} entries in dimension {op.dim}, this model has {size}"
+        )
     if not ascending(op.keep, op.size):
-        raise RunError(f"the cut log keeps indices of '{op.tensor}' that are out of order or beyond its {op.size} entries")
+        raise RunError(
+            f"the cut log keeps indices of '{op.tensor}' that are out of order or beyond its {op.size} entries"
+        )
 
 
 def _check_module(model: nn.Module, name: str) -> None:
     try:
         model.get_submodule(name)
     except AttributeError:
-        raise RunError(f"the cut log removes a module '{name}' that this model does not have; was it built by the same recipe?") from None
+        raise RunError(
+            f"the cut log removes a module '{name}' that this model does not have; was it built by the same recipe?"
+        ) from None
 
 
 def _tensor(model: nn.Module, name: str) -> torch.Tensor:
@@ -330,7 +377,9 @@ def _narrowed(model: nn.Module, steps: Mapping[str, Steps], stubs: Iterable[Bypa
     for name, own in steps.items():
         old = tensors[name]
         data = select(old.detach(), own)
-        fresh[id(old)] = nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
+        fresh[id(old)] = (
+            nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
+        )
     copy = copy_with(model, fresh)
     for stub in stubs:
         put(copy, stub.module, (Silenced if isinstance(stub, Silence) else Bypassed)(stub.returns))

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.calls import Inputs
 from sparsify.errors import first_line
-from sparsify.forward import call, tensors
-from sparsify.fresh_inputs import seed_generators
+from sparsify.forward.call_model import call, tensors
+from sparsify.forward.calls import Inputs
+from sparsify.forward.fresh_inputs import seed_generators
+from sparsify.forward.opaque import is_scripted
 from sparsify.graph.copy import copy_with
 from sparsify.graph.layer_types import attributes
 from sparsify.graph.names import all_names, walk
@@ -31,7 +32,6 @@ from sparsify.graph.surgery import module_integers
 from sparsify.graph.surgery.module_integers import Held, Number
 from sparsify.graph.surgery.width_names import Meaning, is_head_count, meaning
 from sparsify.nn.bypass import Bypassed, Silenced
-from sparsify.opaque import is_scripted
 from sparsify_schemas.cuts import Cuts, Narrow, SetAttribute
 
 Lengths = set[tuple[int, int]]

@@ -34,7 +34,9 @@ class _Way:
         return value
 
 
-def carry(model: nn.Module, thin: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None = None) -> tuple[str, ...]:
+def carry(
+    model: nn.Module, thin: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None = None
+) -> tuple[str, ...]:
     """Give the cut model the gradients and hooks of the one it was cut from, and the optimizer the cut model's parameters.
 
     State is narrowed where each dimension has the parameter's length or 1 (a moment, a factored moment); other state of a
@@ -52,7 +54,9 @@ def carry(model: nn.Module, thin: nn.Module, cuts: Cuts, optimizer: torch.optim.
     return () if optimizer is None else tuple(_rebind(optimizer, model, fresh, ways))
 
 
-def carry_named(values: Mapping[str, Tensor], cuts: Cuts, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def carry_named(
+    values: Mapping[str, Tensor], cuts: Cuts, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
     """What a cut has left of numbers by the names of tensors (one for each weight, or group inside, or one for all) and of coupled groups.
 
     shapes: of the tensors before the cut. What cannot be followed is left out.
@@ -83,14 +87,18 @@ def _ways(cuts: Cuts) -> Mapping[str, _Way]:
         elif isinstance(op, Crop):
             found[f"{op.module}.weight"].reshapes.append(partial(cropped.select, kept=op.grids))
         elif isinstance(op, Gather):
-            found[f"{op.module}.weight"].reshapes.append(partial(gathered.select, columns=indices(op.keep).tolist()))
+            found[f"{op.module}.weight"].reshapes.append(
+                partial(gathered.select, columns=indices(op.keep).tolist())
+            )
     return found
 
 
 def _check(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     own = {id(p) for p in model.parameters()}
     if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
-        raise ModelError("the optimizer holds none of the model's parameters; pass the optimizer that trains this model")
+        raise ModelError(
+            "the optimizer holds none of the model's parameters; pass the optimizer that trains this model"
+        )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ModelError(
             "LBFGS keeps one history over all parameters together, which cannot be carried through a cut; "
@@ -112,7 +120,9 @@ def _carry_parameter(old: nn.Parameter, new: nn.Parameter, way: _Way) -> None:
 
 def _carry_hooks(model: nn.Module, thin: nn.Module) -> None:
     """A deep copy has copies of the objects whose methods are hooks: a recorder outside the model must stay the caller's own."""
-    twins: dict[int, Any] = {id(module): thin.get_submodule(name) for name, module in model.named_modules() if _has(thin, name)}
+    twins: dict[int, Any] = {
+        id(module): thin.get_submodule(name) for name, module in model.named_modules() if _has(thin, name)
+    }
     for module in model.modules():
         twin = twins.get(id(module))
         for store in _HOOKS if twin is not None else ():
@@ -131,7 +141,10 @@ def _has(model: nn.Module, name: str) -> bool:
 
 
 def _rebind(
-    optimizer: torch.optim.Optimizer, model: nn.Module, fresh: Mapping[str, nn.Parameter], ways: Mapping[str, _Way]
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    fresh: Mapping[str, nn.Parameter],
+    ways: Mapping[str, _Way],
 ) -> Iterable[str]:
     names = {id(p): name for name, p in model.named_parameters()}
     old_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -183,7 +196,10 @@ def _carry_state(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Pa
 def _follows(value: Any, parameter: Tensor) -> bool:
     if not isinstance(value, Tensor):
         return not isinstance(value, list | tuple | Mapping)
-    return value.numel() == 1 or (value.dim() == parameter.dim() and all(n in (1, m) for n, m in zip(value.shape, parameter.shape, strict=True)))
+    return value.numel() == 1 or (
+        value.dim() == parameter.dim()
+        and all(n in (1, m) for n, m in zip(value.shape, parameter.shape, strict=True))
+    )
 
 
 def _narrowed(value: Any, parameter: Tensor, way: _Way) -> Any:

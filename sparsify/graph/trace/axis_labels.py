@@ -168,7 +168,9 @@ class Algebra:
             for d, cell in operand.soft:
                 cells[d].append(cell)
         for d, own in cells.items():
-            met = [first(a, varying(a) - {d}).flatten() for s in operands for a in s.aspects if d in varying(a)]
+            met = [
+                first(a, varying(a) - {d}).flatten() for s in operands for a in s.aspects if d in varying(a)
+            ]
             for known in [c.labels for c in own if c.labels is not None]:
                 for labels in met[:1]:
                     if len(labels) == len(known):
@@ -182,7 +184,14 @@ class Algebra:
         whole, soft, parameter = tuple(shape), _soft(operands), all(s.parameter for s in operands)
         one = operands[0].aspects[0]
         if all(s.aspects[0] is one for s in operands):
-            same = next((s for s in operands if (s.shape, s.soft, s.parameter, s.over) == (whole, soft, parameter, ())), None)
+            same = next(
+                (
+                    s
+                    for s in operands
+                    if (s.shape, s.soft, s.parameter, s.over) == (whole, soft, parameter, ())
+                ),
+                None,
+            )
             return Shadow(whole, (one,), parameter, soft) if same is None else same
         for a, b in pairwise(operands):
             self.join(a.aspects[0], b.aspects[0])
@@ -224,7 +233,10 @@ class Algebra:
         if a.parameter:
             for x in ours:
                 self.consume(x)
-        for x, parameter, k in (*((x, a.parameter, k_a) for x in over_a), *((x, b.parameter, k_b) for x in over_b)):
+        for x, parameter, k in (
+            *((x, a.parameter, k_a) for x in over_a),
+            *((x, b.parameter, k_b) for x in over_b),
+        ):
             if parameter and k not in varying(x) and varying(x) - shared:
                 self.produce(x)
         kept = [x for x in over_a if k_a not in varying(x)] + [x for x in over_b if k_b not in varying(x)]
@@ -247,7 +259,12 @@ class Algebra:
         rank = max(len(s.shape) for s in shadows)
         aligned = [_aligned(s, rank) for s in shadows]
         for d in range(rank):
-            met = [axis for s in aligned for a in s.aspects if varying(a) == {d} and (axis := self._last_axis(a)) is not None]
+            met = [
+                axis
+                for s in aligned
+                for a in s.aspects
+                if varying(a) == {d} and (axis := self._last_axis(a)) is not None
+            ]
             twins = frozenset().union(*(self.labels.twins.get(axis, {axis}) for axis in met))
             self.labels.twins.update(dict.fromkeys(twins, twins))
 
@@ -274,16 +291,24 @@ class Algebra:
                 kept.append(aspect)
         return Shadow(tuple(shape), tuple(kept), shadow.parameter, over=over)
 
-    def moved(self, shadow: Shadow, change: Callable[[Tensor], Tensor], shape: Sequence[int] | None = None) -> Shadow:
+    def moved(
+        self, shadow: Shadow, change: Callable[[Tensor], Tensor], shape: Sequence[int] | None = None
+    ) -> Shadow:
         """An operation that only moves elements, carried out on the labels; shape: that of its result, where it is known."""
         results = [compress(change(aspect.expand(shadow.shape))) for aspect in shadow.aspects]
         for before, after in zip(shadow.aspects, results, strict=True):
             if len(varying(after)) > max(1, len(varying(before))):
                 self.labels.rectangle(after.numpy())
-        shape = tuple(change(torch.empty(1, dtype=torch.bool).expand(shadow.shape)).shape if shape is None else shape)
-        return Shadow(shape, self._laid_together(results), shadow.parameter, self._soft(shadow, change, shape))
+        shape = tuple(
+            change(torch.empty(1, dtype=torch.bool).expand(shadow.shape)).shape if shape is None else shape
+        )
+        return Shadow(
+            shape, self._laid_together(results), shadow.parameter, self._soft(shadow, change, shape)
+        )
 
-    def _soft(self, shadow: Shadow, change: Callable[[Tensor], Tensor], shape: Sequence[int]) -> frozenset[tuple[int, Cell]]:
+    def _soft(
+        self, shadow: Shadow, change: Callable[[Tensor], Tensor], shape: Sequence[int]
+    ) -> frozenset[tuple[int, Cell]]:
         """Dimensions along which a moved tensor is alike: those where a count over the firm ones does not vary."""
         if shape == shadow.shape and not shadow.soft:
             return frozenset()
@@ -292,7 +317,12 @@ class Algebra:
             return frozenset()
         moved = change(torch.arange(prod(firm)).view(firm).expand(shadow.shape))
         alike = set(range(len(shape))) - varying(compress(moved))
-        kept = frozenset((e, cell) for d, cell in shadow.soft for e in alike & _goes_to(d, shadow.shape, change) if shape[e] == shadow.shape[d])
+        kept = frozenset(
+            (e, cell)
+            for d, cell in shadow.soft
+            for e in alike & _goes_to(d, shadow.shape, change)
+            if shape[e] == shadow.shape[d]
+        )
         return kept | limp(shape, alike - {e for e, _ in kept})
 
     def _laid_together(self, aspects: Iterable[Tensor]) -> tuple[Tensor, ...]:
@@ -324,7 +354,15 @@ class Algebra:
                 parts = torch.unflatten(aspect, dim, (size // length, length))
                 self.join(parts, parts.narrow(dim, 0, 1))
 
-    def convolution(self, x: Shadow, weight: Shadow, bias: Shadow | None, transposed: bool, groups: int, shape: Sequence[int]) -> Shadow:
+    def convolution(
+        self,
+        x: Shadow,
+        weight: Shadow,
+        bias: Shadow | None,
+        transposed: bool,
+        groups: int,
+        shape: Sequence[int],
+    ) -> Shadow:
         """Labels of [N, O, ...] from [N, C, ...] and a weight [O, C/groups, ...] ([C, O/groups, ...] when transposed)."""
         x = self.hold_all(x, set(range(len(x.shape))) - {1}, "a convolution slides over it")
         channels = x.shape[1]
@@ -348,7 +386,9 @@ class Algebra:
         else:
             if ins is not None:
                 if ours is None:
-                    self.labels.fix(ins.numpy(), "it reads the network's input or something else of fixed size")
+                    self.labels.fix(
+                        ins.numpy(), "it reads the network's input or something else of fixed size"
+                    )
                 else:
                     expanded = ins if transposed else ins.repeat(groups)
                     self.join(expanded, ours)
@@ -379,13 +419,19 @@ def _goes_to(dim: int, shape: Sequence[int], change: Callable[[Tensor], Tensor])
 
 def _soft(operands: Sequence[Shadow]) -> frozenset[tuple[int, Cell]]:
     """Dimensions on whose length no operand insists."""
-    return frozenset((d, cell) for s in operands for d, cell in s.soft if not any(o.firm(d) for o in operands))
+    return frozenset(
+        (d, cell) for s in operands for d, cell in s.soft if not any(o.firm(d) for o in operands)
+    )
 
 
 def _alike(operands: Sequence[Shadow]) -> bool:
     """Whether each has one aspect, and all vary along the same dimensions."""
     first = operands[0].aspects
-    return all(len(s.aspects) == 1 and s.aspects[0].shape == first[0].shape for s in operands) if first else False
+    return (
+        all(len(s.aspects) == 1 and s.aspects[0].shape == first[0].shape for s in operands)
+        if first
+        else False
+    )
 
 
 def _in_step(aspect: Tensor, finer: Tensor) -> bool:
@@ -400,7 +446,12 @@ def _aligned(shadow: Shadow, rank: int) -> Shadow:
         return shadow
     lead = (1,) * missing
     aspects = tuple(a.view(lead + tuple(a.shape)) for a in shadow.aspects)
-    return Shadow(lead + shadow.shape, aspects, shadow.parameter, frozenset((d + missing, cell) for d, cell in shadow.soft))
+    return Shadow(
+        lead + shadow.shape,
+        aspects,
+        shadow.parameter,
+        frozenset((d + missing, cell) for d, cell in shadow.soft),
+    )
 
 
 def _vector(weight: Shadow, dim: int) -> Tensor | None:

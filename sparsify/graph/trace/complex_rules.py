@@ -52,7 +52,9 @@ def _matrices(w: Follower, op: Op) -> Shadow | list[Shadow]:
     x = w.of(op.args[0])
     rank = len(x.shape)
     held = w.algebra.hold_all(x, {rank - 2, rank - 1}, f"'{op.name}' takes whole matrices")
-    if x.parameter:  # a weight of zeros is none afterwards (exp(0) = 1): no masked model could be compared with
+    if (
+        x.parameter
+    ):  # a weight of zeros is none afterwards (exp(0) = 1): no masked model could be compared with
         held = w.algebra.hold_all(held, set(range(rank)), f"a weight passes through '{op.name}'")
     results = [op.out] if isinstance(op.out, Tensor) else list(op.out)
     made = [_counted_alike(held, result, x.shape[: rank - 2]) for result in results]
@@ -66,7 +68,9 @@ def _counted_alike(held: Shadow, result: object, batch: tuple[int, ...]) -> Shad
     own = tuple(result.shape)
     rest = len(own) - len(batch)
     assert own[: len(batch)] == batch
-    aspects = tuple(aspect[..., 0, 0].reshape([*aspect.shape[: len(batch)], *[1] * rest]) for aspect in held.aspects)
+    aspects = tuple(
+        aspect[..., 0, 0].reshape([*aspect.shape[: len(batch)], *[1] * rest]) for aspect in held.aspects
+    )
     return Shadow(own, aspects, held.parameter)
 
 

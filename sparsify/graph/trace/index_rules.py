@@ -188,9 +188,13 @@ def _index_put(w: Follower, op: Op) -> Shadow:
         given.parameter,
         frozenset((d + missing, cell) for d, cell in given.soft),
     )
-    source = replace(w.algebra.hold_all(lifted, set(middle), "it is written to places that are given by number"), soft=lifted.soft)
+    source = replace(
+        w.algebra.hold_all(lifted, set(middle), "it is written to places that are given by number"),
+        soft=lifted.soft,
+    )
     made = w.algebra.pointwise(
-        [1 if e in middle else n for e, n in enumerate(part.shape)], [_thin(part, set(middle)), _thin(source, set(middle))]
+        [1 if e in middle else n for e, n in enumerate(part.shape)],
+        [_thin(part, set(middle)), _thin(source, set(middle))],
     )
     # Back to the dimensions of x: those that are not indexed stand in the same order in the part that is written.
     rest = [e for e in range(rank) if e not in middle]
@@ -214,8 +218,12 @@ def _masked_fill(w: Follower, x: Tensor, indices: Sequence[Tensor | None]) -> Sh
             continue
         mask, behind = w.of(index), x.dim() - at - index.dim()
         shape = (1,) * at + mask.shape + (1,) * behind
-        aspects = tuple(aspect.view((1,) * at + tuple(aspect.shape) + (1,) * behind) for aspect in mask.aspects)
-        operands.append(Shadow(shape, aspects, mask.parameter, frozenset((d + at, cell) for d, cell in mask.soft)))
+        aspects = tuple(
+            aspect.view((1,) * at + tuple(aspect.shape) + (1,) * behind) for aspect in mask.aspects
+        )
+        operands.append(
+            Shadow(shape, aspects, mask.parameter, frozenset((d + at, cell) for d, cell in mask.soft))
+        )
         at += index.dim()
     return w.algebra.pointwise(x.shape, operands)
 
@@ -230,7 +238,9 @@ def _masked_scatter(w: Follower, op: Op) -> Shadow:
     if not rows or mask.dim() < x.dim() or whole.firm(last) or any(last in varying(a) for a in whole.aspects):
         return _as_a_whole(w, op)
     _hold_whole(w, mask, CHOOSES)
-    given = w.algebra.hold_all(w.of(source), set(range(source.dim() - 1)), "its rows are written in their order")
+    given = w.algebra.hold_all(
+        w.of(source), set(range(source.dim() - 1)), "its rows are written in their order"
+    )
     lead = (1,) * last
     aspects = tuple(a.view((*lead, -1)) for a in given.aspects)
     row = Shadow((*lead, x.shape[-1]), aspects, given.parameter)
@@ -243,7 +253,9 @@ def _part_written(w: Follower, op: Op, dim: int, part: Shadow) -> Shadow:
 
 
 def _slice_scatter(w: Follower, op: Op) -> Shadow:
-    return _part_written(w, op, dimension(argument(op.args, op.kwargs, 2, "dim", 0), op.out), w.of(op.args[1]))
+    return _part_written(
+        w, op, dimension(argument(op.args, op.kwargs, 2, "dim", 0), op.out), w.of(op.args[1])
+    )
 
 
 def _select_scatter(w: Follower, op: Op) -> Shadow:

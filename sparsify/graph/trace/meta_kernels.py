@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsify.opaque import are_wrappers, is_higher_order
+from sparsify.forward.opaque import are_wrappers, is_higher_order
 
 Made = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 """shape, strides, element type"""
@@ -54,7 +54,9 @@ def _made(x: Tensor, *shape: int) -> Tensor:
 def _alike(x: Tensor, *others: Any) -> Tensor | None:
     """A result like x, where the other tensors are like x too."""
     for other in others:
-        if isinstance(other, Tensor) and (other.shape != x.shape or other.dtype != x.dtype or not other.is_meta or not other.is_contiguous()):
+        if isinstance(other, Tensor) and (
+            other.shape != x.shape or other.dtype != x.dtype or not other.is_meta or not other.is_contiguous()
+        ):
             return None
     return _made(x, *x.shape)
 
@@ -67,29 +69,56 @@ def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, ...] | None:
     return _made(x, *x.shape), _made(x, size), _made(x, size)
 
 
-def _layer_norm(x: Tensor, over: Any, weight: Tensor | None, bias: Tensor | None, _eps: float) -> tuple[Tensor, ...] | None:
-    if tuple(over) != x.shape[x.dim() - len(over) :] or any(v is not None and v.shape != tuple(over) for v in (weight, bias)):
+def _layer_norm(
+    x: Tensor, over: Any, weight: Tensor | None, bias: Tensor | None, _eps: float
+) -> tuple[Tensor, ...] | None:
+    if tuple(over) != x.shape[x.dim() - len(over) :] or any(
+        v is not None and v.shape != tuple(over) for v in (weight, bias)
+    ):
         return None
     moments = (*x.shape[: x.dim() - len(over)], *[1] * len(over))
     return _made(x, *x.shape), _made(x, *moments), _made(x, *moments)
 
 
 def _addmm(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
-    fits = x.shape[1] == weight.shape[0] and bias.shape == (weight.shape[1],) and x.dtype == weight.dtype == bias.dtype and x.is_meta
+    fits = (
+        x.shape[1] == weight.shape[0]
+        and bias.shape == (weight.shape[1],)
+        and x.dtype == weight.dtype == bias.dtype
+        and x.is_meta
+    )
     return _made(x, x.shape[0], weight.shape[1]) if fits else None
 
 
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, transposed: bool, _out: Any, groups: int) -> Tensor | None:
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    _out: Any,
+    groups: int,
+) -> Tensor | None:
     fits = x.dim() == weight.dim() and x.shape[1] == weight.shape[1] * groups and x.dtype == weight.dtype
-    if transposed or not fits or weight.shape[0] % groups or (bias is not None and bias.shape != weight.shape[:1]):
+    if (
+        transposed
+        or not fits
+        or weight.shape[0] % groups
+        or (bias is not None and bias.shape != weight.shape[:1])
+    ):
         return None
     sizes = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     ]
     return _made(x, x.shape[0], weight.shape[0], *sizes) if min(sizes) > 0 else None
 
 
-_ALONE = frozenset("relu hardtanh gelu silu sigmoid tanh hardswish hardsigmoid leaky_relu elu mish softplus neg exp erf _softmax _safe_softmax".split())
+_ALONE = frozenset(
+    "relu hardtanh gelu silu sigmoid tanh hardswish hardsigmoid leaky_relu elu mish softplus neg exp erf _softmax _safe_softmax".split()
+)
 _PAIRS = frozenset(("add", "sub", "mul", "div"))
 _RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(_ALONE | _PAIRS, _alike),
@@ -103,14 +132,20 @@ _RULES: dict[str, Callable[..., Any]] = {
 def description(func: Any, out: Any) -> tuple[Made, ...] | None:
     """How to make the operator's result again; None where it has numbers, or shares storage with an argument."""
     results = (out,) if isinstance(out, Tensor) else out
-    if not _fresh(func) or not isinstance(results, tuple | list) or not all(isinstance(t, Tensor) and t.is_meta for t in results):
+    if (
+        not _fresh(func)
+        or not isinstance(results, tuple | list)
+        or not all(isinstance(t, Tensor) and t.is_meta for t in results)
+    ):
         return None
     return tuple((tuple(t.shape), t.stride(), t.dtype) for t in results)
 
 
 def made(description: tuple[Made, ...], alone: bool) -> Any:
     """The result again; alone: one tensor, no tuple."""
-    results = [torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in description]
+    results = [
+        torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in description
+    ]
     return results[0] if alone else tuple(results)
 
 

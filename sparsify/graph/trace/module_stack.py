@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsify.opaque import are_wrappers, holds_nested, is_composite, is_higher_order, is_scripted
+from sparsify.forward.opaque import are_wrappers, holds_nested, is_composite, is_higher_order, is_scripted
 
 
 class Located(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -76,8 +76,12 @@ class Located(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def sum_at(self, func: Any, args: Any) -> tuple[str, int] | None:
         """(module, how many sums of two tensors ran in it before) where this operator is one; to be asked once of each."""
-        if func._schema.name not in ("aten::add", "aten::add_") or not all(isinstance(a, Tensor) for a in args[:2]):
+        if func._schema.name not in ("aten::add", "aten::add_") or not all(
+            isinstance(a, Tensor) for a in args[:2]
+        ):
             return None
-        module = self.within[-1] if self.within else ""  # a method other than forward runs in the model itself
+        module = (
+            self.within[-1] if self.within else ""
+        )  # a method other than forward runs in the model itself
         self._sums[module] += 1
         return module, self._sums[module] - 1

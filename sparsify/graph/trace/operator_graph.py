@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparsify.calls import Inputs, all_tensors, changed
-from sparsify.calls import call as call_model
-from sparsify.forward import tensors
-from sparsify.fresh_inputs import seed_generators
+from sparsify.forward.call_model import tensors
+from sparsify.forward.calls import Inputs, all_tensors, changed
+from sparsify.forward.calls import call as call_model
+from sparsify.forward.fresh_inputs import seed_generators
+from sparsify.forward.opaque import is_nested
 from sparsify.graph.names import canonical_names
 from sparsify.graph.trace.module_stack import Located
 from sparsify.graph.trace.operators import primitive
 from sparsify.graph.trace.zero_branches import first_tensor
-from sparsify.opaque import is_nested
 
 Bits = int
 """a set of nodes: bit n is node n"""
@@ -130,7 +130,9 @@ class Recording(Located):
     def entered(self, name: str, args: Any, kwargs: Any) -> None:
         x = first_tensor(args, kwargs)
         outer = self._running[-1] if self._running else None
-        self._running.append(Call(name, outer, None if x is None else self._of(x), () if x is None else _shape(x)))
+        self._running.append(
+            Call(name, outer, None if x is None else self._of(x), () if x is None else _shape(x))
+        )
         self.graph.calls.append(self._running[-1])
 
     def left(self, name: str, result: Any) -> None:
@@ -151,7 +153,9 @@ class Recording(Located):
         if isinstance(result, Tensor):
             return self._of(result)
         if type(result) is tuple:
-            return tuple(self._of(v) if isinstance(v, Tensor) else (None if v is None else ...) for v in result)
+            return tuple(
+                self._of(v) if isinstance(v, Tensor) else (None if v is None else ...) for v in result
+            )
         return ...
 
     def _of(self, tensor: Tensor) -> int:

@@ -42,7 +42,9 @@ def _addbmm(w: Follower, op: Op) -> Shadow:
     """The products of all matrices of two batches, added up."""
     batch, _, columns = op.args[2].shape
     made = w.algebra.product(w.of(op.args[1]), w.of(op.args[2]), {0}, (batch, op.out.shape[0], columns))
-    return w.algebra.pointwise(op.out.shape, [w.algebra.reduced(made, {0}, False, op.out.shape), w.of(op.args[0])])
+    return w.algebra.pointwise(
+        op.out.shape, [w.algebra.reduced(made, {0}, False, op.out.shape), w.of(op.args[0])]
+    )
 
 
 def _addmv(w: Follower, op: Op) -> Shadow:
@@ -72,7 +74,9 @@ def _grouped_mm(w: Follower, op: Op) -> Shadow:
         if isinstance(value, Tensor):
             w.algebra.hold_all(w.of(value), set(range(value.dim())), "it says which expert takes a row")
     for tensor in (x, stack):  # it takes whole runs of 16 bytes: of eight numbers at least, in half precision
-        _in_runs(w, w.of(tensor), tensor.dim() - 1, 8 if tensor.shape[-1] % 8 == 0 else 16 // tensor.element_size())
+        _in_runs(
+            w, w.of(tensor), tensor.dim() - 1, 8 if tensor.shape[-1] % 8 == 0 else 16 // tensor.element_size()
+        )
     if x.dim() == 3 and stack.dim() == 3:
         return w.algebra.product(w.of(x), w.of(stack), {0}, op.out.shape)
     if x.dim() == 3 or stack.dim() == 2:  # runs of columns, or of what is summed over
@@ -92,7 +96,10 @@ def _mv(w: Follower, op: Op) -> Shadow:
 
 
 def _dot(w: Follower, op: Op) -> Shadow:
-    row, column = w.algebra.moved(w.of(op.args[0]), lambda t: t.unsqueeze(0)), w.algebra.moved(w.of(op.args[1]), lambda t: t.unsqueeze(1))
+    row, column = (
+        w.algebra.moved(w.of(op.args[0]), lambda t: t.unsqueeze(0)),
+        w.algebra.moved(w.of(op.args[1]), lambda t: t.unsqueeze(1)),
+    )
     w.algebra.product(row, column, set(), (1, 1))
     return Shadow((), parameter=row.parameter and column.parameter)
 
@@ -109,21 +116,31 @@ def _trilinear(w: Follower, op: Op) -> Shadow:
             if weight.parameter and varying(aspect) & summed:
                 w.algebra.consume(aspect)
     shape = [max(s.shape[d] for s in spread) for d in range(rank)]
-    return replace(w.algebra.reduced(w.algebra.pointwise(shape, spread), summed, False, op.out.shape), over=())
+    return replace(
+        w.algebra.reduced(w.algebra.pointwise(shape, spread), summed, False, op.out.shape), over=()
+    )
 
 
 def _linear(w: Follower, op: Op) -> Shadow:
     weight = w.algebra.moved(w.of(op.args[1]), lambda t: t.t())
     x = w.of(op.args[0])
     lead = (1,) * (len(x.shape) - 2)
-    wide = Shadow(lead + weight.shape, tuple(v.view(lead + tuple(v.shape)) for v in weight.aspects), weight.parameter)
+    wide = Shadow(
+        lead + weight.shape, tuple(v.view(lead + tuple(v.shape)) for v in weight.aspects), weight.parameter
+    )
     made = w.algebra.product(x, wide, set(range(len(lead))), op.out.shape)
-    return w.algebra.pointwise(op.out.shape, [made, w.of(op.args[2])]) if len(op.args) > 2 and op.args[2] is not None else made
+    return (
+        w.algebra.pointwise(op.out.shape, [made, w.of(op.args[2])])
+        if len(op.args) > 2 and op.args[2] is not None
+        else made
+    )
 
 
 def _convolution(w: Follower, op: Op) -> Shadow:
     x, weight, bias, *_, transposed, _, groups = op.args
-    return w.algebra.convolution(w.of(x), w.of(weight), None if bias is None else w.of(bias), transposed, groups, op.out.shape)
+    return w.algebra.convolution(
+        w.of(x), w.of(weight), None if bias is None else w.of(bias), transposed, groups, op.out.shape
+    )
 
 
 def _packed(w: Follower, op: Op) -> list[Shadow]:
@@ -163,7 +180,9 @@ def _native_group_norm(w: Follower, op: Op) -> Shadow:
     for aspect in x.aspects:
         if 1 in varying(aspect):
             w.labels.statistics(aspect.numpy())
-    return w.algebra.pointwise(x.shape, [x, *[_at(w, v, 1, len(x.shape)) for v in op.args[1:3] if isinstance(v, Tensor)]])
+    return w.algebra.pointwise(
+        x.shape, [x, *[_at(w, v, 1, len(x.shape)) for v in op.args[1:3] if isinstance(v, Tensor)]]
+    )
 
 
 def _weight_norm(w: Follower, op: Op) -> Shadow:
@@ -179,7 +198,12 @@ def _at(w: Follower, vector: Tensor, dim: int, rank: int) -> Shadow:
     """The shadow of a vector, laid along one dimension of a tensor of so many dimensions."""
     shadow, size = w.of(vector), vector.shape[0]
     shape = (1,) * dim + (size,) + (1,) * (rank - dim - 1)
-    return Shadow(shape, tuple(v.view(shape) for v in shadow.aspects), shadow.parameter, frozenset((dim, cell) for _, cell in shadow.soft))
+    return Shadow(
+        shape,
+        tuple(v.view(shape) for v in shadow.aspects),
+        shadow.parameter,
+        frozenset((dim, cell) for _, cell in shadow.soft),
+    )
 
 
 # across elements
@@ -227,7 +251,9 @@ def _distance(w: Follower, op: Op) -> Shadow:
     one = w.of(op.args[0])
     if op.name == "_pdist_forward":
         held = w.algebra.hold_all(one, {0}, "distances between its rows are taken")
-        return w.algebra.reduced(replace(held, shape=(op.out.shape[0], one.shape[1])), {1}, False, op.out.shape)
+        return w.algebra.reduced(
+            replace(held, shape=(op.out.shape[0], one.shape[1])), {1}, False, op.out.shape
+        )
     rows, last = w.algebra.moved(one, lambda t: t.unsqueeze(-2)), op.args[0].dim()
     columns = w.algebra.moved(w.of(op.args[1]), lambda t: t.unsqueeze(-3))
     spread = w.algebra.pointwise((*op.out.shape, one.shape[-1]), [rows, columns])

@@ -9,26 +9,188 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sparsify.forward.opaque import uncompiled
 from sparsify.graph.names import walk
-from sparsify.opaque import uncompiled
 
 MOVES = frozenset(
-    ["view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "numpy_T", "unsqueeze", "squeeze", "expand", "flip", "roll", "repeat", "diagonal", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "repeat_interleave", "detach", "alias", "clone", "contiguous", "_to_copy", "lift_fresh", "unfold", "diagonal_copy", "movedim", "swapaxes", "rot90"]
+    [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "_reshape_alias",
+        "permute",
+        "transpose",
+        "t",
+        "numpy_T",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "flip",
+        "roll",
+        "repeat",
+        "diagonal",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "channel_shuffle",
+        "native_channel_shuffle",
+        "repeat_interleave",
+        "detach",
+        "alias",
+        "clone",
+        "contiguous",
+        "_to_copy",
+        "lift_fresh",
+        "unfold",
+        "diagonal_copy",
+        "movedim",
+        "swapaxes",
+        "rot90",
+    ]
 )
 SPATIAL = frozenset(
-    ["max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_linear1d", "upsample_bicubic2d", "_upsample_bicubic2d_aa", "upsample_trilinear3d", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "mkldnn_max_pool2d", "mkldnn_max_pool3d", "fractional_max_pool2d", "fractional_max_pool3d"]
+    [
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "max_pool2d_with_indices",
+        "max_pool3d_with_indices",
+        "avg_pool1d",
+        "avg_pool2d",
+        "avg_pool3d",
+        "adaptive_avg_pool1d",
+        "_adaptive_avg_pool2d",
+        "_adaptive_avg_pool3d",
+        "adaptive_max_pool1d",
+        "adaptive_max_pool2d",
+        "adaptive_max_pool3d",
+        "upsample_nearest1d",
+        "upsample_nearest2d",
+        "upsample_nearest3d",
+        "_upsample_nearest_exact1d",
+        "_upsample_nearest_exact2d",
+        "upsample_bilinear2d",
+        "_upsample_bilinear2d_aa",
+        "upsample_linear1d",
+        "upsample_bicubic2d",
+        "_upsample_bicubic2d_aa",
+        "upsample_trilinear3d",
+        "reflection_pad1d",
+        "reflection_pad2d",
+        "reflection_pad3d",
+        "replication_pad1d",
+        "replication_pad2d",
+        "replication_pad3d",
+        "mkldnn_max_pool2d",
+        "mkldnn_max_pool3d",
+        "fractional_max_pool2d",
+        "fractional_max_pool3d",
+    ]
 )
-REDUCTIONS = frozenset(["mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "logsumexp", "prod", "all", "any", "norm", "linalg_vector_norm", "nansum", "argmax", "argmin", "aminmax", "count_nonzero"])
-ALONG = frozenset(["_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "topk", "logcumsumexp", "glu", "kthvalue", "median", "nanmedian", "mode", "cummax", "cummin"])
+REDUCTIONS = frozenset(
+    [
+        "mean",
+        "sum",
+        "amax",
+        "amin",
+        "max",
+        "min",
+        "var",
+        "std",
+        "var_mean",
+        "std_mean",
+        "logsumexp",
+        "prod",
+        "all",
+        "any",
+        "norm",
+        "linalg_vector_norm",
+        "nansum",
+        "argmax",
+        "argmin",
+        "aminmax",
+        "count_nonzero",
+    ]
+)
+ALONG = frozenset(
+    [
+        "_softmax",
+        "_log_softmax",
+        "softmax",
+        "log_softmax",
+        "_safe_softmax",
+        "cumsum",
+        "cumprod",
+        "sort",
+        "topk",
+        "logcumsumexp",
+        "glu",
+        "kthvalue",
+        "median",
+        "nanmedian",
+        "mode",
+        "cummax",
+        "cummin",
+    ]
+)
 NORMS = frozenset(
-    ["native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm", "_batch_norm_with_update", "miopen_batch_norm", "batch_norm"]
+    [
+        "native_batch_norm",
+        "_native_batch_norm_legit_no_training",
+        "_native_batch_norm_legit",
+        "cudnn_batch_norm",
+        "_batch_norm_with_update",
+        "miopen_batch_norm",
+        "batch_norm",
+    ]
 )
 POINTWISE = frozenset(
     "where _prelu_kernel masked_fill lerp addcmul addcdiv clamp clamp_min clamp_max hardswish hardsigmoid hardtanh silu gelu mish elu celu selu "
     "leaky_relu rrelu_with_noise softplus softshrink hardshrink threshold log_sigmoid_forward glu_jvp fmod remainder nan_to_num normal".split()
 )
-LIKE = frozenset(["zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "native_dropout", "dropout", "logical_not", "uniform", "exponential", "geometric", "log_normal", "cauchy", "random", "poisson"])
-FRESH = frozenset(["arange", "zeros", "ones", "full", "empty", "scalar_tensor", "rand", "randn", "eye", "linspace", "tril_indices", "triu_indices", "new_zeros", "new_ones", "new_full", "new_empty", "empty_strided", "new_empty_strided", "randint"])
+LIKE = frozenset(
+    [
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "empty_like",
+        "rand_like",
+        "randn_like",
+        "bernoulli",
+        "native_dropout",
+        "dropout",
+        "logical_not",
+        "uniform",
+        "exponential",
+        "geometric",
+        "log_normal",
+        "cauchy",
+        "random",
+        "poisson",
+    ]
+)
+FRESH = frozenset(
+    [
+        "arange",
+        "zeros",
+        "ones",
+        "full",
+        "empty",
+        "scalar_tensor",
+        "rand",
+        "randn",
+        "eye",
+        "linspace",
+        "tril_indices",
+        "triu_indices",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty",
+        "empty_strided",
+        "new_empty_strided",
+        "randint",
+    ]
+)
 
 DISTANCES = frozenset(["_cdist_forward", "_euclidean_dist", "_pdist_forward"])
 """distances between rows: a sum over the last dimension"""
@@ -43,7 +205,19 @@ LOSSES = {
 }
 """element by element, then a sum or a mean over all of them: operator -> place of the argument that can say none"""
 
-ALIKE = frozenset(["_efficientzerotensor", "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"])
+ALIKE = frozenset(
+    [
+        "_efficientzerotensor",
+        "zeros",
+        "ones",
+        "full",
+        "empty",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty",
+    ]
+)
 """made from nothing, every element the same or yet to be written"""
 
 
@@ -90,7 +264,9 @@ def axes_of(name: str, args: Any, kwargs: Mapping[str, Any]) -> set[int]:
     if name in ("median", "nanmedian") and len(args) == 1 and "dim" not in kwargs:
         return set(range(rank))
     if name in ALONG:
-        return {dimension(argument(args, kwargs, 2 if name in ("topk", "kthvalue") else 1, "dim", -1), args[0])}
+        return {
+            dimension(argument(args, kwargs, 2 if name in ("topk", "kthvalue") else 1, "dim", -1), args[0])
+        }
     dims = argument(args, kwargs, 2 if name in ("norm", "linalg_vector_norm") else 1, "dim", None)
     if dims is None or dims == [] or isinstance(dims, Tensor):
         return set(range(rank))
@@ -113,7 +289,9 @@ def primitive(model: nn.Module) -> Iterator[None]:
         stack.enter_context(uncompiled())
         stack.enter_context(plain_attention())
         stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", message=".*TF32.*")  # torch says it whenever the oneDNN flags are set
+        warnings.filterwarnings(
+            "ignore", message=".*TF32.*"
+        )  # torch says it whenever the oneDNN flags are set
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if recurrent:
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))

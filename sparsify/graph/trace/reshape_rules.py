@@ -1,6 +1,7 @@
 """What operators that take tensors apart, or put them together, do to labels."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,7 +28,10 @@ def parts(w: Follower, tensor: Tensor, dim: int, sizes: Sequence[int]) -> list[S
         w.sized(shadow)  # an attribute may hold the whole of it, and the parts be computed from that
         w.algebra.blocks(shadow, dim, sizes[0] if len(set(sizes)) == 1 else 0, "it is split at fixed places")
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    found = [w.algebra.moved(shadow, lambda t, s=s, n=n: t.narrow(dim, s, n)) for s, n in zip(starts, sizes, strict=True)]  # type: ignore[misc]
+    found = []
+    for start, size in zip(starts, sizes, strict=True):
+        narrow = partial(torch.narrow, dim=dim, start=start, length=size)
+        found.append(w.algebra.moved(shadow, narrow))
     return [w.sized(part) for part in found]
 
 
@@ -50,7 +54,10 @@ def _select(w: Follower, op: Op) -> Shadow:
 
 def _slice(w: Follower, op: Op) -> Shadow:
     shadow, dim = w.of(op.args[0]), dimension(argument(op.args, op.kwargs, 1, "dim", 0), op.args[0])
-    start, step = argument(op.args, op.kwargs, 2, "start", None) or 0, argument(op.args, op.kwargs, 4, "step", 1)
+    start, step = (
+        argument(op.args, op.kwargs, 2, "start", None) or 0,
+        argument(op.args, op.kwargs, 4, "step", 1),
+    )
     size, kept = op.args[0].shape[dim], op.out.shape[dim]
     start = start + size if start < 0 else start
     if kept < size:
@@ -60,7 +67,10 @@ def _slice(w: Follower, op: Op) -> Shadow:
         else:
             _strided(w, shadow, dim, step if whole else 0)
     return w.algebra.moved(
-        shadow, lambda t: t.narrow(dim, start, 1 + (kept - 1) * step)[(slice(None),) * dim + (slice(None, None, step),)]
+        shadow,
+        lambda t: t.narrow(dim, start, 1 + (kept - 1) * step)[
+            (slice(None),) * dim + (slice(None, None, step),)
+        ],
     )
 
 
@@ -91,7 +101,11 @@ def _cat(w: Follower, op: Op) -> Shadow:
     shadows = [w.of(t) for t in given]
     along = [next((v for v in s.aspects if dim in varying(v)), None) for s in shadows]
     others = [
-        Shadow((*s.shape[:dim], 1, *s.shape[dim + 1 :]), tuple(v for v in s.aspects if dim not in varying(v)), s.parameter)
+        Shadow(
+            (*s.shape[:dim], 1, *s.shape[dim + 1 :]),
+            tuple(v for v in s.aspects if dim not in varying(v)),
+            s.parameter,
+        )
         for s in shadows
     ]
     w.algebra.alike(others)
@@ -106,13 +120,17 @@ def _cat(w: Follower, op: Op) -> Shadow:
                 for p, s in zip(pieces, shadows, strict=True)
             ]
             made.append(torch.cat(wide, dim))
-    return Shadow(tuple(op.out.shape), tuple(v for v in made if varying(v)), all(s.parameter for s in shadows))
+    return Shadow(
+        tuple(op.out.shape), tuple(v for v in made if varying(v)), all(s.parameter for s in shadows)
+    )
 
 
 def _stack(w: Follower, op: Op) -> Shadow:
     dim = dimension(argument(op.args, op.kwargs, 1, "dim", 0), op.out)
     w.algebra.alike([w.of(t) for t in op.args[0]])
-    made = w.algebra.pointwise(tuple(n for d, n in enumerate(op.out.shape) if d != dim), [w.of(t) for t in op.args[0]])
+    made = w.algebra.pointwise(
+        tuple(n for d, n in enumerate(op.out.shape) if d != dim), [w.of(t) for t in op.args[0]]
+    )
     return Shadow(tuple(op.out.shape), tuple(v.unsqueeze(dim) for v in made.aspects), made.parameter)
 
 

@@ -57,14 +57,18 @@ def _isin(w: Follower, op: Op) -> Shadow:
 
 def _triangle(w: Follower, op: Op) -> Shadow:
     shadow, rank = w.of(op.args[0]), op.args[0].dim()
-    held = w.algebra.hold_all(shadow, {rank - 2, rank - 1}, f"one side of its diagonal is taken by '{op.name}'")
+    held = w.algebra.hold_all(
+        shadow, {rank - 2, rank - 1}, f"one side of its diagonal is taken by '{op.name}'"
+    )
     return replace(held, soft=frozenset((d, cell) for d, cell in shadow.soft if d < rank - 2))
 
 
 def _renorm(w: Follower, op: Op) -> Shadow:
     """Each index of one dimension is scaled to a largest norm over all others."""
     own = dimension(op.args[2], op.args[0])
-    return w.algebra.hold_all(w.of(op.args[0]), set(range(op.args[0].dim())) - {own}, "'renorm' takes a norm over it")
+    return w.algebra.hold_all(
+        w.of(op.args[0]), set(range(op.args[0].dim())) - {own}, "'renorm' takes a norm over it"
+    )
 
 
 def _cross(w: Follower, op: Op) -> Shadow:

@@ -16,9 +16,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparsify.calls import Inputs
 from sparsify.errors import ModelError
-from sparsify.forward import call, every_tensor, tensors
+from sparsify.forward.call_model import call, every_tensor, tensors
+from sparsify.forward.calls import Inputs
+from sparsify.forward.opaque import LEAVING, is_nested, is_scripted, is_sparse
 from sparsify.graph.names import named_tensors, walk
 from sparsify.graph.trace.axis_labels import Algebra, Shadow, first, limp, varying
 from sparsify.graph.trace.index_rules import WRITING
@@ -47,7 +48,6 @@ from sparsify.graph.trace.products import PRODUCTS, Spent, spent
 from sparsify.graph.trace.rule_api import Op
 from sparsify.graph.trace.vision_rules import spatial
 from sparsify.nn import attention
-from sparsify.opaque import LEAVING, is_nested, is_scripted, is_sparse
 
 COMPARING = (nn.RMSNorm, nn.Transformer)
 """modules that compare the width of what comes in with an attribute, in no operator"""
@@ -115,7 +115,11 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         for dim, size in enumerate(tensor.shape):
             axis = self.labels.new(name, dim, size)
             if size > 1:
-                aspects.append(torch.arange(axis.first, axis.first + size).view([-1 if d == dim else 1 for d in range(tensor.dim())]))
+                aspects.append(
+                    torch.arange(axis.first, axis.first + size).view(
+                        [-1 if d == dim else 1 for d in range(tensor.dim())]
+                    )
+                )
         shadow = Shadow(tuple(tensor.shape), tuple(aspects), parameter=True)
         self.shadows[tensor] = shadow
         self.names[shadow] = name
@@ -138,8 +142,14 @@ class Watch(Located):  # type: ignore[no-untyped-call]
 
         The states that such a module starts from are made of that size too. Source: Wen et al., arXiv:1709.05027 (ISS).
         """
-        units = [self.of(p).aspects for n, p in module.named_parameters(recurse=False) if n.startswith("weight_hh")]
-        columns = [next(a.flatten() for a in aspects if 1 in varying(a)) for aspects in units if module.hidden_size > 1]
+        units = [
+            self.of(p).aspects for n, p in module.named_parameters(recurse=False) if n.startswith("weight_hh")
+        ]
+        columns = [
+            next(a.flatten() for a in aspects if 1 in varying(a))
+            for aspects in units
+            if module.hidden_size > 1
+        ]
         for other in columns[1:]:
             self.algebra.join(columns[0], other)
         if columns:
@@ -167,7 +177,9 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         """Run an operator, and follow the labels through it."""
         name = short_name(func)
         if any(is_nested(t) for t in flattened(args, kwargs) if isinstance(t, Tensor)) or "nested" in name:
-            return self.enclosed(func, args, kwargs, f"it passes through '{name}', which works on nested tensors")
+            return self.enclosed(
+                func, args, kwargs, f"it passes through '{name}', which works on nested tensors"
+            )
         key = self._key(name, func, args, kwargs)
         known = self.known.get(key)
         if known is not None and known.made is not None:
@@ -188,7 +200,11 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         if known is None:
             result = self._followed(name, func, args, kwargs, out)
             shadows = result if isinstance(result, list) else [result]
-            known = self.known[key] = Known((*shadows, *[None] * len(results)), None if name in NORMS else description(func, out), isinstance(out, Tensor))
+            known = self.known[key] = Known(
+                (*shadows, *[None] * len(results)),
+                None if name in NORMS else description(func, out),
+                isinstance(out, Tensor),
+            )
         if in_place and name in WRITING:
             self._written_by_number(name, args[0], known.shadows[0])
         for value, shadow in zip(results, known.shadows, strict=False):
@@ -199,9 +215,16 @@ class Watch(Located):  # type: ignore[no-untyped-call]
     def _key(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """What the rules read: the operator, its arguments with shadows for tensors, and the module that runs."""
         within = self.within[-1] if self.within else None
-        if name in NORMS:  # the same whether it trains or not, but for labels that the statistics are taken over
+        if (
+            name in NORMS
+        ):  # the same whether it trains or not, but for labels that the statistics are taken over
             over = axes_of(name, args, kwargs)
-            return "norm", within, any(varying(aspect) & over for aspect in self._peek(args[0]).aspects), *(self._seen(v) for v in args[:5])
+            return (
+                "norm",
+                within,
+                any(varying(aspect) & over for aspect in self._peek(args[0]).aspects),
+                *(self._seen(v) for v in args[:5]),
+            )
         return func, within, *(self._seen(v) for v in args), *((k, self._seen(v)) for k, v in kwargs.items())
 
     def _seen(self, value: Any) -> Any:
@@ -212,7 +235,9 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         return value if value is None or type(value) is int else (type(value), value)
 
     def unseen(self, func: Any, args: Any, kwargs: Any) -> Any:
-        return self.enclosed(func, args, kwargs, f"it passes through '{func.name()}', whose functions are not followed")
+        return self.enclosed(
+            func, args, kwargs, f"it passes through '{func.name()}', whose functions are not followed"
+        )
 
     def enclosed(self, func: Any, args: Any, kwargs: Any, reason: str) -> Any:
         """Run what cannot be followed: all labels that flow in stay, and what comes out has none."""
@@ -299,11 +324,16 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         lies = {d for aspect in own.aspects for d in varying(aspect)}
         for value in args[1:]:
             if isinstance(value, Tensor):
-                shadow = self.algebra.pointwise(own.shape, [self.of(value), Shadow((1,) * len(own.shape), own.aspects)])
+                shadow = self.algebra.pointwise(
+                    own.shape, [self.of(value), Shadow((1,) * len(own.shape), own.aspects)]
+                )
                 strange = [aspect for aspect in shadow.aspects if not varying(aspect) <= lies]
                 if strange and not self._filled(target, strange):
                     lost = [aspect for aspect in strange if not self._filled(target, [aspect])]
-                    self._fix(Shadow(own.shape, tuple(lost)), f"it is written into a part of another tensor ({name})")
+                    self._fix(
+                        Shadow(own.shape, tuple(lost)),
+                        f"it is written into a part of another tensor ({name})",
+                    )
 
     def _written_by_number(self, name: str, target: Tensor, made: Shadow | None) -> None:
         """The same for elements that were written into a view by their number."""
@@ -313,7 +343,9 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         lies = {d for aspect in own.aspects for d in varying(aspect)}
         strange = [aspect for aspect in made.aspects if not varying(aspect) <= lies]
         if strange and not self._filled(target, strange):
-            self._fix(Shadow(own.shape, tuple(strange)), f"it is written into a part of another tensor ({name})")
+            self._fix(
+                Shadow(own.shape, tuple(strange)), f"it is written into a part of another tensor ({name})"
+            )
 
     def _filled(self, part: Tensor, aspects: Sequence[Tensor]) -> bool:
         """Labels written into a part of a tensor that was made to be filled: it has them from now on, along whole dimensions."""
@@ -322,14 +354,30 @@ class Watch(Located):  # type: ignore[no-untyped-call]
             return False
         whole, made = self.of(base), []
         for aspect in aspects:
-            places = {d: [e for e, _ in whole.soft if (base.stride(e), base.shape[e]) == (part.stride(d), part.shape[d])] for d in varying(aspect)}
+            places = {
+                d: [
+                    e
+                    for e, _ in whole.soft
+                    if (base.stride(e), base.shape[e]) == (part.stride(d), part.shape[d])
+                ]
+                for d in varying(aspect)
+            }
             if any(len(found) != 1 for found in places.values()):
                 return False
             order = sorted(places, key=lambda d: places[d][0])
             lengths = {places[d][0]: part.shape[d] for d in order}
-            made.append(aspect.permute(*order, *(d for d in range(aspect.dim()) if d not in places)).reshape([lengths.get(e, 1) for e in range(base.dim())]))
+            made.append(
+                aspect.permute(*order, *(d for d in range(aspect.dim()) if d not in places)).reshape(
+                    [lengths.get(e, 1) for e in range(base.dim())]
+                )
+            )
         taken = {d for aspect in made for d in varying(aspect)}
-        self.shadows[base] = Shadow(whole.shape, self.algebra.merged([*whole.aspects, *made]), whole.parameter, frozenset((d, cell) for d, cell in whole.soft if d not in taken))
+        self.shadows[base] = Shadow(
+            whole.shape,
+            self.algebra.merged([*whole.aspects, *made]),
+            whole.parameter,
+            frozenset((d, cell) for d, cell in whole.soft if d not in taken),
+        )
         return True
 
     def _initial(self, name: str, out: Any) -> Shadow | None:
@@ -344,7 +392,9 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         for aspect in shadow.aspects:
             self.labels.fix(aspect.numpy(), reason)
 
-    def _followed(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Shadow | list[Shadow] | None:
+    def _followed(
+        self, name: str, func: Any, args: Any, kwargs: Any, out: Any
+    ) -> Shadow | list[Shadow] | None:
         """What its rule makes of an operator; where the rule fails, what flows in stays."""
         try:
             with torch._C._DisableTorchDispatch():  # rules work on labels, which no outer mode need see
@@ -378,9 +428,13 @@ class Watch(Located):  # type: ignore[no-untyped-call]
             shadow = self.of(args[0])
             if name == "roll":
                 dims = argument(args, kwargs, 2, "dims", None) or range(args[0].dim())
-                shadow = a.hold_all(shadow, {dimension(d, args[0]) for d in dims}, "it is rolled by a fixed number of places")
+                shadow = a.hold_all(
+                    shadow, {dimension(d, args[0]) for d in dims}, "it is rolled by a fixed number of places"
+                )
             moved = a.moved(shadow, lambda t: moved_by(func, t, rest, own), out.shape)
-            return self.sized(moved) if name in ("view", "_unsafe_view", "reshape", "_reshape_alias") else moved
+            return (
+                self.sized(moved) if name in ("view", "_unsafe_view", "reshape", "_reshape_alias") else moved
+            )
         op = Op(name, args, kwargs, out)
         if name in RULES:
             return RULES[name](self, op)
@@ -413,7 +467,9 @@ def _is_pointwise_prim(func: Any) -> bool:
     """Whether an operator of torch's decompositions, which carry no tags, acts like a pointwise one of the same name."""
     space, _, name = func._schema.name.partition("::")
     alike = getattr(torch.ops.aten, name, None) if space == "prims" else None
-    return alike is not None and any(torch.Tag.pointwise in getattr(alike, overload).tags for overload in alike.overloads())
+    return alike is not None and any(
+        torch.Tag.pointwise in getattr(alike, overload).tags for overload in alike.overloads()
+    )
 
 
 def watch(model: nn.Module, inputs: Inputs, *, lenient: bool) -> tuple[Labels, list[tuple[Spent, int]]]:

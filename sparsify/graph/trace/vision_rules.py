@@ -72,7 +72,9 @@ def _fake_quantize(w: Follower, op: Op) -> list[Shadow]:
             own = w.of(tensor)
             whole = tuple(tensor.shape[0] if n == -1 else 1 for n in shape)
             soft = frozenset((dim, cell) for _, cell in own.soft)
-            operands.append(Shadow(whole, tuple(v.view(whole) for v in own.aspects if varying(v)), own.parameter, soft))
+            operands.append(
+                Shadow(whole, tuple(v.view(whole) for v in own.aspects if varying(v)), own.parameter, soft)
+            )
     made = w.algebra.pointwise(x.shape, operands)
     made = replace(made, parameter=operands[0].parameter)  # whatever its scale is made from
     return [made, made]

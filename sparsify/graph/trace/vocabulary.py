@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparsify import calls
-from sparsify.calls import Call, Inputs, rebuilt, tensors_of, with_names
-from sparsify.copies import copied
+from sparsify.forward import calls
+from sparsify.forward.calls import Call, Inputs, rebuilt, tensors_of, with_names
+from sparsify.forward.copies import copied
+from sparsify.forward.opaque import uncompiled
 from sparsify.graph.trace.meta_kernels import short_name
-from sparsify.opaque import uncompiled
 
 _CARRYING = frozenset(
     "view _unsafe_view reshape _reshape_alias expand permute transpose t squeeze unsqueeze select slice split unbind chunk "
@@ -22,7 +22,19 @@ _CARRYING = frozenset(
 )
 """operators whose result holds the very numbers that go in"""
 _OF_ROWS = frozenset(["embedding", "_embedding_bag", "_embedding_bag_forward_only"])
-_ALONG = frozenset(["gather", "index_select", "index_add", "index_copy", "index_fill", "scatter", "scatter_add", "scatter_reduce", "index_reduce"])
+_ALONG = frozenset(
+    [
+        "gather",
+        "index_select",
+        "index_add",
+        "index_copy",
+        "index_fill",
+        "scatter",
+        "scatter_add",
+        "scatter_reduce",
+        "index_reduce",
+    ]
+)
 """operators called as (table, dimension, index, ...)"""
 
 
@@ -37,7 +49,10 @@ def understood(model: nn.Module, inputs: Inputs) -> tuple[Call, ...]:
     if not any(_is_integer(tensor) for each in named for tensor in tensors_of(each).values()):
         return named
     found = tuple(_vocabularies(model, each) for each in named)
-    return tuple(replace(each, vocabularies={**each.vocabularies, **rows}) for each, rows in zip(named, found, strict=True))
+    return tuple(
+        replace(each, vocabularies={**each.vocabularies, **rows})
+        for each, rows in zip(named, found, strict=True)
+    )
 
 
 def _is_integer(tensor: Tensor) -> bool:

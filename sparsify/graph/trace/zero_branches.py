@@ -18,7 +18,9 @@ Watched = Callable[[str, Tensor, Any], None]
 class Silencing(Located):  # type: ignore[no-untyped-call]
     """Puts zeros in place of one operand of the sums named."""
 
-    def __init__(self, sums: Collection[Sum], watched: Collection[str] = (), seen: Watched | None = None) -> None:
+    def __init__(
+        self, sums: Collection[Sum], watched: Collection[str] = (), seen: Watched | None = None
+    ) -> None:
         super().__init__()
         self._operands = {(s.module, s.nth): s.operand for s in sums}
         self._watched, self._seen = frozenset(watched), seen
@@ -44,7 +46,9 @@ class Silencing(Located):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def silenced(model: nn.Module, sums: Collection[Sum], watched: Collection[str] = (), seen: Watched | None = None) -> Iterator[None]:
+def silenced(
+    model: nn.Module, sums: Collection[Sum], watched: Collection[str] = (), seen: Watched | None = None
+) -> Iterator[None]:
     """Run the model with the branches of these sums at zero; does nothing without any."""
     if not sums:
         yield

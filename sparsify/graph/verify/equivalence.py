@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsify.calls import Inputs, calls_of, examples_of
-from sparsify.copies import copied
 from sparsify.errors import VerificationError
-from sparsify.forward import call, converted, kept_buffers, named, tensors
-from sparsify.fresh_inputs import seed_generators
+from sparsify.forward.call_model import call, converted, kept_buffers, named, tensors
+from sparsify.forward.calls import Inputs, calls_of, examples_of
+from sparsify.forward.copies import copied
+from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.names import all_names
 from sparsify.graph.precision import cast, in_double
@@ -159,7 +159,11 @@ def _examples(inputs: Inputs) -> int:
 
 
 def narrowed_groups(map: ModelMap, keep: Keep) -> list[str]:
-    return [name for name, kept in keep.items() if len(kept) < map.by_name[name].width and not _within_branches(map, keep, name)]
+    return [
+        name
+        for name, kept in keep.items()
+        if len(kept) < map.by_name[name].width and not _within_branches(map, keep, name)
+    ]
 
 
 def _within_branches(map: ModelMap, keep: Keep, name: str) -> bool:
@@ -176,7 +180,9 @@ def ran(narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> list[torch.
 
 
 def _does_not_run(error: Exception, groups: Sequence[str]) -> VerificationError:
-    return VerificationError(f"the cut model does not run: {type(error).__name__}: {first_line(error)}{_blame(groups)}")
+    return VerificationError(
+        f"the cut model does not run: {type(error).__name__}: {first_line(error)}{_blame(groups)}"
+    )
 
 
 def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -184,7 +190,12 @@ def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def masked_outputs(
-    wide: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, found: Sequence[torch.Tensor], blamed: Sequence[str]
+    wide: nn.Module,
+    map: ModelMap,
+    keep: Keep,
+    inputs: Inputs,
+    found: Sequence[torch.Tensor],
+    blamed: Sequence[str],
 ) -> list[torch.Tensor]:
     """Outputs of the masked dense model. VerificationError when they are of other shapes than those of the cut model."""
     groups, sums = narrowed_groups(map, keep), [s for b in gone_branches(map, keep) for s in b.sums]
@@ -192,7 +203,9 @@ def masked_outputs(
         if any(map.by_name[name].statistics for name in groups):
             # Inside branches that leave as well: what comes out of one has the labels of what it is added to.
             gone: dict[tuple[str, int], set[int]] = {}
-            for (tensor, dim, _), lost in dropped(map, {name: keep[name] for name in groups if keep[name]}).items():
+            for (tensor, dim, _), lost in dropped(
+                map, {name: keep[name] for name in groups if keep[name]}
+            ).items():
                 gone.setdefault((tensor, dim), set()).update(lost.tolist())
             masked = masked_statistics.outputs(wide, inputs, gone, sums)
         else:
@@ -227,7 +240,11 @@ def _masked(wide: nn.Module, map: ModelMap, keep: Keep) -> Iterator[None]:
 
 def _emptied(map: ModelMap, keep: Keep) -> Iterator[tuple[str, int, Ints]]:
     branches = {b.name: keep[b.name] for b in gone_branches(map, keep)}
-    made = {name: kept for name, kept in keep.items() if map.by_name[name].paired or all(s.role != "in" for s in map.by_name[name].slices)}
+    made = {
+        name: kept
+        for name, kept in keep.items()
+        if map.by_name[name].paired or all(s.role != "in" for s in map.by_name[name].slices)
+    }
     for chosen, role in (({**keep, **branches}, "in"), ({**made, **branches}, "out")):
         for (tensor, dim, own), lost in dropped(map, chosen).items():
             if own == role:
@@ -241,12 +258,20 @@ def outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
 def outputs_and_casts(model: nn.Module, inputs: Inputs) -> tuple[list[torch.Tensor], int]:
     """What a model returns, and how many of its casts to a lower precision were left out."""
     # Dropout and the like are off in eval mode; what is random all the same gets the same draws on both sides.
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), plain_attention(), kept_buffers(model), in_double(model) as mode:
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[]),
+        plain_attention(),
+        kept_buffers(model),
+        in_double(model) as mode,
+    ):
         seed_generators(0)
         return list(tensors(call(model, inputs))), mode.casts
 
 
-def runs_as_used(dense: Callable[[], nn.Module], narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> None:
+def runs_as_used(
+    dense: Callable[[], nn.Module], narrow: nn.Module, inputs: Inputs, groups: Sequence[str]
+) -> None:
     """Forward by torch's fused paths, then forward and backward in train mode, for which `narrow` is given up; what the
     dense model cannot do with these inputs is not asked of the cut one."""
     uses: tuple[Callable[[nn.Module, Inputs], object], ...] = (_fused, _backwards)
@@ -274,11 +299,15 @@ def _check_training(wide: nn.Module, narrow: nn.Module, inputs: Inputs, groups: 
         return  # nothing to compare with
     found = _train_step(narrow, inputs)
     if found.shapes != wanted.shapes:
-        raise VerificationError(f"in train mode the cut model's outputs have other shapes than the dense one's{_blame(groups)}")
+        raise VerificationError(
+            f"in train mode the cut model's outputs have other shapes than the dense one's{_blame(groups)}"
+        )
     there = {name for name, _ in narrow.named_parameters()}
     lost = sorted((wanted.reached & there) - found.reached)
     if lost:
-        raise VerificationError(f"in train mode no gradient reaches '{lost[0]}' of the cut model, as it does in the dense one{_blame(groups)}")
+        raise VerificationError(
+            f"in train mode no gradient reaches '{lost[0]}' of the cut model, as it does in the dense one{_blame(groups)}"
+        )
 
 
 @dataclass(frozen=True)

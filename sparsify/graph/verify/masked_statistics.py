@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.calls import Inputs
-from sparsify.forward import call, kept_buffers, tensors
-from sparsify.fresh_inputs import seed_generators
+from sparsify.forward.call_model import call, kept_buffers, tensors
+from sparsify.forward.calls import Inputs
+from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.graph.model_map import Sum
 from sparsify.graph.precision import in_double
 from sparsify.graph.trace.axis_labels import Shadow, varying
@@ -47,12 +47,18 @@ class Narrowed(Watch):  # type: ignore[no-untyped-call]
         if not isinstance(x, Tensor) or _name not in MIXING:
             return func(*args, **kwargs)
         shadow = self._joined(x, args) if _name in LOSSES else self.of(x)
-        kept = {dim: stays.to(x.device) for dim in axes_of(_name, args, kwargs) if (stays := self._kept(shadow, dim)) is not None}
+        kept = {
+            dim: stays.to(x.device)
+            for dim in axes_of(_name, args, kwargs)
+            if (stays := self._kept(shadow, dim)) is not None
+        }
         return self._on_the_rest(_name, func, args, kwargs, kept) if kept else func(*args, **kwargs)
 
     def _joined(self, x: Tensor, args: Any) -> Shadow:
         """The labels of all operands of a loss."""
-        return self.algebra.pointwise(x.shape, [self.of(value) for value in args if isinstance(value, Tensor)])
+        return self.algebra.pointwise(
+            x.shape, [self.of(value) for value in args if isinstance(value, Tensor)]
+        )
 
     def _emptied(self, tensor: Tensor) -> Tensor:
         """A weight that was computed from others, with zeros where a removed unit lies."""
@@ -86,7 +92,9 @@ class Narrowed(Watch):  # type: ignore[no-untyped-call]
         out = func(_narrowed(x, x.dim(), kept), *rest, **kwargs)
         if beside or name in REDUCTIONS:
             return out
-        filled = reduce(lambda t, d: _spread(t, d, kept[d], x.shape[d]), kept, out if isinstance(out, Tensor) else out[0])
+        filled = reduce(
+            lambda t, d: _spread(t, d, kept[d], x.shape[d]), kept, out if isinstance(out, Tensor) else out[0]
+        )
         return filled if isinstance(out, Tensor) else (filled, *out[1:])
 
 
@@ -101,10 +109,17 @@ def _narrowed(operand: Tensor, rank: int, kept: Mapping[int, Tensor]) -> Tensor:
 
 def _spread(narrow: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
     """Put the indices of a dimension back to their places, with zeros between them."""
-    return narrow.new_zeros([size if d == dim else n for d, n in enumerate(narrow.shape)]).index_copy(dim, places, narrow)
+    return narrow.new_zeros([size if d == dim else n for d, n in enumerate(narrow.shape)]).index_copy(
+        dim, places, narrow
+    )
 
 
-def outputs(model: nn.Module, inputs: Inputs, gone: Mapping[tuple[str, int], Iterable[int]], sums: Collection[Sum] = ()) -> list[Tensor]:
+def outputs(
+    model: nn.Module,
+    inputs: Inputs,
+    gone: Mapping[tuple[str, int], Iterable[int]],
+    sums: Collection[Sum] = (),
+) -> list[Tensor]:
     """Outputs of the masked model; gone: (tensor, dimension) -> indices that leave; sums: whose branches leave."""
     labels = Labels()
     mode = Narrowed(labels)
@@ -114,6 +129,13 @@ def outputs(model: nn.Module, inputs: Inputs, gone: Mapping[tuple[str, int], Ite
     for axis in labels.axes:
         for index in gone.get((axis.tensor, axis.dim), ()):
             mode.removed[axis.first + index] = True
-    with primitive(model), torch.random.fork_rng(devices=[]), kept_buffers(model), in_double(model), mode, silenced(model, sums):
+    with (
+        primitive(model),
+        torch.random.fork_rng(devices=[]),
+        kept_buffers(model),
+        in_double(model),
+        mode,
+        silenced(model, sums),
+    ):
         seed_generators(0)
         return list(tensors(call(model, inputs)))

@@ -8,10 +8,11 @@ from functools import cache
 import torch
 from torch import nn
 
-from sparsify.calls import Inputs
-from sparsify.copies import copied
 from sparsify.errors import ModelError, VerificationError
-from sparsify.forward import call, converted, shapes, tensors
+from sparsify.forward.call_model import call, converted, shapes, tensors
+from sparsify.forward.calls import Inputs
+from sparsify.forward.copies import copied
+from sparsify.forward.opaque import is_nested, is_sparse, uncompiled
 from sparsify.graph.copy import on_meta
 from sparsify.graph.length_attributes import fewer, settled
 from sparsify.graph.model_map import Branch, Coupled, ModelMap
@@ -33,7 +34,6 @@ from sparsify.graph.verify.equivalence import (
     relative,
     runs_as_used,
 )
-from sparsify.opaque import is_nested, is_sparse, uncompiled
 
 LIGHT = 1e-5
 """largest relative difference between outputs in float64 of a trial cut of one unit a group"""
@@ -62,10 +62,14 @@ def probe(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
     """
     trials = _Trials(model, inputs)
     reasons: dict[str, str] = {}
-    groups = settled([c for c in map.coupled if c.protected is None], lambda c: trials.alone(c, map, trials.faults[:-1]))
+    groups = settled(
+        [c for c in map.coupled if c.protected is None], lambda c: trials.alone(c, map, trials.faults[:-1])
+    )
     map = _with(map, groups)
     good = trials.survivors(groups, map, reasons)
-    map, saved = _saved(map, [c for c in groups if c.name in reasons], lambda c: trials.alone(c, map, trials.faults))
+    map, saved = _saved(
+        map, [c for c in groups if c.name in reasons], lambda c: trials.alone(c, map, trials.faults)
+    )
     if saved:
         reasons = {name: why for name, why in reasons.items() if name in map.by_name and name not in saved}
         trials.survivors([*good, *(map.by_name[name] for name in saved)], map, reasons)
@@ -77,16 +81,25 @@ def _with(map: ModelMap, groups: Iterable[Coupled]) -> ModelMap:
     return replace(map, coupled=tuple({c.name: c for c in [*map.coupled, *groups]}.values()))
 
 
-def _saved(map: ModelMap, failed: Sequence[Coupled], fault: Callable[[Coupled], str | None]) -> tuple[ModelMap, list[str]]:
+def _saved(
+    map: ModelMap, failed: Sequence[Coupled], fault: Callable[[Coupled], str | None]
+) -> tuple[ModelMap, list[str]]:
     """The map with what can be cut after all in place of what failed, and its names: groups that go in step, and groups
     without an attribute that held a length by chance."""
     saved: list[str] = []
     for candidate, names in [*bundles(failed), *((group, (group.name,)) for group in failed)]:
         if set(names) & set(saved) or any(name not in map.by_name for name in names):
             continue
-        found = next((c for c in [*([candidate] if names[1:] else []), *fewer(candidate)] if fault(c) is None), None)
+        found = next(
+            (c for c in [*([candidate] if names[1:] else []), *fewer(candidate)] if fault(c) is None), None
+        )
         if found is not None:
-            map = _with(replace(map, coupled=tuple(c for c in map.coupled if c.name == found.name or c.name not in names)), [found])
+            map = _with(
+                replace(
+                    map, coupled=tuple(c for c in map.coupled if c.name == found.name or c.name not in names)
+                ),
+                [found],
+            )
             saved.append(found.name)
     return map, saved
 
@@ -100,11 +113,16 @@ class _Trials:
         self.faults: list[Fault] = [shapes.fault, shapes.fault_apart] if shapes.works else []
         if any(p.is_meta for p in model.parameters()):
             return  # a model of shapes alone can be planned, not compared
-        self.model, self.double = _scrambled(model, self.inputs), cache(lambda: _runs_in_double(self.model, self.inputs))
+        self.model, self.double = (
+            _scrambled(model, self.inputs),
+            cache(lambda: _runs_in_double(self.model, self.inputs)),
+        )
         self.faults += [self._single_fault, self._double_fault, self._light_fault]
 
     def _single_fault(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
-        return _fault(cast(self.model, torch.float32), map, {c.name: _half(c) for c in chosen}, self.inputs, TRIAL)
+        return _fault(
+            cast(self.model, torch.float32), map, {c.name: _half(c) for c in chosen}, self.inputs, TRIAL
+        )
 
     def _double_fault(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
         return _double_fault(self.model, self.double(), map, _rests(map, chosen), self.inputs)
@@ -116,7 +134,13 @@ class _Trials:
         may make a billion times as much of that.
         """
         dtype = torch.float64 if self.double() else torch.float32
-        return _fault(cast(self.model, dtype), map, {c.name: list(range(c.width - 1)) for c in chosen}, converted(self.inputs, dtype), LIGHT if self.double() else TRIAL)
+        return _fault(
+            cast(self.model, dtype),
+            map,
+            {c.name: list(range(c.width - 1)) for c in chosen},
+            converted(self.inputs, dtype),
+            LIGHT if self.double() else TRIAL,
+        )
 
     def alone(self, group: Coupled, map: ModelMap, faults: Sequence[Fault]) -> str | None:
         """What is wrong with a cut of one group."""
@@ -138,14 +162,20 @@ def with_branches(model: nn.Module, map: ModelMap, inputs: Inputs, macs: Mapping
     macs: multiply-accumulates by module name. Raises ModelError for a model without numbers.
     """
     if any(p.is_meta for p in model.parameters()):
-        raise ModelError("group 'depth' needs a model with weights: what a residual block computes tells whether it can leave")
+        raise ModelError(
+            "group 'depth' needs a model with weights: what a residual block computes tells whether it can leave"
+        )
     map = replace(map, branches=find_branches(copied(model), map, inputs, macs))
     reasons: dict[str, str] = {}
     inputs = converted(inputs, torch.float32)
     trial = _scrambled(model, inputs)
     double = _runs_in_double(trial, inputs)
     for level in _levels([b for b in map.branches if b.group.protected is None]):
-        _good([b.group for b in level], lambda chosen: _double_fault(trial, double, map, {c.name: [] for c in chosen}, inputs), reasons)
+        _good(
+            [b.group for b in level],
+            lambda chosen: _double_fault(trial, double, map, {c.name: [] for c in chosen}, inputs),
+            reasons,
+        )
 
     def judged(b: Branch) -> Branch:
         return replace(b, group=replace(b.group, protected=reasons[b.name])) if b.name in reasons else b
@@ -157,7 +187,9 @@ def _levels(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
     """The branches from the outermost to the innermost."""
     while branches:
         size = {b.name: (len(b.tensors), -i) for i, b in enumerate(branches)}
-        level = [b for b in branches if not any(o.overlaps(b) and size[o.name] > size[b.name] for o in branches)]
+        level = [
+            b for b in branches if not any(o.overlaps(b) and size[o.name] > size[b.name] for o in branches)
+        ]
         yield level
         branches = [b for b in branches if b not in level]
 
@@ -193,10 +225,19 @@ class _Shapes:
     def fault_apart(self, groups: Sequence[Coupled], map: ModelMap) -> str | None:
         """The same for groups of two units, cut apart from each other: no trial of all could keep different numbers of them."""
         pairs = [c for c in groups if c.width == 2]
-        return next((why for part in (pairs[::2], pairs[1::2]) if part and (why := self.fault(part, map)) is not None), None)
+        return next(
+            (
+                why
+                for part in (pairs[::2], pairs[1::2])
+                if part and (why := self.fault(part, map)) is not None
+            ),
+            None,
+        )
 
 
-def _good(groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]) -> list[Coupled]:
+def _good(
+    groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]
+) -> list[Coupled]:
     """The groups that can be cut together; the others get their reason."""
     if not groups or fault(groups) is None:
         return list(groups)
@@ -206,7 +247,9 @@ def _good(groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | 
     return [c for c in good if c.name not in reasons]
 
 
-def _search(groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]) -> list[Coupled]:
+def _search(
+    groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]
+) -> list[Coupled]:
     """The groups without fault by halving; the others get their reason."""
     if not groups:
         return []
@@ -220,7 +263,9 @@ def _search(groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str 
     return _search(groups[:half], fault, reasons) + _search(groups[half:], fault, reasons)
 
 
-def _accumulate(groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]) -> None:
+def _accumulate(
+    groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]
+) -> None:
     good: list[Coupled] = []
     for group in groups:
         why = fault([*good, group])
@@ -236,11 +281,15 @@ def _fault(trial: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, toleranc
         thin = operations.trial(trial, map, keep)
         found = ran(thin, inputs, narrowed)
         single = torch.float32  # enough to see that it runs
-        runs_as_used(lambda: cast(copied(trial), single), cast(thin, single), converted(inputs, single), narrowed)
+        runs_as_used(
+            lambda: cast(copied(trial), single), cast(thin, single), converted(inputs, single), narrowed
+        )
         del thin
         difference = relative(found, masked_outputs(trial, map, keep, inputs, found, narrowed))
         if not difference <= tolerance:
-            raise VerificationError(f"the cut model differs from the masked one by {difference:.1e} of the largest output")
+            raise VerificationError(
+                f"the cut model differs from the masked one by {difference:.1e} of the largest output"
+            )
     except VerificationError as error:
         return str(error).partition(" [groups")[0]
     except Exception as error:

@@ -20,7 +20,9 @@ def distances(layout: Layout, weights: Mapping[str, Tensor]) -> Tensor:
     products = _products(layout, weights)
     for name, first, width in layout.names:
         if name not in products:
-            raise ModelError(f"criterion 'fpgm' compares the filters of a layer, and '{name}' has none; use magnitude there")
+            raise ModelError(
+                f"criterion 'fpgm' compares the filters of a layer, and '{name}' has none; use magnitude there"
+            )
         product = products[name]
         squares = product.diagonal()
         apart = (squares[:, None] + squares - 2 * product).clamp_(min=0).fill_diagonal_(0).sqrt_()
@@ -41,7 +43,9 @@ def _products(layout: Layout, weights: Mapping[str, Tensor]) -> dict[str, Tensor
                 name, first, width = layout.names[place]
                 slots = axis.slots[own] - first
                 if not bool((torch.bincount(slots, minlength=width) * width == len(slots)).all()):
-                    raise ModelError(f"criterion 'fpgm' cannot compare the units of '{name}', which have different numbers of weights in '{part.name}'; use magnitude there")
+                    raise ModelError(
+                        f"criterion 'fpgm' cannot compare the units of '{name}', which have different numbers of weights in '{part.name}'; use magnitude there"
+                    )
                 units = rows[own[slots.argsort(stable=True)]].view(width, -1).double()
                 product = units @ units.T
                 total[name] = total[name] + product if name in total else product
@@ -62,5 +66,10 @@ def _rows(weight: Tensor, axis: Axis) -> Tensor:
     """What lies at every index of an axis, flat: [indices, ...]."""
     if axis.tile is not None:
         down, rows, across, columns = tiled = tiles(weight.shape, axis.tile)
-        return weight.flatten(1)[: down * rows, : across * columns].reshape(tiled).transpose(1, 2).reshape(down * across, -1)
+        return (
+            weight.flatten(1)[: down * rows, : across * columns]
+            .reshape(tiled)
+            .transpose(1, 2)
+            .reshape(down * across, -1)
+        )
     return weight.movedim(axis.dims, tuple(range(len(axis.dims)))).reshape(len(axis.slots), -1)

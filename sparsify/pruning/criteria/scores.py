@@ -33,16 +33,29 @@ def group_scores(spec: Criterion, layout: Layout, weights: Tensors, looks: Looks
     """The score of every slot of a layout: [count]. `looks` is needed by criteria that look at data."""
     match spec:
         case Magnitude():
-            return _normalized(spec, layout.reduce(lambda name: wide(weights[name].detach()).abs().pow(spec.norm)), layout, weights)
+            return _normalized(
+                spec,
+                layout.reduce(lambda name: wide(weights[name].detach()).abs().pow(spec.norm)),
+                layout,
+                weights,
+            )
         case Taylor():
-            return _over_batches(spec, looks, lambda: layout.reduce(lambda name: _product(weights[name]))[:-1].abs())
+            return _over_batches(
+                spec, looks, lambda: layout.reduce(lambda name: _product(weights[name]))[:-1].abs()
+            )
         case Fisher():
-            return _over_batches(spec, looks, lambda: layout.reduce(lambda name: _product(weights[name]))[:-1].square() / 2)
+            return _over_batches(
+                spec, looks, lambda: layout.reduce(lambda name: _product(weights[name]))[:-1].square() / 2
+            )
         case Sensitivity() | Wanda():
-            return _over_batches(spec, looks, lambda: layout.reduce(lambda name: _size_of_product(weights[name]))[:-1])
+            return _over_batches(
+                spec, looks, lambda: layout.reduce(lambda name: _size_of_product(weights[name]))[:-1]
+            )
         case Activation():
             sizes = layout.sizes(weights).clamp(min=1)
-            return _over_batches(spec, looks, lambda: (layout.reduce(lambda name: weights[name].grad) / sizes)[:-1])
+            return _over_batches(
+                spec, looks, lambda: (layout.reduce(lambda name: weights[name].grad) / sizes)[:-1]
+            )
         case Lamp():
             squares = layout.reduce(lambda name: wide(weights[name].detach()).square())[:-1]
             return torch.cat([_lamp(own) for own in layout.split(squares).values()])
@@ -67,11 +80,23 @@ def weight_scores(spec: Criterion, weight: Tensor, looks: Looks | None, seed: in
         case Magnitude():
             return weight.detach().abs()
         case Taylor() | Sensitivity() | Wanda():
-            return _over_batches(spec, looks, lambda: zeros() if weight.grad is None else (wide(weight.detach()) * weight.grad).abs())
+            return _over_batches(
+                spec,
+                looks,
+                lambda: zeros() if weight.grad is None else (wide(weight.detach()) * weight.grad).abs(),
+            )
         case Fisher():
-            return _over_batches(spec, looks, lambda: zeros() if weight.grad is None else (wide(weight.detach()) * weight.grad).square() / 2)
+            return _over_batches(
+                spec,
+                looks,
+                lambda: (
+                    zeros() if weight.grad is None else (wide(weight.detach()) * weight.grad).square() / 2
+                ),
+            )
         case Activation():
-            return _over_batches(spec, looks, lambda: zeros() if weight.grad is None else weight.grad.expand_as(weight).clone())
+            return _over_batches(
+                spec, looks, lambda: zeros() if weight.grad is None else weight.grad.expand_as(weight).clone()
+            )
         case Lamp():
             return _lamp(wide(weight.detach()).square().flatten()).view_as(weight)
         case BnScale():
@@ -97,7 +122,9 @@ def _normalized(spec: Magnitude, total: Tensor, layout: Layout, weights: Tensors
                 if width > 1:
                     single[first : first + width] = False
                     scores[first : first + width] /= _mean(scores[first : first + width])
-            scores[single] /= _mean(scores[single])  # residual branches, one unit each: the mean of all that the rule reaches
+            scores[single] /= _mean(
+                scores[single]
+            )  # residual branches, one unit each: the mean of all that the rule reaches
             return scores
         case _:
             assert_never(spec.normalize)
@@ -121,7 +148,9 @@ def _scales(layout: Layout, weights: Tensors) -> Tensor:
     covered = layout.reduce(lambda name: torch.ones_like(weights[name].detach()) if name in scales else None)
     without = [name for name, own in layout.split(covered[:-1]).items() if not bool((own > 0).all())]
     if without:
-        raise ModelError(f"criterion 'bn_scale' needs a normalisation with a scale behind every channel, and '{without[0]}' has none; use magnitude there")
+        raise ModelError(
+            f"criterion 'bn_scale' needs a normalisation with a scale behind every channel, and '{without[0]}' has none; use magnitude there"
+        )
     return layout.reduce(lambda name: wide(weights[name].detach()).abs() if name in scales else None)[:-1]
 
 

@@ -42,7 +42,9 @@ def _inputs(model: nn.Module, kind: str, batches: Sequence[Batch]) -> Iterator[N
     """Root mean squares over a batch and, for convolutions, over positions; the same for every output."""
     seen = [module for module in model.modules() if isinstance(module, _SEEN)]
     if not seen:
-        raise ModelError(f"criterion '{kind}' sees convolutions and Linear layers, and the model has neither; use magnitude or taylor")
+        raise ModelError(
+            f"criterion '{kind}' sees convolutions and Linear layers, and the model has neither; use magnitude or taylor"
+        )
     device = next(model.parameters()).device
     model.eval()
     for x, _ in batches:
@@ -65,4 +67,6 @@ def _note(module: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
     channel = x.dim() - len(module.kernel_size) - 1  # 0 where there is no batch
     rms = x.square().mean([d for d in range(x.dim()) if d != channel]).sqrt()
     rows = rms.view(module.groups, -1).repeat_interleave(weight.shape[0] // module.groups, 0)
-    weight.grad = rows.view(*rows.shape, *[1] * len(module.kernel_size)).expand_as(weight).to(weight.dtype).clone()
+    weight.grad = (
+        rows.view(*rows.shape, *[1] * len(module.kernel_size)).expand_as(weight).to(weight.dtype).clone()
+    )

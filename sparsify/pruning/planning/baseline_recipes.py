@@ -35,13 +35,19 @@ class Cost:
             case "bytes" | "peak_memory":
                 return Budget.model_validate({self.what: Size(self.value * _HAIR, "B")})
             case _:
-                return Budget(latency={self.what.removeprefix("latency."): Share(min(100 * self.value, 100.0), "%")})
+                return Budget(
+                    latency={self.what.removeprefix("latency."): Share(min(100 * self.value, 100.0), "%")}
+                )
 
 
 def counted_in(budget: Budget) -> str:
     """What equal cost means: the first latency that is limited, else the first count that is, else MACs."""
     target = next(iter(budget.latency), None)
-    return f"latency.{target}" if target is not None else next((what for what in _SHARED if getattr(budget, what) is not None), "macs")
+    return (
+        f"latency.{target}"
+        if target is not None
+        else next((what for what in _SHARED if getattr(budget, what) is not None), "macs")
+    )
 
 
 def first_cut(recipe: Recipe) -> int:
@@ -60,21 +66,27 @@ def training(recipe: Recipe, random: bool) -> tuple[tuple[Train, ...], tuple[Tra
 
 
 def _plain(stages: tuple[Stage, ...]) -> tuple[Train, ...]:
-    return tuple(s.model_copy(update={"penalties": False, "cuts": None}) for s in stages if isinstance(s, Train))
+    return tuple(
+        s.model_copy(update={"penalties": False, "cuts": None}) for s in stages if isinstance(s, Train)
+    )
 
 
 def same_dense(recipe: Recipe) -> bool:
     """Whether the run itself trains, up to its cut, without penalties and without cutting."""
     first = first_cut(recipe)
     penalised = any(rule.penalty is not None for rule in recipe.rules)
-    return isinstance(recipe.stages[first], Cut) and not (penalised and any(isinstance(s, Train) and s.penalties for s in recipe.stages[:first]))
+    return isinstance(recipe.stages[first], Cut) and not (
+        penalised and any(isinstance(s, Train) and s.penalties for s in recipe.stages[:first])
+    )
 
 
 def dense_recipe(recipe: Recipe) -> Recipe:
     """For the dense model of the baselines of a run from random weights."""
     before, _ = training(recipe, True)
     stages = tuple(s.model_copy(update={"name": f"baselines: {s.name}"}) for s in before)
-    return recipe.model_copy(update={"title": f"{recipe.title}: dense", "stages": stages, "budget": Budget(), "baselines": ()})
+    return recipe.model_copy(
+        update={"title": f"{recipe.title}: dense", "stages": stages, "budget": Budget(), "baselines": ()}
+    )
 
 
 def baseline_recipe(plan: Plan, kind: Baseline, cost: Cost) -> Recipe:
@@ -87,12 +99,23 @@ def baseline_recipe(plan: Plan, kind: Baseline, cost: Cost) -> Recipe:
     rules = tuple(
         rule if rule.protect else _rule(rule, kind, multiples.get(i, 1))
         for i, rule in enumerate(recipe.rules)
-        if rule.protect or not (in_one_tensor(rule.group) or (kind == "uniform_width" and rule.group == "depth"))
+        if rule.protect
+        or not (in_one_tensor(rule.group) or (kind == "uniform_width" and rule.group == "depth"))
     )
     _, after = training(recipe, False)
     before = recipe.stages[: first_cut(recipe)]
-    stages = (*before, Cut(kind="cut", name=f"{kind}: cut"), *(s.model_copy(update={"name": f"{kind}: {s.name}"}) for s in after))
-    changes = {"title": f"{recipe.title}: {kind}", "rules": rules, "stages": stages, "budget": cost.budget, "baselines": ()}
+    stages = (
+        *before,
+        Cut(kind="cut", name=f"{kind}: cut"),
+        *(s.model_copy(update={"name": f"{kind}: {s.name}"}) for s in after),
+    )
+    changes = {
+        "title": f"{recipe.title}: {kind}",
+        "rules": rules,
+        "stages": stages,
+        "budget": cost.budget,
+        "baselines": (),
+    }
     return recipe.model_copy(update=changes)
 
 
@@ -106,7 +129,14 @@ def _rule(rule: Rule, kind: Baseline, multiple: int) -> Rule:
         keep = rule.keep.model_copy(update={"multiple_of": own if isinstance(own, int) else 1})
     else:
         keep = rule.keep.model_copy(update={"multiple_of": multiple, "limits": {}})
-    return rule.model_copy(update={"penalty": None, "sparsity": None, "criterion": _criterion(kind, rule.criterion), "keep": keep})
+    return rule.model_copy(
+        update={
+            "penalty": None,
+            "sparsity": None,
+            "criterion": _criterion(kind, rule.criterion),
+            "keep": keep,
+        }
+    )
 
 
 def _criterion(kind: Baseline, own: Criterion) -> Criterion:

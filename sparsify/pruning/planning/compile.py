@@ -26,7 +26,12 @@ NO_STEPS: Mapping[str, Steps] = MappingProxyType({})
 
 
 def compile_plan(
-    loaded: Loaded, map: ModelMap, *, strict: bool = False, clocks: Sequence[Clock] = (), steps: Mapping[str, Steps] = NO_STEPS
+    loaded: Loaded,
+    map: ModelMap,
+    *,
+    strict: bool = False,
+    clocks: Sequence[Clock] = (),
+    steps: Mapping[str, Steps] = NO_STEPS,
 ) -> Plan:
     """Resolve every rule against a model.
 
@@ -38,18 +43,31 @@ def compile_plan(
     recipe = loaded.recipe
     problems: list[Problem] = []
     map = _protected(loaded, map, problems)
-    assignments = tuple(replace(a, multiple=_multiple(recipe, a.rule, steps)) for a in _assignments(loaded, map, problems))
+    assignments = tuple(
+        replace(a, multiple=_multiple(recipe, a.rule, steps)) for a in _assignments(loaded, map, problems)
+    )
     unproven = list(_unproven(recipe, map, assignments))
-    notes = (*_notes(recipe, map, assignments), *(f"rules.{rule}: {text}" for rule, text, _ in unproven), *_elsewhere(loaded, map))
+    notes = (
+        *_notes(recipe, map, assignments),
+        *(f"rules.{rule}: {text}" for rule, text, _ in unproven),
+        *_elsewhere(loaded, map),
+    )
     plan = Plan(recipe, map, assignments, notes=notes)
     if strict:
         advice = "write 'protect: true' for it, or run without --strict"
-        problems += [loaded.problem(f"rules.{a.rule}.layers", text, advice) for a in assignments for text in _kept(recipe, map, a)]
+        problems += [
+            loaded.problem(f"rules.{a.rule}.layers", text, advice)
+            for a in assignments
+            for text in _kept(recipe, map, a)
+        ]
         problems += [loaded.problem(f"rules.{rule}.layers", text, way) for rule, text, way in unproven]
     problems += [*_uneven(loaded, plan), *_strangers(loaded, map)]
     if not problems:
         plan = replace(plan, floors=tuple(_floors(plan, recipe.budget, clocks)))
-        problems += [*_infeasible(loaded, plan, "budget", recipe.budget, plan.floors), *_unreachable(loaded, plan)]
+        problems += [
+            *_infeasible(loaded, plan, "budget", recipe.budget, plan.floors),
+            *_unreachable(loaded, plan),
+        ]
         for path, budget in own_budgets(recipe):
             problems += _infeasible(loaded, plan, f"{path}.budget", budget, _floors(plan, budget))
     if problems:
@@ -81,7 +99,9 @@ def _protected(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> ModelM
         for layer in matched(loaded, map, index, problems):
             own = {c.name for c in reached(map, layer, "out")}
             why = f"rules.{index} protects '{layer.name}'"
-            coupled = tuple(replace(c, protected=c.protected or why) if c.name in own else c for c in map.coupled)
+            coupled = tuple(
+                replace(c, protected=c.protected or why) if c.name in own else c for c in map.coupled
+            )
             map = replace(_with_branch_kept(map, layer.name, why), coupled=coupled)
         for branch in [b for b in map.branches if selects(rule.layers, b.module, b.classes)]:
             map = _with_branch_kept(map, branch.module, f"rules.{index} protects '{branch.module}'")
@@ -91,12 +111,20 @@ def _protected(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> ModelM
 def _with_branch_kept(map: ModelMap, module: str, why: str) -> ModelMap:
     """The map with those residual branches marked to stay that a module is in."""
     held = {b.name for b in map.branches if b.holds(module)}
-    return replace(map, branches=tuple(replace(b, group=replace(b.group, protected=b.group.protected or why)) if b.name in held else b for b in map.branches))
+    return replace(
+        map,
+        branches=tuple(
+            replace(b, group=replace(b.group, protected=b.group.protected or why)) if b.name in held else b
+            for b in map.branches
+        ),
+    )
 
 
 def _assignments(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> Iterable[Assignment]:
     rules = loaded.recipe.rules
-    layers: dict[int, list[Layer]] = {i: matched(loaded, map, i, problems) for i, rule in enumerate(rules) if not rule.protect}
+    layers: dict[int, list[Layer]] = {
+        i: matched(loaded, map, i, problems) for i, rule in enumerate(rules) if not rule.protect
+    }
     claimed: dict[tuple[str, str], int] = {}
     owner: dict[str, tuple[int, str]] = {}
     for index, own in layers.items():
@@ -104,7 +132,13 @@ def _assignments(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> Iter
         for layer in own:
             first = claimed.setdefault((layer.name, str(rule.group)), index)
             if first != index and not rule.override:
-                problems.append(_taken(loaded, index, f"layer '{layer.name}' already has group '{rule.group}' by rules.{first}"))
+                problems.append(
+                    _taken(
+                        loaded,
+                        index,
+                        f"layer '{layer.name}' already has group '{rule.group}' by rules.{first}",
+                    )
+                )
                 continue
             claimed[layer.name, str(rule.group)] = index
             for group in [g for c in of_rule(map, rule, layer) for g in (c, *around(map, c))]:
@@ -118,9 +152,22 @@ def _assignments(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> Iter
     for index, own in layers.items():
         rule = rules[index]
         mine = [layer for layer in own if claimed[layer.name, str(rule.group)] == index]
-        names = [c.name for layer in mine for c in of_rule(map, rule, layer) if owner[c.name][0] == index and c.protected is None]
-        tensors = [name for layer in mine for name in weights(rule, map, layer) if in_one_tensor(rule.group) or any(c.protected is None and owner[c.name][0] == index for c in of_rule(map, rule, layer))]
-        yield Assignment(index, tuple(layer.name for layer in mine), tuple(dict.fromkeys(names)), tuple(tensors))
+        names = [
+            c.name
+            for layer in mine
+            for c in of_rule(map, rule, layer)
+            if owner[c.name][0] == index and c.protected is None
+        ]
+        tensors = [
+            name
+            for layer in mine
+            for name in weights(rule, map, layer)
+            if in_one_tensor(rule.group)
+            or any(c.protected is None and owner[c.name][0] == index for c in of_rule(map, rule, layer))
+        ]
+        yield Assignment(
+            index, tuple(layer.name for layer in mine), tuple(dict.fromkeys(names)), tuple(tensors)
+        )
 
 
 def _conflicts(loaded: Loaded, layers: Mapping[int, Sequence[Layer]]) -> Iterable[Problem]:
@@ -133,12 +180,15 @@ def _conflicts(loaded: Loaded, layers: Mapping[int, Sequence[Layer]]) -> Iterabl
             continue
         kind = kind_of(group)
         for layer in own:
-            rival = next((i for other in _CLASH[kind] if (i := first.get((layer.name, other))) is not None), None)
+            rival = next(
+                (i for other in _CLASH[kind] if (i := first.get((layer.name, other))) is not None), None
+            )
             first.setdefault((layer.name, kind), index)
             if rival is None or rules[rival].group == group:
                 continue
             text = f"layer '{layer.name}' has group '{rules[rival].group}' by rules.{rival}, which group '{group}' cannot be laid over"
             yield loaded.problem(f"rules.{index}.layers", text, "narrow one of the two selectors")
+
 
 _CLASH: dict[Kind, tuple[Kind, ...]] = {
     "n:m": ("n:m", "shape", "tap"),
@@ -158,7 +208,11 @@ def _indivisible(loaded: Loaded, map: ModelMap, layers: Mapping[int, Sequence[La
                 what = f"{size} {'outputs' if dim == 0 else 'inputs' if isinstance(group, Pattern) else 'columns (inputs x kernel positions)'}"
                 if size % of:
                     text = f"group '{group}' does not divide '{layer.name}', which has {what}"
-                    yield loaded.problem(f"rules.{index}.layers", text, "choose a pattern that divides it, or select other layers")
+                    yield loaded.problem(
+                        f"rules.{index}.layers",
+                        text,
+                        "choose a pattern that divides it, or select other layers",
+                    )
                     continue
                 yield from _narrowing(loaded, map, layers, index, layer, dim, of)
 
@@ -173,25 +227,47 @@ def _laid(group: Group | None, layer: Layer) -> Iterable[tuple[int, int, int]]:
             yield 1, prod(layer.weight[1:]), group.columns
 
 
-def _narrowing(loaded: Loaded, map: ModelMap, layers: Mapping[int, Sequence[Layer]], index: int, layer: Layer, dim: int, of: int) -> Iterable[Problem]:
+def _narrowing(
+    loaded: Loaded,
+    map: ModelMap,
+    layers: Mapping[int, Sequence[Layer]],
+    index: int,
+    layer: Layer,
+    dim: int,
+    of: int,
+) -> Iterable[Problem]:
     """Rules that may narrow the dimension to a width that the pattern does not divide."""
     rules = loaded.recipe.rules
     written = {i: rule.keep.multiple_of for i, rule in enumerate(rules)}
-    multiple = {i: value if isinstance(value, int) else 1 for i, value in written.items()}  # what auto comes to may change with the machine
+    multiple = {
+        i: value if isinstance(value, int) else 1 for i, value in written.items()
+    }  # what auto comes to may change with the machine
     kernel = prod(layer.weight[2:]) if isinstance(rules[index].group, Block) and dim == 1 else 1
     for other, own in layers.items():
         covered = {c.name: c for each in own for c in of_rule(map, rules[other], each) if c.protected is None}
         for c in covered.values():
-            steps = [span.repeat * kernel for s in c.slices if (s.tensor, s.dim) == (f"{layer.name}.weight", dim) for span in s.spans]
+            steps = [
+                span.repeat * kernel
+                for s in c.slices
+                if (s.tensor, s.dim) == (f"{layer.name}.weight", dim)
+                for span in s.spans
+            ]
             if any(step * multiple[other] % of for step in steps):
                 need = lcm(*(of // gcd(of, step) for step in steps))
                 text = f"rules.{other} may narrow '{layer.name}' to a width that group '{rules[index].group}' does not divide"
-                yield loaded.problem(f"rules.{index}.layers", text, f"write 'keep: {{multiple_of: {need}}}' in rules.{other}")
+                yield loaded.problem(
+                    f"rules.{index}.layers", text, f"write 'keep: {{multiple_of: {need}}}' in rules.{other}"
+                )
                 break
 
 
 def _taken(loaded: Loaded, index: int, text: str) -> Problem:
-    return loaded.problem(f"rules.{index}.layers", text, "narrow one of the two selectors, or say 'override: true' in the later rule")
+    return loaded.problem(
+        f"rules.{index}.layers",
+        text,
+        "narrow one of the two selectors, or say 'override: true' in the later rule",
+    )
+
 
 _STAYS = "weights are set to zero and stay in the tensors; this brings no speed and no smaller file"
 
@@ -221,7 +297,11 @@ def _kept(recipe: Recipe, map: ModelMap, assignment: Assignment) -> Iterable[str
     by_name, rule = {layer.name: layer for layer in map.layers}, recipe.rules[assignment.rule]
     said: set[str] = set()
     if rule.group == "depth":
-        yield from (f"'{name}' stays: {why}" for name in assignment.layers if (why := map.by_name[name].protected) is not None)
+        yield from (
+            f"'{name}' stays: {why}"
+            for name in assignment.layers
+            if (why := map.by_name[name].protected) is not None
+        )
         return
     for name in assignment.layers:
         groups = of_rule(map, rule, by_name[name])
@@ -237,7 +317,9 @@ _REACH = "write 'calls' that reach it, protect what it reads, or run without --s
 _KEEP = "protect what it reads, or run without --strict"
 
 
-def _unproven(recipe: Recipe, map: ModelMap, assignments: Sequence[Assignment]) -> Iterator[tuple[int, str, str]]:
+def _unproven(
+    recipe: Recipe, map: ModelMap, assignments: Sequence[Assignment]
+) -> Iterator[tuple[int, str, str]]:
     """(rule, what is said, way out) of layers that no call has shown, while what they read may be narrowed by a rule.
 
     What a layer reads is only known of those that ran. Of one that did not, it is what its like reads (another expert of
@@ -300,7 +382,9 @@ def _uneven(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
         if plan.recipe.rules[assignment.rule].keep.uniform and len(widths) > 1:
             shown = ", ".join(f"'{name}' has {width}" for width, name in sorted(widths.items())[:3])
             message = f"the layers of the rule have different numbers of groups: {shown}"
-            yield loaded.problem(f"rules.{assignment.rule}.keep.uniform", message, "give each width a rule of its own")
+            yield loaded.problem(
+                f"rules.{assignment.rule}.keep.uniform", message, "give each width a rule of its own"
+            )
 
 
 def _strangers(loaded: Loaded, map: ModelMap) -> Iterable[Problem]:
@@ -311,7 +395,11 @@ def _strangers(loaded: Loaded, map: ModelMap) -> Iterable[Problem]:
         for name in rule.keep.limits:
             if name not in known:
                 near = get_close_matches(name, known, 1) if origin is None else []
-                found = "have the limits found for this model: sparsify sensitivity RECIPE MODEL --limits 1pp" if origin is None else _anew(origin)
+                found = (
+                    "have the limits found for this model: sparsify sensitivity RECIPE MODEL --limits 1pp"
+                    if origin is None
+                    else _anew(origin)
+                )
                 hint = f"did you mean '{near[0]}'?" if near else found
                 yield loaded.problem(f"rules.{index}.keep.limits", f"the model has no layer '{name}'", hint)
     for origin in loaded.origins:
@@ -329,8 +417,16 @@ def _elsewhere(loaded: Loaded, map: ModelMap) -> Iterable[str]:
 
 def _other_widths(origin: Origin, map: ModelMap) -> tuple[str, ...]:
     """How the network that limits were found for differs in width from this one."""
-    pairs = [(curve, map.by_name[curve.group].width) for curve in origin.profile.curves if curve.group in map.by_name]
-    return tuple(f"'{curve.group}' has {curve.width} units, and here it has {width}" for curve, width in pairs if curve.width != width)
+    pairs = [
+        (curve, map.by_name[curve.group].width)
+        for curve in origin.profile.curves
+        if curve.group in map.by_name
+    ]
+    return tuple(
+        f"'{curve.group}' has {curve.width} units, and here it has {width}"
+        for curve, width in pairs
+        if curve.width != width
+    )
 
 
 def _anew(origin: Origin) -> str:
@@ -345,7 +441,9 @@ def _floors(plan: Plan, budget: Budget, clocks: Sequence[Clock] = ()) -> Iterabl
         yield Floor(what, costs.dense[what], limit, bottom[what])
 
 
-def _infeasible(loaded: Loaded, plan: Plan, path: str, budget: Budget, floors: Iterable[Floor]) -> Iterable[Problem]:
+def _infeasible(
+    loaded: Loaded, plan: Plan, path: str, budget: Budget, floors: Iterable[Floor]
+) -> Iterable[Problem]:
     covered = {name for a in plan.assignments for name in a.coupled}
     for floor in floors:
         if floor.least <= floor.limit:
@@ -357,12 +455,20 @@ def _infeasible(loaded: Loaded, plan: Plan, path: str, budget: Budget, floors: I
             message = f"{budget.latency[target]} cannot be reached: with everything removed that the rules allow, {part} of {milliseconds(floor.dense)} is predicted to remain"
         else:
             message = f"{getattr(budget, floor.what)} cannot be reached: with everything removed that the rules allow, {part} remains"
-        hint = f"raise it to {_round_up(100 * floor.least / floor.dense)}%" if floor.least <= floor.dense else "leave it out"
+        hint = (
+            f"raise it to {_round_up(100 * floor.least / floor.dense)}%"
+            if floor.least <= floor.dense
+            else "leave it out"
+        )
         kept = [f"'{name} {n}'" for name, n in _keeps(plan) if n > 1]
         kept += ["'limits'"] if any(rule.keep.limits for rule in plan.recipe.rules) else []
         if kept:
             hint += f", or loosen {' and '.join(kept)} of 'keep'"
-        fixed = [f"rules.{a.rule}" for a in plan.assignments if plan.recipe.rules[a.rule].sparsity is not None and a.coupled]
+        fixed = [
+            f"rules.{a.rule}"
+            for a in plan.assignments
+            if plan.recipe.rules[a.rule].sparsity is not None and a.coupled
+        ]
         if fixed:
             hint += f", or leave the amount of {' and '.join(fixed)} to the budget in place of its 'sparsity'"
         if free:
@@ -385,18 +491,41 @@ def _unreachable(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
     shapes = {t.name: t.shape for t in plan.map.tensors}
     for together in ranked_together(plan):
         rule = plan.recipe.rules[together[0].rule]
-        if rule.sparsity is None or rule.group is None or rule.group == "weight" or isinstance(rule.group, Block) or not rule.sparsity.value:
+        if (
+            rule.sparsity is None
+            or rule.group is None
+            or rule.group == "weight"
+            or isinstance(rule.group, Block)
+            or not rule.sparsity.value
+        ):
             continue
         path, asked = f"rules.{together[0].rule}.sparsity", f"{rule.sparsity} cannot be reached"
         own = [c for c in open_groups if c.rule in {a.rule for a in together}]
-        inside = [count_inside(rule.group, shapes[name]) for a in together for name in a.tensors if name in shapes] if in_one_tensor(rule.group) else []
+        inside = (
+            [count_inside(rule.group, shapes[name]) for a in together for name in a.tensors if name in shapes]
+            if in_one_tensor(rule.group)
+            else []
+        )
         total = sum(len(c.order) for c in own) + sum(inside)
-        most = sum(len(c.gone(len(c.order))) for c in own) + sum(max(0, n - (rule.keep.at_least or 1)) for n in inside)
+        most = sum(len(c.gone(len(c.order))) for c in own) + sum(
+            max(0, n - (rule.keep.at_least or 1)) for n in inside
+        )
         why = [text for a in together for text in _kept(plan.recipe, plan.map, a)]
         if not own and not inside and why:
-            yield loaded.problem(path, f"{asked}: {why[0]}{', and so on' if why[1:] else ''}", "select other layers, or leave 'sparsity' out")
+            yield loaded.problem(
+                path,
+                f"{asked}: {why[0]}{', and so on' if why[1:] else ''}",
+                "select other layers, or leave 'sparsity' out",
+            )
         elif most < rule.sparsity.fraction * total - 0.5:
-            floors = [f"keep.{name} {n}" for name, n in (("at_least", rule.keep.at_least or 1), ("multiple_of", max(a.multiple for a in together))) if n > 1]
+            floors = [
+                f"keep.{name} {n}"
+                for name, n in (
+                    ("at_least", rule.keep.at_least or 1),
+                    ("multiple_of", max(a.multiple for a in together)),
+                )
+                if n > 1
+            ]
             floors += ["keep.limits"] if rule.keep.limits else []
             because = f"with {' and '.join(floors)}" if floors else "as one group stays in every layer,"
             message = f"{asked}: {because} at most {1000 * most // total / 10:g}% of the groups can go"

@@ -18,7 +18,19 @@ from sparsify.recipe.schedules import value
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.cuts import Cuts, Zeroed
 from sparsify_schemas.group import count_inside, in_one_tensor
-from sparsify_schemas.penalty import L0, L1, L2, Agp, BnScale, Dns, GroupLasso, GrowingL2, Gsm, Sensitivity, VariationalDropout
+from sparsify_schemas.penalty import (
+    L0,
+    L1,
+    L2,
+    Agp,
+    BnScale,
+    Dns,
+    GroupLasso,
+    GrowingL2,
+    Gsm,
+    Sensitivity,
+    VariationalDropout,
+)
 from sparsify_schemas.recipe import Keep, Recipe, Rule
 from sparsify_schemas.schedule import Auto, Schedule
 from sparsify_schemas.selector import selects
@@ -42,9 +54,18 @@ class Target:
 def moments(epochs: int, cuts: Gradual) -> tuple[tuple[int, float], ...]:
     """(epochs done, share of the way) of every cut within a train stage; the last one comes at `end`."""
     end = math.ceil(cuts.end.steps(1, epochs))
-    window = {"kind": cuts.schedule, "from": 0.0, "to": cuts.way.fraction, "start": cuts.start, "end": cuts.end}
+    window = {
+        "kind": cuts.schedule,
+        "from": 0.0,
+        "to": cuts.way.fraction,
+        "start": cuts.start,
+        "end": cuts.end,
+    }
     shape = _SCHEDULES.validate_python(window)
-    ways = [(epoch, value(shape, epoch, 1, epochs)) for epoch in (*range(int(cuts.every.value), end, int(cuts.every.value)), end)]
+    ways = [
+        (epoch, value(shape, epoch, 1, epochs))
+        for epoch in (*range(int(cuts.every.value), end, int(cuts.every.value)), end)
+    ]
     return tuple((epoch, way) for epoch, way in ways if way > 0)
 
 
@@ -71,23 +92,34 @@ def rewritten(plan: Plan, target: Target | None, cuts: Sequence[Cuts] = ()) -> R
     penalties did that work towards them.
     """
     if target is None:
-        rules = tuple(r if r.protect else r.model_copy(update={"sparsity": None, "penalty": None if _aims(r) else r.penalty}) for r in plan.recipe.rules)
+        rules = tuple(
+            r
+            if r.protect
+            else r.model_copy(update={"sparsity": None, "penalty": None if _aims(r) else r.penalty})
+            for r in plan.recipe.rules
+        )
         return plan.recipe.model_copy(update={"rules": rules, "budget": Budget()})
     demands = list(plan.recipe.rules)
     for assignment in plan.assignments:
         keep = demands[assignment.rule].keep
         if assignment.multiple > 1:  # what `auto` came to for the dense model holds to the end
             keep = keep.model_copy(update={"multiple_of": assignment.multiple})
-        keep = keep.model_copy(update={"limits": _limits_left(plan, assignment, cuts)}) if keep.limits else keep
+        keep = (
+            keep.model_copy(update={"limits": _limits_left(plan, assignment, cuts)}) if keep.limits else keep
+        )
         demands[assignment.rule] = demands[assignment.rule].model_copy(update={"keep": keep})
     for together in ranked_together(plan):
         first = plan.recipe.rules[together[0].rule]
         if first.sparsity is None:
             continue
-        left = left_inside(plan, together, cuts) if in_one_tensor(first.group) else _left(plan, together, cuts)
+        left = (
+            left_inside(plan, together, cuts) if in_one_tensor(first.group) else _left(plan, together, cuts)
+        )
         share = max(target.way * first.sparsity.fraction - (1 - left), 0.0) / left if left else 0.0
         for assignment in together:
-            demands[assignment.rule] = demands[assignment.rule].model_copy(update={"sparsity": Share(100 * share, "%")})
+            demands[assignment.rule] = demands[assignment.rule].model_copy(
+                update={"sparsity": Share(100 * share, "%")}
+            )
     return plan.recipe.model_copy(update={"rules": tuple(demands), "budget": _amounts(plan, target, cuts)})
 
 
@@ -95,13 +127,26 @@ def still_there(plan: Plan, rules: Sequence[Rule], left: Set[str]) -> dict[int, 
     """Place -> rule, without what speaks only of layers that left with a residual branch. left: names of the layers that have not."""
     found = {}
     for index, rule in enumerate(rules):
-        named = [(layer.name, layer.classes, layer.name in left) for layer in plan.map.layers if rule.group != "depth"]
+        named = [
+            (layer.name, layer.classes, layer.name in left)
+            for layer in plan.map.layers
+            if rule.group != "depth"
+        ]
         if rule.protect or rule.group == "depth":
-            named += [(b.module, b.classes, any(t.rpartition(".")[0] in left for t in b.tensors)) for b in plan.map.branches]
-        kept = tuple(p for p in rule.layers if any(there and selects((p,), name, classes) for name, classes, there in named))
+            named += [
+                (b.module, b.classes, any(t.rpartition(".")[0] in left for t in b.tensors))
+                for b in plan.map.branches
+            ]
+        kept = tuple(
+            p
+            for p in rule.layers
+            if any(there and selects((p,), name, classes) for name, classes, there in named)
+        )
         if kept:
             limits = {name: share for name, share in rule.keep.limits.items() if name in left}
-            found[index] = rule.model_copy(update={"layers": kept, "keep": rule.keep.model_copy(update={"limits": limits})})
+            found[index] = rule.model_copy(
+                update={"layers": kept, "keep": rule.keep.model_copy(update={"limits": limits})}
+            )
     return found
 
 
@@ -109,10 +154,20 @@ def holding(rule: Rule, penalties: bool) -> Rule:
     """A rule for training between cuts or after them: what it has set to zero inside tensors is held there."""
     if not in_one_tensor(rule.group):
         return rule
-    asked = rule.sparsity if _aims(rule) else None  # no cut is made here, so nothing else asks how much is to go
+    asked = (
+        rule.sparsity if _aims(rule) else None
+    )  # no cut is made here, so nothing else asks how much is to go
     if rule.penalty is None or not penalties or rule.group == "weight":  # then only its zeros are held
         penalty = rule.penalty if penalties else None
-        return rule.model_copy(update={"group": "weight", "penalty": penalty, "keep": Keep(), "sparsity": asked or Share(0, "%"), "override": True})
+        return rule.model_copy(
+            update={
+                "group": "weight",
+                "penalty": penalty,
+                "keep": Keep(),
+                "sparsity": asked or Share(0, "%"),
+                "override": True,
+            }
+        )
     return rule.model_copy(update={"sparsity": asked, "override": True})
 
 
@@ -149,7 +204,9 @@ def left_inside(plan: Plan, together: Sequence[Assignment], cuts: Sequence[Cuts]
             count = count_inside(group, shapes[name]) if name in shapes else 0
             module = name.rpartition(".")[0]
             there += count
-            kept += (count_inside(group, narrowed[name]) if count else 0) * prod(e.live / e.columns for done in cuts for e in done.executions if e.module == module)
+            kept += (count_inside(group, narrowed[name]) if count else 0) * prod(
+                e.live / e.columns for done in cuts for e in done.executions if e.module == module
+            )
     return kept / there if there else 1.0
 
 
@@ -157,11 +214,15 @@ def _without_dead(plan: Plan, cuts: Sequence[Cuts]) -> dict[str, list[int]]:
     """Shapes of the dense model's tensors without the units that left unasked."""
     shapes = {t.name: list(t.shape) for t in plan.map.tensors}
     asked = {name for assignment in plan.assignments for name in assignment.coupled}
-    for name, kept in {w.group: w.kept for done in cuts for w in done.widths}.items():  # the last cut has the last word
+    for name, kept in {
+        w.group: w.kept for done in cuts for w in done.widths
+    }.items():  # the last cut has the last word
         group = plan.map.by_name.get(name)
         for part in group.slices if group is not None and name not in asked else ():
             if part.role != "size" and group is not None:
-                shapes[part.tensor][part.dim] -= sum(span.units * span.repeat for span in part.spans) * (group.width - kept) // group.width
+                shapes[part.tensor][part.dim] -= (
+                    sum(span.units * span.repeat for span in part.spans) * (group.width - kept) // group.width
+                )
     return shapes
 
 
@@ -176,7 +237,10 @@ def _left(plan: Plan, together: Sequence[Assignment], cuts: Sequence[Cuts]) -> f
 
 def _limits_left(plan: Plan, assignment: Assignment, cuts: Sequence[Cuts]) -> dict[str, Share]:
     """A rule's limits as shares of the widths that earlier cuts have left."""
-    keep, now = plan.recipe.rules[assignment.rule].keep, {w.group: w.kept for done in cuts for w in done.widths}
+    keep, now = (
+        plan.recipe.rules[assignment.rule].keep,
+        {w.group: w.kept for done in cuts for w in done.widths},
+    )
     found = {}
     for group in map(plan.map.by_name.__getitem__, assignment.coupled):
         width, least = now.get(group.name, group.width), stays(keep, group)
@@ -187,8 +251,13 @@ def _limits_left(plan: Plan, assignment: Assignment, cuts: Sequence[Cuts]) -> di
 
 def own_budgets(recipe: Recipe) -> tuple[tuple[str, Budget], ...]:
     """(path in the recipe, budget) of every cut that has a budget of its own."""
-    paths = ((f"stages.{i}" if isinstance(s, Cut) else f"stages.{i}.cuts", goal(s)) for i, s in enumerate(recipe.stages))
-    return tuple((path, found.budget) for path, found in paths if found is not None and found.budget is not None)
+    paths = (
+        (f"stages.{i}" if isinstance(s, Cut) else f"stages.{i}.cuts", goal(s))
+        for i, s in enumerate(recipe.stages)
+    )
+    return tuple(
+        (path, found.budget) for path, found in paths if found is not None and found.budget is not None
+    )
 
 
 def _amounts(plan: Plan, target: Target, cuts: Sequence[Cuts]) -> Budget:
@@ -197,14 +266,25 @@ def _amounts(plan: Plan, target: Target, cuts: Sequence[Cuts]) -> Budget:
     What is held as measured stays a share as long as the dense model is at hand, as both are then measured side by side.
     """
     asked = plan.recipe.budget if target.budget is None else target.budget
-    dense = Costs(plan.map).dense | {floor.what: floor.dense for floor in plan.floors if floor.what.startswith("latency.")}
-    left = {what: (dense[what] - target.way * (dense[what] - limit)) * (1 + _HAIR) for what, limit in limits(asked, dense).items()}
-    written: dict[str, object] = {what: Size(amount, "B") if what == "bytes" else Amount(amount / 1e3, "k") for what, amount in left.items() if what in ("macs", "params", "bytes")}
+    dense = Costs(plan.map).dense | {
+        floor.what: floor.dense for floor in plan.floors if floor.what.startswith("latency.")
+    }
+    left = {
+        what: (dense[what] - target.way * (dense[what] - limit)) * (1 + _HAIR)
+        for what, limit in limits(asked, dense).items()
+    }
+    written: dict[str, object] = {
+        what: Size(amount, "B") if what == "bytes" else Amount(amount / 1e3, "k")
+        for what, amount in left.items()
+        if what in ("macs", "params", "bytes")
+    }
     if "peak_memory" in left:
         assert plan.map.lifetimes is not None
         measured = float(plan.map.lifetimes.measured)
         most = measured - target.way * (measured - limits(asked, {"peak_memory": measured})["peak_memory"])
-        written["peak_memory"] = Size(most, "B") if cuts or isinstance(asked.peak_memory, Size) else _share(most, measured)
+        written["peak_memory"] = (
+            Size(most, "B") if cuts or isinstance(asked.peak_memory, Size) else _share(most, measured)
+        )
     latency = {}
     for name, wish in asked.latency.items():
         ms, before = left[f"latency.{name}"], dense[f"latency.{name}"]

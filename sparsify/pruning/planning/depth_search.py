@@ -1,6 +1,6 @@
 """How deep to cut where the budget limits the drop of accuracy: bisection between what the other budgets ask for and all there is.
 
-    limit(depth) = limit - depth * (limit - least)      of each budget named, of the MACs where none is; 0 <= depth <= 1
+limit(depth) = limit - depth * (limit - least)      of each budget named, of the MACs where none is; 0 <= depth <= 1
 """
 
 from sparsify.pruning.planning.plan import Floor, Plan
@@ -18,7 +18,11 @@ def deepened(plan: Plan, depth: float) -> Budget:
         if name != floor.what:
             latency[name] = Time(left, "ms") if isinstance(asked.latency[name], Time) else _share(left, floor)
         else:
-            found[name] = Size(left, "B") if name == "peak_memory" and isinstance(asked.peak_memory, Size) else _share(left, floor)
+            found[name] = (
+                Size(left, "B")
+                if name == "peak_memory" and isinstance(asked.peak_memory, Size)
+                else _share(left, floor)
+            )
     return Budget.model_validate({**found, "latency": latency})
 
 
@@ -54,4 +58,3 @@ def best(search: Search) -> Trial:
     """The deepest trial inside; where none is, the shallowest."""
     inside = [t for t in search.trials if t.inside]
     return max(inside, key=lambda t: t.depth) if inside else min(search.trials, key=lambda t: t.depth)
-

@@ -46,7 +46,10 @@ def residual(stage: Train, steps_per_epoch: int) -> float | None:
     rate, total = decay_rate(stage.optimizer), steps_per_epoch * stage.epochs
     if rate is None:
         return None
-    return math.exp(-rate * sum(schedules.value(stage.optimizer.lr, step, steps_per_epoch, total) for step in range(total)))
+    return math.exp(
+        -rate
+        * sum(schedules.value(stage.optimizer.lr, step, steps_per_epoch, total) for step in range(total))
+    )
 
 
 def _note(stage: Train, examples: int | None) -> str:

@@ -15,8 +15,14 @@ from sparsify_schemas.selector import selects
 _CONVS, _LINEAR = ("Conv1d", "Conv2d", "Conv3d"), ("Linear",)
 
 ACTS_ON: dict[Kind, tuple[str, tuple[str, ...]]] = {
-    "filter": ("convolutions", ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
-    "channel": ("convolutions", ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
+    "filter": (
+        "convolutions",
+        ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"),
+    ),
+    "channel": (
+        "convolutions",
+        ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"),
+    ),
     "neuron": ("Linear layers and embeddings", ("Linear", "Conv1D", "Bilinear", "Embedding", "EmbeddingBag")),
     "head": ("linear projections of an attention", ("Linear", "Conv1D", "MultiheadAttention")),
     "hidden": (
@@ -43,19 +49,37 @@ def matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem]) 
     found: dict[str, Layer] = {}
     for _at, pattern in enumerate(rule.layers):
         hits = [layer for layer in map.layers if selects((pattern,), layer.name, layer.classes)]
-        if not hits and not (rule.protect and any(selects((pattern,), b.module, b.classes) for b in map.branches)):
-            problems.append(loaded.problem(f"rules.{index}.layers", f"'{pattern}' matches no layer of the model", _near(pattern, map)))
+        if not hits and not (
+            rule.protect and any(selects((pattern,), b.module, b.classes) for b in map.branches)
+        ):
+            problems.append(
+                loaded.problem(
+                    f"rules.{index}.layers", f"'{pattern}' matches no layer of the model", _near(pattern, map)
+                )
+            )
         fitting = [layer for layer in hits if _acts_on(map, rule, layer)]
         if hits and not fitting and rule.group is not None:
             what = ACTS_ON[kind_of(rule.group)][0]
             shown = ", ".join(f"{layer.name} ({layer.type})" for layer in hits[:3])
             linear = rule.group in ("filter", "channel") and all(layer.kind == "Linear" for layer in hits)
             advice = "use group 'neuron'" if linear else "select other layers"
-            problems.append(loaded.problem(f"rules.{index}.layers", f"group '{rule.group}' acts on {what}, but '{pattern}' matches only {shown}", advice))
+            problems.append(
+                loaded.problem(
+                    f"rules.{index}.layers",
+                    f"group '{rule.group}' acts on {what}, but '{pattern}' matches only {shown}",
+                    advice,
+                )
+            )
         without = [layer for layer in fitting if rule.group == "head" and not of_rule(map, rule, layer)]
         if without and len(without) == len(fitting):
             shown = ", ".join(layer.name for layer in without[:3])
-            problems.append(loaded.problem(f"rules.{index}.layers", f"there are no heads in {shown}: the rows leave one by one", "use group 'neuron'"))
+            problems.append(
+                loaded.problem(
+                    f"rules.{index}.layers",
+                    f"there are no heads in {shown}: the rows leave one by one",
+                    "use group 'neuron'",
+                )
+            )
         found |= {layer.name: layer for layer in fitting}
     return list(found.values())
 
@@ -70,10 +94,22 @@ def _matched_branches(loaded: Loaded, map: ModelMap, index: int, problems: list[
             problems.append(loaded.problem(f"rules.{index}.layers", text, _known_branches(map)))
         hits += [b for b in own if b not in hits]
     free = [b for b in hits if b.group.protected is None]
-    outermost = [b for b in free if not any(o is not b and len(o.tensors) > len(b.tensors) and o.overlaps(b) for o in free)]
-    inner = {b.module for b in hits if any(b.module.startswith(f"{o.module}.") or o.module.startswith(f"{b.module}.") for o in outermost)}
+    outermost = [
+        b
+        for b in free
+        if not any(o is not b and len(o.tensors) > len(b.tensors) and o.overlaps(b) for o in free)
+    ]
+    inner = {
+        b.module
+        for b in hits
+        if any(b.module.startswith(f"{o.module}.") or o.module.startswith(f"{b.module}.") for o in outermost)
+    }
     stuck = [b for b in hits if b.group.protected is not None and b.module not in inner]
-    return [Layer(b.name, b.type, (), b.macs, 0, 0, b.ancestors) for b in map.branches if b in outermost or b in stuck]
+    return [
+        Layer(b.name, b.type, (), b.macs, 0, 0, b.ancestors)
+        for b in map.branches
+        if b in outermost or b in stuck
+    ]
 
 
 def _known_branches(map: ModelMap) -> str:
@@ -126,7 +162,9 @@ def _near_globs(pattern: str, map: ModelMap) -> Iterable[str]:
         return
     literal = max(re.split(r"[*?.]|\[[^]]*\]?", pattern), key=len) or pattern
     parts = {part for layer in map.layers for part in layer.name.split(".")}
-    for part in get_close_matches(literal, sorted(parts | {part.rstrip("0123456789") for part in parts}), n=3):
+    for part in get_close_matches(
+        literal, sorted(parts | {part.rstrip("0123456789") for part in parts}), n=3
+    ):
         glob = pattern.replace(literal, part)
         if any(selects((glob,), layer.name, layer.classes) for layer in map.layers):
             yield glob
@@ -135,7 +173,11 @@ def _near_globs(pattern: str, map: ModelMap) -> Iterable[str]:
 def reached(map: ModelMap, layer: Layer, role: str) -> list[Coupled]:
     matrices = _matrices(layer)
     by_name = {layer.name, *(c.name for c in _bare(map, layer))} if role == "out" else set()
-    return [c for c in map.coupled if c.name in by_name or any(s.tensor in matrices and s.role == role for s in c.slices)]
+    return [
+        c
+        for c in map.coupled
+        if c.name in by_name or any(s.tensor in matrices and s.role == role for s in c.slices)
+    ]
 
 
 def _matrices(layer: Layer) -> set[str]:
@@ -152,7 +194,11 @@ def of_rule(map: ModelMap, rule: Rule, layer: Layer) -> list[Coupled]:
         case "head":
             return [c for c in reached(map, layer, "out") if _rows(c, layer) > 1]
         case "hidden":
-            return [c for c in map.coupled if any(s.tensor.startswith(f"{layer.name}.weight_hh") for s in c.slices)]
+            return [
+                c
+                for c in map.coupled
+                if any(s.tensor.startswith(f"{layer.name}.weight_hh") for s in c.slices)
+            ]
         case "depth":
             return [map.by_name[layer.name]]
         case "channel":
@@ -193,5 +239,7 @@ def target_of(spec: GroupLasso, recipe: Recipe) -> str:
 
 def weighed_by(recipe: Recipe) -> list[str]:
     """The targets by whose latency any penalty weighs."""
-    asking = [r.penalty for r in recipe.rules if isinstance(r.penalty, GroupLasso) and r.penalty.weight == "latency"]
+    asking = [
+        r.penalty for r in recipe.rules if isinstance(r.penalty, GroupLasso) and r.penalty.weight == "latency"
+    ]
     return list(dict.fromkeys(target_of(spec, recipe) for spec in asking))

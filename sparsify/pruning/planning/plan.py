@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from sparsify.formatting.numbers import plural
+from sparsify.forward.recorded_calls import Called
 from sparsify.graph.model_map import Coupled, ModelMap
-from sparsify.recorded_calls import Called
 from sparsify_schemas.group import in_one_tensor, within
 from sparsify_schemas.penalty import Gsm
 from sparsify_schemas.recipe import Keep, Recipe
@@ -72,7 +72,9 @@ class Plan:
         Names of base classes do not count: what rules reach by them stands in the assignments. Of the inputs count methods,
         shapes and element types, not the numbers that they are drawn by.
         """
-        body = self._body() | {"floors": [asdict(f) for f in self.floors if not f.what.startswith("latency.")]}
+        body = self._body() | {
+            "floors": [asdict(f) for f in self.floors if not f.what.startswith("latency.")]
+        }
         for part in (*body["map"]["layers"], *body["map"]["branches"]):
             del part["ancestors"]
         told = {key: value for key, value in body["map"].items() if key not in ("unreached", "in_training")}
@@ -89,7 +91,13 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """A mapping that `json.dumps` takes."""
-        return {"digest": self.digest, **self._body(), "preview": [list(p) for p in self.preview], "predicted": [list(p) for p in self.predicted], "random": self.random}
+        return {
+            "digest": self.digest,
+            **self._body(),
+            "preview": [list(p) for p in self.preview],
+            "predicted": [list(p) for p in self.predicted],
+            "random": self.random,
+        }
 
     def _body(self) -> dict[str, Any]:
         return {
@@ -127,11 +135,19 @@ def ranked_together(plan: Plan) -> tuple[tuple[Assignment, ...], ...]:
     for assignment in plan.assignments:
         rule = plan.recipe.rules[assignment.rule]
         one = isinstance(rule.penalty, Gsm)
-        sets.setdefault(("gsm", rule.sparsity, in_one_tensor(rule.group), within(rule.group)) if one else (assignment.rule,), []).append(assignment)
+        sets.setdefault(
+            ("gsm", rule.sparsity, in_one_tensor(rule.group), within(rule.group))
+            if one
+            else (assignment.rule,),
+            [],
+        ).append(assignment)
     return tuple(map(tuple, sets.values()))
 
 
 def stays(keep: Keep, group: Coupled) -> int:
     """Units that `keep.limits` says must stay: the strictest of its layers' limits, the share that may go rounded down."""
     own = {group.name, *(part.tensor.rpartition(".")[0] for part in group.slices if part.role == "out")}
-    return group.width - min((int(share.fraction * group.width + 1e-6) for layer, share in keep.limits.items() if layer in own), default=group.width)
+    return group.width - min(
+        (int(share.fraction * group.width + 1e-6) for layer, share in keep.limits.items() if layer in own),
+        default=group.width,
+    )

@@ -71,7 +71,9 @@ def width_kept(width: int, wanted: int, floor: int, multiple: int) -> int:
     return min(width, ceil(kept / multiple) * multiple)
 
 
-def candidates(plan: Plan, scores: Mapping[str, Sequence[float]], dead: Mapping[str, Sequence[bool]]) -> tuple[Candidate, ...]:
+def candidates(
+    plan: Plan, scores: Mapping[str, Sequence[float]], dead: Mapping[str, Sequence[bool]]
+) -> tuple[Candidate, ...]:
     """Every coupled group that a rule chooses in, its units sorted: dead ones, then by score."""
     found = []
     for assignment in plan.assignments:
@@ -82,7 +84,18 @@ def candidates(plan: Plan, scores: Mapping[str, Sequence[float]], dead: Mapping[
             gone = [bool(v) for v in dead.get(name, [False] * width)]
             order = sorted(range(width), key=lambda u: (not gone[u], values[u], u))
             keep = plan.recipe.rules[assignment.rule].keep
-            found.append(Candidate(name, tuple(order), tuple(values), sum(gone), keep, assignment.multiple, assignment.rule, floors[name]))
+            found.append(
+                Candidate(
+                    name,
+                    tuple(order),
+                    tuple(values),
+                    sum(gone),
+                    keep,
+                    assignment.multiple,
+                    assignment.rule,
+                    floors[name],
+                )
+            )
     return tuple(found)
 
 
@@ -91,11 +104,16 @@ def _floors(plan: Plan, assignment: Assignment) -> dict[str, int]:
     rule = plan.recipe.rules[assignment.rule]
     if rule.group == "depth":
         return dict.fromkeys(assignment.coupled, 0)
-    found = {name: max(rule.keep.at_least or 1, stays(rule.keep, plan.map.by_name[name])) for name in assignment.coupled}
+    found = {
+        name: max(rule.keep.at_least or 1, stays(rule.keep, plan.map.by_name[name]))
+        for name in assignment.coupled
+    }
     return dict.fromkeys(found, max(found.values(), default=1)) if rule.keep.uniform else found
 
 
-def with_floors(plan: Plan, groups: Sequence[Candidate], key: Callable[[Candidate], tuple[float, ...]]) -> tuple[Candidate, ...]:
+def with_floors(
+    plan: Plan, groups: Sequence[Candidate], key: Callable[[Candidate], tuple[float, ...]]
+) -> tuple[Candidate, ...]:
     """Of each rule with group depth as many residual branches marked to stay as `at_least` says: the last by the key."""
     spared: set[str] = set()
     for index, rule in enumerate(plan.recipe.rules):
@@ -143,7 +161,9 @@ def choose(
     cheapest = with_floors(plan, open_groups, lambda c: (-c.dead, c.scores[0]))
     chosen, fit = _chosen(plan, cheapest, prices, costs, allowed, part)
     if not fit:  # with other residual branches kept, the budgets may hold
-        chosen, _ = _chosen(plan, with_floors(plan, open_groups, lambda c: (-prices[c.name],)), prices, costs, allowed, part)
+        chosen, _ = _chosen(
+            plan, with_floors(plan, open_groups, lambda c: (-prices[c.name],)), prices, costs, allowed, part
+        )
     gone = {tensor for b in plan.map.branches if not chosen.get(b.name, [0]) for tensor in b.tensors}
     return {name: [] if plan.map.by_name[name].reached <= gone else kept for name, kept in chosen.items()}
 
@@ -190,7 +210,9 @@ def choose_by_macs(
     widths = {name: group.width for name, group in plan.map.by_name.items()}
 
     def within(macs: float) -> Plan:
-        return replace(plan, recipe=plan.recipe.model_copy(update={"budget": Budget(macs=Share(100 * macs, "%"))}))
+        return replace(
+            plan, recipe=plan.recipe.model_copy(update={"budget": Budget(macs=Share(100 * macs, "%"))})
+        )
 
     most = 1 - Costs(plan.map).of(least(within(0.5)))["macs"] / max(costs.dense["macs"], 1.0)
 
@@ -203,17 +225,27 @@ def choose_by_macs(
 
     last, few = BY_MACS - 1, BY_MACS // 64
     first = next((removed for removed in range(0, last, few) if fits(removed)), last)
-    return chosen(next((removed for removed in range(max(0, first - few + 1), first) if fits(removed)), first))
+    return chosen(
+        next((removed for removed in range(max(0, first - few + 1), first) if fits(removed)), first)
+    )
 
 
 def _allowed(plan: Plan, costs: Costs, part: float, aim: float) -> dict[str, float]:
     """What each budgeted quantity may come to, that part of the way."""
-    asked = {what: limit * (aim if what.startswith("latency.") else 1) for what, limit in limits(plan.recipe.budget, costs.dense).items()}
+    asked = {
+        what: limit * (aim if what.startswith("latency.") else 1)
+        for what, limit in limits(plan.recipe.budget, costs.dense).items()
+    }
     return {what: costs.dense[what] - part * (costs.dense[what] - limit) for what, limit in asked.items()}
 
 
 def _chosen(
-    plan: Plan, open_groups: Sequence[Candidate], prices: Mapping[str, float], costs: Costs, allowed: Mapping[str, float], part: float
+    plan: Plan,
+    open_groups: Sequence[Candidate],
+    prices: Mapping[str, float],
+    costs: Costs,
+    allowed: Mapping[str, float],
+    part: float,
 ) -> tuple[dict[str, list[int]], bool]:
     """The units that stay, and whether the budgets hold."""
 
@@ -234,7 +266,9 @@ def _chosen(
             again = _to_budget(free, demanded, _mean(prices, _prices(free, costs, allowed, wanted)), fits)
             wanted = min(wanted, again, key=lambda w: _lost(free, w))
     wanted = _uniform_to_budget(free, wanted, fits)
-    return {c.name: sorted(set(range(len(c.order))) - set(c.gone(wanted[c.name]))) for c in open_groups}, fits(wanted)
+    return {
+        c.name: sorted(set(range(len(c.order))) - set(c.gone(wanted[c.name]))) for c in open_groups
+    }, fits(wanted)
 
 
 def least(plan: Plan, clocks: Sequence[Clock] = ()) -> dict[str, tuple[int, ...]]:
@@ -244,7 +278,10 @@ def least(plan: Plan, clocks: Sequence[Clock] = ()) -> dict[str, tuple[int, ...]
     prices = _prices(open_groups, costs, limits(plan.recipe.budget, costs.dense))
     open_groups = with_floors(plan, open_groups, lambda c: (-prices[c.name],))
     wanted = _demands(plan, open_groups, prices, BY_PRICE)
-    return {c.name: c.gone(len(c.order) if plan.recipe.rules[c.rule].sparsity is None else wanted[c.name]) for c in open_groups}
+    return {
+        c.name: c.gone(len(c.order) if plan.recipe.rules[c.rule].sparsity is None else wanted[c.name])
+        for c in open_groups
+    }
 
 
 def _demands(
@@ -260,14 +297,21 @@ def _demands(
     return _uniform([c for c in open_groups if plan.recipe.rules[c.rule].sparsity is not None], wanted)
 
 
-def _demand(own: Sequence[Candidate], share: float, wanted: dict[str, int], prices: Mapping[str, float], power: float) -> None:
+def _demand(
+    own: Sequence[Candidate], share: float, wanted: dict[str, int], prices: Mapping[str, float], power: float
+) -> None:
     """Raise `wanted` until the share of all units of these groups goes, as far as bounds allow."""
     target = round(share * sum(len(c.order) for c in own))
 
     def key(score: float, price: float) -> float:
         return -price if power == BY_PRICE else score / max(price, 1e-30) ** power
 
-    ranked = sorted((key(c.scores[unit], prices[c.name]), i, at) for i, c in enumerate(own) for at, unit in enumerate(c.order) if at >= c.dead)
+    ranked = sorted(
+        (key(c.scores[unit], prices[c.name]), i, at)
+        for i, c in enumerate(own)
+        for at, unit in enumerate(c.order)
+        if at >= c.dead
+    )
     going = sum(len(c.gone(wanted[c.name])) for c in own)
     for _, i, at in ranked:
         if going >= target:
@@ -278,15 +322,26 @@ def _demand(own: Sequence[Candidate], share: float, wanted: dict[str, int], pric
         going += len(candidate.gone(wanted[candidate.name])) - before
 
 
-def _prices(groups: Sequence[Candidate], costs: Costs, allowed: Mapping[str, float], wanted: Mapping[str, int] | None = None) -> dict[str, float]:
+def _prices(
+    groups: Sequence[Candidate],
+    costs: Costs,
+    allowed: Mapping[str, float],
+    wanted: Mapping[str, int] | None = None,
+) -> dict[str, float]:
     """Share of the budgeted quantities that one unit of each group frees, summed over the budgets: in the dense model, or
     where as many as wanted are gone already. Milliseconds come in steps, so there it is the mean over a step."""
     gone = {c.name: c.gone(wanted[c.name]) for c in groups} if wanted else {}
     now, prices = costs.of(gone, smooth=True), {}
     for c in groups:
         before = gone.get(c.name, ())
-        less = min(len(before) + max(c.multiple, costs.step), len(c.order) - 1) if costs.step > 1 else len(before) + 1
-        less = less if less > len(before) else max(0, len(before) - costs.step)  # none left to go: the price of the last ones
+        less = (
+            min(len(before) + max(c.multiple, costs.step), len(c.order) - 1)
+            if costs.step > 1
+            else len(before) + 1
+        )
+        less = (
+            less if less > len(before) else max(0, len(before) - costs.step)
+        )  # none left to go: the price of the last ones
         after = costs.of({**gone, c.name: c.order[:less]}, smooth=True)
         freed = sum((now[what] - after[what]) / costs.dense[what] for what in allowed if costs.dense[what])
         prices[c.name] = max(freed / (less - len(before)), 0.0) if less != len(before) else 0.0
@@ -308,11 +363,19 @@ def _lost(free: Sequence[Candidate], wanted: Mapping[str, int]) -> float:
 
 
 def _to_budget(
-    free: Sequence[Candidate], wanted: Mapping[str, int], prices: Mapping[str, float], fits: Callable[[Mapping[str, int]], bool]
+    free: Sequence[Candidate],
+    wanted: Mapping[str, int],
+    prices: Mapping[str, float],
+    fits: Callable[[Mapping[str, int]], bool],
 ) -> dict[str, int]:
     """The fewest units, cheapest score per price first, after which every budget holds."""
     ranked = sorted(
-        ((c.key(at) / max(prices[c.name], 1e-30), i, at) for i, c in enumerate(free) for at in range(len(c.order)) if at >= wanted[c.name])
+        (
+            (c.key(at) / max(prices[c.name], 1e-30), i, at)
+            for i, c in enumerate(free)
+            for at in range(len(c.order))
+            if at >= wanted[c.name]
+        )
     )
 
     def after(count: int) -> dict[str, int]:
@@ -333,7 +396,10 @@ def _to_budget(
 
 
 def _completed(
-    free: Sequence[Candidate], before: dict[str, int], after: dict[str, int], fits: Callable[[Mapping[str, int]], bool]
+    free: Sequence[Candidate],
+    before: dict[str, int],
+    after: dict[str, int],
+    fits: Callable[[Mapping[str, int]], bool],
 ) -> dict[str, int]:
     """The least loss with which what almost holds does: by the unit that was next in order, or by a lesser one of another group."""
 
@@ -357,7 +423,12 @@ def _returned(
     for _, i, at in reversed(taken):
         c = free[i]
         before = len(c.gone(at))
-        if i in closed or at < least[c.name] or before == len(c.gone(at + 1)) or before >= len(c.gone(amounts[c.name])):
+        if (
+            i in closed
+            or at < least[c.name]
+            or before == len(c.gone(at + 1))
+            or before >= len(c.gone(amounts[c.name]))
+        ):
             continue
         fewer = {**amounts, c.name: at}
         if fits(fewer):
@@ -380,7 +451,9 @@ def _uniform(groups: Sequence[Candidate], amounts: Mapping[str, int], more: int 
     return found
 
 
-def _uniform_to_budget(free: Sequence[Candidate], amounts: dict[str, int], fits: Callable[[Mapping[str, int]], bool]) -> dict[str, int]:
+def _uniform_to_budget(
+    free: Sequence[Candidate], amounts: dict[str, int], fits: Callable[[Mapping[str, int]], bool]
+) -> dict[str, int]:
     """Uniform numbers about these, the fewest with which every budget holds."""
     widest = max((len(c.order) for c in free if c.keep.uniform), default=0)
     fewest = bisect_left(range(-widest, widest), True, key=lambda more: fits(_uniform(free, amounts, more)))

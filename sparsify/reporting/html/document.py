@@ -35,7 +35,9 @@ def whole_page(title: str, *body: Html) -> str:
         tag("meta", at={"name": "viewport", "content": "width=device-width, initial-scale=1"}),
         tag("meta", at={"name": "color-scheme", "content": "light dark"}),
         tag("title", f"{title} - sparsify"),
-        tag("style", Html(files("sparsify.reporting.html").joinpath("style.css").read_text(encoding="utf-8"))),
+        tag(
+            "style", Html(files("sparsify.reporting.html").joinpath("style.css").read_text(encoding="utf-8"))
+        ),
     )
     return f"<!doctype html>\n{tag('html', tag('head', *head), tag('body', *body), at={'lang': 'en'}).text}\n"
 
@@ -48,16 +50,31 @@ def _sections(report: Report, recipe: str | None) -> Iterator[Html]:
         return [table(left.pop(title), heading=False) for title in titles if title in left]
 
     notes = left.pop("Notes", None)
-    yield _section("Dense and cut", tag("div.halves", tag("div", *take("Dense and cut")), sections.trade_off(report)))
+    yield _section(
+        "Dense and cut", tag("div.halves", tag("div", *take("Dense and cut")), sections.trade_off(report))
+    )
     yield _section("Against baselines", *take("Against baselines"))
     yield _section("Asked and achieved", *take("Asked and achieved"))
     yield _section("Latency", *take("Latency"), sections.predicted(report))
-    yield _section("Floats and integers", tag("div.halves", tag("div", *both), sections.integers(report)) if (both := take("Floats and integers")) else NOTHING)
-    yield _section("Search", *take("Search"), sections.search(report))  # its table is too wide for half a page
+    yield _section(
+        "Floats and integers",
+        tag("div.halves", tag("div", *both), sections.integers(report))
+        if (both := take("Floats and integers"))
+        else NOTHING,
+    )
+    yield _section(
+        "Search", *take("Search"), sections.search(report)
+    )  # its table is too wide for half a page
     late = [left.pop(title) for title in _LATE if title in left]
-    yield from (_section(title, table(other, heading=False)) for title, other in left.items() if title not in _DRAWN)
+    yield from (
+        _section(title, table(other, heading=False)) for title, other in left.items() if title not in _DRAWN
+    )
     yield from sections.where_time_went(report, _section)
-    yield _section("Widths", sections.widths(report), *(folded(left.pop(t), "Every layer in figures") for t in ("Layers",) if t in left))
+    yield _section(
+        "Widths",
+        sections.widths(report),
+        *(folded(left.pop(t), "Every layer in figures") for t in ("Layers",) if t in left),
+    )
     yield _section("Protected", sections.protected(report))
     stages, cuts = take("Stages"), take("Cuts")
     epochs = [folded(history(report, _EPOCHS), "Epochs in figures")] if report.history else []

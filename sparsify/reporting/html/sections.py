@@ -48,7 +48,13 @@ def top(report: Report, sentence: str) -> Html:
     machine = report.environment
     on = (machine.processor, plural(machine.cores, "core"), *filter(None, [trained_by(report)]))
     made = f"{utc_minute(report.created)}, {', '.join(on)}, seed {report.seed}"
-    return tag("header", tag("p.made", made), tag("h1", report.title), tag("div.tiles", *_tiles(report)), tag("p.headline", sentence))
+    return tag(
+        "header",
+        tag("p.made", made),
+        tag("h1", report.title),
+        tag("div.tiles", *_tiles(report)),
+        tag("p.headline", sentence),
+    )
 
 
 def _tiles(report: Report) -> Iterator[Html]:
@@ -60,7 +66,13 @@ def _tiles(report: Report) -> Iterator[Html]:
         figure, about = _speed(timed)
         arrow = f"{_both(timed.dense_ms, timed.cut_ms, milliseconds)} on {timed.target}"
         doubt = ", under load" if overloaded(timed, report.environment.cores) else ""
-        yield _tile("Speed", figure, f"{about}{arrow}{doubt}", bar(1.0, left or 0.0, label=f"{share(left)} of the time left"), "bad" if figure.endswith("slower") else "")
+        yield _tile(
+            "Speed",
+            figure,
+            f"{about}{arrow}{doubt}",
+            bar(1.0, left or 0.0, label=f"{share(left)} of the time left"),
+            "bad" if figure.endswith("slower") else "",
+        )
     yield _left_tile("MACs left", dense.macs, cut.macs, count)
     yield _left_tile("Parameters left", dense.params, cut.params, count)
     yield _left_tile("File left", dense.bytes, cut.bytes, size)
@@ -69,12 +81,20 @@ def _tiles(report: Report) -> Iterator[Html]:
 
 
 def _tile(name: str, figure: str, said: str, drawn: Html = NOTHING, role: str = "") -> Html:
-    return tag(f"div.tile{f'.{role}' if role else ''}", tag("span.name", name), tag("strong", figure), tag("span.said", said), drawn)
+    return tag(
+        f"div.tile{f'.{role}' if role else ''}",
+        tag("span.name", name),
+        tag("strong", figure),
+        tag("span.said", said),
+        drawn,
+    )
 
 
 def _left_tile(name: str, before: int, after: int, show: Callable[[float], str]) -> Html:
     left = divide(after, before)
-    return _tile(name, share(left), _both(before, after, show), bar(1.0, left or 0.0, label=f"{share(left)} left"))
+    return _tile(
+        name, share(left), _both(before, after, show), bar(1.0, left or 0.0, label=f"{share(left)} left")
+    )
 
 
 def _speed(timed: Latency) -> tuple[str, str]:
@@ -90,9 +110,16 @@ def _speed(timed: Latency) -> tuple[str, str]:
 
 
 def _accuracy_tile(dense: Side, cut: Side) -> Iterator[Html]:
-    for name, before, after in (("Test accuracy", dense.test_accuracy, cut.test_accuracy), ("Validation accuracy", dense.validation_accuracy, cut.validation_accuracy)):
+    for name, before, after in (
+        ("Test accuracy", dense.test_accuracy, cut.test_accuracy),
+        ("Validation accuracy", dense.validation_accuracy, cut.validation_accuracy),
+    ):
         if after is not None and known(after):
-            compared = f"dense {brief(accuracy(before))}, {brief(points(after - before))}" if before is not None and known(before) else "dense not measured"
+            compared = (
+                f"dense {brief(accuracy(before))}, {brief(points(after - before))}"
+                if before is not None and known(before)
+                else "dense not measured"
+            )
             yield _tile(name, brief(accuracy(after)), compared)
             return
     yield _tile("Accuracy", "not measured", "the recipe has no data to measure it on")
@@ -102,17 +129,33 @@ def _verdict_tile(report: Report) -> Html:
     missed = [m for m in report.limits if not m.met]
     verdict = report.verdict
     if missed:
-        return _tile("Limits", "MISSED", "; ".join(f"{limit_name(m)} {shown_limit(m, m.achieved)}, asked {m.asked}" for m in missed), role="bad")
+        return _tile(
+            "Limits",
+            "MISSED",
+            "; ".join(f"{limit_name(m)} {shown_limit(m, m.achieved)}, asked {m.asked}" for m in missed),
+            role="bad",
+        )
     met = f"; {plural(len(report.limits), 'limit')} met" if report.limits else ""
     if verdict.outcome == "equal":
-        return _tile("Cut", "verified", f"computes what the masked model does, to {tiny(verdict.difference)}{met}", role="good")
-    return _tile("Cut", "in shape only" if verdict.outcome == "statistics change" else "nothing cut", f"{verdict_words(verdict)}{met}")
+        return _tile(
+            "Cut",
+            "verified",
+            f"computes what the masked model does, to {tiny(verdict.difference)}{met}",
+            role="good",
+        )
+    return _tile(
+        "Cut",
+        "in shape only" if verdict.outcome == "statistics change" else "nothing cut",
+        f"{verdict_words(verdict)}{met}",
+    )
 
 
 def headline_latency(report: Report) -> Latency | None:
     """Of the target that a budget limits, else of the first."""
     limited = {m.what.removeprefix("budget.latency.") for m in report.limits}
-    return next((t for t in report.latency if t.target in limited), report.latency[0] if report.latency else None)
+    return next(
+        (t for t in report.latency if t.target in limited), report.latency[0] if report.latency else None
+    )
 
 
 def trade_off(report: Report) -> Html:
@@ -127,7 +170,11 @@ def trade_off(report: Report) -> Html:
 
 def _trade_off(report: Report, timed: Latency | None) -> Html:
     show: Callable[[float], str] = milliseconds if timed else count
-    named = [("dense", "dense", report.dense), ("cut", "cut", report.cut), *((b.kind, "other", b.side) for b in report.baselines)]
+    named = [
+        ("dense", "dense", report.dense),
+        ("cut", "cut", report.cut),
+        *((b.kind, "other", b.side) for b in report.baselines),
+    ]
     spent = _spans(report, timed) if timed else {name: (side.macs,) * 3 for name, _, side in named}
     on_test = report.cut.test_accuracy is not None
     found = []
@@ -161,12 +208,26 @@ def _spans(report: Report, timed: Latency) -> dict[str, tuple[float, float, floa
 def integers(report: Report) -> Html:
     """Accuracy against time of both models in floats and in integers, on the first target that has them."""
     forms = report.integers.forms if report.integers else ()
-    on_test, target = any(f.test_accuracy is not None for f in forms), next((t for f in forms for t in f.ms), "")
+    on_test, target = (
+        any(f.test_accuracy is not None for f in forms),
+        next((t for f in forms for t in f.ms), ""),
+    )
     found = []
     for form in forms:
-        reached, role = (form.test_accuracy if on_test else form.validation_accuracy), (form.model if form.dtype == "float32" else "other")
+        reached, role = (
+            (form.test_accuracy if on_test else form.validation_accuracy),
+            (form.model if form.dtype == "float32" else "other"),
+        )
         if reached is not None and known(reached) and known(form.ms.get(target)):
-            found.append(Mark(f"{form.model}, {form.dtype}", form.ms[target], reached, role, f"{accuracy(reached)} at {milliseconds(form.ms[target])}"))
+            found.append(
+                Mark(
+                    f"{form.model}, {form.dtype}",
+                    form.ms[target],
+                    reached,
+                    role,
+                    f"{accuracy(reached)} at {milliseconds(form.ms[target])}",
+                )
+            )
     if len(found) < 2:
         return NOTHING
     label = f"{'Test' if on_test else 'Validation'} accuracy against time on {target}"
@@ -183,13 +244,18 @@ def search(report: Report) -> Html:
     """Validated accuracy of every depth that was tried, by the MACs that it left."""
     if report.search is None or not report.search.trials or not report.dense.macs:
         return NOTHING
-    taken, found = best(report.search), [Mark("dense", 1.0, report.search.dense, "dense", accuracy(report.search.dense))]
+    taken, found = (
+        best(report.search),
+        [Mark("dense", 1.0, report.search.dense, "dense", accuracy(report.search.dense))],
+    )
     for trial in report.search.trials:
         left = divide(trial.macs, report.dense.macs)
         if left is None:
             continue
         said = f"{accuracy(trial.validation_accuracy)} at {share(left)} of the MACs"
-        name, role = ("taken", "cut") if trial == taken else ("inside" if trial.inside else "outside", "other")
+        name, role = (
+            ("taken", "cut") if trial == taken else ("inside" if trial.inside else "outside", "other")
+        )
         found.append(Mark(name, left, trial.validation_accuracy, role, said))
     percent: Callable[[float], str] = lambda y: brief(accuracy(y))  # noqa: E731
     return scatter("Validation accuracy against MACs left", found, "MACs left", percent, percent)
@@ -201,12 +267,23 @@ def predicted(report: Report) -> Html:
     for t in report.latency:
         if t.predicted_dense_ms is None or t.predicted_cut_ms is None or not t.measured:
             continue
-        most = max(filter(known, (t.dense_ms, t.cut_ms, t.predicted_dense_ms, t.predicted_cut_ms)), default=0.0)
-        for name, guess, found in (("dense", t.predicted_dense_ms, t.dense_ms), ("cut", t.predicted_cut_ms, t.cut_ms)):
+        most = max(
+            filter(known, (t.dense_ms, t.cut_ms, t.predicted_dense_ms, t.predicted_cut_ms)), default=0.0
+        )
+        for name, guess, found in (
+            ("dense", t.predicted_dense_ms, t.dense_ms),
+            ("cut", t.predicted_cut_ms, t.cut_ms),
+        ):
             said = f"predicted {milliseconds(guess)}, measured {milliseconds(found)}"
             off = divide(guess, found)
             figure = f"{milliseconds(found)}, predicted {signed(share(None if off is None else off - 1))}"
-            rows.append((f"{name} on {t.target}", bar(divide(guess, most) or 0.0, divide(found, most) or 0.0, label=said), figure))
+            rows.append(
+                (
+                    f"{name} on {t.target}",
+                    bar(divide(guess, most) or 0.0, divide(found, most) or 0.0, label=said),
+                    figure,
+                )
+            )
     return _bars("Predicted (hatched) against measured (solid)", rows)
 
 
@@ -224,7 +301,11 @@ def where_time_went(report: Report, section: Section) -> Iterator[Html]:
 
 
 def _spent(spent: Iterable[tuple[str, float, float]], show: Callable[[float], str]) -> Html:
-    every = [(name, max(before, 0), max(after, 0)) for name, before, after in spent if known(before) and known(after)]
+    every = [
+        (name, max(before, 0), max(after, 0))
+        for name, before, after in spent
+        if known(before) and known(after)
+    ]
     most = max((max(before, after) for _, before, after in every), default=0.0)
     most_shown = set(sorted(every, key=lambda row: -max(row[1], row[2]))[:_ROWS])
     rows = []
@@ -238,7 +319,11 @@ def widths(report: Report) -> Html:
     """A bar a layer: the hatched track is its width before, the solid part what is left of it."""
     timed = headline_latency(report)
     wide = [layer for layer in report.layers if layer.outputs and layer.macs]
-    chosen = set(sorted(range(len(wide)), key=lambda i: (wide[i].outputs_after == wide[i].outputs, -wide[i].macs))[:_ROWS])
+    chosen = set(
+        sorted(range(len(wide)), key=lambda i: (wide[i].outputs_after == wide[i].outputs, -wide[i].macs))[
+            :_ROWS
+        ]
+    )
     rows = []
     for layer in (layer for i, layer in enumerate(wide) if i in chosen):
         left = divide(layer.outputs_after, layer.outputs) or 0.0
@@ -246,8 +331,18 @@ def widths(report: Report) -> Html:
         said = f"{said}{', kept' if layer.protected else ', gone' if layer.removed else ''}"
         rows.append((layer.name, bar(1.0, left, _steps(layer, timed), label=said), said))
     step = timed.steps if timed is not None else None
-    ticks = f" Ticks: multiples of {step.convolution} (linear layers {step.linear}), the widths that {timed.target} rewards." if step and timed else ""
-    return _bars(f"Output width before (hatched, each layer its own scale) and after (solid).{ticks}".removesuffix("."), rows, len(wide))
+    ticks = (
+        f" Ticks: multiples of {step.convolution} (linear layers {step.linear}), the widths that {timed.target} rewards."
+        if step and timed
+        else ""
+    )
+    return _bars(
+        f"Output width before (hatched, each layer its own scale) and after (solid).{ticks}".removesuffix(
+            "."
+        ),
+        rows,
+        len(wide),
+    )
 
 
 def _steps(layer: LayerRow, timed: Latency | None) -> tuple[float, ...]:
@@ -255,7 +350,11 @@ def _steps(layer: LayerRow, timed: Latency | None) -> tuple[float, ...]:
         return ()
     linear = (layer.kind or layer.type) in ("Linear", "Conv1D")
     step = timed.steps.linear if linear else timed.steps.convolution
-    return tuple(at / layer.outputs for at in range(step, layer.outputs, step)) if step > 1 and layer.outputs / step <= _STEPS else ()
+    return (
+        tuple(at / layer.outputs for at in range(step, layer.outputs, step))
+        if step > 1 and layer.outputs / step <= _STEPS
+        else ()
+    )
 
 
 def _both(before: float, after: float, show: Callable[[float], str]) -> str:
@@ -269,14 +368,19 @@ def _both(before: float, after: float, show: Callable[[float], str]) -> str:
 def _bars(caption: str, rows: Iterable[tuple[str, Html, str]], of: int = 0) -> Html:
     """A list of bars; a long one in two columns where there is room."""
     listed = list(rows)
-    body = [tag("tr", tag("th", _breakable(name), at={"scope": "row"}), tag("td", drawn), tag("td.n", said)) for name, drawn, said in listed]
+    body = [
+        tag("tr", tag("th", _breakable(name), at={"scope": "row"}), tag("td", drawn), tag("td.n", said))
+        for name, drawn, said in listed
+    ]
     if not body:
         return NOTHING
     fewer = f"; {len(body)} of {of} layers" if of > len(body) else ""
     narrow = max(len(name) for name, _, _ in listed) <= _NAME
     middle = (len(body) + 1) // 2 if len(body) > _LONG and narrow else len(body)
     halves = (tag("table.bars", tag("tbody", *part)) for part in (body[:middle], body[middle:]) if part)
-    return joined((tag("p.note", f"{caption}{fewer}."), tag("div.halves" if middle < len(body) else "div", *halves)))
+    return joined(
+        (tag("p.note", f"{caption}{fewer}."), tag("div.halves" if middle < len(body) else "div", *halves))
+    )
 
 
 def _breakable(name: str) -> Html:
@@ -303,22 +407,58 @@ def training(report: Report) -> Html:
     epochs = report.history
     if not epochs:
         return NOTHING
-    ends = tuple(float(i + 1) for i, e in enumerate(epochs) if i + 1 == len(epochs) or epochs[i + 1].stage != e.stage)
+    ends = tuple(
+        float(i + 1) for i, e in enumerate(epochs) if i + 1 == len(epochs) or epochs[i + 1].stage != e.stage
+    )
     cuts = tuple(_cut_places(report))
 
     def series(name: str, value: Callable[[Epoch], float | None]) -> Series:
-        return Series(name, tuple((float(i + 1), y) for i, e in enumerate(epochs) if (y := value(e)) is not None))
+        return Series(
+            name, tuple((float(i + 1), y) for i, e in enumerate(epochs) if (y := value(e)) is not None)
+        )
 
     percent: Callable[[float], str] = lambda y: brief(accuracy(y))  # noqa: E731
-    validation = series("validation", lambda e: e.validation_accuracy), series("validation", lambda e: e.validation_loss)
+    validation = (
+        series("validation", lambda e: e.validation_accuracy),
+        series("validation", lambda e: e.validation_loss),
+    )
     drawn = (
-        lines("Loss", (series("training", lambda e: e.loss), validation[1]), plain, zero=True, ends=ends, cuts=cuts),
-        lines("Accuracy", (series("training", lambda e: e.train_accuracy), validation[0]), percent, ends=ends, cuts=cuts),
-        lines("Share of the groups that is zero", (series("zero", lambda e: e.sparsity),), percent, zero=True, ends=ends, cuts=cuts),
-        lines("Strength of the penalty", (series("strength", lambda e: e.strength),), plain, zero=True, ends=ends, cuts=cuts),
+        lines(
+            "Loss",
+            (series("training", lambda e: e.loss), validation[1]),
+            plain,
+            zero=True,
+            ends=ends,
+            cuts=cuts,
+        ),
+        lines(
+            "Accuracy",
+            (series("training", lambda e: e.train_accuracy), validation[0]),
+            percent,
+            ends=ends,
+            cuts=cuts,
+        ),
+        lines(
+            "Share of the groups that is zero",
+            (series("zero", lambda e: e.sparsity),),
+            percent,
+            zero=True,
+            ends=ends,
+            cuts=cuts,
+        ),
+        lines(
+            "Strength of the penalty",
+            (series("strength", lambda e: e.strength),),
+            plain,
+            zero=True,
+            ends=ends,
+            cuts=cuts,
+        ),
     )
     used = (drawn[0], drawn[1], drawn[2] if any(e.sparsity for e in epochs) else NOTHING, drawn[3])
-    marks = "Dashed uprights: ends of stages. Triangles: cuts." if cuts else "Dashed uprights: ends of stages."
+    marks = (
+        "Dashed uprights: ends of stages. Triangles: cuts." if cuts else "Dashed uprights: ends of stages."
+    )
     return joined((tag("div.figures", *used), tag("p.note", marks)))
 
 

@@ -15,7 +15,9 @@ def profile_html(profile: Profile) -> str:
     judged = f"Whole model: accuracy {accuracy(profile.accuracy)}, loss {digits(profile.loss)} on {plural(profile.examples, 'validation example')}."
     head = tag("header", tag("h1", title), tag("p.headline", judged))
     plots = (_plot(profile, curve) for curve in profile.curves)
-    return whole_page(title, head, tag("main", tag("section", tag("h2", _what(profile)), tag("div.figures", *plots))))
+    return whole_page(
+        title, head, tag("main", tag("section", tag("h2", _what(profile)), tag("div.figures", *plots)))
+    )
 
 
 def _what(profile: Profile) -> str:
@@ -41,7 +43,10 @@ def _percent(value: float) -> str:
 
 def _plot(profile: Profile, curve: Curve) -> Html:
     name, whole, show = _measured(profile)
-    points = ((0.0, whole), *((100 * p.share, y) for p in curve.points if (y := _height(profile, curve, p)) is not None))
+    points = (
+        (0.0, whole),
+        *((100 * p.share, y) for p in curve.points if (y := _height(profile, curve, p)) is not None),
+    )
     level = Series("whole model", ((0.0, whole), (100.0, whole)))
     limit = profile.limits.get(curve.group)
     ends = () if limit is None or profile.by == "gsm" else (100 * limit.fraction, 100.0)

@@ -9,7 +9,15 @@ _VERDICTS = {"MISSED": "bad", "met": "good"}
 def table(shown: Table, *, heading: bool = True) -> Html:
     """Heading, rows, notes; wide tables scroll by themselves."""
     title = tag("h3", shown.title) if heading and shown.title else NOTHING
-    return joined((title, tag("div.scroll", _rows(shown), at={"tabindex": "0", "role": "group", "aria-label": shown.title}) if shown.rows else NOTHING, *map(_note, shown.notes)))
+    return joined(
+        (
+            title,
+            tag("div.scroll", _rows(shown), at={"tabindex": "0", "role": "group", "aria-label": shown.title})
+            if shown.rows
+            else NOTHING,
+            *map(_note, shown.notes),
+        )
+    )
 
 
 def folded(shown: Table, summary: str) -> Html:
@@ -19,8 +27,17 @@ def folded(shown: Table, summary: str) -> Html:
 
 def _rows(shown: Table) -> Html:
     kinds = ["td.n" if column.number else "td" for column in shown.columns]
-    head = tag("thead", tag("tr", *(tag("th.n" if c.number else "th", c.title, at={"scope": "col"}) for c in shown.columns)))
-    body = tag("tbody", *(tag("tr", *(_cell(kind, text) for kind, text in zip(kinds, row, strict=True))) for row in shown.rows))
+    head = tag(
+        "thead",
+        tag("tr", *(tag("th.n" if c.number else "th", c.title, at={"scope": "col"}) for c in shown.columns)),
+    )
+    body = tag(
+        "tbody",
+        *(
+            tag("tr", *(_cell(kind, text) for kind, text in zip(kinds, row, strict=True)))
+            for row in shown.rows
+        ),
+    )
     return tag("table", *([head] if any(c.title for c in shown.columns) else []), body)
 
 

@@ -12,7 +12,17 @@ from torch import Tensor
 
 from sparsify.errors import ModelError
 from sparsify.graph.group_index import Layout, is_scale
-from sparsify.training.penalties import agp, dns, group_lasso, growing_l2, gsm, l0, l1_l2, sensitivity, variational_dropout
+from sparsify.training.penalties import (
+    agp,
+    dns,
+    group_lasso,
+    growing_l2,
+    gsm,
+    l0,
+    l1_l2,
+    sensitivity,
+    variational_dropout,
+)
 from sparsify.training.penalties.step_action import Action, Tensors
 from sparsify_schemas.penalty import (
     L0,
@@ -31,7 +41,15 @@ from sparsify_schemas.penalty import (
 from sparsify_schemas.schedule import Auto
 
 
-def build(spec: Penalty, layouts: Sequence[Layout], parameters: Tensors, *, share: float = 0.0, single: bool = False, roots: Tensor | None = None) -> Action:
+def build(
+    spec: Penalty,
+    layouts: Sequence[Layout],
+    parameters: Tensors,
+    *,
+    share: float = 0.0,
+    single: bool = False,
+    roots: Tensor | None = None,
+) -> Action:
     """The action of a penalty on the groups of some layouts; those of single weights act on all of the layouts' tensors.
 
     share: what a rule's `sparsity` removes; single: whether it counts single weights (group `weight`), not groups; roots: what a
@@ -40,10 +58,16 @@ def build(spec: Penalty, layouts: Sequence[Layout], parameters: Tensors, *, shar
     names = tuple(dict.fromkeys(part.name for layout in layouts for part in layout.parts))
     match spec:
         case GroupLasso():
-            return _lasso(spec, layouts[0], layouts[0].sizes(parameters).sqrt() if roots is None else roots, names)
+            return _lasso(
+                spec, layouts[0], layouts[0].sizes(parameters).sqrt() if roots is None else roots, names
+            )
         case L1():
             if spec.solver == "proximal":
-                state = group_lasso.found_strength(0, parameters[names[0]].device) if isinstance(spec.strength, Auto) else {}
+                state = (
+                    group_lasso.found_strength(0, parameters[names[0]].device)
+                    if isinstance(spec.strength, Auto)
+                    else {}
+                )
                 return Action(proximal=partial(l1_l2.l1_proximal, names), state=state)
             return Action(gradient=partial(l1_l2.l1_gradient, names))
         case L2():
@@ -57,7 +81,9 @@ def build(spec: Penalty, layouts: Sequence[Layout], parameters: Tensors, *, shar
         case BnScale():
             scales = tuple(n for n in names if is_scale(n, parameters[n]))
             if not scales:
-                raise ModelError("penalty bn_scale finds no normalisation with a scale in the rule's groups; use group_lasso there")
+                raise ModelError(
+                    "penalty bn_scale finds no normalisation with a scale in the rule's groups; use group_lasso there"
+                )
             if spec.solver == "proximal":
                 return Action(proximal=partial(l1_l2.l1_proximal, scales))
             return Action(gradient=partial(l1_l2.l1_gradient, scales))
@@ -81,7 +107,11 @@ def _lasso(spec: GroupLasso, layout: Layout, roots: Tensor, names: tuple[str, ..
         case "proximal":
             if isinstance(spec.strength, Auto):
                 state = group_lasso.found_strength(layout.count, roots.device)
-                return Action(proximal=partial(group_lasso.group_lasso_proximal, layout, roots, floor=state["floor"]), state=state, per={"floor": "group"})
+                return Action(
+                    proximal=partial(group_lasso.group_lasso_proximal, layout, roots, floor=state["floor"]),
+                    state=state,
+                    per={"floor": "group"},
+                )
             return Action(proximal=partial(group_lasso.group_lasso_proximal, layout, roots))
         case "subgradient":
             after = partial(l1_l2.zero_below, names, spec.zero_below) if spec.zero_below is not None else None

@@ -36,4 +36,8 @@ def action(layout: Layout, parameters: Tensors, single: bool) -> Action:
             for axis in part.axes:
                 scale(weights[part.name], axis, stays.to(weights[part.name].dtype))
 
-    return Action(after=weights_to_zero if single else groups_to_zero, state={"gone": gone, "held": held}, per={"gone": "weight" if single else "group"})
+    return Action(
+        after=weights_to_zero if single else groups_to_zero,
+        state={"gone": gone, "held": held},
+        per={"gone": "weight" if single else "group"},
+    )

@@ -101,14 +101,27 @@ class When:
 def steer(plan: Plan, steered: Sequence[Steered], weights: Mapping[str, Tensor], now: When) -> None:
     """Set every strength, and how far each group may shrink in one action until the next moment."""
     groups = [s for s in steered if not s.single]
-    scores = {name: part.tolist() for s in groups for name, part in s.layout.split(group_scores(s.criterion, s.layout, weights, None, 0)).items()}
+    scores = {
+        name: part.tolist()
+        for s in groups
+        for name, part in s.layout.split(group_scores(s.criterion, s.layout, weights, None, 0)).items()
+    }
     dead = {name: [value == 0.0 for value in values] for name, values in scores.items()}
     for s in steered:
-        part, soon, far = (due(s.spec, now.step + ahead, now.steps_per_epoch, now.steps) for ahead in (0, now.moment, now.horizon))
+        part, soon, far = (
+            due(s.spec, now.step + ahead, now.steps_per_epoch, now.steps)
+            for ahead in (0, now.moment, now.horizon)
+        )
         if s.single:
             _steer_weights(s, weights, part, far, now)
         else:
-            _steer_groups(s, weights, _gone(s.layout, choose(plan, scores, dead, soon)), _gone(s.layout, choose(plan, scores, dead, far)), now)
+            _steer_groups(
+                s,
+                weights,
+                _gone(s.layout, choose(plan, scores, dead, soon)),
+                _gone(s.layout, choose(plan, scores, dead, far)),
+                now,
+            )
 
 
 def _steer_groups(s: Steered, weights: Mapping[str, Tensor], soon: Tensor, coming: Tensor, now: When) -> None:
@@ -120,7 +133,12 @@ def _steer_groups(s: Steered, weights: Mapping[str, Tensor], soon: Tensor, comin
     floor[:-1][coming] = HALVED
     floor[:-1][soon] = 0.0
     # Never nothing: the optimizer's momentum wakes what has died a little, and it has to die again.
-    _set(s, lag, max(float(norms[coming].max()), WAKING * float(norms.mean())) if bool(coming.any()) else 0.0, now)
+    _set(
+        s,
+        lag,
+        max(float(norms[coming].max()), WAKING * float(norms.mean())) if bool(coming.any()) else 0.0,
+        now,
+    )
 
 
 def _steer_weights(s: Steered, weights: Mapping[str, Tensor], part: float, far: float, now: When) -> None:
@@ -135,7 +153,9 @@ def _steer_weights(s: Steered, weights: Mapping[str, Tensor], part: float, far: 
 def _set(s: Steered, lag: float | None, norm: float, now: When) -> None:
     """lambda and gain from how far the dying lag behind (None where none should have died), and the norm that has to go within the horizon."""
     if lag is not None:
-        s.state["gain"].mul_(math.exp(GROWTH * now.moment / now.whole * (max(-1.0, min(1.0, lag / LAG)) if lag else -1.0)))
+        s.state["gain"].mul_(
+            math.exp(GROWTH * now.moment / now.whole * (max(-1.0, min(1.0, lag / LAG)) if lag else -1.0))
+        )
     s.state["strength"].fill_(float(s.state["gain"]) * norm / now.lr if now.lr > 0 else 0.0)
 
 
@@ -147,13 +167,18 @@ def _gone(layout: Layout, keep: Mapping[str, Sequence[int]]) -> Tensor:
     return flags
 
 
-def reached(plan: Plan, steered: Sequence[Steered], weights: Mapping[str, Tensor], remaining: Mapping[str, float]) -> float:
+def reached(
+    plan: Plan, steered: Sequence[Steered], weights: Mapping[str, Tensor], remaining: Mapping[str, float]
+) -> float:
     """The part of the goal that what is dead now comes to; the least where there are several goals."""
     parts = []
     for s in steered:
         if s.share is None:
             costs = Costs(plan.map).dense
-            parts += [_part(1 - remaining[what], 1 - limit / costs[what]) for what, limit in limits(plan.recipe.budget, costs).items()]
+            parts += [
+                _part(1 - remaining[what], 1 - limit / costs[what])
+                for what, limit in limits(plan.recipe.budget, costs).items()
+            ]
         elif not s.single:
             parts.append(_part(float((group_norms(s.layout, weights)[:-1] == 0).float().mean()), s.share))
         else:
@@ -164,7 +189,11 @@ def reached(plan: Plan, steered: Sequence[Steered], weights: Mapping[str, Tensor
 
 def _counts(s: Steered, weights: Tensor) -> tuple[int, int]:
     """(single weights, how many of them are zero), on all processes together."""
-    count, zero = counted(weights, s.among, lambda own: torch.stack([torch.tensor(own.numel(), device=own.device), (own == 0).sum()])).tolist()
+    count, zero = counted(
+        weights,
+        s.among,
+        lambda own: torch.stack([torch.tensor(own.numel(), device=own.device), (own == 0).sum()]),
+    ).tolist()
     return count, zero
 
 

@@ -26,20 +26,33 @@ def action(spec: Dns, layout: Layout, parameters: Tensors) -> Action:
     sizes = [size for size, _ in among]
     dense = torch.cat([local(parameters[n].detach()).flatten() for n in names])
     mask = torch.ones_like(dense, dtype=torch.bool)
-    thresholds = torch.stack([_threshold(own, spec.c_rate, processes) for own, (_, processes) in zip(torch.split(dense, sizes), among, strict=True)])
+    thresholds = torch.stack(
+        [
+            _threshold(own, spec.c_rate, processes)
+            for own, (_, processes) in zip(torch.split(dense, sizes), among, strict=True)
+        ]
+    )
     step = torch.zeros((), dtype=torch.int64)
 
     def splice(weights: Tensors, _strength: float) -> None:
         drawn = _drawn(spec, int(step))
         step.add_(1)
-        for name, own, alive, threshold in zip(names, torch.split(dense, sizes), torch.split(mask, sizes), thresholds, strict=True):
+        for name, own, alive, threshold in zip(
+            names, torch.split(dense, sizes), torch.split(mask, sizes), thresholds, strict=True
+        ):
             own.masked_fill_(alive, 0.0).add_(weights[name].reshape(-1))
             if drawn:
                 magnitudes = own.abs()
                 alive.logical_and_(magnitudes > LOW * threshold).logical_or_(magnitudes > HIGH * threshold)
-            weights[name].copy_(own.view(weights[name].shape)).masked_fill_(~alive.view(weights[name].shape), 0.0)
+            weights[name].copy_(own.view(weights[name].shape)).masked_fill_(
+                ~alive.view(weights[name].shape), 0.0
+            )
 
-    return Action(after=splice, state={"dense": dense, "mask": mask, "thresholds": thresholds, "step": step}, per={"dense": "weight", "mask": "weight", "thresholds": "tensor"})
+    return Action(
+        after=splice,
+        state={"dense": dense, "mask": mask, "thresholds": thresholds, "step": step},
+        per={"dense": "weight", "mask": "weight", "thresholds": "tensor"},
+    )
 
 
 def _threshold(weights: Tensor, c_rate: float, processes: Any) -> Tensor:

@@ -23,7 +23,9 @@ def group_norms(layout: Layout, weights: Tensors) -> Tensor:
     return layout.reduce(lambda name: wide(weights[name]).square()).sqrt_()
 
 
-def group_lasso_proximal(layout: Layout, roots: Tensor, weights: Tensors, amounts: Mapping[str, float], floor: Tensor | None = None) -> None:
+def group_lasso_proximal(
+    layout: Layout, roots: Tensor, weights: Tensors, amounts: Mapping[str, float], floor: Tensor | None = None
+) -> None:
     """w_g <- w_g * max(floor, 1 - amount * v_g / ||w_g||), v_g = roots, amount = lr * strength, floor 0 when left out.
 
     An entry of two groups takes the factors of both. Source: Parikh & Boyd, Proximal Algorithms, 6.5.4.
@@ -43,13 +45,20 @@ def group_lasso_proximal(layout: Layout, roots: Tensor, weights: Tensors, amount
 
 
 def group_lasso_gradient(
-    layout: Layout, roots: Tensor, weights: Tensors, gradients: Tensors, strength: float, norms: Tensor | None = None
+    layout: Layout,
+    roots: Tensor,
+    weights: Tensors,
+    gradients: Tensors,
+    strength: float,
+    norms: Tensor | None = None,
 ) -> None:
     """gradient += strength * v_g * w_g / ||w_g||, v_g = roots, 0 at 0; an entry of two groups gets both terms.
 
     Source: Wen et al., arXiv:1608.03665 (without the square root there).
     """
-    pull = torch.nan_to_num(strength * roots / (group_norms(layout, weights) if norms is None else norms), nan=0.0, posinf=0.0)
+    pull = torch.nan_to_num(
+        strength * roots / (group_norms(layout, weights) if norms is None else norms), nan=0.0, posinf=0.0
+    )
     pull[-1] = 0.0
     for part in layout.parts:
         if part.name in gradients:

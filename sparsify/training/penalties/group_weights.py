@@ -31,15 +31,15 @@ def factors(spec: GroupLasso, plan: Plan, layout: Layout, parameters: Tensors) -
             prices = torch.zeros_like(sizes)
             for name, first, width in layout.names:
                 prices[first : first + width] = known[target, name]
-            if torch.distributed.is_initialized():  # no two processes agree on timings, and all must pull alike
+            if (
+                torch.distributed.is_initialized()
+            ):  # no two processes agree on timings, and all must pull alike
                 torch.distributed.broadcast(prices, 0)
         case _:
             assert_never(spec.weight)
     prices, sizes = prices.clone(), sizes.clone()
     prices[-1] = sizes[-1] = 0.0  # the spare slot is no group
     mean = prices.sum() / sizes.sum()
-    return sizes.sqrt() * (prices / sizes.clamp(min=1) / mean).clamp(min=LEAST) if float(mean) else sizes.sqrt()
-
-
-
-
+    return (
+        sizes.sqrt() * (prices / sizes.clamp(min=1) / mean).clamp(min=LEAST) if float(mean) else sizes.sqrt()
+    )

@@ -16,7 +16,9 @@ def action(layout: Layout, parameters: Tensors, single: bool) -> Action:
     def on_weights(weights: Tensors, gradients: Tensors, strength: float) -> None:
         for name, own in zip(names, torch.split(chosen, [weights[n].numel() for n in names]), strict=True):
             if name in gradients:
-                gradients[name].addcmul_(weights[name], own.view_as(weights[name]).to(weights[name].dtype), value=strength)
+                gradients[name].addcmul_(
+                    weights[name], own.view_as(weights[name]).to(weights[name].dtype), value=strength
+                )
 
     def on_groups(weights: Tensors, gradients: Tensors, strength: float) -> None:
         for part in layout.parts:
@@ -26,7 +28,11 @@ def action(layout: Layout, parameters: Tensors, single: bool) -> Action:
                     scale(pull, axis, chosen.to(pull.dtype))
                     gradients[part.name].add_(pull, alpha=strength)
 
-    return Action(gradient=on_weights if single else on_groups, state={"chosen": chosen}, per={"chosen": "weight" if single else "group"})
+    return Action(
+        gradient=on_weights if single else on_groups,
+        state={"chosen": chosen},
+        per={"chosen": "weight" if single else "group"},
+    )
 
 
 def strength_at(step: int, delta: float, every: int, limit: float) -> float:

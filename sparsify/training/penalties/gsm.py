@@ -34,15 +34,23 @@ def _on_weights(layouts: Sequence[Layout], parameters: Tensors, share: float) ->
     looked = {n: len(_sampled(local(parameters[n]), every)) for n in names}
     among = tuple((looked[n], processes) for n, processes in owners.items())
     total, device = sum(looked.values()), parameters[names[0]].device
-    everywhere, state = int(counted(torch.ones(total, device=device), among, torch.count_nonzero)), _state(total, device)
+    everywhere, state = (
+        int(counted(torch.ones(total, device=device), among, torch.count_nonzero)),
+        _state(total, device),
+    )
     keep = _kept(everywhere, share)
     # Kept from step to step: to get so much memory anew takes longer than to fill it.
-    scores, spare = torch.empty(total, device=device), torch.empty(_CHUNK if device.type == "cpu" else 0, device=device)
+    scores, spare = (
+        torch.empty(total, device=device),
+        torch.empty(_CHUNK if device.type == "cpu" else 0, device=device),
+    )
 
     def mask(weights: Tensors, gradients: Tensors, _scale: float) -> None:
         for name, own in zip(names, torch.split(scores, list(looked.values())), strict=True):
             if name in gradients:
-                torch.mul(wide(_sampled(weights[name], every)), _sampled(gradients[name], every), out=own).abs_()
+                torch.mul(
+                    wide(_sampled(weights[name], every)), _sampled(gradients[name], every), out=own
+                ).abs_()
             else:
                 own.zero_()
         least = kth_largest(scores, keep, among)
@@ -61,11 +69,20 @@ def _on_groups(layouts: Sequence[Layout], parameters: Tensors, share: float) -> 
     keep, state = _kept(total, share), _state(total, device)
     scores = torch.empty(total, device=device)
     # Kept from step to step: to get so much memory anew takes longer than to fill it.
-    spare = torch.empty(max(local(parameters[part.name]).numel() for layout in layouts for part in layout.parts), device=device)
+    spare = torch.empty(
+        max(local(parameters[part.name]).numel() for layout in layouts for part in layout.parts),
+        device=device,
+    )
 
     def mask(weights: Tensors, gradients: Tensors, _scale: float) -> None:
-        for layout, own in zip(layouts, torch.split(scores, [layout.count for layout in layouts]), strict=True):
-            own.copy_(layout.reduce(lambda n: _product(weights[n], gradients[n], spare) if n in gradients else None)[:-1].abs_())
+        for layout, own in zip(
+            layouts, torch.split(scores, [layout.count for layout in layouts]), strict=True
+        ):
+            own.copy_(
+                layout.reduce(
+                    lambda n: _product(weights[n], gradients[n], spare) if n in gradients else None
+                )[:-1].abs_()
+            )
         active = scores >= kth_largest(scores, keep)
         _count(state, active, total)
         _mask_groups(layouts, gradients, active)
@@ -114,7 +131,11 @@ def _mask(weight: Tensor, gradient: Tensor, below: float, spare: Tensor) -> None
 
 def _product(weight: Tensor, gradient: Tensor, spare: Tensor) -> Tensor:
     """weight * gradient, in the spare memory where it is of the same kind and large enough."""
-    if weight.dtype == gradient.dtype == spare.dtype and weight.is_contiguous() and weight.numel() <= len(spare):
+    if (
+        weight.dtype == gradient.dtype == spare.dtype
+        and weight.is_contiguous()
+        and weight.numel() <= len(spare)
+    ):
         return torch.mul(weight, gradient, out=spare[: weight.numel()].view(weight.shape))
     return wide(weight) * gradient
 

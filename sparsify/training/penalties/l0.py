@@ -30,7 +30,9 @@ def action(spec: L0, layout: Layout, sizes: Tensor, parameters: Tensors) -> Acti
         if not bool(weights_of.away):
             return
         weights_of.give_back(weights)
-        by_gate = layout.reduce(lambda name: wide(weights[name]) * gradients[name] if name in gradients else None)[:-1]
+        by_gate = layout.reduce(
+            lambda name: wide(weights[name]) * gradients[name] if name in gradients else None
+        )[:-1]
         own.pull.add_(by_gate.to(slopes) * slopes / factor)
         _gate(layout, {name: gradients[name] for name in names if name in gradients}, gates)
 
@@ -40,13 +42,27 @@ def action(spec: L0, layout: Layout, sizes: Tensor, parameters: Tensors) -> Acti
 
     def show(weights: Tensors, noisy: bool) -> None:
         weights_of.keep(weights)
-        found, slope = drawn_gates(own.values, drawn(names[0], int(own.steps))) if noisy else expected_gates(own.values)
+        found, slope = (
+            drawn_gates(own.values, drawn(names[0], int(own.steps))) if noisy else expected_gates(own.values)
+        )
         gates[:-1].copy_(found)
         slopes.copy_(slope)
         _gate(layout, {name: weights[name] for name in names}, gates)
 
-    state = {"dense": weights_of.flat, "away": weights_of.away, "gates": gates, "slopes": slopes, **own.state("open")}
-    return Action(after=learn, restore=restore, show=show, state=state, per={"dense": "weight", **dict.fromkeys(("gates", "slopes", *own.per("open")), "group")})
+    state = {
+        "dense": weights_of.flat,
+        "away": weights_of.away,
+        "gates": gates,
+        "slopes": slopes,
+        **own.state("open"),
+    }
+    return Action(
+        after=learn,
+        restore=restore,
+        show=show,
+        state=state,
+        per={"dense": "weight", **dict.fromkeys(("gates", "slopes", *own.per("open")), "group")},
+    )
 
 
 def drawn_gates(values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

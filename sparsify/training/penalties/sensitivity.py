@@ -18,7 +18,11 @@ def action(spec: Sensitivity, names: tuple[str, ...], parameters: Tensors) -> Ac
     y is the mean of the outputs over the batch, on all processes; over several backward passes in a step, S is their mean.
     Source: Tartaglione et al., arXiv:1810.11764.
     """
-    return _of_loss(names) if spec.of == "loss" else _of_outputs(spec, names, {name: extent(name, parameters[name]) for name in names})
+    return (
+        _of_loss(names)
+        if spec.of == "loss"
+        else _of_outputs(spec, names, {name: extent(name, parameters[name]) for name in names})
+    )
 
 
 def _of_loss(names: tuple[str, ...]) -> Action:
@@ -65,7 +69,9 @@ def _of_outputs(spec: Sensitivity, names: tuple[str, ...], extents: Mapping[str,
     return Action(output=differentiate, after=shrink, state={"draws": draws})
 
 
-def _differentiated(spec: Sensitivity, outputs: Tensor, gradient: Tensor, draws: int) -> list[tuple[Tensor, float]]:
+def _differentiated(
+    spec: Sensitivity, outputs: Tensor, gradient: Tensor, draws: int
+) -> list[tuple[Tensor, float]]:
     """(mean output y_k over the batch, a_k) for every k with a_k above zero."""
     count = outputs.shape[1]
     with torch.enable_grad():
@@ -74,14 +80,18 @@ def _differentiated(spec: Sensitivity, outputs: Tensor, gradient: Tensor, draws:
             return [(outputs.gather(1, labels).float().mean(), 1.0)]
         chosen = list(range(count))
         if spec.classes is not None and spec.classes < count:
-            chosen = torch.randperm(count, generator=torch.Generator().manual_seed(draws))[: spec.classes].tolist()
+            chosen = torch.randperm(count, generator=torch.Generator().manual_seed(draws))[
+                : spec.classes
+            ].tolist()
         means = outputs.float().mean(0)
         return [(means[k], 1 / len(chosen)) for k in chosen]
 
 
 def _slopes(value: Tensor, own: Tensors, processes: Any) -> Iterator[tuple[str, Tensor]]:
     """|d mean of all processes' values / dw| of the weights that any of them depends on."""
-    slopes: Sequence[Tensor | None] = torch.autograd.grad(value, list(own.values()), retain_graph=True, allow_unused=True)
+    slopes: Sequence[Tensor | None] = torch.autograd.grad(
+        value, list(own.values()), retain_graph=True, allow_unused=True
+    )
     if processes is not None:
         slopes = _mean(slopes, own, processes)
     yield from ((name, slope.abs()) for name, slope in zip(own, slopes, strict=True) if slope is not None)
@@ -89,11 +99,20 @@ def _slopes(value: Tensor, own: Tensors, processes: Any) -> Iterator[tuple[str, 
 
 def _mean(slopes: Sequence[Tensor | None], own: Tensors, processes: Any) -> tuple[Tensor | None, ...]:
     """Over processes, in one exchange; None where no process has any."""
-    found = [torch.zeros_like(weight) if slope is None else slope for slope, weight in zip(slopes, own.values(), strict=True)]
+    found = [
+        torch.zeros_like(weight) if slope is None else slope
+        for slope, weight in zip(slopes, own.values(), strict=True)
+    ]
     seen = found[0].new_tensor([slope is not None for slope in slopes])
-    sums = torch.split(added(torch.cat([seen, *(slope.flatten() for slope in found)]), processes), [len(seen), *(slope.numel() for slope in found)])
+    sums = torch.split(
+        added(torch.cat([seen, *(slope.flatten() for slope in found)]), processes),
+        [len(seen), *(slope.numel() for slope in found)],
+    )
     size = torch.distributed.get_world_size(processes)
-    return tuple(total.view_as(slope) / size if any_seen else None for any_seen, total, slope in zip(sums[0].tolist(), sums[1:], found, strict=True))
+    return tuple(
+        total.view_as(slope) / size if any_seen else None
+        for any_seen, total, slope in zip(sums[0].tolist(), sums[1:], found, strict=True)
+    )
 
 
 def _shrink(weights: Tensors, sensitivities: Tensors, strength: float) -> None:
@@ -105,6 +124,12 @@ def _shrink(weights: Tensors, sensitivities: Tensors, strength: float) -> None:
 def rows_of_outputs(outputs: object) -> Tensor:
     """What a model returned, if it is a row of outputs per example. Raises ModelError."""
     if not isinstance(outputs, Tensor) or outputs.dim() != 2:
-        what = f"a tensor of shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
-        raise ModelError(f"sensitivity of outputs needs a model that returns one row of outputs per example, not {what}; write 'of: loss'")
+        what = (
+            f"a tensor of shape {tuple(outputs.shape)}"
+            if isinstance(outputs, Tensor)
+            else f"a {type(outputs).__name__}"
+        )
+        raise ModelError(
+            f"sensitivity of outputs needs a model that returns one row of outputs per example, not {what}; write 'of: loss'"
+        )
     return outputs

@@ -59,13 +59,19 @@ class Regularizer:
     """how its strength is found, where it is not given"""
 
 
-def ready(plan: Plan, parameters: Mapping[str, Tensor], steps_per_epoch: int | None, steps: int | None) -> list[Regularizer]:
+def ready(
+    plan: Plan, parameters: Mapping[str, Tensor], steps_per_epoch: int | None, steps: int | None
+) -> list[Regularizer]:
     """The penalties of every rule that has one and reaches a parameter. Raises ModelError."""
-    found = [_regularizer(plan, together, parameters, steps_per_epoch, steps) for together in ranked_together(plan)]
+    found = [
+        _regularizer(plan, together, parameters, steps_per_epoch, steps) for together in ranked_together(plan)
+    ]
     return [regularizer for regularizer in found if regularizer is not None]
 
 
-def strength(regularizer: Regularizer, step: int, steps_per_epoch: int, steps: int, span: tuple[int, int]) -> float | None:
+def strength(
+    regularizer: Regularizer, step: int, steps_per_epoch: int, steps: int, span: tuple[int, int]
+) -> float | None:
     """Of a penalty at a step: lambda, for agp the share that is held at zero, None where there is no such thing.
 
     span: steps of the last cut and of the next one, or of the stage's beginning and end; agp goes from one to the other.
@@ -78,7 +84,9 @@ def strength(regularizer: Regularizer, step: int, steps_per_epoch: int, steps: i
             return growing_l2.strength_at(step, spec.delta, spec.every, spec.limit)
         case Agp():
             since, until = span
-            return regularizer.share * risen(spec.start, spec.end, spec.every, step - since, steps_per_epoch, until - since)
+            return regularizer.share * risen(
+                spec.start, spec.end, spec.every, step - since, steps_per_epoch, until - since
+            )
         case GroupLasso() | L1() | L2() | Sensitivity() | BnScale() | L0() | VariationalDropout():
             if isinstance(spec.strength, Auto):
                 return float(regularizer.action.state["strength"])
@@ -88,7 +96,11 @@ def strength(regularizer: Regularizer, step: int, steps_per_epoch: int, steps: i
 
 
 def _regularizer(
-    plan: Plan, together: Sequence[Assignment], parameters: Mapping[str, Tensor], steps_per_epoch: int | None, steps: int | None
+    plan: Plan,
+    together: Sequence[Assignment],
+    parameters: Mapping[str, Tensor],
+    steps_per_epoch: int | None,
+    steps: int | None,
 ) -> Regularizer | None:
     rule = plan.recipe.rules[together[0].rule]
     if rule.penalty is None or not _has_goal(plan, rule):
@@ -98,7 +110,10 @@ def _regularizer(
     layouts = [layout for layout in layouts if layout.parts]
     if not layouts:
         return None
-    share, single = rule.sparsity.fraction if rule.sparsity is not None else 0.0, in_one_tensor(rule.group) and not within(rule.group)
+    share, single = (
+        rule.sparsity.fraction if rule.sparsity is not None else 0.0,
+        in_one_tensor(rule.group) and not within(rule.group),
+    )
     names = tuple(dict.fromkeys(part.name for layout in layouts for part in layout.parts))
     roots = _roots(plan, rule, together[0], layouts[0], parameters)
     action = build(rule.penalty, layouts, parameters, share=share, single=single, roots=roots)
@@ -106,7 +121,15 @@ def _regularizer(
         here = {name: local(parameter.detach()) for name, parameter in parameters.items()}
         action.state["chosen"].copy_(_going(plan, rule, layouts[0], parameters, here, share))
     among = portions([layouts[0]], parameters)
-    return Regularizer(rule.penalty, together[0].rule, tuple(layouts), names, action, share, _steered(rule, layouts[0], roots, action, among))
+    return Regularizer(
+        rule.penalty,
+        together[0].rule,
+        tuple(layouts),
+        names,
+        action,
+        share,
+        _steered(rule, layouts[0], roots, action, among),
+    )
 
 
 def _has_goal(plan: Plan, rule: Rule) -> bool:
@@ -122,7 +145,9 @@ def _has_goal(plan: Plan, rule: Rule) -> bool:
             return True
 
 
-def _roots(plan: Plan, rule: Rule, assignment: Assignment, layout: Layout, parameters: Mapping[str, Tensor]) -> Tensor:
+def _roots(
+    plan: Plan, rule: Rule, assignment: Assignment, layout: Layout, parameters: Mapping[str, Tensor]
+) -> Tensor:
     """What a lasso weighs each slot's norm by, else sqrt(|g|) with all that leaves with the group."""
     if isinstance(rule.penalty, GroupLasso):
         return factors(rule.penalty, plan, layout, parameters)
@@ -146,7 +171,14 @@ def _layout(plan: Plan, rule: Rule, assignment: Assignment, parameters: Mapping[
     return layer_layout([(t, dims.get(t, 0)) for t in assignment.tensors], parameters)
 
 
-def _going(plan: Plan, rule: Rule, layout: Layout, parameters: Mapping[str, Tensor], here: Mapping[str, Tensor], share: float) -> Tensor:
+def _going(
+    plan: Plan,
+    rule: Rule,
+    layout: Layout,
+    parameters: Mapping[str, Tensor],
+    here: Mapping[str, Tensor],
+    share: float,
+) -> Tensor:
     """Single weights, or slots, that a cut by magnitude would remove now; the spare slot stays. here: this process's parts."""
     if within(rule.group):
         norms = (group_norms(layout, here) / layout.sizes(here).sqrt())[:-1]
@@ -168,8 +200,20 @@ def _steered(rule: Rule, layout: Layout, roots: Tensor, action: Action, among: P
     if not isinstance(rule.penalty, GroupLasso | L1) or not isinstance(rule.penalty.strength, Auto):
         return None
     share = None if rule.sparsity is None else rule.sparsity.fraction
-    criterion = rule.criterion if isinstance(rule.criterion, Magnitude) else Magnitude(kind="magnitude")  # others need data
-    return Steered(rule.penalty.strength, criterion, rule.penalty.every, layout, roots, action.state, share, rule.group == "weight", among)
+    criterion = (
+        rule.criterion if isinstance(rule.criterion, Magnitude) else Magnitude(kind="magnitude")
+    )  # others need data
+    return Steered(
+        rule.penalty.strength,
+        criterion,
+        rule.penalty.every,
+        layout,
+        roots,
+        action.state,
+        share,
+        rule.group == "weight",
+        among,
+    )
 
 
 def _check_lengths(spec: Penalty, rule: int, steps_per_epoch: int | None, steps: int | None) -> None:
@@ -179,7 +223,9 @@ def _check_lengths(spec: Penalty, rule: int, steps_per_epoch: int | None, steps:
         case Gsm() | GrowingL2() | Dns():
             return
         case Agp():
-            _refuse_lengths(any(_counts(d) for d in (spec.start, spec.end, spec.every)), f"rules.{rule}.penalty")
+            _refuse_lengths(
+                any(_counts(d) for d in (spec.start, spec.end, spec.every)), f"rules.{rule}.penalty"
+            )
         case GroupLasso() | L1() | L2() | Sensitivity() | BnScale() | L0() | VariationalDropout():
             if isinstance(spec.strength, Auto):
                 raise ModelError(

@@ -21,9 +21,14 @@ def remembered(action: Action, layouts: Sequence[Layout], parameters: Tensors) -
             case None:
                 found[key] = value.clone()
             case "weight" as kind:
-                found[key] = {name: alike(piece.clone(), parameters[name]) for name, piece in _pieces(kind, value, layouts, parameters).items()}
+                found[key] = {
+                    name: alike(piece.clone(), parameters[name])
+                    for name, piece in _pieces(kind, value, layouts, parameters).items()
+                }
             case kind:
-                found[key] = {name: piece.clone() for name, piece in _pieces(kind, value, layouts, parameters).items()}
+                found[key] = {
+                    name: piece.clone() for name, piece in _pieces(kind, value, layouts, parameters).items()
+                }
     return found
 
 
@@ -53,12 +58,17 @@ def _pieces(kind: str, value: Tensor, layouts: Sequence[Layout], parameters: Ten
     names = tuple(dict.fromkeys(part.name for layout in layouts for part in layout.parts))
     if kind == "weight":
         own = [local(parameters[name]) for name in names]
-        return {name: piece.view(p.shape) for name, piece, p in zip(names, torch.split(value, [p.numel() for p in own]), own, strict=True)}
+        return {
+            name: piece.view(p.shape)
+            for name, piece, p in zip(names, torch.split(value, [p.numel() for p in own]), own, strict=True)
+        }
     if kind == "tensor":
         return dict(zip(names, value, strict=True))
     slots = value[: sum(layout.count for layout in layouts)]  # without the spare one
     pieces: dict[str, Tensor] = {}
-    for layout, own_slots in zip(layouts, torch.split(slots, [layout.count for layout in layouts]), strict=True):
+    for layout, own_slots in zip(
+        layouts, torch.split(slots, [layout.count for layout in layouts]), strict=True
+    ):
         pieces |= layout.split(own_slots)
     return pieces
 
@@ -69,4 +79,8 @@ def _here(value: object, parameter: Tensor | None, name: str) -> Tensor | None:
         return None
     if is_sharded(value):
         return local(value)
-    return value if parameter is None or value.shape != parameter.shape else part_of(value, extent(name, parameter))
+    return (
+        value
+        if parameter is None or value.shape != parameter.shape
+        else part_of(value, extent(name, parameter))
+    )

@@ -38,7 +38,11 @@ def trained(names: Iterable[str], parameters: Tensors) -> Trained:
     own = {name: local(parameters[name].detach()) for name in names}
     flat = torch.cat([weight.flatten() for weight in own.values()])
     pieces = torch.split(flat, [weight.numel() for weight in own.values()])
-    return Trained(flat, torch.zeros((), dtype=torch.bool), {name: piece.view(own[name].shape) for name, piece in zip(own, pieces, strict=True)})
+    return Trained(
+        flat,
+        torch.zeros((), dtype=torch.bool),
+        {name: piece.view(own[name].shape) for name, piece in zip(own, pieces, strict=True)},
+    )
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,21 @@ class Moved:
         self.steps.add_(1)
         self.first.lerp_(whole, 1 - BETAS[0])
         self.second.lerp_(whole.square(), 1 - BETAS[1])
-        mean, spread = (moment / (1 - beta ** int(self.steps)) for moment, beta in zip((self.first, self.second), BETAS, strict=True))
+        mean, spread = (
+            moment / (1 - beta ** int(self.steps))
+            for moment, beta in zip((self.first, self.second), BETAS, strict=True)
+        )
         self.values.addcdiv_(mean, spread.sqrt().add_(EPSILON), value=-rate)
         self.pull.zero_()
 
     def state(self, name: str) -> dict[str, Tensor]:
-        return {name: self.values, "pull": self.pull, "first": self.first, "second": self.second, "steps": self.steps}
+        return {
+            name: self.values,
+            "pull": self.pull,
+            "first": self.first,
+            "second": self.second,
+            "steps": self.steps,
+        }
 
     def per(self, name: str) -> tuple[str, ...]:
         """Of the state what has a number for each value."""

@@ -53,8 +53,14 @@ def lowest(weights: Sequence[Tensor], share: float, among: Portions = ()) -> Ten
 
 def counted(values: Tensor, among: Portions, how: Callable[[Tensor], Tensor]) -> Tensor:
     """how(values), a number or a histogram, added up over all processes. All of them must call."""
-    runs = [(sum(length for length, _ in own), processes) for processes, own in groupby(among, key=lambda piece: piece[1])] or [(len(values), None)]
-    totals = [added(how(own), processes) for own, (_, processes) in zip(torch.split(values, [length for length, _ in runs]), runs, strict=True)]
+    runs = [
+        (sum(length for length, _ in own), processes)
+        for processes, own in groupby(among, key=lambda piece: piece[1])
+    ] or [(len(values), None)]
+    totals = [
+        added(how(own), processes)
+        for own, (_, processes) in zip(torch.split(values, [length for length, _ in runs]), runs, strict=True)
+    ]
     return totals[0] if len(totals) == 1 else torch.stack(totals).sum(0)
 
 
@@ -80,7 +86,11 @@ def _first(flags: Tensor, wanted: int, among: Portions) -> Tensor:
     if wanted >= int(counted(flags, among, torch.count_nonzero)):
         return flags
     found = []
-    for own, (_, processes) in zip(torch.split(flags, [length for length, _ in among]) if among else (flags,), among or ((0, None),), strict=True):
+    for own, (_, processes) in zip(
+        torch.split(flags, [length for length, _ in among]) if among else (flags,),
+        among or ((0, None),),
+        strict=True,
+    ):
         earlier, everywhere = before_this(int(own.sum()), processes)
         found.append(own & (own.cumsum(0) <= wanted - earlier))
         wanted -= everywhere

@@ -28,7 +28,10 @@ def action(spec: VariationalDropout, layout: Layout, parameters: Tensors) -> Act
     noise = torch.zeros_like(own.values)
 
     def here(values: Tensor, weights: Tensors) -> dict[str, Tensor]:
-        return {part.name: broadcast(values, part.axes[0], weights[part.name].shape).to(weights[part.name].dtype) for part in layout.parts}
+        return {
+            part.name: broadcast(values, part.axes[0], weights[part.name].shape).to(weights[part.name].dtype)
+            for part in layout.parts
+        }
 
     def restore(weights: Tensors, gradients: Tensors, factor: float) -> None:
         if not bool(weights_of.away):
@@ -41,7 +44,9 @@ def action(spec: VariationalDropout, layout: Layout, parameters: Tensors) -> Act
         for name, spread in here(own.values, weights).items():
             if name in gradients:
                 square = weights[name].square() + LEAST
-                gradients[name].sub_(slope(spread - square.log()) * 2 * weights[name] / square, alpha=strength)
+                gradients[name].sub_(
+                    slope(spread - square.log()) * 2 * weights[name] / square, alpha=strength
+                )
 
     def learn(weights: Tensors, strength: float) -> None:
         squares = layout.reduce(lambda name: weights[name].square()) + LEAST
@@ -59,7 +64,14 @@ def action(spec: VariationalDropout, layout: Layout, parameters: Tensors) -> Act
                 weights[name].masked_fill_(spread - (weights[name].square() + LEAST).log() > NOISE, 0.0)
 
     state = {"dense": weights_of.flat, "away": weights_of.away, "noise": noise, **own.state("spread")}
-    return Action(gradient=pull, after=learn, restore=restore, show=show, state=state, per={"dense": "weight", **dict.fromkeys(("noise", *own.per("spread")), "group")})
+    return Action(
+        gradient=pull,
+        after=learn,
+        restore=restore,
+        show=show,
+        state=state,
+        per={"dense": "weight", **dict.fromkeys(("noise", *own.per("spread")), "group")},
+    )
 
 
 def divergence(log_alpha: Tensor) -> Tensor:

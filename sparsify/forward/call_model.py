@@ -1,0 +1,116 @@
+"""Calling a model with positional or keyword inputs, and collecting the tensors it returns."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.distributed import is_sharded
+from sparsify.errors import ModelError
+from sparsify.forward import calls
+from sparsify.forward.calls import Inputs, changed
+from sparsify.forward.opaque import is_nested, is_sparse
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """What the model returns, for several calls a tuple of it; on copies, since a forward may write into its inputs."""
+    return calls.call(model, changed(inputs, torch.clone))
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Give the buffers their values back: a model that counts its calls, or observes ranges in eval mode too, would
+    answer differently every time."""
+    before = [
+        (b, b.clone()) for b in model.buffers() if not (b.is_inference() or is_sparse(b) or is_nested(b))
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                if buffer.shape == value.shape:
+                    buffer.copy_(value)
+
+
+def named(inputs: Inputs) -> list[tuple[str, Tensor]]:
+    """(path, tensor) of every call, in order."""
+    return [pair for each in calls.calls_of(inputs) for pair in calls.tensors_of(each).items()]
+
+
+def tensors(output: Any) -> Iterator[Tensor]:
+    """Every real or complex tensor in a nested output, in a fixed order; everything else is passed over."""
+    return (tensor for tensor in every_tensor(output) if tensor.is_floating_point() or tensor.is_complex())
+
+
+def every_tensor(output: Any) -> Iterator[Tensor]:
+    """Every tensor in a nested output, in a fixed order: integers and truth values too."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from every_tensor(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from every_tensor(value)
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        for field in dataclasses.fields(output):
+            yield from every_tensor(getattr(output, field.name))
+
+
+def converted(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    """The inputs with real and complex tensors in another precision."""
+    return changed(inputs, lambda value: cast_tensor(value, dtype))
+
+
+def on_cpu(inputs: Inputs) -> Inputs:
+    """The inputs on the CPU."""
+    return changed(inputs, lambda value: value.cpu())
+
+
+def shapes(inputs: Inputs) -> Inputs:
+    """The inputs as shapes without numbers."""
+    return changed(inputs, lambda value: value.to("meta"))
+
+
+_WRAPPERS = {
+    "OptimizedModule": ("torch.compile", "_orig_mod", "compile"),
+    **{
+        name: (name, "module", "wrap")
+        for name in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel")
+    },
+}
+"""class -> what it is called, the attribute with the module inside, what to do again after the cut"""
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse wrappers whose layers only look like the user's model. Raises ModelError."""
+    for name, module in model.named_modules():
+        if type(module).__name__ in _WRAPPERS:
+            wrapper, inside, again = _WRAPPERS[type(module).__name__]
+            where, cure = (
+                (f"'{name}'", f"put the module inside it (.{inside}) in its place")
+                if name
+                else ("the model", f"pass the module inside it (model.{inside})")
+            )
+            raise ModelError(f"{where} is wrapped by {wrapper}; {cure} and {again} after the cut")
+    sharded = next((name for name, p in model.named_parameters() if is_sharded(p)), None)
+    if sharded is not None:
+        raise ModelError(
+            f"'{sharded}' is sharded over processes; load the whole state (torch.distributed.checkpoint.state_dict.get_model_state_dict "
+            "with full_state_dict=True) into a model that is not sharded, cut that, and shard it anew"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "the model is a TorchScript module, which cannot be narrowed; pass the Python module it was made from"
+        )
+
+
+def cast_tensor(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A real or complex tensor in another precision; any other tensor as it is."""
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -1,0 +1,388 @@
+"""New inputs of the same kind as given ones, and independent of them."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sparsify.errors import ModelError
+from sparsify.forward.calls import (
+    Call,
+    Inputs,
+    axes_of,
+    calls_of,
+    items_of,
+    plain,
+    rebuilt,
+    tensors_of,
+    title,
+)
+from sparsify.forward.recorded_calls import Argument, Called, Drawn
+
+Kind = Literal["normal", "uniform", "integers", "flags", "mask", "padding", "lengths", "kept"]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How the numbers of a tensor are drawn.
+
+    normal: low is the mean, high the standard deviation. uniform: within [low, high]. integers: low to high, both included.
+    flags: true and false mixed, and one of each in every row. mask: true for a first part of each row, of any length from
+    one on, and for the whole of the first row; a square one has a false in every row. padding: the opposite of a mask.
+    lengths: 1 to high, the largest first. kept: as they are.
+    """
+
+    kind: Kind
+    low: float = 0.0
+    high: float = 1.0
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the default generator of the CPU, and of every accelerator where there is one.
+
+    `torch.manual_seed` by itself also notes down, for each kind of accelerator that is absent, from where it was called:
+    that takes milliseconds and is never forgotten.
+    """
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
+def redraw(inputs: Inputs, seed: int, batch: int | None = None) -> Inputs:
+    """New inputs of the same kinds, shapes and types as the given ones, and independent of their numbers.
+
+    Floating-point numbers have the given mean and spread (normal where the given ones have negatives, else uniform between
+    their least and largest); integers are uniform over the vocabulary where the call knows it, else between the least and
+    the largest that were given; masks are mixed, lengths valid. What is no tensor stays as it is.
+    batch: the number of examples along the dimension that counts them; as many as were given when left out.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    calls = calls_of(inputs)
+    made = tuple(_redrawn(each, generator, batch) for each in calls)
+    return made if calls is inputs else made[0].inputs
+
+
+def redrawn_at(inputs: Inputs, seed: int, paths: Sequence[Collection[str]]) -> Inputs:
+    """The inputs with some tensors drawn anew; paths: of each call, those of its tensors that are."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs = zip(calls_of(inputs), paths, strict=True)
+    return tuple(_redrawn(each, generator, None, own) for each, own in pairs)
+
+
+def _redrawn(
+    each: Call, generator: torch.Generator, batch: int | None, only: Collection[str] | None = None
+) -> Call:
+    axes, draws = axes_of(each), draws_of(each)
+
+    def new(path: str, tensor: Tensor) -> Tensor:
+        if only is not None and path not in only:
+            return tensor
+        shape, axis = list(tensor.shape), None if each.fixed else axes[path]
+        if batch is not None and axis is not None:
+            shape[axis] = batch
+        if draws[path].kind == "kept" and axis is None:
+            return tensor.clone()
+        if draws[path].kind == "kept":
+            turn = torch.arange(shape[axis or 0], device=tensor.device) % tensor.shape[axis or 0]
+            return tensor.index_select(axis or 0, turn)
+        drawn = drawn_as(draws[path], tuple(shape), tensor.dtype, generator)
+        return drawn.to(tensor.device)
+
+    return replace(each, inputs=rebuilt(each.inputs, new), batch=axes)
+
+
+def draws_of(each: Call) -> dict[str, Draw]:
+    """Path -> how each tensor of a call is drawn anew."""
+    found = tensors_of(each)
+    axes = axes_of(each)
+    made = {}
+    for path, tensor in found.items():
+        name = title(each, path).lower()
+        if tensor.is_nested or tensor.layout is not torch.strided:
+            made[path] = Draw("kept")
+        elif tensor.dtype is torch.bool or _is_mask_of_numbers(name, tensor):
+            made[path] = _of_flags(name)
+        elif tensor.is_floating_point() or tensor.is_complex():
+            made[path] = _of_floats(tensor)
+        elif name.rpartition(".")[2].endswith("offsets"):
+            made[path] = Draw("kept")  # where each bag of an EmbeddingBag begins
+        elif counts_steps(name):
+            longest = _steps(found, axes, path)
+            largest = int(tensor.max()) if tensor.numel() and not tensor.is_meta else 1
+            made[path] = Draw("lengths", 1, max(1, longest if longest and longest >= largest else largest))
+        else:
+            made[path] = _of_integers(tensor, each.vocabularies.get(path))
+    return made
+
+
+def counts_steps(name: str) -> bool:
+    """Whether a name says that the numbers are lengths of sequences."""
+    last = name.rpartition(".")[2]
+    return last in ("length", "lengths", "lens") or last.endswith(("_length", "_lengths", "_lens"))
+
+
+def _steps(found: Mapping[str, Tensor], axes: Mapping[str, int | None], path: str) -> int | None:
+    """How many steps the sequences have: the other one of the first two dimensions of the first tensor that counts examples."""
+    for other, tensor in found.items():
+        if other != path and tensor.dim() >= 2 and axes[other] in (0, 1):
+            return tensor.shape[1 - (axes[other] or 0)]
+    return None
+
+
+def _is_mask_of_numbers(name: str, tensor: Tensor) -> bool:
+    """Whether numbers stand for true and false."""
+    if "mask" not in name or tensor.is_meta or not tensor.numel() or tensor.is_complex():
+        return False
+    return bool(((tensor == 0) | (tensor == 1)).all())
+
+
+def _of_flags(name: str) -> Draw:
+    if "mask" not in name:
+        return Draw("flags")
+    return Draw("padding" if "padding" in name else "mask")
+
+
+def _of_floats(tensor: Tensor) -> Draw:
+    if tensor.is_meta or tensor.is_complex() or not tensor.numel():
+        return Draw("normal")
+    value = tensor.detach().double()
+    if not bool(value.isfinite().all()):
+        return Draw(
+            "kept"
+        )  # such as a mask of minus infinities, which would blot out whole rows if it were drawn
+    low, high = float(value.min()), float(value.max())
+    if low == high == 0:
+        return Draw("normal")  # zeros as a stand-in for data, from which nothing could be told
+    if low == high:
+        return Draw("uniform", min(low / 2, low * 1.5), max(low / 2, low * 1.5))
+    if low < 0:
+        return Draw("normal", float(value.mean()), float(value.std()))
+    return Draw("uniform", low, high)
+
+
+def _of_integers(tensor: Tensor, vocabulary: int | None) -> Draw:
+    if vocabulary is not None:
+        return Draw("integers", 0, vocabulary - 1)
+    if tensor.is_meta or not tensor.numel():
+        return Draw("integers", 0, 1)
+    return Draw("integers", int(tensor.min()), int(tensor.max()))
+
+
+def drawn_as(draw: Draw, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Numbers of a shape and type."""
+    match draw.kind:
+        case "normal" | "kept" if dtype.is_complex:
+            return torch.randn(shape, generator=generator, dtype=torch.complex64).to(dtype)
+        case "kept" if not dtype.is_floating_point:
+            return torch.zeros(shape, dtype=dtype)
+        case "normal" | "kept":
+            return (draw.low + draw.high * torch.randn(shape, generator=generator)).to(dtype)
+        case "uniform":
+            return (draw.low + (draw.high - draw.low) * torch.rand(shape, generator=generator)).to(dtype)
+        case "integers":
+            return torch.randint(int(draw.low), int(draw.high) + 1, shape, generator=generator).to(dtype)
+        case "lengths":
+            return _lengths(int(draw.high), shape, generator).to(dtype)
+        case "flags":
+            return _flags(shape, generator).to(dtype)
+        case "mask":
+            return _mask(shape, generator).to(dtype)
+        case "padding":
+            return (~_mask(shape, generator)).to(dtype)
+
+
+def _lengths(longest: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Descending along the first dimension, as packed sequences are by default; the first is the longest possible."""
+    drawn = torch.randint(1, longest + 1, shape, generator=generator)
+    if not drawn.dim():
+        return torch.tensor(longest)
+    drawn[0] = longest
+    return drawn.sort(0, descending=True).values
+
+
+def _flags(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Each true or false; every row of two or more has both."""
+    drawn = torch.rand(shape, generator=generator) < 0.5
+    if drawn.dim() and drawn.numel():
+        places = torch.rand(shape, generator=generator).argsort(-1)
+        if shape[-1] > 1:
+            drawn.scatter_(-1, places[..., 1:2], value=False)
+        drawn.scatter_(-1, places[..., :1], value=True)
+    return drawn
+
+
+def _mask(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """True for the first positions of every row. A square one of two dimensions says who attends to whom, for which a true
+    may mean either: every row of it has both."""
+    if not shape:
+        return torch.tensor(True)
+    square = len(shape) == 2 and shape[0] == shape[1] > 1
+    longest = shape[-1] - 1 if square else shape[-1]
+    ends = torch.randint(1, max(longest, 1) + 1, (*shape[:-1], 1), generator=generator)
+    if not square and ends.numel():
+        ends.view(-1)[0] = max(longest, 1)
+    return torch.arange(shape[-1]) < ends
+
+
+def recorded(inputs: Inputs) -> tuple[Called, ...]:
+    """The calls as `from_record` makes them anew."""
+    return tuple(_recorded(each) for each in calls_of(inputs))
+
+
+def _recorded(each: Call) -> Called:
+    axes, draws = axes_of(each), draws_of(each)
+
+    def described(name: str | None, value: Any, path: str) -> Argument:
+        if isinstance(value, Tensor):
+            draw = draws[path]
+            dtype = str(value.dtype).removeprefix("torch.")
+            return Argument(
+                name, "tensor", Drawn(tuple(value.shape), dtype, draw.kind, draw.low, draw.high, axes[path])
+            )
+        if isinstance(value, Mapping):
+            inner = tuple(described(str(key), item, f"{path}.{key}") for key, item in value.items())
+            return Argument(name, "mapping", items=inner)
+        if type(value) in (list, tuple):
+            inner = tuple(described(None, item, f"{path}.{place}") for place, item in enumerate(value))
+            return Argument(name, type(value).__name__, items=inner)
+        if value is None or isinstance(value, bool | int | float | str):
+            return Argument(name, "value", value=value)
+        inner = tuple(described(key, item, f"{path}.{key}") for key, item in items_of(value))
+        return Argument(name, "object", value=type(value).__name__, items=inner)
+
+    if isinstance(each.inputs, Mapping):
+        arguments = tuple(described(key, value, key) for key, value in each.inputs.items())
+    else:
+        arguments = tuple(described(None, value, str(place)) for place, value in enumerate(each.inputs))
+    return Called(each.method, arguments, each.fixed)
+
+
+def axes_in(called: Called) -> dict[str, tuple[int, int | None]]:
+    """Path of each tensor -> how many dimensions it has, and which of them counts examples."""
+    found: dict[str, tuple[int, int | None]] = {}
+
+    def enter(argument: Argument, path: str) -> None:
+        if argument.tensor is not None:
+            found[path] = len(argument.tensor.shape), argument.tensor.batch
+        for place, item in enumerate(argument.items):
+            enter(item, f"{path}.{item.name or place}")
+
+    for place, argument in enumerate(called.arguments):
+        enter(argument, argument.name or str(place))
+    return found
+
+
+def from_record(record: Iterable[Called], seed: int = 0, batch: int | None = None) -> Inputs:
+    """Inputs drawn as the record says; `batch`: the number of examples, where something counts them.
+
+    Raises ModelError where a call took an object that no record can hold.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return plain(tuple(_made(called, generator, batch) for called in record))
+
+
+def _made(called: Called, generator: torch.Generator, batch: int | None) -> Call:
+    axes: dict[str, int | None] = {}
+
+    def value_of(argument: Argument, path: str) -> Any:
+        if argument.tensor is not None:
+            spec = argument.tensor
+            axes[path] = spec.batch
+            other = None if called.fixed else batch
+            shape = [
+                other if other is not None and at == spec.batch else size
+                for at, size in enumerate(spec.shape)
+            ]
+            kind = next(k for k in get_args(Kind) if k == spec.kind)
+            return drawn_as(
+                Draw(kind, spec.low, spec.high), tuple(shape), getattr(torch, spec.dtype), generator
+            )
+        match argument.form:
+            case "mapping":
+                return {item.name: value_of(item, f"{path}.{item.name}") for item in argument.items}
+            case "list" | "tuple":
+                inner = [value_of(item, f"{path}.{place}") for place, item in enumerate(argument.items)]
+                return inner if argument.form == "list" else tuple(inner)
+            case "value":
+                return argument.value
+        raise ModelError(f"a call takes a {argument.value}, which cannot be drawn anew; pass inputs")
+
+    named = any(argument.name is not None for argument in called.arguments)
+    made = {
+        argument.name or str(at): value_of(argument, argument.name or str(at))
+        for at, argument in enumerate(called.arguments)
+    }
+    return Call(called.method, made if named else tuple(made.values()), batch=axes, fixed=called.fixed)
+
+
+def as_recorded(record: Sequence[Called], inputs: Inputs) -> Inputs:
+    """The inputs with what a record of the same calls says of the examples in them: which dimension counts them, whether
+    another number of them can be put in. What was stated otherwise, or is no record of these, stays as it is."""
+    calls = calls_of(inputs)
+    if len(calls) != len(record):
+        return inputs
+    return plain(tuple(_as_recorded(called, each) for called, each in zip(record, calls, strict=True)))
+
+
+def _as_recorded(called: Called, each: Call) -> Call:
+    known = axes_in(called)
+    found = {path: tensor.dim() for path, tensor in tensors_of(each).items()}
+    if called.method != each.method or found != {path: dims for path, (dims, _) in known.items()}:
+        return each
+    axes = {path: axis for path, (_, axis) in known.items()}
+    return replace(each, batch=axes if each.batch == "first" else each.batch, fixed=called.fixed)
+
+
+def read_record(written: Any) -> tuple[Called, ...]:
+    """The record as `plan.json` has it. Raises what a damaged file brings about: ValueError, LookupError, TypeError.
+
+    Earlier versions wrote (keyword or None, shape, element type) of each tensor of one call.
+    """
+    if all(isinstance(entry, list) for entry in written):
+        return (_read_earlier(written),)
+    return tuple(
+        Called(str(entry["method"]), tuple(map(_argument, entry["arguments"])), bool(entry["fixed"]))
+        for entry in written
+    )
+
+
+def _read_earlier(written: Any) -> Called:
+    first = written[0][1][:1]
+    tensors = []
+    for name, shape, dtype in written:
+        whole = dtype == "bool" or dtype.startswith(("int", "uint"))
+        axis = 0 if shape and shape[:1] == first else None
+        drawn = Drawn(
+            _checked_shape(shape), _checked_type(dtype), "integers" if whole else "normal", 0.0, 1.0, axis
+        )
+        tensors.append(Argument(name, "tensor", drawn))
+    return Called("forward", tuple(tensors))
+
+
+def _argument(entry: Any) -> Argument:
+    tensor = entry["tensor"]
+    drawn = None
+    if tensor is not None:
+        batch, kind = tensor["batch"], tensor["kind"]
+        if kind not in get_args(Kind) or not (batch is None or type(batch) is int):
+            raise ValueError(f"no tensor can be drawn as {kind!r} with batch {batch!r}")
+        shape, dtype = _checked_shape(tensor["shape"]), _checked_type(tensor["dtype"])
+        drawn = Drawn(shape, dtype, kind, float(tensor["low"]), float(tensor["high"]), batch)
+    return Argument(
+        entry["name"], entry["form"], drawn, entry["value"], tuple(map(_argument, entry["items"]))
+    )
+
+
+def _checked_shape(shape: Any) -> tuple[int, ...]:
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"{shape} is no shape")
+    return tuple(shape)
+
+
+def _checked_type(dtype: Any) -> str:
+    if not isinstance(getattr(torch, dtype), torch.dtype):
+        raise TypeError(f"{dtype} is no element type")
+    return str(dtype)

@@ -1,0 +1,292 @@
+"""Every criterion against its formula, written out element by element."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+import sparsify
+from sparsify.errors import ModelError
+from sparsify.graph.group_index import coupled_layout, inner_layout
+from sparsify.pruning.criteria.scores import group_scores, weight_scores
+from sparsify.pruning.criteria.statistics import looks
+from sparsify_schemas.criterion import (
+    Activation,
+    BnScale,
+    Criterion,
+    Fisher,
+    Fpgm,
+    Lamp,
+    Sensitivity,
+    Taylor,
+    Wanda,
+)
+from sparsify_schemas.group import Group
+
+X = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+Y = torch.arange(8) % 3
+BATCHES = [(X[:4], Y[:4]), (X[4:], Y[4:])]
+
+
+class Net(nn.Module):
+    """Two convolutions, the second grouped, a normalisation behind the first, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n, self.b, self.c = (
+            nn.Conv2d(3, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.Conv2d(4, 6, 2, groups=2),
+            nn.Linear(6, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.n(self.a(x)).relu()).relu().mean((2, 3)))
+
+
+def model() -> Net:
+    torch.manual_seed(0)
+    net = Net().eval()
+    nn.init.normal_(net.n.weight)
+    return net
+
+
+def of_last(spec: Criterion) -> tuple[Net, Tensor]:
+    """The scores of the six channels of b: its filters and biases, and the columns of c."""
+    net = model()
+    map = sparsify.make_plan(
+        {"version": 1, "title": "t", "rules": [{"layers": "b", "group": "filter"}]}, net, (X,)
+    ).map
+    parameters = dict(net.named_parameters())
+    roles = (
+        frozenset({"in"})
+        if isinstance(spec, Activation)
+        else frozenset({"out"})
+        if isinstance(spec, Fpgm)
+        else frozenset({"in", "out"})
+    )
+    name = next(c.name for c in map.coupled if any(s.tensor == "c.weight" for s in c.slices))
+    return net, group_scores(
+        spec, coupled_layout(map, [name], parameters, roles), parameters, looks(net, spec, BATCHES), 0
+    )
+
+
+def members(net: Net, channel: int) -> list[tuple[Tensor, tuple[Any, ...]]]:
+    """What leaves with unit `channel` of b: it is grouped in two, so that units n and n + 3 leave together."""
+    return [
+        (p, at)
+        for n in (channel, channel + 3)
+        for p, at in ((net.b.weight, (n,)), (net.b.bias, (n,)), (net.c.weight, (slice(None), n)))
+    ]
+
+
+def gradients(net: Net, x: Tensor, y: Tensor) -> None:
+    net.zero_grad()
+    nn.functional.cross_entropy(net(x), y).backward()
+
+
+def products(net: Net, channel: int) -> list[Tensor]:
+    return [(p.detach()[at] * p.grad[at]).flatten() for p, at in members(net, channel) if p.grad is not None]
+
+
+def by_hand(spec: Criterion) -> list[float]:
+    """Means over batches (fisher: examples) of what the loss feels of each group."""
+    net = model()
+    rounds = [(X[i : i + 1], Y[i : i + 1]) for i in range(8)] if isinstance(spec, Fisher) else BATCHES
+    totals = [0.0, 0.0, 0.0]
+    for x, y in rounds:
+        gradients(net, x, y)
+        for channel in range(3):
+            own = torch.cat(products(net, channel)).double()
+            match spec:
+                case Fisher():
+                    totals[channel] += float(own.sum()) ** 2 / 2
+                case Sensitivity():
+                    totals[channel] += float(own.abs().sum())
+                case _:
+                    totals[channel] += abs(float(own.sum()))
+    return [total / len(rounds) for total in totals]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [Taylor(kind="taylor"), Fisher(kind="fisher"), Sensitivity(kind="sensitivity")],
+    ids=lambda s: s.kind,
+)
+def test_what_the_loss_feels(spec: Criterion) -> None:
+    _, scores = of_last(spec)
+    assert scores.tolist() == pytest.approx(by_hand(spec), rel=1e-4)
+    weight = model().c.weight
+    net = model()
+    found = weight_scores(spec, net.c.weight, looks(net, spec, BATCHES), 0)
+    one = 0.0
+    rounds = [(X[i : i + 1], Y[i : i + 1]) for i in range(8)] if isinstance(spec, Fisher) else BATCHES
+    for x, y in rounds:
+        own = model()
+        gradients(own, x, y)
+        assert own.c.weight.grad is not None
+        product = float(weight.detach()[1, 2] * own.c.weight.grad[1, 2])
+        one += product**2 / 2 if isinstance(spec, Fisher) else abs(product)
+    assert float(found[1, 2]) == pytest.approx(one / len(rounds), rel=1e-4)
+
+
+def arrivals(net: Net) -> list[dict[str, Tensor]]:
+    """Per batch what arrives at b and at c."""
+    found = []
+    for x, _ in BATCHES:
+        hidden = net.n(net.a(x)).relu().detach()
+        found.append({"b": hidden, "c": net.b(hidden).relu().mean((2, 3)).detach()})
+    return found
+
+
+def test_wanda_is_the_weight_times_what_it_multiplies() -> None:
+    spec = Wanda(kind="wanda")
+    net, scores = of_last(spec)
+    wanted = []
+    for channel in range(3):
+        total = 0.0
+        for seen in arrivals(net):
+            for n in (channel, channel + 3):
+                first = 0 if n < 3 else 2  # the block of b that filter n lies in
+                for i in range(2):
+                    rms = math.sqrt(float(seen["b"][:, first + i].square().mean()))
+                    total += rms * float(net.b.weight[n, i].detach().abs().sum())
+                total += math.sqrt(float(seen["c"][:, n].square().mean())) * float(
+                    net.c.weight[:, n].detach().abs().sum()
+                )
+        wanted.append(total / 2)
+    assert scores.tolist() == pytest.approx(wanted, rel=1e-4)
+    single = weight_scores(spec, net.c.weight, looks(net, spec, BATCHES), 0)
+    rms = sum(math.sqrt(float(seen["c"][:, 4].square().mean())) for seen in arrivals(net)) / 2
+    assert float(single[1, 4]) == pytest.approx(rms * abs(float(net.c.weight.detach()[1, 4])), rel=1e-4)
+
+
+def test_activation_is_what_arrives_at_the_consumers() -> None:
+    net, scores = of_last(Activation(kind="activation"))
+    rms = [
+        sum(math.sqrt(float(seen["c"][:, n].square().mean())) for seen in arrivals(net)) / 2 for n in range(6)
+    ]
+    assert scores.tolist() == pytest.approx([(rms[n] + rms[n + 3]) / 2 for n in range(3)], rel=1e-4)
+
+
+def test_lamp_divides_by_the_survivors() -> None:
+    weight = torch.tensor([[3.0, -1.0], [2.0, 0.0]])
+    wanted = [[9 / 9, 1 / 14], [4 / 13, 0.0]]
+    assert weight_scores(Lamp(kind="lamp"), weight, None, 0).tolist() == [
+        pytest.approx(row) for row in wanted
+    ]
+    net, scores = of_last(Lamp(kind="lamp"))
+    squares = [
+        sum(float(p.detach()[at].square().sum()) for p, at in members(net, channel)) for channel in range(3)
+    ]
+    assert scores.tolist() == pytest.approx(
+        [s / sum(t for t in squares if t >= s) for s in squares], rel=1e-4
+    )
+
+
+def test_bn_scale_is_the_scale() -> None:
+    net = model()
+    plan = sparsify.make_plan(
+        {"version": 1, "title": "t", "rules": [{"layers": "*", "group": "filter"}]}, net, (X,)
+    )
+    parameters = dict(net.named_parameters())
+    layout = coupled_layout(plan.map, ["a"], parameters)
+    scores = group_scores(BnScale(kind="bn_scale"), layout, parameters, None, 0)
+    scales = net.n.weight.detach().abs()
+    assert scores.tolist() == pytest.approx([float(scales[n] + scales[n + 2]) for n in range(2)])
+    with pytest.raises(
+        ModelError,
+        match=r"^criterion 'bn_scale' needs a normalisation with a scale behind every channel, and 'b' has none; use magnitude there$",
+    ):
+        group_scores(
+            BnScale(kind="bn_scale"), coupled_layout(plan.map, ["a", "b"], parameters), parameters, None, 0
+        )
+
+
+def test_fpgm_is_the_distance_to_the_other_filters() -> None:
+    """In a layer with n filters, one of which lies between two others: it goes first, however large it is."""
+    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[3.0, 0.0], [3.0, 4.0], [3.0, 8.0], [0.0, 4.0]]))
+    rule = {"layers": "0", "group": "neuron", "criterion": {"kind": "fpgm"}, "sparsity": "25%"}
+    plan = sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, net, (torch.ones(1, 2),))
+    (group,) = (c.name for c in plan.map.coupled if c.protected is None)
+    layout = coupled_layout(plan.map, [group], dict(net.named_parameters()), frozenset({"out"}))
+    apart = [4 + 8 + 5, 4 + 4 + 3, 8 + 4 + 5, 5 + 3 + 5]
+    assert group_scores(
+        Fpgm(kind="fpgm"), layout, dict(net.named_parameters()), None, 0
+    ).tolist() == pytest.approx([d / (sum(apart) / 4) for d in apart])
+    assert torch.equal(sparsify.cut(plan, net).model.get_parameter("0.weight"), net[0].weight[[0, 2, 3]])
+
+
+def test_fpgm_compares_all_that_produces_a_unit() -> None:
+    """Units n and n + 3 of a grouped convolution leave together: their filters are one vector. Biases and columns do not count."""
+    net, scores = of_last(Fpgm(kind="fpgm"))
+    units = [torch.cat([net.b.weight[n].flatten(), net.b.weight[n + 3].flatten()]).detach() for n in range(3)]
+    apart = [sum(float((u - v).norm()) for v in units) for u in units]
+    assert scores.tolist() == pytest.approx([d / (sum(apart) / 3) for d in apart], rel=1e-5)
+
+
+@pytest.mark.parametrize("group", ["shape", "tap", "2x1"])
+def test_fpgm_compares_groups_inside_a_tensor(group: str) -> None:
+    weight = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(7))
+    columns = {
+        "shape": weight.flatten(1).T,
+        "tap": weight.flatten(2).permute(2, 0, 1).flatten(1),
+        "2x1": weight.view(2, 2, 18).transpose(1, 2).reshape(36, 2),
+    }[group]
+    layout = inner_layout(TypeAdapter(Group).validate_python(group), ["w"], {"w": weight})
+    apart = torch.stack([torch.stack([(u - v).norm() for v in columns]).sum() for u in columns])
+    found = group_scores(Fpgm(kind="fpgm"), layout, {"w": weight}, None, 0)
+    torch.testing.assert_close(found, apart / apart.mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_what_has_no_filters_is_refused() -> None:
+    net = model()
+    plan = sparsify.make_plan(
+        {"version": 1, "title": "t", "rules": [{"layers": "*", "group": "filter"}]}, net, (X,)
+    )
+    parameters = dict(net.named_parameters())
+    with pytest.raises(
+        ModelError,
+        match=r"^criterion 'fpgm' compares the filters of a layer, and 'a' has none; use magnitude there$",
+    ):
+        group_scores(
+            Fpgm(kind="fpgm"),
+            coupled_layout(plan.map, ["a"], {"n.weight": parameters["n.weight"]}),
+            parameters,
+            None,
+            0,
+        )
+
+
+@pytest.mark.parametrize("kind", ["taylor", "fisher", "sensitivity", "activation", "wanda"])
+def test_a_cut_takes_batches(kind: str) -> None:
+    net = model()
+    rules = [{"layers": "b", "group": "filter", "sparsity": "34%", "criterion": {"kind": kind}}]
+    plan = sparsify.make_plan(
+        {"version": 1, "title": "t", "data": {"source": "digits"}, "rules": rules}, net, (X,)
+    )
+    with pytest.raises(
+        ModelError,
+        match=rf"^criterion '{kind}' looks at training data: pass batches, an iterable of \(x, y\) training batches, to cut$",
+    ):
+        sparsify.cut(plan, net)
+    before = {n: p.clone() for n, p in net.named_parameters()}
+    result = sparsify.cut(plan, net, batches=BATCHES)
+    assert result.cuts.widths[0].kept == 2
+    assert all(torch.equal(before[n], p) and p.grad is None for n, p in net.named_parameters())
+
+
+def test_a_model_without_such_layers_is_refused() -> None:
+    net = nn.Sequential(nn.Embedding(5, 4), nn.Flatten())
+    own = looks(net, Wanda(kind="wanda"), [(torch.zeros(2, 3, dtype=torch.int64), Y[:2])])
+    assert own is not None
+    with pytest.raises(
+        ModelError,
+        match=r"^criterion 'wanda' sees convolutions and Linear layers, and the model has neither; use magnitude or taylor$",
+    ):
+        next(iter(own()))

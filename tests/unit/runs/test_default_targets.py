@@ -1,0 +1,104 @@
+"""What a recipe without targets is timed on: ONNX Runtime where it is installed, eager PyTorch beside it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sparsify
+from sparsify.cost.measure import availability
+from sparsify.errors import ModelError
+from sparsify.reporting.report_tables import headline, read
+from sparsify.runs import evaluate
+from sparsify.runs.apply import apply
+from sparsify.runs.evaluate import default_targets
+
+pytest.importorskip("onnxruntime")
+RECIPE: dict[str, Any] = {
+    "version": 1,
+    "title": "t",
+    "rules": [{"layers": "0", "group": "filter", "sparsity": "50%"}],
+}
+
+
+class Looking(nn.Module):
+    """What torch.export cannot follow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if float(x.detach().abs().sum()) >= 0 else x + 1
+
+
+def run(model: nn.Module, folder: Path) -> Any:
+    x = torch.rand(2, 3, 8, 8)
+    plan = sparsify.make_plan(RECIPE, model.eval(), (x,))
+    sparsify.save_run(sparsify.cut(plan, model), folder, inputs=(x,), timing=0.05)
+    return read(folder)
+
+
+def test_eager_alone_where_onnx_runtime_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(default_targets()) == ["onnxruntime", "eager"]
+    monkeypatch.setattr(availability, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    assert list(default_targets()) == ["eager"]
+
+
+def test_both_are_timed_and_the_headline_begins_with_onnx_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "default_targets", default_targets)
+    report = run(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1)), tmp_path / "run")
+    assert [t.description for t in report.latency] == [
+        "cpu, onnxruntime, 1 thread, batch 1",
+        "cpu, eager, 1 thread, batch 1",
+    ]
+    assert headline(report).index("on onnxruntime") < headline(report).index("on eager")
+    note = "the recipe names no target, so both models were timed on this machine's CPU: ONNX Runtime, and eager PyTorch beside it, 1 thread, batch 1"
+    assert note in report.notes
+
+
+def test_a_model_that_cannot_be_exported_is_timed_in_eager_pytorch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "default_targets", default_targets)
+    report = run(
+        nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), Looking(), nn.Conv2d(16, 4, 1)), tmp_path / "run"
+    )
+    assert [t.target for t in report.latency] == ["eager"]
+    assert any(
+        n.startswith(
+            "the models could not be timed in ONNX Runtime, so in eager PyTorch alone: target 'onnxruntime' with batch 1 cannot be timed: torch.export cannot follow"
+        )
+        for n in report.notes
+    )
+    assert "this machine's CPU: eager PyTorch, 1 thread, batch 1" in " ".join(report.notes)
+
+
+@pytest.mark.parametrize("preset", ["onnxruntime", "onnxruntime-int8", "openvino"])
+def test_a_target_that_cannot_run_the_model_is_refused_before_the_first_epoch(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when all is trained, where nothing that the user could change would bring the run to its end."""
+    pytest.importorskip(preset.removesuffix("-int8"))
+    (tmp_path / "looking_at_numbers.py").write_text(
+        "from torch import nn\nfrom sparsify.models import digits_cnn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.body = digits_cnn()\n\n    def forward(self, x):\n        return self.body(x if float(x.sum()) < 1e9 else x + 1)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    stages = [{"kind": "train", "epochs": 1, "optimizer": {"kind": "sgd", "lr": 0.05}}, {"kind": "cut"}]
+    recipe = {
+        **RECIPE,
+        "model": {"build": "looking_at_numbers.Net"},
+        "data": {"source": "digits"},
+        "targets": {"server": preset},
+        "stages": stages,
+    }
+    recipe["rules"] = [{"layers": "Conv2d", "group": "filter", "sparsity": "50%"}]
+    with pytest.raises(ModelError) as caught:
+        apply(recipe, from_scratch=True)
+    assert str(caught.value).startswith(
+        "target 'server' cannot run the model: torch.export cannot follow the model with "
+    )
+    assert str(caught.value).endswith("; give it the runtime 'eager' or 'compile', or leave it out")
+    assert not Path("runs").exists()

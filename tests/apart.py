@@ -25,7 +25,9 @@ evaluate.default_targets = lambda: {"eager": Cpu(kind="cpu")}
 
 SERVER = multiprocessing.get_context("forkserver")
 """forks processes that have imported what is dear to import, and have done nothing else; it is started by the first of them"""
-SERVER.set_forkserver_preload([apply.__name__, fsdp.__name__, sparsify_cli.apply.__name__])  # a name of no module would be passed over
+SERVER.set_forkserver_preload(
+    [apply.__name__, fsdp.__name__, sparsify_cli.apply.__name__]
+)  # a name of no module would be passed over
 
 
 class Apart:

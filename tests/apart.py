@@ -10,6 +10,10 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+import sparsify_cli.apply
+from sparsify.runs import apply
+from sparsify.training import fsdp
+
 BRIEFLY = """
 from sparsify.runs import evaluate
 from sparsify.runs.apply import apply
@@ -21,7 +25,9 @@ evaluate.default_targets = lambda: {"eager": Cpu(kind="cpu")}
 
 SERVER = multiprocessing.get_context("forkserver")
 """forks processes that have imported what is dear to import, and have done nothing else; it is started by the first of them"""
-SERVER.set_forkserver_preload(["sparsify.run", "sparsify.sharding", "sparsify_cli.apply"])
+SERVER.set_forkserver_preload(
+    [apply.__name__, fsdp.__name__, sparsify_cli.apply.__name__]
+)  # a name of no module would be passed over
 
 
 class Apart:

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from sparsify.errors import ModelError
-from sparsify.forward.calls import Inputs
-from sparsify.runs.int8 import exported, in_int8
 from sparsify.cost.measure import with_batch
-from sparsify.forward.trial_calls import in_eval
 from sparsify.cost.measure.onnx_quantize import quantised
 from sparsify.cost.measure.runtimes import arrays, pattern_of, prepared, prepared_onnx
+from sparsify.errors import ModelError
+from sparsify.forward.calls import Inputs
+from sparsify.forward.trial_calls import in_eval
+from sparsify.runs.int8 import exported, in_int8
 from sparsify_schemas.target import Cpu, Target
 
 _EXPORTED = ("onnxruntime", "openvino")
@@ -19,7 +19,11 @@ _EXPORTED = ("onnxruntime", "openvino")
 
 def check_runs(model: nn.Module, inputs: Inputs, targets: Mapping[str, Target]) -> None:
     """Export the model for those targets that take it so, and run it there once. Raises ModelError, which names the target."""
-    here = {name: t for name, t in targets.items() if isinstance(t, Cpu) and t.table is None and t.runtime in _EXPORTED}
+    here = {
+        name: t
+        for name, t in targets.items()
+        if isinstance(t, Cpu) and t.table is None and t.runtime in _EXPORTED
+    }
     whole = in_int8(targets)
     for name, target in here.items():
         try:
@@ -31,4 +35,6 @@ def check_runs(model: nn.Module, inputs: Inputs, targets: Mapping[str, Target]) 
                     prepared(model, inputs, target, pattern_of(model, inputs, target))()
         except Exception as error:  # each runtime has errors of its own for what it cannot run
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ModelError(f"target '{name}' cannot run the model: {reason}; give it the runtime 'eager' or 'compile', or leave it out") from error
+            raise ModelError(
+                f"target '{name}' cannot run the model: {reason}; give it the runtime 'eager' or 'compile', or leave it out"
+            ) from error

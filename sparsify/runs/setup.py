@@ -11,28 +11,27 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from sparsify.pruning.make_plan import make_plan
-from sparsify.runs import run_folder
-from sparsify.graph.surgery import operations
 from sparsify import modelfile
-from sparsify.pruning import cut
-from sparsify.runs.save_load import Base, Build, base_on, begin, load_run, rebuilt_dense
-from sparsify.runs.evaluate import check_reloads
-from sparsify.runs.checkpoint import Checkpoint
-from sparsify.pruning.planning.selection import Chooser, choose
-from sparsify.forward.copies import copied
+from sparsify.cost.measure import check_target
 from sparsify.data import Datasets, load_data
 from sparsify.errors import ModelError, RunError, SparsifyError
 from sparsify.events import Event, Listener, RunStarted, StepDone, silence
-from sparsify.pruning.fitting_inputs import inputs_for
 from sparsify.forward.calls import Inputs
-from sparsify.recipe import Loaded, load
-from sparsify.cost.measure import check_target
-from sparsify.pruning.planning.plan import Plan
+from sparsify.forward.copies import copied
 from sparsify.forward.fresh_inputs import as_recorded
-from sparsify.runs.preflight import check_runs
-from sparsify.training.stage import check_trainable, make_accelerator
+from sparsify.graph.surgery import operations
 from sparsify.modelfile.weights import save_weights
+from sparsify.pruning.fitting_inputs import inputs_for
+from sparsify.pruning.make_plan import make_plan
+from sparsify.pruning.planning.plan import Plan
+from sparsify.pruning.planning.selection import Chooser, choose
+from sparsify.recipe import Loaded, load
+from sparsify.runs import run_folder
+from sparsify.runs.checkpoint import Checkpoint
+from sparsify.runs.evaluate import check_reloads
+from sparsify.runs.preflight import check_runs
+from sparsify.runs.save_load import Base, Build, base_on, begin, load_run, rebuilt_dense
+from sparsify.training.stage import check_trainable, make_accelerator
 from sparsify_schemas.recipe import Recipe
 
 Source = str | Path | Mapping[str, Any] | Recipe | Loaded
@@ -166,7 +165,9 @@ def _reason(error: Exception) -> str:
     return first if isinstance(error, SparsifyError) else f"{type(error).__name__}: {first}"
 
 
-def planned(job: Job, model: nn.Module, inputs: Inputs, datasets: Datasets | None, listener: Listener = silence) -> Plan:
+def planned(
+    job: Job, model: nn.Module, inputs: Inputs, datasets: Datasets | None, listener: Listener = silence
+) -> Plan:
     """The plan of a job, with what only the job knows: that a recipe's `model:` has no say, or that the weights are random."""
     examples = None if datasets is None else len(datasets.train)
     plan = make_plan(job.loaded, model, inputs, examples=examples, strict=job.state.strict, listener=listener)
@@ -219,7 +220,9 @@ def kept_at(run: Run, name: str) -> tuple[nn.Module, Checkpoint]:
     if (found.recipe, found.model) != (run.state.digest, run.state.model_digest):
         raise RunError(f"{run.folder / name} belongs to another run; start a new one")
     if type(found.stage) is not int or not 0 <= found.stage <= len(run.recipe.stages):
-        raise RunError(f"{run.folder / name} is damaged (it stands at stage {found.stage} of {len(run.recipe.stages)}); start a new run")
+        raise RunError(
+            f"{run.folder / name} is damaged (it stands at stage {found.stage} of {len(run.recipe.stages)}); start a new run"
+        )
     modelfile.check_finite(found.weights, str(run.folder / name))
     model = copied(run.dense)
     for cuts in found.cuts:
@@ -227,7 +230,9 @@ def kept_at(run: Run, name: str) -> tuple[nn.Module, Checkpoint]:
     try:
         model.load_state_dict(found.weights)
     except RuntimeError as error:
-        raise RunError(f"{run.folder / name} does not fit the model that the recipe builds: {' '.join(str(error).split())[:300]}") from error
+        raise RunError(
+            f"{run.folder / name} does not fit the model that the recipe builds: {' '.join(str(error).split())[:300]}"
+        ) from error
     return model, found
 
 
@@ -237,7 +242,12 @@ def _logged(listener: Listener, folder: Path) -> Listener:
     def tell(event: Event) -> None:
         if not isinstance(event, StepDone):
             run_folder.log(
-                folder, {"at": datetime.now(UTC).isoformat(timespec="seconds"), "event": type(event).__name__, **asdict(event)}
+                folder,
+                {
+                    "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "event": type(event).__name__,
+                    **asdict(event),
+                },
             )
         listener(event)
 

@@ -14,7 +14,8 @@ from sparsify.events import CutDone, EpochDone, Note, RunStarted, StageStarted, 
 from sparsify.models import digits_cnn
 from sparsify.runs import run_folder
 from sparsify.runs.apply import apply, preview
-from sparsify.runs.save_load import checked, list_runs, load_dense, load_run, read_cuts
+from sparsify.runs.listing import list_runs
+from sparsify.runs.save_load import checked, load_dense, load_run, read_cuts
 from sparsify.training.stage import evaluate
 from sparsify_cli.app import exit_code
 from sparsify_schemas.recipe import Recipe

@@ -17,7 +17,8 @@ from sparsify.events import EpochDone, Event, RunStarted, StepDone
 from sparsify.models import digits_cnn
 from sparsify.runs import run_folder
 from sparsify.runs.apply import apply
-from sparsify.runs.save_load import checked, list_runs, load_run
+from sparsify.runs.listing import list_runs
+from sparsify.runs.save_load import checked, load_run
 
 SGD = {"kind": "sgd", "lr": 0.05, "momentum": 0.9}
 RULES = [
@@ -125,7 +126,7 @@ def test_kill_9_in_training_then_resume_ends_with_the_same_bits(whole: Path) -> 
 AT_EACH_WRITE = (
     BRIEFLY
     + """
-from sparsify.runs.save_load import list_runs
+from sparsify.runs.listing import list_runs
 from sparsify.runs.apply import apply
 recipe, replace = json.loads(sys.argv[1]), Path.replace
 

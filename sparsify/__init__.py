@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sparsify.forward.calls import Call
     from sparsify.pruning.cut import cut
     from sparsify.pruning.make_plan import make_plan
+    from sparsify.pruning.repair.repair import repair as repair
     from sparsify.recipe import load as load_recipe
     from sparsify.reporting.plan_tables import describe
     from sparsify.runs.apply import apply
@@ -39,6 +40,7 @@ _WHERE = {
     "load_recipe": ("sparsify.recipe", "load"),
     "load_run": ("sparsify.runs.save_load", "load_run"),
     "make_plan": ("sparsify.pruning.make_plan", "make_plan"),
+    "repair": ("sparsify.pruning.repair.repair", "repair"),
     "save_run": ("sparsify.runs.save_load", "save_run"),
 }
 __all__ = [

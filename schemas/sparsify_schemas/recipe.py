@@ -26,7 +26,7 @@ from sparsify_schemas.penalty import (
 from sparsify_schemas.penalty import BnScale as BnScalePenalty
 from sparsify_schemas.schedule import Auto
 from sparsify_schemas.selector import Layers
-from sparsify_schemas.stage import Cut, Stage, Train, goal
+from sparsify_schemas.stage import Cut, Repair, Stage, Train, goal
 from sparsify_schemas.target import Named
 from sparsify_schemas.units import Share
 
@@ -430,11 +430,25 @@ class Recipe(Spec):
                 _check_target(i, rule.penalty.target, list(self.targets))
         return self
 
+    def _check_repairs(self) -> None:
+        """A repair stage looks at training examples, and there must be a cut that it repairs."""
+        repair = next((stage for stage in self.stages if isinstance(stage, Repair)), None)
+        if repair is None:
+            return
+        if self.data is None:
+            raise ValueError(
+                "a recipe with a 'repair' stage needs 'data': it looks at training examples, not at labels"
+            )
+        first = self.stages.index(repair)
+        if not any(goal(stage) is not None for stage in self.stages[:first]):
+            raise AtKey("stages", f"'{repair.name}' repairs what a cut left, and no stage before it cuts")
+
     @model_validator(mode="after")
     def _training_needs_data(self) -> "Recipe":
         _check_goals(self)
         if self.data is None and any(isinstance(s, Train) for s in self.stages):
             raise ValueError("a recipe with a 'train' stage needs 'data'")
+        self._check_repairs()
         looking = next((r.criterion.kind for r in self.rules if isinstance(r.criterion, FromData)), None)
         if self.data is None and looking is not None:
             raise ValueError(f"criterion '{looking}' needs 'data': it looks at training batches")

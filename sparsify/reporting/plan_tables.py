@@ -15,7 +15,7 @@ from sparsify_schemas.group import Block, Group, Pattern, count_inside, in_one_t
 from sparsify_schemas.penalty import Agp, Dns, GroupLasso, GrowingL2, Gsm, Penalty, Sensitivity
 from sparsify_schemas.recipe import Rule
 from sparsify_schemas.schedule import Strength
-from sparsify_schemas.stage import Cut, Goal, Stage, Train
+from sparsify_schemas.stage import Cut, Goal, Repair, Stage, Train
 
 
 def describe(plan: Plan, width: int = 100) -> str:
@@ -327,6 +327,11 @@ def _baseline_rows(plan: Plan) -> Iterator[tuple[str, str]]:
 def _stage(stage: Stage, penalised: bool) -> str:
     if isinstance(stage, Cut):
         return f"choose, remove, verify{_goal(stage)}"
+    if isinstance(stage, Repair):
+        words = {"least_squares": "least squares", "batch_norm": "batch-norm statistics", "mean": "means"}
+        return (
+            f"refit by {words[stage.method]} on {plural(stage.examples, 'training example')}, without labels"
+        )
     penalties = ", penalties on" if stage.penalties and penalised else ""
     return f"train {plural(stage.epochs, 'epoch')}, batch {stage.batch}, {stage.optimizer.kind} lr {_scheduled(stage.optimizer.lr)}{_manner(stage)}{penalties}{_cuts(stage)}"
 

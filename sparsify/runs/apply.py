@@ -46,6 +46,7 @@ from sparsify.runs.accuracy_search import first_trial, searched
 from sparsify.runs.baselines import made_against
 from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.evaluate import Rival, Work, overall
+from sparsify.runs.repair_stage import agreement_after_cut, dense_of_run, repair_model_of_run
 from sparsify.runs.save_load import TIMING, UNBUILT, complete
 from sparsify.runs.setup import Run, Source, asked, dense_model, opened, planned, resumed, where_it_stands
 from sparsify.training.optimizers import make_optimizer
@@ -55,7 +56,7 @@ from sparsify_schemas.data import Augment
 from sparsify_schemas.group import in_one_tensor
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Round, StageRow
-from sparsify_schemas.stage import Cut, Stage, Train
+from sparsify_schemas.stage import Cut, Repair, Stage, Train
 from sparsify_schemas.target import Target as Hardware
 
 _CONNECTION = re.compile("gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
@@ -109,6 +110,8 @@ def _to_the_end(run: Run, model: nn.Module, at: Checkpoint) -> tuple[nn.Module, 
                 if run.recipe.budget.accuracy_drop is not None and at.search is None:
                     at = first_trial(run, model, at)
                 model, at = _cut(run, stage, model, at)
+            case Repair() as stage:
+                model, at = repair_model_of_run(run, stage, model, at)
     return model, at
 
 
@@ -304,11 +307,13 @@ def _cut(run: Run, stage: Cut, model: nn.Module, at: Checkpoint) -> tuple[nn.Mod
     started = time.perf_counter()
     run.listener(StageStarted(stage.name, "cut", 0, 0))
     result, round = _cut_now(run, stage, model, at)
+    dense = dense_of_run(run, model) if at.cuts else model
     row = StageRow(
         name=stage.name,
         kind="cut",
         seconds=time.perf_counter() - started,
         validation_accuracy=round.validation_accuracy,
+        agreement=agreement_after_cut(run, dense, result.model, at),
     )
     at = replace(at, stage=at.stage + 1, stages=(*at.stages, row))
     return result.model, _kept(run, model, result, round, at)

@@ -34,7 +34,7 @@ from sparsify_schemas.penalty import (
 from sparsify_schemas.recipe import Keep, Recipe, Rule
 from sparsify_schemas.schedule import Auto, Schedule
 from sparsify_schemas.selector import selects
-from sparsify_schemas.stage import Cut, Gradual, Train, goal
+from sparsify_schemas.stage import Cut, Gradual, Repair, Train, goal
 from sparsify_schemas.units import Amount, Share, Size, Time
 
 _HAIR = 1e-14
@@ -80,7 +80,7 @@ def next_target(recipe: Recipe, stage: int, epochs: int) -> Target | None:
                 way = next((way for epoch, way in moments(spec.epochs, cuts) if epoch > done), None)
                 if way is not None:
                     return Target(way, cuts.budget)
-            case Train():
+            case Train() | Repair():
                 pass
     return None
 

@@ -38,7 +38,9 @@ def _kept(module: nn.Module, weight: Tensor, operations: Sequence[Narrow]) -> Te
         stay = torch.cat([torch.arange(start, end) for start, end in operation.keep])
         numbers = numbers.index_select(operation.dim, stay)
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        return numbers.reshape(numbers.shape[0], numbers.shape[1], -1)[:, :, 0].unique()
+        numbers = numbers.reshape(numbers.shape[0], numbers.shape[1], -1)[:, :, 0]
+        stay: Tensor = torch.unique(numbers)
+        return stay
     return numbers.reshape(numbers.shape[0], -1)[:, 0] if not is_transposed_linear(module) else numbers[0]
 
 

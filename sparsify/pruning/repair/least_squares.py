@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sparsify.forward.calls import Inputs, changed
 from sparsify.forward.call_model import call, kept_buffers
+from sparsify.forward.calls import Inputs, changed
 from sparsify.pruning.repair.kept_outputs import kept_outputs
 from sparsify.pruning.repair.layer_matrix import (
     Places,
@@ -31,25 +31,12 @@ from sparsify.pruning.repair.layer_matrix import (
 from sparsify.pruning.repair.regression import Fit, fit_intercept, fit_ridge, mean_square
 from sparsify.pruning.repair.sites import OperatorCounter, Site, find_sites
 from sparsify_schemas.cuts import Cuts
+from sparsify_schemas.report import LayerRepair
 
 LEAST_GAIN = 0.01
 """a channel that the norm behind scales by less than this cannot make up for what its sum lost"""
 UNCHANGED = 1e-6
 """error, relative to the spread of the outputs, below which a layer is as it was in the dense model"""
-
-Outcome = Literal["refitted", "reverted", "unchanged", "skipped"]
-
-
-@dataclass(frozen=True)
-class LayerRepair:
-    """What became of one layer. Errors are on examples held out, relative to the variance of the dense outputs."""
-
-    layer: str
-    outcome: Outcome
-    before: float | None = None
-    after: float | None = None
-    reason: str = ""
-    """why it was skipped"""
 
 
 @dataclass(frozen=True)
@@ -60,8 +47,8 @@ class Settings:
     ridge: float = 0.01
     rows: int = 16_000
     """outputs of a layer that are sampled, over all examples"""
-    held_out: float = 0.1
-    """share of the examples that judge each refit"""
+    held_out: int = 0
+    """examples at the end that are not fitted to and judge each refit; 0: all examples do both"""
     shortcuts: bool = True
     """whether the last layer of a sum makes up for what the other addend lost"""
     seed: int = 0
@@ -106,16 +93,16 @@ def refit_layers(
     outputs = kept_outputs(dense, rounds)
     partners = _shared_addends(dense_sites, sites) if settings.shortcuts else frozenset()
     skipped = dict(_skipped(model, sites, dense_sites, outputs, dense))
-    repairs = [LayerRepair(name, "skipped", reason=reason) for name, reason in skipped.items()]
+    repairs = [_row(name, "skipped", reason=reason) for name, reason in skipped.items()]
     watch = OperatorCounter(_operators(sites, partners))
     run_dense = _Dense(dense, dense_sites, partners, outputs, inputs, examples, settings)
 
     def before_layer(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any) -> None:
+        def hook(_module: nn.Module, args: Any) -> None:
             with watch.pause():
                 message = run_dense.outputs_of(name)
                 if message is None or not args:
-                    repairs.append(LayerRepair(name, "skipped", reason="the dense model did not run it here"))
+                    repairs.append(_row(name, "skipped", reason="the dense model did not run it here"))
                     return
                 addend = watch.kept.pop(sites[name].addend or -1, None) if name in partners else None
                 repairs.append(_refit(model, sites[name], args[0], message, addend, examples, settings))
@@ -199,7 +186,7 @@ class _Dense:
                 handle.remove()
 
     def _after(self, name: str, watch: OperatorCounter) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        def hook(module: nn.Module, _args: Any, output: Tensor) -> None:
             with watch.pause():
                 generator = torch.Generator().manual_seed(self._seed + zlib.crc32(name.encode()))
                 places = sample_places(module, output, self._count, generator)
@@ -250,27 +237,36 @@ def _refit(
     targets = targets.reshape(len(targets), groups, -1)
     start = Fit(weight_matrix(layer).double(), _bias(layer, groups, targets.shape[2]))
     places = len(message.places.index)
-    fitted = (examples - int(settings.held_out * examples)) * places
+    fitted = (examples - settings.held_out) * places
     judged = slice(fitted, None) if fitted < len(rows) else slice(None)
     spread = float(targets[judged].var(0, correction=0).mean()) or 1.0
     before = mean_square(rows[judged], targets[judged], start) / spread
     if before <= UNCHANGED:
-        return LayerRepair(site.name, "unchanged", before, before)
+        return _row(site.name, "unchanged", before, before)
     shiftable = layer._parameters.get("bias") is not None or norm is not None
     if settings.method == "least_squares":
         fit = fit_ridge(rows[:fitted], targets[:fitted], start, settings.ridge, intercept=shiftable)
     elif shiftable:
         fit = fit_intercept(rows[:fitted], targets[:fitted], start)
     else:
-        return LayerRepair(
-            site.name, "skipped", before, before, "it has no bias, and no batch normalisation behind it"
-        )
+        reason = "it has no bias, and no batch normalisation behind it"
+        return _row(site.name, "skipped", before, before, reason)
     after = mean_square(rows[judged], targets[judged], fit) / spread
     if not after < before:
-        return LayerRepair(site.name, "reverted", before, after)
+        return _row(site.name, "reverted", before, after)
     set_weight(layer, fit.weight)
     _shift(layer, norm, fit.intercept.flatten())
-    return LayerRepair(site.name, "refitted", before, after)
+    return _row(site.name, "refitted", before, after)
+
+
+def _row(
+    layer: str,
+    outcome: Literal["refitted", "reverted", "unchanged", "skipped"],
+    before: float | None = None,
+    after: float | None = None,
+    reason: str = "",
+) -> LayerRepair:
+    return LayerRepair(layer=layer, outcome=outcome, before=before, after=after, reason=reason)
 
 
 def _gain(norm: nn.Module | None, like: Tensor) -> Tensor:

@@ -45,10 +45,8 @@ def fit_ridge(inputs: Tensor, targets: Tensor, start: Fit, ridge: float, *, inte
         y = y - start.intercept[:, None].to(y.dtype)
     residual = y - x @ start.weight.to(x.dtype)
     rows, columns = x.shape[1], x.shape[2]
-    if columns <= rows:
-        change = _from_columns(x, residual, ridge)
-    else:
-        change = _from_rows(x, residual, ridge)
+    solve = _from_columns if columns <= rows else _from_rows
+    change = solve(x, residual, ridge)
     weight = start.weight + change
     if not intercept:
         return Fit(weight, start.intercept)
@@ -93,5 +91,7 @@ def _solve(gram: Tensor, right: Tensor) -> Tensor:
     """Of a symmetric, positive definite system; by LU where rounding has made it indefinite."""
     factor, failed = torch.linalg.cholesky_ex(gram)
     if bool(failed.any()):
-        return torch.linalg.solve(gram, right)
-    return torch.cholesky_solve(right, factor)
+        solution: Tensor = torch.linalg.solve(gram, right)
+    else:
+        solution = torch.cholesky_solve(right, factor)
+    return solution

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsify.forward.calls import Inputs
 from sparsify.forward.call_model import call, kept_buffers
+from sparsify.forward.calls import Inputs
 from sparsify.pruning.repair.layer_matrix import is_product
 
 _ADDITIONS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
@@ -35,14 +35,20 @@ class Site:
     """whether the norm lies between the layer and the sum"""
 
 
-class OperatorCounter(TorchDispatchMode):
+def main_result(result: Any) -> Tensor | None:
+    """The tensor that an operator is called for: batch normalisation returns statistics beside it."""
+    first = result[0] if isinstance(result, tuple) and result else result
+    return first if isinstance(first, Tensor) else None
+
+
+class OperatorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Numbers the operators of a forward call, and keeps the results of some.
 
     wanted: numbers of operators whose results are kept in `kept`.
     """
 
     def __init__(self, wanted: frozenset[int] = frozenset()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.wanted = wanted
         self.count = 0
         self.kept: dict[int, Tensor] = {}
@@ -55,9 +61,10 @@ class OperatorCounter(TorchDispatchMode):
             self.count += 1
         return result
 
-    def note(self, func: Any, args: Any, result: Any) -> None:
-        if self.count in self.wanted and isinstance(result, Tensor):
-            self.kept[self.count] = result
+    def note(self, _func: Any, _args: Any, result: Any) -> None:
+        made = main_result(result)
+        if self.count in self.wanted and made is not None:
+            self.kept[self.count] = made
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -76,7 +83,7 @@ class _Addition:
     right: Tensor
 
 
-class _Watch(OperatorCounter):
+class _Watch(OperatorCounter):  # type: ignore[no-untyped-call]
     """Remembers which operator made each tensor, and every addition of two tensors of one shape."""
 
     def __init__(self) -> None:
@@ -92,9 +99,10 @@ class _Watch(OperatorCounter):
             and args[0].shape == args[1].shape
         ):
             self.additions.append(_Addition(self.count, args[0], args[1]))
-        if isinstance(result, Tensor):
-            self.alive.append(result)
-            self.maker[id(result)] = self.count
+        made = main_result(result)
+        if made is not None:
+            self.alive.append(made)
+            self.maker[id(made)] = self.count
 
 
 @dataclass
@@ -121,7 +129,7 @@ def find_sites(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Site], int]:
     handles = []
 
     def after_layer(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             own = seen.setdefault(name, _Seen())
             own.calls += 1
             own.finished = watch.count
@@ -133,7 +141,7 @@ def find_sites(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Site], int]:
         return hook
 
     def after_norm(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+        def hook(_module: nn.Module, args: Any, output: Any) -> None:
             layer = made_by.get(id(args[0])) if args else None
             if layer is not None and isinstance(output, Tensor):
                 seen[layer].norm = name

@@ -8,7 +8,9 @@ from sparsify.pruning.repair.regression import Fit, fit_intercept, fit_ridge, me
 GENERATOR = torch.Generator().manual_seed(0)
 
 
-def problem(rows: int, columns: int, groups: int = 1, outputs: int = 3) -> tuple[torch.Tensor, torch.Tensor, Fit]:
+def problem(
+    rows: int, columns: int, groups: int = 1, outputs: int = 3
+) -> tuple[torch.Tensor, torch.Tensor, Fit]:
     x = torch.randn(rows, groups, columns, generator=GENERATOR) + 1
     y = torch.randn(rows, groups, outputs, generator=GENERATOR) - 2
     weight = torch.randn(groups, columns, outputs, generator=GENERATOR, dtype=torch.float64)

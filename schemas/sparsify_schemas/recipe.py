@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from sparsify_schemas.base import AtKey, Flag, Positive, Seed, Spec, Text
 from sparsify_schemas.budget import Budget
-from sparsify_schemas.criterion import BnScale, Criterion, Fpgm, FromData, Magnitude
+from sparsify_schemas.criterion import BnScale, Criterion, Fpgm, FromData, Magnitude, Reconstruction
 from sparsify_schemas.data import Data
 from sparsify_schemas.group import Group, in_one_tensor, kind_of, within
 from sparsify_schemas.model import Call, Inputs, Model
@@ -165,6 +165,14 @@ class Rule(Spec):
             raise AtKey(
                 "criterion",
                 f"criterion 'fpgm' cannot act on group '{self.group}': it compares the filters of a layer; use magnitude",
+            )
+        if isinstance(self.criterion, Reconstruction) and (
+            self.group == "depth" or in_one_tensor(self.group)
+        ):
+            raise AtKey(
+                "criterion",
+                f"criterion 'reconstruction' cannot act on group '{self.group}': it scores the units that other "
+                "layers read; use magnitude",
             )
         if in_one_tensor(self.group):
             self._consistent_in_one_tensor()

@@ -10,10 +10,11 @@ from sparsify.cost.measure import copied
 from sparsify.errors import ModelError
 from sparsify.forward.opaque import in_words, is_scripted
 from sparsify.graph.group_index import coupled_layout, dead_units
+from sparsify.pruning.criteria.reconstruction import reconstruction_scores
 from sparsify.pruning.criteria.scores import group_scores
 from sparsify.pruning.criteria.statistics import looks
 from sparsify.pruning.planning.plan import Plan
-from sparsify_schemas.criterion import Activation, Criterion, Fpgm, FromData, Magnitude
+from sparsify_schemas.criterion import Activation, Criterion, Fpgm, FromData, Magnitude, Reconstruction
 from sparsify_schemas.recipe import Recipe
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -55,6 +56,12 @@ def _scored(
         if layout.count == 0:
             continue
         spec = available(rule.criterion, batches)
+        if isinstance(spec, Reconstruction):
+            assert batches is not None  # magnitude stands in for it otherwise
+            given, seed = batches[: spec.batches], plan.recipe.seed
+            found = reconstruction_scores(copy, plan.map, assignment.coupled, given, spec.ridge, seed)
+            scores |= {name: values.tolist() for name, values in found.items()}
+            continue
         values = group_scores(
             spec, layout, parameters, looks(copy, spec, batches), plan.recipe.seed + assignment.rule
         )

@@ -419,9 +419,13 @@ def _repair_notes(report: Report) -> Iterator[str]:
 
 def _describe_repair(name: str, repair: RepairRow) -> str:
     if repair.reverted:
-        return f"{name} was taken back: on the examples held out the outputs came no nearer to the dense ones."
+        return (
+            f"{name} was taken back: on the examples held out the outputs came no nearer to the dense ones."
+        )
     outcomes = [layer.outcome for layer in repair.layers]
-    layers = f" {outcomes.count('refitted')} of {plural(len(outcomes), 'layer')} refitted;" if outcomes else ""
+    layers = (
+        f" {outcomes.count('refitted')} of {plural(len(outcomes), 'layer')} refitted;" if outcomes else ""
+    )
     before = fixed(repair.before.correlation, 3)
     return (
         f"{name}: {repair.method} on {plural(repair.examples, 'unlabelled training example')};{layers} "

@@ -39,8 +39,8 @@ def _kept(module: nn.Module, weight: Tensor, operations: Sequence[Narrow]) -> Te
         numbers = numbers.index_select(operation.dim, stay)
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         numbers = numbers.reshape(numbers.shape[0], numbers.shape[1], -1)[:, :, 0]
-        stay: Tensor = torch.unique(numbers)
-        return stay
+        unique: Tensor = torch.unique(numbers)
+        return unique
     return numbers.reshape(numbers.shape[0], -1)[:, 0] if not is_transposed_linear(module) else numbers[0]
 
 

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from sparsify.forward.call_model import call, kept_buffers
 from sparsify.forward.calls import Inputs, changed
-from sparsify.pruning.repair.kept_outputs import kept_outputs
-from sparsify.pruning.repair.layer_matrix import (
+from sparsify.pruning.layer_matrix import (
     Places,
     groups_of,
     input_rows,
@@ -28,6 +27,7 @@ from sparsify.pruning.repair.layer_matrix import (
     set_weight,
     weight_matrix,
 )
+from sparsify.pruning.repair.kept_outputs import kept_outputs
 from sparsify.pruning.repair.regression import Fit, fit_intercept, fit_ridge, mean_square
 from sparsify.pruning.repair.sites import OperatorCounter, Site, find_sites
 from sparsify_schemas.cuts import Cuts

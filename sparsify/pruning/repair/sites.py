@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsify.forward.call_model import call, kept_buffers
 from sparsify.forward.calls import Inputs
-from sparsify.pruning.repair.layer_matrix import is_product
+from sparsify.pruning.layer_matrix import is_product
 
 _ADDITIONS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 

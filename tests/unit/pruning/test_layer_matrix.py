@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsify.pruning.repair.layer_matrix import (
+from sparsify.pruning.layer_matrix import (
     input_rows,
     is_product,
     output_rows,

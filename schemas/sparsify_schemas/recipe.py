@@ -48,7 +48,8 @@ class Keep(Spec):
     """What a rule never goes below."""
 
     at_least: Positive | None = None
-    """groups that stay in every layer, 1 when left out; of group depth: blocks that stay over the whole rule, none when left out"""
+    """groups that stay in every layer. Left out: a tenth of those that are not zero, or 1 where a budget or a sparsity cannot be
+    met otherwise; of group depth: blocks that stay over the whole rule, none when left out"""
     multiple_of: Positive | Literal["auto"] | None = None
     """kept widths are multiples of this, rounded up; a layer that loses nothing keeps its width. `auto`: the width step of
     the recipe's targets (16 with AVX-512, 8 with AVX2, never below 4 on a processor). Left out: auto where the budget names

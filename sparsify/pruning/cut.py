@@ -27,6 +27,7 @@ from sparsify.graph.surgery import operations as cut_operations
 from sparsify.graph.surgery.operations import Keep
 from sparsify.graph.trace import vocabulary
 from sparsify.pruning import layer_compaction, weight_masks
+from sparsify.pruning.choice_notes import choice_notes
 from sparsify.pruning.constant_units import (
     CONTRADICTED,
     confirmed_constants,
@@ -167,6 +168,7 @@ def cut(
         made = _carried_out(plan, dense, zeroed, keep, constants, inputs)
     thin, cuts = made.model, made.cuts.model_copy(update={"zeroed": deeds})
     followers = tuple(_followed(plan, other, model, thin, cuts, keep, inputs) for other in follow)
+    notes += tuple(choice_notes(plan, cuts, *scores))
     notes += cuts.notes
     notes += tuple(unfollowed_constants(plan, zeroed, keep, constants, inputs))
     notes += tuple(fold_notes(op for op in cuts.operations if isinstance(op, Fold)))

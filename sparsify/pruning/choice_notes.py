@@ -33,7 +33,7 @@ def _slivers(cuts: Cuts, dead: Mapping[str, Sequence[bool]]) -> Iterator[str]:
             found.append(f"'{width.group}' keeps {width.kept} of {width.width} units")
     if found:
         yield (
-            f"Warning: {few(found, NAMED)}; so few may carry too little for the layers behind. Ask for less, bound the "
+            f"Warning: {few(tuple(found), NAMED)}; so few may carry too little for the layers behind. Ask for less, bound the "
             "layers by keep.at_least, or choose by another criterion."
         )
 
@@ -48,7 +48,7 @@ def _degenerate_scores(
         names = [name for a in plan.assignments if a.rule == index for name in a.coupled]
         alike = [name for name in names if _are_alike(scores.get(name, ()), dead.get(name, ()))]
         if alike:
-            quoted = few([f"'{name}'" for name in alike], NAMED)
+            quoted = few(tuple(f"'{name}'" for name in alike), NAMED)
             groups = plural(len(alike), "coupled group")
             yield (
                 f"Warning: criterion '{rule.criterion.kind}' of rules.{index} scores all units of {groups} alike "

@@ -1,7 +1,8 @@
 """Write the generated pages of `docs/reference`: `python docs/scripts/reference_pages.py [FOLDER]`.
 
-The recipe language comes from the docstrings and fields of the schemas, by the topics of `sparsify explain`. The command
-line comes from the declarations that typer reads. A test compares the files with what this script writes.
+The recipe language comes from the docstrings and fields of the schemas, by the topics of `sparsify
+explain`. The command line comes from the declarations that typer reads. A test compares the files with what
+this script writes.
 """
 
 import inspect
@@ -36,8 +37,8 @@ COMMON = (
     "- Every command takes `--help`, and every command that prints a result takes `--json`.",
     "- `--set path.to.key=value` replaces a value wherever a recipe is read.",
     "- Results go to stdout, progress and messages to stderr.",
-    "- Exit codes: 0 done; 1 a bad recipe, model or data; 2 wrong usage; 3 a budget missed or a verification failed;",
-    "  130 interrupted; 143 stopped by SIGTERM.",
+    "- Exit codes: 0 done; 1 a bad recipe, model or data; 2 wrong usage; 3 a budget missed or a verification",
+    "  failed; 130 interrupted; 143 stopped by SIGTERM.",
     "",
 )
 """what holds for all commands"""
@@ -117,7 +118,7 @@ def _families() -> set[str]:
 
 
 def _is_told_elsewhere(name: str, topics: dict[str, Topic]) -> bool:
-    """Whether a key holds what another section describes, such as the budget of a stage or the inputs of a call."""
+    """Whether a key holds what another section describes, such as the budget of a stage."""
     if name == "calls.inputs":
         return True
     last = name.rpartition(".")[2]

@@ -1,6 +1,7 @@
 """Draw `sparsify report` of a run as an SVG: `python docs/scripts/report_picture.py [RUN]`.
 
-With RUN, the run's report is copied beside the picture first. Without it, the picture is drawn anew from that copy.
+With RUN, the run's report is copied beside the picture first. Without it, the picture is drawn anew from
+that copy.
 The picture fetches nothing: rich's template names fonts of a web server, and these are left out.
 """
 
@@ -21,7 +22,7 @@ from sparsify.reporting import report_tables
 IMAGES = Path(__file__).parents[1] / "images"
 REPORT, PICTURE = IMAGES / "report.json", IMAGES / "report.svg"
 SHOWN = ("Dense and cut", "Asked and achieved", "Stages", "Layers")
-"""tables of the report that the picture has, by title; those with measured times depend on the load of the machine"""
+"""titles of the tables in the picture; times depend on the load of the machine and are left out"""
 WIDTH = 100
 _FONTS = re.compile(r"@font-face \{\{.*?\}\}\s*", re.DOTALL)
 _STYLES = {"title": "bold", "head": "dim", "rule": "dim"}

@@ -1,6 +1,7 @@
-"""Hooks of mkdocs: recipes, examples and the project's own pages join the site, so that links to them lead somewhere.
+"""Hooks of mkdocs: recipes, examples and the project's own pages join the site, so that links to them work.
 
-In the repository a page links to `../../recipes/NAME.yaml`. In the site the file lies at `files/recipes/NAME.yaml`.
+In the repository a page links to `../../recipes/NAME.yaml`. In the site the file lies at
+`files/recipes/NAME.yaml`.
 """
 
 import posixpath
@@ -20,7 +21,7 @@ _LINK = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the shared files to the site; Markdown among them as plain text, as its own links lead elsewhere."""
+    """Adds the shared files to the site. Markdown becomes plain text, as its own links lead elsewhere."""
     for pattern in SHARED:
         for path in sorted(ROOT.glob(pattern)):
             files.append(File.generated(config, _in_site(path), abs_src_path=str(path)))

@@ -2,7 +2,7 @@
 
     <!-- run -->                    python is executed, the commands of a console block are carried out
     <!-- prints -->                 what the last block that ran printed; `...` stands for anything
-    <!-- file: NAME -->             the block is written to that file first; YAML with a version must be a valid recipe
+    <!-- file: NAME -->            the block is written to that file; YAML with a version must be a recipe
     <!-- recipe -->                 YAML that is a whole, valid recipe
     <!-- part of a recipe -->       YAML whose keys replace those of a small recipe, which must then be valid
 

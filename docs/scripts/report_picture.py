@@ -24,6 +24,7 @@ REPORT, PICTURE = IMAGES / "report.json", IMAGES / "report.svg"
 SHOWN = ("Dense and cut", "Asked and achieved", "Stages", "Layers")
 """titles of the tables in the picture; times depend on the load of the machine and are left out"""
 WIDTH = 100
+MONOSPACE = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 _FONTS = re.compile(r"@font-face \{\{.*?\}\}\s*", re.DOTALL)
 _STYLES = {"title": "bold", "head": "dim", "rule": "dim"}
 
@@ -39,7 +40,7 @@ def drawn(report: Path) -> str:
         console.print()
         for line in lay_out(table, WIDTH):
             console.print(_styled(line))
-    template = _FONTS.sub("", CONSOLE_SVG_FORMAT)
+    template = _FONTS.sub("", CONSOLE_SVG_FORMAT).replace("Fira Code, monospace", MONOSPACE)
     picture = console.export_svg(title="sparsify", theme=MONOKAI, code_format=template, unique_id="report")
     return "\n".join(line.rstrip() for line in picture.splitlines()) + "\n"
 

@@ -413,8 +413,8 @@ def attach(
             their goal by then.
 
     Returns:
-        The attached penalties. `sparsity()` is the share of zeros, `state_dict()` and `load_state_dict()`
-        belong into checkpoints, `flush()` carries out what is owed, `detach()` ends it.
+        The attached penalties. `sparsity()` is the share of groups that are zero, `state_dict()` and
+        `load_state_dict()` belong into checkpoints, `flush()` carries out what is owed, `detach()` ends it.
 
     Raises:
         ModelError: The plan or the optimizer belongs to another model, or a schedule needs a length that was

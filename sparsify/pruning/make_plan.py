@@ -45,17 +45,36 @@ def make_plan(
     strict: bool = False,
     listener: Listener = silence,
 ) -> Plan:
-    """Resolve a recipe against a model: what each rule reaches, what is protected and why, what the budget allows.
+    """Resolve a recipe for a model: what each rule reaches, what is protected, what the budget allows.
 
-    inputs: what one forward call takes, a tuple or a mapping of tensors, plain values, and lists, mappings or dataclasses of
-    these; or a `sparsify.Call`, or a list of them, all of which the model is followed, tried, proven and counted in. Drawn at
-    random as the recipe's `inputs` or `calls` say when left out.
-    examples: in the training set, so that notes can say how far the stages will come; they speak of steps when left out.
-    A model on the meta device can be planned too: its plan has no preview of widths.
-    The structure is tried out: layers that a trial cut shows to be beyond what can be followed are protected.
-    Where the budget limits a latency, layers that the target's table does not know yet are timed, and `listener` is told.
-    Raises RecipeError (the recipe is wrong or does not fit the model), ModelError (the model cannot be traced) and
-    TargetError (a target whose latency is limited cannot be timed here).
+    The structure is followed through real calls of the model. Every group is then cut once on trial, and
+    groups whose trial cut fails are protected. Where the budget limits a latency, layers that the target's
+    table lacks are timed. The model is left as it is. A model on the meta device can be planned too; its plan
+    has no preview of widths.
+
+    Args:
+        recipe: A path, a mapping, or a recipe that is loaded already.
+        model: The dense model.
+        inputs: What one call of `forward` takes: a tuple or a mapping of tensors, plain values, and lists,
+            mappings or dataclasses of these. Or a `Call`, or a list of them, which are all followed, tried,
+            proven and counted. Left out, inputs are drawn at random as the recipe's `inputs` or `calls` say.
+        examples: Number of training examples, so that notes can say in epochs how far the stages will come.
+        strict: A layer that cannot be cut safely is an error.
+        listener: Called with progress events.
+
+    Returns:
+        The plan: a frozen value without weights. `print(plan)` is one line, `describe(plan)` gives the
+        tables.
+
+    Raises:
+        RecipeError: The recipe is wrong or does not fit the model.
+        ModelError: The model cannot be followed.
+        TargetError: A target whose latency is limited cannot be timed here.
+
+    Examples:
+        >>> plan = sparsify.make_plan(recipe, model, (x,))
+        >>> plan.preview  # coupled group, width after a cut of the present weights
+        (('0', 8),)
     """
     loaded = load(recipe)
     call_model.check_model(model)

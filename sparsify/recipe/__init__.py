@@ -56,9 +56,26 @@ def load(
     *,
     limits: bool = True,
 ) -> Loaded:
-    """Read, resolve and check a recipe: a file, a mapping, or one that is loaded already.
+    """Read, resolve and check a recipe. No model is needed, and torch is not imported.
 
-    `overrides` are `path.to.key=value`; limits: whether files of limits are read, else they are left out. Raises RecipeError with every problem found.
+    Args:
+        source: The path of a YAML file, a mapping, or a recipe that is loaded already.
+        overrides: `path.to.key=value` pairs that replace values of the recipe.
+        limits: Whether files of limits (`keep: {limits: FILE}`) are read. Else such limits are left out.
+
+    Returns:
+        The valid recipe with variables, parents and presets resolved, and the line and column of every key.
+
+    Raises:
+        RecipeError: Something is wrong. It carries every problem found, each with its place.
+
+    Examples:
+        >>> loaded = sparsify.load_recipe(recipe, ["title=smaller", "rules.0.sparsity=75%"])
+        >>> loaded.recipe.title
+        'smaller'
+        >>> sparsify.load_recipe({**recipe, "budgte": {"macs": "40%"}})
+        Traceback (most recent call last):
+        sparsify.errors.RecipeError: <recipe>: budgte: unknown key; did you mean 'budget'?
     """
     if isinstance(source, Loaded) and not overrides:
         return source

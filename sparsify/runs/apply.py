@@ -76,12 +76,39 @@ def apply(
     timing: float = TIMING,
     listener: Listener = silence,
 ) -> Path:
-    """Carry out a recipe and return the run's folder, `out/<title>-<n>`; a missed budget is in its report.
+    """Carry out a recipe and return the run's folder, `out/<title>-<n>`.
 
-    model_file: weights, a module or an earlier run; from_scratch: train from random weights instead.
-    resume: an interrupted run, to go on with; it takes neither recipe nor model.
-    timing: seconds spent on timing each target.
-    Raises a SparsifyError; the run then stays resumable, as it does when the process is killed.
+    A missed budget does not raise; the report says so.
+
+    Args:
+        recipe: A path, a mapping or a Recipe.
+        model_file: Weights, a module or an earlier run.
+        out: The folder in which the run's folder is made.
+        overrides: `path.to.key=value` pairs that replace values of the recipe.
+        allow: Packages whose classes a pickled model may use.
+        from_scratch: Train from random weights; takes no model file.
+        strict: A layer that cannot be cut safely is an error.
+        resume: The folder of an interrupted run to continue; takes neither recipe nor model.
+        timing: Seconds spent on timing each target.
+        listener: Called with progress events.
+
+    Returns:
+        The path of the run's folder.
+
+    Raises:
+        SparsifyError: The run can be resumed afterwards, as it can when the process is killed.
+
+    Examples:
+        >>> digits = {
+        ...     "version": 1,
+        ...     "title": "one cut",
+        ...     "model": {"build": "sparsify.models.digits_cnn"},
+        ...     "data": {"source": "digits"},
+        ...     "rules": [{"layers": "Conv2d", "group": "filter", "sparsity": "50%"}],
+        ... }
+        >>> run = sparsify.apply(digits, from_scratch=True)
+        >>> run.name, (run / "report.html").exists()
+        ('one-cut-1', True)
     """
     job = (
         resumed(Path(resume), recipe, overrides)

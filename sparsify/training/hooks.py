@@ -397,11 +397,40 @@ def attach(
 ) -> Hooks:
     """Attach a plan's penalties to an optimizer; the training loop stays as it is.
 
-    The model may be wrapped by DDP or torch.compile, or sharded by fully_shard; the optimizer may be Accelerate's.
-    steps_per_epoch and steps (of the stage) are needed where a schedule counts in `ep` or `dur`.
-    until: the step of the next cut, where the stage is cut before its end; `strength: auto` and agp reach their goal there.
-    hold_zeros keeps weights that are zero now, in rules on groups inside a tensor (weight, shape, tap, 4x1, 2:4), at zero.
-    Raises ModelError when the plan or the optimizer is not the model's, or when a schedule needs lengths that were not given.
+    The penalties act through the step hooks of the optimizer. Use the result in a `with` statement: at its
+    end the hooks are removed, and what a proximal penalty still owes is carried out.
+
+    Args:
+        plan: Made of this model.
+        model: May be wrapped by DDP or `torch.compile`, or sharded by `fully_shard`.
+        optimizer: Of the model's parameters; Accelerate's optimizer works too.
+        steps_per_epoch: Needed where a schedule counts in epochs (`ep`).
+        steps: Of the whole stage. Needed where a schedule counts in shares of the stage (`dur`).
+        penalties: False attaches no penalty, for a stage that only holds zeros.
+        hold_zeros: Weights that are zero now stay zero, in rules on groups inside a tensor (weight, shape,
+            tap, 4x1, 2:4).
+        until: The step of the next cut, where the stage is cut before its end. `strength: auto` and agp reach
+            their goal by then.
+
+    Returns:
+        The attached penalties. `sparsity()` is the share of groups that are zero, `state_dict()` and
+        `load_state_dict()` belong into checkpoints, `flush()` carries out what is owed, `detach()` ends it.
+
+    Raises:
+        ModelError: The plan or the optimizer belongs to another model, or a schedule needs a length that was
+            not given.
+
+    Examples:
+        >>> plan = sparsify.make_plan(recipe, model, (x,))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with sparsify.attach(plan, model, optimizer) as hooks:
+        ...     for _ in range(40):
+        ...         optimizer.zero_grad()
+        ...         model(x).square().sum().backward()
+        ...         optimizer.step()
+        ...     hooks.flush()
+        ...     hooks.sparsity() > 0
+        True
     """
     processes, model, optimizer = sharing(model), unwrapped(model), bare(optimizer)
     check_fits(plan.map, model)

@@ -1,6 +1,6 @@
 """AlexNet's convolutions at the SSL paper's published row and column sparsity: dense against cut, counted both ways.
 
-    python tests/benchmarks/alexnet_ssl.py [--runtimes eager onnxruntime openvino] [--batch 1] [--seconds 1.5] [--write docs/alexnet.md]
+    python tests/benchmarks/alexnet_ssl.py [--runtimes eager onnxruntime openvino] [--batch 1] [--seconds 1.5] [--write docs/figures/alexnet.md]
 
 Forms of a layer, each interleaved with the dense one of the same runtime, one thread, processor time:
   whole      the same shares as whole input channels and filters, as they fall

@@ -1,4 +1,4 @@
-"""What eight dead units leave behind, one row a form of consumer: the table of docs/proof.md.
+"""What eight dead units leave behind, one row a form of consumer: the table of docs/explanations/proof.md.
 
 python tests/benchmarks/constants.py
 """

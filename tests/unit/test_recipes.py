@@ -1,4 +1,4 @@
-"""The recipes that come with sparsify: each reads without a complaint, says how it was measured, and stands in README."""
+"""The recipes that come with sparsify: each reads without a complaint, says how it was measured, and stands in the docs."""
 
 import sys
 from importlib import import_module
@@ -32,9 +32,9 @@ def test_a_recipe_reads_and_its_header_carries_the_command_and_the_measurement(r
     assert "Measured" in header
 
 
-def test_readme_lists_every_recipe() -> None:
-    table = (ROOT / "README.md").read_text()
-    assert [r.name for r in RECIPES if f"](recipes/{r.name})" not in table] == []
+def test_the_docs_list_every_recipe() -> None:
+    table = (ROOT / "docs" / "figures" / "recipes.md").read_text()
+    assert [r.name for r in RECIPES if f"](../../recipes/{r.name})" not in table] == []
 
 
 @pytest.mark.parametrize(

@@ -475,7 +475,7 @@ def main() -> None:
     parser.add_argument(
         "--pin", type=Path, help="write name -> outcome and percentage gone, which test_zoo.py holds to"
     )
-    parser.add_argument("--markdown", type=Path, help="write the tables of docs/zoo.md")
+    parser.add_argument("--markdown", type=Path, help="write the tables of docs/figures/zoo.md")
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = read(given.json)

@@ -10,6 +10,7 @@ from sparsify.formatting.verdict_text import LABELS
 from sparsify.graph.model_map import Branch, Coupled
 from sparsify.pruning.planning.baseline_recipes import same_dense, training
 from sparsify.pruning.planning.cut_targets import moments
+from sparsify.pruning.planning.group_types import group_type_of
 from sparsify.pruning.planning.plan import Assignment, Plan
 from sparsify_schemas.group import Block, Group, Pattern, count_inside, in_one_tensor, within
 from sparsify_schemas.penalty import Agp, Dns, GroupLasso, GrowingL2, Gsm, Penalty, Sensitivity
@@ -117,7 +118,8 @@ def _rule_table(plan: Plan, assignment: Assignment) -> Table:
 def _group_row(
     plan: Plan, assignment: Assignment, group: Coupled, preview: Mapping[str, int]
 ) -> tuple[str, ...]:
-    role = "in" if plan.recipe.rules[assignment.rule].group == "channel" else "out"
+    asked = plan.recipe.rules[assignment.rule].group
+    role = "out" if asked is None else group_type_of(asked).role
     reached = {s.tensor.rpartition(".")[0] for s in group.slices if s.role == role}
     matched = tuple(n for n in group.layers if n in reached and n in assignment.layers)
     dragged = tuple(n for n in group.layers if n not in matched)

@@ -11,6 +11,7 @@ from sparsify.distributed import local
 from sparsify.errors import ModelError
 from sparsify.graph.group_index import Layout, coupled_layout, element_layout, inner_layout, layer_layout
 from sparsify.pruning.criteria.scores import group_scores
+from sparsify.pruning.planning.group_types import group_type_of
 from sparsify.pruning.planning.plan import Assignment, Plan, ranked_together
 from sparsify.pruning.planning.selection import choose
 from sparsify.recipe.schedules import needs_steps, risen, value
@@ -166,7 +167,7 @@ def _layout(plan: Plan, rule: Rule, assignment: Assignment, parameters: Mapping[
         return coupled_layout(plan.map, assignment.coupled, parameters, frozenset({"in"}))
     if lasso or (isinstance(rule.penalty, Gsm | BnScale | GrowingL2 | Agp) and not in_one_tensor(rule.group)):
         return coupled_layout(plan.map, assignment.coupled, parameters)
-    role = "in" if rule.group == "channel" else "out"
+    role = "out" if rule.group is None else group_type_of(rule.group).role
     dims = {s.tensor: s.dim for c in plan.map.coupled for s in c.slices if s.role == role}
     return layer_layout([(t, dims.get(t, 0)) for t in assignment.tensors], parameters)
 

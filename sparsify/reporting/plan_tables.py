@@ -13,7 +13,7 @@ from sparsify.pruning.planning.cut_targets import moments
 from sparsify.pruning.planning.group_types import group_type_of
 from sparsify.pruning.planning.plan import Assignment, Plan
 from sparsify_schemas.group import Block, Group, Pattern, count_inside, in_one_tensor, within
-from sparsify_schemas.penalty import Agp, Dns, GroupLasso, GrowingL2, Gsm, Penalty, Sensitivity
+from sparsify_schemas.penalty import Penalty
 from sparsify_schemas.recipe import Rule
 from sparsify_schemas.schedule import Strength
 from sparsify_schemas.stage import Cut, Goal, Stage, Train
@@ -192,23 +192,16 @@ def _deeds(rule: Rule, multiple: int) -> Iterator[str]:
 
 
 def _penalty(penalty: Penalty, inner: bool) -> str:
-    scope = (
-        " on each layer alone"
-        if isinstance(penalty, GroupLasso) and penalty.scope == "layer" and not inner
-        else ""
-    )
-    match penalty:
-        case Gsm() | Dns():
-            return penalty.kind
-        case GrowingL2():
-            return f"{penalty.kind} rising by {plain(penalty.delta)} every {plural(penalty.every, 'step')} to {plain(penalty.limit)}"
-        case Agp():
-            return f"{penalty.kind} from {penalty.start} to {penalty.end}"
-        case Sensitivity():
-            what = "loss" if penalty.of == "loss" else f"outputs, {penalty.mode}"
-            return f"{penalty.kind} ({what}) {_scheduled(penalty.strength)}"
-        case _:
-            return f"{penalty.kind} {_scheduled(penalty.strength)}{scope}"
+    facts = penalty.facts()
+    fields = {name: _field(getattr(penalty, name)) for name in type(penalty).model_fields}
+    if facts.strength is not None:
+        fields["strength"] = _scheduled(facts.strength)
+    alone = " on each layer alone" if facts.reach == "slices" and not inner else ""
+    return facts.summary.format_map(fields) + alone
+
+
+def _field(value: object) -> str:
+    return plain(value) if isinstance(value, float) else str(value)
 
 
 def _scheduled(value: Strength) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from sparsify.cost.cost_model import Costs
 from sparsify.cost.measure import copied
@@ -33,7 +34,7 @@ from sparsify.pruning.constant_units import (
     constants_of,
     unfollowed_constants,
 )
-from sparsify.pruning.criteria.statistics import looks
+from sparsify.pruning.criteria.statistics import Loss, looks
 from sparsify.pruning.followers import averaged_attribute
 from sparsify.pruning.latency_budget import clocks_of, settled
 from sparsify.pruning.memory_budget import held
@@ -106,6 +107,7 @@ def cut(
     optimizer: torch.optim.Optimizer | None = None,
     inputs: Inputs | Call | Sequence[Call] | None = None,
     batches: Batches | None = None,
+    loss: Loss = functional.cross_entropy,
     follow: Sequence[Any] = (),
     listener: Listener = silence,
     agree: Callable[[Chosen], Chosen] = lambda keep: keep,
@@ -115,7 +117,8 @@ def cut(
 
     optimizer: carried over to the cut model, state included; schedulers and scalers bound to it go on. Gradients and hooks
     are carried too; a hook then sees gradients of the narrow shape. inputs: for the proof; random ones of the shapes that
-    the plan was made with when left out. batches: (x, y) training batches, needed by criteria that look at data. follow: models of
+    the plan was made with when left out. batches: (x, y) training batches, needed by criteria that look at data. loss: of
+    (outputs, y), whose gradients some of them look at. follow: models of
     the same structure that lose the same units, copied into `followers`; or objects that hold one as `module`, `ema_model`,
     `model` or `ema` (torch's AveragedModel, timm's ModelEmaV3), copied with the cut one inside.
     listener: told of the timing, where the budget limits a latency: what is chosen is timed, and chosen anew until the budget
@@ -144,7 +147,7 @@ def cut(
     batches = None if batches is None else taken(batches, plan.recipe)
     dense = copied(model)
     clocks = clocks_of(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)
-    scores = scored(plan, dense, batches)
+    scores = scored(plan, dense, batches, loss)
     keep = agree(
         held(
             plan,
@@ -155,7 +158,7 @@ def cut(
         )
     )
     with in_words("cutting the model"):
-        zeroed, deeds = weight_masks.zeroed(plan, dense, keep, partial(looks, batches=batches))
+        zeroed, deeds = weight_masks.zeroed(plan, dense, keep, partial(looks, batches=batches, loss=loss))
         keep = weight_masks.without_dead(plan, zeroed, keep)
     constants, notes = confirmed_constants(plan, zeroed, keep, inputs)
     try:

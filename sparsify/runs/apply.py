@@ -48,8 +48,9 @@ from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.evaluate import Rival, Work, overall
 from sparsify.runs.save_load import TIMING, UNBUILT, complete
 from sparsify.runs.setup import Run, Source, asked, dense_model, opened, planned, resumed, where_it_stands
+from sparsify.training.objective import check_trainable, evaluate, mean_loss
 from sparsify.training.optimizers import make_optimizer
-from sparsify.training.stage import Moment, check_trainable, derived_seed, evaluate, train_stage
+from sparsify.training.stage import Moment, derived_seed, train_stage
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.data import Augment
 from sparsify_schemas.group import in_one_tensor
@@ -367,6 +368,7 @@ def _cut_now(
         optimizer=optimizer,
         inputs=run.inputs,
         batches=given,
+        loss=mean_loss,
         listener=run.listener,
         agree=_agreed,
         chooser=run.chooser,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sparsify.runs.apply import apply
     from sparsify.runs.save_load import load_run, save_run
     from sparsify.training.hooks import attach
+    from sparsify.training.objective import distillation_losses as distillation_losses
 
     __version__: str
 
@@ -36,6 +37,7 @@ _WHERE = {
     "attach": ("sparsify.training.hooks", "attach"),
     "cut": ("sparsify.pruning.cut", "cut"),
     "describe": ("sparsify.reporting.plan_tables", "describe"),
+    "distillation_losses": ("sparsify.training.objective", "distillation_losses"),
     "export": ("sparsify.exporters", "export"),
     "load_recipe": ("sparsify.recipe", "load"),
     "load_run": ("sparsify.runs.save_load", "load_run"),
@@ -51,6 +53,7 @@ __all__ = [
     "attach",
     "cut",
     "describe",
+    "distillation_losses",
     "export",
     "load_recipe",
     "load_run",

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from sparsify_schemas.base import Spec
 from sparsify_schemas.cuts import Execution
 from sparsify_schemas.table import Steps
@@ -28,6 +30,8 @@ class Side(Spec):
     """share of the test set classified rightly; read once, at the end"""
     epochs: int = 0
     """epochs that the run trained this model for, or what it was cut from"""
+    metrics: dict[str, float] = Field(default={}, exclude_if=lambda found: not found)
+    """further figures on the validation and on the test set, by name"""
 
 
 class LayerTime(Spec):

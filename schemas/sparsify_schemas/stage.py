@@ -100,6 +100,20 @@ class Gradual(Goal):
         return self
 
 
+class Distill(Spec):
+    """Learn from the dense model besides the labels.
+
+    loss = (1 - weight) * cross-entropy + weight * T^2 * KL(softmax(dense / T) || softmax(outputs / T))
+
+    Source: Hinton et al., arXiv:1503.02531.
+    """
+
+    temperature: Above = 4.0
+    """T: softens both distributions"""
+    weight: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.5
+    """share of the loss that follows the dense model"""
+
+
 class Train(Spec):
     """Train for some epochs by cross-entropy, with the rules' penalties attached unless `penalties: false`."""
 
@@ -126,6 +140,8 @@ class Train(Spec):
     """whether the rules' penalties act in this stage"""
     cuts: Gradual | None = None
     """cut little by little while training"""
+    distill: Distill | None = None
+    """learn from the dense model besides the labels, in a stage after a cut: `distill: {}`, or with `temperature` and `weight`"""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Train":

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from sparsify.cost.cost_model import Costs
 from sparsify.cost.measure import copied
@@ -34,7 +35,7 @@ from sparsify.pruning.constant_units import (
     constants_of,
     unfollowed_constants,
 )
-from sparsify.pruning.criteria.statistics import looks
+from sparsify.pruning.criteria.statistics import Loss, looks
 from sparsify.pruning.followers import averaged_attribute
 from sparsify.pruning.latency_budget import clocks_of, settled
 from sparsify.pruning.memory_budget import held
@@ -107,6 +108,7 @@ def cut(
     optimizer: torch.optim.Optimizer | None = None,
     inputs: Inputs | Call | Sequence[Call] | None = None,
     batches: Batches | None = None,
+    loss: Loss = functional.cross_entropy,
     follow: Sequence[Any] = (),
     listener: Listener = silence,
     agree: Callable[[Chosen], Chosen] = lambda keep: keep,
@@ -126,6 +128,7 @@ def cut(
         inputs: For the proof, as in `make_plan`. Left out, they are drawn at random in the shapes of the
             plan's.
         batches: Training batches (x, y), for criteria that look at data.
+        loss: Of (outputs, y), a scalar: some of these criteria take its gradient.
         follow: Models of the same structure that lose the same units, copied into `followers`; or objects
             that hold one as `module`, `ema_model`, `model` or `ema` (torch's AveragedModel, timm's
             ModelEmaV3), copied with the cut one inside.
@@ -171,7 +174,7 @@ def cut(
     batches = None if batches is None else taken(batches, plan.recipe)
     dense = copied(model)
     clocks = clocks_of(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)
-    scores = scored(plan, dense, batches)
+    scores = scored(plan, dense, batches, loss)
     keep = agree(
         held(
             plan,
@@ -182,7 +185,7 @@ def cut(
         )
     )
     with in_words("cutting the model"):
-        zeroed, deeds = weight_masks.zeroed(plan, dense, keep, partial(looks, batches=batches))
+        zeroed, deeds = weight_masks.zeroed(plan, dense, keep, partial(looks, batches=batches, loss=loss))
         keep = weight_masks.without_dead(plan, zeroed, keep)
     constants, notes = confirmed_constants(plan, zeroed, keep, inputs)
     try:

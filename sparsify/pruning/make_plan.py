@@ -111,7 +111,7 @@ def make_plan(
                 "the model has shapes and no weights: trial cuts checked that it runs, not what it computes",
             ),
         )
-    keep = choose(plan, *scored(plan, model, None), clocks=clocks)
+    keep = choose(plan, *scored(plan, model, None, None), clocks=clocks)
     shapes = Costs(map).shapes(
         {name: range(map.by_name[name].width - len(kept)) for name, kept in keep.items()}
     )

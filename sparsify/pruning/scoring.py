@@ -12,7 +12,7 @@ from sparsify.forward.opaque import in_words, is_scripted
 from sparsify.graph.group_index import coupled_layout, dead_units
 from sparsify.pruning.criteria.reconstruction import reconstruction_scores
 from sparsify.pruning.criteria.scores import group_scores
-from sparsify.pruning.criteria.statistics import looks
+from sparsify.pruning.criteria.statistics import Loss, looks
 from sparsify.pruning.planning.plan import Plan
 from sparsify_schemas.criterion import Activation, Criterion, Fpgm, FromData, Magnitude, Reconstruction
 from sparsify_schemas.recipe import Recipe
@@ -33,14 +33,17 @@ def batches_needed(recipe: Recipe) -> int:
 
 
 def scored(
-    plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]] | None
+    plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]] | None, loss: Loss | None
 ) -> tuple[Scores, dict[str, list[bool]]]:
-    """What each unit of each coupled group is worth to its rule's criterion, and whether it is dead."""
+    """What each unit of each coupled group is worth to its rule's criterion, and whether it is dead.
+
+    loss: whose gradients criteria look at; None without batches.
+    """
     copy = copied(model)
     apply_masks(copy)
     parameters = {name: torch.view_as_real(p) if p.is_complex() else p for name, p in copy.named_parameters()}
     with in_words("scoring the units that may go"):
-        return _scored(plan, copy, parameters, batches)
+        return _scored(plan, copy, parameters, batches, loss)
 
 
 def _scored(
@@ -48,6 +51,7 @@ def _scored(
     copy: nn.Module,
     parameters: Mapping[str, Tensor],
     batches: Sequence[tuple[Tensor, Tensor]] | None,
+    loss: Loss | None,
 ) -> tuple[Scores, dict[str, list[bool]]]:
     scores: Scores = {}
     for assignment in plan.assignments:
@@ -63,7 +67,7 @@ def _scored(
             scores |= {name: values.tolist() for name, values in found.items()}
             continue
         values = group_scores(
-            spec, layout, parameters, looks(copy, spec, batches), plan.recipe.seed + assignment.rule
+            spec, layout, parameters, looks(copy, spec, batches, loss), plan.recipe.seed + assignment.rule
         )
         scores |= {name: part.tolist() for name, part in layout.split(values).items()}
     names = [name for a in plan.assignments for name in a.coupled]

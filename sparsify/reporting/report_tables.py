@@ -13,6 +13,7 @@ from sparsify.formatting.numbers import (
     accuracy,
     brief,
     count,
+    digits,
     divide,
     few,
     fixed,
@@ -185,6 +186,11 @@ def _sides(report: Report) -> Table:
         (label, accuracy(a), accuracy(b), MISSING, points(_less(b, a)))
         for label, a, b in accuracies
         if known(a) or known(b)
+    ]
+    rows += [
+        (name, digits(dense.metrics[name]), digits(cut.metrics[name]), MISSING, MISSING)
+        for name in dense.metrics
+        if name in cut.metrics
     ]
     return Table(
         "Dense and cut",

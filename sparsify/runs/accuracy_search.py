@@ -16,7 +16,7 @@ from sparsify.pruning.planning.depth_search import best, next_depth
 from sparsify.runs import run_folder
 from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.setup import Run, kept_at
-from sparsify.training.stage import evaluate
+from sparsify.training.objective import evaluate
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.report import Search, Trial
 

@@ -49,8 +49,9 @@ from sparsify.runs.evaluate import Rival, Work, overall
 from sparsify.runs.repair_stage import agreement_after_cut, dense_of_run, repair_model_of_run
 from sparsify.runs.save_load import TIMING, UNBUILT, complete
 from sparsify.runs.setup import Run, Source, asked, dense_model, opened, planned, resumed, where_it_stands
+from sparsify.training.objective import check_trainable, evaluate, mean_loss
 from sparsify.training.optimizers import make_optimizer
-from sparsify.training.stage import Moment, check_trainable, derived_seed, evaluate, train_stage
+from sparsify.training.stage import Moment, derived_seed, train_stage
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.data import Augment
 from sparsify_schemas.group import in_one_tensor
@@ -280,6 +281,7 @@ def _trained(run: Run, stage: Train, model: nn.Module, at: Checkpoint, until: in
         until=until,
         listener=_of_the_dense(run.listener, plan, run.plan) if plan else run.listener,
         on_epoch=save,
+        teacher=dense_of_run(run, model) if stage.distill is not None else None,
     )
 
 
@@ -399,6 +401,7 @@ def _cut_now(
         optimizer=optimizer,
         inputs=run.inputs,
         batches=given,
+        loss=mean_loss,
         listener=run.listener,
         agree=_agreed,
         chooser=run.chooser,

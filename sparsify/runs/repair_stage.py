@@ -15,7 +15,8 @@ from sparsify.pruning.repair.repair import Repaired, collect_examples, repair_mo
 from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.save_load import rebuilt_dense
 from sparsify.runs.setup import Run
-from sparsify.training.stage import derived_seed, evaluate
+from sparsify.training.objective import evaluate
+from sparsify.training.stage import derived_seed
 from sparsify_schemas.report import Agreement, RepairRow, StageRow
 from sparsify_schemas.stage import Repair
 

@@ -35,7 +35,8 @@ from sparsify.pruning.planning.selection import candidates
 from sparsify.recipe import Loaded
 from sparsify.runs import run_folder
 from sparsify.runs.setup import Job, Source, asked, dense_model
-from sparsify.training.stage import check_trainable, derived_seed, evaluate
+from sparsify.training.objective import check_trainable, evaluate, mean_loss
+from sparsify.training.stage import derived_seed
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Taylor
 from sparsify_schemas.group import in_one_tensor
@@ -236,7 +237,7 @@ def _judged(
 def _ablated(
     found: Profile, plan: Plan, model: nn.Module, own: Examples, train: Training, listener: Listener
 ) -> Iterator[Profile]:
-    order = {c.name: c.order for c in candidates(plan, *scoring.scored(plan, model, train))}
+    order = {c.name: c.order for c in candidates(plan, *scoring.scored(plan, model, train, mean_loss))}
     total, done = sum(len(_counts(curve, plan)) for curve in found.curves), 0
     for index, curve in enumerate(found.curves):
         for share, count in _counts(curve, plan):
@@ -273,7 +274,7 @@ def _changes(plan: Plan, model: nn.Module, own: Examples) -> dict[str, list[floa
     layout = coupled_layout(plan.map, [name for a in plan.assignments for name in a.coupled], parameters)
     given = list(batches(own, _BATCH))
     spec = Taylor(kind="taylor", batches=len(given))
-    scores = group_scores(spec, layout, parameters, looks(copy, spec, given), plan.recipe.seed)
+    scores = group_scores(spec, layout, parameters, looks(copy, spec, given, mean_loss), plan.recipe.seed)
     return {name: part.tolist() for name, part in layout.split(scores).items()}
 
 

@@ -24,11 +24,11 @@ from sparsify.distributed import alike, bare, extent, is_sharded, local, part_of
 from sparsify.errors import ModelError
 from sparsify.graph.group_index import check_fits, dead_units, inner_layout
 from sparsify.pruning.planning.plan import Plan
-from sparsify.training.penalties import auto_strength, gsm, period, sensitivity
+from sparsify.training.penalties import auto_strength, gsm, sensitivity
 from sparsify.training.penalties.setup import Regularizer, ready, strength
 from sparsify.training.penalties.state import recalled, remembered
 from sparsify_schemas.group import Group, in_one_tensor, within
-from sparsify_schemas.penalty import Agp, GrowingL2, Gsm, Sensitivity, Threshold
+from sparsify_schemas.penalty import Agp, Gsm, Sensitivity, Threshold
 
 
 class Hooks:
@@ -147,9 +147,7 @@ class Hooks:
         has left of what they remembered, as far as it is that; all else is new."""
         self._step, self._span = step, (step, self._span[1])
         for r in self._regularizers:
-            if not isinstance(
-                r.spec, Agp | GrowingL2
-            ):  # these choose anew, for what the next cut is to leave
+            if not r.spec.facts().chooses:  # else it chooses anew, for what the next cut is to leave
                 for here, saved in recalled(r.action, r.layouts, self._parameters, own.get(r.rule)) or ():
                     here.copy_(saved)
 
@@ -262,7 +260,7 @@ class Hooks:
         """Right after a proximal action: later the optimizer's momentum may have woken a dead group a little."""
         (since, until), (per_epoch, whole) = self._span, self._length
         moment = auto_strength.interval(
-            whole, max((period(r.spec) for r in self._regularizers if r.steered), default=1)
+            whole, max((r.spec.facts().every for r in self._regularizers if r.steered), default=1)
         )
         if self._steered and self._step % moment == 0:
             lr = max(float(group["lr"]) for group in optimizer.param_groups) * auto_strength.horizon(
@@ -361,7 +359,7 @@ class Hooks:
                 continue
             for g, group in enumerate(optimizer.param_groups):
                 self._pending[i][g] += float(group["lr"]) * strength
-            if (self._step + 1) % period(regularizer.spec) == 0:
+            if (self._step + 1) % regularizer.spec.facts().every == 0:
                 self._proximal(i, regularizer)
         for name, mask in self._masks.items():
             self._parameters[name].mul_(mask)

@@ -50,6 +50,7 @@ from torch import Tensor, nn
 
 from sparsify.forward.call_model import call, converted, tensors
 from sparsify.graph import build_map
+from sparsify.graph.layer_types import layer_type
 from sparsify.graph.names import canonical_names
 from sparsify.graph.surgery import operations
 from sparsify.graph.verify import equivalence, masked_statistics, trial_cuts
@@ -84,12 +85,8 @@ def output_layers(model: nn.Module, inputs: networks.Inputs) -> list[str]:
     names = canonical_names(model)
     found = []
     for name, module in model.named_modules():
-        dim = 1 if isinstance(module, build_map.TRANSPOSED) or type(module).__name__ == "Conv1D" else 0
-        kinds = (*build_map.CONVS, *build_map.TRANSPOSED, nn.Linear)
-        if (isinstance(module, kinds) or type(module).__name__ == "Conv1D") and (
-            names.get(f"{name}.weight"),
-            dim,
-        ) in held:
+        row = layer_type(module)
+        if row.timed in ("convolution", "linear") and (names.get(f"{name}.weight"), row.outputs) in held:
             found.append(name)
     return found
 

@@ -28,7 +28,7 @@ from sparsify.forward.copies import copied
 from sparsify.models import cifar_resnet56
 from sparsify.pruning.cut import Result
 from sparsify.pruning.repair.least_squares import Settings, refit_layers
-from sparsify.training.stage import evaluate
+from sparsify.training.objective import evaluate
 from sparsify_schemas.data import Data
 
 WEIGHTS = Path.home() / ".cache/sparsify/weights/cifar_resnet56b.pt"

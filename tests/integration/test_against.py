@@ -21,7 +21,7 @@ from sparsify.runs import run_folder
 from sparsify.runs.apply import apply, preview
 from sparsify.runs.run_folder import sha256
 from sparsify.runs.save_load import checked, read_cuts, rebuilt_baseline
-from sparsify.training.stage import evaluate
+from sparsify.training.objective import evaluate
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.table import Machine, Steps, Table

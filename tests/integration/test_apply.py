@@ -16,7 +16,7 @@ from sparsify.runs import run_folder
 from sparsify.runs.apply import apply, preview
 from sparsify.runs.listing import list_runs
 from sparsify.runs.save_load import checked, load_dense, load_run, read_cuts
-from sparsify.training.stage import evaluate
+from sparsify.training.objective import evaluate
 from sparsify_cli.app import exit_code
 from sparsify_schemas.recipe import Recipe
 

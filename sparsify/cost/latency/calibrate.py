@@ -20,6 +20,7 @@ from sparsify.cost.measure.timing import undisturbed
 from sparsify.errors import TargetError
 from sparsify.events import Listener, Measuring, silence
 from sparsify.forward.calls import Inputs
+from sparsify.graph.layer_types import layer_type_of
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.surgery import operations
 from sparsify_schemas.table import Network, Steps, Table
@@ -231,7 +232,7 @@ def random_widths(
 ) -> Iterator[dict[str, int]]:
     """Coupled group -> units kept: about so large a share of each, in whole steps where they are given."""
     rng = np.random.default_rng(seed)
-    linear = {layer.name for layer in map.layers if layer.kind in ("Linear", "Conv1D")}
+    linear = {layer.name for layer in map.layers if layer_type_of(layer.kind).timed == "linear"}
     for share in shares:
         kept = {}
         for c in map.coupled:

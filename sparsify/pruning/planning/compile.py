@@ -12,12 +12,20 @@ from sparsify.errors import Problem, RecipeError
 from sparsify.formatting.numbers import milliseconds
 from sparsify.graph.model_map import Layer, ModelMap
 from sparsify.pruning.planning.cut_targets import own_budgets
-from sparsify.pruning.planning.match_layers import around, matched, of_rule, reached, weights
+from sparsify.pruning.planning.group_types import (
+    find_coupled,
+    find_groups,
+    find_tensors,
+    group_type,
+    group_type_of,
+    width_step,
+)
+from sparsify.pruning.planning.match_layers import around, matched
 from sparsify.pruning.planning.plan import Assignment, Floor, Plan, ranked_together
 from sparsify.pruning.planning.selection import candidates, least, with_floors
 from sparsify.recipe import Loaded, Origin
 from sparsify_schemas.budget import Budget
-from sparsify_schemas.group import Block, Group, Kind, Pattern, count_inside, in_one_tensor, kind_of
+from sparsify_schemas.group import Block, Group, Pattern, count_inside, facts_of, in_one_tensor, kind_of
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.selector import selects
 from sparsify_schemas.table import Steps
@@ -82,13 +90,7 @@ def _multiple(recipe: Recipe, rule: int, steps: Mapping[str, Steps]) -> int:
         return asked
     names = list(recipe.budget.latency) or (list(recipe.targets) if asked == "auto" else [])
     found = [steps[name] for name in names if name in steps]
-    match group:
-        case "filter" | "channel":
-            return max((step.convolution for step in found), default=1)
-        case "neuron":
-            return max((step.linear for step in found), default=1)
-        case _:
-            return 1
+    return max((width_step(group, step) for step in found), default=1)
 
 
 def _protected(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> ModelMap:
@@ -97,7 +99,7 @@ def _protected(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> ModelM
         if not rule.protect:
             continue
         for layer in matched(loaded, map, index, problems):
-            own = {c.name for c in reached(map, layer, "out")}
+            own = {c.name for c in find_coupled(map, layer, "out")}
             why = f"rules.{index} protects '{layer.name}'"
             coupled = tuple(
                 replace(c, protected=c.protected or why) if c.name in own else c for c in map.coupled
@@ -141,7 +143,7 @@ def _assignments(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> Iter
                 )
                 continue
             claimed[layer.name, str(rule.group)] = index
-            for group in [g for c in of_rule(map, rule, layer) for g in (c, *around(map, c))]:
+            for group in [g for c in find_groups(rule.group, map, layer) for g in (c, *around(map, c))]:
                 before, through = owner.get(group.name, (index, layer.name))
                 if group.protected is None and before != index and first == index and not rule.override:
                     text = f"'{layer.name}' leaves together with '{through}', which rules.{before} already has (coupled group '{group.name}')"
@@ -155,15 +157,17 @@ def _assignments(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> Iter
         names = [
             c.name
             for layer in mine
-            for c in of_rule(map, rule, layer)
+            for c in find_groups(rule.group, map, layer)
             if owner[c.name][0] == index and c.protected is None
         ]
         tensors = [
             name
             for layer in mine
-            for name in weights(rule, map, layer)
+            for name in find_tensors(rule.group, map, layer)
             if in_one_tensor(rule.group)
-            or any(c.protected is None and owner[c.name][0] == index for c in of_rule(map, rule, layer))
+            or any(
+                c.protected is None and owner[c.name][0] == index for c in find_groups(rule.group, map, layer)
+            )
         ]
         yield Assignment(
             index, tuple(layer.name for layer in mine), tuple(dict.fromkeys(names)), tuple(tensors)
@@ -176,27 +180,18 @@ def _conflicts(loaded: Loaded, layers: Mapping[int, Sequence[Layer]]) -> Iterabl
     first: dict[tuple[str, str], int] = {}
     for index, own in layers.items():
         group = rules[index].group
-        if group is None or kind_of(group) not in _CLASH:
+        if group is None or not group_type_of(group).clashes:
             continue
         kind = kind_of(group)
+        clashes = group_type(kind).clashes
         for layer in own:
-            rival = next(
-                (i for other in _CLASH[kind] if (i := first.get((layer.name, other))) is not None), None
-            )
+            earlier = [first[layer.name, other] for other in clashes if (layer.name, other) in first]
+            rival = next(iter(earlier), None)
             first.setdefault((layer.name, kind), index)
             if rival is None or rules[rival].group == group:
                 continue
             text = f"layer '{layer.name}' has group '{rules[rival].group}' by rules.{rival}, which group '{group}' cannot be laid over"
             yield loaded.problem(f"rules.{index}.layers", text, "narrow one of the two selectors")
-
-
-_CLASH: dict[Kind, tuple[Kind, ...]] = {
-    "n:m": ("n:m", "shape", "tap"),
-    "block": ("shape", "tap"),
-    "shape": ("n:m", "block"),
-    "tap": ("n:m", "block"),
-}
-"""n:m patterns of other numbers; and what lies in a row is torn apart where columns leave"""
 
 
 def _indivisible(loaded: Loaded, map: ModelMap, layers: Mapping[int, Sequence[Layer]]) -> Iterable[Problem]:
@@ -244,7 +239,12 @@ def _narrowing(
     }  # what auto comes to may change with the machine
     kernel = prod(layer.weight[2:]) if isinstance(rules[index].group, Block) and dim == 1 else 1
     for other, own in layers.items():
-        covered = {c.name: c for each in own for c in of_rule(map, rules[other], each) if c.protected is None}
+        covered = {
+            c.name: c
+            for each in own
+            for c in find_groups(rules[other].group, map, each)
+            if c.protected is None
+        }
         for c in covered.values():
             steps = [
                 span.repeat * kernel
@@ -269,15 +269,21 @@ def _taken(loaded: Loaded, index: int, text: str) -> Problem:
     )
 
 
-_STAYS = "weights are set to zero and stay in the tensors; this brings no speed and no smaller file"
-
-_IN_ONE_TENSOR: dict[Kind, str] = {
-    "weight": _STAYS,
-    "block": _STAYS,
-    "n:m": _STAYS,
-    "shape": "layers gather their live columns only where that is measured to be faster at the cut; elsewhere zeros stay in the tensors",
-    "tap": "kernels shrink to the smallest regular grid that holds their live positions; zeros between them stay in the tensors",
-}
+def _about_zeros(group: Group) -> str:
+    """What becomes of zeros inside a tensor."""
+    match group_type_of(group).zeros:
+        case "stay" | None:
+            return "weights are set to zero and stay in the tensors; this brings no speed and no smaller file"
+        case "columns":
+            return (
+                "layers gather their live columns only where that is measured to be faster at the cut; "
+                "elsewhere zeros stay in the tensors"
+            )
+        case "kernel":
+            return (
+                "kernels shrink to the smallest regular grid that holds their live positions; "
+                "zeros between them stay in the tensors"
+            )
 
 
 def _notes(recipe: Recipe, map: ModelMap, assignments: Sequence[Assignment]) -> Iterable[str]:
@@ -285,8 +291,8 @@ def _notes(recipe: Recipe, map: ModelMap, assignments: Sequence[Assignment]) -> 
     for assignment in assignments:
         rule = recipe.rules[assignment.rule]
         yield from (f"rules.{assignment.rule}: {text}" for text in _kept(recipe, map, assignment))
-        if in_one_tensor(rule.group):
-            yield f"rules.{assignment.rule}: {_IN_ONE_TENSOR[kind_of(rule.group)] if rule.group else ''}"
+        if rule.group is not None and in_one_tensor(rule.group):
+            yield f"rules.{assignment.rule}: {_about_zeros(rule.group)}"
         changing = [n for n in assignment.coupled if map.by_name[n].statistics]
         if changing:
             yield f"rules.{assignment.rule}: cutting {', '.join(repr(n) for n in changing)} changes the statistics of a normalisation; outputs will differ until fine-tuned"
@@ -304,9 +310,9 @@ def _kept(recipe: Recipe, map: ModelMap, assignment: Assignment) -> Iterable[str
         )
         return
     for name in assignment.layers:
-        groups = of_rule(map, rule, by_name[name])
-        if rule.group == "channel" and not groups:
-            yield f"'{name}' keeps its width: nothing that could be narrowed feeds it"
+        groups = find_groups(rule.group, map, by_name[name])
+        if not groups and (without := "" if rule.group is None else group_type_of(rule.group).without):
+            yield f"'{name}' keeps its width: {without}"
         for group in groups:
             if group.protected is not None and group.name not in said:
                 said.add(group.name)
@@ -494,8 +500,7 @@ def _unreachable(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
         if (
             rule.sparsity is None
             or rule.group is None
-            or rule.group == "weight"
-            or isinstance(rule.group, Block)
+            or facts_of(rule.group).keep == "nothing"
             or not rule.sparsity.value
         ):
             continue

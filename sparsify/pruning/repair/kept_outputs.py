@@ -6,7 +6,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from sparsify.graph.layer_classes import is_transposed_linear
+from sparsify.graph.layer_types import is_transposed_linear
 from sparsify.graph.names import canonical_names
 from sparsify_schemas.cuts import Cuts, Narrow
 

@@ -60,22 +60,30 @@ def repair(
 ) -> Repaired:
     """Refit what a cut left, in closed form, so that it computes again what the dense model did.
 
+    With X the inputs of a layer of the cut model as repaired so far and Y the outputs of the same layer of the
+    dense model, both centred: W = W0 + (X'X + l I)^-1 X'(Y - X W0).
+
     Args:
-        result: of `sparsify.cut`; its model is repaired in place.
-        batches: unlabelled training examples, never validation data: tensors, mappings of tensors, or (x, y) pairs
-            of which x is taken.
-        method: `least_squares`, `batch_norm` or `mean`; see the recipe's stage `repair`.
-        examples: at most so many are used; fewer where they would take more memory than `memory`.
-        ridge: strength of the pull towards the present weights, relative to the mean diagonal of the Gram matrix.
-        seed: of the places at which outputs are sampled.
+        result: Of `sparsify.cut`. Its model is repaired in place.
+        batches: Unlabelled training examples, never validation data: tensors, mappings of tensors, or (x, y)
+            pairs of which x is taken.
+        method: `least_squares`, `batch_norm` or `mean`, as in the recipe's stage `repair`.
+        examples: At most so many are used; fewer where their activations would take more than 2 GiB.
+        ridge: l, relative to the mean diagonal of X'X: how strongly weights are pulled to those they have.
+        seed: Of the places at which outputs are sampled.
+
+    Returns:
+        `model` (that of the result), the agreement with the dense model `before` and `after` on examples held
+        out, what became of each of the `layers`, and whether all was `reverted` because it did not help.
 
     Raises:
-        ModelError: there are no examples.
+        ModelError: There are no examples, or a batch is of another kind.
 
-    Example:
-        >>> result = sparsify.cut(plan, model)
-        >>> repaired = sparsify.repair(result, (x for x, _ in loader))
-        >>> repaired.after.correlation
+    Examples:
+        >>> result = sparsify.cut(sparsify.make_plan(recipe, model, (x,)), model)
+        >>> repaired = sparsify.repair(result, [torch.randn(300, 4)])
+        >>> repaired.after.error < repaired.before.error
+        True
     """
     settings = Repair.model_validate(
         {"kind": "repair", "method": method, "examples": examples, "ridge": ridge}

@@ -15,8 +15,9 @@ from sparsify.errors import DataError, RunError, TrainingError
 from sparsify.events import EpochDone, StageStarted, StepDone
 from sparsify.pruning.planning.plan import Plan
 from sparsify.training import stage as stage_module
+from sparsify.training.objective import evaluate
 from sparsify.training.optimizers import make_optimizer
-from sparsify.training.stage import Moment, derived_seed, evaluate, make_accelerator, train_stage
+from sparsify.training.stage import Moment, derived_seed, make_accelerator, train_stage
 from sparsify_schemas.stage import Train
 
 SGD = {"kind": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}

@@ -1,4 +1,4 @@
-"""The classes of a layer, by any of which rules reach it: its own, and the parents of that up to torch.nn."""
+"""Names of a layer's classes, by any of which rules reach it: its own, and the parents of that up to torch.nn."""
 
 from typing import Any
 
@@ -39,13 +39,6 @@ def class_names(module: nn.Module) -> tuple[str, ...]:
     named = [base.__name__ for base in bases if _is_named_by_rules(base)]
     of_torch = next((base.__name__ for base in bases if _is_of_torch_nn(base)), None)
     return (own.__name__, *named, *([of_torch] if of_torch else []))
-
-
-def is_transposed_linear(module: nn.Module) -> bool:
-    """Whether a module is transformers' Conv1D or derived from it: a Linear layer with weight [inputs, outputs]."""
-    derived = any(base.__name__ == "Conv1D" for base in type(module).__mro__)
-    weight = getattr(module, "weight", None)
-    return derived and hasattr(module, "nf") and weight is not None and weight.dim() == 2
 
 
 def _is_of_torch_nn(kind: type[Any]) -> bool:

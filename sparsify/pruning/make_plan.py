@@ -32,7 +32,7 @@ from sparsify.pruning.planning.match_layers import weighed_by
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import choose, priced
 from sparsify.pruning.scoring import scored
-from sparsify.recipe import Loaded, load
+from sparsify.recipe import NOWHERE, Loaded, Positions, load
 from sparsify_schemas.recipe import Recipe
 
 
@@ -77,9 +77,34 @@ def make_plan(
         (('0', 8),)
     """
     loaded = load(recipe)
+    return plan_recipe(
+        loaded.recipe,
+        model,
+        inputs,
+        positions=loaded.positions,
+        examples=examples,
+        strict=strict,
+        listener=listener,
+    )
+
+
+def plan_recipe(
+    recipe: Recipe,
+    model: nn.Module,
+    inputs: Inputs | Call | Sequence[Call] | None = None,
+    *,
+    positions: Positions = NOWHERE,
+    examples: int | None = None,
+    strict: bool = False,
+    listener: Listener = silence,
+) -> Plan:
+    """As `make_plan`, of a recipe that is not checked again: one that no longer has a rule would be refused.
+
+    positions: where it is written, for messages.
+    """
     call_model.check_model(model)
     _check_initialized(model)
-    given = inputs_for(loaded.recipe, model) if inputs is None else checked_inputs(inputs, model)
+    given = inputs_for(recipe, model) if inputs is None else checked_inputs(inputs, model)
     inputs = tried_batches(model, vocabulary.understood(model, given))
     counted = counted_macs(model, inputs)
     macs = counted.by_module
@@ -87,21 +112,20 @@ def make_plan(
     with torch.random.fork_rng(devices=[]), in_words("trying out which layers can be cut"):
         map, reaching = _followed_in(model, inputs, macs)
         map = replace(trial_cuts.probe(model, map, reaching), inputs=map.inputs)
-        if any(rule.group == "depth" for rule in loaded.recipe.rules):
+        if any(rule.group == "depth" for rule in recipe.rules):
             map = trial_cuts.with_branches(model, map, inputs, macs)
     if any(
-        budget.peak_memory is not None
-        for budget in (loaded.recipe.budget, *(own for _, own in own_budgets(loaded.recipe)))
+        budget.peak_memory is not None for budget in (recipe.budget, *(own for _, own in own_budgets(recipe)))
     ):
         with in_words("measuring the peak of memory"):
             map = with_lifetimes(model, map, inputs)
-    clocks = clocks_of(loaded.recipe, loaded.recipe.budget.latency, model, map, inputs, listener)
-    aligned = any(rule.keep.multiple_of == "auto" for rule in loaded.recipe.rules)
-    steps = target_steps(loaded.recipe.targets if aligned else {}) | {c.target: c.steps for c in clocks}
-    plan = compile_plan(loaded, map, strict=strict, clocks=clocks, steps=steps)
-    weighing = clocks_of(loaded.recipe, weighed_by(loaded.recipe), model, map, inputs, listener)
+    clocks = clocks_of(recipe, recipe.budget.latency, model, map, inputs, listener)
+    aligned = any(rule.keep.multiple_of == "auto" for rule in recipe.rules)
+    steps = target_steps(recipe.targets if aligned else {}) | {c.target: c.steps for c in clocks}
+    plan = compile_plan(recipe, map, positions=positions, strict=strict, clocks=clocks, steps=steps)
+    weighing = clocks_of(recipe, weighed_by(recipe), model, map, inputs, listener)
     prices = tuple((c.target, name, price) for c in weighing for name, price in priced(plan, c).items())
-    said = (*batch_notes(inputs), *_uncounted(counted.missed), *foretold(loaded.recipe, examples))
+    said = (*batch_notes(inputs), *_uncounted(counted.missed), *foretold(recipe, examples))
     plan = replace(plan, prices=prices, notes=(*plan.notes, *said))
     if any(p.is_meta for p in model.parameters()):
         return replace(

@@ -28,7 +28,7 @@ from sparsify.graph.surgery import transfer_state
 from sparsify.modelfile.weights import save_weights
 from sparsify.pruning import cut
 from sparsify.pruning.fitting_inputs import inputs_for
-from sparsify.pruning.make_plan import make_plan
+from sparsify.pruning.make_plan import plan_recipe
 from sparsify.pruning.planning.compile import compile_plan
 from sparsify.pruning.planning.cut_targets import (
     Target,
@@ -40,7 +40,7 @@ from sparsify.pruning.planning.cut_targets import (
 )
 from sparsify.pruning.planning.depth_search import deepened
 from sparsify.pruning.planning.plan import Plan
-from sparsify.recipe import Loaded
+from sparsify.recipe import Positions
 from sparsify.runs import run_folder
 from sparsify.runs.accuracy_search import first_trial, searched
 from sparsify.runs.baselines import made_against
@@ -214,7 +214,7 @@ def measure_layers(
         # Not read again: what rules and baselines want of a budget is nothing to a network that is only timed.
         rules = tuple(rule.model_copy(update={"penalty": None}) for rule in wanted.rules)
         plain = wanted.model_copy(update={"budget": Budget(), "rules": rules, "baselines": ()})
-        map = make_plan(Loaded(plain, {}, job.loaded.file, {}), model, inputs).map
+        map = plan_recipe(plain, model, inputs, positions=Positions(job.loaded.positions.file)).map
         calibrate.clock(name, target, model, map, as_recorded(map.inputs, inputs), listener)
 
 
@@ -319,7 +319,7 @@ def _present_plan(
         every = tuple(range(len(run.recipe.rules)))
         if target == Target():
             return run.plan, every
-        plan = compile_plan(Loaded(rewritten(run.plan, target), {}, str(run.folder), {}), run.plan.map)
+        plan = compile_plan(rewritten(run.plan, target), run.plan.map, positions=Positions(str(run.folder)))
         return replace(plan, prices=run.plan.prices), every
     recipe = rewritten(run.plan, target, at.cuts)
     if training is not None:
@@ -329,7 +329,7 @@ def _present_plan(
     rules = still_there(run.plan, recipe.rules, {layer.name for layer in layers(model, {})})
     recipe = recipe.model_copy(update={"rules": tuple(rules.values())})
     # Not read again: no rule may be left of it, where all that they spoke of has gone with residual branches.
-    return make_plan(Loaded(recipe, {}, str(run.folder), {}), model, run.inputs), tuple(rules)
+    return plan_recipe(recipe, model, run.inputs, positions=Positions(str(run.folder))), tuple(rules)
 
 
 def _cut(run: Run, stage: Cut, model: nn.Module, at: Checkpoint) -> tuple[nn.Module, Checkpoint]:

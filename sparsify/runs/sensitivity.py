@@ -9,7 +9,6 @@ momentum does each step (arXiv:1909.12778), and each layer shows how many of its
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
@@ -29,7 +28,7 @@ from sparsify.pruning import scoring
 from sparsify.pruning.criteria.scores import group_scores
 from sparsify.pruning.criteria.statistics import looks
 from sparsify.pruning.fitting_inputs import inputs_for
-from sparsify.pruning.make_plan import make_plan
+from sparsify.pruning.make_plan import plan_recipe
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import candidates
 from sparsify.recipe import Loaded
@@ -165,8 +164,8 @@ def _plan(loaded: Loaded, model: nn.Module, datasets: Datasets) -> Plan:
     """What the rules reach, without budget, demands and limits: these have no say in what a layer bears."""
     recipe = loaded.recipe
     rules = tuple(rule if rule.protect else _plain(rule) for rule in recipe.rules)
-    plain = replace(loaded, recipe=recipe.model_copy(update={"budget": Budget(), "rules": rules}))
-    return make_plan(plain, model, inputs_for(recipe, model, datasets))
+    plain = recipe.model_copy(update={"budget": Budget(), "rules": rules})
+    return plan_recipe(plain, model, inputs_for(recipe, model, datasets), positions=loaded.positions)
 
 
 def _plain(rule: Rule) -> Rule:

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from sparsify.errors import Problem
 from sparsify.graph.model_map import Branch, Coupled, Layer, ModelMap
 from sparsify.pruning.planning.group_types import bare_groups, find_groups, group_type_of
-from sparsify.recipe import Loaded
+from sparsify.recipe import Positions
 from sparsify_schemas.penalty import GroupLasso
 from sparsify_schemas.recipe import Recipe, Rule
 from sparsify_schemas.selector import selects
@@ -16,11 +16,13 @@ _MANY = 8
 """names that a message lists at most"""
 
 
-def matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem]) -> list[Layer]:
+def matched(
+    recipe: Recipe, positions: Positions, map: ModelMap, index: int, problems: list[Problem]
+) -> list[Layer]:
     """The layers of one rule, of the kind that its group acts on."""
-    rule = loaded.recipe.rules[index]
+    rule = recipe.rules[index]
     if rule.group == "depth":
-        return _matched_branches(loaded, map, index, problems)
+        return _matched_branches(recipe, positions, map, index, problems)
     found: dict[str, Layer] = {}
     for _at, pattern in enumerate(rule.layers):
         hits = [layer for layer in map.layers if selects((pattern,), layer.name, layer.classes)]
@@ -28,7 +30,7 @@ def matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem]) 
             rule.protect and any(selects((pattern,), b.module, b.classes) for b in map.branches)
         ):
             problems.append(
-                loaded.problem(
+                positions.problem(
                     f"rules.{index}.layers", f"'{pattern}' matches no layer of the model", _near(pattern, map)
                 )
             )
@@ -39,7 +41,7 @@ def matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem]) 
             linear = bool(row.instead) and all(layer.kind == "Linear" for layer in hits)
             advice = f"use group '{row.instead}'" if linear else "select other layers"
             problems.append(
-                loaded.problem(
+                positions.problem(
                     f"rules.{index}.layers",
                     f"group '{rule.group}' acts on {row.acts_on}, but '{pattern}' matches only {shown}",
                     advice,
@@ -49,7 +51,7 @@ def matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem]) 
         if without and len(without) == len(fitting):
             shown = ", ".join(layer.name for layer in without[:3])
             problems.append(
-                loaded.problem(
+                positions.problem(
                     f"rules.{index}.layers",
                     f"there are no heads in {shown}: the rows leave one by one",
                     "use group 'neuron'",
@@ -59,14 +61,16 @@ def matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem]) 
     return list(found.values())
 
 
-def _matched_branches(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem]) -> list[Layer]:
+def _matched_branches(
+    recipe: Recipe, positions: Positions, map: ModelMap, index: int, problems: list[Problem]
+) -> list[Layer]:
     """The residual blocks and branches of one rule; of those inside each other the outermost."""
     hits: list[Branch] = []
-    for pattern in loaded.recipe.rules[index].layers:
+    for pattern in recipe.rules[index].layers:
         own = [b for b in map.branches if selects((pattern,), b.module, b.classes)]
         if not own:
             text = f"'{pattern}' matches no residual block or branch of the model"
-            problems.append(loaded.problem(f"rules.{index}.layers", text, _known_branches(map)))
+            problems.append(positions.problem(f"rules.{index}.layers", text, _known_branches(map)))
         hits += [b for b in own if b not in hits]
     free = [b for b in hits if b.group.protected is None]
     outermost = [

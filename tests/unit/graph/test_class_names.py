@@ -132,7 +132,7 @@ def test_a_rule_reaches_a_layer_by_the_names_of_all_its_classes_and_by_its_own_n
     reached = {f"Our{name}": ("b",), f"My{name}": ("b",), name: parents, "[b]": ("b",), "re:b": ("b",)}
     plan = planned(made, family.x, f"Our{name}", family.group)
     for pattern, layers in reached.items():  # on the structure read once, which the patterns have no part in
-        again = compile_plan(sparsify.load_recipe(recipe(pattern, family.group)), plan.map)
+        again = compile_plan(sparsify.load_recipe(recipe(pattern, family.group)).recipe, plan.map)
         assert again.assignments[0].layers == layers
     result = sparsify.cut(plan, made, inputs=(family.x,))
     assert [verdict.outcome for verdict in result.verdicts] == ["equal"]

@@ -121,12 +121,14 @@ def test_names_of_groups_are_canonical() -> None:
 def test_a_problem_points_at_the_nearest_entry_that_is_written() -> None:
     loaded = read(SMALL)
     assert (
-        str(loaded.problem("rules.0.layers", "matches no layer", "look again"))
+        str(loaded.positions.problem("rules.0.layers", "matches no layer", "look again"))
         == "recipe.yaml:4:13: rules.0.layers: matches no layer; look again"
     )
-    assert str(loaded.problem("rules.0.penalty.strength", "x")).startswith("recipe.yaml:4:5: rules.0.penalty")
-    assert str(loaded.problem("budget.macs", "x")) == "recipe.yaml:1:1: budget.macs: x"
-    assert loaded.places[("rules",)] == Place("recipe.yaml", 3, 1)
+    assert str(loaded.positions.problem("rules.0.penalty.strength", "x")).startswith(
+        "recipe.yaml:4:5: rules.0.penalty"
+    )
+    assert str(loaded.positions.problem("budget.macs", "x")) == "recipe.yaml:1:1: budget.macs: x"
+    assert loaded.positions.places[("rules",)] == Place("recipe.yaml", 3, 1)
 
 
 def test_aliases_repeat_a_value() -> None:
@@ -405,8 +407,8 @@ class TestOverrides:
 
     def test_a_loaded_recipe_keeps_its_places(self) -> None:
         loaded = load(read(self.TEXT), ["seed=3"])
-        assert (loaded.recipe.seed, loaded.file) == (3, "recipe.yaml")
-        assert str(loaded.problem("rules.0.layers", "x")) == "recipe.yaml:5:13: rules.0.layers: x"
+        assert (loaded.recipe.seed, loaded.positions.file) == (3, "recipe.yaml")
+        assert str(loaded.positions.problem("rules.0.layers", "x")) == "recipe.yaml:5:13: rules.0.layers: x"
 
 
 class TestSources:
@@ -423,8 +425,8 @@ class TestSources:
                 "rules": ({"layers": "x", "protect": True},),
             }
         )
-        assert (loaded.file, loaded.recipe.title) == ("<recipe>", "t")
-        assert str(loaded.problem("rules.0", "x")) == "<recipe>: rules.0: x"
+        assert (loaded.positions.file, loaded.recipe.title) == ("<recipe>", "t")
+        assert str(loaded.positions.problem("rules.0", "x")) == "<recipe>: rules.0: x"
 
     def test_a_mapping_that_holds_values_of_the_language(self) -> None:
         rule = read(SMALL).recipe.rules[0]
@@ -524,7 +526,7 @@ class TestFiles:
 
     def test_byte_order_mark_and_windows_lines(self) -> None:
         Path("recipe.yaml").write_bytes(b"\xef\xbb\xbf" + SMALL.replace("\n", "\r\n").encode())
-        assert load("recipe.yaml").problem("rules.0.layers", "x").line == 4
+        assert load("recipe.yaml").positions.problem("rules.0.layers", "x").line == 4
 
     def test_the_largest_file_is_read_in_time_linear_in_its_lines(self) -> None:
         assert said(write("a: b\n" * 50_000))

@@ -53,7 +53,8 @@ def residual() -> ModelMap:
 def compiled(tmp_path: Path, text: str, strict: bool = False) -> Plan:
     path = tmp_path / "recipe.yaml"
     path.write_text(HEAD + text)
-    return compile_plan(load(path), residual(), strict=strict)
+    loaded = load(path)
+    return compile_plan(loaded.recipe, residual(), positions=loaded.positions, strict=strict)
 
 
 def complaints(tmp_path: Path, text: str, strict: bool = False) -> list[str]:
@@ -275,7 +276,7 @@ def test_channels_of_a_depthwise_convolution_are_its_filters() -> None:
     )
     map = ModelMap(layers, tensors, coupled, 3)
     rules = [{"layers": "b", "group": "channel"}, {"layers": "a", "group": "channel"}]
-    plan = compile_plan(load({"version": 1, "title": "t", "rules": rules}), map)
+    plan = compile_plan(load({"version": 1, "title": "t", "rules": rules}).recipe, map)
     assert plan.assignments[0].coupled == ("a",)
     assert plan.notes == ("rules.1: 'a' keeps its width: nothing that could be narrowed feeds it",)
 
@@ -313,7 +314,9 @@ def test_shapes_act_on_convolutions_without_groups() -> None:
     layers = (conv(tensors[0], 4), conv(tensors[1], 8))
     map = ModelMap(layers, tensors, (), 2)
     plan = compile_plan(
-        load({"version": 1, "title": "t", "rules": [{"layers": "*", "group": "shape", "sparsity": "50%"}]}),
+        load(
+            {"version": 1, "title": "t", "rules": [{"layers": "*", "group": "shape", "sparsity": "50%"}]}
+        ).recipe,
         map,
     )
     assert plan.assignments[0].tensors == ("a.weight",)
@@ -324,7 +327,7 @@ def test_shapes_act_on_convolutions_without_groups() -> None:
         compile_plan(
             load(
                 {"version": 1, "title": "t", "rules": [{"layers": "b", "group": "shape", "sparsity": "50%"}]}
-            ),
+            ).recipe,
             map,
         )
 

@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types floors schemas reference docs docs-serve unit nightly clean
+.PHONY: demo test lint types floors schemas reference docs docs-serve unit nightly package clean
 
 demo: .venv/ready
 	$(BIN)/sparsify apply recipes/digits-cnn.yaml --from-scratch --out runs
@@ -14,6 +14,7 @@ test: lint types floors unit
 
 lint: .venv/ready
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: .venv/ready
 	$(BIN)/mypy
@@ -41,6 +42,10 @@ unit: .venv/ready
 nightly: .venv/ready
 	NIGHTLY=1 $(BIN)/pytest -n 2 --dist worksteal
 
+package: .venv/ready
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
@@ -49,4 +54,4 @@ nightly: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv runs site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv dist runs site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -26,7 +26,7 @@ LONGEST = 2000
 """characters of a line of an error"""
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("sparsify_cli.init", "Write a commented recipe to start from."),
-    "validate": ("sparsify_cli.validate", "Check a recipe, without a model."),
+    "validate": ("sparsify_cli.validate", "Check recipes, without a model."),
     "plan": ("sparsify_cli.plan", "Show what a recipe would do to a model."),
     "apply": ("sparsify_cli.apply", "Train, cut, verify and measure; leaves a run folder."),
     "bench": ("sparsify_cli.bench", "Time the dense and the cut model of a run again, or any two artefacts."),

@@ -227,6 +227,20 @@ class TestValidate:
             }
         ]
 
+    def test_several_recipes_are_each_checked(self, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("broken.yaml").write_text(RECIPE.replace("title", "titel"), encoding="utf-8")
+        Path("other.yaml").write_text(RECIPE, encoding="utf-8")
+        assert exit_code(["validate", "recipe.yaml", "broken.yaml", "other.yaml"]) == 1
+        out, error = capsys.readouterr()
+        assert out == "recipe.yaml: valid\nother.yaml: valid\n"
+        assert error == "broken.yaml:2:1: titel: unknown key; did you mean 'title'?\n"
+        assert exit_code(["validate", "recipe.yaml", "broken.yaml", "--json"]) == 1
+        found = json.loads(capsys.readouterr().out)
+        assert [(one["file"], one["valid"], one["recipe"] is None) for one in found] == [
+            ("recipe.yaml", True, False),
+            ("broken.yaml", False, True),
+        ]
+
 
 class TestInit:
     def test_the_sample_is_valid_and_says_what_to_do_next(self, capsys: pytest.CaptureFixture[str]) -> None:

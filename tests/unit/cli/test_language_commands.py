@@ -16,7 +16,13 @@ from sparsify_schemas import units
 from sparsify_schemas.recipe import Recipe
 
 RECIPE = "version: 1\ntitle: Sample\nrules:\n  - {layers: conv1, group: filter, sparsity: 50%}\n"
-LANGUAGE = {"init": ["x.yaml"], "validate": ["recipe.yaml"], "explain": ["group_lasso"], "schema": ["recipe"]}
+LANGUAGE = {
+    "init": ["x.yaml"],
+    "recipes": [],
+    "validate": ["recipe.yaml"],
+    "explain": ["group_lasso"],
+    "schema": ["recipe"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +137,7 @@ class TestBoundary:
         [
             ([], "Usage"),
             (["vaildate"], "no command 'vaildate'; did you mean 'validate'?"),
-            (["frobnicate"], "known: init, validate,"),
+            (["frobnicate"], "known: init, recipes, validate,"),
             (["--frobnicate"], "No such option"),
             (["validate"], "Missing argument"),
             (["validate", "recipe.yaml", "--fix"], "No such option"),

@@ -58,7 +58,7 @@ def _describe(name: str) -> ShippedRecipe:
         name=name,
         title=recipe.title,
         about=_first_sentence(file.read_text(encoding="utf-8")),
-        data=recipe.data and recipe.data.source,
+        data=recipe.data.source if recipe.data else None,
         reference=recipe.reference,
         modules=tuple(module.name for module in modules_beside(file)),
     )

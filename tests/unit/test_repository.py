@@ -1,4 +1,5 @@
-"""What surrounds the source: workflows, issue forms, hooks and the citation agree with the Makefile and pyproject.toml."""
+"""What surrounds the source: workflows, issue forms, hooks and the citation agree with the Makefile and
+pyproject.toml."""
 
 import re
 import shlex

@@ -53,9 +53,16 @@ QUICK = pytest.mark.parametrize(
 class TestStart:
     @QUICK
     def test_few_modules_are_imported(self, arguments: list[str]) -> None:
-        """Nearly all of the time that a command takes to start goes into imports; 330 modules are a fifth of a second."""
+        """Nearly all of the time that a command takes to start goes into imports; 330 modules are a fifth of
+        a second."""
         Path("x.yaml").unlink(missing_ok=True)
-        code = "import sys\nfrom sparsify_cli.app import exit_code\ncode = exit_code()\nprint(len(sys.modules), file=sys.stderr)\nsys.exit(code)"
+        code = (
+            "import sys\n"
+            "from sparsify_cli.app import exit_code\n"
+            "code = exit_code()\n"
+            "print(len(sys.modules), file=sys.stderr)\n"
+            "sys.exit(code)"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
         )
@@ -81,14 +88,26 @@ class TestStart:
     @pytest.mark.parametrize("name", [*LANGUAGE, "diff"])
     def test_without_torch(self, name: str) -> None:
         rest = LANGUAGE.get(name, ["recipe.yaml", "recipe.yaml"])
-        code = "import sys\nfrom sparsify_cli.app import exit_code\ncode = exit_code()\nprint([m for m in ('torch', 'numpy', 'rich') if m in sys.modules], file=sys.stderr)\nsys.exit(code)"
+        code = (
+            "import sys\n"
+            "from sparsify_cli.app import exit_code\n"
+            "code = exit_code()\n"
+            "print([m for m in ('torch', 'numpy', 'rich') if m in sys.modules], file=sys.stderr)\n"
+            "sys.exit(code)"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code, name, *rest], capture_output=True, text=True, check=False
         )
         assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "[]")
 
     def test_help_imports_no_command(self) -> None:
-        code = "import sys\nfrom sparsify_cli.app import exit_code\nexit_code(['--help'])\nprint([m for m in sys.modules if m.startswith('sparsify_cli.') and m != 'sparsify_cli.app'])"
+        code = (
+            "import sys\n"
+            "from sparsify_cli.app import exit_code\n"
+            "exit_code(['--help'])\n"
+            "print([m for m in sys.modules if m.startswith('sparsify_cli.') and m != "
+            "'sparsify_cli.app'])"
+        )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "[]"
         assert all(f"  {name}" in done.stdout for name in COMMANDS)
@@ -370,9 +389,9 @@ class TestExplain:
 
     def test_commands(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert exit_code(["explain", "sensitivity"]) == 1
-        assert (
-            capsys.readouterr().err
-            == "'sensitivity' is the name of several things; say which: penalty.sensitivity, criterion.sensitivity, command.sensitivity\n"
+        assert capsys.readouterr().err == (
+            "'sensitivity' is the name of several things; say which: penalty.sensitivity, "
+            "criterion.sensitivity, command.sensitivity\n"
         )
         assert "ablation: 10 % to 90 % of a layer's units leave" in topics.find("command.sensitivity").text
         assert topics.find("report").text.endswith(

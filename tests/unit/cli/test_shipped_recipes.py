@@ -67,9 +67,15 @@ class TestList:
             "                   The data set of digits.",
             "small   nets:load  A small network",
             "                   Half of the filters (A et al. 2016).",
-            "digits comes with scikit-learn. mnist and cifar10 are files; when they are missing, a run names the",
+            (
+                "digits comes with scikit-learn. mnist and cifar10 are files; when they are missing, "
+                "a run names the"
+            ),
             "command that brings them.",
-            "package:function is a Python file that is copied along; its first lines name the data that it reads.",
+            (
+                "package:function is a Python file that is copied along; "
+                "its first lines name the data that it reads."
+            ),
             "Copy one: sparsify init --from NAME",
         ]
         assert error == ""
@@ -108,7 +114,8 @@ class TestCopy:
         )
         assert Path("small.yaml").read_text(encoding="utf-8") == (
             "# yaml-language-server: $schema=recipe.schema.json\n"
-            "# With that file beside this one (`sparsify schema recipe > recipe.schema.json`) an editor completes and"
+            "# With that file beside this one (`sparsify schema recipe > recipe.schema.json`) an "
+            "editor completes and"
             " checks as you type.\n"
             "#\n"
             "# Half of the filters (A et al. 2016). Another\n"

@@ -80,7 +80,8 @@ def of_last(spec: Criterion) -> tuple[Net, Tensor]:
 
 
 def members(net: Net, channel: int) -> list[tuple[Tensor, tuple[Any, ...]]]:
-    """What leaves with unit `channel` of b: it is grouped in two, so that units n and n + 3 leave together."""
+    """What leaves with unit `channel` of b: it is grouped in two, so that units n and n + 3 leave
+    together."""
     return [
         (p, at)
         for n in (channel, channel + 3)
@@ -204,7 +205,10 @@ def test_bn_scale_is_the_scale() -> None:
     assert scores.tolist() == pytest.approx([float(scales[n] + scales[n + 2]) for n in range(2)])
     with pytest.raises(
         ModelError,
-        match=r"^criterion 'bn_scale' needs a normalisation with a scale behind every channel, and 'b' has none; use magnitude there$",
+        match=(
+            r"^criterion 'bn_scale' needs a normalisation with a scale behind every channel, "
+            r"and 'b' has none; use magnitude there$"
+        ),
     ):
         group_scores(
             BnScale(kind="bn_scale"), coupled_layout(plan.map, ["a", "b"], parameters), parameters, None, 0
@@ -228,7 +232,8 @@ def test_fpgm_is_the_distance_to_the_other_filters() -> None:
 
 
 def test_fpgm_compares_all_that_produces_a_unit() -> None:
-    """Units n and n + 3 of a grouped convolution leave together: their filters are one vector. Biases and columns do not count."""
+    """Units n and n + 3 of a grouped convolution leave together: their filters are one vector. Biases and
+    columns do not count."""
     net, scores = of_last(Fpgm(kind="fpgm"))
     units = [torch.cat([net.b.weight[n].flatten(), net.b.weight[n + 3].flatten()]).detach() for n in range(3)]
     apart = [sum(float((u - v).norm()) for v in units) for u in units]
@@ -277,7 +282,10 @@ def test_a_cut_takes_batches(kind: str) -> None:
     )
     with pytest.raises(
         ModelError,
-        match=rf"^criterion '{kind}' looks at training data: pass batches, an iterable of \(x, y\) training batches, to cut$",
+        match=(
+            rf"^criterion '{kind}' looks at training data: pass batches, an iterable of \(x, "
+            r"y\) training batches, to cut$"
+        ),
     ):
         sparsify.cut(plan, net)
     before = {n: p.clone() for n, p in net.named_parameters()}
@@ -292,6 +300,9 @@ def test_a_model_without_such_layers_is_refused() -> None:
     assert own is not None
     with pytest.raises(
         ModelError,
-        match=r"^criterion 'wanda' sees convolutions and Linear layers, and the model has neither; use magnitude or taylor$",
+        match=(
+            r"^criterion 'wanda' sees convolutions and Linear layers, and the model has neither; "
+            r"use magnitude or taylor$"
+        ),
     ):
         next(iter(own()))

@@ -1,4 +1,5 @@
-"""What a user installs: three packages with the recipes and JSON Schemas, and no top-level `cli`, `recipes` or `tests`."""
+"""What a user installs: three packages with the recipes and JSON Schemas, and no top-level `cli`, `recipes`
+or `tests`."""
 
 import json
 import os

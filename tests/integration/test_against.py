@@ -1,4 +1,5 @@
-"""Baselines: at the cost of the cut model, from the same weights, trained alike; resumed and repeated to the bit."""
+"""Baselines: at the cost of the cut model, from the same weights, trained alike; resumed and repeated to
+the bit."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -335,9 +336,9 @@ def test_a_damaged_cost_says_so() -> None:
 def test_the_plan_says_what_they_cost() -> None:
     shown = " ".join(sparsify.describe(preview(RECIPE, from_scratch=True)).split())
     assert (
-        "each at the cost that the cut comes to: 3 x the 2 epochs after the cut, and 2 epochs before it once, without penalties"
-        in shown
-    )
+        "each at the cost that the cut comes to: 3 x the 2 epochs after the cut, "
+        "and 2 epochs before it once, without penalties"
+    ) in shown
     assert " ".join(sparsify.describe(preview(RECIPE, weights())).split()).endswith(
         "3 x the 2 epochs after the cut"
     )
@@ -377,15 +378,24 @@ def test_which_stages_are_theirs() -> None:
         ({"baselines": ["random", "random"]}, "baselines: 'random' stands there twice; leave one out"),
         (
             {"baselines": ["uniform"]},
-            "baselines.0: expected one of uniform_width, random, magnitude, by_macs, found the text 'uniform'; did you mean 'uniform_width'?",
+            (
+                "baselines.0: expected one of uniform_width, random, magnitude, by_macs, "
+                "found the text 'uniform'; did you mean 'uniform_width'?"
+            ),
         ),
         (
             {"rules": [{"layers": "conv*", "group": "weight", "sparsity": "50%"}]},
-            "baselines: baselines remove whole units, and no rule has a group of those (filter, channel, neuron, head, hidden, depth); leave 'baselines' out",
+            (
+                "baselines: baselines remove whole units, and no rule has a group of those (filter, "
+                "channel, neuron, head, hidden, depth); leave 'baselines' out"
+            ),
         ),
         (
             {"baselines": ["by_macs"]},
-            "baselines: 'by_macs' is what a latency budget is compared with; write budget.latency, or leave it out",
+            (
+                "baselines: 'by_macs' is what a latency budget is compared with; write budget.latency, "
+                "or leave it out"
+            ),
         ),
         (
             {"rules": [{"layers": "conv*", "group": "depth"}]},

@@ -313,7 +313,8 @@ def test_a_damaged_run_is_no_model():
 
 
 def test_shapes_and_taps_from_training_to_the_report(capsys):
-    """A lasso kills shapes and taps, dead units leave with them, zeros are held while the penalties act on."""
+    """A lasso kills shapes and taps, dead units leave with them, zeros are held while the penalties act
+    on."""
     rules = [
         {"layers": "conv1", "group": "tap", "penalty": {"kind": "group_lasso", "strength": 0.3, "every": 1}},
         {

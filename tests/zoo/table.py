@@ -49,8 +49,9 @@ ENOUGH = 1e-6
 DEAD = 1e-5
 """largest difference to the dense model where everything that left was dead"""
 NOT_FOLLOWED = frozenset({"own.cross attention", "further.set transformer", "further.perceiver"})
-"""networks that take statistics over removed units in a way that the reference does not follow: learnt tokens leave, a
-mean is taken over the others, and a token of zeros is none that the reference could leave out of it"""
+"""networks that take statistics over removed units in a way that the reference does not follow: learnt
+tokens leave, a mean is taken over the others, and a token of zeros is none that the reference could leave
+out of it"""
 
 MODES = ("random", "magnitude", "dead")
 FAMILIES: dict[str, tuple[type[nn.Module], ...]] = {

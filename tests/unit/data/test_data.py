@@ -42,8 +42,7 @@ def test_digits_split_is_the_same_for_every_seed_and_holds_a_fifth_of_each_digit
 def test_digits_without_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert complaint(source="digits") == (
-        "data source digits comes with scikit-learn, which is not installed: "
-        "pip install 'sparsify-recipes[demo]'"
+        "data source digits comes with scikit-learn, which is not installed: pip install 'sparsify-recipes[demo]'"
     )
 
 
@@ -93,10 +92,8 @@ def test_absent_mnist_says_where_it_looked_and_what_brings_it(tmp_path: Path, so
     (tmp_path / name / "raw").mkdir(parents=True)
     (tmp_path / name / "raw" / "train-images-idx3-ubyte.gz").touch()
     assert complaint(source=source, root=str(tmp_path)) == (
-        f"{name} is not there: {tmp_path}/{name}/raw has no train-labels-idx1-ubyte, "
-        "t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte (raw or .gz)\n"
-        f"  bring it:   python -c \"from torchvision.datasets import {name}; {name}('{tmp_path}', "
-        'download=True)"\n'
+        f"{name} is not there: {tmp_path}/{name}/raw has no train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte (raw or .gz)\n"
+        f"  bring it:   python -c \"from torchvision.datasets import {name}; {name}('{tmp_path}', download=True)\"\n"
         f"  or point data.root or $SPARSIFY_DATA at the folder that holds {name}/raw"
     )
 
@@ -105,33 +102,16 @@ def test_absent_mnist_says_where_it_looked_and_what_brings_it(tmp_path: Path, so
     ("file", "content", "message"),
     [
         ("train-images-idx3-ubyte", b"", "0 bytes are too short for an IDX file of images; fetch it again"),
+        ("train-labels-idx1-ubyte", b"abc", "3 bytes are too short for an IDX file of labels; fetch it again"),
         (
-            "train-labels-idx1-ubyte",
-            b"abc",
-            "3 bytes are too short for an IDX file of labels; fetch it again",
-        ),
-        (
-            "train-images-idx3-ubyte",
-            idx(0x801, (20, 28, 28), b""),
+            "train-images-idx3-ubyte", idx(0x801, (20, 28, 28), b""),
             "not an IDX file of images (starts with 0x00000801, expected 0x00000803)",
         ),
-        (
-            "train-images-idx3-ubyte",
-            idx(0x803, (20, 28, 28), b"\0" * 99),
-            "115 bytes where its header promises 15696; fetch it again",
-        ),
-        (
-            "train-images-idx3-ubyte",
-            idx(0x803, (2**32 - 1,) * 3, b"\0" * 99),
-            "115 bytes where its header promises 79228162458924105385300197391; fetch it again",
-        ),
-        (
-            "t10k-labels-idx1-ubyte",
-            idx(0x801, (10,), bytes([0] * 9 + [11])),
-            "label 11 is out of range, expected 0 to 9",
-        ),
+        ("train-images-idx3-ubyte", idx(0x803, (20, 28, 28), b"\0" * 99), "115 bytes where its header promises 15696; fetch it again"),
+        ("train-images-idx3-ubyte", idx(0x803, (2**32 - 1,) * 3, b"\0" * 99), "115 bytes where its header promises 79228162458924105385300197391; fetch it again"),
+        ("t10k-labels-idx1-ubyte", idx(0x801, (10,), bytes([0] * 9 + [11])), "label 11 is out of range, expected 0 to 9"),
     ],
-)
+)  # fmt: skip
 def test_broken_idx_files(tmp_path: Path, file: str, content: bytes, message: str) -> None:
     folder = write_mnist(tmp_path)
     (folder / file).write_bytes(content)
@@ -192,11 +172,9 @@ def test_cifar10_reads_the_binary_layout_and_its_faults(tmp_path: Path) -> None:
 
 def test_absent_cifar10(tmp_path: Path) -> None:
     assert complaint(source="cifar10", root=str(tmp_path)) == (
-        f"CIFAR-10 is not there: {tmp_path}/cifar-10-batches-bin has no data_batch_1.bin, "
-        "data_batch_2.bin, data_batch_3.bin, "
+        f"CIFAR-10 is not there: {tmp_path}/cifar-10-batches-bin has no data_batch_1.bin, data_batch_2.bin, data_batch_3.bin, "
         "data_batch_4.bin, data_batch_5.bin, test_batch.bin\n"
-        f"  bring it:   mkdir -p '{tmp_path}' && curl -L "
-        f"https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz | tar xz -C '{tmp_path}'\n"
+        f"  bring it:   mkdir -p '{tmp_path}' && curl -L https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz | tar xz -C '{tmp_path}'\n"
         "  or point data.root or $SPARSIFY_DATA at the folder that holds cifar-10-batches-bin"
     )
 
@@ -244,9 +222,9 @@ def test_folder_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         complaint(source="folder")
         == "data.source folder needs data.root: the folder that holds train/<class>/ and test/<class>/"
     )
-    assert said() == (
-        f"data source folder: {tmp_path}/train is not there; expected train/<class>/ and "
-        "test/<class>/ under data.root"
+    assert (
+        said()
+        == f"data source folder: {tmp_path}/train is not there; expected train/<class>/ and test/<class>/ under data.root"
     )
     (tmp_path / "train").mkdir()
     assert (
@@ -260,15 +238,14 @@ def test_folder_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert said() == f"{tmp_path}/train/fish: the class has no images"
     picture(tmp_path / "train" / "fish" / "0.png", 1, size=(9, 9))
     assert said() == (
-        f"{tmp_path}/train/fish/0.png: is 9x9 pixels, {tmp_path}/train/cat/0.png is 6x4; "
-        "give data.size to resize all images"
+        f"{tmp_path}/train/fish/0.png: is 9x9 pixels, {tmp_path}/train/cat/0.png is 6x4; give data.size to resize all images"
     )
     (tmp_path / "train" / "fish" / "0.png").write_text("no image")
     assert said().startswith(f"{tmp_path}/train/fish/0.png: not an image that pillow can read (")
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    assert said() == (
-        "data source folder reads images with pillow, which is not installed: "
-        "pip install 'sparsify-recipes[vision]'"
+    assert (
+        said()
+        == "data source folder reads images with pillow, which is not installed: pip install 'sparsify-recipes[vision]'"
     )
 
 
@@ -313,42 +290,21 @@ NAN = np.full((10, 5), np.nan)
     [
         ({"y_train": np.arange(9)}, "{}: x_train: 10 inputs and 9 targets"),
         ({"y_test": np.array([0, 1, -1, 0])}, "{}: x_test: target -1 is out of range; classes count from 0"),
-        (
-            {"y_train": np.zeros(10)},
-            "{}: x_train: targets must be whole numbers, one an example; they are 10 float64",
-        ),
-        (
-            {"y_train": np.zeros((10, 3), int)},
-            "{}: x_train: targets must be whole numbers, one an example; they are 10x3 int64",
-        ),
-        (
-            {"x_train": np.zeros(10)},
-            (
-                "{}: x_train: one example is a single number; expected inputs of (examples, ...), "
-                "they are 10 float64"
-            ),
-        ),
+        ({"y_train": np.zeros(10)}, "{}: x_train: targets must be whole numbers, one an example; they are 10 float64"),
+        ({"y_train": np.zeros((10, 3), int)}, "{}: x_train: targets must be whole numbers, one an example; they are 10x3 int64"),
+        ({"x_train": np.zeros(10)}, "{}: x_train: one example is a single number; expected inputs of (examples, ...), they are 10 float64"),
         ({"x_train": NAN, "x_test": NAN[:4]}, "{}: x_train: 50 inputs are NaN or infinite"),
-        (
-            {"x_train": np.zeros((0, 3, 4), np.uint8), "y_train": np.zeros(0, int)},
-            "{}: x_train: has no examples",
-        ),
+        ({"x_train": np.zeros((0, 3, 4), np.uint8), "y_train": np.zeros(0, int)}, "{}: x_train: has no examples"),
         ({"x_test": np.zeros((4, 9, 9), np.uint8)}, "'{}': training examples are 1x3x4, test examples 1x9x9"),
         (
             {"x_train": np.zeros((10, 8, 8, 3), np.uint8)},
-            (
-                "{}: x_train: images of 10x8x8x3 uint8 have their channels last; "
-                "transpose them to (examples, channels, height, width)"
-            ),
+            "{}: x_train: images of 10x8x8x3 uint8 have their channels last; transpose them to (examples, channels, height, width)",
         ),
         ({"x_train": np.zeros((10, 2), complex)}, "{}: x_train: inputs are complex numbers"),
         ({"x_train": np.array([["a"]] * 10)}, "{}: x_train: cannot be made a tensor"),
-        (
-            {"y_train": np.array([object()] * 10)},
-            "{}: cannot be read as an .npz of plain arrays (Object arrays cannot be loaded",
-        ),
+        ({"y_train": np.array([object()] * 10)}, "{}: cannot be read as an .npz of plain arrays (Object arrays cannot be loaded"),
     ],
-)
+)  # fmt: skip
 def test_npz_faults(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
     path = tmp_path / "d.npz"
     np.savez(path, **arrays(**changed))
@@ -454,10 +410,7 @@ number = 3
         ("lists", "bad_data:lists: train: an input of the Dataset is a list; expected a tensor or an array"),
         (
             "uneven",
-            (
-                "bad_data:uneven: train: the examples cannot be stacked (stack expects each tensor to "
-                "be equal size"
-            ),
+            "bad_data:uneven: train: the examples cannot be stacked (stack expects each tensor to be equal size",
         ),
         (
             "floats",
@@ -482,8 +435,7 @@ def test_callable_of_a_module_that_is_not_there_or_fails(
 ) -> None:
     write_module(tmp_path, monkeypatch, "failing_data", "import nowhere_to_be_found\n")
     assert complaint(source="no.such:f") == (
-        "data.source 'no.such:f': there is no module 'no' (looked in the installed packages and "
-        f"in {tmp_path})"
+        f"data.source 'no.such:f': there is no module 'no' (looked in the installed packages and in {tmp_path})"
     )
     assert (
         complaint(source="os:getcwd")
@@ -613,13 +565,9 @@ def test_every_augmented_image_is_a_shifted_and_perhaps_mirrored_original() -> N
     for image, n in zip(x, y.tolist(), strict=True):
         found = [
             (flip, down, right)
-            for flip in (False, True)
-            for down in range(5)
-            for right in range(5)
-            if torch.equal(
-                image.flip(-1) if flip else image, padded[n, :, down : down + 6, right : right + 5]
-            )
-        ]
+            for flip in (False, True) for down in range(5) for right in range(5)
+            if torch.equal(image.flip(-1) if flip else image, padded[n, :, down : down + 6, right : right + 5])
+        ]  # fmt: skip
         assert len(found) == 1
         seen.add(found[0])
     assert len(seen) > 20
@@ -708,9 +656,9 @@ def test_example_inputs_faults() -> None:
         example_inputs(recipe())
     with pytest.raises(DataError) as caught:
         example_inputs(recipe(inputs=[{"shape": [2, 3, 8, 8]}]), load(source="digits"))
-    assert str(caught.value) == (
-        "inputs say that one example is 3x8x8, the data are 1x8x8; "
-        "leave 'inputs' out to take the shape from the data"
+    assert (
+        str(caught.value)
+        == "inputs say that one example is 3x8x8, the data are 1x8x8; leave 'inputs' out to take the shape from the data"
     )
     assert example_inputs(recipe(inputs=[{"shape": [2, 1, 16, 16]}]), load(source="digits"))[0].shape == (
         2,

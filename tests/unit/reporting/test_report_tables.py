@@ -36,8 +36,7 @@ def test_the_page_is_the_golden_one() -> None:
 
 def test_the_headline_says_what_came_out_and_what_was_missed() -> None:
     assert headline(report(latency=report().latency[:1])) == (
-        "17.3 % of the MACs, 9.8 % of the parameters, 1.90x faster (1.85 to 1.95) on laptop, "
-        "test accuracy 97.5 % (dense 97.8 %, -0.3 pp); "
+        "17.3 % of the MACs, 9.8 % of the parameters, 1.90x faster (1.85 to 1.95) on laptop, test accuracy 97.5 % (dense 97.8 %, -0.3 pp); "
         "cut verified: equal to the masked model (difference 3e-16). Missed: parameters 42.2 k (asked 40 k)."
     )
 
@@ -144,9 +143,9 @@ def test_a_baseline_that_did_not_come_to_the_same_time_is_warned_of() -> None:
         return next(t for t in tables(found) if t.title == "Against baselines").notes
 
     assert (
-        "Warning: by_macs takes 1.25x the time of the cut model on laptop: "
-        "no choice of its kind that was timed came to the same cost."
-    ) in notes(1.6)
+        "Warning: by_macs takes 1.25x the time of the cut model on laptop: no choice of its kind that was timed came to the same cost."
+        in notes(1.6)
+    )
     assert not any("Warning" in note for note in notes(1.95))
     assert notes(1.6)[0].startswith(
         "by_macs: the same criterion going by MACs; each cut at once to at most the cost"

@@ -51,7 +51,8 @@ def gradients(net: nn.Sequential, own: Plan, scaled: Tensor | None = None) -> di
             for p in net.parameters():
                 assert p.grad is not None
                 p.grad.mul_(scaled)
-            optimizer.grad_scale, optimizer.found_inf = scaled, torch.tensor(0.0)  # type: ignore[attr-defined]
+            optimizer.grad_scale = scaled  # type: ignore[attr-defined]
+            optimizer.found_inf = torch.tensor(0.0)  # type: ignore[attr-defined]
         optimizer.step()
     return {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
 

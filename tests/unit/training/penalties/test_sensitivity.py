@@ -137,7 +137,9 @@ def test_the_users_random_numbers_and_gradients_are_left_alone() -> None:
             nn.functional.cross_entropy(net(X), Y).backward()
             hooks.detach()
         results.append((net[0].weight.grad, torch.rand(3)))
-    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])  # type: ignore[arg-type]
+    (gradient, drawn), (other_gradient, other_drawn) = results
+    assert torch.equal(gradient, other_gradient)  # type: ignore[arg-type]
+    assert torch.equal(drawn, other_drawn)
 
 
 def test_evaluation_is_not_looked_at() -> None:

@@ -69,7 +69,7 @@ def command(
         Path | None,
         typer.Argument(
             metavar="FILE",
-            help="Where to write it; recipe.yaml when left out, with --from NAME.yaml.",
+            help="Where to write it. When left out: recipe.yaml, or NAME.yaml with --from.",
             show_default=False,
         ),
     ] = None,

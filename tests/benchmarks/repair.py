@@ -1,11 +1,12 @@
-"""Cuts of ResNet-56 on CIFAR-10, repaired without labels: validation figures, and the test set once at the end.
+"""Cuts of ResNet-56 on CIFAR-10, repaired without labels: validation figures, and the test set once at the
+end.
 
-    python tests/benchmarks/repair.py table [--criteria NAME ...] [--shares PERCENT ...] [--seeds N ...] [--json FILE]
-    python tests/benchmarks/repair.py ablations [--json FILE]
+    python tests/benchmarks/repair.py table [--criteria NAME ...] [--shares PERCENT ...] [--seeds N ...]
+    [--json FILE] python tests/benchmarks/repair.py ablations [--json FILE]
 
-Weights: cifar_resnet56b.pt (trained on the first 45,000 images). Calibration: 1,000 of these, without labels, drawn by
-the seed. Validation: the last 5,000 training images. `inner`: the first convolution of each block; `all`: every one.
-One thread; seconds are of the processor.
+Weights: cifar_resnet56b.pt (trained on the first 45,000 images). Calibration: 1,000 of these, without labels,
+drawn by the seed. Validation: the last 5,000 training images. `inner`: the first convolution of each block;
+`all`: every one. One thread; seconds are of the processor.
 """
 
 import argparse
@@ -125,7 +126,8 @@ def _macs(result: Result) -> float:
 def summary(rows: Sequence[Row]) -> Iterator[str]:
     """Mean and standard deviation over the seeds, as a Markdown table."""
     yield (
-        "| layers | criterion | MACs | cut | + batch norm | + repair | test: cut | test: + repair | choice, s "
+        "| layers | criterion | MACs | cut | + batch norm | + repair | test: cut | test: "
+        "+ repair | choice, s "
         "| repair, s |"
     )
     yield "|---|---|---|---|---|---|---|---|---|---|"
@@ -145,7 +147,8 @@ def spread(values: Sequence[float]) -> str:
 
 
 def ablations(datasets: Datasets) -> Iterator[tuple[str, float]]:
-    """Validation accuracy of the repair with one mechanism changed, at half of the MACs, criterion reconstruction."""
+    """Validation accuracy of the repair with one mechanism changed, at half of the MACs, criterion
+    reconstruction."""
     dense = dense_model()
     x, y = calibration(datasets, 0)
     result = cut_to(dense, "inner", "reconstruction", 50, x, y)

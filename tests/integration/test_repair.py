@@ -1,4 +1,5 @@
-"""The repair stage in a run: what it says, what it keeps, and that an interrupted run goes on with the same bits."""
+"""The repair stage in a run: what it says, what it keeps, and that an interrupted run goes on with the
+same bits."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,5 @@
-"""The default bound on what a layer may lose, and the warnings where it is switched off or a criterion says nothing."""
+"""The default bound on what a layer may lose, and the warnings where it is switched off or a criterion
+says nothing."""
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from sparsify.pruning.cut import Result
 
 
 def network() -> nn.Module:
-    """Its second layer has by far the smallest weights: ranked over all layers, it would be left with one unit."""
+    """Its second layer has by far the smallest weights: ranked over all layers, it would be left with one
+    unit."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 4))
     with torch.no_grad():
@@ -43,7 +45,8 @@ def test_where_the_bound_is_switched_off_the_result_warns() -> None:
     result = cut(network(), keep={"at_least": 1})
     assert widths(result)[1] == 1
     assert result.notes[0] == (
-        "Warning: '2' keeps 1 of 40 units; so few may carry too little for the layers behind. Ask for less, bound the "
+        "Warning: '2' keeps 1 of 40 units; so few may carry too little for the layers behind. "
+        "Ask for less, bound the "
         "layers by keep.at_least, or choose by another criterion."
     )
 
@@ -83,7 +86,8 @@ def test_dead_units_leave_without_a_warning() -> None:
 
 @pytest.mark.parametrize("kind", ["taylor", "activation"])
 def test_scores_that_say_nothing_are_told(kind: str) -> None:
-    """Inputs of zero: no unit gets a gradient through its weights, and what arrives depends on biases alone."""
+    """Inputs of zero: no unit gets a gradient through its weights, and what arrives depends on biases
+    alone."""
     model = network()
     with torch.no_grad():
         for layer in (model[0], model[2]):

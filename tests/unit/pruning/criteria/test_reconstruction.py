@@ -1,4 +1,5 @@
-"""Criterion reconstruction against least squares written out: what is lost when units go and the others are refitted."""
+"""Criterion reconstruction against least squares written out: what is lost when units go and the others
+are refitted."""
 
 import itertools
 
@@ -65,7 +66,8 @@ def test_the_scores_add_up_to_what_least_squares_cannot_make_up_for() -> None:
     scores = reconstruction_scores(model, plan.map, ["first"], [(x, x[:, 0])], RIDGE, 0)["first"]
     hidden = F.relu(model.first(x)).detach().double()
     weight = model.left.weight.detach().T.double()
-    # The output is the layer's own, less its mean: its gradients are centred normal numbers, drawn by the seed.
+    # The output is the layer's own, less its mean: its gradients are centred normal numbers, drawn by the
+    # seed.
     generator = torch.Generator().manual_seed(0)
     projection = torch.randn(200, 4, generator=generator).double()
     gradient = projection - projection.mean(1, keepdim=True)
@@ -126,7 +128,8 @@ def test_what_no_layer_reads_is_refused() -> None:
     with pytest.raises(ModelError) as caught:
         reconstruction_scores(model.eval(), plan.map, ["first"], [(x, x)], RIDGE, 0)
     assert str(caught.value) == (
-        "criterion 'reconstruction' looks at the layers that read a group, and no convolution or Linear layer "
+        "criterion 'reconstruction' looks at the layers that read a group, "
+        "and no convolution or Linear layer "
         "without groups reads 'first'; use magnitude or taylor there"
     )
 
@@ -137,7 +140,8 @@ def test_groups_that_it_cannot_score_are_refused(group: str) -> None:
     with pytest.raises(RecipeError) as caught:
         sparsify.load_recipe({"version": 1, "title": "t", "data": {"source": "digits"}, "rules": [rule]})
     assert (
-        f"criterion 'reconstruction' cannot act on group '{group}': it scores the units that other layers read; "
+        f"criterion 'reconstruction' cannot act on group '{group}': "
+        "it scores the units that other layers read; "
         "use magnitude"
     ) in str(caught.value)
 

@@ -216,7 +216,8 @@ def test_the_summary_of_a_repair() -> None:
 
 
 def test_the_last_layer_of_a_branch_makes_up_for_its_shortcut() -> None:
-    """Channels of the sum leave, so that the block's input is no longer what it was: the sum comes nearer to the dense one."""
+    """Channels of the sum leave, so that the block's input is no longer what it was: the sum comes nearer
+    to the dense one."""
     model = Residual().eval()
     x = draw(600, 3, 8, 8)
     result = cut_half(model, x, layers="stem", group="filter", sparsity="25%", criterion={"kind": "random"})

@@ -1,4 +1,5 @@
-"""Layers of classes that are derived from torch's: rules reach them by their own class name and by those of their parents."""
+"""Layers of classes that are derived from torch's: rules reach them by their own class name and by those
+of their parents."""
 
 import json
 import pickle
@@ -50,7 +51,8 @@ class Net(nn.Module):
 
 @dataclass(frozen=True)
 class Family:
-    """What a layer class takes for the first and the second layer of a net, and a group type that acts on it."""
+    """What a layer class takes for the first and the second layer of a net, and a group type that acts on
+    it."""
 
     parent: type[Any]
     first: tuple[int, ...]
@@ -73,20 +75,75 @@ def mean(x: Tensor) -> Tensor:
 
 WORDS = torch.randint(0, 20, (4, 5), generator=torch.Generator().manual_seed(0))
 FAMILIES = [
-    *(Family(kind, (1, 8, 3), (8, 8, 3), "filter", lambda m, x: m.fc(mean(m.b(m.a(x).relu()))), numbers(2, 1, *[7] * n))
-      for kind, n in ((nn.Conv1d, 1), (nn.Conv2d, 2), (nn.Conv3d, 3), (nn.ConvTranspose1d, 1), (nn.ConvTranspose2d, 2), (nn.ConvTranspose3d, 3))),
+    *(
+        Family(
+            kind,
+            (1, 8, 3),
+            (8, 8, 3),
+            "filter",
+            lambda m, x: m.fc(mean(m.b(m.a(x).relu()))),
+            numbers(2, 1, *[7] * n),
+        )
+        for kind, n in (
+            (nn.Conv1d, 1),
+            (nn.Conv2d, 2),
+            (nn.Conv3d, 3),
+            (nn.ConvTranspose1d, 1),
+            (nn.ConvTranspose2d, 2),
+            (nn.ConvTranspose3d, 3),
+        )
+    ),
     Family(nn.Linear, (6, 8), (8, 8), "neuron", lambda m, x: m.fc(m.b(m.a(x).relu()).relu()), numbers(4, 6)),
     Family(Conv1D, (8, 6), (8, 8), "neuron", lambda m, x: m.fc(m.b(m.a(x).relu()).relu()), numbers(4, 6)),
-    Family(nn.Bilinear, (6, 6, 8), (8, 8, 8), "neuron", lambda m, x: m.fc(m.b(y := m.a(x, x.flip(1)).relu(), y).relu()), numbers(4, 6)),
-    *(Family(kind, (20, 4), (20, 8), "neuron", lambda m, x: m.fc(torch.cat([m.a(x), m.b(x)], -1)), WORDS) for kind in (nn.Embedding, nn.EmbeddingBag)),
-    *(Family(kind, (6, 8), (8, 8), "hidden", lambda m, x: m.fc(m.b(m.a(x)[0])[0]), numbers(2, 5, 6), {"batch_first": True}) for kind in (nn.LSTM, nn.GRU, nn.RNN)),
-    Family(nn.LSTMCell, (6, 8), (8, 8), "hidden", lambda m, x: m.fc(m.b(y := m.a(x, m.a(x))[0], m.b(y))[0]), numbers(4, 6)),
-    *(Family(kind, (6, 8), (8, 8), "hidden", lambda m, x: m.fc(m.b(y := m.a(x, m.a(x)), m.b(y))), numbers(4, 6)) for kind in (nn.GRUCell, nn.RNNCell)),
     Family(
-        nn.MultiheadAttention, (8, 4), (8, 4), "head",
-        lambda m, x: m.fc((y := x + m.a(x, x, x)[0]) + m.b(y, y, y)[0]), numbers(2, 5, 8), {"batch_first": True}, kept=2,
+        nn.Bilinear,
+        (6, 6, 8),
+        (8, 8, 8),
+        "neuron",
+        lambda m, x: m.fc(m.b(y := m.a(x, x.flip(1)).relu(), y).relu()),
+        numbers(4, 6),
     ),
-]  # fmt: skip
+    *(
+        Family(kind, (20, 4), (20, 8), "neuron", lambda m, x: m.fc(torch.cat([m.a(x), m.b(x)], -1)), WORDS)
+        for kind in (nn.Embedding, nn.EmbeddingBag)
+    ),
+    *(
+        Family(
+            kind,
+            (6, 8),
+            (8, 8),
+            "hidden",
+            lambda m, x: m.fc(m.b(m.a(x)[0])[0]),
+            numbers(2, 5, 6),
+            {"batch_first": True},
+        )
+        for kind in (nn.LSTM, nn.GRU, nn.RNN)
+    ),
+    Family(
+        nn.LSTMCell,
+        (6, 8),
+        (8, 8),
+        "hidden",
+        lambda m, x: m.fc(m.b(y := m.a(x, m.a(x))[0], m.b(y))[0]),
+        numbers(4, 6),
+    ),
+    *(
+        Family(
+            kind, (6, 8), (8, 8), "hidden", lambda m, x: m.fc(m.b(y := m.a(x, m.a(x)), m.b(y))), numbers(4, 6)
+        )
+        for kind in (nn.GRUCell, nn.RNNCell)
+    ),
+    Family(
+        nn.MultiheadAttention,
+        (8, 4),
+        (8, 4),
+        "head",
+        lambda m, x: m.fc((y := x + m.a(x, x, x)[0]) + m.b(y, y, y)[0]),
+        numbers(2, 5, 8),
+        {"batch_first": True},
+        kept=2,
+    ),
+]
 
 
 def net(family: Family, first: type[Any], second: type[Any]) -> nn.Module:
@@ -439,7 +496,10 @@ COMPLAINTS = {
     "Convv2d": "'Convv2d' matches no layer of the model; did you mean 'Conv2d'?",
     "OurCnv2d": "'OurCnv2d' matches no layer of the model; did you mean 'OurConv2d'?",
     "MyConv": "'MyConv' matches no layer of the model; did you mean 'MyConv2d'?",
-    "LSTM": "'LSTM' matches no layer of the model; the layers are first, second, last; their classes are Conv2d, Linear, MyConv2d, OurConv2d",
+    "LSTM": (
+        "'LSTM' matches no layer of the model; the layers are first, second, last; "
+        "their classes are Conv2d, Linear, MyConv2d, OurConv2d"
+    ),
 }
 
 
@@ -456,7 +516,10 @@ def test_the_group_that_does_not_fit_names_the_class_of_the_layer() -> None:
     made = nn.Sequential(child(nn.Linear)(6, 8), nn.ReLU(), nn.Linear(8, 3))
     with pytest.raises(sparsify.SparsifyError) as caught:
         planned(made, numbers(4, 6), "MyLinear", "filter")
-    wanted = "rules.0.layers: group 'filter' acts on convolutions, but 'MyLinear' matches only 0 (MyLinear); use group 'neuron'"
+    wanted = (
+        "rules.0.layers: group 'filter' acts on convolutions, but 'MyLinear' matches only 0 "
+        "(MyLinear); use group 'neuron'"
+    )
     assert str(caught.value) == f"<recipe>: {wanted}"
 
 
@@ -477,7 +540,8 @@ class Scaled(nn.Conv2d):
 
 def build():
     torch.manual_seed(0)
-    return nn.Sequential(Scaled(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 3))
+    first, second = Scaled(1, 8, 3), nn.Conv2d(8, 8, 3)
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 3))
 """
 
 
@@ -489,9 +553,14 @@ def test_by_the_command_line(
     monkeypatch.syspath_prepend(str(tmp_path))
     Path("scaled_nets.py").write_text(BUILT)
     given = {
-        "version": 1, "title": "Scaled", "seed": 0, "model": {"build": "scaled_nets.build"}, "inputs": [{"shape": [2, 1, 8, 8]}],
-        "targets": {"laptop": {"kind": "cpu"}}, "rules": [{"layers": "Scaled", "group": "filter", "sparsity": "50%"}],
-    }  # fmt: skip
+        "version": 1,
+        "title": "Scaled",
+        "seed": 0,
+        "model": {"build": "scaled_nets.build"},
+        "inputs": [{"shape": [2, 1, 8, 8]}],
+        "targets": {"laptop": {"kind": "cpu"}},
+        "rules": [{"layers": "Scaled", "group": "filter", "sparsity": "50%"}],
+    }
     Path("a.yaml").write_text(yaml.safe_dump(given))
     assert exit_code(["plan", "a.yaml", "--from-scratch", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)

@@ -1,4 +1,5 @@
-"""What the proof looks at: the delivered model, what was folded into it, train mode, inputs drawn after the choice."""
+"""What the proof looks at: the delivered model, what was folded into it, train mode, inputs drawn after
+the choice."""
 
 from typing import Any
 
@@ -159,7 +160,8 @@ def test_a_model_that_is_rebuilt_otherwise_is_refused(monkeypatch: pytest.Monkey
     text = str(caught.value)
     assert text.startswith("the cut model rebuilt from its log and weights differs by ")
     assert text.endswith(
-        "of the largest output from the cut model itself; this is a bug: please report it with the recipe and the model's "
+        "of the largest output from the cut model itself; this is a bug: "
+        "please report it with the recipe and the model's "
         "code; nothing was saved"
     )
 

@@ -48,7 +48,8 @@ def test_the_gradient_leads_to_the_teacher() -> None:
 
 
 def test_a_stage_that_only_follows_the_dense_model_comes_nearer_to_it(tmp_path, monkeypatch) -> None:
-    """With weight 1 labels do not count; the outputs come nearer to those of the dense model than with labels alone."""
+    """With weight 1 labels do not count; the outputs come nearer to those of the dense model than with
+    labels alone."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     torch.save(digits_cnn().state_dict(), "untrained.pt")
@@ -73,5 +74,6 @@ def test_the_plan_says_so_and_a_stage_before_the_cut_is_refused() -> None:
     with pytest.raises(RecipeError) as caught:
         sparsify.load_recipe({**RECIPE, "stages": stages[::-1]})
     assert (
-        "'train' distils from the dense model, and no stage before it cuts; move 'distill' to a stage after a cut"
+        "'train' distils from the dense model, and no stage before it cuts; "
+        "move 'distill' to a stage after a cut"
     ) in str(caught.value)

@@ -28,7 +28,8 @@ def two_classes(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def test_criteria_take_the_gradient_of_the_loss_that_they_are_given() -> None:
-    """The first two units feed the first output alone, the others the second; the loss says which output matters."""
+    """The first two units feed the first output alone, the others the second; the loss says which output
+    matters."""
     model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False))
     with torch.no_grad():
         model[0].weight.fill_(1.0)

@@ -290,7 +290,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "unknown stage kind": (
         (("{kind: cut}", "{kind: prune}"),),
-        "recipe.yaml:20:12: stages.1.kind: unknown kind 'prune'; known: train, cut",
+        "recipe.yaml:20:12: stages.1.kind: unknown kind 'prune'; known: train, cut, repair",
     ),
     "number as a kind": (
         (("kind: group_lasso", "kind: 3"),),

@@ -196,7 +196,7 @@ def _carried_out(
         thin, cuts = cut_operations.cut(zeroed, plan.map, keep, plan.digest)
         cuts = stale_widths.follow_widths(dense, thin, cuts, inputs)
         reshaped, executions = layer_compaction.realise(plan, thin, inputs)
-        folded = fold_constants.fold(thin, constants.shifts, plan.map, keep)
+        folded = fold_constants.fold_constants(thin, constants.shifts, plan.map, keep)
     operations = (*cuts.operations, *reshaped, *folded.operations, *weight_masks.counts(plan, thin))
     cuts = cuts.model_copy(update={"operations": operations, "executions": executions})
     fresh = fresh_inputs_of(plan, dense, inputs)
@@ -222,7 +222,7 @@ def _followed(
     narrow = cut_operations.replay(own, cuts)
     created = {op.module for op in cuts.operations if isinstance(op, AddBias)}
     shifts = constants_of(own, plan.map, keep, suited(inputs, own)).shifts
-    fold_constants.fold(narrow, shifts, plan.map, keep, created)
+    fold_constants.fold_constants(narrow, shifts, plan.map, keep, created)
     with torch.no_grad():
         for op in cuts.operations:
             if isinstance(op, Zero):

@@ -18,7 +18,7 @@ from sparsify_schemas.cuts import AddBias, Fold
 
 
 @dataclass(frozen=True)
-class Folded:
+class FoldResult:
     """What folding did to a cut model."""
 
     operations: tuple[AddBias | Fold, ...] = ()
@@ -27,13 +27,13 @@ class Folded:
     """tensor -> its new value before it was rounded to the model's precision"""
 
 
-def fold(
+def fold_constants(
     thin: nn.Module,
     shifts: Iterable[Shift],
     map: ModelMap,
     keep: Keep,
     created: Collection[str] | None = None,
-) -> Folded:
+) -> FoldResult:
     """Give the cut model, in place, what it lost with constant units.
 
     created: the layers that got a bias by a log that was replayed on it: no others get one, and what they lost is lost.
@@ -56,21 +56,21 @@ def fold(
             numbers = shift.values[shift.kept]
             if place.rows_of:
                 rows = [(dim, lost) for dim, lost in gone[place.rows_of] if dim == 0]
-                stays = _stays(shapes[place.rows_of][:1], rows)
-                numbers = _laid_out(shift.values, place, len(stays))[stays]
+                stays = _mark_kept_elements(shapes[place.rows_of][:1], rows)
+                numbers = _scatter_values(shift.values, place, len(stays))[stays]
             elif not place.module:
-                stays = _stays(shapes[place.tensor], gone[place.tensor])
-                numbers = _laid_out(shift.values, place, len(stays))[stays]
-            target = _tensor(thin, place.tensor)
+                stays = _mark_kept_elements(shapes[place.tensor], gone[place.tensor])
+                numbers = _scatter_values(shift.values, place, len(stays))[stays]
+            target = _find_tensor(thin, place.tensor)
             old = values.get(place.tensor, target.detach().to("cpu", numbers.dtype))
             values[place.tensor] = old + shift.sign * numbers.view(target.shape)
-        operations.append(_logged(shift))
+        operations.append(_log_entry(shift))
     for name, value in values.items():
-        _set(_tensor(thin, name), value)
-    return Folded(tuple(operations), values)
+        _write_tensor(_find_tensor(thin, name), value)
+    return FoldResult(tuple(operations), values)
 
 
-def _logged(shift: Shift) -> Fold:
+def _log_entry(shift: Shift) -> Fold:
     return Fold(
         module=shift.module or "the model",
         channels=shift.channels,
@@ -80,7 +80,7 @@ def _logged(shift: Shift) -> Fold:
     )
 
 
-def add_beside(model: nn.Module, shifts: Iterable[Shift]) -> None:
+def add_shifts_of_masked_units(model: nn.Module, shifts: Iterable[Shift]) -> None:
     """Give a dense model, in place, the shifts of the constants that its mask has at zero."""
     created: set[str] = set()
     for shift in shifts:
@@ -90,26 +90,26 @@ def add_beside(model: nn.Module, shifts: Iterable[Shift]) -> None:
         if place.module and place.module not in created:
             create_bias(model, place.module)
             created.add(place.module)
-        target = _tensor(model, place.tensor)
-        numbers = _laid_out(shift.beside, place, target.numel()).view(target.shape)
-        _set(target, target.detach() + shift.sign * numbers.to(target.device))
+        target = _find_tensor(model, place.tensor)
+        numbers = _scatter_values(shift.beside, place, target.numel()).view(target.shape)
+        _write_tensor(target, target.detach() + shift.sign * numbers.to(target.device))
 
 
-def _tensor(model: nn.Module, name: str) -> Tensor:
+def _find_tensor(model: nn.Module, name: str) -> Tensor:
     return all_names(model)[name]
 
 
 @torch.no_grad()
-def _set(target: Tensor, value: Tensor) -> None:
+def _write_tensor(target: Tensor, value: Tensor) -> None:
     target.copy_(value)
 
 
-def _laid_out(values: Tensor, place: Place, size: int) -> Tensor:
+def _scatter_values(values: Tensor, place: Place, size: int) -> Tensor:
     """The values at their elements of the place's tensor, zeros elsewhere."""
     return values.new_zeros(size).index_copy(0, place.index, values)
 
 
-def _stays(shape: tuple[int, ...], gone: Iterable[tuple[int, Ints]]) -> Tensor:
+def _mark_kept_elements(shape: tuple[int, ...], gone: Iterable[tuple[int, Ints]]) -> Tensor:
     """Whether each element of a tensor of the dense model, flattened, stays."""
     stays = torch.ones(shape, dtype=torch.bool)
     for dim, lost in gone:
@@ -117,18 +117,18 @@ def _stays(shape: tuple[int, ...], gone: Iterable[tuple[int, Ints]]) -> Tensor:
     return stays.flatten()
 
 
-def put_exact(model: nn.Module, values: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+def write_unrounded_values(model: nn.Module, values: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     """Put folded values as they were before rounding into a copy in float64, for a comparison that rounding would hide.
 
     dtype: the precision of the delivered model. Raises VerificationError where a value that it holds is not this one, rounded.
     """
     for name, value in values.items():
-        target = _tensor(model, name)
+        target = _find_tensor(model, name)
         if not torch.equal(value.to(dtype).to(target), target.detach()):
             raise VerificationError(f"'{name}' of the cut model does not hold what was folded into it")
-        _set(target, value)
+        _write_tensor(target, value)
 
 
-def widened(keep: Keep, whole: Mapping[str, tuple[int, ...]]) -> dict[str, list[int]]:
+def keep_harmless_units(keep: Keep, whole: Mapping[str, tuple[int, ...]]) -> dict[str, list[int]]:
     """What the masked model keeps: the units that stay, and those whose leaving changes nothing."""
     return {name: sorted({*kept, *whole.get(name, ())}) for name, kept in keep.items()}

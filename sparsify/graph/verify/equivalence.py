@@ -24,7 +24,11 @@ from sparsify.graph.model_map import ModelMap
 from sparsify.graph.names import all_names
 from sparsify.graph.precision import cast, in_double
 from sparsify.graph.surgery.constants import Constants
-from sparsify.graph.surgery.fold_constants import add_beside, put_exact, widened
+from sparsify.graph.surgery.fold_constants import (
+    add_shifts_of_masked_units,
+    keep_harmless_units,
+    write_unrounded_values,
+)
 from sparsify.graph.surgery.operations import Keep, dropped, gone_branches
 from sparsify.graph.trace.labels import Ints
 from sparsify.graph.trace.operators import plain_attention
@@ -73,7 +77,7 @@ def verify(
     wide, given, plain, tolerance, casts = _precise(dense, inputs)
     narrow = in_dtype(thin, torch.float64) if tolerance == TOLERANCE else copied(thin).eval()
     if tolerance == TOLERANCE:
-        put_exact(narrow, folded, next((p.dtype for p in thin.parameters()), torch.float32))
+        write_unrounded_values(narrow, folded, next((p.dtype for p in thin.parameters()), torch.float32))
     drawn = _accepted(wide, [_as_given(one, given) for one in fresh])
     first, plain = drawn[0] if drawn else (given, plain)
     if before is not None:
@@ -81,8 +85,8 @@ def verify(
         plain = outputs(alike, first)
     compared = [one for one, _ in drawn] or [given]
     del drawn
-    left_whole = widened(keep, constants.whole)
-    add_beside(wide, constants.shifts)
+    left_whole = keep_harmless_units(keep, constants.whole)
+    add_shifts_of_masked_units(wide, constants.shifts)
     difference, control = 0.0, 0.0
     for one in compared:
         found = ran(narrow, one, blamed)

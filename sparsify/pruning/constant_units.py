@@ -56,7 +56,7 @@ def confirmed_constants(
     other = redraw(inputs, seed_of(plan, 0))
     if all(shift.exact for shift in found.shifts) or not takes(dense, other):
         return found, ()
-    if proven_constants.same_constants(found, constants_of(dense, plan.map, keep, other)):
+    if proven_constants.constants_match(found, constants_of(dense, plan.map, keep, other)):
         return found, ()
     return proven_constants.Constants(), (CONTRADICTED,)
 

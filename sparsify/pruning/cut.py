@@ -170,7 +170,7 @@ def cut(
     notes += cuts.notes
     notes += tuple(unfollowed_constants(plan, zeroed, keep, constants, inputs))
     notes += tuple(fold_notes(op for op in cuts.operations if isinstance(op, Fold)))
-    notes += transfer_state.carry(model, thin, cuts, optimizer)
+    notes += transfer_state.transfer_state(model, thin, cuts, optimizer)
     return Result(thin, model, plan, cuts, made.verdicts, followers, notes)
 
 
@@ -227,5 +227,5 @@ def _followed(
         for op in cuts.operations:
             if isinstance(op, Zero):
                 narrow.get_parameter(op.tensor).mul_(thin.get_parameter(op.tensor) != 0)
-    transfer_state.carry(other, narrow, cuts)
+    transfer_state.transfer_state(other, narrow, cuts)
     return narrow

@@ -52,7 +52,7 @@ def realise(
         for name, module in dead.items()
         if id(module) not in shared and (crop := _cropped(name, module))
     }
-    compact_layers.reshape(thin, crops.values())
+    compact_layers.compact_layers(thin, crops.values())
     scattered = [name for name, module in dead.items() if len(_live(module)) < _columns(module)]
     fits = {name: _obstacle(dead[name], shared) for name in scattered}
     fed = _inputs(plan, thin, [name for name, obstacle in fits.items() if not obstacle], inputs)
@@ -61,12 +61,12 @@ def realise(
     for name, module in dead.items():
         why, trials = fits.get(name, ""), tuple[Trial, ...]()
         if name in fits and not why:
-            op = Gather(module=name, size=_columns(module), keep=operations.ranges(_live(module)))
+            op = Gather(module=name, size=_columns(module), keep=operations.to_ranges(_live(module)))
             trials = tuple(_trials(plan, module, op, fed[name]))
             pays, why = _judged(op, trials)
             if pays:
                 gathers[name] = op
-                compact_layers.reshape(thin, [op])
+                compact_layers.compact_layers(thin, [op])
         reasons = [*([_shrinking(crops[name])] if name in crops else []), *([why] if why else [])]
         form = (
             " and ".join(
@@ -148,7 +148,7 @@ def _judged(op: Gather, trials: Sequence[Trial]) -> tuple[bool, str]:
 
 def _trials(plan: Plan, module: nn.Module, op: Gather, fed: Mapping[str, Tensor]) -> Iterator[Trial]:
     dense, lean = measure.copied(module), nn.ModuleDict({"layer": measure.copied(module)})
-    compact_layers.reshape(lean, [op.model_copy(update={"module": "layer"})])
+    compact_layers.compact_layers(lean, [op.model_copy(update={"module": "layer"})])
     for target, x in fed.items():
         eager = Cpu(kind="cpu", threads=_targets(plan)[target].threads, batch=max(1, x.shape[0]))
         timed = measure.latency(

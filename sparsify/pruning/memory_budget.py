@@ -63,7 +63,7 @@ def _narrowed(
     if group.protected is not None or group.width < 2:
         return
     try:
-        thin = operations.trial(model, map, {group.name: list(range(group.width - 1))})
+        thin = operations.cut_on_trial(model, map, {group.name: list(range(group.width - 1))})
         operators, lives = lived(thin, inputs)
     except Exception:  # a trial on the meta device that cannot run
         return

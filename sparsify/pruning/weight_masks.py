@@ -40,7 +40,7 @@ def zeroed(
     reference, names = copied(dense), canonical_names(dense)
     for name, small in covered(plan, thin).items():
         weight = reference.get_parameter(name)
-        _place_zeros(weight, small, operations.places(plan.map, keep, names[name], weight.shape))
+        _place_zeros(weight, small, operations.kept_indices(plan.map, keep, names[name], weight.shape))
     return reference, deeds
 
 
@@ -83,7 +83,7 @@ def without_dead(plan: Plan, model: nn.Module, keep: Kept) -> dict[str, list[int
     kept = {name: list(units) for name, units in keep.items()}
     canonical, left = (
         canonical_names(model),
-        {t for b in operations.gone_branches(plan.map, keep) for t in b.tensors},
+        {t for b in operations.removed_branches(plan.map, keep) for t in b.tensors},
     )
     touched = {canonical[name] for name in covered(plan, model)}
     weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.dim() > 1 and n not in left}
@@ -147,7 +147,7 @@ def _counted(plan: Plan) -> set[str]:
 
 def _clear(plan: Plan, weights: Mapping[str, Tensor], keep: Kept) -> None:
     """Set every slice of the removed units to zero."""
-    for (name, dim, role), lost in operations.dropped(plan.map, keep).items():
+    for (name, dim, role), lost in operations.removed_indices(plan.map, keep).items():
         if role != "size" and name in weights:
             weights[name].index_fill_(dim, torch.tensor(sorted(lost), device=weights[name].device), 0.0)
 

@@ -16,33 +16,40 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from sparsify.pruning.make_plan import make_plan
-from sparsify.runs import run_folder
-from sparsify.graph.surgery import transfer_state
-from sparsify.cost.latency import calibrate
-from sparsify.pruning import cut
-from sparsify.runs.baselines import made_against
-from sparsify.runs.save_load import TIMING, UNBUILT, complete
-from sparsify.runs.evaluate import Rival, Work, overall
-from sparsify.runs.checkpoint import Checkpoint
-from sparsify.pruning.planning.compile import compile_plan
 from sparsify.cost.cost_model import Costs
+from sparsify.cost.latency import calibrate
+from sparsify.cost.measure import count_macs
 from sparsify.data import batches, load_data
-from sparsify.runs.accuracy_search import first_trial, searched
 from sparsify.errors import RunError, SparsifyError
 from sparsify.events import CutDone, EpochDone, Event, Listener, Note, StageStarted, silence
-from sparsify.pruning.fitting_inputs import inputs_for
+from sparsify.forward.fresh_inputs import as_recorded
 from sparsify.graph.build_map import layers
+from sparsify.graph.surgery import transfer_state
+from sparsify.modelfile.weights import save_weights
+from sparsify.pruning import cut
+from sparsify.pruning.fitting_inputs import inputs_for
+from sparsify.pruning.make_plan import make_plan
+from sparsify.pruning.planning.compile import compile_plan
+from sparsify.pruning.planning.cut_targets import (
+    Target,
+    holding,
+    moments,
+    next_target,
+    rewritten,
+    still_there,
+)
+from sparsify.pruning.planning.depth_search import deepened
+from sparsify.pruning.planning.plan import Plan
 from sparsify.recipe import Loaded
-from sparsify.cost.measure import count_macs
+from sparsify.runs import run_folder
+from sparsify.runs.accuracy_search import first_trial, searched
+from sparsify.runs.baselines import made_against
+from sparsify.runs.checkpoint import Checkpoint
+from sparsify.runs.evaluate import Rival, Work, overall
+from sparsify.runs.save_load import TIMING, UNBUILT, complete
 from sparsify.runs.setup import Run, Source, asked, dense_model, opened, planned, resumed, where_it_stands
 from sparsify.training.optimizers import make_optimizer
-from sparsify.pruning.planning.plan import Plan
-from sparsify.forward.fresh_inputs import as_recorded
-from sparsify.pruning.planning.cut_targets import Target, holding, moments, next_target, rewritten, still_there
-from sparsify.pruning.planning.depth_search import deepened
 from sparsify.training.stage import Moment, check_trainable, derived_seed, evaluate, train_stage
-from sparsify.modelfile.weights import save_weights
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.data import Augment
 from sparsify_schemas.group import in_one_tensor
@@ -121,7 +128,9 @@ def _together(run: Run) -> Iterator[None]:
 
 
 def _broken(error: BaseException | None) -> bool:
-    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and bool(_CONNECTION.search(str(error))))
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and bool(_CONNECTION.search(str(error)))
+    )
 
 
 def preview(
@@ -139,13 +148,24 @@ def preview(
     with torch.random.fork_rng(devices=[]):
         wanted = job.loaded.recipe
         model, _ = dense_model(job)
-        datasets = load_data(wanted.data, wanted.seed) if wanted.inputs is None and wanted.calls is None and wanted.data is not None else None
+        datasets = (
+            load_data(wanted.data, wanted.seed)
+            if wanted.inputs is None and wanted.calls is None and wanted.data is not None
+            else None
+        )
         if datasets is not None:
             check_trainable(model, datasets)
         return planned(job, model, inputs_for(wanted, model, datasets), datasets, listener)
 
 
-def measure_layers(recipe: Source, model_file: str | Path | None, name: str, target: Hardware, *, listener: Listener = silence) -> None:
+def measure_layers(
+    recipe: Source,
+    model_file: str | Path | None,
+    name: str,
+    target: Hardware,
+    *,
+    listener: Listener = silence,
+) -> None:
     """Time what a latency budget on this target would need of a recipe's network, into the target's table. Raises a SparsifyError.
 
     model_file: when left out the model is built with random weights.
@@ -154,7 +174,11 @@ def measure_layers(recipe: Source, model_file: str | Path | None, name: str, tar
     with torch.random.fork_rng(devices=[]):
         model, _ = dense_model(job)
         wanted = job.loaded.recipe
-        datasets = load_data(wanted.data, wanted.seed) if wanted.inputs is None and wanted.calls is None and wanted.data is not None else None
+        datasets = (
+            load_data(wanted.data, wanted.seed)
+            if wanted.inputs is None and wanted.calls is None and wanted.data is not None
+            else None
+        )
         inputs = inputs_for(wanted, model, datasets)
         # Not read again: what rules and baselines want of a budget is nothing to a network that is only timed.
         rules = tuple(rule.model_copy(update={"penalty": None}) for rule in wanted.rules)
@@ -182,10 +206,17 @@ def _train(run: Run, stage: Train, model: nn.Module, at: Checkpoint) -> tuple[nn
         epochs=moment.epochs,
         loss=last.loss,
         validation_accuracy=last.validation_accuracy,
-        penalty_share=moment.penalty_seconds / moment.step_seconds if stage.penalties and moment.step_seconds else None,
+        penalty_share=moment.penalty_seconds / moment.step_seconds
+        if stage.penalties and moment.step_seconds
+        else None,
     )
     return model, replace(
-        at, stage=at.stage + 1, weights={}, moment=None, history=at.history + moment.history, stages=(*at.stages, row)
+        at,
+        stage=at.stage + 1,
+        weights={},
+        moment=None,
+        history=at.history + moment.history,
+        stages=(*at.stages, row),
     )
 
 
@@ -228,7 +259,10 @@ def _of_the_dense(listener: Listener, plan: Plan, dense: Plan) -> Listener:
 
     def tell(event: Event) -> None:
         if isinstance(event, EpochDone) and plan is not dense:
-            event = replace(event, remaining=tuple((what, share * now[what] / before[what]) for what, share in event.remaining))
+            event = replace(
+                event,
+                remaining=tuple((what, share * now[what] / before[what]) for what, share in event.remaining),
+            )
         listener(event)
 
     return tell
@@ -239,7 +273,9 @@ def _acts(recipe: Recipe, stage: Train) -> bool:
     return any((r.penalty is not None and stage.penalties) or in_one_tensor(r.group) for r in recipe.rules)
 
 
-def _present_plan(run: Run, model: nn.Module, at: Checkpoint, training: Train | None = None) -> tuple[Plan, tuple[int, ...]]:
+def _present_plan(
+    run: Run, model: nn.Module, at: Checkpoint, training: Train | None = None
+) -> tuple[Plan, tuple[int, ...]]:
     """The plan of the model as it stands, for what the next cut is to leave, and which of the recipe's rules its own are.
 
     After a cut it is made anew, of the cut model. training: the stage that it is for, where no cut is made by it.
@@ -255,7 +291,9 @@ def _present_plan(run: Run, model: nn.Module, at: Checkpoint, training: Train | 
         return replace(plan, prices=run.plan.prices), every
     recipe = rewritten(run.plan, target, at.cuts)
     if training is not None:
-        recipe = recipe.model_copy(update={"rules": tuple(holding(rule, training.penalties) for rule in recipe.rules)})
+        recipe = recipe.model_copy(
+            update={"rules": tuple(holding(rule, training.penalties) for rule in recipe.rules)}
+        )
     rules = still_there(run.plan, recipe.rules, {layer.name for layer in layers(model, {})})
     recipe = recipe.model_copy(update={"rules": tuple(rules.values())})
     # Not read again: no rule may be left of it, where all that they spoke of has gone with residual branches.
@@ -266,12 +304,19 @@ def _cut(run: Run, stage: Cut, model: nn.Module, at: Checkpoint) -> tuple[nn.Mod
     started = time.perf_counter()
     run.listener(StageStarted(stage.name, "cut", 0, 0))
     result, round = _cut_now(run, stage, model, at)
-    row = StageRow(name=stage.name, kind="cut", seconds=time.perf_counter() - started, validation_accuracy=round.validation_accuracy)
+    row = StageRow(
+        name=stage.name,
+        kind="cut",
+        seconds=time.perf_counter() - started,
+        validation_accuracy=round.validation_accuracy,
+    )
     at = replace(at, stage=at.stage + 1, stages=(*at.stages, row))
     return result.model, _kept(run, model, result, round, at)
 
 
-def _cut_between(run: Run, stage: Train, model: nn.Module, at: Checkpoint, moment: Moment) -> tuple[nn.Module, Checkpoint, Moment]:
+def _cut_between(
+    run: Run, stage: Train, model: nn.Module, at: Checkpoint, moment: Moment
+) -> tuple[nn.Module, Checkpoint, Moment]:
     """Cut between two epochs; the optimizer's state is narrowed with the model, schedules go on."""
     optimizer = make_optimizer(stage.optimizer, model)
     optimizer.load_state_dict(dict(moment.optimizer))
@@ -283,18 +328,29 @@ def _cut_between(run: Run, stage: Train, model: nn.Module, at: Checkpoint, momen
     return result.model, at, moment
 
 
-def _remembered(run: Run, own: Mapping[int, Mapping[str, Any]], model: nn.Module, result: cut.Result) -> dict[int, dict[str, Any]]:
+def _remembered(
+    run: Run, own: Mapping[int, Mapping[str, Any]], model: nn.Module, result: cut.Result
+) -> dict[int, dict[str, Any]]:
     """What a cut has left of what the penalties remembered, under the places that their rules have in a plan of the cut model."""
-    before, after = ([*still_there(run.plan, run.plan.recipe.rules, {layer.name for layer in layers(m, {})})] for m in (model, result.model))
+    before, after = (
+        [*still_there(run.plan, run.plan.recipe.rules, {layer.name for layer in layers(m, {})})]
+        for m in (model, result.model)
+    )
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
 
     def carried(value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        return transfer_state.carry_named({name: own for name, own in value.items() if isinstance(own, Tensor)}, result.cuts, shapes)
+        return transfer_state.transfer_named_values(
+            {name: own for name, own in value.items() if isinstance(own, Tensor)}, result.cuts, shapes
+        )
 
     places = {rule: after.index(place) for rule, place in enumerate(before) if place in after}
-    return {places[rule]: {key: carried(value) for key, value in row.items()} for rule, row in own.items() if rule in places}
+    return {
+        places[rule]: {key: carried(value) for key, value in row.items()}
+        for rule, row in own.items()
+        if rule in places
+    }
 
 
 def _cut_now(
@@ -305,21 +361,43 @@ def _cut_now(
     seed = derived_seed(run.recipe.seed, at.stage, epoch)
     given = batches(run.datasets.train, 64, seed=seed) if run.datasets is not None else None
     plan, rules = _present_plan(run, model, at)
-    result = cut.cut(plan, model, optimizer=optimizer, inputs=run.inputs, batches=given, listener=run.listener, agree=_agreed, chooser=run.chooser)
+    result = cut.cut(
+        plan,
+        model,
+        optimizer=optimizer,
+        inputs=run.inputs,
+        batches=given,
+        listener=run.listener,
+        agree=_agreed,
+        chooser=run.chooser,
+    )
     zeroed = tuple(done.model_copy(update={"rule": rules[done.rule]}) for done in result.cuts.zeroed)
     result = replace(result, cuts=result.cuts.model_copy(update={"zeroed": zeroed}))
     verdict = overall(result.verdicts)
     macs = count_macs(model, run.inputs)[0], count_macs(result.model, run.inputs)[0]
     params = _params(model), _params(result.model)
-    held = evaluate(result.model, run.datasets.validation)[1] if run.datasets and len(run.datasets.validation) else None
+    held = (
+        evaluate(result.model, run.datasets.validation)[1]
+        if run.datasets and len(run.datasets.validation)
+        else None
+    )
     run.listener(CutDone(verdict.outcome, verdict.difference, macs, params, held))
-    return result, Round(stage=stage.name, epoch=epoch, macs=macs[1], params=params[1], validation_accuracy=held, verdict=verdict)
+    return result, Round(
+        stage=stage.name,
+        epoch=epoch,
+        macs=macs[1],
+        params=params[1],
+        validation_accuracy=held,
+        verdict=verdict,
+    )
 
 
 def _kept(run: Run, model: nn.Module, result: cut.Result, round: Round, at: Checkpoint) -> Checkpoint:
     """The checkpoint after a cut, written; before a first cut in a run from random weights also the dense model."""
     first = not at.cuts
-    at = replace(at, weights=result.model.state_dict(), cuts=(*at.cuts, result.cuts), rounds=(*at.rounds, round))
+    at = replace(
+        at, weights=result.model.state_dict(), cuts=(*at.cuts, result.cuts), rounds=(*at.rounds, round)
+    )
     if run.accelerator.is_main_process:
         if run.state.from_scratch and first:
             save_weights(model, run.folder / run_folder.DENSE)
@@ -338,10 +416,23 @@ def _params(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _finish(run: Run, model: nn.Module, at: Checkpoint, rivals: tuple[Rival, ...], left_out: tuple[str, ...]) -> None:
+def _finish(
+    run: Run, model: nn.Module, at: Checkpoint, rivals: tuple[Rival, ...], left_out: tuple[str, ...]
+) -> None:
     run.listener(Note("measuring the dense and the cut model side by side"))
     if run.accelerator.is_main_process:
-        work = Work(run.plan, at.cuts, tuple(r.verdict for r in at.rounds), at.rounds, at.stages, at.history, (*_notes(run, at.rounds), *left_out), at.search, run.state.from_scratch, rivals)
+        work = Work(
+            run.plan,
+            at.cuts,
+            tuple(r.verdict for r in at.rounds),
+            at.rounds,
+            at.stages,
+            at.history,
+            (*_notes(run, at.rounds), *left_out),
+            at.search,
+            run.state.from_scratch,
+            rivals,
+        )
         complete(run.folder, work, model, run.inputs, run.datasets, run.build, run.timing)
         run_folder.finished(run.folder)
     run.accelerator.wait_for_everyone()

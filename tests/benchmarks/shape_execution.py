@@ -56,9 +56,11 @@ def reshaped(conv: nn.Conv2d, mask: Tensor, gather: bool = False) -> tuple[nn.Co
     model = nn.Sequential(deepcopy(zeros))
     if gather:
         live = gathered_layers.live_columns(zeros.weight)
-        compact_layers.reshape(model, [Gather(module="0", size=mask.numel(), keep=operations.ranges(live))])
+        compact_layers.compact_layers(
+            model, [Gather(module="0", size=mask.numel(), keep=operations.to_ranges(live))]
+        )
     else:
-        compact_layers.reshape(
+        compact_layers.compact_layers(
             model,
             [Crop(module="0", kernel=tuple(conv.kernel_size), grids=cropped_layers.grids(zeros.weight))],
         )

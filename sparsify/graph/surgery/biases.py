@@ -19,12 +19,12 @@ class Bias:
     exists: bool
 
 
-def own_bias(module: nn.Module, weight: str) -> Bias | None:
+def find_bias(module: nn.Module, weight: str) -> Bias | None:
     """The bias that shifts what `module` computes with this weight; None where it computes in a way of its own.
 
     weight: name of the parameter in the layer, such as weight_ih_l0; of no matter where a layer has one product.
     """
-    if not _computes_as_torch(module):
+    if not _computes_like_torch(module):
         return None
     if isinstance(module, nn.Linear | Convolution):
         return (
@@ -40,11 +40,11 @@ def own_bias(module: nn.Module, weight: str) -> Bias | None:
     return None
 
 
-def takes_bias(module: nn.Module) -> bool:
+def can_take_bias(module: nn.Module) -> bool:
     """Whether `create_bias` can give it one."""
     kinds = nn.Linear | Convolution | nn.RNNBase | nn.RNNCellBase
     packed = isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None
-    return _computes_as_torch(module) and (isinstance(module, kinds) or packed)
+    return _computes_like_torch(module) and (isinstance(module, kinds) or packed)
 
 
 def create_bias(model: nn.Module, name: str) -> None:
@@ -56,26 +56,26 @@ def create_bias(model: nn.Module, name: str) -> None:
         module = model.get_submodule(name)
     except AttributeError:
         raise RunError(f"the cut log gives '{name}' a bias, and this model has no such layer") from None
-    if not takes_bias(module):
+    if not can_take_bias(module):
         raise RunError(f"the cut log gives '{name}' a bias, which a {type(module).__name__} cannot take")
     if isinstance(module, nn.RNNBase):
         _create_recurrent_biases(module, name)
     elif isinstance(module, nn.RNNCellBase):
         rows = module.weight_ih.shape[0]
-        _register(module, name, "bias_ih", rows, module.weight_ih)
-        _register(module, name, "bias_hh", rows, module.weight_ih)
+        _register_zeros(module, name, "bias_ih", rows, module.weight_ih)
+        _register_zeros(module, name, "bias_hh", rows, module.weight_ih)
         module.bias = True
     elif isinstance(module, nn.MultiheadAttention):
         assert module.in_proj_weight is not None
-        _register(module, name, "in_proj_bias", module.in_proj_weight.shape[0], module.in_proj_weight)
+        _register_zeros(module, name, "in_proj_bias", module.in_proj_weight.shape[0], module.in_proj_weight)
     elif isinstance(module, nn.Linear):
-        _register(module, name, "bias", module.weight.shape[0], module.weight)
+        _register_zeros(module, name, "bias", module.weight.shape[0], module.weight)
     else:
         assert isinstance(module, Convolution)
-        _register(module, name, "bias", module.out_channels, module.weight)
+        _register_zeros(module, name, "bias", module.out_channels, module.weight)
 
 
-def _register(module: nn.Module, name: str, attribute: str, size: int, like: torch.Tensor) -> None:
+def _register_zeros(module: nn.Module, name: str, attribute: str, size: int, like: torch.Tensor) -> None:
     if module._parameters.get(attribute) is not None:
         raise RunError(f"the cut log gives '{name}' a bias, and this model's has one already")
     zeros = torch.zeros(size, dtype=like.dtype, device=like.device)
@@ -89,7 +89,7 @@ def _create_recurrent_biases(module: nn.RNNBase, name: str) -> None:
         suffix = names[0].removeprefix("weight_ih")
         rows = module.get_parameter(names[0]).shape[0]
         for kind in ("bias_ih", "bias_hh"):
-            _register(module, name, f"{kind}{suffix}", rows, module.get_parameter(names[0]))
+            _register_zeros(module, name, f"{kind}{suffix}", rows, module.get_parameter(names[0]))
         every.append([*names[:2], f"bias_ih{suffix}", f"bias_hh{suffix}", *names[2:]])
     module._all_weights = every
     module.bias = True
@@ -97,7 +97,7 @@ def _create_recurrent_biases(module: nn.RNNBase, name: str) -> None:
     module._init_flat_weights()
 
 
-def _computes_as_torch(module: nn.Module) -> bool:
+def _computes_like_torch(module: nn.Module) -> bool:
     """Whether its forward is that of torch's class, or one of ours, which add the bias to the product."""
     own = type(module)
     made_by = [own.forward, getattr(own, "_conv_forward", own.forward)]

@@ -28,9 +28,9 @@ from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.forward.opaque import is_sparse
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.names import all_names, canonical_names, walk
-from sparsify.graph.surgery.biases import own_bias, takes_bias
-from sparsify.graph.surgery.data_dependence import Dependence, whole
-from sparsify.graph.surgery.operations import Keep, gone_branches
+from sparsify.graph.surgery.biases import can_take_bias, find_bias
+from sparsify.graph.surgery.data_dependence import DataDependence, mask_everywhere
+from sparsify.graph.surgery.operations import Keep, removed_branches
 from sparsify.graph.trace.axis_labels import varying
 from sparsify.graph.trace.labels import Labels
 from sparsify.graph.trace.meta_kernels import short_name
@@ -42,17 +42,17 @@ from sparsify.nn import attention
 EXACT = 1e-11
 """largest deviation from one number, relative to the consumer's largest output, that counts as rounding"""
 
-SAME = 1e-9
+SAME_CONSTANT = 1e-9
 """largest difference between two derivations of a constant, relative to its largest value"""
 
-Into = Literal["bias", "running_mean", "nothing"]
+TargetKind = Literal["bias", "running_mean", "nothing"]
 
 
 @dataclass(frozen=True)
-class Place:
+class ShiftTarget:
     """What can take a shift of a consumer's outputs."""
 
-    into: Into
+    into: TargetKind
     tensor: str
     """name of the bias or running mean; of a bias that does not exist yet, the name that it will have"""
     index: Tensor
@@ -69,7 +69,7 @@ class Shift:
 
     module: str
     """the consumer"""
-    place: Place | None
+    place: ShiftTarget | None
     channels: int
     """constant inputs that it loses"""
     values: Tensor
@@ -99,20 +99,22 @@ class Constants:
     """coupled group -> removed units of which `shifts` say what becomes of their constants"""
 
 
-def same_constants(one: Constants, other: Constants) -> bool:
+def constants_match(one: Constants, other: Constants) -> bool:
     """Whether two derivations give each place the same numbers, but for rounding."""
-    ours, theirs = _by_element(one), _by_element(other)
-    return ours.keys() == theirs.keys() and all(_near(values, theirs[key]) for key, values in ours.items())
+    ours, theirs = _values_by_element(one), _values_by_element(other)
+    return ours.keys() == theirs.keys() and all(
+        _values_match(values, theirs[key]) for key, values in ours.items()
+    )
 
 
-def _by_element(constants: Constants) -> dict[tuple[str, int], Tensor]:
+def _values_by_element(constants: Constants) -> dict[tuple[str, int], Tensor]:
     placed = [(shift.place, shift.values) for shift in constants.shifts if shift.place is not None]
     return {(place.tensor, int(place.index[0])): values for place, values in placed}
 
 
-def _near(one: Tensor, other: Tensor) -> bool:
+def _values_match(one: Tensor, other: Tensor) -> bool:
     largest = max(float(one.abs().max()), float(other.abs().max()))
-    return one.shape == other.shape and float((one - other).abs().max()) <= SAME * largest
+    return one.shape == other.shape and float((one - other).abs().max()) <= SAME_CONSTANT * largest
 
 
 def find_constants(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) -> Constants:
@@ -125,8 +127,8 @@ def find_constants(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) 
         return Constants()
     for name in [name for name, module in walk(dense) if attention.can_adopt(module)]:
         attention.adopt(dense, name)
-    mode = _Deriving(dense, map, keep)
-    sums = [s for b in gone_branches(map, keep) for s in b.sums]
+    mode = _ConstantTracer(dense, map, keep)
+    sums = [s for b in removed_branches(map, keep) for s in b.sums]
     for _, value in named(inputs):
         mode.dependence.enter(value)
     with ExitStack() as stack:
@@ -140,7 +142,7 @@ def find_constants(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) 
         stack.enter_context(silenced(dense, sums))
         calls.call(dense, inputs)  # on the very tensors that were entered, not on copies
     with torch.no_grad():
-        return Constants() if mode.dependence.escaped else mode.found()
+        return Constants() if mode.dependence.escaped else mode.constants()
 
 
 def _has_zeros(model: nn.Module) -> bool:
@@ -171,7 +173,7 @@ def _has_zeros(model: nn.Module) -> bool:
 
 
 @dataclass
-class _Use:
+class _Reader:
     """One product that reads removed units."""
 
     module: str
@@ -207,20 +209,20 @@ class _Use:
         return self.constant & self.read
 
 
-class _Deriving(Watch):  # type: ignore[no-untyped-call]
+class _ConstantTracer(Watch):  # type: ignore[no-untyped-call]
     """Follows labels and data through one forward call, and notes every product that reads removed units."""
 
     def __init__(self, model: nn.Module, map: ModelMap, keep: Keep) -> None:
         super().__init__(Labels())
         self.enter_model(model)
-        self.dependence = Dependence()
+        self.dependence = DataDependence()
         self._modules = dict(walk(model))
         self._map, self._keep = map, keep
         self._names = {t.untyped_storage().data_ptr(): name for name, t in self._owned(model)}
         self._tensors = dict(self._owned(model))
-        self._units, self._all_units = _numbered_units(self.labels, map, keep)
-        self._gone = tuple(gone_branches(map, keep))
-        self._uses: list[_Use] = []
+        self._units, self._all_units = _number_units(self.labels, map, keep)
+        self._gone = tuple(removed_branches(map, keep))
+        self._readers: list[_Reader] = []
         self._made_by: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._reads: Counter[tuple[int, int, int]] = Counter()
         """how often an operator computed with a tensor, by its memory, its first element there and its size"""
@@ -245,26 +247,26 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
         name = short_name(func)
         given = [v for v in flattened(args, kwargs) if isinstance(v, Tensor)]
         self._note_reads(name, args, given)
-        product = _operands(name, args)
+        product = read_operands(name, args)
         out = super().operator(func, args, kwargs)
         self.dependence.record(name, func, args, kwargs, out)
         if not _is_view(given, out):
             for value in given:
-                self._reads[_address(value)] += 1
+                self._reads[_memory_address(value)] += 1
         if product is not None and isinstance(out, Tensor):
             self._note_product(product, func, out)
         return out
 
     def _note_reads(self, name: str, args: Any, given: Iterable[Tensor]) -> None:
         for value in given:
-            use: _Use | None = self._made_by.get(value)  # type: ignore[no-untyped-call]
+            use: _Reader | None = self._made_by.get(value)  # type: ignore[no-untyped-call]
             if use is None:
                 continue
             use.readers += 1
-            stored = len(args) > 4 and name in NORMS and args[0] is value and not _trains(args)
+            stored = len(args) > 4 and name in NORMS and args[0] is value and not _uses_batch_statistics(args)
             use.norm = args[3] if stored else None
 
-    def _note_product(self, product: "_Product", func: Any, out: Tensor) -> None:
+    def _note_product(self, product: "ProductOperands", func: Any, out: Tensor) -> None:
         if any(b.holds(self.within[-1]) for b in self._gone if self.within):
             return
         # Where no data are at all (learnt queries), units are read that no constants can stand for: they count as living.
@@ -275,48 +277,54 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
             for aspect in self._peek(side.x).aspects:
                 units = self._units[aspect] if side.along in varying(aspect) else None
                 if units is not None and bool((units >= 0).any()):
-                    self._add_use(product, side, aspect, units, func, out)
+                    self._add_reader(product, side, aspect, units, func, out)
 
-    def _add_use(
-        self, product: "_Product", side: "_Side", aspect: Tensor, units: Tensor, func: Any, out: Tensor
+    def _add_reader(
+        self,
+        product: "ProductOperands",
+        side: "Operand",
+        aspect: Tensor,
+        units: Tensor,
+        func: Any,
+        out: Tensor,
     ) -> None:
         x = side.x
         others = [d for d in range(x.dim()) if d not in varying(aspect)]
         reached = self.dependence.of(x)
         crossed = self.dependence.of(side.other) is not None  # two computed tensors, such as queries and keys
         without_data = reached is None
-        reached = whole(x) if reached is None else reached
+        reached = mask_everywhere(x) if reached is None else reached
         wide = reached.any(dim=others, keepdim=True) if others else reached
         constant = (units >= 0) & ~wide.expand(units.shape)
-        spread, height = _spread(x, others, units.shape)
+        spread, height = _measure_spread(x, others, units.shape)
         shape, dtype = out.shape, out.dtype
         emits = bool(constant.any())
-        use = _Use(
+        use = _Reader(
             module=self.within[-1] if self.within else "",
             weight=self._names.get(side.other.untyped_storage().data_ptr(), ""),
             first_element=int(side.other.storage_offset()),
-            bias=product.bias if _fits(product.bias, side) else None,
+            bias=product.bias if _bias_fits(product.bias, side) else None,
             rank=out.dim(),
             outputs_along=side.outputs_along % out.dim(),
             units=units,
             constant=constant,
             even=spread <= EXACT * height,
             # Only what no data reach is known to be zero; data may be zero at these inputs alone.
-            read=side.live(units.shape) & ((height > 0) | ~(constant | without_data)),
+            read=side.mark_live(units.shape) & ((height > 0) | ~(constant | without_data)),
             padded=product.padded,
             crossed=crossed,
             largest=float(out.abs().max()) if out.numel() else 0.0,
-            kept=self._kept(out, side.outputs_along % out.dim()),
+            kept=self._mark_kept_outputs(out, side.outputs_along % out.dim()),
             # Without constants the input need not be held until the end.
             lost=(lambda mask: side.contribution(func, x * mask))
             if emits
             else lambda _: torch.zeros(shape, dtype=dtype),
         )
-        self._uses.append(use)
+        self._readers.append(use)
         if not crossed:
             self._made_by[out] = use
 
-    def _kept(self, out: Tensor, along: int) -> Tensor:
+    def _mark_kept_outputs(self, out: Tensor, along: int) -> Tensor:
         gone = torch.zeros(out.shape[along], dtype=torch.bool)
         for aspect in self._peek(out).aspects:
             if varying(aspect) == {along}:
@@ -325,15 +333,15 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
 
     # after the call
 
-    def found(self) -> Constants:
+    def constants(self) -> Constants:
         """What was found, once the model has run."""
-        by_place: dict[Any, list[_Use]] = defaultdict(list)
-        places: dict[int, Place | None] = {}
-        for number, use in enumerate(self._uses):
-            place = self._place(use)
+        by_place: dict[Any, list[_Reader]] = defaultdict(list)
+        places: dict[int, ShiftTarget | None] = {}
+        for number, use in enumerate(self._readers):
+            place = self._find_target(use)
             places[number] = place
             by_place[(place.tensor, int(place.index[0])) if place else number].append(use)
-        numbers = {id(use): number for number, use in enumerate(self._uses)}
+        numbers = {id(use): number for number, use in enumerate(self._readers)}
         complete = {}
         for key, uses in by_place.items():
             place = places[numbers[id(uses[0])]]
@@ -342,16 +350,16 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
         shifts = [
             shift
             for key, uses in by_place.items()
-            for shift in self._shifts(uses, complete[key], exact_units)
+            for shift in self._make_shifts(uses, complete[key], exact_units)
         ]
         emitted: set[int] = set()
-        for use in self._uses:
-            emitted |= _members(use.units, use.emits())
-        for use in self._uses:
-            emitted -= _members(use.units, use.read & ~use.constant)
-        return Constants(tuple(shifts), self._by_group(exact_units), self._by_group(emitted))
+        for use in self._readers:
+            emitted |= _chosen_units(use.units, use.emits())
+        for use in self._readers:
+            emitted -= _chosen_units(use.units, use.read & ~use.constant)
+        return Constants(tuple(shifts), self._group_units(exact_units), self._group_units(emitted))
 
-    def _place(self, use: _Use) -> Place | None:
+    def _find_target(self, use: _Reader) -> ShiftTarget | None:
         """What can take a shift of this product's outputs: its bias, its layer's own, the normalisation behind it, or a new one."""
         if use.crossed:
             return None
@@ -360,42 +368,42 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
         if use.bias is not None:
             name = self._names.get(use.bias.untyped_storage().data_ptr())
             if name is None or use.bias.numel() != count:
-                return self._masked_bias(use)
+                return self._target_masked_bias(use)
             first, step = int(use.bias.storage_offset()), max(use.bias.stride())
-            return Place("bias", name, first + step * everything)
+            return ShiftTarget("bias", name, first + step * everything)
         module = self._modules.get(use.module)
         weight = use.weight.removeprefix(f"{use.module}.") if use.module else use.weight
-        bias = None if module is None else own_bias(module, weight)
+        bias = None if module is None else find_bias(module, weight)
         if module is not None and bias is not None:
             name = f"{use.module}.{bias.name}" if use.module else bias.name
             if bias.exists:
                 stored = self._names.get(module.get_parameter(bias.name).untyped_storage().data_ptr(), name)
-                return Place("bias", stored, everything)
+                return ShiftTarget("bias", stored, everything)
             if use.norm is None or use.readers != 1:
-                return self._new_place(use, module, name) if takes_bias(module) else None
+                return self._target_new_bias(use, module, name) if can_take_bias(module) else None
         if use.norm is not None and use.readers == 1:
             name = self._names.get(use.norm.untyped_storage().data_ptr())
             if name is not None and use.norm.numel() == count:
-                return Place("running_mean", name, everything)
+                return ShiftTarget("running_mean", name, everything)
         return None
 
-    def _masked_bias(self, use: _Use) -> Place | None:
+    def _target_masked_bias(self, use: _Reader) -> ShiftTarget | None:
         """The stored bias under a mask of torch.nn.utils.prune, where the mask hides nothing."""
         prefix = f"{use.module}." if use.module else ""
         stored, mask = self._tensors.get(f"{prefix}bias_orig"), self._tensors.get(f"{prefix}bias_mask")
         if stored is None or mask is None or not bool(mask.all()) or stored.numel() != len(use.kept):
             return None
-        return Place("bias", f"{prefix}bias_orig", torch.arange(len(use.kept)))
+        return ShiftTarget("bias", f"{prefix}bias_orig", torch.arange(len(use.kept)))
 
-    def _new_place(self, use: _Use, module: nn.Module, name: str) -> Place:
+    def _target_new_bias(self, use: _Reader, module: nn.Module, name: str) -> ShiftTarget:
         """A bias that is to be created. In a packed projection it begins where the product's rows do."""
         if not isinstance(module, nn.MultiheadAttention):
-            return Place("bias", name, torch.arange(len(use.kept)), use.module)
+            return ShiftTarget("bias", name, torch.arange(len(use.kept)), use.module)
         columns = self._tensors[use.weight].shape[1]
         rows = use.first_element // columns + torch.arange(len(use.kept))
-        return Place("bias", name, rows, use.module, rows_of=use.weight)
+        return ShiftTarget("bias", name, rows, use.module, rows_of=use.weight)
 
-    def _all_covered(self, place: Place, uses: Sequence[_Use]) -> bool:
+    def _all_covered(self, place: ShiftTarget, uses: Sequence[_Reader]) -> bool:
         """Whether nothing else computes with what takes the shift."""
         if place.module:
             products = Counter(use.module for use in uses)[place.module]
@@ -404,7 +412,7 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
             )
         if place.tensor.endswith("bias_orig"):
             return True
-        memory, *_ = _address(self._tensors[place.tensor])
+        memory, *_ = _memory_address(self._tensors[place.tensor])
         first, size = int(place.index[0]), len(place.index)
         reads = {read: count for read, count in self._reads.items() if read[0] == memory}
         others = [
@@ -415,21 +423,21 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
         return reads.get((memory, first, size), 0) == len(uses) and not others
 
     def _units_without_effect(
-        self, by_place: Mapping[Any, Sequence[_Use]], places: Mapping[Any, Place | None]
+        self, by_place: Mapping[Any, Sequence[_Reader]], places: Mapping[Any, ShiftTarget | None]
     ) -> frozenset[int]:
         """Removed units whose every reader loses nothing with them, or gets it back exactly."""
         seen: set[int] = set()
         harmed: set[int] = set()
         for key, uses in by_place.items():
-            agree = places[key] is not None and _agree(uses)
+            agree = places[key] is not None and _lose_the_same(uses)
             for use in uses:
-                seen |= _members(use.units, use.units >= 0)
-                harmed |= _members(use.units, use.read & ~use.constant)
+                seen |= _chosen_units(use.units, use.units >= 0)
+                harmed |= _chosen_units(use.units, use.read & ~use.constant)
                 exact = use.even & (agree and not use.padded)
-                harmed |= _members(use.units, use.emits() & ~exact)
-        return frozenset(seen - harmed - self._never())
+                harmed |= _chosen_units(use.units, use.emits() & ~exact)
+        return frozenset(seen - harmed - self._units_never_harmless())
 
-    def _never(self) -> set[int]:
+    def _units_never_harmless(self) -> set[int]:
         """Units of groups over which statistics are taken or products summed: their leaving always shows."""
         return {
             number
@@ -438,7 +446,7 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
             if self._map.by_name[name].statistics or self._map.by_name[name].paired
         }
 
-    def _by_group(self, units: Collection[int]) -> dict[str, tuple[int, ...]]:
+    def _group_units(self, units: Collection[int]) -> dict[str, tuple[int, ...]]:
         found = {}
         for name, (first, count) in self._all_units.items():
             own = tuple(unit for unit in range(count) if first + unit in units)
@@ -446,13 +454,15 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
                 found[name] = own
         return found
 
-    def _shifts(self, uses: Sequence[_Use], place: Place | None, exact: frozenset[int]) -> Iterator[Shift]:
+    def _make_shifts(
+        self, uses: Sequence[_Reader], place: ShiftTarget | None, exact: frozenset[int]
+    ) -> Iterator[Shift]:
         """What the products that share a place lose, as one mean over all of them."""
         emitting = [use for use in uses if bool(use.emits().any())]
         if not emitting:
             return
         lost = [use.lost(use.emits()) for use in uses]
-        rows = [_by_output(d, use.outputs_along) for d, use in zip(lost, uses, strict=True)]
+        rows = [_rows_by_output(d, use.outputs_along) for d, use in zip(lost, uses, strict=True)]
         if len({len(r) for r in rows}) != 1:
             rows, uses, place = rows[:1], uses[:1], None
         values = torch.cat(rows, 1).mean(1)
@@ -467,7 +477,8 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
         if place is None and worst <= EXACT:
             return
         others = [
-            _by_output(use.lost(use.emits() & ~_among(use.units, exact)), use.outputs_along) for use in uses
+            _rows_by_output(use.lost(use.emits() & ~_mark_units(use.units, exact)), use.outputs_along)
+            for use in uses
         ]
         beside = torch.cat(others, 1).mean(1) if place is not None else torch.zeros_like(values)
         even = not any(use.padded for use in emitting) and worst <= EXACT
@@ -484,7 +495,7 @@ class _Deriving(Watch):  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
-class _Side:
+class Operand:
     """One operand of a product that may carry removed units along the summed dimension."""
 
     x: Tensor
@@ -498,7 +509,7 @@ class _Side:
     live_columns: Callable[[], Tensor | None]
     """for every index of the summed dimension, whether the other operand multiplies it with anything but zero"""
 
-    def live(self, shape: torch.Size) -> Tensor:
+    def mark_live(self, shape: torch.Size) -> Tensor:
         """The same, laid along the summed dimension of a tensor of this shape."""
         columns = self.live_columns()
         if columns is None or columns.numel() != self.x.shape[self.along]:
@@ -508,39 +519,41 @@ class _Side:
 
 
 @dataclass(frozen=True)
-class _Product:
+class ProductOperands:
     """A product as its operands."""
 
-    sides: tuple[_Side, ...]
+    sides: tuple[Operand, ...]
     bias: Tensor | None = None
     padded: bool = False
 
 
-def _operands(name: str, args: Any) -> _Product | None:
+def read_operands(name: str, args: Any) -> ProductOperands | None:
     """How a product reads its operands; None for every other operator."""
     if name == "convolution":
-        return _convolution(args)
+        return _read_convolution(args)
     if name in ("mm", "bmm"):
-        return _matrices(args[0], args[1], None)
+        return _read_matrix_product(args[0], args[1], None)
     if name in ("addmm", "baddbmm"):
-        return _matrices(args[1], args[2], args[0])
+        return _read_matrix_product(args[1], args[2], args[0])
     if name == "linear":
         bias = args[2] if len(args) > 2 else None
-        side = _Side(
+        side = Operand(
             args[0], args[1], args[0].dim() - 1, -1,
             lambda func, x: func(x, args[1]), lambda: (args[1] != 0).any(0),
         )  # fmt: skip
-        return _Product((side,), bias)
+        return ProductOperands((side,), bias)
     if name == "_trilinear" and list(args[6]) == [2, 3]:  # a bilinear layer
-        left, right = (_bilinear(args, at) for at in (0, 2))
-        return _Product((left, right))
+        left, right = (_read_bilinear(args, at) for at in (0, 2))
+        return ProductOperands((left, right))
     if name == "mv":
-        side = _Side(args[1], args[0], 0, 0, lambda func, x: func(args[0], x), lambda: (args[0] != 0).any(0))
-        return _Product((side,))
+        side = Operand(
+            args[1], args[0], 0, 0, lambda func, x: func(args[0], x), lambda: (args[0] != 0).any(0)
+        )
+        return ProductOperands((side,))
     return None
 
 
-def _bilinear(args: Any, at: int) -> _Side:
+def _read_bilinear(args: Any, at: int) -> Operand:
     """One input of a bilinear layer; the other operand is its other input."""
 
     def contribution(func: Any, masked: Tensor) -> Tensor:
@@ -548,10 +561,10 @@ def _bilinear(args: Any, at: int) -> _Side:
         return made
 
     x, other = args[at], args[2 - at]
-    return _Side(x, other, x.dim() - 1, -1, contribution, lambda: None)
+    return Operand(x, other, x.dim() - 1, -1, contribution, lambda: None)
 
 
-def _convolution(args: Any) -> _Product:
+def _read_convolution(args: Any) -> ProductOperands:
     x, weight, bias, stride, padding, *rest = args
     transposed, groups = rest[1], rest[3]
 
@@ -564,38 +577,38 @@ def _convolution(args: Any) -> _Product:
         by_group = live[:, None] if transposed else live.view(groups, -1, weight.shape[1])
         return by_group.any(-1).flatten() if transposed else by_group.any(1).flatten()
 
-    side = _Side(x, weight, 1, 1, contribution, live_columns)
+    side = Operand(x, weight, 1, 1, contribution, live_columns)
     # At the borders of a transposed convolution fewer kernel positions meet, as next to a padding.
     spread = any(size > 1 for size in (*weight.shape[2:], *stride)) or any(p != 0 for p in rest[2])
     partial = spread if transposed else any(p != 0 for p in padding)
-    return _Product((side,), bias, padded=partial)
+    return ProductOperands((side,), bias, padded=partial)
 
 
-def _matrices(a: Tensor, b: Tensor, bias: Tensor | None) -> _Product:
-    left = _Side(
+def _read_matrix_product(a: Tensor, b: Tensor, bias: Tensor | None) -> ProductOperands:
+    left = Operand(
         a, b, a.dim() - 1, -1,
         lambda _, x: torch.matmul(x, b), lambda: (b != 0).any(-1) if b.dim() == 2 else None,
     )  # fmt: skip
-    right = _Side(
+    right = Operand(
         b, a, b.dim() - 2, -2,
         lambda _, x: torch.matmul(a, x), lambda: (a != 0).any(-2) if a.dim() == 2 else None,
     )  # fmt: skip
-    return _Product((left, right), bias)
+    return ProductOperands((left, right), bias)
 
 
-def _fits(bias: Tensor | None, side: _Side) -> bool:
+def _bias_fits(bias: Tensor | None, side: Operand) -> bool:
     """Whether a bias has one element for every output that comes from the other operand."""
     if bias is None:
         return False
     return bias.dim() == 1 if side.outputs_along in (-1, 1) else bias.dim() == 2 and bias.shape[1] == 1
 
 
-def _address(tensor: Tensor) -> tuple[int, int, int]:
+def _memory_address(tensor: Tensor) -> tuple[int, int, int]:
     """Memory, first element there, number of elements."""
     return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()), tensor.numel()
 
 
-def _trains(args: Any) -> bool:
+def _uses_batch_statistics(args: Any) -> bool:
     """Whether a batch normalisation takes the statistics of the batch."""
     return next((a for a in args[3:] if isinstance(a, bool)), False)
 
@@ -612,7 +625,7 @@ def _is_view(given: Sequence[Tensor], out: Any) -> bool:
     return out.untyped_storage().data_ptr() == given[0].untyped_storage().data_ptr()
 
 
-def _spread(x: Tensor, others: Sequence[int], shape: torch.Size) -> tuple[Tensor, Tensor]:
+def _measure_spread(x: Tensor, others: Sequence[int], shape: torch.Size) -> tuple[Tensor, Tensor]:
     """(how far values lie apart, the largest of them) along some dimensions."""
     if not x.numel():  # such as an expert that no token was sent to
         return torch.zeros(shape), torch.zeros(shape)
@@ -622,36 +635,36 @@ def _spread(x: Tensor, others: Sequence[int], shape: torch.Size) -> tuple[Tensor
     return (high - low).expand(shape), torch.maximum(high.abs(), low.abs()).expand(shape)
 
 
-def _by_output(values: Tensor, along: int) -> Tensor:
+def _rows_by_output(values: Tensor, along: int) -> Tensor:
     """[outputs, everything else]"""
     return values.movedim(along, 0).flatten(1) if values.dim() > 1 else values[:, None]
 
 
-def _agree(uses: Sequence[_Use]) -> bool:
+def _lose_the_same(uses: Sequence[_Reader]) -> bool:
     """Whether all products that share a place lose the same, as far as their constants are even."""
     if len(uses) == 1:
         return True
-    rows = [_by_output(use.lost(use.emits() & use.even), use.outputs_along).mean(1) for use in uses]
+    rows = [_rows_by_output(use.lost(use.emits() & use.even), use.outputs_along).mean(1) for use in uses]
     if len({len(r) for r in rows}) != 1:
         return False
     largest = max(use.largest for use in uses)
     return all(float((r - rows[0]).abs().max()) <= EXACT * largest for r in rows)
 
 
-def _members(units: Tensor, chosen: Tensor) -> set[int]:
+def _chosen_units(units: Tensor, chosen: Tensor) -> set[int]:
     return set(units[chosen & (units >= 0)].tolist())
 
 
-def _among(units: Tensor, wanted: Collection[int]) -> Tensor:
+def _mark_units(units: Tensor, wanted: Collection[int]) -> Tensor:
     if not wanted:
         return torch.zeros_like(units, dtype=torch.bool)
     return torch.isin(units, torch.tensor(sorted(wanted)))
 
 
-def _numbered_units(labels: Labels, map: ModelMap, keep: Keep) -> tuple[Tensor, dict[str, tuple[int, int]]]:
+def _number_units(labels: Labels, map: ModelMap, keep: Keep) -> tuple[Tensor, dict[str, tuple[int, int]]]:
     """(label -> number of the removed unit that it belongs to, -1 for all others; group -> its first number, its width)."""
     at = {(axis.tensor, axis.dim): axis.first for axis in labels.axes}
-    branches = gone_branches(map, keep)
+    branches = removed_branches(map, keep)
     left = {tensor for b in branches for tensor in b.tensors}
     found = np.full(labels.count, -1)
     numbers: dict[str, tuple[int, int]] = {}

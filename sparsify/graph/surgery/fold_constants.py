@@ -11,8 +11,8 @@ from sparsify.errors import VerificationError
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.names import all_names
 from sparsify.graph.surgery.biases import create_bias
-from sparsify.graph.surgery.constants import Place, Shift
-from sparsify.graph.surgery.operations import Keep, dropped
+from sparsify.graph.surgery.constants import Shift, ShiftTarget
+from sparsify.graph.surgery.operations import Keep, removed_indices
 from sparsify.graph.trace.labels import Ints
 from sparsify_schemas.cuts import AddBias, Fold
 
@@ -39,7 +39,7 @@ def fold_constants(
     created: the layers that got a bias by a log that was replayed on it: no others get one, and what they lost is lost.
     """
     gone: dict[str, list[tuple[int, Ints]]] = defaultdict(list)
-    for (tensor, dim, role), lost in dropped(map, keep).items():
+    for (tensor, dim, role), lost in removed_indices(map, keep).items():
         if role != "size":
             gone[tensor].append((dim, lost))
     shapes = {tensor.name: tensor.shape for tensor in map.tensors}
@@ -104,7 +104,7 @@ def _write_tensor(target: Tensor, value: Tensor) -> None:
     target.copy_(value)
 
 
-def _scatter_values(values: Tensor, place: Place, size: int) -> Tensor:
+def _scatter_values(values: Tensor, place: ShiftTarget, size: int) -> Tensor:
     """The values at their elements of the place's tensor, zeros elsewhere."""
     return values.new_zeros(size).index_copy(0, place.index, values)
 

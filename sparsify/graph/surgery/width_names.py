@@ -57,9 +57,9 @@ _INNER = frozenset(
 _OF_A_HEAD = frozenset("head dim dims size features channels qk q k v key value".split())
 
 
-def meaning(name: str) -> Meaning:
+def read_meaning(name: str) -> Meaning:
     """Read from the words of a name: `num_features` states a width, `kernel_size` does not."""
-    words = _words(name)
+    words = _split_words(name)
     said = set(words)
     if name in ("d_model", "n_embd", "inplanes"):
         return Meaning.WIDTH
@@ -90,13 +90,13 @@ def meaning(name: str) -> Meaning:
 
 def is_head_count(name: str) -> bool:
     """Whether it counts attention heads: num_heads, n_head, num_key_value_heads."""
-    words = _words(name)
+    words = _split_words(name)
     return ("heads" in words or words in (["n", "head"], ["nhead"])) and not {"dim", "size", "hidden"} & set(
         words
     )
 
 
-def _words(name: str) -> list[str]:
+def _split_words(name: str) -> list[str]:
     """Lower-case words of a name in snake or camel case, without digits."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
     return [word for word in re.split(r"[_\d]+", spaced.lower()) if word]

@@ -29,7 +29,7 @@ from sparsify.graph.surgery.fold_constants import (
     keep_harmless_units,
     write_unrounded_values,
 )
-from sparsify.graph.surgery.operations import Keep, dropped, gone_branches
+from sparsify.graph.surgery.operations import Keep, removed_branches, removed_indices
 from sparsify.graph.trace.labels import Ints
 from sparsify.graph.trace.operators import plain_attention
 from sparsify.graph.trace.zero_branches import silenced
@@ -103,7 +103,7 @@ def verify(
         )
     _check_training(wide, narrow, next((one for one in compared if _examples(one) > 1), first), blamed)
     changing = any(map.by_name[name].statistics for name in narrowed)
-    all_dead = not narrowed_groups(map, left_whole) and not gone_branches(map, keep)
+    all_dead = not narrowed_groups(map, left_whole) and not removed_branches(map, keep)
     shifted = any(bool((shift.beside != 0).any()) for shift in constants.shifts)
     unchanged = bool(narrowed) and all_dead and not shifted and before is None
     return Verdict(
@@ -202,12 +202,12 @@ def masked_outputs(
     blamed: Sequence[str],
 ) -> list[torch.Tensor]:
     """Outputs of the masked dense model. VerificationError when they are of other shapes than those of the cut model."""
-    groups, sums = narrowed_groups(map, keep), [s for b in gone_branches(map, keep) for s in b.sums]
+    groups, sums = narrowed_groups(map, keep), [s for b in removed_branches(map, keep) for s in b.sums]
     with _masked(wide, map, keep):
         if any(map.by_name[name].statistics for name in groups):
             # Inside branches that leave as well: what comes out of one has the labels of what it is added to.
             gone: dict[tuple[str, int], set[int]] = {}
-            for (tensor, dim, _), lost in dropped(
+            for (tensor, dim, _), lost in removed_indices(
                 map, {name: keep[name] for name in groups if keep[name]}
             ).items():
                 gone.setdefault((tensor, dim), set()).update(lost.tolist())
@@ -243,14 +243,14 @@ def _masked(wide: nn.Module, map: ModelMap, keep: Keep) -> Iterator[None]:
 
 
 def _emptied(map: ModelMap, keep: Keep) -> Iterator[tuple[str, int, Ints]]:
-    branches = {b.name: keep[b.name] for b in gone_branches(map, keep)}
+    branches = {b.name: keep[b.name] for b in removed_branches(map, keep)}
     made = {
         name: kept
         for name, kept in keep.items()
         if map.by_name[name].paired or all(s.role != "in" for s in map.by_name[name].slices)
     }
     for chosen, role in (({**keep, **branches}, "in"), ({**made, **branches}, "out")):
-        for (tensor, dim, own), lost in dropped(map, chosen).items():
+        for (tensor, dim, own), lost in removed_indices(map, chosen).items():
             if own == role:
                 yield tensor, dim, lost
 

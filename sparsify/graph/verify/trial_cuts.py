@@ -213,7 +213,7 @@ class _Shapes:
             return None
 
     def fault(self, groups: Sequence[Coupled], map: ModelMap) -> str | None:
-        thin = operations.trial(self.model, map, {c.name: _half(c) for c in groups})
+        thin = operations.cut_on_trial(self.model, map, {c.name: _half(c) for c in groups})
         for mode, wanted in self.shapes.items():
             found = self._run(thin, mode)
             if found is None:
@@ -278,7 +278,7 @@ def _accumulate(
 def _fault(trial: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, tolerance: float) -> str | None:
     narrowed = narrowed_groups(map, keep)
     try:
-        thin = operations.trial(trial, map, keep)
+        thin = operations.cut_on_trial(trial, map, keep)
         found = ran(thin, inputs, narrowed)
         single = torch.float32  # enough to see that it runs
         runs_as_used(

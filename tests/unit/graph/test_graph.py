@@ -631,7 +631,7 @@ def test_optimizer_goes_on_with_the_cut_model() -> None:
     keep = random_half(map)
     buffers = {n: optimizer.state[p]["momentum_buffer"].clone() for n, p in model.named_parameters()}
     thin, cuts = operations.cut(model, map, keep, "test")
-    assert transfer_state.carry(model, thin, cuts, optimizer) == ()
+    assert transfer_state.transfer_state(model, thin, cuts, optimizer) == ()
     assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in thin.parameters()}
     for name, parameter in thin.named_parameters():
         wanted = buffers[name]

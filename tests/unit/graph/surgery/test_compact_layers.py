@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import RunError
-from sparsify.graph.surgery.compact_layers import reshape
-from sparsify.graph.surgery.operations import ranges, replay
+from sparsify.graph.surgery.compact_layers import compact_layers
+from sparsify.graph.surgery.operations import replay, to_ranges
 from sparsify.nn import cropped as cropped_layers
 from sparsify.nn import gathered
 from sparsify_schemas.cuts import Crop, Cuts, Gather
@@ -71,13 +71,13 @@ def test_crop_and_gather_are_exact(seed: int) -> None:
             wanted = conv(x)
             model = nn.Sequential(conv)
             cropped = deepcopy(model)
-            reshape(cropped, [cropping_of("0", conv)])
+            compact_layers(cropped, [cropping_of("0", conv)])
             torch.testing.assert_close(cropped(x), wanted, rtol=1e-12, atol=1e-12)
             assert cropped[0].weight.numel() <= conv.weight.numel()
             if conv.groups == 1:
                 weight = cropped[0].weight
-                op = Gather(module="0", size=weight[0].numel(), keep=ranges(gathered.live_columns(weight)))
-                reshape(cropped, [op])
+                op = Gather(module="0", size=weight[0].numel(), keep=to_ranges(gathered.live_columns(weight)))
+                compact_layers(cropped, [op])
                 torch.testing.assert_close(cropped(x), wanted, rtol=1e-12, atol=1e-12)
                 assert set(cropped.state_dict()) == set(model.state_dict())
                 assert len(cropped[0].offsets) <= weight[0, 0].numel(), (
@@ -109,7 +109,7 @@ def test_the_smallest_regular_kernel(
     model = nn.Sequential(conv)
     x = torch.randn(2, 3, 7, 7)
     before = model(x)
-    reshape(model, [cropping_of("0", conv)])
+    compact_layers(model, [cropping_of("0", conv)])
     assert (model[0].kernel_size, model[0].dilation, type(model[0]).__name__) == (wanted, dilation, kind)
     torch.testing.assert_close(model(x), before)
 
@@ -120,7 +120,7 @@ def test_a_map_smaller_than_its_crop() -> None:
     with torch.no_grad():
         model[0].weight.zero_()[..., 4, 4] = 1
     before = model(torch.ones(1, 1, 1, 1))
-    reshape(model, [cropping_of("0", model[0])])
+    compact_layers(model, [cropping_of("0", model[0])])
     assert torch.equal(model(torch.ones(1, 1, 1, 1)), before)
 
 
@@ -130,7 +130,7 @@ def test_linear_layers_gather() -> None:
     with torch.no_grad():
         model[0].weight[:, [0, 3]] = 0
     before = model(x)
-    reshape(model, [Gather(module="0", size=6, keep=((1, 3), (4, 6)))])
+    compact_layers(model, [Gather(module="0", size=6, keep=((1, 3), (4, 6)))])
     torch.testing.assert_close(model(x), before)
     assert model[0].weight.shape == (4, 4) and model[0].weight.requires_grad
 

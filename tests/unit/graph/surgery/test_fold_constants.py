@@ -461,7 +461,7 @@ def test_followers_keep_constants_of_their_own() -> None:
 def test_a_comparison_that_contradicts_a_constant_undoes_all_folding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Derived constants are believed only as far as the proof bears them out: here living units are taken for constant."""
     monkeypatch.setitem(
-        data_dependence._CONTRACTIONS, "addmm", lambda *found: data_dependence.nowhere(found[-1])
+        data_dependence._CONTRACTIONS, "addmm", lambda *found: data_dependence.mask_nowhere(found[-1])
     )
     model, inputs, layer = build(EXACT["Linear"])
     result = cut(model, inputs, layer, sparsity="50%", criterion={"kind": "random"})

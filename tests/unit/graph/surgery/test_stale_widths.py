@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import sparsify
 from sparsify.errors import RunError
 from sparsify.graph.surgery import operations
-from sparsify.graph.surgery.width_names import Meaning, meaning
+from sparsify.graph.surgery.width_names import Meaning, read_meaning
 from sparsify.pruning.cut import Result
 from sparsify.reporting import report_tables
 from sparsify_schemas.cuts import Cuts, SetAttribute
@@ -469,4 +469,4 @@ def test_what_names_say() -> None:
         Meaning.UNKNOWN: "amount foo n",
     }
     for expected, names in said.items():
-        assert {name: meaning(name) for name in names.split()} == dict.fromkeys(names.split(), expected)
+        assert {name: read_meaning(name) for name in names.split()} == dict.fromkeys(names.split(), expected)

@@ -300,7 +300,7 @@ def test_cropped_gathered_and_removed_layers_are_carried_too() -> None:
     gone = Silence(module="bn0")
     cuts = result.cuts.model_copy(update={"operations": (*result.cuts.operations, gone, shrunk, lined)})
     thin = operations.replay(model, cuts)
-    assert transfer_state.carry(model, thin, cuts, optimizer) == ()
+    assert transfer_state.transfer_state(model, thin, cuts, optimizer) == ()
     wanted = narrowed({n: torch.stack(v, -1) for n, v in before.items()}, result.cuts)
     wanted["b.weight"] = wanted["b.weight"][:, :, 1:2, 0::2]
     wanted["head.weight"] = wanted["head.weight"][:, [0, 1, 5]]

@@ -97,7 +97,7 @@ def test_constants_that_other_inputs_contradict_are_not_folded(monkeypatch: pyte
     with torch.no_grad():
         model.a.weight[0] = 0
     monkeypatch.setitem(
-        data_dependence._CONTRACTIONS, "addmm", lambda *found: data_dependence.nowhere(found[-1])
+        data_dependence._CONTRACTIONS, "addmm", lambda *found: data_dependence.mask_nowhere(found[-1])
     )
     result = cut(model.eval(), torch.randn(1, 5, 6), sparsity="25%", criterion={"kind": "magnitude"})
     assert CONTRADICTED in result.notes

@@ -86,7 +86,7 @@ def unfollowed_constants(
         rest = {name: [unit for unit in range(width) if unit not in lost]}
         # On several inputs: a gate may be closed, or a mean over the batch hide it, on one of them.
         tried = [one for one in (inputs, *fresh_inputs_of(plan, dense, inputs)) if takes(dense, one)]
-        change = max((equivalence.effect(dense, plan.map, rest, one) for one in tried), default=0.0)
+        change = max((equivalence.measure_effect(dense, plan.map, rest, one) for one in tried), default=0.0)
         if change > NOTICED:
             yield (
                 f"{plural(len(lost), 'unit')} of '{name}' had no weights that produce them, but their constants were mixed "

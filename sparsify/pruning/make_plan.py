@@ -67,9 +67,9 @@ def make_plan(
     model = copied(model)
     with torch.random.fork_rng(devices=[]), in_words("trying out which layers can be cut"):
         map, reaching = _followed_in(model, inputs, macs)
-        map = replace(trial_cuts.probe(model, map, reaching), inputs=map.inputs)
+        map = replace(trial_cuts.protect_failing_groups(model, map, reaching), inputs=map.inputs)
         if any(rule.group == "depth" for rule in loaded.recipe.rules):
-            map = trial_cuts.with_branches(model, map, inputs, macs)
+            map = trial_cuts.add_branches(model, map, inputs, macs)
     if any(
         budget.peak_memory is not None
         for budget in (loaded.recipe.budget, *(own for _, own in own_budgets(loaded.recipe)))

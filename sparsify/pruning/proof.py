@@ -25,7 +25,7 @@ def reloaded(
     """
     again = operations.replay(dense, cuts).eval()
     again.load_state_dict(thin.state_dict())
-    difference = equivalence.compare(copied(thin).eval(), again, (*fresh, inputs))
+    difference = equivalence.compare_outputs(copied(thin).eval(), again, (*fresh, inputs))
     if not difference <= RELOADED:
         raise VerificationError(
             f"the cut model rebuilt from its log and weights differs by {difference:.1e} of the largest output from the "
@@ -55,7 +55,7 @@ class CutParts:
 def prove(plan: Plan, done: CutParts, inputs: Inputs) -> tuple[Verdict, ...]:
     layers = tuple(dict.fromkeys(op.module for op in done.reshaped))
     try:
-        verdict = equivalence.verify(
+        verdict = equivalence.verify_cut(
             done.zeroed,
             done.thin,
             plan.map,
@@ -76,7 +76,7 @@ def _culprit(plan: Plan, done: CutParts, inputs: Inputs) -> str:
     for name, kept in done.keep.items():
         alone = {name: kept}
         try:
-            equivalence.verify(
+            equivalence.verify_cut(
                 done.zeroed,
                 operations.cut(done.zeroed, plan.map, alone, plan.digest)[0],
                 plan.map,
@@ -88,7 +88,7 @@ def _culprit(plan: Plan, done: CutParts, inputs: Inputs) -> str:
             return f"group '{name}' fails by itself (it reaches {layers}): write a rule with 'protect: true' for '{name}'"
     if done.reshaped:
         try:
-            equivalence.verify(
+            equivalence.verify_cut(
                 done.zeroed,
                 operations.cut(done.zeroed, plan.map, done.keep, plan.digest)[0],
                 plan.map,

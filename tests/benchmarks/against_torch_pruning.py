@@ -146,8 +146,8 @@ def judged(entry: networks.Entry) -> dict[str, object]:
         }
     zeroed = outputs(masked, inputs)
     more = {
-        "control": equivalence.relative(wanted, zeroed),
-        "difference": equivalence.relative(found, zeroed),
+        "control": equivalence.relative_difference(wanted, zeroed),
+        "difference": equivalence.relative_difference(found, zeroed),
     }
     try:
         _trains(thin, inputs)
@@ -162,8 +162,8 @@ def judged(entry: networks.Entry) -> dict[str, object]:
         return {"outcome": "exact", **more}
     gone = {slot: set(range(size)) - stayed for slot, (size, stayed) in kept.items() if len(stayed) < size}
     with torch.no_grad():
-        more["difference"] = equivalence.relative(
-            found, masked_statistics.outputs(masked.eval(), inputs, gone)
+        more["difference"] = equivalence.relative_difference(
+            found, masked_statistics.run_without_removed(masked.eval(), inputs, gone)
         )
     return {"outcome": "statistics" if more["difference"] <= TOLERANCE else "silently wrong", **more}
 
@@ -357,7 +357,7 @@ def ours(model: nn.Module, probing: bool) -> nn.Module:
     """Read the structure, choose the half of each group with the highest scores, cut."""
     map = build_map.inspect(model, INPUTS, {})
     if probing:
-        map = trial_cuts.probe(model, map, INPUTS)
+        map = trial_cuts.protect_failing_groups(model, map, INPUTS)
     return operations.cut(model, map, table.half(model, map, "random"), "bench")[0]
 
 

@@ -95,7 +95,9 @@ def tried(name: str, target: str, count: int, size: int, any_width: bool) -> dic
     started, model, x = time.perf_counter(), network(name, size), (torch.randn(1, 3, size, size),)
     spec = presets()[target]
     with torch.random.fork_rng():
-        map = trial_cuts.probe(model, build_map.inspect(model, x, measure.count_macs(model, x)[1]), x)
+        map = trial_cuts.protect_failing_groups(
+            model, build_map.inspect(model, x, measure.count_macs(model, x)[1]), x
+        )
     clock = calibrate.clock(target, spec, model, map, x, _said)
     shares = np.random.default_rng(SEED).uniform(0.25, 0.95, count)
     keeps = list(random_widths(map, None if any_width else clock.steps, shares, seed=SEED))

@@ -39,7 +39,7 @@ from sparsify_schemas.report import Verdict
 TOLERANCE = 1e-9
 """largest difference in float64 that a cut may have, relative to the largest output"""
 
-TRIAL = 1e-3
+TRIAL_TOLERANCE = 1e-3
 """the same for a trial cut in float32, whose only question is whether a group was followed rightly"""
 
 
@@ -47,7 +47,7 @@ NO_CONSTANTS = Constants()
 NOTHING_FOLDED: Mapping[str, torch.Tensor] = {}
 
 
-def verify(
+def verify_cut(
     dense: nn.Module,
     thin: nn.Module,
     map: ModelMap,
@@ -74,34 +74,34 @@ def verify(
     """
     narrowed = narrowed_groups(map, keep)
     blamed = narrowed or list(reshaped)
-    wide, given, plain, tolerance, casts = _precise(dense, inputs)
-    narrow = in_dtype(thin, torch.float64) if tolerance == TOLERANCE else copied(thin).eval()
+    wide, given, plain, tolerance, casts = _copy_in_float64(dense, inputs)
+    narrow = copy_in_dtype(thin, torch.float64) if tolerance == TOLERANCE else copied(thin).eval()
     if tolerance == TOLERANCE:
         write_unrounded_values(narrow, folded, next((p.dtype for p in thin.parameters()), torch.float32))
-    drawn = _accepted(wide, [_as_given(one, given) for one in fresh])
+    drawn = _keep_accepted(wide, [_match_precision(one, given) for one in fresh])
     first, plain = drawn[0] if drawn else (given, plain)
     if before is not None:
-        alike = copied(before).eval() if tolerance > TOLERANCE else in_dtype(before, torch.float64)
-        plain = outputs(alike, first)
+        alike = copied(before).eval() if tolerance > TOLERANCE else copy_in_dtype(before, torch.float64)
+        plain = run_model(alike, first)
     compared = [one for one, _ in drawn] or [given]
     del drawn
     left_whole = keep_harmless_units(keep, constants.whole)
     add_shifts_of_masked_units(wide, constants.shifts)
     difference, control = 0.0, 0.0
     for one in compared:
-        found = ran(narrow, one, blamed)
-        masked = masked_outputs(wide, map, left_whole, one, found, blamed)
-        own = relative(found, masked)
+        found = run_cut_model(narrow, one, blamed)
+        masked = run_masked_model(wide, map, left_whole, one, found, blamed)
+        own = relative_difference(found, masked)
         difference = own if math.isnan(own) else max(difference, own)
         if one is first:
-            control = relative(plain, masked)
+            control = relative_difference(plain, masked)
         if not own <= tolerance:
             break
     if not difference <= tolerance:
         raise VerificationError(
-            f"the cut model differs from the masked one by {difference:.1e} of the largest output{_blame(blamed)}"
+            f"the cut model differs from the masked one by {difference:.1e} of the largest output{_list_groups(blamed)}"
         )
-    _check_training(wide, narrow, next((one for one in compared if _examples(one) > 1), first), blamed)
+    _check_training(wide, narrow, next((one for one in compared if _count_examples(one) > 1), first), blamed)
     changing = any(map.by_name[name].statistics for name in narrowed)
     all_dead = not narrowed_groups(map, left_whole) and not removed_branches(map, keep)
     shifted = any(bool((shift.beside != 0).any()) for shift in constants.shifts)
@@ -112,12 +112,14 @@ def verify(
         control=control,
         groups=tuple(narrowed),
         reference="dense model" if unchanged else "masked model",
-        batches=() if compared[0] is given else tuple(dict.fromkeys(_examples(one) for one in compared)),
-        note="; ".join(_remarks(changing, tolerance, casts)),
+        batches=()
+        if compared[0] is given
+        else tuple(dict.fromkeys(_count_examples(one) for one in compared)),
+        note="; ".join(_list_remarks(changing, tolerance, casts)),
     )
 
 
-def _remarks(changing: bool, tolerance: float, casts: bool) -> Iterable[str]:
+def _list_remarks(changing: bool, tolerance: float, casts: bool) -> Iterable[str]:
     if changing:
         yield "a statistic is taken over removed units (a normalisation, a mean): equal to the masked model with them left out of it"
     if casts:
@@ -126,30 +128,32 @@ def _remarks(changing: bool, tolerance: float, casts: bool) -> Iterable[str]:
         yield f"the model casts inside and does not run in float64: compared in its own precision, within {tolerance:.0e}"
 
 
-def _precise(dense: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, list[torch.Tensor], float, bool]:
+def _copy_in_float64(
+    dense: nn.Module, inputs: Inputs
+) -> tuple[nn.Module, Inputs, list[torch.Tensor], float, bool]:
     """A copy in float64, inputs, its outputs, the tolerance, and whether casts were left out; one as it is where the
     model does not run like that."""
-    wide, wide_inputs = in_dtype(dense, torch.float64), converted(inputs, torch.float64)
+    wide, wide_inputs = copy_in_dtype(dense, torch.float64), converted(inputs, torch.float64)
     try:
-        found, casts = outputs_and_casts(wide, wide_inputs)
+        found, casts = run_and_count_casts(wide, wide_inputs)
         return wide, wide_inputs, found, TOLERANCE, casts > 0
     except Exception:
         wide = copied(dense).eval()
-        return wide, inputs, outputs(wide, inputs), TRIAL, False
+        return wide, inputs, run_model(wide, inputs), TRIAL_TOLERANCE, False
 
 
-def _as_given(fresh: Inputs, given: Inputs) -> Inputs:
+def _match_precision(fresh: Inputs, given: Inputs) -> Inputs:
     """Fresh inputs in the precision of the given ones."""
     floating = [value.dtype for _, value in named(given) if value.is_floating_point()]
     return converted(fresh, floating[0]) if floating else fresh
 
 
-def _accepted(model: nn.Module, fresh: Sequence[Inputs]) -> list[tuple[Inputs, list[torch.Tensor]]]:
+def _keep_accepted(model: nn.Module, fresh: Sequence[Inputs]) -> list[tuple[Inputs, list[torch.Tensor]]]:
     """The inputs that the dense model takes, with its outputs; those at which it is not finite prove nothing."""
     found = []
     for one in fresh:
         try:
-            made = outputs(model, one)
+            made = run_model(model, one)
         except Exception:
             continue  # such as a batch size that the model does not take
         if all(bool(t.isfinite().all()) for t in made):
@@ -157,7 +161,7 @@ def _accepted(model: nn.Module, fresh: Sequence[Inputs]) -> list[tuple[Inputs, l
     return found
 
 
-def _examples(inputs: Inputs) -> int:
+def _count_examples(inputs: Inputs) -> int:
     """The number of examples along the dimension that counts them; 1 where none does."""
     return examples_of(calls_of(inputs)[0]) or 1
 
@@ -175,25 +179,25 @@ def _within_branches(map: ModelMap, keep: Keep, name: str) -> bool:
     return not keep[name] and name not in {b.name for b in map.branches}
 
 
-def ran(narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> list[torch.Tensor]:
+def run_cut_model(narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> list[torch.Tensor]:
     """Outputs of the cut model; VerificationError when it does not run."""
     try:
-        return outputs(narrow, inputs)
+        return run_model(narrow, inputs)
     except Exception as error:
-        raise _does_not_run(error, groups) from error
+        raise _run_error(error, groups) from error
 
 
-def _does_not_run(error: Exception, groups: Sequence[str]) -> VerificationError:
+def _run_error(error: Exception, groups: Sequence[str]) -> VerificationError:
     return VerificationError(
-        f"the cut model does not run: {type(error).__name__}: {first_line(error)}{_blame(groups)}"
+        f"the cut model does not run: {type(error).__name__}: {first_line(error)}{_list_groups(groups)}"
     )
 
 
-def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def copy_in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return cast(copied(model), dtype).eval()
 
 
-def masked_outputs(
+def run_masked_model(
     wide: nn.Module,
     map: ModelMap,
     keep: Keep,
@@ -203,7 +207,7 @@ def masked_outputs(
 ) -> list[torch.Tensor]:
     """Outputs of the masked dense model. VerificationError when they are of other shapes than those of the cut model."""
     groups, sums = narrowed_groups(map, keep), [s for b in removed_branches(map, keep) for s in b.sums]
-    with _masked(wide, map, keep):
+    with _mask_units(wide, map, keep):
         if any(map.by_name[name].statistics for name in groups):
             # Inside branches that leave as well: what comes out of one has the labels of what it is added to.
             gone: dict[tuple[str, int], set[int]] = {}
@@ -211,17 +215,17 @@ def masked_outputs(
                 map, {name: keep[name] for name in groups if keep[name]}
             ).items():
                 gone.setdefault((tensor, dim), set()).update(lost.tolist())
-            masked = masked_statistics.outputs(wide, inputs, gone, sums)
+            masked = masked_statistics.run_without_removed(wide, inputs, gone, sums)
         else:
             with silenced(wide, sums):
-                masked = outputs(wide, inputs)
+                masked = run_model(wide, inputs)
     if [t.shape for t in found] != [t.shape for t in masked]:
-        raise VerificationError(f"the cut model's outputs changed their shapes{_blame(blamed)}")
+        raise VerificationError(f"the cut model's outputs changed their shapes{_list_groups(blamed)}")
     return masked
 
 
 @contextmanager
-def _masked(wide: nn.Module, map: ModelMap, keep: Keep) -> Iterator[None]:
+def _mask_units(wide: nn.Module, map: ModelMap, keep: Keep) -> Iterator[None]:
     """The consumers' input slices of every removed unit at zero; where a product without a weight sums over units (queries
     times keys), all that makes them as well. Its branches are left as they are.
 
@@ -230,7 +234,7 @@ def _masked(wide: nn.Module, map: ModelMap, keep: Keep) -> Iterator[None]:
     before: list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]] = []
     values = all_names(wide)
     with torch.no_grad():
-        for tensor, dim, lost in _emptied(map, keep):
+        for tensor, dim, lost in _slices_to_zero(map, keep):
             value, at = values[tensor], torch.from_numpy(lost).to(values[tensor].device)
             own = value.index_select(dim, at)
             before.append((value, dim, at, own.float() if own.dtype == torch.float64 else own))
@@ -242,7 +246,7 @@ def _masked(wide: nn.Module, map: ModelMap, keep: Keep) -> Iterator[None]:
                 value.index_copy_(dim, at, own.to(value.dtype))
 
 
-def _emptied(map: ModelMap, keep: Keep) -> Iterator[tuple[str, int, Ints]]:
+def _slices_to_zero(map: ModelMap, keep: Keep) -> Iterator[tuple[str, int, Ints]]:
     branches = {b.name: keep[b.name] for b in removed_branches(map, keep)}
     made = {
         name: kept
@@ -255,11 +259,11 @@ def _emptied(map: ModelMap, keep: Keep) -> Iterator[tuple[str, int, Ints]]:
                 yield tensor, dim, lost
 
 
-def outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
-    return outputs_and_casts(model, inputs)[0]
+def run_model(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
+    return run_and_count_casts(model, inputs)[0]
 
 
-def outputs_and_casts(model: nn.Module, inputs: Inputs) -> tuple[list[torch.Tensor], int]:
+def run_and_count_casts(model: nn.Module, inputs: Inputs) -> tuple[list[torch.Tensor], int]:
     """What a model returns, and how many of its casts to a lower precision were left out."""
     # Dropout and the like are off in eval mode; what is random all the same gets the same draws on both sides.
     with (
@@ -273,12 +277,12 @@ def outputs_and_casts(model: nn.Module, inputs: Inputs) -> tuple[list[torch.Tens
         return list(tensors(call(model, inputs))), mode.casts
 
 
-def runs_as_used(
+def check_usual_calls(
     dense: Callable[[], nn.Module], narrow: nn.Module, inputs: Inputs, groups: Sequence[str]
 ) -> None:
     """Forward by torch's fused paths, then forward and backward in train mode, for which `narrow` is given up; what the
     dense model cannot do with these inputs is not asked of the cut one."""
-    uses: tuple[Callable[[nn.Module, Inputs], object], ...] = (_fused, _backwards)
+    uses: tuple[Callable[[nn.Module, Inputs], object], ...] = (_run_fused, _run_backwards)
     for use in uses:
         try:
             use(narrow, inputs)
@@ -287,7 +291,7 @@ def runs_as_used(
                 use(dense(), inputs)
             except Exception:
                 continue
-            raise _does_not_run(error, groups) from error
+            raise _run_error(error, groups) from error
 
 
 def _check_training(wide: nn.Module, narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> None:
@@ -296,26 +300,26 @@ def _check_training(wide: nn.Module, narrow: nn.Module, inputs: Inputs, groups: 
 
     Raises VerificationError.
     """
-    runs_as_used(lambda: copied(wide), narrow, inputs, groups)
+    check_usual_calls(lambda: copied(wide), narrow, inputs, groups)
     try:
-        wanted = _train_step(wide, inputs)
+        wanted = _run_train_step(wide, inputs)
     except Exception:
         return  # nothing to compare with
-    found = _train_step(narrow, inputs)
+    found = _run_train_step(narrow, inputs)
     if found.shapes != wanted.shapes:
         raise VerificationError(
-            f"in train mode the cut model's outputs have other shapes than the dense one's{_blame(groups)}"
+            f"in train mode the cut model's outputs have other shapes than the dense one's{_list_groups(groups)}"
         )
     there = {name for name, _ in narrow.named_parameters()}
     lost = sorted((wanted.reached & there) - found.reached)
     if lost:
         raise VerificationError(
-            f"in train mode no gradient reaches '{lost[0]}' of the cut model, as it does in the dense one{_blame(groups)}"
+            f"in train mode no gradient reaches '{lost[0]}' of the cut model, as it does in the dense one{_list_groups(groups)}"
         )
 
 
 @dataclass(frozen=True)
-class _Step:
+class _TrainStep:
     """What a forward and backward pass in train mode shows."""
 
     shapes: tuple[torch.Size, ...]
@@ -323,20 +327,20 @@ class _Step:
     """parameters that have a gradient"""
 
 
-def _train_step(model: nn.Module, inputs: Inputs) -> _Step:
+def _run_train_step(model: nn.Module, inputs: Inputs) -> _TrainStep:
     model.zero_grad(set_to_none=True)
-    made = _backwards(model, inputs)
+    made = _run_backwards(model, inputs)
     reached = frozenset(name for name, p in model.named_parameters() if p.grad is not None)
     model.zero_grad(set_to_none=True)
-    return _Step(tuple(t.shape for t in made), reached)
+    return _TrainStep(tuple(t.shape for t in made), reached)
 
 
-def _fused(model: nn.Module, inputs: Inputs) -> None:
+def _run_fused(model: nn.Module, inputs: Inputs) -> None:
     with torch.no_grad(), torch.random.fork_rng(devices=[]), in_double(model):
         call(model.eval(), inputs)
 
 
-def _backwards(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
+def _run_backwards(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
     """The outputs in train mode, after a backward pass through all of them."""
     with torch.enable_grad(), torch.random.fork_rng(devices=[]), in_double(model):
         seed_generators(0)
@@ -348,25 +352,25 @@ def _backwards(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
     return made
 
 
-def compare(one: nn.Module, other: nn.Module, candidates: Sequence[Inputs]) -> float:
+def compare_outputs(one: nn.Module, other: nn.Module, candidates: Sequence[Inputs]) -> float:
     """Largest relative difference between two models' outputs, on the first inputs at which the first of them is finite."""
     for inputs in candidates:
         try:
-            wanted = outputs(one, inputs)
+            wanted = run_model(one, inputs)
         except Exception:
             continue
         if all(bool(t.isfinite().all()) for t in wanted):  # a covariance of one example is not a number
-            return relative(outputs(other, inputs), wanted)
+            return relative_difference(run_model(other, inputs), wanted)
     return 0.0
 
 
-def effect(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) -> float:
+def measure_effect(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) -> float:
     """How far the masked model is from the dense one: largest difference of an output, relative to its largest value."""
-    wide, given, plain, *_ = _precise(dense, inputs)
-    return relative(masked_outputs(wide, map, keep, given, plain, ()), plain)
+    wide, given, plain, *_ = _copy_in_float64(dense, inputs)
+    return relative_difference(run_masked_model(wide, map, keep, given, plain, ()), plain)
 
 
-def relative(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
+def relative_difference(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
     """Largest difference of an output relative to its own largest value; nan where one alone is not a number.
 
     Infinities of one sign are equal, as outputs may be masked with them.
@@ -385,6 +389,6 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0]
 
 
-def _blame(groups: Sequence[str]) -> str:
+def _list_groups(groups: Sequence[str]) -> str:
     shown = ", ".join(groups[:5]) + (f" and {len(groups) - 5} more" if len(groups) > 5 else "")
     return f" [groups: {shown}]" if groups else ""

@@ -23,15 +23,15 @@ from sparsify.graph.trace.operators import ALONG, DISTANCES, LOSSES, NORMS, REDU
 from sparsify.graph.trace.tracer import Watch
 from sparsify.graph.trace.zero_branches import silenced
 
-OTHERS = frozenset(["native_layer_norm", "native_group_norm", "_weight_norm_interface"])
-MIXING = (REDUCTIONS | ALONG | NORMS | DISTANCES | OTHERS | frozenset(LOSSES)) - {"glu"}
+FURTHER_NORMS = frozenset(["native_layer_norm", "native_group_norm", "_weight_norm_interface"])
+MIXING_OPERATORS = (REDUCTIONS | ALONG | NORMS | DISTANCES | FURTHER_NORMS | frozenset(LOSSES)) - {"glu"}
 """operators whose result at one place depends on the others"""
 PRODUCTS = frozenset(
     "mm addmm bmm baddbmm addbmm mv addmv linear convolution deform_conv2d _grouped_mm".split()
 )
 
 
-class Narrowed(Watch):  # type: ignore[no-untyped-call]
+class MaskedTracer(Watch):  # type: ignore[no-untyped-call]
     """Watches again, and runs operators that mix elements on the remaining ones."""
 
     def __init__(self, labels: Labels) -> None:
@@ -42,25 +42,25 @@ class Narrowed(Watch):  # type: ignore[no-untyped-call]
 
     def compute(self, _name: str, func: Any, args: Any, kwargs: Any) -> Any:
         if _name in PRODUCTS:
-            args = tuple(self._emptied(a) if isinstance(a, Tensor) else a for a in args)
+            args = tuple(self._zero_removed(a) if isinstance(a, Tensor) else a for a in args)
         x = args[0] if args else None
-        if not isinstance(x, Tensor) or _name not in MIXING:
+        if not isinstance(x, Tensor) or _name not in MIXING_OPERATORS:
             return func(*args, **kwargs)
-        shadow = self._joined(x, args) if _name in LOSSES else self.of(x)
+        shadow = self._join_operands(x, args) if _name in LOSSES else self.of(x)
         kept = {
             dim: stays.to(x.device)
             for dim in axes_of(_name, args, kwargs)
-            if (stays := self._kept(shadow, dim)) is not None
+            if (stays := self._kept_indices(shadow, dim)) is not None
         }
-        return self._on_the_rest(_name, func, args, kwargs, kept) if kept else func(*args, **kwargs)
+        return self._run_on_kept(_name, func, args, kwargs, kept) if kept else func(*args, **kwargs)
 
-    def _joined(self, x: Tensor, args: Any) -> Shadow:
+    def _join_operands(self, x: Tensor, args: Any) -> Shadow:
         """The labels of all operands of a loss."""
         return self.algebra.pointwise(
             x.shape, [self.of(value) for value in args if isinstance(value, Tensor)]
         )
 
-    def _emptied(self, tensor: Tensor) -> Tensor:
+    def _zero_removed(self, tensor: Tensor) -> Tensor:
         """A weight that was computed from others, with zeros where a removed unit lies."""
         shadow = self.of(tensor)
         if not shadow.parameter or tensor.untyped_storage().data_ptr() in self.own:
@@ -68,7 +68,7 @@ class Narrowed(Watch):  # type: ignore[no-untyped-call]
         gone = [self.removed[aspect].to(tensor.device) for aspect in shadow.aspects]
         return reduce(lambda t, own: t.masked_fill(own, 0.0), gone, tensor)
 
-    def _kept(self, shadow: Shadow, dim: int) -> Tensor | None:
+    def _kept_indices(self, shadow: Shadow, dim: int) -> Tensor | None:
         """Indices along a dimension at which something remains; None when all do."""
         for aspect in shadow.aspects:
             if dim in varying(aspect):
@@ -77,10 +77,10 @@ class Narrowed(Watch):  # type: ignore[no-untyped-call]
                     return torch.nonzero(stays).flatten()
         return None
 
-    def _on_the_rest(self, name: str, func: Any, args: Any, kwargs: Any, kept: Mapping[int, Tensor]) -> Any:
+    def _run_on_kept(self, name: str, func: Any, args: Any, kwargs: Any, kept: Mapping[int, Tensor]) -> Any:
         x = args[0]
         beside = name in DISTANCES or name in LOSSES
-        rest = [_narrowed(v, x.dim(), kept) if beside and isinstance(v, Tensor) else v for v in args[1:]]
+        rest = [_select_kept(v, x.dim(), kept) if beside and isinstance(v, Tensor) else v for v in args[1:]]
         for dim, stays in kept.items():
             if name == "native_layer_norm":
                 place = dim - x.dim() + len(rest[0])
@@ -89,16 +89,18 @@ class Narrowed(Watch):  # type: ignore[no-untyped-call]
             if name == "native_group_norm":
                 rest[0:2] = [v.index_select(0, stays) if isinstance(v, Tensor) else v for v in rest[0:2]]
                 rest[3] = len(stays)
-        out = func(_narrowed(x, x.dim(), kept), *rest, **kwargs)
+        out = func(_select_kept(x, x.dim(), kept), *rest, **kwargs)
         if beside or name in REDUCTIONS:
             return out
         filled = reduce(
-            lambda t, d: _spread(t, d, kept[d], x.shape[d]), kept, out if isinstance(out, Tensor) else out[0]
+            lambda t, d: _scatter_kept(t, d, kept[d], x.shape[d]),
+            kept,
+            out if isinstance(out, Tensor) else out[0],
         )
         return filled if isinstance(out, Tensor) else (filled, *out[1:])
 
 
-def _narrowed(operand: Tensor, rank: int, kept: Mapping[int, Tensor]) -> Tensor:
+def _select_kept(operand: Tensor, rank: int, kept: Mapping[int, Tensor]) -> Tensor:
     """What remains of an operand that is spread to so many dimensions."""
     for dim, stays in kept.items():
         own = dim - rank + operand.dim()
@@ -107,14 +109,14 @@ def _narrowed(operand: Tensor, rank: int, kept: Mapping[int, Tensor]) -> Tensor:
     return operand
 
 
-def _spread(narrow: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
+def _scatter_kept(narrow: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
     """Put the indices of a dimension back to their places, with zeros between them."""
     return narrow.new_zeros([size if d == dim else n for d, n in enumerate(narrow.shape)]).index_copy(
         dim, places, narrow
     )
 
 
-def outputs(
+def run_without_removed(
     model: nn.Module,
     inputs: Inputs,
     gone: Mapping[tuple[str, int], Iterable[int]],
@@ -122,7 +124,7 @@ def outputs(
 ) -> list[Tensor]:
     """Outputs of the masked model; gone: (tensor, dimension) -> indices that leave; sums: whose branches leave."""
     labels = Labels()
-    mode = Narrowed(labels)
+    mode = MaskedTracer(labels)
     mode.enter_model(model)
     mode.own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     mode.removed = torch.zeros(labels.count, dtype=torch.bool)

@@ -24,34 +24,34 @@ from sparsify.graph.surgery.operations import Keep
 from sparsify.graph.trace.meta_kernels import Described
 from sparsify.graph.verify.equivalence import (
     TOLERANCE,
-    TRIAL,
+    TRIAL_TOLERANCE,
+    check_usual_calls,
+    copy_in_dtype,
     first_line,
-    in_dtype,
-    masked_outputs,
     narrowed_groups,
-    outputs,
-    ran,
-    relative,
-    runs_as_used,
+    relative_difference,
+    run_cut_model,
+    run_masked_model,
+    run_model,
 )
 
-LIGHT = 1e-5
+ONE_UNIT_TOLERANCE = 1e-5
 """largest relative difference between outputs in float64 of a trial cut of one unit a group"""
 
-Fault = Callable[[Sequence[Coupled], ModelMap], str | None]
+FindFault = Callable[[Sequence[Coupled], ModelMap], str | None]
 """what is wrong with a cut of these groups, None if nothing is"""
 
 
 def _runs_in_double(trial: nn.Module, inputs: Inputs) -> bool:
     """Whether the model does; it is in double precision from now on."""
     try:
-        outputs(cast(trial, torch.float64), converted(inputs, torch.float64))
+        run_model(cast(trial, torch.float64), converted(inputs, torch.float64))
     except Exception:
         return False
     return True
 
 
-def probe(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
+def protect_failing_groups(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
     """The map with every group protected that trial cuts to about half width show to be beyond what can be followed.
 
     First that the cut model runs, in eval and in train mode, on the meta device (shapes without numbers, so that the
@@ -63,25 +63,28 @@ def probe(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
     trials = _Trials(model, inputs)
     reasons: dict[str, str] = {}
     groups = settled(
-        [c for c in map.coupled if c.protected is None], lambda c: trials.alone(c, map, trials.faults[:-1])
+        [c for c in map.coupled if c.protected is None],
+        lambda c: trials.find_fault_alone(c, map, trials.faults[:-1]),
     )
-    map = _with(map, groups)
-    good = trials.survivors(groups, map, reasons)
-    map, saved = _saved(
-        map, [c for c in groups if c.name in reasons], lambda c: trials.alone(c, map, trials.faults)
+    map = _replace_groups(map, groups)
+    good = trials.find_cuttable(groups, map, reasons)
+    map, saved = _rescue_groups(
+        map,
+        [c for c in groups if c.name in reasons],
+        lambda c: trials.find_fault_alone(c, map, trials.faults),
     )
     if saved:
         reasons = {name: why for name, why in reasons.items() if name in map.by_name and name not in saved}
-        trials.survivors([*good, *(map.by_name[name] for name in saved)], map, reasons)
-    return _with(map, [replace(map.by_name[name], protected=why) for name, why in reasons.items()])
+        trials.find_cuttable([*good, *(map.by_name[name] for name in saved)], map, reasons)
+    return _replace_groups(map, [replace(map.by_name[name], protected=why) for name, why in reasons.items()])
 
 
-def _with(map: ModelMap, groups: Iterable[Coupled]) -> ModelMap:
+def _replace_groups(map: ModelMap, groups: Iterable[Coupled]) -> ModelMap:
     """The map with these groups in place of those of the same names."""
     return replace(map, coupled=tuple({c.name: c for c in [*map.coupled, *groups]}.values()))
 
 
-def _saved(
+def _rescue_groups(
     map: ModelMap, failed: Sequence[Coupled], fault: Callable[[Coupled], str | None]
 ) -> tuple[ModelMap, list[str]]:
     """The map with what can be cut after all in place of what failed, and its names: groups that go in step, and groups
@@ -94,7 +97,7 @@ def _saved(
             (c for c in [*([candidate] if names[1:] else []), *fewer(candidate)] if fault(c) is None), None
         )
         if found is not None:
-            map = _with(
+            map = _replace_groups(
                 replace(
                     map, coupled=tuple(c for c in map.coupled if c.name == found.name or c.name not in names)
                 ),
@@ -108,54 +111,66 @@ class _Trials:
     """Trial cuts of one model, the quickest first: shapes, numbers in float32, numbers in float64."""
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        shapes = _Shapes(model, inputs)
+        shapes = _MetaTrials(model, inputs)
         self.inputs = converted(inputs, torch.float32)
-        self.faults: list[Fault] = [shapes.fault, shapes.fault_apart] if shapes.works else []
+        self.faults: list[FindFault] = [shapes.cut_half, shapes.cut_pairs_apart] if shapes.works else []
         if any(p.is_meta for p in model.parameters()):
             return  # a model of shapes alone can be planned, not compared
         self.model, self.double = (
-            _scrambled(model, self.inputs),
+            _randomize_weights(model, self.inputs),
             cache(lambda: _runs_in_double(self.model, self.inputs)),
         )
-        self.faults += [self._single_fault, self._double_fault, self._light_fault]
+        self.faults += [self._cut_half_in_single, self._cut_rest_in_double, self._cut_one_unit]
 
-    def _single_fault(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
-        return _fault(
-            cast(self.model, torch.float32), map, {c.name: _half(c) for c in chosen}, self.inputs, TRIAL
+    def _cut_half_in_single(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
+        return _find_fault(
+            cast(self.model, torch.float32),
+            map,
+            {c.name: _choose_half(c) for c in chosen},
+            self.inputs,
+            TRIAL_TOLERANCE,
         )
 
-    def _double_fault(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
-        return _double_fault(self.model, self.double(), map, _rests(map, chosen), self.inputs)
+    def _cut_rest_in_double(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
+        return _find_fault_in_double(
+            self.model, self.double(), map, _choose_other_halves(map, chosen), self.inputs
+        )
 
-    def _light_fault(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
+    def _cut_one_unit(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
         """Of a cut of one unit a group: in narrow networks the cut of half of them silences paths, and what these do wrong.
 
         By a looser tolerance: odd widths round otherwise, and a deep network without normalisations, all of its units alive,
         may make a billion times as much of that.
         """
         dtype = torch.float64 if self.double() else torch.float32
-        return _fault(
+        return _find_fault(
             cast(self.model, dtype),
             map,
             {c.name: list(range(c.width - 1)) for c in chosen},
             converted(self.inputs, dtype),
-            LIGHT if self.double() else TRIAL,
+            ONE_UNIT_TOLERANCE if self.double() else TRIAL_TOLERANCE,
         )
 
-    def alone(self, group: Coupled, map: ModelMap, faults: Sequence[Fault]) -> str | None:
+    def find_fault_alone(self, group: Coupled, map: ModelMap, faults: Sequence[FindFault]) -> str | None:
         """What is wrong with a cut of one group."""
         own = replace(map, coupled=(group,))
         return next((why for fault in faults if (why := fault([group], own)) is not None), None)
 
-    def survivors(self, groups: Sequence[Coupled], map: ModelMap, reasons: dict[str, str]) -> list[Coupled]:
+    def find_cuttable(
+        self, groups: Sequence[Coupled], map: ModelMap, reasons: dict[str, str]
+    ) -> list[Coupled]:
         """The groups that can be cut together; the others get their reason."""
         good = list(groups)
         for fault in self.faults:
-            good = _good(good, lambda chosen, fault=fault: fault(chosen, map), reasons) if good else good  # type: ignore[misc]
+            good = (
+                _find_cuttable(good, lambda chosen, fault=fault: fault(chosen, map), reasons)
+                if good
+                else good
+            )  # type: ignore[misc]
         return good
 
 
-def with_branches(model: nn.Module, map: ModelMap, inputs: Inputs, macs: Mapping[str, int]) -> ModelMap:
+def add_branches(model: nn.Module, map: ModelMap, inputs: Inputs, macs: Mapping[str, int]) -> ModelMap:
     """The map with the model's residual blocks and branches, those protected that a trial cut in float64, on random
     weights, shows to be none that can leave; all that are not inside each other at once, and the culprits by halving.
 
@@ -168,12 +183,12 @@ def with_branches(model: nn.Module, map: ModelMap, inputs: Inputs, macs: Mapping
     map = replace(map, branches=find_branches(copied(model), map, inputs, macs))
     reasons: dict[str, str] = {}
     inputs = converted(inputs, torch.float32)
-    trial = _scrambled(model, inputs)
+    trial = _randomize_weights(model, inputs)
     double = _runs_in_double(trial, inputs)
-    for level in _levels([b for b in map.branches if b.group.protected is None]):
-        _good(
+    for level in _split_by_nesting([b for b in map.branches if b.group.protected is None]):
+        _find_cuttable(
             [b.group for b in level],
-            lambda chosen: _double_fault(trial, double, map, {c.name: [] for c in chosen}, inputs),
+            lambda chosen: _find_fault_in_double(trial, double, map, {c.name: [] for c in chosen}, inputs),
             reasons,
         )
 
@@ -183,7 +198,7 @@ def with_branches(model: nn.Module, map: ModelMap, inputs: Inputs, macs: Mapping
     return replace(map, branches=tuple(judged(b) for b in map.branches))
 
 
-def _levels(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
+def _split_by_nesting(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
     """The branches from the outermost to the innermost."""
     while branches:
         size = {b.name: (len(b.tensors), -i) for i, b in enumerate(branches)}
@@ -194,7 +209,7 @@ def _levels(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
         branches = [b for b in branches if b not in level]
 
 
-class _Shapes:
+class _MetaTrials:
     """Trial cuts on the meta device. `works` says whether the dense model runs there at all."""
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
@@ -212,8 +227,8 @@ class _Shapes:
             self.error = error
             return None
 
-    def fault(self, groups: Sequence[Coupled], map: ModelMap) -> str | None:
-        thin = operations.cut_on_trial(self.model, map, {c.name: _half(c) for c in groups})
+    def cut_half(self, groups: Sequence[Coupled], map: ModelMap) -> str | None:
+        thin = operations.cut_on_trial(self.model, map, {c.name: _choose_half(c) for c in groups})
         for mode, wanted in self.shapes.items():
             found = self._run(thin, mode)
             if found is None:
@@ -222,32 +237,32 @@ class _Shapes:
                 return "the cut model's outputs change their shapes"
         return None
 
-    def fault_apart(self, groups: Sequence[Coupled], map: ModelMap) -> str | None:
+    def cut_pairs_apart(self, groups: Sequence[Coupled], map: ModelMap) -> str | None:
         """The same for groups of two units, cut apart from each other: no trial of all could keep different numbers of them."""
         pairs = [c for c in groups if c.width == 2]
         return next(
             (
                 why
                 for part in (pairs[::2], pairs[1::2])
-                if part and (why := self.fault(part, map)) is not None
+                if part and (why := self.cut_half(part, map)) is not None
             ),
             None,
         )
 
 
-def _good(
+def _find_cuttable(
     groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]
 ) -> list[Coupled]:
     """The groups that can be cut together; the others get their reason."""
     if not groups or fault(groups) is None:
         return list(groups)
-    good = _search(groups, fault, reasons)
+    good = _bisect_groups(groups, fault, reasons)
     if good and fault(good) is not None:
-        _accumulate(good, fault, reasons)  # each part was fine by itself: add the groups one by one
+        _add_one_by_one(good, fault, reasons)  # each part was fine by itself: add the groups one by one
     return [c for c in good if c.name not in reasons]
 
 
-def _search(
+def _bisect_groups(
     groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]
 ) -> list[Coupled]:
     """The groups without fault by halving; the others get their reason."""
@@ -260,10 +275,10 @@ def _search(
         reasons[groups[0].name] = f"a trial cut failed: {why}"
         return []
     half = len(groups) // 2
-    return _search(groups[:half], fault, reasons) + _search(groups[half:], fault, reasons)
+    return _bisect_groups(groups[:half], fault, reasons) + _bisect_groups(groups[half:], fault, reasons)
 
 
-def _accumulate(
+def _add_one_by_one(
     groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]
 ) -> None:
     good: list[Coupled] = []
@@ -275,17 +290,17 @@ def _accumulate(
             reasons[group.name] = f"a trial cut together with other layers failed: {why}"
 
 
-def _fault(trial: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, tolerance: float) -> str | None:
+def _find_fault(trial: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, tolerance: float) -> str | None:
     narrowed = narrowed_groups(map, keep)
     try:
         thin = operations.cut_on_trial(trial, map, keep)
-        found = ran(thin, inputs, narrowed)
+        found = run_cut_model(thin, inputs, narrowed)
         single = torch.float32  # enough to see that it runs
-        runs_as_used(
+        check_usual_calls(
             lambda: cast(copied(trial), single), cast(thin, single), converted(inputs, single), narrowed
         )
         del thin
-        difference = relative(found, masked_outputs(trial, map, keep, inputs, found, narrowed))
+        difference = relative_difference(found, run_masked_model(trial, map, keep, inputs, found, narrowed))
         if not difference <= tolerance:
             raise VerificationError(
                 f"the cut model differs from the masked one by {difference:.1e} of the largest output"
@@ -297,34 +312,36 @@ def _fault(trial: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, toleranc
     return None
 
 
-def _double_fault(trial: nn.Module, double: bool, map: ModelMap, keep: Keep, inputs: Inputs) -> str | None:
+def _find_fault_in_double(
+    trial: nn.Module, double: bool, map: ModelMap, keep: Keep, inputs: Inputs
+) -> str | None:
     """The same in double precision, where the model runs in it."""
     if double:
-        return _fault(cast(trial, torch.float64), map, keep, converted(inputs, torch.float64), TOLERANCE)
-    return _fault(cast(trial, torch.float32), map, keep, inputs, TRIAL)
+        return _find_fault(cast(trial, torch.float64), map, keep, converted(inputs, torch.float64), TOLERANCE)
+    return _find_fault(cast(trial, torch.float32), map, keep, inputs, TRIAL_TOLERANCE)
 
 
-def _half(group: Coupled) -> list[int]:
+def _choose_half(group: Coupled) -> list[int]:
     generator = torch.Generator().manual_seed(group.width)
     count = max(1, group.width // 2)
     return sorted(torch.randperm(group.width, generator=generator)[:count].tolist())
 
 
-def _rests(map: ModelMap, chosen: Iterable[Coupled]) -> dict[str, list[int]]:
-    """Group -> units that `_half` removes, less some where they can be spared: every unit leaves in a trial, the number
+def _choose_other_halves(map: ModelMap, chosen: Iterable[Coupled]) -> dict[str, list[int]]:
+    """Group -> units that `_choose_half` removes, less some where they can be spared: every unit leaves in a trial, the number
     differs from that half, and groups of one width keep different numbers, as code may tie their widths together."""
     ranks: Counter[int] = Counter()
     kept = {}
     for group in map.coupled:
-        rest = sorted(set(range(group.width)) - set(_half(group))) or _half(group)
+        rest = sorted(set(range(group.width)) - set(_choose_half(group))) or _choose_half(group)
         ranks[group.width] += 1
         kept[group.name] = rest[: len(rest) - ranks[group.width] % len(rest)]
     return {group.name: kept[group.name] for group in chosen}
 
 
-def _scrambled(model: nn.Module, inputs: Inputs) -> nn.Module:
+def _randomize_weights(model: nn.Module, inputs: Inputs) -> nn.Module:
     """A float32 copy with random weights of ordinary scale; the model's own weights where those blow up."""
-    copy = in_dtype(model, torch.float32)
+    copy = copy_in_dtype(model, torch.float32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in [*copy.named_parameters(), *copy.named_buffers()]:
@@ -338,7 +355,7 @@ def _scrambled(model: nn.Module, inputs: Inputs) -> nn.Module:
             elif isinstance(tensor, nn.Parameter) or name.endswith("running_mean"):
                 tensor.uniform_(-0.2, 0.2, generator=generator)
     try:
-        finite = all(bool(t.isfinite().all()) for t in outputs(copy, inputs))
+        finite = all(bool(t.isfinite().all()) for t in run_model(copy, inputs))
     except Exception:
         finite = False
-    return copy if finite else in_dtype(model, torch.float32)
+    return copy if finite else copy_in_dtype(model, torch.float32)

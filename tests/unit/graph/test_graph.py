@@ -459,7 +459,7 @@ INPUTS = (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
 
 
 def mapped(model: nn.Module) -> ModelMap:
-    return trial_cuts.probe(model, build_map.inspect(model, INPUTS, {}), INPUTS)
+    return trial_cuts.protect_failing_groups(model, build_map.inspect(model, INPUTS, {}), INPUTS)
 
 
 def random_half(map: ModelMap, seed: int = 0) -> dict[str, list[int]]:
@@ -485,7 +485,7 @@ def test_cut_equals_masked(name: str) -> None:
         ["b", last] if name == "padded shortcut" else [last]
     )
     thin, cuts = operations.cut(model, map, keep, "test")
-    verdict = equivalence.verify(model, thin, map, keep, INPUTS)
+    verdict = equivalence.verify_cut(model, thin, map, keep, INPUTS)
     assert verdict.outcome == "equal" and verdict.difference <= 1e-12
     assert verdict.control > 1e-3, "the check could not have seen a wrong cut"
     assert sum(p.numel() for p in thin.parameters()) < 0.75 * sum(p.numel() for p in model.parameters())
@@ -513,7 +513,9 @@ def test_of_two_dimensions_flattened_into_one_the_longer_is_cut() -> None:
     assert [c.name for c in map.coupled if c.protected is None] == ["b", "c"]
     keep = {"b": [0, 4], "c": [1, 2, 5]}
     thin, _ = operations.cut(model, map, keep, "test")
-    assert equivalence.verify(model, thin, map, keep, INPUTS).outcome == "equal" and thin.c.weight.shape == (
+    assert equivalence.verify_cut(
+        model, thin, map, keep, INPUTS
+    ).outcome == "equal" and thin.c.weight.shape == (
         3,
         8,
         3,
@@ -534,7 +536,7 @@ def test_layers_that_one_tensor_of_zeros_is_added_to_have_one_width() -> None:
     assert {s.tensor for s in free.slices} >= {"a.weight", "b.weight", "fc.weight", "last.weight"}
     keep = random_half(map)
     assert (
-        equivalence.verify(model, operations.cut(model, map, keep, "test")[0], map, keep, INPUTS).outcome
+        equivalence.verify_cut(model, operations.cut(model, map, keep, "test")[0], map, keep, INPUTS).outcome
         == "equal"
     )
 
@@ -548,7 +550,7 @@ def test_statistics_change_and_the_rest_is_equal(name: str) -> None:
     assert map.by_name["a"].protected is None and map.by_name["a"].statistics
     keep = random_half(map)
     thin, _ = operations.cut(model, map, keep, "test")
-    verdict = equivalence.verify(model, thin, map, keep, INPUTS)
+    verdict = equivalence.verify_cut(model, thin, map, keep, INPUTS)
     assert verdict.outcome == "statistics change" and verdict.difference <= 1e-9 and verdict.control > 1e-3
 
 
@@ -562,7 +564,7 @@ def test_verification_sees_a_wrong_cut() -> None:
     with pytest.raises(
         VerificationError, match=r"the cut model differs from the masked one by .* \[groups: a, b, c\]"
     ):
-        equivalence.verify(model, thin, map, wrong, INPUTS)
+        equivalence.verify_cut(model, thin, map, wrong, INPUTS)
 
 
 def test_no_drops_is_the_identity() -> None:
@@ -572,7 +574,7 @@ def test_no_drops_is_the_identity() -> None:
     thin, cuts = operations.cut(model, map, keep, "test")
     assert cuts.operations == ()
     assert torch.equal(thin(*INPUTS), model(*INPUTS))
-    assert equivalence.verify(model, thin, map, keep, INPUTS).outcome == "nothing cut"
+    assert equivalence.verify_cut(model, thin, map, keep, INPUTS).outcome == "nothing cut"
 
 
 def test_flags_dtype_ties_and_modes_survive() -> None:
@@ -706,13 +708,13 @@ class Heads(nn.Module):
 def test_the_attribute_that_counts_heads_is_found(heads: int, per_head: int) -> None:
     torch.manual_seed(0)
     model, inputs = Heads(heads, per_head), (torch.randn(2, 5, 16),)
-    map = trial_cuts.probe(model, build_map.inspect(model, inputs, {}), inputs)
+    map = trial_cuts.protect_failing_groups(model, build_map.inspect(model, inputs, {}), inputs)
     group = map.by_name["q"]
     assert (group.width, group.protected) == (heads, None)
     keep = {"q": list(range(heads // 2))}
     thin, cuts = operations.cut(model, map, keep, "test")
     assert (thin.heads, thin.per_head) == (heads // 2, per_head)
-    assert equivalence.verify(model, thin, map, keep, inputs).difference <= 1e-12
+    assert equivalence.verify_cut(model, thin, map, keep, inputs).difference <= 1e-12
     again = operations.replay(Heads(heads, per_head), cuts)
     assert (again.heads, again.per_head) == (heads // 2, per_head)
 
@@ -735,12 +737,12 @@ class Recurrent(nn.Module):
 def test_hidden_units_leave_over_all_gates_layers_and_directions(kind: str, layers: int, both: bool) -> None:
     torch.manual_seed(0)
     model, inputs = Recurrent(kind, layers, both), (torch.randn(3, 6, 5),)
-    map = trial_cuts.probe(model, build_map.inspect(model, inputs, {}), inputs)
+    map = trial_cuts.protect_failing_groups(model, build_map.inspect(model, inputs, {}), inputs)
     assert (map.by_name["rnn"].width, map.by_name["rnn"].protected) == (8, None)
     keep = {"rnn": [0, 3, 6]}
     thin, cuts = operations.cut(model, map, keep, "test")
     assert thin.rnn.hidden_size == 3
-    verdict = equivalence.verify(model, thin, map, keep, inputs)
+    verdict = equivalence.verify_cut(model, thin, map, keep, inputs)
     assert verdict.outcome == "equal" and verdict.difference <= 1e-12 and verdict.control > 1e-3
     thin(torch.randn(7, 9, 5)).sum().backward()
     again = operations.replay(Recurrent(kind, layers, both), cuts)

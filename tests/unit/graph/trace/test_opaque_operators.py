@@ -444,7 +444,7 @@ def test_what_fails_inside_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPat
     assert (
         str(caught.value) == f"cutting the model failed in the forward call of a Moody: KeyError: 'a'; {CURE}"
     )
-    monkeypatch.setattr(trial_cuts, "probe", fails)
+    monkeypatch.setattr(trial_cuts, "protect_failing_groups", fails)
     with pytest.raises(ModelError) as caught:
         sparsify.make_plan(MOODY, model, inputs)
     assert (

@@ -132,13 +132,13 @@ def test_the_proof_uses_inputs_drawn_after_the_choice(monkeypatch: pytest.Monkey
     """One, two and five examples, none of them those that the plan was made with."""
     model, x = plain()
     seen: list[Tensor] = []
-    real = equivalence.verify
+    real = equivalence.verify_cut
 
     def noting(*args: Any, **kwargs: Any) -> Any:
         seen.extend(tensor for one in kwargs["fresh"] for tensor in (value for _, value in named(one)))
         return real(*args, **kwargs)
 
-    monkeypatch.setattr("sparsify.graph.verify.equivalence.verify", noting)
+    monkeypatch.setattr("sparsify.graph.verify.equivalence.verify_cut", noting)
     verdict = cut(model, x, sparsity="50%").verdicts[0]
     assert verdict.batches == (1, 2, 5) == tuple(len(one) for one in seen)
     assert not any(torch.equal(row, own) for one in seen for row in one for own in x)
@@ -170,7 +170,7 @@ def proven(model: Net, x: Tensor, spoil: Any, **more: Any) -> str:
     spoil(result.model)
     keep = {w.group: [i for start, end in w.keep for i in range(start, end)] for w in result.cuts.widths}
     with pytest.raises(VerificationError) as caught:
-        equivalence.verify(model, result.model, result.plan.map, keep, (x,), **more)
+        equivalence.verify_cut(model, result.model, result.plan.map, keep, (x,), **more)
     return str(caught.value)
 
 

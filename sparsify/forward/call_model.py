@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from sparsify.distributed import is_sharded
 from sparsify.errors import ModelError
 from sparsify.forward import calls
-from sparsify.forward.calls import Inputs, changed
+from sparsify.forward.calls import Inputs, map_tensors
 from sparsify.forward.opaque import is_nested, is_sparse
 
 
-def call(model: nn.Module, inputs: Inputs) -> Any:
+def call_model(model: nn.Module, inputs: Inputs) -> Any:
     """What the model returns, for several calls a tuple of it; on copies, since a forward may write into its inputs."""
-    return calls.call(model, changed(inputs, torch.clone))
+    return calls.call_without_copies(model, map_tensors(inputs, torch.clone))
 
 
 @contextmanager
-def kept_buffers(model: nn.Module) -> Iterator[None]:
+def restore_buffers(model: nn.Module) -> Iterator[None]:
     """Give the buffers their values back: a model that counts its calls, or observes ranges in eval mode too, would
     answer differently every time."""
     before = [
@@ -36,12 +36,12 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-def named(inputs: Inputs) -> list[tuple[str, Tensor]]:
+def named_inputs(inputs: Inputs) -> list[tuple[str, Tensor]]:
     """(path, tensor) of every call, in order."""
-    return [pair for each in calls.calls_of(inputs) for pair in calls.tensors_of(each).items()]
+    return [pair for each in calls.list_calls(inputs) for pair in calls.tensors_by_path(each).items()]
 
 
-def tensors(output: Any) -> Iterator[Tensor]:
+def float_tensors(output: Any) -> Iterator[Tensor]:
     """Every real or complex tensor in a nested output, in a fixed order; everything else is passed over."""
     return (tensor for tensor in every_tensor(output) if tensor.is_floating_point() or tensor.is_complex())
 
@@ -61,19 +61,19 @@ def every_tensor(output: Any) -> Iterator[Tensor]:
             yield from every_tensor(getattr(output, field.name))
 
 
-def converted(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+def convert_inputs(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     """The inputs with real and complex tensors in another precision."""
-    return changed(inputs, lambda value: cast_tensor(value, dtype))
+    return map_tensors(inputs, lambda value: cast_tensor(value, dtype))
 
 
-def on_cpu(inputs: Inputs) -> Inputs:
+def move_inputs_to_cpu(inputs: Inputs) -> Inputs:
     """The inputs on the CPU."""
-    return changed(inputs, lambda value: value.cpu())
+    return map_tensors(inputs, lambda value: value.cpu())
 
 
-def shapes(inputs: Inputs) -> Inputs:
+def move_inputs_to_meta(inputs: Inputs) -> Inputs:
     """The inputs as shapes without numbers."""
-    return changed(inputs, lambda value: value.to("meta"))
+    return map_tensors(inputs, lambda value: value.to("meta"))
 
 
 _WRAPPERS = {

@@ -27,7 +27,7 @@ Memo = dict[int, Any]
 """id of an original value -> what stands for it in the copy"""
 
 
-SHARED = frozenset(
+SHARED_KINDS = frozenset(
     [
         type(None),
         bool,
@@ -45,23 +45,23 @@ SHARED = frozenset(
     ]
 )
 """kinds of values that a copy shares with the original"""
-EMPTY = frozenset([dict, OrderedDict, list, set])
+PLAIN_CONTAINERS = frozenset([dict, OrderedDict, list, set])
 COMPILED = "_compiled_call_impl"
 """what `module.compile()` leaves; no copy has it"""
 
 
-def copied(model: nn.Module, memo: Memo | None = None) -> nn.Module:
+def copy_model(model: nn.Module, memo: Memo | None = None) -> nn.Module:
     """A deep copy of a module, which shares no state with it.
 
     memo: values that the copy holds in place of the original ones, by their `id`. Tensors that autograd
     computed, wherever the module keeps them, come as clones without a history. Raises ModelError when
     something cannot be copied.
     """
-    made: nn.Module = copied_object(model, "the model", memo)
+    made: nn.Module = copy_object(model, "the model", memo)
     return made
 
 
-def copied_object(value: object, called: str, memo: Memo | None = None) -> Any:
+def copy_object(value: object, called: str, memo: Memo | None = None) -> Any:
     """The same for any object that holds modules, such as a moving average; `called` names it in the
     message."""
     known: Memo = {} if memo is None else dict(memo)
@@ -73,12 +73,12 @@ def copied_object(value: object, called: str, memo: Memo | None = None) -> Any:
         raise ModelError(
             f"{called} cannot be copied: {reason}; copy.deepcopy must be able to copy what it holds"
         ) from error
-    for module in modules_within(made):
+    for module in list_modules(made):
         rebind_functions(module, known)
     return made
 
 
-def modules_within(value: object) -> list[nn.Module]:
+def list_modules(value: object) -> list[nn.Module]:
     """The modules of a module, or of what a plain object has as attributes."""
     held = [value] if isinstance(value, nn.Module) else list(getattr(value, "__dict__", {}).values())
     return [module for item in held if isinstance(item, nn.Module) for module in item.modules()]
@@ -98,13 +98,13 @@ def copy_value(value: Any, memo: Memo) -> Any:
     is no plain module, container or number is left to it.
     """
     kind: Any = type(value)
-    if kind in SHARED:
+    if kind in SHARED_KINDS:
         return value
     if id(value) in memo:
         return memo[id(value)]
-    if kind in EMPTY and not value:
+    if kind in PLAIN_CONTAINERS and not value:
         return kind()
-    if kind is tuple and all(type(item) in SHARED for item in value):
+    if kind is tuple and all(type(item) in SHARED_KINDS for item in value):
         return value
     made: Any
     if kind is dict or kind is OrderedDict:
@@ -113,12 +113,12 @@ def copy_value(value: Any, memo: Memo) -> Any:
     elif kind is list:
         made = memo[id(value)] = []
         made.extend(copy_value(item, memo) for item in value)
-    elif isinstance(value, nn.Module) and _plain(kind):
+    elif isinstance(value, nn.Module) and _is_plain_module(kind):
         made = memo[id(value)] = kind.__new__(kind)
         own = value.__dict__.items()
         made.__dict__.update(
             {
-                key: item if type(item) in SHARED else copy_value(item, memo)
+                key: item if type(item) in SHARED_KINDS else copy_value(item, memo)
                 for key, item in own
                 if key != COMPILED
             }
@@ -129,7 +129,7 @@ def copy_value(value: Any, memo: Memo) -> Any:
 
 
 @cache
-def _plain(kind: type) -> bool:
+def _is_plain_module(kind: type) -> bool:
     """Whether modules of this class are copied attribute by attribute, having no way of their own."""
     ways = (
         "__reduce_ex__",
@@ -172,59 +172,61 @@ def rebind_functions(copy: nn.Module, memo: Memo) -> None:
     """
     for name, value in vars(copy).items():
         if isinstance(value, FunctionType):
-            vars(copy)[name] = _rebound(
+            vars(copy)[name] = _rebind_function(
                 value, memo
             )  # the key is there already: the dictionary keeps its size
         elif isinstance(value, dict) and value:
             for key, item in value.items():
                 if isinstance(item, FunctionType):
-                    value[key] = _rebound(item, memo)
+                    value[key] = _rebind_function(item, memo)
         elif isinstance(value, list) and value:
-            value[:] = [_rebound(item, memo) if isinstance(item, FunctionType) else item for item in value]
+            value[:] = [
+                _rebind_function(item, memo) if isinstance(item, FunctionType) else item for item in value
+            ]
 
 
-def _rebound(function: FunctionType, memo: Memo) -> FunctionType:
+def _rebind_function(function: FunctionType, memo: Memo) -> FunctionType:
     """The function with copies in place of the originals that its closure and its defaults hold; itself
     where none are."""
     cells = function.__closure__ or ()
     defaults = function.__defaults__ or ()
     named = function.__kwdefaults__ or {}
-    held = [*map(_content, cells), *defaults, *named.values()]
-    if not any(_twin(value, memo) is not value for value in held):
+    held = [*map(_read_cell, cells), *defaults, *named.values()]
+    if not any(_find_copy(value, memo) is not value for value in held):
         return function
-    closure = tuple(_rebound_cell(cell, memo) for cell in cells)
+    closure = tuple(_rebind_cell(cell, memo) for cell in cells)
     made = FunctionType(
         function.__code__,
         function.__globals__,
         function.__name__,
-        tuple(_twin(value, memo) for value in defaults) or None,
+        tuple(_find_copy(value, memo) for value in defaults) or None,
         closure or None,
     )
-    made.__kwdefaults__ = {key: _twin(value, memo) for key, value in named.items()} or None
+    made.__kwdefaults__ = {key: _find_copy(value, memo) for key, value in named.items()} or None
     made.__qualname__, made.__doc__ = function.__qualname__, function.__doc__
     made.__dict__.update(function.__dict__)
     return made
 
 
-def _rebound_cell(cell: CellType, memo: Memo) -> CellType:
+def _rebind_cell(cell: CellType, memo: Memo) -> CellType:
     """A cell that holds no copied value is shared, so that both functions see what is written into it."""
-    value = _content(cell)
-    twin = _twin(value, memo)
+    value = _read_cell(cell)
+    twin = _find_copy(value, memo)
     return cell if twin is value else CellType(twin)
 
 
-def _content(cell: CellType) -> Any:
+def _read_cell(cell: CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # nothing was written into it yet
         return None
 
 
-def _twin(value: Any, memo: Memo) -> Any:
+def _find_copy(value: Any, memo: Memo) -> Any:
     """What stands for a module, a tensor, a container of these or a method of one in the copy; the value
     itself where nothing does."""
     if isinstance(value, MethodType):
-        owner = _twin(value.__self__, memo)
+        owner = _find_copy(value.__self__, memo)
         return value if owner is value.__self__ else MethodType(value.__func__, owner)
     if isinstance(value, nn.Module | Tensor | list | dict):
         return memo.get(id(value), value)

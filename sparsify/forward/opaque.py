@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from sparsify.errors import ModelError, SparsifyError, first_line
 
-LEAVING = {
+LEAVES_TORCH = {
     Tensor.numpy: "numpy()",
     Tensor.__array__: "numpy.asarray",
     Tensor.tolist: "tolist()",
@@ -62,7 +62,7 @@ def holds_nested(values: Any) -> bool:
 
 
 @contextmanager
-def uncompiled() -> Iterator[None]:
+def without_compiling() -> Iterator[None]:
     """Run what would be compiled as it is written.
 
     `torch.cond` compiles its branches even in eager mode. Where a mode watches, torch gives that up and remembers it, so
@@ -81,7 +81,7 @@ def uncompiled() -> Iterator[None]:
 
 
 @contextmanager
-def in_words(doing: str) -> Iterator[None]:
+def explain_errors(doing: str) -> Iterator[None]:
     """Turn what torch or a model raises inside into one sentence: what failed, where in the model, and what to do.
 
     Raises ModelError; errors of our own, of files and of memory pass through.
@@ -92,12 +92,12 @@ def in_words(doing: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ModelError(
-            f"{doing} failed{_forward_of(error)}: {type(error).__name__}: {first_line(error)}; "
+            f"{doing} failed{_describe_place(error)}: {type(error).__name__}: {first_line(error)}; "
             "protect the layers that it concerns (a rule with 'protect: true'), or pass simpler inputs"
         ) from error
 
 
-def _forward_of(error: Exception) -> str:
+def _describe_place(error: Exception) -> str:
     """The class of the innermost module of the user's whose forward raised an error."""
     found, at = "", error.__traceback__
     while at is not None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Drawn:
+class RecordedTensor:
     """A tensor that a call took, as it is drawn anew; `kind` and what `low` and `high` mean as in `redrawing.Draw`."""
 
     shape: tuple[int, ...]
@@ -25,13 +25,13 @@ class Argument:
     """keyword or key; None by position"""
     form: str
     """tensor, value, list, tuple, mapping; object for what cannot be made anew from its description"""
-    tensor: Drawn | None = None
+    tensor: RecordedTensor | None = None
     value: bool | int | float | str | None = None
     items: tuple["Argument", ...] = ()
 
 
 @dataclass(frozen=True)
-class Called:
+class RecordedCall:
     """One call of a model."""
 
     method: str

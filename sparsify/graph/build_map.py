@@ -6,10 +6,10 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from sparsify.errors import ModelError
-from sparsify.forward.call_model import check_model, shapes
+from sparsify.forward.call_model import check_model, move_inputs_to_meta
 from sparsify.forward.calls import Inputs
-from sparsify.forward.copies import copied
-from sparsify.forward.fresh_inputs import recorded
+from sparsify.forward.copies import copy_model
+from sparsify.forward.fresh_inputs import record_calls
 from sparsify.graph.copy import on_meta
 from sparsify.graph.coupled_groups import coupled_groups
 from sparsify.graph.layer_classes import class_names, is_transposed_linear
@@ -40,7 +40,7 @@ def inspect(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> ModelM
         tensors=own,
         coupled=coupled,
         macs=sum(macs.values()),
-        inputs=recorded(inputs),
+        inputs=record_calls(inputs),
         shared=tuple(sorted((labels.produced | labels.looked_up) & labels.consumed)),
         products=products(ran, Followed(labels, classes, reached), macs, own),
         unreached=unreached,
@@ -133,10 +133,10 @@ def _watched(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[
     if not any(p.is_meta for p in model.parameters()):
         try:
             copy = on_meta(model)
-            return copy, *watch(copy, shapes(inputs), lenient=False)
+            return copy, *watch(copy, move_inputs_to_meta(inputs), lenient=False)
         except Exception:
             pass
-    copy = copied(model)
+    copy = copy_model(model)
     return copy, *watch(copy, inputs, lenient=True)
 
 

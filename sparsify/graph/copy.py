@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparsify.forward.copies import SHARED, copy_value, rebind_functions, tensors_without_history
+from sparsify.forward.copies import SHARED_KINDS, copy_value, rebind_functions, tensors_without_history
 from sparsify.graph.names import walk
 
 
@@ -40,5 +40,5 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
         yield from (
             value
             for value in vars(module).values()
-            if type(value) not in SHARED and isinstance(value, Tensor)
+            if type(value) not in SHARED_KINDS and isinstance(value, Tensor)
         )

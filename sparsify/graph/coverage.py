@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from sparsify.forward.call_model import call
-from sparsify.forward.calls import Call, Inputs, calls_of
-from sparsify.forward.copies import copied
+from sparsify.forward.call_model import call_model
+from sparsify.forward.calls import Call, Inputs, list_calls
+from sparsify.forward.copies import copy_model
 from sparsify.forward.fresh_inputs import redraw
-from sparsify.forward.opaque import is_scripted, uncompiled
+from sparsify.forward.opaque import is_scripted, without_compiling
 
 TRIES = 8
 """redrawn inputs that are tried"""
@@ -22,7 +22,7 @@ def further_calls(model: nn.Module, inputs: Inputs, unreached: frozenset[str]) -
 
     A model without numbers takes no branch by them: it has the given calls alone.
     """
-    calls = calls_of(inputs)
+    calls = list_calls(inputs)
     if not unreached or any(p.is_meta for p in model.parameters()):
         return calls
     found, left = list(calls), set(unreached)
@@ -39,19 +39,19 @@ def further_calls(model: nn.Module, inputs: Inputs, unreached: frozenset[str]) -
 def _redrawn(calls: tuple[Call, ...]) -> Iterator[Call]:
     for seed in range(TRIES):
         for each in calls:
-            yield from calls_of(redraw((each,), seed, EXAMPLES))
+            yield from list_calls(redraw((each,), seed, EXAMPLES))
 
 
 def _ran(model: nn.Module, each: Call) -> set[str]:
     """Modules that one call runs, as far as it gets."""
     ran: set[str] = set()
-    copy = copied(model).eval()
+    copy = copy_model(model).eval()
     for name, module in copy.named_modules():
         if not is_scripted(module):  # takes no hook
             module.register_forward_pre_hook(lambda *_, name=name: ran.add(name))
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), uncompiled():
-            call(copy, (each,))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_compiling():
+            call_model(copy, (each,))
     except Exception:
         return set()
     return ran

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from sparsify.forward.recorded_calls import Called
+from sparsify.forward.recorded_calls import RecordedCall
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ class ModelMap:
     coupled: tuple[Coupled, ...]
     macs: int
     """multiply-accumulates of one forward call on one example"""
-    inputs: tuple[Called, ...] = ()
+    inputs: tuple[RecordedCall, ...] = ()
     """the calls that the model was followed in, as they can be made anew"""
     branches: tuple[Branch, ...] = ()
     """residual blocks and branches; looked for only where a rule has group depth"""

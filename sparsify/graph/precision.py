@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.forward.call_model import cast_tensor
-from sparsify.forward.opaque import uncompiled
+from sparsify.forward.opaque import without_compiling
 from sparsify.graph.trace.module_stack import Located
 
 DOUBLE = frozenset([torch.float64, torch.complex128])
@@ -44,7 +44,7 @@ class InDouble(Located):  # type: ignore[no-untyped-call]
 def in_double(model: nn.Module) -> Iterator[InDouble]:
     """Keep double precision throughout the calls of a model whose parameters have it; other models run as they are."""
     mode = InDouble()
-    with uncompiled():
+    with without_compiling():
         if any(tensor.dtype in DOUBLE for tensor in model.parameters()):
             with mode:
                 yield mode

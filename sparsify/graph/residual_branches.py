@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.forward.call_model import call
+from sparsify.forward.call_model import call_model
 from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.graph.layer_classes import class_names
@@ -157,7 +157,7 @@ def _identities(model: nn.Module, inputs: Inputs, found: _Found) -> frozenset[st
     sums = [r.sum for r in found.residuals]
     with torch.no_grad(), silenced(model, sums, watched, seen), torch.random.fork_rng(devices=[]):
         seed_generators(0)
-        call(model, inputs)
+        call_model(model, inputs)
     return frozenset(equal)
 
 

@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 from sparsify.cost.cost_model import Costs
-from sparsify.cost.measure import copied
+from sparsify.cost.measure import copy_model
 from sparsify.errors import ModelError, VerificationError
 from sparsify.events import Listener, silence
 from sparsify.formatting.numbers import share
 from sparsify.formatting.verdict_text import LABELS, fold_notes, verdict_words
 from sparsify.forward import call_model
 from sparsify.forward.calls import Call, Inputs
-from sparsify.forward.copies import copied_object
-from sparsify.forward.fresh_inputs import as_recorded
-from sparsify.forward.opaque import in_words
+from sparsify.forward.copies import copy_object
+from sparsify.forward.fresh_inputs import apply_record
+from sparsify.forward.opaque import explain_errors
 from sparsify.graph.group_index import check_fits
 from sparsify.graph.surgery import constants as proven_constants
 from sparsify.graph.surgery import fold_constants, stale_widths, transfer_state
@@ -138,11 +138,11 @@ def cut(
     given = (
         like_those_of(plan, model)
         if inputs is None
-        else as_recorded(plan.map.inputs, checked_inputs(inputs, model))
+        else apply_record(plan.map.inputs, checked_inputs(inputs, model))
     )
     inputs = vocabulary.understood(model, given)
     batches = None if batches is None else taken(batches, plan.recipe)
-    dense = copied(model)
+    dense = copy_model(model)
     clocks = clocks_of(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)
     scores = scored(plan, dense, batches)
     keep = agree(
@@ -154,7 +154,7 @@ def cut(
             listener,
         )
     )
-    with in_words("cutting the model"):
+    with explain_errors("cutting the model"):
         zeroed, deeds = weight_masks.zeroed(plan, dense, keep, partial(looks, batches=batches))
         keep = weight_masks.without_dead(plan, zeroed, keep)
     constants, notes = confirmed_constants(plan, zeroed, keep, inputs)
@@ -192,7 +192,7 @@ def _carried_out(
     inputs: Inputs,
 ) -> _Made:
     """Remove the units, make layers cheaper, fold constants, and prove what comes of it as rebuilt from log and weights."""
-    with in_words("cutting the model"):
+    with explain_errors("cutting the model"):
         thin, cuts = cut_operations.cut(zeroed, plan.map, keep, plan.digest)
         cuts = stale_widths.follow_widths(dense, thin, cuts, inputs)
         reshaped, executions = layer_compaction.realise(plan, thin, inputs)
@@ -200,7 +200,7 @@ def _carried_out(
     operations = (*cuts.operations, *reshaped, *folded.operations, *weight_masks.counts(plan, thin))
     cuts = cuts.model_copy(update={"operations": operations, "executions": executions})
     fresh = fresh_inputs_of(plan, dense, inputs)
-    with in_words("proving the cut"):
+    with explain_errors("proving the cut"):
         delivered = reloaded(zeroed, thin, cuts, fresh, inputs)
         done = CutParts(dense, zeroed, delivered, keep, reshaped, constants, folded.values, fresh)
         verdicts = prove(plan, done, inputs)
@@ -215,10 +215,10 @@ def _followed(
     if name is not None:  # an average goes on with as many steps behind it
         inside = getattr(other, name)
         narrow = _followed(plan, inside, model, thin, cuts, keep, inputs)
-        return copied_object(
+        return copy_object(
             other, f"the {type(other).__name__} in follow", {id(inside): narrow, id(model): thin}
         )
-    own = copied(other)
+    own = copy_model(other)
     narrow = cut_operations.replay(own, cuts)
     created = {op.module for op in cuts.operations if isinstance(op, AddBias)}
     shifts = constants_of(own, plan.map, keep, suited(inputs, own)).shifts

@@ -18,7 +18,7 @@ from sparsify.cost.measure.timing import interleaved, undisturbed
 from sparsify.events import Listener, Measuring, Note, silence
 from sparsify.formatting.numbers import share
 from sparsify.forward.calls import Inputs
-from sparsify.forward.trial_calls import in_eval
+from sparsify.forward.trial_calls import eval_mode
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.surgery import operations
 from sparsify.pruning.planning.plan import Plan
@@ -81,7 +81,7 @@ def settled(
     tries: list[_Try] = []
     aim = AIM
     with ExitStack() as stack:
-        stack.enter_context(in_eval(model))
+        stack.enter_context(eval_mode(model))
         stack.enter_context(torch.inference_mode())
         dense = {c.target: _Dense.of(model, inputs, plan.recipe.targets[c.target]) for c in timed}
         for number in range(ROUNDS):
@@ -107,7 +107,7 @@ def _achieved(
     plan: Plan, thin: nn.Module, timed: Sequence[Clock], dense: Mapping[str, _Dense], inputs: Inputs
 ) -> Iterator[tuple[str, float]]:
     """Target -> milliseconds of the cut model, in units of the dense model's as its clock has them where a share is asked."""
-    with in_eval(thin):
+    with eval_mode(thin):
         for clock in timed:
             target: Target = plan.recipe.targets[clock.target]
             with threads(target):

@@ -147,7 +147,7 @@ def _judged(op: Gather, trials: Sequence[Trial]) -> tuple[bool, str]:
 
 
 def _trials(plan: Plan, module: nn.Module, op: Gather, fed: Mapping[str, Tensor]) -> Iterator[Trial]:
-    dense, lean = measure.copied(module), nn.ModuleDict({"layer": measure.copied(module)})
+    dense, lean = measure.copy_model(module), nn.ModuleDict({"layer": measure.copy_model(module)})
     compact_layers.compact_layers(lean, [op.model_copy(update={"module": "layer"})])
     for target, x in fed.items():
         eager = Cpu(kind="cpu", threads=_targets(plan)[target].threads, batch=max(1, x.shape[0]))
@@ -176,12 +176,12 @@ def _inputs(
     """What goes into each layer first, in one forward call at each target's batch: layer -> target -> input."""
     found: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for target, spec in _targets(plan).items() if names else ():
-        copy = measure.copied(model).cpu().eval()
+        copy = measure.copy_model(model).cpu().eval()
         for name in names:
             copy.get_submodule(name).register_forward_pre_hook(partial(_take, found[name], target))
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             seed_generators(0)
-            call_model.call(copy, measure.with_batch(inputs, spec.batch))
+            call_model.call_model(copy, measure.resize_batch(inputs, spec.batch))
     return found
 
 

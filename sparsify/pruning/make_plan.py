@@ -10,13 +10,13 @@ from torch import nn
 
 from sparsify.cost.cost_model import Costs
 from sparsify.cost.latency.calibrate import target_steps
-from sparsify.cost.measure import copied, counted_macs
+from sparsify.cost.measure import copy_model, counted_macs
 from sparsify.errors import ModelError
 from sparsify.events import Listener, silence
 from sparsify.forward import call_model
-from sparsify.forward.calls import Call, Inputs, calls_of
-from sparsify.forward.opaque import in_words
-from sparsify.forward.trial_calls import tried_batches
+from sparsify.forward.calls import Call, Inputs, list_calls
+from sparsify.forward.opaque import explain_errors
+from sparsify.forward.trial_calls import mark_fixed_calls
 from sparsify.graph import build_map, coverage
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.trace import vocabulary
@@ -61,11 +61,11 @@ def make_plan(
     call_model.check_model(model)
     _check_initialized(model)
     given = inputs_for(loaded.recipe, model) if inputs is None else checked_inputs(inputs, model)
-    inputs = tried_batches(model, vocabulary.understood(model, given))
+    inputs = mark_fixed_calls(model, vocabulary.understood(model, given))
     counted = counted_macs(model, inputs)
     macs = counted.by_module
-    model = copied(model)
-    with torch.random.fork_rng(devices=[]), in_words("trying out which layers can be cut"):
+    model = copy_model(model)
+    with torch.random.fork_rng(devices=[]), explain_errors("trying out which layers can be cut"):
         map, reaching = _followed_in(model, inputs, macs)
         map = replace(trial_cuts.protect_failing_groups(model, map, reaching), inputs=map.inputs)
         if any(rule.group == "depth" for rule in loaded.recipe.rules):
@@ -74,7 +74,7 @@ def make_plan(
         budget.peak_memory is not None
         for budget in (loaded.recipe.budget, *(own for _, own in own_budgets(loaded.recipe)))
     ):
-        with in_words("measuring the peak of memory"):
+        with explain_errors("measuring the peak of memory"):
             map = with_lifetimes(model, map, inputs)
     clocks = clocks_of(loaded.recipe, loaded.recipe.budget.latency, model, map, inputs, listener)
     aligned = any(rule.keep.multiple_of == "auto" for rule in loaded.recipe.rules)
@@ -120,6 +120,6 @@ def _followed_in(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> t
     """The structure, and the calls in which it was followed: further ones where the given calls do not reach every layer."""
     map = build_map.inspect(model, inputs, macs)
     reaching = coverage.further_calls(model, inputs, frozenset(map.unreached))
-    if len(reaching) == len(calls_of(inputs)):
+    if len(reaching) == len(list_calls(inputs)):
         return map, inputs
     return replace(build_map.inspect(model, reaching, macs), inputs=map.inputs), reaching

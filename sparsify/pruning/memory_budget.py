@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import nn
 
 from sparsify.cost.cost_model import Costs, limits
-from sparsify.cost.measure import copied
+from sparsify.cost.measure import copy_model
 from sparsify.cost.measure.memory import computed_peak, given, lived, peak_memory
 from sparsify.events import Listener, Note, silence
 from sparsify.formatting.numbers import share
@@ -47,12 +47,12 @@ def with_lifetimes(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
 
 def _weightless(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
     """A copy on the meta device, where that can run, as only sizes matter; else as it is."""
-    bare = copied(model).eval()
+    bare = copy_model(model).eval()
     try:
         bare = bare.to("meta")
         lived(bare, inputs)
     except Exception:  # whatever a model of somebody else's does that needs numbers
-        return copied(model).eval(), inputs
+        return copy_model(model).eval(), inputs
     return bare, inputs
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sparsify.cost.measure import copied
+from sparsify.cost.measure import copy_model
 from sparsify.errors import VerificationError
 from sparsify.forward.calls import Inputs
 from sparsify.graph.surgery import constants as proven_constants
@@ -25,7 +25,7 @@ def reloaded(
     """
     again = operations.replay(dense, cuts).eval()
     again.load_state_dict(thin.state_dict())
-    difference = equivalence.compare_outputs(copied(thin).eval(), again, (*fresh, inputs))
+    difference = equivalence.compare_outputs(copy_model(thin).eval(), again, (*fresh, inputs))
     if not difference <= RELOADED:
         raise VerificationError(
             f"the cut model rebuilt from its log and weights differs by {difference:.1e} of the largest output from the "

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from sparsify.cost.measure import copied
+from sparsify.cost.measure import copy_model
 from sparsify.errors import ModelError
 from sparsify.graph.group_index import broadcast, dead_units, inner_layout
 from sparsify.graph.names import canonical_names
@@ -37,7 +37,7 @@ def zeroed(
         return dense, ()
     thin, _ = operations.cut(dense, plan.map, keep, plan.digest)
     deeds = tuple(_zero(plan, assignment, thin, looking) for assignment in _together(plan))
-    reference, names = copied(dense), canonical_names(dense)
+    reference, names = copy_model(dense), canonical_names(dense)
     for name, small in covered(plan, thin).items():
         weight = reference.get_parameter(name)
         _place_zeros(weight, small, operations.kept_indices(plan.map, keep, names[name], weight.shape))
@@ -164,7 +164,7 @@ def _place_zeros(weight: Tensor, small: Tensor, places: Sequence[Sequence[int]])
 
 def _zero(plan: Plan, assignment: Assignment, thin: nn.Module, looking: Looking) -> Zeroed:
     rule = plan.recipe.rules[assignment.rule]
-    copy = copied(thin)
+    copy = copy_model(thin)
     there = dict(copy.named_parameters(remove_duplicate=False))
     weights = {name: there[name] for name in assignment.tensors if name in there}
     chosen = _chosen(rule, plan.recipe.seed + assignment.rule, weights, looking(copy, rule.criterion))

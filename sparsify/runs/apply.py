@@ -22,7 +22,7 @@ from sparsify.cost.measure import count_macs
 from sparsify.data import batches, load_data
 from sparsify.errors import RunError, SparsifyError
 from sparsify.events import CutDone, EpochDone, Event, Listener, Note, StageStarted, silence
-from sparsify.forward.fresh_inputs import as_recorded
+from sparsify.forward.fresh_inputs import apply_record
 from sparsify.graph.build_map import layers
 from sparsify.graph.surgery import transfer_state
 from sparsify.modelfile.weights import save_weights
@@ -184,7 +184,7 @@ def measure_layers(
         rules = tuple(rule.model_copy(update={"penalty": None}) for rule in wanted.rules)
         plain = wanted.model_copy(update={"budget": Budget(), "rules": rules, "baselines": ()})
         map = make_plan(Loaded(plain, {}, job.loaded.file, {}), model, inputs).map
-        calibrate.clock(name, target, model, map, as_recorded(map.inputs, inputs), listener)
+        calibrate.clock(name, target, model, map, apply_record(map.inputs, inputs), listener)
 
 
 def _train(run: Run, stage: Train, model: nn.Module, at: Checkpoint) -> tuple[nn.Module, Checkpoint]:

@@ -10,25 +10,24 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sparsify.runs import evaluate
-from sparsify.reporting import report_tables
-from sparsify.runs.save_load import load_dense, load_run, planned_calls, planned_inputs
-from sparsify.forward.calls import Call, batch_words, calls_of, tensors_of
 from sparsify.cost.benchmark_result import BenchmarkResult
-from sparsify.data import load_data
-from sparsify.errors import ModelError, SparsifyError, first_line
-from sparsify.pruning.fitting_inputs import inputs_for
-from sparsify.runs.run_folder import read_recipe
-from sparsify.forward.calls import Inputs
-from sparsify.cost.measure import check_target, with_batch
+from sparsify.cost.measure import check_target, resize_batch
 from sparsify.cost.measure.compare import contested, pinned
-from sparsify.cost.measure.onnx_inputs import Entry, entries, read_onnx
 from sparsify.cost.measure.onnx_export import quiet, reason
+from sparsify.cost.measure.onnx_inputs import Entry, entries, read_onnx
 from sparsify.cost.measure.onnx_reuse import Pattern
 from sparsify.cost.measure.runtimes import TimedCall as Run
 from sparsify.cost.measure.runtimes import arrays, pattern_of, prepared, prepared_onnx, threads
+from sparsify.data import load_data
+from sparsify.errors import ModelError, SparsifyError, first_line
+from sparsify.forward.calls import Call, Inputs, describe_batch, list_calls, tensors_by_path
+from sparsify.forward.fresh_inputs import apply_record, draw_from_record, read_record
 from sparsify.modelfile.formats import check_entries
-from sparsify.forward.fresh_inputs import as_recorded, from_record, read_record
+from sparsify.pruning.fitting_inputs import inputs_for
+from sparsify.reporting import report_tables
+from sparsify.runs import evaluate
+from sparsify.runs.run_folder import read_recipe
+from sparsify.runs.save_load import load_dense, load_run, planned_calls, planned_inputs
 from sparsify_schemas.target import Cpu, Target
 
 _ONNX_RUNTIMES = ("onnxruntime", "openvino")
@@ -74,21 +73,30 @@ def versus(a: Subject, b: Subject, target: str, spec: Target, seconds: float) ->
     """Time two on a target, on the inputs of the first that has some. Raises SparsifyError."""
     check_target(target, spec)
     if spec.table is not None:
-        raise SparsifyError(f"target '{target}' is a machine described by {spec.table}, so nothing can be timed on it here; choose another with --on")
+        raise SparsifyError(
+            f"target '{target}' is a machine described by {spec.table}, so nothing can be timed on it here; choose another with --on"
+        )
     given = [s.inputs for s in (a, b) if s.inputs is not None]
-    inputs = next((own for own in given if batch_words(own)), given[0] if given else None)  # what takes no other batch decides
+    inputs = next(
+        (own for own in given if describe_batch(own)), given[0] if given else None
+    )  # what takes no other batch decides
     for subject in (a, b):
-        if subject.batch not in (None, spec.batch) and not (inputs is not None and batch_words(inputs)):
+        if subject.batch not in (None, spec.batch) and not (inputs is not None and describe_batch(inputs)):
             raise SparsifyError(
                 f"{subject.name} takes a batch of {subject.batch} and no other, and target '{target}' asks for {spec.batch}; "
                 f"export the model for any batch, or name a target of batch {subject.batch} with --on"
             )
     if inputs is None:
-        raise SparsifyError(f"{a.name} and {b.name} leave the sizes of their inputs open; time them against a run or a .pt2")
+        raise SparsifyError(
+            f"{a.name} and {b.name} leave the sizes of their inputs open; time them against a run or a .pt2"
+        )
     with pinned(spec), threads(spec), torch.inference_mode(), torch.random.fork_rng(devices=[]):
         a, b = (_translated(subject, target, spec) for subject in (a, b))
         like = pattern_of(a.made, _given(a, inputs), spec) if isinstance(a.made, nn.Module) else None
-        calls = [_ready(subject, _given(subject, with_batch(inputs, spec.batch)), target, spec, like) for subject in (a, a, b)]
+        calls = [
+            _ready(subject, _given(subject, resize_batch(inputs, spec.batch)), target, spec, like)
+            for subject in (a, a, b)
+        ]
         return contested((a.name, b.name), calls, target, spec, seconds)
 
 
@@ -101,7 +109,9 @@ def _read(path: Path) -> Subject:
         case ".pt2" if path.is_file():
             return _program(path)
         case _ if path.is_file():
-            raise SparsifyError(f"{path} is no run folder, no .pt2 and no .onnx file, so it cannot be timed; 'sparsify export' makes them of a run")
+            raise SparsifyError(
+                f"{path} is no run folder, no .pt2 and no .onnx file, so it cannot be timed; 'sparsify export' makes them of a run"
+            )
         case _:
             return _run(path)
 
@@ -114,7 +124,7 @@ def _run(path: Path) -> Subject:
         inputs = planned_inputs(path)  # saved from Python
     else:
         datasets = load_data(recipe.data, recipe.seed) if not stated and recipe.data is not None else None
-        inputs = as_recorded(planned_calls(path), inputs_for(recipe, model, datasets))
+        inputs = apply_record(planned_calls(path), inputs_for(recipe, model, datasets))
     return Subject(str(path), model, inputs, recipe.targets or evaluate.default_targets(), _taken(inputs))
 
 
@@ -127,7 +137,9 @@ def _onnx(path: Path) -> Subject:
         raise ModelError(f"{path} takes no inputs, so there is nothing to time")
     odd = next((entry.name for entry in taken if entry.dtype is None), None)
     if odd is not None:
-        raise ModelError(f"{path} takes '{odd}', which is no tensor of numbers that numpy has, so no input can be drawn to time it on")
+        raise ModelError(
+            f"{path} takes '{odd}', which is no tensor of numbers that numpy has, so no input can be drawn to time it on"
+        )
     batch = next((entry.sizes[0] for entry in taken if entry.sizes), None)
     return Subject(str(path), file, _drawn(taken), targets, taken, batch if isinstance(batch, int) else None)
 
@@ -141,7 +153,7 @@ def _drawn(taken: Sequence[Entry]) -> Inputs | None:
         if len(shape) < len(sizes):
             return None
         recorded.append([entry.name, list(shape), entry.dtype or ""])
-    return from_record(read_record(recorded))
+    return draw_from_record(read_record(recorded))
 
 
 def _program(path: Path) -> Subject:
@@ -155,22 +167,33 @@ def _program(path: Path) -> Subject:
     except Exception as error:
         raise ModelError(f"{path} cannot be read as a torch.export program: {first_line(error)}") from None
     inputs: Inputs = dict(kwargs) if kwargs else tuple(args)
-    if not inputs or not all(isinstance(x, Tensor) for x in (inputs.values() if isinstance(inputs, Mapping) else inputs)):
-        raise ModelError(f"{path} was exported without example inputs that are tensors, so it cannot be called")
+    if not inputs or not all(
+        isinstance(x, Tensor) for x in (inputs.values() if isinstance(inputs, Mapping) else inputs)
+    ):
+        raise ModelError(
+            f"{path} was exported without example inputs that are tensors, so it cannot be called"
+        )
     return Subject(str(path), program, inputs, evaluate.default_targets(), _taken(inputs), _batch(program))
 
 
 def _taken(inputs: Inputs) -> tuple[Entry, ...]:
     """The tensors of the call, of the first where there are several."""
-    first = calls_of(inputs)[0]
+    first = list_calls(inputs)[0]
     named = isinstance(first.inputs, Mapping)
-    return tuple(Entry(path if named else "", tuple(x.shape), str(x.dtype)[6:]) for path, x in tensors_of(first).items())
+    return tuple(
+        Entry(path if named else "", tuple(x.shape), str(x.dtype)[6:])
+        for path, x in tensors_by_path(first).items()
+    )
 
 
 def _batch(program: torch.export.ExportedProgram) -> int | None:
     """The length that the first dimension of the first input has as it was followed; None where any will do."""
     own = program.graph_signature.user_inputs
-    shapes = (node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.name in own and isinstance(node.meta.get("val"), Tensor))
+    shapes = (
+        node.meta["val"].shape
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in own and isinstance(node.meta.get("val"), Tensor)
+    )
     size = next((shape[0] for shape in shapes if len(shape)), None)
     return size if isinstance(size, int) else None
 
@@ -179,17 +202,30 @@ def _check_plain(path: Path) -> None:
     """Refuse what torch.export.load would unpickle, or load as native code: weights and constants are raw, inputs are tensors."""
     with zipfile.ZipFile(path) as archive:
         if not any(name.partition("/")[2].startswith("models/") for name in archive.namelist()):
-            raise ModelError(f"{path} is no torch.export program, as it holds no model; torch.export.save makes one")
+            raise ModelError(
+                f"{path} is no torch.export program, as it holds no model; torch.export.save makes one"
+            )
         for name in archive.namelist():
             part = name.partition("/")[2]
             if part.startswith("data/sample_inputs/"):
                 torch.load(io.BytesIO(archive.read(name)), weights_only=True)
             elif part.endswith("_config.json"):
-                pickled = [key for key, entry in json.loads(archive.read(name))["config"].items() if entry.get("use_pickle") is not False]
+                pickled = [
+                    key
+                    for key, entry in json.loads(archive.read(name))["config"].items()
+                    if entry.get("use_pickle") is not False
+                ]
                 if pickled:
-                    raise ModelError(f"{path} holds '{pickled[0]}' as a pickle, which could execute code when it is read; export the model anew")
-            elif not part.startswith(("data/weights/weight_", "data/constants/tensor_", "models/", ".data/")) and part not in _PLAIN:
-                raise ModelError(f"{path} holds {part}, which could execute code when it is read; export the model anew, without it")
+                    raise ModelError(
+                        f"{path} holds '{pickled[0]}' as a pickle, which could execute code when it is read; export the model anew"
+                    )
+            elif (
+                not part.startswith(("data/weights/weight_", "data/constants/tensor_", "models/", ".data/"))
+                and part not in _PLAIN
+            ):
+                raise ModelError(
+                    f"{path} holds {part}, which could execute code when it is read; export the model anew, without it"
+                )
         check_entries(archive)
 
 
@@ -202,12 +238,18 @@ def _check_alike(a: Subject, b: Subject) -> None:
     ordered = tuple(by_name[name] for name in a.names) if set(a.names) == set(by_name) else b.taken
     if len(a.taken) != len(ordered) or not all(map(_alike, a.taken, ordered)):
         first, second = (", ".join(map(_shown, taken)) for taken in (a.taken, ordered))
-        raise SparsifyError(f"{b.name} takes {second}, and {a.name} takes {first}, so the two cannot be compared")
+        raise SparsifyError(
+            f"{b.name} takes {second}, and {a.name} takes {first}, so the two cannot be compared"
+        )
 
 
 def _alike(a: Entry, b: Entry) -> bool:
     sizes = zip(a.sizes[1:], b.sizes[1:], strict=False)
-    return a.dtype == b.dtype and len(a.sizes) == len(b.sizes) and all(x == y or isinstance(x, str) or isinstance(y, str) for x, y in sizes)
+    return (
+        a.dtype == b.dtype
+        and len(a.sizes) == len(b.sizes)
+        and all(x == y or isinstance(x, str) or isinstance(y, str) for x, y in sizes)
+    )
 
 
 def _shown(entry: Entry) -> str:
@@ -217,11 +259,15 @@ def _shown(entry: Entry) -> str:
 
 def _given(subject: Subject, inputs: Inputs) -> Inputs:
     """The inputs as the subject takes them: by the same names where it has these, else in order."""
-    first = calls_of(inputs)[0]
+    first = list_calls(inputs)[0]
     arguments = first.inputs.values() if isinstance(first.inputs, Mapping) else first.inputs
-    if calls_of(inputs) is inputs or not all(isinstance(value, Tensor) for value in arguments):
+    if list_calls(inputs) is inputs or not all(isinstance(value, Tensor) for value in arguments):
         # A model takes the calls as they are, a file the tensors that they hold.
-        return inputs if isinstance(subject.made, nn.Module) else (Call(inputs=tuple(tensors_of(first).values()), fixed=True),)
+        return (
+            inputs
+            if isinstance(subject.made, nn.Module)
+            else (Call(inputs=tuple(tensors_by_path(first).values()), fixed=True),)
+        )
     if isinstance(inputs, Mapping) and set(inputs) == set(subject.names):
         return {name: inputs[name] for name in subject.names}
     values = tuple(inputs.values() if isinstance(inputs, Mapping) else inputs)
@@ -236,7 +282,9 @@ def _translated(subject: Subject, target: str, spec: Target) -> Subject:
         with quiet():
             made = torch.onnx.export(subject.made, dynamo=True, verbose=False)
     except Exception as error:
-        raise ModelError(f"{subject.name} cannot be run on target '{target}', as ONNX cannot express it: {reason(error)}; choose --on eager") from error
+        raise ModelError(
+            f"{subject.name} cannot be run on target '{target}', as ONNX cannot express it: {reason(error)}; choose --on eager"
+        ) from error
     assert made is not None  # it is None only without dynamo
     return replace(subject, made=made.model_proto.SerializeToString())
 
@@ -249,7 +297,9 @@ def _ready(subject: Subject, inputs: Inputs, target: str, spec: Target, like: Pa
     except SparsifyError:
         raise
     except Exception as error:
-        raise ModelError(f"{subject.name} cannot be run on target '{target}' with batch {spec.batch}: {reason(error)}") from error
+        raise ModelError(
+            f"{subject.name} cannot be run on target '{target}' with batch {spec.batch}: {reason(error)}"
+        ) from error
     return call
 
 
@@ -257,7 +307,9 @@ def _call(subject: Subject, inputs: Inputs, target: str, spec: Target, like: Pat
     match subject.made:
         case bytes() as file:
             if not isinstance(spec, Cpu) or spec.runtime not in _ONNX_RUNTIMES:
-                raise SparsifyError(f"{subject.name} is an ONNX file, which PyTorch does not run, as target '{target}' asks; choose --on onnxruntime or --on openvino")
+                raise SparsifyError(
+                    f"{subject.name} is an ONNX file, which PyTorch does not run, as target '{target}' asks; choose --on onnxruntime or --on openvino"
+                )
             return prepared_onnx(file, arrays(inputs), spec)
         case nn.Module() as model:
             return prepared(model, inputs, spec, like)

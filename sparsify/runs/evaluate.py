@@ -12,31 +12,30 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsify.forward import call_model
-from sparsify.graph import build_map
-from sparsify.cost.latency import calibrate
 from sparsify.cost import measure
-from sparsify.runs.limits_met import limits
-from sparsify.cost.latency_model import Clock
 from sparsify.cost.cost_model import Costs
-from sparsify.data import Datasets
-from sparsify.errors import ModelError, VerificationError
-from sparsify.formatting.numbers import few, plural
-from sparsify.runs.run_folder import BASELINES, DENSE, PARTS, QUANTISED, WEIGHTS, recipe_digest, sha256
-from sparsify.files import write
-from sparsify.forward.calls import Inputs
-from sparsify.runs.int8 import in_int8, integers
-from sparsify.cost.latency import tables
+from sparsify.cost.latency import calibrate, tables
+from sparsify.cost.latency_model import Clock
 from sparsify.cost.measure.availability import state
 from sparsify.cost.measure.memory import computed_peak, peak_memory
-from sparsify.modelfile import weights_digest
-from sparsify.runs.measurement_cache import Parts
-from sparsify.graph.model_map import Layer
-from sparsify.pruning.planning.plan import Plan
+from sparsify.data import Datasets
+from sparsify.errors import ModelError, VerificationError
+from sparsify.files import write
+from sparsify.formatting.numbers import few, plural
 from sparsify.formatting.verdict_text import fold_notes
-from sparsify.pruning.planning.cut_targets import last_zeroed
-from sparsify.training.stage import evaluate
+from sparsify.forward import call_model
+from sparsify.forward.calls import Inputs
+from sparsify.graph import build_map
+from sparsify.graph.model_map import Layer
+from sparsify.modelfile import weights_digest
 from sparsify.modelfile.weights import tensors
+from sparsify.pruning.planning.cut_targets import last_zeroed
+from sparsify.pruning.planning.plan import Plan
+from sparsify.runs.int8 import in_int8, integers
+from sparsify.runs.limits_met import limits
+from sparsify.runs.measurement_cache import Parts
+from sparsify.runs.run_folder import BASELINES, DENSE, PARTS, QUANTISED, WEIGHTS, recipe_digest, sha256
+from sparsify.training.stage import evaluate
 from sparsify_schemas.cuts import Cuts, Fold
 from sparsify_schemas.group import in_one_tensor
 from sparsify_schemas.recipe import Baseline as Kind
@@ -148,7 +147,10 @@ def assess(
         stages=work.stages,
         history=work.history,
         rounds=work.rounds,
-        baselines=tuple(_baseline(work, rival, folder, dense, rivals[rival.kind], inputs, datasets, seconds, targets) for rival in work.rivals),
+        baselines=tuple(
+            _baseline(work, rival, folder, dense, rivals[rival.kind], inputs, datasets, seconds, targets)
+            for rival in work.rivals
+        ),
         search=work.search,
         verdict=overall(work.verdicts),
         notes=(*work.notes, *_notes(work, cut), *_untargeted(work, targets), *untimed),
@@ -170,19 +172,31 @@ def _timings(
         except ModelError as error:
             if asked or target.runtime == "eager":
                 raise
-            untimed.append(f"the models could not be timed in ONNX Runtime, so in eager PyTorch alone: {error}")
+            untimed.append(
+                f"the models could not be timed in ONNX Runtime, so in eager PyTorch alone: {error}"
+            )
     return {name: targets[name] for name in found}, tuple(found.values()), tuple(untimed)
 
 
 def _baseline(
-    work: Work, rival: Rival, folder: Path, dense: nn.Module, model: nn.Module, inputs: Inputs, datasets: Datasets | None, seconds: float, targets: Mapping[str, Target]
+    work: Work,
+    rival: Rival,
+    folder: Path,
+    dense: nn.Module,
+    model: nn.Module,
+    inputs: Inputs,
+    datasets: Datasets | None,
+    seconds: float,
+    targets: Mapping[str, Target],
 ) -> Baseline:
     own = replace(work, cuts=rival.cuts)
     side = _side(model, inputs, folder / BASELINES / rival.kind / WEIGHTS, datasets, rival.epochs)
     return Baseline(
         kind=rival.kind,
         side=_with_peak(side, model, inputs) if work.plan.recipe.budget.peak_memory is not None else side,
-        latency=tuple(_latency(own, name, target, dense, model, inputs, seconds) for name, target in targets.items()),
+        latency=tuple(
+            _latency(own, name, target, dense, model, inputs, seconds) for name, target in targets.items()
+        ),
         cut_accuracy=rival.rounds[-1].validation_accuracy,
         verdict=overall(r.verdict for r in rival.rounds),
     )
@@ -203,9 +217,11 @@ def check_reloads(model: nn.Module, reloaded: nn.Module, inputs: Inputs, what: s
 
     Rounding is allowed for, as memory layout may differ; a model that is random in eval mode is passed over.
     """
-    model = measure.copied(model).cpu().eval()
+    model = measure.copy_model(model).cpu().eval()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        before, again, after = (list(call_model.tensors(call_model.call(m, inputs))) for m in (model, model, reloaded))
+        before, again, after = (
+            list(call_model.float_tensors(call_model.call_model(m, inputs))) for m in (model, model, reloaded)
+        )
     if not _close(before, again):
         return
     if not _close(before, after):
@@ -233,7 +249,12 @@ def _side(model: nn.Module, inputs: Inputs, weights: Path, datasets: Datasets | 
 
 
 def _with_peak(side: Side, model: nn.Module, inputs: Inputs) -> Side:
-    return side.model_copy(update={"peak_memory": peak_memory(model, inputs), "peak_memory_computed": computed_peak(model, inputs)})
+    return side.model_copy(
+        update={
+            "peak_memory": peak_memory(model, inputs),
+            "peak_memory_computed": computed_peak(model, inputs),
+        }
+    )
 
 
 def _bytes(model: nn.Module) -> int:
@@ -241,24 +262,42 @@ def _bytes(model: nn.Module) -> int:
 
 
 def _integers(
-    targets: Mapping[str, Target], recipe: Recipe, folder: Path, dense: nn.Module, cut: nn.Module, inputs: Inputs, datasets: Datasets | None, seconds: float
+    targets: Mapping[str, Target],
+    recipe: Recipe,
+    folder: Path,
+    dense: nn.Module,
+    cut: nn.Module,
+    inputs: Inputs,
+    datasets: Datasets | None,
+    seconds: float,
 ) -> Integers | None:
     """The four forms where a target computes in int8; the cut model in integers is kept in the folder."""
     whole = in_int8(targets)
     if not whole:
         return None
-    found, file = integers(dense, cut, inputs, datasets, whole, seconds, recipe.seed, Parts(folder / PARTS, _of(recipe, folder)))
+    found, file = integers(
+        dense, cut, inputs, datasets, whole, seconds, recipe.seed, Parts(folder / PARTS, _of(recipe, folder))
+    )
     write(folder / QUANTISED, file)
     return found
 
 
 def _of(recipe: Recipe, folder: Path) -> str:
     """What accuracies and times in integers depend on: both models, the data, the machine and what is installed on it."""
-    text = " ".join([recipe_digest(recipe), sha256(folder / DENSE), sha256(folder / WEIGHTS), measure.environment().model_dump_json()])
+    text = " ".join(
+        [
+            recipe_digest(recipe),
+            sha256(folder / DENSE),
+            sha256(folder / WEIGHTS),
+            measure.environment().model_dump_json(),
+        ]
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _latency(work: Work, name: str, target: Target, dense: nn.Module, cut: nn.Module, inputs: Inputs, seconds: float) -> Latency:
+def _latency(
+    work: Work, name: str, target: Target, dense: nn.Module, cut: nn.Module, inputs: Inputs, seconds: float
+) -> Latency:
     """Both models timed; predicted as well where the budget limits this latency, and predicted only where the target is not here."""
     foretold = None
     if target.table is not None or name in work.plan.recipe.budget.latency:
@@ -268,9 +307,22 @@ def _latency(work: Work, name: str, target: Target, dense: nn.Module, cut: nn.Mo
         return found if foretold is None else found.model_copy(update=foretold)
     assert foretold is not None
     before, after = foretold["predicted_dense_ms"], foretold["predicted_cut_ms"]
-    there = tables.read(name, target).target  # what was timed: the recipe's own target says no more than where its table is
+    there = tables.read(
+        name, target
+    ).target  # what was timed: the recipe's own target says no more than where its table is
     what, ratio = f"{measure.described(there)}, predicted from {target.table}", before / after
-    found = Latency(target=name, description=what, dense_ms=before, cut_ms=after, speedup=ratio, low=ratio, high=ratio, pairs=0, load=0.0, measured=False)
+    found = Latency(
+        target=name,
+        description=what,
+        dense_ms=before,
+        cut_ms=after,
+        speedup=ratio,
+        low=ratio,
+        high=ratio,
+        pairs=0,
+        load=0.0,
+        measured=False,
+    )
     return found.model_copy(update=foretold)
 
 
@@ -279,10 +331,18 @@ def _foretold(work: Work, clock: Clock) -> dict[str, Any]:
     shapes = Costs(work.plan.map).shapes
     left = {w.group: w.kept for cuts in work.cuts for w in cuts.widths}  # the last cut has the last word
     widths = {name: group.width for name, group in work.plan.map.by_name.items()}
-    dense, cut = shapes({}), shapes({name: range(kept, widths[name]) for name, kept in left.items() if name in widths})
+    dense, cut = (
+        shapes({}),
+        shapes({name: range(kept, widths[name]) for name, kept in left.items() if name in widths}),
+    )
     before, after = clock.by_layer(dense), clock.by_layer(cut)
     layers = tuple(LayerTime(layer=layer, dense_ms=ms, cut_ms=after[layer]) for layer, ms in before.items())
-    return {"predicted_dense_ms": clock.dense_ms or clock.ms(dense), "predicted_cut_ms": clock.ms(cut), "by_layer": layers, "steps": clock.steps}
+    return {
+        "predicted_dense_ms": clock.dense_ms or clock.ms(dense),
+        "predicted_cut_ms": clock.ms(cut),
+        "by_layer": layers,
+        "steps": clock.steps,
+    }
 
 
 def zeros(model: nn.Module, names: Iterable[str]) -> tuple[int, int]:
@@ -300,11 +360,26 @@ def _sparsities(work: Work, dense: nn.Module, cut: nn.Module) -> Iterable[Sparsi
         names = of_rule[done.rule].tensors
         total, (zero, stored) = sum(dense.get_parameter(n).numel() for n in names), zeros(cut, names)
         effective = 1 - (stored - zero) / total if total else 0.0
-        yield Sparsity(what=f"rules.{done.rule}", group=done.group, nominal=_share(done.zeros, done.weights), effective=effective, weights=total)
+        yield Sparsity(
+            what=f"rules.{done.rule}",
+            group=done.group,
+            nominal=_share(done.zeros, done.weights),
+            effective=effective,
+            weights=total,
+        )
     if zeroed:
-        total, left = (sum(int(p.count_nonzero()) if m is cut else p.numel() for p in m.parameters()) for m in (dense, cut))
+        total, left = (
+            sum(int(p.count_nonzero()) if m is cut else p.numel() for p in m.parameters())
+            for m in (dense, cut)
+        )
         nominal = sum(done.zeros for done in zeroed.values())
-        yield Sparsity(what="model", group="", nominal=_share(nominal, total), effective=1 - _share(left, total), weights=total)
+        yield Sparsity(
+            what="model",
+            group="",
+            nominal=_share(nominal, total),
+            effective=1 - _share(left, total),
+            weights=total,
+        )
 
 
 def _share(part: float, whole: float) -> float:
@@ -367,7 +442,11 @@ def _count(module: nn.Module) -> int:
 def _protected(plan: Plan) -> Mapping[str, str]:
     """Layer -> why its output width was kept."""
     return {
-        s.tensor.rpartition(".")[0]: g.protected for g in plan.map.coupled if g.protected for s in g.slices if s.role == "out"
+        s.tensor.rpartition(".")[0]: g.protected
+        for g in plan.map.coupled
+        if g.protected
+        for s in g.slices
+        if s.role == "out"
     }
 
 
@@ -385,7 +464,9 @@ def _unequal_training(work: Work) -> Iterable[str]:
 def _notes(work: Work, cut: nn.Module) -> Iterable[str]:
     recipe = work.plan.recipe
     yield from _unequal_training(work)
-    yield from (note for note in work.plan.notes if "weights are set to zero" not in note)  # said with numbers below
+    yield from (
+        note for note in work.plan.notes if "weights are set to zero" not in note
+    )  # said with numbers below
     yield from dict.fromkeys(note for cuts in work.cuts for note in cuts.notes)
     for assignment in work.plan.assignments:
         if in_one_tensor(recipe.rules[assignment.rule].group):
@@ -394,7 +475,11 @@ def _notes(work: Work, cut: nn.Module) -> Iterable[str]:
                 yield f"rules.{assignment.rule}: {count} of {total} weights stored are zero; zeros in the tensors bring no speed and no smaller file"
     for assignment in work.plan.assignments:
         if recipe.rules[assignment.rule].group == "depth":
-            gone = tuple(name for name in assignment.coupled if name in {w.group for cuts in work.cuts for w in cuts.widths if not w.keep})
+            gone = tuple(
+                name
+                for name in assignment.coupled
+                if name in {w.group for cuts in work.cuts for w in cuts.widths if not w.keep}
+            )
             whole = plural(len(assignment.coupled), "residual block")
             yield f"rules.{assignment.rule}: {len(gone)} of {whole} left as a whole{': ' + few(gone, 12) if gone else ''}"
     yield from fold_notes(op for cuts in work.cuts for op in cuts.operations if isinstance(op, Fold))

@@ -10,14 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sparsify.forward.calls import calls_of, plain
-from sparsify.data import Datasets, Examples, batches
-from sparsify.forward.calls import Inputs
-from sparsify.cost.measure import with_batch
+from sparsify.cost.measure import resize_batch
 from sparsify.cost.measure.onnx_export import onnx_program, quiet
 from sparsify.cost.measure.onnx_quantize import quantised
 from sparsify.cost.measure.runtimes import arrays, prepared_onnx, threads
 from sparsify.cost.measure.timing import interleaved, undisturbed
+from sparsify.data import Datasets, Examples, batches
+from sparsify.forward.calls import Inputs, list_calls, simplify_inputs
 from sparsify.runs.measurement_cache import Figures, Parts, sha256
 from sparsify_schemas.report import Form, Integers
 from sparsify_schemas.target import Cpu, Target
@@ -44,11 +43,20 @@ class _File:
 
 def in_int8(targets: Mapping[str, Target]) -> dict[str, Cpu]:
     """The targets that compute in integers and are here."""
-    return {name: t for name, t in targets.items() if isinstance(t, Cpu) and t.dtype == "int8" and t.table is None}
+    return {
+        name: t for name, t in targets.items() if isinstance(t, Cpu) and t.dtype == "int8" and t.table is None
+    }
 
 
 def integers(
-    dense: nn.Module, cut: nn.Module, inputs: Inputs, datasets: Datasets | None, targets: Mapping[str, Cpu], seconds: float, seed: int, parts: Parts
+    dense: nn.Module,
+    cut: nn.Module,
+    inputs: Inputs,
+    datasets: Datasets | None,
+    targets: Mapping[str, Cpu],
+    seconds: float,
+    seed: int,
+    parts: Parts,
 ) -> tuple[Integers, bytes]:
     """The four forms, timed interleaved on each target for about `seconds`; and the cut model in integers, as ONNX.
 
@@ -56,7 +64,7 @@ def integers(
     Raises ModelError where a model cannot be exported or quantised, RunError where a part is damaged.
     Ranges are found on training examples drawn by the seed, without augmentation; on `inputs` where there is no data.
     """
-    inputs = plain((calls_of(inputs)[0],))  # a file holds one call
+    inputs = simplify_inputs((list_calls(inputs)[0],))  # a file holds one call
     fed = ranges(inputs, datasets, seed)
     floats = (_floats("dense", dense, inputs, parts), _floats("cut", cut, inputs, parts))
     made = (*floats, *(_quantised(file, fed, parts) for file in floats))
@@ -75,7 +83,9 @@ def integers(
         )
         for at, file in enumerate(made)
     )
-    return Integers(examples=sum(len(batch[0]) for batch in fed) if datasets else 0, forms=tuple(forms)), made[-1].content
+    return Integers(
+        examples=sum(len(batch[0]) for batch in fed) if datasets else 0, forms=tuple(forms)
+    ), made[-1].content
 
 
 def _floats(name: Model, model: nn.Module, inputs: Inputs, parts: Parts) -> _File:
@@ -84,7 +94,11 @@ def _floats(name: Model, model: nn.Module, inputs: Inputs, parts: Parts) -> _Fil
 
 
 def _quantised(floats: _File, fed: Sequence[list[NDArray[Any]]], parts: Parts) -> _File:
-    return _File(floats.model, "int8", parts.content(f"{floats.model}.int8.onnx", lambda: quantised(floats.content, fed)))
+    return _File(
+        floats.model,
+        "int8",
+        parts.content(f"{floats.model}.int8.onnx", lambda: quantised(floats.content, fed)),
+    )
 
 
 def ranges(inputs: Inputs, datasets: Datasets | None, seed: int) -> list[list[NDArray[Any]]]:
@@ -98,19 +112,27 @@ def ranges(inputs: Inputs, datasets: Datasets | None, seed: int) -> list[list[ND
 def exported(model: nn.Module, inputs: Inputs) -> bytes:
     """As ONNX, for any batch; for the given one where the model takes no other. Raises ModelError."""
     with quiet():
-        file: bytes = onnx_program(model, with_batch(inputs, 2), with_batch(inputs, 3)).model_proto.SerializeToString()
+        file: bytes = onnx_program(
+            model, resize_batch(inputs, 2), resize_batch(inputs, 3)
+        ).model_proto.SerializeToString()
     return file
 
 
-def _timed(files: Sequence[_File], inputs: Inputs, target: Cpu, seconds: float, seed: int, parts: Parts) -> Figures:
+def _timed(
+    files: Sequence[_File], inputs: Inputs, target: Cpu, seconds: float, seed: int, parts: Parts
+) -> Figures:
     """Milliseconds of each, in the order of the files: one part, as only what was timed interleaved may be compared."""
     text = " ".join([target.model_dump_json(), *(file.digest for file in files)])
-    return parts.figures(f"times {sha256(text.encode())}", len(files), lambda: _interleaved(files, inputs, target, seconds, seed))
+    return parts.figures(
+        f"times {sha256(text.encode())}",
+        len(files),
+        lambda: _interleaved(files, inputs, target, seconds, seed),
+    )
 
 
 def _interleaved(files: Sequence[_File], inputs: Inputs, target: Cpu, seconds: float, seed: int) -> Figures:
     as_it_is = target.model_copy(update={"dtype": "float32"})  # what is to be in integers is so already
-    given = arrays(with_batch(inputs, target.batch))
+    given = arrays(resize_batch(inputs, target.batch))
     with threads(target):
         calls = [prepared_onnx(file.content, given, as_it_is) for file in files]
         rounds = interleaved(calls, seconds, np.random.default_rng(seed), undisturbed(target))
@@ -121,7 +143,11 @@ def _accuracies(file: _File, datasets: Datasets | None, parts: Parts) -> Figures
     """On the validation and on the test set."""
     if datasets is None:
         return None, None
-    return parts.figures(f"accuracies {file.digest}", 2, lambda: (_accuracy(file, datasets.validation), _accuracy(file, datasets.test)))
+    return parts.figures(
+        f"accuracies {file.digest}",
+        2,
+        lambda: (_accuracy(file, datasets.validation), _accuracy(file, datasets.test)),
+    )
 
 
 def _accuracy(file: _File, examples: Examples) -> float | None:
@@ -134,5 +160,8 @@ def _accuracy(file: _File, examples: Examples) -> float | None:
     options.intra_op_num_threads, options.log_severity_level = max(1, torch.get_num_threads()), 4
     session = onnxruntime.InferenceSession(file.content, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    hits = sum(int((session.run(None, {name: x.numpy()})[0].argmax(1) == y.numpy()).sum()) for x, y in batches(examples, _BATCH))
+    hits = sum(
+        int((session.run(None, {name: x.numpy()})[0].argmax(1) == y.numpy()).sum())
+        for x, y in batches(examples, _BATCH)
+    )
     return hits / len(examples)

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from sparsify.errors import ModelError
-from sparsify.forward.calls import Inputs
-from sparsify.runs.int8 import exported, in_int8
-from sparsify.cost.measure import with_batch
-from sparsify.forward.trial_calls import in_eval
+from sparsify.cost.measure import resize_batch
 from sparsify.cost.measure.onnx_quantize import quantised
 from sparsify.cost.measure.runtimes import arrays, pattern_of, prepared, prepared_onnx
+from sparsify.errors import ModelError
+from sparsify.forward.calls import Inputs
+from sparsify.forward.trial_calls import eval_mode
+from sparsify.runs.int8 import exported, in_int8
 from sparsify_schemas.target import Cpu, Target
 
 _EXPORTED = ("onnxruntime", "openvino")
@@ -19,16 +19,22 @@ _EXPORTED = ("onnxruntime", "openvino")
 
 def check_runs(model: nn.Module, inputs: Inputs, targets: Mapping[str, Target]) -> None:
     """Export the model for those targets that take it so, and run it there once. Raises ModelError, which names the target."""
-    here = {name: t for name, t in targets.items() if isinstance(t, Cpu) and t.table is None and t.runtime in _EXPORTED}
+    here = {
+        name: t
+        for name, t in targets.items()
+        if isinstance(t, Cpu) and t.table is None and t.runtime in _EXPORTED
+    }
     whole = in_int8(targets)
     for name, target in here.items():
         try:
-            with torch.random.fork_rng(devices=[]), in_eval(model):
+            with torch.random.fork_rng(devices=[]), eval_mode(model):
                 if name in whole:  # the report has its accuracy as well, which takes a file for any batch
                     file = quantised(exported(model, inputs), [arrays(inputs)])
-                    prepared_onnx(file, arrays(with_batch(inputs, target.batch)), target)()
+                    prepared_onnx(file, arrays(resize_batch(inputs, target.batch)), target)()
                 else:
                     prepared(model, inputs, target, pattern_of(model, inputs, target))()
         except Exception as error:  # each runtime has errors of its own for what it cannot run
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ModelError(f"target '{name}' cannot run the model: {reason}; give it the runtime 'eager' or 'compile', or leave it out") from error
+            raise ModelError(
+                f"target '{name}' cannot run the model: {reason}; give it the runtime 'eager' or 'compile', or leave it out"
+            ) from error

@@ -12,26 +12,24 @@ from pydantic import ValidationError
 from torch import nn
 
 from sparsify import files
-from sparsify.runs import run_folder
-from sparsify.graph.surgery import operations
-from sparsify.pruning.cut import Result
-from sparsify.reporting import report_tables
-from sparsify.runs.evaluate import Work, assess, check_reloads
-from sparsify.forward.calls import Call, called, changed
-from sparsify.forward.copies import copied
 from sparsify.data import Datasets, example_inputs
 from sparsify.errors import RunError, first_line
-from sparsify.forward.calls import Inputs
-from sparsify.runs.listing import RunRow
-from sparsify.runs.listing import list_runs
-from sparsify.recipe import dump
-from sparsify.modelfile import build_model
-from sparsify.reporting.html import to_html
-from sparsify.forward.recorded_calls import Called
-from sparsify.pruning.planning.plan import Plan
 from sparsify.files import read
-from sparsify.forward.fresh_inputs import as_recorded, from_record, read_record
+from sparsify.forward.calls import Call, Inputs, map_tensors, normalize_inputs
+from sparsify.forward.copies import copy_model
+from sparsify.forward.fresh_inputs import apply_record, draw_from_record, read_record
+from sparsify.forward.recorded_calls import RecordedCall
+from sparsify.graph.surgery import operations
+from sparsify.modelfile import build_model
 from sparsify.modelfile.weights import load_weights, save_weights
+from sparsify.pruning.cut import Result
+from sparsify.pruning.planning.plan import Plan
+from sparsify.recipe import dump
+from sparsify.reporting import report_tables
+from sparsify.reporting.html import to_html
+from sparsify.runs import run_folder
+from sparsify.runs.evaluate import Work, assess, check_reloads
+from sparsify.runs.listing import RunRow, list_runs
 from sparsify_schemas.cuts import Cuts, Rounds
 from sparsify_schemas.model import Model
 from sparsify_schemas.recipe import Baseline
@@ -119,12 +117,20 @@ def save_run(
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path} exists already; choose another folder")
     temporary = path.with_name(f".{path.name}.tmp")
-    given = _on_cpu(as_recorded(result.plan.map.inputs, _probes(result.plan, datasets) if inputs is None else called(inputs)))
+    given = _on_cpu(
+        apply_record(
+            result.plan.map.inputs,
+            _probes(result.plan, datasets) if inputs is None else normalize_inputs(inputs),
+        )
+    )
     notes: tuple[str, ...] = () if recipe.model else (UNBUILT,)
     if recipe.baselines:
-        notes = (*notes, f"the baselines ({', '.join(recipe.baselines)}) were not made, as only 'sparsify apply' trains them")
+        notes = (
+            *notes,
+            f"the baselines ({', '.join(recipe.baselines)}) were not made, as only 'sparsify apply' trains them",
+        )
     work = Work(result.plan, (result.cuts,), result.verdicts, notes=notes)
-    build = None if recipe.model else lambda: copied(result.dense).cpu()
+    build = None if recipe.model else lambda: copy_model(result.dense).cpu()
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -141,11 +147,15 @@ def save_run(
 
 
 def _probes(plan: Plan, datasets: Datasets | None) -> Inputs:
-    return from_record(plan.map.inputs) if datasets is None and plan.map.inputs else example_inputs(plan.recipe, datasets)
+    return (
+        draw_from_record(plan.map.inputs)
+        if datasets is None and plan.map.inputs
+        else example_inputs(plan.recipe, datasets)
+    )
 
 
 def _on_cpu(inputs: Inputs) -> Inputs:
-    return changed(inputs, lambda tensor: tensor.cpu())
+    return map_tensors(inputs, lambda tensor: tensor.cpu())
 
 
 def begin(folder: Path, plan: Plan) -> None:
@@ -155,7 +165,13 @@ def begin(folder: Path, plan: Plan) -> None:
 
 
 def complete(
-    folder: Path, work: Work, model: nn.Module, inputs: Inputs, datasets: Datasets | None, build: Build | None, timing: float
+    folder: Path,
+    work: Work,
+    model: nn.Module,
+    inputs: Inputs,
+    datasets: Datasets | None,
+    build: Build | None,
+    timing: float,
 ) -> Report:
     """Save the cut model, reload both models from disk, measure them, and write the report last of all."""
     write_cuts(folder, work.cuts)
@@ -174,8 +190,15 @@ def complete(
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    own = tuple(f"{run_folder.BASELINES}/{path.parent.name}/{path.name}" for path in sorted((folder / run_folder.BASELINES).glob("*/*")))
-    return {name: run_folder.sha256(folder / name) for name in (*run_folder.KEPT, *own) if (folder / name).exists() and not name.endswith(run_folder.CHECKPOINT)}
+    own = tuple(
+        f"{run_folder.BASELINES}/{path.parent.name}/{path.name}"
+        for path in sorted((folder / run_folder.BASELINES).glob("*/*"))
+    )
+    return {
+        name: run_folder.sha256(folder / name)
+        for name in (*run_folder.KEPT, *own)
+        if (folder / name).exists() and not name.endswith(run_folder.CHECKPOINT)
+    }
 
 
 def rebuilt(folder: Path, build: Build | None = None) -> nn.Module:
@@ -209,7 +232,9 @@ def checked(folder: Path, *names: str) -> Report:
         if not (folder / name).is_file():
             raise RunError(f"{folder / name} is missing; the run is no longer complete")
         if run_folder.sha256(folder / name) != found.files[name]:
-            raise RunError(f"{folder / name} is not as the run left it: its SHA-256 differs from the one in {run_folder.REPORT}")
+            raise RunError(
+                f"{folder / name} is not as the run left it: its SHA-256 differs from the one in {run_folder.REPORT}"
+            )
     return found
 
 
@@ -224,7 +249,11 @@ def read_cuts(folder: Path) -> tuple[Cuts, ...]:
     path = folder / run_folder.CUTS
     body = read(path)
     try:
-        return Rounds.model_validate_json(body).rounds if _is_of_rounds(body) else (Cuts.model_validate_json(body),)
+        return (
+            Rounds.model_validate_json(body).rounds
+            if _is_of_rounds(body)
+            else (Cuts.model_validate_json(body),)
+        )
     except ValidationError as error:
         raise RunError(f"{path} is damaged: {first_line(error)}") from None
 
@@ -237,7 +266,7 @@ def _is_of_rounds(body: bytes) -> bool:
         return False
 
 
-def planned_calls(folder: Path) -> tuple[Called, ...]:
+def planned_calls(folder: Path) -> tuple[RecordedCall, ...]:
     """The calls that a run's plan was made with. Raises RunError."""
     path = folder / run_folder.PLAN
     try:
@@ -253,7 +282,7 @@ def planned_inputs(folder: Path, batch: int | None = None, seed: int = 0) -> Inp
     """
     path = folder / run_folder.PLAN
     try:
-        return from_record(planned_calls(folder), seed, batch)
+        return draw_from_record(planned_calls(folder), seed, batch)
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
         raise RunError(f"{path} is damaged: {first_line(error)}") from None
 

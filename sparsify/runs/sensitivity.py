@@ -17,24 +17,24 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from sparsify.pruning.make_plan import make_plan
 from sparsify import files
-from sparsify.runs import run_folder
-from sparsify.graph.surgery import operations
-from sparsify.pruning import scoring
-from sparsify.pruning.planning.selection import candidates
-from sparsify.pruning.criteria.scores import group_scores
+from sparsify.cost.measure import copy_model
 from sparsify.data import Datasets, Examples, batches, load_data
 from sparsify.errors import DataError, RunError, first_line
 from sparsify.events import Listener, Measuring, silence
-from sparsify.pruning.fitting_inputs import inputs_for
-from sparsify.graph.group_index import coupled_layout
-from sparsify.recipe import Loaded
-from sparsify.pruning.criteria.statistics import looks
-from sparsify.cost.measure import copied
-from sparsify.runs.setup import Job, Source, asked, dense_model
-from sparsify.pruning.planning.plan import Plan
 from sparsify.files import read
+from sparsify.graph.group_index import coupled_layout
+from sparsify.graph.surgery import operations
+from sparsify.pruning import scoring
+from sparsify.pruning.criteria.scores import group_scores
+from sparsify.pruning.criteria.statistics import looks
+from sparsify.pruning.fitting_inputs import inputs_for
+from sparsify.pruning.make_plan import make_plan
+from sparsify.pruning.planning.plan import Plan
+from sparsify.pruning.planning.selection import candidates
+from sparsify.recipe import Loaded
+from sparsify.runs import run_folder
+from sparsify.runs.setup import Job, Source, asked, dense_model
 from sparsify.training.stage import check_trainable, derived_seed, evaluate
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Taylor
@@ -69,10 +69,14 @@ def profile(
     ablation, a share of the loss by taylor; by gsm the share of all units that is left out.
     Raises a SparsifyError; RunError when `out` holds a profile of something else.
     """
-    job = asked(recipe, model_file, overrides, allow, False, False, limits=False)  # they may be what is about to be written
+    job = asked(
+        recipe, model_file, overrides, allow, False, False, limits=False
+    )  # they may be what is about to be written
     wanted = job.loaded.recipe
     if wanted.data is None:
-        raise DataError("the recipe has no 'data', and layers are judged on validation examples; write 'data: {source: ...}'")
+        raise DataError(
+            "the recipe has no 'data', and layers are judged on validation examples; write 'data: {source: ...}'"
+        )
     datasets = load_data(wanted.data, wanted.seed)
     if not len(datasets.validation):
         raise DataError("there is no validation data to judge layers on; write data.validation above 0%")
@@ -82,7 +86,15 @@ def profile(
         check_trainable(model, datasets)
         plan = _plan(job.loaded, model, datasets)
         loss, accuracy = evaluate(model, own)
-        whole = Profile(by=by, digest=_digest(job, by, len(own)), network=plan.map.network, examples=len(own), loss=loss, accuracy=accuracy, curves=tuple(_curves(plan)))
+        whole = Profile(
+            by=by,
+            digest=_digest(job, by, len(own)),
+            network=plan.map.network,
+            examples=len(own),
+            loss=loss,
+            accuracy=accuracy,
+            curves=tuple(_curves(plan)),
+        )
         found = _going_on(out, whole)
         train = batches(datasets.train, 64, seed=derived_seed(wanted.seed, 0, 0))
         for longer in _judged(found, plan, model, own, scoring.taken(train, wanted), listener):
@@ -98,7 +110,9 @@ def read_profile(path: Path) -> Profile:
     try:
         return Profile.model_validate_json(read(path))
     except ValidationError as error:
-        raise RunError(f"{path} is damaged, no profile of a network ({first_line(error)}); delete it, or name another file with --out") from None
+        raise RunError(
+            f"{path} is damaged, no profile of a network ({first_line(error)}); delete it, or name another file with --out"
+        ) from None
 
 
 def write(profile: Profile, path: Path) -> None:
@@ -110,7 +124,11 @@ def with_limits(profile: Profile, tolerance: Tolerance | None) -> Profile:
     """The profile with the limits that a tolerance comes to; with those it has where none is given. Residual branches get none."""
     if tolerance is None:
         return profile
-    found = {curve.group: Share(round(100 * _most(profile, curve, tolerance.fraction), 4), "%") for curve in profile.curves if curve.width > 1}
+    found = {
+        curve.group: Share(round(100 * _most(profile, curve, tolerance.fraction), 4), "%")
+        for curve in profile.curves
+        if curve.width > 1
+    }
     return profile.model_copy(update={"tolerance": str(tolerance), "limits": found})
 
 
@@ -152,14 +170,19 @@ def _plan(loaded: Loaded, model: nn.Module, datasets: Datasets) -> Plan:
 
 def _plain(rule: Rule) -> Rule:
     sparsity = rule.sparsity if in_one_tensor(rule.group) else None
-    return rule.model_copy(update={"penalty": None, "sparsity": sparsity, "keep": rule.keep.model_copy(update={"limits": {}})})
+    return rule.model_copy(
+        update={"penalty": None, "sparsity": sparsity, "keep": rule.keep.model_copy(update={"limits": {}})}
+    )
 
 
 def _digest(job: Job, by: By, examples: int) -> str:
     """Of all that a profile depends on; budget, penalties, stages and limits have no say in it."""
     body = run_folder.recipe_json(job.loaded.recipe)
     kept = {key: body.get(key) for key in ("model", "data", "inputs", "seed")}
-    rules = [{key: rule.get(key) for key in ("layers", "group", "criterion", "protect", "override")} for rule in body["rules"]]
+    rules = [
+        {key: rule.get(key) for key in ("layers", "group", "criterion", "protect", "override")}
+        for rule in body["rules"]
+    ]
     text = json.dumps([kept, rules, job.state.model_digest, by, examples], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -169,8 +192,12 @@ def _curves(plan: Plan) -> Iterator[Curve]:
     for assignment in plan.assignments:
         for name in assignment.coupled:
             group = plan.map.by_name[name]
-            makers = dict.fromkeys(part.tensor.rpartition(".")[0] for part in group.slices if part.role == "out")
-            yield Curve(group=name, layers=tuple(m for m in makers if m in matrices) or (name,), width=group.width)
+            makers = dict.fromkeys(
+                part.tensor.rpartition(".")[0] for part in group.slices if part.role == "out"
+            )
+            yield Curve(
+                group=name, layers=tuple(m for m in makers if m in matrices) or (name,), width=group.width
+            )
 
 
 def _going_on(out: Path, whole: Profile) -> Profile:
@@ -179,11 +206,15 @@ def _going_on(out: Path, whole: Profile) -> Profile:
         return whole
     found = read_profile(out)
     if found.digest != whole.digest:
-        raise RunError(f"{out} is the profile of another model, other data, rules, or another method; name another file with --out, or delete it")
+        raise RunError(
+            f"{out} is the profile of another model, other data, rules, or another method; name another file with --out, or delete it"
+        )
     return found.model_copy(update={"network": whole.network})
 
 
-def _judged(found: Profile, plan: Plan, model: nn.Module, own: Examples, train: Training, listener: Listener) -> Iterator[Profile]:
+def _judged(
+    found: Profile, plan: Plan, model: nn.Module, own: Examples, train: Training, listener: Listener
+) -> Iterator[Profile]:
     """The profile, once more for each point that is added."""
     match found.by:
         case "ablation":
@@ -191,12 +222,20 @@ def _judged(found: Profile, plan: Plan, model: nn.Module, own: Examples, train: 
         case "taylor" | "gsm":
             if not all(curve.points for curve in found.curves):
                 scores = _changes(plan, model, own)
-                yield found.model_copy(update={"curves": tuple(_predicted(found, scores) if found.by == "taylor" else _left_out(found, scores))})
+                yield found.model_copy(
+                    update={
+                        "curves": tuple(
+                            _predicted(found, scores) if found.by == "taylor" else _left_out(found, scores)
+                        )
+                    }
+                )
         case _:
             assert_never(found.by)
 
 
-def _ablated(found: Profile, plan: Plan, model: nn.Module, own: Examples, train: Training, listener: Listener) -> Iterator[Profile]:
+def _ablated(
+    found: Profile, plan: Plan, model: nn.Module, own: Examples, train: Training, listener: Listener
+) -> Iterator[Profile]:
     order = {c.name: c.order for c in candidates(plan, *scoring.scored(plan, model, train))}
     total, done = sum(len(_counts(curve, plan)) for curve in found.curves), 0
     for index, curve in enumerate(found.curves):
@@ -229,7 +268,7 @@ def _with_point(found: Profile, index: int, point: Point) -> Profile:
 
 def _changes(plan: Plan, model: nn.Module, own: Examples) -> dict[str, list[float]]:
     """Coupled group -> the first-order change of the loss when each of its units goes, on the validation examples."""
-    copy = copied(model)
+    copy = copy_model(model)
     parameters = dict(copy.named_parameters())
     layout = coupled_layout(plan.map, [name for a in plan.assignments for name in a.coupled], parameters)
     given = list(batches(own, _BATCH))
@@ -242,7 +281,11 @@ def _predicted(found: Profile, scores: Mapping[str, Sequence[float]]) -> Iterabl
     for curve in found.curves:
         own = sorted(scores[curve.group])
         counts = [(share, round(share * curve.width)) for share in SHARES] if curve.width > 1 else [(1.0, 1)]
-        points = (Point(share=share, removed=count, loss=found.loss + sum(own[:count])) for share, count in counts if count)
+        points = (
+            Point(share=share, removed=count, loss=found.loss + sum(own[:count]))
+            for share, count in counts
+            if count
+        )
         yield curve.model_copy(update={"points": tuple(points)})
 
 
@@ -250,6 +293,8 @@ def _left_out(found: Profile, scores: Mapping[str, Sequence[float]]) -> Iterable
     every = sorted(value for curve in found.curves for value in scores[curve.group])
     bars = [(share, every[min(len(every) - 1, round(share * len(every)))]) for share in SHARES]
     for curve in found.curves:
-        points = (Point(share=share, removed=sum(value < bar for value in scores[curve.group])) for share, bar in bars)
+        points = (
+            Point(share=share, removed=sum(value < bar for value in scores[curve.group]))
+            for share, bar in bars
+        )
         yield curve.model_copy(update={"points": tuple(points)})
-

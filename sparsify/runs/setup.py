@@ -11,28 +11,28 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from sparsify.pruning.make_plan import make_plan
-from sparsify.runs import run_folder
-from sparsify.graph.surgery import operations
 from sparsify import modelfile
-from sparsify.pruning import cut
-from sparsify.runs.save_load import Base, Build, base_on, begin, load_run, rebuilt_dense
-from sparsify.runs.evaluate import check_reloads
-from sparsify.runs.checkpoint import Checkpoint
-from sparsify.pruning.planning.selection import Chooser, choose
-from sparsify.forward.copies import copied
+from sparsify.cost.measure import check_target
 from sparsify.data import Datasets, load_data
 from sparsify.errors import ModelError, RunError, SparsifyError
 from sparsify.events import Event, Listener, RunStarted, StepDone, silence
-from sparsify.pruning.fitting_inputs import inputs_for
 from sparsify.forward.calls import Inputs
-from sparsify.recipe import Loaded, load
-from sparsify.cost.measure import check_target
-from sparsify.pruning.planning.plan import Plan
-from sparsify.forward.fresh_inputs import as_recorded
-from sparsify.runs.preflight import check_runs
-from sparsify.training.stage import check_trainable, make_accelerator
+from sparsify.forward.copies import copy_model
+from sparsify.forward.fresh_inputs import apply_record
+from sparsify.graph.surgery import operations
 from sparsify.modelfile.weights import save_weights
+from sparsify.pruning import cut
+from sparsify.pruning.fitting_inputs import inputs_for
+from sparsify.pruning.make_plan import make_plan
+from sparsify.pruning.planning.plan import Plan
+from sparsify.pruning.planning.selection import Chooser, choose
+from sparsify.recipe import Loaded, load
+from sparsify.runs import run_folder
+from sparsify.runs.checkpoint import Checkpoint
+from sparsify.runs.evaluate import check_reloads
+from sparsify.runs.preflight import check_runs
+from sparsify.runs.save_load import Base, Build, base_on, begin, load_run, rebuilt_dense
+from sparsify.training.stage import check_trainable, make_accelerator
 from sparsify_schemas.recipe import Recipe
 
 Source = str | Path | Mapping[str, Any] | Recipe | Loaded
@@ -127,12 +127,12 @@ def opened(job: Job, out: Path, timing: float, listener: Listener) -> Iterator[R
     for name, target in recipe.targets.items():  # before the first epoch, not when all is trained
         check_target(name, target)
     plan = planned(job, model, inputs, datasets, listener)
-    inputs = as_recorded(plan.map.inputs, inputs)
+    inputs = apply_record(plan.map.inputs, inputs)
     if datasets is not None:
         check_trainable(model, datasets)
     if job.folder is None:
         check_runs(model, inputs, recipe.targets)
-    build = None if base.model else lambda: copied(model)
+    build = None if base.model else lambda: copy_model(model)
     folder = job.folder or _created(accelerator, out, recipe.title)
     main = accelerator.is_main_process
     with run_folder.locked(folder) if main else nullcontext():
@@ -166,7 +166,9 @@ def _reason(error: Exception) -> str:
     return first if isinstance(error, SparsifyError) else f"{type(error).__name__}: {first}"
 
 
-def planned(job: Job, model: nn.Module, inputs: Inputs, datasets: Datasets | None, listener: Listener = silence) -> Plan:
+def planned(
+    job: Job, model: nn.Module, inputs: Inputs, datasets: Datasets | None, listener: Listener = silence
+) -> Plan:
     """The plan of a job, with what only the job knows: that a recipe's `model:` has no say, or that the weights are random."""
     examples = None if datasets is None else len(datasets.train)
     plan = make_plan(job.loaded, model, inputs, examples=examples, strict=job.state.strict, listener=listener)
@@ -207,7 +209,7 @@ def _begin(run: Run, base: Base) -> None:
 def where_it_stands(run: Run) -> tuple[nn.Module, Checkpoint]:
     """The model and the checkpoint that the run goes on from; its beginning where there is none yet."""
     if not (run.folder / run_folder.CHECKPOINT).exists():
-        return copied(run.dense), Checkpoint(run.state.digest, run.state.model_digest, run.first, {})
+        return copy_model(run.dense), Checkpoint(run.state.digest, run.state.model_digest, run.first, {})
     return kept_at(run, run_folder.CHECKPOINT)
 
 
@@ -219,15 +221,19 @@ def kept_at(run: Run, name: str) -> tuple[nn.Module, Checkpoint]:
     if (found.recipe, found.model) != (run.state.digest, run.state.model_digest):
         raise RunError(f"{run.folder / name} belongs to another run; start a new one")
     if type(found.stage) is not int or not 0 <= found.stage <= len(run.recipe.stages):
-        raise RunError(f"{run.folder / name} is damaged (it stands at stage {found.stage} of {len(run.recipe.stages)}); start a new run")
+        raise RunError(
+            f"{run.folder / name} is damaged (it stands at stage {found.stage} of {len(run.recipe.stages)}); start a new run"
+        )
     modelfile.check_finite(found.weights, str(run.folder / name))
-    model = copied(run.dense)
+    model = copy_model(run.dense)
     for cuts in found.cuts:
         model = operations.replay(model, cuts)
     try:
         model.load_state_dict(found.weights)
     except RuntimeError as error:
-        raise RunError(f"{run.folder / name} does not fit the model that the recipe builds: {' '.join(str(error).split())[:300]}") from error
+        raise RunError(
+            f"{run.folder / name} does not fit the model that the recipe builds: {' '.join(str(error).split())[:300]}"
+        ) from error
     return model, found
 
 
@@ -237,7 +243,12 @@ def _logged(listener: Listener, folder: Path) -> Listener:
     def tell(event: Event) -> None:
         if not isinstance(event, StepDone):
             run_folder.log(
-                folder, {"at": datetime.now(UTC).isoformat(timespec="seconds"), "event": type(event).__name__, **asdict(event)}
+                folder,
+                {
+                    "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "event": type(event).__name__,
+                    **asdict(event),
+                },
             )
         listener(event)
 

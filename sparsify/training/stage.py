@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from sparsify.cost.measure import copied
+from sparsify.cost.measure import copy_model
 from sparsify.data import Datasets, Examples, batches
 from sparsify.distributed import whole
 from sparsify.errors import DataError, RunError, TrainingError
@@ -131,7 +131,7 @@ def check_trainable(model: nn.Module, datasets: Datasets) -> None:
     if not len(examples):
         return
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        _losses(copied(model).cpu().eval(), examples.ready(), examples.targets, datasets.classes)
+        _losses(copy_model(model).cpu().eval(), examples.ready(), examples.targets, datasets.classes)
 
 
 def train_stage(
@@ -165,7 +165,7 @@ def train_stage(
     if restore is not None:
         model.load_state_dict(restore.model)
     apart = stage.shard and accelerator.num_processes > 1
-    trained = shard(copied(model).to(accelerator.device), accelerator.device) if apart else model
+    trained = shard(copy_model(model).to(accelerator.device), accelerator.device) if apart else model
     raw = make_optimizer(stage.optimizer, trained)
     prepared, scaler = (
         trained if apart else accelerator.prepare(model),

@@ -48,7 +48,7 @@ import torch
 from own import Dense
 from torch import Tensor, nn
 
-from sparsify.forward.call_model import call, converted, tensors
+from sparsify.forward.call_model import call_model, convert_inputs, float_tensors
 from sparsify.graph import build_map
 from sparsify.graph.names import canonical_names
 from sparsify.graph.surgery import operations
@@ -115,7 +115,7 @@ def judged(entry: networks.Entry) -> dict[str, object]:
     model, inputs = entry.build().eval(), entry.inputs()
     table.perturb(model, inputs)
     ignored = output_layers(model, inputs)
-    dense, inputs = deepcopy(model).double().eval(), converted(inputs, torch.float64)
+    dense, inputs = deepcopy(model).double().eval(), convert_inputs(inputs, torch.float64)
     del model
     wanted = outputs(dense, inputs)
     tagged = deepcopy(dense)
@@ -193,12 +193,12 @@ def _filled(
 def outputs(model: nn.Module, inputs: networks.Inputs) -> list[Tensor]:
     with torch.no_grad():
         torch.manual_seed(0)
-        return list(tensors(call(model.eval(), inputs)))
+        return list(float_tensors(call_model(model.eval(), inputs)))
 
 
 def _trains(model: nn.Module, inputs: networks.Inputs) -> None:
     copy = deepcopy(model).train()
-    sum(t.sum() for t in tensors(call(copy, inputs)) if t.requires_grad).backward()
+    sum(t.sum() for t in float_tensors(call_model(copy, inputs)) if t.requires_grad).backward()
 
 
 def verdict(outcome: str, error: Exception, before: str = "") -> dict[str, object]:

@@ -1079,7 +1079,7 @@ def keeps(map: ModelMap, seed: int) -> dict[str, list[int]]:
 
 
 def flat(output: Any) -> list[Tensor]:
-    return list(call_model.tensors(output))
+    return list(call_model.float_tensors(output))
 
 
 def run(model: nn.Module, x: Tensor, training: bool) -> list[Tensor] | None:

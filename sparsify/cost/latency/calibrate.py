@@ -203,7 +203,7 @@ def _networks(
     keeps: list[dict[str, int]] = [{}, *random_widths(map, steps, CUTS)]
     what = f"timing {len(keeps)} whole networks on {name}"
     listener(Measuring(what, 0, len(keeps)))
-    dense = measure.copied(model).cpu().eval()
+    dense = measure.copy_model(model).cpu().eval()
     with torch.random.fork_rng(devices=[]):
         models = [dense, *(narrowed(dense, map, kept) for kept in keeps[1:])]
         rounds = measure.timed(

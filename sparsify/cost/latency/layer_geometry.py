@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.cost.latency_model import Kind, Work
-from sparsify.cost.measure import copied, count_macs
-from sparsify.forward.call_model import call
+from sparsify.cost.measure import copy_model, count_macs
+from sparsify.forward.call_model import call_model
 from sparsify.forward.calls import Inputs
 from sparsify.forward.opaque import is_scripted
 from sparsify.graph.layer_classes import is_transposed_linear
@@ -51,7 +51,7 @@ def _by(values: tuple[int, ...]) -> str:
 
 def read(model: nn.Module, inputs: Inputs, batch: int) -> tuple[tuple[Work, ...], dict[str, Geometry]]:
     """The layers that one forward call runs, in order, for a batch of so many; and the geometry behind each key."""
-    model = copied(model).eval()
+    model = copy_model(model).eval()
     found: list[tuple[Work, Geometry | None]] = []
     handles = [
         module.register_forward_hook(_noting(found, name, batch))
@@ -62,7 +62,7 @@ def read(model: nn.Module, inputs: Inputs, batch: int) -> tuple[tuple[Work, ...]
     torch.backends.mha.set_fastpath_enabled(False)  # or the modules inside are passed over
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            call(model, inputs)
+            call_model(model, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:

@@ -4,20 +4,20 @@ from sparsify.cost.measure.availability import check_target
 from sparsify.cost.measure.count import count_macs, counted_macs, side
 from sparsify.cost.measure.machine import environment
 from sparsify.cost.measure.timing import described, latency, timed
-from sparsify.forward.calls import with_batch
-from sparsify.forward.copies import copied
-from sparsify.forward.trial_calls import detached
+from sparsify.forward.calls import resize_batch
+from sparsify.forward.copies import copy_model
+from sparsify.forward.trial_calls import detach_inputs
 
 __all__ = [
     "check_target",
-    "copied",
+    "copy_model",
     "count_macs",
     "counted_macs",
     "described",
-    "detached",
+    "detach_inputs",
     "environment",
     "latency",
     "side",
     "timed",
-    "with_batch",
+    "resize_batch",
 ]

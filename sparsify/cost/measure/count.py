@@ -14,10 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from sparsify.errors import ModelError, first_line
-from sparsify.forward.calls import Inputs, call, calls_of, examples_of
-from sparsify.forward.copies import copied
-from sparsify.forward.opaque import are_wrappers, holds_nested, is_higher_order, is_scripted, uncompiled
-from sparsify.forward.trial_calls import detached, shown
+from sparsify.forward.calls import Inputs, call_without_copies, count_examples, list_calls
+from sparsify.forward.copies import copy_model
+from sparsify.forward.opaque import (
+    are_wrappers,
+    holds_nested,
+    is_higher_order,
+    is_scripted,
+    without_compiling,
+)
+from sparsify.forward.trial_calls import detach_inputs, format_inputs
 from sparsify.nn import attention
 from sparsify_schemas.report import Side
 
@@ -68,16 +74,16 @@ def counted_macs(model: nn.Module, inputs: Inputs) -> Counted:
     (_UNKNOWN). What a TorchScript module does is charged to the module around it.
     Raises ModelError when the forward call fails.
     """
-    model = copied(model).eval()
+    model = copy_model(model).eval()
     for name in [name for name, module in model.named_modules() if attention.can_adopt(module)]:
         attention.adopt(
             model, name
         )  # it calls its output projection as a module, which is then charged with its share
-    calls = calls_of(inputs)
+    calls = list_calls(inputs)
     macs: defaultdict[str, float] = defaultdict(float)
     missed: set[str] = set()
     for each in calls:
-        examples = examples_of(each) or 1
+        examples = count_examples(each) or 1
         spent, uncounted = _flops(model, (each,) if calls is inputs else each.inputs)
         missed |= uncounted
         for name, flops in spent.items():
@@ -92,15 +98,15 @@ def _flops(model: nn.Module, inputs: Inputs) -> tuple[dict[str, int], set[str]]:
     with (
         torch.random.fork_rng(devices=[]),
         torch.no_grad(),
-        uncompiled(),
+        without_compiling(),
         _counter() as counter,
         _charged(model, lambda: counter.flops, spent),
     ):
         try:
-            call(model, detached(inputs))
+            call_without_copies(model, detach_inputs(inputs))
         except Exception as error:
             raise ModelError(
-                f"a forward call with inputs {shown(inputs)} failed: {type(error).__name__}: {first_line(error)}"
+                f"a forward call with inputs {format_inputs(inputs)} failed: {type(error).__name__}: {first_line(error)}"
             ) from error
     return spent, set(counter.missed)
 

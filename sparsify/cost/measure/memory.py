@@ -17,9 +17,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sparsify.forward.calls import Inputs, all_tensors, call, changed, with_batch
-from sparsify.forward.opaque import uncompiled
-from sparsify.forward.trial_calls import in_eval
+from sparsify.forward.calls import Inputs, all_tensors, call_without_copies, map_tensors, resize_batch
+from sparsify.forward.opaque import without_compiling
+from sparsify.forward.trial_calls import eval_mode
 
 
 def stored(model: nn.Module) -> int:
@@ -31,15 +31,15 @@ def stored(model: nn.Module) -> int:
 
 def given(inputs: Inputs) -> int:
     """Bytes of the inputs of one example."""
-    return sum(t.numel() * t.element_size() for t in all_tensors(with_batch(inputs, 1)))
+    return sum(t.numel() * t.element_size() for t in all_tensors(resize_batch(inputs, 1)))
 
 
 def peak_memory(model: nn.Module, inputs: Inputs) -> int:
     """Bytes at the peak of one inference on one example, as the allocator of the model's device saw it."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    fed = _on(with_batch(inputs, 1), device)
-    with in_eval(model), torch.inference_mode():
-        call(model, fed)  # what is kept from a first call is no part of it
+    fed = _on(resize_batch(inputs, 1), device)
+    with eval_mode(model), torch.inference_mode():
+        call_without_copies(model, fed)  # what is kept from a first call is no part of it
         used = _on_cuda(model, fed) if device.type == "cuda" else _on_cpu(model, fed)
     return stored(model) + given(inputs) + used
 
@@ -48,7 +48,7 @@ def _on_cuda(model: nn.Module, inputs: Inputs) -> int:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    call(model, inputs)
+    call_without_copies(model, inputs)
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
 
@@ -58,7 +58,7 @@ def _on_cpu(model: nn.Module, inputs: Inputs) -> int:
         _unheard(),
         torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen,
     ):
-        call(model, inputs)
+        call_without_copies(model, inputs)
     assert seen.profiler is not None and seen.profiler.kineto_results is not None
     now = most = 0
     for event in sorted(
@@ -90,14 +90,14 @@ def lived(model: nn.Module, inputs: Inputs) -> tuple[tuple[str, ...], tuple[tupl
     attention fast path is off, as where MACs are counted. Runs on the meta device too.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    fed = _on(with_batch(inputs, 1), device)
+    fed = _on(resize_batch(inputs, 1), device)
     known = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers(), *all_tensors(fed))}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         watch = _Watch(known)
-        with in_eval(model), torch.no_grad(), torch.random.fork_rng(devices=[]), uncompiled(), watch:
-            call(model, fed)
+        with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=[]), without_compiling(), watch:
+            call_without_copies(model, fed)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return watch.found()
@@ -157,4 +157,4 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _on(inputs: Inputs, device: torch.device) -> Inputs:
-    return changed(inputs, lambda tensor: tensor.to(device))
+    return map_tensors(inputs, lambda tensor: tensor.to(device))

@@ -12,8 +12,8 @@ from torch import nn
 
 from sparsify.cost.measure.tensor_program import entered
 from sparsify.errors import ModelError
-from sparsify.forward.calls import Inputs, calls_of, tensors_of
-from sparsify.forward.copies import copied
+from sparsify.forward.calls import Inputs, list_calls, tensors_by_path
+from sparsify.forward.copies import copy_model
 
 _LIMIT = 2**31
 """bytes of one protobuf message"""
@@ -45,7 +45,9 @@ def program(model: nn.Module, traced: Inputs, other: Inputs) -> tuple[torch.expo
     tensors, the program takes the tensors in order. Raises ModelError.
     """
     batch, shapes = torch.export.Dim("batch"), torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
-    pairs = list(zip(*(tensors_of(calls_of(inputs)[0]).values() for inputs in (traced, other)), strict=True))
+    pairs = list(
+        zip(*(tensors_by_path(list_calls(inputs)[0]).values() for inputs in (traced, other)), strict=True)
+    )
     model, traced = entered(model, traced)
     args, kwargs = ((), dict(traced)) if isinstance(traced, Mapping) else (traced, {})
     varying = [one for one, another in pairs if one.shape != another.shape]
@@ -55,7 +57,7 @@ def program(model: nn.Module, traced: Inputs, other: Inputs) -> tuple[torch.expo
     try:
         dynamic = shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
         with torch.no_grad(), redirect_stderr(StringIO()):  # on failure torch prints the graph so far
-            frozen = copied(model).requires_grad_(False)
+            frozen = copy_model(model).requires_grad_(False)
             made = torch.export.export(frozen, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:
         batches = "a batch of any size" if varying else "these inputs"

@@ -13,8 +13,16 @@ from sparsify.cost.measure.onnx_inputs import entries
 from sparsify.cost.measure.onnx_quantize import quantised
 from sparsify.cost.measure.onnx_reuse import OPEN, Pattern, filled, pattern
 from sparsify.cost.measure.tensor_program import entered
-from sparsify.forward.calls import Inputs, all_tensors, call, calls_of, changed, flattened, with_batch
-from sparsify.forward.copies import copied
+from sparsify.forward.calls import (
+    Inputs,
+    all_tensors,
+    call_without_copies,
+    flatten_value,
+    list_calls,
+    map_tensors,
+    resize_batch,
+)
+from sparsify.forward.copies import copy_model
 from sparsify_schemas.target import Cpu, Cuda, Target
 
 TimedCall = Callable[[], object]
@@ -27,9 +35,9 @@ def pattern_of(model: nn.Module, inputs: Inputs, target: Target) -> Pattern | No
 
     Raises ModelError when it cannot be exported.
     """
-    if target.runtime not in ("onnxruntime", "openvino") or len(calls_of(inputs)) > 1:
+    if target.runtime not in ("onnxruntime", "openvino") or len(list_calls(inputs)) > 1:
         return None
-    return pattern(*entered(_on_cpu(model).eval(), with_batch(inputs, target.batch)))
+    return pattern(*entered(_on_cpu(model).eval(), resize_batch(inputs, target.batch)))
 
 
 def prepared(model: nn.Module, inputs: Inputs, target: Target, like: Pattern | None = None) -> TimedCall:
@@ -40,13 +48,13 @@ def prepared(model: nn.Module, inputs: Inputs, target: Target, like: Pattern | N
     """
     match target.runtime:
         case "eager" | "compile":
-            return _in_torch(model, with_batch(inputs, target.batch), target)
+            return _in_torch(model, resize_batch(inputs, target.batch), target)
         case "onnxruntime" | "openvino":
             assert isinstance(target, Cpu)
-            if len(calls_of(inputs)) > 1:  # each is a program of its own
-                each_alone = [prepared(model, (each,), target) for each in calls_of(inputs)]
+            if len(list_calls(inputs)) > 1:  # each is a program of its own
+                each_alone = [prepared(model, (each,), target) for each in list_calls(inputs)]
                 return lambda: [run() for run in each_alone]
-            own, fed = entered(_on_cpu(model).eval(), with_batch(inputs, target.batch))
+            own, fed = entered(_on_cpu(model).eval(), resize_batch(inputs, target.batch))
             file = None if like is None else _alike(like, own, fed, target)
             if file is None:
                 file = filled(pattern(own, fed), own)
@@ -75,7 +83,11 @@ def _alike(like: Pattern, model: nn.Module, inputs: Inputs, target: Cpu) -> byte
 def _computes(file: bytes, model: nn.Module, inputs: Inputs, target: Cpu) -> bool:
     """Whether a file, in float32, gives the model's outputs but for rounding."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        expected = [t.numpy() for _, t in flattened(call(copied(model), inputs)) if isinstance(t, Tensor)]
+        expected = [
+            t.numpy()
+            for _, t in flatten_value(call_without_copies(copy_model(model), inputs))
+            if isinstance(t, Tensor)
+        ]
     try:
         found: Any = prepared_onnx(file, arrays(inputs), target.model_copy(update={"dtype": "float32"}))()
     except Exception:  # such as shapes that the pattern fixed and that do not fit: then it is exported anew
@@ -105,7 +117,7 @@ def threads(target: Target) -> Iterator[None]:
 def _in_torch(model: nn.Module, inputs: Inputs, target: Target) -> TimedCall:
     device = torch.device("cuda" if isinstance(target, Cuda) else "cpu")
     plain = device.type == "cpu" and target.dtype == "float32" and target.layout == "contiguous"
-    own = _on_cpu(model) if plain else copied(model).to(device)
+    own = _on_cpu(model) if plain else copy_model(model).to(device)
     if target.dtype == "bf16":
         own = own.to(torch.bfloat16)
     if target.layout == "channels_last":
@@ -119,22 +131,22 @@ def _in_torch(model: nn.Module, inputs: Inputs, target: Target) -> TimedCall:
             else x
         )
 
-    fed = changed(inputs, fit)
+    fed = map_tensors(inputs, fit)
     if target.runtime == "compile":
-        own = torch.compile(copied(own).eval().requires_grad_(False), options={"freezing": True})  # type: ignore[assignment]
+        own = torch.compile(copy_model(own).eval().requires_grad_(False), options={"freezing": True})  # type: ignore[assignment]
     if device.type == "cuda":
         return lambda: _waited_for(own, fed)
-    return lambda: call(own, fed)
+    return lambda: call_without_copies(own, fed)
 
 
 def _waited_for(model: nn.Module, inputs: Inputs) -> None:
-    call(model, inputs)
+    call_without_copies(model, inputs)
     torch.cuda.synchronize()
 
 
 def _on_cpu(model: nn.Module) -> nn.Module:
     elsewhere = any(t.device.type != "cpu" for t in (*model.parameters(), *model.buffers()))
-    return copied(model).cpu() if elsewhere else model
+    return copy_model(model).cpu() if elsewhere else model
 
 
 def arrays(inputs: Inputs) -> list[Array]:

@@ -15,8 +15,8 @@ from sparsify.cost.measure.machine import load_average
 from sparsify.cost.measure.malloc import heap_kept
 from sparsify.cost.measure.runtimes import TimedCall, pattern_of, prepared, threads
 from sparsify.errors import ModelError, TargetError
-from sparsify.forward.calls import Inputs, batch_words
-from sparsify.forward.trial_calls import in_eval
+from sparsify.forward.calls import Inputs, describe_batch
+from sparsify.forward.trial_calls import eval_mode
 from sparsify_schemas.report import Latency
 from sparsify_schemas.target import Cpu, Target
 
@@ -51,7 +51,7 @@ def latency(
     low, high = interval(ratios, rng)
     return Latency(
         target=name,
-        description=described(target, batch_words(inputs)),
+        description=described(target, describe_batch(inputs)),
         dense_ms=float(np.median(pairs[:, 0])) * 1e3,
         cut_ms=float(np.median(pairs[:, 1])) * 1e3,
         speedup=float(np.median(ratios)),
@@ -79,7 +79,7 @@ def timed(
             f"target '{name}' is a machine described by {target.table}, so nothing can be timed on it here; leave it out, or choose another target"
         )
     try:
-        with threads(target), in_eval(*models), torch.inference_mode():
+        with threads(target), eval_mode(*models), torch.inference_mode():
             like = pattern_of(models[0], inputs, target)
             return interleaved([prepared(model, inputs, target, like) for model in models], seconds, rng, now)
     except (RuntimeError, ModelError) as error:  # such as no memory for so large a batch

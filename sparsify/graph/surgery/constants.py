@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsify.forward import calls
-from sparsify.forward.call_model import named
+from sparsify.forward.call_model import named_inputs
 from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.forward.opaque import is_sparse
@@ -129,7 +129,7 @@ def find_constants(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) 
         attention.adopt(dense, name)
     mode = _ConstantTracer(dense, map, keep)
     sums = [s for b in removed_branches(map, keep) for s in b.sums]
-    for _, value in named(inputs):
+    for _, value in named_inputs(inputs):
         mode.dependence.enter(value)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -140,7 +140,7 @@ def find_constants(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) 
         stack.enter_context(Leaving(mode))
         stack.enter_context(mode)
         stack.enter_context(silenced(dense, sums))
-        calls.call(dense, inputs)  # on the very tensors that were entered, not on copies
+        calls.call_without_copies(dense, inputs)  # on the very tensors that were entered, not on copies
     with torch.no_grad():
         return Constants() if mode.dependence.escaped else mode.constants()
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import first_line
-from sparsify.forward.call_model import call, tensors
+from sparsify.forward.call_model import call_model, float_tensors
 from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.forward.opaque import is_scripted
@@ -366,14 +366,14 @@ def _record_shapes(model: nn.Module, inputs: Inputs) -> dict[str, list[CallShape
         module.register_forward_hook(partial(_record_call, found.setdefault(name, [])), with_kwargs=True)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            call(copy, inputs)
+            call_model(copy, inputs)
     except Exception:
         return {}
     return found
 
 
 def _record_call(into: list[CallShapes], _module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-    into.append(([t.shape for t in tensors((args, kwargs))], [t.shape for t in tensors(result)]))
+    into.append(([t.shape for t in float_tensors((args, kwargs))], [t.shape for t in float_tensors(result)]))
 
 
 def _split_by_effect(
@@ -415,7 +415,7 @@ def _run_in_both_modes(copy: nn.Module, inputs: Inputs) -> list[list[Tensor] | s
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 seed_generators(0)
-                found.append(list(tensors(call(copy.train(training), inputs))))
+                found.append(list(float_tensors(call_model(copy.train(training), inputs))))
         except Exception as error:
             found.append(f"{type(error).__name__}: {error}")
     return found

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparsify.forward.call_model import tensors
-from sparsify.forward.calls import Inputs, all_tensors, changed
-from sparsify.forward.calls import call as call_model
+from sparsify.forward.call_model import float_tensors
+from sparsify.forward.calls import Inputs, all_tensors, map_tensors
+from sparsify.forward.calls import call_without_copies as call_model
 from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.forward.opaque import is_nested
 from sparsify.graph.names import canonical_names
@@ -146,7 +146,7 @@ class Recording(Located):
 
     def take(self, output: Any) -> None:
         """Remember the tensors that the model returned."""
-        self.graph.outputs |= union(1 << self._of(tensor) for tensor in tensors(output))
+        self.graph.outputs |= union(1 << self._of(tensor) for tensor in float_tensors(output))
 
     def _traced(self, result: Any) -> Any:
         """A returned value with nodes in place of tensors: of a tuple's entries; None where nothing is known of it."""
@@ -181,7 +181,7 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
 def record(model: nn.Module, inputs: Inputs) -> Graph:
     """The operators of one forward call in eval mode. Pass a copy of the model."""
     mode = Recording(model.eval())
-    own = changed(inputs, torch.clone)  # a forward may write into its inputs
+    own = map_tensors(inputs, torch.clone)  # a forward may write into its inputs
     mode.give(own)
     with primitive(model), torch.random.fork_rng(devices=[]), mode.located(model), mode:
         seed_generators(0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sparsify.forward.opaque import uncompiled
+from sparsify.forward.opaque import without_compiling
 from sparsify.graph.names import walk
 
 MOVES = frozenset(
@@ -286,7 +286,7 @@ def primitive(model: nn.Module) -> Iterator[None]:
     recurrent = any(isinstance(module, nn.RNNBase) for _, module in walk(model))
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(uncompiled())
+        stack.enter_context(without_compiling())
         stack.enter_context(plain_attention())
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings(

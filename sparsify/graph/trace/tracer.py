@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsify.errors import ModelError
-from sparsify.forward.call_model import call, every_tensor, tensors
+from sparsify.forward.call_model import call_model, every_tensor, float_tensors
 from sparsify.forward.calls import Inputs
-from sparsify.forward.opaque import LEAVING, is_nested, is_scripted, is_sparse
+from sparsify.forward.opaque import LEAVES_TORCH, is_nested, is_scripted, is_sparse
 from sparsify.graph.names import named_tensors, walk
 from sparsify.graph.trace.axis_labels import Algebra, Shadow, first, limp, varying
 from sparsify.graph.trace.index_rules import WRITING
@@ -85,7 +85,7 @@ class Leaving(TorchFunctionMode):
         self._watch = watch
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        way = LEAVING.get(func)
+        way = LEAVES_TORCH.get(func)
         if way is not None:
             self._watch.protect(args, f"its numbers leave torch by {way}")
         return func(*args, **(kwargs or {}))
@@ -493,14 +493,14 @@ def watch(model: nn.Module, inputs: Inputs, *, lenient: bool) -> tuple[Labels, l
             mode.counting = not training
             try:
                 with primitive(model), torch.random.fork_rng(devices=[]), Leaving(mode), mode:
-                    output = call(model, inputs)
+                    output = call_model(model, inputs)
             except Exception:
                 if not training or not lenient:
                     raise
                 break
             if not training:
                 labels.evaluated = frozenset(labels.used | labels.ran)
-            if next(tensors(output), None) is None and not training:
+            if next(float_tensors(output), None) is None and not training:
                 raise ModelError("the model returns no floating-point tensor; a cut could not be checked")
             for tensor in every_tensor(output):
                 for aspect in mode.of(tensor).aspects:

@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsify.forward import calls
-from sparsify.forward.calls import Call, Inputs, rebuilt, tensors_of, with_names
-from sparsify.forward.copies import copied
-from sparsify.forward.opaque import uncompiled
+from sparsify.forward.calls import Call, Inputs, add_argument_names, rebuild_value, tensors_by_path
+from sparsify.forward.copies import copy_model
+from sparsify.forward.opaque import without_compiling
 from sparsify.graph.trace.meta_kernels import short_name
 
 _CARRYING = frozenset(
@@ -45,8 +45,8 @@ def understood(model: nn.Module, inputs: Inputs) -> tuple[Call, ...]:
     along a dimension, the classes of a loss) that its numbers are an index into. One that arithmetic changes before that
     has none.
     """
-    named = with_names(model, inputs)
-    if not any(_is_integer(tensor) for each in named for tensor in tensors_of(each).values()):
+    named = add_argument_names(model, inputs)
+    if not any(_is_integer(tensor) for each in named for tensor in tensors_by_path(each).values()):
         return named
     found = tuple(_vocabularies(model, each) for each in named)
     return tuple(
@@ -70,11 +70,11 @@ def _vocabularies(model: nn.Module, each: Call) -> dict[str, int]:
         return own
 
     try:
-        copy = copied(model).eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), uncompiled():
-            given = replace(each, inputs=rebuilt(each.inputs, enter))
+        copy = copy_model(model).eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_compiling():
+            given = replace(each, inputs=rebuild_value(each.inputs, enter))
             with watch:
-                calls.call(copy, (given,))
+                calls.call_without_copies(copy, (given,))
     except Exception:  # that the model does not run is said where that matters
         pass
     return watch.rows

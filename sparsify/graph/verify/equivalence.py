@@ -16,9 +16,15 @@ import torch
 from torch import nn
 
 from sparsify.errors import VerificationError
-from sparsify.forward.call_model import call, converted, kept_buffers, named, tensors
-from sparsify.forward.calls import Inputs, calls_of, examples_of
-from sparsify.forward.copies import copied
+from sparsify.forward.call_model import (
+    call_model,
+    convert_inputs,
+    float_tensors,
+    named_inputs,
+    restore_buffers,
+)
+from sparsify.forward.calls import Inputs, count_examples, list_calls
+from sparsify.forward.copies import copy_model
 from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.names import all_names
@@ -75,13 +81,13 @@ def verify_cut(
     narrowed = narrowed_groups(map, keep)
     blamed = narrowed or list(reshaped)
     wide, given, plain, tolerance, casts = _copy_in_float64(dense, inputs)
-    narrow = copy_in_dtype(thin, torch.float64) if tolerance == TOLERANCE else copied(thin).eval()
+    narrow = copy_in_dtype(thin, torch.float64) if tolerance == TOLERANCE else copy_model(thin).eval()
     if tolerance == TOLERANCE:
         write_unrounded_values(narrow, folded, next((p.dtype for p in thin.parameters()), torch.float32))
     drawn = _keep_accepted(wide, [_match_precision(one, given) for one in fresh])
     first, plain = drawn[0] if drawn else (given, plain)
     if before is not None:
-        alike = copied(before).eval() if tolerance > TOLERANCE else copy_in_dtype(before, torch.float64)
+        alike = copy_model(before).eval() if tolerance > TOLERANCE else copy_in_dtype(before, torch.float64)
         plain = run_model(alike, first)
     compared = [one for one, _ in drawn] or [given]
     del drawn
@@ -133,19 +139,19 @@ def _copy_in_float64(
 ) -> tuple[nn.Module, Inputs, list[torch.Tensor], float, bool]:
     """A copy in float64, inputs, its outputs, the tolerance, and whether casts were left out; one as it is where the
     model does not run like that."""
-    wide, wide_inputs = copy_in_dtype(dense, torch.float64), converted(inputs, torch.float64)
+    wide, wide_inputs = copy_in_dtype(dense, torch.float64), convert_inputs(inputs, torch.float64)
     try:
         found, casts = run_and_count_casts(wide, wide_inputs)
         return wide, wide_inputs, found, TOLERANCE, casts > 0
     except Exception:
-        wide = copied(dense).eval()
+        wide = copy_model(dense).eval()
         return wide, inputs, run_model(wide, inputs), TRIAL_TOLERANCE, False
 
 
 def _match_precision(fresh: Inputs, given: Inputs) -> Inputs:
     """Fresh inputs in the precision of the given ones."""
-    floating = [value.dtype for _, value in named(given) if value.is_floating_point()]
-    return converted(fresh, floating[0]) if floating else fresh
+    floating = [value.dtype for _, value in named_inputs(given) if value.is_floating_point()]
+    return convert_inputs(fresh, floating[0]) if floating else fresh
 
 
 def _keep_accepted(model: nn.Module, fresh: Sequence[Inputs]) -> list[tuple[Inputs, list[torch.Tensor]]]:
@@ -163,7 +169,7 @@ def _keep_accepted(model: nn.Module, fresh: Sequence[Inputs]) -> list[tuple[Inpu
 
 def _count_examples(inputs: Inputs) -> int:
     """The number of examples along the dimension that counts them; 1 where none does."""
-    return examples_of(calls_of(inputs)[0]) or 1
+    return count_examples(list_calls(inputs)[0]) or 1
 
 
 def narrowed_groups(map: ModelMap, keep: Keep) -> list[str]:
@@ -194,7 +200,7 @@ def _run_error(error: Exception, groups: Sequence[str]) -> VerificationError:
 
 
 def copy_in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return cast(copied(model), dtype).eval()
+    return cast(copy_model(model), dtype).eval()
 
 
 def run_masked_model(
@@ -270,11 +276,11 @@ def run_and_count_casts(model: nn.Module, inputs: Inputs) -> tuple[list[torch.Te
         torch.no_grad(),
         torch.random.fork_rng(devices=[]),
         plain_attention(),
-        kept_buffers(model),
+        restore_buffers(model),
         in_double(model) as mode,
     ):
         seed_generators(0)
-        return list(tensors(call(model, inputs))), mode.casts
+        return list(float_tensors(call_model(model, inputs))), mode.casts
 
 
 def check_usual_calls(
@@ -300,7 +306,7 @@ def _check_training(wide: nn.Module, narrow: nn.Module, inputs: Inputs, groups: 
 
     Raises VerificationError.
     """
-    check_usual_calls(lambda: copied(wide), narrow, inputs, groups)
+    check_usual_calls(lambda: copy_model(wide), narrow, inputs, groups)
     try:
         wanted = _run_train_step(wide, inputs)
     except Exception:
@@ -337,14 +343,14 @@ def _run_train_step(model: nn.Module, inputs: Inputs) -> _TrainStep:
 
 def _run_fused(model: nn.Module, inputs: Inputs) -> None:
     with torch.no_grad(), torch.random.fork_rng(devices=[]), in_double(model):
-        call(model.eval(), inputs)
+        call_model(model.eval(), inputs)
 
 
 def _run_backwards(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
     """The outputs in train mode, after a backward pass through all of them."""
     with torch.enable_grad(), torch.random.fork_rng(devices=[]), in_double(model):
         seed_generators(0)
-        made = list(tensors(call(model.train(), inputs)))
+        made = list(float_tensors(call_model(model.train(), inputs)))
         results: Iterable[Any] = [t.sum() for t in made if t.requires_grad]
         total = sum(results)
         if isinstance(total, torch.Tensor):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.forward.call_model import call, kept_buffers, tensors
+from sparsify.forward.call_model import call_model, float_tensors, restore_buffers
 from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.graph.model_map import Sum
@@ -134,10 +134,10 @@ def run_without_removed(
     with (
         primitive(model),
         torch.random.fork_rng(devices=[]),
-        kept_buffers(model),
+        restore_buffers(model),
         in_double(model),
         mode,
         silenced(model, sums),
     ):
         seed_generators(0)
-        return list(tensors(call(model, inputs)))
+        return list(float_tensors(call_model(model, inputs)))

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from sparsify.errors import ModelError, VerificationError
-from sparsify.forward.call_model import call, converted, shapes, tensors
+from sparsify.forward.call_model import call_model, convert_inputs, float_tensors, move_inputs_to_meta
 from sparsify.forward.calls import Inputs
-from sparsify.forward.copies import copied
-from sparsify.forward.opaque import is_nested, is_sparse, uncompiled
+from sparsify.forward.copies import copy_model
+from sparsify.forward.opaque import is_nested, is_sparse, without_compiling
 from sparsify.graph.copy import on_meta
 from sparsify.graph.length_attributes import fewer, settled
 from sparsify.graph.model_map import Branch, Coupled, ModelMap
@@ -45,7 +45,7 @@ FindFault = Callable[[Sequence[Coupled], ModelMap], str | None]
 def _runs_in_double(trial: nn.Module, inputs: Inputs) -> bool:
     """Whether the model does; it is in double precision from now on."""
     try:
-        run_model(cast(trial, torch.float64), converted(inputs, torch.float64))
+        run_model(cast(trial, torch.float64), convert_inputs(inputs, torch.float64))
     except Exception:
         return False
     return True
@@ -112,7 +112,7 @@ class _Trials:
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         shapes = _MetaTrials(model, inputs)
-        self.inputs = converted(inputs, torch.float32)
+        self.inputs = convert_inputs(inputs, torch.float32)
         self.faults: list[FindFault] = [shapes.cut_half, shapes.cut_pairs_apart] if shapes.works else []
         if any(p.is_meta for p in model.parameters()):
             return  # a model of shapes alone can be planned, not compared
@@ -147,7 +147,7 @@ class _Trials:
             cast(self.model, dtype),
             map,
             {c.name: list(range(c.width - 1)) for c in chosen},
-            converted(self.inputs, dtype),
+            convert_inputs(self.inputs, dtype),
             ONE_UNIT_TOLERANCE if self.double() else TRIAL_TOLERANCE,
         )
 
@@ -180,9 +180,9 @@ def add_branches(model: nn.Module, map: ModelMap, inputs: Inputs, macs: Mapping[
         raise ModelError(
             "group 'depth' needs a model with weights: what a residual block computes tells whether it can leave"
         )
-    map = replace(map, branches=find_branches(copied(model), map, inputs, macs))
+    map = replace(map, branches=find_branches(copy_model(model), map, inputs, macs))
     reasons: dict[str, str] = {}
-    inputs = converted(inputs, torch.float32)
+    inputs = convert_inputs(inputs, torch.float32)
     trial = _randomize_weights(model, inputs)
     double = _runs_in_double(trial, inputs)
     for level in _split_by_nesting([b for b in map.branches if b.group.protected is None]):
@@ -213,7 +213,7 @@ class _MetaTrials:
     """Trial cuts on the meta device. `works` says whether the dense model runs there at all."""
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        self.inputs = shapes(inputs)
+        self.inputs = move_inputs_to_meta(inputs)
         self.model = on_meta(model)
         found = {mode: self._run(self.model, mode) for mode in (False, True)}
         self.shapes = {mode: made for mode, made in found.items() if made is not None}
@@ -221,8 +221,8 @@ class _MetaTrials:
 
     def _run(self, model: nn.Module, training: bool) -> list[torch.Size] | None:
         try:
-            with torch.no_grad(), uncompiled(), Described():  # type: ignore[no-untyped-call]
-                return [t.shape for t in tensors(call(model.train(training), self.inputs))]
+            with torch.no_grad(), without_compiling(), Described():  # type: ignore[no-untyped-call]
+                return [t.shape for t in float_tensors(call_model(model.train(training), self.inputs))]
         except Exception as error:
             self.error = error
             return None
@@ -297,7 +297,10 @@ def _find_fault(trial: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, tol
         found = run_cut_model(thin, inputs, narrowed)
         single = torch.float32  # enough to see that it runs
         check_usual_calls(
-            lambda: cast(copied(trial), single), cast(thin, single), converted(inputs, single), narrowed
+            lambda: cast(copy_model(trial), single),
+            cast(thin, single),
+            convert_inputs(inputs, single),
+            narrowed,
         )
         del thin
         difference = relative_difference(found, run_masked_model(trial, map, keep, inputs, found, narrowed))
@@ -317,7 +320,9 @@ def _find_fault_in_double(
 ) -> str | None:
     """The same in double precision, where the model runs in it."""
     if double:
-        return _find_fault(cast(trial, torch.float64), map, keep, converted(inputs, torch.float64), TOLERANCE)
+        return _find_fault(
+            cast(trial, torch.float64), map, keep, convert_inputs(inputs, torch.float64), TOLERANCE
+        )
     return _find_fault(cast(trial, torch.float32), map, keep, inputs, TRIAL_TOLERANCE)
 
 

@@ -124,7 +124,7 @@ def proven(model: nn.Module, inputs: Any, *rules: dict[str, Any], **more: Any) -
     """Cut, and everything that must hold of any cut by depth."""
     plan = planned(model, inputs, *rules, **more)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    sum(t.sum() for t in call_model.tensors(call_model.call(model.train(), inputs))).backward()  # type: ignore[union-attr]
+    sum(t.sum() for t in call_model.float_tensors(call_model.call_model(model.train(), inputs))).backward()  # type: ignore[union-attr]
     optimizer.step()
     result = sparsify.cut(plan, model, optimizer=optimizer, inputs=inputs)
     assert result.verdicts[0].difference <= 1e-9 and result.verdicts[0].control > 1e-6
@@ -142,8 +142,8 @@ def proven(model: nn.Module, inputs: Any, *rules: dict[str, Any], **more: Any) -
     again = operations.replay(model, Cuts.model_validate_json(result.cuts.model_dump_json()))
     again.load_state_dict(result.model.state_dict(), strict=True)
     pairs = zip(
-        call_model.tensors(call_model.call(again.eval(), inputs)),
-        call_model.tensors(call_model.call(result.model.eval(), inputs)),
+        call_model.float_tensors(call_model.call_model(again.eval(), inputs)),
+        call_model.float_tensors(call_model.call_model(result.model.eval(), inputs)),
         strict=True,
     )
     assert all(torch.equal(a, b) for a, b in pairs)

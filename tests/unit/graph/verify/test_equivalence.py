@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import sparsify
-from sparsify.cost.measure import copied
+from sparsify.cost.measure import copy_model
 from sparsify.errors import VerificationError
-from sparsify.forward.call_model import named
+from sparsify.forward.call_model import named_inputs
 from sparsify.graph.surgery import data_dependence, operations
 from sparsify.graph.verify import equivalence
 from sparsify.pruning.constant_units import CONTRADICTED
@@ -67,7 +67,7 @@ def test_factors_of_zero_make_constants() -> None:
     )
     x = torch.randn(5, 6).double()
     assert result.verdicts[0].reference == "dense model"
-    assert torch.allclose(copied(result.model).double()(x), copied(model).double()(x), atol=1e-6)
+    assert torch.allclose(copy_model(result.model).double()(x), copy_model(model).double()(x), atol=1e-6)
 
 
 @pytest.mark.parametrize("early", [False, True])
@@ -135,7 +135,7 @@ def test_the_proof_uses_inputs_drawn_after_the_choice(monkeypatch: pytest.Monkey
     real = equivalence.verify_cut
 
     def noting(*args: Any, **kwargs: Any) -> Any:
-        seen.extend(tensor for one in kwargs["fresh"] for tensor in (value for _, value in named(one)))
+        seen.extend(tensor for one in kwargs["fresh"] for tensor in (value for _, value in named_inputs(one)))
         return real(*args, **kwargs)
 
     monkeypatch.setattr("sparsify.graph.verify.equivalence.verify_cut", noting)

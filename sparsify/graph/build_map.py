@@ -10,45 +10,49 @@ from sparsify.forward.call_model import check_model, move_inputs_to_meta
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
 from sparsify.forward.fresh_inputs import record_calls
-from sparsify.graph.copy import on_meta
-from sparsify.graph.coupled_groups import coupled_groups
+from sparsify.graph.copy import copy_to_meta
+from sparsify.graph.coupled_groups import find_coupled_groups
 from sparsify.graph.layer_classes import class_names, is_transposed_linear
 from sparsify.graph.layer_types import CONVS, TRANSPOSED, WEIGHTS, attributes
 from sparsify.graph.model_map import Layer, ModelMap, Tensor
-from sparsify.graph.names import canonical_names, named_tensors, walk
-from sparsify.graph.product_macs import Followed, products
+from sparsify.graph.names import canonical_names, named_tensors, walk_modules
+from sparsify.graph.product_macs import TraceResult, find_products
 from sparsify.graph.trace.labels import Ints, Labels
 from sparsify.graph.trace.products import Spent
 from sparsify.graph.trace.tracer import watch
 
 
-def inspect(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> ModelMap:
+def build_map(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> ModelMap:
     """What is coupled to what, traced from one forward call; the model is left as it was.
 
     inputs: a tuple, or a mapping for keyword inputs; macs: multiply-accumulates by module name.
     Raises ModelError when the model cannot be traced.
     """
     check_model(model)
-    own = tuple(all_tensors(model))
-    copy, labels, ran = _traced(model, inputs)
-    unreached, in_training = _coverage(copy, labels)
+    own = tuple(list_tensors(model))
+    copy, labels, ran = _trace(model, inputs)
+    unreached, in_training = _find_unreached(copy, labels)
     classes = labels.classes()
-    coupled = tuple(coupled_groups(labels, classes, _producers(copy, labels), list(_written(copy, labels))))
+    coupled = tuple(
+        find_coupled_groups(
+            labels, classes, _find_producers(copy, labels), list(_find_length_attributes(copy, labels))
+        )
+    )
     reached = {(part.tensor, part.dim) for group in coupled for part in group.slices}
     return ModelMap(
-        layers=tuple(layers(model, macs)),
+        layers=tuple(list_layers(model, macs)),
         tensors=own,
         coupled=coupled,
         macs=sum(macs.values()),
         inputs=record_calls(inputs),
         shared=tuple(sorted((labels.produced | labels.looked_up) & labels.consumed)),
-        products=products(ran, Followed(labels, classes, reached), macs, own),
+        products=find_products(ran, TraceResult(labels, classes, reached), macs, own),
         unreached=unreached,
         in_training=in_training,
     )
 
 
-def all_tensors(model: nn.Module) -> Iterable[Tensor]:
+def list_tensors(model: nn.Module) -> Iterable[Tensor]:
     """Parameters and buffers, tied ones once."""
     for name, tensor, saved in named_tensors(model):
         yield Tensor(
@@ -56,20 +60,20 @@ def all_tensors(model: nn.Module) -> Iterable[Tensor]:
         )
 
 
-def layers(model: nn.Module, macs: Mapping[str, int]) -> Iterable[Layer]:
+def list_layers(model: nn.Module, macs: Mapping[str, int]) -> Iterable[Layer]:
     """Modules with parameters of their own, in the order of the model."""
-    for name, module in walk(model):
-        weight = _weight(module)
+    for name, module in walk_modules(model):
+        weight = _find_weight(module)
         if isinstance(module, ParametrizationList) or (
             weight is None and all(p is None for p in module._parameters.values())
         ):
             continue
         shape = () if weight is None else tuple(weight[1].shape)
         own, *ancestors = class_names(module)
-        yield Layer(name, own, shape, macs.get(name, 0), *_widths(module), tuple(ancestors))
+        yield Layer(name, own, shape, macs.get(name, 0), *_read_widths(module), tuple(ancestors))
 
 
-def _weight(module: nn.Module) -> tuple[str, nn.Parameter] | None:
+def _find_weight(module: nn.Module) -> tuple[str, nn.Parameter] | None:
     """The name in its module of a layer's weight, and the weight."""
     own = {n: p for n, p in module._parameters.items() if p is not None}
     if is_parametrized(module, "weight"):
@@ -77,7 +81,7 @@ def _weight(module: nn.Module) -> tuple[str, nn.Parameter] | None:
     return next(((n, own[n]) for n in WEIGHTS if n in own), None)
 
 
-def _widths(module: nn.Module) -> tuple[int, int]:
+def _read_widths(module: nn.Module) -> tuple[int, int]:
     match module:
         case nn.Linear():
             return module.in_features, module.out_features
@@ -104,10 +108,10 @@ def _widths(module: nn.Module) -> tuple[int, int]:
             return 0, 0
 
 
-def _coverage(model: nn.Module, labels: Labels) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _find_unreached(model: nn.Module, labels: Labels) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Layers that no call has reached, neither by themselves nor by a parameter of theirs; and those that ran in train mode alone."""
     names, unreached, in_training = canonical_names(model), [], []
-    for layer in layers(model, {}):
+    for layer in list_layers(model, {}):
         own = model.get_submodule(layer.name).named_parameters()
         known = {layer.name, *(names[f"{layer.name}.{name}" if layer.name else name] for name, _ in own)}
         if not known & (labels.used | labels.ran):
@@ -117,9 +121,9 @@ def _coverage(model: nn.Module, labels: Labels) -> tuple[tuple[str, ...], tuple[
     return tuple(unreached), tuple(in_training)
 
 
-def _traced(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[tuple[Spent, int]]]:
+def _trace(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[tuple[Spent, int]]]:
     try:
-        return _watched(model, inputs)
+        return _trace_copy(model, inputs)
     except ModelError:
         raise
     except Exception as error:
@@ -128,11 +132,11 @@ def _traced(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[t
         ) from error
 
 
-def _watched(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[tuple[Spent, int]]]:
+def _trace_copy(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[tuple[Spent, int]]]:
     """A copy that ran under watch: one without numbers, or where the forward call asks for them, one with them."""
     if not any(p.is_meta for p in model.parameters()):
         try:
-            copy = on_meta(model)
+            copy = copy_to_meta(model)
             return copy, *watch(copy, move_inputs_to_meta(inputs), lenient=False)
         except Exception:
             pass
@@ -140,7 +144,7 @@ def _watched(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[
     return copy, *watch(copy, inputs, lenient=True)
 
 
-def _written(model: nn.Module, labels: Labels) -> Iterable[tuple[str, Ints]]:
+def _find_length_attributes(model: nn.Module, labels: Labels) -> Iterable[tuple[str, Ints]]:
     """Attributes of modules (`num_heads`, a shape) that hold a length which the module wrote into a reshape or split."""
     seen = set()
     for module, own in labels.shapes:
@@ -161,18 +165,18 @@ def _written(model: nn.Module, labels: Labels) -> Iterable[tuple[str, Ints]]:
                 yield f"{module}:{attribute}[{list(value).index(len(own))}]", own
 
 
-def _producers(model: nn.Module, labels: Labels) -> dict[tuple[str, int], str]:
+def _find_producers(model: nn.Module, labels: Labels) -> dict[tuple[str, int], str]:
     """(weight, dimension of its outputs) -> layer, for every layer whose width a rule can speak of; a weight that is no
     layer's (the experts of a mixture, stacked; a functional call on a parameter) goes by its own name."""
     names = canonical_names(model)
     found: dict[tuple[str, int], str] = {}
-    for name, module in walk(model):
+    for name, module in walk_modules(model):
         prefix = f"{name}." if name else ""
         if isinstance(module, nn.RNNBase) and not module.proj_size:
             found.setdefault((names[f"{prefix}weight_hh_l0"], 1), name)
         if isinstance(module, nn.RNNCellBase):
             found.setdefault((names[f"{prefix}weight_hh"], 1), name)
-        own = _weight(module)
+        own = _find_weight(module)
         if own is None:
             continue
         weight = names[f"{prefix}{own[0]}"]
@@ -180,10 +184,10 @@ def _producers(model: nn.Module, labels: Labels) -> dict[tuple[str, int], str]:
             found.setdefault((weight, 0), name)
         elif isinstance(module, TRANSPOSED) or is_transposed_linear(module):
             found.setdefault((weight, 1), name)
-    for name, module in walk(
+    for name, module in walk_modules(
         model
     ):  # last: a group is named after an embedding only where nothing else makes it
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and _weight(module) is not None:
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and _find_weight(module) is not None:
             found.setdefault((names[f"{name}.weight" if name else "weight"], 1), name)
     known = {tensor for tensor, _ in found}
     bare = {name for name, _ in model.named_parameters() if name not in known and _is_bare(model, name)}

@@ -18,12 +18,15 @@ class _Vector:
     axes: tuple[int, ...]
 
 
-Written = tuple[str, Ints]
+LengthAttribute = tuple[str, Ints]
 """(module:attribute, labels of the dimension whose length it holds)"""
 
 
-def coupled_groups(
-    labels: Labels, classes: Ints, producers: Mapping[tuple[str, int], str], written: Sequence[Written] = ()
+def find_coupled_groups(
+    labels: Labels,
+    classes: Ints,
+    producers: Mapping[tuple[str, int], str],
+    written: Sequence[LengthAttribute] = (),
 ) -> Iterable[Coupled]:
     """One Coupled per set of units of one kind, in the order of the model's layers.
 
@@ -31,31 +34,34 @@ def coupled_groups(
     group is named after the first of them that it reaches; a second group of the same first layer gets a
     number. written: attributes that hold a length.
     """
-    vectors = _vectors(labels.axes, classes)
-    kinds, reaches = _kinds(labels.count, vectors)
+    vectors = _find_vectors(labels.axes, classes)
+    kinds, reaches = _find_kinds(labels.count, vectors)
     reasons, texts = labels.reasons(classes)
     statistics, paired = labels.with_statistics(classes), labels.paired(classes)
-    lengths = _unambiguous([(name, classes[own]) for name, own in written])
+    lengths = _keep_unambiguous([(name, classes[own]) for name, own in written])
     (members,) = np.nonzero(kinds)
     taken: dict[str, int] = defaultdict(int)
     order = {made: i for i, made in enumerate(producers)}
-    for units in _alike(
+    for units in _split_by_mark(
         members,
         ((kinds[members] * (len(texts) + 1) + reasons[members] + 1) * 2 + statistics[members]) * 2
         + paired[members],
     ):
         unit = int(units[0])
         reached = sorted((axis, vector) for vector in reaches[kinds[unit]] for axis in vectors[vector].axes)
-        name = _first(producers, order, [labels.axes[axis] for axis, _ in reached])
+        name = _find_first_producer(producers, order, [labels.axes[axis] for axis, _ in reached])
         if name is None:
             continue
         taken[name] += 1
-        own = {vector: spans(*_members(vectors[vector].classes, units)) for vector in reaches[kinds[unit]]}
-        slices = tuple(_slice(labels.axes[axis], own[vector], labels) for axis, vector in reached)
+        own = {
+            vector: compress_spans(*_locate_units(vectors[vector].classes, units))
+            for vector in reaches[kinds[unit]]
+        }
+        slices = tuple(_make_slice(labels.axes[axis], own[vector], labels) for axis, vector in reached)
         sizes = tuple(
             Slice(attribute, 0, "size", held)
             for attribute, dim in lengths
-            if (held := spans(*_members(dim, units)))
+            if (held := compress_spans(*_locate_units(dim, units)))
         )
         called = name if taken[name] == 1 else f"{name}#{taken[name]}"
         reason = texts[reasons[unit]] if reasons[unit] >= 0 else None
@@ -64,12 +70,12 @@ def coupled_groups(
             len(units),
             slices + sizes,
             bool(statistics[unit]),
-            _protected(reason, len(units), slices, labels),
+            _why_protected(reason, len(units), slices, labels),
             bool(paired[unit]),
         )
 
 
-def _vectors(axes: Sequence[Axis], classes: Ints) -> list[_Vector]:
+def _find_vectors(axes: Sequence[Axis], classes: Ints) -> list[_Vector]:
     found: dict[bytes, tuple[Ints, list[int]]] = {}
     for number, axis in enumerate(axes):
         own = classes[axis.first : axis.first + axis.size]
@@ -77,7 +83,7 @@ def _vectors(axes: Sequence[Axis], classes: Ints) -> list[_Vector]:
     return [_Vector(own, tuple(numbers)) for own, numbers in found.values()]
 
 
-def _kinds(count: int, vectors: Sequence[_Vector]) -> tuple[Ints, list[tuple[int, ...]]]:
+def _find_kinds(count: int, vectors: Sequence[_Vector]) -> tuple[Ints, list[tuple[int, ...]]]:
     """(kind of every class, 0 where no axis has it; kind -> numbers of the vectors reached).
 
     Classes are of one kind when they lie in the same vectors, equally often in each: split anew by every vector.
@@ -85,14 +91,14 @@ def _kinds(count: int, vectors: Sequence[_Vector]) -> tuple[Ints, list[tuple[int
     kinds = np.zeros(count, np.int64)
     reaches: list[tuple[int, ...]] = [()]
     for number, vector in enumerate(vectors):
-        members, counts = _counted(vector.classes)
+        members, counts = _count_members(vector.classes)
         parts, which = np.unique(kinds[members] << 32 | counts, return_inverse=True)
         kinds[members] = len(reaches) + which
         reaches += [(*reaches[old], number) for old in (parts >> 32).tolist()]
     return kinds, reaches
 
 
-def _counted(classes: Ints) -> tuple[Ints, Ints]:
+def _count_members(classes: Ints) -> tuple[Ints, Ints]:
     """The members, ascending, and how often each occurs."""
     if (classes[1:] > classes[:-1]).all():
         return classes, np.ones_like(classes)
@@ -100,7 +106,7 @@ def _counted(classes: Ints) -> tuple[Ints, Ints]:
     return members, counts
 
 
-def _alike(members: Ints, marks: Ints) -> Iterable[Ints]:
+def _split_by_mark(members: Ints, marks: Ints) -> Iterable[Ints]:
     """Members (ascending) of one mark, the mark of the smallest member first."""
     _, first, which = np.unique(marks, return_index=True, return_inverse=True)
     order = np.argsort(which, kind="stable")
@@ -108,7 +114,7 @@ def _alike(members: Ints, marks: Ints) -> Iterable[Ints]:
     return (parts[i] for i in np.argsort(first).tolist())
 
 
-def _first(
+def _find_first_producer(
     producers: Mapping[tuple[str, int], str], order: Mapping[tuple[str, int], int], axes: Sequence[Axis]
 ) -> str | None:
     """The first layer whose outputs lie along one of the axes."""
@@ -116,7 +122,7 @@ def _first(
     return producers[min(made, key=order.__getitem__)] if made else None
 
 
-def _unambiguous(written: Sequence[Written]) -> list[Written]:
+def _keep_unambiguous(written: Sequence[LengthAttribute]) -> list[LengthAttribute]:
     """Attributes whose length can change, where only one dimension explains them."""
     found: dict[str, list[Ints]] = defaultdict(list)
     for name, own in written:
@@ -125,7 +131,7 @@ def _unambiguous(written: Sequence[Written]) -> list[Written]:
     return [(name, dims[0]) for name, dims in found.items() if len(dims) == 1]
 
 
-def _protected(reason: str | None, units: int, slices: tuple[Slice, ...], labels: Labels) -> str | None:
+def _why_protected(reason: str | None, units: int, slices: tuple[Slice, ...], labels: Labels) -> str | None:
     if not any(s.tensor in labels.used for s in slices):
         return "takes no part in a forward call with these inputs"
     if reason is not None:
@@ -135,18 +141,18 @@ def _protected(reason: str | None, units: int, slices: tuple[Slice, ...], labels
     return None
 
 
-def _slice(axis: Axis, own: tuple[Span, ...], labels: Labels) -> Slice:
+def _make_slice(axis: Axis, own: tuple[Span, ...], labels: Labels) -> Slice:
     return Slice(axis.tensor, axis.dim, "in" if (axis.tensor, axis.dim) in labels.consumed else "out", own)
 
 
-def _members(classes: Ints, units: Ints) -> tuple[Ints, Ints]:
+def _locate_units(classes: Ints, units: Ints) -> tuple[Ints, Ints]:
     """Places whose class is one of `units` (ascending), and which one it is."""
     at = np.minimum(np.searchsorted(units, classes), len(units) - 1)
     (places,) = np.nonzero(units[at] == classes)
     return places, at[places]
 
 
-def spans(places: Ints, units: Ints) -> tuple[Span, ...]:
+def compress_spans(places: Ints, units: Ints) -> tuple[Span, ...]:
     """Compress places (ascending) and their units: runs of one unit, then runs of such runs."""
     if not len(places):
         return ()

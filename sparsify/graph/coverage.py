@@ -17,7 +17,7 @@ EXAMPLES = 16
 """in each of them, where the call takes another number"""
 
 
-def further_calls(model: nn.Module, inputs: Inputs, unreached: frozenset[str]) -> tuple[Call, ...]:
+def find_further_calls(model: nn.Module, inputs: Inputs, unreached: frozenset[str]) -> tuple[Call, ...]:
     """The given calls, and such of the same kind, with other numbers, as run layers that are still unreached.
 
     A model without numbers takes no branch by them: it has the given calls alone.
@@ -26,8 +26,8 @@ def further_calls(model: nn.Module, inputs: Inputs, unreached: frozenset[str]) -
     if not unreached or any(p.is_meta for p in model.parameters()):
         return calls
     found, left = list(calls), set(unreached)
-    for each in _redrawn(calls):
-        new = left & _ran(model, each)
+    for each in _redraw_calls(calls):
+        new = left & _find_modules_run(model, each)
         if new:
             found.append(each)
             left -= new
@@ -36,13 +36,13 @@ def further_calls(model: nn.Module, inputs: Inputs, unreached: frozenset[str]) -
     return tuple(found)
 
 
-def _redrawn(calls: tuple[Call, ...]) -> Iterator[Call]:
+def _redraw_calls(calls: tuple[Call, ...]) -> Iterator[Call]:
     for seed in range(TRIES):
         for each in calls:
             yield from list_calls(redraw((each,), seed, EXAMPLES))
 
 
-def _ran(model: nn.Module, each: Call) -> set[str]:
+def _find_modules_run(model: nn.Module, each: Call) -> set[str]:
     """Modules that one call runs, as far as it gets."""
     ran: set[str] = set()
     copy = copy_model(model).eval()

@@ -15,7 +15,7 @@ DOUBLE = frozenset([torch.float64, torch.complex128])
 LOWER = frozenset([torch.float32, torch.bfloat16, torch.float16, torch.complex64, torch.complex32])
 
 
-def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def cast_model(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The model itself, its real tensors in `dtype` and its complex ones in the complex type of that precision.
 
     `model.to(dtype)` would drop imaginary parts.
@@ -24,7 +24,7 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-class InDouble(Located):  # type: ignore[no-untyped-call]
+class KeepDouble(Located):  # type: ignore[no-untyped-call]
     """Leaves out casts from double to a lower precision: rounding inside a model would hide what a cut changes."""
 
     def __init__(self) -> None:
@@ -41,9 +41,9 @@ class InDouble(Located):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def in_double(model: nn.Module) -> Iterator[InDouble]:
+def keep_double(model: nn.Module) -> Iterator[KeepDouble]:
     """Keep double precision throughout the calls of a model whose parameters have it; other models run as they are."""
-    mode = InDouble()
+    mode = KeepDouble()
     with without_compiling():
         if any(tensor.dtype in DOUBLE for tensor in model.parameters()):
             with mode:

@@ -11,11 +11,11 @@ from math import gcd
 
 import numpy as np
 
-from sparsify.graph.coupled_groups import spans
+from sparsify.graph.coupled_groups import compress_spans
 from sparsify.graph.model_map import Coupled, Slice
 
 
-def bundles(groups: Sequence[Coupled]) -> Iterable[tuple[Coupled, tuple[str, ...]]]:
+def bundle_groups(groups: Sequence[Coupled]) -> Iterable[tuple[Coupled, tuple[str, ...]]]:
     """(one group, the names of those that it would take the place of), for every stream with heads that could go in step."""
     heads = [
         group
@@ -26,12 +26,16 @@ def bundles(groups: Sequence[Coupled]) -> Iterable[tuple[Coupled, tuple[str, ...
         beside = [
             h
             for h in heads
-            if h.width < stream.width and stream.width % h.width == 0 and _tensors(h) & _tensors(stream)
+            if h.width < stream.width
+            and stream.width % h.width == 0
+            and _tensor_names(h) & _tensor_names(stream)
         ]
         width = gcd(*(h.width for h in beside))
         if width > 1:
             bound = (stream, *beside)
-            parts = tuple(_coarser(part, group.width // width) for group in bound for part in group.slices)
+            parts = tuple(
+                _coarsen_slice(part, group.width // width) for group in bound for part in group.slices
+            )
             yield (
                 replace(
                     stream,
@@ -44,13 +48,13 @@ def bundles(groups: Sequence[Coupled]) -> Iterable[tuple[Coupled, tuple[str, ...
             )
 
 
-def _tensors(group: Coupled) -> set[str]:
+def _tensor_names(group: Coupled) -> set[str]:
     return {part.tensor for part in group.slices if part.role != "size"}
 
 
-def _coarser(part: Slice, times: int) -> Slice:
+def _coarsen_slice(part: Slice, times: int) -> Slice:
     """The same places, as many units at a time as one."""
     places = [np.arange(span.start, span.start + span.units * span.repeat) for span in part.spans]
     units = [np.repeat(np.arange(span.unit, span.unit + span.units), span.repeat) for span in part.spans]
     found, order = np.concatenate(units) // times, np.argsort(np.concatenate(places))
-    return replace(part, spans=spans(np.concatenate(places)[order], found[order]))
+    return replace(part, spans=compress_spans(np.concatenate(places)[order], found[order]))

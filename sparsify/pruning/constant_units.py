@@ -35,7 +35,7 @@ def constants_of(
     double = call_model.convert_inputs(given, torch.float64)
     try:
         return proven_constants.find_constants(
-            precision.cast(copy_model(dense).cpu(), torch.float64).eval(), map, keep, double
+            precision.cast_model(copy_model(dense).cpu(), torch.float64).eval(), map, keep, double
         )
     except Exception:  # the model casts inside
         try:

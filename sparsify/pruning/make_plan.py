@@ -118,8 +118,8 @@ def _check_initialized(model: nn.Module) -> None:
 
 def _followed_in(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> tuple[ModelMap, Inputs]:
     """The structure, and the calls in which it was followed: further ones where the given calls do not reach every layer."""
-    map = build_map.inspect(model, inputs, macs)
-    reaching = coverage.further_calls(model, inputs, frozenset(map.unreached))
+    map = build_map.build_map(model, inputs, macs)
+    reaching = coverage.find_further_calls(model, inputs, frozenset(map.unreached))
     if len(reaching) == len(list_calls(inputs)):
         return map, inputs
-    return replace(build_map.inspect(model, reaching, macs), inputs=map.inputs), reaching
+    return replace(build_map.build_map(model, reaching, macs), inputs=map.inputs), reaching

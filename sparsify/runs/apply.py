@@ -23,7 +23,7 @@ from sparsify.data import batches, load_data
 from sparsify.errors import RunError, SparsifyError
 from sparsify.events import CutDone, EpochDone, Event, Listener, Note, StageStarted, silence
 from sparsify.forward.fresh_inputs import apply_record
-from sparsify.graph.build_map import layers
+from sparsify.graph.build_map import list_layers
 from sparsify.graph.surgery import transfer_state
 from sparsify.modelfile.weights import save_weights
 from sparsify.pruning import cut
@@ -294,7 +294,7 @@ def _present_plan(
         recipe = recipe.model_copy(
             update={"rules": tuple(holding(rule, training.penalties) for rule in recipe.rules)}
         )
-    rules = still_there(run.plan, recipe.rules, {layer.name for layer in layers(model, {})})
+    rules = still_there(run.plan, recipe.rules, {layer.name for layer in list_layers(model, {})})
     recipe = recipe.model_copy(update={"rules": tuple(rules.values())})
     # Not read again: no rule may be left of it, where all that they spoke of has gone with residual branches.
     return make_plan(Loaded(recipe, {}, str(run.folder), {}), model, run.inputs), tuple(rules)
@@ -333,7 +333,7 @@ def _remembered(
 ) -> dict[int, dict[str, Any]]:
     """What a cut has left of what the penalties remembered, under the places that their rules have in a plan of the cut model."""
     before, after = (
-        [*still_there(run.plan, run.plan.recipe.rules, {layer.name for layer in layers(m, {})})]
+        [*still_there(run.plan, run.plan.recipe.rules, {layer.name for layer in list_layers(m, {})})]
         for m in (model, result.model)
     )
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}

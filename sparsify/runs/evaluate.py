@@ -388,8 +388,8 @@ def _share(part: float, whole: float) -> float:
 
 def _layers(plan: Plan, dense: nn.Module, cut: nn.Module, inputs: Inputs) -> Iterable[LayerRow]:
     before, after = (measure.count_macs(m, inputs)[1] for m in (dense, cut))
-    protected, left = _protected(plan), {b.name: b for b in build_map.layers(cut, after)}
-    for a in build_map.layers(dense, before):
+    protected, left = _protected(plan), {b.name: b for b in build_map.list_layers(cut, after)}
+    for a in build_map.list_layers(dense, before):
         b = left.get(a.name)
         if b is None:
             yield _removed(a, _count(dense.get_submodule(a.name)))

@@ -69,7 +69,7 @@ def pruner(model: nn.Module, inputs: networks.Inputs, ignored: list[nn.Module]) 
 
 def output_layers(model: nn.Module, inputs: networks.Inputs) -> list[str]:
     """Modules whose outputs are the network's own."""
-    map = build_map.inspect(model, inputs, {})
+    map = build_map.build_map(model, inputs, {})
     reasons = (
         "it feeds the network's output",
         "its rows are looked up by number",
@@ -355,7 +355,7 @@ INPUTS = (torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
 
 def ours(model: nn.Module, probing: bool) -> nn.Module:
     """Read the structure, choose the half of each group with the highest scores, cut."""
-    map = build_map.inspect(model, INPUTS, {})
+    map = build_map.build_map(model, INPUTS, {})
     if probing:
         map = trial_cuts.protect_failing_groups(model, map, INPUTS)
     return operations.cut(model, map, table.half(model, map, "random"), "bench")[0]
@@ -411,7 +411,7 @@ def growth(_given: argparse.Namespace) -> None:
         model = Dense(depth, 12).eval()
         head = model.fc
         ways = {
-            "ours": lambda m=model: build_map.inspect(m, INPUTS, {}),
+            "ours": lambda m=model: build_map.build_map(m, INPUTS, {}),
             "torch-pruning": lambda m=model, head=head: pruner(m, INPUTS, [head]),
         }
         rows[depth] = {key: min(spent(way) for _ in range(3)) for key, way in ways.items()}

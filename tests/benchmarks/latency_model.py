@@ -96,7 +96,7 @@ def tried(name: str, target: str, count: int, size: int, any_width: bool) -> dic
     spec = presets()[target]
     with torch.random.fork_rng():
         map = trial_cuts.protect_failing_groups(
-            model, build_map.inspect(model, x, measure.count_macs(model, x)[1]), x
+            model, build_map.build_map(model, x, measure.count_macs(model, x)[1]), x
         )
     clock = calibrate.clock(target, spec, model, map, x, _said)
     shares = np.random.default_rng(SEED).uniform(0.25, 0.95, count)

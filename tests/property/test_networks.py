@@ -1144,7 +1144,7 @@ def checked(model: nn.Module, seed: int) -> nn.Module:
     x = torch.randn(INPUT, generator=torch.Generator().manual_seed(1))
     training = model.training
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    map = trial_cuts.protect_failing_groups(model, build_map.inspect(model, (x,), {}), (x,))
+    map = trial_cuts.protect_failing_groups(model, build_map.build_map(model, (x,), {}), (x,))
     keep = keeps(map, seed)
     thin, cuts = operations.cut(model, map, keep, "test")
     verdict = equivalence.verify_cut(model, thin, map, keep, (x,))
@@ -1232,7 +1232,7 @@ def test_much_may_be_cut() -> None:
     for seed in range(40):
         model = network(seeded(seed))
         x = torch.randn(INPUT)
-        map = trial_cuts.protect_failing_groups(model, build_map.inspect(model, (x,), {}), (x,))
+        map = trial_cuts.protect_failing_groups(model, build_map.build_map(model, (x,), {}), (x,))
         thin, _ = operations.cut(
             model,
             map,

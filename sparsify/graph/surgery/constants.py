@@ -27,7 +27,7 @@ from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.forward.opaque import is_sparse
 from sparsify.graph.model_map import ModelMap
-from sparsify.graph.names import all_names, canonical_names, walk
+from sparsify.graph.names import all_names, canonical_names, walk_modules
 from sparsify.graph.surgery.biases import can_take_bias, find_bias
 from sparsify.graph.surgery.data_dependence import DataDependence, mask_everywhere
 from sparsify.graph.surgery.operations import Keep, removed_branches
@@ -125,7 +125,7 @@ def find_constants(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) 
     """
     if not _has_zeros(dense):
         return Constants()
-    for name in [name for name, module in walk(dense) if attention.can_adopt(module)]:
+    for name in [name for name, module in walk_modules(dense) if attention.can_adopt(module)]:
         attention.adopt(dense, name)
     mode = _ConstantTracer(dense, map, keep)
     sums = [s for b in removed_branches(map, keep) for s in b.sums]
@@ -168,7 +168,7 @@ def _has_zeros(model: nn.Module) -> bool:
     return any(
         isinstance(module, nn.Embedding | nn.EmbeddingBag)
         and bool((module.weight == module.weight[:1]).all(0).any())
-        for _, module in walk(model)
+        for _, module in walk_modules(model)
     )
 
 
@@ -216,7 +216,7 @@ class _ConstantTracer(Watch):  # type: ignore[no-untyped-call]
         super().__init__(Labels())
         self.enter_model(model)
         self.dependence = DataDependence()
-        self._modules = dict(walk(model))
+        self._modules = dict(walk_modules(model))
         self._map, self._keep = map, keep
         self._names = {t.untyped_storage().data_ptr(): name for name, t in self._owned(model)}
         self._tensors = dict(self._owned(model))

@@ -14,7 +14,7 @@ from sparsify.errors import RunError
 from sparsify.graph.copy import copy_with
 from sparsify.graph.layer_types import attributes
 from sparsify.graph.model_map import Branch, ModelMap, Span
-from sparsify.graph.names import all_names, canonical_names, walk
+from sparsify.graph.names import all_names, canonical_names, walk_modules
 from sparsify.graph.surgery import module_integers
 from sparsify.graph.surgery.biases import create_bias
 from sparsify.graph.surgery.compact_layers import are_ascending, compact_layers
@@ -86,8 +86,11 @@ def _narrow_model(
     replaced = list(_attentions_to_replace(model, left))
     for swap in replaced:
         attention.adopt(copy, swap.module)
-    thin = dict(walk(copy, every=True))
-    sets = [*_changed_attributes(dict(walk(model, every=True)), thin, left), *_changed_lengths(model, gone)]
+    thin = dict(walk_modules(copy, every=True))
+    sets = [
+        *_changed_attributes(dict(walk_modules(model, every=True)), thin, left),
+        *_changed_lengths(model, gone),
+    ]
     for op in sets:
         _set_attribute(thin[op.module], op)
     return copy, [*replaced, *sets]
@@ -391,7 +394,7 @@ def _copy_narrowed(
     copy = copy_with(model, fresh)
     for stub in stubs:
         put(copy, stub.module, (Silenced if isinstance(stub, Silence) else Bypassed)(stub.returns))
-    for _, module in walk(copy):
+    for _, module in walk_modules(copy):
         if isinstance(module, nn.RNNBase):  # it keeps a list of its weights beside its parameters
             module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
         _recompute_hooked_weights(module)

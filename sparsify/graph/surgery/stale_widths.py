@@ -27,7 +27,7 @@ from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.forward.opaque import is_scripted
 from sparsify.graph.copy import copy_with
 from sparsify.graph.layer_types import attributes
-from sparsify.graph.names import all_names, walk
+from sparsify.graph.names import all_names, walk_modules
 from sparsify.graph.surgery import module_integers
 from sparsify.graph.surgery.module_integers import HeldNumber, Number
 from sparsify.graph.surgery.width_names import Meaning, is_head_count, read_meaning
@@ -146,9 +146,9 @@ def is_explained(cuts: Cuts, name: str, old: Number, new: Number) -> bool:
 def _collect_changes(
     dense: nn.Module, thin: nn.Module, lengths: Mapping[str, _ModuleLengths]
 ) -> _WidthChanges:
-    there = dict(walk(thin))
+    there = dict(walk_modules(thin))
     numbers: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
-    for name, module in walk(dense):
+    for name, module in walk_modules(dense):
         after = vars(there[name]) if name in there else {}
         for key, old in vars(module).items():
             new = after.get(key)
@@ -165,7 +165,7 @@ def _count_heads(dense: nn.Module, thin: nn.Module) -> Iterator[tuple[str, str, 
     """(name of a number, module, value before, value after) of attentions that count no heads themselves:
     the rows of their projections, divided by the size of a head."""
     there = all_names(thin)
-    for name, module in walk(dense):
+    for name, module in walk_modules(dense):
         size = vars(module).get("head_dim")
         if type(size) is not int or size < 1:
             continue
@@ -182,10 +182,10 @@ def _find_stale(
     dense: nn.Module, thin: nn.Module, known: _WidthChanges, cuts: Cuts, nested: bool
 ) -> Iterator[_StaleNumber]:
     """The stale numbers of modules, or of the containers that modules hold."""
-    there = dict(walk(thin))
+    there = dict(walk_modules(thin))
     done = {(op.module, op.attribute) for op in cuts.operations if isinstance(op, SetAttribute)}
     seen: set[int] = set()
-    for name, module in walk(dense):
+    for name, module in walk_modules(dense):
         twin = there.get(name)
         if twin is None or isinstance(twin, Bypassed | Silenced):
             continue
@@ -310,7 +310,7 @@ def _same_name_values(module: str, held: HeldNumber, value: int, known: _WidthCh
 
 def _compare_lengths(dense: nn.Module, thin: nn.Module, inputs: Inputs) -> dict[str, _ModuleLengths]:
     """What became of the dimensions of every module's tensors."""
-    found: dict[str, _ModuleLengths] = {name: _ModuleLengths() for name, _ in walk(dense)}
+    found: dict[str, _ModuleLengths] = {name: _ModuleLengths() for name, _ in walk_modules(dense)}
     after = all_names(thin)
     for name, tensor in all_names(dense).items():
         owner, _, attribute = name.rpartition(".")
@@ -360,7 +360,7 @@ def _record_shapes(model: nn.Module, inputs: Inputs) -> dict[str, list[CallShape
     not run."""
     found: dict[str, list[CallShapes]] = {}
     copy = copy_with(model, {}).eval()
-    for name, module in walk(copy):
+    for name, module in walk_modules(copy):
         if is_scripted(module):
             continue  # it takes no hooks, and none of its widths change
         module.register_forward_hook(partial(_record_call, found.setdefault(name, [])), with_kwargs=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparsify.forward.opaque import without_compiling
-from sparsify.graph.names import walk
+from sparsify.graph.names import walk_modules
 
 MOVES = frozenset(
     [
@@ -283,7 +283,7 @@ def summed_by(name: str, args: Any, kwargs: Mapping[str, Any]) -> int:
 @contextmanager
 def primitive(model: nn.Module) -> Iterator[None]:
     """Let torch take the plain path: no fused attention, no fused recurrent layers."""
-    recurrent = any(isinstance(module, nn.RNNBase) for _, module in walk(model))
+    recurrent = any(isinstance(module, nn.RNNBase) for _, module in walk_modules(model))
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(without_compiling())

@@ -20,7 +20,7 @@ from sparsify.errors import ModelError
 from sparsify.forward.call_model import call_model, every_tensor, float_tensors
 from sparsify.forward.calls import Inputs
 from sparsify.forward.opaque import LEAVES_TORCH, is_nested, is_scripted, is_sparse
-from sparsify.graph.names import named_tensors, walk
+from sparsify.graph.names import named_tensors, walk_modules
 from sparsify.graph.trace.axis_labels import Algebra, Shadow, first, limp, varying
 from sparsify.graph.trace.index_rules import WRITING
 from sparsify.graph.trace.labels import Labels
@@ -131,7 +131,7 @@ class Watch(Located):  # type: ignore[no-untyped-call]
                 self.enter_tensor(name, tensor)
                 if is_sparse(tensor):
                     self._fix(self._peek(tensor), f"the sparse tensor '{name}' keeps its shape")
-        for name, module in walk(model):
+        for name, module in walk_modules(model):
             if isinstance(module, COMPARING):
                 self.comparing.add(name)
             if isinstance(module, nn.RNNBase) and not module.proj_size:
@@ -259,7 +259,7 @@ class Watch(Located):  # type: ignore[no-untyped-call]
     def located(self, model: nn.Module) -> Iterator[None]:
         """Know, while the model runs, which of its modules is running; by their `forward`, sooner than by hooks."""
         before = {}
-        for name, module in walk(model):
+        for name, module in walk_modules(model):
             before[module] = vars(module).get("forward")
             if is_scripted(module):
                 vars(module)["forward"] = self._scripted(name, module, module.forward)
@@ -481,7 +481,7 @@ def watch(model: nn.Module, inputs: Inputs, *, lenient: bool) -> tuple[Labels, l
     lenient: one that does not run in train mode is watched in eval mode alone. Raises ModelError when nothing that could
     be compared comes out.
     """
-    for name in [name for name, module in walk(model) if attention.can_adopt(module)]:
+    for name in [name for name, module in walk_modules(model) if attention.can_adopt(module)]:
         attention.adopt(model, name)
     labels = Labels()
     mode = Watch(labels, numbers=lenient)

@@ -28,7 +28,7 @@ from sparsify.forward.copies import copy_model
 from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.names import all_names
-from sparsify.graph.precision import cast, in_double
+from sparsify.graph.precision import cast_model, keep_double
 from sparsify.graph.surgery.constants import Constants
 from sparsify.graph.surgery.fold_constants import (
     add_shifts_of_masked_units,
@@ -200,7 +200,7 @@ def _run_error(error: Exception, groups: Sequence[str]) -> VerificationError:
 
 
 def copy_in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return cast(copy_model(model), dtype).eval()
+    return cast_model(copy_model(model), dtype).eval()
 
 
 def run_masked_model(
@@ -277,7 +277,7 @@ def run_and_count_casts(model: nn.Module, inputs: Inputs) -> tuple[list[torch.Te
         torch.random.fork_rng(devices=[]),
         plain_attention(),
         restore_buffers(model),
-        in_double(model) as mode,
+        keep_double(model) as mode,
     ):
         seed_generators(0)
         return list(float_tensors(call_model(model, inputs))), mode.casts
@@ -342,13 +342,13 @@ def _run_train_step(model: nn.Module, inputs: Inputs) -> _TrainStep:
 
 
 def _run_fused(model: nn.Module, inputs: Inputs) -> None:
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), in_double(model):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), keep_double(model):
         call_model(model.eval(), inputs)
 
 
 def _run_backwards(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
     """The outputs in train mode, after a backward pass through all of them."""
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]), in_double(model):
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]), keep_double(model):
         seed_generators(0)
         made = list(float_tensors(call_model(model.train(), inputs)))
         results: Iterable[Any] = [t.sum() for t in made if t.requires_grad]

@@ -16,7 +16,7 @@ from sparsify.forward.call_model import call_model, float_tensors, restore_buffe
 from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.graph.model_map import Sum
-from sparsify.graph.precision import in_double
+from sparsify.graph.precision import keep_double
 from sparsify.graph.trace.axis_labels import Shadow, varying
 from sparsify.graph.trace.labels import Labels
 from sparsify.graph.trace.operators import ALONG, DISTANCES, LOSSES, NORMS, REDUCTIONS, axes_of, primitive
@@ -135,7 +135,7 @@ def run_without_removed(
         primitive(model),
         torch.random.fork_rng(devices=[]),
         restore_buffers(model),
-        in_double(model),
+        keep_double(model),
         mode,
         silenced(model, sums),
     ):

@@ -13,11 +13,11 @@ from sparsify.forward.call_model import call_model, convert_inputs, float_tensor
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
 from sparsify.forward.opaque import is_nested, is_sparse, without_compiling
-from sparsify.graph.copy import on_meta
-from sparsify.graph.length_attributes import fewer, settled
+from sparsify.graph.copy import copy_to_meta
+from sparsify.graph.length_attributes import choose_attributes, drop_attributes
 from sparsify.graph.model_map import Branch, Coupled, ModelMap
-from sparsify.graph.precision import cast
-from sparsify.graph.proportional_groups import bundles
+from sparsify.graph.precision import cast_model
+from sparsify.graph.proportional_groups import bundle_groups
 from sparsify.graph.residual_branches import find_branches
 from sparsify.graph.surgery import operations
 from sparsify.graph.surgery.operations import Keep
@@ -45,7 +45,7 @@ FindFault = Callable[[Sequence[Coupled], ModelMap], str | None]
 def _runs_in_double(trial: nn.Module, inputs: Inputs) -> bool:
     """Whether the model does; it is in double precision from now on."""
     try:
-        run_model(cast(trial, torch.float64), convert_inputs(inputs, torch.float64))
+        run_model(cast_model(trial, torch.float64), convert_inputs(inputs, torch.float64))
     except Exception:
         return False
     return True
@@ -62,7 +62,7 @@ def protect_failing_groups(model: nn.Module, map: ModelMap, inputs: Inputs) -> M
     """
     trials = _Trials(model, inputs)
     reasons: dict[str, str] = {}
-    groups = settled(
+    groups = choose_attributes(
         [c for c in map.coupled if c.protected is None],
         lambda c: trials.find_fault_alone(c, map, trials.faults[:-1]),
     )
@@ -90,11 +90,16 @@ def _rescue_groups(
     """The map with what can be cut after all in place of what failed, and its names: groups that go in step, and groups
     without an attribute that held a length by chance."""
     saved: list[str] = []
-    for candidate, names in [*bundles(failed), *((group, (group.name,)) for group in failed)]:
+    for candidate, names in [*bundle_groups(failed), *((group, (group.name,)) for group in failed)]:
         if set(names) & set(saved) or any(name not in map.by_name for name in names):
             continue
         found = next(
-            (c for c in [*([candidate] if names[1:] else []), *fewer(candidate)] if fault(c) is None), None
+            (
+                c
+                for c in [*([candidate] if names[1:] else []), *drop_attributes(candidate)]
+                if fault(c) is None
+            ),
+            None,
         )
         if found is not None:
             map = _replace_groups(
@@ -124,7 +129,7 @@ class _Trials:
 
     def _cut_half_in_single(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
         return _find_fault(
-            cast(self.model, torch.float32),
+            cast_model(self.model, torch.float32),
             map,
             {c.name: _choose_half(c) for c in chosen},
             self.inputs,
@@ -144,7 +149,7 @@ class _Trials:
         """
         dtype = torch.float64 if self.double() else torch.float32
         return _find_fault(
-            cast(self.model, dtype),
+            cast_model(self.model, dtype),
             map,
             {c.name: list(range(c.width - 1)) for c in chosen},
             convert_inputs(self.inputs, dtype),
@@ -214,7 +219,7 @@ class _MetaTrials:
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self.inputs = move_inputs_to_meta(inputs)
-        self.model = on_meta(model)
+        self.model = copy_to_meta(model)
         found = {mode: self._run(self.model, mode) for mode in (False, True)}
         self.shapes = {mode: made for mode, made in found.items() if made is not None}
         self.works = False in self.shapes
@@ -297,8 +302,8 @@ def _find_fault(trial: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, tol
         found = run_cut_model(thin, inputs, narrowed)
         single = torch.float32  # enough to see that it runs
         check_usual_calls(
-            lambda: cast(copy_model(trial), single),
-            cast(thin, single),
+            lambda: cast_model(copy_model(trial), single),
+            cast_model(thin, single),
             convert_inputs(inputs, single),
             narrowed,
         )
@@ -321,9 +326,9 @@ def _find_fault_in_double(
     """The same in double precision, where the model runs in it."""
     if double:
         return _find_fault(
-            cast(trial, torch.float64), map, keep, convert_inputs(inputs, torch.float64), TOLERANCE
+            cast_model(trial, torch.float64), map, keep, convert_inputs(inputs, torch.float64), TOLERANCE
         )
-    return _find_fault(cast(trial, torch.float32), map, keep, inputs, TRIAL_TOLERANCE)
+    return _find_fault(cast_model(trial, torch.float32), map, keep, inputs, TRIAL_TOLERANCE)
 
 
 def _choose_half(group: Coupled) -> list[int]:

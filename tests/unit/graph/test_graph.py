@@ -459,7 +459,7 @@ INPUTS = (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
 
 
 def mapped(model: nn.Module) -> ModelMap:
-    return trial_cuts.protect_failing_groups(model, build_map.inspect(model, INPUTS, {}), INPUTS)
+    return trial_cuts.protect_failing_groups(model, build_map.build_map(model, INPUTS, {}), INPUTS)
 
 
 def random_half(map: ModelMap, seed: int = 0) -> dict[str, list[int]]:
@@ -581,7 +581,7 @@ def test_flags_dtype_ties_and_modes_survive() -> None:
     model = EQUAL["flatten"]().to(torch.bfloat16)
     model.b.weight.requires_grad_(False)  # type: ignore[operator, union-attr]
     model.a.eval()
-    map = build_map.inspect(model, tuple(x.to(torch.bfloat16) for x in INPUTS), {})
+    map = build_map.build_map(model, tuple(x.to(torch.bfloat16) for x in INPUTS), {})
     thin, _ = operations.cut(model, map, random_half(map), "test")
     assert thin.a.weight.dtype == torch.bfloat16  # type: ignore[union-attr]
     assert not thin.b.weight.requires_grad and thin.a.weight.requires_grad  # type: ignore[union-attr]
@@ -629,7 +629,7 @@ def test_optimizer_goes_on_with_the_cut_model() -> None:
         optimizer.zero_grad()
         model(*inputs).square().sum().backward()
         optimizer.step()
-    map = build_map.inspect(model, inputs, {})
+    map = build_map.build_map(model, inputs, {})
     keep = random_half(map)
     buffers = {n: optimizer.state[p]["momentum_buffer"].clone() for n, p in model.named_parameters()}
     thin, cuts = operations.cut(model, map, keep, "test")
@@ -680,7 +680,7 @@ def test_a_log_that_does_not_fit_is_refused(change: dict[str, object], message: 
 
 def test_untraceable_models_are_refused_in_words() -> None:
     with pytest.raises(ModelError, match="could not be traced with the inputs of the recipe: RuntimeError"):
-        build_map.inspect(chain(), (torch.randn(2, 5, 8, 8),), {})
+        build_map.build_map(chain(), (torch.randn(2, 5, 8, 8),), {})
     with pytest.raises(
         ModelError, match=r"wrapped by DataParallel; pass the module inside it \(model\.module\)"
     ):
@@ -708,7 +708,7 @@ class Heads(nn.Module):
 def test_the_attribute_that_counts_heads_is_found(heads: int, per_head: int) -> None:
     torch.manual_seed(0)
     model, inputs = Heads(heads, per_head), (torch.randn(2, 5, 16),)
-    map = trial_cuts.protect_failing_groups(model, build_map.inspect(model, inputs, {}), inputs)
+    map = trial_cuts.protect_failing_groups(model, build_map.build_map(model, inputs, {}), inputs)
     group = map.by_name["q"]
     assert (group.width, group.protected) == (heads, None)
     keep = {"q": list(range(heads // 2))}
@@ -737,7 +737,7 @@ class Recurrent(nn.Module):
 def test_hidden_units_leave_over_all_gates_layers_and_directions(kind: str, layers: int, both: bool) -> None:
     torch.manual_seed(0)
     model, inputs = Recurrent(kind, layers, both), (torch.randn(3, 6, 5),)
-    map = trial_cuts.protect_failing_groups(model, build_map.inspect(model, inputs, {}), inputs)
+    map = trial_cuts.protect_failing_groups(model, build_map.build_map(model, inputs, {}), inputs)
     assert (map.by_name["rnn"].width, map.by_name["rnn"].protected) == (8, None)
     keep = {"rnn": [0, 3, 6]}
     thin, cuts = operations.cut(model, map, keep, "test")

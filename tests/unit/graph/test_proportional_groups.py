@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from sparsify.graph import build_map
 from sparsify.graph.model_map import Coupled, Slice, Span
-from sparsify.graph.proportional_groups import bundles
+from sparsify.graph.proportional_groups import bundle_groups
 from sparsify.graph.surgery import operations
 from sparsify.graph.verify import equivalence, trial_cuts
 
@@ -36,7 +36,7 @@ def test_a_head_of_each_block_leaves_with_its_share_of_the_stream(heads: int) ->
     model = nn.Sequential(
         nn.Linear(6, 24), Block(24, heads), Block(24, heads), nn.Linear(24, 10), nn.ReLU(), nn.Linear(10, 3)
     )
-    map = trial_cuts.protect_failing_groups(model, build_map.inspect(model, X, {}), X)
+    map = trial_cuts.protect_failing_groups(model, build_map.build_map(model, X, {}), X)
     assert [(c.name, c.width, c.protected is None) for c in map.coupled] == [
         ("0", heads, True),
         ("3", 10, True),
@@ -65,7 +65,7 @@ def test_units_are_counted_in_the_coarser_group() -> None:
         statistics=True,
     )
     other = Coupled("z", 2, (Slice("z.weight", 0, "out", (Span(0, 0, 2, 3),)),))
-    ((bundle, names),) = bundles([stream, heads, other])
+    ((bundle, names),) = bundle_groups([stream, heads, other])
     assert names == ("a", "q") and (bundle.name, bundle.width, bundle.statistics) == ("a", 2, True)
     assert [part.spans for part in bundle.slices] == [
         (Span(0, 0, 2, 3),),

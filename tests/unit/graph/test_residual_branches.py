@@ -116,7 +116,7 @@ def planned(model: nn.Module, inputs: Any, *rules: dict[str, Any], **more: Any) 
 
 def found(model: nn.Module, inputs: Any) -> dict[str, str | None]:
     """Block or branch -> why it must stay."""
-    map = trial_cuts.add_branches(model, build_map.inspect(model, inputs, {}), inputs, {})
+    map = trial_cuts.add_branches(model, build_map.build_map(model, inputs, {}), inputs, {})
     return {b.name: b.group.protected for b in map.branches}
 
 

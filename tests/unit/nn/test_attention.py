@@ -112,7 +112,7 @@ PAIR = (
 def test_heads_leave_and_so_do_inputs(more: Mapping[str, Any]) -> None:
     torch.manual_seed(0)
     model = Reads(**more)
-    map = trial_cuts.protect_failing_groups(model, build_map.inspect(model, PAIR, {}), PAIR)
+    map = trial_cuts.protect_failing_groups(model, build_map.build_map(model, PAIR, {}), PAIR)
     assert map.by_name["att"].width == 4 and not [
         c.name for c in map.coupled if c.protected and c.name != "fc"
     ]
@@ -136,7 +136,7 @@ def test_a_cut_attention_can_be_cut_again() -> None:
     torch.manual_seed(0)
     model = Reads()
     for heads in (3, 1):
-        map = trial_cuts.protect_failing_groups(model, build_map.inspect(model, PAIR, {}), PAIR)
+        map = trial_cuts.protect_failing_groups(model, build_map.build_map(model, PAIR, {}), PAIR)
         keep = {"att": list(range(heads))}
         thin, _ = operations.cut(model, map, keep, "test")
         assert equivalence.verify_cut(model, thin, map, keep, PAIR).difference <= 1e-12
@@ -154,7 +154,7 @@ def test_an_encoder_with_padding_runs_on_after_a_cut(training: bool) -> None:
         "src": torch.randn(2, 5, 16),
         "src_key_padding_mask": torch.tensor([[False] * 5, [False] * 3 + [True] * 2]),
     }
-    map = trial_cuts.protect_failing_groups(model, build_map.inspect(model, inputs, {}), inputs)
+    map = trial_cuts.protect_failing_groups(model, build_map.build_map(model, inputs, {}), inputs)
     keep = {"layers.0.self_attn": [0, 3], "layers.1.self_attn": [2], "layers.0.linear1": list(range(7))}
     thin, cuts = operations.cut(model, map, keep, "test")
     assert [c.name for c in map.coupled if c.protected] == [
@@ -203,7 +203,7 @@ def test_a_mask_for_each_head_keeps_the_heads() -> None:
                 (z + self.att(z, self.k(y), self.v(y), attn_mask=torch.ones(8, 5, 7).tril())[0]).mean(1)
             )
 
-    map = trial_cuts.protect_failing_groups(Masked(), build_map.inspect(Masked(), PAIR, {}), PAIR)
+    map = trial_cuts.protect_failing_groups(Masked(), build_map.build_map(Masked(), PAIR, {}), PAIR)
     assert (
         map.by_name["att"].protected == "it is combined with something of fixed size"
         and map.by_name["a"].protected is None

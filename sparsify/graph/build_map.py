@@ -18,8 +18,8 @@ from sparsify.graph.model_map import Layer, ModelMap, Tensor
 from sparsify.graph.names import canonical_names, named_tensors, walk_modules
 from sparsify.graph.product_macs import TraceResult, find_products
 from sparsify.graph.trace.labels import Ints, Labels
-from sparsify.graph.trace.products import Spent
-from sparsify.graph.trace.tracer import watch
+from sparsify.graph.trace.products import TracedProduct
+from sparsify.graph.trace.tracer import trace_model
 
 
 def build_map(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> ModelMap:
@@ -121,7 +121,7 @@ def _find_unreached(model: nn.Module, labels: Labels) -> tuple[tuple[str, ...], 
     return tuple(unreached), tuple(in_training)
 
 
-def _trace(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[tuple[Spent, int]]]:
+def _trace(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[tuple[TracedProduct, int]]]:
     try:
         return _trace_copy(model, inputs)
     except ModelError:
@@ -132,16 +132,18 @@ def _trace(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[tu
         ) from error
 
 
-def _trace_copy(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[tuple[Spent, int]]]:
+def _trace_copy(
+    model: nn.Module, inputs: Inputs
+) -> tuple[nn.Module, Labels, list[tuple[TracedProduct, int]]]:
     """A copy that ran under watch: one without numbers, or where the forward call asks for them, one with them."""
     if not any(p.is_meta for p in model.parameters()):
         try:
             copy = copy_to_meta(model)
-            return copy, *watch(copy, move_inputs_to_meta(inputs), lenient=False)
+            return copy, *trace_model(copy, move_inputs_to_meta(inputs), lenient=False)
         except Exception:
             pass
     copy = copy_model(model)
-    return copy, *watch(copy, inputs, lenient=True)
+    return copy, *trace_model(copy, inputs, lenient=True)
 
 
 def _find_length_attributes(model: nn.Module, labels: Labels) -> Iterable[tuple[str, Ints]]:

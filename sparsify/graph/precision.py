@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparsify.forward.call_model import cast_tensor
 from sparsify.forward.opaque import without_compiling
-from sparsify.graph.trace.module_stack import Located
+from sparsify.graph.trace.module_stack import ModuleStack
 
 DOUBLE = frozenset([torch.float64, torch.complex128])
 LOWER = frozenset([torch.float32, torch.bfloat16, torch.float16, torch.complex64, torch.complex32])
@@ -24,7 +24,7 @@ def cast_model(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-class KeepDouble(Located):  # type: ignore[no-untyped-call]
+class KeepDouble(ModuleStack):  # type: ignore[no-untyped-call]
     """Leaves out casts from double to a lower precision: rounding inside a model would hide what a cut changes."""
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class KeepDouble(Located):  # type: ignore[no-untyped-call]
         self.casts = 0
         """how many were left out"""
 
-    def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def run_operator(self, func: Any, args: Any, kwargs: Any) -> Any:
         cast_down = func is torch.ops.aten._to_copy.default and kwargs.get("dtype") in LOWER
         if cast_down and isinstance(args[0], Tensor) and args[0].dtype in DOUBLE:
             self.casts += 1

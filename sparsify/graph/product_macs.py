@@ -8,9 +8,9 @@ from itertools import pairwise
 import numpy as np
 
 from sparsify.graph.model_map import Product, Run, Tensor
-from sparsify.graph.trace.axis_labels import first, varying
+from sparsify.graph.trace.axis_labels import take_first, varying_dims
 from sparsify.graph.trace.labels import Ints, Labels
-from sparsify.graph.trace.products import Spent
+from sparsify.graph.trace.products import TracedProduct
 
 Dims = tuple[tuple[int, tuple[Run, ...]], ...]
 """(length, the indices that can leave) of every dimension that a cut can shorten"""
@@ -28,7 +28,7 @@ class TraceResult:
 
 
 def find_products(
-    ran: Iterable[tuple[Spent, int]],
+    ran: Iterable[tuple[TracedProduct, int]],
     followed: TraceResult,
     macs: Mapping[str, int],
     tensors: Iterable[Tensor],
@@ -67,17 +67,17 @@ def _counts_agree(watched: Mapping[str, int], macs: Mapping[str, int]) -> bool:
     return examples > 0 and abs(sum(watched.values()) - examples * total) <= examples * len(macs)
 
 
-def _find_dims(one: Spent, followed: TraceResult) -> Iterator[tuple[int, tuple[Run, ...]]]:
+def _find_dims(one: TracedProduct, followed: TraceResult) -> Iterator[tuple[int, tuple[Run, ...]]]:
     """The dimensions of a product that a cut can shorten."""
     found: dict[int, Ints] = {}
     for aspect in one.aspects:
-        dims = varying(aspect)
+        dims = varying_dims(aspect)
         if len(dims) > 1:  # heads and their features: whole heads leave, or the same features of all of them
             field = followed.classes[aspect.numpy()]
             dims = {d for d in dims if (field != field.take([0], d)).any()}
         if len(dims) == 1:
             (dim,) = dims
-            found.setdefault(dim, first(aspect, varying(aspect) - dims).flatten().numpy())
+            found.setdefault(dim, take_first(aspect, varying_dims(aspect) - dims).flatten().numpy())
     for dim in sorted(found):
         runs = _find_runs(found[dim], followed.labels)
         leaving = tuple(run for run in runs if (run.tensor, run.dim) in followed.reached)
@@ -109,7 +109,7 @@ def _split_by_axis(label: int, count: int, times: int, labels: Labels) -> Iterat
         label, count = label + own, count - own
 
 
-def _find_weight(one: Spent, labels: Labels, siblings: Mapping[str, Sequence[Tensor]]) -> str | None:
+def _find_weight(one: TracedProduct, labels: Labels, siblings: Mapping[str, Sequence[Tensor]]) -> str | None:
     """The parameter that a product multiplies by: of those that a factor is computed from, the largest."""
     axes = (labels.axis_of(int(aspect.flatten()[-1])) for aspect in one.parameters)
     names = {axis.tensor for axis in axes if axis is not None}

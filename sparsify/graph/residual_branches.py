@@ -21,8 +21,16 @@ from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.graph.layer_classes import class_names
 from sparsify.graph.model_map import Branch, Coupled, ModelMap, Slice, Span, Stub, Sum
 from sparsify.graph.names import canonical_names
-from sparsify.graph.trace.operator_graph import Added, Bits, Call, Graph, nodes, record, union
-from sparsify.graph.trace.zero_branches import silenced
+from sparsify.graph.trace.operator_graph import (
+    Addition,
+    Bits,
+    Graph,
+    ModuleCall,
+    list_nodes,
+    record_graph,
+    unite,
+)
+from sparsify.graph.trace.zero_branches import zero_branches
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -35,7 +43,7 @@ def find_branches(
     macs: multiply-accumulates by module name. The model's weights are not looked at but for blocks: one that does not
     return its input exactly with its branches at zero is none. Pass a copy of the model.
     """
-    found = _ResidualGraph(model, record(model, inputs))
+    found = _ResidualGraph(model, record_graph(model, inputs))
     found.identities = _find_identities(model, inputs, found)
     blocks = _find_blocks(found)
     units = [
@@ -78,11 +86,11 @@ class _ResidualGraph:
             for r in found
             if any(
                 n in self.graph.parameters
-                for n in nodes(union(1 << i for n in nodes(r.inside) for i in self.graph.inputs[n]))
+                for n in list_nodes(unite(1 << i for n in list_nodes(r.inside) for i in self.graph.inputs[n]))
             )
         ]
 
-    def _read_residual(self, added: Added) -> _Residual | None:
+    def _read_residual(self, added: Addition) -> _Residual | None:
         g, (a, b) = self.graph, added.operands
         if not g.live >> added.node & 1:
             return None
@@ -90,7 +98,7 @@ class _ResidualGraph:
         if not g.before[branch] >> shortcut & 1 or not (g.before[shortcut] | 1 << shortcut) & g.given:
             return None
         between = g.after[shortcut] & (g.before[branch] | 1 << branch)
-        escapes = any(g.users[n] & ~(between | 1 << added.node) for n in nodes(between)) or bool(
+        escapes = any(g.users[n] & ~(between | 1 << added.node) for n in list_nodes(between)) or bool(
             between & g.outputs
         )
         return _Residual(
@@ -105,14 +113,16 @@ class _ResidualGraph:
         """The branch with what only it uses: transposed weights, masks; parameters and inputs are no operators."""
         g, open_ = self.graph, inside
         while open_:
-            candidates = union(1 << i for n in nodes(open_) for i in g.inputs[n]) & ~inside & ~(1 << shortcut)
-            open_ = union(
-                1 << n for n in nodes(candidates) if not g.leaves >> n & 1 and not g.users[n] & ~inside
+            candidates = (
+                unite(1 << i for n in list_nodes(open_) for i in g.inputs[n]) & ~inside & ~(1 << shortcut)
+            )
+            open_ = unite(
+                1 << n for n in list_nodes(candidates) if not g.leaves >> n & 1 and not g.users[n] & ~inside
             )
             inside |= open_
         return inside
 
-    def blocks(self) -> Iterator[tuple[Call, list[_Residual]]]:
+    def blocks(self) -> Iterator[tuple[ModuleCall, list[_Residual]]]:
         """Calls, from inside out, that hold whole branches together with their sums, and those branches."""
         for own in self.by_size:
             inner = [r for r in self.residuals if own.own >> r.node & 1]
@@ -120,14 +130,14 @@ class _ResidualGraph:
             if own.module and outer and not any(r.inside & ~own.own for r in outer):
                 yield own, outer
 
-    def largest_calls(self, residual: _Residual) -> list[Call]:
+    def largest_calls(self, residual: _Residual) -> list[ModuleCall]:
         """The largest calls that ran wholly inside a branch, in the order in which they ran."""
         live = self.graph.live
 
-        def inside(c: Call) -> bool:
+        def inside(c: ModuleCall) -> bool:
             return bool(c.own & live) and not c.own & live & ~residual.inside and self.times[c.module] == 1
 
-        return [c for c in self.graph.calls if inside(c) and not any(inside(o) for o in c.around())]
+        return [c for c in self.graph.calls if inside(c) and not any(inside(o) for o in c.outer_calls())]
 
     def tensors_within(self, modules: Sequence[str]) -> frozenset[str]:
         """Parameters and buffers that leave with these modules: tied ones only with all who share them."""
@@ -155,7 +165,7 @@ def _find_identities(model: nn.Module, inputs: Inputs, found: _ResidualGraph) ->
 
     watched = {own.module for own, _ in found.blocks() if found.times[own.module] == 1}
     sums = [r.sum for r in found.residuals]
-    with torch.no_grad(), silenced(model, sums, watched, seen), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), zero_branches(model, sums, watched, seen), torch.random.fork_rng(devices=[]):
         seed_generators(0)
         call_model(model, inputs)
     return frozenset(equal)
@@ -217,7 +227,7 @@ def _make_branch(
     return Branch(Coupled(name, 1, slices), name, own, stubs, sums, ancestors=tuple(ancestors))
 
 
-def _why_block_stays(found: _ResidualGraph, own: Call, inner: Sequence[_Residual]) -> str | None:
+def _why_block_stays(found: _ResidualGraph, own: ModuleCall, inner: Sequence[_Residual]) -> str | None:
     """Why a block cannot leave."""
     g = found.graph
     if found.times[own.module] > 1:
@@ -232,9 +242,9 @@ def _why_block_stays(found: _ResidualGraph, own: Call, inner: Sequence[_Residual
             if faults
             else None
         )
-    if any(g.users[n] & ~own.own for n in nodes(own.own & g.live) if n != out) or own.own & g.outputs & ~(
-        1 << out
-    ):
+    if any(
+        g.users[n] & ~own.own for n in list_nodes(own.own & g.live) if n != out
+    ) or own.own & g.outputs & ~(1 << out):
         return "a value inside it is used elsewhere"
     return None if _return_pattern(found, own) is not None else "it returns more than a tensor"
 
@@ -246,8 +256,8 @@ def _why_branch_stays(found: _ResidualGraph, residual: _Residual) -> str | None:
     calls = found.largest_calls(residual)
     if not calls:
         return "no module runs"
-    covered, g = union(c.own for c in calls), found.graph
-    used = {i for n in nodes(residual.inside & ~covered) for i in g.inputs[n]} & g.parameters.keys()
+    covered, g = unite(c.own for c in calls), found.graph
+    used = {i for n in list_nodes(residual.inside & ~covered) for i in g.inputs[n]} & g.parameters.keys()
     if used:
         return f"'{g.parameters[min(used)]}' belongs to a module around it"
     if any(_return_pattern(found, c) is None for c in calls):
@@ -259,19 +269,19 @@ def _list_stubs(found: _ResidualGraph, residual: _Residual) -> Iterable[Stub]:
     """A branch's modules: those before the last ones pass their input on, the last ones return zeros."""
     calls, g = found.largest_calls(residual), found.graph
     for own in calls:
-        behind = union(g.after[n] for n in nodes(own.own & g.live))
+        behind = unite(g.after[n] for n in list_nodes(own.own & g.live))
         last = not any(behind & other.own for other in calls if other is not own)
         if g.after[residual.shortcut] & own.own or found.params(own.module):
             yield Stub(own.module, last, _return_pattern(found, own) or ())
 
 
-def _returned_node(own: Call) -> int | None:
+def _returned_node(own: ModuleCall) -> int | None:
     """The node of the first tensor that a call returned."""
     entries = own.result if isinstance(own.result, tuple) else (own.result,)
     return next((e for e in entries if type(e) is int), None)
 
 
-def _return_pattern(found: _ResidualGraph, own: Call) -> tuple[bool, ...] | None:
+def _return_pattern(found: _ResidualGraph, own: ModuleCall) -> tuple[bool, ...] | None:
     """How a call returns its tensor, where other tensors that it returns are not used; None where it cannot be said."""
     if type(own.result) is int:
         return ()

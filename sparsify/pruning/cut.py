@@ -140,7 +140,7 @@ def cut(
         if inputs is None
         else apply_record(plan.map.inputs, checked_inputs(inputs, model))
     )
-    inputs = vocabulary.understood(model, given)
+    inputs = vocabulary.add_names_and_vocabularies(model, given)
     batches = None if batches is None else taken(batches, plan.recipe)
     dense = copy_model(model)
     clocks = clocks_of(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)

@@ -6,7 +6,7 @@ from sparsify.data import Datasets, example_inputs, open_integers
 from sparsify.forward.calls import Inputs, add_argument_names, all_tensors, simplify_inputs
 from sparsify.forward.fresh_inputs import redraw_tensors
 from sparsify.forward.trial_calls import accepts_inputs
-from sparsify.graph.trace.vocabulary import understood
+from sparsify.graph.trace.vocabulary import add_names_and_vocabularies
 from sparsify_schemas.recipe import Recipe
 
 
@@ -30,4 +30,4 @@ def _fitted(recipe: Recipe, model: nn.Module, inputs: Inputs) -> Inputs:
         return inputs
     # First by their names alone, as a length of none or an empty mask would keep the model from running; then by the tables.
     named = redraw_tensors(add_argument_names(model, inputs), 0, open_)
-    return simplify_inputs(redraw_tensors(understood(model, named), 0, open_))
+    return simplify_inputs(redraw_tensors(add_names_and_vocabularies(model, named), 0, open_))

@@ -61,7 +61,7 @@ def make_plan(
     call_model.check_model(model)
     _check_initialized(model)
     given = inputs_for(loaded.recipe, model) if inputs is None else checked_inputs(inputs, model)
-    inputs = mark_fixed_calls(model, vocabulary.understood(model, given))
+    inputs = mark_fixed_calls(model, vocabulary.add_names_and_vocabularies(model, given))
     counted = counted_macs(model, inputs)
     macs = counted.by_module
     model = copy_model(model)

@@ -31,12 +31,12 @@ from sparsify.graph.names import all_names, canonical_names, walk_modules
 from sparsify.graph.surgery.biases import can_take_bias, find_bias
 from sparsify.graph.surgery.data_dependence import DataDependence, mask_everywhere
 from sparsify.graph.surgery.operations import Keep, removed_branches
-from sparsify.graph.trace.axis_labels import varying
+from sparsify.graph.trace.axis_labels import varying_dims
 from sparsify.graph.trace.labels import Labels
 from sparsify.graph.trace.meta_kernels import short_name
-from sparsify.graph.trace.operators import NORMS, flattened, primitive
-from sparsify.graph.trace.tracer import Leaving, Watch
-from sparsify.graph.trace.zero_branches import silenced
+from sparsify.graph.trace.operators import NORMS, decompose_operators, flatten_arguments
+from sparsify.graph.trace.tracer import LeavingTorch, Tracer
+from sparsify.graph.trace.zero_branches import zero_branches
 from sparsify.nn import attention
 
 EXACT = 1e-11
@@ -135,11 +135,11 @@ def find_constants(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) 
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         seed_generators(0)
-        stack.enter_context(primitive(dense))
-        stack.enter_context(mode.located(dense))
-        stack.enter_context(Leaving(mode))
+        stack.enter_context(decompose_operators(dense))
+        stack.enter_context(mode.track_modules(dense))
+        stack.enter_context(LeavingTorch(mode))
         stack.enter_context(mode)
-        stack.enter_context(silenced(dense, sums))
+        stack.enter_context(zero_branches(dense, sums))
         calls.call_without_copies(dense, inputs)  # on the very tensors that were entered, not on copies
     with torch.no_grad():
         return Constants() if mode.dependence.escaped else mode.constants()
@@ -209,7 +209,7 @@ class _Reader:
         return self.constant & self.read
 
 
-class _ConstantTracer(Watch):  # type: ignore[no-untyped-call]
+class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
     """Follows labels and data through one forward call, and notes every product that reads removed units."""
 
     def __init__(self, model: nn.Module, map: ModelMap, keep: Keep) -> None:
@@ -233,8 +233,8 @@ class _ConstantTracer(Watch):  # type: ignore[no-untyped-call]
         canonical = canonical_names(model)
         return [(name, tensor) for name, tensor in all_names(model).items() if canonical[name] == name]
 
-    def entered(self, name: str, args: Any, kwargs: Any) -> None:
-        super().entered(name, args, kwargs)
+    def on_enter(self, name: str, args: Any, kwargs: Any) -> None:
+        super().on_enter(name, args, kwargs)
         self._calls[name] += 1
 
     def protect(self, values: Any, reason: str) -> None:
@@ -243,12 +243,12 @@ class _ConstantTracer(Watch):  # type: ignore[no-untyped-call]
         if any(self.dependence.of(v) is not None for v in tree_leaves(values) if isinstance(v, Tensor)):
             self.dependence.escaped = True
 
-    def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def run_operator(self, func: Any, args: Any, kwargs: Any) -> Any:
         name = short_name(func)
-        given = [v for v in flattened(args, kwargs) if isinstance(v, Tensor)]
+        given = [v for v in flatten_arguments(args, kwargs) if isinstance(v, Tensor)]
         self._note_reads(name, args, given)
         product = read_operands(name, args)
-        out = super().operator(func, args, kwargs)
+        out = super().run_operator(func, args, kwargs)
         self.dependence.record(name, func, args, kwargs, out)
         if not _is_view(given, out):
             for value in given:
@@ -274,8 +274,8 @@ class _ConstantTracer(Watch):  # type: ignore[no-untyped-call]
             :1
         ]
         for side in sides:
-            for aspect in self._peek(side.x).aspects:
-                units = self._units[aspect] if side.along in varying(aspect) else None
+            for aspect in self.labels_unread(side.x).aspects:
+                units = self._units[aspect] if side.along in varying_dims(aspect) else None
                 if units is not None and bool((units >= 0).any()):
                     self._add_reader(product, side, aspect, units, func, out)
 
@@ -289,7 +289,7 @@ class _ConstantTracer(Watch):  # type: ignore[no-untyped-call]
         out: Tensor,
     ) -> None:
         x = side.x
-        others = [d for d in range(x.dim()) if d not in varying(aspect)]
+        others = [d for d in range(x.dim()) if d not in varying_dims(aspect)]
         reached = self.dependence.of(x)
         crossed = self.dependence.of(side.other) is not None  # two computed tensors, such as queries and keys
         without_data = reached is None
@@ -326,8 +326,8 @@ class _ConstantTracer(Watch):  # type: ignore[no-untyped-call]
 
     def _mark_kept_outputs(self, out: Tensor, along: int) -> Tensor:
         gone = torch.zeros(out.shape[along], dtype=torch.bool)
-        for aspect in self._peek(out).aspects:
-            if varying(aspect) == {along}:
+        for aspect in self.labels_unread(out).aspects:
+            if varying_dims(aspect) == {along}:
                 gone |= self._units[aspect.flatten()] >= 0
         return ~gone
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparsify.graph.trace.axis_labels import compress
+from sparsify.graph.trace.axis_labels import compress_labels
 from sparsify.graph.trace.operators import (
     ALONG,
     FRESH,
@@ -26,11 +26,11 @@ from sparsify.graph.trace.operators import (
     POINTWISE,
     REDUCTIONS,
     SPATIAL,
-    argument,
-    axes_of,
-    dimension,
-    flattened,
-    moved_by,
+    apply_move,
+    dims_run_over,
+    flatten_arguments,
+    read_argument,
+    wrap_dim,
 )
 
 RANDOM = frozenset(
@@ -99,8 +99,8 @@ class DataDependence:
     def record(self, name: str, func: Any, args: Any, kwargs: Mapping[str, Any], out: Any) -> None:
         """Learn the masks of an operator's results. To be called after the operator ran."""
         self._time += 1
-        results = [v for v in flattened((out,), {}) if isinstance(v, Tensor)]
-        given = [v for v in flattened(args, kwargs) if isinstance(v, Tensor)]
+        results = [v for v in flatten_arguments((out,), {}) if isinstance(v, Tensor)]
+        given = [v for v in flatten_arguments(args, kwargs) if isinstance(v, Tensor)]
         in_place = name.endswith("_") and not name.startswith("_")
         plain_name = name[:-1] if in_place else name
         if plain_name in RANDOM:
@@ -152,7 +152,7 @@ class DataDependence:
         if x is None or not results or not results[0].dim():
             return
         # A row that is masked as a whole is all zeros behind `_safe_softmax`: its sum is not one.
-        rows = name in ("_softmax", "softmax") and axes_of(name, args, kwargs) == {x.dim() - 1}
+        rows = name in ("_softmax", "softmax") and dims_run_over(name, args, kwargs) == {x.dim() - 1}
         moved = name in KEEPS_ELEMENTS or name in KEEPS_ROWS
         kept = moved and x in self._averaging and x.dim() > 0 and x.shape[-1] == results[0].shape[-1]
         if rows or kept:
@@ -178,7 +178,9 @@ class DataDependence:
         out, x = results[0], args[0] if args else None
         if name in FRESH or name in LIKE or name in ("zero", "fill"):
             return (
-                mask_nowhere(out) if not isinstance(argument(args, kwargs, 1, "value", 0), Tensor) else None
+                mask_nowhere(out)
+                if not isinstance(read_argument(args, kwargs, 1, "value", 0), Tensor)
+                else None
             )
         if name == "copy":
             return self._join_masks(args[1:2], out)
@@ -193,7 +195,7 @@ class DataDependence:
         if name in NORMS:
             return self._mask_batch_norm(name, args, kwargs, out)
         if name == "native_layer_norm":
-            over = axes_of(name, args, kwargs)
+            over = dims_run_over(name, args, kwargs)
             return _scale_mask(
                 _any_along(self._mask(args[0]), over),
                 args[2],
@@ -205,7 +207,7 @@ class DataDependence:
         if name in JOINS_TENSORS:
             return self._concatenate_masks(func, args, kwargs, out)
         if name == "gather" and self.mask_of(args[2]) is not None:
-            return self._mask_gather(args[0], dimension(args[1], args[0]), args[2])
+            return self._mask_gather(args[0], wrap_dim(args[1], args[0]), args[2])
         if not isinstance(x, Tensor) or any(
             self.mask_of(v) is not None for v in _other_tensors(args, kwargs)
         ):
@@ -218,7 +220,7 @@ class DataDependence:
             resized = {d for d in range(x.dim()) if x.shape[d] != out.shape[d]}
             return _any_along(self._mask(x), resized | set(range(min(2, x.dim() - 1), x.dim())))
         if name in ALONG and name != "glu":
-            over = axes_of(name, args, kwargs)
+            over = dims_run_over(name, args, kwargs)
             mask = _any_along(self._mask(x), over)
             return mask if out.dim() == x.dim() else mask.squeeze(sorted(over))
         if "fake_quantize" in name:
@@ -333,12 +335,12 @@ class DataDependence:
         if any(n != m for d, (n, m) in enumerate(zip(x.shape, numbers.shape, strict=True)) if d != dim):
             return None
         differs = (x != x.narrow(dim, 0, 1)).any(dim, keepdim=True)
-        return compress(differs | _any_along(self._mask(x), {dim}))
+        return compress_labels(differs | _any_along(self._mask(x), {dim}))
 
     def _mask_batch_norm(self, name: str, args: Any, kwargs: Mapping[str, Any], out: Tensor) -> Tensor | None:
         if any(isinstance(v, Tensor) and self.mask_of(v) is not None for v in args[1:5]):
             return None
-        mask = _any_along(self._mask(args[0]), axes_of(name, args, kwargs))
+        mask = _any_along(self._mask(args[0]), dims_run_over(name, args, kwargs))
         return _scale_mask(mask, args[1], range(1, 2), out)
 
     def _mask_group_norm(self, args: Any, out: Tensor) -> Tensor:
@@ -362,24 +364,24 @@ class DataDependence:
         full = mask.expand(args[0].shape)
         if name in MOVES:
             own = {k: v for k, v in kwargs.items() if k in ("dims", "dim", "implicit")}
-            moved: Any = moved_by(func, full, args[1:], own)
+            moved: Any = apply_move(func, full, args[1:], own)
         elif name == "as_strided":
             moved = mask_everywhere(results[0])
         else:
             moved = func(full, *args[1:], **kwargs)
-        return [compress(v) for v in flattened((moved,), {})]
+        return [compress_labels(v) for v in flatten_arguments((moved,), {})]
 
     def _concatenate_masks(self, func: Any, args: Any, kwargs: Mapping[str, Any], out: Tensor) -> Tensor:
         masks = [self._mask(v).expand(v.shape) for v in args[0]]
         if all(bool(mask.all()) for mask in masks):
             return mask_everywhere(out)
-        return compress(func(masks, *args[1:], **kwargs))
+        return compress_labels(func(masks, *args[1:], **kwargs))
 
     def _reduce_mask(self, name: str, args: Any, kwargs: Mapping[str, Any], out: Tensor) -> Tensor | None:
         x = args[0]
         if name in ("argmax", "argmin"):
             return None
-        over = axes_of(name, args, kwargs)
+        over = dims_run_over(name, args, kwargs)
         mask = _any_along(self._mask(x), over)
         return mask if out.dim() == x.dim() else mask.squeeze(sorted(over))
 
@@ -447,16 +449,16 @@ def _scale_mask(mask: Tensor, weight: Any, dims: range, out: Tensor) -> Tensor:
 
 
 def _is_pointwise(name: str, func: Any) -> bool:
-    return torch.Tag.pointwise in func.tags or name in POINTWISE
+    return torch.Tag.join_elementwise in func.tags or name in POINTWISE
 
 
 def _all_tensors(args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:
-    return [v for v in flattened(args, kwargs) if isinstance(v, Tensor)]
+    return [v for v in flatten_arguments(args, kwargs) if isinstance(v, Tensor)]
 
 
 def _other_tensors(args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:
     """The tensors besides the first argument."""
-    return [v for v in flattened(args[1:], kwargs) if isinstance(v, Tensor)]
+    return [v for v in flatten_arguments(args[1:], kwargs) if isinstance(v, Tensor)]
 
 
 def _storage(tensor: Tensor) -> StorageWeakRef:

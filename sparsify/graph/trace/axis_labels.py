@@ -23,7 +23,7 @@ FIXED = "it is combined with something of fixed size"
 
 
 @dataclass(eq=False)
-class Cell:
+class SharedLength:
     """A length that is not known yet: the labels of the first dimension that met it, which all others then go with."""
 
     labels: Tensor | None = None
@@ -39,7 +39,7 @@ class Numbering:
 
 
 @dataclass(frozen=True, eq=False)
-class Shadow:
+class AxisLabels:
     """The aspects of one tensor; `parameter` says that it was computed from parameters and buffers alone.
 
     Two are the same only when they are one: what was learnt from a shadow need not be learnt again.
@@ -48,44 +48,44 @@ class Shadow:
     shape: tuple[int, ...]
     aspects: tuple[Tensor, ...] = ()
     parameter: bool = False
-    soft: frozenset[tuple[int, Cell]] = frozenset()
+    flexible: frozenset[tuple[int, SharedLength]] = frozenset()
     """dimensions of which every index is alike (zeros, something expanded): their length can follow what they meet, and
     all that meet it (a bias of zeros that every layer's heads are added to) have one length"""
-    over: tuple[Tensor, ...] = ()
+    reduced_over: tuple[Tensor, ...] = ()
     """labels that it is a sum, mean or maximum of: of no matter until it is read (weights of an attention, averaged over
     its heads, that nobody looks at)"""
     numbers: tuple[Numbering, ...] = ()
     """what its integers number the places of: of no matter until they are read (the second result of `max`)"""
 
-    def firm(self, dim: int) -> bool:
+    def has_fixed_length(self, dim: int) -> bool:
         """Whether the tensor insists on its length along a dimension."""
-        return self.shape[dim] > 1 and not any(d == dim for d, _ in self.soft)
+        return self.shape[dim] > 1 and not any(d == dim for d, _ in self.flexible)
 
 
-def limp(shape: Sequence[int], dims: Iterable[int]) -> frozenset[tuple[int, Cell]]:
+def flexible_dims(shape: Sequence[int], dims: Iterable[int]) -> frozenset[tuple[int, SharedLength]]:
     """These dimensions, each of a length of its own that nothing has met."""
-    return frozenset((d, Cell()) for d in dims if shape[d] > 1)
+    return frozenset((d, SharedLength()) for d in dims if shape[d] > 1)
 
 
-def varying(aspect: Tensor) -> set[int]:
+def varying_dims(aspect: Tensor) -> set[int]:
     return {d for d, size in enumerate(aspect.shape) if size > 1}
 
 
-def compress(full: Tensor) -> Tensor:
+def compress_labels(full: Tensor) -> Tensor:
     """Narrow every dimension along which the labels do not vary."""
-    full = first(full, (d for d in range(full.dim()) if full.shape[d] > 1 and full.stride(d) == 0))
+    full = take_first(full, (d for d in range(full.dim()) if full.shape[d] > 1 and full.stride(d) == 0))
     for d in range(full.dim()):
         if full.shape[d] > 1 and bool((full == full.narrow(d, 0, 1)).all()):
             full = full.narrow(d, 0, 1)
     return full.contiguous()
 
 
-def first(aspect: Tensor, dims: Iterable[int]) -> Tensor:
+def take_first(aspect: Tensor, dims: Iterable[int]) -> Tensor:
     """The aspect at index 0 of some dimensions, which it keeps with size 1."""
     return reduce(lambda a, d: a.narrow(d, 0, 1), dims, aspect)
 
 
-class Algebra:
+class LabelAlgebra:
     """How labels are joined when tensors meet; writes what it learns into a Labels."""
 
     def __init__(self, labels: Labels) -> None:
@@ -97,79 +97,84 @@ class Algebra:
 
     def tie(self, aspect: Tensor, dims: Iterable[int]) -> Tensor:
         """All labels along these dimensions leave together; the aspect without them."""
-        rest = first(aspect, dims)
+        rest = take_first(aspect, dims)
         self.join(aspect, rest)
         return rest
 
     def hold(self, aspect: Tensor, dims: set[int], reason: str) -> None:
         """These dimensions keep their size: tie along them, and where nothing else varies the labels must stay."""
         rest = self.tie(aspect, dims)
-        if varying(aspect) <= dims:
+        if varying_dims(aspect) <= dims:
             self.labels.fix(rest.numpy(), reason)
 
-    def hold_all(self, shadow: Shadow, dims: set[int], reason: str) -> Shadow:
+    def hold_all(self, shadow: AxisLabels, dims: set[int], reason: str) -> AxisLabels:
         """Hold whatever varies along some dimensions; what is left does not vary along them."""
         kept = []
         for aspect in shadow.aspects:
-            common = varying(aspect) & dims
+            common = varying_dims(aspect) & dims
             if common:
                 self.hold(aspect, common, reason)
-                aspect = first(aspect, common)
-            if varying(aspect):
+                aspect = take_first(aspect, common)
+            if varying_dims(aspect):
                 kept.append(aspect)
-        return Shadow(shadow.shape, tuple(kept), shadow.parameter)
+        return AxisLabels(shadow.shape, tuple(kept), shadow.parameter)
 
-    def numbering(self, shadow: Shadow, dims: set[int], reason: str) -> tuple[Numbering, ...]:
+    def number_places(self, shadow: AxisLabels, dims: set[int], reason: str) -> tuple[Numbering, ...]:
         """That integers number the places along these dimensions of a tensor."""
-        along = [(aspect, varying(aspect) & dims) for aspect in shadow.aspects]
+        along = [(aspect, varying_dims(aspect) & dims) for aspect in shadow.aspects]
         return tuple(Numbering(aspect, frozenset(common), reason) for aspect, common in along if common)
 
-    def read(self, shadow: Shadow) -> None:
+    def hold_numbered(self, shadow: AxisLabels) -> None:
         """Integers are read: what they number the places of must stay."""
         for own in shadow.numbers:
             self.hold(own.aspect, set(own.dims), own.reason)
 
-    def merged(self, aspects: Iterable[Tensor], joined: bool = False) -> tuple[Tensor, ...]:
+    def merge_aspects(self, aspects: Iterable[Tensor], joined: bool = False) -> tuple[Tensor, ...]:
         """Aspects that vary along a common dimension speak of the same thing: join them, unless they are, and keep the finer one."""
         found: list[Tensor] = []
         for aspect in aspects:
-            own = varying(aspect)
+            own = varying_dims(aspect)
             if not own:
                 continue
             for i, other in enumerate(found):
-                if own & varying(other):
+                if own & varying_dims(other):
                     if not joined:
                         self.join(aspect, other)
-                    found[i] = max(aspect, other, key=lambda a: len(varying(a)))
+                    found[i] = max(aspect, other, key=lambda a: len(varying_dims(a)))
                     break
             else:
                 found.append(aspect)
         return tuple(found)
 
-    def pointwise(self, shape: Sequence[int], operands: Sequence[Shadow]) -> Shadow:
+    def join_elementwise(self, shape: Sequence[int], operands: Sequence[AxisLabels]) -> AxisLabels:
         """Elementwise with broadcasting: labels that meet are joined, labels that meet a fixed size are held."""
         rank = len(shape)
-        aligned = [_aligned(s, rank) for s in operands]
-        if _alike(aligned):
-            return self._joined(shape, aligned)
+        aligned = [_align_rank(s, rank) for s in operands]
+        if _vary_alike(aligned):
+            return self._join_alike(shape, aligned)
         for i, one in enumerate(aligned):
             for aspect in one.aspects:
                 for j, other in enumerate(aligned):
                     if i != j:
                         self._meet(aspect, other, joined=j < i)
-        self._share(aligned)
-        aspects = self.merged((a for s in aligned for a in s.aspects), joined=True)
-        return Shadow(tuple(shape), aspects, all(s.parameter for s in operands), _soft(aligned))
+        self._join_shared_lengths(aligned)
+        aspects = self.merge_aspects((a for s in aligned for a in s.aspects), joined=True)
+        return AxisLabels(
+            tuple(shape), aspects, all(s.parameter for s in operands), _common_flexible_dims(aligned)
+        )
 
-    def _share(self, operands: Sequence[Shadow]) -> None:
+    def _join_shared_lengths(self, operands: Sequence[AxisLabels]) -> None:
         """Soft dimensions that meet have one length: that of labels that meet any of them now or have met it before."""
-        cells: dict[int, list[Cell]] = defaultdict(list)
+        cells: dict[int, list[SharedLength]] = defaultdict(list)
         for operand in operands:
-            for d, cell in operand.soft:
+            for d, cell in operand.flexible:
                 cells[d].append(cell)
         for d, own in cells.items():
             met = [
-                first(a, varying(a) - {d}).flatten() for s in operands for a in s.aspects if d in varying(a)
+                take_first(a, varying_dims(a) - {d}).flatten()
+                for s in operands
+                for a in s.aspects
+                if d in varying_dims(a)
             ]
             for known in [c.labels for c in own if c.labels is not None]:
                 for labels in met[:1]:
@@ -179,54 +184,69 @@ class Algebra:
             for cell in own:
                 cell.labels = met[0] if met else None
 
-    def _joined(self, shape: Sequence[int], operands: Sequence[Shadow]) -> Shadow:
+    def _join_alike(self, shape: Sequence[int], operands: Sequence[AxisLabels]) -> AxisLabels:
         """Operands that vary alike: every place of one meets that place of the others, so that a chain joins them all."""
-        whole, soft, parameter = tuple(shape), _soft(operands), all(s.parameter for s in operands)
+        whole, soft, parameter = (
+            tuple(shape),
+            _common_flexible_dims(operands),
+            all(s.parameter for s in operands),
+        )
         one = operands[0].aspects[0]
         if all(s.aspects[0] is one for s in operands):
             same = next(
                 (
                     s
                     for s in operands
-                    if (s.shape, s.soft, s.parameter, s.over) == (whole, soft, parameter, ())
+                    if (s.shape, s.flexible, s.parameter, s.reduced_over) == (whole, soft, parameter, ())
                 ),
                 None,
             )
-            return Shadow(whole, (one,), parameter, soft) if same is None else same
+            return AxisLabels(whole, (one,), parameter, soft) if same is None else same
         for a, b in pairwise(operands):
             self.join(a.aspects[0], b.aspects[0])
-        return Shadow(whole, (one,), parameter, soft)
+        return AxisLabels(whole, (one,), parameter, soft)
 
-    def _meet(self, aspect: Tensor, other: Shadow, joined: bool) -> None:
-        real = {d for d in varying(aspect) if other.firm(d)}
+    def _meet(self, aspect: Tensor, other: AxisLabels, joined: bool) -> None:
+        real = {d for d in varying_dims(aspect) if other.has_fixed_length(d)}
         for theirs in other.aspects:
-            if varying(theirs) & varying(aspect):
+            if varying_dims(theirs) & varying_dims(aspect):
                 if not joined:
                     self.join(aspect, theirs)
-                real -= varying(theirs)
+                real -= varying_dims(theirs)
         if real:
             self.hold(aspect, real, FIXED)
 
-    def product(self, a: Shadow, b: Shadow, shared: set[int], shape: Sequence[int]) -> Shadow:
+    def follow_product(
+        self, a: AxisLabels, b: AxisLabels, shared: set[int], shape: Sequence[int]
+    ) -> AxisLabels:
         """Batched matrix product over the last dimension of a and the last but one of b: [..., n, k] x [..., k, m].
 
         `shared` are the batch dimensions. Labels along k meet; what varies along the batch stays in the result.
         """
         k_a, k_b = len(a.shape) - 1, len(b.shape) - 2
-        over_a = [self.tie(x, varying(x) - shared - {k_a}) if k_a in varying(x) else x for x in a.aspects]
-        over_b = [self.tie(x, varying(x) - shared - {k_b}) if k_b in varying(x) else x for x in b.aspects]
-        ours = [x.transpose(k_a, k_b) for x in over_a if k_a in varying(x)]  # k in the same place for both
-        theirs = [x for x in over_b if k_b in varying(x)]
+        over_a = [
+            self.tie(x, varying_dims(x) - shared - {k_a}) if k_a in varying_dims(x) else x for x in a.aspects
+        ]
+        over_b = [
+            self.tie(x, varying_dims(x) - shared - {k_b}) if k_b in varying_dims(x) else x for x in b.aspects
+        ]
+        ours = [
+            x.transpose(k_a, k_b) for x in over_a if k_a in varying_dims(x)
+        ]  # k in the same place for both
+        theirs = [x for x in over_b if k_b in varying_dims(x)]
         for x in ours:
             for y in theirs:
                 self.join(x, y)
-        for mine, against, firm in ((ours, theirs, b.firm(k_b)), (theirs, ours, a.firm(k_a))):
+        for mine, against, firm in (
+            (ours, theirs, b.has_fixed_length(k_b)),
+            (theirs, ours, a.has_fixed_length(k_a)),
+        ):
             if not against and firm:
                 for x in mine:
                     self.hold(x, {k_b}, FIXED)
         if not (a.parameter or b.parameter):
             for x in (*ours, *theirs):
-                self.labels.pair(x.numpy())
+                self.labels.note_pair(x.numpy())
         if b.parameter:
             for y in theirs:
                 self.consume(y)
@@ -237,11 +257,13 @@ class Algebra:
             *((x, a.parameter, k_a) for x in over_a),
             *((x, b.parameter, k_b) for x in over_b),
         ):
-            if parameter and k not in varying(x) and varying(x) - shared:
+            if parameter and k not in varying_dims(x) and varying_dims(x) - shared:
                 self.produce(x)
-        kept = [x for x in over_a if k_a not in varying(x)] + [x for x in over_b if k_b not in varying(x)]
-        batch = [self.tie(x, {k_b}) for x in (*ours, *theirs) if varying(x) - {k_b}]
-        return Shadow(tuple(shape), self.merged([*kept, *batch]), a.parameter and b.parameter)
+        kept = [x for x in over_a if k_a not in varying_dims(x)] + [
+            x for x in over_b if k_b not in varying_dims(x)
+        ]
+        batch = [self.tie(x, {k_b}) for x in (*ours, *theirs) if varying_dims(x) - {k_b}]
+        return AxisLabels(tuple(shape), self.merge_aspects([*kept, *batch]), a.parameter and b.parameter)
 
     def consume(self, aspect: Tensor) -> None:
         """These labels of a parameter are summed over: the parameter's dimension is a consumer's input side."""
@@ -251,19 +273,19 @@ class Algebra:
         """These labels of a parameter are those of a product's result: the parameter's dimension is a producer's outputs."""
         self.note_side(aspect, self.labels.produced)
 
-    def alike(self, shadows: Sequence[Shadow]) -> None:
+    def note_twins(self, shadows: Sequence[AxisLabels]) -> None:
         """Parameters that are added, stacked or laid side by side: what a product makes of a dimension of the result, it
         makes of that dimension of each."""
         if len(shadows) < 2 or not all(s.parameter for s in shadows):
             return
         rank = max(len(s.shape) for s in shadows)
-        aligned = [_aligned(s, rank) for s in shadows]
+        aligned = [_align_rank(s, rank) for s in shadows]
         for d in range(rank):
             met = [
                 axis
                 for s in aligned
                 for a in s.aspects
-                if varying(a) == {d} and (axis := self._last_axis(a)) is not None
+                if varying_dims(a) == {d} and (axis := self._last_axis(a)) is not None
             ]
             twins = frozenset().union(*(self.labels.twins.get(axis, {axis}) for axis in met))
             self.labels.twins.update(dict.fromkeys(twins, twins))
@@ -278,74 +300,81 @@ class Algebra:
         if axis is not None:
             found |= self.labels.twins.get(axis, {axis})
 
-    def reduced(self, shadow: Shadow, dims: set[int], keepdim: bool, shape: Sequence[int]) -> Shadow:
+    def reduce_labels(
+        self, shadow: AxisLabels, dims: set[int], keepdim: bool, shape: Sequence[int]
+    ) -> AxisLabels:
         """A sum, mean, maximum over some dimensions."""
-        kept, over = [], tuple(aspect for aspect in shadow.aspects if varying(aspect) & dims)
+        kept, over = [], tuple(aspect for aspect in shadow.aspects if varying_dims(aspect) & dims)
         for aspect in shadow.aspects:
-            common = varying(aspect) & dims
+            common = varying_dims(aspect) & dims
             if common:
-                aspect = self.tie(aspect, common) if varying(aspect) - common else first(aspect, common)
+                aspect = (
+                    self.tie(aspect, common) if varying_dims(aspect) - common else take_first(aspect, common)
+                )
             if not keepdim:
                 aspect = aspect.squeeze(sorted(dims))
-            if varying(aspect):
+            if varying_dims(aspect):
                 kept.append(aspect)
-        return Shadow(tuple(shape), tuple(kept), shadow.parameter, over=over)
+        return AxisLabels(tuple(shape), tuple(kept), shadow.parameter, reduced_over=over)
 
-    def moved(
-        self, shadow: Shadow, change: Callable[[Tensor], Tensor], shape: Sequence[int] | None = None
-    ) -> Shadow:
+    def move_labels(
+        self, shadow: AxisLabels, change: Callable[[Tensor], Tensor], shape: Sequence[int] | None = None
+    ) -> AxisLabels:
         """An operation that only moves elements, carried out on the labels; shape: that of its result, where it is known."""
-        results = [compress(change(aspect.expand(shadow.shape))) for aspect in shadow.aspects]
+        results = [compress_labels(change(aspect.expand(shadow.shape))) for aspect in shadow.aspects]
         for before, after in zip(shadow.aspects, results, strict=True):
-            if len(varying(after)) > max(1, len(varying(before))):
-                self.labels.rectangle(after.numpy())
+            if len(varying_dims(after)) > max(1, len(varying_dims(before))):
+                self.labels.note_rectangle(after.numpy())
         shape = tuple(
             change(torch.empty(1, dtype=torch.bool).expand(shadow.shape)).shape if shape is None else shape
         )
-        return Shadow(
-            shape, self._laid_together(results), shadow.parameter, self._soft(shadow, change, shape)
+        return AxisLabels(
+            shape,
+            self._merge_moved(results),
+            shadow.parameter,
+            self._move_flexible_dims(shadow, change, shape),
         )
 
-    def _soft(
-        self, shadow: Shadow, change: Callable[[Tensor], Tensor], shape: Sequence[int]
-    ) -> frozenset[tuple[int, Cell]]:
+    def _move_flexible_dims(
+        self, shadow: AxisLabels, change: Callable[[Tensor], Tensor], shape: Sequence[int]
+    ) -> frozenset[tuple[int, SharedLength]]:
         """Dimensions along which a moved tensor is alike: those where a count over the firm ones does not vary."""
-        if shape == shadow.shape and not shadow.soft:
+        if shape == shadow.shape and not shadow.flexible:
             return frozenset()
-        firm = [n if shadow.firm(d) else 1 for d, n in enumerate(shadow.shape)]
-        if not shadow.soft and sum(n > 1 for n in shape) <= sum(n > 1 for n in firm):
+        firm = [n if shadow.has_fixed_length(d) else 1 for d, n in enumerate(shadow.shape)]
+        if not shadow.flexible and sum(n > 1 for n in shape) <= sum(n > 1 for n in firm):
             return frozenset()
         moved = change(torch.arange(prod(firm)).view(firm).expand(shadow.shape))
-        alike = set(range(len(shape))) - varying(compress(moved))
+        alike = set(range(len(shape))) - varying_dims(compress_labels(moved))
         kept = frozenset(
             (e, cell)
-            for d, cell in shadow.soft
-            for e in alike & _goes_to(d, shadow.shape, change)
+            for d, cell in shadow.flexible
+            for e in alike & _follow_dim(d, shadow.shape, change)
             if shape[e] == shadow.shape[d]
         )
-        return kept | limp(shape, alike - {e for e, _ in kept})
+        return kept | flexible_dims(shape, alike - {e for e, _ in kept})
 
-    def _laid_together(self, aspects: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    def _merge_moved(self, aspects: Iterable[Tensor]) -> tuple[Tensor, ...]:
         """Aspects that came to vary along a common dimension: labels in step are joined (a diagonal); of two dimensions
         flattened into one, the one with fewer labels keeps its size, so that the other can be cut."""
-        live = [a for a in aspects if varying(a)]
-        if sum(len(varying(a)) for a in live) == len(set().union(*map(varying, live))):
+        live = [a for a in aspects if varying_dims(a)]
+        if sum(len(varying_dims(a)) for a in live) == len(set().union(*map(varying_dims, live))):
             return tuple(live)
         found: list[Tensor] = []
         for aspect in sorted(live, key=lambda a: -len(np.unique(a.numpy()))):
-            other = next((o for o in found if varying(o) & varying(aspect)), None)
+            other = next((o for o in found if varying_dims(o) & varying_dims(aspect)), None)
             if other is None:
                 found.append(aspect)
-            elif _in_step(aspect, other):
+            elif _is_coarser(aspect, other):
                 self.join(aspect, other)
             else:
-                self.hold(aspect, varying(aspect), "it is flattened together with another dimension")
+                self.hold(aspect, varying_dims(aspect), "it is flattened together with another dimension")
         return tuple(found)
 
-    def blocks(self, shadow: Shadow, dim: int, length: int, reason: str) -> None:
+    def hold_blocks(self, shadow: AxisLabels, dim: int, length: int, reason: str) -> None:
         """A dimension is taken apart into equal blocks: the same positions leave all of them. Unequal: it stays."""
         for aspect in shadow.aspects:
-            if dim not in varying(aspect):
+            if dim not in varying_dims(aspect):
                 continue
             size = aspect.shape[dim]
             if length < 1 or size % length:
@@ -354,27 +383,27 @@ class Algebra:
                 parts = torch.unflatten(aspect, dim, (size // length, length))
                 self.join(parts, parts.narrow(dim, 0, 1))
 
-    def convolution(
+    def follow_convolution(
         self,
-        x: Shadow,
-        weight: Shadow,
-        bias: Shadow | None,
+        x: AxisLabels,
+        weight: AxisLabels,
+        bias: AxisLabels | None,
         transposed: bool,
         groups: int,
         shape: Sequence[int],
-    ) -> Shadow:
+    ) -> AxisLabels:
         """Labels of [N, O, ...] from [N, C, ...] and a weight [O, C/groups, ...] ([C, O/groups, ...] when transposed)."""
         x = self.hold_all(x, set(range(len(x.shape))) - {1}, "a convolution slides over it")
         channels = x.shape[1]
         ours = x.aspects[0].flatten() if x.aspects else None
-        rows, columns = _vector(weight, 0), _vector(weight, 1)
+        rows, columns = _labels_along(weight, 0), _labels_along(weight, 1)
         outs, ins = (columns, rows) if transposed else (rows, columns)
         size = shape[1]
         if groups > 1 and groups == channels:  # depthwise: a channel brings its own filters
             if rows is None:
                 for aspect in (*x.aspects, *weight.aspects):
                     self.labels.fix(aspect.numpy(), "every channel has filters that are computed from others")
-                return Shadow(tuple(shape))
+                return AxisLabels(tuple(shape))
             own = rows.repeat_interleave(size // len(rows))
             if ours is None:
                 self.labels.fix(own.numpy(), FIXED)
@@ -402,29 +431,32 @@ class Algebra:
             if out is not None and groups > 1 and not transposed:
                 self.join(out.view(groups, -1), out.view(groups, -1)[:1])
         if out is None:
-            return Shadow(tuple(shape))
+            return AxisLabels(tuple(shape))
         if weight.parameter:
             self.produce(out)
         labelled = out.view([-1 if d == 1 else 1 for d in range(len(shape))])
         if bias is not None and bias.aspects:
             self.join(bias.aspects[0].flatten(), out)
-        return Shadow(tuple(shape), (labelled,) if size > 1 else ())
+        return AxisLabels(tuple(shape), (labelled,) if size > 1 else ())
 
 
-def _goes_to(dim: int, shape: Sequence[int], change: Callable[[Tensor], Tensor]) -> set[int]:
+def _follow_dim(dim: int, shape: Sequence[int], change: Callable[[Tensor], Tensor]) -> set[int]:
     """The dimensions along which what varied along one dimension varies after a move."""
     lone = torch.arange(shape[dim]).view([-1 if d == dim else 1 for d in range(len(shape))])
-    return varying(compress(change(lone.expand(tuple(shape)))))
+    return varying_dims(compress_labels(change(lone.expand(tuple(shape)))))
 
 
-def _soft(operands: Sequence[Shadow]) -> frozenset[tuple[int, Cell]]:
+def _common_flexible_dims(operands: Sequence[AxisLabels]) -> frozenset[tuple[int, SharedLength]]:
     """Dimensions on whose length no operand insists."""
     return frozenset(
-        (d, cell) for s in operands for d, cell in s.soft if not any(o.firm(d) for o in operands)
+        (d, cell)
+        for s in operands
+        for d, cell in s.flexible
+        if not any(o.has_fixed_length(d) for o in operands)
     )
 
 
-def _alike(operands: Sequence[Shadow]) -> bool:
+def _vary_alike(operands: Sequence[AxisLabels]) -> bool:
     """Whether each has one aspect, and all vary along the same dimensions."""
     first = operands[0].aspects
     return (
@@ -434,27 +466,27 @@ def _alike(operands: Sequence[Shadow]) -> bool:
     )
 
 
-def _in_step(aspect: Tensor, finer: Tensor) -> bool:
+def _is_coarser(aspect: Tensor, finer: Tensor) -> bool:
     """Whether every label of the finer aspect meets only one of the other."""
     a, b = np.broadcast_arrays(aspect.numpy(), finer.numpy())
     return len(np.unique(np.stack([a.ravel(), b.ravel()]), axis=1)[0]) <= len(np.unique(finer.numpy()))
 
 
-def _aligned(shadow: Shadow, rank: int) -> Shadow:
+def _align_rank(shadow: AxisLabels, rank: int) -> AxisLabels:
     missing = rank - len(shadow.shape)
     if missing <= 0:
         return shadow
     lead = (1,) * missing
     aspects = tuple(a.view(lead + tuple(a.shape)) for a in shadow.aspects)
-    return Shadow(
+    return AxisLabels(
         lead + shadow.shape,
         aspects,
         shadow.parameter,
-        frozenset((d + missing, cell) for d, cell in shadow.soft),
+        frozenset((d + missing, cell) for d, cell in shadow.flexible),
     )
 
 
-def _vector(weight: Shadow, dim: int) -> Tensor | None:
+def _labels_along(weight: AxisLabels, dim: int) -> Tensor | None:
     """The labels along one dimension of a weight; None where they do not vary along it alone."""
-    found = [a for a in weight.aspects if varying(a) == {dim}]
+    found = [a for a in weight.aspects if varying_dims(a) == {dim}]
     return found[0].flatten() if found else None

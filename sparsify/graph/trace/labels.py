@@ -54,7 +54,7 @@ class Labels:
         self.shapes: list[tuple[str, Ints]] = []
         """(module, labels along a dimension) of every reshape and split that ran in it"""
 
-    def new(self, tensor: str, dim: int, size: int) -> Axis:
+    def add_axis(self, tensor: str, dim: int, size: int) -> Axis:
         axis = Axis(tensor, dim, self.count, size)
         self.axes.append(axis)
         self._firsts.append(self.count)
@@ -72,40 +72,40 @@ class Labels:
         if a.shape == b.shape:
             self._edges.append((a.ravel(), b.ravel()))
         else:
-            self._edges.append(_once(*(v.ravel() for v in np.broadcast_arrays(a, b))))
+            self._edges.append(_remove_duplicates(*(v.ravel() for v in np.broadcast_arrays(a, b))))
 
     def fix(self, labels: Ints, reason: str) -> None:
         """These labels must stay, and why. They are read later: they may not be written into."""
         self._fixed.append((labels, reason))
 
-    def statistics(self, labels: Ints) -> None:
+    def note_statistics(self, labels: Ints) -> None:
         """A statistic (of a normalisation, a mean) is taken over these labels."""
         self._statistics.append(labels)
 
-    def pair(self, labels: Ints) -> None:
+    def note_pair(self, labels: Ints) -> None:
         """A product of two computed tensors (queries and keys) sums over these labels."""
         self._paired.append(labels)
 
-    def rectangle(self, labels: Ints) -> None:
+    def note_rectangle(self, labels: Ints) -> None:
         """Labels that lie in a tensor along several dimensions: what remains must be a rectangle again."""
         self._rectangles.append(labels)
 
-    def sized(self, module: str, labels: Ints) -> None:
+    def note_length(self, module: str, labels: Ints) -> None:
         """A module wrote down the length of this dimension."""
         self.shapes.append((module, labels))
 
-    def classes(self) -> Ints:
+    def find_classes(self) -> Ints:
         """The class of every label: the smallest label that it must leave together with.
 
         Where one dimension was taken apart into several (heads and their features, blocks and positions in them),
         whole rows or whole columns leave: along the one of them that gives the most units.
         """
-        number, edges = self._nodes()
+        number, edges = self._merge_axes()
         (smallest,) = np.nonzero(np.diff(np.maximum.accumulate(number), prepend=-1))
         while True:
             a, b = (number[np.concatenate(ends)] for ends in zip(_NO_EDGE, *edges, strict=True))
-            classes: Ints = smallest[components(len(smallest), a, b)[number]]
-            ties = [tie for labels in self._rectangles for tie in _straightened(classes[labels])]
+            classes: Ints = smallest[find_components(len(smallest), a, b)[number]]
+            ties = [tie for labels in self._rectangles for tie in _find_ties(classes[labels])]
             if not ties:
                 return classes
             known = len(self._edges)
@@ -113,7 +113,7 @@ class Labels:
                 self.join(one, other)
             edges += self._edges[known:]
 
-    def _nodes(self) -> tuple[Ints, list[tuple[Ints, Ints]]]:
+    def _merge_axes(self) -> tuple[Ints, list[tuple[Ints, Ints]]]:
         """(label -> node, ascending with the smallest label of each; the joins that are left).
 
         Most joins are of one whole axis with another (a layer's outputs and what its normalisation holds of them): their
@@ -145,7 +145,7 @@ class Labels:
                 number[first : first + size] = number[one : one + size]
         return number, left
 
-    def reasons(self, classes: Ints) -> tuple[Ints, list[str]]:
+    def why_fixed(self, classes: Ints) -> tuple[Ints, list[str]]:
         """(place in the list or -1, for every class; why a class must stay)."""
         found = list(dict.fromkeys(reason for _, reason in self._fixed))
         at = {reason: number for number, reason in enumerate(found)}
@@ -158,15 +158,15 @@ class Labels:
             found.append("it is tied to something of fixed size")
         return places, found
 
-    def with_statistics(self, classes: Ints) -> NDArray[np.bool_]:
+    def has_statistics(self, classes: Ints) -> NDArray[np.bool_]:
         """Over which classes a statistic is taken."""
-        return self._among(self._statistics, classes)
+        return self._mark_classes(self._statistics, classes)
 
-    def paired(self, classes: Ints) -> NDArray[np.bool_]:
+    def is_paired(self, classes: Ints) -> NDArray[np.bool_]:
         """Over which classes a product without a weight sums."""
-        return self._among(self._paired, classes)
+        return self._mark_classes(self._paired, classes)
 
-    def _among(self, marked: Sequence[Ints], classes: Ints) -> NDArray[np.bool_]:
+    def _mark_classes(self, marked: Sequence[Ints], classes: Ints) -> NDArray[np.bool_]:
         found = np.zeros(self.count, dtype=bool)
         for labels in marked:
             found[classes[labels[labels != 0]]] = True
@@ -180,14 +180,14 @@ def _ascends_by_one(labels: Ints) -> bool:
     return int(labels[-1]) - int(labels[0]) == len(labels) - 1 and bool((labels[1:] > labels[:-1]).all())
 
 
-def _once(a: Ints, b: Ints) -> tuple[Ints, Ints]:
+def _remove_duplicates(a: Ints, b: Ints) -> tuple[Ints, Ints]:
     """Each pair once."""
     pairs = np.sort(a << 32 | b)  # one integer a pair; labels stay below 2^31
     pairs = pairs[np.concatenate(([True], pairs[1:] != pairs[:-1]))]
     return pairs >> 32, pairs & 0xFFFFFFFF
 
 
-def _straightened(field: Ints) -> list[tuple[Ints, Ints]]:
+def _find_ties(field: Ints) -> list[tuple[Ints, Ints]]:
     """What to join so that the classes vary along one dimension only; nothing where they do."""
     dims = [d for d in range(field.ndim) if (field != field.take([0], d)).any()]
     if len(dims) < 2:
@@ -200,7 +200,7 @@ def _straightened(field: Ints) -> list[tuple[Ints, Ints]]:
     return [(field, field.take([0], d)) for d in dims if d != keep]
 
 
-def components(count: int, a: Ints, b: Ints) -> Ints:
+def find_components(count: int, a: Ints, b: Ints) -> Ints:
     """The smallest member of each node's connected component, by hooking and pointer jumping."""
     parent = np.arange(count, dtype=np.int64)
     while len(a):

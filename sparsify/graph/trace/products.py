@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sparsify.graph.trace.axis_labels import Shadow
+from sparsify.graph.trace.axis_labels import AxisLabels
 
 Factor = tuple[Tensor, tuple[int, ...]]
 """a tensor, and the dimension of the product that each of its dimensions is"""
@@ -34,7 +34,7 @@ PRODUCTS = frozenset((*_INDICES, "convolution", "_trilinear"))
 
 
 @dataclass(frozen=True, eq=False)
-class Spent:
+class TracedProduct:
     """One product that ran in a module."""
 
     module: str
@@ -46,22 +46,26 @@ class Spent:
     """the labels of those factors that are computed from parameters alone"""
 
 
-def spent(name: str, module: str, args: Sequence[Any], out: Tensor, of: Callable[[Tensor], Shadow]) -> Spent:
+def trace_product(
+    name: str, module: str, args: Sequence[Any], out: Tensor, of: Callable[[Tensor], AxisLabels]
+) -> TracedProduct:
     """What an operator of PRODUCTS spends on these arguments; of: the labels of a tensor."""
-    lengths, factors, macs = _space(name, args, out)
+    lengths, factors, macs = _read_space(name, args, out)
     shadows = [(of(tensor), dims) for tensor, dims in factors]
     shadows.sort(key=lambda factor: not factor[0].parameter)
     rank = len(lengths)
-    aspects = tuple(_spread(aspect, dims, rank) for shadow, dims in shadows for aspect in shadow.aspects)
+    aspects = tuple(
+        _lay_along_space(aspect, dims, rank) for shadow, dims in shadows for aspect in shadow.aspects
+    )
     parameters = tuple(aspect for shadow, _ in shadows if shadow.parameter for aspect in shadow.aspects)
-    return Spent(module, macs, aspects, parameters)
+    return TracedProduct(module, macs, aspects, parameters)
 
 
-def _space(name: str, args: Sequence[Any], out: Tensor) -> Space:
+def _read_space(name: str, args: Sequence[Any], out: Tensor) -> Space:
     if name == "convolution":
-        return _convolution(args, out)
+        return _read_convolution(args, out)
     if name == "_trilinear":
-        return _trilinear(args)
+        return _read_trilinear(args)
     at, indices, of_factors = _INDICES[name]
     factors = [(args[at + i], tuple(map(indices.index, own))) for i, own in enumerate(of_factors)]
     lengths = [1] * len(indices)
@@ -71,7 +75,7 @@ def _space(name: str, args: Sequence[Any], out: Tensor) -> Space:
     return tuple(lengths), factors, prod(lengths)
 
 
-def _convolution(args: Sequence[Any], out: Tensor) -> Space:
+def _read_convolution(args: Sequence[Any], out: Tensor) -> Space:
     """Each element of the weight is used once at each place of the output, or of the input if transposed."""
     x, weight, transposed = args[0], args[1], args[6]
     places = (x if transposed else out).shape
@@ -79,7 +83,7 @@ def _convolution(args: Sequence[Any], out: Tensor) -> Space:
     return tuple(weight.shape), [(weight, tuple(range(weight.dim())))], macs
 
 
-def _trilinear(args: Sequence[Any]) -> Space:
+def _read_trilinear(args: Sequence[Any]) -> Space:
     """Three tensors get new dimensions until they have one rank, and are multiplied element by element."""
     factors = []
     for tensor, added in zip(args[:3], args[3:6], strict=True):
@@ -92,7 +96,7 @@ def _trilinear(args: Sequence[Any]) -> Space:
     return tuple(lengths), factors, prod(lengths)
 
 
-def _spread(aspect: Tensor, dims: Sequence[int], rank: int) -> Tensor:
+def _lay_along_space(aspect: Tensor, dims: Sequence[int], rank: int) -> Tensor:
     """An aspect of a factor with a dimension for each one of the product."""
     shape = [1] * rank
     for dim, size in zip(dims, aspect.shape, strict=True):

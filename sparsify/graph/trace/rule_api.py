@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from sparsify.graph.trace.axis_labels import Algebra, Shadow
+from sparsify.graph.trace.axis_labels import AxisLabels, LabelAlgebra
 from sparsify.graph.trace.labels import Labels
 
 
@@ -24,13 +24,13 @@ class Follower(Protocol):
     """What a rule needs of whoever follows the labels."""
 
     labels: Labels
-    algebra: Algebra
+    algebra: LabelAlgebra
 
-    def of(self, tensor: Tensor) -> Shadow:
+    def labels_of(self, tensor: Tensor) -> AxisLabels:
         """The shadow of a tensor."""
 
-    def sized(self, shadow: Shadow) -> Shadow:
+    def note_length(self, shadow: AxisLabels) -> AxisLabels:
         """Remember that a shape was written down."""
 
 
-Rule = Callable[[Follower, Op], Shadow | list[Shadow]]
+Rule = Callable[[Follower, Op], AxisLabels | list[AxisLabels]]

@@ -15,14 +15,14 @@ from sparsify.forward.copies import copy_model
 from sparsify.forward.opaque import without_compiling
 from sparsify.graph.trace.meta_kernels import short_name
 
-_CARRYING = frozenset(
+_KEEPS_NUMBERS = frozenset(
     "view _unsafe_view reshape _reshape_alias expand permute transpose t squeeze unsqueeze select slice split unbind chunk "
     "clone _to_copy detach alias contiguous cat stack index index_select gather masked_select masked_fill where clamp "
     "repeat flip roll constant_pad_nd narrow unfold copy lift_fresh".split()
 )
 """operators whose result holds the very numbers that go in"""
-_OF_ROWS = frozenset(["embedding", "_embedding_bag", "_embedding_bag_forward_only"])
-_ALONG = frozenset(
+_LOOKS_UP_ROWS = frozenset(["embedding", "_embedding_bag", "_embedding_bag_forward_only"])
+_INDEXES_ALONG = frozenset(
     [
         "gather",
         "index_select",
@@ -38,7 +38,7 @@ _ALONG = frozenset(
 """operators called as (table, dimension, index, ...)"""
 
 
-def understood(model: nn.Module, inputs: Inputs) -> tuple[Call, ...]:
+def add_names_and_vocabularies(model: nn.Module, inputs: Inputs) -> tuple[Call, ...]:
     """The calls with what the model tells of their inputs: the names of its arguments, and the vocabularies of integers.
 
     The vocabulary of an integer tensor is the number of rows of the smallest table (an embedding, a tensor that is indexed
@@ -48,7 +48,7 @@ def understood(model: nn.Module, inputs: Inputs) -> tuple[Call, ...]:
     named = add_argument_names(model, inputs)
     if not any(_is_integer(tensor) for each in named for tensor in tensors_by_path(each).values()):
         return named
-    found = tuple(_vocabularies(model, each) for each in named)
+    found = tuple(_find_vocabularies(model, each) for each in named)
     return tuple(
         replace(each, vocabularies={**each.vocabularies, **rows})
         for each, rows in zip(named, found, strict=True)
@@ -59,9 +59,9 @@ def _is_integer(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool)
 
 
-def _vocabularies(model: nn.Module, each: Call) -> dict[str, int]:
+def _find_vocabularies(model: nn.Module, each: Call) -> dict[str, int]:
     """Path -> rows, as far as the model runs."""
-    watch = _Indexing()
+    watch = _IndexTracker()
 
     def enter(path: str, tensor: Tensor) -> Tensor:
         own = tensor.clone()
@@ -80,7 +80,7 @@ def _vocabularies(model: nn.Module, each: Call) -> dict[str, int]:
     return watch.rows
 
 
-class _Indexing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _IndexTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Knows which inputs the numbers of a tensor come from, and notes the tables that they index."""
 
     def __init__(self) -> None:
@@ -91,35 +91,35 @@ class _Indexing(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = short_name(func).rstrip("_")
-        for index, rows in _indexed(name, args, kwargs):
-            for path in self._of(index):
+        for index, rows in _indexed_tables(name, args, kwargs):
+            for path in self._origins_of(index):
                 self.rows[path] = min(rows, self.rows.get(path, rows))
         out = func(*args, **kwargs)
-        if name in _CARRYING:
+        if name in _KEEPS_NUMBERS:
             values = args[:1] if name in ("index", "index_select", "gather") else args
-            origin = frozenset(path for value in values for path in self._of(value))
+            origin = frozenset(path for value in values for path in self._origins_of(value))
             for made in out if isinstance(out, list | tuple) else [out]:
                 if origin and isinstance(made, Tensor):
                     self.origins[made] = origin
         return out
 
-    def _of(self, value: Any) -> frozenset[str]:
+    def _origins_of(self, value: Any) -> frozenset[str]:
         if isinstance(value, Tensor):
             found: frozenset[str] = self.origins.get(value, frozenset())  # type: ignore[no-untyped-call]
             return found
         if isinstance(value, list | tuple):
-            return frozenset(path for item in value for path in self._of(item))
+            return frozenset(path for item in value for path in self._origins_of(item))
         return frozenset()
 
 
-def _indexed(name: str, args: Any, kwargs: Mapping[str, Any]) -> Iterator[tuple[Tensor, int]]:
+def _indexed_tables(name: str, args: Any, kwargs: Mapping[str, Any]) -> Iterator[tuple[Tensor, int]]:
     """(index, number of rows of what it indexes) of an operator."""
     table = args[0] if args and isinstance(args[0], Tensor) else None
     if table is None:
         return
-    if name in _OF_ROWS:
+    if name in _LOOKS_UP_ROWS:
         yield args[1], table.shape[0]
-    elif name in _ALONG and table.dim():
+    elif name in _INDEXES_ALONG and table.dim():
         index = args[2] if len(args) > 2 else kwargs.get("index")
         if isinstance(index, Tensor):
             yield index, table.shape[args[1]]

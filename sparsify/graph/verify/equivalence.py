@@ -37,8 +37,8 @@ from sparsify.graph.surgery.fold_constants import (
 )
 from sparsify.graph.surgery.operations import Keep, removed_branches, removed_indices
 from sparsify.graph.trace.labels import Ints
-from sparsify.graph.trace.operators import plain_attention
-from sparsify.graph.trace.zero_branches import silenced
+from sparsify.graph.trace.operators import without_fused_attention
+from sparsify.graph.trace.zero_branches import zero_branches
 from sparsify.graph.verify import masked_statistics
 from sparsify_schemas.report import Verdict
 
@@ -223,7 +223,7 @@ def run_masked_model(
                 gone.setdefault((tensor, dim), set()).update(lost.tolist())
             masked = masked_statistics.run_without_removed(wide, inputs, gone, sums)
         else:
-            with silenced(wide, sums):
+            with zero_branches(wide, sums):
                 masked = run_model(wide, inputs)
     if [t.shape for t in found] != [t.shape for t in masked]:
         raise VerificationError(f"the cut model's outputs changed their shapes{_list_groups(blamed)}")
@@ -275,7 +275,7 @@ def run_and_count_casts(model: nn.Module, inputs: Inputs) -> tuple[list[torch.Te
     with (
         torch.no_grad(),
         torch.random.fork_rng(devices=[]),
-        plain_attention(),
+        without_fused_attention(),
         restore_buffers(model),
         keep_double(model) as mode,
     ):

@@ -17,11 +17,19 @@ from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.graph.model_map import Sum
 from sparsify.graph.precision import keep_double
-from sparsify.graph.trace.axis_labels import Shadow, varying
+from sparsify.graph.trace.axis_labels import AxisLabels, varying_dims
 from sparsify.graph.trace.labels import Labels
-from sparsify.graph.trace.operators import ALONG, DISTANCES, LOSSES, NORMS, REDUCTIONS, axes_of, primitive
-from sparsify.graph.trace.tracer import Watch
-from sparsify.graph.trace.zero_branches import silenced
+from sparsify.graph.trace.operators import (
+    ALONG,
+    DISTANCES,
+    LOSSES,
+    NORMS,
+    REDUCTIONS,
+    decompose_operators,
+    dims_run_over,
+)
+from sparsify.graph.trace.tracer import Tracer
+from sparsify.graph.trace.zero_branches import zero_branches
 
 FURTHER_NORMS = frozenset(["native_layer_norm", "native_group_norm", "_weight_norm_interface"])
 MIXING_OPERATORS = (REDUCTIONS | ALONG | NORMS | DISTANCES | FURTHER_NORMS | frozenset(LOSSES)) - {"glu"}
@@ -31,7 +39,7 @@ PRODUCTS = frozenset(
 )
 
 
-class MaskedTracer(Watch):  # type: ignore[no-untyped-call]
+class MaskedTracer(Tracer):  # type: ignore[no-untyped-call]
     """Watches again, and runs operators that mix elements on the remaining ones."""
 
     def __init__(self, labels: Labels) -> None:
@@ -40,38 +48,38 @@ class MaskedTracer(Watch):  # type: ignore[no-untyped-call]
         self.own: set[int] = set()
         """where the model's own parameters and buffers lie, and views of them"""
 
-    def compute(self, _name: str, func: Any, args: Any, kwargs: Any) -> Any:
+    def run_plain(self, _name: str, func: Any, args: Any, kwargs: Any) -> Any:
         if _name in PRODUCTS:
             args = tuple(self._zero_removed(a) if isinstance(a, Tensor) else a for a in args)
         x = args[0] if args else None
         if not isinstance(x, Tensor) or _name not in MIXING_OPERATORS:
             return func(*args, **kwargs)
-        shadow = self._join_operands(x, args) if _name in LOSSES else self.of(x)
+        shadow = self._join_operands(x, args) if _name in LOSSES else self.labels_of(x)
         kept = {
             dim: stays.to(x.device)
-            for dim in axes_of(_name, args, kwargs)
+            for dim in dims_run_over(_name, args, kwargs)
             if (stays := self._kept_indices(shadow, dim)) is not None
         }
         return self._run_on_kept(_name, func, args, kwargs, kept) if kept else func(*args, **kwargs)
 
-    def _join_operands(self, x: Tensor, args: Any) -> Shadow:
+    def _join_operands(self, x: Tensor, args: Any) -> AxisLabels:
         """The labels of all operands of a loss."""
-        return self.algebra.pointwise(
-            x.shape, [self.of(value) for value in args if isinstance(value, Tensor)]
+        return self.algebra.join_elementwise(
+            x.shape, [self.labels_of(value) for value in args if isinstance(value, Tensor)]
         )
 
     def _zero_removed(self, tensor: Tensor) -> Tensor:
         """A weight that was computed from others, with zeros where a removed unit lies."""
-        shadow = self.of(tensor)
+        shadow = self.labels_of(tensor)
         if not shadow.parameter or tensor.untyped_storage().data_ptr() in self.own:
             return tensor
         gone = [self.removed[aspect].to(tensor.device) for aspect in shadow.aspects]
         return reduce(lambda t, own: t.masked_fill(own, 0.0), gone, tensor)
 
-    def _kept_indices(self, shadow: Shadow, dim: int) -> Tensor | None:
+    def _kept_indices(self, shadow: AxisLabels, dim: int) -> Tensor | None:
         """Indices along a dimension at which something remains; None when all do."""
         for aspect in shadow.aspects:
-            if dim in varying(aspect):
+            if dim in varying_dims(aspect):
                 stays = (~self.removed[aspect]).movedim(dim, 0).reshape(aspect.shape[dim], -1).any(1)
                 if not bool(stays.all()):
                     return torch.nonzero(stays).flatten()
@@ -132,12 +140,12 @@ def run_without_removed(
         for index in gone.get((axis.tensor, axis.dim), ()):
             mode.removed[axis.first + index] = True
     with (
-        primitive(model),
+        decompose_operators(model),
         torch.random.fork_rng(devices=[]),
         restore_buffers(model),
         keep_double(model),
         mode,
-        silenced(model, sums),
+        zero_branches(model, sums),
     ):
         seed_generators(0)
         return list(float_tensors(call_model(model, inputs)))

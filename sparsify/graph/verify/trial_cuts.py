@@ -21,7 +21,7 @@ from sparsify.graph.proportional_groups import bundle_groups
 from sparsify.graph.residual_branches import find_branches
 from sparsify.graph.surgery import operations
 from sparsify.graph.surgery.operations import Keep
-from sparsify.graph.trace.meta_kernels import Described
+from sparsify.graph.trace.meta_kernels import FastMeta
 from sparsify.graph.verify.equivalence import (
     TOLERANCE,
     TRIAL_TOLERANCE,
@@ -226,7 +226,7 @@ class _MetaTrials:
 
     def _run(self, model: nn.Module, training: bool) -> list[torch.Size] | None:
         try:
-            with torch.no_grad(), without_compiling(), Described():  # type: ignore[no-untyped-call]
+            with torch.no_grad(), without_compiling(), FastMeta():  # type: ignore[no-untyped-call]
                 return [t.shape for t in float_tensors(call_model(model.train(training), self.inputs))]
         except Exception as error:
             self.error = error

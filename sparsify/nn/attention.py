@@ -35,8 +35,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         batched = query.dim() == 3
         first = self.batch_first and batched
         ours = [x if first else x.transpose(0, 1) if batched else x.unsqueeze(0) for x in (query, key, value)]
-        q, k, v = self._projected(*ours)
-        mask = self._mask(
+        q, k, v = self._project(*ours)
+        mask = self._make_mask(
             q,
             k,
             attn_mask,
@@ -55,7 +55,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         y = self.out_proj(y.transpose(1, 2).flatten(2))
         return (y if first else y.transpose(0, 1) if batched else y.squeeze(0)), weights
 
-    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """Queries, keys and values by head: [N, heads, L or S, head_dim]."""
         packed = self.in_proj_weight
         weights = (
@@ -74,20 +74,22 @@ class MultiheadAttention(nn.MultiheadAttention):
             k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
         return [x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2) for x in (q, k, v)]
 
-    def _mask(self, q: Tensor, k: Tensor, attn_mask: Tensor | None, padding: Tensor | None) -> Tensor | None:
+    def _make_mask(
+        self, q: Tensor, k: Tensor, attn_mask: Tensor | None, padding: Tensor | None
+    ) -> Tensor | None:
         """What is added to the scores [N, heads, L, S]; keys that the module itself adds are never masked."""
         found = None
         if attn_mask is not None:
-            found = _added(
+            found = _as_additive_mask(
                 attn_mask if attn_mask.dim() == 2 else attn_mask.view(*q.shape[:2], *attn_mask.shape[1:]), q
             )
         if padding is not None:
-            own = _added(padding, q)[:, None, None]
+            own = _as_additive_mask(padding, q)[:, None, None]
             found = own if found is None else found + own
         return None if found is None else F.pad(found, (0, k.shape[2] - found.shape[-1]))
 
 
-def _added(mask: Tensor, like: Tensor) -> Tensor:
+def _as_additive_mask(mask: Tensor, like: Tensor) -> Tensor:
     """A mask as what is added to scores: -inf where a mask of truth values says so."""
     return (
         torch.zeros_like(mask, dtype=like.dtype, device=like.device).masked_fill(
@@ -117,10 +119,10 @@ def can_adopt(module: nn.Module) -> bool:
     if "parametrizations" in module._modules:
         return False
     subclasses = kind.__mro__[: kind.__mro__.index(nn.MultiheadAttention)]
-    return not any(_computes_otherwise(each) for each in subclasses)
+    return not any(_overrides_computation(each) for each in subclasses)
 
 
-def _computes_otherwise(kind: type[Any]) -> bool:
+def _overrides_computation(kind: type[Any]) -> bool:
     """Whether a subclass of torch's defines anew what torch's class, nn.Module or our class defines."""
     known = {name for base in MultiheadAttention.__mro__[:-1] for name in vars(base)}
     return bool(vars(kind).keys() & known - _SAFE_TO_OVERRIDE - _WRITTEN_BY_PYTHON)
@@ -139,14 +141,14 @@ def adopt(model: nn.Module, name: str) -> None:
         what = type(module).__name__
         raise TypeError(f"'{name}' is a {what}, which does not compute as a MultiheadAttention of torch")
     assert isinstance(module, nn.MultiheadAttention)
-    module.__class__ = _ours(type(module))  # type: ignore[arg-type]
+    module.__class__ = _make_class(type(module))  # type: ignore[arg-type]
     module._qkv_same_embed_dim = False
     for outer in model.modules():
         if isinstance(outer, nn.TransformerEncoder) and any(inner is module for inner in outer.modules()):
             outer.use_nested_tensor = False
 
 
-def class_before(kind: type[Any]) -> type[Any]:
+def original_class(kind: type[Any]) -> type[Any]:
     """The class that a module of this class had before it was adopted; any other class as it is."""
     if not issubclass(kind, MultiheadAttention):
         return kind
@@ -154,19 +156,19 @@ def class_before(kind: type[Any]) -> type[Any]:
 
 
 @cache
-def _ours(kind: type[Any]) -> type[Any]:
+def _make_class(kind: type[Any]) -> type[Any]:
     """Our class in place of torch's or of a subclass of torch's."""
     if kind is nn.MultiheadAttention:
         return MultiheadAttention
-    own = {"__module__": kind.__module__, "__reduce_ex__": _reduced}
+    own = {"__module__": kind.__module__, "__reduce_ex__": _reduce_module}
     return type(kind.__name__, (MultiheadAttention, kind), own)
 
 
-def _reduced(module: nn.Module, _protocol: SupportsIndex) -> tuple[Any, ...]:
+def _reduce_module(module: nn.Module, _protocol: SupportsIndex) -> tuple[Any, ...]:
     """How a copy or a pickle makes one of a class that no module of Python holds by its name."""
-    return _empty, (class_before(type(module)),), module.__dict__
+    return _make_empty, (original_class(type(module)),), module.__dict__
 
 
-def _empty(kind: type[Any]) -> nn.Module:
-    ours: type[nn.Module] = _ours(kind)  # type: ignore[arg-type]
+def _make_empty(kind: type[Any]) -> nn.Module:
+    ours: type[nn.Module] = _make_class(kind)  # type: ignore[arg-type]
     return ours.__new__(ours)

@@ -14,7 +14,7 @@ class Bypassed(nn.Module):
         self.returns = returns
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return _returned(_first(args, kwargs), self.returns)
+        return _wrap_result(_first_tensor(args, kwargs), self.returns)
 
 
 class Silenced(nn.Module):
@@ -25,10 +25,10 @@ class Silenced(nn.Module):
         self.returns = returns
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return _returned(torch.zeros_like(_first(args, kwargs)), self.returns)
+        return _wrap_result(torch.zeros_like(_first_tensor(args, kwargs)), self.returns)
 
 
-def put(model: nn.Module, name: str, stub: nn.Module) -> None:
+def replace_module(model: nn.Module, name: str, stub: nn.Module) -> None:
     """Replace a module; plain values that it was known by (a layer's number or kind) stay readable on the stub, and its
     parameters read None. Layers of torch around it that would read those in a fused path no longer take it."""
     parent, _, child = name.rpartition(".")
@@ -49,12 +49,12 @@ def put(model: nn.Module, name: str, stub: nn.Module) -> None:
             outer.use_nested_tensor = False
 
 
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor):
             return value
     raise TypeError("a module that left with a residual branch was called without a tensor")
 
 
-def _returned(value: Tensor, returns: tuple[bool, ...]) -> Any:
+def _wrap_result(value: Tensor, returns: tuple[bool, ...]) -> Any:
     return tuple([value if here else None for here in returns]) if returns else value

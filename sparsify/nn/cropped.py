@@ -26,7 +26,9 @@ class _Cropped:
     crops: tuple[int, ...]
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        made: Tensor = super()._conv_forward(trimmed(input, self.pads, self.mode, self.crops), weight, bias)  # type: ignore[misc]
+        made: Tensor = super()._conv_forward(
+            pad_and_crop(input, self.pads, self.mode, self.crops), weight, bias
+        )  # type: ignore[misc]
         return made
 
     def extra_repr(self) -> str:
@@ -53,7 +55,7 @@ CROPPED: dict[type[Any], type[Any]] = {
 PLAIN: dict[type[Any], type[Any]] = {cropped: plain for plain, cropped in CROPPED.items()}
 
 
-def trimmed(x: Tensor, pads: tuple[int, ...], mode: str, crops: tuple[int, ...]) -> Tensor:
+def pad_and_crop(x: Tensor, pads: tuple[int, ...], mode: str, crops: tuple[int, ...]) -> Tensor:
     """Pad as the layer did, then take off what the kernel no longer sees. In two steps, as a map may be smaller than its crop."""
     if any(pads):
         x = F.pad(x, pads, "constant" if mode == "zeros" else mode)
@@ -65,30 +67,30 @@ def can_crop(module: nn.Module) -> bool:
     return type(module) in CROPPED or type(module) in PLAIN
 
 
-def grids(weight: Tensor) -> tuple[Grid, ...]:
+def find_grids(weight: Tensor) -> tuple[Grid, ...]:
     """The coarsest grid along each spatial dimension that holds every live position; one position where all are dead."""
     live = (weight.detach() != 0).flatten(0, 1).any(0)
     return tuple(
-        _grid(
+        _find_grid(
             torch.nonzero(live.movedim(d, 0).flatten(1).any(1) if live.dim() > 1 else live).flatten().tolist()
         )
         for d in range(live.dim())
     )
 
 
-def _grid(places: list[int]) -> Grid:
+def _find_grid(places: list[int]) -> Grid:
     if len(places) < 2:
         return (places[0] if places else 0, 1, 1)
     step = gcd(*(place - places[0] for place in places))
     return places[0], step, (places[-1] - places[0]) // step + 1
 
 
-def whole(kernel: tuple[int, ...]) -> tuple[Grid, ...]:
+def full_grids(kernel: tuple[int, ...]) -> tuple[Grid, ...]:
     """The grids of a kernel that keeps every position."""
     return tuple((0, 1, size) for size in kernel)
 
 
-def select(tensor: Tensor, kept: tuple[Grid, ...]) -> Tensor:
+def select_positions(tensor: Tensor, kept: tuple[Grid, ...]) -> Tensor:
     """What a weight, or a tensor of its shape, keeps."""
     for dim, (first, step, count) in enumerate(kept, start=2):
         tensor = tensor.index_select(
@@ -97,10 +99,10 @@ def select(tensor: Tensor, kept: tuple[Grid, ...]) -> Tensor:
     return tensor
 
 
-def crop(conv: Conv, kept: tuple[Grid, ...]) -> None:
+def crop_convolution(conv: Conv, kept: tuple[Grid, ...]) -> None:
     """Set the attributes of a convolution whose weight has been cropped to `kept`."""
-    lost = tuple(_lost(conv, kept))
-    pads, mode, crops = padding(conv)
+    lost = tuple(_count_lost_reach(conv, kept))
+    pads, mode, crops = read_padding(conv)
     conv.dilation = tuple(
         d * step if count > 1 else 1 for d, (_, step, count) in zip(conv.dilation, kept, strict=True)
     )
@@ -126,7 +128,7 @@ def _set_padding(conv: Conv, pads: tuple[int, ...]) -> None:
     conv._reversed_padding_repeated_twice = list(pads)
 
 
-def padding(conv: Conv) -> tuple[tuple[int, ...], str, tuple[int, ...]]:
+def read_padding(conv: Conv) -> tuple[tuple[int, ...], str, tuple[int, ...]]:
     """(pads, mode, crops) of a convolution, in F.pad's order: last dimension first, before and after."""
     if isinstance(conv, _Cropped):
         return conv.pads, conv.mode, conv.crops
@@ -137,7 +139,7 @@ def padding(conv: Conv) -> tuple[tuple[int, ...], str, tuple[int, ...]]:
     return pads, conv.padding_mode, (0,) * len(pads)
 
 
-def _lost(conv: Conv, kept: tuple[Grid, ...]) -> Iterator[int]:
+def _count_lost_reach(conv: Conv, kept: tuple[Grid, ...]) -> Iterator[int]:
     """What the kernel's reach shrinks by, as negative pads: last dimension first, before and after."""
     for size, dilation, (first, step, count) in reversed(
         list(zip(conv.kernel_size, conv.dilation, kept, strict=True))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsify.nn.cropped import PLAIN, Conv, padding, trimmed
+from sparsify.nn.cropped import PLAIN, Conv, pad_and_crop, read_padding
 
 CONVOLVE = (F.conv1d, F.conv2d, F.conv3d)
 
@@ -22,7 +22,7 @@ class _GatheredConv:
     """weight: [outputs, live columns], ordered by kernel position, then channel."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        x = trimmed(x, self.pads, self.mode, self.crops)
+        x = pad_and_crop(x, self.pads, self.mode, self.crops)
         sizes = [
             (n - reach) // s + 1 for n, reach, s in zip(x.shape[2:], self.reach, self.stride, strict=True)
         ]
@@ -82,30 +82,30 @@ def can_gather(module: nn.Module) -> bool:
     return plain in GATHERED and getattr(module, "groups", 1) == 1
 
 
-def live_columns(weight: Tensor) -> list[int]:
+def find_live_columns(weight: Tensor) -> list[int]:
     """Columns of the weight as the matrix [outputs, the rest] that are not all zero; the first where all are."""
     return torch.nonzero((weight.detach() != 0).flatten(1).any(0)).flatten().tolist() or [0]
 
 
-def ordered(columns: list[int], kernel: int) -> list[int]:
+def order_columns(columns: list[int], kernel: int) -> list[int]:
     """By kernel position, then channel: as a gathered weight has them."""
     return sorted(columns, key=lambda column: (column % kernel, column))
 
 
-def select(tensor: Tensor, columns: list[int]) -> Tensor:
+def select_columns(tensor: Tensor, columns: list[int]) -> Tensor:
     """What a weight, or a tensor of its shape, keeps."""
-    order = ordered(columns, prod(tensor.shape[2:]))
+    order = order_columns(columns, prod(tensor.shape[2:]))
     return tensor.flatten(1).index_select(1, torch.tensor(order, device=tensor.device))
 
 
-def gather(module: nn.Linear | Conv, columns: list[int]) -> None:
+def gather_inputs(module: nn.Linear | Conv, columns: list[int]) -> None:
     """Turn a layer whose weight has been gathered into one that gathers its input alike."""
     device = module.weight.device
     if isinstance(module, nn.Linear):
         module.__class__ = GatheredLinear
         module.register_buffer("columns", torch.tensor(columns, device=device), persistent=False)
         return
-    pads, mode, crops = padding(module)
+    pads, mode, crops = read_padding(module)
     kernel = module.kernel_size
     places = list(
         product(
@@ -118,7 +118,7 @@ def gather(module: nn.Linear | Conv, columns: list[int]) -> None:
     reach = tuple((size - 1) * dilation + 1 for size, dilation in zip(kernel, module.dilation, strict=True))
     taps = [
         (tap, [c // len(places) for c in own])
-        for tap, own in groupby(ordered(columns, len(places)), lambda c: c % len(places))
+        for tap, own in groupby(order_columns(columns, len(places)), lambda c: c % len(places))
     ]
     module.__class__ = GATHERED[PLAIN.get(type(module), type(module))]
     vars(module).update(

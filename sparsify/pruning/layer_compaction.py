@@ -103,7 +103,7 @@ def _columns(module: nn.Module) -> int:
 
 
 def _live(module: nn.Module) -> list[int]:
-    return gathered.live_columns(module.get_parameter("weight"))
+    return gathered.find_live_columns(module.get_parameter("weight"))
 
 
 def _shared(model: nn.Module) -> set[int]:
@@ -119,8 +119,8 @@ def _cropped(name: str, module: nn.Module) -> Crop | None:
     if not cropped.can_crop(module):
         return None
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    kernel, grids = tuple(module.kernel_size), cropped.grids(module.weight)
-    return None if grids == cropped.whole(kernel) else Crop(module=name, kernel=kernel, grids=grids)
+    kernel, grids = tuple(module.kernel_size), cropped.find_grids(module.weight)
+    return None if grids == cropped.full_grids(kernel) else Crop(module=name, kernel=kernel, grids=grids)
 
 
 def _obstacle(module: nn.Module, shared: set[int]) -> str:

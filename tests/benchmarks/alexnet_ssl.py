@@ -85,8 +85,8 @@ class Scattered(nn.Module):
                 torch.randperm(every, generator=torch.Generator().manual_seed(group))[:columns].tolist()
             )
             if columns < every:
-                part.weight = nn.Parameter(gathered.select(part.weight.detach(), live))
-                gathered.gather(part, live)
+                part.weight = nn.Parameter(gathered.select_columns(part.weight.detach(), live))
+                gathered.gather_inputs(part, live)
             self.parts.append(part)
 
     def forward(self, x: Tensor) -> Tensor:

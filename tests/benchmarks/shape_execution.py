@@ -55,14 +55,14 @@ def reshaped(conv: nn.Conv2d, mask: Tensor, gather: bool = False) -> tuple[nn.Co
         zeros.weight.mul_(mask)
     model = nn.Sequential(deepcopy(zeros))
     if gather:
-        live = gathered_layers.live_columns(zeros.weight)
+        live = gathered_layers.find_live_columns(zeros.weight)
         compact_layers.compact_layers(
             model, [Gather(module="0", size=mask.numel(), keep=operations.to_ranges(live))]
         )
     else:
         compact_layers.compact_layers(
             model,
-            [Crop(module="0", kernel=tuple(conv.kernel_size), grids=cropped_layers.grids(zeros.weight))],
+            [Crop(module="0", kernel=tuple(conv.kernel_size), grids=cropped_layers.find_grids(zeros.weight))],
         )
     return zeros, model
 

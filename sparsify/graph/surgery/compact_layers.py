@@ -16,12 +16,12 @@ def compact_layers(model: nn.Module, operations: Iterable[Crop | Gather]) -> Non
         match op:
             case Crop():
                 conv = _find_croppable(model, op)
-                _replace_weight(conv, lambda t, kept=op.grids: cropped.select(t, kept))  # type: ignore[misc]
-                cropped.crop(conv, op.grids)
+                _replace_weight(conv, lambda t, kept=op.grids: cropped.select_positions(t, kept))  # type: ignore[misc]
+                cropped.crop_convolution(conv, op.grids)
             case Gather():
                 layer, columns = _find_gatherable(model, op)
-                _replace_weight(layer, lambda t, columns=columns: gathered.select(t, columns))  # type: ignore[misc]
-                gathered.gather(layer, columns)
+                _replace_weight(layer, lambda t, columns=columns: gathered.select_columns(t, columns))  # type: ignore[misc]
+                gathered.gather_inputs(layer, columns)
 
 
 def _replace_weight(module: nn.Module, select: Callable[[Tensor], Tensor]) -> None:

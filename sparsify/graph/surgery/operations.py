@@ -22,7 +22,7 @@ from sparsify.graph.surgery.stale_widths import is_explained
 from sparsify.graph.surgery.width_names import Meaning, read_meaning
 from sparsify.graph.trace.labels import Ints
 from sparsify.nn import attention
-from sparsify.nn.bypass import Bypassed, Silenced, put
+from sparsify.nn.bypass import Bypassed, Silenced, replace_module
 from sparsify_schemas.cuts import (
     AddBias,
     Bypass,
@@ -393,7 +393,7 @@ def _copy_narrowed(
         )
     copy = copy_with(model, fresh)
     for stub in stubs:
-        put(copy, stub.module, (Silenced if isinstance(stub, Silence) else Bypassed)(stub.returns))
+        replace_module(copy, stub.module, (Silenced if isinstance(stub, Silence) else Bypassed)(stub.returns))
     for _, module in walk_modules(copy):
         if isinstance(module, nn.RNNBase):  # it keeps a list of its weights beside its parameters
             module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]

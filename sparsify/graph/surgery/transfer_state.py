@@ -87,10 +87,10 @@ def _changes_by_parameter(cuts: Cuts) -> Mapping[str, _ParameterChange]:
         if isinstance(op, Narrow):
             found[op.tensor].steps.append((op.dim, to_indices(op.keep)))
         elif isinstance(op, Crop):
-            found[f"{op.module}.weight"].reshapes.append(partial(cropped.select, kept=op.grids))
+            found[f"{op.module}.weight"].reshapes.append(partial(cropped.select_positions, kept=op.grids))
         elif isinstance(op, Gather):
             found[f"{op.module}.weight"].reshapes.append(
-                partial(gathered.select, columns=to_indices(op.keep).tolist())
+                partial(gathered.select_columns, columns=to_indices(op.keep).tolist())
             )
     return found
 

@@ -53,7 +53,7 @@ def drawn(rng: random.Random, dims: int) -> tuple[nn.Module, Tensor]:
 
 def cropping_of(name: str, conv: nn.Module) -> Crop:
     assert isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    return Crop(module=name, kernel=tuple(conv.kernel_size), grids=cropped_layers.grids(conv.weight))
+    return Crop(module=name, kernel=tuple(conv.kernel_size), grids=cropped_layers.find_grids(conv.weight))
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -76,7 +76,9 @@ def test_crop_and_gather_are_exact(seed: int) -> None:
             assert cropped[0].weight.numel() <= conv.weight.numel()
             if conv.groups == 1:
                 weight = cropped[0].weight
-                op = Gather(module="0", size=weight[0].numel(), keep=to_ranges(gathered.live_columns(weight)))
+                op = Gather(
+                    module="0", size=weight[0].numel(), keep=to_ranges(gathered.find_live_columns(weight))
+                )
                 compact_layers(cropped, [op])
                 torch.testing.assert_close(cropped(x), wanted, rtol=1e-12, atol=1e-12)
                 assert set(cropped.state_dict()) == set(model.state_dict())
@@ -195,7 +197,7 @@ def test_every_dimension_of_a_kernel() -> None:
     """grids against a search over all subsets of a small kernel."""
     for live in product((0, 1), repeat=5):
         weight = torch.tensor(live, dtype=torch.float32).view(1, 1, 5)
-        first, step, count = cropped_layers.grids(weight)[0]
+        first, step, count = cropped_layers.find_grids(weight)[0]
         kept = {first + step * i for i in range(count)}
         places = {i for i, v in enumerate(live) if v}
         assert places <= kept and max(kept) < 5

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsify.cost.latency_model import Clock
+from sparsify.cost.latency_model import LatencyModel
 from sparsify.graph.model_map import Coupled, Lifetimes, ModelMap, Product, Run, Span, Tensor
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.units import Share
@@ -24,19 +24,19 @@ class Costs:
     its module is in. MACs of no product count as constant: there the prediction is never too low.
     """
 
-    def __init__(self, map: ModelMap, clocks: Sequence[Clock] = ()) -> None:
+    def __init__(self, map: ModelMap, clocks: Sequence[LatencyModel] = ()) -> None:
         self._clocks = tuple(clocks)
         self._tensors = map.tensors
-        self._products = map.products or tuple(_by_weight(map))
+        self._products = map.products or tuple(_make_products(map))
         self._fixed_macs = map.macs - sum(product.macs for product in self._products)
         self._lengths = lengths = _Lengths(map)
-        self._places = [[lengths.place(*dim) for dim in _whole(tensor)] for tensor in map.tensors]
+        self._places = [[lengths.place(*dim) for dim in _list_dims(tensor)] for tensor in map.tensors]
         self._numels = _Volumes(self._places, lengths)
         self._itemsizes = np.array([tensor.itemsize for tensor in map.tensors], dtype=np.int64)
         self._parameters = np.array([tensor.parameter for tensor in map.tensors], dtype=np.int64)
         spaces = [[lengths.place(*dim) for dim in product.dims] for product in self._products]
         self._spaces = _Volumes(spaces, lengths)
-        dense = self._spaces.of(lengths.left({}))
+        dense = self._spaces.of(lengths.after_removing({}))
         self._each = np.array([product.macs for product in self._products]) / np.maximum(dense, 1.0)
         """MACs of each product for one combination of indices"""
         self._tensors_of, self._products_of = dict[str, Counts](), dict[str, Counts]()
@@ -46,14 +46,14 @@ class Costs:
             inside = [place for place, product in enumerate(self._products) if branch.holds(product.module)]
             self._tensors_of[branch.name] = np.array(own, dtype=np.int64)
             self._products_of[branch.name] = np.array(inside, dtype=np.int64)
-        self._lives = None if map.lifetimes is None else _Lives(map.lifetimes)
+        self._lives = None if map.lifetimes is None else _MemoryModel(map.lifetimes)
 
     def of(self, gone: Mapping[str, Sequence[int]], *, smooth: bool = False) -> dict[str, float]:
         """{'macs', 'params', 'bytes', 'latency.<target>', 'peak_memory'} with the listed units of each coupled group removed.
 
         smooth: moments near the peak of memory count too, as they are the peak once others have shrunk: for prices.
         """
-        lengths = self._lengths.left(gone)
+        lengths = self._lengths.after_removing(gone)
         numels, spent = self._numels.of(lengths), self._each * self._spaces.of(lengths)
         for name in self._tensors_of.keys() & gone.keys():
             if len(gone[name]):
@@ -64,14 +64,14 @@ class Costs:
         found = {"macs": macs, "params": params, "bytes": size}
         if self._clocks:
             shapes = self.shapes(gone)
-            found |= {latency(clock.target): clock.ms(shapes) for clock in self._clocks}
+            found |= {latency_key(clock.target): clock.ms(shapes) for clock in self._clocks}
         return (
-            found if self._lives is None else found | {"peak_memory": size + self._lives.most(gone, smooth)}
+            found if self._lives is None else found | {"peak_memory": size + self._lives.peak(gone, smooth)}
         )
 
     def shapes(self, gone: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
         """Tensor -> its shape with the listed units of each coupled group removed; of no elements where it leaves as a whole."""
-        lengths = self._lengths.left(gone).tolist()
+        lengths = self._lengths.after_removing(gone).tolist()
         found = {
             tensor.name: tuple(lengths[place] for place in places)
             for tensor, places in zip(self._tensors, self._places, strict=True)
@@ -99,7 +99,7 @@ class Costs:
     @cached_property
     def dense(self) -> dict[str, float]:
         """The costs of the model as it is; its milliseconds as measured, where they were."""
-        measured = {latency(c.target): c.dense_ms for c in self._clocks}
+        measured = {latency_key(c.target): c.dense_ms for c in self._clocks}
         return self.of({}) | {what: ms for what, ms in measured.items() if ms is not None}
 
 
@@ -121,12 +121,12 @@ class _Lengths:
         place = self._known.setdefault((length, runs), known)
         for run in runs if place == known else ():
             for group, span in self._spans.get((run.tensor, run.dim), ()):
-                own = _per_unit(run, span, group.width)
+                own = _count_per_unit(run, span, group.width)
                 if own.any():
                     self._per_unit[group.name][place] = self._per_unit[group.name].get(place, 0) + own
         return place
 
-    def left(self, gone: Mapping[str, Sequence[int]]) -> Counts:
+    def after_removing(self, gone: Mapping[str, Sequence[int]]) -> Counts:
         """Every length with the listed units of each coupled group removed."""
         dense, even, uneven = self._rates
         lengths = dense.copy()
@@ -153,7 +153,7 @@ class _Lengths:
         return np.array([length for length, _ in self._known], dtype=np.int64), even, uneven
 
 
-def _per_unit(run: Run, span: Span, width: int) -> Counts:
+def _count_per_unit(run: Run, span: Span, width: int) -> Counts:
     """How many indices of a run go with each unit of a coupled group, by one of its spans."""
     found = np.zeros(width, dtype=np.int64)
     start, end = max(run.start, span.start), min(run.start + run.count, span.start + span.units * span.repeat)
@@ -183,7 +183,7 @@ class _Volumes:
         return found
 
 
-class _Lives:
+class _MemoryModel:
     """Bytes alive at each operator, as a function of how many units are gone."""
 
     def __init__(self, lifetimes: Lifetimes) -> None:
@@ -201,7 +201,7 @@ class _Lives:
             for name, own in slopes.items()
         }
 
-    def most(self, gone: Mapping[str, Sequence[int]], smooth: bool) -> float:
+    def peak(self, gone: Mapping[str, Sequence[int]], smooth: bool) -> float:
         """At the peak, inputs included; smooth: the 8-norm over the operators in place of their maximum."""
         sizes = self._bytes.copy()
         for name, (places, per_unit) in self._slopes.items():
@@ -213,27 +213,27 @@ class _Lives:
         return self._inputs + float((alive**8).mean() ** 0.125 if smooth else alive.max(initial=0.0))
 
 
-def latency(target: str) -> str:
+def latency_key(target: str) -> str:
     """How a target's milliseconds are called among the costs."""
     return f"latency.{target}"
 
 
-def _whole(tensor: Tensor) -> Iterator[tuple[int, tuple[Run, ...]]]:
+def _list_dims(tensor: Tensor) -> Iterator[tuple[int, tuple[Run, ...]]]:
     """The dimensions of a tensor, as those of a product."""
     for dim, size in enumerate(tensor.shape):
         yield size, (Run(tensor.name, dim, 0, size),)
 
 
-def _by_weight(map: ModelMap) -> Iterator[Product]:
+def _make_products(map: ModelMap) -> Iterator[Product]:
     """Products of a map without any: a layer's MACs go with its weight, unless an earlier layer owns it."""
     owned = {tensor.name: tensor for tensor in map.tensors}
     for layer in map.layers:
         for name in layer.weights:
             if name in owned:
-                yield Product(layer.name, layer.macs, tuple(_whole(owned[name])), name)
+                yield Product(layer.name, layer.macs, tuple(_list_dims(owned[name])), name)
 
 
-def limits(budget: Budget, dense: Mapping[str, float]) -> dict[str, float]:
+def absolute_limits(budget: Budget, dense: Mapping[str, float]) -> dict[str, float]:
     """The budget in absolute numbers; latencies only of targets that `dense` knows."""
     found: dict[str, float] = {}
     for what in ("macs", "params", "bytes", "peak_memory"):
@@ -241,7 +241,7 @@ def limits(budget: Budget, dense: Mapping[str, float]) -> dict[str, float]:
         if limit is not None and what in dense:
             found[what] = limit.fraction * dense[what] if isinstance(limit, Share) else limit.count
     for target, wish in budget.latency.items():
-        what = latency(target)
+        what = latency_key(target)
         if what in dense:
             found[what] = wish.fraction * dense[what] if isinstance(wish, Share) else wish.milliseconds
     if budget.accuracy_drop is not None and not found:

@@ -73,8 +73,8 @@ class Surface:
     """of inputs and outputs"""
 
     @cached_property
-    def _fitted(self) -> tuple[Floats, Floats, Floats, dict[tuple[bool, bool], float]]:
-        even = [p for p in self.points if self._aligned(p[0], p[1]) == (True, True)] or list(self.points)
+    def _fit(self) -> tuple[Floats, Floats, Floats, dict[tuple[bool, bool], float]]:
+        even = [p for p in self.points if self._is_aligned(p[0], p[1]) == (True, True)] or list(self.points)
         at, ms = (
             np.array([p[:2] for p in even], dtype=float),
             np.maximum(np.array([p[2] for p in even]), 1e-6),
@@ -88,27 +88,27 @@ class Surface:
         left = ms / np.maximum(self._basis(at) @ theta, 0.2 * ms)
         dearer: dict[tuple[bool, bool], list[float]] = {}
         for inputs, outputs, found in self.points:
-            kind = self._aligned(inputs, outputs)
+            kind = self._is_aligned(inputs, outputs)
             if kind != (True, True):
                 dearer.setdefault(kind, []).append(
-                    found / self._smooth(*self._up(inputs, outputs), at, theta, left)
+                    found / self._interpolate(*self._round_up(inputs, outputs), at, theta, left)
                 )
         return at, theta, left, {kind: float(np.median(found)) for kind, found in dearer.items()}
 
     def ms(self, inputs: int, outputs: int) -> float:
         """Milliseconds at these widths."""
-        at, theta, left, dearer = self._fitted
-        return self._smooth(*self._up(inputs, outputs), at, theta, left) * dearer.get(
-            self._aligned(inputs, outputs), 1.0
+        at, theta, left, dearer = self._fit
+        return self._interpolate(*self._round_up(inputs, outputs), at, theta, left) * dearer.get(
+            self._is_aligned(inputs, outputs), 1.0
         )
 
-    def _aligned(self, inputs: int, outputs: int) -> tuple[bool, bool]:
+    def _is_aligned(self, inputs: int, outputs: int) -> tuple[bool, bool]:
         """A width that was never cut counts as aligned: what it costs is in the points."""
         return inputs % UNIT == 0 or inputs == self.dense[0], outputs % UNIT == 0 or outputs == self.dense[1]
 
-    def _up(self, inputs: int, outputs: int) -> tuple[int, int]:
+    def _round_up(self, inputs: int, outputs: int) -> tuple[int, int]:
         """The next step; off the fast path inputs are charged one by one."""
-        steps = self.steps if self._aligned(inputs, outputs)[0] else (1, self.steps[1])
+        steps = self.steps if self._is_aligned(inputs, outputs)[0] else (1, self.steps[1])
         up = [
             min(dense, ceil(width / step) * step)
             for width, step, dense in zip((inputs, outputs), steps, self.dense, strict=True)
@@ -119,7 +119,7 @@ class Surface:
         a, b = at[:, 0] / self.dense[0], at[:, 1] / self.dense[1]
         return np.stack([np.ones(len(at)), a, b, a * b], axis=1)
 
-    def _smooth(self, inputs: int, outputs: int, at: Floats, theta: Floats, left: Floats) -> float:
+    def _interpolate(self, inputs: int, outputs: int, at: Floats, theta: Floats, left: Floats) -> float:
         here = np.array([[inputs, outputs]], dtype=float)
         apart = (((at - here) / np.array(self.dense)) ** 2).sum(1)
         nearest = int(apart.argmin())
@@ -130,7 +130,7 @@ class Surface:
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedNetwork:
     """A whole network: the regressors of the latency model, and its milliseconds as measured."""
 
     sums: tuple[float, ...]
@@ -138,7 +138,7 @@ class Timed:
 
 
 @dataclass(frozen=True, eq=False)
-class Clock:
+class LatencyModel:
     """The latency model of one network on one target."""
 
     target: str
@@ -147,7 +147,7 @@ class Clock:
     surfaces: Mapping[tuple[str, int, int], Surface]
     """by layer and its dense widths"""
     steps: Steps
-    networks: tuple[Timed, ...] = ()
+    networks: tuple[TimedNetwork, ...] = ()
     """the dense network first, then cut ones, timed whole; without any the sum of the layers is the prediction"""
     seen: tuple[tuple[float, float], ...] = ()
     """(predicted, measured) of what a closed loop chose and timed: predictions are bent to go through them"""
@@ -169,7 +169,7 @@ class Clock:
 
     def ms(self, shapes: Shapes) -> float:
         """Milliseconds of a forward call."""
-        return self._bent(self._unbent(shapes))
+        return self._correct(self._predict(shapes))
 
     @property
     def dense_ms(self) -> float | None:
@@ -179,7 +179,7 @@ class Clock:
     @cached_property
     def thetas(self) -> Floats:
         """One per regressor, fitted to the networks; what they leave open stays at the scale of the dense one."""
-        return fitted(self.networks)
+        return fit_thetas(self.networks)
 
     def by_layer(self, shapes: Shapes) -> dict[str, float]:
         """Layer -> milliseconds, of those that `ms` predicts; under '' what no layer accounts for."""
@@ -196,17 +196,17 @@ class Clock:
                     per_written * work.written * outputs + per_weight * prod(shapes.get(work.tensor, ()))
                 ) / 1e6
             found[layer] = found.get(layer, 0.0) + spent
-        scale = self.ms(shapes) / self._unbent(shapes)
+        scale = self.ms(shapes) / self._predict(shapes)
         return {layer: scale * spent for layer, spent in found.items()}
 
-    def corrected(self, shapes: Shapes, measured: float) -> "Clock":
+    def with_measurement(self, shapes: Shapes, measured: float) -> "LatencyModel":
         """The same, right about a network that was timed."""
-        return replace(self, seen=(*self.seen, (self._unbent(shapes), measured)))
+        return replace(self, seen=(*self.seen, (self._predict(shapes), measured)))
 
-    def _unbent(self, shapes: Shapes) -> float:
+    def _predict(self, shapes: Shapes) -> float:
         return float(max(np.dot(self.thetas, self.sums(shapes)), 1e-6))
 
-    def _bent(self, ms: float) -> float:
+    def _correct(self, ms: float) -> float:
         """Piecewise linear and never falling through nothing, what was seen, and the dense network."""
         if not self.seen:
             return ms
@@ -223,7 +223,7 @@ class Clock:
         return self.surfaces[work.key, work.inputs, work.outputs].ms(inputs, outputs)
 
 
-def fitted(networks: Sequence[Timed]) -> Floats:
+def fit_thetas(networks: Sequence[TimedNetwork]) -> Floats:
     """Thetas that minimise the squared relative errors, drawn towards one scale for all layers; exact where there is one network.
 
     The dense network counts as any other: made exact there, every prediction had the error of its one timing (over 32 runs of
@@ -243,7 +243,7 @@ def fitted(networks: Sequence[Timed]) -> Floats:
     return theta
 
 
-def grid(dense: int, step: int, cuttable: bool) -> tuple[int, ...]:
+def choose_widths(dense: int, step: int, cuttable: bool) -> tuple[int, ...]:
     """The widths at which a layer is measured: the dense one, and steps near 3/4, 1/2, 1/4 and 1/8 of it."""
     parts = (0.125, 0.25, 0.5, 0.75) if cuttable and dense > 1 else ()
     return tuple(sorted({min(dense, ceil(dense * part / step) * step) for part in parts} | {dense}))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.cost.measure import copy_model
-from sparsify.cost.measure.onnx_export import reason
+from sparsify.cost.measure.onnx_export import short_reason
 from sparsify.data import Examples, batches
 from sparsify.errors import ModelError, VerificationError
 from sparsify.formatting.numbers import plain, tiny
@@ -40,7 +40,7 @@ def in_memory(model: nn.Module, inputs: Inputs) -> list[Tensor]:
         count = count_examples(list_calls(inputs)[0])
         what = "its inputs" if count is None else f"a batch of {count}"
         raise ModelError(
-            f"the run's model does not take {what}, so it cannot be exported: {reason(error)}"
+            f"the run's model does not take {what}, so it cannot be exported: {short_reason(error)}"
         ) from error
     if not found:
         raise ModelError("the run's model returns no tensor, so a file of it could not be compared with it")
@@ -61,7 +61,7 @@ def compared(
         run = read()
         found = {batch: run(inputs) for batch, inputs in probes.items()}
     except Exception as error:
-        raise VerificationError(f"{refused}: {by} cannot run what was made: {reason(error)}") from error
+        raise VerificationError(f"{refused}: {by} cannot run what was made: {short_reason(error)}") from error
     largest = 0.0
     for batch, wanted in expected.items():
         shapes, got = (", ".join(str(list(t.shape)) for t in side) for side in (wanted, found[batch]))

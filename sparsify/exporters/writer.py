@@ -10,8 +10,8 @@ from typing import Literal, get_args
 from torch import nn
 
 from sparsify import files
-from sparsify.cost.measure.onnx_export import quiet
-from sparsify.cost.measure.tensor_program import entry_tensors
+from sparsify.cost.measure.onnx_export import silence_torch
+from sparsify.cost.measure.tensor_program import program_inputs
 from sparsify.data import Datasets, load_data
 from sparsify.errors import ModelError, RunError
 from sparsify.exporters.compare import Read, agreement, compared, in_memory
@@ -177,7 +177,7 @@ def _written(
 ) -> Exported:
     expected = {batch: in_memory(model, inputs) for batch, inputs in probes.compared.items()}
     given = {
-        batch: entry_tensors(model, inputs) if format in _TRACED_FORMATS else inputs
+        batch: program_inputs(model, inputs) if format in _TRACED_FORMATS else inputs
         for batch, inputs in probes.compared.items()
     }
     fed = (
@@ -185,7 +185,7 @@ def _written(
     )
     replacing = files.replacing_folder if format == "huggingface" else files.replacing
     tolerance = math.inf if format == "onnx-int8" else TOLERANCE
-    with replacing(target) as temporary, quiet():
+    with replacing(target) as temporary, silence_torch():
         write(format, model, base_on(folder), probes.traced, probes.other, fed, temporary)
         checked_by, read = reader(format, model, temporary, build)
         difference = None if read is None else compared(target, checked_by, read, given, expected, tolerance)

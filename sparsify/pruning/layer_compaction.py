@@ -151,7 +151,7 @@ def _trials(plan: Plan, module: nn.Module, op: Gather, fed: Mapping[str, Tensor]
     compact_layers.compact_layers(lean, [op.model_copy(update={"module": "layer"})])
     for target, x in fed.items():
         eager = Cpu(kind="cpu", threads=_targets(plan)[target].threads, batch=max(1, x.shape[0]))
-        timed = measure.latency(
+        timed = measure.measure_latency(
             dense, lean["layer"], (x,), target, eager, seconds=SECONDS, seed=plan.recipe.seed
         )
         yield Trial(

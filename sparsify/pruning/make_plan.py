@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from sparsify.cost.cost_model import Costs
-from sparsify.cost.latency.calibrate import target_steps
-from sparsify.cost.measure import copy_model, counted_macs
+from sparsify.cost.latency.calibrate import read_width_steps
+from sparsify.cost.measure import copy_model, count_macs_by_module
 from sparsify.errors import ModelError
 from sparsify.events import Listener, silence
 from sparsify.forward import call_model
@@ -62,7 +62,7 @@ def make_plan(
     _check_initialized(model)
     given = inputs_for(loaded.recipe, model) if inputs is None else checked_inputs(inputs, model)
     inputs = mark_fixed_calls(model, vocabulary.add_names_and_vocabularies(model, given))
-    counted = counted_macs(model, inputs)
+    counted = count_macs_by_module(model, inputs)
     macs = counted.by_module
     model = copy_model(model)
     with torch.random.fork_rng(devices=[]), explain_errors("trying out which layers can be cut"):
@@ -78,7 +78,7 @@ def make_plan(
             map = with_lifetimes(model, map, inputs)
     clocks = clocks_of(loaded.recipe, loaded.recipe.budget.latency, model, map, inputs, listener)
     aligned = any(rule.keep.multiple_of == "auto" for rule in loaded.recipe.rules)
-    steps = target_steps(loaded.recipe.targets if aligned else {}) | {c.target: c.steps for c in clocks}
+    steps = read_width_steps(loaded.recipe.targets if aligned else {}) | {c.target: c.steps for c in clocks}
     plan = compile_plan(loaded, map, strict=strict, clocks=clocks, steps=steps)
     weighing = clocks_of(loaded.recipe, weighed_by(loaded.recipe), model, map, inputs, listener)
     prices = tuple((c.target, name, price) for c in weighing for name, price in priced(plan, c).items())

@@ -184,7 +184,7 @@ def measure_layers(
         rules = tuple(rule.model_copy(update={"penalty": None}) for rule in wanted.rules)
         plain = wanted.model_copy(update={"budget": Budget(), "rules": rules, "baselines": ()})
         map = make_plan(Loaded(plain, {}, job.loaded.file, {}), model, inputs).map
-        calibrate.clock(name, target, model, map, apply_record(map.inputs, inputs), listener)
+        calibrate.build_latency_model(name, target, model, map, apply_record(map.inputs, inputs), listener)
 
 
 def _train(run: Run, stage: Train, model: nn.Module, at: Checkpoint) -> tuple[nn.Module, Checkpoint]:

@@ -9,23 +9,32 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from sparsify import files
-from sparsify.runs import run_folder
 from sparsify.cost import measure
-from sparsify.pruning import cut
-from sparsify.runs.save_load import rebuilt_baseline, rebuilt_dense, write_cuts
-from sparsify.runs.evaluate import Rival, check_reloads
-from sparsify.pruning.planning.baseline_recipes import Cost, baseline_recipe, chooser, counted_in, dense_recipe, first_cut, same_dense, training
-from sparsify.runs.checkpoint import Checkpoint
-from sparsify.pruning.planning.compile import compile_plan
+from sparsify.cost.measure.memory import measure_peak
 from sparsify.errors import RecipeError, RunError, TrainingError, first_line
 from sparsify.events import Note
-from sparsify.formatting.numbers import count, share, size
-from sparsify.recipe import Loaded
-from sparsify.cost.measure.memory import peak_memory
-from sparsify.runs.setup import Run
-from sparsify.formatting.verdict_text import LABELS
 from sparsify.files import read
+from sparsify.formatting.numbers import count, share, size
+from sparsify.formatting.verdict_text import LABELS
 from sparsify.modelfile.weights import save_weights
+from sparsify.pruning import cut
+from sparsify.pruning.planning.baseline_recipes import (
+    Cost,
+    baseline_recipe,
+    chooser,
+    counted_in,
+    dense_recipe,
+    first_cut,
+    same_dense,
+    training,
+)
+from sparsify.pruning.planning.compile import compile_plan
+from sparsify.recipe import Loaded
+from sparsify.runs import run_folder
+from sparsify.runs.checkpoint import Checkpoint
+from sparsify.runs.evaluate import Rival, check_reloads
+from sparsify.runs.save_load import rebuilt_baseline, rebuilt_dense, write_cuts
+from sparsify.runs.setup import Run
 from sparsify_schemas.recipe import Baseline, Recipe
 
 Carry = Callable[[Run], tuple[nn.Module, Checkpoint]]
@@ -34,7 +43,9 @@ _SECONDS = 1.5
 """spent on timing what the cut model costs"""
 
 
-def made_against(run: Run, model: nn.Module, at: Checkpoint, carry: Carry) -> tuple[tuple[Rival, ...], tuple[str, ...]]:
+def made_against(
+    run: Run, model: nn.Module, at: Checkpoint, carry: Carry
+) -> tuple[tuple[Rival, ...], tuple[str, ...]]:
     """The baselines that the recipe asks for, and why one could not be made.
 
     model: what the run has come to. Raises what training and cutting raise; a baseline whose cost is out of its reach, or
@@ -50,7 +61,9 @@ def made_against(run: Run, model: nn.Module, at: Checkpoint, carry: Carry) -> tu
         try:
             made.append(_made(run, kind, cost, dense, epochs, carry))
         except RecipeError as error:  # its advice is for who writes a recipe
-            left_out.append(f"baseline {kind} could not be made: {'; '.join(f'{p.path}: {p.message}' for p in error.problems)}")
+            left_out.append(
+                f"baseline {kind} could not be made: {'; '.join(f'{p.path}: {p.message}' for p in error.problems)}"
+            )
         except TrainingError as error:
             if isinstance(error.__cause__, RuntimeError) and run.accelerator.num_processes > 1:
                 raise  # another process may be gone
@@ -66,7 +79,12 @@ def _said(cost: Cost) -> str:
 
 
 def _made(run: Run, kind: Baseline, cost: Cost, dense: nn.Module, epochs: int, carry: Carry) -> Rival:
-    own = replace(_within(run, kind, baseline_recipe(run.plan, kind, cost)), dense=dense, chooser=chooser(kind), first=first_cut(run.recipe))
+    own = replace(
+        _within(run, kind, baseline_recipe(run.plan, kind, cost)),
+        dense=dense,
+        chooser=chooser(kind),
+        first=first_cut(run.recipe),
+    )
     model, at = carry(own)
     if run.accelerator.is_main_process:
         write_cuts(own.folder, at.cuts)
@@ -95,7 +113,13 @@ def _within(run: Run, name: str, recipe: Recipe) -> Run:
         _make(folder)
     run.accelerator.wait_for_everyone()
     state = replace(run.state, recipe=run_folder.recipe_json(recipe), from_scratch=False)
-    return replace(run, recipe=recipe, state=state, folder=folder, plan=compile_plan(Loaded(recipe, {}, "", {}), run.plan.map))
+    return replace(
+        run,
+        recipe=recipe,
+        state=state,
+        folder=folder,
+        plan=compile_plan(Loaded(recipe, {}, "", {}), run.plan.map),
+    )
 
 
 def _make(folder: Path) -> None:
@@ -125,13 +149,17 @@ def _read_cost(path: Path) -> Cost:
         body = json.loads(read(path))
         return Cost(str(body["what"]), float(body["value"]))
     except (ValueError, LookupError, TypeError) as error:
-        raise RunError(f"{path} is damaged: {first_line(error)}; remove it, and the run measures anew") from None
+        raise RunError(
+            f"{path} is damaged: {first_line(error)}; remove it, and the run measures anew"
+        ) from None
 
 
 def _cost(run: Run, model: nn.Module, at: Checkpoint) -> Cost:
     what = counted_in(run.recipe.budget)
     if what == "peak_memory":
-        return Cost(what, peak_memory(model, run.inputs))  # as measured, since the baselines' budget is held to that
+        return Cost(
+            what, measure_peak(model, run.inputs)
+        )  # as measured, since the baselines' budget is held to that
     name = what.removeprefix("latency.")
     if name == what:
         return Cost(what, cut.left_of(run.plan, model, at.cuts)[what])
@@ -139,5 +167,15 @@ def _cost(run: Run, model: nn.Module, at: Checkpoint) -> Cost:
     allowed = floor.limit / floor.dense
     if target.table is not None:
         return Cost(what, allowed)
-    timed = measure.latency(rebuilt_dense(run.folder, run.build), model, run.inputs, name, target, seconds=_SECONDS, seed=run.recipe.seed)
-    return Cost(what, min(1 / timed.speedup, allowed))  # no two timings agree, and nobody gets more than the recipe allows
+    timed = measure.measure_latency(
+        rebuilt_dense(run.folder, run.build),
+        model,
+        run.inputs,
+        name,
+        target,
+        seconds=_SECONDS,
+        seed=run.recipe.seed,
+    )
+    return Cost(
+        what, min(1 / timed.speedup, allowed)
+    )  # no two timings agree, and nobody gets more than the recipe allows

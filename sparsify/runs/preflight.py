@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from sparsify.cost.measure import resize_batch
-from sparsify.cost.measure.onnx_quantize import quantised
-from sparsify.cost.measure.runtimes import arrays, pattern_of, prepared, prepared_onnx
+from sparsify.cost.measure.onnx_quantize import quantise
+from sparsify.cost.measure.runtimes import make_shared_pattern, prepare, prepare_onnx, to_arrays
 from sparsify.errors import ModelError
 from sparsify.forward.calls import Inputs
 from sparsify.forward.trial_calls import eval_mode
@@ -29,10 +29,10 @@ def check_runs(model: nn.Module, inputs: Inputs, targets: Mapping[str, Target]) 
         try:
             with torch.random.fork_rng(devices=[]), eval_mode(model):
                 if name in whole:  # the report has its accuracy as well, which takes a file for any batch
-                    file = quantised(exported(model, inputs), [arrays(inputs)])
-                    prepared_onnx(file, arrays(resize_batch(inputs, target.batch)), target)()
+                    file = quantise(exported(model, inputs), [to_arrays(inputs)])
+                    prepare_onnx(file, to_arrays(resize_batch(inputs, target.batch)), target)()
                 else:
-                    prepared(model, inputs, target, pattern_of(model, inputs, target))()
+                    prepare(model, inputs, target, make_shared_pattern(model, inputs, target))()
         except Exception as error:  # each runtime has errors of its own for what it cannot run
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(

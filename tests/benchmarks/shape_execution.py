@@ -70,7 +70,7 @@ def reshaped(conv: nn.Conv2d, mask: Tensor, gather: bool = False) -> tuple[nn.Co
 def timed(pair: tuple[nn.Module, nn.Module], x: Tensor, seconds: float) -> Latency:
     with torch.no_grad():
         torch.testing.assert_close(pair[0](x), pair[1](x), rtol=1e-3, atol=1e-4)
-    return measure.latency(*pair, (x,), "cpu", Cpu(kind="cpu", batch=len(x)), seconds=seconds)
+    return measure.measure_latency(*pair, (x,), "cpu", Cpu(kind="cpu", batch=len(x)), seconds=seconds)
 
 
 def main() -> None:

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from sparsify.cost.latency.layer_geometry import Geometry
-from sparsify.cost.measure.runtimes import TimedCall, prepared, prepared_onnx, threads
-from sparsify.cost.measure.timing import interleaved, undisturbed
+from sparsify.cost.measure.runtimes import TimedCall, prepare, prepare_onnx, use_threads
+from sparsify.cost.measure.timing import choose_clock, time_interleaved
 from sparsify_schemas.target import Cpu, Cuda, Target
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
-FAST = 0.25
+FAST_QUANTILE = 0.25
 """the quantile of a layer's or network's timings that counts: what disturbs only ever slows down"""
 SECONDS = 0.02
 """spent on one layer at one width"""
@@ -33,20 +33,20 @@ _MODULES = {
 }  # fmt: skip
 
 
-def timed(
+def time_layers(
     layers: Sequence[tuple[Geometry, int, int]], target: Target, seconds: float = SECONDS
 ) -> list[float]:
     """Milliseconds of each (geometry, inputs, outputs), timed interleaved for `seconds` each."""
-    with threads(target), torch.inference_mode():
-        made = [layer_call(geometry, inputs, outputs, target) for geometry, inputs, outputs in layers]
-        floor = _floor(target)
-        rounds = interleaved(
+    with use_threads(target), torch.inference_mode():
+        made = [prepare_layer(geometry, inputs, outputs, target) for geometry, inputs, outputs in layers]
+        floor = _prepare_empty_call(target)
+        rounds = time_interleaved(
             [*(call for call, _ in made), *([floor] if floor else [])],
             seconds * len(made),
             np.random.default_rng(0),
-            undisturbed(target),
+            choose_clock(target),
         )
-    best = np.quantile(rounds, FAST, axis=0) * 1e3
+    best = np.quantile(rounds, FAST_QUANTILE, axis=0) * 1e3
     nothing = float(best[-1]) if floor else 0.0
     return [
         max(float(ms) - nothing, float(ms) * 0.05) / copies
@@ -54,24 +54,26 @@ def timed(
     ]
 
 
-def layer_call(geometry: Geometry, inputs: int, outputs: int, target: Target) -> tuple[TimedCall, int]:
+def prepare_layer(geometry: Geometry, inputs: int, outputs: int, target: Target) -> tuple[TimedCall, int]:
     """One layer ready to be called, and how many times a call runs it."""
     if isinstance(target, Cpu) and target.runtime in ("onnxruntime", "openvino"):
-        copies = _copies(geometry, inputs, outputs)
-        x = np.random.default_rng(0).standard_normal(_shape(geometry, inputs, target.batch), dtype=np.float32)
-        return prepared_onnx(_onnx(geometry, inputs, outputs, copies, x.shape), [x], target), copies
+        copies = _count_copies(geometry, inputs, outputs)
+        x = np.random.default_rng(0).standard_normal(
+            _input_shape(geometry, inputs, target.batch), dtype=np.float32
+        )
+        return prepare_onnx(_make_onnx(geometry, inputs, outputs, copies, x.shape), [x], target), copies
     eager = target.model_copy(
         update={"runtime": "eager", "table": None}
     )  # torch.compile takes seconds for each
     assert isinstance(eager, Cpu | Cuda)
-    return prepared(
-        _module(geometry, inputs, outputs).eval(),
-        (torch.randn(_shape(geometry, inputs, target.batch)),),
+    return prepare(
+        _make_module(geometry, inputs, outputs).eval(),
+        (torch.randn(_input_shape(geometry, inputs, target.batch)),),
         eager,
     ), 1
 
 
-def _copies(geometry: Geometry, inputs: int, outputs: int) -> int:
+def _count_copies(geometry: Geometry, inputs: int, outputs: int) -> int:
     weights = outputs * max(1, inputs // geometry.groups) * prod(geometry.kernel)
     return (
         8
@@ -84,7 +86,7 @@ def _copies(geometry: Geometry, inputs: int, outputs: int) -> int:
     )
 
 
-def _floor(target: Target) -> TimedCall | None:
+def _prepare_empty_call(target: Target) -> TimedCall | None:
     """What a call costs that does nothing; None in PyTorch, where every layer of a network pays it."""
     if not isinstance(target, Cpu) or target.runtime not in ("onnxruntime", "openvino"):
         return None
@@ -94,21 +96,23 @@ def _floor(target: Target) -> TimedCall | None:
         [helper.make_node("Relu", ["x"], ["y"])], "nothing",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
     )  # fmt: skip
-    return prepared_onnx(_model(graph).SerializeToString(), [np.zeros((1, 4), np.float32)], _in_float(target))
+    return prepare_onnx(
+        _make_onnx_model(graph).SerializeToString(), [np.zeros((1, 4), np.float32)], _with_float32(target)
+    )
 
 
-def _in_float(target: Cpu) -> Cpu:
+def _with_float32(target: Cpu) -> Cpu:
     """The same in float32, as there is nothing to quantise in a model without weights."""
     return target.model_copy(update={"dtype": "float32"}) if target.dtype == "int8" else target
 
 
-def _shape(geometry: Geometry, inputs: int, batch: int) -> tuple[int, ...]:
+def _input_shape(geometry: Geometry, inputs: int, batch: int) -> tuple[int, ...]:
     if geometry.size:
         return (batch, inputs, *geometry.size)
     return (batch, inputs) if geometry.rows == 1 else (batch, geometry.rows, inputs)
 
 
-def _module(geometry: Geometry, inputs: int, outputs: int) -> nn.Module:
+def _make_module(geometry: Geometry, inputs: int, outputs: int) -> nn.Module:
     if not geometry.size:
         return nn.Linear(inputs, outputs)
     groups = inputs if geometry.depthwise else geometry.groups
@@ -125,7 +129,7 @@ def _module(geometry: Geometry, inputs: int, outputs: int) -> nn.Module:
     return made
 
 
-def _onnx(geometry: Geometry, inputs: int, outputs: int, copies: int, shape: tuple[int, ...]) -> bytes:
+def _make_onnx(geometry: Geometry, inputs: int, outputs: int, copies: int, shape: tuple[int, ...]) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     rng = np.random.default_rng(0)
@@ -174,11 +178,11 @@ def _onnx(geometry: Geometry, inputs: int, outputs: int, copies: int, shape: tup
     graph = helper.make_graph(
         nodes, "layer", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)], results, weights
     )
-    file: bytes = _model(graph).SerializeToString()
+    file: bytes = _make_onnx_model(graph).SerializeToString()
     return file
 
 
-def _model(graph: "GraphProto") -> "ModelProto":
+def _make_onnx_model(graph: "GraphProto") -> "ModelProto":
     from onnx import helper
 
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -40,21 +40,23 @@ class Geometry:
         name = "depthwise" if self.depthwise else "transposed conv" if self.transposed else "conv"
         usual = {"stride": 1, "pad": 0, "dilation": 1}
         given = {"stride": self.stride, "pad": self.padding, "dilation": self.dilation}
-        more = [f"{word} {_by(value)}" for word, value in given.items() if set(value) != {usual[word]}]
+        more = [
+            f"{word} {_format_sizes(value)}" for word, value in given.items() if set(value) != {usual[word]}
+        ]
         more += [f"groups {self.groups}"] if self.groups > 1 else []
         return " ".join([name, "x".join(map(str, self.kernel)), *more, "at", "x".join(map(str, self.size))])
 
 
-def _by(values: tuple[int, ...]) -> str:
+def _format_sizes(values: tuple[int, ...]) -> str:
     return str(values[0]) if len(set(values)) == 1 else "x".join(map(str, values))
 
 
-def read(model: nn.Module, inputs: Inputs, batch: int) -> tuple[tuple[Work, ...], dict[str, Geometry]]:
+def read_layers(model: nn.Module, inputs: Inputs, batch: int) -> tuple[tuple[Work, ...], dict[str, Geometry]]:
     """The layers that one forward call runs, in order, for a batch of so many; and the geometry behind each key."""
     model = copy_model(model).eval()
     found: list[tuple[Work, Geometry | None]] = []
     handles = [
-        module.register_forward_hook(_noting(found, name, batch))
+        module.register_forward_hook(_make_hook(found, name, batch))
         for name, module in model.named_modules()
         if not is_scripted(module)
     ]
@@ -68,23 +70,27 @@ def read(model: nn.Module, inputs: Inputs, batch: int) -> tuple[tuple[Work, ...]
         for handle in handles:
             handle.remove()
     called = {work.tensor.rpartition(".")[0] for work, _ in found}
-    rest = [work for work in _others(model, inputs, batch) if work.tensor.rpartition(".")[0] not in called]
+    rest = [
+        work
+        for work in _list_other_works(model, inputs, batch)
+        if work.tensor.rpartition(".")[0] not in called
+    ]
     return (*(work for work, _ in found), *rest), {
         work.key: geometry for work, geometry in found if geometry is not None
     }
 
 
-def _noting(found: list[tuple[Work, Geometry | None]], name: str, batch: int) -> Callable[..., None]:
+def _make_hook(found: list[tuple[Work, Geometry | None]], name: str, batch: int) -> Callable[..., None]:
     def note(module: nn.Module, given: tuple[object, ...], made: object) -> None:
         x = next((value for value in (*given, made) if isinstance(value, Tensor)), None)
         if x is not None and x.dim():
-            works = _works(name, module, x, made, batch)
-            found.extend(_without_last(works, found) if _calls_its_projection(module) else works)
+            works = _list_works(name, module, x, made, batch)
+            found.extend(_drop_last(works, found) if _calls_its_projection(module) else works)
 
     return note
 
 
-def _works(
+def _list_works(
     name: str, module: nn.Module, x: Tensor, made: object, batch: int
 ) -> Iterator[tuple[Work, Geometry]]:
     weight = f"{name}.weight" if name else "weight"
@@ -97,19 +103,19 @@ def _works(
             | nn.ConvTranspose2d()
             | nn.ConvTranspose3d()
         ):
-            yield _convolution(weight, module, x, made, batch)
+            yield _convolution_work(weight, module, x, made, batch)
         case nn.MultiheadAttention():
             size = module.embed_dim
-            rows = x.numel() // x.shape[-1] // _batch(module, x)
+            rows = x.numel() // x.shape[-1] // _count_examples(module, x)
             stem = f"{name}." if name else ""
             if module.in_proj_weight is not None:
-                yield _linear(f"{stem}in_proj_weight", size, 3 * size, rows, batch)
-            yield _linear(f"{stem}out_proj.weight", size, size, rows, batch)
+                yield _linear_work(f"{stem}in_proj_weight", size, 3 * size, rows, batch)
+            yield _linear_work(f"{stem}out_proj.weight", size, size, rows, batch)
         case nn.Linear():
-            yield _linear(weight, module.in_features, module.out_features, _rows(x), batch)
+            yield _linear_work(weight, module.in_features, module.out_features, _count_rows(x), batch)
         case _ if is_transposed_linear(module):
             inputs, outputs = module.get_parameter("weight").shape
-            work, geometry = _linear(weight, inputs, outputs, _rows(x), batch)
+            work, geometry = _linear_work(weight, inputs, outputs, _count_rows(x), batch)
             yield (
                 Work(work.tensor, work.kind, work.key, inputs, outputs, work.written, transposed=True),
                 geometry,
@@ -122,7 +128,7 @@ def _calls_its_projection(module: nn.Module) -> bool:
     return attention and type(module).forward is not nn.MultiheadAttention.forward
 
 
-def _without_last(
+def _drop_last(
     works: Iterator[tuple[Work, Geometry]], found: Sequence[tuple[Work, Geometry | None]]
 ) -> Iterator[tuple[Work, Geometry]]:
     """Without what was noted just before, when the projection inside was called."""
@@ -130,20 +136,20 @@ def _without_last(
     return (entry for entry in works if entry[0].tensor != last)
 
 
-def _rows(x: Tensor) -> int:
+def _count_rows(x: Tensor) -> int:
     return max(1, x.numel() // max(1, x.shape[-1]) // x.shape[0])
 
 
-def _batch(module: nn.MultiheadAttention, x: Tensor) -> int:
+def _count_examples(module: nn.MultiheadAttention, x: Tensor) -> int:
     return x.shape[0] if module.batch_first else x.shape[1] if x.dim() == 3 else 1
 
 
-def _linear(tensor: str, inputs: int, outputs: int, rows: int, batch: int) -> tuple[Work, Geometry]:
+def _linear_work(tensor: str, inputs: int, outputs: int, rows: int, batch: int) -> tuple[Work, Geometry]:
     geometry = Geometry(rows=rows)
     return Work(tensor, "linear", geometry.key, inputs, outputs, rows * batch), geometry
 
 
-def _convolution(
+def _convolution_work(
     tensor: str, module: nn.Module, x: Tensor, made: object, batch: int
 ) -> tuple[Work, Geometry]:
     assert isinstance(module, (*Convs, *Transposed))
@@ -151,7 +157,7 @@ def _convolution(
     geometry = Geometry(
         kernel=tuple(module.kernel_size),
         stride=tuple(module.stride),
-        padding=_padding(module),
+        padding=_read_padding(module),
         dilation=tuple(module.dilation),
         groups=1 if depthwise else module.groups,
         size=tuple(x.shape[2:]),
@@ -172,7 +178,7 @@ def _convolution(
     ), geometry
 
 
-def _padding(module: nn.Module) -> tuple[int, ...]:
+def _read_padding(module: nn.Module) -> tuple[int, ...]:
     assert isinstance(module, (*Convs, *Transposed))
     if isinstance(module.padding, str):
         same = module.padding == "same"
@@ -182,7 +188,7 @@ def _padding(module: nn.Module) -> tuple[int, ...]:
     return tuple(module.padding)
 
 
-def _others(model: nn.Module, inputs: Inputs, batch: int) -> Iterator[Work]:
+def _list_other_works(model: nn.Module, inputs: Inputs, batch: int) -> Iterator[Work]:
     """Modules that multiply and that no table knows, such as recurrent layers: they count by their MACs."""
     for name, macs in count_macs(model, inputs)[1].items():
         own: Mapping[str, Tensor] = dict(model.get_submodule(name).named_parameters(recurse=False))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from sparsify.cost.latency.layer_benchmark import timed
+from sparsify.cost.latency.layer_benchmark import time_layers
 from sparsify.cost.latency.layer_geometry import Geometry
 from sparsify.events import Listener, Measuring, silence
 from sparsify_schemas.table import Steps
@@ -18,13 +18,13 @@ _OTHER = 64
 """width of the side that stays"""
 
 
-def measured_steps(target: Target, listener: Listener = silence) -> Steps:
+def measure_steps(target: Target, listener: Listener = silence) -> Steps:
     """The steps of convolutions and linear layers, each the larger of those of its inputs and its outputs."""
     found = {}
     for what, geometry in (("convolution", _CONVOLUTION), ("linear", _LINEAR)):
         for side in ("outputs", "inputs"):
             listener(Measuring(f"staircase of {what}s, {side}", 0, 1))
-            found[what, side] = step_of(staircase(geometry, side == "outputs", target))
+            found[what, side] = find_step(time_widths(geometry, side == "outputs", target))
             listener(Measuring(f"staircase of {what}s, {side}", 1, 1))
     convolution, linear = (
         [found[what, side] for side in ("inputs", "outputs")] for what in ("convolution", "linear")
@@ -32,15 +32,15 @@ def measured_steps(target: Target, listener: Listener = silence) -> Steps:
     return Steps(convolution=max(convolution), inputs=convolution[0], linear=max(linear))
 
 
-def staircase(
-    geometry: Geometry, outputs: bool, target: Target, time: Callable[..., Sequence[float]] = timed
+def time_widths(
+    geometry: Geometry, outputs: bool, target: Target, time: Callable[..., Sequence[float]] = time_layers
 ) -> dict[int, float]:
     """Width -> milliseconds, all timed interleaved."""
     layers = [(geometry, _OTHER, width) if outputs else (geometry, width, _OTHER) for width in WIDTHS]
     return dict(zip(WIDTHS, time(layers, target), strict=True))
 
 
-def step_of(ms: Mapping[int, float]) -> int:
+def find_step(ms: Mapping[int, float]) -> int:
     """The largest 2^k such that from each odd multiple of 2^(k-1) to the next multiple of 2^k costs (next to) nothing more."""
     step = 1
     while step < 32:

@@ -1,9 +1,9 @@
 """What a model costs: multiply-accumulates, parameters, bytes, milliseconds; and the machine that they were measured on."""
 
 from sparsify.cost.measure.availability import check_target
-from sparsify.cost.measure.count import count_macs, counted_macs, side
-from sparsify.cost.measure.machine import environment
-from sparsify.cost.measure.timing import described, latency, timed
+from sparsify.cost.measure.count import count_macs, count_macs_by_module, measure_side
+from sparsify.cost.measure.machine import describe_environment
+from sparsify.cost.measure.timing import describe_target, measure_latency, time_models
 from sparsify.forward.calls import resize_batch
 from sparsify.forward.copies import copy_model
 from sparsify.forward.trial_calls import detach_inputs
@@ -12,12 +12,12 @@ __all__ = [
     "check_target",
     "copy_model",
     "count_macs",
-    "counted_macs",
-    "described",
+    "count_macs_by_module",
+    "describe_target",
     "detach_inputs",
-    "environment",
-    "latency",
-    "side",
-    "timed",
+    "describe_environment",
+    "measure_latency",
+    "measure_side",
+    "time_models",
     "resize_batch",
 ]

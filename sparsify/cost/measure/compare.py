@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import numpy as np
 
 from sparsify.cost.benchmark_result import BenchmarkResult
-from sparsify.cost.measure.machine import load_average
+from sparsify.cost.measure.machine import read_load_average
 from sparsify.cost.measure.runtimes import TimedCall
-from sparsify.cost.measure.timing import described, interleaved, interval, undisturbed
+from sparsify.cost.measure.timing import bootstrap_interval, choose_clock, describe_target, time_interleaved
 from sparsify_schemas.target import Cpu, Target
 
 
-def contested(
+def compare_calls(
     names: tuple[str, str],
     calls: Sequence[TimedCall],
     target: str,
@@ -23,14 +23,14 @@ def contested(
     seed: int = 0,
 ) -> BenchmarkResult:
     """Time (A, a second A, B) interleaved for about `seconds`, after warming up; ratios are taken within each round."""
-    load, rng = load_average(), np.random.default_rng(seed)
-    rounds = interleaved(calls, seconds, rng, undisturbed(spec))
-    low, high = interval(rounds[:, 0] / rounds[:, 2], rng)
-    apart = interval(rounds[:, 0] / rounds[:, 1], rng)
+    load, rng = read_load_average(), np.random.default_rng(seed)
+    rounds = time_interleaved(calls, seconds, rng, choose_clock(spec))
+    low, high = bootstrap_interval(rounds[:, 0] / rounds[:, 2], rng)
+    apart = bootstrap_interval(rounds[:, 0] / rounds[:, 1], rng)
     a_ms, _, b_ms = (float(ms) * 1e3 for ms in np.median(rounds, axis=0))
     return BenchmarkResult(
         target=target,
-        description=described(spec),
+        description=describe_target(spec),
         a=names[0],
         b=names[1],
         a_ms=a_ms,
@@ -45,7 +45,7 @@ def contested(
 
 
 @contextmanager
-def pinned(target: Target) -> Iterator[None]:
+def pin_cores(target: Target) -> Iterator[None]:
     """On as many cores as the target has threads, where the system allows it: threads made inside do not wander."""
     if sys.platform != "linux" or not isinstance(target, Cpu):
         yield

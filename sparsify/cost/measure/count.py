@@ -28,7 +28,7 @@ from sparsify.nn import attention
 from sparsify_schemas.report import Side
 
 
-def side(
+def measure_side(
     model: nn.Module,
     inputs: Inputs,
     weights_file: Path,
@@ -48,7 +48,7 @@ def side(
     )
 
 
-class Counted(NamedTuple):
+class MacCounts(NamedTuple):
     """Multiply-accumulates of one forward call on one example."""
 
     macs: int
@@ -58,12 +58,12 @@ class Counted(NamedTuple):
 
 
 def count_macs(model: nn.Module, inputs: Inputs) -> tuple[int, dict[str, int]]:
-    """The total and the figures by module of `counted_macs`."""
-    found = counted_macs(model, inputs)
+    """The total and the figures by module of `count_macs_by_module`."""
+    found = count_macs_by_module(model, inputs)
     return found.macs, found.by_module
 
 
-def counted_macs(model: nn.Module, inputs: Inputs) -> Counted:
+def count_macs_by_module(model: nn.Module, inputs: Inputs) -> MacCounts:
     """Multiply-accumulates of one forward call on ONE example: in all, and by the module in whose forward they happen.
 
     inputs: a tuple, or a mapping for keyword inputs, or several calls, whose figures are added up; where nothing counts
@@ -84,23 +84,23 @@ def counted_macs(model: nn.Module, inputs: Inputs) -> Counted:
     missed: set[str] = set()
     for each in calls:
         examples = count_examples(each) or 1
-        spent, uncounted = _flops(model, (each,) if calls is inputs else each.inputs)
+        spent, uncounted = _count_flops(model, (each,) if calls is inputs else each.inputs)
         missed |= uncounted
         for name, flops in spent.items():
             macs[name] += flops / (2 * examples)
     by_module = {name: round(count) for name, count in macs.items() if count}
-    return Counted(sum(by_module.values()), by_module, tuple(sorted(missed)))
+    return MacCounts(sum(by_module.values()), by_module, tuple(sorted(missed)))
 
 
-def _flops(model: nn.Module, inputs: Inputs) -> tuple[dict[str, int], set[str]]:
+def _count_flops(model: nn.Module, inputs: Inputs) -> tuple[dict[str, int], set[str]]:
     """By the module in whose forward they happen; and the operators whose figures are unknown."""
     spent: defaultdict[str, int] = defaultdict(int)
     with (
         torch.random.fork_rng(devices=[]),
         torch.no_grad(),
         without_compiling(),
-        _counter() as counter,
-        _charged(model, lambda: counter.flops, spent),
+        _count_without_fast_path() as counter,
+        _charge_modules(model, lambda: counter.flops, spent),
     ):
         try:
             call_without_copies(model, detach_inputs(inputs))
@@ -112,7 +112,9 @@ def _flops(model: nn.Module, inputs: Inputs) -> tuple[dict[str, int], set[str]]:
 
 
 @contextmanager
-def _charged(model: nn.Module, total: Callable[[], int], spent: defaultdict[str, int]) -> Iterator[None]:
+def _charge_modules(
+    model: nn.Module, total: Callable[[], int], spent: defaultdict[str, int]
+) -> Iterator[None]:
     """Charge what `total` grows by to the innermost module that is running. torch's own figures by module include the
     modules inside, and those of a module called from elsewhere than its parent cannot be told apart."""
     running, seen = [""], 0
@@ -146,18 +148,18 @@ def _charged(model: nn.Module, total: Callable[[], int], spent: defaultdict[str,
 
 
 @contextmanager
-def _counter() -> Iterator["_Counter"]:
+def _count_without_fast_path() -> Iterator["_FlopCounter"]:
     """A counter, without the attention fast path, whose fused operator none sees."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with _Counter() as counter:
+        with _FlopCounter() as counter:
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the FLOPs of every operator that runs under it.
 
     torch's own FlopCounterMode also follows modules by hooks of autograd, which fail on views of parameters and on
@@ -170,7 +172,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.missed: set[str] = set()
-        self._formulas = {**flop_registry, **_UNKNOWN}
+        self._formulas = {**flop_registry, **_FURTHER_FORMULAS}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -223,19 +225,19 @@ def _trilinear_flops(a: Tensor, b: Tensor, c: Tensor, *added: Any, **__: Any) ->
     return 2 * prod(lengths)
 
 
-def _raw(count: Callable[..., int]) -> Callable[..., int]:
+def _mark_raw(count: Callable[..., int]) -> Callable[..., int]:
     """Mark a function that takes tensors: flop_counter gives others the shapes."""
     setattr(count, "_get_raw", True)  # noqa: B010
     return count
 
 
 # What torch's counter passes over on a CPU: attention, LSTM in inference, vectors, bilinear layers.
-_UNKNOWN: dict[Any, Callable[..., int]] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _raw(_attention_flops),
-    torch.ops.aten.mkldnn_rnn_layer: _raw(_lstm_flops),
-    torch.ops.aten.mv: _raw(_product_flops),
-    torch.ops.aten.dot: _raw(_product_flops),
-    torch.ops.aten.vdot: _raw(_product_flops),
-    torch.ops.aten._trilinear: _raw(_trilinear_flops),
-    torch.ops.aten.addmv: _raw(_added_product_flops),
+_FURTHER_FORMULAS: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _mark_raw(_attention_flops),
+    torch.ops.aten.mkldnn_rnn_layer: _mark_raw(_lstm_flops),
+    torch.ops.aten.mv: _mark_raw(_product_flops),
+    torch.ops.aten.dot: _mark_raw(_product_flops),
+    torch.ops.aten.vdot: _mark_raw(_product_flops),
+    torch.ops.aten._trilinear: _mark_raw(_trilinear_flops),
+    torch.ops.aten.addmv: _mark_raw(_added_product_flops),
 }

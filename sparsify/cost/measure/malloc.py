@@ -18,7 +18,7 @@ _KEPT = 2**30
 
 
 @contextmanager
-def heap_kept() -> Iterator[None]:
+def keep_heap() -> Iterator[None]:
     """Blocks up to 32 MiB come from a heap that keeps up to 1 GiB of what is free; then the surplus is given back. No effect
     without glibc."""
     library = ctypes.CDLL(None) if sys.platform == "linux" else None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsify.cost.measure.tensor_program import entered
+from sparsify.cost.measure.tensor_program import make_tensor_program
 from sparsify.errors import ModelError
 from sparsify.forward.calls import Inputs, list_calls, tensors_by_path
 from sparsify.forward.copies import copy_model
@@ -25,7 +25,7 @@ _FOREIGN = (
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_torch() -> Iterator[None]:
     """Without torch's log messages and warnings about its own doings; what matters of them is in its errors."""
     before = logging.root.manager.disable
     with warnings.catch_warnings():
@@ -38,7 +38,9 @@ def quiet() -> Iterator[None]:
             logging.disable(before)
 
 
-def program(model: nn.Module, traced: Inputs, other: Inputs) -> tuple[torch.export.ExportedProgram, Any]:
+def export_program(
+    model: nn.Module, traced: Inputs, other: Inputs
+) -> tuple[torch.export.ExportedProgram, Any]:
     """The model as a torch.export program, and which dimensions of its inputs are the batch.
 
     traced, other: example inputs at two batch sizes; of the same size, no other batch is taken. Where these hold more than
@@ -48,7 +50,7 @@ def program(model: nn.Module, traced: Inputs, other: Inputs) -> tuple[torch.expo
     pairs = list(
         zip(*(tensors_by_path(list_calls(inputs)[0]).values() for inputs in (traced, other)), strict=True)
     )
-    model, traced = entered(model, traced)
+    model, traced = make_tensor_program(model, traced)
     args, kwargs = ((), dict(traced)) if isinstance(traced, Mapping) else (traced, {})
     varying = [one for one, another in pairs if one.shape != another.shape]
     for one, another in pairs:
@@ -61,14 +63,16 @@ def program(model: nn.Module, traced: Inputs, other: Inputs) -> tuple[torch.expo
             made = torch.export.export(frozen, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:
         batches = "a batch of any size" if varying else "these inputs"
-        raise ModelError(f"torch.export cannot follow the model with {batches}: {reason(error)}") from error
+        raise ModelError(
+            f"torch.export cannot follow the model with {batches}: {short_reason(error)}"
+        ) from error
     for module in made.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # it names folders of this machine
     return made, dynamic
 
 
-def onnx_program(
+def export_onnx(
     model: nn.Module, traced: Inputs, other: Inputs, *, optimize: bool = True
 ) -> torch.onnx.ONNXProgram:
     """The model as ONNX, for any batch, or that of `traced` where `other` has the same. Raises ModelError where ONNX cannot express it."""
@@ -76,7 +80,7 @@ def onnx_program(
         raise ModelError(
             "the model has 2 GiB of weights or more, which one ONNX file cannot hold; export it with --format pt2"
         )
-    exported, dynamic = program(model, traced, other)
+    exported, dynamic = export_program(model, traced, other)
     try:
         made = torch.onnx.export(
             exported, dynamo=True, verbose=False, dynamic_shapes=dynamic, optimize=optimize
@@ -85,12 +89,12 @@ def onnx_program(
         cause = (
             error.__cause__ if isinstance(error.__cause__, Exception) else error
         )  # torch.onnx wraps it in advice of its own
-        raise ModelError(f"ONNX cannot express the model: {reason(cause)}; --format pt2 may") from error
+        raise ModelError(f"ONNX cannot express the model: {short_reason(cause)}; --format pt2 may") from error
     assert made is not None  # it is None only without dynamo
     return made
 
 
-def reason(error: Exception) -> str:
+def short_reason(error: Exception) -> str:
     """The first two of the many lines that torch says, or OpenVINO after the place in its own code."""
     lines = [
         line.strip()

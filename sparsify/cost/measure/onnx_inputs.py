@@ -35,16 +35,16 @@ def read_onnx(path: Path) -> bytes:
     return content
 
 
-def entries(content: bytes) -> tuple[Entry, ...]:
+def list_entries(content: bytes) -> tuple[Entry, ...]:
     """The inputs in order; weights that are listed among them, as old files do, are left out."""
     import onnx
 
     graph = onnx.ModelProto.FromString(content).graph
     stored = {tensor.name for tensor in graph.initializer}
-    return tuple(_entry(given) for given in graph.input if given.name not in stored)
+    return tuple(_read_entry(given) for given in graph.input if given.name not in stored)
 
 
-def in_integers(model: "ModelProto") -> bool:
+def is_quantised(model: "ModelProto") -> bool:
     """Whether anything in it is quantised."""
     return any(
         "QuantizeLinear" in node.op_type
@@ -54,13 +54,15 @@ def in_integers(model: "ModelProto") -> bool:
     )
 
 
-def _entry(given: "ValueInfoProto") -> Entry:
+def _read_entry(given: "ValueInfoProto") -> Entry:
     tensor = given.type.tensor_type
     sizes = tuple(dim.dim_value or dim.dim_param for dim in tensor.shape.dim)
-    return Entry(given.name, sizes, _dtype(tensor.elem_type) if given.type.HasField("tensor_type") else None)
+    return Entry(
+        given.name, sizes, _torch_dtype(tensor.elem_type) if given.type.HasField("tensor_type") else None
+    )
 
 
-def _dtype(kind: int) -> str | None:
+def _torch_dtype(kind: int) -> str | None:
     import onnx
 
     try:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sparsify.cost.measure.onnx_export import onnx_program, quiet
+from sparsify.cost.measure.onnx_export import export_onnx, silence_torch
 from sparsify.forward.calls import Inputs
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 
-OPEN = (-1, -2)
+FREE_DIMS = (-1, -2)
 """what else may differ in a written shape of four dimensions or more: the size of heads, or their number"""
 _FOLLOWS = "follows_from_the_weights"
 
@@ -32,23 +32,23 @@ class Pattern:
     """names of its parameters and buffers"""
 
 
-def pattern(model: nn.Module, inputs: Inputs) -> Pattern:
+def make_pattern(model: nn.Module, inputs: Inputs) -> Pattern:
     """The network as ONNX, for inputs of this very batch. Raises ModelError where ONNX cannot express it."""
-    with quiet():
-        proto = onnx_program(model, inputs, inputs, optimize=False).model_proto
+    with silence_torch():
+        proto = export_onnx(model, inputs, inputs, optimize=False).model_proto
     del proto.graph.value_info[:]  # shapes in between, which other weights change
-    return Pattern(proto, frozenset(_stored(model)))
+    return Pattern(proto, frozenset(_stored_tensors(model)))
 
 
-def filled(like: Pattern, model: nn.Module, free: int = -1) -> bytes | None:
+def fill_pattern(like: Pattern, model: nn.Module, free: int = -1) -> bytes | None:
     """The file with this model's weights, optimised as an export is; None where the model has other weights.
 
-    free: where written shapes may hold what is no width of a weight; see `OPEN`.
+    free: where written shapes may hold what is no width of a weight; see `FREE_DIMS`.
     """
     import onnx_ir
     from onnx import numpy_helper
 
-    own = _stored(model)
+    own = _stored_tensors(model)
     if own.keys() != like.stored:
         return None
     proto = type(like.file)()
@@ -63,18 +63,18 @@ def filled(like: Pattern, model: nn.Module, free: int = -1) -> bytes | None:
                 numpy_helper.from_array(own[entry.name].detach().cpu().contiguous().numpy(), entry.name)
             )
     if changed:
-        _open(proto, changed, free)
-        _regroup(
+        _free_shapes(proto, changed, free)
+        _set_groups(
             proto, {entry.name: entry.dims[0] for entry in like.file.graph.initializer if len(entry.dims) > 2}
         )
-    with quiet():
+    with silence_torch():
         program = torch.onnx.ONNXProgram(onnx_ir.from_proto(proto), None)
         program.optimize()
         file: bytes = program.model_proto.SerializeToString()
     return file
 
 
-def _open(proto: "ModelProto", changed: Collection[int], free: int) -> None:
+def _free_shapes(proto: "ModelProto", changed: Collection[int], free: int) -> None:
     """Write -1 where a width stands in a shape that a tensor is brought into, so that it follows from the weights.
 
     torch.onnx puts such a shape together from one constant for each dimension. changed: widths that are others now.
@@ -94,7 +94,7 @@ def _open(proto: "ModelProto", changed: Collection[int], free: int) -> None:
     proto.graph.node.insert(0, helper.make_node("Constant", [], [_FOLLOWS], value_ints=[-1]))
 
 
-def _regroup(proto: "ModelProto", before: Mapping[str, int]) -> None:
+def _set_groups(proto: "ModelProto", before: Mapping[str, int]) -> None:
     """Depthwise convolutions have as many groups as channels. before: the channels that the pattern had."""
     now = {entry.name: entry.dims[0] for entry in proto.graph.initializer}
     for node in proto.graph.node:
@@ -103,7 +103,7 @@ def _regroup(proto: "ModelProto", before: Mapping[str, int]) -> None:
                 attribute.i = now[node.input[1]]
 
 
-def _stored(model: nn.Module) -> Mapping[str, Tensor]:
+def _stored_tensors(model: nn.Module) -> Mapping[str, Tensor]:
     return {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),

@@ -20,7 +20,7 @@ from sparsify.forward.copies import copy_model
 from sparsify.forward.trial_calls import detach_inputs
 
 
-def entered(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
+def make_tensor_program(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
     """The model and what it takes, as they are where that is tensors alone; else a module that takes the tensors in order
     and fills in the rest, and returns the tensors of a dataclass in a tuple. Of several calls, the first."""
     first = list_calls(inputs)[0]
@@ -28,12 +28,12 @@ def entered(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
     bare = first.method == "forward" and all(isinstance(item, Tensor) for item in items)
     if bare and not _returns_a_dataclass(model, first):
         return model, first.inputs
-    return _Entry(model, first), tuple(tensors_by_path(first).values())
+    return _TensorProgram(model, first), tuple(tensors_by_path(first).values())
 
 
-def entry_tensors(model: nn.Module, inputs: Inputs) -> Inputs:
-    """What the module that `entered` makes of the model takes."""
-    return entered(model, inputs)[1]
+def program_inputs(model: nn.Module, inputs: Inputs) -> Inputs:
+    """What the module that `make_tensor_program` makes of the model takes."""
+    return make_tensor_program(model, inputs)[1]
 
 
 def _returns_a_dataclass(model: nn.Module, first: Call) -> bool:
@@ -52,7 +52,7 @@ def _has_a_dataclass(made: Any) -> bool:
     return dataclasses.is_dataclass(made)
 
 
-class _Entry(nn.Module):
+class _TensorProgram(nn.Module):
     """A call of a model with the given tensors in place of its own."""
 
     def __init__(self, model: nn.Module, entry: Call) -> None:

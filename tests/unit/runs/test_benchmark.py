@@ -15,7 +15,7 @@ from torch import nn
 
 import sparsify
 from sparsify.cost.benchmark_result import BenchmarkResult
-from sparsify.cost.measure.compare import contested, pinned
+from sparsify.cost.measure.compare import compare_calls, pin_cores
 from sparsify.errors import SparsifyError
 from sparsify.models import digits_cnn
 from sparsify.recipe import presets
@@ -365,13 +365,13 @@ def test_noise_is_what_two_copies_of_the_first_differ_by(monkeypatch: pytest.Mon
 
     rounds = np.array([[1.0, 0.5, 0.25]] * 20)
     monkeypatch.setattr("sparsify.cost.measure.compare.interleaved", lambda *_: rounds)
-    found = contested(("A", "B"), [], "cpu", EAGER, 1.0)
+    found = compare_calls(("A", "B"), [], "cpu", EAGER, 1.0)
     assert (found.speedup, found.noise, found.a_ms, found.b_ms, found.pairs) == (4.0, 2.0, 1000.0, 250.0, 20)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no pinning")
 def test_pinning_is_taken_back() -> None:
     before = os.sched_getaffinity(0)
-    with pinned(EAGER):
+    with pin_cores(EAGER):
         assert len(os.sched_getaffinity(0)) == 1
     assert os.sched_getaffinity(0) == before

@@ -24,16 +24,16 @@ class Costs:
     its module is in. MACs of no product count as constant: there the prediction is never too low.
     """
 
-    def __init__(self, map: ModelMap, clocks: Sequence[LatencyModel] = ()) -> None:
+    def __init__(self, model_map: ModelMap, clocks: Sequence[LatencyModel] = ()) -> None:
         self._clocks = tuple(clocks)
-        self._tensors = map.tensors
-        self._products = map.products or tuple(_make_products(map))
-        self._fixed_macs = map.macs - sum(product.macs for product in self._products)
-        self._lengths = lengths = _Lengths(map)
-        self._places = [[lengths.place(*dim) for dim in _list_dims(tensor)] for tensor in map.tensors]
+        self._tensors = model_map.tensors
+        self._products = model_map.products or tuple(_make_products(model_map))
+        self._fixed_macs = model_map.macs - sum(product.macs for product in self._products)
+        self._lengths = lengths = _Lengths(model_map)
+        self._places = [[lengths.place(*dim) for dim in _list_dims(tensor)] for tensor in model_map.tensors]
         self._numels = _Volumes(self._places, lengths)
-        self._itemsizes = np.array([tensor.itemsize for tensor in map.tensors], dtype=np.int64)
-        self._parameters = np.array([tensor.parameter for tensor in map.tensors], dtype=np.int64)
+        self._itemsizes = np.array([tensor.itemsize for tensor in model_map.tensors], dtype=np.int64)
+        self._parameters = np.array([tensor.parameter for tensor in model_map.tensors], dtype=np.int64)
         spaces = [[lengths.place(*dim) for dim in product.dims] for product in self._products]
         self._spaces = _Volumes(spaces, lengths)
         dense = self._spaces.of(lengths.after_removing({}))
@@ -41,12 +41,12 @@ class Costs:
         """MACs of each product for one combination of indices"""
         self._tensors_of, self._products_of = dict[str, Counts](), dict[str, Counts]()
         """residual branch -> the tensors, and the products, that leave with it"""
-        for branch in map.branches:
-            own = [place for place, tensor in enumerate(map.tensors) if tensor.name in branch.tensors]
+        for branch in model_map.branches:
+            own = [place for place, tensor in enumerate(model_map.tensors) if tensor.name in branch.tensors]
             inside = [place for place, product in enumerate(self._products) if branch.holds(product.module)]
             self._tensors_of[branch.name] = np.array(own, dtype=np.int64)
             self._products_of[branch.name] = np.array(inside, dtype=np.int64)
-        self._lives = None if map.lifetimes is None else _MemoryModel(map.lifetimes)
+        self._lives = None if model_map.lifetimes is None else _MemoryModel(model_map.lifetimes)
 
     def of(self, gone: Mapping[str, Sequence[int]], *, smooth: bool = False) -> dict[str, float]:
         """{'macs', 'params', 'bytes', 'latency.<target>', 'peak_memory'} with the listed units of each coupled group removed.
@@ -106,9 +106,9 @@ class Costs:
 class _Lengths:
     """The lengths of dimensions, as a function of which units are gone."""
 
-    def __init__(self, map: ModelMap) -> None:
+    def __init__(self, model_map: ModelMap) -> None:
         self._spans: dict[tuple[str, int], list[tuple[Coupled, Span]]] = defaultdict(list)
-        for group in map.coupled:
+        for group in model_map.coupled:
             for part in group.slices:
                 self._spans[part.tensor, part.dim] += ((group, span) for span in part.spans)
         self._known: dict[tuple[int, tuple[Run, ...]], int] = {}
@@ -224,10 +224,10 @@ def _list_dims(tensor: Tensor) -> Iterator[tuple[int, tuple[Run, ...]]]:
         yield size, (Run(tensor.name, dim, 0, size),)
 
 
-def _make_products(map: ModelMap) -> Iterator[Product]:
+def _make_products(model_map: ModelMap) -> Iterator[Product]:
     """Products of a map without any: a layer's MACs go with its weight, unless an earlier layer owns it."""
-    owned = {tensor.name: tensor for tensor in map.tensors}
-    for layer in map.layers:
+    owned = {tensor.name: tensor for tensor in model_map.tensors}
+    for layer in model_map.layers:
         for name in layer.weights:
             if name in owned:
                 yield Product(layer.name, layer.macs, tuple(_list_dims(owned[name])), name)

@@ -32,7 +32,7 @@ def build_map(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> Mode
     own = tuple(list_tensors(model))
     copy, labels, ran = _trace(model, inputs)
     unreached, in_training = _find_unreached(copy, labels)
-    classes = labels.classes()
+    classes = labels.find_classes()
     coupled = tuple(
         find_coupled_groups(
             labels, classes, _find_producers(copy, labels), list(_find_length_attributes(copy, labels))

@@ -36,8 +36,8 @@ def find_coupled_groups(
     """
     vectors = _find_vectors(labels.axes, classes)
     kinds, reaches = _find_kinds(labels.count, vectors)
-    reasons, texts = labels.reasons(classes)
-    statistics, paired = labels.with_statistics(classes), labels.paired(classes)
+    reasons, texts = labels.why_fixed(classes)
+    statistics, paired = labels.has_statistics(classes), labels.is_paired(classes)
     lengths = _keep_unambiguous([(name, classes[own]) for name, own in written])
     (members,) = np.nonzero(kinds)
     taken: dict[str, int] = defaultdict(int)

@@ -36,7 +36,7 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def find_branches(
-    model: nn.Module, map: ModelMap, inputs: Inputs, macs: Mapping[str, int]
+    model: nn.Module, model_map: ModelMap, inputs: Inputs, macs: Mapping[str, int]
 ) -> tuple[Branch, ...]:
     """Every residual block and branch that could leave, and blocks like them that cannot, with the reason.
 
@@ -48,7 +48,7 @@ def find_branches(
     blocks = _find_blocks(found)
     units = [
         replace(unit, macs=sum(n for name, n in macs.items() if unit.holds(name)))
-        for unit in _keep_with_parameters([*blocks, *_find_single_branches(found)], map)
+        for unit in _keep_with_parameters([*blocks, *_find_single_branches(found)], model_map)
     ]
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
     return tuple(sorted([*units, *_find_refused(found, blocks, units)], key=lambda b: order[b.module]))
@@ -294,11 +294,11 @@ def _return_pattern(found: _ResidualGraph, own: ModuleCall) -> tuple[bool, ...] 
     return tuple(i == own.result.index(out) for i in range(len(own.result)))
 
 
-def _keep_with_parameters(units: Iterable[Branch], map: ModelMap) -> Iterator[Branch]:
+def _keep_with_parameters(units: Iterable[Branch], model_map: ModelMap) -> Iterator[Branch]:
     """Units by which parameters would go, one of each name."""
-    parameters = {t.name for t in map.tensors if t.parameter}
+    parameters = {t.name for t in model_map.tensors if t.parameter}
     names: set[str] = set()
-    taken = {c.name for c in map.coupled}
+    taken = {c.name for c in model_map.coupled}
     for unit in units:
         if unit.name not in names and unit.tensors & parameters:
             names.add(unit.name)

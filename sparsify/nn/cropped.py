@@ -26,9 +26,8 @@ class _Cropped:
     crops: tuple[int, ...]
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        made: Tensor = super()._conv_forward(
-            pad_and_crop(input, self.pads, self.mode, self.crops), weight, bias
-        )  # type: ignore[misc]
+        cropped = pad_and_crop(input, self.pads, self.mode, self.crops)
+        made: Tensor = super()._conv_forward(cropped, weight, bias)  # type: ignore[misc]
         return made
 
     def extra_repr(self) -> str:

@@ -128,7 +128,7 @@ def _corrected(
 ) -> Iterator[LatencyModel]:
     shapes = Costs(plan.map).shapes(_gone(plan, keep))
     for clock in clocks:
-        yield clock.corrected(shapes, achieved[clock.target]) if clock.target in achieved else clock
+        yield clock.with_measurement(shapes, achieved[clock.target]) if clock.target in achieved else clock
 
 
 def _used(plan: Plan, keep: Keep, clocks: Sequence[LatencyModel]) -> float:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sparsify
-from sparsify.cost.latency.layer_geometry import read_layers as read_layers
+from sparsify.cost.latency.layer_geometry import read_layers
 from sparsify.cost.latency.tables import write_table
 from sparsify.data import load_data
 from sparsify.errors import RecipeError, RunError

@@ -37,7 +37,12 @@ NeededWidths = dict[str, set[tuple[int, int]]]
 
 
 def build_latency_model(
-    name: str, target: Target, model: nn.Module, map: ModelMap, inputs: Inputs, listener: Listener = silence
+    name: str,
+    target: Target,
+    model: nn.Module,
+    model_map: ModelMap,
+    inputs: Inputs,
+    listener: Listener = silence,
 ) -> LatencyModel:
     """The latency model of a network on a target. What the table lacks is measured first, and kept.
 
@@ -47,22 +52,22 @@ def build_latency_model(
     table = tables.read_table(name, target)
     steps = tables.width_steps(table)
     works, geometries = read_layers(model, inputs, target.batch)
-    wanted = list_needed_widths(works, map, steps)
+    wanted = list_needed_widths(works, model_map, steps)
     table = extend_table(name, target, table, geometries, wanted, listener)
     bare = LatencyModel(
         name, works, build_surfaces(works, table, steps), steps, measured=target.table is None
     )
     if target.table is not None or any(p.is_meta for p in model.parameters()):
         return bare
-    digest = network_digest(works, map)
+    digest = network_digest(works, model_map)
     found = table.networks.get(digest, ())
     if not found:
-        found = tuple(_time_networks(name, target, model, map, inputs, steps, listener))
+        found = tuple(_time_networks(name, target, model, model_map, inputs, steps, listener))
         tables.write_table(
             table.model_copy(update={"networks": {**table.networks, digest: found}}),
             tables.table_path(target),
         )
-    return calibrate(bare, map, found)
+    return calibrate(bare, model_map, found)
 
 
 def read_width_steps(targets: Mapping[str, Target]) -> dict[str, Steps]:
@@ -70,10 +75,10 @@ def read_width_steps(targets: Mapping[str, Target]) -> dict[str, Steps]:
     return {name: tables.width_steps(tables.read_table(name, target)) for name, target in targets.items()}
 
 
-def calibrate(bare: LatencyModel, map: ModelMap, networks: Iterable[Network]) -> LatencyModel:
+def calibrate(bare: LatencyModel, model_map: ModelMap, networks: Iterable[Network]) -> LatencyModel:
     """The clock, corrected by networks that were timed whole."""
-    shapes = Costs(map).shapes
-    of = {c.name: c.width for c in map.coupled}
+    shapes = Costs(model_map).shapes
+    of = {c.name: c.width for c in model_map.coupled}
     timed_whole = (
         TimedNetwork(bare.sums(shapes({g: range(kept, of[g]) for g, kept in n.kept.items()})), n.ms)
         for n in networks
@@ -97,9 +102,9 @@ def build_surfaces(works: Iterable[Work], table: Table, steps: Steps) -> dict[tu
     return found
 
 
-def list_needed_widths(works: Iterable[Work], map: ModelMap, steps: Steps) -> NeededWidths:
+def list_needed_widths(works: Iterable[Work], model_map: ModelMap, steps: Steps) -> NeededWidths:
     """For each layer the widths at which it must be known: a grid, and one point each off the multiples of four."""
-    open_dims = {(s.tensor, s.dim) for c in map.coupled if c.protected is None for s in c.slices}
+    open_dims = {(s.tensor, s.dim) for c in model_map.coupled if c.protected is None for s in c.slices}
     wanted: NeededWidths = {}
     for w in works:
         if w.kind != "other":
@@ -187,9 +192,9 @@ def covers_widths(have: set[tuple[int, int]], wanted: set[tuple[int, int]]) -> b
     )
 
 
-def network_digest(works: Sequence[Work], map: ModelMap) -> str:
+def network_digest(works: Sequence[Work], model_map: ModelMap) -> str:
     """Of what is timed: the layers with their widths, and how they are coupled."""
-    text = repr((works, [(c.name, c.width, c.protected is None) for c in map.coupled]))
+    text = repr((works, [(c.name, c.width, c.protected is None) for c in model_map.coupled]))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -197,18 +202,18 @@ def _time_networks(
     name: str,
     target: Target,
     model: nn.Module,
-    map: ModelMap,
+    model_map: ModelMap,
     inputs: Inputs,
     steps: Steps,
     listener: Listener,
 ) -> Iterator[Network]:
     """The dense network, of whose calls the fast ones count, and cuts of it by the share of its time that they take, timed interleaved."""
-    keeps: list[dict[str, int]] = [{}, *draw_widths(map, steps, CALIBRATION_SHARES)]
+    keeps: list[dict[str, int]] = [{}, *draw_widths(model_map, steps, CALIBRATION_SHARES)]
     what = f"timing {len(keeps)} whole networks on {name}"
     listener(Measuring(what, 0, len(keeps)))
     dense = measure.copy_model(model).cpu().eval()
     with torch.random.fork_rng(devices=[]):
-        models = [dense, *(cut_to_widths(dense, map, kept) for kept in keeps[1:])]
+        models = [dense, *(cut_to_widths(dense, model_map, kept) for kept in keeps[1:])]
         rounds = measure.time_models(
             models,
             inputs,
@@ -224,20 +229,22 @@ def _time_networks(
         yield Network(kept=kept, ms=float(part) * whole)
 
 
-def cut_to_widths(model: nn.Module, map: ModelMap, kept: Mapping[str, int]) -> nn.Module:
+def cut_to_widths(model: nn.Module, model_map: ModelMap, kept: Mapping[str, int]) -> nn.Module:
     """A copy with the first so many units of each group: which ones makes no difference to its speed."""
-    return operations.cut(model, map, {name: list(range(count)) for name, count in kept.items()}, "timing")[0]
+    return operations.cut(
+        model, model_map, {name: list(range(count)) for name, count in kept.items()}, "timing"
+    )[0]
 
 
 def draw_widths(
-    map: ModelMap, steps: Steps | None, shares: Iterable[float], seed: int = 0, spread: float = 0.25
+    model_map: ModelMap, steps: Steps | None, shares: Iterable[float], seed: int = 0, spread: float = 0.25
 ) -> Iterator[dict[str, int]]:
     """Coupled group -> units kept: about so large a share of each, in whole steps where they are given."""
     rng = np.random.default_rng(seed)
-    linear = {layer.name for layer in map.layers if layer.kind in ("Linear", "Conv1D")}
+    linear = {layer.name for layer in model_map.layers if layer.kind in ("Linear", "Conv1D")}
     for share in shares:
         kept = {}
-        for c in map.coupled:
+        for c in model_map.coupled:
             if c.protected is None:
                 step = (
                     1

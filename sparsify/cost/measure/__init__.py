@@ -13,11 +13,11 @@ __all__ = [
     "copy_model",
     "count_macs",
     "count_macs_by_module",
+    "describe_environment",
     "describe_target",
     "detach_inputs",
-    "describe_environment",
     "measure_latency",
     "measure_side",
-    "time_models",
     "resize_batch",
+    "time_models",
 ]

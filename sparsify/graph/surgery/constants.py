@@ -117,7 +117,7 @@ def _values_match(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and float((one - other).abs().max()) <= SAME_CONSTANT * largest
 
 
-def find_constants(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) -> Constants:
+def find_constants(dense: nn.Module, model_map: ModelMap, keep: Keep, inputs: Inputs) -> Constants:
     """What the units not in `keep` emit that no input changes.
 
     dense: a copy of the model, in eval mode, in the precision to compute in; its attentions are replaced by ours.
@@ -127,8 +127,8 @@ def find_constants(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) 
         return Constants()
     for name in [name for name, module in walk_modules(dense) if attention.can_adopt(module)]:
         attention.adopt(dense, name)
-    mode = _ConstantTracer(dense, map, keep)
-    sums = [s for b in removed_branches(map, keep) for s in b.sums]
+    mode = _ConstantTracer(dense, model_map, keep)
+    sums = [s for b in removed_branches(model_map, keep) for s in b.sums]
     for _, value in named_inputs(inputs):
         mode.dependence.enter(value)
     with ExitStack() as stack:
@@ -212,16 +212,16 @@ class _Reader:
 class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
     """Follows labels and data through one forward call, and notes every product that reads removed units."""
 
-    def __init__(self, model: nn.Module, map: ModelMap, keep: Keep) -> None:
+    def __init__(self, model: nn.Module, model_map: ModelMap, keep: Keep) -> None:
         super().__init__(Labels())
         self.enter_model(model)
         self.dependence = DataDependence()
         self._modules = dict(walk_modules(model))
-        self._map, self._keep = map, keep
+        self._map, self._keep = model_map, keep
         self._names = {t.untyped_storage().data_ptr(): name for name, t in self._owned(model)}
         self._tensors = dict(self._owned(model))
-        self._units, self._all_units = _number_units(self.labels, map, keep)
-        self._gone = tuple(removed_branches(map, keep))
+        self._units, self._all_units = _number_units(self.labels, model_map, keep)
+        self._gone = tuple(removed_branches(model_map, keep))
         self._readers: list[_Reader] = []
         self._made_by: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._reads: Counter[tuple[int, int, int]] = Counter()
@@ -240,7 +240,7 @@ class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
     def protect(self, values: Any, reason: str) -> None:
         """Data go where they cannot be followed: nothing can be derived from what comes back."""
         super().protect(values, reason)
-        if any(self.dependence.of(v) is not None for v in tree_leaves(values) if isinstance(v, Tensor)):
+        if any(self.dependence.mask_of(v) is not None for v in tree_leaves(values) if isinstance(v, Tensor)):
             self.dependence.escaped = True
 
     def run_operator(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -270,9 +270,9 @@ class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
         if any(b.holds(self.within[-1]) for b in self._gone if self.within):
             return
         # Where no data are at all (learnt queries), units are read that no constants can stand for: they count as living.
-        sides = [side for side in product.sides if self.dependence.of(side.x) is not None] or product.sides[
-            :1
-        ]
+        sides = [
+            side for side in product.sides if self.dependence.mask_of(side.x) is not None
+        ] or product.sides[:1]
         for side in sides:
             for aspect in self.labels_unread(side.x).aspects:
                 units = self._units[aspect] if side.along in varying_dims(aspect) else None
@@ -290,8 +290,10 @@ class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
     ) -> None:
         x = side.x
         others = [d for d in range(x.dim()) if d not in varying_dims(aspect)]
-        reached = self.dependence.of(x)
-        crossed = self.dependence.of(side.other) is not None  # two computed tensors, such as queries and keys
+        reached = self.dependence.mask_of(x)
+        crossed = (
+            self.dependence.mask_of(side.other) is not None
+        )  # two computed tensors, such as queries and keys
         without_data = reached is None
         reached = mask_everywhere(x) if reached is None else reached
         wide = reached.any(dim=others, keepdim=True) if others else reached
@@ -661,16 +663,18 @@ def _mark_units(units: Tensor, wanted: Collection[int]) -> Tensor:
     return torch.isin(units, torch.tensor(sorted(wanted)))
 
 
-def _number_units(labels: Labels, map: ModelMap, keep: Keep) -> tuple[Tensor, dict[str, tuple[int, int]]]:
+def _number_units(
+    labels: Labels, model_map: ModelMap, keep: Keep
+) -> tuple[Tensor, dict[str, tuple[int, int]]]:
     """(label -> number of the removed unit that it belongs to, -1 for all others; group -> its first number, its width)."""
     at = {(axis.tensor, axis.dim): axis.first for axis in labels.axes}
-    branches = removed_branches(map, keep)
+    branches = removed_branches(model_map, keep)
     left = {tensor for b in branches for tensor in b.tensors}
     found = np.full(labels.count, -1)
     numbers: dict[str, tuple[int, int]] = {}
     first = 0
     for name, kept in keep.items():
-        group = map.by_name[name]
+        group = model_map.by_name[name]
         if not kept and name in {b.name for b in branches}:
             continue
         numbers[name] = (first, group.width)

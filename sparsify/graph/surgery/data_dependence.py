@@ -449,7 +449,7 @@ def _scale_mask(mask: Tensor, weight: Any, dims: range, out: Tensor) -> Tensor:
 
 
 def _is_pointwise(name: str, func: Any) -> bool:
-    return torch.Tag.join_elementwise in func.tags or name in POINTWISE
+    return torch.Tag.pointwise in func.tags or name in POINTWISE
 
 
 def _all_tensors(args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:

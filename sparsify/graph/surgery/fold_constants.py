@@ -30,7 +30,7 @@ class FoldResult:
 def fold_constants(
     thin: nn.Module,
     shifts: Iterable[Shift],
-    map: ModelMap,
+    model_map: ModelMap,
     keep: Keep,
     created: Collection[str] | None = None,
 ) -> FoldResult:
@@ -39,10 +39,10 @@ def fold_constants(
     created: the layers that got a bias by a log that was replayed on it: no others get one, and what they lost is lost.
     """
     gone: dict[str, list[tuple[int, Ints]]] = defaultdict(list)
-    for (tensor, dim, role), lost in removed_indices(map, keep).items():
+    for (tensor, dim, role), lost in removed_indices(model_map, keep).items():
         if role != "size":
             gone[tensor].append((dim, lost))
-    shapes = {tensor.name: tensor.shape for tensor in map.tensors}
+    shapes = {tensor.name: tensor.shape for tensor in model_map.tensors}
     operations: list[AddBias | Fold] = []
     values: dict[str, Tensor] = {}
     for shift in shifts:

@@ -46,28 +46,29 @@ KeptIndices = list[tuple[int, torch.Tensor]]
 """what to keep of one tensor: (dimension, indices)"""
 
 
-def cut(model: nn.Module, map: ModelMap, keep: Keep, plan: str) -> tuple[nn.Module, Cuts]:
+def cut(model: nn.Module, model_map: ModelMap, keep: Keep, plan: str) -> tuple[nn.Module, Cuts]:
     """Remove every unit not in `keep` from a copy of the model: (the copy, the log). Groups not in `keep` stay whole."""
-    gone, stubs = removed_indices(map, keep), tuple(_list_stubs(removed_branches(map, keep)))
-    steps = _kept_by_tensor(map, gone)
+    gone, stubs = removed_indices(model_map, keep), tuple(_list_stubs(removed_branches(model_map, keep)))
+    steps = _kept_by_tensor(model_map, gone)
     copy, changes = _narrow_model(model, gone, steps, stubs)
     widths = tuple(
-        Width(group=name, width=map.by_name[name].width, keep=to_ranges(kept)) for name, kept in keep.items()
+        Width(group=name, width=model_map.by_name[name].width, keep=to_ranges(kept))
+        for name, kept in keep.items()
     )
     swaps, sets = (
         [op for op in changes if isinstance(op, Replace)],
         [op for op in changes if isinstance(op, SetAttribute)],
     )
     return copy, Cuts(
-        plan=plan, widths=widths, operations=(*_log_narrowing(map, steps), *swaps, *stubs, *sets)
+        plan=plan, widths=widths, operations=(*_log_narrowing(model_map, steps), *swaps, *stubs, *sets)
     )
 
 
-def cut_on_trial(model: nn.Module, map: ModelMap, keep: Keep) -> nn.Module:
+def cut_on_trial(model: nn.Module, model_map: ModelMap, keep: Keep) -> nn.Module:
     """The same without a log."""
-    gone = removed_indices(map, keep)
+    gone = removed_indices(model_map, keep)
     return _narrow_model(
-        model, gone, _kept_by_tensor(map, gone), tuple(_list_stubs(removed_branches(map, keep)))
+        model, gone, _kept_by_tensor(model_map, gone), tuple(_list_stubs(removed_branches(model_map, keep)))
     )[0]
 
 
@@ -96,9 +97,9 @@ def _narrow_model(
     return copy, [*replaced, *sets]
 
 
-def removed_branches(map: ModelMap, keep: Keep) -> list[Branch]:
+def removed_branches(model_map: ModelMap, keep: Keep) -> list[Branch]:
     """The residual blocks and branches that leave; none lies inside another."""
-    return [b for b in map.branches if b.name in keep and not keep[b.name]]
+    return [b for b in model_map.branches if b.name in keep and not keep[b.name]]
 
 
 def _list_stubs(branches: Iterable[Branch]) -> Iterable[Bypass | Silence]:
@@ -190,14 +191,14 @@ def to_indices(keep: Iterable[Range]) -> torch.Tensor:
     return torch.tensor([i for a, b in keep for i in range(a, b)], dtype=torch.int64)
 
 
-def removed_indices(map: ModelMap, keep: Keep) -> dict[tuple[str, int, str], Ints]:
+def removed_indices(model_map: ModelMap, keep: Keep) -> dict[tuple[str, int, str], Ints]:
     """(tensor, dimension, role) -> indices that leave, ascending; tensors and modules that leave with a residual branch are
     no part of it."""
-    branches = removed_branches(map, keep)
+    branches = removed_branches(model_map, keep)
     whole = {tensor for b in branches for tensor in b.tensors}
     gone: dict[tuple[str, int, str], list[Ints]] = defaultdict(list)
     for name, kept in keep.items():
-        group = map.by_name[name]
+        group = model_map.by_name[name]
         leaves = np.setdiff1d(np.arange(group.width), np.asarray(kept, np.int64), assume_unique=True)
         if not len(leaves):
             continue
@@ -223,10 +224,10 @@ def indices_of_units(spans: Iterable[Span], units: Ints) -> Ints:
     return np.concatenate(found)
 
 
-def kept_indices(map: ModelMap, keep: Keep, tensor: str, shape: Sequence[int]) -> list[list[int]]:
+def kept_indices(model_map: ModelMap, keep: Keep, tensor: str, shape: Sequence[int]) -> list[list[int]]:
     """For each dimension of a tensor the indices that stay."""
     gone: dict[int, set[int]] = defaultdict(set)
-    for (name, dim, role), lost in removed_indices(map, keep).items():
+    for (name, dim, role), lost in removed_indices(model_map, keep).items():
         if name == tensor and role != "size":
             gone[dim].update(lost.tolist())
     return [[i for i in range(size) if i not in gone[dim]] for dim, size in enumerate(shape)]
@@ -294,9 +295,9 @@ def _changed_lengths(model: nn.Module, gone: Mapping[tuple[str, int, str], Ints]
         )
 
 
-def _kept_by_tensor(map: ModelMap, gone: Mapping[tuple[str, int, str], Ints]) -> dict[str, KeptIndices]:
+def _kept_by_tensor(model_map: ModelMap, gone: Mapping[tuple[str, int, str], Ints]) -> dict[str, KeptIndices]:
     """What stays of every tensor that loses something. Dimensions that keep the same share one tensor of indices."""
-    shapes = {t.name: t.shape for t in map.tensors}
+    shapes = {t.name: t.shape for t in model_map.tensors}
     both: dict[tuple[str, int], Ints] = {}
     for (tensor, dim, role), lost in gone.items():
         if role != "size":
@@ -312,8 +313,8 @@ def _kept_by_tensor(map: ModelMap, gone: Mapping[tuple[str, int, str], Ints]) ->
     return steps
 
 
-def _log_narrowing(map: ModelMap, steps: Mapping[str, KeptIndices]) -> Iterable[Narrow]:
-    shapes = {t.name: t.shape for t in map.tensors}
+def _log_narrowing(model_map: ModelMap, steps: Mapping[str, KeptIndices]) -> Iterable[Narrow]:
+    shapes = {t.name: t.shape for t in model_map.tensors}
     known: dict[int, tuple[Range, ...]] = {}
     for tensor, own in steps.items():
         for dim, kept in own:

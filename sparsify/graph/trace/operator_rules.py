@@ -1,7 +1,8 @@
 """What each operator does to labels. A rule reads the operator's arguments and gives the shadow of its result."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 import torch
@@ -126,12 +127,10 @@ def _dot(w: Follower, op: Op) -> AxisLabels:
 
 def _trilinear(w: Follower, op: Op) -> AxisLabels:
     """Three operands spread to one rank and multiplied, some dimensions summed over: a bilinear layer."""
-    spread = [
-        w.algebra.move_labels(
-            w.labels_of(t), lambda t, dims=dims: reduce(lambda x, d: x.unsqueeze(d), sorted(dims), t)
-        )  # type: ignore[misc]
-        for t, dims in zip(op.args[:3], op.args[3:6], strict=True)
-    ]
+    spread = []
+    for tensor, dims in zip(op.args[:3], op.args[3:6], strict=True):
+        insert_dims = partial(_insert_dims, dims=sorted(dims))
+        spread.append(w.algebra.move_labels(w.labels_of(tensor), insert_dims))
     rank, summed = len(spread[0].shape), {d % len(spread[0].shape) for d in op.args[6]}
     for weight in spread:
         for aspect in weight.aspects:
@@ -142,6 +141,11 @@ def _trilinear(w: Follower, op: Op) -> AxisLabels:
         w.algebra.reduce_labels(w.algebra.join_elementwise(shape, spread), summed, False, op.out.shape),
         reduced_over=(),
     )
+
+
+def _insert_dims(tensor: Tensor, dims: Sequence[int]) -> Tensor:
+    """Insert dimensions of size 1, one after the other."""
+    return reduce(torch.unsqueeze, dims, tensor)
 
 
 def _linear(w: Follower, op: Op) -> AxisLabels:

@@ -63,7 +63,7 @@ COMPARES_WIDTH = (nn.RMSNorm, nn.Transformer)
 class KnownResult:
     """What came of an operator on the same shadows before: those of its results, and, without numbers, the results."""
 
-    labels_by_tensor: tuple[AxisLabels | None, ...]
+    labels: tuple[AxisLabels | None, ...]
     made: tuple[ResultSpec, ...] | None
     alone: bool
     """whether the result is one tensor, no tuple of them"""
@@ -219,8 +219,8 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
                 isinstance(out, Tensor),
             )
         if in_place and name in WRITES_IN_PLACE:
-            self._note_write_by_number(name, args[0], known.labels_by_tensor[0])
-        for value, shadow in zip(results, known.labels_by_tensor, strict=False):
+            self._note_write_by_number(name, args[0], known.labels[0])
+        for value, shadow in zip(results, known.labels, strict=False):
             if isinstance(value, Tensor):
                 self.labels_by_tensor[value] = self._unlabelled(value) if shadow is None else shadow
         return out
@@ -483,7 +483,7 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
             return follow_reduction(self, op)
         if name in ALONG:
             return follow_along(self, op)
-        if torch.Tag.join_elementwise in func.tags or name in POINTWISE or _is_pointwise_prim(func):
+        if torch.Tag.pointwise in func.tags or name in POINTWISE or _is_pointwise_prim(func):
             results = (out,) if isinstance(out, Tensor) else out
             joined = a.join_elementwise(tuple(results[0].shape), [self.labels_of(t) for t in tensors_in])
             return [joined for _ in results]
@@ -503,7 +503,7 @@ def _is_pointwise_prim(func: Any) -> bool:
     space, _, name = func._schema.name.partition("::")
     alike = getattr(torch.ops.aten, name, None) if space == "prims" else None
     return alike is not None and any(
-        torch.Tag.join_elementwise in getattr(alike, overload).tags for overload in alike.overloads()
+        torch.Tag.pointwise in getattr(alike, overload).tags for overload in alike.overloads()
     )
 
 

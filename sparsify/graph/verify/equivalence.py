@@ -56,7 +56,7 @@ NOTHING_FOLDED: Mapping[str, torch.Tensor] = {}
 def verify_cut(
     dense: nn.Module,
     thin: nn.Module,
-    map: ModelMap,
+    model_map: ModelMap,
     keep: Keep,
     inputs: Inputs,
     *,
@@ -78,7 +78,7 @@ def verify_cut(
     not take are left out. The given `inputs` are used where there are none.
     Raises VerificationError naming the coupled groups when they differ or when the cut model does not run.
     """
-    narrowed = narrowed_groups(map, keep)
+    narrowed = narrowed_groups(model_map, keep)
     blamed = narrowed or list(reshaped)
     wide, given, plain, tolerance, casts = _copy_in_float64(dense, inputs)
     narrow = copy_in_dtype(thin, torch.float64) if tolerance == TOLERANCE else copy_model(thin).eval()
@@ -96,7 +96,7 @@ def verify_cut(
     difference, control = 0.0, 0.0
     for one in compared:
         found = run_cut_model(narrow, one, blamed)
-        masked = run_masked_model(wide, map, left_whole, one, found, blamed)
+        masked = run_masked_model(wide, model_map, left_whole, one, found, blamed)
         own = relative_difference(found, masked)
         difference = own if math.isnan(own) else max(difference, own)
         if one is first:
@@ -108,8 +108,8 @@ def verify_cut(
             f"the cut model differs from the masked one by {difference:.1e} of the largest output{_list_groups(blamed)}"
         )
     _check_training(wide, narrow, next((one for one in compared if _count_examples(one) > 1), first), blamed)
-    changing = any(map.by_name[name].statistics for name in narrowed)
-    all_dead = not narrowed_groups(map, left_whole) and not removed_branches(map, keep)
+    changing = any(model_map.by_name[name].statistics for name in narrowed)
+    all_dead = not narrowed_groups(model_map, left_whole) and not removed_branches(model_map, keep)
     shifted = any(bool((shift.beside != 0).any()) for shift in constants.shifts)
     unchanged = bool(narrowed) and all_dead and not shifted and before is None
     return Verdict(
@@ -172,17 +172,17 @@ def _count_examples(inputs: Inputs) -> int:
     return count_examples(list_calls(inputs)[0]) or 1
 
 
-def narrowed_groups(map: ModelMap, keep: Keep) -> list[str]:
+def narrowed_groups(model_map: ModelMap, keep: Keep) -> list[str]:
     return [
         name
         for name, kept in keep.items()
-        if len(kept) < map.by_name[name].width and not _within_branches(map, keep, name)
+        if len(kept) < model_map.by_name[name].width and not _within_branches(model_map, keep, name)
     ]
 
 
-def _within_branches(map: ModelMap, keep: Keep, name: str) -> bool:
+def _within_branches(model_map: ModelMap, keep: Keep, name: str) -> bool:
     """Whether a group left because all of it is in residual branches that leave."""
-    return not keep[name] and name not in {b.name for b in map.branches}
+    return not keep[name] and name not in {b.name for b in model_map.branches}
 
 
 def run_cut_model(narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> list[torch.Tensor]:
@@ -205,20 +205,23 @@ def copy_in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def run_masked_model(
     wide: nn.Module,
-    map: ModelMap,
+    model_map: ModelMap,
     keep: Keep,
     inputs: Inputs,
     found: Sequence[torch.Tensor],
     blamed: Sequence[str],
 ) -> list[torch.Tensor]:
     """Outputs of the masked dense model. VerificationError when they are of other shapes than those of the cut model."""
-    groups, sums = narrowed_groups(map, keep), [s for b in removed_branches(map, keep) for s in b.sums]
-    with _mask_units(wide, map, keep):
-        if any(map.by_name[name].statistics for name in groups):
+    groups, sums = (
+        narrowed_groups(model_map, keep),
+        [s for b in removed_branches(model_map, keep) for s in b.sums],
+    )
+    with _mask_units(wide, model_map, keep):
+        if any(model_map.by_name[name].statistics for name in groups):
             # Inside branches that leave as well: what comes out of one has the labels of what it is added to.
             gone: dict[tuple[str, int], set[int]] = {}
             for (tensor, dim, _), lost in removed_indices(
-                map, {name: keep[name] for name in groups if keep[name]}
+                model_map, {name: keep[name] for name in groups if keep[name]}
             ).items():
                 gone.setdefault((tensor, dim), set()).update(lost.tolist())
             masked = masked_statistics.run_without_removed(wide, inputs, gone, sums)
@@ -231,7 +234,7 @@ def run_masked_model(
 
 
 @contextmanager
-def _mask_units(wide: nn.Module, map: ModelMap, keep: Keep) -> Iterator[None]:
+def _mask_units(wide: nn.Module, model_map: ModelMap, keep: Keep) -> Iterator[None]:
     """The consumers' input slices of every removed unit at zero; where a product without a weight sums over units (queries
     times keys), all that makes them as well. Its branches are left as they are.
 
@@ -240,7 +243,7 @@ def _mask_units(wide: nn.Module, map: ModelMap, keep: Keep) -> Iterator[None]:
     before: list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]] = []
     values = all_names(wide)
     with torch.no_grad():
-        for tensor, dim, lost in _slices_to_zero(map, keep):
+        for tensor, dim, lost in _slices_to_zero(model_map, keep):
             value, at = values[tensor], torch.from_numpy(lost).to(values[tensor].device)
             own = value.index_select(dim, at)
             before.append((value, dim, at, own.float() if own.dtype == torch.float64 else own))
@@ -252,15 +255,15 @@ def _mask_units(wide: nn.Module, map: ModelMap, keep: Keep) -> Iterator[None]:
                 value.index_copy_(dim, at, own.to(value.dtype))
 
 
-def _slices_to_zero(map: ModelMap, keep: Keep) -> Iterator[tuple[str, int, Ints]]:
-    branches = {b.name: keep[b.name] for b in removed_branches(map, keep)}
+def _slices_to_zero(model_map: ModelMap, keep: Keep) -> Iterator[tuple[str, int, Ints]]:
+    branches = {b.name: keep[b.name] for b in removed_branches(model_map, keep)}
     made = {
         name: kept
         for name, kept in keep.items()
-        if map.by_name[name].paired or all(s.role != "in" for s in map.by_name[name].slices)
+        if model_map.by_name[name].paired or all(s.role != "in" for s in model_map.by_name[name].slices)
     }
     for chosen, role in (({**keep, **branches}, "in"), ({**made, **branches}, "out")):
-        for (tensor, dim, own), lost in removed_indices(map, chosen).items():
+        for (tensor, dim, own), lost in removed_indices(model_map, chosen).items():
             if own == role:
                 yield tensor, dim, lost
 
@@ -370,10 +373,10 @@ def compare_outputs(one: nn.Module, other: nn.Module, candidates: Sequence[Input
     return 0.0
 
 
-def measure_effect(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) -> float:
+def measure_effect(dense: nn.Module, model_map: ModelMap, keep: Keep, inputs: Inputs) -> float:
     """How far the masked model is from the dense one: largest difference of an output, relative to its largest value."""
     wide, given, plain, *_ = _copy_in_float64(dense, inputs)
-    return relative_difference(run_masked_model(wide, map, keep, given, plain, ()), plain)
+    return relative_difference(run_masked_model(wide, model_map, keep, given, plain, ()), plain)
 
 
 def relative_difference(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:

@@ -51,7 +51,7 @@ def _runs_in_double(trial: nn.Module, inputs: Inputs) -> bool:
     return True
 
 
-def protect_failing_groups(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
+def protect_failing_groups(model: nn.Module, model_map: ModelMap, inputs: Inputs) -> ModelMap:
     """The map with every group protected that trial cuts to about half width show to be beyond what can be followed.
 
     First that the cut model runs, in eval and in train mode, on the meta device (shapes without numbers, so that the
@@ -63,35 +63,39 @@ def protect_failing_groups(model: nn.Module, map: ModelMap, inputs: Inputs) -> M
     trials = _Trials(model, inputs)
     reasons: dict[str, str] = {}
     groups = choose_attributes(
-        [c for c in map.coupled if c.protected is None],
-        lambda c: trials.find_fault_alone(c, map, trials.faults[:-1]),
+        [c for c in model_map.coupled if c.protected is None],
+        lambda c: trials.find_fault_alone(c, model_map, trials.faults[:-1]),
     )
-    map = _replace_groups(map, groups)
-    good = trials.find_cuttable(groups, map, reasons)
-    map, saved = _rescue_groups(
-        map,
+    model_map = _replace_groups(model_map, groups)
+    good = trials.find_cuttable(groups, model_map, reasons)
+    model_map, saved = _rescue_groups(
+        model_map,
         [c for c in groups if c.name in reasons],
-        lambda c: trials.find_fault_alone(c, map, trials.faults),
+        lambda c: trials.find_fault_alone(c, model_map, trials.faults),
     )
     if saved:
-        reasons = {name: why for name, why in reasons.items() if name in map.by_name and name not in saved}
-        trials.find_cuttable([*good, *(map.by_name[name] for name in saved)], map, reasons)
-    return _replace_groups(map, [replace(map.by_name[name], protected=why) for name, why in reasons.items()])
+        reasons = {
+            name: why for name, why in reasons.items() if name in model_map.by_name and name not in saved
+        }
+        trials.find_cuttable([*good, *(model_map.by_name[name] for name in saved)], model_map, reasons)
+    return _replace_groups(
+        model_map, [replace(model_map.by_name[name], protected=why) for name, why in reasons.items()]
+    )
 
 
-def _replace_groups(map: ModelMap, groups: Iterable[Coupled]) -> ModelMap:
+def _replace_groups(model_map: ModelMap, groups: Iterable[Coupled]) -> ModelMap:
     """The map with these groups in place of those of the same names."""
-    return replace(map, coupled=tuple({c.name: c for c in [*map.coupled, *groups]}.values()))
+    return replace(model_map, coupled=tuple({c.name: c for c in [*model_map.coupled, *groups]}.values()))
 
 
 def _rescue_groups(
-    map: ModelMap, failed: Sequence[Coupled], fault: Callable[[Coupled], str | None]
+    model_map: ModelMap, failed: Sequence[Coupled], fault: Callable[[Coupled], str | None]
 ) -> tuple[ModelMap, list[str]]:
     """The map with what can be cut after all in place of what failed, and its names: groups that go in step, and groups
     without an attribute that held a length by chance."""
     saved: list[str] = []
     for candidate, names in [*bundle_groups(failed), *((group, (group.name,)) for group in failed)]:
-        if set(names) & set(saved) or any(name not in map.by_name for name in names):
+        if set(names) & set(saved) or any(name not in model_map.by_name for name in names):
             continue
         found = next(
             (
@@ -102,14 +106,17 @@ def _rescue_groups(
             None,
         )
         if found is not None:
-            map = _replace_groups(
+            model_map = _replace_groups(
                 replace(
-                    map, coupled=tuple(c for c in map.coupled if c.name == found.name or c.name not in names)
+                    model_map,
+                    coupled=tuple(
+                        c for c in model_map.coupled if c.name == found.name or c.name not in names
+                    ),
                 ),
                 [found],
             )
             saved.append(found.name)
-    return map, saved
+    return model_map, saved
 
 
 class _Trials:
@@ -127,21 +134,21 @@ class _Trials:
         )
         self.faults += [self._cut_half_in_single, self._cut_rest_in_double, self._cut_one_unit]
 
-    def _cut_half_in_single(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
+    def _cut_half_in_single(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
         return _find_fault(
             cast_model(self.model, torch.float32),
-            map,
+            model_map,
             {c.name: _choose_half(c) for c in chosen},
             self.inputs,
             TRIAL_TOLERANCE,
         )
 
-    def _cut_rest_in_double(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
+    def _cut_rest_in_double(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
         return _find_fault_in_double(
-            self.model, self.double(), map, _choose_other_halves(map, chosen), self.inputs
+            self.model, self.double(), model_map, _choose_other_halves(model_map, chosen), self.inputs
         )
 
-    def _cut_one_unit(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
+    def _cut_one_unit(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
         """Of a cut of one unit a group: in narrow networks the cut of half of them silences paths, and what these do wrong.
 
         By a looser tolerance: odd widths round otherwise, and a deep network without normalisations, all of its units alive,
@@ -150,32 +157,34 @@ class _Trials:
         dtype = torch.float64 if self.double() else torch.float32
         return _find_fault(
             cast_model(self.model, dtype),
-            map,
+            model_map,
             {c.name: list(range(c.width - 1)) for c in chosen},
             convert_inputs(self.inputs, dtype),
             ONE_UNIT_TOLERANCE if self.double() else TRIAL_TOLERANCE,
         )
 
-    def find_fault_alone(self, group: Coupled, map: ModelMap, faults: Sequence[FindFault]) -> str | None:
+    def find_fault_alone(
+        self, group: Coupled, model_map: ModelMap, faults: Sequence[FindFault]
+    ) -> str | None:
         """What is wrong with a cut of one group."""
-        own = replace(map, coupled=(group,))
+        own = replace(model_map, coupled=(group,))
         return next((why for fault in faults if (why := fault([group], own)) is not None), None)
 
     def find_cuttable(
-        self, groups: Sequence[Coupled], map: ModelMap, reasons: dict[str, str]
+        self, groups: Sequence[Coupled], model_map: ModelMap, reasons: dict[str, str]
     ) -> list[Coupled]:
         """The groups that can be cut together; the others get their reason."""
         good = list(groups)
-        for fault in self.faults:
-            good = (
-                _find_cuttable(good, lambda chosen, fault=fault: fault(chosen, map), reasons)
-                if good
-                else good
-            )  # type: ignore[misc]
+        for find_fault in self.faults:
+            good = _find_cuttable(good, _bind_map(find_fault, model_map), reasons)
         return good
 
 
-def add_branches(model: nn.Module, map: ModelMap, inputs: Inputs, macs: Mapping[str, int]) -> ModelMap:
+def _bind_map(find_fault: FindFault, model_map: ModelMap) -> Callable[[Sequence[Coupled]], str | None]:
+    return lambda groups: find_fault(groups, model_map)
+
+
+def add_branches(model: nn.Module, model_map: ModelMap, inputs: Inputs, macs: Mapping[str, int]) -> ModelMap:
     """The map with the model's residual blocks and branches, those protected that a trial cut in float64, on random
     weights, shows to be none that can leave; all that are not inside each other at once, and the culprits by halving.
 
@@ -185,22 +194,24 @@ def add_branches(model: nn.Module, map: ModelMap, inputs: Inputs, macs: Mapping[
         raise ModelError(
             "group 'depth' needs a model with weights: what a residual block computes tells whether it can leave"
         )
-    map = replace(map, branches=find_branches(copy_model(model), map, inputs, macs))
+    model_map = replace(model_map, branches=find_branches(copy_model(model), model_map, inputs, macs))
     reasons: dict[str, str] = {}
     inputs = convert_inputs(inputs, torch.float32)
     trial = _randomize_weights(model, inputs)
     double = _runs_in_double(trial, inputs)
-    for level in _split_by_nesting([b for b in map.branches if b.group.protected is None]):
+    for level in _split_by_nesting([b for b in model_map.branches if b.group.protected is None]):
         _find_cuttable(
             [b.group for b in level],
-            lambda chosen: _find_fault_in_double(trial, double, map, {c.name: [] for c in chosen}, inputs),
+            lambda chosen: _find_fault_in_double(
+                trial, double, model_map, {c.name: [] for c in chosen}, inputs
+            ),
             reasons,
         )
 
     def judged(b: Branch) -> Branch:
         return replace(b, group=replace(b.group, protected=reasons[b.name])) if b.name in reasons else b
 
-    return replace(map, branches=tuple(judged(b) for b in map.branches))
+    return replace(model_map, branches=tuple(judged(b) for b in model_map.branches))
 
 
 def _split_by_nesting(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
@@ -232,8 +243,8 @@ class _MetaTrials:
             self.error = error
             return None
 
-    def cut_half(self, groups: Sequence[Coupled], map: ModelMap) -> str | None:
-        thin = operations.cut_on_trial(self.model, map, {c.name: _choose_half(c) for c in groups})
+    def cut_half(self, groups: Sequence[Coupled], model_map: ModelMap) -> str | None:
+        thin = operations.cut_on_trial(self.model, model_map, {c.name: _choose_half(c) for c in groups})
         for mode, wanted in self.shapes.items():
             found = self._run(thin, mode)
             if found is None:
@@ -242,14 +253,14 @@ class _MetaTrials:
                 return "the cut model's outputs change their shapes"
         return None
 
-    def cut_pairs_apart(self, groups: Sequence[Coupled], map: ModelMap) -> str | None:
+    def cut_pairs_apart(self, groups: Sequence[Coupled], model_map: ModelMap) -> str | None:
         """The same for groups of two units, cut apart from each other: no trial of all could keep different numbers of them."""
         pairs = [c for c in groups if c.width == 2]
         return next(
             (
                 why
                 for part in (pairs[::2], pairs[1::2])
-                if part and (why := self.cut_half(part, map)) is not None
+                if part and (why := self.cut_half(part, model_map)) is not None
             ),
             None,
         )
@@ -295,10 +306,12 @@ def _add_one_by_one(
             reasons[group.name] = f"a trial cut together with other layers failed: {why}"
 
 
-def _find_fault(trial: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, tolerance: float) -> str | None:
-    narrowed = narrowed_groups(map, keep)
+def _find_fault(
+    trial: nn.Module, model_map: ModelMap, keep: Keep, inputs: Inputs, tolerance: float
+) -> str | None:
+    narrowed = narrowed_groups(model_map, keep)
     try:
-        thin = operations.cut_on_trial(trial, map, keep)
+        thin = operations.cut_on_trial(trial, model_map, keep)
         found = run_cut_model(thin, inputs, narrowed)
         single = torch.float32  # enough to see that it runs
         check_usual_calls(
@@ -308,7 +321,9 @@ def _find_fault(trial: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, tol
             narrowed,
         )
         del thin
-        difference = relative_difference(found, run_masked_model(trial, map, keep, inputs, found, narrowed))
+        difference = relative_difference(
+            found, run_masked_model(trial, model_map, keep, inputs, found, narrowed)
+        )
         if not difference <= tolerance:
             raise VerificationError(
                 f"the cut model differs from the masked one by {difference:.1e} of the largest output"
@@ -321,14 +336,18 @@ def _find_fault(trial: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, tol
 
 
 def _find_fault_in_double(
-    trial: nn.Module, double: bool, map: ModelMap, keep: Keep, inputs: Inputs
+    trial: nn.Module, double: bool, model_map: ModelMap, keep: Keep, inputs: Inputs
 ) -> str | None:
     """The same in double precision, where the model runs in it."""
     if double:
         return _find_fault(
-            cast_model(trial, torch.float64), map, keep, convert_inputs(inputs, torch.float64), TOLERANCE
+            cast_model(trial, torch.float64),
+            model_map,
+            keep,
+            convert_inputs(inputs, torch.float64),
+            TOLERANCE,
         )
-    return _find_fault(cast_model(trial, torch.float32), map, keep, inputs, TRIAL_TOLERANCE)
+    return _find_fault(cast_model(trial, torch.float32), model_map, keep, inputs, TRIAL_TOLERANCE)
 
 
 def _choose_half(group: Coupled) -> list[int]:
@@ -337,12 +356,12 @@ def _choose_half(group: Coupled) -> list[int]:
     return sorted(torch.randperm(group.width, generator=generator)[:count].tolist())
 
 
-def _choose_other_halves(map: ModelMap, chosen: Iterable[Coupled]) -> dict[str, list[int]]:
+def _choose_other_halves(model_map: ModelMap, chosen: Iterable[Coupled]) -> dict[str, list[int]]:
     """Group -> units that `_choose_half` removes, less some where they can be spared: every unit leaves in a trial, the number
     differs from that half, and groups of one width keep different numbers, as code may tie their widths together."""
     ranks: Counter[int] = Counter()
     kept = {}
-    for group in map.coupled:
+    for group in model_map.coupled:
         rest = sorted(set(range(group.width)) - set(_choose_half(group))) or _choose_half(group)
         ranks[group.width] += 1
         kept[group.name] = rest[: len(rest) - ranks[group.width] % len(rest)]

@@ -193,5 +193,5 @@ def test_milliseconds_as_a_limit_and_a_correction() -> None:
     assert absolute_limits(recipe.budget, Costs(map, (found,)).dense) == {"latency.t": pytest.approx(0.1)}
     assert absolute_limits(recipe.budget, Costs(map).dense) == {}, "without a clock nothing is said of it"
     shapes = Costs(map).shapes({})
-    assert found.corrected(shapes, 3.0).ms(shapes) == pytest.approx(3.0)
+    assert found.with_measurement(shapes, 3.0).ms(shapes) == pytest.approx(3.0)
     assert sum(found.by_layer(shapes).values()) == pytest.approx(found.ms(shapes))

@@ -59,7 +59,7 @@ def test_a_runtime_that_is_not_installed_names_its_extra(monkeypatch: pytest.Mon
 
 
 def test_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(availability, "cores", lambda: 2)
+    monkeypatch.setattr(availability, "count_cores", lambda: 2)
     measure.check_target("t", Cpu(kind="cpu", threads=2))
     assert complaint(measure.check_target, "t", Cpu(kind="cpu", threads=4)) == (
         "target 't' asks for 4 threads, and this machine has 2 cores; lower 'threads', or give a 'table' measured on the machine it is for"
@@ -338,8 +338,8 @@ def fake(monkeypatch: pytest.MonkeyPatch, truth: Any) -> list[int]:
         return np.array([[truth(calls[0]), truth(calls[1])]] * 8) / 1e3
 
     monkeypatch.setattr("sparsify.cost.latency.calibrate.build_latency_model", clock)
-    monkeypatch.setattr(latency_budget, "prepared", prepared)
-    monkeypatch.setattr(latency_budget, "interleaved", interleaved)
+    monkeypatch.setattr(latency_budget, "prepare", prepared)
+    monkeypatch.setattr(latency_budget, "time_interleaved", interleaved)
     return seen
 
 

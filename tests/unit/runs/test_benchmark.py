@@ -285,7 +285,7 @@ def test_an_archive_without_a_model_is_no_program() -> None:
 
 
 def test_more_threads_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsify.cost.measure.availability.cores", lambda: 2)
+    monkeypatch.setattr("sparsify.cost.measure.availability.count_cores", lambda: 2)
     a, b = subjects([Path("run"), Path("cut.onnx")])
     with pytest.raises(SparsifyError) as caught:
         versus(a, b, "big", EXPORTED.model_copy(update={"threads": 64}), 0.05)
@@ -364,7 +364,7 @@ def test_noise_is_what_two_copies_of_the_first_differ_by(monkeypatch: pytest.Mon
     import numpy as np
 
     rounds = np.array([[1.0, 0.5, 0.25]] * 20)
-    monkeypatch.setattr("sparsify.cost.measure.compare.interleaved", lambda *_: rounds)
+    monkeypatch.setattr("sparsify.cost.measure.compare.time_interleaved", lambda *_: rounds)
     found = compare_calls(("A", "B"), [], "cpu", EAGER, 1.0)
     assert (found.speedup, found.noise, found.a_ms, found.b_ms, found.pairs) == (4.0, 2.0, 1000.0, 250.0, 20)
 

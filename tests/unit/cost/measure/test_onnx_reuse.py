@@ -46,8 +46,8 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
         seen.append(model)
         return made(model, inputs)
 
-    made = runtimes.pattern
-    monkeypatch.setattr(runtimes, "pattern", pattern)
+    made = runtimes.make_pattern
+    monkeypatch.setattr(runtimes, "make_pattern", pattern)
     return seen
 
 

@@ -311,7 +311,7 @@ def test_no_baseline_gets_more_time_than_the_recipe_allows(
         recipe=recipe, plan=SimpleNamespace(floors=(floor,)), folder=Path(), build=None, inputs=()
     )
     monkeypatch.setattr(baselines, "rebuilt_dense", lambda *_: None)
-    monkeypatch.setattr(baselines.measure, "latency", lambda *_, **__: SimpleNamespace(speedup=speedup))
+    monkeypatch.setattr(baselines.measure, "measure_latency", lambda *_, **__: SimpleNamespace(speedup=speedup))
     assert baselines._cost(run, digits_cnn(), None) == Cost("latency.eager", cost)  # type: ignore[arg-type]
 
 

@@ -107,26 +107,26 @@ class LabelAlgebra:
         if varying_dims(aspect) <= dims:
             self.labels.fix(rest.numpy(), reason)
 
-    def hold_all(self, shadow: AxisLabels, dims: set[int], reason: str) -> AxisLabels:
+    def hold_all(self, axis_labels: AxisLabels, dims: set[int], reason: str) -> AxisLabels:
         """Hold whatever varies along some dimensions; what is left does not vary along them."""
         kept = []
-        for aspect in shadow.aspects:
+        for aspect in axis_labels.aspects:
             common = varying_dims(aspect) & dims
             if common:
                 self.hold(aspect, common, reason)
                 aspect = take_first(aspect, common)
             if varying_dims(aspect):
                 kept.append(aspect)
-        return AxisLabels(shadow.shape, tuple(kept), shadow.parameter)
+        return AxisLabels(axis_labels.shape, tuple(kept), axis_labels.parameter)
 
-    def number_places(self, shadow: AxisLabels, dims: set[int], reason: str) -> tuple[Numbering, ...]:
+    def number_places(self, axis_labels: AxisLabels, dims: set[int], reason: str) -> tuple[Numbering, ...]:
         """That integers number the places along these dimensions of a tensor."""
-        along = [(aspect, varying_dims(aspect) & dims) for aspect in shadow.aspects]
+        along = [(aspect, varying_dims(aspect) & dims) for aspect in axis_labels.aspects]
         return tuple(Numbering(aspect, frozenset(common), reason) for aspect, common in along if common)
 
-    def hold_numbered(self, shadow: AxisLabels) -> None:
+    def hold_numbered(self, axis_labels: AxisLabels) -> None:
         """Integers are read: what they number the places of must stay."""
-        for own in shadow.numbers:
+        for own in axis_labels.numbers:
             self.hold(own.aspect, set(own.dims), own.reason)
 
     def merge_aspects(self, aspects: Iterable[Tensor], joined: bool = False) -> tuple[Tensor, ...]:
@@ -273,13 +273,13 @@ class LabelAlgebra:
         """These labels of a parameter are those of a product's result: the parameter's dimension is a producer's outputs."""
         self.note_side(aspect, self.labels.produced)
 
-    def note_twins(self, shadows: Sequence[AxisLabels]) -> None:
+    def note_twins(self, all_labels: Sequence[AxisLabels]) -> None:
         """Parameters that are added, stacked or laid side by side: what a product makes of a dimension of the result, it
         makes of that dimension of each."""
-        if len(shadows) < 2 or not all(s.parameter for s in shadows):
+        if len(all_labels) < 2 or not all(s.parameter for s in all_labels):
             return
-        rank = max(len(s.shape) for s in shadows)
-        aligned = [_align_rank(s, rank) for s in shadows]
+        rank = max(len(s.shape) for s in all_labels)
+        aligned = [_align_rank(s, rank) for s in all_labels]
         for d in range(rank):
             met = [
                 axis
@@ -301,11 +301,11 @@ class LabelAlgebra:
             found |= self.labels.twins.get(axis, {axis})
 
     def reduce_labels(
-        self, shadow: AxisLabels, dims: set[int], keepdim: bool, shape: Sequence[int]
+        self, axis_labels: AxisLabels, dims: set[int], keepdim: bool, shape: Sequence[int]
     ) -> AxisLabels:
         """A sum, mean, maximum over some dimensions."""
-        kept, over = [], tuple(aspect for aspect in shadow.aspects if varying_dims(aspect) & dims)
-        for aspect in shadow.aspects:
+        kept, over = [], tuple(aspect for aspect in axis_labels.aspects if varying_dims(aspect) & dims)
+        for aspect in axis_labels.aspects:
             common = varying_dims(aspect) & dims
             if common:
                 aspect = (
@@ -315,42 +315,46 @@ class LabelAlgebra:
                 aspect = aspect.squeeze(sorted(dims))
             if varying_dims(aspect):
                 kept.append(aspect)
-        return AxisLabels(tuple(shape), tuple(kept), shadow.parameter, reduced_over=over)
+        return AxisLabels(tuple(shape), tuple(kept), axis_labels.parameter, reduced_over=over)
 
     def move_labels(
-        self, shadow: AxisLabels, change: Callable[[Tensor], Tensor], shape: Sequence[int] | None = None
+        self, axis_labels: AxisLabels, change: Callable[[Tensor], Tensor], shape: Sequence[int] | None = None
     ) -> AxisLabels:
         """An operation that only moves elements, carried out on the labels; shape: that of its result, where it is known."""
-        results = [compress_labels(change(aspect.expand(shadow.shape))) for aspect in shadow.aspects]
-        for before, after in zip(shadow.aspects, results, strict=True):
+        results = [
+            compress_labels(change(aspect.expand(axis_labels.shape))) for aspect in axis_labels.aspects
+        ]
+        for before, after in zip(axis_labels.aspects, results, strict=True):
             if len(varying_dims(after)) > max(1, len(varying_dims(before))):
                 self.labels.note_rectangle(after.numpy())
         shape = tuple(
-            change(torch.empty(1, dtype=torch.bool).expand(shadow.shape)).shape if shape is None else shape
+            change(torch.empty(1, dtype=torch.bool).expand(axis_labels.shape)).shape
+            if shape is None
+            else shape
         )
         return AxisLabels(
             shape,
             self._merge_moved(results),
-            shadow.parameter,
-            self._move_flexible_dims(shadow, change, shape),
+            axis_labels.parameter,
+            self._move_flexible_dims(axis_labels, change, shape),
         )
 
     def _move_flexible_dims(
-        self, shadow: AxisLabels, change: Callable[[Tensor], Tensor], shape: Sequence[int]
+        self, axis_labels: AxisLabels, change: Callable[[Tensor], Tensor], shape: Sequence[int]
     ) -> frozenset[tuple[int, SharedLength]]:
         """Dimensions along which a moved tensor is alike: those where a count over the firm ones does not vary."""
-        if shape == shadow.shape and not shadow.flexible:
+        if shape == axis_labels.shape and not axis_labels.flexible:
             return frozenset()
-        firm = [n if shadow.has_fixed_length(d) else 1 for d, n in enumerate(shadow.shape)]
-        if not shadow.flexible and sum(n > 1 for n in shape) <= sum(n > 1 for n in firm):
+        firm = [n if axis_labels.has_fixed_length(d) else 1 for d, n in enumerate(axis_labels.shape)]
+        if not axis_labels.flexible and sum(n > 1 for n in shape) <= sum(n > 1 for n in firm):
             return frozenset()
-        moved = change(torch.arange(prod(firm)).view(firm).expand(shadow.shape))
+        moved = change(torch.arange(prod(firm)).view(firm).expand(axis_labels.shape))
         alike = set(range(len(shape))) - varying_dims(compress_labels(moved))
         kept = frozenset(
             (e, cell)
-            for d, cell in shadow.flexible
-            for e in alike & _follow_dim(d, shadow.shape, change)
-            if shape[e] == shadow.shape[d]
+            for d, cell in axis_labels.flexible
+            for e in alike & _follow_dim(d, axis_labels.shape, change)
+            if shape[e] == axis_labels.shape[d]
         )
         return kept | flexible_dims(shape, alike - {e for e, _ in kept})
 
@@ -371,9 +375,9 @@ class LabelAlgebra:
                 self.hold(aspect, varying_dims(aspect), "it is flattened together with another dimension")
         return tuple(found)
 
-    def hold_blocks(self, shadow: AxisLabels, dim: int, length: int, reason: str) -> None:
+    def hold_blocks(self, axis_labels: AxisLabels, dim: int, length: int, reason: str) -> None:
         """A dimension is taken apart into equal blocks: the same positions leave all of them. Unequal: it stays."""
-        for aspect in shadow.aspects:
+        for aspect in axis_labels.aspects:
             if dim not in varying_dims(aspect):
                 continue
             size = aspect.shape[dim]
@@ -472,17 +476,17 @@ def _is_coarser(aspect: Tensor, finer: Tensor) -> bool:
     return len(np.unique(np.stack([a.ravel(), b.ravel()]), axis=1)[0]) <= len(np.unique(finer.numpy()))
 
 
-def _align_rank(shadow: AxisLabels, rank: int) -> AxisLabels:
-    missing = rank - len(shadow.shape)
+def _align_rank(axis_labels: AxisLabels, rank: int) -> AxisLabels:
+    missing = rank - len(axis_labels.shape)
     if missing <= 0:
-        return shadow
+        return axis_labels
     lead = (1,) * missing
-    aspects = tuple(a.view(lead + tuple(a.shape)) for a in shadow.aspects)
+    aspects = tuple(a.view(lead + tuple(a.shape)) for a in axis_labels.aspects)
     return AxisLabels(
-        lead + shadow.shape,
+        lead + axis_labels.shape,
         aspects,
-        shadow.parameter,
-        frozenset((d + missing, cell) for d, cell in shadow.flexible),
+        axis_labels.parameter,
+        frozenset((d + missing, cell) for d, cell in axis_labels.flexible),
     )
 
 

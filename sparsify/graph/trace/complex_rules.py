@@ -112,8 +112,8 @@ def _sparse_addmm(w: Follower, op: Op) -> AxisLabels:
     return w.algebra.join_elementwise(op.out.shape, [made, w.labels_of(op.args[0])])
 
 
-def has_labels(shadow: AxisLabels) -> bool:
-    return any(varying_dims(aspect) for aspect in shadow.aspects)
+def has_labels(axis_labels: AxisLabels) -> bool:
+    return any(varying_dims(aspect) for aspect in axis_labels.aspects)
 
 
 MATRICES = (

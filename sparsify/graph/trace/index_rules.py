@@ -78,9 +78,11 @@ def _hold_whole(w: Follower, tensor: Tensor, reason: str) -> None:
     w.algebra.hold_all(w.labels_of(tensor), set(range(tensor.dim())), reason)
 
 
-def _fix_lengths(shadow: AxisLabels, dims: Iterable[int]) -> AxisLabels:
+def _fix_lengths(axis_labels: AxisLabels, dims: Iterable[int]) -> AxisLabels:
     """A shadow that insists on its length along these dimensions."""
-    return replace(shadow, flexible=frozenset((d, cell) for d, cell in shadow.flexible if d not in set(dims)))
+    return replace(
+        axis_labels, flexible=frozenset((d, cell) for d, cell in axis_labels.flexible if d not in set(dims))
+    )
 
 
 def _index(w: Follower, op: Op) -> AxisLabels:
@@ -130,10 +132,10 @@ def _unequal_dims(dim: int, x: Tensor, *others: Tensor) -> set[int]:
     return {d for d in range(x.dim()) if d != dim and any(other.shape[d] != x.shape[d] for other in sized)}
 
 
-def _drop_dims(shadow: AxisLabels, dims: set[int]) -> AxisLabels:
+def _drop_dims(axis_labels: AxisLabels, dims: set[int]) -> AxisLabels:
     """A shadow that does not vary along some dimensions, with size 1 along them."""
-    shape = tuple(1 if d in dims else n for d, n in enumerate(shadow.shape))
-    return _fix_lengths(replace(shadow, shape=shape), dims)
+    shape = tuple(1 if d in dims else n for d, n in enumerate(axis_labels.shape))
+    return _fix_lengths(replace(axis_labels, shape=shape), dims)
 
 
 def _write_elements(

@@ -71,9 +71,9 @@ def _addr(w: Follower, op: Op) -> AxisLabels:
     return w.algebra.join_elementwise(op.out.shape, [w.labels_of(op.args[0]), column, row])
 
 
-def _tie_runs(w: Follower, shadow: AxisLabels, dim: int, length: int) -> None:
+def _tie_runs(w: Follower, axis_labels: AxisLabels, dim: int, length: int) -> None:
     """So many neighbours along a dimension leave together."""
-    for aspect in shadow.aspects:
+    for aspect in axis_labels.aspects:
         if dim in varying_dims(aspect) and aspect.shape[dim] % length == 0:
             runs = torch.unflatten(aspect, dim, (-1, length))
             w.algebra.join(runs, runs.narrow(dim + 1, 0, 1))
@@ -230,13 +230,13 @@ def _weight_norm(w: Follower, op: Op) -> AxisLabels:
 
 def _lay_along(w: Follower, vector: Tensor, dim: int, rank: int) -> AxisLabels:
     """The shadow of a vector, laid along one dimension of a tensor of so many dimensions."""
-    shadow, size = w.labels_of(vector), vector.shape[0]
+    axis_labels, size = w.labels_of(vector), vector.shape[0]
     shape = (1,) * dim + (size,) + (1,) * (rank - dim - 1)
     return AxisLabels(
         shape,
-        tuple(v.view(shape) for v in shadow.aspects),
-        shadow.parameter,
-        frozenset((dim, cell) for _, cell in shadow.flexible),
+        tuple(v.view(shape) for v in axis_labels.aspects),
+        axis_labels.parameter,
+        frozenset((dim, cell) for _, cell in axis_labels.flexible),
     )
 
 
@@ -248,36 +248,36 @@ NUMBERED = frozenset(["argmax", "argmin", "max", "min"])
 
 
 def follow_reduction(w: Follower, op: Op) -> AxisLabels | list[AxisLabels]:
-    shadow, rank = w.labels_of(op.args[0]), op.args[0].dim()
+    axis_labels, rank = w.labels_of(op.args[0]), op.args[0].dim()
     result = op.out if isinstance(op.out, Tensor) else op.out[0]
     if len(op.args) > 1 and isinstance(op.args[1], Tensor):  # max(a, b), elementwise
-        return w.algebra.join_elementwise(result.shape, [shadow, w.labels_of(op.args[1])])
+        return w.algebra.join_elementwise(result.shape, [axis_labels, w.labels_of(op.args[1])])
     over = dims_run_over(op.name, op.args, op.kwargs)
     keepdim = result.dim() == rank and rank > 0
-    made = w.algebra.reduce_labels(shadow, over, keepdim, result.shape)
+    made = w.algebra.reduce_labels(axis_labels, over, keepdim, result.shape)
     if op.name in NUMBERED and (op.name.startswith("arg") or not isinstance(op.out, Tensor)):
         numbers = replace(
-            made, reduced_over=(), numbers=w.algebra.number_places(shadow, over, number_reason(op.name))
+            made, reduced_over=(), numbers=w.algebra.number_places(axis_labels, over, number_reason(op.name))
         )
         return numbers if isinstance(op.out, Tensor) else [made, numbers]
     return made if isinstance(op.out, Tensor) else [made for _ in op.out]
 
 
 def follow_along(w: Follower, op: Op) -> AxisLabels | list[AxisLabels]:
-    shadow = w.labels_of(op.args[0])
+    axis_labels = w.labels_of(op.args[0])
     if op.name == "glu":
         dim = wrap_dim(read_argument(op.args, op.kwargs, 1, "dim", -1), op.args[0])
         one, two = split_labels(w, op.args[0], dim, [op.out.shape[dim]] * 2)
         return w.algebra.join_elementwise(op.out.shape, [one, two])
     dims = dims_run_over(op.name, op.args, op.kwargs)
     if "softmax" in op.name:
-        for aspect in shadow.aspects:
+        for aspect in axis_labels.aspects:
             if varying_dims(aspect) & dims:
                 w.labels.note_statistics(aspect.numpy())
-        return shadow
-    held = w.algebra.hold_all(shadow, dims, f"'{op.name}' runs along it")
+        return axis_labels
+    held = w.algebra.hold_all(axis_labels, dims, f"'{op.name}' runs along it")
     result = op.out if isinstance(op.out, Tensor) else op.out[0]
-    gone = sorted(dims) if result.dim() < len(shadow.shape) else []
+    gone = sorted(dims) if result.dim() < len(axis_labels.shape) else []
     made = AxisLabels(tuple(result.shape), tuple(aspect.squeeze(gone) for aspect in held.aspects))
     return made if isinstance(op.out, Tensor) else [made for _ in op.out]
 

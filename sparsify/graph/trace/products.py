@@ -51,13 +51,17 @@ def trace_product(
 ) -> TracedProduct:
     """What an operator of PRODUCTS spends on these arguments; of: the labels of a tensor."""
     lengths, factors, macs = _read_space(name, args, out)
-    shadows = [(of(tensor), dims) for tensor, dims in factors]
-    shadows.sort(key=lambda factor: not factor[0].parameter)
+    all_labels = [(of(tensor), dims) for tensor, dims in factors]
+    all_labels.sort(key=lambda factor: not factor[0].parameter)
     rank = len(lengths)
     aspects = tuple(
-        _lay_along_space(aspect, dims, rank) for shadow, dims in shadows for aspect in shadow.aspects
+        _lay_along_space(aspect, dims, rank)
+        for axis_labels, dims in all_labels
+        for aspect in axis_labels.aspects
     )
-    parameters = tuple(aspect for shadow, _ in shadows if shadow.parameter for aspect in shadow.aspects)
+    parameters = tuple(
+        aspect for axis_labels, _ in all_labels if axis_labels.parameter for aspect in axis_labels.aspects
+    )
     return TracedProduct(module, macs, aspects, parameters)
 
 

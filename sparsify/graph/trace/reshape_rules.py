@@ -23,39 +23,41 @@ def _chunk(w: Follower, op: Op) -> list[AxisLabels]:
 
 
 def split_labels(w: Follower, tensor: Tensor, dim: int, sizes: Sequence[int]) -> list[AxisLabels]:
-    shadow = w.labels_of(tensor)
+    axis_labels = w.labels_of(tensor)
     if len(sizes) > 1:
-        w.note_length(shadow)  # an attribute may hold the whole of it, and the parts be computed from that
+        w.note_length(
+            axis_labels
+        )  # an attribute may hold the whole of it, and the parts be computed from that
         w.algebra.hold_blocks(
-            shadow, dim, sizes[0] if len(set(sizes)) == 1 else 0, "it is split at fixed places"
+            axis_labels, dim, sizes[0] if len(set(sizes)) == 1 else 0, "it is split at fixed places"
         )
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     found = []
     for start, size in zip(starts, sizes, strict=True):
         narrow = partial(torch.narrow, dim=dim, start=start, length=size)
-        found.append(w.algebra.move_labels(shadow, narrow))
+        found.append(w.algebra.move_labels(axis_labels, narrow))
     return [w.note_length(part) for part in found]
 
 
 def _unbind(w: Follower, op: Op) -> list[AxisLabels]:
     dim = wrap_dim(read_argument(op.args, op.kwargs, 1, "dim", 0), op.args[0])
-    shadow = w.labels_of(op.args[0])
-    for aspect in shadow.aspects:
+    axis_labels = w.labels_of(op.args[0])
+    for aspect in axis_labels.aspects:
         if dim in varying_dims(aspect):
             w.algebra.hold(aspect, {dim}, "it is taken apart index by index")
-    return [w.algebra.move_labels(shadow, lambda t, i=i: t.select(dim, i)) for i in range(len(op.out))]  # type: ignore[misc]
+    return [w.algebra.move_labels(axis_labels, lambda t, i=i: t.select(dim, i)) for i in range(len(op.out))]  # type: ignore[misc]
 
 
 def _select(w: Follower, op: Op) -> AxisLabels:
-    shadow, dim = w.labels_of(op.args[0]), wrap_dim(op.args[1], op.args[0])
-    for aspect in shadow.aspects:
+    axis_labels, dim = w.labels_of(op.args[0]), wrap_dim(op.args[1], op.args[0])
+    for aspect in axis_labels.aspects:
         if dim in varying_dims(aspect):
             w.algebra.hold(aspect, {dim}, "a fixed index of it is taken")
-    return w.algebra.move_labels(shadow, lambda t: t.select(dim, op.args[2]))
+    return w.algebra.move_labels(axis_labels, lambda t: t.select(dim, op.args[2]))
 
 
 def _slice(w: Follower, op: Op) -> AxisLabels:
-    shadow, dim = (
+    axis_labels, dim = (
         w.labels_of(op.args[0]),
         wrap_dim(read_argument(op.args, op.kwargs, 1, "dim", 0), op.args[0]),
     )
@@ -68,19 +70,19 @@ def _slice(w: Follower, op: Op) -> AxisLabels:
     if kept < size:
         whole = kept and size % kept == 0 and (start % kept == 0 if step == 1 else size == kept * step)
         if step == 1:
-            w.algebra.hold_blocks(shadow, dim, kept if whole else 0, "it is sliced at a fixed place")
+            w.algebra.hold_blocks(axis_labels, dim, kept if whole else 0, "it is sliced at a fixed place")
         else:
-            _strided(w, shadow, dim, step if whole else 0)
+            _strided(w, axis_labels, dim, step if whole else 0)
     return w.algebra.move_labels(
-        shadow,
+        axis_labels,
         lambda t: t.narrow(dim, start, 1 + (kept - 1) * step)[
             (slice(None),) * dim + (slice(None, None, step),)
         ],
     )
 
 
-def _strided(w: Follower, shadow: AxisLabels, dim: int, step: int) -> None:
-    for aspect in shadow.aspects:
+def _strided(w: Follower, axis_labels: AxisLabels, dim: int, step: int) -> None:
+    for aspect in axis_labels.aspects:
         if dim not in varying_dims(aspect):
             continue
         if step < 1:
@@ -103,30 +105,30 @@ def _as_strided(w: Follower, op: Op) -> AxisLabels:
 def _cat(w: Follower, op: Op) -> AxisLabels:
     given = [t for t in op.args[0] if t.numel() or t.dim() > 1]
     dim = wrap_dim(read_argument(op.args, op.kwargs, 1, "dim", 0), op.out)
-    shadows = [w.labels_of(t) for t in given]
-    along = [next((v for v in s.aspects if dim in varying_dims(v)), None) for s in shadows]
+    all_labels = [w.labels_of(t) for t in given]
+    along = [next((v for v in s.aspects if dim in varying_dims(v)), None) for s in all_labels]
     others = [
         AxisLabels(
             (*s.shape[:dim], 1, *s.shape[dim + 1 :]),
             tuple(v for v in s.aspects if dim not in varying_dims(v)),
             s.parameter,
         )
-        for s in shadows
+        for s in all_labels
     ]
     w.algebra.note_twins(others)
     flat = (*op.out.shape[:dim], 1, *op.out.shape[dim + 1 :])
     made = list(w.algebra.join_elementwise(flat, others).aspects)
-    if any(v is not None for v in along) or any(n.aspects for n in shadows):
+    if any(v is not None for v in along) or any(n.aspects for n in all_labels):
         pieces = [torch.zeros([1] * op.out.dim(), dtype=torch.int64) if v is None else v for v in along]
         if any(v is not None for v in along):
             shape = [max(p.shape[d] for p in pieces) for d in range(op.out.dim())]
             wide = [
                 p.expand([s.shape[d] if d == dim else shape[d] for d in range(op.out.dim())])
-                for p, s in zip(pieces, shadows, strict=True)
+                for p, s in zip(pieces, all_labels, strict=True)
             ]
             made.append(torch.cat(wide, dim))
     return AxisLabels(
-        tuple(op.out.shape), tuple(v for v in made if varying_dims(v)), all(s.parameter for s in shadows)
+        tuple(op.out.shape), tuple(v for v in made if varying_dims(v)), all(s.parameter for s in all_labels)
     )
 
 
@@ -140,11 +142,11 @@ def _stack(w: Follower, op: Op) -> AxisLabels:
 
 
 def _constant_pad_nd(w: Follower, op: Op) -> AxisLabels:
-    shadow, pads = w.labels_of(op.args[0]), list(op.args[1])
+    axis_labels, pads = w.labels_of(op.args[0]), list(op.args[1])
     kept = []
-    for aspect in shadow.aspects:
+    for aspect in axis_labels.aspects:
         for i in range(len(pads) // 2):
-            dim = len(shadow.shape) - 1 - i
+            dim = len(axis_labels.shape) - 1 - i
             if dim in varying_dims(aspect) and (pads[2 * i] or pads[2 * i + 1]):
                 edges = [
                     aspect.new_zeros([n if d != dim else max(p, 0) for d, n in enumerate(aspect.shape)])
@@ -152,7 +154,7 @@ def _constant_pad_nd(w: Follower, op: Op) -> AxisLabels:
                 ]
                 aspect = torch.cat([edges[0], aspect, edges[1]], dim)
         kept.append(aspect)
-    return AxisLabels(tuple(op.out.shape), tuple(kept), shadow.parameter)
+    return AxisLabels(tuple(op.out.shape), tuple(kept), axis_labels.parameter)
 
 
 def _im2col(w: Follower, op: Op) -> AxisLabels:

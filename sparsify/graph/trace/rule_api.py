@@ -29,7 +29,7 @@ class Follower(Protocol):
     def labels_of(self, tensor: Tensor) -> AxisLabels:
         """The shadow of a tensor."""
 
-    def note_length(self, shadow: AxisLabels) -> AxisLabels:
+    def note_length(self, axis_labels: AxisLabels) -> AxisLabels:
         """Remember that a shape was written down."""
 
 

@@ -58,11 +58,11 @@ def _isin(w: Follower, op: Op) -> AxisLabels:
 
 
 def _triangle(w: Follower, op: Op) -> AxisLabels:
-    shadow, rank = w.labels_of(op.args[0]), op.args[0].dim()
+    axis_labels, rank = w.labels_of(op.args[0]), op.args[0].dim()
     held = w.algebra.hold_all(
-        shadow, {rank - 2, rank - 1}, f"one side of its diagonal is taken by '{op.name}'"
+        axis_labels, {rank - 2, rank - 1}, f"one side of its diagonal is taken by '{op.name}'"
     )
-    return replace(held, flexible=frozenset((d, cell) for d, cell in shadow.flexible if d < rank - 2))
+    return replace(held, flexible=frozenset((d, cell) for d, cell in axis_labels.flexible if d < rank - 2))
 
 
 def _renorm(w: Follower, op: Op) -> AxisLabels:

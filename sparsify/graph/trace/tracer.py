@@ -79,8 +79,8 @@ class MetaLabels:
         entry = self._entries.get(id(tensor))
         return None if entry is None else entry[1]
 
-    def __setitem__(self, tensor: Tensor, shadow: AxisLabels) -> None:
-        self._entries[id(tensor)] = tensor, shadow
+    def __setitem__(self, tensor: Tensor, axis_labels: AxisLabels) -> None:
+        self._entries[id(tensor)] = tensor, axis_labels
 
 
 class LeavingTorch(TorchFunctionMode):
@@ -128,9 +128,9 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
                         [-1 if d == dim else 1 for d in range(tensor.dim())]
                     )
                 )
-        shadow = AxisLabels(tuple(tensor.shape), tuple(aspects), parameter=True)
-        self.labels_by_tensor[tensor] = shadow
-        self.names[shadow] = name
+        axis_labels = AxisLabels(tuple(tensor.shape), tuple(aspects), parameter=True)
+        self.labels_by_tensor[tensor] = axis_labels
+        self.names[axis_labels] = name
 
     def enter_model(self, model: nn.Module) -> None:
         """Labels for every parameter and saved buffer; what is not saved (a table of rotary frequencies) is a constant."""
@@ -212,17 +212,17 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         results = (out,) if isinstance(out, Tensor) else out if isinstance(out, tuple | list) else ()
         if known is None:
             result = self._apply_rule(name, func, args, kwargs, out)
-            shadows = result if isinstance(result, list) else [result]
+            all_labels = result if isinstance(result, list) else [result]
             known = self.known[key] = KnownResult(
-                (*shadows, *[None] * len(results)),
+                (*all_labels, *[None] * len(results)),
                 None if name in NORMS else describe_result(func, out),
                 isinstance(out, Tensor),
             )
         if in_place and name in WRITES_IN_PLACE:
             self._note_write_by_number(name, args[0], known.labels[0])
-        for value, shadow in zip(results, known.labels, strict=False):
+        for value, axis_labels in zip(results, known.labels, strict=False):
             if isinstance(value, Tensor):
-                self.labels_by_tensor[value] = self._unlabelled(value) if shadow is None else shadow
+                self.labels_by_tensor[value] = self._unlabelled(value) if axis_labels is None else axis_labels
         return out
 
     def _key(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
@@ -313,15 +313,15 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
 
         return run
 
-    def note_length(self, shadow: AxisLabels) -> AxisLabels:
+    def note_length(self, axis_labels: AxisLabels) -> AxisLabels:
         """Remember where a shape was written down: a module's attribute may hold it."""
         if self.within:
-            for aspect in shadow.aspects:
+            for aspect in axis_labels.aspects:
                 for d in varying_dims(aspect):
                     self.labels.note_length(
                         self.within[-1], take_first(aspect, varying_dims(aspect) - {d}).flatten().numpy()
                     )
-        return shadow
+        return axis_labels
 
     def run_plain(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator."""
@@ -344,10 +344,10 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         lies = {d for aspect in own.aspects for d in varying_dims(aspect)}
         for value in args[1:]:
             if isinstance(value, Tensor):
-                shadow = self.algebra.join_elementwise(
+                axis_labels = self.algebra.join_elementwise(
                     own.shape, [self.labels_of(value), AxisLabels((1,) * len(own.shape), own.aspects)]
                 )
-                strange = [aspect for aspect in shadow.aspects if not varying_dims(aspect) <= lies]
+                strange = [aspect for aspect in axis_labels.aspects if not varying_dims(aspect) <= lies]
                 if strange and not self._label_filled_base(target, strange):
                     lost = [aspect for aspect in strange if not self._label_filled_base(target, [aspect])]
                     self._fix(
@@ -412,8 +412,8 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
             )
         return AxisLabels(tuple(out.shape), (units.view([1] * (out.dim() - 1) + [-1]),))
 
-    def _fix(self, shadow: AxisLabels, reason: str) -> None:
-        for aspect in shadow.aspects:
+    def _fix(self, axis_labels: AxisLabels, reason: str) -> None:
+        for aspect in axis_labels.aspects:
             self.labels.fix(aspect.numpy(), reason)
 
     def _apply_rule(
@@ -458,13 +458,15 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
                     "it is shuffled in unequal groups",
                 )
             own = {k: v for k, v in kwargs.items() if k in ("dims", "dim", "implicit")}
-            shadow = self.labels_of(args[0])
+            axis_labels = self.labels_of(args[0])
             if name == "roll":
                 dims = read_argument(args, kwargs, 2, "dims", None) or range(args[0].dim())
-                shadow = a.hold_all(
-                    shadow, {wrap_dim(d, args[0]) for d in dims}, "it is rolled by a fixed number of places"
+                axis_labels = a.hold_all(
+                    axis_labels,
+                    {wrap_dim(d, args[0]) for d in dims},
+                    "it is rolled by a fixed number of places",
                 )
-            moved = a.move_labels(shadow, lambda t: apply_move(func, t, rest, own), out.shape)
+            moved = a.move_labels(axis_labels, lambda t: apply_move(func, t, rest, own), out.shape)
             return (
                 self.note_length(moved)
                 if name in ("view", "_unsafe_view", "reshape", "_reshape_alias")

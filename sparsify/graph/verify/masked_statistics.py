@@ -54,11 +54,11 @@ class MaskedTracer(Tracer):  # type: ignore[no-untyped-call]
         x = args[0] if args else None
         if not isinstance(x, Tensor) or _name not in MIXING_OPERATORS:
             return func(*args, **kwargs)
-        shadow = self._join_operands(x, args) if _name in LOSSES else self.labels_of(x)
+        axis_labels = self._join_operands(x, args) if _name in LOSSES else self.labels_of(x)
         kept = {
             dim: stays.to(x.device)
             for dim in dims_run_over(_name, args, kwargs)
-            if (stays := self._kept_indices(shadow, dim)) is not None
+            if (stays := self._kept_indices(axis_labels, dim)) is not None
         }
         return self._run_on_kept(_name, func, args, kwargs, kept) if kept else func(*args, **kwargs)
 
@@ -70,15 +70,15 @@ class MaskedTracer(Tracer):  # type: ignore[no-untyped-call]
 
     def _zero_removed(self, tensor: Tensor) -> Tensor:
         """A weight that was computed from others, with zeros where a removed unit lies."""
-        shadow = self.labels_of(tensor)
-        if not shadow.parameter or tensor.untyped_storage().data_ptr() in self.own:
+        axis_labels = self.labels_of(tensor)
+        if not axis_labels.parameter or tensor.untyped_storage().data_ptr() in self.own:
             return tensor
-        gone = [self.removed[aspect].to(tensor.device) for aspect in shadow.aspects]
+        gone = [self.removed[aspect].to(tensor.device) for aspect in axis_labels.aspects]
         return reduce(lambda t, own: t.masked_fill(own, 0.0), gone, tensor)
 
-    def _kept_indices(self, shadow: AxisLabels, dim: int) -> Tensor | None:
+    def _kept_indices(self, axis_labels: AxisLabels, dim: int) -> Tensor | None:
         """Indices along a dimension at which something remains; None when all do."""
-        for aspect in shadow.aspects:
+        for aspect in axis_labels.aspects:
             if dim in varying_dims(aspect):
                 stays = (~self.removed[aspect]).movedim(dim, 0).reshape(aspect.shape[dim], -1).any(1)
                 if not bool(stays.all()):

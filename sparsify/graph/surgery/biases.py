@@ -1,4 +1,4 @@
-"""Biases of torch's layers: which one shifts the outputs of a product, and creating one where a layer has none."""
+"""Biases of torch's layers: which bias shifts the outputs of a product, and how to create a missing one."""
 
 from dataclasses import dataclass
 
@@ -15,14 +15,15 @@ class Bias:
     """The bias of a layer, or of one of its products."""
 
     name: str
-    """in the layer"""
+    """name in the layer"""
     exists: bool
 
 
 def find_bias(module: nn.Module, weight: str) -> Bias | None:
-    """The bias that shifts what `module` computes with this weight; None where it computes in a way of its own.
+    """Find the bias that shifts what `module` computes with this weight; None if the module has its own
+    forward.
 
-    weight: name of the parameter in the layer, such as weight_ih_l0; of no matter where a layer has one product.
+    weight: name of the parameter in the layer, such as weight_ih_l0. Ignored for layers with one product.
     """
     if not _computes_like_torch(module):
         return None
@@ -41,16 +42,16 @@ def find_bias(module: nn.Module, weight: str) -> Bias | None:
 
 
 def can_take_bias(module: nn.Module) -> bool:
-    """Whether `create_bias` can give it one."""
+    """Whether `create_bias` can give the module a bias."""
     kinds = nn.Linear | Convolution | nn.RNNBase | nn.RNNCellBase
     packed = isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None
     return _computes_like_torch(module) and (isinstance(module, kinds) or packed)
 
 
 def create_bias(model: nn.Module, name: str) -> None:
-    """Give a layer that has no bias one of zeros, in place: its outputs stay as they are.
+    """Give a layer without a bias a bias of zeros, in place; its outputs do not change.
 
-    A recurrent layer gets all of its biases. Raises RunError where the layer has one, or is of a kind that takes none.
+    A recurrent layer gets all of its biases. Raises RunError if the layer has a bias or cannot take one.
     """
     try:
         module = model.get_submodule(name)
@@ -98,7 +99,7 @@ def _create_recurrent_biases(module: nn.RNNBase, name: str) -> None:
 
 
 def _computes_like_torch(module: nn.Module) -> bool:
-    """Whether its forward is that of torch's class, or one of ours, which add the bias to the product."""
+    """Whether the forward is torch's or ours: both add the bias to the product."""
     own = type(module)
     made_by = [own.forward, getattr(own, "_conv_forward", own.forward)]
     homes = ("torch.nn.", "torch.ao.nn.qat", "sparsify.")

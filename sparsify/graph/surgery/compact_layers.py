@@ -1,4 +1,4 @@
-"""Carrying out the operations that turn a layer into a cheaper one: Crop and Gather, on a model in place."""
+"""Carry out the operations that make a layer cheaper, Crop and Gather, on a model in place."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
@@ -11,7 +11,7 @@ from sparsify_schemas.cuts import Crop, Gather, Range
 
 
 def compact_layers(model: nn.Module, operations: Iterable[Crop | Gather]) -> None:
-    """Do what the operations say, in order. Raises RunError where they do not fit."""
+    """Carry out the operations in order. Raises RunError if they do not fit the model."""
     for op in operations:
         match op:
             case Crop():
@@ -76,7 +76,7 @@ def _find_gatherable(model: nn.Module, op: Gather) -> tuple[nn.Linear | cropped.
 
 
 def are_ascending(keep: Sequence[Range], size: int) -> bool:
-    """Whether ranges are some, in order, and within the size; told without writing them out, as they may be huge."""
+    """Whether there are ranges, in order and within the size. Does not write them out: they may be huge."""
     ends = [end for part in keep for end in part]
     return bool(ends) and all(a < b for a, b in keep) and ends == sorted(ends) and ends[-1] <= size
 

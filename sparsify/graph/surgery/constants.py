@@ -1,12 +1,15 @@
-"""Constants: what removed units emit that no input changes, and what their consumers lose with them.
+"""What removed units emit when no input changes it, and what their consumers lose with them.
 
-A removed unit is constant where the weights prove it (`dependence`): a filter of zeros before a normalisation with a
-shift, or with a bias of its own, is dead and yet emits a number. A consumer with the output y = W x + b loses
+A removed unit is constant where the weights prove it (see `data_dependence`). A filter of zeros in front
+of
+a normalisation with a shift, or with a bias of its own, is dead and still emits a number. A consumer with
+the
+output y = W x + b loses
 
     d_o = sum over removed constant inputs c of W[o, c] * x_c
 
-with them. Where d is the same at every example and position it goes into b exactly. Where it is not (zeros of a padding,
-values that vary along a sequence) its mean goes there, and what is lost is d less the mean.
+If d is the same at every example and position, it is added to b exactly. If it is not (zeros of a padding,
+values that vary along a sequence), its mean is added to b, and the difference from the mean is lost.
 """
 
 from collections import Counter, defaultdict
@@ -50,57 +53,59 @@ TargetKind = Literal["bias", "running_mean", "nothing"]
 
 @dataclass(frozen=True)
 class ShiftTarget:
-    """What can take a shift of a consumer's outputs."""
+    """The bias or running mean that can absorb a shift of a consumer's outputs."""
 
     into: TargetKind
     tensor: str
-    """name of the bias or running mean; of a bias that does not exist yet, the name that it will have"""
+    """name of the bias or running mean; for a bias to be created, the name that it will get"""
     index: Tensor
-    """the element of it, flattened, for every output of the product"""
+    """for every output of the product, the index of its element in the flattened tensor"""
     module: str = ""
-    """where a bias is to be created: the layer"""
+    """layer in which a bias is to be created"""
     rows_of: str = ""
-    """a packed weight whose rows the created bias has elements for, where it is not one product's alone"""
+    """packed weight with one row for each element of the created bias, if several products share that bias"""
 
 
 @dataclass(frozen=True)
 class Shift:
-    """What one place takes in of the constants that a consumer loses."""
+    """What one target absorbs of the constants that a consumer loses."""
 
     module: str
     """the consumer"""
     place: ShiftTarget | None
     channels: int
-    """constant inputs that it loses"""
+    """number of constant inputs that the consumer loses"""
     values: Tensor
-    """for every output of the dense consumer, flattened, the number that it loses"""
+    """the value that each output of the dense consumer loses, flattened"""
     beside: Tensor
-    """the part of it from units that the masked model has at zero; the others are whole there"""
+    """the part of `values` from units that are zero in the masked model; the other units are unchanged
+    there"""
     kept: Tensor
-    """whether an output stays"""
+    """whether each output stays"""
     loss: float
-    """largest deviation of what is lost from these numbers, relative to the consumer's largest output"""
+    """largest deviation of the lost values from `values`, relative to the consumer's largest output"""
     exact: bool
 
     @property
     def sign(self) -> float:
-        """With which sign the place takes it."""
+        """Sign of the shift in the target: a running mean is subtracted."""
         return -1.0 if self.place is not None and self.place.into == "running_mean" else 1.0
 
 
 @dataclass(frozen=True)
 class Constants:
-    """What a cut takes away that is constant."""
+    """What a cut removes that is constant."""
 
     shifts: tuple[Shift, ...] = ()
     whole: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """coupled group -> removed units that compute nothing but what `shifts` put back exactly: leaving them changes nothing"""
+    """coupled group -> removed units whose constants `shifts` restore exactly: removing them changes
+    nothing"""
     told: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """coupled group -> removed units of which `shifts` say what becomes of their constants"""
+    """coupled group -> removed units whose constants `shifts` account for"""
 
 
 def constants_match(one: Constants, other: Constants) -> bool:
-    """Whether two derivations give each place the same numbers, but for rounding."""
+    """Whether two derivations give each target the same values, up to rounding."""
     ours, theirs = _values_by_element(one), _values_by_element(other)
     return ours.keys() == theirs.keys() and all(
         _values_match(values, theirs[key]) for key, values in ours.items()
@@ -118,10 +123,13 @@ def _values_match(one: Tensor, other: Tensor) -> bool:
 
 
 def find_constants(dense: nn.Module, model_map: ModelMap, keep: Keep, inputs: Inputs) -> Constants:
-    """What the units not in `keep` emit that no input changes.
+    """Find what the units not in `keep` emit that no input changes.
 
-    dense: a copy of the model, in eval mode, in the precision to compute in; its attentions are replaced by ours.
-    Returns nothing where no weight is exactly zero, without running the model.
+    Args:
+        dense: a copy of the model in eval mode, in the precision to compute in. Its attention modules are
+            replaced by `sparsify.nn.attention`.
+
+    Returns an empty result, without running the model, if no weight is exactly zero.
     """
     if not _has_zeros(dense):
         return Constants()
@@ -146,7 +154,7 @@ def find_constants(dense: nn.Module, model_map: ModelMap, keep: Keep, inputs: In
 
 
 def _has_zeros(model: nn.Module) -> bool:
-    """Whether some weight stops data: a slice of zeros, a factor of zero, a column that every row of a table shares."""
+    """Whether some weight blocks data: a zero slice, a zero factor, or a table column that all rows share."""
     shifts = ("bias", "running_mean", "running_var")
     for name, tensor in all_names(model).items():
         if (
@@ -178,39 +186,40 @@ class _Reader:
 
     module: str
     weight: str
-    """name of the parameter that it multiplies with; '' where that is computed"""
+    """name of the parameter that it multiplies by; '' if the other operand is computed"""
     first_element: int
-    """of that parameter, as the product sees it"""
+    """offset of the product's weight in that parameter"""
     bias: Tensor | None
     rank: int
     outputs_along: int
     units: Tensor
-    """the removed unit at each place along the summed dimension, -1 elsewhere; broadcastable to the input"""
+    """number of the removed unit at each place along the summed dimension, -1 elsewhere; broadcasts to
+    the input"""
     constant: Tensor
-    """whether it is one that no input changes"""
+    """whether no input changes the unit"""
     even: Tensor
-    """whether it is the same at every example and position"""
+    """whether its value is the same at every example and position"""
     read: Tensor
-    """whether the product multiplies it with something else than zero"""
+    """whether the product multiplies it by something other than zero"""
     padded: bool
     crossed: bool
-    """whether the other operand is computed from data: what a constant gives to the product is none"""
+    """whether the other operand is computed from data, so that a constant input gives no constant output"""
     largest: float
     kept: Tensor
-    """whether an output stays, along the outputs"""
+    """whether each output stays"""
     lost: Callable[[Tensor], Tensor]
-    """what the inputs under a mask contribute to the result"""
+    """contribution of the masked inputs to the result"""
     readers: int = 0
     norm: Tensor | None = None
-    """running mean of the normalisation that alone reads the result"""
+    """running mean of the normalisation that is the only reader of the result"""
 
     def emits(self) -> Tensor:
-        """Where a constant is that the product takes in."""
+        """Where the product reads a constant."""
         return self.constant & self.read
 
 
 class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
-    """Follows labels and data through one forward call, and notes every product that reads removed units."""
+    """Follows labels and data through one forward call and records every product that reads removed units."""
 
     def __init__(self, model: nn.Module, model_map: ModelMap, keep: Keep) -> None:
         super().__init__(Labels())
@@ -225,7 +234,7 @@ class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
         self._readers: list[_Reader] = []
         self._made_by: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._reads: Counter[tuple[int, int, int]] = Counter()
-        """how often an operator computed with a tensor, by its memory, its first element there and its size"""
+        """(memory, first element, size) -> how many operators read that tensor"""
         self._calls: Counter[str] = Counter()
 
     @staticmethod
@@ -238,7 +247,7 @@ class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
         self._calls[name] += 1
 
     def protect(self, values: Any, reason: str) -> None:
-        """Data go where they cannot be followed: nothing can be derived from what comes back."""
+        """Data leave the traced graph here, so nothing can be derived from what comes back."""
         super().protect(values, reason)
         if any(self.dependence.mask_of(v) is not None for v in tree_leaves(values) if isinstance(v, Tensor)):
             self.dependence.escaped = True
@@ -336,7 +345,7 @@ class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
     # after the call
 
     def constants(self) -> Constants:
-        """What was found, once the model has run."""
+        """The constants found; call it after the model has run."""
         by_place: dict[Any, list[_Reader]] = defaultdict(list)
         places: dict[int, ShiftTarget | None] = {}
         for number, use in enumerate(self._readers):
@@ -362,7 +371,10 @@ class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
         return Constants(tuple(shifts), self._group_units(exact_units), self._group_units(emitted))
 
     def _find_target(self, use: _Reader) -> ShiftTarget | None:
-        """What can take a shift of this product's outputs: its bias, its layer's own, the normalisation behind it, or a new one."""
+        """Find what can absorb a shift of this product's outputs.
+
+        In order: the bias of the product, the bias of its layer, the normalisation behind it, a new bias.
+        """
         if use.crossed:
             return None
         count = len(use.kept)
@@ -390,7 +402,7 @@ class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
         return None
 
     def _target_masked_bias(self, use: _Reader) -> ShiftTarget | None:
-        """The stored bias under a mask of torch.nn.utils.prune, where the mask hides nothing."""
+        """The stored bias under a mask of torch.nn.utils.prune, if the mask hides nothing."""
         prefix = f"{use.module}." if use.module else ""
         stored, mask = self._tensors.get(f"{prefix}bias_orig"), self._tensors.get(f"{prefix}bias_mask")
         if stored is None or mask is None or not bool(mask.all()) or stored.numel() != len(use.kept):
@@ -398,7 +410,7 @@ class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
         return ShiftTarget("bias", f"{prefix}bias_orig", torch.arange(len(use.kept)))
 
     def _target_new_bias(self, use: _Reader, module: nn.Module, name: str) -> ShiftTarget:
-        """A bias that is to be created. In a packed projection it begins where the product's rows do."""
+        """A bias to be created. In a packed projection it starts at the product's first row."""
         if not isinstance(module, nn.MultiheadAttention):
             return ShiftTarget("bias", name, torch.arange(len(use.kept)), use.module)
         columns = self._tensors[use.weight].shape[1]
@@ -406,7 +418,7 @@ class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
         return ShiftTarget("bias", name, rows, use.module, rows_of=use.weight)
 
     def _all_covered(self, place: ShiftTarget, uses: Sequence[_Reader]) -> bool:
-        """Whether nothing else computes with what takes the shift."""
+        """Whether these products are the only readers of the target."""
         if place.module:
             products = Counter(use.module for use in uses)[place.module]
             return products == self._calls[place.module] or not isinstance(
@@ -427,7 +439,7 @@ class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
     def _units_without_effect(
         self, by_place: Mapping[Any, Sequence[_Reader]], places: Mapping[Any, ShiftTarget | None]
     ) -> frozenset[int]:
-        """Removed units whose every reader loses nothing with them, or gets it back exactly."""
+        """Removed units whose readers all lose nothing, or get it back exactly."""
         seen: set[int] = set()
         harmed: set[int] = set()
         for key, uses in by_place.items():
@@ -440,7 +452,7 @@ class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
         return frozenset(seen - harmed - self._units_never_harmless())
 
     def _units_never_harmless(self) -> set[int]:
-        """Units of groups over which statistics are taken or products summed: their leaving always shows."""
+        """Units of groups with statistics or paired products: removing them always changes the outputs."""
         return {
             number
             for name, (first, count) in self._all_units.items()
@@ -459,7 +471,7 @@ class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
     def _make_shifts(
         self, uses: Sequence[_Reader], place: ShiftTarget | None, exact: frozenset[int]
     ) -> Iterator[Shift]:
-        """What the products that share a place lose, as one mean over all of them."""
+        """Average what the products that share a target lose."""
         emitting = [use for use in uses if bool(use.emits().any())]
         if not emitting:
             return
@@ -498,21 +510,21 @@ class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class Operand:
-    """One operand of a product that may carry removed units along the summed dimension."""
+    """One operand of a product; it may carry removed units along the summed dimension."""
 
     x: Tensor
     other: Tensor
     along: int
     """the summed dimension of x"""
     outputs_along: int
-    """the dimension of the result that comes from the other operand"""
+    """dimension of the result that comes from the other operand"""
     contribution: Callable[[Any, Tensor], Tensor]
-    """(operator, the operand in place of x) -> the product without its bias"""
+    """(operator, tensor in place of x) -> the product without its bias"""
     live_columns: Callable[[], Tensor | None]
-    """for every index of the summed dimension, whether the other operand multiplies it with anything but zero"""
+    """whether the other operand multiplies each index of the summed dimension by something other than zero"""
 
     def mark_live(self, shape: torch.Size) -> Tensor:
-        """The same, laid along the summed dimension of a tensor of this shape."""
+        """`live_columns`, laid along the summed dimension of a tensor of this shape."""
         columns = self.live_columns()
         if columns is None or columns.numel() != self.x.shape[self.along]:
             return torch.ones(shape, dtype=torch.bool)
@@ -522,7 +534,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class ProductOperands:
-    """A product as its operands."""
+    """The operands of a product."""
 
     sides: tuple[Operand, ...]
     bias: Tensor | None = None
@@ -530,7 +542,7 @@ class ProductOperands:
 
 
 def read_operands(name: str, args: Any) -> ProductOperands | None:
-    """How a product reads its operands; None for every other operator."""
+    """Read the operands of a product; None for any other operator."""
     if name == "convolution":
         return _read_convolution(args)
     if name in ("mm", "bmm"):
@@ -556,7 +568,7 @@ def read_operands(name: str, args: Any) -> ProductOperands | None:
 
 
 def _read_bilinear(args: Any, at: int) -> Operand:
-    """One input of a bilinear layer; the other operand is its other input."""
+    """One input of a bilinear layer; the other operand is its second input."""
 
     def contribution(func: Any, masked: Tensor) -> Tensor:
         made: Tensor = func(*[masked if i == at else value for i, value in enumerate(args)])
@@ -606,17 +618,17 @@ def _bias_fits(bias: Tensor | None, side: Operand) -> bool:
 
 
 def _memory_address(tensor: Tensor) -> tuple[int, int, int]:
-    """Memory, first element there, number of elements."""
+    """(memory, first element in it, number of elements)"""
     return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()), tensor.numel()
 
 
 def _uses_batch_statistics(args: Any) -> bool:
-    """Whether a batch normalisation takes the statistics of the batch."""
+    """Whether a batch normalisation uses the statistics of the batch."""
     return next((a for a in args[3:] if isinstance(a, bool)), False)
 
 
 def _is_view(given: Sequence[Tensor], out: Any) -> bool:
-    """Whether an operator's result is its argument, seen otherwise."""
+    """Whether an operator's result is a view of its first argument."""
     if not isinstance(out, Tensor) or not given:
         return (
             isinstance(out, list | tuple)
@@ -628,7 +640,7 @@ def _is_view(given: Sequence[Tensor], out: Any) -> bool:
 
 
 def _measure_spread(x: Tensor, others: Sequence[int], shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """(how far values lie apart, the largest of them) along some dimensions."""
+    """(range of the values, largest absolute value) along some dimensions."""
     if not x.numel():  # such as an expert that no token was sent to
         return torch.zeros(shape), torch.zeros(shape)
     if not others:
@@ -638,12 +650,12 @@ def _measure_spread(x: Tensor, others: Sequence[int], shape: torch.Size) -> tupl
 
 
 def _rows_by_output(values: Tensor, along: int) -> Tensor:
-    """[outputs, everything else]"""
+    """Reshape to [outputs, everything else]."""
     return values.movedim(along, 0).flatten(1) if values.dim() > 1 else values[:, None]
 
 
 def _lose_the_same(uses: Sequence[_Reader]) -> bool:
-    """Whether all products that share a place lose the same, as far as their constants are even."""
+    """Whether all products that share a target lose the same values, as far as their constants are even."""
     if len(uses) == 1:
         return True
     rows = [_rows_by_output(use.lost(use.emits() & use.even), use.outputs_along).mean(1) for use in uses]
@@ -666,7 +678,12 @@ def _mark_units(units: Tensor, wanted: Collection[int]) -> Tensor:
 def _number_units(
     labels: Labels, model_map: ModelMap, keep: Keep
 ) -> tuple[Tensor, dict[str, tuple[int, int]]]:
-    """(label -> number of the removed unit that it belongs to, -1 for all others; group -> its first number, its width)."""
+    """Number the removed units.
+
+    Returns:
+        label -> number of the removed unit that it belongs to, or -1
+        group -> (number of its first unit, its width)
+    """
     at = {(axis.tensor, axis.dim): axis.first for axis in labels.axes}
     branches = removed_branches(model_map, keep)
     left = {tensor for b in branches for tensor in b.tensors}

@@ -1,11 +1,14 @@
 """Which elements of a model's tensors depend on the data, derived from its weights.
 
-An element is *free of data* when the weights prove that no input can change it: everything that carries data into it
-is multiplied by an exact zero. The derivation follows one forward call operator by operator. It looks at which weights
-are exactly zero and never at how an activation varies: what looks flat on a few examples is not constant.
+An element is *free of data* if the weights prove that no input can change it: everything that carries data
+into it is multiplied by an exact zero. The derivation follows one forward call operator by operator. It
+only
+looks at which weights are exactly zero, never at how an activation varies: a value that does not change
+over
+a few examples is not proven constant.
 
-A mask says of each element of a tensor whether data reach it. It has the tensor's rank and size 1 along every dimension
-where it is the same all over. Where the derivation is not sure, data count as reaching: that can only miss constants.
+A mask says for each element of a tensor whether data reach it. It has the tensor's rank, and size 1 along
+every dimension in which it does not vary. In doubt, data count as reaching: that can only miss constants.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,13 +40,13 @@ RANDOM = frozenset(
     "rand randn randint rand_like randn_like randint_like bernoulli normal uniform randperm native_dropout dropout "
     "multinomial exponential random geometric log_normal cauchy poisson".split()
 )
-"""operators whose results no weight determines"""
+"""operators whose results the weights do not determine"""
 KEEPS_ELEMENTS = frozenset(["detach", "alias", "clone", "contiguous", "_to_copy", "lift_fresh", "copy"])
 """operators that keep every element at its place"""
 TO_PYTHON = frozenset(["_local_scalar_dense", "is_nonzero", "equal", "nonzero"])
-"""operators through which data reach Python, where they can no longer be followed"""
+"""operators that hand data to Python, where they cannot be followed"""
 KEEPS_ROWS = frozenset(["view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "unsqueeze"])
-"""moves that leave the last dimension whole where they leave it as long as it was"""
+"""moves that keep rows of the last dimension whole if its length does not change"""
 MOVES_ELEMENTS = MOVES | {"select", "slice", "as_strided"}
 JOINS_TENSORS = frozenset(["cat", "stack"])
 SPLITS_TENSOR = frozenset(
@@ -62,23 +65,23 @@ PICKS_BY_NUMBER = frozenset(["index", "index_select", "gather", "take_along_dim"
 
 
 class DataDependence:
-    """Masks of the tensors of one forward call. A tensor that no input reaches in any way has none."""
+    """Masks of the tensors of one forward call. A tensor that no input reaches has none."""
 
     def __init__(self) -> None:
         self._masks: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._shared: set[StorageWeakRef] = set()
         self._averaging: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        """tensors whose rows along the last dimension sum to one: what a softmax makes"""
+        """tensors whose rows along the last dimension sum to one: results of a softmax"""
         self._time = 0
         self._learnt: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        """when the mask of a tensor was recorded"""
+        """time at which the mask of a tensor was recorded"""
         self._grown: dict[StorageWeakRef, int] = {}
-        """when data were written into memory that several tensors see: older masks of these no longer hold"""
+        """time at which data were written into shared memory: older masks of its tensors are invalid"""
         self.escaped = False
         """data decided what Python did: nothing can be derived"""
 
     def enter(self, tensor: Tensor) -> None:
-        """All of this tensor is data."""
+        """Mark all of this tensor as data."""
         self._set(tensor, mask_everywhere(tensor))
 
     def _set(self, tensor: Tensor, mask: Tensor) -> None:
@@ -97,7 +100,7 @@ class DataDependence:
         return mask
 
     def record(self, name: str, func: Any, args: Any, kwargs: Mapping[str, Any], out: Any) -> None:
-        """Learn the masks of an operator's results. To be called after the operator ran."""
+        """Derive the masks of an operator's results. Call it after the operator ran."""
         self._time += 1
         results = [v for v in flatten_arguments((out,), {}) if isinstance(v, Tensor)]
         given = [v for v in flatten_arguments(args, kwargs) if isinstance(v, Tensor)]
@@ -121,7 +124,7 @@ class DataDependence:
                 self._set(value, mask)
 
     def _record_write(self, target: Tensor, mask: Tensor | None) -> None:
-        """An operator wrote into a tensor, and so into all that see the same memory."""
+        """Record that an operator wrote into a tensor, and so into all that share its memory."""
         memory = _storage(target)
         for averaging in list(self._averaging.keys()):  # type: ignore[no-untyped-call]
             if _storage(averaging) == memory:  # whatever is written, its rows need not sum to one any more
@@ -147,7 +150,8 @@ class DataDependence:
     def _note_averaging(
         self, name: str, args: Any, kwargs: Mapping[str, Any], results: Sequence[Tensor]
     ) -> None:
-        """Rows that sum to one still do when they are seen under another shape, each of them whole."""
+        """Note results whose rows sum to one: a softmax, or such rows under another shape, each of them
+        whole."""
         x = args[0] if args and isinstance(args[0], Tensor) else None
         if x is None or not results or not results[0].dim():
             return
@@ -172,7 +176,7 @@ class DataDependence:
     def _mask_of_first_result(
         self, name: str, func: Any, args: Any, kwargs: Mapping[str, Any], results: Sequence[Tensor]
     ) -> Tensor | list[Tensor | None] | None:
-        """The mask of the first result, or those of all; None where nothing can be said."""
+        """The mask of the first result, or those of all results; None if nothing can be said."""
         if not results:
             return []
         out, x = results[0], args[0] if args else None
@@ -255,7 +259,7 @@ class DataDependence:
         return found
 
     def _mask_product(self, a: Any, b: Any, out: Tensor) -> Tensor:
-        """a * b: no data pass where the other factor is an exact zero that no data reach."""
+        """a * b: no data pass if the other factor is an exact zero that no data reach."""
         found = mask_nowhere(out)
         for one, other in ((a, b), (b, a)):
             mask = self.mask_of(one) if isinstance(one, Tensor) else None
@@ -291,7 +295,7 @@ class DataDependence:
         return laid
 
     def _mask_matrix_product(self, a: Tensor, b: Tensor) -> Tensor | None:
-        """[..., n, k] x [..., k, m]: data reach where a row or column that data reach meets what is not zero."""
+        """[..., n, k] x [..., k, m]: data pass where a row or column with data meets a nonzero element."""
         mask_a, mask_b = self.mask_of(a), self.mask_of(b)
         if mask_a is not None and a in self._averaging:
             # A weighted mean of numbers that are all the same is this number, whatever the weights are.
@@ -320,7 +324,7 @@ class DataDependence:
         return _match_rank(_multiply_masks(self._mask(args[0]), (args[1] != 0).t()), out)
 
     def _mask_embedding(self, table: Tensor, numbers: Tensor, out: Tensor) -> Tensor | None:
-        """A column that is the same for every row of the table is no data, whichever row is looked up."""
+        """A column that is the same in every row of the table is free of data, whichever row is looked up."""
         if (
             self.mask_of(table) is not None
             or not isinstance(numbers, Tensor)
@@ -331,7 +335,7 @@ class DataDependence:
         return differs.view([1] * (out.dim() - 1) + [-1])
 
     def _mask_gather(self, x: Tensor, dim: int, numbers: Tensor) -> Tensor | None:
-        """What is the same all along the dimension is no data, whichever element of it is taken."""
+        """What is constant along the dimension is free of data, whichever element of it is taken."""
         if any(n != m for d, (n, m) in enumerate(zip(x.shape, numbers.shape, strict=True)) if d != dim):
             return None
         differs = (x != x.narrow(dim, 0, 1)).any(dim, keepdim=True)
@@ -397,8 +401,10 @@ _CONTRACTIONS: dict[str, Callable[[DataDependence, Any, Mapping[str, Any], Tenso
 
 
 def _mask_of_base(part: Tensor, mask: Tensor, base: Tensor, before: Tensor | None) -> Tensor:
-    """The mask of a tensor of which a part was written. Where the part is cut out of it along whole dimensions, the
-    others stay as they were."""
+    """The mask of a tensor after a part of it was written.
+
+    If the part is cut out of it along whole dimensions, the mask along the others stays as it was.
+    """
     if part.dim() != base.dim() or part.stride() != base.stride():
         return mask_everywhere(base)
     resized = [d for d in range(base.dim()) if part.shape[d] != base.shape[d]]
@@ -417,13 +423,13 @@ def mask_nowhere(tensor: Tensor) -> Tensor:
 
 
 def _any_along(mask: Tensor, dims: Iterable[int]) -> Tensor:
-    """Along these dimensions data reach all elements where they reach one; they have size 1 then."""
+    """Mark all elements along these dimensions if one is marked; the dimensions then have size 1."""
     wide = [d for d in dims if mask.shape[d] > 1]
     return mask.any(dim=wide, keepdim=True) if wide else mask
 
 
 def _multiply_masks(mask: Tensor, live: Tensor) -> Tensor:
-    """[..., n, k] x [..., k, m] of truth values: whether some k is reached in the row and live in the column."""
+    """[..., n, k] x [..., k, m] of booleans: whether some k is reached in the row and live in the column."""
     reached = mask.expand(*mask.shape[:-1], live.shape[-2])
     while live.dim() < reached.dim():
         live = live.unsqueeze(0)

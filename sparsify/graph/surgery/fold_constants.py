@@ -1,4 +1,5 @@
-"""Folding: what removed units still emitted goes into their consumers' biases, or into the BatchNorm behind them."""
+"""Fold what removed units still emitted into the biases of their consumers, or into the BatchNorm behind
+them."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
@@ -22,9 +23,9 @@ class FoldResult:
     """What folding did to a cut model."""
 
     operations: tuple[AddBias | Fold, ...] = ()
-    """the log of it, in order"""
+    """the log, in order"""
     values: Mapping[str, Tensor] = field(default_factory=dict)
-    """tensor -> its new value before it was rounded to the model's precision"""
+    """tensor -> its new value before rounding to the model's precision"""
 
 
 def fold_constants(
@@ -36,7 +37,9 @@ def fold_constants(
 ) -> FoldResult:
     """Give the cut model, in place, what it lost with constant units.
 
-    created: the layers that got a bias by a log that was replayed on it: no others get one, and what they lost is lost.
+    created: the layers that got a bias in the log that was replayed on this model. Other layers get no
+    bias,
+    and what they lost is not restored.
     """
     gone: dict[str, list[tuple[int, Ints]]] = defaultdict(list)
     for (tensor, dim, role), lost in removed_indices(model_map, keep).items():
@@ -81,7 +84,7 @@ def _log_entry(shift: Shift) -> Fold:
 
 
 def add_shifts_of_masked_units(model: nn.Module, shifts: Iterable[Shift]) -> None:
-    """Give a dense model, in place, the shifts of the constants that its mask has at zero."""
+    """Give a dense model, in place, the shifts of the constants that its mask sets to zero."""
     created: set[str] = set()
     for shift in shifts:
         place = shift.place
@@ -105,12 +108,12 @@ def _write_tensor(target: Tensor, value: Tensor) -> None:
 
 
 def _scatter_values(values: Tensor, place: ShiftTarget, size: int) -> Tensor:
-    """The values at their elements of the place's tensor, zeros elsewhere."""
+    """The values at their elements of the target's tensor, zeros elsewhere."""
     return values.new_zeros(size).index_copy(0, place.index, values)
 
 
 def _mark_kept_elements(shape: tuple[int, ...], gone: Iterable[tuple[int, Ints]]) -> Tensor:
-    """Whether each element of a tensor of the dense model, flattened, stays."""
+    """Whether each element of a flattened tensor of the dense model stays."""
     stays = torch.ones(shape, dtype=torch.bool)
     for dim, lost in gone:
         stays.index_fill_(dim, torch.from_numpy(lost), False)
@@ -118,9 +121,11 @@ def _mark_kept_elements(shape: tuple[int, ...], gone: Iterable[tuple[int, Ints]]
 
 
 def write_unrounded_values(model: nn.Module, values: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Put folded values as they were before rounding into a copy in float64, for a comparison that rounding would hide.
+    """Write folded values without rounding into a float64 copy, so that rounding does not hide
+    differences.
 
-    dtype: the precision of the delivered model. Raises VerificationError where a value that it holds is not this one, rounded.
+    dtype: precision of the delivered model.
+    Raises VerificationError if the model does not hold the rounded value.
     """
     for name, value in values.items():
         target = _find_tensor(model, name)
@@ -130,5 +135,5 @@ def write_unrounded_values(model: nn.Module, values: Mapping[str, Tensor], dtype
 
 
 def keep_harmless_units(keep: Keep, whole: Mapping[str, tuple[int, ...]]) -> dict[str, list[int]]:
-    """What the masked model keeps: the units that stay, and those whose leaving changes nothing."""
+    """What the masked model keeps: the units that stay, and those whose removal changes nothing."""
     return {name: sorted({*kept, *whole.get(name, ())}) for name, kept in keep.items()}

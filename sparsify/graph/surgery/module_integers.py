@@ -1,8 +1,9 @@
-"""Integers that modules hold beside their tensors: attributes, lists of them, and fields of configurations.
+"""Integers that modules hold beside their tensors: attributes, lists of them, and fields of
+configurations.
 
 A number is addressed by a path from its module: `num_features`, `dims` (all of a list),
-`config.hidden_size`, `feature_info.3.num_chs`. Only what was stored is followed (no property, no method),
-so that a path from a file can reach nothing else.
+`config.hidden_size`, `feature_info.3.num_chs`. Only stored values are followed, never a property or a
+method, so a path from a file can reach nothing else.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 Number = int | tuple[int, ...]
 
 DEPTH = 4
-"""how many containers deep numbers are looked for"""
+"""how many nested containers are searched"""
 _OF_TORCH = frozenset(vars(nn.Module()))
 """attributes that every module has: parameters, hooks and the like"""
 
@@ -30,13 +31,13 @@ class HeldNumber:
     """the last word of the path that is a name"""
     value: Number
     beside: Mapping[str, Any]
-    """what is stored beside it, by name"""
+    """values stored in the same container, by name"""
 
 
 def find_numbers(module: nn.Module, seen: set[int]) -> Iterator[HeldNumber]:
     """The integers of one module and of the containers that it holds.
 
-    seen: the `id` of containers that were read already, which are passed over: many modules share one
+    seen: the `id` of containers that were searched already and are skipped: many modules share one
     configuration.
     """
     yield from _walk_numbers(_own_attributes(module), "", seen, DEPTH)
@@ -49,14 +50,13 @@ def read_number(module: nn.Module, path: str) -> Number | None:
 
 
 def shares_container(module: nn.Module, other: nn.Module, path: str) -> bool:
-    """Whether two modules hold one and the same container at a path, so that writing to one changes the
-    other."""
+    """Whether two modules hold the same container at a path, so that writing to one changes the other."""
     mine, theirs = _find_container(module, path), _find_container(other, path)
     return mine is not None and theirs is not None and mine[0] is theirs[0]
 
 
 def write_number(module: nn.Module, path: str, value: Number) -> None:
-    """Put a number in the place of the one at a path; a list stays a list. There must be one."""
+    """Replace the number at a path, which must exist; a list stays a list."""
     found = _find_container(module, path)
     assert found is not None
     container, key = found
@@ -93,8 +93,11 @@ def _as_number(value: object) -> Number | None:
 
 
 def _open_container(value: object, name: str) -> Mapping[str, Any]:
-    """What a container stores, by name or by place; nothing for what is no container of settings, or
-    describes weights that the model may have been loaded from."""
+    """The values of a container, by name or index.
+
+    Nothing if it is no container of settings, or describes weights that the model may have been loaded
+    from.
+    """
     if name in ("pretrained_cfg", "default_cfg"):
         return {}
     if isinstance(value, dict):
@@ -120,7 +123,7 @@ def _is_settings(value: object, name: str) -> bool:
 
 
 def _find_container(module: nn.Module, path: str) -> tuple[Any, Any] | None:
-    """(the container, its key) of what a path leads to; None where it leads nowhere."""
+    """(the container, its key) that a path leads to; None if it leads nowhere."""
     first, *rest = path.split(".")
     if first not in _own_attributes(module):
         return None

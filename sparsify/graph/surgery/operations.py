@@ -1,4 +1,4 @@
-"""Cutting: narrowing a copy of the model, logging each operation, and replaying a log on a fresh dense model."""
+"""Cut a copy of the model, log each operation, and replay a log on a fresh dense model."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,14 +40,18 @@ from sparsify_schemas.cuts import (
 )
 
 Keep = Mapping[str, Sequence[int]]
-"""coupled group -> units that stay, ascending"""
+"""coupled group -> kept units, ascending"""
 
 KeptIndices = list[tuple[int, torch.Tensor]]
-"""what to keep of one tensor: (dimension, indices)"""
+"""kept indices of one tensor: (dimension, indices)"""
 
 
 def cut(model: nn.Module, model_map: ModelMap, keep: Keep, plan: str) -> tuple[nn.Module, Cuts]:
-    """Remove every unit not in `keep` from a copy of the model: (the copy, the log). Groups not in `keep` stay whole."""
+    """Remove every unit that is not in `keep` from a copy of the model. Groups that are not in `keep`
+    stay whole.
+
+    Returns (the copy, the log of what was done).
+    """
     gone, stubs = removed_indices(model_map, keep), tuple(_list_stubs(removed_branches(model_map, keep)))
     steps = _kept_by_tensor(model_map, gone)
     copy, changes = _narrow_model(model, gone, steps, stubs)
@@ -65,7 +69,7 @@ def cut(model: nn.Module, model_map: ModelMap, keep: Keep, plan: str) -> tuple[n
 
 
 def cut_on_trial(model: nn.Module, model_map: ModelMap, keep: Keep) -> nn.Module:
-    """The same without a log."""
+    """The same cut, without a log."""
     gone = removed_indices(model_map, keep)
     return _narrow_model(
         model, gone, _kept_by_tensor(model_map, gone), tuple(_list_stubs(removed_branches(model_map, keep)))
@@ -78,7 +82,7 @@ def _narrow_model(
     steps: Mapping[str, KeptIndices],
     stubs: Sequence[Bypass | Silence],
 ) -> tuple[nn.Module, list[Replace | SetAttribute]]:
-    """The cut model, and what was done to its modules."""
+    """Make the cut model, and list the changes to its modules."""
     copy = _copy_narrowed(model, steps, stubs)
     touched = dict.fromkeys(
         _owning_module(alias) for alias, name in canonical_names(model).items() if name in steps
@@ -98,7 +102,7 @@ def _narrow_model(
 
 
 def removed_branches(model_map: ModelMap, keep: Keep) -> list[Branch]:
-    """The residual blocks and branches that leave; none lies inside another."""
+    """The residual blocks and branches that are removed; none is inside another one."""
     return [b for b in model_map.branches if b.name in keep and not keep[b.name]]
 
 
@@ -108,9 +112,9 @@ def _list_stubs(branches: Iterable[Branch]) -> Iterable[Bypass | Silence]:
 
 
 def replay(model: nn.Module, cuts: Cuts) -> nn.Module:
-    """Repeat a logged cut on a copy of a dense model; needs neither inputs nor a trace.
+    """Repeat a logged cut on a copy of a dense model, without inputs or a trace.
 
-    Raises RunError when the log does not fit the model.
+    Raises RunError if the log does not fit the model.
     """
     steps: dict[str, KeptIndices] = defaultdict(list)
     stubs: list[Bypass | Silence] = []
@@ -176,7 +180,7 @@ def replay(model: nn.Module, cuts: Cuts) -> nn.Module:
 
 
 def to_ranges(indices: Sequence[int] | Ints) -> tuple[Range, ...]:
-    """Ascending indices as half-open ranges: 0 1 2 5 -> (0, 3) (5, 6)."""
+    """Convert ascending indices to half-open ranges: 0 1 2 5 -> (0, 3) (5, 6)."""
     own = np.asarray(indices, np.int64)
     (breaks,) = np.nonzero(np.diff(own) != 1)
     starts, ends = (
@@ -192,8 +196,10 @@ def to_indices(keep: Iterable[Range]) -> torch.Tensor:
 
 
 def removed_indices(model_map: ModelMap, keep: Keep) -> dict[tuple[str, int, str], Ints]:
-    """(tensor, dimension, role) -> indices that leave, ascending; tensors and modules that leave with a residual branch are
-    no part of it."""
+    """(tensor, dimension, role) -> removed indices, ascending.
+
+    Tensors and modules that are removed as a whole with a residual branch are not listed.
+    """
     branches = removed_branches(model_map, keep)
     whole = {tensor for b in branches for tensor in b.tensors}
     gone: dict[tuple[str, int, str], list[Ints]] = defaultdict(list)
@@ -215,7 +221,7 @@ def removed_indices(model_map: ModelMap, keep: Keep) -> dict[tuple[str, int, str
 
 
 def indices_of_units(spans: Iterable[Span], units: Ints) -> Ints:
-    """Indices that belong to those of the given units (ascending) that are in the spans, ascending."""
+    """Indices that belong to the given units (ascending) by these spans, ascending."""
     found = [np.zeros(0, np.int64)]
     for span in spans:
         low, high = np.searchsorted(units, (span.unit, span.unit + span.units))
@@ -225,7 +231,7 @@ def indices_of_units(spans: Iterable[Span], units: Ints) -> Ints:
 
 
 def kept_indices(model_map: ModelMap, keep: Keep, tensor: str, shape: Sequence[int]) -> list[list[int]]:
-    """For each dimension of a tensor the indices that stay."""
+    """For each dimension of a tensor, the indices that stay."""
     gone: dict[int, set[int]] = defaultdict(set)
     for (name, dim, role), lost in removed_indices(model_map, keep).items():
         if name == tensor and role != "size":
@@ -234,7 +240,8 @@ def kept_indices(model_map: ModelMap, keep: Keep, tensor: str, shape: Sequence[i
 
 
 def _owning_module(tensor: str) -> str:
-    """The module whose widths a tensor implies: the one that a parametrization is of."""
+    """The module whose width attributes describe a tensor; for a parametrization, the module that it
+    belongs to."""
     return tensor.rpartition(".")[0].partition(".parametrizations.")[0]
 
 
@@ -243,15 +250,21 @@ def _holds_lengths(value: object) -> bool:
 
 
 def _is_no_larger(old: object, new: object) -> bool:
-    """Of the same kind, and nowhere larger: a cut makes nothing wider, and a huge number would exhaust the memory."""
+    """Whether two numbers are of one kind and the new one is not larger.
+
+    A cut widens nothing, and a huge number in a damaged log would exhaust the memory.
+    """
     if isinstance(old, tuple | list) and isinstance(new, tuple):
         return len(old) == len(new) and all(map(_is_no_larger, old, new))
     return isinstance(old, int) and isinstance(new, int) and 0 <= new <= old
 
 
 def _set_nested_attribute(module: nn.Module, op: SetAttribute, cuts: Cuts) -> None:
-    """Set a number inside a container that a module holds, such as config.hidden_size. Raises RunError when it is none, or
-    when nothing else in the log makes the old width the new one."""
+    """Set a number inside a container that a module holds, such as config.hidden_size.
+
+    Raises RunError if there is no such number, or if nothing else in the log narrows the old width to the
+    new.
+    """
     old = module_integers.read_number(module, op.attribute)
     name = next((word for word in reversed(op.attribute.split(".")) if not word.isdigit()), "")
     if old is None or read_meaning(name) in (Meaning.NEVER, Meaning.UNKNOWN):
@@ -276,7 +289,7 @@ def _set_attribute(module: nn.Module, op: SetAttribute) -> None:
 
 
 def _changed_lengths(model: nn.Module, gone: Mapping[tuple[str, int, str], Ints]) -> Iterable[SetAttribute]:
-    """Attributes that hold the length of a dimension, such as num_heads, less what leaves of it."""
+    """Attributes that hold the length of a dimension, such as num_heads, reduced by what is removed."""
     values: dict[tuple[str, str], int | list[int]] = {}
     for (name, _, role), lost in gone.items():
         if role != "size":
@@ -296,7 +309,8 @@ def _changed_lengths(model: nn.Module, gone: Mapping[tuple[str, int, str], Ints]
 
 
 def _kept_by_tensor(model_map: ModelMap, gone: Mapping[tuple[str, int, str], Ints]) -> dict[str, KeptIndices]:
-    """What stays of every tensor that loses something. Dimensions that keep the same share one tensor of indices."""
+    """Kept indices of every tensor that loses something. Dimensions that keep the same share one index
+    tensor."""
     shapes = {t.name: t.shape for t in model_map.tensors}
     both: dict[tuple[str, int], Ints] = {}
     for (tensor, dim, role), lost in gone.items():
@@ -336,7 +350,8 @@ def _changed_attributes(
 
 
 def _attentions_to_replace(model: nn.Module, touched: Iterable[str]) -> Iterable[Replace]:
-    """Attentions that lost heads, or inputs: torch's own takes no inner width besides that of its inputs."""
+    """Attentions that lose heads or inputs: torch's own class cannot have an inner width other than its
+    input's."""
     for name in dict.fromkeys(name.removesuffix(".out_proj") for name in touched):
         if attention.can_adopt(model.get_submodule(name)):
             yield Replace(module=name)
@@ -382,8 +397,10 @@ def _find_tensor(model: nn.Module, name: str) -> torch.Tensor:
 def _copy_narrowed(
     model: nn.Module, steps: Mapping[str, KeptIndices], stubs: Iterable[Bypass | Silence]
 ) -> nn.Module:
-    """A deep copy with every tensor narrowed once over all its dimensions, and what left with branches replaced; aliases of
-    a tied tensor stay tied."""
+    """A deep copy with every tensor narrowed in all its dimensions and removed branches replaced by stubs.
+
+    Aliases of a tied tensor stay tied.
+    """
     fresh: dict[int, torch.Tensor] = {}
     tensors = all_names(model)
     for name, own in steps.items():
@@ -404,7 +421,8 @@ def _copy_narrowed(
 
 @torch.no_grad()
 def _recompute_hooked_weights(module: nn.Module) -> None:
-    """A weight that a hook makes anew before each call (torch.nn.utils.prune, weight_norm) is stale after the cut until then."""
+    """Recompute weights that a forward hook computes (torch.nn.utils.prune, weight_norm): the cut made
+    them stale."""
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, SpectralNorm):
             setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
@@ -413,7 +431,7 @@ def _recompute_hooked_weights(module: nn.Module) -> None:
 
 
 def select_kept(tensor: torch.Tensor, steps: KeptIndices) -> torch.Tensor:
-    """The kept indices of each dimension, in the tensor's memory format; always a new tensor."""
+    """Select the kept indices of each dimension, in the tensor's memory format; always a new tensor."""
     found = tensor
     for dim, kept in steps:
         found = found.index_select(dim, kept.to(tensor.device))

@@ -1,12 +1,14 @@
-"""Integers of modules that state a width which a cut has narrowed: they follow the cut, or a note lists
-them.
+"""Find integers of modules that state a width which a cut has changed, and set them or list them in a
+note.
 
-`num_features`, `out_channels`, `config.intermediate_size` lie beside the tensors that they speak of.
-Nothing in a forward call may read them, and yet what comes after the cut does: re-parametrising a block,
-building a further head, saving a configuration. Dense and cut model run once with the same inputs; how long
-each dimension was before and after says what became of a width. A number is set where its name says that it
-is a width, where all dimensions that its name can mean agree on one new length, and where the cut model
-computes the same with it. The rest is listed.
+`num_features`, `out_channels`, `config.intermediate_size` stand beside the tensors that they describe.
+A forward call may read none of them, but later code does: re-parametrising a block, building another head,
+saving a configuration. The dense and the cut model run once with the same inputs; the length of each
+dimension before and after tells what became of a width. A number is set if its name says that it is a
+width,
+if all dimensions that its name can mean agree on one new length, and if the cut model computes the same
+with
+it. The other numbers are listed.
 """
 
 import re
@@ -38,14 +40,14 @@ Lengths = set[tuple[int, int]]
 """(length in the dense model, length in the cut model) of dimensions"""
 
 LEAST_WIDTH = 8
-"""a number whose name says nothing is listed from this width on; small ones equal something by chance"""
+"""least value of a listed number with an uninformative name; smaller ones match some length by chance"""
 CLOSE = 1e-6
-"""largest difference between outputs, relative to the largest one, of models that compute the same"""
+"""largest difference between outputs, relative to the largest output, of models that compute the same"""
 
 
 @dataclass
 class _ModuleLengths:
-    """What became of the dimensions of one module's tensors."""
+    """Old and new lengths of the dimensions of one module's tensors."""
 
     inputs: Lengths = field(default_factory=set)
     outputs: Lengths = field(default_factory=set)
@@ -65,9 +67,9 @@ class _StaleNumber:
     path: str
     value: Number
     new: Number | None
-    """what it becomes; None where that is not certain"""
+    """its new value; None if that is not certain"""
     lengths: tuple[int, ...]
-    """what became of the dimensions that it may mean"""
+    """new lengths of the dimensions that it may mean"""
 
     @property
     def name(self) -> str:
@@ -76,22 +78,21 @@ class _StaleNumber:
 
 @dataclass(frozen=True)
 class _WidthChanges:
-    """What a cut did to the lengths of dimensions, and to numbers."""
+    """What a cut did to the lengths of dimensions and to numbers."""
 
     lengths: Mapping[str, _ModuleLengths]
-    """of each module's tensors"""
+    """by module"""
     numbers: Mapping[str, Sequence[tuple[str, int, int]]]
-    """name of an attribute -> (module that has it, its value before, its value after)"""
+    """attribute name -> (its module, value before, value after)"""
     changed: frozenset[int]
-    """every length and number that is another now"""
+    """every old length and number that has changed"""
 
 
 def follow_widths(dense: nn.Module, thin: nn.Module, cuts: Cuts, inputs: Inputs) -> Cuts:
-    """Set the stale integers of a cut model, in place; the log with what was set, and with notes on what
-    was not.
+    """Set the stale integers of a cut model in place.
 
-    dense: the model as it was before. inputs: of one forward call; nothing about the models' tensors
-    changes.
+    dense: the model before the cut. inputs: of one forward call; the models' tensors do not change.
+    Returns the log with what was set, and with notes on what was not.
     """
     if not any(isinstance(op, Narrow) for op in cuts.operations):
         return cuts
@@ -125,9 +126,11 @@ def follow_widths(dense: nn.Module, thin: nn.Module, cuts: Cuts, inputs: Inputs)
 
 
 def is_explained(cuts: Cuts, name: str, old: Number, new: Number) -> bool:
-    """Whether the operations of a log make a number of this name a new one: a dimension was narrowed so, or
-    a layer's number set so. Heads are counted in whole heads: 4 become 2 where 4 * 16 rows become 2 *
-    16."""
+    """Whether a log explains why a number of this name changed.
+
+    It does if it narrows a dimension so, or sets a layer's number so. Heads are counted as whole heads:
+    4 become 2 if 4 * 16 rows become 2 * 16.
+    """
     narrowed = [op for op in cuts.operations if isinstance(op, Narrow)]
     lengths = {(op.size, sum(end - start for start, end in op.keep)) for op in narrowed}
     values = {op.value for op in cuts.operations if isinstance(op, SetAttribute) and "." not in op.attribute}
@@ -162,8 +165,10 @@ def _collect_changes(
 
 
 def _count_heads(dense: nn.Module, thin: nn.Module) -> Iterator[tuple[str, str, int, int]]:
-    """(name of a number, module, value before, value after) of attentions that count no heads themselves:
-    the rows of their projections, divided by the size of a head."""
+    """(name of a number, module, value before, value after) of attentions that do not count their heads.
+
+    The count is the rows of their projections divided by the size of a head.
+    """
     there = all_names(thin)
     for name, module in walk_modules(dense):
         size = vars(module).get("head_dim")
@@ -210,7 +215,7 @@ def _find_stale(
 
 
 def _judge_number(module: str, held: HeldNumber, known: _WidthChanges) -> _StaleNumber | None:
-    """What a number should be; None where it is right as it is, or no width."""
+    """What a number should be; None if it is right or no width."""
     kind = read_meaning(held.name)
     values = held.value if isinstance(held.value, tuple) else (held.value,)
     if kind is Meaning.NEVER or (kind is Meaning.UNKNOWN and "." in held.path):
@@ -234,10 +239,8 @@ def _judge_number(module: str, held: HeldNumber, known: _WidthChanges) -> _Stale
 
 
 def _new_lengths(module: str, held: HeldNumber, kind: Meaning, value: int, known: _WidthChanges) -> set[int]:
-    """What became of the dimensions of length `value` that a number can mean: of the nearest ones.
-
-    Empty where there are none.
-    """
+    """New lengths of the nearest dimensions of length `value` that a number can mean; empty if there are
+    none."""
     own = known.lengths[module]
     around = _new_values(own.inputs | own.outputs, value)
     alike = _same_name_values(module, held, value, known)
@@ -269,7 +272,7 @@ def _new_lengths(module: str, held: HeldNumber, kind: Meaning, value: int, known
 def _lengths_below(
     module: str, known: _WidthChanges, *, children_only: bool = False, tensors_only: bool = False
 ) -> Lengths:
-    """What became of the dimensions of a module's own tensors and of those of the modules inside it."""
+    """Old and new lengths of a module's own tensors and of those of the modules inside it."""
     start = f"{module}." if module else ""
     found = set(known.lengths[module].held)
     for name, around in known.lengths.items():
@@ -283,7 +286,7 @@ def _new_values(lengths: Lengths, value: int) -> set[int]:
 
 
 def _lengths_between_children(module: str, known: _WidthChanges) -> Lengths:
-    """What became of the dimensions of what passes into and out of the modules directly inside a module."""
+    """Old and new lengths of the inputs and outputs of a module's direct children."""
     start = f"{module}." if module else ""
     found: Lengths = set()
     for name, around in known.lengths.items():
@@ -293,8 +296,7 @@ def _lengths_between_children(module: str, known: _WidthChanges) -> Lengths:
 
 
 def _same_name_values(module: str, held: HeldNumber, value: int, known: _WidthChanges) -> set[int]:
-    """What became of equal numbers of that name in the modules inside a module. Heads are counted under
-    several names."""
+    """New values of equal numbers of that name in the modules inside a module. Heads have several names."""
     names = [held.name]
     if is_head_count(held.name) and "key" not in held.name:
         names = [name for name in known.numbers if is_head_count(name) and "key" not in name]
@@ -309,7 +311,7 @@ def _same_name_values(module: str, held: HeldNumber, value: int, known: _WidthCh
 
 
 def _compare_lengths(dense: nn.Module, thin: nn.Module, inputs: Inputs) -> dict[str, _ModuleLengths]:
-    """What became of the dimensions of every module's tensors."""
+    """Old and new lengths of the dimensions of every module's tensors."""
     found: dict[str, _ModuleLengths] = {name: _ModuleLengths() for name, _ in walk_modules(dense)}
     after = all_names(thin)
     for name, tensor in all_names(dense).items():
@@ -337,10 +339,11 @@ def _pair_lengths(before: Sequence[int], after: Sequence[int], dims: Iterable[in
 
 
 def _pair_activation_lengths(before: Sequence[torch.Size], after: Sequence[torch.Size]) -> Lengths:
-    """Of activations. Their batch is no width, unless it changes.
+    """Old and new lengths of activations. The batch is no width, unless it changes.
 
-    A tensor has one width: an image that is as wide as its channels are many has two dimensions of that
-    length, and the one that changed is meant.
+    A tensor has one width: if an image is as wide as it has channels, two dimensions have that length,
+    and the
+    one that changed is meant.
     """
     found: Lengths = set()
     for a, b in zip(before, after, strict=False):
@@ -352,12 +355,12 @@ def _pair_activation_lengths(before: Sequence[torch.Size], after: Sequence[torch
 
 
 CallShapes = tuple[list[torch.Size], list[torch.Size]]
-"""shapes of what a module took and of what it returned"""
+"""shapes of the tensors that a module took, and of those that it returned"""
 
 
 def _record_shapes(model: nn.Module, inputs: Inputs) -> dict[str, list[CallShapes]]:
-    """Shapes of what every module took and returned in one forward call in eval mode; of none where it does
-    not run."""
+    """Shapes that every module took and returned in one forward call in eval mode; empty if the model
+    fails."""
     found: dict[str, list[CallShapes]] = {}
     copy = copy_with(model, {}).eval()
     for name, module in walk_modules(copy):
@@ -379,11 +382,11 @@ def _record_call(into: list[CallShapes], _module: nn.Module, args: Any, kwargs: 
 def _split_by_effect(
     thin: nn.Module, certain: Sequence[_StaleNumber], inputs: Inputs, before: Sequence[list[Tensor] | str]
 ) -> tuple[list[_StaleNumber], list[_StaleNumber]]:
-    """(those that can be set so that the cut model computes what it did, those with which it computes
-    something else).
+    """Find which numbers can be set without changing what the cut model computes, by halving.
 
-    Found by halving. A number without which the model no longer runs is in neither: it is the length of
-    something that has not changed.
+    Returns (those that change nothing, those that change the outputs). A number without which the model
+    does not
+    run is in neither list: it is the length of something that has not changed.
     """
     good: list[_StaleNumber] = []
     differing: list[_StaleNumber] = []
@@ -408,8 +411,8 @@ def _split_by_effect(
 
 
 def _run_in_both_modes(copy: nn.Module, inputs: Inputs) -> list[list[Tensor] | str]:
-    """The outputs in eval mode, then in train mode, which may change the copy; the error's text where it
-    does not run."""
+    """The outputs in eval mode, then in train mode (which may change the copy); the error's text if it
+    fails."""
     found: list[list[Tensor] | str] = []
     for training in (False, True):
         try:
@@ -441,8 +444,8 @@ def _is_close(before: Tensor, after: Tensor) -> bool:
 
 
 def _check_configuration(thin: nn.Module) -> Iterator[str]:
-    """A sentence where a model of transformers, which is built from its configuration, is built otherwise
-    by that now."""
+    """A sentence if a transformers model, which is built from its configuration, would now be built
+    differently."""
     made: Any = type(thin)
     config = vars(thin).get("config")
     kind = getattr(made, "config_class", None)
@@ -468,7 +471,7 @@ _FITTING = "the export to huggingface looks for a configuration that does"
 
 
 def _describe_stale(stale: Iterable[_StaleNumber], why: str) -> Iterator[str]:
-    """A sentence for each; one for all that differ in the numbers of their names alone."""
+    """One sentence for all numbers that differ only in the digits of their names."""
     alike: dict[tuple[object, ...], list[_StaleNumber]] = {}
     for one in stale:
         alike.setdefault((re.sub(r"\d+", "#", one.name), one.value, one.lengths), []).append(one)

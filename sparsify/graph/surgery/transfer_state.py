@@ -1,4 +1,4 @@
-"""Carrying: what training keeps beside the weights (gradients, hooks, optimizer state) goes over to the cut model."""
+"""Transfer what training keeps beside the weights (gradients, hooks, optimizer state) to the cut model."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -21,13 +21,13 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 @dataclass(frozen=True)
 class _ParameterChange:
-    """What a cut did to one parameter: indices that stayed, then a crop or a gathering."""
+    """What a cut did to one parameter: it kept indices, then cropped or gathered."""
 
     steps: KeptIndices = field(default_factory=list)
     reshapes: list[Callable[[Tensor], Tensor]] = field(default_factory=list)
 
     def apply_to(self, value: Tensor) -> Tensor:
-        """The same done to a tensor of the parameter's shape."""
+        """Do the same to a tensor of the parameter's shape."""
         value = select_kept(value, self.steps)
         for reshape in self.reshapes:
             value = reshape(value)
@@ -37,11 +37,17 @@ class _ParameterChange:
 def transfer_state(
     model: nn.Module, thin: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None = None
 ) -> tuple[str, ...]:
-    """Give the cut model the gradients and hooks of the one it was cut from, and the optimizer the cut model's parameters.
+    """Give the cut model the gradients and hooks of the dense one, and the optimizer the cut model's
+    parameters.
 
-    State is narrowed where each dimension has the parameter's length or 1 (a moment, a factored moment); other state of a
-    narrowed parameter starts afresh, and the notes returned say so. Parameters of other models stay in the optimizer.
-    Raises ModelError, with nothing changed, when the optimizer holds none of the model's parameters or cannot be carried.
+    State is narrowed if each of its dimensions has the parameter's length or 1 (a moment, a factored
+    moment).
+    Other state of a narrowed parameter is reset, and the returned notes say so. Parameters of other
+    models stay
+    in the optimizer.
+    Raises ModelError, with nothing changed, if the optimizer holds none of the model's parameters or
+    cannot be
+    transferred.
     """
     ways = _changes_by_parameter(cuts)
     fresh = dict(thin.named_parameters(remove_duplicate=False))
@@ -57,9 +63,11 @@ def transfer_state(
 def transfer_named_values(
     values: Mapping[str, Tensor], cuts: Cuts, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
-    """What a cut has left of numbers by the names of tensors (one for each weight, or group inside, or one for all) and of coupled groups.
+    """Narrow values by name to what a cut has kept.
 
-    shapes: of the tensors before the cut. What cannot be followed is left out.
+    values: by tensor (one for each weight, one for each group inside it, or one for all) or by coupled
+    group.
+    shapes: of the tensors before the cut. Values that cannot be narrowed are left out.
     """
     widths, ways = {width.group: width for width in cuts.widths}, _changes_by_parameter(cuts)
     found: dict[str, Tensor] = {}
@@ -121,7 +129,10 @@ def _transfer_gradient_and_hooks(old: nn.Parameter, new: nn.Parameter, way: _Par
 
 
 def _rebind_module_hooks(model: nn.Module, thin: nn.Module) -> None:
-    """A deep copy has copies of the objects whose methods are hooks: a recorder outside the model must stay the caller's own."""
+    """Rebind hooks that are methods. A deep copy copies their objects too, but a recorder outside the
+    model must
+    stay the caller's own.
+    """
     twins: dict[int, Any] = {
         id(module): thin.get_submodule(name)
         for name, module in model.named_modules()
@@ -179,8 +190,10 @@ def _replace_parameters(
 
 
 def _insert_created(group: list[Any], fresh: Mapping[str, nn.Parameter], created: Iterable[str]) -> None:
-    """Biases that the cut created join the parameters of their layer, at the place that they have among the model's own:
-    a saved state counts parameters in that order."""
+    """Insert biases that the cut created into the parameter group of their layer, in the model's own
+    order:
+    a saved optimizer state lists parameters in that order.
+    """
     order = list(fresh)
     for name in created:
         layer = name.rpartition(".")[0]

@@ -1,9 +1,13 @@
-"""Proving a cut: cut model against masked dense model, in float64.
+"""Prove a cut: compare the cut model with the masked dense model, in float64.
 
-Let M be the dense model in which the consumers' input slices of every removed unit are zero. Then cut(model) == M for
-any activation; in place of residual branches that left, M has zeros in the sums that they went into. Units that meet each
-other, as those of queries and keys do in their product, have no such slices there: M has zeros in what makes them as well. Where a statistic is taken over removed units (LayerNorm, GroupNorm, a mean over channels) M leaves them
-out of it, and the verdict says `statistics change`: M is then no longer the dense model with some weights at zero.
+Let M be the dense model in which the consumers' input slices of every removed unit are zero. Then
+cut(model) == M for any activation. For removed residual branches, M has zeros in the sums that they
+joined.
+Units that meet each other in a product, as those of queries and keys, have no input slices there: M also
+has
+zeros in the weights that compute them. If a statistic is taken over removed units (LayerNorm, GroupNorm, a
+mean over channels), M leaves them out of it, and the verdict says `statistics change`: M is then no longer
+the dense model with some weights set to zero.
 """
 
 import math
@@ -43,10 +47,10 @@ from sparsify.graph.verify import masked_statistics
 from sparsify_schemas.report import Verdict
 
 TOLERANCE = 1e-9
-"""largest difference in float64 that a cut may have, relative to the largest output"""
+"""largest difference in float64 of a correct cut, relative to the largest output"""
 
 TRIAL_TOLERANCE = 1e-3
-"""the same for a trial cut in float32, whose only question is whether a group was followed rightly"""
+"""the same for a trial cut in float32, which only checks that the coupled groups are right"""
 
 
 NO_CONSTANTS = Constants()
@@ -66,17 +70,23 @@ def verify_cut(
     folded: Mapping[str, torch.Tensor] = NOTHING_FOLDED,
     fresh: Sequence[Inputs] = (),
 ) -> Verdict:
-    """Compare a cut model as it is delivered with the masked dense one, in float64, and run it in train mode, backwards too,
-    and by torch's fused paths.
+    """Compare a cut model as delivered with the masked dense model, in float64.
 
-    before: the dense model before groups inside its tensors were set to zero, for the control.
-    reshaped: layers of the cut model that are computed otherwise than before.
-    constants: what removed units emitted and the cut model got back; folded: the values that this made, before they were
-    rounded to the model's precision: the comparison is made with them. Units whose leaving changes nothing stay whole in the
-    masked model; where these are all that left, it is the dense model.
-    fresh: inputs that nothing was planned or chosen with, of one or several batch sizes; those that the dense model does
-    not take are left out. The given `inputs` are used where there are none.
-    Raises VerificationError naming the coupled groups when they differ or when the cut model does not run.
+    Also runs both in train mode with a backward pass, and on torch's fused paths.
+
+    Args:
+        before: the dense model before groups inside its tensors were set to zero, for the control.
+        reshaped: layers of the cut model that compute in another way than before.
+        constants: what removed units emitted and the cut model got back. Units whose removal changes
+        nothing stay
+            in the masked model; if only such units were removed, it is the dense model.
+        folded: the values that folding wrote, before rounding. The comparison uses them.
+        fresh: inputs that played no part in planning or choosing, of one or several batch sizes. Those
+        that the
+            dense model does not accept are left out. Without any, `inputs` are used.
+
+    Raises:
+        VerificationError: naming the coupled groups, if the outputs differ or the cut model does not run.
     """
     narrowed = narrowed_groups(model_map, keep)
     blamed = narrowed or list(reshaped)
@@ -137,8 +147,10 @@ def _list_remarks(changing: bool, tolerance: float, casts: bool) -> Iterable[str
 def _copy_in_float64(
     dense: nn.Module, inputs: Inputs
 ) -> tuple[nn.Module, Inputs, list[torch.Tensor], float, bool]:
-    """A copy in float64, inputs, its outputs, the tolerance, and whether casts were left out; one as it is where the
-    model does not run like that."""
+    """(copy in float64, inputs, outputs, tolerance, whether casts were left out).
+
+    If the model does not run in float64, the copy keeps its precision.
+    """
     wide, wide_inputs = copy_in_dtype(dense, torch.float64), convert_inputs(inputs, torch.float64)
     try:
         found, casts = run_and_count_casts(wide, wide_inputs)
@@ -155,7 +167,7 @@ def _match_precision(fresh: Inputs, given: Inputs) -> Inputs:
 
 
 def _keep_accepted(model: nn.Module, fresh: Sequence[Inputs]) -> list[tuple[Inputs, list[torch.Tensor]]]:
-    """The inputs that the dense model takes, with its outputs; those at which it is not finite prove nothing."""
+    """The inputs that the dense model accepts and its outputs. Outputs that are not finite prove nothing."""
     found = []
     for one in fresh:
         try:
@@ -168,7 +180,7 @@ def _keep_accepted(model: nn.Module, fresh: Sequence[Inputs]) -> list[tuple[Inpu
 
 
 def _count_examples(inputs: Inputs) -> int:
-    """The number of examples along the dimension that counts them; 1 where none does."""
+    """Number of examples along the batch dimension; 1 if there is none."""
     return count_examples(list_calls(inputs)[0]) or 1
 
 
@@ -181,12 +193,12 @@ def narrowed_groups(model_map: ModelMap, keep: Keep) -> list[str]:
 
 
 def _within_branches(model_map: ModelMap, keep: Keep, name: str) -> bool:
-    """Whether a group left because all of it is in residual branches that leave."""
+    """Whether a group was removed because all of it is inside removed residual branches."""
     return not keep[name] and name not in {b.name for b in model_map.branches}
 
 
 def run_cut_model(narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> list[torch.Tensor]:
-    """Outputs of the cut model; VerificationError when it does not run."""
+    """Outputs of the cut model. Raises VerificationError if it does not run."""
     try:
         return run_model(narrow, inputs)
     except Exception as error:
@@ -211,7 +223,10 @@ def run_masked_model(
     found: Sequence[torch.Tensor],
     blamed: Sequence[str],
 ) -> list[torch.Tensor]:
-    """Outputs of the masked dense model. VerificationError when they are of other shapes than those of the cut model."""
+    """Outputs of the masked dense model.
+
+    Raises VerificationError if their shapes are not those of the cut model's outputs.
+    """
     groups, sums = (
         narrowed_groups(model_map, keep),
         [s for b in removed_branches(model_map, keep) for s in b.sums],
@@ -235,10 +250,13 @@ def run_masked_model(
 
 @contextmanager
 def _mask_units(wide: nn.Module, model_map: ModelMap, keep: Keep) -> Iterator[None]:
-    """The consumers' input slices of every removed unit at zero; where a product without a weight sums over units (queries
-    times keys), all that makes them as well. Its branches are left as they are.
+    """Set the consumers' input slices of every removed unit to zero, and restore them afterwards.
 
-    They are put back in single precision: that is what trial models are made in, and others are given up.
+    For a product without a weight (queries times keys), the slices that compute the units are zero as
+    well.
+    The weights of removed branches are left as they are.
+    Values are restored in single precision: trial models are made in it, and other models are not used
+    again.
     """
     before: list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]] = []
     values = all_names(wide)
@@ -273,7 +291,7 @@ def run_model(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
 
 
 def run_and_count_casts(model: nn.Module, inputs: Inputs) -> tuple[list[torch.Tensor], int]:
-    """What a model returns, and how many of its casts to a lower precision were left out."""
+    """Run a model. Returns its outputs, and how many of its casts to a lower precision were left out."""
     # Dropout and the like are off in eval mode; what is random all the same gets the same draws on both sides.
     with (
         torch.no_grad(),
@@ -289,8 +307,11 @@ def run_and_count_casts(model: nn.Module, inputs: Inputs) -> tuple[list[torch.Te
 def check_usual_calls(
     dense: Callable[[], nn.Module], narrow: nn.Module, inputs: Inputs, groups: Sequence[str]
 ) -> None:
-    """Forward by torch's fused paths, then forward and backward in train mode, for which `narrow` is given up; what the
-    dense model cannot do with these inputs is not asked of the cut one."""
+    """Run the cut model on torch's fused paths, then forward and backward in train mode; `narrow` is used
+    up.
+
+    What the dense model cannot do with these inputs is not asked of the cut one.
+    """
     uses: tuple[Callable[[nn.Module, Inputs], object], ...] = (_run_fused, _run_backwards)
     for use in uses:
         try:
@@ -304,10 +325,11 @@ def check_usual_calls(
 
 
 def _check_training(wide: nn.Module, narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> None:
-    """Both models by torch's fused paths and in train mode, which they are given up for: the cut one must run where the
-    dense one does, with outputs of the same shapes, and gradients must reach every parameter that they reach there.
+    """Run both models on torch's fused paths and in train mode; both are used up.
 
-    Raises VerificationError.
+    The cut model must run wherever the dense one does, with outputs of the same shapes, and gradients
+    must reach
+    the same parameters. Raises VerificationError.
     """
     check_usual_calls(lambda: copy_model(wide), narrow, inputs, groups)
     try:
@@ -329,7 +351,7 @@ def _check_training(wide: nn.Module, narrow: nn.Module, inputs: Inputs, groups: 
 
 @dataclass(frozen=True)
 class _TrainStep:
-    """What a forward and backward pass in train mode shows."""
+    """Result of a forward and backward pass in train mode."""
 
     shapes: tuple[torch.Size, ...]
     reached: frozenset[str]
@@ -362,7 +384,7 @@ def _run_backwards(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
 
 
 def compare_outputs(one: nn.Module, other: nn.Module, candidates: Sequence[Inputs]) -> float:
-    """Largest relative difference between two models' outputs, on the first inputs at which the first of them is finite."""
+    """Largest relative difference between two models' outputs, on the first inputs with finite outputs."""
     for inputs in candidates:
         try:
             wanted = run_model(one, inputs)
@@ -374,15 +396,16 @@ def compare_outputs(one: nn.Module, other: nn.Module, candidates: Sequence[Input
 
 
 def measure_effect(dense: nn.Module, model_map: ModelMap, keep: Keep, inputs: Inputs) -> float:
-    """How far the masked model is from the dense one: largest difference of an output, relative to its largest value."""
+    """Largest difference between the masked and the dense model's outputs, relative to the largest output."""
     wide, given, plain, *_ = _copy_in_float64(dense, inputs)
     return relative_difference(run_masked_model(wide, model_map, keep, given, plain, ()), plain)
 
 
 def relative_difference(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
-    """Largest difference of an output relative to its own largest value; nan where one alone is not a number.
+    """Largest difference of an output, relative to its own largest value; nan if only one of the two is
+    nan.
 
-    Infinities of one sign are equal, as outputs may be masked with them.
+    Infinities of the same sign are equal, since outputs may be masked with them.
     """
     gaps = [0.0]
     for a, b in zip(found, wanted, strict=True):

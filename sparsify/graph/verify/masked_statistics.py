@@ -1,8 +1,10 @@
-"""The masked dense model's outputs where statistics are taken over removed units: those units are left out of them.
+"""Outputs of the masked dense model if statistics are taken over removed units: the statistics leave them
+out.
 
-A LayerNorm, RMSNorm, GroupNorm, softmax or mean over units that a cut removes sees fewer of them afterwards. The masked
-model computes the same: each such operator runs on the remaining elements alone, and the removed ones become zero. A
-weight that is itself normalised (weight standardisation) is one of them: what it holds at removed units is zero.
+After a cut, a LayerNorm, RMSNorm, GroupNorm, softmax or mean over the cut dimension sees fewer units. The
+masked model computes the same: each such operator runs on the kept elements only, and the removed ones
+become
+zero. This holds for normalised weights too (weight standardisation): they are zero at removed units.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -33,20 +35,20 @@ from sparsify.graph.trace.zero_branches import zero_branches
 
 FURTHER_NORMS = frozenset(["native_layer_norm", "native_group_norm", "_weight_norm_interface"])
 MIXING_OPERATORS = (REDUCTIONS | ALONG | NORMS | DISTANCES | FURTHER_NORMS | frozenset(LOSSES)) - {"glu"}
-"""operators whose result at one place depends on the others"""
+"""operators whose result at one place depends on other places"""
 PRODUCTS = frozenset(
     "mm addmm bmm baddbmm addbmm mv addmv linear convolution deform_conv2d _grouped_mm".split()
 )
 
 
 class MaskedTracer(Tracer):  # type: ignore[no-untyped-call]
-    """Watches again, and runs operators that mix elements on the remaining ones."""
+    """Traces again, and runs operators that mix elements on the kept ones only."""
 
     def __init__(self, labels: Labels) -> None:
         super().__init__(labels)
         self.removed = torch.zeros(1, dtype=torch.bool)
         self.own: set[int] = set()
-        """where the model's own parameters and buffers lie, and views of them"""
+        """addresses of the model's own parameters and buffers, and of views of them"""
 
     def run_plain(self, _name: str, func: Any, args: Any, kwargs: Any) -> Any:
         if _name in PRODUCTS:
@@ -69,7 +71,7 @@ class MaskedTracer(Tracer):  # type: ignore[no-untyped-call]
         )
 
     def _zero_removed(self, tensor: Tensor) -> Tensor:
-        """A weight that was computed from others, with zeros where a removed unit lies."""
+        """A weight that was computed from others, with zeros at removed units."""
         axis_labels = self.labels_of(tensor)
         if not axis_labels.parameter or tensor.untyped_storage().data_ptr() in self.own:
             return tensor
@@ -77,7 +79,7 @@ class MaskedTracer(Tracer):  # type: ignore[no-untyped-call]
         return reduce(lambda t, own: t.masked_fill(own, 0.0), gone, tensor)
 
     def _kept_indices(self, axis_labels: AxisLabels, dim: int) -> Tensor | None:
-        """Indices along a dimension at which something remains; None when all do."""
+        """Indices along a dimension at which something is kept; None if all are."""
         for aspect in axis_labels.aspects:
             if dim in varying_dims(aspect):
                 stays = (~self.removed[aspect]).movedim(dim, 0).reshape(aspect.shape[dim], -1).any(1)
@@ -109,7 +111,7 @@ class MaskedTracer(Tracer):  # type: ignore[no-untyped-call]
 
 
 def _select_kept(operand: Tensor, rank: int, kept: Mapping[int, Tensor]) -> Tensor:
-    """What remains of an operand that is spread to so many dimensions."""
+    """The kept elements of an operand that broadcasts to `rank` dimensions."""
     for dim, stays in kept.items():
         own = dim - rank + operand.dim()
         if own >= 0 and operand.shape[own] > 1:
@@ -118,7 +120,7 @@ def _select_kept(operand: Tensor, rank: int, kept: Mapping[int, Tensor]) -> Tens
 
 
 def _scatter_kept(narrow: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
-    """Put the indices of a dimension back to their places, with zeros between them."""
+    """Put kept indices of a dimension back to their places, with zeros between them."""
     return narrow.new_zeros([size if d == dim else n for d, n in enumerate(narrow.shape)]).index_copy(
         dim, places, narrow
     )
@@ -130,7 +132,10 @@ def run_without_removed(
     gone: Mapping[tuple[str, int], Iterable[int]],
     sums: Collection[Sum] = (),
 ) -> list[Tensor]:
-    """Outputs of the masked model; gone: (tensor, dimension) -> indices that leave; sums: whose branches leave."""
+    """Outputs of the masked model.
+
+    gone: (tensor, dimension) -> removed indices. sums: the sums whose branches are removed.
+    """
     labels = Labels()
     mode = MaskedTracer(labels)
     mode.enter_model(model)

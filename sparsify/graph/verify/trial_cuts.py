@@ -1,4 +1,4 @@
-"""Trying: which groups and residual branches can be cut at all, found by trial cuts before any training."""
+"""Find which groups and residual branches can be cut at all, by trial cuts before any training."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,14 +36,14 @@ from sparsify.graph.verify.equivalence import (
 )
 
 ONE_UNIT_TOLERANCE = 1e-5
-"""largest relative difference between outputs in float64 of a trial cut of one unit a group"""
+"""largest relative difference in float64 between outputs of a trial cut of one unit a group"""
 
 FindFault = Callable[[Sequence[Coupled], ModelMap], str | None]
-"""what is wrong with a cut of these groups, None if nothing is"""
+"""what is wrong with a cut of these groups; None if nothing is"""
 
 
 def _runs_in_double(trial: nn.Module, inputs: Inputs) -> bool:
-    """Whether the model does; it is in double precision from now on."""
+    """Whether the model runs in double precision; it is left in it."""
     try:
         run_model(cast_model(trial, torch.float64), convert_inputs(inputs, torch.float64))
     except Exception:
@@ -52,13 +52,18 @@ def _runs_in_double(trial: nn.Module, inputs: Inputs) -> bool:
 
 
 def protect_failing_groups(model: nn.Module, model_map: ModelMap, inputs: Inputs) -> ModelMap:
-    """The map with every group protected that trial cuts to about half width show to be beyond what can be followed.
+    """Cut every group on trial and mark groups whose trial cut fails as protected.
 
-    First that the cut model runs, in eval and in train mode, on the meta device (shapes without numbers, so that the
-    culprits are found in little time); then that it computes what the masked one does, on random well-conditioned
-    weights, so that dead channels of a trained model hide nothing; with one half of the units in float32, with the
-    other in float64, so that every unit leaves once, and with one unit of each group, so that little else changes. All groups are tried at once; only when that fails are the
-    culprits searched by halving.
+    The trials, quickest first:
+
+    1. On the meta device (shapes only): the cut model must run in eval and train mode.
+    2. On random well-conditioned weights, so that dead channels of a trained model hide nothing: the cut
+    model
+       must compute what the masked one does. Half of the units are cut in float32, the other half in
+       float64, so
+       that every unit is removed once; then one unit of each group, so that little else changes.
+
+    All groups are cut together; only if that fails, the failing ones are found by halving.
     """
     trials = _Trials(model, inputs)
     reasons: dict[str, str] = {}
@@ -91,8 +96,11 @@ def _replace_groups(model_map: ModelMap, groups: Iterable[Coupled]) -> ModelMap:
 def _rescue_groups(
     model_map: ModelMap, failed: Sequence[Coupled], fault: Callable[[Coupled], str | None]
 ) -> tuple[ModelMap, list[str]]:
-    """The map with what can be cut after all in place of what failed, and its names: groups that go in step, and groups
-    without an attribute that held a length by chance."""
+    """Find failed groups that can be cut after all, and return the map with them and their names.
+
+    These are groups that must be cut in proportion, and groups with an attribute that held a length by
+    chance.
+    """
     saved: list[str] = []
     for candidate, names in [*bundle_groups(failed), *((group, (group.name,)) for group in failed)]:
         if set(names) & set(saved) or any(name not in model_map.by_name for name in names):
@@ -120,7 +128,7 @@ def _rescue_groups(
 
 
 class _Trials:
-    """Trial cuts of one model, the quickest first: shapes, numbers in float32, numbers in float64."""
+    """Trial cuts of one model, quickest first: shapes, values in float32, values in float64."""
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         shapes = _MetaTrials(model, inputs)
@@ -149,10 +157,12 @@ class _Trials:
         )
 
     def _cut_one_unit(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
-        """Of a cut of one unit a group: in narrow networks the cut of half of them silences paths, and what these do wrong.
+        """Cut one unit of each group. Half of a narrow network silences whole paths and hides their
+        faults.
 
-        By a looser tolerance: odd widths round otherwise, and a deep network without normalisations, all of its units alive,
-        may make a billion times as much of that.
+        The tolerance is larger: odd widths round differently, and a deep network without normalisations,
+        with all
+        units alive, can amplify that a billion times.
         """
         dtype = torch.float64 if self.double() else torch.float32
         return _find_fault(
@@ -166,7 +176,7 @@ class _Trials:
     def find_fault_alone(
         self, group: Coupled, model_map: ModelMap, faults: Sequence[FindFault]
     ) -> str | None:
-        """What is wrong with a cut of one group."""
+        """What is wrong with a cut of this group alone."""
         own = replace(model_map, coupled=(group,))
         return next((why for fault in faults if (why := fault([group], own)) is not None), None)
 
@@ -185,10 +195,13 @@ def _bind_map(find_fault: FindFault, model_map: ModelMap) -> Callable[[Sequence[
 
 
 def add_branches(model: nn.Module, model_map: ModelMap, inputs: Inputs, macs: Mapping[str, int]) -> ModelMap:
-    """The map with the model's residual blocks and branches, those protected that a trial cut in float64, on random
-    weights, shows to be none that can leave; all that are not inside each other at once, and the culprits by halving.
+    """Add the model's residual blocks and branches to the map.
 
-    macs: multiply-accumulates by module name. Raises ModelError for a model without numbers.
+    Those whose trial cut in float64, on random weights, fails are marked protected. All that are not
+    inside each
+    other are cut together; failing ones are found by halving.
+
+    macs: multiply-accumulates by module name. Raises ModelError for a model without weights.
     """
     if any(p.is_meta for p in model.parameters()):
         raise ModelError(
@@ -215,7 +228,7 @@ def add_branches(model: nn.Module, model_map: ModelMap, inputs: Inputs, macs: Ma
 
 
 def _split_by_nesting(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
-    """The branches from the outermost to the innermost."""
+    """The branches, from the outermost to the innermost."""
     while branches:
         size = {b.name: (len(b.tensors), -i) for i, b in enumerate(branches)}
         level = [
@@ -226,7 +239,7 @@ def _split_by_nesting(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
 
 
 class _MetaTrials:
-    """Trial cuts on the meta device. `works` says whether the dense model runs there at all."""
+    """Trial cuts on the meta device. `works` says whether the dense model runs there."""
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self.inputs = move_inputs_to_meta(inputs)
@@ -254,7 +267,8 @@ class _MetaTrials:
         return None
 
     def cut_pairs_apart(self, groups: Sequence[Coupled], model_map: ModelMap) -> str | None:
-        """The same for groups of two units, cut apart from each other: no trial of all could keep different numbers of them."""
+        """Cut groups of two units in two halves: a trial of all of them could not keep different numbers
+        of units."""
         pairs = [c for c in groups if c.width == 2]
         return next(
             (
@@ -281,7 +295,7 @@ def _find_cuttable(
 def _bisect_groups(
     groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]
 ) -> list[Coupled]:
-    """The groups without fault by halving; the others get their reason."""
+    """The groups without fault, found by halving; the others get their reason."""
     if not groups:
         return []
     why = fault(groups)
@@ -338,7 +352,7 @@ def _find_fault(
 def _find_fault_in_double(
     trial: nn.Module, double: bool, model_map: ModelMap, keep: Keep, inputs: Inputs
 ) -> str | None:
-    """The same in double precision, where the model runs in it."""
+    """The same in double precision, if the model runs in it."""
     if double:
         return _find_fault(
             cast_model(trial, torch.float64),
@@ -357,8 +371,12 @@ def _choose_half(group: Coupled) -> list[int]:
 
 
 def _choose_other_halves(model_map: ModelMap, chosen: Iterable[Coupled]) -> dict[str, list[int]]:
-    """Group -> units that `_choose_half` removes, less some where they can be spared: every unit leaves in a trial, the number
-    differs from that half, and groups of one width keep different numbers, as code may tie their widths together."""
+    """Group -> kept units of the second trial: the units that `_choose_half` removes, less a few.
+
+    Every unit is removed in one of the trials, the number kept differs from the first half, and groups of
+    one
+    width keep different numbers, since code may tie their widths together.
+    """
     ranks: Counter[int] = Counter()
     kept = {}
     for group in model_map.coupled:
@@ -369,7 +387,8 @@ def _choose_other_halves(model_map: ModelMap, chosen: Iterable[Coupled]) -> dict
 
 
 def _randomize_weights(model: nn.Module, inputs: Inputs) -> nn.Module:
-    """A float32 copy with random weights of ordinary scale; the model's own weights where those blow up."""
+    """A float32 copy with random weights of ordinary scale; with its own weights if the outputs are not
+    finite."""
     copy = copy_in_dtype(model, torch.float32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -105,7 +105,7 @@ def check_model(model: nn.Module) -> None:
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
-            "the model is a TorchScript module, which cannot be narrowed; pass the Python module it was made from"
+            "the model is a TorchScript module, which cannot be cut; pass the Python module that it was made from"
         )
 
 

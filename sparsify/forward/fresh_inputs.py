@@ -310,7 +310,7 @@ def _draw_call(called: RecordedCall, generator: torch.Generator, batch: int | No
                 return inner if argument.form == "list" else tuple(inner)
             case "value":
                 return argument.value
-        raise ModelError(f"a call takes a {argument.value}, which cannot be drawn anew; pass inputs")
+        raise ModelError(f"a call takes a {argument.value}, which cannot be drawn at random; pass inputs")
 
     named = any(argument.name is not None for argument in called.arguments)
     made = {

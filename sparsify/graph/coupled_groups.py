@@ -137,7 +137,7 @@ def _why_protected(reason: str | None, units: int, slices: tuple[Slice, ...], la
     if reason is not None:
         return reason
     if units == 1:
-        return "its channels can only leave all together"
+        return "its channels can only be removed all together"
     return None
 
 

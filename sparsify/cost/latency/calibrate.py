@@ -160,7 +160,7 @@ def extend_table(
         if lacking:
             more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
             raise TargetError(
-                f"target '{name}': {target.table} has no '{lacking[0]}'{more}; have the network's layers measured there: sparsify targets measure {name} RECIPE MODEL --out {target.table}"
+                f"target '{name}': {target.table} has no '{lacking[0]}'{more}; measure the network's layers on that machine: sparsify targets measure {name} RECIPE MODEL --out {target.table}"
             )
         return table
     missing = [

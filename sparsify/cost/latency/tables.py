@@ -71,19 +71,19 @@ def read_table(name: str, target: Target) -> Table:
     if not path.exists():
         if target.table is not None:
             raise TargetError(
-                f"target '{name}': there is no table {path}; 'sparsify targets measure {name} RECIPE --out {path.name}' makes one on the machine that it is for"
+                f"target '{name}': there is no table {path}; 'sparsify targets measure {name} RECIPE --out {path.name}' measures one; run it on the machine that the table is for"
             )
         return Table(machine=describe_machine(target), target=target)
     try:
         found = Table.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         mend = (
-            "have it measured anew there"
+            "measure it again on its machine"
             if target.table is not None
-            else "delete it, and it is measured anew"
+            else "delete it to measure it again"
         )
         raise TargetError(
-            f"target '{name}': {path} is damaged, no table of latencies ({_first_fault(error)}); {mend}"
+            f"target '{name}': {path} is damaged and cannot be read as a table of latencies ({_first_fault(error)}); {mend}"
         ) from None
     if target.table is None and found.machine != describe_machine(target):
         raise TargetError(

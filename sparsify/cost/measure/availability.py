@@ -65,7 +65,7 @@ def _why_too_many_threads(target: Cpu) -> str | None:
     have = count_cores()
     if target.threads <= have:
         return None
-    return f"asks for {target.threads} threads, and this machine has {plural(have, 'core')}; lower 'threads', or give a 'table' measured on the machine it is for"
+    return f"asks for {target.threads} threads, but this machine has {plural(have, 'core')}; lower 'threads', or give a 'table' that was measured on the target machine"
 
 
 def _why_no_compiler(target: Target) -> str | None:

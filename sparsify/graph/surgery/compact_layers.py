@@ -1,6 +1,7 @@
 """Carry out the operations that make a layer cheaper, Crop and Gather, on a model in place."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from math import prod
 
 from torch import Tensor, nn
@@ -16,11 +17,11 @@ def compact_layers(model: nn.Module, operations: Iterable[Crop | Gather]) -> Non
         match op:
             case Crop():
                 conv = _find_croppable(model, op)
-                _replace_weight(conv, lambda t, kept=op.grids: cropped.select_positions(t, kept))  # type: ignore[misc]
+                _replace_weight(conv, partial(cropped.select_positions, kept=op.grids))
                 cropped.crop_convolution(conv, op.grids)
             case Gather():
                 layer, columns = _find_gatherable(model, op)
-                _replace_weight(layer, lambda t, columns=columns: gathered.select_columns(t, columns))  # type: ignore[misc]
+                _replace_weight(layer, partial(gathered.select_columns, columns=columns))
                 gathered.gather_inputs(layer, columns)
 
 
@@ -41,28 +42,36 @@ def _find_croppable(model: nn.Module, op: Crop) -> cropped.Conv:
     module = _find_module(dict(model.named_modules()), op.module, "crops the kernel of")
     if not cropped.can_crop(module):
         raise RunError(
-            f"the cut log crops the kernel of '{op.module}', which is a {type(module).__name__} and no plain convolution"
+            f"the cut log crops the kernel of '{op.module}', "
+            f"which is a {type(module).__name__}, not a plain convolution"
         )
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     if tuple(module.kernel_size) != op.kernel:
         raise RunError(
-            f"the cut log expects '{op.module}' to have a kernel of {_format_kernel(op.kernel)}, this model has {_format_kernel(module.kernel_size)}"
+            f"the cut log expects '{op.module}' to have a kernel of {_format_kernel(op.kernel)}, "
+            f"this model has {_format_kernel(module.kernel_size)}"
         )
-    if len(op.grids) != len(op.kernel) or any(
-        first + step * (count - 1) >= size
-        for (first, step, count), size in zip(op.grids, op.kernel, strict=False)
-    ):
+    if not _grids_fit(op):
         raise RunError(
-            f"the cut log keeps kernel positions of '{op.module}' that lie beyond its {_format_kernel(op.kernel)}"
+            f"the cut log keeps kernel positions of '{op.module}' "
+            f"that lie beyond its {_format_kernel(op.kernel)}"
         )
     return module
+
+
+def _grids_fit(op: Crop) -> bool:
+    """Whether the operation keeps positions inside the kernel, in every dimension."""
+    if len(op.grids) != len(op.kernel):
+        return False
+    last_positions = [first + step * (count - 1) for first, step, count in op.grids]
+    return all(last < size for last, size in zip(last_positions, op.kernel, strict=True))
 
 
 def _find_gatherable(model: nn.Module, op: Gather) -> tuple[nn.Linear | cropped.Conv, list[int]]:
     module = _find_module(dict(model.named_modules()), op.module, "gathers columns of")
     if not gathered.can_gather(module):
         raise RunError(
-            f"the cut log gathers columns of '{op.module}', which is no plain Linear layer and no plain convolution without groups"
+            f"the cut log gathers columns of '{op.module}', which is no plain Linear layer, not a plain convolution without groups"
         )
     assert isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
     size = prod(module.weight.shape[1:])

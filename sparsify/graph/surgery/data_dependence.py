@@ -37,8 +37,8 @@ from sparsify.graph.trace.operators import (
 )
 
 RANDOM = frozenset(
-    "rand randn randint rand_like randn_like randint_like bernoulli normal uniform randperm native_dropout dropout "
-    "multinomial exponential random geometric log_normal cauchy poisson".split()
+    "rand randn randint rand_like randn_like randint_like bernoulli normal uniform randperm "
+    "native_dropout dropout multinomial exponential random geometric log_normal cauchy poisson".split()
 )
 """operators whose results the weights do not determine"""
 KEEPS_ELEMENTS = frozenset(["detach", "alias", "clone", "contiguous", "_to_copy", "lift_fresh", "copy"])

@@ -52,17 +52,16 @@ def cut(model: nn.Module, model_map: ModelMap, keep: Keep, plan: str) -> tuple[n
 
     Returns (the copy, the log of what was done).
     """
-    gone, stubs = removed_indices(model_map, keep), tuple(_list_stubs(removed_branches(model_map, keep)))
+    gone = removed_indices(model_map, keep)
+    stubs = tuple(_list_stubs(removed_branches(model_map, keep)))
     steps = _kept_by_tensor(model_map, gone)
     copy, changes = _narrow_model(model, gone, steps, stubs)
     widths = tuple(
         Width(group=name, width=model_map.by_name[name].width, keep=to_ranges(kept))
         for name, kept in keep.items()
     )
-    swaps, sets = (
-        [op for op in changes if isinstance(op, Replace)],
-        [op for op in changes if isinstance(op, SetAttribute)],
-    )
+    swaps = [op for op in changes if isinstance(op, Replace)]
+    sets = [op for op in changes if isinstance(op, SetAttribute)]
     return copy, Cuts(
         plan=plan, widths=widths, operations=(*_log_narrowing(model_map, steps), *swaps, *stubs, *sets)
     )
@@ -150,44 +149,50 @@ def replay(model: nn.Module, cuts: Cuts) -> nn.Module:
             attention.adopt(copy, name)
         except (AttributeError, TypeError):
             raise RunError(
-                f"the cut log replaces '{name}', which is no MultiheadAttention in this model; was it built by the same recipe?"
+                f"the cut log replaces '{name}', which is not a MultiheadAttention in this model; "
+                "was it built by the same recipe?"
             ) from None
     for op in sets:
-        try:
-            module = copy.get_submodule(op.module)
-        except AttributeError:
-            raise RunError(
-                f"the cut log names a module '{op.module}' that this model does not have"
-            ) from None
-        if "." in op.attribute:
-            _set_nested_attribute(module, op, cuts)
-            continue
-        if op.attribute not in attributes(model.get_submodule(op.module)) and not _holds_lengths(
-            vars(module).get(op.attribute)
-        ):
-            raise RunError(
-                f"the cut log sets '{op.module}.{op.attribute}', which is no width of a {type(module).__name__}"
-            )
-        if not _is_no_larger(getattr(module, op.attribute), op.value):
-            raise RunError(
-                f"the cut log sets '{op.module}.{op.attribute}' to {op.value}, which is no smaller width than {getattr(module, op.attribute)}"
-            )
-        _set_attribute(module, op)
+        _replay_attribute(model, copy, op, cuts)
     for name in biased:
         create_bias(copy, name)
     compact_layers(copy, reshaped)
     return copy
 
 
+def _replay_attribute(model: nn.Module, copy: nn.Module, op: SetAttribute, cuts: Cuts) -> None:
+    """Set a logged attribute on the copy. Raises RunError if it is no width, or not smaller than before."""
+    try:
+        module = copy.get_submodule(op.module)
+    except AttributeError:
+        raise RunError(f"the cut log names a module '{op.module}' that this model does not have") from None
+    if "." in op.attribute:
+        _set_nested_attribute(module, op, cuts)
+        return
+    implied = attributes(model.get_submodule(op.module))
+    if op.attribute not in implied and not _holds_lengths(vars(module).get(op.attribute)):
+        raise RunError(
+            f"the cut log sets '{op.module}.{op.attribute}', "
+            f"which is not a width of a {type(module).__name__}"
+        )
+    old = getattr(module, op.attribute)
+    if not _is_no_larger(old, op.value):
+        raise RunError(
+            f"the cut log sets '{op.module}.{op.attribute}' to {op.value}, "
+            f"which is not a smaller width than {old}"
+        )
+    _set_attribute(module, op)
+
+
 def to_ranges(indices: Sequence[int] | Ints) -> tuple[Range, ...]:
     """Convert ascending indices to half-open ranges: 0 1 2 5 -> (0, 3) (5, 6)."""
     own = np.asarray(indices, np.int64)
+    if not len(own):
+        return ()
     (breaks,) = np.nonzero(np.diff(own) != 1)
-    starts, ends = (
-        own[np.concatenate(([0], breaks + 1))[: len(own)]],
-        own[np.concatenate((breaks, [len(own) - 1]))[: len(own)]] + 1,
-    )
-    return tuple(zip(starts.tolist(), ends.tolist(), strict=True))
+    firsts = own[np.concatenate(([0], breaks + 1))]
+    lasts = own[np.concatenate((breaks, [len(own) - 1]))]
+    return tuple(zip(firsts.tolist(), (lasts + 1).tolist(), strict=True))
 
 
 def to_indices(keep: Iterable[Range]) -> torch.Tensor:
@@ -269,23 +274,21 @@ def _set_nested_attribute(module: nn.Module, op: SetAttribute, cuts: Cuts) -> No
     name = next((word for word in reversed(op.attribute.split(".")) if not word.isdigit()), "")
     if old is None or read_meaning(name) in (Meaning.NEVER, Meaning.UNKNOWN):
         raise RunError(
-            f"the cut log sets '{op.module}.{op.attribute}', which is no width that a {type(module).__name__} holds"
+            f"the cut log sets '{op.module}.{op.attribute}', "
+            f"which is not a width that a {type(module).__name__} holds"
         )
     if not _is_no_larger(old, op.value) or not is_explained(cuts, name, old, op.value):
         raise RunError(
-            f"the cut log sets '{op.module}.{op.attribute}' to {op.value}, but no operation in it narrows {old} to that"
+            f"the cut log sets '{op.module}.{op.attribute}' to {op.value}, "
+            f"but no operation in it narrows {old} to that"
         )
     module_integers.write_number(module, op.attribute, op.value)
 
 
 def _set_attribute(module: nn.Module, op: SetAttribute) -> None:
-    setattr(
-        module,
-        op.attribute,
-        list(op.value)
-        if isinstance(getattr(module, op.attribute), list) and isinstance(op.value, tuple)
-        else op.value,
-    )
+    is_list = isinstance(getattr(module, op.attribute), list)
+    value = list(op.value) if is_list and isinstance(op.value, tuple) else op.value
+    setattr(module, op.attribute, value)
 
 
 def _changed_lengths(model: nn.Module, gone: Mapping[tuple[str, int, str], Ints]) -> Iterable[SetAttribute]:
@@ -362,16 +365,19 @@ def _check_narrow(model: nn.Module, op: Narrow) -> None:
         tensor = _find_tensor(model, op.tensor)
     except AttributeError:
         raise RunError(
-            f"the cut log narrows '{op.tensor}', which this model does not have; was it built by the same recipe?"
+            f"the cut log narrows '{op.tensor}', which this model does not have; "
+            "was it built by the same recipe?"
         ) from None
     size = tensor.shape[op.dim] if op.dim < tensor.dim() else None
     if size != op.size:
         raise RunError(
-            f"the cut log expects '{op.tensor}' to have {op.size} entries in dimension {op.dim}, this model has {size}"
+            f"the cut log expects '{op.tensor}' to have {op.size} entries in dimension {op.dim}, "
+            f"this model has {size}"
         )
     if not are_ascending(op.keep, op.size):
         raise RunError(
-            f"the cut log keeps indices of '{op.tensor}' that are out of order or beyond its {op.size} entries"
+            f"the cut log keeps indices of '{op.tensor}' that are out of order "
+            f"or beyond its {op.size} entries"
         )
 
 
@@ -380,7 +386,8 @@ def _check_module(model: nn.Module, name: str) -> None:
         model.get_submodule(name)
     except AttributeError:
         raise RunError(
-            f"the cut log removes a module '{name}' that this model does not have; was it built by the same recipe?"
+            f"the cut log removes a module '{name}' that this model does not have; "
+            "was it built by the same recipe?"
         ) from None
 
 
@@ -406,12 +413,13 @@ def _copy_narrowed(
     for name, own in steps.items():
         old = tensors[name]
         data = select_kept(old.detach(), own)
-        fresh[id(old)] = (
-            nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
-        )
+        if isinstance(old, nn.Parameter):
+            data = nn.Parameter(data, requires_grad=old.requires_grad)
+        fresh[id(old)] = data
     copy = copy_with(model, fresh)
     for stub in stubs:
-        replace_module(copy, stub.module, (Silenced if isinstance(stub, Silence) else Bypassed)(stub.returns))
+        kind = Silenced if isinstance(stub, Silence) else Bypassed
+        replace_module(copy, stub.module, kind(stub.returns))
     for _, module in walk_modules(copy):
         if isinstance(module, nn.RNNBase):  # it keeps a list of its weights beside its parameters
             module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]

@@ -93,7 +93,7 @@ class LeavingTorch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         way = LEAVES_TORCH.get(func)
         if way is not None:
-            self._watch.protect(args, f"its numbers leave torch by {way}")
+            self._watch.protect(args, f"its values leave torch through {way}")
         return func(*args, **(kwargs or {}))
 
 
@@ -490,7 +490,7 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
             joined = a.join_elementwise(tuple(results[0].shape), [self.labels_of(t) for t in tensors_in])
             return [joined for _ in results]
         for tensor in tensors_in:
-            self._fix(self.labels_of(tensor), f"it passes through '{name}', which is not understood")
+            self._fix(self.labels_of(tensor), f"it passes through '{name}', an operator without a rule")
         return None
 
 

@@ -115,7 +115,8 @@ def verify_cut(
             break
     if not difference <= tolerance:
         raise VerificationError(
-            f"the cut model differs from the masked one by {difference:.1e} of the largest output{_list_groups(blamed)}"
+            f"the cut model differs from the masked one by {difference:.1e} of the largest output"
+            f"{_list_groups(blamed)}"
         )
     _check_training(wide, narrow, next((one for one in compared if _count_examples(one) > 1), first), blamed)
     changing = any(model_map.by_name[name].statistics for name in narrowed)
@@ -137,11 +138,14 @@ def verify_cut(
 
 def _list_remarks(changing: bool, tolerance: float, casts: bool) -> Iterable[str]:
     if changing:
-        yield "a statistic is taken over removed units (a normalisation, a mean): equal to the masked model with them left out of it"
+        yield (
+            "a statistic is taken over removed units (a normalisation, a mean): "
+            "equal to the masked model with them left out of it"
+        )
     if casts:
         yield "the model casts to a lower precision inside: compared in float64 without these casts"
     if tolerance > TOLERANCE:
-        yield f"the model casts inside and does not run in float64: compared in its own precision, within {tolerance:.0e}"
+        yield (f"the model does not run in float64: compared in its own precision, within {tolerance:.0e}")
 
 
 def _copy_in_float64(
@@ -292,7 +296,7 @@ def run_model(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
 
 def run_and_count_casts(model: nn.Module, inputs: Inputs) -> tuple[list[torch.Tensor], int]:
     """Run a model. Returns its outputs, and how many of its casts to a lower precision were left out."""
-    # Dropout and the like are off in eval mode; what is random all the same gets the same draws on both sides.
+    # Dropout is off in eval mode; operators that still are random draw the same values on both sides.
     with (
         torch.no_grad(),
         torch.random.fork_rng(devices=[]),
@@ -339,13 +343,15 @@ def _check_training(wide: nn.Module, narrow: nn.Module, inputs: Inputs, groups: 
     found = _run_train_step(narrow, inputs)
     if found.shapes != wanted.shapes:
         raise VerificationError(
-            f"in train mode the cut model's outputs have other shapes than the dense one's{_list_groups(groups)}"
+            "in train mode the cut model's outputs have other shapes than the dense one's"
+            f"{_list_groups(groups)}"
         )
     there = {name for name, _ in narrow.named_parameters()}
     lost = sorted((wanted.reached & there) - found.reached)
     if lost:
         raise VerificationError(
-            f"in train mode no gradient reaches '{lost[0]}' of the cut model, as it does in the dense one{_list_groups(groups)}"
+            f"in train mode no gradient reaches '{lost[0]}' of the cut model, as it does in the dense one"
+            f"{_list_groups(groups)}"
         )
 
 

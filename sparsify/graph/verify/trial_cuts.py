@@ -136,10 +136,8 @@ class _Trials:
         self.faults: list[FindFault] = [shapes.cut_half, shapes.cut_pairs_apart] if shapes.works else []
         if any(p.is_meta for p in model.parameters()):
             return  # a model of shapes alone can be planned, not compared
-        self.model, self.double = (
-            _randomize_weights(model, self.inputs),
-            cache(lambda: _runs_in_double(self.model, self.inputs)),
-        )
+        self.model = _randomize_weights(model, self.inputs)
+        self.double = cache(lambda: _runs_in_double(self.model, self.inputs))
         self.faults += [self._cut_half_in_single, self._cut_rest_in_double, self._cut_one_unit]
 
     def _cut_half_in_single(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
@@ -205,7 +203,8 @@ def add_branches(model: nn.Module, model_map: ModelMap, inputs: Inputs, macs: Ma
     """
     if any(p.is_meta for p in model.parameters()):
         raise ModelError(
-            "group 'depth' needs a model with weights: what a residual block computes tells whether it can leave"
+            "group 'depth' needs a model with weights: "
+            "a trial cut decides whether a residual block can be removed"
         )
     model_map = replace(model_map, branches=find_branches(copy_model(model), model_map, inputs, macs))
     reasons: dict[str, str] = {}
@@ -221,10 +220,12 @@ def add_branches(model: nn.Module, model_map: ModelMap, inputs: Inputs, macs: Ma
             reasons,
         )
 
-    def judged(b: Branch) -> Branch:
-        return replace(b, group=replace(b.group, protected=reasons[b.name])) if b.name in reasons else b
+    def add_reason(branch: Branch) -> Branch:
+        if branch.name not in reasons:
+            return branch
+        return replace(branch, group=replace(branch.group, protected=reasons[branch.name]))
 
-    return replace(model_map, branches=tuple(judged(b) for b in model_map.branches))
+    return replace(model_map, branches=tuple(map(add_reason, model_map.branches)))
 
 
 def _split_by_nesting(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
@@ -270,14 +271,11 @@ class _MetaTrials:
         """Cut groups of two units in two halves: a trial of all of them could not keep different numbers
         of units."""
         pairs = [c for c in groups if c.width == 2]
-        return next(
-            (
-                why
-                for part in (pairs[::2], pairs[1::2])
-                if part and (why := self.cut_half(part, model_map)) is not None
-            ),
-            None,
-        )
+        for part in (pairs[::2], pairs[1::2]):
+            why = self.cut_half(part, model_map) if part else None
+            if why is not None:
+                return why
+        return None
 
 
 def _find_cuttable(

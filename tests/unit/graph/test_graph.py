@@ -326,7 +326,7 @@ KEPT_WHOLE: dict[str, tuple[Callable[[], Net], str, str]] = {
             lambda m, x: m.fc(pooled(m.b(m.a(x)[:, :1]))), a=conv(3, 8), b=conv(1, 6), fc=nn.Linear(6, 4)
         ),
         "a",
-        "its channels can only leave all together",
+        "its channels can only be removed all together",
     ),
     "uneven split": (
         lambda: Net(

@@ -463,7 +463,7 @@ def test_a_model_without_blocks_and_one_without_weights() -> None:
         planned(chain, (torch.randn(2, 4),), {"layers": "*"})
     with pytest.raises(
         ModelError,
-        match=r"^group 'depth' needs a model with weights: what a residual block computes tells whether it can leave$",
+        match=r"^group 'depth' needs a model with weights: a trial cut decides whether a residual block can be removed$",
     ):
         planned(resnet().to("meta"), (IMAGE[0].to("meta"),), {"layers": "*"})
 

@@ -172,7 +172,7 @@ def test_a_log_that_replaces_something_else_is_refused() -> None:
             operations.replay(Reads(), Cuts(plan="x", operations=(Replace(module=name),)))
         assert (
             str(caught.value)
-            == f"the cut log replaces '{name}', which is no MultiheadAttention in this model; was it built by the same recipe?"
+            == f"the cut log replaces '{name}', which is not a MultiheadAttention in this model; was it built by the same recipe?"
         )
 
 

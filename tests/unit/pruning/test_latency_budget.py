@@ -62,7 +62,7 @@ def test_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(availability, "count_cores", lambda: 2)
     measure.check_target("t", Cpu(kind="cpu", threads=2))
     assert complaint(measure.check_target, "t", Cpu(kind="cpu", threads=4)) == (
-        "target 't' asks for 4 threads, and this machine has 2 cores; lower 'threads', or give a 'table' measured on the machine it is for"
+        "target 't' asks for 4 threads, but this machine has 2 cores; lower 'threads', or give a 'table' that was measured on the target machine"
     )
 
 
@@ -190,7 +190,7 @@ def test_a_damaged_cache_says_what_to_do() -> None:
     tables.write_table(tables.read_table("t", EAGER), path)
     path.write_text("{")
     assert complaint(tables.read_table, "t", EAGER) == (
-        f"target 't': {path} is damaged, no table of latencies (it: Invalid JSON: EOF while parsing an object at line 1 column 1); delete it, and it is measured anew"
+        f"target 't': {path} is damaged and cannot be read as a table of latencies (it: Invalid JSON: EOF while parsing an object at line 1 column 1); delete it to measure it again"
     )
 
 
@@ -201,7 +201,7 @@ def test_a_table_of_absurd_times_is_damaged() -> None:
         tables.read_table("t", EAGER).model_copy(update={"layers": {"linear": ((4, 4, 1e308),)}}), path
     )
     assert (
-        "is damaged, no table of latencies (layers.linear.0.2: Input should be less than or equal to 1000000000); delete it"
+        "is damaged and cannot be read as a table of latencies (layers.linear.0.2: Input should be less than or equal to 1000000000); delete it"
         in complaint(tables.read_table, "t", EAGER)
     )
 
@@ -225,14 +225,14 @@ def test_a_table_of_another_machine_is_refused_in_the_cache_and_taken_where_it_i
 def test_a_table_that_is_missing_or_lacks_a_layer(tmp_path: Path) -> None:
     target = Cpu(kind="cpu", table=str(tmp_path / "phone.json"))
     assert complaint(tables.read_table, "phone", target) == (
-        f"target 'phone': there is no table {tmp_path}/phone.json; 'sparsify targets measure phone RECIPE --out phone.json' makes one on the machine that it is for"
+        f"target 'phone': there is no table {tmp_path}/phone.json; 'sparsify targets measure phone RECIPE --out phone.json' measures one; run it on the machine that the table is for"
     )
     tables.write_table(foreign(), tmp_path / "phone.json")
     network = convolutional()
     assert complaint(
         calibrate.build_latency_model, "phone", target, network, the_map(network), (torch.randn(2, 3, 8, 8),)
     ) == (
-        f"target 'phone': {tmp_path}/phone.json has no 'conv 3x3 pad 1 at 8x8' and 1 more; have the network's layers measured there: "
+        f"target 'phone': {tmp_path}/phone.json has no 'conv 3x3 pad 1 at 8x8' and 1 more; measure the network's layers on that machine: "
         f"sparsify targets measure phone RECIPE MODEL --out {tmp_path}/phone.json"
     )
 

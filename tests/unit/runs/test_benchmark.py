@@ -290,7 +290,7 @@ def test_more_threads_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(SparsifyError) as caught:
         versus(a, b, "big", EXPORTED.model_copy(update={"threads": 64}), 0.05)
     assert str(caught.value) == (
-        "target 'big' asks for 64 threads, and this machine has 2 cores; lower 'threads', or give a 'table' measured on the machine it is for"
+        "target 'big' asks for 64 threads, but this machine has 2 cores; lower 'threads', or give a 'table' that was measured on the target machine"
     )
 
 

@@ -151,7 +151,7 @@ NET = nn.Sequential(
         ),
         (
             Crop(module="2", kernel=(3, 3), grids=((0, 1, 2), (0, 1, 2))),
-            "the cut log crops the kernel of '2', which is a Linear and no plain convolution",
+            "the cut log crops the kernel of '2', which is a Linear, not a plain convolution",
         ),
         (
             Crop(module="0", kernel=(5, 5), grids=((0, 1, 2), (0, 1, 2))),
@@ -167,7 +167,7 @@ NET = nn.Sequential(
         ),
         (
             Gather(module="3", size=9, keep=((0, 2),)),
-            "the cut log gathers columns of '3', which is no plain Linear layer and no plain convolution without groups",
+            "the cut log gathers columns of '3', which is no plain Linear layer, not a plain convolution without groups",
         ),
         (
             Gather(module="0", size=9, keep=((0, 2),)),

@@ -372,20 +372,20 @@ def test_containers_that_cannot_be_written_are_listed_and_stay() -> None:
             "sets '.cfg.hidden_dim' to 1000000000, but no operation in it narrows 12 to that",
         ),
         ("cfg.hidden_dim", [6], "sets '.cfg.hidden_dim' to (6,), but no operation in it narrows 12 to that"),
-        ("cfg.seed", 6, "sets '.cfg.seed', which is no width that a Net holds"),
-        ("cfg.none", 6, "sets '.cfg.none', which is no width that a Net holds"),
+        ("cfg.seed", 6, "sets '.cfg.seed', which is not a width that a Net holds"),
+        ("cfg.none", 6, "sets '.cfg.none', which is not a width that a Net holds"),
         (
             "cfg.__class__.hidden_dim",
             6,
-            "sets '.cfg.__class__.hidden_dim', which is no width that a Net holds",
+            "sets '.cfg.__class__.hidden_dim', which is not a width that a Net holds",
         ),
         (
             "forward.__globals__.hidden_dim",
             6,
-            "sets '.forward.__globals__.hidden_dim', which is no width that a Net holds",
+            "sets '.forward.__globals__.hidden_dim', which is not a width that a Net holds",
         ),
-        ("_modules.mlp.hidden_dim", 6, "sets '._modules.mlp.hidden_dim', which is no width that a Net holds"),
-        ("widths.7.width", 6, "sets '.widths.7.width', which is no width that a Net holds"),
+        ("_modules.mlp.hidden_dim", 6, "sets '._modules.mlp.hidden_dim', which is not a width that a Net holds"),
+        ("widths.7.width", 6, "sets '.widths.7.width', which is not a width that a Net holds"),
     ],
 )
 def test_a_log_that_was_tampered_with_is_refused(attribute: str, value: Any, message: str) -> None:

@@ -33,9 +33,9 @@ pytestmark = pytest.mark.filterwarnings(
 
 FOURIER = "a Fourier transform runs along it"
 FIXED = "it is combined with something of fixed size"
-ALONE = "its channels can only leave all together"
+ALONE = "its channels can only be removed all together"
 TRIAL = "a trial cut failed"
-NUMPY = "its numbers leave torch by numpy()"
+NUMPY = "its values leave torch through numpy()"
 BLOCK = "it enters the scripted module 'block'"
 COND = "it passes through 'cond', whose functions are not followed"
 SPARSE = "the sparse tensor 'weight' keeps its shape"
@@ -43,7 +43,7 @@ OUTSIDE = ("it feeds the network's output", "takes no part in a forward call wit
 
 
 def unknown(operator: str) -> str:
-    return f"it passes through '{operator}', which is not understood"
+    return f"it passes through '{operator}', an operator without a rule"
 
 
 def matrices(operator: str) -> str:
@@ -140,10 +140,10 @@ EXPECTED: dict[str, dict[str, str | None]] = {
     "while loop": {"a": "it passes through 'while_loop', whose functions are not followed", "b": None},
     "through NumPy": {"a": NUMPY, "b": None},
     "norm by NumPy": {"a": NUMPY, "b": None},
-    "array of a tensor": {"a": "its numbers leave torch by numpy.asarray", "b": None},
-    "through lists": {"a": "its numbers leave torch by tolist()", "b": None},
+    "array of a tensor": {"a": "its values leave torch through numpy.asarray", "b": None},
+    "through lists": {"a": "its values leave torch through tolist()", "b": None},
     "NumPy in a function": {"a": NUMPY, "b": None},
-    "deep copy": {"a": "its numbers leave torch by copy.deepcopy", "b": None},
+    "deep copy": {"a": "its values leave torch through copy.deepcopy", "b": None},
     "in a thread": {"a": TRIAL, "b": None},
     "singular values": {"a": matrices("_linalg_svd"), "b": None},
     "inverse": {"a": FIXED, "b": None},
@@ -364,7 +364,7 @@ def test_a_model_that_cannot_run_in_float64_is_proven_in_its_own_precision() -> 
     assert verdict.outcome == "equal"
     assert (
         verdict.note
-        == "the model casts inside and does not run in float64: compared in its own precision, within 1e-03"
+        == "the model does not run in float64: compared in its own precision, within 1e-03"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a model is called with: the inputs of `forward`, or several calls of its methods; and which axis counts examples."""
+"""What a model is called with: inputs of `forward`, or several calls of its methods, and their batch axes."""
 
 import dataclasses
 import inspect
@@ -10,54 +10,57 @@ import torch
 from torch import Tensor, nn
 
 Given = tuple[Any, ...] | Mapping[str, Any]
-"""the arguments of one call, by position or by keyword: tensors, plain values, and lists, mappings or dataclasses of them"""
+"""the arguments of one call, by position or keyword: tensors, plain values, and lists, mappings or
+dataclasses of these"""
 Inputs = tuple[Any, ...] | Mapping[str, Any]
-"""the arguments of one call of `forward`; or a tuple of `Call`s"""
+"""the arguments of one call of `forward`, or a tuple of `Call`s"""
 Axis = int | None
-"""the dimension that counts examples; None where a tensor has none"""
+"""the batch dimension of a tensor; None if it has none"""
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call of a model: `sparsify.Call("encode", (x,))`, or `sparsify.Call("forward", {"x": x, "edges": edges}, batch=None)`.
+    """One call of a model: `sparsify.Call("encode", (x,))`.
 
-    batch: the dimension that counts examples, None where nothing does: one for all tensors, or a mapping of the name of an
-    argument to its dimension. Left out, it is the first dimension of every tensor in which that is as long as in the first
-    tensor that has dimensions.
+    Another example: `sparsify.Call("forward", {"x": x, "edges": edges}, batch=None)`.
+
+    batch: the dimension that counts examples; None if nothing does. One dimension for all tensors, or a
+    mapping from the name of an argument to its dimension. By default it is the first dimension of every
+    tensor in which that is as long as in the first tensor that has dimensions.
     """
 
     method: str = "forward"
     inputs: Given = ()
     batch: Axis | Mapping[str, Axis] | Literal["first"] = "first"
     names: tuple[str, ...] = ()
-    """of the positional arguments, as the model's method calls them"""
+    """names of the positional arguments in the model's method"""
     vocabularies: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """path of an integer tensor -> number of rows of the table that it is an index into"""
+    """path of an integer tensor -> number of rows of the table that it indexes"""
     fixed: bool = False
-    """whether the model takes no other number of examples than it is given here"""
+    """whether the model only accepts the given number of examples"""
 
     @property
     def varies(self) -> bool:
-        """Whether another number of examples can be put in."""
+        """Whether the number of examples can be changed."""
         return not self.fixed and any(axis is not None for axis in batch_axes(self).values())
 
 
 def list_calls(inputs: Inputs) -> tuple[Call, ...]:
-    """The calls, one of `forward` where plain inputs are given."""
+    """The calls; one of `forward` if plain inputs are given."""
     if isinstance(inputs, tuple) and inputs and all(isinstance(value, Call) for value in inputs):
         return inputs
     return (Call(inputs=inputs),)
 
 
 def normalize_inputs(inputs: Any) -> Inputs:
-    """Inputs as a user may write them: a single call and a list of calls too."""
+    """Inputs as a user may write them (a single call or a list of calls too), in a standard form."""
     if isinstance(inputs, Call):
         return (inputs,)
     return dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs)
 
 
 def simplify_inputs(inputs: Inputs) -> Inputs:
-    """The arguments alone of one call of `forward` in which nothing is stated that would not be assumed."""
+    """Plain inputs, if they are one call of `forward` that states nothing beyond the defaults."""
     calls = list_calls(inputs)
     if len(calls) != 1 or calls[0].method != "forward" or calls[0].fixed:
         return inputs
@@ -66,7 +69,7 @@ def simplify_inputs(inputs: Inputs) -> Inputs:
 
 
 def call_without_copies(model: nn.Module, inputs: Inputs) -> Any:
-    """What the model returns: for several calls a tuple of what each returns."""
+    """Call the model on the inputs themselves. Several calls return a tuple."""
     calls = list_calls(inputs)
     results = tuple(_call_once(model, each) for each in calls)
     return results if calls is inputs else results[0]
@@ -91,7 +94,7 @@ def _map_nested(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def rebuild_value(value: Any, change: Callable[[str, Tensor], Any], path: str = "") -> Any:
-    """A nested value with `change(path, tensor)` in place of every tensor; containers keep their kind."""
+    """A nested value with `change(path, tensor)` in place of every tensor; containers keep their type."""
     if isinstance(value, Tensor):
         return change(path, value)
     if isinstance(value, tuple | list | Mapping) or _is_dataclass(value):
@@ -104,7 +107,7 @@ def rebuild_value(value: Any, change: Callable[[str, Tensor], Any], path: str = 
 
 
 def list_items(value: Any) -> Iterator[tuple[Any, Any]]:
-    """(key or place, item) of a container."""
+    """(key or index, item) of a container."""
     if isinstance(value, Mapping):
         yield from value.items()
     elif isinstance(value, tuple | list):
@@ -115,7 +118,7 @@ def list_items(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _make_container(value: Any, inner: dict[Any, Any]) -> Any:
-    """A container of the same kind with other items."""
+    """A container of the same type with other items."""
     kind: Any = type(value)
     if isinstance(value, Mapping):
         try:
@@ -151,7 +154,7 @@ def all_tensors(inputs: Inputs) -> list[Tensor]:
 
 
 def argument_name(each: Call, path: str) -> str:
-    """The name under which the model's method knows the tensor: 'mask' for the third positional argument."""
+    """The name that the model's method has for the tensor: 'mask' for the third positional argument."""
     head, dot, rest = path.partition(".")
     place = int(head) if head.isdigit() else -1
     if isinstance(each.inputs, Mapping) or not 0 <= place < len(each.names):
@@ -177,7 +180,7 @@ def batch_axes(each: Call) -> dict[str, Axis]:
 
 
 def _read_axis(each: Call, batch: Mapping[str, Axis], path: str) -> Axis:
-    """What a mapping says of a tensor: by its path, by its name, or by those of the argument that it is in."""
+    """What a mapping states for a tensor: under its path, its name, or those of its argument."""
     whole = (
         path,
         argument_name(each, path),
@@ -188,18 +191,18 @@ def _read_axis(each: Call, batch: Mapping[str, Axis], path: str) -> Axis:
 
 
 def _axis_if_present(axis: Axis, tensor: Tensor) -> Axis:
-    """The dimension, where the tensor has it."""
+    """The dimension, if the tensor has it."""
     return axis if axis is not None and -tensor.dim() <= axis < tensor.dim() else None
 
 
 def count_examples(each: Call) -> int | None:
-    """How many examples a call is given; None where nothing counts them."""
+    """How many examples a call gets; None if nothing counts them."""
     axes, found = batch_axes(each), tensors_by_path(each)
     return next((found[path].size(axis) for path, axis in axes.items() if axis is not None), None)
 
 
 def resize_batch(inputs: Inputs, batch: int) -> Inputs:
-    """As many examples, the given ones in turn, along the dimension of each tensor that counts them; on the processor.
+    """Repeat or drop examples along the batch dimension of each tensor, and move the tensors to the CPU.
 
     A call that is fixed stays as it is.
     """
@@ -224,7 +227,8 @@ def _resize_call(each: Call, batch: int) -> Call:
 
 
 def describe_batch(inputs: Inputs) -> str:
-    """'given inputs (batch 8)', or 'given inputs' where nothing counts examples; '' where another number can be put in."""
+    """'given inputs (batch 8)', or 'given inputs' without a batch; '' if the number of examples can be
+    changed."""
     calls = list_calls(inputs)
     if any(each.varies for each in calls):
         return ""

@@ -1,4 +1,4 @@
-"""New inputs of the same kind as given ones, and independent of them."""
+"""Random inputs of the same kind as given ones, and independent of them."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,12 +26,17 @@ Kind = Literal["normal", "uniform", "integers", "flags", "mask", "padding", "len
 
 @dataclass(frozen=True)
 class Draw:
-    """How the numbers of a tensor are drawn.
+    """How the values of a tensor are drawn.
 
-    normal: low is the mean, high the standard deviation. uniform: within [low, high]. integers: low to high, both included.
-    flags: true and false mixed, and one of each in every row. mask: true for a first part of each row, of any length from
-    one on, and for the whole of the first row; a square one has a false in every row. padding: the opposite of a mask.
-    lengths: 1 to high, the largest first. kept: as they are.
+    normal: low is the mean, high the standard deviation.
+    uniform: within [low, high].
+    integers: low to high, both included.
+    flags: booleans, with both values in every row.
+    mask: true for a first part of each row, of any length from one on, and for all of the first row.
+        A square mask has a false in every row.
+    padding: the opposite of a mask.
+    lengths: 1 to high, the largest first.
+    kept: as given.
     """
 
     kind: Kind
@@ -40,10 +45,10 @@ class Draw:
 
 
 def seed_generators(seed: int) -> None:
-    """Seed the default generator of the CPU, and of every accelerator where there is one.
+    """Seed the default generator of the CPU, and that of the accelerator if there is one.
 
-    `torch.manual_seed` by itself also notes down, for each kind of accelerator that is absent, from where it was called:
-    that takes milliseconds and is never forgotten.
+    Without an accelerator, `torch.manual_seed` records the call stack for each absent kind of device: that
+    takes milliseconds, and the memory is never released.
     """
     if torch.accelerator.is_available():
         torch.manual_seed(seed)
@@ -52,12 +57,14 @@ def seed_generators(seed: int) -> None:
 
 
 def redraw(inputs: Inputs, seed: int, batch: int | None = None) -> Inputs:
-    """New inputs of the same kinds, shapes and types as the given ones, and independent of their numbers.
+    """Random inputs of the same kinds, shapes and types as the given ones, independent of their values.
 
-    Floating-point numbers have the given mean and spread (normal where the given ones have negatives, else uniform between
-    their least and largest); integers are uniform over the vocabulary where the call knows it, else between the least and
-    the largest that were given; masks are mixed, lengths valid. What is no tensor stays as it is.
-    batch: the number of examples along the dimension that counts them; as many as were given when left out.
+    Floating-point values have the given mean and spread: normal if some given values are negative, else
+    uniform between their minimum and maximum. Integers are uniform over the vocabulary if the call knows
+    it, else between the given minimum and maximum. Masks are mixed, lengths valid. Values that are no
+    tensors stay as they are.
+
+    batch: number of examples; by default as many as were given.
     """
     generator = torch.Generator().manual_seed(seed)
     calls = list_calls(inputs)
@@ -66,7 +73,7 @@ def redraw(inputs: Inputs, seed: int, batch: int | None = None) -> Inputs:
 
 
 def redraw_tensors(inputs: Inputs, seed: int, paths: Sequence[Collection[str]]) -> Inputs:
-    """The inputs with some tensors drawn anew; paths: of each call, those of its tensors that are."""
+    """The inputs with some tensors redrawn; paths: for each call, those of its tensors to redraw."""
     generator = torch.Generator().manual_seed(seed)
     pairs = zip(list_calls(inputs), paths, strict=True)
     return tuple(_redraw_call(each, generator, None, own) for each, own in pairs)
@@ -95,7 +102,7 @@ def _redraw_call(
 
 
 def choose_draws(each: Call) -> dict[str, Draw]:
-    """Path -> how each tensor of a call is drawn anew."""
+    """Path -> how each tensor of a call is redrawn."""
     found = tensors_by_path(each)
     axes = batch_axes(each)
     made = {}
@@ -125,7 +132,8 @@ def names_lengths(name: str) -> bool:
 
 
 def _count_steps(found: Mapping[str, Tensor], axes: Mapping[str, int | None], path: str) -> int | None:
-    """How many steps the sequences have: the other one of the first two dimensions of the first tensor that counts examples."""
+    """Length of the sequences, from the first tensor with a batch axis: the other one of its first two
+    dimensions."""
     for other, tensor in found.items():
         if other != path and tensor.dim() >= 2 and axes[other] in (0, 1):
             return tensor.shape[1 - (axes[other] or 0)]
@@ -133,7 +141,7 @@ def _count_steps(found: Mapping[str, Tensor], axes: Mapping[str, int | None], pa
 
 
 def _is_mask_of_numbers(name: str, tensor: Tensor) -> bool:
-    """Whether numbers stand for true and false."""
+    """Whether numbers stand for booleans."""
     if "mask" not in name or tensor.is_meta or not tensor.numel() or tensor.is_complex():
         return False
     return bool(((tensor == 0) | (tensor == 1)).all())
@@ -150,12 +158,11 @@ def _choose_float_draw(tensor: Tensor) -> Draw:
         return Draw("normal")
     value = tensor.detach().double()
     if not bool(value.isfinite().all()):
-        return Draw(
-            "kept"
-        )  # such as a mask of minus infinities, which would blot out whole rows if it were drawn
+        # Such as a mask of minus infinities: a random one would mask whole rows.
+        return Draw("kept")
     low, high = float(value.min()), float(value.max())
     if low == high == 0:
-        return Draw("normal")  # zeros as a stand-in for data, from which nothing could be told
+        return Draw("normal")  # zeros stand for data of unknown range
     if low == high:
         return Draw("uniform", min(low / 2, low * 1.5), max(low / 2, low * 1.5))
     if low < 0:
@@ -172,7 +179,7 @@ def _choose_integer_draw(tensor: Tensor, vocabulary: int | None) -> Draw:
 
 
 def draw_tensor(draw: Draw, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Numbers of a shape and type."""
+    """Draw values of a shape and type."""
     match draw.kind:
         case "normal" | "kept" if dtype.is_complex:
             return torch.randn(shape, generator=generator, dtype=torch.complex64).to(dtype)
@@ -195,7 +202,7 @@ def draw_tensor(draw: Draw, shape: tuple[int, ...], dtype: torch.dtype, generato
 
 
 def _draw_lengths(longest: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Descending along the first dimension, as packed sequences are by default; the first is the longest possible."""
+    """Descending along the first dimension, as packed sequences are by default; the first is the largest."""
     drawn = torch.randint(1, longest + 1, shape, generator=generator)
     if not drawn.dim():
         return torch.tensor(longest)
@@ -204,7 +211,7 @@ def _draw_lengths(longest: int, shape: tuple[int, ...], generator: torch.Generat
 
 
 def _draw_flags(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Each true or false; every row of two or more has both."""
+    """Random booleans; every row of two or more has both values."""
     drawn = torch.rand(shape, generator=generator) < 0.5
     if drawn.dim() and drawn.numel():
         places = torch.rand(shape, generator=generator).argsort(-1)
@@ -215,8 +222,11 @@ def _draw_flags(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def _draw_mask(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """True for the first positions of every row. A square one of two dimensions says who attends to whom, for which a true
-    may mean either: every row of it has both."""
+    """True for the first positions of every row.
+
+    In a square mask of two dimensions (which position attends to which) true may mean either, so every row
+    has both.
+    """
     if not shape:
         return torch.tensor(True)
     square = len(shape) == 2 and shape[0] == shape[1] > 1
@@ -228,7 +238,7 @@ def _draw_mask(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def record_calls(inputs: Inputs) -> tuple[RecordedCall, ...]:
-    """The calls as `draw_from_record` makes them anew."""
+    """The calls in a form that `draw_from_record` can draw again."""
     return tuple(_record_call(each) for each in list_calls(inputs))
 
 
@@ -263,7 +273,7 @@ def _record_call(each: Call) -> RecordedCall:
 
 
 def recorded_axes(called: RecordedCall) -> dict[str, tuple[int, int | None]]:
-    """Path of each tensor -> how many dimensions it has, and which of them counts examples."""
+    """Path of each tensor -> (number of dimensions, the dimension that counts examples)."""
     found: dict[str, tuple[int, int | None]] = {}
 
     def enter(argument: Argument, path: str) -> None:
@@ -278,9 +288,9 @@ def recorded_axes(called: RecordedCall) -> dict[str, tuple[int, int | None]]:
 
 
 def draw_from_record(record: Iterable[RecordedCall], seed: int = 0, batch: int | None = None) -> Inputs:
-    """Inputs drawn as the record says; `batch`: the number of examples, where something counts them.
+    """Draw inputs from a record; `batch`: the number of examples, if something counts them.
 
-    Raises ModelError where a call took an object that no record can hold.
+    Raises ModelError if a call took an object that no record can hold.
     """
     generator = torch.Generator().manual_seed(seed)
     return simplify_inputs(tuple(_draw_call(called, generator, batch) for called in record))
@@ -321,8 +331,10 @@ def _draw_call(called: RecordedCall, generator: torch.Generator, batch: int | No
 
 
 def apply_record(record: Sequence[RecordedCall], inputs: Inputs) -> Inputs:
-    """The inputs with what a record of the same calls says of the examples in them: which dimension counts them, whether
-    another number of them can be put in. What was stated otherwise, or is no record of these, stays as it is."""
+    """Add to the inputs what a record of the same calls says about their batch axes and fixed calls.
+
+    Explicitly stated axes stay, and so do inputs that do not match the record.
+    """
     calls = list_calls(inputs)
     if len(calls) != len(record):
         return inputs
@@ -341,9 +353,10 @@ def _apply_recorded_call(called: RecordedCall, each: Call) -> Call:
 
 
 def read_record(written: Any) -> tuple[RecordedCall, ...]:
-    """The record as `plan.json` has it. Raises what a damaged file brings about: ValueError, LookupError, TypeError.
+    """Read the record that `plan.json` holds.
 
     Earlier versions wrote (keyword or None, shape, element type) of each tensor of one call.
+    Raises ValueError, LookupError or TypeError if the file is damaged.
     """
     if all(isinstance(entry, list) for entry in written):
         return (_read_earlier(written),)

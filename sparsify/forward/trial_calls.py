@@ -1,4 +1,4 @@
-"""Calling a model so that nothing about it changes."""
+"""Call a model without changing anything about it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,12 +21,12 @@ from sparsify.forward.copies import copy_model
 
 
 def detach_inputs(inputs: Inputs) -> Inputs:
-    """Copies of the tensors, as a forward call may change what it is given."""
+    """Copies of the tensors, since a forward call may change its inputs."""
     return map_tensors(inputs, lambda value: value.detach().clone())
 
 
 def format_inputs(inputs: Inputs) -> str:
-    """The shapes, such as 2x3x32x32; what is no tensor as it is written."""
+    """The shapes, such as 2x3x32x32; values that are no tensors as Python writes them."""
     calls = list_calls(inputs)
     if len(calls) == 1 and calls[0].method == "forward":
         return _format_arguments(calls[0])
@@ -43,7 +43,7 @@ def _format_value(path: str, value: object) -> str:
 
 
 def accepts_inputs(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether the model runs on the inputs in eval mode, on the device of its parameters; a copy of it is tried."""
+    """Whether a copy of the model runs on the inputs in eval mode, on the device of its parameters."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -56,11 +56,11 @@ def accepts_inputs(model: nn.Module, inputs: Inputs) -> bool:
 
 
 TRIED_BATCHES = (1, 5)
-"""numbers of examples that are tried: what is timed, and what shows that any number will do"""
+"""batch sizes that are tried: 1 is timed, 5 shows that any size works"""
 
 
 def mark_fixed_calls(model: nn.Module, inputs: Inputs) -> tuple[Call, ...]:
-    """The calls, those marked as fixed that the model does not take with another number of examples."""
+    """Mark the calls that the model only accepts with the given number of examples as fixed."""
     return tuple(replace(each, fixed=each.fixed or _is_fixed(model, each)) for each in list_calls(inputs))
 
 
@@ -82,7 +82,7 @@ def _is_fixed(model: nn.Module, each: Call) -> bool:
 
 @contextmanager
 def eval_mode(*models: nn.Module) -> Iterator[None]:
-    """Eval mode; each module gets its own mode back."""
+    """Switch to eval mode; afterwards each module gets its own mode back."""
     training = [(module, module.training) for model in models for module in model.modules()]
     try:
         for model in models:

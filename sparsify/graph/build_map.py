@@ -1,4 +1,4 @@
-"""Reading a model's structure: model + example inputs -> ModelMap."""
+"""Read a model's structure: model + example inputs -> ModelMap."""
 
 from collections.abc import Iterable, Mapping
 
@@ -23,10 +23,10 @@ from sparsify.graph.trace.tracer import trace_model
 
 
 def build_map(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> ModelMap:
-    """What is coupled to what, traced from one forward call; the model is left as it was.
+    """Trace one forward call to find what is coupled to what; the model is left as it was.
 
-    inputs: a tuple, or a mapping for keyword inputs; macs: multiply-accumulates by module name.
-    Raises ModelError when the model cannot be traced.
+    inputs: a tuple, or a mapping for keyword inputs. macs: multiply-accumulates by module name.
+    Raises ModelError if the model cannot be traced.
     """
     check_model(model)
     own = tuple(list_tensors(model))
@@ -109,7 +109,7 @@ def _read_widths(module: nn.Module) -> tuple[int, int]:
 
 
 def _find_unreached(model: nn.Module, labels: Labels) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Layers that no call has reached, neither by themselves nor by a parameter of theirs; and those that ran in train mode alone."""
+    """Layers that no call reached, by themselves or by a parameter, and those reached only in train mode."""
     names, unreached, in_training = canonical_names(model), [], []
     for layer in list_layers(model, {}):
         own = model.get_submodule(layer.name).named_parameters()
@@ -135,7 +135,7 @@ def _trace(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[tu
 def _trace_copy(
     model: nn.Module, inputs: Inputs
 ) -> tuple[nn.Module, Labels, list[tuple[TracedProduct, int]]]:
-    """A copy that ran under watch: one without numbers, or where the forward call asks for them, one with them."""
+    """Trace a copy without values or, if the forward call needs values, a copy with them."""
     if not any(p.is_meta for p in model.parameters()):
         try:
             copy = copy_to_meta(model)
@@ -147,7 +147,8 @@ def _trace_copy(
 
 
 def _find_length_attributes(model: nn.Module, labels: Labels) -> Iterable[tuple[str, Ints]]:
-    """Attributes of modules (`num_heads`, a shape) that hold a length which the module wrote into a reshape or split."""
+    """Attributes of modules (`num_heads`, a shape) whose value is a length that the module reshapes or
+    splits by."""
     seen = set()
     for module, own in labels.shapes:
         if (module, own.tobytes()) in seen:
@@ -168,8 +169,11 @@ def _find_length_attributes(model: nn.Module, labels: Labels) -> Iterable[tuple[
 
 
 def _find_producers(model: nn.Module, labels: Labels) -> dict[tuple[str, int], str]:
-    """(weight, dimension of its outputs) -> layer, for every layer whose width a rule can speak of; a weight that is no
-    layer's (the experts of a mixture, stacked; a functional call on a parameter) goes by its own name."""
+    """(weight, dimension of its outputs) -> layer, for every layer whose width a rule can name.
+
+    A weight that belongs to no layer goes by its own name: stacked experts of a mixture, or a parameter in
+    a functional call.
+    """
     names = canonical_names(model)
     found: dict[tuple[str, int], str] = {}
     for name, module in walk_modules(model):
@@ -200,5 +204,5 @@ def _find_producers(model: nn.Module, labels: Labels) -> dict[tuple[str, int], s
 
 
 def _is_bare(model: nn.Module, name: str) -> bool:
-    """Whether a parameter is one that a network's own module holds, and no layer of torch."""
+    """Whether a user's module holds the parameter, rather than a layer of torch."""
     return not type(model.get_submodule(name.rpartition(".")[0])).__module__.startswith("torch.")

@@ -1,4 +1,4 @@
-"""Deep copies of a model in which some tensors are others: narrower ones, or ones without numbers."""
+"""Deep copies of a model with some tensors replaced: by narrower ones, or by ones without values."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from sparsify.graph.names import walk_modules
 def copy_with(model: nn.Module, tensors: dict[int, Any]) -> nn.Module:
     """A deep copy with tensors[id(t)] in place of every tensor t that is listed there.
 
-    Tensors that autograd computed come without their history. `tensors` is written into.
+    Tensors that autograd computed are copied without their history. `tensors` is written into.
     """
     with tensors_without_history():
         made: nn.Module = copy_value(model, tensors)
@@ -22,7 +22,7 @@ def copy_with(model: nn.Module, tensors: dict[int, Any]) -> nn.Module:
 
 
 def copy_to_meta(model: nn.Module) -> nn.Module:
-    """A copy without numbers whose tied weights are still tied, which `model.to("meta")` would undo."""
+    """A copy without values in which tied weights stay tied, unlike after `model.to("meta")`."""
     return copy_with(model, {id(tensor): _make_meta(tensor) for tensor in _list_tensors(model)})
 
 

@@ -1,4 +1,4 @@
-"""From labels to coupled groups: units that leave as a whole, put together where they reach the same slices."""
+"""From labels to coupled groups: units that are removed as a whole, grouped by the slices that they reach."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from sparsify.graph.trace.labels import Axis, Ints, Labels
 
 @dataclass(frozen=True)
 class _Vector:
-    """The classes along one dimension, and the numbers of the axes that they are the same for."""
+    """The classes along one dimension, and the numbers of the axes that have the same classes."""
 
     classes: Ints
     axes: tuple[int, ...]
@@ -28,11 +28,14 @@ def find_coupled_groups(
     producers: Mapping[tuple[str, int], str],
     written: Sequence[LengthAttribute] = (),
 ) -> Iterable[Coupled]:
-    """One Coupled per set of units of one kind, in the order of the model's layers.
+    """Find one Coupled per set of units of one kind, in the order of the model's layers.
 
-    classes: of the labels. producers: (tensor, dimension) of every layer's outputs -> the layer's name. A
-    group is named after the first of them that it reaches; a second group of the same first layer gets a
-    number. written: attributes that hold a length.
+    Args:
+        classes: classes of the labels.
+        producers: (tensor, dimension) of every layer's outputs -> the layer's name. A group is named after
+            the
+            first of them that it reaches; a second group of the same first layer gets a number.
+        written: attributes that hold a length.
     """
     vectors = _find_vectors(labels.axes, classes)
     kinds, reaches = _find_kinds(labels.count, vectors)
@@ -84,9 +87,10 @@ def _find_vectors(axes: Sequence[Axis], classes: Ints) -> list[_Vector]:
 
 
 def _find_kinds(count: int, vectors: Sequence[_Vector]) -> tuple[Ints, list[tuple[int, ...]]]:
-    """(kind of every class, 0 where no axis has it; kind -> numbers of the vectors reached).
+    """(kind of every class, 0 if no axis has it; kind -> numbers of the vectors reached).
 
-    Classes are of one kind when they lie in the same vectors, equally often in each: split anew by every vector.
+    Classes are of one kind if they lie in the same vectors, equally often in each: every vector splits the
+    kinds again.
     """
     kinds = np.zeros(count, np.int64)
     reaches: list[tuple[int, ...]] = [()]
@@ -107,7 +111,7 @@ def _count_members(classes: Ints) -> tuple[Ints, Ints]:
 
 
 def _split_by_mark(members: Ints, marks: Ints) -> Iterable[Ints]:
-    """Members (ascending) of one mark, the mark of the smallest member first."""
+    """Members (ascending) with the same mark; the mark of the smallest member comes first."""
     _, first, which = np.unique(marks, return_index=True, return_inverse=True)
     order = np.argsort(which, kind="stable")
     parts = np.split(members[order], np.cumsum(np.bincount(which))[:-1])
@@ -123,7 +127,7 @@ def _find_first_producer(
 
 
 def _keep_unambiguous(written: Sequence[LengthAttribute]) -> list[LengthAttribute]:
-    """Attributes whose length can change, where only one dimension explains them."""
+    """Attributes whose length can change and that only one dimension explains."""
     found: dict[str, list[Ints]] = defaultdict(list)
     for name, own in written:
         if len(np.unique(own)) > 1 and not any(np.array_equal(own, other) for other in found[name]):
@@ -146,14 +150,14 @@ def _make_slice(axis: Axis, own: tuple[Span, ...], labels: Labels) -> Slice:
 
 
 def _locate_units(classes: Ints, units: Ints) -> tuple[Ints, Ints]:
-    """Places whose class is one of `units` (ascending), and which one it is."""
+    """Places whose class is one of `units` (ascending), and the number of that unit."""
     at = np.minimum(np.searchsorted(units, classes), len(units) - 1)
     (places,) = np.nonzero(units[at] == classes)
     return places, at[places]
 
 
 def compress_spans(places: Ints, units: Ints) -> tuple[Span, ...]:
-    """Compress places (ascending) and their units: runs of one unit, then runs of such runs."""
+    """Compress places (ascending) and their units into runs of one unit, then into runs of such runs."""
     if not len(places):
         return ()
     breaks = (np.diff(places) != 1) | (np.diff(units) != 0)

@@ -1,4 +1,5 @@
-"""Calls that reach what the given ones do not: other experts of a mixture, the other side of a branch on data."""
+"""Calls that reach layers which the given calls do not: other experts of a mixture, another branch on
+data."""
 
 from collections.abc import Iterator
 
@@ -12,15 +13,15 @@ from sparsify.forward.fresh_inputs import redraw
 from sparsify.forward.opaque import is_scripted, without_compiling
 
 TRIES = 8
-"""redrawn inputs that are tried"""
+"""how many redrawn inputs are tried"""
 EXAMPLES = 16
-"""in each of them, where the call takes another number"""
+"""batch size of the redrawn inputs, if it can be changed"""
 
 
 def find_further_calls(model: nn.Module, inputs: Inputs, unreached: frozenset[str]) -> tuple[Call, ...]:
-    """The given calls, and such of the same kind, with other numbers, as run layers that are still unreached.
+    """The given calls, and redrawn calls that run layers which are still unreached.
 
-    A model without numbers takes no branch by them: it has the given calls alone.
+    A model without weights does not branch on values: it gets the given calls only.
     """
     calls = list_calls(inputs)
     if not unreached or any(p.is_meta for p in model.parameters()):
@@ -43,7 +44,7 @@ def _redraw_calls(calls: tuple[Call, ...]) -> Iterator[Call]:
 
 
 def _find_modules_run(model: nn.Module, each: Call) -> set[str]:
-    """Modules that one call runs, as far as it gets."""
+    """Modules that one call runs; none if it fails."""
     ran: set[str] = set()
     copy = copy_model(model).eval()
     for name, module in copy.named_modules():

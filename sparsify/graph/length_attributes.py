@@ -1,4 +1,4 @@
-"""Which of several attributes of one value holds a length: `num_heads` 8 or `head_dim` 8? Found by trial."""
+"""Find by trial which of several attributes with one value holds a length: `num_heads` 8 or `head_dim` 8?"""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -12,9 +12,10 @@ TRIALS = 32
 
 
 def choose_attributes(groups: Sequence[Coupled], fault: Callable[[Coupled], str | None]) -> list[Coupled]:
-    """The groups with the attributes that make a trial cut right; where none do, as they were.
+    """The groups with the attributes that make a trial cut correct; unchanged if no choice does.
 
-    fault: what is wrong with a cut of one group, None if nothing is. It is asked only where attributes compete.
+    fault: what is wrong with a cut of one group, None if nothing is. It is only called if attributes
+    compete.
     """
     return [
         next((v for v in islice(_list_variants(group), TRIALS) if fault(v) is None), group)
@@ -25,7 +26,7 @@ def choose_attributes(groups: Sequence[Coupled], fault: Callable[[Coupled], str 
 
 
 def drop_attributes(group: Coupled) -> Iterator[Coupled]:
-    """The group without some of the attributes, by their names, that happened to hold the length of one of its dimensions."""
+    """The group without some of the attributes that happen to equal the length of one of its dimensions."""
     names = sorted({_attribute_name(s) for s in group.slices if s.role == "size"})
     choices = (set(chosen) for count in reversed(range(len(names))) for chosen in combinations(names, count))
     for chosen in islice(choices, TRIALS):
@@ -39,7 +40,7 @@ def _attribute_name(size: Slice) -> str:
 
 
 def _find_rivals(group: Coupled) -> list[list[Slice]]:
-    """Attributes of one module that mean the same length of the group."""
+    """Attributes of one module that could mean the same length of the group."""
     rivals: dict[tuple[str, object], list[Slice]] = defaultdict(list)
     for part in group.slices:
         if part.role == "size":

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def canonical_names(model: nn.Module) -> dict[str, str]:
-    """Every name of a parameter or buffer -> the first name of the same tensor (tied weights have several)."""
+    """Every name of a parameter or buffer -> the first name of that tensor (tied weights have several)."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(tensor), name) for name, tensor in all_names(model).items()}
 
@@ -26,7 +26,8 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
 
 
 def walk_modules(model: nn.Module, every: bool = False) -> list[tuple[str, nn.Module]]:
-    """`named_modules`, without a generator in a generator at every level; every: under each of their names."""
+    """`named_modules` without nested generators, which are slow; every: list a module under each of its
+    names."""
     found: list[tuple[str, nn.Module]] = []
     seen: set[int] = set()
 

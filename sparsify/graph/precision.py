@@ -1,4 +1,4 @@
-"""Models in another precision, and float64 that a model's own casts do not undo."""
+"""Models in another precision, and float64 even if the model casts to a lower precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,8 @@ LOWER = frozenset([torch.float32, torch.bfloat16, torch.float16, torch.complex64
 
 
 def cast_model(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The model itself, its real tensors in `dtype` and its complex ones in the complex type of that precision.
+    """Cast the model in place: real tensors to `dtype`, complex ones to the complex type of that
+    precision.
 
     `model.to(dtype)` would drop imaginary parts.
     """
@@ -25,12 +26,13 @@ def cast_model(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 class KeepDouble(ModuleStack):  # type: ignore[no-untyped-call]
-    """Leaves out casts from double to a lower precision: rounding inside a model would hide what a cut changes."""
+    """Leaves out casts from double to a lower precision: rounding inside a model would hide what a cut
+    changes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.casts = 0
-        """how many were left out"""
+        """number of casts left out"""
 
     def run_operator(self, func: Any, args: Any, kwargs: Any) -> Any:
         cast_down = func is torch.ops.aten._to_copy.default and kwargs.get("dtype") in LOWER
@@ -42,7 +44,8 @@ class KeepDouble(ModuleStack):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def keep_double(model: nn.Module) -> Iterator[KeepDouble]:
-    """Keep double precision throughout the calls of a model whose parameters have it; other models run as they are."""
+    """Keep double precision throughout the calls of a double-precision model; other models run as they
+    are."""
     mode = KeepDouble()
     with without_compiling():
         if any(tensor.dtype in DOUBLE for tensor in model.parameters()):

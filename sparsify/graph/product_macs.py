@@ -18,11 +18,11 @@ Dims = tuple[tuple[int, tuple[Run, ...]], ...]
 
 @dataclass(frozen=True)
 class TraceResult:
-    """What was learnt from the forward call."""
+    """What the forward call showed."""
 
     labels: Labels
     classes: Ints
-    """of the labels: equal ones leave together"""
+    """classes of the labels: labels of one class are removed together"""
     reached: Set[tuple[str, int]]
     """(tensor, dimension) of every slice of a coupled group"""
 
@@ -33,10 +33,13 @@ def find_products(
     macs: Mapping[str, int],
     tensors: Iterable[Tensor],
 ) -> tuple[Product, ...]:
-    """The products of a forward call, alike ones of a module as one.
+    """The products of a forward call; equal ones of a module are merged.
 
-    ran: what each spent, and how often it ran. tensors: of the model. macs: as counted on one example, by
-    module. They have the last word: where no product was seen they are constant.
+    Args:
+        ran: the products, and how often each ran.
+        tensors: of the model.
+        macs: as counted on one example, by module. These counts decide: MACs without a traced product are
+            constant.
     """
     siblings: defaultdict[str, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
@@ -61,7 +64,7 @@ def find_products(
 
 
 def _counts_agree(watched: Mapping[str, int], macs: Mapping[str, int]) -> bool:
-    """Whether what was watched on a batch is what was counted, rounded for each module, on one example."""
+    """Whether the traced MACs of a batch match those counted on one example, rounded for each module."""
     total = sum(macs.values())
     examples = round(sum(watched.values()) / total) if total else 0
     return examples > 0 and abs(sum(watched.values()) - examples * total) <= examples * len(macs)
@@ -86,7 +89,7 @@ def _find_dims(one: TracedProduct, followed: TraceResult) -> Iterator[tuple[int,
 
 
 def _find_runs(own: Ints, labels: Labels) -> Iterator[Run]:
-    """The labels along a dimension as indices of parameters and buffers, but for those that must stay."""
+    """The labels along a dimension as indices of parameters and buffers, without those that must stay."""
     if len(own) > 1 and own[0] and own[-1] - own[0] == len(own) - 1 and (own[1:] > own[:-1]).all():
         members, counts = own, np.ones_like(own)
     else:
@@ -99,7 +102,7 @@ def _find_runs(own: Ints, labels: Labels) -> Iterator[Run]:
 
 
 def _split_by_axis(label: int, count: int, times: int, labels: Labels) -> Iterator[Run]:
-    """So many labels from this one on, which may lie on several axes that were made one after the other."""
+    """`count` labels from this one on, which may lie on several consecutive axes."""
     while count > 0:
         axis = labels.axis_of(label)
         if axis is None:
@@ -110,7 +113,7 @@ def _split_by_axis(label: int, count: int, times: int, labels: Labels) -> Iterat
 
 
 def _find_weight(one: TracedProduct, labels: Labels, siblings: Mapping[str, Sequence[Tensor]]) -> str | None:
-    """The parameter that a product multiplies by: of those that a factor is computed from, the largest."""
+    """The parameter that a product multiplies by: the largest that a factor is computed from."""
     axes = (labels.axis_of(int(aspect.flatten()[-1])) for aspect in one.parameters)
     names = {axis.tensor for axis in axes if axis is not None}
     near = [

@@ -1,8 +1,8 @@
-"""Groups that can only be cut in step: a stream of C channels beside heads of C // heads features each.
+"""Groups that can only be cut in proportion: a stream of C channels and heads of C // heads features each.
 
-Where a network computes the size of a head from the width of its stream (Swin, MaxViT), a stream that loses channels needs
-heads that leave in the same proportion, and heads that leave need a stream that follows. Bound into one group, a unit is
-one head of every such layer together with its share of the stream's channels.
+Some networks compute the size of a head from the width of the stream (Swin, MaxViT). Then a stream that
+loses channels must lose heads in the same proportion, and the reverse. In the bundled group, one unit is a
+head of every such layer together with its share of the stream's channels.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,8 @@ from sparsify.graph.model_map import Coupled, Slice
 
 
 def bundle_groups(groups: Sequence[Coupled]) -> Iterable[tuple[Coupled, tuple[str, ...]]]:
-    """(one group, the names of those that it would take the place of), for every stream with heads that could go in step."""
+    """For every stream with heads that could be cut in proportion: (the bundled group, the names that it
+    replaces)."""
     heads = [
         group
         for group in groups
@@ -53,7 +54,7 @@ def _tensor_names(group: Coupled) -> set[str]:
 
 
 def _coarsen_slice(part: Slice, times: int) -> Slice:
-    """The same places, as many units at a time as one."""
+    """The same places, with `times` units merged into one."""
     places = [np.arange(span.start, span.start + span.units * span.repeat) for span in part.spans]
     units = [np.repeat(np.arange(span.unit, span.unit + span.units), span.repeat) for span in part.spans]
     found, order = np.concatenate(units) // times, np.argsort(np.concatenate(places))

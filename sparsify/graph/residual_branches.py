@@ -1,9 +1,10 @@
-"""Residual blocks and branches: found in the graph of one forward call, and what can take their place.
+"""Find residual blocks and branches in the graph of one forward call, and what can replace them.
 
-A sum p + q in which q is computed from p is where a branch joins its shortcut p. A *block* around branches that returns
-its input when they are zero gives way to its input. A *branch* in a place where that is not so (a normalisation follows
-the sum) keeps the sum, and its modules give way to modules that return zeros. Source: layer depth in Wen et al.,
-arXiv:1608.03665, section 3.2; what is found here by the sums of any network is there the shortcuts of a ResNet.
+In a sum p + q in which q is computed from p, a branch joins its shortcut p. A *block* that returns its
+input if its branches are zero is replaced by its input. If a *branch* is elsewhere (a normalisation
+follows the sum), the sum stays, and the branch's modules are replaced by modules that return zeros.
+Source: layer depth in Wen et al., arXiv:1608.03665, section 3.2. That paper uses the shortcuts of a
+ResNet; here the sums of any network are found.
 """
 
 from collections import Counter
@@ -38,10 +39,11 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 def find_branches(
     model: nn.Module, model_map: ModelMap, inputs: Inputs, macs: Mapping[str, int]
 ) -> tuple[Branch, ...]:
-    """Every residual block and branch that could leave, and blocks like them that cannot, with the reason.
+    """Find every residual block and branch that could be removed, and similar blocks that cannot, with the
+    reason.
 
-    macs: multiply-accumulates by module name. The model's weights are not looked at but for blocks: one that does not
-    return its input exactly with its branches at zero is none. Pass a copy of the model.
+    Weights only matter for blocks: a block must return its input exactly if its branches are zero.
+    macs: multiply-accumulates by module name. Pass a copy of the model.
     """
     found = _ResidualGraph(model, record_graph(model, inputs))
     found.identities = _find_identities(model, inputs, found)
@@ -62,13 +64,13 @@ class _Residual:
     shortcut: int
     sum: Sum
     inside: Bits
-    """the branch's operators, and what feeds them alone"""
+    """the branch's operators, and the operators whose results only it uses"""
     escapes: bool
     """whether a value inside is used elsewhere"""
 
 
 class _ResidualGraph:
-    """The graph with what is asked of it again and again."""
+    """The graph, with cached answers."""
 
     def __init__(self, model: nn.Module, graph: Graph) -> None:
         self.model, self.graph = model, graph
@@ -76,7 +78,7 @@ class _ResidualGraph:
         self.times = Counter(c.module for c in graph.calls)
         self.by_size = sorted(graph.calls, key=lambda c: c.own.bit_count())
         self.identities: frozenset[str] = frozenset()
-        """modules that return their first tensor input when the branches in them are zero"""
+        """modules that return their first tensor input if the branches inside are zero"""
 
     @cached_property
     def residuals(self) -> list[_Residual]:
@@ -110,7 +112,8 @@ class _ResidualGraph:
         )
 
     def _add_feeders(self, inside: Bits, shortcut: int) -> Bits:
-        """The branch with what only it uses: transposed weights, masks; parameters and inputs are no operators."""
+        """The branch with operators that only it uses: transposed weights, masks. Parameters and inputs do
+        not count."""
         g, open_ = self.graph, inside
         while open_:
             candidates = (
@@ -123,7 +126,7 @@ class _ResidualGraph:
         return inside
 
     def blocks(self) -> Iterator[tuple[ModuleCall, list[_Residual]]]:
-        """Calls, from inside out, that hold whole branches together with their sums, and those branches."""
+        """Calls, innermost first, that hold whole branches together with their sums, and those branches."""
         for own in self.by_size:
             inner = [r for r in self.residuals if own.own >> r.node & 1]
             outer = [r for r in inner if not any(o.inside >> r.node & 1 for o in inner)]
@@ -140,7 +143,8 @@ class _ResidualGraph:
         return [c for c in self.graph.calls if inside(c) and not any(inside(o) for o in c.outer_calls())]
 
     def tensors_within(self, modules: Sequence[str]) -> frozenset[str]:
-        """Parameters and buffers that leave with these modules: tied ones only with all who share them."""
+        """Parameters and buffers that are removed with these modules; tied ones only if all who share them
+        are removed."""
         own = {name for name in self.names if any(name.startswith(f"{m}.") for m in modules)}
         shared = {first for name, first in self.names.items() if name not in own}
         return frozenset(self.names[name] for name in own) - shared
@@ -149,12 +153,12 @@ class _ResidualGraph:
         return sum(p.numel() for p in self.model.get_submodule(module).parameters())
 
     def classes(self, module: str) -> tuple[str, ...]:
-        """Names of a module's class and of those that it is derived from."""
+        """Names of a module's class and of its base classes."""
         return class_names(self.model.get_submodule(module))
 
 
 def _find_identities(model: nn.Module, inputs: Inputs, found: _ResidualGraph) -> frozenset[str]:
-    """Blocks that return their first tensor input exactly when all branches are zero."""
+    """Blocks that return their first tensor input exactly if all branches are zero."""
     equal: set[str] = set()
 
     def seen(name: str, x: Tensor, result: Any) -> None:
@@ -172,7 +176,8 @@ def _find_identities(model: nn.Module, inputs: Inputs, found: _ResidualGraph) ->
 
 
 def _find_blocks(found: _ResidualGraph) -> list[Branch]:
-    """Blocks that can leave, from inside out. What repeats one kind of block (a stage, an encoder) is no block itself."""
+    """Blocks that can be removed, innermost first. A repetition of blocks of one kind (a stage, an
+    encoder) is none."""
     units: list[tuple[Branch, frozenset[int]]] = []
     for own, inner in found.blocks():
         reached = frozenset(r.node for r in inner)
@@ -228,7 +233,7 @@ def _make_branch(
 
 
 def _why_block_stays(found: _ResidualGraph, own: ModuleCall, inner: Sequence[_Residual]) -> str | None:
-    """Why a block cannot leave."""
+    """Why a block cannot be removed; None if it can."""
     g = found.graph
     if found.times[own.module] > 1:
         return f"it is called {found.times[own.module]} times"
@@ -250,7 +255,7 @@ def _why_block_stays(found: _ResidualGraph, own: ModuleCall, inner: Sequence[_Re
 
 
 def _why_branch_stays(found: _ResidualGraph, residual: _Residual) -> str | None:
-    """Why a branch cannot be silenced."""
+    """Why a branch cannot be replaced by zeros; None if it can."""
     if residual.escapes:
         return "a value inside it is used elsewhere"
     calls = found.largest_calls(residual)
@@ -266,7 +271,7 @@ def _why_branch_stays(found: _ResidualGraph, residual: _Residual) -> str | None:
 
 
 def _list_stubs(found: _ResidualGraph, residual: _Residual) -> Iterable[Stub]:
-    """A branch's modules: those before the last ones pass their input on, the last ones return zeros."""
+    """Stubs for a branch's modules: the last ones return zeros, those before them pass their input on."""
     calls, g = found.largest_calls(residual), found.graph
     for own in calls:
         behind = unite(g.after[n] for n in list_nodes(own.own & g.live))
@@ -282,7 +287,7 @@ def _returned_node(own: ModuleCall) -> int | None:
 
 
 def _return_pattern(found: _ResidualGraph, own: ModuleCall) -> tuple[bool, ...] | None:
-    """How a call returns its tensor, where other tensors that it returns are not used; None where it cannot be said."""
+    """The place of the tensor in what a call returns; None if other tensors that it returns are used too."""
     if type(own.result) is int:
         return ()
     if not isinstance(own.result, tuple) or ... in own.result:
@@ -295,7 +300,7 @@ def _return_pattern(found: _ResidualGraph, own: ModuleCall) -> tuple[bool, ...] 
 
 
 def _keep_with_parameters(units: Iterable[Branch], model_map: ModelMap) -> Iterator[Branch]:
-    """Units by which parameters would go, one of each name."""
+    """Branches that would remove parameters, one of each name."""
     parameters = {t.name for t in model_map.tensors if t.parameter}
     names: set[str] = set()
     taken = {c.name for c in model_map.coupled}

@@ -1,4 +1,5 @@
-"""Multi-head attention whose inner width need not be that of its inputs: what torch's own becomes when heads leave it."""
+"""Multi-head attention whose inner width may differ from that of its inputs, for attentions that lost
+heads."""
 
 from functools import cache
 from typing import Any, SupportsIndex
@@ -9,10 +10,13 @@ from torch.nn import functional as F
 
 
 class MultiheadAttention(nn.MultiheadAttention):
-    """torch's nn.MultiheadAttention with as many heads of `head_dim` features as its weights hold rows for.
+    """torch's nn.MultiheadAttention with as many heads of `head_dim` features as its weights have rows
+    for.
 
-    softmax(Q K^T / sqrt(head_dim) + mask) V for each head, then out_proj. Parameters, arguments and results are torch's;
-    nested tensors and torch's fused inference path are not. Made from a module of torch's by `adopt`.
+        softmax(Q K^T / sqrt(head_dim) + mask) V   for each head, then out_proj
+
+    Parameters, arguments and results are torch's. Nested tensors and torch's fused inference path are not
+    supported. `adopt` makes it from a module of torch's.
     """
 
     def forward(
@@ -26,9 +30,11 @@ class MultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attended values [L, N, E] ([N, L, E] when batch_first, [L, E] unbatched), and weights [N, (heads,) L, S] where asked for.
+        """Attended values and, if asked for, weights.
 
-        is_causal is torch's hint that attn_mask is causal; the mask itself is used. Raises RuntimeError when it is missing.
+        Returns [L, N, E] ([N, L, E] if batch_first, [L, E] unbatched), and weights [N, (heads,) L, S].
+        is_causal is torch's hint that attn_mask is causal; the mask itself is used.
+        Raises RuntimeError if is_causal is given without the mask.
         """
         if is_causal and attn_mask is None:
             raise RuntimeError("is_causal is a hint about attn_mask; pass the mask too")
@@ -77,7 +83,8 @@ class MultiheadAttention(nn.MultiheadAttention):
     def _make_mask(
         self, q: Tensor, k: Tensor, attn_mask: Tensor | None, padding: Tensor | None
     ) -> Tensor | None:
-        """What is added to the scores [N, heads, L, S]; keys that the module itself adds are never masked."""
+        """The mask that is added to the scores [N, heads, L, S]; keys that the module itself adds are
+        never masked."""
         found = None
         if attn_mask is not None:
             found = _as_additive_mask(
@@ -90,29 +97,27 @@ class MultiheadAttention(nn.MultiheadAttention):
 
 
 def _as_additive_mask(mask: Tensor, like: Tensor) -> Tensor:
-    """A mask as what is added to scores: -inf where a mask of truth values says so."""
-    return (
-        torch.zeros_like(mask, dtype=like.dtype, device=like.device).masked_fill(
-            mask.to(like.device), -torch.inf
-        )
-        if mask.dtype == torch.bool
-        else mask.to(like)
-    )
+    """A mask to be added to scores: -inf where a boolean mask is true."""
+    if mask.dtype != torch.bool:
+        return mask.to(like)
+    zeros = torch.zeros_like(mask, dtype=like.dtype, device=like.device)
+    return zeros.masked_fill(mask.to(like.device), -torch.inf)
 
 
 _WRITTEN_BY_PYTHON = frozenset(
     "__static_attributes__ __firstlineno__ __dict__ __weakref__ "
     "__annotate__ __annotate_func__ __annotations_cache__".split()
 )
-"""what a class statement writes by itself"""
+"""names that a class statement defines by itself"""
 _SAFE_TO_OVERRIDE = frozenset(
-    "__init__ __module__ __doc__ __annotations__ __constants__ __setstate__ _reset_parameters extra_repr".split()
+    "__init__ __module__ __doc__ __annotations__ __constants__ __setstate__ "
+    "_reset_parameters extra_repr".split()
 )
-"""what a subclass of torch's may define anew without computing anything else than torch's does"""
+"""names that a subclass of torch's may define without changing what it computes"""
 
 
 def can_adopt(module: nn.Module) -> bool:
-    """Whether `adopt` takes a module: torch's MultiheadAttention, or one of a subclass that computes the same."""
+    """Whether `adopt` takes a module: torch's MultiheadAttention, or a subclass that computes the same."""
     kind = type(module)
     if not isinstance(module, nn.MultiheadAttention) or isinstance(module, MultiheadAttention):
         return False
@@ -123,16 +128,16 @@ def can_adopt(module: nn.Module) -> bool:
 
 
 def _overrides_computation(kind: type[Any]) -> bool:
-    """Whether a subclass of torch's defines anew what torch's class, nn.Module or our class defines."""
+    """Whether a subclass of torch's redefines what torch's class, nn.Module or our class defines."""
     known = {name for base in MultiheadAttention.__mro__[:-1] for name in vars(base)}
     return bool(vars(kind).keys() & known - _SAFE_TO_OVERRIDE - _WRITTEN_BY_PYTHON)
 
 
 def adopt(model: nn.Module, name: str) -> None:
-    """Make a MultiheadAttention of torch's, of this name in the model, into one of ours, in place: its tensors, hooks and name stay.
+    """Turn a MultiheadAttention of torch's into one of ours, in place. Its tensors, hooks and name stay.
 
-    One of a subclass keeps what the subclass adds. Layers around it that look whether they may run it by torch's
-    fused path (TransformerEncoderLayer) no longer may. Raises TypeError where `can_adopt` says no.
+    name: of the module in the model. A subclass keeps what it adds. Layers around it that may run it on
+    torch's fused path (TransformerEncoderLayer) no longer do. Raises TypeError if `can_adopt` says no.
     """
     module = model.get_submodule(name)
     if isinstance(module, MultiheadAttention):
@@ -165,7 +170,7 @@ def _make_class(kind: type[Any]) -> type[Any]:
 
 
 def _reduce_module(module: nn.Module, _protocol: SupportsIndex) -> tuple[Any, ...]:
-    """How a copy or a pickle makes one of a class that no module of Python holds by its name."""
+    """How to copy or pickle a module whose class no Python module holds under its name."""
     return _make_empty, (original_class(type(module)),), module.__dict__
 
 

@@ -1,4 +1,4 @@
-"""What takes the place of a module that left with a residual branch: modules without parameters."""
+"""Modules without parameters that replace modules which were removed with a residual branch."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Bypassed(nn.Module):
-    """Returns its first tensor input, whatever else it is given."""
+    """Returns its first tensor input and ignores the others."""
 
     def __init__(self, returns: tuple[bool, ...] = ()) -> None:
         super().__init__()
@@ -29,8 +29,11 @@ class Silenced(nn.Module):
 
 
 def replace_module(model: nn.Module, name: str, stub: nn.Module) -> None:
-    """Replace a module; plain values that it was known by (a layer's number or kind) stay readable on the stub, and its
-    parameters read None. Layers of torch around it that would read those in a fused path no longer take it."""
+    """Replace a module by a stub.
+
+    Plain attributes of the module (a layer's number or kind) stay readable on the stub; its parameters
+    read None. Layers of torch around it no longer use a fused path that reads those parameters.
+    """
     parent, _, child = name.rpartition(".")
     old = model.get_submodule(name)
     plain = {k: v for k, v in vars(old).items() if isinstance(v, str | int | float) and k not in vars(stub)}
@@ -41,9 +44,8 @@ def replace_module(model: nn.Module, name: str, stub: nn.Module) -> None:
     owner = model.get_submodule(parent)
     owner._modules[child] = stub
     if isinstance(owner, nn.TransformerEncoderLayer):
-        owner.activation_relu_or_gelu = (
-            0  # what torch itself writes where the fused path has no such activation
-        )
+        # torch itself writes 0 if the fused path does not have the activation.
+        owner.activation_relu_or_gelu = 0
     for outer in model.modules():
         if isinstance(outer, nn.TransformerEncoder) and any(inner is owner for inner in outer.modules()):
             outer.use_nested_tensor = False

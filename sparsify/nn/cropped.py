@@ -1,8 +1,12 @@
-"""Cropping: a convolution whose kernel has dead positions, run with a smaller kernel.
+"""Crop a convolution whose kernel has dead positions to a smaller kernel.
 
-Along each spatial dimension the live positions lie on a grid first, first + step, ...: the kernel shrinks to it, dilated by
-`step`, and the padding gives way by what was cut off. y[o] = sum_k W[k] x[o * stride + k * dilation - padding] is the same
-sum without its zero terms, so this is exact; where more is cut off on one side than was padded, the input is cropped.
+Along each spatial dimension the live positions lie on a grid first, first + step, ...: the kernel shrinks
+to the grid with dilation `step`, and the padding shrinks by what was cut off.
+
+    y[o] = sum_k W[k] x[o * stride + k * dilation - padding]
+
+is the same sum without its zero terms, so this is exact. If more is cut off on one side than was padded,
+the input is cropped.
 """
 
 from collections.abc import Iterator
@@ -19,7 +23,8 @@ Grid = tuple[int, int, int]
 
 
 class _Cropped:
-    """A convolution that pads, then crops, then convolves without padding. `pads` and `crops` are in F.pad's order."""
+    """A convolution that pads, crops, then convolves without padding. `pads` and `crops` are in F.pad's
+    order."""
 
     pads: tuple[int, ...]
     mode: str
@@ -31,7 +36,8 @@ class _Cropped:
         return made
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, pads={self.pads}, mode={self.mode}, crops={self.crops}"  # type: ignore[misc]
+        convolution = super().extra_repr()  # type: ignore[misc]
+        return f"{convolution}, pads={self.pads}, mode={self.mode}, crops={self.crops}"
 
 
 class CroppedConv1d(_Cropped, nn.Conv1d):
@@ -55,19 +61,23 @@ PLAIN: dict[type[Any], type[Any]] = {cropped: plain for plain, cropped in CROPPE
 
 
 def pad_and_crop(x: Tensor, pads: tuple[int, ...], mode: str, crops: tuple[int, ...]) -> Tensor:
-    """Pad as the layer did, then take off what the kernel no longer sees. In two steps, as a map may be smaller than its crop."""
+    """Pad as the layer did, then cut off what the kernel no longer covers.
+
+    In two steps, since a feature map may be smaller than what is cut off.
+    """
     if any(pads):
         x = F.pad(x, pads, "constant" if mode == "zeros" else mode)
     return F.pad(x, crops) if any(crops) else x
 
 
 def can_crop(module: nn.Module) -> bool:
-    """A convolution of torch.nn itself: one of the user's own may do more than convolve."""
+    """Whether a module is a convolution of torch.nn itself: one of the user's may do more than convolve."""
     return type(module) in CROPPED or type(module) in PLAIN
 
 
 def find_grids(weight: Tensor) -> tuple[Grid, ...]:
-    """The coarsest grid along each spatial dimension that holds every live position; one position where all are dead."""
+    """The coarsest grid along each spatial dimension that holds every live position; one position if all
+    are dead."""
     live = (weight.detach() != 0).flatten(0, 1).any(0)
     return tuple(
         _find_grid(
@@ -90,7 +100,7 @@ def full_grids(kernel: tuple[int, ...]) -> tuple[Grid, ...]:
 
 
 def select_positions(tensor: Tensor, kept: tuple[Grid, ...]) -> Tensor:
-    """What a weight, or a tensor of its shape, keeps."""
+    """The positions of a weight, or of a tensor of its shape, that are kept."""
     for dim, (first, step, count) in enumerate(kept, start=2):
         tensor = tensor.index_select(
             dim, torch.arange(first, first + step * count, step, device=tensor.device)
@@ -139,7 +149,7 @@ def read_padding(conv: Conv) -> tuple[tuple[int, ...], str, tuple[int, ...]]:
 
 
 def _count_lost_reach(conv: Conv, kept: tuple[Grid, ...]) -> Iterator[int]:
-    """What the kernel's reach shrinks by, as negative pads: last dimension first, before and after."""
+    """How much the kernel's reach shrinks, as negative pads: last dimension first, before and after."""
     for size, dilation, (first, step, count) in reversed(
         list(zip(conv.kernel_size, conv.dilation, kept, strict=True))
     ):

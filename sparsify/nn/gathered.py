@@ -1,8 +1,9 @@
-"""Gathering: a layer whose weight matrix has dead columns, run on the live ones alone.
+"""Run a layer whose weight matrix has dead columns on its live columns only.
 
-A convolution's weight as the matrix [outputs, channels * kernel positions] has one column per filter shape. The live
-columns of each kernel position are gathered from the input, put one below the other, and one dense 1x1 convolution does
-the rest. Source: the lowered form of Wen et al., arXiv:1608.03665, with stock operators only.
+A convolution's weight as the matrix [outputs, channels * kernel positions] has one column per filter
+shape. The live columns of each kernel position are gathered from the input and stacked, and one dense 1x1
+convolution does the rest. Source: the lowered form of Wen et al., arXiv:1608.03665, with stock operators
+only.
 """
 
 from itertools import groupby, product
@@ -77,29 +78,30 @@ GATHERED: dict[type[Any], type[Any]] = {
 
 
 def can_gather(module: nn.Module) -> bool:
-    """A Linear layer or a convolution without groups, of torch.nn itself."""
+    """Whether a module is a Linear layer or a convolution without groups, of torch.nn itself."""
     plain = PLAIN.get(type(module), type(module))
     return plain in GATHERED and getattr(module, "groups", 1) == 1
 
 
 def find_live_columns(weight: Tensor) -> list[int]:
-    """Columns of the weight as the matrix [outputs, the rest] that are not all zero; the first where all are."""
+    """Columns of the weight, as the matrix [outputs, the rest], that are not all zero; the first if all
+    are."""
     return torch.nonzero((weight.detach() != 0).flatten(1).any(0)).flatten().tolist() or [0]
 
 
 def order_columns(columns: list[int], kernel: int) -> list[int]:
-    """By kernel position, then channel: as a gathered weight has them."""
+    """Order columns by kernel position, then channel, as in a gathered weight."""
     return sorted(columns, key=lambda column: (column % kernel, column))
 
 
 def select_columns(tensor: Tensor, columns: list[int]) -> Tensor:
-    """What a weight, or a tensor of its shape, keeps."""
+    """The columns of a weight, or of a tensor of its shape, that are kept."""
     order = order_columns(columns, prod(tensor.shape[2:]))
     return tensor.flatten(1).index_select(1, torch.tensor(order, device=tensor.device))
 
 
 def gather_inputs(module: nn.Linear | Conv, columns: list[int]) -> None:
-    """Turn a layer whose weight has been gathered into one that gathers its input alike."""
+    """Turn a layer whose weight has been gathered into one that gathers its input in the same way."""
     device = module.weight.device
     if isinstance(module, nn.Linear):
         module.__class__ = GatheredLinear

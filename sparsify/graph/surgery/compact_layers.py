@@ -71,7 +71,8 @@ def _find_gatherable(model: nn.Module, op: Gather) -> tuple[nn.Linear | cropped.
     module = _find_module(dict(model.named_modules()), op.module, "gathers columns of")
     if not gathered.can_gather(module):
         raise RunError(
-            f"the cut log gathers columns of '{op.module}', which is no plain Linear layer, not a plain convolution without groups"
+            f"the cut log gathers columns of '{op.module}', "
+            "which is neither a plain Linear layer nor a plain convolution without groups"
         )
     assert isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
     size = prod(module.weight.shape[1:])

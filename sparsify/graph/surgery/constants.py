@@ -1,10 +1,8 @@
 """What removed units emit when no input changes it, and what their consumers lose with them.
 
 A removed unit is constant where the weights prove it (see `data_dependence`). A filter of zeros in front
-of
-a normalisation with a shift, or with a bias of its own, is dead and still emits a number. A consumer with
-the
-output y = W x + b loses
+of a normalisation with a shift, or with a bias of its own, is dead and still emits a number. A consumer
+with the output y = W x + b loses
 
     d_o = sum over removed constant inputs c of W[o, c] * x_c
 
@@ -193,8 +191,8 @@ class _Reader:
     rank: int
     outputs_along: int
     units: Tensor
-    """number of the removed unit at each place along the summed dimension, -1 elsewhere; broadcasts to
-    the input"""
+    """number of the removed unit at each place along the summed dimension, -1 elsewhere; broadcasts to the
+    input"""
     constant: Tensor
     """whether no input changes the unit"""
     even: Tensor
@@ -278,11 +276,9 @@ class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
     def _note_product(self, product: "ProductOperands", func: Any, out: Tensor) -> None:
         if any(b.holds(self.within[-1]) for b in self._gone if self.within):
             return
-        # Where no data are at all (learnt queries), units are read that no constants can stand for: they count as living.
-        sides = [
-            side for side in product.sides if self.dependence.mask_of(side.x) is not None
-        ] or product.sides[:1]
-        for side in sides:
+        sides = [side for side in product.sides if self.dependence.mask_of(side.x) is not None]
+        # Without any data (learnt queries), no constant can stand for a unit: its reader counts as living.
+        for side in sides or product.sides[:1]:
             for aspect in self.labels_unread(side.x).aspects:
                 units = self._units[aspect] if side.along in varying_dims(aspect) else None
                 if units is not None and bool((units >= 0).any()):

@@ -2,10 +2,8 @@
 
 An element is *free of data* if the weights prove that no input can change it: everything that carries data
 into it is multiplied by an exact zero. The derivation follows one forward call operator by operator. It
-only
-looks at which weights are exactly zero, never at how an activation varies: a value that does not change
-over
-a few examples is not proven constant.
+only looks at which weights are exactly zero, never at how an activation varies: a value that does not
+change over a few examples is not proven constant.
 
 A mask says for each element of a tensor whether data reach it. It has the tensor's rank, and size 1 along
 every dimension in which it does not vary. In doubt, data count as reaching: that can only miss constants.

@@ -38,8 +38,7 @@ def fold_constants(
     """Give the cut model, in place, what it lost with constant units.
 
     created: the layers that got a bias in the log that was replayed on this model. Other layers get no
-    bias,
-    and what they lost is not restored.
+    bias, and what they lost is not restored.
     """
     gone: dict[str, list[tuple[int, Ints]]] = defaultdict(list)
     for (tensor, dim, role), lost in removed_indices(model_map, keep).items():

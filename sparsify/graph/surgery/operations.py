@@ -47,8 +47,8 @@ KeptIndices = list[tuple[int, torch.Tensor]]
 
 
 def cut(model: nn.Module, model_map: ModelMap, keep: Keep, plan: str) -> tuple[nn.Module, Cuts]:
-    """Remove every unit that is not in `keep` from a copy of the model. Groups that are not in `keep`
-    stay whole.
+    """Remove every unit that is not in `keep` from a copy of the model. Groups that are not in `keep` stay
+    whole.
 
     Returns (the copy, the log of what was done).
     """

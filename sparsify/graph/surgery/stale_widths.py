@@ -1,14 +1,12 @@
 """Find integers of modules that state a width which a cut has changed, and set them or list them in a
 note.
 
-`num_features`, `out_channels`, `config.intermediate_size` stand beside the tensors that they describe.
-A forward call may read none of them, but later code does: re-parametrising a block, building another head,
+`num_features`, `out_channels`, `config.intermediate_size` stand beside the tensors that they describe. A
+forward call may read none of them, but later code does: re-parametrising a block, building another head,
 saving a configuration. The dense and the cut model run once with the same inputs; the length of each
 dimension before and after tells what became of a width. A number is set if its name says that it is a
-width,
-if all dimensions that its name can mean agree on one new length, and if the cut model computes the same
-with
-it. The other numbers are listed.
+width, if all dimensions that its name can mean agree on one new length, and if the cut model computes the
+same with it. The other numbers are listed.
 """
 
 import re
@@ -341,9 +339,8 @@ def _pair_lengths(before: Sequence[int], after: Sequence[int], dims: Iterable[in
 def _pair_activation_lengths(before: Sequence[torch.Size], after: Sequence[torch.Size]) -> Lengths:
     """Old and new lengths of activations. The batch is no width, unless it changes.
 
-    A tensor has one width: if an image is as wide as it has channels, two dimensions have that length,
-    and the
-    one that changed is meant.
+    A tensor has one width: if an image is as wide as it has channels, two dimensions have that length, and
+    the one that changed is meant.
     """
     found: Lengths = set()
     for a, b in zip(before, after, strict=False):
@@ -385,8 +382,7 @@ def _split_by_effect(
     """Find which numbers can be set without changing what the cut model computes, by halving.
 
     Returns (those that change nothing, those that change the outputs). A number without which the model
-    does not
-    run is in neither list: it is the length of something that has not changed.
+    does not run is in neither list: it is the length of something that has not changed.
     """
     good: list[_StaleNumber] = []
     differing: list[_StaleNumber] = []

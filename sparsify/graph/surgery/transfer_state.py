@@ -41,13 +41,10 @@ def transfer_state(
     parameters.
 
     State is narrowed if each of its dimensions has the parameter's length or 1 (a moment, a factored
-    moment).
-    Other state of a narrowed parameter is reset, and the returned notes say so. Parameters of other
-    models stay
-    in the optimizer.
+    moment). Other state of a narrowed parameter is reset, and the returned notes say so. Parameters of
+    other models stay in the optimizer.
     Raises ModelError, with nothing changed, if the optimizer holds none of the model's parameters or
-    cannot be
-    transferred.
+    cannot be transferred.
     """
     ways = _changes_by_parameter(cuts)
     fresh = dict(thin.named_parameters(remove_duplicate=False))
@@ -130,8 +127,7 @@ def _transfer_gradient_and_hooks(old: nn.Parameter, new: nn.Parameter, way: _Par
 
 def _rebind_module_hooks(model: nn.Module, thin: nn.Module) -> None:
     """Rebind hooks that are methods. A deep copy copies their objects too, but a recorder outside the
-    model must
-    stay the caller's own.
+    model must stay the caller's own.
     """
     twins: dict[int, Any] = {
         id(module): thin.get_submodule(name)
@@ -191,8 +187,7 @@ def _replace_parameters(
 
 def _insert_created(group: list[Any], fresh: Mapping[str, nn.Parameter], created: Iterable[str]) -> None:
     """Insert biases that the cut created into the parameter group of their layer, in the model's own
-    order:
-    a saved optimizer state lists parameters in that order.
+    order: a saved optimizer state lists parameters in that order.
     """
     order = list(fresh)
     for name in created:

@@ -2,12 +2,10 @@
 
 Let M be the dense model in which the consumers' input slices of every removed unit are zero. Then
 cut(model) == M for any activation. For removed residual branches, M has zeros in the sums that they
-joined.
-Units that meet each other in a product, as those of queries and keys, have no input slices there: M also
-has
-zeros in the weights that compute them. If a statistic is taken over removed units (LayerNorm, GroupNorm, a
-mean over channels), M leaves them out of it, and the verdict says `statistics change`: M is then no longer
-the dense model with some weights set to zero.
+joined. Units that meet each other in a product, as those of queries and keys, have no input slices there:
+M also has zeros in the weights that compute them. If a statistic is taken over removed units (LayerNorm,
+GroupNorm, a mean over channels), M leaves them out of it, and the verdict says `statistics change`: M is
+then no longer the dense model with some weights set to zero.
 """
 
 import math
@@ -76,13 +74,11 @@ def verify_cut(
 
     Args:
         before: the dense model before groups inside its tensors were set to zero, for the control.
-        reshaped: layers of the cut model that compute in another way than before.
-        constants: what removed units emitted and the cut model got back. Units whose removal changes
-        nothing stay
+            reshaped: layers of the cut model that compute in another way than before. constants: what
+            removed units emitted and the cut model got back. Units whose removal changes nothing stay
             in the masked model; if only such units were removed, it is the dense model.
-        folded: the values that folding wrote, before rounding. The comparison uses them.
-        fresh: inputs that played no part in planning or choosing, of one or several batch sizes. Those
-        that the
+        folded: the values that folding wrote, before rounding. The comparison uses them. fresh: inputs
+            that played no part in planning or choosing, of one or several batch sizes. Those that the
             dense model does not accept are left out. Without any, `inputs` are used.
 
     Raises:
@@ -257,8 +253,7 @@ def _mask_units(wide: nn.Module, model_map: ModelMap, keep: Keep) -> Iterator[No
     """Set the consumers' input slices of every removed unit to zero, and restore them afterwards.
 
     For a product without a weight (queries times keys), the slices that compute the units are zero as
-    well.
-    The weights of removed branches are left as they are.
+    well. The weights of removed branches are left as they are.
     Values are restored in single precision: trial models are made in it, and other models are not used
     again.
     """
@@ -331,9 +326,8 @@ def check_usual_calls(
 def _check_training(wide: nn.Module, narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> None:
     """Run both models on torch's fused paths and in train mode; both are used up.
 
-    The cut model must run wherever the dense one does, with outputs of the same shapes, and gradients
-    must reach
-    the same parameters. Raises VerificationError.
+    The cut model must run wherever the dense one does, with outputs of the same shapes, and gradients must
+    reach the same parameters. Raises VerificationError.
     """
     check_usual_calls(lambda: copy_model(wide), narrow, inputs, groups)
     try:

@@ -3,8 +3,8 @@ out.
 
 After a cut, a LayerNorm, RMSNorm, GroupNorm, softmax or mean over the cut dimension sees fewer units. The
 masked model computes the same: each such operator runs on the kept elements only, and the removed ones
-become
-zero. This holds for normalised weights too (weight standardisation): they are zero at removed units.
+become zero. This holds for normalised weights too (weight standardisation): they are zero at removed
+units.
 """
 
 from collections.abc import Collection, Iterable, Mapping

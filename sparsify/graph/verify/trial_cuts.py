@@ -58,10 +58,9 @@ def protect_failing_groups(model: nn.Module, model_map: ModelMap, inputs: Inputs
 
     1. On the meta device (shapes only): the cut model must run in eval and train mode.
     2. On random well-conditioned weights, so that dead channels of a trained model hide nothing: the cut
-    model
-       must compute what the masked one does. Half of the units are cut in float32, the other half in
-       float64, so
-       that every unit is removed once; then one unit of each group, so that little else changes.
+       model must compute what the masked one does. Half of the units are cut in float32, the other half in
+       float64, so that every unit is removed once; then one unit of each group, so that little else
+       changes.
 
     All groups are cut together; only if that fails, the failing ones are found by halving.
     """
@@ -159,8 +158,7 @@ class _Trials:
         faults.
 
         The tolerance is larger: odd widths round differently, and a deep network without normalisations,
-        with all
-        units alive, can amplify that a billion times.
+        with all units alive, can amplify that a billion times.
         """
         dtype = torch.float64 if self.double() else torch.float32
         return _find_fault(
@@ -196,8 +194,7 @@ def add_branches(model: nn.Module, model_map: ModelMap, inputs: Inputs, macs: Ma
     """Add the model's residual blocks and branches to the map.
 
     Those whose trial cut in float64, on random weights, fails are marked protected. All that are not
-    inside each
-    other are cut together; failing ones are found by halving.
+    inside each other are cut together; failing ones are found by halving.
 
     macs: multiply-accumulates by module name. Raises ModelError for a model without weights.
     """
@@ -372,8 +369,7 @@ def _choose_other_halves(model_map: ModelMap, chosen: Iterable[Coupled]) -> dict
     """Group -> kept units of the second trial: the units that `_choose_half` removes, less a few.
 
     Every unit is removed in one of the trials, the number kept differs from the first half, and groups of
-    one
-    width keep different numbers, since code may tie their widths together.
+    one width keep different numbers, since code may tie their widths together.
     """
     ranks: Counter[int] = Counter()
     kept = {}

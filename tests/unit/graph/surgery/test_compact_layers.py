@@ -167,7 +167,7 @@ NET = nn.Sequential(
         ),
         (
             Gather(module="3", size=9, keep=((0, 2),)),
-            "the cut log gathers columns of '3', which is no plain Linear layer, not a plain convolution without groups",
+            "the cut log gathers columns of '3', which is neither a plain Linear layer nor a plain convolution without groups",
         ),
         (
             Gather(module="0", size=9, keep=((0, 2),)),

@@ -1,5 +1,8 @@
-"""What a model of given widths costs: MACs, parameters and bytes, exactly; milliseconds on targets, as their
-clocks predict them; and peak memory, from the lives of the tensors that an inference makes."""
+"""What a model of given widths costs: MACs, parameters and bytes, latency, and peak memory.
+
+MACs, parameters and bytes are exact; latency is predicted by the targets' latency models, peak memory from
+the lifetimes of the tensors of an inference.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +20,12 @@ Counts = NDArray[np.int64]
 
 
 class Costs:
-    """MACs, parameters, bytes, `latency.<target>` and peak memory as a function of which units are gone.
+    """MACs, parameters, bytes, `latency.<target>` and peak memory as a function of the removed units.
 
-    A tensor keeps prod over dimensions of (size - indices gone) elements, none when it leaves with a residual
-    branch. The MACs of a product shrink with each dimension that it runs over, and go with the branch that
-    its module is in. MACs of no product count as constant: there the prediction is never too low.
+    A tensor keeps prod over dimensions of (size - removed indices) elements, none if it is removed with a
+    residual branch. The MACs of a product shrink with each dimension that it runs over, and vanish with
+    the branch that its module is in. MACs that belong to no product are constant: the prediction is never
+    too low.
     """
 
     def __init__(self, model_map: ModelMap, clocks: Sequence[LatencyModel] = ()) -> None:
@@ -49,9 +53,11 @@ class Costs:
         self._lives = None if model_map.lifetimes is None else _MemoryModel(model_map.lifetimes)
 
     def of(self, gone: Mapping[str, Sequence[int]], *, smooth: bool = False) -> dict[str, float]:
-        """{'macs', 'params', 'bytes', 'latency.<target>', 'peak_memory'} with the listed units of each coupled group removed.
+        """Costs with the listed units of each coupled group removed.
 
-        smooth: moments near the peak of memory count too, as they are the peak once others have shrunk: for prices.
+        Returns 'macs', 'params', 'bytes', and 'latency.<target>', 'peak_memory' if known.
+        smooth: also count moments near the memory peak, as they become the peak once others have shrunk.
+        For prices.
         """
         lengths = self._lengths.after_removing(gone)
         numels, spent = self._numels.of(lengths), self._each * self._spaces.of(lengths)
@@ -70,7 +76,7 @@ class Costs:
         )
 
     def shapes(self, gone: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
-        """Tensor -> its shape with the listed units of each coupled group removed; of no elements where it leaves as a whole."""
+        """Tensor -> its shape with the listed units removed; zero elements if it is removed as a whole."""
         lengths = self._lengths.after_removing(gone).tolist()
         found = {
             tensor.name: tuple(lengths[place] for place in places)
@@ -83,7 +89,7 @@ class Costs:
         return found
 
     def macs_per_weight(self) -> dict[str, float]:
-        """Tensor -> MACs that go with one of its elements; those that take none are left out."""
+        """Tensor -> MACs per element; tensors without MACs are left out."""
         sizes = {tensor.name: tensor.numel for tensor in self._tensors}
         found: defaultdict[str, float] = defaultdict(float)
         for product in self._products:
@@ -93,18 +99,18 @@ class Costs:
 
     @property
     def step(self) -> int:
-        """The widths that the slowest staircase rewards; 1 where no latency counts."""
+        """The width step of the slowest staircase; 1 if no latency counts."""
         return max((max(c.steps.convolution, c.steps.linear) for c in self._clocks), default=1)
 
     @cached_property
     def dense(self) -> dict[str, float]:
-        """The costs of the model as it is; its milliseconds as measured, where they were."""
+        """The costs of the dense model; latencies as measured, if they were."""
         measured = {latency_key(c.target): c.dense_ms for c in self._clocks}
         return self.of({}) | {what: ms for what, ms in measured.items() if ms is not None}
 
 
 class _Lengths:
-    """The lengths of dimensions, as a function of which units are gone."""
+    """The lengths of dimensions, as a function of the removed units."""
 
     def __init__(self, model_map: ModelMap) -> None:
         self._spans: dict[tuple[str, int], list[tuple[Coupled, Span]]] = defaultdict(list)
@@ -113,10 +119,10 @@ class _Lengths:
                 self._spans[part.tensor, part.dim] += ((group, span) for span in part.spans)
         self._known: dict[tuple[int, tuple[Run, ...]], int] = {}
         self._per_unit: dict[str, dict[int, Counts]] = defaultdict(dict)
-        """coupled group -> place of a length -> how much shorter it is without each of the group's units"""
+        """coupled group -> index of a length -> by how much each of the group's units shortens it"""
 
     def place(self, length: int, runs: tuple[Run, ...]) -> int:
-        """Where among the lengths that of a dimension is, whose indices leave as the runs say."""
+        """Index of the length of a dimension whose indices are removed as the runs say."""
         known = len(self._known)
         place = self._known.setdefault((length, runs), known)
         for run in runs if place == known else ():
@@ -141,7 +147,8 @@ class _Lengths:
 
     @cached_property
     def _rates(self) -> tuple[Counts, dict[str, tuple[Counts, Counts]], dict[str, tuple[Counts, Counts]]]:
-        """The dense lengths; by coupled group, places and what goes there with any unit, and with each."""
+        """The dense lengths; by coupled group, the lengths that any unit shortens equally, and those where
+        units differ."""
         even, uneven = dict[str, tuple[Counts, Counts]](), dict[str, tuple[Counts, Counts]]()
         for name, own in self._per_unit.items():
             alike = {place: int(rates[0]) for place, rates in own.items() if (rates == rates[0]).all()}
@@ -154,7 +161,7 @@ class _Lengths:
 
 
 def _count_per_unit(run: Run, span: Span, width: int) -> Counts:
-    """How many indices of a run go with each unit of a coupled group, by one of its spans."""
+    """How many indices of a run are removed with each unit of a coupled group, by one of its spans."""
     found = np.zeros(width, dtype=np.int64)
     start, end = max(run.start, span.start), min(run.start + run.count, span.start + span.units * span.repeat)
     if (start, end) == (span.start, span.start + span.units * span.repeat):
@@ -166,7 +173,7 @@ def _count_per_unit(run: Run, span: Span, width: int) -> Counts:
 
 
 class _Volumes:
-    """Products of lengths: one for each list of places, 1 where a list is empty."""
+    """Products of lengths: one for each list of lengths, 1 for an empty list."""
 
     def __init__(self, places: Sequence[Sequence[int]], lengths: _Lengths) -> None:
         one = lengths.place(1, ())
@@ -184,7 +191,7 @@ class _Volumes:
 
 
 class _MemoryModel:
-    """Bytes alive at each operator, as a function of how many units are gone."""
+    """Bytes alive at each operator, as a function of the number of removed units."""
 
     def __init__(self, lifetimes: Lifetimes) -> None:
         lives = lifetimes.lives
@@ -202,7 +209,8 @@ class _MemoryModel:
         }
 
     def peak(self, gone: Mapping[str, Sequence[int]], smooth: bool) -> float:
-        """At the peak, inputs included; smooth: the 8-norm over the operators in place of their maximum."""
+        """Bytes at the peak, inputs included; smooth: the 8-norm over the operators instead of their
+        maximum."""
         sizes = self._bytes.copy()
         for name, (places, per_unit) in self._slopes.items():
             sizes[places] -= per_unit * len(gone.get(name, ()))
@@ -214,7 +222,7 @@ class _MemoryModel:
 
 
 def latency_key(target: str) -> str:
-    """How a target's milliseconds are called among the costs."""
+    """Name of a target's latency among the costs."""
     return f"latency.{target}"
 
 
@@ -225,7 +233,7 @@ def _list_dims(tensor: Tensor) -> Iterator[tuple[int, tuple[Run, ...]]]:
 
 
 def _make_products(model_map: ModelMap) -> Iterator[Product]:
-    """Products of a map without any: a layer's MACs go with its weight, unless an earlier layer owns it."""
+    """Products of a map that has none: a layer's MACs go with its weight, unless an earlier layer owns it."""
     owned = {tensor.name: tensor for tensor in model_map.tensors}
     for layer in model_map.layers:
         for name in layer.weights:
@@ -234,7 +242,7 @@ def _make_products(model_map: ModelMap) -> Iterator[Product]:
 
 
 def absolute_limits(budget: Budget, dense: Mapping[str, float]) -> dict[str, float]:
-    """The budget in absolute numbers; latencies only of targets that `dense` knows."""
+    """The budget in absolute numbers; latencies only of targets that `dense` has."""
     found: dict[str, float] = {}
     for what in ("macs", "params", "bytes", "peak_memory"):
         limit = getattr(budget, what)

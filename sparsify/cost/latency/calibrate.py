@@ -1,4 +1,4 @@
-"""Growing a table: the layers that a network needs, at the widths that it may get; the network itself and cuts of it."""
+"""Build a latency model: measure the layers that a network needs, and time the network and cuts of it."""
 
 import hashlib
 import itertools
@@ -26,11 +26,11 @@ from sparsify_schemas.table import Network, Steps, Table
 from sparsify_schemas.target import Target
 
 CALIBRATION_SHARES = (0.75, 0.5, 0.3, 0.6, 0.2, 0.9, 0.4, 0.25)
-"""of each width this much stays, give or take a quarter: the cut networks that the prediction is calibrated on"""
+"""shares of each width, give or take a quarter, that the cut networks for calibration keep"""
 _TOGETHER = 4
-"""layers that are timed interleaved; after each such handful the table is saved"""
+"""layers that are timed interleaved; the table is saved after each such batch"""
 _SECONDS = 0.4
-"""spent on each whole network"""
+"""time spent on each whole network"""
 _LIKE_DENSE = 8
 
 NeededWidths = dict[str, set[tuple[int, int]]]
@@ -44,9 +44,11 @@ def build_latency_model(
     inputs: Inputs,
     listener: Listener = silence,
 ) -> LatencyModel:
-    """The latency model of a network on a target. What the table lacks is measured first, and kept.
+    """Build the latency model of a network on a target. Missing table entries are measured first, and
+    saved.
 
-    Raises TargetError (the target is not here, or its table is damaged, of another machine or lacks a layer), ModelError.
+    Raises TargetError (the target is not available, or its table is damaged, of another machine, or lacks
+    a layer) and ModelError.
     """
     check_target(name, target)
     table = tables.read_table(name, target)
@@ -71,12 +73,13 @@ def build_latency_model(
 
 
 def read_width_steps(targets: Mapping[str, Target]) -> dict[str, Steps]:
-    """The width steps of each target, as measured or as its vector instructions let expect. Raises TargetError."""
+    """The width steps of each target: measured, or expected from its vector instructions. Raises
+    TargetError."""
     return {name: tables.width_steps(tables.read_table(name, target)) for name, target in targets.items()}
 
 
 def calibrate(bare: LatencyModel, model_map: ModelMap, networks: Iterable[Network]) -> LatencyModel:
-    """The clock, corrected by networks that were timed whole."""
+    """The latency model, corrected by networks that were timed whole."""
     shapes = Costs(model_map).shapes
     of = {c.name: c.width for c in model_map.coupled}
     timed_whole = (
@@ -89,7 +92,7 @@ def calibrate(bare: LatencyModel, model_map: ModelMap, networks: Iterable[Networ
 
 
 def build_surfaces(works: Iterable[Work], table: Table, steps: Steps) -> dict[tuple[str, int, int], Surface]:
-    """What each layer costs by its widths."""
+    """The cost of each layer by its widths."""
     found = {}
     for w in works:
         if w.kind != "other":
@@ -103,7 +106,7 @@ def build_surfaces(works: Iterable[Work], table: Table, steps: Steps) -> dict[tu
 
 
 def list_needed_widths(works: Iterable[Work], model_map: ModelMap, steps: Steps) -> NeededWidths:
-    """For each layer the widths at which it must be known: a grid, and one point each off the multiples of four."""
+    """For each layer the widths that must be measured: a grid, and points off the multiples of four."""
     open_dims = {(s.tensor, s.dim) for c in model_map.coupled if c.protected is None for s in c.slices}
     wanted: NeededWidths = {}
     for w in works:
@@ -153,14 +156,19 @@ def extend_table(
     wanted: NeededWidths,
     listener: Listener,
 ) -> Table:
-    """The table with every layer at the widths wanted; saved as it grows. Raises TargetError where it cannot grow."""
+    """Add missing widths of every layer to the table, and save it after each batch of layers.
+
+    Raises TargetError if the table is of another machine and lacks a layer.
+    """
     have = {key: {point[:2] for point in points} for key, points in table.layers.items()}
     if target.table is not None:
         lacking = [key for key, widths in wanted.items() if not covers_widths(have.get(key, set()), widths)]
         if lacking:
             more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
             raise TargetError(
-                f"target '{name}': {target.table} has no '{lacking[0]}'{more}; measure the network's layers on that machine: sparsify targets measure {name} RECIPE MODEL --out {target.table}"
+                f"target '{name}': {target.table} has no '{lacking[0]}'{more}; "
+                "measure the network's layers on that machine: "
+                f"sparsify targets measure {name} RECIPE MODEL --out {target.table}"
             )
         return table
     missing = [
@@ -181,7 +189,10 @@ def extend_table(
 
 
 def covers_widths(have: set[tuple[int, int]], wanted: set[tuple[int, int]]) -> bool:
-    """A table from elsewhere need not have the very widths; it must reach as far as the dense layer, and know two."""
+    """Whether a table from another machine covers the widths.
+
+    It must reach as far as the dense layer and have two points; it need not have the exact widths.
+    """
     if not have:
         return False
     largest = (max(w[0] for w in wanted), max(w[1] for w in wanted))
@@ -193,7 +204,7 @@ def covers_widths(have: set[tuple[int, int]], wanted: set[tuple[int, int]]) -> b
 
 
 def network_digest(works: Sequence[Work], model_map: ModelMap) -> str:
-    """Of what is timed: the layers with their widths, and how they are coupled."""
+    """Digest of what is timed: the layers with their widths, and how they are coupled."""
     text = repr((works, [(c.name, c.width, c.protected is None) for c in model_map.coupled]))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -207,7 +218,11 @@ def _time_networks(
     steps: Steps,
     listener: Listener,
 ) -> Iterator[Network]:
-    """The dense network, of whose calls the fast ones count, and cuts of it by the share of its time that they take, timed interleaved."""
+    """Time the dense network and cuts of it, interleaved.
+
+    A cut's milliseconds are its median share of the dense time, times the fast quantile of the dense
+    network.
+    """
     keeps: list[dict[str, int]] = [{}, *draw_widths(model_map, steps, CALIBRATION_SHARES)]
     what = f"timing {len(keeps)} whole networks on {name}"
     listener(Measuring(what, 0, len(keeps)))
@@ -230,7 +245,7 @@ def _time_networks(
 
 
 def cut_to_widths(model: nn.Module, model_map: ModelMap, kept: Mapping[str, int]) -> nn.Module:
-    """A copy with the first so many units of each group: which ones makes no difference to its speed."""
+    """A copy with the first units of each group: which units are kept does not change its speed."""
     return operations.cut(
         model, model_map, {name: list(range(count)) for name, count in kept.items()}, "timing"
     )[0]
@@ -239,20 +254,16 @@ def cut_to_widths(model: nn.Module, model_map: ModelMap, kept: Mapping[str, int]
 def draw_widths(
     model_map: ModelMap, steps: Steps | None, shares: Iterable[float], seed: int = 0, spread: float = 0.25
 ) -> Iterator[dict[str, int]]:
-    """Coupled group -> units kept: about so large a share of each, in whole steps where they are given."""
+    """Coupled group -> kept units: random shares around `shares`, in whole steps if those are given."""
     rng = np.random.default_rng(seed)
     linear = {layer.name for layer in model_map.layers if layer.kind in ("Linear", "Conv1D")}
     for share in shares:
         kept = {}
         for c in model_map.coupled:
             if c.protected is None:
-                step = (
-                    1
-                    if steps is None or c.width < _LIKE_DENSE
-                    else steps.linear
-                    if c.name in linear
-                    else steps.convolution
-                )
+                step = 1
+                if steps is not None and c.width >= _LIKE_DENSE:
+                    step = steps.linear if c.name in linear else steps.convolution
                 wish = c.width * float(np.clip(share + rng.uniform(-spread, spread), 0.08, 1.0))
                 kept[c.name] = max(1, min(c.width, ceil(wish / step) * step))
         yield kept

@@ -1,8 +1,9 @@
-"""Timing single layers: small models of one layer, run the way that the target runs the whole network.
+"""Time single layers: small models of one layer, run as the target runs the whole network.
 
-For ONNX Runtime and OpenVINO a layer stands several times side by side on one input, its outputs reduced at once: so the
-reordering of memory at the edges of so small a model, and the cost of a call, hardly count. Processor time counts
-where one thread runs, and the fast ones of many calls: so a busy machine disturbs least.
+For ONNX Runtime and OpenVINO, a model has several copies of the layer on one input, and their outputs are
+reduced at once. This makes memory reordering at the edges of so small a model, and the cost of a call,
+almost vanish. With one thread, processor time is measured, and the fast ones of many calls count, which a
+busy machine disturbs least.
 """
 
 from collections.abc import Sequence
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
 FAST_QUANTILE = 0.25
-"""the quantile of a layer's or network's timings that counts: what disturbs only ever slows down"""
+"""quantile of a layer's or network's timings that counts: disturbances only slow down"""
 SECONDS = 0.02
-"""spent on one layer at one width"""
+"""time spent on one layer at one width"""
 _WEIGHTS = 2**19
-"""elements of weights up to which a layer stands there several times"""
+"""number of weights up to which a model has several copies of a layer"""
 _MODULES = {
     (1, False): nn.Conv1d, (2, False): nn.Conv2d, (3, False): nn.Conv3d,
     (1, True): nn.ConvTranspose1d, (2, True): nn.ConvTranspose2d, (3, True): nn.ConvTranspose3d,
@@ -55,16 +56,15 @@ def time_layers(
 
 
 def prepare_layer(geometry: Geometry, inputs: int, outputs: int, target: Target) -> tuple[TimedCall, int]:
-    """One layer ready to be called, and how many times a call runs it."""
+    """A layer ready to be called, and how many times one call runs it."""
     if isinstance(target, Cpu) and target.runtime in ("onnxruntime", "openvino"):
         copies = _count_copies(geometry, inputs, outputs)
         x = np.random.default_rng(0).standard_normal(
             _input_shape(geometry, inputs, target.batch), dtype=np.float32
         )
         return prepare_onnx(_make_onnx(geometry, inputs, outputs, copies, x.shape), [x], target), copies
-    eager = target.model_copy(
-        update={"runtime": "eager", "table": None}
-    )  # torch.compile takes seconds for each
+    # torch.compile takes seconds for each layer.
+    eager = target.model_copy(update={"runtime": "eager", "table": None})
     assert isinstance(eager, Cpu | Cuda)
     return prepare(
         _make_module(geometry, inputs, outputs).eval(),
@@ -75,34 +75,29 @@ def prepare_layer(geometry: Geometry, inputs: int, outputs: int, target: Target)
 
 def _count_copies(geometry: Geometry, inputs: int, outputs: int) -> int:
     weights = outputs * max(1, inputs // geometry.groups) * prod(geometry.kernel)
-    return (
-        8
-        if geometry.depthwise or weights <= _WEIGHTS // 8
-        else 4
-        if weights <= _WEIGHTS
-        else 2
-        if weights <= 4 * _WEIGHTS
-        else 1
-    )
+    if geometry.depthwise or weights <= _WEIGHTS // 8:
+        return 8
+    if weights <= _WEIGHTS:
+        return 4
+    return 2 if weights <= 4 * _WEIGHTS else 1
 
 
 def _prepare_empty_call(target: Target) -> TimedCall | None:
-    """What a call costs that does nothing; None in PyTorch, where every layer of a network pays it."""
+    """A call that computes nothing; None in PyTorch, where every layer of a network pays for its call."""
     if not isinstance(target, Cpu) or target.runtime not in ("onnxruntime", "openvino"):
         return None
     from onnx import TensorProto, helper
 
-    graph = helper.make_graph(
-        [helper.make_node("Relu", ["x"], ["y"])], "nothing",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
-    )  # fmt: skip
+    taken = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])
+    returned = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "nothing", [taken], [returned])
     return prepare_onnx(
         _make_onnx_model(graph).SerializeToString(), [np.zeros((1, 4), np.float32)], _with_float32(target)
     )
 
 
 def _with_float32(target: Cpu) -> Cpu:
-    """The same in float32, as there is nothing to quantise in a model without weights."""
+    """The target in float32, since a model without weights has nothing to quantise."""
     return target.model_copy(update={"dtype": "float32"}) if target.dtype == "int8" else target
 
 
@@ -136,14 +131,14 @@ def _make_onnx(geometry: Geometry, inputs: int, outputs: int, copies: int, shape
     nodes, weights, results = [], [], []
     for i in range(copies):
         groups = inputs if geometry.depthwise else geometry.groups
-        per_group = (
-            ((inputs, outputs // groups) if geometry.transposed else (outputs, inputs // groups))
-            if geometry.size
-            else (inputs, outputs)
-        )
-        w = rng.standard_normal((*per_group, *geometry.kernel), dtype=np.float32) / np.float32(
-            np.sqrt(max(1, inputs))
-        )
+        if not geometry.size:
+            per_group = (inputs, outputs)
+        elif geometry.transposed:
+            per_group = (inputs, outputs // groups)
+        else:
+            per_group = (outputs, inputs // groups)
+        scale = np.float32(np.sqrt(max(1, inputs)))
+        w = rng.standard_normal((*per_group, *geometry.kernel), dtype=np.float32) / scale
         weights += [
             numpy_helper.from_array(w, f"w{i}"),
             numpy_helper.from_array(rng.standard_normal(outputs, dtype=np.float32), f"b{i}"),

@@ -1,4 +1,5 @@
-"""Which layers a forward call runs, and on what shapes: all that their cost depends on besides widths."""
+"""Which layers a forward call runs, and on what shapes: all that their cost depends on besides their
+widths."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 @dataclass(frozen=True)
 class Geometry:
-    """A layer without its widths, on one example. `size` is () for a linear layer, which has `rows` instead."""
+    """A layer without its widths, on one example. A linear layer has `rows`, and `size` is ()."""
 
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
@@ -34,7 +35,7 @@ class Geometry:
 
     @property
     def key(self) -> str:
-        """'conv 3x3 stride 2 pad 1 at 14x14', 'linear x197': what is as usual is left out."""
+        """'conv 3x3 stride 2 pad 1 at 14x14', 'linear x197'; default values are left out."""
         if not self.size:
             return "linear" if self.rows == 1 else f"linear x{self.rows}"
         name = "depthwise" if self.depthwise else "transposed conv" if self.transposed else "conv"
@@ -52,7 +53,8 @@ def _format_sizes(values: tuple[int, ...]) -> str:
 
 
 def read_layers(model: nn.Module, inputs: Inputs, batch: int) -> tuple[tuple[Work, ...], dict[str, Geometry]]:
-    """The layers that one forward call runs, in order, for a batch of so many; and the geometry behind each key."""
+    """The layers that one forward call runs, in order, at this batch size; and the geometry behind each
+    key."""
     model = copy_model(model).eval()
     found: list[tuple[Work, Geometry | None]] = []
     handles = [
@@ -123,7 +125,7 @@ def _list_works(
 
 
 def _calls_its_projection(module: nn.Module) -> bool:
-    """Whether an attention's forward is not torch's, which reads the weights of `out_proj` without calling it."""
+    """Whether an attention calls `out_proj`; torch's own forward reads its weights without calling it."""
     attention = isinstance(module, nn.MultiheadAttention)
     return attention and type(module).forward is not nn.MultiheadAttention.forward
 
@@ -131,7 +133,7 @@ def _calls_its_projection(module: nn.Module) -> bool:
 def _drop_last(
     works: Iterator[tuple[Work, Geometry]], found: Sequence[tuple[Work, Geometry | None]]
 ) -> Iterator[tuple[Work, Geometry]]:
-    """Without what was noted just before, when the projection inside was called."""
+    """Without the work that was recorded just before, if it was the projection inside."""
     last = found[-1][0].tensor if found else None
     return (entry for entry in works if entry[0].tensor != last)
 
@@ -189,7 +191,7 @@ def _read_padding(module: nn.Module) -> tuple[int, ...]:
 
 
 def _list_other_works(model: nn.Module, inputs: Inputs, batch: int) -> Iterator[Work]:
-    """Modules that multiply and that no table knows, such as recurrent layers: they count by their MACs."""
+    """Modules that multiply but are in no table, such as recurrent layers: they count by their MACs."""
     for name, macs in count_macs(model, inputs)[1].items():
         own: Mapping[str, Tensor] = dict(model.get_submodule(name).named_parameters(recurse=False))
         weight = next((part for part, value in own.items() if value.dim() > 1), None)

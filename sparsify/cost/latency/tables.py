@@ -1,4 +1,7 @@
-"""Tables of latencies on disk: one file a machine, runtime and thread count in the user's cache; whole, and never another machine's."""
+"""Latency tables on disk: one file per machine, runtime and thread count in the user's cache.
+
+A table is written whole or not at all, and a table of another machine is never used by mistake.
+"""
 
 import hashlib
 import json
@@ -17,9 +20,9 @@ from sparsify_schemas.table import Machine, Point, Steps, Table
 from sparsify_schemas.target import Cpu, Target
 
 VECTOR_STEPS = {"AVX512": 16, "AVX2": 8, "NEON": 8}
-"""channels that fill a vector register of float32, twice for NEON; what a width step is before it was measured"""
+"""float32 channels that fill a vector register (twice for NEON): the width step until it is measured"""
 LEAST = 4
-"""no width step of a processor is below this: fast kernels want multiples of it"""
+"""least width step of a processor: fast kernels want multiples of it"""
 
 
 def cache_folder() -> Path:
@@ -47,7 +50,7 @@ def describe_machine(target: Target) -> Machine:
 
 
 def table_path(target: Target) -> Path:
-    """Where the table of a target lies: the file that it names, or its own in the cache."""
+    """Path of a target's table: the file that the target names, or its own in the cache."""
     if target.table is not None:
         return Path(target.table).expanduser()
     words = [
@@ -66,35 +69,37 @@ def table_path(target: Target) -> Path:
 
 
 def read_table(name: str, target: Target) -> Table:
-    """The table of a target; an empty one where nothing was measured yet. Raises TargetError."""
+    """Read the table of a target; an empty one if nothing was measured yet. Raises TargetError."""
     path = table_path(target)
     if not path.exists():
         if target.table is not None:
             raise TargetError(
-                f"target '{name}': there is no table {path}; 'sparsify targets measure {name} RECIPE --out {path.name}' measures one; run it on the machine that the table is for"
+                f"target '{name}': there is no table {path}; "
+                f"'sparsify targets measure {name} RECIPE --out {path.name}' measures one; "
+                "run it on the machine that the table is for"
             )
         return Table(machine=describe_machine(target), target=target)
     try:
         found = Table.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         mend = (
-            "measure it again on its machine"
-            if target.table is not None
-            else "delete it to measure it again"
+            "measure it again on its machine" if target.table is not None else "delete it to measure it again"
         )
         raise TargetError(
-            f"target '{name}': {path} is damaged and cannot be read as a table of latencies ({_first_fault(error)}); {mend}"
+            f"target '{name}': {path} is damaged and cannot be read as a table of latencies "
+            f"({_first_fault(error)}); {mend}"
         ) from None
     if target.table is None and found.machine != describe_machine(target):
         raise TargetError(
-            f"target '{name}': {path} was measured on another machine ({_format_machine(found.machine)}; this is {_format_machine(describe_machine(target))}); "
-            f"delete it to measure here, or name it as the target's 'table' to cut for that machine"
+            f"target '{name}': {path} was measured on another machine "
+            f"({_format_machine(found.machine)}; this is {_format_machine(describe_machine(target))}); "
+            "delete it to measure here, or name it as the target's 'table' to cut for that machine"
         )
     return found
 
 
 def write_table(table: Table, path: Path) -> None:
-    """Write a table whole or not at all, with what another process added meanwhile. Raises TargetError."""
+    """Write a table atomically, merged with what another process added meanwhile. Raises TargetError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write(
@@ -107,7 +112,7 @@ def write_table(table: Table, path: Path) -> None:
 
 
 def merge_with_file(table: Table, path: Path) -> Table:
-    """The table, with those layers and networks of an earlier file that it does not have."""
+    """The table, with layers and networks of an earlier file that it does not have."""
     try:
         before = Table.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
@@ -128,13 +133,13 @@ def merge_with_file(table: Table, path: Path) -> Table:
 
 
 def merge_points(before: tuple[Point, ...], more: tuple[Point, ...]) -> tuple[Point, ...]:
-    """Points by widths; the later ones win."""
+    """Points by widths; later ones win."""
     found = {point[:2]: point for point in (*before, *more)}
     return tuple(found[widths] for widths in sorted(found))
 
 
 def width_steps(table: Table) -> Steps:
-    """The measured steps, or what the vector instructions let expect; at least 4 on a processor."""
+    """The measured steps, or those expected from the vector instructions; at least 4 on a processor."""
     least = LEAST if table.target.kind == "cpu" else 1
     if table.steps is not None:
         steps = table.steps

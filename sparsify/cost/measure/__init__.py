@@ -1,4 +1,4 @@
-"""What a model costs: multiply-accumulates, parameters, bytes, milliseconds; and the machine that they were measured on."""
+"""What a model costs: multiply-accumulates, parameters, bytes, milliseconds; and on which machine."""
 
 from sparsify.cost.measure.availability import check_target
 from sparsify.cost.measure.count import count_macs, count_macs_by_module, measure_side

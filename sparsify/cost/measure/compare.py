@@ -1,4 +1,4 @@
-"""Timing two models against each other, with a second copy of the first as the measure of noise."""
+"""Time two models against each other, with a second copy of the first to show the noise."""
 
 import os
 import sys
@@ -22,7 +22,8 @@ def compare_calls(
     seconds: float,
     seed: int = 0,
 ) -> BenchmarkResult:
-    """Time (A, a second A, B) interleaved for about `seconds`, after warming up; ratios are taken within each round."""
+    """Time (A, a second A, B) interleaved for about `seconds`, after warming up. Ratios are taken within
+    each round."""
     load, rng = read_load_average(), np.random.default_rng(seed)
     rounds = time_interleaved(calls, seconds, rng, choose_clock(spec))
     low, high = bootstrap_interval(rounds[:, 0] / rounds[:, 2], rng)
@@ -46,7 +47,8 @@ def compare_calls(
 
 @contextmanager
 def pin_cores(target: Target) -> Iterator[None]:
-    """On as many cores as the target has threads, where the system allows it: threads made inside do not wander."""
+    """Pin to as many cores as the target has threads, if the system allows it, so that threads do not
+    migrate."""
     if sys.platform != "linux" or not isinstance(target, Cpu):
         yield
         return

@@ -1,4 +1,4 @@
-"""Counting: parameters, bytes, multiply-accumulates."""
+"""Count parameters, bytes and multiply-accumulates."""
 
 import functools
 from collections import defaultdict
@@ -36,7 +36,10 @@ def measure_side(
     validation_accuracy: float | None = None,
     test_accuracy: float | None = None,
 ) -> Side:
-    """Count a model whose weights lie in a file: parameters (shared ones once), those that are not zero, MACs, bytes on disk."""
+    """Count parameters (shared ones once), nonzero parameters, MACs and bytes on disk of a model.
+
+    weights_file: the file that holds the weights.
+    """
     parameters = list(model.parameters())
     return Side(
         params=sum(p.numel() for p in parameters),
@@ -58,27 +61,31 @@ class MacCounts(NamedTuple):
 
 
 def count_macs(model: nn.Module, inputs: Inputs) -> tuple[int, dict[str, int]]:
-    """The total and the figures by module of `count_macs_by_module`."""
+    """The total and the counts by module of `count_macs_by_module`."""
     found = count_macs_by_module(model, inputs)
     return found.macs, found.by_module
 
 
 def count_macs_by_module(model: nn.Module, inputs: Inputs) -> MacCounts:
-    """Multiply-accumulates of one forward call on ONE example: in all, and by the module in whose forward they happen.
+    """Multiply-accumulates of one forward call on ONE example: in all, and by the module whose forward
+    runs them.
 
-    inputs: a tuple, or a mapping for keyword inputs, or several calls, whose figures are added up; where nothing counts
-    examples, the figures are of the whole call. The figures of the modules add up to the total; a model's own functional
-    calls are counted under ''. Names as in named_modules.
-    A copy of the model runs in eval mode with the attention fast path off; modules without MACs are absent.
-    Counted by the formulas of torch.utils.flop_counter, two FLOPs a MAC, with the operators added that it does not know
-    (_UNKNOWN). What a TorchScript module does is charged to the module around it.
-    Raises ModelError when the forward call fails.
+    inputs: a tuple, a mapping for keyword inputs, or several calls, whose counts are added up. If nothing
+    counts examples, the counts are for the whole call.
+
+    The counts of the modules add up to the total; a model's own functional calls are counted under ''.
+    Names as in named_modules. Modules without MACs are absent. What a TorchScript module does is charged
+    to the module around it.
+
+    A copy of the model runs in eval mode with the attention fast path off. Formulas:
+    torch.utils.flop_counter, two FLOPs a MAC, and _FURTHER_FORMULAS for operators that it does not know.
+
+    Raises ModelError if the forward call fails.
     """
     model = copy_model(model).eval()
     for name in [name for name, module in model.named_modules() if attention.can_adopt(module)]:
-        attention.adopt(
-            model, name
-        )  # it calls its output projection as a module, which is then charged with its share
+        # It calls its output projection as a module, which is then charged with its share.
+        attention.adopt(model, name)
     calls = list_calls(inputs)
     macs: defaultdict[str, float] = defaultdict(float)
     missed: set[str] = set()
@@ -93,7 +100,7 @@ def count_macs_by_module(model: nn.Module, inputs: Inputs) -> MacCounts:
 
 
 def _count_flops(model: nn.Module, inputs: Inputs) -> tuple[dict[str, int], set[str]]:
-    """By the module in whose forward they happen; and the operators whose figures are unknown."""
+    """FLOPs by the module whose forward runs them; and the operators that have no formula."""
     spent: defaultdict[str, int] = defaultdict(int)
     with (
         torch.random.fork_rng(devices=[]),
@@ -106,7 +113,8 @@ def _count_flops(model: nn.Module, inputs: Inputs) -> tuple[dict[str, int], set[
             call_without_copies(model, detach_inputs(inputs))
         except Exception as error:
             raise ModelError(
-                f"a forward call with inputs {format_inputs(inputs)} failed: {type(error).__name__}: {first_line(error)}"
+                f"a forward call with inputs {format_inputs(inputs)} failed: "
+                f"{type(error).__name__}: {first_line(error)}"
             ) from error
     return spent, set(counter.missed)
 
@@ -115,8 +123,11 @@ def _count_flops(model: nn.Module, inputs: Inputs) -> tuple[dict[str, int], set[
 def _charge_modules(
     model: nn.Module, total: Callable[[], int], spent: defaultdict[str, int]
 ) -> Iterator[None]:
-    """Charge what `total` grows by to the innermost module that is running. torch's own figures by module include the
-    modules inside, and those of a module called from elsewhere than its parent cannot be told apart."""
+    """Charge the growth of `total` to the innermost running module.
+
+    torch's own counts by module include the modules inside, and cannot tell apart those of a module that
+    is called from elsewhere than its parent.
+    """
     running, seen = [""], 0
 
     def settle() -> None:
@@ -149,7 +160,7 @@ def _charge_modules(
 
 @contextmanager
 def _count_without_fast_path() -> Iterator["_FlopCounter"]:
-    """A counter, without the attention fast path, whose fused operator none sees."""
+    """A counter, with the attention fast path off, whose fused operator no counter sees."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -162,8 +173,8 @@ def _count_without_fast_path() -> Iterator["_FlopCounter"]:
 class _FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the FLOPs of every operator that runs under it.
 
-    torch's own FlopCounterMode also follows modules by hooks of autograd, which fail on views of parameters and on
-    gradients taken inside the forward call.
+    torch's own FlopCounterMode also tracks modules through autograd hooks, which fail on views of
+    parameters and on gradients taken inside the forward call.
     """
 
     supports_higher_order_operators = True
@@ -198,7 +209,7 @@ class _FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _lstm_flops(x: Tensor, w_ih: Tensor, w_hh: Tensor, *_: Any, **__: Any) -> int:
-    """One layer and direction: each step multiplies the input and the state with the gates' rows."""
+    """One layer and direction: each step multiplies the input and the state with the rows of the gates."""
     return 2 * x.shape[0] * x.shape[1] * (w_ih.numel() + w_hh.numel())
 
 
@@ -217,7 +228,7 @@ def _added_product_flops(_: Tensor, a: Tensor, *__: Any, **___: Any) -> int:
 
 
 def _trilinear_flops(a: Tensor, b: Tensor, c: Tensor, *added: Any, **__: Any) -> int:
-    """Of a bilinear layer: each output of each example takes every pair of the two inputs' features."""
+    """Of a bilinear layer: each output of each example reads every pair of the two inputs' features."""
     spread: list[Tensor] = []
     for tensor, dims in zip((a, b, c), added, strict=False):
         spread.append(functools.reduce(lambda x, dim: x.unsqueeze(dim), sorted(dims), tensor))
@@ -226,7 +237,7 @@ def _trilinear_flops(a: Tensor, b: Tensor, c: Tensor, *added: Any, **__: Any) ->
 
 
 def _mark_raw(count: Callable[..., int]) -> Callable[..., int]:
-    """Mark a function that takes tensors: flop_counter gives others the shapes."""
+    """Mark a function that takes tensors: flop_counter gives other functions the shapes."""
     setattr(count, "_get_raw", True)  # noqa: B010
     return count
 

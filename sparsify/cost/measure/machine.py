@@ -1,4 +1,4 @@
-"""The machine: what runs, and on what."""
+"""Which machine and software this is."""
 
 import os
 import platform
@@ -48,7 +48,7 @@ def processor_name() -> str:
 
 
 def vector_instructions() -> str:
-    """The widest vector instructions: AVX512, AVX2, NEON, or the architecture where none of them is known of."""
+    """The widest vector instructions: AVX512, AVX2, NEON, or the architecture if none of them is known."""
     if platform.machine().lower() in ("arm64", "aarch64"):
         return "NEON"
     try:
@@ -65,14 +65,14 @@ def vector_instructions() -> str:
 
 
 def count_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def read_load_average() -> float:
-    """Of the last minute; -1 where the system does not tell."""
+    """Load average of the last minute; -1 if the system does not tell."""
     if sys.platform == "win32":
         return -1.0
     return os.getloadavg()[0]

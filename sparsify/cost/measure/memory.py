@@ -1,8 +1,10 @@
-"""The memory of one inference: what the allocator gives out while it runs, and how long each tensor lives.
+"""Memory of one inference: what the allocator hands out while it runs, and how long each tensor lives.
 
-    peak = bytes of parameters and buffers + bytes of the inputs + largest sum of what is allocated at one moment of the call
+    peak = bytes of parameters and buffers + bytes of the inputs
+           + largest sum of what is allocated at one moment of the call
 
-on one example, in eval mode. Measured, kernels' own work space counts as well (columns of a convolution by matrix product).
+on one example, in eval mode. A measured peak includes the kernels' own work space (columns of a
+convolution by matrix product).
 """
 
 import os
@@ -23,7 +25,7 @@ from sparsify.forward.trial_calls import eval_mode
 
 
 def count_stored_bytes(model: nn.Module) -> int:
-    """Bytes of the parameters and buffers; shared ones once."""
+    """Bytes of the parameters and buffers; shared ones count once."""
     return sum(
         {id(t): t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())}.values()
     )
@@ -72,7 +74,7 @@ def _measure_on_cpu(model: nn.Module, inputs: Inputs) -> int:
 
 @contextmanager
 def _silence_profiler() -> Iterator[None]:
-    """The profiler's library says on stderr when it starts and stops."""
+    """Silence the profiler's library, which reports its start and stop on stderr."""
     before = os.environ.get("KINETO_LOG_LEVEL")
     os.environ["KINETO_LOG_LEVEL"] = "99"
     try:
@@ -86,10 +88,13 @@ def _silence_profiler() -> Iterator[None]:
 def trace_lifetimes(
     model: nn.Module, inputs: Inputs
 ) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-    """(operators in the order in which they ran, (made by operator, freed before operator, bytes) of every tensor that they made).
+    """Trace when the tensors of one inference on one example are made and freed.
 
-    Storages are watched, so views and what is done in place count once, and a tensor lives as long as Python holds it. The
-    attention fast path is off, as where MACs are counted. Runs on the meta device too.
+    Storages are tracked, so views and in-place results count once, and a tensor lives as long as Python
+    holds it. The attention fast path is off, as for counting MACs. Also runs on the meta device.
+
+    Returns the operators in the order in which they ran, and for every tensor that they made
+    (made by operator, freed before operator, bytes).
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     fed = _move_inputs(resize_batch(inputs, 1), device)
@@ -106,7 +111,7 @@ def trace_lifetimes(
 
 
 def compute_peak(model: nn.Module, inputs: Inputs) -> int:
-    """Bytes at the peak of one inference on one example, from the lives of the tensors alone."""
+    """Bytes at the peak of one inference on one example, computed from the lifetimes of the tensors."""
     operators, lives = trace_lifetimes(model, inputs)
     change = [0] * (len(operators) + 1)
     for born, dies, size in lives:
@@ -116,7 +121,7 @@ def compute_peak(model: nn.Module, inputs: Inputs) -> int:
 
 
 class _StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes when storages come and go."""
+    """Records when storages are allocated and freed."""
 
     supports_higher_order_operators = True
 
@@ -139,18 +144,21 @@ class _StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 and storage._cdata not in self._known
                 and storage._cdata not in self._alive
             ):
-                self._alive[storage._cdata] = (StorageWeakRef(storage), len(self._lives))  # type: ignore[no-untyped-call]
+                reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                self._alive[storage._cdata] = (reference, len(self._lives))
                 self._lives.append((at, -1, storage.nbytes()))
         return out
 
     def _record_freed(self) -> None:
         now = len(self._operators)
-        for key in [key for key, (held, _) in self._alive.items() if held.expired()]:  # type: ignore[no-untyped-call]
-            place = self._alive.pop(key)[1]
-            self._lives[place] = (self._lives[place][0], now, self._lives[place][2])
+        for key, (reference, place) in list(self._alive.items()):
+            if reference.expired():  # type: ignore[no-untyped-call]
+                del self._alive[key]
+                born, _, size = self._lives[place]
+                self._lives[place] = (born, now, size)
 
     def lifetimes(self) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-        """Operators and lives; what outlives the call lives to its end."""
+        """Operators and lifetimes; what outlives the call lives to its end."""
         self._record_freed()
         end = len(self._operators)
         return tuple(self._operators), tuple(

@@ -1,4 +1,4 @@
-"""A model as a program of another runtime: torch.export, and ONNX made of it."""
+"""Export a model as a program of another runtime: torch.export, and ONNX made from it."""
 
 import logging
 import warnings
@@ -18,15 +18,18 @@ from sparsify.forward.copies import copy_model
 _LIMIT = 2**31
 """bytes of one protobuf message"""
 _FOREIGN = (
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # torch.export, copying what it made itself
-    "# The axis name: .* will not be used, since it shares",  # torch.onnx, of several inputs with one batch dimension
-    r"The tensor attributes? .* (was|were) assigned during export",  # torch.export, of the weights that nn.LSTM lists
+    # torch.export, copying what it made itself
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    # torch.onnx, for several inputs with one batch dimension
+    "# The axis name: .* will not be used, since it shares",
+    # torch.export, for the weights that nn.LSTM lists
+    r"The tensor attributes? .* (was|were) assigned during export",
 )
 
 
 @contextmanager
 def silence_torch() -> Iterator[None]:
-    """Without torch's log messages and warnings about its own doings; what matters of them is in its errors."""
+    """Suppress torch's log messages and warnings about its own export; errors still say what matters."""
     before = logging.root.manager.disable
     with warnings.catch_warnings():
         for message in _FOREIGN:
@@ -43,8 +46,8 @@ def export_program(
 ) -> tuple[torch.export.ExportedProgram, Any]:
     """The model as a torch.export program, and which dimensions of its inputs are the batch.
 
-    traced, other: example inputs at two batch sizes; of the same size, no other batch is taken. Where these hold more than
-    tensors, the program takes the tensors in order. Raises ModelError.
+    traced, other: example inputs at two batch sizes; with equal sizes, the batch size is fixed. If they
+    hold more than tensors, the program takes only the tensors, in order. Raises ModelError.
     """
     batch, shapes = torch.export.Dim("batch"), torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
     pairs = list(
@@ -75,10 +78,14 @@ def export_program(
 def export_onnx(
     model: nn.Module, traced: Inputs, other: Inputs, *, optimize: bool = True
 ) -> torch.onnx.ONNXProgram:
-    """The model as ONNX, for any batch, or that of `traced` where `other` has the same. Raises ModelError where ONNX cannot express it."""
+    """The model as ONNX for any batch size, or for that of `traced` if `other` has the same.
+
+    Raises ModelError if ONNX cannot express it.
+    """
     if sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())) >= _LIMIT:
         raise ModelError(
-            "the model has 2 GiB of weights or more, which one ONNX file cannot hold; export it with --format pt2"
+            "the model has 2 GiB of weights or more, which one ONNX file cannot hold; "
+            "export it with --format pt2"
         )
     exported, dynamic = export_program(model, traced, other)
     try:
@@ -86,16 +93,15 @@ def export_onnx(
             exported, dynamo=True, verbose=False, dynamic_shapes=dynamic, optimize=optimize
         )
     except Exception as error:
-        cause = (
-            error.__cause__ if isinstance(error.__cause__, Exception) else error
-        )  # torch.onnx wraps it in advice of its own
+        # torch.onnx wraps the cause in advice of its own.
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise ModelError(f"ONNX cannot express the model: {short_reason(cause)}; --format pt2 may") from error
     assert made is not None  # it is None only without dynamo
     return made
 
 
 def short_reason(error: Exception) -> str:
-    """The first two of the many lines that torch says, or OpenVINO after the place in its own code."""
+    """The first two lines of an error by torch, or by OpenVINO after the place in its own code."""
     lines = [
         line.strip()
         for line in str(error).splitlines()

@@ -1,4 +1,4 @@
-"""An ONNX file from anywhere: its content, whole, and what it takes."""
+"""Read an ONNX file: its content and its inputs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,13 @@ class Entry:
 
     name: str
     sizes: tuple[int | str, ...]
-    """of each dimension; of one that is open its symbol, which may be empty"""
+    """size of each dimension; for an open dimension its symbol, which may be empty"""
     dtype: str | None
-    """as torch calls it; None where it is no tensor of numbers that numpy has"""
+    """torch's name of the type; None for types that numpy does not have"""
 
 
 def read_onnx(path: Path) -> bytes:
-    """The file, with the weights that lie in files of their own beside it. Raises ModelError where it is no sound ONNX file."""
+    """The file, including weights in files beside it. Raises ModelError if it is no valid ONNX file."""
     import onnx
 
     try:
@@ -36,7 +36,7 @@ def read_onnx(path: Path) -> bytes:
 
 
 def list_entries(content: bytes) -> tuple[Entry, ...]:
-    """The inputs in order; weights that are listed among them, as old files do, are left out."""
+    """The inputs in order, without weights, which old files list among them."""
     import onnx
 
     graph = onnx.ModelProto.FromString(content).graph
@@ -45,7 +45,7 @@ def list_entries(content: bytes) -> tuple[Entry, ...]:
 
 
 def is_quantised(model: "ModelProto") -> bool:
-    """Whether anything in it is quantised."""
+    """Whether the model computes anything in integers."""
     return any(
         "QuantizeLinear" in node.op_type
         or node.op_type.startswith("QLinear")

@@ -1,4 +1,4 @@
-"""An ONNX file in eight-bit integers: static quantisation by ONNX Runtime."""
+"""Quantise an ONNX file to eight-bit integers: static quantisation by ONNX Runtime."""
 
 import os
 import tempfile
@@ -14,10 +14,11 @@ from sparsify.errors import ModelError
 
 
 def quantise(file: bytes, batches: Iterable[Sequence[NDArray[Any]]]) -> bytes:
-    """Weights in int8 by output channel, activations in uint8, which x86 multiplies faster, by the range that they have in `batches`.
+    """Quantise weights to int8 by output channel, activations to uint8 by their range in `batches`.
 
-    Quantisation stands in the file as pairs of nodes around what is computed in integers, as ONNX Runtime and OpenVINO read it.
-    A file that is in integers already stays as it is. Raises ModelError.
+    x86 multiplies uint8 by int8 faster. The file marks quantisation by pairs of nodes around what is
+    computed in integers, as ONNX Runtime and OpenVINO read it. An already quantised file is returned as it
+    is. Raises ModelError.
     """
     import onnx
     from onnxruntime import quantization

@@ -1,7 +1,7 @@
-"""The ONNX file of a network made from that of another one with the same graph, by putting its weights in their place.
+"""Make the ONNX file of a network from that of another one with the same graph, by replacing its weights.
 
-torch.onnx follows a network for many seconds; what a cut changes of it is the weights alone. Whether that holds is not
-assumed: a file whose weights have other names, that does not run, or that computes something else is not used.
+torch.onnx takes many seconds to export a network, and a cut only changes the weights. This is checked: a
+file whose weights have other names, that does not run, or that computes something else is not used.
 """
 
 from collections.abc import Collection, Mapping
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 
 FREE_DIMS = (-1, -2)
-"""what else may differ in a written shape of four dimensions or more: the size of heads, or their number"""
+"""the dimension that may also differ in a constant shape of four dimensions or more: size or number of
+heads"""
 _FOLLOWS = "follows_from_the_weights"
 
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
-    """A network as ONNX before any optimisation, where each weight stands under its own name."""
+    """A network as ONNX before any optimisation, with each weight under its own name."""
 
     file: "ModelProto"
     stored: frozenset[str]
@@ -33,7 +34,7 @@ class Pattern:
 
 
 def make_pattern(model: nn.Module, inputs: Inputs) -> Pattern:
-    """The network as ONNX, for inputs of this very batch. Raises ModelError where ONNX cannot express it."""
+    """The network as ONNX, for inputs of this batch size. Raises ModelError if ONNX cannot express it."""
     with silence_torch():
         proto = export_onnx(model, inputs, inputs, optimize=False).model_proto
     del proto.graph.value_info[:]  # shapes in between, which other weights change
@@ -41,9 +42,10 @@ def make_pattern(model: nn.Module, inputs: Inputs) -> Pattern:
 
 
 def fill_pattern(like: Pattern, model: nn.Module, free: int = -1) -> bytes | None:
-    """The file with this model's weights, optimised as an export is; None where the model has other weights.
+    """The file with this model's weights, optimised as an export is; None if the model has other weights.
 
-    free: where written shapes may hold what is no width of a weight; see `FREE_DIMS`.
+    free: dimension of constant shapes that may hold something other than a weight's width; see
+    `FREE_DIMS`.
     """
     import onnx_ir
     from onnx import numpy_helper
@@ -75,9 +77,10 @@ def fill_pattern(like: Pattern, model: nn.Module, free: int = -1) -> bytes | Non
 
 
 def _free_shapes(proto: "ModelProto", changed: Collection[int], free: int) -> None:
-    """Write -1 where a width stands in a shape that a tensor is brought into, so that it follows from the weights.
+    """Write -1 for widths in the shapes of reshapes, so that they follow from the weights.
 
-    torch.onnx puts such a shape together from one constant for each dimension. changed: widths that are others now.
+    torch.onnx concatenates such a shape from one constant for each dimension. changed: widths that
+    changed.
     """
     from onnx import helper
 
@@ -95,7 +98,7 @@ def _free_shapes(proto: "ModelProto", changed: Collection[int], free: int) -> No
 
 
 def _set_groups(proto: "ModelProto", before: Mapping[str, int]) -> None:
-    """Depthwise convolutions have as many groups as channels. before: the channels that the pattern had."""
+    """Give depthwise convolutions as many groups as channels. before: the channels that the pattern had."""
     now = {entry.name: entry.dims[0] for entry in proto.graph.initializer}
     for node in proto.graph.node:
         for attribute in node.attribute if node.op_type == "Conv" else ():

@@ -1,4 +1,4 @@
-"""How a model is called on a target: prepared once, then one forward call after the other on the same inputs."""
+"""Prepare a model to be called on a target: one forward call after the other on the same inputs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,14 +26,15 @@ from sparsify.forward.copies import copy_model
 from sparsify_schemas.target import Cpu, Cuda, Target
 
 TimedCall = Callable[[], object]
-"""one forward call, done when it returns"""
+"""one forward call, complete when it returns"""
 Array = NDArray[Any]
 
 
 def make_shared_pattern(model: nn.Module, inputs: Inputs, target: Target) -> Pattern | None:
-    """The model followed once, for it and networks of the same graph to be `prepare` by; None where PyTorch runs it.
+    """Export the model once, as a pattern for `prepare` of models with the same graph; None if PyTorch
+    runs it.
 
-    Raises ModelError when it cannot be exported.
+    Raises ModelError if it cannot be exported.
     """
     if target.runtime not in ("onnxruntime", "openvino") or len(list_calls(inputs)) > 1:
         return None
@@ -41,10 +42,11 @@ def make_shared_pattern(model: nn.Module, inputs: Inputs, target: Target) -> Pat
 
 
 def prepare(model: nn.Module, inputs: Inputs, target: Target, like: Pattern | None = None) -> TimedCall:
-    """The model ready to be called on a target, in eval mode; `model` itself stays as it is.
+    """Prepare a model to be called on a target, in eval mode; `model` itself does not change.
 
-    ONNX Runtime and OpenVINO get the model as exported, its batch fixed. like: of a network whose graph it may share, which
-    saves the exporting. Raises ModelError when it cannot be exported.
+    ONNX Runtime and OpenVINO get the exported model, with a fixed batch size.
+    like: pattern of a model that may have the same graph, which saves the export.
+    Raises ModelError if the model cannot be exported.
     """
     match target.runtime:
         case "eager" | "compile":
@@ -65,7 +67,7 @@ def prepare(model: nn.Module, inputs: Inputs, target: Target, like: Pattern | No
 
 
 def prepare_onnx(file: bytes, inputs: Sequence[Array], target: Cpu) -> TimedCall:
-    """An ONNX file ready to be called on ONNX Runtime or OpenVINO, its batch fixed to that of the inputs."""
+    """Prepare an ONNX file for ONNX Runtime or OpenVINO, with the batch size of the inputs."""
     file = quantise(file, [inputs]) if target.dtype == "int8" else file
     return (
         _prepare_in_openvino(file, inputs, target)
@@ -75,7 +77,7 @@ def prepare_onnx(file: bytes, inputs: Sequence[Array], target: Cpu) -> TimedCall
 
 
 def _fill_shared_pattern(like: Pattern, model: nn.Module, inputs: Inputs, target: Cpu) -> bytes | None:
-    """The file by another network's pattern that computes what the model does; None where none does."""
+    """The file made from another model's pattern, if it computes what the model does; else None."""
     files = (fill_pattern(like, model, free) for free in FREE_DIMS)
     return next(
         (file for file in files if file is not None and _computes_the_same(file, model, inputs, target)), None
@@ -83,7 +85,7 @@ def _fill_shared_pattern(like: Pattern, model: nn.Module, inputs: Inputs, target
 
 
 def _computes_the_same(file: bytes, model: nn.Module, inputs: Inputs, target: Cpu) -> bool:
-    """Whether a file, in float32, gives the model's outputs but for rounding."""
+    """Whether a file, in float32, gives the model's outputs up to rounding."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         expected = [
             t.numpy()
@@ -106,7 +108,7 @@ def _is_close(a: Array, b: Array) -> bool:
 
 @contextmanager
 def use_threads(target: Target) -> Iterator[None]:
-    """PyTorch's threads as the target wants them, as they were afterwards; exported models have threads of their own."""
+    """Use as many PyTorch threads as the target asks for; exported models have their own threads."""
     before = torch.get_num_threads()
     if isinstance(target, Cpu):
         torch.set_num_threads(target.threads)
@@ -135,7 +137,8 @@ def _prepare_in_torch(model: nn.Module, inputs: Inputs, target: Target) -> Timed
 
     fed = map_tensors(inputs, fit)
     if target.runtime == "compile":
-        own = torch.compile(copy_model(own).eval().requires_grad_(False), options={"freezing": True})  # type: ignore[assignment]
+        frozen = copy_model(own).eval().requires_grad_(False)
+        own = torch.compile(frozen, options={"freezing": True})  # type: ignore[assignment]
     if device.type == "cuda":
         return lambda: _call_and_wait(own, fed)
     return lambda: call_without_copies(own, fed)
@@ -152,7 +155,7 @@ def _move_to_cpu(model: nn.Module) -> nn.Module:
 
 
 def to_arrays(inputs: Inputs) -> list[Array]:
-    """The tensors as numpy has them, in order."""
+    """The tensors as numpy arrays, in order."""
     return [x.detach().numpy() for x in all_tensors(inputs)]
 
 
@@ -175,9 +178,8 @@ def _prepare_in_openvino(file: bytes, inputs: Sequence[Array], target: Cpu) -> T
     core = openvino.Core()
     model = core.read_model(file)
     model.reshape({port: list(x.shape) for port, x in zip(model.inputs, inputs, strict=True)})
-    precision = (
-        "bf16" if target.dtype == "bf16" else "f32"
-    )  # without the hint it silently computes in bf16 where it can
+    # Without the hint OpenVINO silently computes in bf16 wherever it can.
+    precision = "bf16" if target.dtype == "bf16" else "f32"
     settings = {
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": target.threads,
@@ -185,15 +187,15 @@ def _prepare_in_openvino(file: bytes, inputs: Sequence[Array], target: Cpu) -> T
     }
     request = core.compile_model(model, "CPU", settings).create_infer_request()
     for at, x in enumerate(inputs):
-        request.set_input_tensor(
-            at, openvino.Tensor(np.ascontiguousarray(x).reshape(x.shape))
-        )  # of a single number it makes a row
+        # np.ascontiguousarray turns a single number into a row, hence the reshape.
+        tensor = openvino.Tensor(np.ascontiguousarray(x).reshape(x.shape))
+        request.set_input_tensor(at, tensor)
     run: TimedCall = request.infer
     return run
 
 
 def _read_free_lengths(file: bytes, inputs: Sequence[Array]) -> dict[str, int]:
-    """The length that the inputs give to each dimension which the file leaves open."""
+    """Lengths that the inputs have in dimensions which the file leaves open, by symbol."""
     pairs = (
         (size, length)
         for entry, x in zip(list_entries(file), inputs, strict=True)

@@ -1,4 +1,4 @@
-"""A model as programs of other runtimes take it: called with tensors alone, by `forward`, and returning tensors alone."""
+"""A model as other runtimes take it: called by `forward` with tensors only, and returning tensors only."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,8 +21,11 @@ from sparsify.forward.trial_calls import detach_inputs
 
 
 def make_tensor_program(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
-    """The model and what it takes, as they are where that is tensors alone; else a module that takes the tensors in order
-    and fills in the rest, and returns the tensors of a dataclass in a tuple. Of several calls, the first."""
+    """Make a module that takes and returns tensors only, with its inputs; of several calls, the first.
+
+    The model and its inputs are returned as they are if they are like that. Otherwise the module takes the
+    tensors in order and fills in the other arguments, and returns the tensors of a dataclass as a tuple.
+    """
     first = list_calls(inputs)[0]
     items = first.inputs.values() if isinstance(first.inputs, Mapping) else first.inputs
     bare = first.method == "forward" and all(isinstance(item, Tensor) for item in items)
@@ -32,7 +35,7 @@ def make_tensor_program(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, In
 
 
 def program_inputs(model: nn.Module, inputs: Inputs) -> Inputs:
-    """What the module that `make_tensor_program` makes of the model takes."""
+    """The inputs of the module that `make_tensor_program` makes."""
     return make_tensor_program(model, inputs)[1]
 
 

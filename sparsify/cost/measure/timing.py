@@ -1,4 +1,4 @@
-"""Timing: models side by side on a target of this machine."""
+"""Time models side by side on a target of this machine."""
 
 import gc
 import time
@@ -37,12 +37,14 @@ def measure_latency(
     seconds: float = 3.0,
     seed: int = 0,
 ) -> Latency:
-    """Time two models side by side on a target for about `seconds`, never fewer than 8 pairs of measurements.
+    """Time two models side by side on a target for about `seconds`, and at least 8 pairs of measurements.
 
-    One thread of a processor is timed by the processor time that it takes, everything else by the time of day. The result
-    is the median of each, the median of dense / cut over the pairs, and its 95 % bootstrap interval over pairs. inputs are
-    repeated or cut to the target's batch. Threads, modes and the garbage collector are left as they were.
-    Raises TargetError when the target is not here, ModelError when a model cannot run on it.
+    One thread of a processor is timed by processor time, everything else by wall-clock time. inputs are
+    repeated or shortened to the target's batch size. Threads, modes and the garbage collector are
+    restored.
+
+    Returns the median of each, the median of dense / cut over the pairs, and its 95 % bootstrap interval.
+    Raises TargetError if the target is not available, ModelError if a model cannot run on it.
     """
     load = read_load_average()
     rng = np.random.default_rng(seed)
@@ -74,11 +76,13 @@ def time_models(
     rng: np.random.Generator,
     now: ReadClock = time.perf_counter,
 ) -> Floats:
-    """(rounds, models) seconds per forward call; see `time_interleaved`. Raises TargetError and ModelError."""
+    """Seconds per forward call [rounds, models]; see `time_interleaved`. Raises TargetError and
+    ModelError."""
     check_target(name, target)
     if target.table is not None:
         raise TargetError(
-            f"target '{name}' is a machine described by {target.table}, so nothing can be timed on it here; leave it out, or choose another target"
+            f"target '{name}' is a machine described by {target.table}, so nothing can be timed on it here; "
+            "leave it out, or choose another target"
         )
     try:
         with use_threads(target), eval_mode(*models), torch.inference_mode():
@@ -92,18 +96,19 @@ def time_models(
 
 
 def choose_clock(target: Target) -> ReadClock:
-    """The clock that other programs disturb least: processor time on one thread of a processor, else the time of day."""
+    """The clock that other programs disturb least: processor time for one thread, else wall-clock time."""
     return time.process_time if isinstance(target, Cpu) and target.threads == 1 else time.perf_counter
 
 
 def time_interleaved(
     calls: Sequence[TimedCall], seconds: float, rng: np.random.Generator, now: ReadClock = time.perf_counter
 ) -> Floats:
-    """(rounds, calls) seconds per call, in about so many seconds and never fewer than 8 rounds.
+    """Seconds per call [rounds, calls], in about `seconds`, and at least 8 rounds.
 
-    Each round times all, in an order drawn anew, so that what the machine does besides hits all alike. Each is called once
-    before it is timed: what the others left in the caches would count against it. What is fast is called several times
-    per measurement. now: what tells the time, in seconds.
+    Each round times all calls in a new random order, so that disturbances hit all alike. Each call runs
+    once before it is timed, since the others leave their data in the caches. Fast calls are repeated per
+    measurement.
+    now: reads the clock, in seconds.
     """
     with _pause_garbage_collection(), keep_heap():
         repeats = [_warm_up(call, seconds * 0.1 / len(calls)) for call in calls]
@@ -119,7 +124,7 @@ def time_interleaved(
 
 
 def describe_target(target: Target, given: str = "") -> str:
-    """'cpu, onnxruntime, 1 thread, batch 1', and what else is not as usual; given: what stands in place of the batch."""
+    """'cpu, onnxruntime, 1 thread, batch 1', and what is not default; given: replaces the batch size."""
     parts: list[str] = [target.kind, target.runtime]
     if isinstance(target, Cpu):
         parts.append(f"{target.threads} {'thread' if target.threads == 1 else 'threads'}")
@@ -130,7 +135,7 @@ def describe_target(target: Target, given: str = "") -> str:
 
 
 def _warm_up(call: TimedCall, seconds: float) -> int:
-    """Call until caches and allocator have settled; gives how many calls take about two milliseconds."""
+    """Call until caches and allocator have settled. Returns how many calls take about two milliseconds."""
     fastest, start = float("inf"), time.perf_counter()
     for done in range(1_000_000):
         fastest = min(fastest, _time_calls(call, 1, time.perf_counter))

@@ -1,9 +1,9 @@
-"""Shadows: for every tensor of a forward call, which labels its elements stand for.
+"""Axis labels: for every tensor of a forward call, which labels its elements carry.
 
-A shadow has *aspects*. An aspect is an integer tensor of the same rank that varies along some dimensions and has size 1
-along the others; an element goes when the label of any of its aspects goes. A weight [O, I, 3, 3] has two aspects,
-[O, 1, 1, 1] and [1, I, 1, 1]; an activation [B, C, H, W] has one, [1, C, 1, 1]; split into heads, [B, T, h, d] has one
-that varies along two dimensions, [1, 1, h, d].
+Axis labels consist of *aspects*. An aspect is an integer tensor of the same rank that varies along some
+dimensions and has size 1 along the others. An element is removed if the label of any of its aspects is. A
+weight [O, I, 3, 3] has two aspects, [O, 1, 1, 1] and [1, I, 1, 1]; an activation [B, C, H, W] has one,
+[1, C, 1, 1]; split into heads, [B, T, h, d] has one that varies along two dimensions, [1, 1, h, d].
 """
 
 from collections import defaultdict
@@ -24,14 +24,16 @@ FIXED = "it is combined with something of fixed size"
 
 @dataclass(eq=False)
 class SharedLength:
-    """A length that is not known yet: the labels of the first dimension that met it, which all others then go with."""
+    """A length that is not known yet: the labels of the first dimension that met it, which all later ones
+    join."""
 
     labels: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Numbering:
-    """Integers that number the places along dimensions of another tensor: once they are read, these must stay."""
+    """Integers that number the places along dimensions of another tensor: if they are read, these must
+    stay."""
 
     aspect: Tensor
     dims: frozenset[int]
@@ -40,30 +42,36 @@ class Numbering:
 
 @dataclass(frozen=True, eq=False)
 class AxisLabels:
-    """The aspects of one tensor; `parameter` says that it was computed from parameters and buffers alone.
+    """The aspects of one tensor.
 
-    Two are the same only when they are one: what was learnt from a shadow need not be learnt again.
+    Two are equal only if they are the same object: what was learnt from one need not be learnt again.
+    `parameter` says that the tensor was computed from parameters and buffers only.
     """
 
     shape: tuple[int, ...]
     aspects: tuple[Tensor, ...] = ()
     parameter: bool = False
     flexible: frozenset[tuple[int, SharedLength]] = frozenset()
-    """dimensions of which every index is alike (zeros, something expanded): their length can follow what they meet, and
-    all that meet it (a bias of zeros that every layer's heads are added to) have one length"""
+    """dimensions whose indices are all alike (zeros, something expanded): their length follows what they
+    meet
+
+    All that meet one of them (a bias of zeros that every layer's heads are added to) have one length.
+    """
     reduced_over: tuple[Tensor, ...] = ()
-    """labels that it is a sum, mean or maximum of: of no matter until it is read (weights of an attention, averaged over
-    its heads, that nobody looks at)"""
+    """labels that it is a sum, mean or maximum of
+
+    They only matter if the tensor is read: nobody may read attention weights averaged over heads.
+    """
     numbers: tuple[Numbering, ...] = ()
-    """what its integers number the places of: of no matter until they are read (the second result of `max`)"""
+    """what its integers number; it only matters if they are read (the second result of `max`)"""
 
     def has_fixed_length(self, dim: int) -> bool:
-        """Whether the tensor insists on its length along a dimension."""
+        """Whether the tensor's length along a dimension cannot follow other tensors."""
         return self.shape[dim] > 1 and not any(d == dim for d, _ in self.flexible)
 
 
 def flexible_dims(shape: Sequence[int], dims: Iterable[int]) -> frozenset[tuple[int, SharedLength]]:
-    """These dimensions, each of a length of its own that nothing has met."""
+    """These dimensions, each with its own length that nothing has met."""
     return frozenset((d, SharedLength()) for d in dims if shape[d] > 1)
 
 
@@ -96,19 +104,19 @@ class LabelAlgebra:
             self.labels.join(a.numpy(), b.numpy())
 
     def tie(self, aspect: Tensor, dims: Iterable[int]) -> Tensor:
-        """All labels along these dimensions leave together; the aspect without them."""
+        """All labels along these dimensions are removed together. Returns the aspect without them."""
         rest = take_first(aspect, dims)
         self.join(aspect, rest)
         return rest
 
     def hold(self, aspect: Tensor, dims: set[int], reason: str) -> None:
-        """These dimensions keep their size: tie along them, and where nothing else varies the labels must stay."""
+        """These dimensions keep their size: tie along them and, if nothing else varies, fix the labels."""
         rest = self.tie(aspect, dims)
         if varying_dims(aspect) <= dims:
             self.labels.fix(rest.numpy(), reason)
 
     def hold_all(self, axis_labels: AxisLabels, dims: set[int], reason: str) -> AxisLabels:
-        """Hold whatever varies along some dimensions; what is left does not vary along them."""
+        """Hold whatever varies along some dimensions. The result does not vary along them."""
         kept = []
         for aspect in axis_labels.aspects:
             common = varying_dims(aspect) & dims
@@ -120,17 +128,18 @@ class LabelAlgebra:
         return AxisLabels(axis_labels.shape, tuple(kept), axis_labels.parameter)
 
     def number_places(self, axis_labels: AxisLabels, dims: set[int], reason: str) -> tuple[Numbering, ...]:
-        """That integers number the places along these dimensions of a tensor."""
+        """Integers number the places along these dimensions of a tensor."""
         along = [(aspect, varying_dims(aspect) & dims) for aspect in axis_labels.aspects]
         return tuple(Numbering(aspect, frozenset(common), reason) for aspect, common in along if common)
 
     def hold_numbered(self, axis_labels: AxisLabels) -> None:
-        """Integers are read: what they number the places of must stay."""
+        """The integers are read: the places that they number must stay."""
         for own in axis_labels.numbers:
             self.hold(own.aspect, set(own.dims), own.reason)
 
     def merge_aspects(self, aspects: Iterable[Tensor], joined: bool = False) -> tuple[Tensor, ...]:
-        """Aspects that vary along a common dimension speak of the same thing: join them, unless they are, and keep the finer one."""
+        """Aspects that vary along a common dimension mean the same: join them, unless joined, and keep the
+        finer one."""
         found: list[Tensor] = []
         for aspect in aspects:
             own = varying_dims(aspect)
@@ -147,7 +156,8 @@ class LabelAlgebra:
         return tuple(found)
 
     def join_elementwise(self, shape: Sequence[int], operands: Sequence[AxisLabels]) -> AxisLabels:
-        """Elementwise with broadcasting: labels that meet are joined, labels that meet a fixed size are held."""
+        """Elementwise with broadcasting: labels that meet are joined, labels that meet a fixed size are
+        held."""
         rank = len(shape)
         aligned = [_align_rank(s, rank) for s in operands]
         if _vary_alike(aligned):
@@ -164,7 +174,8 @@ class LabelAlgebra:
         )
 
     def _join_shared_lengths(self, operands: Sequence[AxisLabels]) -> None:
-        """Soft dimensions that meet have one length: that of labels that meet any of them now or have met it before."""
+        """Flexible dimensions that meet have one length: that of labels that meet any of them, now or
+        before."""
         cells: dict[int, list[SharedLength]] = defaultdict(list)
         for operand in operands:
             for d, cell in operand.flexible:
@@ -185,7 +196,8 @@ class LabelAlgebra:
                 cell.labels = met[0] if met else None
 
     def _join_alike(self, shape: Sequence[int], operands: Sequence[AxisLabels]) -> AxisLabels:
-        """Operands that vary alike: every place of one meets that place of the others, so that a chain joins them all."""
+        """Operands that vary alike: every place of one meets that place of the next, so a chain joins them
+        all."""
         whole, soft, parameter = (
             tuple(shape),
             _common_flexible_dims(operands),
@@ -219,9 +231,9 @@ class LabelAlgebra:
     def follow_product(
         self, a: AxisLabels, b: AxisLabels, shared: set[int], shape: Sequence[int]
     ) -> AxisLabels:
-        """Batched matrix product over the last dimension of a and the last but one of b: [..., n, k] x [..., k, m].
+        """Batched matrix product [..., n, k] x [..., k, m].
 
-        `shared` are the batch dimensions. Labels along k meet; what varies along the batch stays in the result.
+        Labels along k meet; labels that vary along the batch dimensions `shared` stay in the result.
         """
         k_a, k_b = len(a.shape) - 1, len(b.shape) - 2
         over_a = [
@@ -266,16 +278,20 @@ class LabelAlgebra:
         return AxisLabels(tuple(shape), self.merge_aspects([*kept, *batch]), a.parameter and b.parameter)
 
     def consume(self, aspect: Tensor) -> None:
-        """These labels of a parameter are summed over: the parameter's dimension is a consumer's input side."""
+        """A product sums over these labels of a parameter: the parameter's dimension is a consumer's input
+        side."""
         self.note_side(aspect, self.labels.consumed)
 
     def produce(self, aspect: Tensor) -> None:
-        """These labels of a parameter are those of a product's result: the parameter's dimension is a producer's outputs."""
+        """A product's result has these labels of a parameter: the parameter's dimension is a producer's
+        outputs."""
         self.note_side(aspect, self.labels.produced)
 
     def note_twins(self, all_labels: Sequence[AxisLabels]) -> None:
-        """Parameters that are added, stacked or laid side by side: what a product makes of a dimension of the result, it
-        makes of that dimension of each."""
+        """Parameters that are added, stacked or concatenated share their role in a product.
+
+        What a product makes of a dimension of the result, it makes of that dimension of each parameter.
+        """
         if len(all_labels) < 2 or not all(s.parameter for s in all_labels):
             return
         rank = max(len(s.shape) for s in all_labels)
@@ -320,7 +336,7 @@ class LabelAlgebra:
     def move_labels(
         self, axis_labels: AxisLabels, change: Callable[[Tensor], Tensor], shape: Sequence[int] | None = None
     ) -> AxisLabels:
-        """An operation that only moves elements, carried out on the labels; shape: that of its result, where it is known."""
+        """An operation that only moves elements, applied to the labels; shape: of its result, if known."""
         results = [
             compress_labels(change(aspect.expand(axis_labels.shape))) for aspect in axis_labels.aspects
         ]
@@ -342,7 +358,8 @@ class LabelAlgebra:
     def _move_flexible_dims(
         self, axis_labels: AxisLabels, change: Callable[[Tensor], Tensor], shape: Sequence[int]
     ) -> frozenset[tuple[int, SharedLength]]:
-        """Dimensions along which a moved tensor is alike: those where a count over the firm ones does not vary."""
+        """Dimensions along which a moved tensor is uniform: those in which a count over the fixed ones
+        does not vary."""
         if shape == axis_labels.shape and not axis_labels.flexible:
             return frozenset()
         firm = [n if axis_labels.has_fixed_length(d) else 1 for d, n in enumerate(axis_labels.shape)]
@@ -359,8 +376,11 @@ class LabelAlgebra:
         return kept | flexible_dims(shape, alike - {e for e, _ in kept})
 
     def _merge_moved(self, aspects: Iterable[Tensor]) -> tuple[Tensor, ...]:
-        """Aspects that came to vary along a common dimension: labels in step are joined (a diagonal); of two dimensions
-        flattened into one, the one with fewer labels keeps its size, so that the other can be cut."""
+        """Merge aspects that vary along a common dimension after a move.
+
+        Labels that move together are joined (a diagonal); of two flattened dimensions the finer one is
+        kept.
+        """
         live = [a for a in aspects if varying_dims(a)]
         if sum(len(varying_dims(a)) for a in live) == len(set().union(*map(varying_dims, live))):
             return tuple(live)
@@ -376,7 +396,8 @@ class LabelAlgebra:
         return tuple(found)
 
     def hold_blocks(self, axis_labels: AxisLabels, dim: int, length: int, reason: str) -> None:
-        """A dimension is taken apart into equal blocks: the same positions leave all of them. Unequal: it stays."""
+        """A dimension is split into equal blocks: the same positions of all are removed. Unequal blocks:
+        it stays."""
         for aspect in axis_labels.aspects:
             if dim not in varying_dims(aspect):
                 continue
@@ -396,7 +417,8 @@ class LabelAlgebra:
         groups: int,
         shape: Sequence[int],
     ) -> AxisLabels:
-        """Labels of [N, O, ...] from [N, C, ...] and a weight [O, C/groups, ...] ([C, O/groups, ...] when transposed)."""
+        """Labels of [N, O, ...] from [N, C, ...] and a weight [O, C/groups, ...], or [C, O/groups, ...] if
+        transposed."""
         x = self.hold_all(x, set(range(len(x.shape))) - {1}, "a convolution slides over it")
         channels = x.shape[1]
         ours = x.aspects[0].flatten() if x.aspects else None
@@ -445,13 +467,13 @@ class LabelAlgebra:
 
 
 def _follow_dim(dim: int, shape: Sequence[int], change: Callable[[Tensor], Tensor]) -> set[int]:
-    """The dimensions along which what varied along one dimension varies after a move."""
+    """The dimensions along which a result varies if its operand varied along one dimension."""
     lone = torch.arange(shape[dim]).view([-1 if d == dim else 1 for d in range(len(shape))])
     return varying_dims(compress_labels(change(lone.expand(tuple(shape)))))
 
 
 def _common_flexible_dims(operands: Sequence[AxisLabels]) -> frozenset[tuple[int, SharedLength]]:
-    """Dimensions on whose length no operand insists."""
+    """Dimensions whose length no operand fixes."""
     return frozenset(
         (d, cell)
         for s in operands
@@ -491,6 +513,6 @@ def _align_rank(axis_labels: AxisLabels, rank: int) -> AxisLabels:
 
 
 def _labels_along(weight: AxisLabels, dim: int) -> Tensor | None:
-    """The labels along one dimension of a weight; None where they do not vary along it alone."""
+    """The labels along one dimension of a weight; None if they do not vary along it alone."""
     found = [a for a in weight.aspects if varying_dims(a) == {dim}]
     return found[0].flatten() if found else None

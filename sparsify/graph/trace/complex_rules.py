@@ -10,7 +10,7 @@ from sparsify.graph.trace.rule_api import Follower, Op, Rule
 
 
 def _view_as_complex(w: Follower, op: Op) -> AxisLabels:
-    """[..., 2] -> [...]: both parts of a number leave together."""
+    """[..., 2] -> [...]: both parts of a number are removed together."""
     x = w.labels_of(op.args[0])
     last = len(x.shape) - 1
     paired = w.algebra.hold_all(x, {last}, "it is one part of complex numbers")
@@ -37,7 +37,7 @@ def _same(w: Follower, op: Op) -> AxisLabels:
 
 
 def _fourier(w: Follower, op: Op) -> AxisLabels:
-    """Every place along the transformed dimensions depends on all the others; along the rest nothing meets."""
+    """Elements along the transformed dimensions all depend on each other; along the others they do not."""
     x = w.labels_of(op.args[0])
     along = {wrap_dim(dim, op.args[0]) for dim in op.args[1]}
     held = w.algebra.hold_all(x, along, "a Fourier transform runs along it")
@@ -48,7 +48,7 @@ def _fourier(w: Follower, op: Op) -> AxisLabels:
 
 
 def _matrices(w: Follower, op: Op) -> AxisLabels | list[AxisLabels]:
-    """The last two dimensions are those of a matrix, which is taken as a whole; the others count matrices."""
+    """The last two dimensions are a matrix, which is taken as a whole; the others count matrices."""
     x = w.labels_of(op.args[0])
     rank = len(x.shape)
     held = w.algebra.hold_all(x, {rank - 2, rank - 1}, f"'{op.name}' takes whole matrices")
@@ -62,7 +62,7 @@ def _matrices(w: Follower, op: Op) -> AxisLabels | list[AxisLabels]:
 
 
 def _label_batch(held: AxisLabels, result: object, batch: tuple[int, ...]) -> AxisLabels:
-    """The shadow of a result whose first dimensions count matrices like those of the operand."""
+    """The labels of a result whose first dimensions count matrices like those of the operand."""
     if not isinstance(result, Tensor):
         return AxisLabels(())
     own = tuple(result.shape)
@@ -75,7 +75,7 @@ def _label_batch(held: AxisLabels, result: object, batch: tuple[int, ...]) -> Ax
 
 
 def _solve(w: Follower, op: Op) -> AxisLabels | list[AxisLabels]:
-    """A X = B: every column of B is solved for by itself, with the same matrix."""
+    """A X = B: every column of B is solved separately, with the same matrix."""
     a, b = w.labels_of(op.args[0]), w.labels_of(op.args[1])
     left = read_argument(op.args, op.kwargs, 2, "left", True)
     rank = len(a.shape)
@@ -94,7 +94,7 @@ def _solve(w: Follower, op: Op) -> AxisLabels | list[AxisLabels]:
 
 
 def _none(_w: Follower, _op: Op) -> list[AxisLabels]:
-    """It only looks for errors."""
+    """It only checks for errors."""
     return []
 
 
@@ -116,10 +116,11 @@ def has_labels(axis_labels: AxisLabels) -> bool:
     return any(varying_dims(aspect) for aspect in axis_labels.aspects)
 
 
-MATRICES = (
-    "_linalg_det", "_linalg_eigh", "_linalg_slogdet", "_linalg_svd", "linalg_cholesky_ex", "linalg_eig", "linalg_householder_product",
-    "linalg_inv_ex", "linalg_lu_factor_ex", "linalg_matrix_exp", "linalg_pinv", "linalg_qr", "cholesky", "cholesky_inverse", "inverse",
-)  # fmt: skip
+MATRICES = tuple(
+    "_linalg_det _linalg_eigh _linalg_slogdet _linalg_svd linalg_cholesky_ex linalg_eig "
+    "linalg_householder_product linalg_inv_ex linalg_lu_factor_ex linalg_matrix_exp linalg_pinv linalg_qr "
+    "cholesky cholesky_inverse inverse".split()
+)
 COMPLEX_RULES: dict[str, Rule] = {
     "_conj": _same,
     "_fft_c2c": _fourier,

@@ -1,8 +1,9 @@
-"""What operators that read or write elements by their number do to labels.
+"""What operators that read or write elements by number do to labels.
 
-`x[index]`, `gather` and an embedding read; `scatter`, `index_add` and `x[index] = y` write. The dimensions that the
-numbers run over keep their size; labels along all others go on, those of the index as well: it has one place for each
-element that is read.
+`x[index]`, `gather` and an embedding read; `scatter`, `index_add` and `x[index] = y` write. The dimensions
+that the numbers run over keep their size. Labels along all other dimensions pass on, and so do those of
+the
+index: it has one place for each element that is read.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,20 +31,20 @@ class _PickedElements:
     dims: frozenset[int]
     """dimensions of the tensor that are indexed"""
     made: AxisLabels
-    """of the indices, spread to one shape"""
+    """labels of the indices, broadcast to one shape"""
     start: int
     """the dimension of the result at which that shape begins"""
     zeros: list[Tensor | None]
     """indices of that shape that pick the first element everywhere"""
 
     def placed(self, aspect: Tensor, rank: int) -> Tensor:
-        """An aspect of the indices as one of the result, which has so many dimensions."""
+        """An aspect of the indices as one of the result, which has `rank` dimensions."""
         behind = rank - self.start - len(self.made.shape)
         return aspect.view((1,) * self.start + tuple(aspect.shape) + (1,) * behind)
 
 
 def _pick_elements(w: Follower, indices: Sequence[Tensor | None], count: int) -> _PickedElements:
-    """count: elements that a mask chooses."""
+    """count: number of elements that a mask chooses."""
     own: dict[int, AxisLabels] = {}
     at = 0
     for index in indices:
@@ -69,7 +70,7 @@ def _is_mask(index: Tensor) -> bool:
 
 
 def _count_chosen(indices: Iterable[Tensor | None]) -> int:
-    """How many elements a mask among the indices chooses; 2, which no broadcast hides, where that is not known."""
+    """How many elements a mask among the indices chooses; if unknown 2, which no broadcast hides."""
     masks = [index for index in indices if index is not None and _is_mask(index)]
     return int(masks[0].count_nonzero()) if masks and not masks[0].is_meta else 2
 
@@ -79,7 +80,7 @@ def _hold_whole(w: Follower, tensor: Tensor, reason: str) -> None:
 
 
 def _fix_lengths(axis_labels: AxisLabels, dims: Iterable[int]) -> AxisLabels:
-    """A shadow that insists on its length along these dimensions."""
+    """Labels with fixed lengths along these dimensions."""
     return replace(
         axis_labels, flexible=frozenset((d, cell) for d, cell in axis_labels.flexible if d not in set(dims))
     )
@@ -127,13 +128,13 @@ def _gather(w: Follower, op: Op) -> AxisLabels:
 
 
 def _unequal_dims(dim: int, x: Tensor, *others: Tensor) -> set[int]:
-    """Dimensions, other than the one that numbers run over, of which only the first elements take part."""
+    """Other dimensions than the numbered one of which only the first elements take part."""
     sized = [other for other in others if other.dim()]
     return {d for d in range(x.dim()) if d != dim and any(other.shape[d] != x.shape[d] for other in sized)}
 
 
 def _drop_dims(axis_labels: AxisLabels, dims: set[int]) -> AxisLabels:
-    """A shadow that does not vary along some dimensions, with size 1 along them."""
+    """Labels that do not vary along some dimensions, with size 1 along them."""
     shape = tuple(1 if d in dims else n for d, n in enumerate(axis_labels.shape))
     return _fix_lengths(replace(axis_labels, shape=shape), dims)
 
@@ -141,8 +142,7 @@ def _drop_dims(axis_labels: AxisLabels, dims: set[int]) -> AxisLabels:
 def _write_elements(
     w: Follower, x: Tensor, dims: set[int], others: Iterable[AxisLabels], reason: str
 ) -> AxisLabels:
-    """Elements of others take the place of, or are added to, some of x along these dimensions; along all other dimensions
-    element by element."""
+    """Write elements of others into x, or add them, along these dimensions; elementwise along all others."""
     operands = []
     for own in (w.labels_of(x), *others):
         held = w.algebra.hold_all(own, dims & set(range(len(own.shape))), reason)
@@ -202,7 +202,7 @@ def _index_put(w: Follower, op: Op) -> AxisLabels:
         [1 if e in middle else n for e, n in enumerate(part.shape)],
         [_drop_dims(part, set(middle)), _drop_dims(source, set(middle))],
     )
-    # Back to the dimensions of x: those that are not indexed stand in the same order in the part that is written.
+    # Back to the dimensions of x: those that are not indexed have the same order in the written part.
     rest = [e for e in range(rank) if e not in middle]
     free = [d for d in range(x.dim()) if d not in picked.dims]
     back = dict(zip(rest, free, strict=True))
@@ -235,8 +235,11 @@ def _masked_fill(w: Follower, x: Tensor, indices: Sequence[Tensor | None]) -> Ax
 
 
 def _masked_scatter(w: Follower, op: Op) -> AxisLabels:
-    """The source's elements, one after the other, wherever a mask is true. Where the mask is alike along the last dimension,
-    and the source has it too, whole rows are written."""
+    """Write the source's elements in order wherever a mask is true.
+
+    If the mask does not vary along the last dimension, and the source has that dimension, whole rows are
+    written.
+    """
     x, mask, source = op.args[:3]
     last = x.dim() - 1
     whole = w.labels_of(mask)
@@ -311,7 +314,7 @@ def _embedding_renorm(w: Follower, op: Op) -> AxisLabels:
 
 
 def _as_a_whole(w: Follower, op: Op) -> AxisLabels:
-    """Elements move in an order that depends on numbers: everything that takes part stays."""
+    """Elements move in an order that depends on values: all labels that take part must stay."""
     for value in (*op.args, *op.kwargs.values()):
         for tensor in value if isinstance(value, list | tuple) else [value]:
             if isinstance(tensor, Tensor):
@@ -351,4 +354,4 @@ INDEX_RULES: dict[str, Rule] = {
 
 _WRITE = ("put", "scatter", "index_add", "index_copy", "index_fill", "index_reduce")
 WRITES_IN_PLACE = frozenset(name for name in INDEX_RULES if any(word in name for word in _WRITE))
-"""those that write into their first argument, when they do it in place"""
+"""those that write into their first argument when called in place"""

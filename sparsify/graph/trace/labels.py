@@ -1,8 +1,9 @@
-"""Labels: one number per index of every dimension of every parameter and buffer, and which of them must leave together.
+"""Labels: one number per index of every dimension of every parameter and buffer, and which must go
+together.
 
-Labels are joined by edges while the model runs; connected components, computed once at the end, are the units that can
-only leave as a whole. Source: the idea is that of dependency graphs (Fang et al., arXiv:2301.12900), carried from
-layers to single indices.
+Labels are joined by edges while the model runs. The connected components, computed once at the end, are
+the units that can only be removed as a whole. Source: dependency graphs (Fang et al., arXiv:2301.12900),
+applied to single indices instead of layers.
 """
 
 from bisect import bisect_right
@@ -41,13 +42,13 @@ class Labels:
         self.looked_up: set[tuple[str, int]] = set()
         """(tensor, dimension) that a looked-up row has: an embedding's outputs"""
         self.twins: dict[tuple[str, int], frozenset[tuple[str, int]]] = {}
-        """(tensor, dimension) -> it and those of other parameters that it was added to or stacked with"""
+        """(tensor, dimension) -> itself and those of parameters that it was added to or stacked with"""
         self.used: set[str] = set()
         """tensors that took part in the forward call"""
         self.ran: set[str] = set()
         """modules that ran in it"""
         self.evaluated: frozenset[str] = frozenset()
-        """the tensors and modules of these that did in eval mode"""
+        """those of these tensors and modules that took part in eval mode"""
         self._statistics: list[Ints] = []
         self._paired: list[Ints] = []
         self._rectangles: list[Ints] = []
@@ -66,7 +67,8 @@ class Labels:
         return self.axes[bisect_right(self._firsts, label) - 1] if label else None
 
     def join(self, a: Ints, b: Ints) -> None:
-        """Labels at the same place of a and b leave together. They are read later: neither may be written into."""
+        """Labels at the same place of a and b are removed together. Both are read later: do not write into
+        them."""
         if not a.size or not b.size:
             return
         if a.shape == b.shape:
@@ -75,7 +77,7 @@ class Labels:
             self._edges.append(_remove_duplicates(*(v.ravel() for v in np.broadcast_arrays(a, b))))
 
     def fix(self, labels: Ints, reason: str) -> None:
-        """These labels must stay, and why. They are read later: they may not be written into."""
+        """These labels must stay, for this reason. They are read later: do not write into them."""
         self._fixed.append((labels, reason))
 
     def note_statistics(self, labels: Ints) -> None:
@@ -87,18 +89,18 @@ class Labels:
         self._paired.append(labels)
 
     def note_rectangle(self, labels: Ints) -> None:
-        """Labels that lie in a tensor along several dimensions: what remains must be a rectangle again."""
+        """These labels lie along several dimensions of a tensor: what is kept must be a rectangle again."""
         self._rectangles.append(labels)
 
     def note_length(self, module: str, labels: Ints) -> None:
-        """A module wrote down the length of this dimension."""
+        """A module used the length of this dimension."""
         self.shapes.append((module, labels))
 
     def find_classes(self) -> Ints:
-        """The class of every label: the smallest label that it must leave together with.
+        """The class of every label: the smallest label that it must be removed with.
 
-        Where one dimension was taken apart into several (heads and their features, blocks and positions in them),
-        whole rows or whole columns leave: along the one of them that gives the most units.
+        If one dimension was split into several (heads and their features, blocks and positions in them),
+        whole rows or whole columns are removed: along the dimension that gives the most units.
         """
         number, edges = self._merge_axes()
         (smallest,) = np.nonzero(np.diff(np.maximum.accumulate(number), prepend=-1))
@@ -116,7 +118,7 @@ class Labels:
     def _merge_axes(self) -> tuple[Ints, list[tuple[Ints, Ints]]]:
         """(label -> node, ascending with the smallest label of each; the joins that are left).
 
-        Most joins are of one whole axis with another (a layer's outputs and what its normalisation holds of them): their
+        Most joins are of one whole axis with another (a layer's outputs and its normalisation): such
         labels share nodes from the start.
         """
         sizes = {axis.first: axis.size for axis in self.axes}
@@ -146,7 +148,7 @@ class Labels:
         return number, left
 
     def why_fixed(self, classes: Ints) -> tuple[Ints, list[str]]:
-        """(place in the list or -1, for every class; why a class must stay)."""
+        """(index into the list or -1, for every class; reasons why a class must stay)."""
         found = list(dict.fromkeys(reason for _, reason in self._fixed))
         at = {reason: number for number, reason in enumerate(found)}
         places = np.full(self.count, -1)
@@ -159,11 +161,11 @@ class Labels:
         return places, found
 
     def has_statistics(self, classes: Ints) -> NDArray[np.bool_]:
-        """Over which classes a statistic is taken."""
+        """Whether a statistic is taken over each class."""
         return self._mark_classes(self._statistics, classes)
 
     def is_paired(self, classes: Ints) -> NDArray[np.bool_]:
-        """Over which classes a product without a weight sums."""
+        """Whether a product without a weight sums over each class."""
         return self._mark_classes(self._paired, classes)
 
     def _mark_classes(self, marked: Sequence[Ints], classes: Ints) -> NDArray[np.bool_]:
@@ -188,7 +190,7 @@ def _remove_duplicates(a: Ints, b: Ints) -> tuple[Ints, Ints]:
 
 
 def _find_ties(field: Ints) -> list[tuple[Ints, Ints]]:
-    """What to join so that the classes vary along one dimension only; nothing where they do."""
+    """What to join so that the classes vary along one dimension only; nothing if they do."""
     dims = [d for d in range(field.ndim) if (field != field.take([0], d)).any()]
     if len(dims) < 2:
         return []

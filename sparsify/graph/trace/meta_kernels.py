@@ -1,4 +1,4 @@
-"""Results of operators on tensors without numbers: quickly, where torch's own description of them is slow."""
+"""Run operators on meta tensors quickly, where torch's own meta kernels are slow."""
 
 from collections.abc import Callable
 from functools import cache
@@ -15,7 +15,7 @@ ResultSpec = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 
 
 def run_on_meta(name: str, func: Any, args: Any, kwargs: Any) -> Any:
-    """func(*args, **kwargs)."""
+    """Return func(*args, **kwargs)."""
     x = args[0] if args else None
     if isinstance(x, Tensor) and x.is_meta and x.is_floating_point() and not kwargs and x.is_contiguous():
         rule = _RULES.get(name)
@@ -28,7 +28,7 @@ def run_on_meta(name: str, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 class FastMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Every operator that runs under it."""
+    """Runs every operator under it by `run_on_meta`."""
 
     supports_higher_order_operators = True
 
@@ -52,7 +52,7 @@ def _make_like(x: Tensor, *shape: int) -> Tensor:
 
 
 def _result_if_alike(x: Tensor, *others: Any) -> Tensor | None:
-    """A result like x, where the other tensors are like x too."""
+    """A result like x if the other tensors are like x too."""
     for other in others:
         if isinstance(other, Tensor) and (
             other.shape != x.shape or other.dtype != x.dtype or not other.is_meta or not other.is_contiguous()
@@ -117,7 +117,8 @@ def _convolution(
 
 
 _ALONE = frozenset(
-    "relu hardtanh gelu silu sigmoid tanh hardswish hardsigmoid leaky_relu elu mish softplus neg exp erf _softmax _safe_softmax".split()
+    "relu hardtanh gelu silu sigmoid tanh hardswish hardsigmoid leaky_relu elu mish softplus neg exp erf "
+    "_softmax _safe_softmax".split()
 )
 _PAIRS = frozenset(("add", "sub", "mul", "div"))
 _RULES: dict[str, Callable[..., Any]] = {
@@ -130,7 +131,7 @@ _RULES: dict[str, Callable[..., Any]] = {
 
 
 def describe_result(func: Any, out: Any) -> tuple[ResultSpec, ...] | None:
-    """How to make the operator's result again; None where it has numbers, or shares storage with an argument."""
+    """How to make the operator's result again; None if it has values or shares storage with an argument."""
     results = (out,) if isinstance(out, Tensor) else out
     if (
         not _allocates_results(func)
@@ -142,7 +143,7 @@ def describe_result(func: Any, out: Any) -> tuple[ResultSpec, ...] | None:
 
 
 def make_result(description: tuple[ResultSpec, ...], alone: bool) -> Any:
-    """The result again; alone: one tensor, no tuple."""
+    """Make the result again; alone: one tensor, not a tuple."""
     results = [
         torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in description
     ]

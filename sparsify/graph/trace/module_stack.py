@@ -1,4 +1,5 @@
-"""Which module is running, and the how-many-eth sum in it: an address that every run of the same forward call repeats."""
+"""Which module is running, and which sum in it: an address that is the same in every run of a forward
+call."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from sparsify.forward.opaque import are_wrappers, holds_nested, is_composite, is
 class ModuleStack(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operator, and knows which module it runs in.
 
-    Operators that are functions of others are taken apart, and tensors that wrap others give way to those.
+    Composite operators are decomposed, and tensors that wrap others are unwrapped.
     """
 
     supports_higher_order_operators = True
@@ -47,7 +48,7 @@ class ModuleStack(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def track_modules(self, model: nn.Module) -> Iterator[None]:
-        """Know, while the model runs, which of its modules is running."""
+        """Track which module is running."""
         names = {module: name for name, module in model.named_modules() if not is_scripted(module)}
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -75,7 +76,10 @@ class ModuleStack(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """A module has returned."""
 
     def sum_at(self, func: Any, args: Any) -> tuple[str, int] | None:
-        """(module, how many sums of two tensors ran in it before) where this operator is one; to be asked once of each."""
+        """(module, number of earlier sums of two tensors in it) if the operator is such a sum.
+
+        Call it once for each operator: it counts them.
+        """
         if func._schema.name not in ("aten::add", "aten::add_") or not all(
             isinstance(a, Tensor) for a in args[:2]
         ):

@@ -1,4 +1,4 @@
-"""One forward call as a graph of operators, with the calls of modules that they ran in."""
+"""One forward call as a graph of operators, with the module calls that they ran in."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ class ModuleCall:
     """what it returned, with nodes in place of tensors"""
 
     def outer_calls(self) -> Iterator["ModuleCall"]:
-        """The calls that it ran in, from inside out."""
+        """The calls that it ran in, innermost first."""
         at = self.within
         while at is not None:
             yield at
@@ -93,7 +93,7 @@ class Graph:
 
 
 class GraphRecorder(ModuleStack):
-    """Records what runs under it."""
+    """Records the operators and module calls that run under it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class GraphRecorder(ModuleStack):
         self.graph.outputs |= unite(1 << self._node_of(tensor) for tensor in float_tensors(output))
 
     def _replace_by_nodes(self, result: Any) -> Any:
-        """A returned value with nodes in place of tensors: of a tuple's entries; None where nothing is known of it."""
+        """A returned value with nodes in place of tensors, also in a tuple; Ellipsis for other values."""
         if isinstance(result, Tensor):
             return self._node_of(result)
         if type(result) is tuple:
@@ -181,7 +181,7 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
 
 
 def record_graph(model: nn.Module, inputs: Inputs) -> Graph:
-    """The operators of one forward call in eval mode. Pass a copy of the model."""
+    """Record the operators of one forward call in eval mode. Pass a copy of the model."""
     mode = GraphRecorder(model.eval())
     own = map_tensors(inputs, torch.clone)  # a forward may write into its inputs
     mode.note_inputs(own)

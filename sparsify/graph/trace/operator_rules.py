@@ -1,4 +1,5 @@
-"""What each operator does to labels. A rule reads the operator's arguments and gives the shadow of its result."""
+"""What each operator does to labels. A rule reads the operator's arguments and returns the labels of its
+result."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -72,7 +73,7 @@ def _addr(w: Follower, op: Op) -> AxisLabels:
 
 
 def _tie_runs(w: Follower, axis_labels: AxisLabels, dim: int, length: int) -> None:
-    """So many neighbours along a dimension leave together."""
+    """Runs of `length` neighbours along a dimension are removed together."""
     for aspect in axis_labels.aspects:
         if dim in varying_dims(aspect) and aspect.shape[dim] % length == 0:
             runs = torch.unflatten(aspect, dim, (-1, length))
@@ -80,7 +81,8 @@ def _tie_runs(w: Follower, axis_labels: AxisLabels, dim: int, length: int) -> No
 
 
 def _grouped_mm(w: Follower, op: Op) -> AxisLabels:
-    """Runs of rows, each times a matrix of its own out of a stack: [rows, K] x [experts, K, N]; or a batch of products."""
+    """Runs of rows, each times its own matrix of a stack: [rows, K] x [experts, K, N]; or a batch of
+    products."""
     x, stack = op.args[:2]
     for value in (*op.args[2:], *op.kwargs.values()):
         if isinstance(value, Tensor):
@@ -229,7 +231,7 @@ def _weight_norm(w: Follower, op: Op) -> AxisLabels:
 
 
 def _lay_along(w: Follower, vector: Tensor, dim: int, rank: int) -> AxisLabels:
-    """The shadow of a vector, laid along one dimension of a tensor of so many dimensions."""
+    """The labels of a vector, laid along one dimension of a tensor with `rank` dimensions."""
     axis_labels, size = w.labels_of(vector), vector.shape[0]
     shape = (1,) * dim + (size,) + (1,) * (rank - dim - 1)
     return AxisLabels(
@@ -244,7 +246,7 @@ def _lay_along(w: Follower, vector: Tensor, dim: int, rank: int) -> AxisLabels:
 
 
 NUMBERED = frozenset(["argmax", "argmin", "max", "min"])
-"""reductions that give the number of an element: by itself, or as a second result"""
+"""reductions that return the number of an element, alone or as a second result"""
 
 
 def follow_reduction(w: Follower, op: Op) -> AxisLabels | list[AxisLabels]:
@@ -283,7 +285,8 @@ def follow_along(w: Follower, op: Op) -> AxisLabels | list[AxisLabels]:
 
 
 def _distance(w: Follower, op: Op) -> AxisLabels:
-    """[..., P, M] and [..., R, M]: [..., P, R], a sum over M; of one matrix, the distances between its rows."""
+    """Distances between rows, a sum over M: [..., P, M] and [..., R, M] -> [..., P, R]; or within one
+    matrix."""
     one = w.labels_of(op.args[0])
     if op.name == "_pdist_forward":
         held = w.algebra.hold_all(one, {0}, "distances between its rows are taken")
@@ -297,7 +300,7 @@ def _distance(w: Follower, op: Op) -> AxisLabels:
 
 
 def _loss(w: Follower, op: Op) -> AxisLabels:
-    """Element by element, then a mean or a sum over all of them."""
+    """Element by element, then a mean or a sum over all elements."""
     operands = [v for v in flatten_arguments(op.args, op.kwargs) if isinstance(v, Tensor)]
     shape = np.broadcast_shapes(*(t.shape for t in operands))
     made = w.algebra.join_elementwise(shape, [w.labels_of(t) for t in operands])

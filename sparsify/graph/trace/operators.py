@@ -144,8 +144,9 @@ NORMS = frozenset(
     ]
 )
 POINTWISE = frozenset(
-    "where _prelu_kernel masked_fill lerp addcmul addcdiv clamp clamp_min clamp_max hardswish hardsigmoid hardtanh silu gelu mish elu celu selu "
-    "leaky_relu rrelu_with_noise softplus softshrink hardshrink threshold log_sigmoid_forward glu_jvp fmod remainder nan_to_num normal".split()
+    "where _prelu_kernel masked_fill lerp addcmul addcdiv clamp clamp_min clamp_max hardswish hardsigmoid "
+    "hardtanh silu gelu mish elu celu selu leaky_relu rrelu_with_noise softplus softshrink hardshrink "
+    "threshold log_sigmoid_forward glu_jvp fmod remainder nan_to_num normal".split()
 )
 LIKE = frozenset(
     [
@@ -203,7 +204,8 @@ LOSSES = {
     "smooth_l1_loss": 2,
     "soft_margin_loss": 2,
 }
-"""element by element, then a sum or a mean over all of them: operator -> place of the argument that can say none"""
+"""elementwise, then a sum or mean over all elements: operator -> place of the argument that can disable
+that"""
 
 UNIFORM = frozenset(
     [
@@ -218,7 +220,7 @@ UNIFORM = frozenset(
         "new_empty",
     ]
 )
-"""made from nothing, every element the same or yet to be written"""
+"""created with all elements equal, or not written yet"""
 
 
 def apply_move(func: Any, tensor: Tensor, rest: Any, kwargs: Any) -> Tensor:
@@ -276,7 +278,7 @@ def dims_run_over(name: str, args: Any, kwargs: Mapping[str, Any]) -> set[int]:
 
 
 def loss_reduction(name: str, args: Any, kwargs: Mapping[str, Any]) -> int:
-    """How a loss sums over elements: 0 not at all, 1 a mean, 2 a sum."""
+    """How a loss sums over elements: 0 none, 1 mean, 2 sum."""
     place = LOSSES[name]
     found: int = 2 if place is None else read_argument(args, kwargs, place, "reduction", 1)
     return found
@@ -284,7 +286,7 @@ def loss_reduction(name: str, args: Any, kwargs: Mapping[str, Any]) -> int:
 
 @contextmanager
 def decompose_operators(model: nn.Module) -> Iterator[None]:
-    """Let torch take the plain path: no fused attention, no fused recurrent layers."""
+    """Make torch run plain operators: no fused attention, no fused recurrent layers."""
     recurrent = any(isinstance(module, nn.RNNBase) for _, module in walk_modules(model))
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -302,7 +304,7 @@ def decompose_operators(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_fused_attention() -> Iterator[None]:
-    """No fused MultiheadAttention and TransformerEncoder: those write zeros at padded places, the plain ones do not."""
+    """Disable fused MultiheadAttention and TransformerEncoder, which write zeros at padded places."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

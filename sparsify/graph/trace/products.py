@@ -1,6 +1,6 @@
-"""What the products of a forward call spend, and which labels lie along the dimensions that they run over.
+"""What the products of a forward call cost, and which labels lie along the dimensions that they run over.
 
-[n, k] x [k, m] runs over n, k and m, and takes one multiply-accumulate for each combination of indices.
+[n, k] x [k, m] runs over n, k and m, with one multiply-accumulate for each combination of indices.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,9 +13,9 @@ from torch import Tensor
 from sparsify.graph.trace.axis_labels import AxisLabels
 
 Factor = tuple[Tensor, tuple[int, ...]]
-"""a tensor, and the dimension of the product that each of its dimensions is"""
+"""a tensor, and for each of its dimensions the dimension of the product"""
 Space = tuple[tuple[int, ...], list[Factor], int]
-"""the lengths of the dimensions that a product runs over, its factors, and its multiply-accumulates"""
+"""lengths of the dimensions that a product runs over, its factors, and its multiply-accumulates"""
 
 _INDICES: dict[str, tuple[int, str, tuple[str, str]]] = {
     "mm": (0, "nkm", ("nk", "km")),
@@ -39,17 +39,17 @@ class TracedProduct:
 
     module: str
     macs: int
-    """on the whole batch"""
+    """for the whole batch"""
     aspects: tuple[Tensor, ...]
-    """the labels of its factors, laid along the dimensions that it runs over; those of parameters first"""
+    """labels of its factors, laid along the dimensions that it runs over; those of parameters first"""
     parameters: tuple[Tensor, ...]
-    """the labels of those factors that are computed from parameters alone"""
+    """labels of the factors that are computed from parameters only"""
 
 
 def trace_product(
     name: str, module: str, args: Sequence[Any], out: Tensor, of: Callable[[Tensor], AxisLabels]
 ) -> TracedProduct:
-    """What an operator of PRODUCTS spends on these arguments; of: the labels of a tensor."""
+    """Read what an operator of PRODUCTS costs; of: the labels of a tensor."""
     lengths, factors, macs = _read_space(name, args, out)
     all_labels = [(of(tensor), dims) for tensor, dims in factors]
     all_labels.sort(key=lambda factor: not factor[0].parameter)
@@ -80,7 +80,7 @@ def _read_space(name: str, args: Sequence[Any], out: Tensor) -> Space:
 
 
 def _read_convolution(args: Sequence[Any], out: Tensor) -> Space:
-    """Each element of the weight is used once at each place of the output, or of the input if transposed."""
+    """Each weight element is used once at each place of the output, or of the input if transposed."""
     x, weight, transposed = args[0], args[1], args[6]
     places = (x if transposed else out).shape
     macs = places[0] * prod(places[2:]) * weight.numel()
@@ -88,7 +88,7 @@ def _read_convolution(args: Sequence[Any], out: Tensor) -> Space:
 
 
 def _read_trilinear(args: Sequence[Any]) -> Space:
-    """Three tensors get new dimensions until they have one rank, and are multiplied element by element."""
+    """Three tensors get new dimensions until they have one rank, and are multiplied elementwise."""
     factors = []
     for tensor, added in zip(args[:3], args[3:6], strict=True):
         rank = tensor.dim() + len(added)
@@ -101,7 +101,7 @@ def _read_trilinear(args: Sequence[Any]) -> Space:
 
 
 def _lay_along_space(aspect: Tensor, dims: Sequence[int], rank: int) -> Tensor:
-    """An aspect of a factor with a dimension for each one of the product."""
+    """An aspect of a factor, with one dimension for each dimension of the product."""
     shape = [1] * rank
     for dim, size in zip(dims, aspect.shape, strict=True):
         shape[dim] = size

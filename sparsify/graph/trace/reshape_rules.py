@@ -1,4 +1,4 @@
-"""What operators that take tensors apart, or put them together, do to labels."""
+"""What operators that split or join tensors do to labels."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -45,7 +45,8 @@ def _unbind(w: Follower, op: Op) -> list[AxisLabels]:
     for aspect in axis_labels.aspects:
         if dim in varying_dims(aspect):
             w.algebra.hold(aspect, {dim}, "it is taken apart index by index")
-    return [w.algebra.move_labels(axis_labels, lambda t, i=i: t.select(dim, i)) for i in range(len(op.out))]  # type: ignore[misc]
+    moves = [partial(torch.select, dim=dim, index=i) for i in range(len(op.out))]
+    return [w.algebra.move_labels(axis_labels, move) for move in moves]
 
 
 def _select(w: Follower, op: Op) -> AxisLabels:

@@ -1,4 +1,4 @@
-"""What a rule of an operator is given: the operator that ran, and whoever follows the labels."""
+"""What an operator's rule is given: the operator that ran, and the tracer."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ class Op:
 
 
 class Follower(Protocol):
-    """What a rule needs of whoever follows the labels."""
+    """What a rule needs of the tracer."""
 
     labels: Labels
     algebra: LabelAlgebra
 
     def labels_of(self, tensor: Tensor) -> AxisLabels:
-        """The shadow of a tensor."""
+        """The labels of a tensor."""
 
     def note_length(self, axis_labels: AxisLabels) -> AxisLabels:
-        """Remember that a shape was written down."""
+        """Remember that a length was used."""
 
 
 Rule = Callable[[Follower, Op], AxisLabels | list[AxisLabels]]

@@ -1,7 +1,7 @@
 """What operators that compare elements along a dimension, or number them, do to labels.
 
-The number of an element along a dimension means nothing once others have left: where such numbers are read, the dimension
-keeps its size.
+The number of an element along a dimension changes its meaning once others are removed. If such numbers are
+read, the dimension keeps its size.
 """
 
 from dataclasses import replace
@@ -21,7 +21,8 @@ LAST_COUNTS = {
 
 
 def number_reason(name: str) -> str:
-    """Why a dimension stays when the numbers that `max`, `min`, `argmax` or `argmin` found along it are read."""
+    """Why a dimension stays if the numbers that `max`, `min`, `argmax` or `argmin` found along it are
+    read."""
     return f"the number of its {'smallest' if 'min' in name else 'largest'} element is taken by '{name}'"
 
 
@@ -31,7 +32,8 @@ def _multinomial(w: Follower, op: Op) -> AxisLabels:
 
 
 def _searchsorted(w: Follower, op: Op) -> AxisLabels:
-    """For every value the number of an interval; several values to each of several sequences, or all to one."""
+    """The number of an interval for every value: several values for each of several sequences, or all for
+    one."""
     sequence, last = op.args[0], op.args[0].dim() - 1
     sorted_by = op.kwargs.get("sorter")
     for tensor in (sequence, *([sorted_by] if isinstance(sorted_by, Tensor) else [])):
@@ -99,7 +101,7 @@ WHOLE = {
     "unique_consecutive": "equal elements of it are found by 'unique_consecutive'",
     "unique_dim": "equal elements of it are found by 'unique'",
 }
-"""operators that no cut of what goes into them can pass, and why"""
+"""operators whose inputs cannot be cut, and why"""
 
 
 def _whole(w: Follower, op: Op) -> list[AxisLabels]:

@@ -1,7 +1,8 @@
-"""One forward call, watched operator by operator: what happens to the elements happens to their labels.
+"""Trace one forward call operator by operator: what happens to the elements happens to their labels.
 
-The model runs once in eval mode with example inputs, on real or meta tensors. Composite operators are seen as the few
-dozen primitive ones that they are made of (attention as matrix products and a softmax, an LSTM as products and chunks).
+The model runs once in eval mode with example inputs, on real or meta tensors. Composite operators are seen
+as the few dozen primitive ones that they consist of (attention as matrix products and a softmax, an LSTM
+as products and chunks).
 """
 
 from collections import Counter
@@ -56,21 +57,22 @@ from sparsify.graph.trace.vision_rules import follow_window
 from sparsify.nn import attention
 
 COMPARES_WIDTH = (nn.RMSNorm, nn.Transformer)
-"""modules that compare the width of what comes in with an attribute, in no operator"""
+"""modules that compare the width of their input with an attribute, outside of any operator"""
 
 
 @dataclass(frozen=True)
 class KnownResult:
-    """What came of an operator on the same shadows before: those of its results, and, without numbers, the results."""
+    """Result of an operator that ran before on the same labels: the labels and, for meta tensors, the
+    result."""
 
     labels: tuple[AxisLabels | None, ...]
     made: tuple[ResultSpec, ...] | None
     alone: bool
-    """whether the result is one tensor, no tuple of them"""
+    """whether the result is one tensor, not a tuple"""
 
 
 class MetaLabels:
-    """The shadows of tensors without numbers, which may as well be held: they take no memory."""
+    """The labels of meta tensors. It keeps the tensors alive: they take no memory."""
 
     def __init__(self) -> None:
         self._entries: dict[int, tuple[Tensor, AxisLabels]] = {}
@@ -84,7 +86,7 @@ class MetaLabels:
 
 
 class LeavingTorch(TorchFunctionMode):
-    """Sees where numbers leave torch, for NumPy or Python: what is computed from them there cannot be followed."""
+    """Notices when values leave torch, for NumPy or Python: what is computed there cannot be traced."""
 
     def __init__(self, watch: "Tracer") -> None:
         super().__init__()
@@ -114,7 +116,7 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         self.comparing: set[str] = set()
         self.products: dict[Any, TracedProduct] = {}
         self.ran: Counter[Any] = Counter()
-        """how often each of the products ran, by the same keys"""
+        """how often each product ran, with the keys of `products`"""
         self.counting = False
 
     def enter_tensor(self, name: str, tensor: Tensor) -> None:
@@ -133,7 +135,8 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         self.names[axis_labels] = name
 
     def enter_model(self, model: nn.Module) -> None:
-        """Labels for every parameter and saved buffer; what is not saved (a table of rotary frequencies) is a constant."""
+        """Label every parameter and saved buffer. A buffer that is not saved (rotary frequencies) is a
+        constant."""
         for name, tensor, saved in named_tensors(model):
             if saved and not is_nested(tensor):
                 self.enter_tensor(name, tensor)
@@ -146,9 +149,10 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
                 self._enter_recurrent(name, module)
 
     def _enter_recurrent(self, name: str, module: nn.RNNBase) -> None:
-        """A hidden unit is one index of every gate, layer and direction: one `hidden_size` holds for all of them.
+        """Join the hidden units of a recurrent module: one index of every gate, layer and direction.
 
-        The states that such a module starts from are made of that size too. Source: Wen et al., arXiv:1709.05027 (ISS).
+        The states that such a module starts from have that size too. Source: Wen et al., arXiv:1709.05027
+        (ISS).
         """
         units = [
             self.labels_of(p).aspects
@@ -175,7 +179,7 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         return found
 
     def labels_unread(self, tensor: Tensor) -> AxisLabels:
-        """Its shadow, which nothing is learnt from by being looked at."""
+        """The labels of a tensor, without counting as a use of it."""
         found: AxisLabels | None = self.labels_by_tensor.get(tensor)
         return self._unlabelled(tensor) if found is None else found
 
@@ -226,7 +230,8 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         return out
 
     def _key(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
-        """What the rules read: the operator, its arguments with shadows for tensors, and the module that runs."""
+        """Everything that a rule reads: the operator, its arguments with labels for tensors, the running
+        module."""
         within = self.within[-1] if self.within else None
         if (
             name in NORMS
@@ -258,7 +263,7 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         )
 
     def run_untraced(self, func: Any, args: Any, kwargs: Any, reason: str) -> Any:
-        """Run what cannot be followed: all labels that flow in stay, and what comes out has none."""
+        """Run what cannot be traced: all labels that flow in must stay, and the result has none."""
         self.protect((args, kwargs), reason)
         return func(*args, **kwargs)
 
@@ -275,7 +280,7 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def track_modules(self, model: nn.Module) -> Iterator[None]:
-        """Know, while the model runs, which of its modules is running; by their `forward`, sooner than by hooks."""
+        """Track which module is running, by wrapping `forward`: this comes before any hook."""
         before = {}
         for name, module in walk_modules(model):
             before[module] = vars(module).get("forward")
@@ -314,7 +319,7 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         return run
 
     def note_length(self, axis_labels: AxisLabels) -> AxisLabels:
-        """Remember where a shape was written down: a module's attribute may hold it."""
+        """Remember where a length was used: a module's attribute may hold it."""
         if self.within:
             for aspect in axis_labels.aspects:
                 for d in varying_dims(aspect):
@@ -328,15 +333,18 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         return run_on_meta(name, func, args, kwargs)
 
     def _note_write(self, name: str, args: Any) -> None:
-        """What an operator that wrote into its first argument means for labels; where that fails, they stay."""
+        """Follow an operator that wrote into its first argument; if that fails, fix all labels involved."""
         try:
             self._follow_write(name, args)
         except Exception as error:
             self.protect(args, self._failure_reason(name, error))
 
     def _follow_write(self, name: str, args: Any) -> None:
-        """An operator wrote into a part of a tensor. Labels that lie there already are joined with what is written; labels
-        that come to lie where none were can no longer be followed."""
+        """An operator wrote into a part of a tensor.
+
+        Labels that vary there already are joined with what is written. New labels can no longer be
+        followed.
+        """
         target = args[0] if args else None
         if not isinstance(target, Tensor) or name in ("zero", "fill") or _owns_storage(target):
             return
@@ -368,7 +376,8 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
             )
 
     def _label_filled_base(self, part: Tensor, aspects: Sequence[Tensor]) -> bool:
-        """Labels written into a part of a tensor that was made to be filled: it has them from now on, along whole dimensions."""
+        """Label a tensor that was created to be filled part by part: whole dimensions of it get the part's
+        labels."""
         base = part._base
         if base is None:
             return False
@@ -401,8 +410,11 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         return True
 
     def _label_created(self, name: str, out: Any) -> AxisLabels | None:
-        """A tensor made from nothing: of any size where it is the same all over (a trial shows whether the model takes the
-        size from elsewhere), else of fixed size. A recurrent module makes the state that it starts from."""
+        """Label a tensor that an operator creates.
+
+        A uniform one can have any size (a trial cut shows whether the size comes from elsewhere), others
+        have a fixed size. The initial state of a recurrent module has its hidden units.
+        """
         units = self.hidden.get(self.within[-1]) if self.within else None
         if units is None or not isinstance(out, Tensor) or not out.dim() or out.shape[-1] != len(units):
             return (
@@ -419,7 +431,7 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
     def _apply_rule(
         self, name: str, func: Any, args: Any, kwargs: Any, out: Any
     ) -> AxisLabels | list[AxisLabels] | None:
-        """What its rule makes of an operator; where the rule fails, what flows in stays."""
+        """Apply an operator's rule; if the rule fails, fix the labels that flow in."""
         try:
             with torch._C._DisableTorchDispatch():  # rules work on labels, which no outer mode need see
                 return self._choose_rule(name, func, args, kwargs, out)
@@ -495,13 +507,13 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
 
 
 def _owns_storage(target: Tensor) -> bool:
-    """Whether a tensor is all that its storage is for, so that nothing else holds what is written into it."""
+    """Whether a tensor is all of its storage, so that no other tensor holds what is written into it."""
     whole = target.untyped_storage().nbytes() <= target.numel() * target.element_size()
     return whole and target._base is None
 
 
 def _is_pointwise_prim(func: Any) -> bool:
-    """Whether an operator of torch's decompositions, which carry no tags, acts like a pointwise one of the same name."""
+    """Whether an operator of torch's decompositions (they carry no tags) has a pointwise namesake."""
     space, _, name = func._schema.name.partition("::")
     alike = getattr(torch.ops.aten, name, None) if space == "prims" else None
     return alike is not None and any(
@@ -512,13 +524,16 @@ def _is_pointwise_prim(func: Any) -> bool:
 def trace_model(
     model: nn.Module, inputs: Inputs, *, lenient: bool
 ) -> tuple[Labels, list[tuple[TracedProduct, int]]]:
-    """Run the model under watch, in eval mode and in train mode (auxiliary heads run only there).
+    """Trace the model in eval mode and in train mode (auxiliary heads run only there). Pass a copy of it.
 
-    The labels of its parameters and buffers and everything learnt about them; and the products that ran in
-    eval mode, each with how often it did. The model's running statistics move, and
-    its attentions become the ones that a cut would make of them, which write no number of heads into a mask: pass a copy.
-    lenient: one that does not run in train mode is watched in eval mode alone. Raises ModelError when nothing that could
-    be compared comes out.
+    Running statistics change, and attentions are replaced by `sparsify.nn.attention`, which writes no
+    number of heads into a mask.
+
+    lenient: a model that does not run in train mode is traced in eval mode only.
+
+    Returns the labels of its parameters and buffers with all that was learnt, and the products that ran in
+    eval mode with how often each ran. Raises ModelError if the model returns nothing that could be
+    compared.
     """
     for name in [name for name, module in walk_modules(model) if attention.can_adopt(module)]:
         attention.adopt(model, name)

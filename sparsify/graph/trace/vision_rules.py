@@ -1,4 +1,4 @@
-"""What operators of vision do to labels: sampling at computed places, unpooling, fake quantisation."""
+"""What vision operators do to labels: sampling at computed places, unpooling, fake quantisation."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,8 @@ SLIDES = "a window slides over it"
 
 
 def follow_window(w: Follower, name: str, tensor: Tensor, out: Any) -> list[AxisLabels]:
-    """A window, or a sampling, over the last dimensions; numbers of places, where the operator gives them, as well."""
+    """A window or a sampling over the last dimensions; for operators that also return indices, several
+    results."""
     made = out if isinstance(out, tuple | list) else (out,)
     held = _hold_places(w, name, tensor)
     changed = {d for d in range(tensor.dim()) if tensor.shape[d] != made[0].shape[d]}
@@ -52,7 +53,8 @@ def _roi(w: Follower, op: Op) -> list[AxisLabels]:
 
 
 def _deform_conv2d(w: Follower, op: Op) -> AxisLabels:
-    """A convolution that reads where its offsets say: they keep their widths, the channels are a convolution's."""
+    """A convolution that reads where its offsets say: offsets keep their widths, channels act as in a
+    convolution."""
     x, weight, offset, mask, bias = op.args[:5]
     groups, offset_groups = op.args[11:13]
     for tensor in (offset, mask):

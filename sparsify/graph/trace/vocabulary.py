@@ -1,4 +1,4 @@
-"""Of which table each integer input is an index: found by watching where the numbers go in one run of the model."""
+"""Find which table each integer input indexes, by following the numbers through one run of the model."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -16,11 +16,12 @@ from sparsify.forward.opaque import without_compiling
 from sparsify.graph.trace.meta_kernels import short_name
 
 _KEEPS_NUMBERS = frozenset(
-    "view _unsafe_view reshape _reshape_alias expand permute transpose t squeeze unsqueeze select slice split unbind chunk "
-    "clone _to_copy detach alias contiguous cat stack index index_select gather masked_select masked_fill where clamp "
-    "repeat flip roll constant_pad_nd narrow unfold copy lift_fresh".split()
+    "view _unsafe_view reshape _reshape_alias expand permute transpose t squeeze unsqueeze select slice "
+    "split unbind chunk clone _to_copy detach alias contiguous cat stack index index_select gather "
+    "masked_select masked_fill where clamp repeat flip roll constant_pad_nd narrow unfold copy "
+    "lift_fresh".split()
 )
-"""operators whose result holds the very numbers that go in"""
+"""operators whose result holds the same numbers as their input"""
 _LOOKS_UP_ROWS = frozenset(["embedding", "_embedding_bag", "_embedding_bag_forward_only"])
 _INDEXES_ALONG = frozenset(
     [
@@ -39,11 +40,11 @@ _INDEXES_ALONG = frozenset(
 
 
 def add_names_and_vocabularies(model: nn.Module, inputs: Inputs) -> tuple[Call, ...]:
-    """The calls with what the model tells of their inputs: the names of its arguments, and the vocabularies of integers.
+    """Add the names of the model's arguments and the vocabularies of integer tensors to the calls.
 
-    The vocabulary of an integer tensor is the number of rows of the smallest table (an embedding, a tensor that is indexed
-    along a dimension, the classes of a loss) that its numbers are an index into. One that arithmetic changes before that
-    has none.
+    The vocabulary of an integer tensor is the number of rows of the smallest table that its numbers index:
+    an embedding, a tensor that is indexed along a dimension, the classes of a loss. If arithmetic changes
+    the numbers first, there is none.
     """
     named = add_argument_names(model, inputs)
     if not any(_is_integer(tensor) for each in named for tensor in tensors_by_path(each).values()):
@@ -60,7 +61,7 @@ def _is_integer(tensor: Tensor) -> bool:
 
 
 def _find_vocabularies(model: nn.Module, each: Call) -> dict[str, int]:
-    """Path -> rows, as far as the model runs."""
+    """Path -> number of rows, as far as the model runs."""
     watch = _IndexTracker()
 
     def enter(path: str, tensor: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ def _find_vocabularies(model: nn.Module, each: Call) -> dict[str, int]:
 
 
 class _IndexTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Knows which inputs the numbers of a tensor come from, and notes the tables that they index."""
+    """Knows which inputs the numbers of a tensor come from, and records the tables that they index."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -113,7 +114,7 @@ class _IndexTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _indexed_tables(name: str, args: Any, kwargs: Mapping[str, Any]) -> Iterator[tuple[Tensor, int]]:
-    """(index, number of rows of what it indexes) of an operator."""
+    """(index, number of rows of the indexed table) of an operator."""
     table = args[0] if args and isinstance(args[0], Tensor) else None
     if table is None:
         return

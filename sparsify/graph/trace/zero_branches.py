@@ -1,4 +1,4 @@
-"""The dense model with residual branches at zero: what a model must compute that those branches have left."""
+"""Run the dense model with some residual branches at zero: the masked model of a cut that removes them."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ Watched = Callable[[str, Tensor, Any], None]
 
 
 class ZeroBranches(ModuleStack):  # type: ignore[no-untyped-call]
-    """Puts zeros in place of one operand of the sums named."""
+    """Puts zeros in place of one operand of the given sums."""
 
     def __init__(
         self, sums: Collection[Sum], watched: Collection[str] = (), seen: Watched | None = None
@@ -49,7 +49,7 @@ class ZeroBranches(ModuleStack):  # type: ignore[no-untyped-call]
 def zero_branches(
     model: nn.Module, sums: Collection[Sum], watched: Collection[str] = (), seen: Watched | None = None
 ) -> Iterator[None]:
-    """Run the model with the branches of these sums at zero; does nothing without any."""
+    """Run the model with the branches of these sums at zero; does nothing without sums."""
     if not sums:
         yield
         return

@@ -15,6 +15,7 @@ from sparsify.graph import precision
 from sparsify.graph.group_index import dead_units
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.surgery import constants as proven_constants
+from sparsify.graph.surgery.constant_shifts import Constants, constants_match
 from sparsify.graph.verify import equivalence
 from sparsify.pruning.plan_inputs import fresh_inputs_of, seed_of
 from sparsify.pruning.planning.plan import Plan
@@ -28,7 +29,7 @@ CONTRADICTED = (
 
 def constants_of(
     dense: nn.Module, map: ModelMap, keep: Mapping[str, Sequence[int]], inputs: Inputs
-) -> proven_constants.Constants:
+) -> Constants:
     """What the removed units emit that no input changes, computed in float64 where the model runs in it; nothing, where
     it cannot be followed."""
     given = call_model.move_inputs_to_cpu(inputs)
@@ -41,12 +42,12 @@ def constants_of(
         try:
             return proven_constants.find_constants(copy_model(dense).cpu().eval(), map, keep, given)
         except Exception:
-            return proven_constants.Constants()
+            return Constants()
 
 
 def confirmed_constants(
     plan: Plan, dense: nn.Module, keep: Mapping[str, Sequence[int]], inputs: Inputs
-) -> tuple[proven_constants.Constants, tuple[str, ...]]:
+) -> tuple[Constants, tuple[str, ...]]:
     """What the removed units emit, and a note where other inputs contradict it: then none of it is believed.
 
     Constants that go on exactly are compared with the dense model by the proof. Of the others the proof sees the mean
@@ -56,16 +57,16 @@ def confirmed_constants(
     other = redraw(inputs, seed_of(plan, 0))
     if all(shift.exact for shift in found.shifts) or not accepts_inputs(dense, other):
         return found, ()
-    if proven_constants.constants_match(found, constants_of(dense, plan.map, keep, other)):
+    if constants_match(found, constants_of(dense, plan.map, keep, other)):
         return found, ()
-    return proven_constants.Constants(), (CONTRADICTED,)
+    return Constants(), (CONTRADICTED,)
 
 
 def unfollowed_constants(
     plan: Plan,
     dense: nn.Module,
     keep: Mapping[str, Sequence[int]],
-    constants: proven_constants.Constants,
+    constants: Constants,
     inputs: Inputs,
 ) -> Iterator[str]:
     """Removed units that no weight produces, and whose constants mix with data on the way: what their leaving changes."""

@@ -21,10 +21,11 @@ from sparsify.forward.copies import copy_object
 from sparsify.forward.fresh_inputs import apply_record
 from sparsify.forward.opaque import explain_errors
 from sparsify.graph.group_index import check_fits
-from sparsify.graph.surgery import constants as proven_constants
 from sparsify.graph.surgery import fold_constants, stale_widths, transfer_state
 from sparsify.graph.surgery import operations as cut_operations
+from sparsify.graph.surgery.constant_shifts import Constants
 from sparsify.graph.surgery.operations import Keep
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.trace import vocabulary
 from sparsify.pruning import layer_compaction, weight_masks
 from sparsify.pruning.constant_units import (
@@ -161,9 +162,9 @@ def cut(
     try:
         made = _carried_out(plan, dense, zeroed, keep, constants, inputs)
     except VerificationError:
-        if constants == proven_constants.Constants():
+        if constants == Constants():
             raise
-        constants, notes = proven_constants.Constants(), (CONTRADICTED,)
+        constants, notes = Constants(), (CONTRADICTED,)
         made = _carried_out(plan, dense, zeroed, keep, constants, inputs)
     thin, cuts = made.model, made.cuts.model_copy(update={"zeroed": deeds})
     followers = tuple(_followed(plan, other, model, thin, cuts, keep, inputs) for other in follow)
@@ -188,7 +189,7 @@ def _carried_out(
     dense: nn.Module,
     zeroed: nn.Module,
     keep: Mapping[str, Sequence[int]],
-    constants: proven_constants.Constants,
+    constants: Constants,
     inputs: Inputs,
 ) -> _Made:
     """Remove the units, make layers cheaper, fold constants, and prove what comes of it as rebuilt from log and weights."""
@@ -219,7 +220,7 @@ def _followed(
             other, f"the {type(other).__name__} in follow", {id(inside): narrow, id(model): thin}
         )
     own = copy_model(other)
-    narrow = cut_operations.replay(own, cuts)
+    narrow = replay_cuts(own, cuts)
     created = {op.module for op in cuts.operations if isinstance(op, AddBias)}
     shifts = constants_of(own, plan.map, keep, suited(inputs, own)).shifts
     fold_constants.fold_constants(narrow, shifts, plan.map, keep, created)

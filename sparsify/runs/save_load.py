@@ -19,7 +19,7 @@ from sparsify.forward.calls import Call, Inputs, map_tensors, normalize_inputs
 from sparsify.forward.copies import copy_model
 from sparsify.forward.fresh_inputs import apply_record, draw_from_record, read_record
 from sparsify.forward.recorded_calls import RecordedCall
-from sparsify.graph.surgery import operations
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.modelfile import build_model
 from sparsify.modelfile.weights import load_weights, save_weights
 from sparsify.pruning.cut import Result
@@ -29,7 +29,6 @@ from sparsify.reporting import report_tables
 from sparsify.reporting.html import to_html
 from sparsify.runs import run_folder
 from sparsify.runs.evaluate import Work, assess, check_reloads
-from sparsify.runs.listing import RunRow, list_runs
 from sparsify_schemas.cuts import Cuts, Rounds
 from sparsify_schemas.model import Model
 from sparsify_schemas.recipe import Baseline
@@ -60,7 +59,7 @@ class Base:
                     "the run does not say how its model is built, as its recipe has no `model:`; pass load_run(folder, build=callable)"
                 )
         for cuts in self.cuts:
-            model = operations.replay(model, cuts)
+            model = replay_cuts(model, cuts)
         return model
 
     def body(self) -> dict[str, Any]:

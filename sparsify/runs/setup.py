@@ -19,9 +19,8 @@ from sparsify.events import Event, Listener, RunStarted, StepDone, silence
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
 from sparsify.forward.fresh_inputs import apply_record
-from sparsify.graph.surgery import operations
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.modelfile.weights import save_weights
-from sparsify.pruning import cut
 from sparsify.pruning.fitting_inputs import inputs_for
 from sparsify.pruning.make_plan import make_plan
 from sparsify.pruning.planning.plan import Plan
@@ -227,7 +226,7 @@ def kept_at(run: Run, name: str) -> tuple[nn.Module, Checkpoint]:
     modelfile.check_finite(found.weights, str(run.folder / name))
     model = copy_model(run.dense)
     for cuts in found.cuts:
-        model = operations.replay(model, cuts)
+        model = replay_cuts(model, cuts)
     try:
         model.load_state_dict(found.weights)
     except RuntimeError as error:

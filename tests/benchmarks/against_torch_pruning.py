@@ -52,7 +52,8 @@ from sparsify.forward.call_model import call_model, convert_inputs, float_tensor
 from sparsify.graph import build_map
 from sparsify.graph.names import canonical_names
 from sparsify.graph.surgery import operations
-from sparsify.graph.verify import equivalence, masked_statistics, trial_cuts
+from sparsify.graph.verify import masked_statistics, trial_cuts
+from sparsify.graph.verify.run_models import relative_difference
 
 TOLERANCE = 1e-9
 Kept = Mapping[tuple[str, int], set[int]]
@@ -146,8 +147,8 @@ def judged(entry: networks.Entry) -> dict[str, object]:
         }
     zeroed = outputs(masked, inputs)
     more = {
-        "control": equivalence.relative_difference(wanted, zeroed),
-        "difference": equivalence.relative_difference(found, zeroed),
+        "control": relative_difference(wanted, zeroed),
+        "difference": relative_difference(found, zeroed),
     }
     try:
         _trains(thin, inputs)
@@ -162,7 +163,7 @@ def judged(entry: networks.Entry) -> dict[str, object]:
         return {"outcome": "exact", **more}
     gone = {slot: set(range(size)) - stayed for slot, (size, stayed) in kept.items() if len(stayed) < size}
     with torch.no_grad():
-        more["difference"] = equivalence.relative_difference(
+        more["difference"] = relative_difference(
             found, masked_statistics.run_without_removed(masked.eval(), inputs, gone)
         )
     return {"outcome": "statistics" if more["difference"] <= TOLERANCE else "silently wrong", **more}

@@ -21,6 +21,7 @@ from sparsify.forward import call_model
 from sparsify.graph import build_map
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.surgery import operations
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.verify import equivalence, trial_cuts
 from sparsify_schemas.cuts import Cuts
 
@@ -1159,7 +1160,7 @@ def checked(model: nn.Module, seed: int) -> nn.Module:
     assert model.training == training and all(
         torch.equal(before[n], t) for n, t in model.state_dict().items()
     ), "the user's model was changed"
-    again = operations.replay(model, Cuts.model_validate_json(cuts.model_dump_json()))
+    again = replay_cuts(model, Cuts.model_validate_json(cuts.model_dump_json()))
     with torch.no_grad():
         assert all(
             torch.equal(a, b) for a, b in zip(flat(thin.eval()(x)), flat(again.eval()(x)), strict=True)

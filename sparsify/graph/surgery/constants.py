@@ -13,10 +13,9 @@ values that vary along a sequence), its mean is added to b, and the difference f
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -30,8 +29,12 @@ from sparsify.forward.opaque import is_sparse
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.names import all_names, canonical_names, walk_modules
 from sparsify.graph.surgery.biases import can_take_bias, find_bias
-from sparsify.graph.surgery.data_dependence import DataDependence, mask_everywhere
+from sparsify.graph.surgery.constant_shifts import Constants, Shift, ShiftTarget
+from sparsify.graph.surgery.data_dependence import DataDependence
+from sparsify.graph.surgery.data_masks import mask_everywhere
 from sparsify.graph.surgery.operations import Keep, removed_branches
+from sparsify.graph.surgery.product_operands import Operand, ProductOperands, bias_fits, read_operands
+from sparsify.graph.surgery.removed_units import chosen_units, mark_units, number_units
 from sparsify.graph.trace.axis_labels import varying_dims
 from sparsify.graph.trace.labels import Labels
 from sparsify.graph.trace.meta_kernels import short_name
@@ -42,82 +45,6 @@ from sparsify.nn import attention
 
 EXACT = 1e-11
 """largest deviation from one number, relative to the consumer's largest output, that counts as rounding"""
-
-SAME_CONSTANT = 1e-9
-"""largest difference between two derivations of a constant, relative to its largest value"""
-
-TargetKind = Literal["bias", "running_mean", "nothing"]
-
-
-@dataclass(frozen=True)
-class ShiftTarget:
-    """The bias or running mean that can absorb a shift of a consumer's outputs."""
-
-    into: TargetKind
-    tensor: str
-    """name of the bias or running mean; for a bias to be created, the name that it will get"""
-    index: Tensor
-    """for every output of the product, the index of its element in the flattened tensor"""
-    module: str = ""
-    """layer in which a bias is to be created"""
-    rows_of: str = ""
-    """packed weight with one row for each element of the created bias, if several products share that bias"""
-
-
-@dataclass(frozen=True)
-class Shift:
-    """What one target absorbs of the constants that a consumer loses."""
-
-    module: str
-    """the consumer"""
-    place: ShiftTarget | None
-    channels: int
-    """number of constant inputs that the consumer loses"""
-    values: Tensor
-    """the value that each output of the dense consumer loses, flattened"""
-    beside: Tensor
-    """the part of `values` from units that are zero in the masked model; the other units are unchanged
-    there"""
-    kept: Tensor
-    """whether each output stays"""
-    loss: float
-    """largest deviation of the lost values from `values`, relative to the consumer's largest output"""
-    exact: bool
-
-    @property
-    def sign(self) -> float:
-        """Sign of the shift in the target: a running mean is subtracted."""
-        return -1.0 if self.place is not None and self.place.into == "running_mean" else 1.0
-
-
-@dataclass(frozen=True)
-class Constants:
-    """What a cut removes that is constant."""
-
-    shifts: tuple[Shift, ...] = ()
-    whole: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """coupled group -> removed units whose constants `shifts` restore exactly: removing them changes
-    nothing"""
-    told: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """coupled group -> removed units whose constants `shifts` account for"""
-
-
-def constants_match(one: Constants, other: Constants) -> bool:
-    """Whether two derivations give each target the same values, up to rounding."""
-    ours, theirs = _values_by_element(one), _values_by_element(other)
-    return ours.keys() == theirs.keys() and all(
-        _values_match(values, theirs[key]) for key, values in ours.items()
-    )
-
-
-def _values_by_element(constants: Constants) -> dict[tuple[str, int], Tensor]:
-    placed = [(shift.place, shift.values) for shift in constants.shifts if shift.place is not None]
-    return {(place.tensor, int(place.index[0])): values for place, values in placed}
-
-
-def _values_match(one: Tensor, other: Tensor) -> bool:
-    largest = max(float(one.abs().max()), float(other.abs().max()))
-    return one.shape == other.shape and float((one - other).abs().max()) <= SAME_CONSTANT * largest
 
 
 def find_constants(dense: nn.Module, model_map: ModelMap, keep: Keep, inputs: Inputs) -> Constants:
@@ -227,7 +154,7 @@ class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
         self._map, self._keep = model_map, keep
         self._names = {t.untyped_storage().data_ptr(): name for name, t in self._owned(model)}
         self._tensors = dict(self._owned(model))
-        self._units, self._all_units = _number_units(self.labels, model_map, keep)
+        self._units, self._all_units = number_units(self.labels, model_map, keep)
         self._gone = tuple(removed_branches(model_map, keep))
         self._readers: list[_Reader] = []
         self._made_by: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -310,7 +237,7 @@ class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
             module=self.within[-1] if self.within else "",
             weight=self._names.get(side.other.untyped_storage().data_ptr(), ""),
             first_element=int(side.other.storage_offset()),
-            bias=product.bias if _bias_fits(product.bias, side) else None,
+            bias=product.bias if bias_fits(product.bias, side) else None,
             rank=out.dim(),
             outputs_along=side.outputs_along % out.dim(),
             units=units,
@@ -361,9 +288,9 @@ class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
         ]
         emitted: set[int] = set()
         for use in self._readers:
-            emitted |= _chosen_units(use.units, use.emits())
+            emitted |= chosen_units(use.units, use.emits())
         for use in self._readers:
-            emitted -= _chosen_units(use.units, use.read & ~use.constant)
+            emitted -= chosen_units(use.units, use.read & ~use.constant)
         return Constants(tuple(shifts), self._group_units(exact_units), self._group_units(emitted))
 
     def _find_target(self, use: _Reader) -> ShiftTarget | None:
@@ -441,10 +368,10 @@ class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
         for key, uses in by_place.items():
             agree = places[key] is not None and _lose_the_same(uses)
             for use in uses:
-                seen |= _chosen_units(use.units, use.units >= 0)
-                harmed |= _chosen_units(use.units, use.read & ~use.constant)
+                seen |= chosen_units(use.units, use.units >= 0)
+                harmed |= chosen_units(use.units, use.read & ~use.constant)
                 exact = use.even & (agree and not use.padded)
-                harmed |= _chosen_units(use.units, use.emits() & ~exact)
+                harmed |= chosen_units(use.units, use.emits() & ~exact)
         return frozenset(seen - harmed - self._units_never_harmless())
 
     def _units_never_harmless(self) -> set[int]:
@@ -487,7 +414,7 @@ class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
         if place is None and worst <= EXACT:
             return
         others = [
-            _rows_by_output(use.lost(use.emits() & ~_mark_units(use.units, exact)), use.outputs_along)
+            _rows_by_output(use.lost(use.emits() & ~mark_units(use.units, exact)), use.outputs_along)
             for use in uses
         ]
         beside = torch.cat(others, 1).mean(1) if place is not None else torch.zeros_like(values)
@@ -502,115 +429,6 @@ class _ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
             loss=0.0 if even else worst,
             exact=even and place is not None,
         )
-
-
-@dataclass(frozen=True)
-class Operand:
-    """One operand of a product; it may carry removed units along the summed dimension."""
-
-    x: Tensor
-    other: Tensor
-    along: int
-    """the summed dimension of x"""
-    outputs_along: int
-    """dimension of the result that comes from the other operand"""
-    contribution: Callable[[Any, Tensor], Tensor]
-    """(operator, tensor in place of x) -> the product without its bias"""
-    live_columns: Callable[[], Tensor | None]
-    """whether the other operand multiplies each index of the summed dimension by something other than zero"""
-
-    def mark_live(self, shape: torch.Size) -> Tensor:
-        """`live_columns`, laid along the summed dimension of a tensor of this shape."""
-        columns = self.live_columns()
-        if columns is None or columns.numel() != self.x.shape[self.along]:
-            return torch.ones(shape, dtype=torch.bool)
-        laid = columns.flatten().view([-1 if d == self.along else 1 for d in range(self.x.dim())])
-        return laid.expand(shape)
-
-
-@dataclass(frozen=True)
-class ProductOperands:
-    """The operands of a product."""
-
-    sides: tuple[Operand, ...]
-    bias: Tensor | None = None
-    padded: bool = False
-
-
-def read_operands(name: str, args: Any) -> ProductOperands | None:
-    """Read the operands of a product; None for any other operator."""
-    if name == "convolution":
-        return _read_convolution(args)
-    if name in ("mm", "bmm"):
-        return _read_matrix_product(args[0], args[1], None)
-    if name in ("addmm", "baddbmm"):
-        return _read_matrix_product(args[1], args[2], args[0])
-    if name == "linear":
-        bias = args[2] if len(args) > 2 else None
-        side = Operand(
-            args[0], args[1], args[0].dim() - 1, -1,
-            lambda func, x: func(x, args[1]), lambda: (args[1] != 0).any(0),
-        )  # fmt: skip
-        return ProductOperands((side,), bias)
-    if name == "_trilinear" and list(args[6]) == [2, 3]:  # a bilinear layer
-        left, right = (_read_bilinear(args, at) for at in (0, 2))
-        return ProductOperands((left, right))
-    if name == "mv":
-        side = Operand(
-            args[1], args[0], 0, 0, lambda func, x: func(args[0], x), lambda: (args[0] != 0).any(0)
-        )
-        return ProductOperands((side,))
-    return None
-
-
-def _read_bilinear(args: Any, at: int) -> Operand:
-    """One input of a bilinear layer; the other operand is its second input."""
-
-    def contribution(func: Any, masked: Tensor) -> Tensor:
-        made: Tensor = func(*[masked if i == at else value for i, value in enumerate(args)])
-        return made
-
-    x, other = args[at], args[2 - at]
-    return Operand(x, other, x.dim() - 1, -1, contribution, lambda: None)
-
-
-def _read_convolution(args: Any) -> ProductOperands:
-    x, weight, bias, stride, padding, *rest = args
-    transposed, groups = rest[1], rest[3]
-
-    def contribution(func: Any, masked: Tensor) -> Tensor:
-        made: Tensor = func(masked, weight, None, stride, padding, *rest)
-        return made
-
-    def live_columns() -> Tensor:
-        live: Tensor = (weight != 0).flatten(2).any(2)
-        by_group = live[:, None] if transposed else live.view(groups, -1, weight.shape[1])
-        return by_group.any(-1).flatten() if transposed else by_group.any(1).flatten()
-
-    side = Operand(x, weight, 1, 1, contribution, live_columns)
-    # At the borders of a transposed convolution fewer kernel positions meet, as next to a padding.
-    spread = any(size > 1 for size in (*weight.shape[2:], *stride)) or any(p != 0 for p in rest[2])
-    partial = spread if transposed else any(p != 0 for p in padding)
-    return ProductOperands((side,), bias, padded=partial)
-
-
-def _read_matrix_product(a: Tensor, b: Tensor, bias: Tensor | None) -> ProductOperands:
-    left = Operand(
-        a, b, a.dim() - 1, -1,
-        lambda _, x: torch.matmul(x, b), lambda: (b != 0).any(-1) if b.dim() == 2 else None,
-    )  # fmt: skip
-    right = Operand(
-        b, a, b.dim() - 2, -2,
-        lambda _, x: torch.matmul(a, x), lambda: (a != 0).any(-2) if a.dim() == 2 else None,
-    )  # fmt: skip
-    return ProductOperands((left, right), bias)
-
-
-def _bias_fits(bias: Tensor | None, side: Operand) -> bool:
-    """Whether a bias has one element for every output that comes from the other operand."""
-    if bias is None:
-        return False
-    return bias.dim() == 1 if side.outputs_along in (-1, 1) else bias.dim() == 2 and bias.shape[1] == 1
 
 
 def _memory_address(tensor: Tensor) -> tuple[int, int, int]:
@@ -659,48 +477,3 @@ def _lose_the_same(uses: Sequence[_Reader]) -> bool:
         return False
     largest = max(use.largest for use in uses)
     return all(float((r - rows[0]).abs().max()) <= EXACT * largest for r in rows)
-
-
-def _chosen_units(units: Tensor, chosen: Tensor) -> set[int]:
-    return set(units[chosen & (units >= 0)].tolist())
-
-
-def _mark_units(units: Tensor, wanted: Collection[int]) -> Tensor:
-    if not wanted:
-        return torch.zeros_like(units, dtype=torch.bool)
-    return torch.isin(units, torch.tensor(sorted(wanted)))
-
-
-def _number_units(
-    labels: Labels, model_map: ModelMap, keep: Keep
-) -> tuple[Tensor, dict[str, tuple[int, int]]]:
-    """Number the removed units.
-
-    Returns:
-        label -> number of the removed unit that it belongs to, or -1
-        group -> (number of its first unit, its width)
-    """
-    at = {(axis.tensor, axis.dim): axis.first for axis in labels.axes}
-    branches = removed_branches(model_map, keep)
-    left = {tensor for b in branches for tensor in b.tensors}
-    found = np.full(labels.count, -1)
-    numbers: dict[str, tuple[int, int]] = {}
-    first = 0
-    for name, kept in keep.items():
-        group = model_map.by_name[name]
-        if not kept and name in {b.name for b in branches}:
-            continue
-        numbers[name] = (first, group.width)
-        own = np.arange(first, first + group.width)
-        own[np.asarray(kept, np.int64)] = -1
-        first += group.width
-        for part in group.slices:
-            start = at.get((part.tensor, part.dim))
-            if part.role == "size" or part.tensor in left or start is None:
-                continue
-            for span in part.spans:
-                places = np.repeat(own[span.unit : span.unit + span.units], span.repeat)
-                begin = start + span.start
-                own_labels = found[begin : begin + len(places)]
-                np.copyto(own_labels, places, where=places >= 0)
-    return torch.from_numpy(found), numbers

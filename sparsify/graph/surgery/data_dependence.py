@@ -17,6 +17,15 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from sparsify.graph.surgery.data_masks import (
+    any_along,
+    mask_everywhere,
+    mask_nowhere,
+    mask_of_base,
+    match_rank,
+    multiply_masks,
+    scale_mask,
+)
 from sparsify.graph.trace.axis_labels import compress_labels
 from sparsify.graph.trace.operators import (
     ALONG,
@@ -136,7 +145,7 @@ class DataDependence:
             before = None if base is None else self.mask_of(base)
             self._grown[_storage(target)] = self._time
             if base is not None:
-                self._set(base, _mask_of_base(target, mask, base, before))
+                self._set(base, mask_of_base(target, mask, base, before))
         self._set(target, mask)
 
     def _note_sharing(self, given: Iterable[Tensor], results: Iterable[Tensor]) -> None:
@@ -198,8 +207,8 @@ class DataDependence:
             return self._mask_batch_norm(name, args, kwargs, out)
         if name == "native_layer_norm":
             over = dims_run_over(name, args, kwargs)
-            return _scale_mask(
-                _any_along(self._mask(args[0]), over),
+            return scale_mask(
+                any_along(self._mask(args[0]), over),
                 args[2],
                 range(out.dim() - len(args[1]), out.dim()),
                 out,
@@ -220,10 +229,10 @@ class DataDependence:
             return self._move_mask(name, func, args, kwargs, results)
         if name in SPATIAL:
             resized = {d for d in range(x.dim()) if x.shape[d] != out.shape[d]}
-            return _any_along(self._mask(x), resized | set(range(min(2, x.dim() - 1), x.dim())))
+            return any_along(self._mask(x), resized | set(range(min(2, x.dim() - 1), x.dim())))
         if name in ALONG and name != "glu":
             over = dims_run_over(name, args, kwargs)
-            mask = _any_along(self._mask(x), over)
+            mask = any_along(self._mask(x), over)
             return mask if out.dim() == x.dim() else mask.squeeze(sorted(over))
         if "fake_quantize" in name:
             return self._mask(x)
@@ -231,16 +240,16 @@ class DataDependence:
             return self._reduce_mask(name, args, kwargs, out)
         if name == "im2col":  # [N, C, H, W] -> [N, C * places, windows]
             places = out.shape[-2] // x.shape[-3]
-            rows = _any_along(self._mask(x), {x.dim() - 2, x.dim() - 1}).flatten(-2)
+            rows = any_along(self._mask(x), {x.dim() - 2, x.dim() - 1}).flatten(-2)
             return rows.expand(*rows.shape[:-2], x.shape[-3], 1).repeat_interleave(places, -2)
         if name == "col2im":  # [N, C * places, windows] -> [N, C, H, W]
-            rows = _any_along(self._mask(x), {x.dim() - 1}).expand(
+            rows = any_along(self._mask(x), {x.dim() - 1}).expand(
                 *x.shape[:-1], 1
             )  # one size for all examples
             return torch.unflatten(rows, -2, (out.shape[-3], -1)).any(-2, keepdim=True)
         if name == "constant_pad_nd":
             padded = {x.dim() - 1 - i // 2 for i, amount in enumerate(args[1]) if amount}
-            return _any_along(self._mask(x), padded)
+            return any_along(self._mask(x), padded)
         return None
 
     def _mask(self, tensor: Tensor) -> Tensor:
@@ -280,7 +289,7 @@ class DataDependence:
         x, weight, bias, *_, transposed, _, groups = args
         if self.mask_of(weight) is not None or (bias is not None and self.mask_of(bias) is not None):
             return None
-        mask = _any_along(self._mask(x), set(range(x.dim())) - {1})
+        mask = any_along(self._mask(x), set(range(x.dim())) - {1})
         reached = mask.flatten().expand(x.shape[1])
         live = (weight != 0).flatten(2).any(2)
         if transposed:  # [C, O / groups]
@@ -298,17 +307,17 @@ class DataDependence:
         if mask_a is not None and a in self._averaging:
             # A weighted mean of numbers that are all the same is this number, whatever the weights are.
             even = (b == b.narrow(-2, 0, 1)).all(-2, keepdim=True)
-            reached = mask_nowhere(b) if mask_b is None else _any_along(mask_b, {b.dim() - 2})
+            reached = mask_nowhere(b) if mask_b is None else any_along(mask_b, {b.dim() - 2})
             return reached | ~even
         if mask_a is not None and mask_b is not None:
-            return _any_along(mask_a, {a.dim() - 1}) | _any_along(mask_b, {b.dim() - 2})
+            return any_along(mask_a, {a.dim() - 1}) | any_along(mask_b, {b.dim() - 2})
         if mask_a is not None:
-            return _multiply_masks(mask_a, b != 0)
+            return multiply_masks(mask_a, b != 0)
         assert mask_b is not None
-        return _multiply_masks(mask_b.mT, (a != 0).mT).mT
+        return multiply_masks(mask_b.mT, (a != 0).mT).mT
 
     def _mask_mm(self, args: Any, _kwargs: Mapping[str, Any], out: Tensor) -> Tensor | None:
-        return _match_rank(self._mask_matrix_product(args[0], args[1]), out)
+        return match_rank(self._mask_matrix_product(args[0], args[1]), out)
 
     def _mask_addmm(self, args: Any, _kwargs: Mapping[str, Any], out: Tensor) -> Tensor | None:
         if self.mask_of(args[1]) is None and self.mask_of(args[2]) is None:
@@ -319,7 +328,7 @@ class DataDependence:
     def _mask_linear(self, args: Any, _kwargs: Mapping[str, Any], out: Tensor) -> Tensor | None:
         if any(isinstance(v, Tensor) and self.mask_of(v) is not None for v in args[1:3]):
             return None
-        return _match_rank(_multiply_masks(self._mask(args[0]), (args[1] != 0).t()), out)
+        return match_rank(multiply_masks(self._mask(args[0]), (args[1] != 0).t()), out)
 
     def _mask_embedding(self, table: Tensor, numbers: Tensor, out: Tensor) -> Tensor | None:
         """A column that is the same in every row of the table is free of data, whichever row is looked up."""
@@ -337,22 +346,22 @@ class DataDependence:
         if any(n != m for d, (n, m) in enumerate(zip(x.shape, numbers.shape, strict=True)) if d != dim):
             return None
         differs = (x != x.narrow(dim, 0, 1)).any(dim, keepdim=True)
-        return compress_labels(differs | _any_along(self._mask(x), {dim}))
+        return compress_labels(differs | any_along(self._mask(x), {dim}))
 
     def _mask_batch_norm(self, name: str, args: Any, kwargs: Mapping[str, Any], out: Tensor) -> Tensor | None:
         if any(isinstance(v, Tensor) and self.mask_of(v) is not None for v in args[1:5]):
             return None
-        mask = _any_along(self._mask(args[0]), dims_run_over(name, args, kwargs))
-        return _scale_mask(mask, args[1], range(1, 2), out)
+        mask = any_along(self._mask(args[0]), dims_run_over(name, args, kwargs))
+        return scale_mask(mask, args[1], range(1, 2), out)
 
     def _mask_group_norm(self, args: Any, out: Tensor) -> Tensor:
         x, groups = args[0], args[6]
         channels = x.shape[1]
-        mask = _any_along(self._mask(x), set(range(2, x.dim())))
+        mask = any_along(self._mask(x), set(range(2, x.dim())))
         whole_width = mask.expand(-1, channels, *mask.shape[2:])
         together = torch.unflatten(whole_width, 1, (groups, channels // groups))
         reached = together.any(2, keepdim=True).expand_as(together).flatten(1, 2)
-        return _scale_mask(reached, args[1], range(1, 2), out)
+        return scale_mask(reached, args[1], range(1, 2), out)
 
     # moves
 
@@ -384,7 +393,7 @@ class DataDependence:
         if name in ("argmax", "argmin"):
             return None
         over = dims_run_over(name, args, kwargs)
-        mask = _any_along(self._mask(x), over)
+        mask = any_along(self._mask(x), over)
         return mask if out.dim() == x.dim() else mask.squeeze(sorted(over))
 
 
@@ -396,60 +405,6 @@ _CONTRACTIONS: dict[str, Callable[[DataDependence, Any, Mapping[str, Any], Tenso
     "baddbmm": DataDependence._mask_addmm,
     "linear": DataDependence._mask_linear,
 }
-
-
-def _mask_of_base(part: Tensor, mask: Tensor, base: Tensor, before: Tensor | None) -> Tensor:
-    """The mask of a tensor after a part of it was written.
-
-    If the part is cut out of it along whole dimensions, the mask along the others stays as it was.
-    """
-    if part.dim() != base.dim() or part.stride() != base.stride():
-        return mask_everywhere(base)
-    resized = [d for d in range(base.dim()) if part.shape[d] != base.shape[d]]
-    written = _any_along(mask, resized)
-    return written if before is None else written | before
-
-
-def mask_everywhere(tensor: Tensor) -> Tensor:
-    """The mask of a tensor that data reach everywhere."""
-    return torch.ones([1] * tensor.dim(), dtype=torch.bool, device=tensor.device)
-
-
-def mask_nowhere(tensor: Tensor) -> Tensor:
-    """The mask of a tensor that data reach nowhere."""
-    return torch.zeros([1] * tensor.dim(), dtype=torch.bool, device=tensor.device)
-
-
-def _any_along(mask: Tensor, dims: Iterable[int]) -> Tensor:
-    """Mark all elements along these dimensions if one is marked; the dimensions then have size 1."""
-    wide = [d for d in dims if mask.shape[d] > 1]
-    return mask.any(dim=wide, keepdim=True) if wide else mask
-
-
-def _multiply_masks(mask: Tensor, live: Tensor) -> Tensor:
-    """[..., n, k] x [..., k, m] of booleans: whether some k is reached in the row and live in the column."""
-    reached = mask.expand(*mask.shape[:-1], live.shape[-2])
-    while live.dim() < reached.dim():
-        live = live.unsqueeze(0)
-    if reached.shape[-1] != live.shape[-2] or mask.numel() == 1:
-        every = live.any(-2, keepdim=True)
-        return every & mask
-    return torch.matmul(reached.float(), live.float()) > 0
-
-
-def _match_rank(mask: Tensor | None, out: Tensor) -> Tensor | None:
-    """The mask with as many dimensions as the result."""
-    if mask is None or mask.dim() == out.dim():
-        return mask
-    return mask.view([1] * (out.dim() - mask.dim()) + list(mask.shape))
-
-
-def _scale_mask(mask: Tensor, weight: Any, dims: range, out: Tensor) -> Tensor:
-    """No data pass where the weight that multiplies is an exact zero."""
-    if not isinstance(weight, Tensor):
-        return mask
-    shape = [out.shape[d] if d in dims else 1 for d in range(out.dim())]
-    return mask & (weight != 0).view(shape)
 
 
 def _is_pointwise(name: str, func: Any) -> bool:

@@ -12,7 +12,7 @@ from sparsify.errors import VerificationError
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.names import all_names
 from sparsify.graph.surgery.biases import create_bias
-from sparsify.graph.surgery.constants import Shift, ShiftTarget
+from sparsify.graph.surgery.constant_shifts import Shift, ShiftTarget
 from sparsify.graph.surgery.operations import Keep, removed_indices
 from sparsify.graph.trace.labels import Ints
 from sparsify_schemas.cuts import AddBias, Fold

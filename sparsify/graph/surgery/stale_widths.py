@@ -13,72 +13,34 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparsify.errors import first_line
-from sparsify.forward.call_model import call_model, float_tensors
 from sparsify.forward.calls import Inputs
-from sparsify.forward.fresh_inputs import seed_generators
-from sparsify.forward.opaque import is_scripted
 from sparsify.graph.copy import copy_with
 from sparsify.graph.layer_types import attributes
 from sparsify.graph.names import all_names, walk_modules
 from sparsify.graph.surgery import module_integers
+from sparsify.graph.surgery.compare_lengths import Lengths, ModuleLengths, compare_lengths
+from sparsify.graph.surgery.harmless_numbers import StaleNumber, run_in_both_modes, split_by_effect
 from sparsify.graph.surgery.module_integers import HeldNumber, Number
 from sparsify.graph.surgery.width_names import Meaning, is_head_count, read_meaning
 from sparsify.nn.bypass import Bypassed, Silenced
 from sparsify_schemas.cuts import Cuts, Narrow, SetAttribute
 
-Lengths = set[tuple[int, int]]
-"""(length in the dense model, length in the cut model) of dimensions"""
-
 LEAST_WIDTH = 8
 """least value of a listed number with an uninformative name; smaller ones match some length by chance"""
-CLOSE = 1e-6
-"""largest difference between outputs, relative to the largest output, of models that compute the same"""
-
-
-@dataclass
-class _ModuleLengths:
-    """Old and new lengths of the dimensions of one module's tensors."""
-
-    inputs: Lengths = field(default_factory=set)
-    outputs: Lengths = field(default_factory=set)
-    held: Lengths = field(default_factory=set)
-    """of its own parameters and buffers"""
-
-    @property
-    def every(self) -> Lengths:
-        return self.inputs | self.outputs | self.held
-
-
-@dataclass(frozen=True)
-class _StaleNumber:
-    """A number that states an old width."""
-
-    module: str
-    path: str
-    value: Number
-    new: Number | None
-    """its new value; None if that is not certain"""
-    lengths: tuple[int, ...]
-    """new lengths of the dimensions that it may mean"""
-
-    @property
-    def name(self) -> str:
-        return f"{self.module}.{self.path}" if self.module else self.path
 
 
 @dataclass(frozen=True)
 class _WidthChanges:
     """What a cut did to the lengths of dimensions and to numbers."""
 
-    lengths: Mapping[str, _ModuleLengths]
+    lengths: Mapping[str, ModuleLengths]
     """by module"""
     numbers: Mapping[str, Sequence[tuple[str, int, int]]]
     """attribute name -> (its module, value before, value after)"""
@@ -94,17 +56,17 @@ def follow_widths(dense: nn.Module, thin: nn.Module, cuts: Cuts, inputs: Inputs)
     """
     if not any(isinstance(op, Narrow) for op in cuts.operations):
         return cuts
-    lengths = _compare_lengths(dense, thin, inputs)
-    before = _run_in_both_modes(copy_with(thin, {}), inputs)
-    notes: list[_StaleNumber] = []
-    read: list[_StaleNumber] = []
+    lengths = compare_lengths(dense, thin, inputs)
+    before = run_in_both_modes(copy_with(thin, {}), inputs)
+    notes: list[StaleNumber] = []
+    read: list[StaleNumber] = []
     for nested in (
         False,
         True,
     ):  # configurations last: the numbers of modules say what became of their fields
         found = list(_find_stale(dense, thin, _collect_changes(dense, thin, lengths), cuts, nested))
         certain = [stale for stale in found if stale.new is not None]
-        good, differing = _split_by_effect(thin, certain, inputs, before)
+        good, differing = split_by_effect(thin, certain, inputs, before)
         sets = [
             SetAttribute(module=stale.module, attribute=stale.path, value=stale.new)
             for stale in good
@@ -145,7 +107,7 @@ def is_explained(cuts: Cuts, name: str, old: Number, new: Number) -> bool:
 
 
 def _collect_changes(
-    dense: nn.Module, thin: nn.Module, lengths: Mapping[str, _ModuleLengths]
+    dense: nn.Module, thin: nn.Module, lengths: Mapping[str, ModuleLengths]
 ) -> _WidthChanges:
     there = dict(walk_modules(thin))
     numbers: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
@@ -183,7 +145,7 @@ def _count_heads(dense: nn.Module, thin: nn.Module) -> Iterator[tuple[str, str, 
 
 def _find_stale(
     dense: nn.Module, thin: nn.Module, known: _WidthChanges, cuts: Cuts, nested: bool
-) -> Iterator[_StaleNumber]:
+) -> Iterator[StaleNumber]:
     """The stale numbers of modules, or of the containers that modules hold."""
     there = dict(walk_modules(thin))
     done = {(op.module, op.attribute) for op in cuts.operations if isinstance(op, SetAttribute)}
@@ -212,7 +174,7 @@ def _find_stale(
             yield stale
 
 
-def _judge_number(module: str, held: HeldNumber, known: _WidthChanges) -> _StaleNumber | None:
+def _judge_number(module: str, held: HeldNumber, known: _WidthChanges) -> StaleNumber | None:
     """What a number should be; None if it is right or no width."""
     kind = read_meaning(held.name)
     values = held.value if isinstance(held.value, tuple) else (held.value,)
@@ -229,9 +191,9 @@ def _judge_number(module: str, held: HeldNumber, known: _WidthChanges) -> _Stale
         return None
     lengths = tuple(sorted(set[int]().union(*stale)))
     if kind is Meaning.UNKNOWN or any(len(new) > 1 for new in found):
-        return _StaleNumber(module, held.path, held.value, None, lengths)
+        return StaleNumber(module, held.path, held.value, None, lengths)
     sure = tuple(min(new, default=value) for value, new in zip(values, found, strict=True))
-    return _StaleNumber(
+    return StaleNumber(
         module, held.path, held.value, sure if isinstance(held.value, tuple) else sure[0], lengths
     )
 
@@ -308,137 +270,6 @@ def _same_name_values(module: str, held: HeldNumber, value: int, known: _WidthCh
     }
 
 
-def _compare_lengths(dense: nn.Module, thin: nn.Module, inputs: Inputs) -> dict[str, _ModuleLengths]:
-    """Old and new lengths of the dimensions of every module's tensors."""
-    found: dict[str, _ModuleLengths] = {name: _ModuleLengths() for name, _ in walk_modules(dense)}
-    after = all_names(thin)
-    for name, tensor in all_names(dense).items():
-        owner, _, attribute = name.rpartition(".")
-        if owner in found and name in after:
-            rows = (
-                isinstance(dense.get_submodule(owner), nn.Embedding | nn.EmbeddingBag)
-                and attribute == "weight"
-            )
-            found[owner].held |= _pair_lengths(
-                tensor.shape, after[name].shape, range(1 if rows else 0, min(2, tensor.dim()))
-            )
-    wide, narrow = _record_shapes(dense, inputs), _record_shapes(thin, inputs)
-    for name, calls in wide.items():
-        if len(narrow.get(name, ())) != len(calls):
-            continue
-        for (taken, returned), (taken_after, returned_after) in zip(calls, narrow[name], strict=True):
-            found[name].inputs |= _pair_activation_lengths(taken, taken_after)
-            found[name].outputs |= _pair_activation_lengths(returned, returned_after)
-    return found
-
-
-def _pair_lengths(before: Sequence[int], after: Sequence[int], dims: Iterable[int]) -> Lengths:
-    return {(before[d], after[d]) for d in dims} if len(before) == len(after) else set()
-
-
-def _pair_activation_lengths(before: Sequence[torch.Size], after: Sequence[torch.Size]) -> Lengths:
-    """Old and new lengths of activations. The batch is no width, unless it changes.
-
-    A tensor has one width: if an image is as wide as it has channels, two dimensions have that length, and
-    the one that changed is meant.
-    """
-    found: Lengths = set()
-    for a, b in zip(before, after, strict=False):
-        changes = {(old, new) for old, new in _pair_lengths(a, b, range(len(a))) if old != new}
-        changed = {old for old, _ in changes}
-        kept = {(old, new) for old, new in _pair_lengths(a, b, range(1, len(a))) if old == new}
-        found |= changes | {(old, new) for old, new in kept if old not in changed}
-    return found
-
-
-CallShapes = tuple[list[torch.Size], list[torch.Size]]
-"""shapes of the tensors that a module took, and of those that it returned"""
-
-
-def _record_shapes(model: nn.Module, inputs: Inputs) -> dict[str, list[CallShapes]]:
-    """Shapes that every module took and returned in one forward call in eval mode; empty if the model
-    fails."""
-    found: dict[str, list[CallShapes]] = {}
-    copy = copy_with(model, {}).eval()
-    for name, module in walk_modules(copy):
-        if is_scripted(module):
-            continue  # it takes no hooks, and none of its widths change
-        module.register_forward_hook(partial(_record_call, found.setdefault(name, [])), with_kwargs=True)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            call_model(copy, inputs)
-    except Exception:
-        return {}
-    return found
-
-
-def _record_call(into: list[CallShapes], _module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-    into.append(([t.shape for t in float_tensors((args, kwargs))], [t.shape for t in float_tensors(result)]))
-
-
-def _split_by_effect(
-    thin: nn.Module, certain: Sequence[_StaleNumber], inputs: Inputs, before: Sequence[list[Tensor] | str]
-) -> tuple[list[_StaleNumber], list[_StaleNumber]]:
-    """Find which numbers can be set without changing what the cut model computes, by halving.
-
-    Returns (those that change nothing, those that change the outputs). A number without which the model
-    does not run is in neither list: it is the length of something that has not changed.
-    """
-    good: list[_StaleNumber] = []
-    differing: list[_StaleNumber] = []
-    waiting = [list(certain)] if certain else []
-    while waiting:
-        part = waiting.pop(0)
-        copy = copy_with(thin, {})
-        for stale in [*good, *part]:
-            assert stale.new is not None
-            module_integers.write_number(copy.get_submodule(stale.module), stale.path, stale.new)
-        found = _run_in_both_modes(copy, inputs)
-        if _same_results(before, found):
-            good += part
-        elif len(part) > 1:
-            half = len(part) // 2
-            waiting = [part[:half], part[half:], *waiting]
-        elif not any(
-            isinstance(after, str) and after != then for after, then in zip(found, before, strict=True)
-        ):
-            differing += part
-    return good, differing
-
-
-def _run_in_both_modes(copy: nn.Module, inputs: Inputs) -> list[list[Tensor] | str]:
-    """The outputs in eval mode, then in train mode (which may change the copy); the error's text if it
-    fails."""
-    found: list[list[Tensor] | str] = []
-    for training in (False, True):
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                seed_generators(0)
-                found.append(list(float_tensors(call_model(copy.train(training), inputs))))
-        except Exception as error:
-            found.append(f"{type(error).__name__}: {error}")
-    return found
-
-
-def _same_results(before: Sequence[list[Tensor] | str], after: Sequence[list[Tensor] | str]) -> bool:
-    return all(_same_outputs(a, b) for a, b in zip(before, after, strict=True))
-
-
-def _same_outputs(before: list[Tensor] | str, after: list[Tensor] | str) -> bool:
-    if isinstance(before, str) or isinstance(after, str):
-        return before == after
-    if [t.shape for t in before] != [t.shape for t in after]:
-        return False
-    return all(_is_close(a, b) for a, b in zip(before, after, strict=True))
-
-
-def _is_close(before: Tensor, after: Tensor) -> bool:
-    if not before.numel():
-        return True
-    largest = float(before.abs().nan_to_num(0.0, 0.0).max())
-    return torch.allclose(before, after, rtol=0.0, atol=CLOSE * largest, equal_nan=True)
-
-
 def _check_configuration(thin: nn.Module) -> Iterator[str]:
     """A sentence if a transformers model, which is built from its configuration, would now be built
     differently."""
@@ -466,9 +297,9 @@ def _check_configuration(thin: nn.Module) -> Iterator[str]:
 _FITTING = "the export to huggingface looks for a configuration that does"
 
 
-def _describe_stale(stale: Iterable[_StaleNumber], why: str) -> Iterator[str]:
+def _describe_stale(stale: Iterable[StaleNumber], why: str) -> Iterator[str]:
     """One sentence for all numbers that differ only in the digits of their names."""
-    alike: dict[tuple[object, ...], list[_StaleNumber]] = {}
+    alike: dict[tuple[object, ...], list[StaleNumber]] = {}
     for one in stale:
         alike.setdefault((re.sub(r"\d+", "#", one.name), one.value, one.lengths), []).append(one)
     for first, *more in alike.values():
@@ -483,7 +314,7 @@ def _describe_stale(stale: Iterable[_StaleNumber], why: str) -> Iterator[str]:
         yield f"'{first.name}' still says {said}{why}; {now} channels{_name_others(more)}"
 
 
-def _name_others(more: Sequence[_StaleNumber]) -> str:
+def _name_others(more: Sequence[StaleNumber]) -> str:
     if not more:
         return ""
     if len(more) == 1:

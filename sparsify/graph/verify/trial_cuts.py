@@ -22,18 +22,16 @@ from sparsify.graph.residual_branches import find_branches
 from sparsify.graph.surgery import operations
 from sparsify.graph.surgery.operations import Keep
 from sparsify.graph.trace.meta_kernels import FastMeta
-from sparsify.graph.verify.equivalence import (
-    TOLERANCE,
-    TRIAL_TOLERANCE,
-    check_usual_calls,
+from sparsify.graph.verify.equivalence import TOLERANCE, TRIAL_TOLERANCE
+from sparsify.graph.verify.masked_model import narrowed_groups, run_masked_model
+from sparsify.graph.verify.run_models import (
     copy_in_dtype,
     first_line,
-    narrowed_groups,
     relative_difference,
     run_cut_model,
-    run_masked_model,
     run_model,
 )
+from sparsify.graph.verify.usual_calls import check_usual_calls
 
 ONE_UNIT_TOLERANCE = 1e-5
 """largest relative difference in float64 between outputs of a trial cut of one unit a group"""

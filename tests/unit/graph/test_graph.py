@@ -12,6 +12,7 @@ from sparsify.forward import call_model
 from sparsify.graph import build_map
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.surgery import operations, transfer_state
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.verify import equivalence, trial_cuts
 from sparsify_schemas.cuts import Cuts, Narrow
 
@@ -489,7 +490,7 @@ def test_cut_equals_masked(name: str) -> None:
     assert verdict.outcome == "equal" and verdict.difference <= 1e-12
     assert verdict.control > 1e-3, "the check could not have seen a wrong cut"
     assert sum(p.numel() for p in thin.parameters()) < 0.75 * sum(p.numel() for p in model.parameters())
-    again = operations.replay(model, Cuts.model_validate_json(cuts.model_dump_json()))
+    again = replay_cuts(model, Cuts.model_validate_json(cuts.model_dump_json()))
     again.eval(), thin.eval()
     assert torch.equal(again(*INPUTS), thin(*INPUTS))
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items()), (
@@ -674,7 +675,7 @@ def test_optimizer_goes_on_with_the_cut_model() -> None:
 def test_a_log_that_does_not_fit_is_refused(change: dict[str, object], message: str) -> None:
     values = {"tensor": "a.weight", "dim": 0, "size": 8, "keep": ((0, 4),), **change}
     with pytest.raises(RunError) as caught:
-        operations.replay(chain(), Cuts(plan="x", operations=(Narrow.model_validate(values),)))
+        replay_cuts(chain(), Cuts(plan="x", operations=(Narrow.model_validate(values),)))
     assert str(caught.value) == message
 
 
@@ -715,7 +716,7 @@ def test_the_attribute_that_counts_heads_is_found(heads: int, per_head: int) -> 
     thin, cuts = operations.cut(model, map, keep, "test")
     assert (thin.heads, thin.per_head) == (heads // 2, per_head)
     assert equivalence.verify_cut(model, thin, map, keep, inputs).difference <= 1e-12
-    again = operations.replay(Heads(heads, per_head), cuts)
+    again = replay_cuts(Heads(heads, per_head), cuts)
     assert (again.heads, again.per_head) == (heads // 2, per_head)
 
 
@@ -745,6 +746,6 @@ def test_hidden_units_leave_over_all_gates_layers_and_directions(kind: str, laye
     verdict = equivalence.verify_cut(model, thin, map, keep, inputs)
     assert verdict.outcome == "equal" and verdict.difference <= 1e-12 and verdict.control > 1e-3
     thin(torch.randn(7, 9, 5)).sum().backward()
-    again = operations.replay(Recurrent(kind, layers, both), cuts)
+    again = replay_cuts(Recurrent(kind, layers, both), cuts)
     again.load_state_dict(thin.state_dict())
     assert torch.equal(again(*inputs), thin(*inputs))

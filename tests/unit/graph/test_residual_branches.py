@@ -15,7 +15,7 @@ from sparsify.errors import ModelError, RecipeError, RunError
 from sparsify.forward import call_model
 from sparsify.graph import build_map
 from sparsify.graph.group_index import coupled_layout, dead_units
-from sparsify.graph.surgery import operations
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.verify import trial_cuts
 from sparsify.models import cifar_resnet20
 from sparsify.pruning.cut import Result
@@ -139,7 +139,7 @@ def proven(model: nn.Module, inputs: Any, *rules: dict[str, Any], **more: Any) -
     predicted = Costs(plan.map).of({w.group: range(w.kept, w.width) for w in result.cuts.widths})
     assert sum(p.numel() for p in left) == predicted["params"] < sum(p.numel() for p in model.parameters())
     assert count_macs(result.model, inputs)[0] == predicted["macs"] < count_macs(model, inputs)[0]
-    again = operations.replay(model, Cuts.model_validate_json(result.cuts.model_dump_json()))
+    again = replay_cuts(model, Cuts.model_validate_json(result.cuts.model_dump_json()))
     again.load_state_dict(result.model.state_dict(), strict=True)
     pairs = zip(
         call_model.float_tensors(call_model.call_model(again.eval(), inputs)),
@@ -472,7 +472,7 @@ def test_a_model_without_blocks_and_one_without_weights() -> None:
 def test_a_log_that_names_another_model_is_refused(kind: type[Bypass | Silence]) -> None:
     log = Cuts(plan="p", operations=(kind(module="layer9.1"),))
     with pytest.raises(RunError) as caught:
-        operations.replay(resnet(), log)
+        replay_cuts(resnet(), log)
     assert (
         str(caught.value)
         == "the cut log removes a module 'layer9.1' that this model does not have; was it built by the same recipe?"

@@ -13,6 +13,7 @@ import sparsify
 from sparsify.errors import RunError
 from sparsify.graph import build_map
 from sparsify.graph.surgery import operations
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.verify import equivalence, trial_cuts
 from sparsify.nn import attention
 from sparsify_schemas.cuts import Cuts, Replace
@@ -127,7 +128,7 @@ def test_heads_leave_and_so_do_inputs(more: Mapping[str, Any]) -> None:
     assert (thin.att.kdim, thin.att.vdim) == ((3, 4) if streams else (7, 7)) and type(
         thin.att
     ) is attention.MultiheadAttention
-    again = operations.replay(Reads(**more), Cuts.model_validate_json(cuts.model_dump_json()))
+    again = replay_cuts(Reads(**more), Cuts.model_validate_json(cuts.model_dump_json()))
     again.load_state_dict(thin.state_dict())
     assert torch.equal(again.eval()(*PAIR), thin.eval()(*PAIR)) and type(model.att) is nn.MultiheadAttention
 
@@ -161,7 +162,7 @@ def test_an_encoder_with_padding_runs_on_after_a_cut(training: bool) -> None:
         "layers.0.self_attn.out_proj"
     ]  # the stream is the output
     assert equivalence.verify_cut(model, thin, map, keep, inputs).outcome == "equal"
-    again = operations.replay(model, cuts)
+    again = replay_cuts(model, cuts)
     with torch.no_grad():
         assert torch.equal(again.train(training)(**inputs), thin.train(training)(**inputs))
 
@@ -169,7 +170,7 @@ def test_an_encoder_with_padding_runs_on_after_a_cut(training: bool) -> None:
 def test_a_log_that_replaces_something_else_is_refused() -> None:
     for name in ("fc", "nowhere"):
         with pytest.raises(RunError) as caught:
-            operations.replay(Reads(), Cuts(plan="x", operations=(Replace(module=name),)))
+            replay_cuts(Reads(), Cuts(plan="x", operations=(Replace(module=name),)))
         assert (
             str(caught.value)
             == f"the cut log replaces '{name}', which is not a MultiheadAttention in this model; was it built by the same recipe?"

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from sparsify.errors import RunError
 from sparsify.graph.surgery.compact_layers import compact_layers
-from sparsify.graph.surgery.operations import replay, to_ranges
+from sparsify.graph.surgery.operations import to_ranges
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.nn import cropped as cropped_layers
 from sparsify.nn import gathered
 from sparsify_schemas.cuts import Crop, Cuts, Gather
@@ -189,7 +190,7 @@ NET = nn.Sequential(
 )
 def test_a_log_that_does_not_fit_is_refused(op: Crop | Gather, message: str) -> None:
     with pytest.raises(RunError) as caught:
-        replay(NET, Cuts(plan="p", operations=(op,)))
+        replay_cuts(NET, Cuts(plan="p", operations=(op,)))
     assert str(caught.value) == message
 
 

@@ -15,7 +15,9 @@ from torch.nn.utils import prune
 
 import sparsify
 from sparsify.cost.measure import copy_model
-from sparsify.graph.surgery import data_dependence, operations
+from sparsify.graph.surgery import data_dependence
+from sparsify.graph.surgery.data_masks import mask_nowhere
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.pruning.cut import Result
 from sparsify_schemas.cuts import AddBias, Cuts, Fold
 
@@ -343,7 +345,7 @@ def test_a_created_bias_is_logged_and_replayed(name: str) -> None:
     model, inputs, layer = build(EXACT[name])
     result = cut(model, inputs, layer)
     assert [op.module for op in result.cuts.operations if isinstance(op, AddBias)] == ["consumer"]
-    again = operations.replay(model, Cuts.model_validate_json(result.cuts.model_dump_json()))
+    again = replay_cuts(model, Cuts.model_validate_json(result.cuts.model_dump_json()))
     again.load_state_dict(result.model.state_dict())
     x = torch.randn(3, *inputs[0].shape[1:])
     with torch.no_grad():
@@ -460,9 +462,7 @@ def test_followers_keep_constants_of_their_own() -> None:
 
 def test_a_comparison_that_contradicts_a_constant_undoes_all_folding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Derived constants are believed only as far as the proof bears them out: here living units are taken for constant."""
-    monkeypatch.setitem(
-        data_dependence._CONTRACTIONS, "addmm", lambda *found: data_dependence.mask_nowhere(found[-1])
-    )
+    monkeypatch.setitem(data_dependence._CONTRACTIONS, "addmm", lambda *found: mask_nowhere(found[-1]))
     model, inputs, layer = build(EXACT["Linear"])
     result = cut(model, inputs, layer, sparsity="50%", criterion={"kind": "random"})
     assert result.notes[0] == (

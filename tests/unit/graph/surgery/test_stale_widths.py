@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import sparsify
 from sparsify.errors import RunError
-from sparsify.graph.surgery import operations
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.surgery.width_names import Meaning, read_meaning
 from sparsify.pruning.cut import Result
 from sparsify.reporting import report_tables
@@ -384,7 +384,11 @@ def test_containers_that_cannot_be_written_are_listed_and_stay() -> None:
             6,
             "sets '.forward.__globals__.hidden_dim', which is not a width that a Net holds",
         ),
-        ("_modules.mlp.hidden_dim", 6, "sets '._modules.mlp.hidden_dim', which is not a width that a Net holds"),
+        (
+            "_modules.mlp.hidden_dim",
+            6,
+            "sets '._modules.mlp.hidden_dim', which is not a width that a Net holds",
+        ),
         ("widths.7.width", 6, "sets '.widths.7.width', which is not a width that a Net holds"),
     ],
 )
@@ -398,7 +402,7 @@ def test_a_log_that_was_tampered_with_is_refused(attribute: str, value: Any, mes
     wrong = SetAttribute(module="", attribute=attribute, value=value)
     body = result.cuts.model_copy(update={"operations": (*mended, wrong)}).model_dump_json()
     with pytest.raises(RunError) as caught:
-        operations.replay(model, Cuts.model_validate_json(body))
+        replay_cuts(model, Cuts.model_validate_json(body))
     assert str(caught.value) == f"the cut log {message}"
 
 
@@ -438,7 +442,7 @@ def test_the_configuration_of_a_model_of_transformers_agrees_with_the_cut_model_
     alike = bert(True, "*intermediate.dense")
     assert alike.model.config.intermediate_size == 48 and alike.dense.config.intermediate_size == 96
     assert alike.notes == () and described(alike)
-    assert operations.replay(alike.dense, alike.cuts).config.intermediate_size == 48
+    assert replay_cuts(alike.dense, alike.cuts).config.intermediate_size == 48
     parts = bert(False, "*intermediate.dense")
     first, second = (layer.intermediate.dense.out_features for layer in parts.model.bert.encoder.layer)
     assert first != second and parts.model.config.intermediate_size == 96 and not described(parts)

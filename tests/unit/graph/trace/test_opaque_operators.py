@@ -21,6 +21,7 @@ from torch.nn import functional as F
 import sparsify
 from sparsify.errors import ModelError
 from sparsify.graph.surgery import operations as cut_operations
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.trace.operator_rules import RULES
 from sparsify.graph.verify import trial_cuts
 from sparsify.pruning.cut import Result
@@ -250,13 +251,13 @@ def gap(thin: nn.Module, reference: nn.Module, inputs: tuple[Tensor, ...]) -> fl
 def difference(name: str, result: Result, inputs: tuple[Tensor, ...]) -> tuple[float, float]:
     """(largest relative difference to the reference, what it may be): in float64, where the network runs in it."""
     reference = masked(built(name)[0], result.cuts.operations)
-    thin = cut_operations.replay(built(name)[0], result.cuts)
+    thin = replay_cuts(built(name)[0], result.cuts)
     thin.load_state_dict(result.model.state_dict())
     try:
         wide = tuple(x.double() for x in inputs)
         return gap(doubled(thin), doubled(reference), wide), 1e-9
     except RuntimeError:
-        thin = cut_operations.replay(built(name)[0], result.cuts)
+        thin = replay_cuts(built(name)[0], result.cuts)
         thin.load_state_dict(result.model.state_dict())
         return gap(thin, masked(built(name)[0], result.cuts.operations), inputs), 1e-5
 
@@ -362,10 +363,7 @@ def test_a_model_that_cannot_run_in_float64_is_proven_in_its_own_precision() -> 
         sparsify.make_plan(recipe(model, ["a", "c"]), model, inputs), model, inputs=inputs
     ).verdicts
     assert verdict.outcome == "equal"
-    assert (
-        verdict.note
-        == "the model does not run in float64: compared in its own precision, within 1e-03"
-    )
+    assert verdict.note == "the model does not run in float64: compared in its own precision, within 1e-03"
 
 
 def test_a_rule_that_fails_protects_what_flows_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,9 @@ import sparsify
 from sparsify.cost.measure import copy_model
 from sparsify.errors import VerificationError
 from sparsify.forward.call_model import named_inputs
-from sparsify.graph.surgery import data_dependence, operations
+from sparsify.graph.surgery import data_dependence
+from sparsify.graph.surgery.data_masks import mask_nowhere
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.verify import equivalence
 from sparsify.pruning.constant_units import CONTRADICTED
 from sparsify.pruning.cut import Result
@@ -96,9 +98,7 @@ def test_constants_that_other_inputs_contradict_are_not_folded(monkeypatch: pyte
     model = faint(Net(lambda m, x: m.b(m.a(x).tanh())))
     with torch.no_grad():
         model.a.weight[0] = 0
-    monkeypatch.setitem(
-        data_dependence._CONTRACTIONS, "addmm", lambda *found: data_dependence.mask_nowhere(found[-1])
-    )
+    monkeypatch.setitem(data_dependence._CONTRACTIONS, "addmm", lambda *found: mask_nowhere(found[-1]))
     result = cut(model.eval(), torch.randn(1, 5, 6), sparsity="25%", criterion={"kind": "magnitude"})
     assert CONTRADICTED in result.notes
     assert torch.equal(result.model.b.bias, model.b.bias)
@@ -146,14 +146,14 @@ def test_the_proof_uses_inputs_drawn_after_the_choice(monkeypatch: pytest.Monkey
 
 def test_a_model_that_is_rebuilt_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = plain()
-    real = operations.replay
+    real = replay_cuts
 
     def spoilt(*args: Any) -> nn.Module:
         again = real(*args)
         again.run = lambda m, x: m.b(m.a(x).tanh()) + 1
         return again
 
-    monkeypatch.setattr("sparsify.graph.surgery.operations.replay", spoilt)
+    monkeypatch.setattr("sparsify.pruning.proof.replay_cuts", spoilt)
     with pytest.raises(VerificationError) as caught:
         cut(model, x, sparsity="50%")
     text = str(caught.value)

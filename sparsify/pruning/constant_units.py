@@ -79,7 +79,7 @@ def unfollowed_constants(
     apply_masks(own)
     unmade = dead_units(plan.map, names, dict(own.named_parameters()), roles=("out",))
     for name, flags in unmade.items():
-        accounted = {*keep[name], *constants.whole.get(name, ()), *constants.told.get(name, ())}
+        accounted = {*keep[name], *constants.harmless.get(name, ()), *constants.accounted.get(name, ())}
         lost = [unit for unit, dead in enumerate(flags.tolist()) if dead and unit not in accounted]
         if not lost:
             continue

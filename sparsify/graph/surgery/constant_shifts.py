@@ -34,12 +34,12 @@ class Shift:
 
     module: str
     """the consumer"""
-    place: ShiftTarget | None
+    target: ShiftTarget | None
     channels: int
     """number of constant inputs that the consumer loses"""
     values: Tensor
     """the value that each output of the dense consumer loses, flattened"""
-    beside: Tensor
+    masked: Tensor
     """the part of `values` from units that are zero in the masked model; the other units are unchanged
     there"""
     kept: Tensor
@@ -51,7 +51,7 @@ class Shift:
     @property
     def sign(self) -> float:
         """Sign of the shift in the target: a running mean is subtracted."""
-        return -1.0 if self.place is not None and self.place.into == "running_mean" else 1.0
+        return -1.0 if self.target is not None and self.target.into == "running_mean" else 1.0
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Constants:
     """What a cut removes that is constant."""
 
     shifts: tuple[Shift, ...] = ()
-    whole: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    harmless: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """coupled group -> removed units whose constants `shifts` restore exactly: removing them changes
     nothing"""
-    told: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    accounted: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """coupled group -> removed units whose constants `shifts` account for"""
 
 
@@ -75,8 +75,8 @@ def constants_match(one: Constants, other: Constants) -> bool:
 
 
 def _values_by_element(constants: Constants) -> dict[tuple[str, int], Tensor]:
-    placed = [(shift.place, shift.values) for shift in constants.shifts if shift.place is not None]
-    return {(place.tensor, int(place.index[0])): values for place, values in placed}
+    placed = [(shift.target, shift.values) for shift in constants.shifts if shift.target is not None]
+    return {(target.tensor, int(target.index[0])): values for target, values in placed}
 
 
 def _values_match(one: Tensor, other: Tensor) -> bool:

@@ -48,24 +48,24 @@ def fold_constants(
     operations: list[AddBias | Fold] = []
     values: dict[str, Tensor] = {}
     for shift in shifts:
-        if created is not None and shift.place is not None and shift.place.module not in ("", *created):
-            shift = replace(shift, place=None, exact=False)
-        place = shift.place
-        if place is not None:
-            if created is None and place.module and AddBias(module=place.module) not in operations:
-                create_bias(thin, place.module)
-                operations.append(AddBias(module=place.module))
+        if created is not None and shift.target is not None and shift.target.module not in ("", *created):
+            shift = replace(shift, target=None, exact=False)
+        target = shift.target
+        if target is not None:
+            if created is None and target.module and AddBias(module=target.module) not in operations:
+                create_bias(thin, target.module)
+                operations.append(AddBias(module=target.module))
             numbers = shift.values[shift.kept]
-            if place.rows_of:
-                rows = [(dim, lost) for dim, lost in gone[place.rows_of] if dim == 0]
-                stays = _mark_kept_elements(shapes[place.rows_of][:1], rows)
-                numbers = _scatter_values(shift.values, place, len(stays))[stays]
-            elif not place.module:
-                stays = _mark_kept_elements(shapes[place.tensor], gone[place.tensor])
-                numbers = _scatter_values(shift.values, place, len(stays))[stays]
-            target = _find_tensor(thin, place.tensor)
-            old = values.get(place.tensor, target.detach().to("cpu", numbers.dtype))
-            values[place.tensor] = old + shift.sign * numbers.view(target.shape)
+            if target.rows_of:
+                rows = [(dim, lost) for dim, lost in gone[target.rows_of] if dim == 0]
+                stays = _mark_kept_elements(shapes[target.rows_of][:1], rows)
+                numbers = _scatter_values(shift.values, target, len(stays))[stays]
+            elif not target.module:
+                stays = _mark_kept_elements(shapes[target.tensor], gone[target.tensor])
+                numbers = _scatter_values(shift.values, target, len(stays))[stays]
+            destination = _find_tensor(thin, target.tensor)
+            old = values.get(target.tensor, destination.detach().to("cpu", numbers.dtype))
+            values[target.tensor] = old + shift.sign * numbers.view(destination.shape)
         operations.append(_log_entry(shift))
     for name, value in values.items():
         _write_tensor(_find_tensor(thin, name), value)
@@ -78,7 +78,7 @@ def _log_entry(shift: Shift) -> Fold:
         channels=shift.channels,
         exact=shift.exact,
         loss=shift.loss,
-        into="nothing" if shift.place is None else shift.place.into,
+        into="nothing" if shift.target is None else shift.target.into,
     )
 
 
@@ -86,15 +86,15 @@ def add_shifts_of_masked_units(model: nn.Module, shifts: Iterable[Shift]) -> Non
     """Give a dense model, in place, the shifts of the constants that its mask sets to zero."""
     created: set[str] = set()
     for shift in shifts:
-        place = shift.place
-        if place is None or not bool((shift.beside != 0).any()):
+        target = shift.target
+        if target is None or not bool((shift.masked != 0).any()):
             continue
-        if place.module and place.module not in created:
-            create_bias(model, place.module)
-            created.add(place.module)
-        target = _find_tensor(model, place.tensor)
-        numbers = _scatter_values(shift.beside, place, target.numel()).view(target.shape)
-        _write_tensor(target, target.detach() + shift.sign * numbers.to(target.device))
+        if target.module and target.module not in created:
+            create_bias(model, target.module)
+            created.add(target.module)
+        destination = _find_tensor(model, target.tensor)
+        numbers = _scatter_values(shift.masked, target, destination.numel()).view(destination.shape)
+        _write_tensor(destination, destination.detach() + shift.sign * numbers.to(destination.device))
 
 
 def _find_tensor(model: nn.Module, name: str) -> Tensor:
@@ -102,13 +102,13 @@ def _find_tensor(model: nn.Module, name: str) -> Tensor:
 
 
 @torch.no_grad()
-def _write_tensor(target: Tensor, value: Tensor) -> None:
-    target.copy_(value)
+def _write_tensor(destination: Tensor, value: Tensor) -> None:
+    destination.copy_(value)
 
 
-def _scatter_values(values: Tensor, place: ShiftTarget, size: int) -> Tensor:
+def _scatter_values(values: Tensor, target: ShiftTarget, size: int) -> Tensor:
     """The values at their elements of the target's tensor, zeros elsewhere."""
-    return values.new_zeros(size).index_copy(0, place.index, values)
+    return values.new_zeros(size).index_copy(0, target.index, values)
 
 
 def _mark_kept_elements(shape: tuple[int, ...], gone: Iterable[tuple[int, Ints]]) -> Tensor:
@@ -127,10 +127,10 @@ def write_unrounded_values(model: nn.Module, values: Mapping[str, Tensor], dtype
     Raises VerificationError if the model does not hold the rounded value.
     """
     for name, value in values.items():
-        target = _find_tensor(model, name)
-        if not torch.equal(value.to(dtype).to(target), target.detach()):
+        destination = _find_tensor(model, name)
+        if not torch.equal(value.to(dtype).to(destination), destination.detach()):
             raise VerificationError(f"'{name}' of the cut model does not hold what was folded into it")
-        _write_tensor(target, value)
+        _write_tensor(destination, value)
 
 
 def keep_harmless_units(keep: Keep, whole: Mapping[str, tuple[int, ...]]) -> dict[str, list[int]]:

@@ -29,6 +29,18 @@ class Follower(Protocol):
     def labels_of(self, tensor: Tensor) -> AxisLabels:
         """The labels of a tensor."""
 
+    def labels_unread(self, tensor: Tensor) -> AxisLabels:
+        """The labels of a tensor, without counting as a use of it."""
+
+    def set_labels(self, tensor: Tensor, axis_labels: AxisLabels) -> None:
+        """Replace the labels of a tensor."""
+
+    def fix(self, axis_labels: AxisLabels, reason: str) -> None:
+        """These labels must stay, for this reason."""
+
+    def label_created(self, name: str, out: Any) -> AxisLabels | None:
+        """Label a tensor that an operator creates."""
+
     def note_length(self, axis_labels: AxisLabels) -> AxisLabels:
         """Remember that a length was used."""
 

@@ -6,7 +6,7 @@ as products and chunks).
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from sparsify.forward.calls import Inputs
 from sparsify.forward.opaque import LEAVES_TORCH, is_nested, is_scripted, is_sparse
 from sparsify.graph.names import named_tensors, walk_modules
 from sparsify.graph.trace.axis_labels import AxisLabels, LabelAlgebra, flexible_dims, take_first, varying_dims
+from sparsify.graph.trace.choose_rule import follow_operator
 from sparsify.graph.trace.index_rules import WRITES_IN_PLACE
 from sparsify.graph.trace.labels import Labels
 from sparsify.graph.trace.meta_kernels import (
@@ -33,27 +34,15 @@ from sparsify.graph.trace.meta_kernels import (
     short_name,
 )
 from sparsify.graph.trace.module_stack import ModuleStack
-from sparsify.graph.trace.operator_rules import RULES, follow_along, follow_batch_norm, follow_reduction
 from sparsify.graph.trace.operators import (
-    ALONG,
-    FRESH,
-    LIKE,
-    MOVES,
     NORMS,
-    POINTWISE,
-    REDUCTIONS,
-    SPATIAL,
     UNIFORM,
-    apply_move,
     decompose_operators,
     dims_run_over,
     flatten_arguments,
-    read_argument,
-    wrap_dim,
 )
+from sparsify.graph.trace.part_writes import follow_write, follow_write_by_number
 from sparsify.graph.trace.products import PRODUCTS, TracedProduct, trace_product
-from sparsify.graph.trace.rule_api import Op
-from sparsify.graph.trace.vision_rules import follow_window
 from sparsify.nn import attention
 
 COMPARES_WIDTH = (nn.RMSNorm, nn.Transformer)
@@ -141,7 +130,7 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
             if saved and not is_nested(tensor):
                 self.enter_tensor(name, tensor)
                 if is_sparse(tensor):
-                    self._fix(self.labels_unread(tensor), f"the sparse tensor '{name}' keeps its shape")
+                    self.fix(self.labels_unread(tensor), f"the sparse tensor '{name}' keeps its shape")
         for name, module in walk_modules(model):
             if isinstance(module, COMPARES_WIDTH):
                 self.comparing.add(name)
@@ -223,7 +212,7 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
                 isinstance(out, Tensor),
             )
         if in_place and name in WRITES_IN_PLACE:
-            self._note_write_by_number(name, args[0], known.labels[0])
+            follow_write_by_number(self, name, args[0], known.labels[0])
         for value, axis_labels in zip(results, known.labels, strict=False):
             if isinstance(value, Tensor):
                 self.labels_by_tensor[value] = self._unlabelled(value) if axis_labels is None else axis_labels
@@ -271,7 +260,7 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         """Fix the labels of every tensor in nested values."""
         for value in tree_leaves(values):
             if isinstance(value, Tensor) and not is_nested(value):
-                self._fix(self.labels_of(value), reason)
+                self.fix(self.labels_of(value), reason)
 
     def on_enter(self, name: str, args: Any, kwargs: Any) -> None:
         for value in (*args, *kwargs.values()) if name in self.comparing else ():
@@ -335,81 +324,11 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
     def _note_write(self, name: str, args: Any) -> None:
         """Follow an operator that wrote into its first argument; if that fails, fix all labels involved."""
         try:
-            self._follow_write(name, args)
+            follow_write(self, name, args)
         except Exception as error:
             self.protect(args, self._failure_reason(name, error))
 
-    def _follow_write(self, name: str, args: Any) -> None:
-        """An operator wrote into a part of a tensor.
-
-        Labels that vary there already are joined with what is written. New labels can no longer be
-        followed.
-        """
-        target = args[0] if args else None
-        if not isinstance(target, Tensor) or name in ("zero", "fill") or _owns_storage(target):
-            return
-        own = self.labels_of(target)
-        lies = {d for aspect in own.aspects for d in varying_dims(aspect)}
-        for value in args[1:]:
-            if isinstance(value, Tensor):
-                axis_labels = self.algebra.join_elementwise(
-                    own.shape, [self.labels_of(value), AxisLabels((1,) * len(own.shape), own.aspects)]
-                )
-                strange = [aspect for aspect in axis_labels.aspects if not varying_dims(aspect) <= lies]
-                if strange and not self._label_filled_base(target, strange):
-                    lost = [aspect for aspect in strange if not self._label_filled_base(target, [aspect])]
-                    self._fix(
-                        AxisLabels(own.shape, tuple(lost)),
-                        f"it is written into a part of another tensor ({name})",
-                    )
-
-    def _note_write_by_number(self, name: str, target: Tensor, made: AxisLabels | None) -> None:
-        """The same for elements that were written into a view by their number."""
-        if made is None or _owns_storage(target):
-            return
-        own = self.labels_of(target)
-        lies = {d for aspect in own.aspects for d in varying_dims(aspect)}
-        strange = [aspect for aspect in made.aspects if not varying_dims(aspect) <= lies]
-        if strange and not self._label_filled_base(target, strange):
-            self._fix(
-                AxisLabels(own.shape, tuple(strange)), f"it is written into a part of another tensor ({name})"
-            )
-
-    def _label_filled_base(self, part: Tensor, aspects: Sequence[Tensor]) -> bool:
-        """Label a tensor that was created to be filled part by part: whole dimensions of it get the part's
-        labels."""
-        base = part._base
-        if base is None:
-            return False
-        whole, made = self.labels_of(base), []
-        for aspect in aspects:
-            places = {
-                d: [
-                    e
-                    for e, _ in whole.flexible
-                    if (base.stride(e), base.shape[e]) == (part.stride(d), part.shape[d])
-                ]
-                for d in varying_dims(aspect)
-            }
-            if any(len(found) != 1 for found in places.values()):
-                return False
-            order = sorted(places, key=lambda d: places[d][0])
-            lengths = {places[d][0]: part.shape[d] for d in order}
-            made.append(
-                aspect.permute(*order, *(d for d in range(aspect.dim()) if d not in places)).reshape(
-                    [lengths.get(e, 1) for e in range(base.dim())]
-                )
-            )
-        taken = {d for aspect in made for d in varying_dims(aspect)}
-        self.labels_by_tensor[base] = AxisLabels(
-            whole.shape,
-            self.algebra.merge_aspects([*whole.aspects, *made]),
-            whole.parameter,
-            frozenset((d, cell) for d, cell in whole.flexible if d not in taken),
-        )
-        return True
-
-    def _label_created(self, name: str, out: Any) -> AxisLabels | None:
+    def label_created(self, name: str, out: Any) -> AxisLabels | None:
         """Label a tensor that an operator creates.
 
         A uniform one can have any size (a trial cut shows whether the size comes from elsewhere), others
@@ -424,7 +343,12 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
             )
         return AxisLabels(tuple(out.shape), (units.view([1] * (out.dim() - 1) + [-1]),))
 
-    def _fix(self, axis_labels: AxisLabels, reason: str) -> None:
+    def set_labels(self, tensor: Tensor, axis_labels: AxisLabels) -> None:
+        """Replace the labels of a tensor."""
+        self.labels_by_tensor[tensor] = axis_labels
+
+    def fix(self, axis_labels: AxisLabels, reason: str) -> None:
+        """These labels must stay, for this reason."""
         for aspect in axis_labels.aspects:
             self.labels.fix(aspect.numpy(), reason)
 
@@ -434,7 +358,7 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         """Apply an operator's rule; if the rule fails, fix the labels that flow in."""
         try:
             with torch._C._DisableTorchDispatch():  # rules work on labels, which no outer mode need see
-                return self._choose_rule(name, func, args, kwargs, out)
+                return follow_operator(self, name, func, args, kwargs, out)
         except Exception as error:
             self.protect((args, kwargs), self._failure_reason(name, error))
             return None
@@ -442,83 +366,6 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
     def _failure_reason(self, name: str, error: Exception) -> str:
         module = f" in '{self.within[-1]}'" if self.within and self.within[-1] else ""
         return f"it passes through '{name}'{module}, which could not be followed ({type(error).__name__})"
-
-    def _choose_rule(
-        self, name: str, func: Any, args: Any, kwargs: Any, out: Any
-    ) -> AxisLabels | list[AxisLabels] | None:
-        a = self.algebra
-        tensors_in = [v for v in flatten_arguments(args, kwargs) if isinstance(v, Tensor)]
-        for tensor in tensors_in:
-            a.hold_numbered(self.labels_unread(tensor))
-        if not tensors_in or name in FRESH:
-            return self._label_created(name, out)
-        if name == "copy":
-            return a.join_elementwise(
-                tuple(out.shape), [AxisLabels((1,) * out.dim()), self.labels_of(args[1])]
-            )
-        if name in LIKE or name in ("zero", "fill"):
-            return self.labels_of(tensors_in[0])
-        if name in MOVES:
-            rest = args[1:]
-            if name in ("detach", "alias", "clone", "contiguous", "_to_copy", "lift_fresh"):
-                return self.labels_of(tensors_in[0])
-            if "channel_shuffle" in name:
-                a.hold_blocks(
-                    self.labels_of(args[0]),
-                    1,
-                    args[0].shape[1] // args[1],
-                    "it is shuffled in unequal groups",
-                )
-            own = {k: v for k, v in kwargs.items() if k in ("dims", "dim", "implicit")}
-            axis_labels = self.labels_of(args[0])
-            if name == "roll":
-                dims = read_argument(args, kwargs, 2, "dims", None) or range(args[0].dim())
-                axis_labels = a.hold_all(
-                    axis_labels,
-                    {wrap_dim(d, args[0]) for d in dims},
-                    "it is rolled by a fixed number of places",
-                )
-            moved = a.move_labels(axis_labels, lambda t: apply_move(func, t, rest, own), out.shape)
-            return (
-                self.note_length(moved)
-                if name in ("view", "_unsafe_view", "reshape", "_reshape_alias")
-                else moved
-            )
-        op = Op(name, args, kwargs, out)
-        if name in RULES:
-            return RULES[name](self, op)
-        if name in ("add", "sub"):
-            a.note_twins([self.labels_unread(t) for t in tensors_in])
-        if name in NORMS:
-            return follow_batch_norm(self, op)
-        if name in SPATIAL:
-            return follow_window(self, name, args[0], out)
-        if name in REDUCTIONS:
-            return follow_reduction(self, op)
-        if name in ALONG:
-            return follow_along(self, op)
-        if torch.Tag.pointwise in func.tags or name in POINTWISE or _is_pointwise_prim(func):
-            results = (out,) if isinstance(out, Tensor) else out
-            joined = a.join_elementwise(tuple(results[0].shape), [self.labels_of(t) for t in tensors_in])
-            return [joined for _ in results]
-        for tensor in tensors_in:
-            self._fix(self.labels_of(tensor), f"it passes through '{name}', an operator without a rule")
-        return None
-
-
-def _owns_storage(target: Tensor) -> bool:
-    """Whether a tensor is all of its storage, so that no other tensor holds what is written into it."""
-    whole = target.untyped_storage().nbytes() <= target.numel() * target.element_size()
-    return whole and target._base is None
-
-
-def _is_pointwise_prim(func: Any) -> bool:
-    """Whether an operator of torch's decompositions (they carry no tags) has a pointwise namesake."""
-    space, _, name = func._schema.name.partition("::")
-    alike = getattr(torch.ops.aten, name, None) if space == "prims" else None
-    return alike is not None and any(
-        torch.Tag.pointwise in getattr(alike, overload).tags for overload in alike.overloads()
-    )
 
 
 def trace_model(

@@ -94,7 +94,7 @@ def verify_cut(
         plain = run_model(alike, first)
     compared = [one for one, _ in drawn] or [given]
     del drawn
-    left_whole = keep_harmless_units(keep, constants.whole)
+    left_whole = keep_harmless_units(keep, constants.harmless)
     add_shifts_of_masked_units(wide, constants.shifts)
     difference, control = 0.0, 0.0
     for one in compared:
@@ -114,7 +114,7 @@ def verify_cut(
     check_training(wide, narrow, next((one for one in compared if _count_examples(one) > 1), first), blamed)
     changing = any(model_map.by_name[name].statistics for name in narrowed)
     all_dead = not narrowed_groups(model_map, left_whole) and not removed_branches(model_map, keep)
-    shifted = any(bool((shift.beside != 0).any()) for shift in constants.shifts)
+    shifted = any(bool((shift.masked != 0).any()) for shift in constants.shifts)
     unchanged = bool(narrowed) and all_dead and not shifted and before is None
     return Verdict(
         outcome="statistics change" if changing else "equal" if blamed else "nothing cut",

@@ -19,7 +19,7 @@ from sparsify.graph.names import canonical_names, named_tensors, walk_modules
 from sparsify.graph.product_macs import TraceResult, find_products
 from sparsify.graph.trace.labels import Ints, Labels
 from sparsify.graph.trace.products import TracedProduct
-from sparsify.graph.trace.tracer import trace_model
+from sparsify.graph.trace.trace_model import trace_model
 
 
 def build_map(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> ModelMap:

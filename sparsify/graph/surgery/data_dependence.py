@@ -9,7 +9,7 @@ A mask says for each element of a tensor whether data reach it. It has the tenso
 every dimension in which it does not vary. In doubt, data count as reaching: that can only miss constants.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,13 +17,12 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from sparsify.graph.surgery.contraction_masks import CONTRACTIONS
 from sparsify.graph.surgery.data_masks import (
     any_along,
     mask_everywhere,
     mask_nowhere,
     mask_of_base,
-    match_rank,
-    multiply_masks,
     scale_mask,
 )
 from sparsify.graph.trace.axis_labels import compress_labels
@@ -194,13 +193,13 @@ class DataDependence:
                 else None
             )
         if name == "copy":
-            return self._join_masks(args[1:2], out)
+            return self.join_masks(args[1:2], out)
         if name in KEEPS_ELEMENTS:
             return self.mask_of(args[0])
         if name == "mul":
             return self._mask_product(args[0], args[1], out)
-        if name in _CONTRACTIONS:
-            return _CONTRACTIONS[name](self, args, kwargs, out)
+        if name in CONTRACTIONS:
+            return CONTRACTIONS[name](self, args, kwargs, out)
         if name == "embedding":
             return self._mask_embedding(args[0], args[1], out)
         if name in NORMS:
@@ -208,7 +207,7 @@ class DataDependence:
         if name == "native_layer_norm":
             over = dims_run_over(name, args, kwargs)
             return scale_mask(
-                any_along(self._mask(args[0]), over),
+                any_along(self.mask_or_nowhere(args[0]), over),
                 args[2],
                 range(out.dim() - len(args[1]), out.dim()),
                 out,
@@ -222,41 +221,46 @@ class DataDependence:
         if not isinstance(x, Tensor) or any(
             self.mask_of(v) is not None for v in _other_tensors(args, kwargs)
         ):
-            return self._join_masks(_all_tensors(args, kwargs), out) if _is_pointwise(name, func) else None
+            return self.join_masks(_all_tensors(args, kwargs), out) if _is_pointwise(name, func) else None
         if _is_pointwise(name, func):
-            return self._join_masks(_all_tensors(args, kwargs), out)
+            return self.join_masks(_all_tensors(args, kwargs), out)
         if name in MOVES_ELEMENTS or name in SPLITS_TENSOR or name in PICKS_BY_NUMBER:
             return self._move_mask(name, func, args, kwargs, results)
         if name in SPATIAL:
             resized = {d for d in range(x.dim()) if x.shape[d] != out.shape[d]}
-            return any_along(self._mask(x), resized | set(range(min(2, x.dim() - 1), x.dim())))
+            return any_along(self.mask_or_nowhere(x), resized | set(range(min(2, x.dim() - 1), x.dim())))
         if name in ALONG and name != "glu":
             over = dims_run_over(name, args, kwargs)
-            mask = any_along(self._mask(x), over)
+            mask = any_along(self.mask_or_nowhere(x), over)
             return mask if out.dim() == x.dim() else mask.squeeze(sorted(over))
         if "fake_quantize" in name:
-            return self._mask(x)
+            return self.mask_or_nowhere(x)
         if name in REDUCTIONS:
             return self._reduce_mask(name, args, kwargs, out)
         if name == "im2col":  # [N, C, H, W] -> [N, C * places, windows]
             places = out.shape[-2] // x.shape[-3]
-            rows = any_along(self._mask(x), {x.dim() - 2, x.dim() - 1}).flatten(-2)
+            rows = any_along(self.mask_or_nowhere(x), {x.dim() - 2, x.dim() - 1}).flatten(-2)
             return rows.expand(*rows.shape[:-2], x.shape[-3], 1).repeat_interleave(places, -2)
         if name == "col2im":  # [N, C * places, windows] -> [N, C, H, W]
-            rows = any_along(self._mask(x), {x.dim() - 1}).expand(
+            rows = any_along(self.mask_or_nowhere(x), {x.dim() - 1}).expand(
                 *x.shape[:-1], 1
             )  # one size for all examples
             return torch.unflatten(rows, -2, (out.shape[-3], -1)).any(-2, keepdim=True)
         if name == "constant_pad_nd":
             padded = {x.dim() - 1 - i // 2 for i, amount in enumerate(args[1]) if amount}
-            return any_along(self._mask(x), padded)
+            return any_along(self.mask_or_nowhere(x), padded)
         return None
 
-    def _mask(self, tensor: Tensor) -> Tensor:
+    def is_averaging(self, tensor: Tensor) -> bool:
+        """Whether the tensor's rows along the last dimension sum to one."""
+        return tensor in self._averaging
+
+    def mask_or_nowhere(self, tensor: Tensor) -> Tensor:
+        """The mask of a tensor; if it has none, a mask that marks nothing."""
         found = self.mask_of(tensor)
         return mask_nowhere(tensor) if found is None else found
 
-    def _join_masks(self, operands: Iterable[Any], out: Tensor) -> Tensor:
+    def join_masks(self, operands: Iterable[Any], out: Tensor) -> Tensor:
         """Elementwise with broadcasting: data reach a result where they reach any operand."""
         found = mask_nowhere(out)
         for value in operands:
@@ -283,53 +287,6 @@ class DataDependence:
         zero = value == 0
         return zero if mask is None else zero & ~mask
 
-    # sums of products
-
-    def _mask_convolution(self, args: Any, _kwargs: Mapping[str, Any], out: Tensor) -> Tensor | None:
-        x, weight, bias, *_, transposed, _, groups = args
-        if self.mask_of(weight) is not None or (bias is not None and self.mask_of(bias) is not None):
-            return None
-        mask = any_along(self._mask(x), set(range(x.dim())) - {1})
-        reached = mask.flatten().expand(x.shape[1])
-        live = (weight != 0).flatten(2).any(2)
-        if transposed:  # [C, O / groups]
-            live = live.view(groups, x.shape[1] // groups, -1)
-            passed = (live & reached.view(groups, -1, 1)).any(1)
-        else:  # [O, C / groups]
-            live = live.view(groups, -1, x.shape[1] // groups)
-            passed = (live & reached.view(groups, 1, -1)).any(2)
-        laid: Tensor = passed.reshape([-1 if d == 1 else 1 for d in range(out.dim())])
-        return laid
-
-    def _mask_matrix_product(self, a: Tensor, b: Tensor) -> Tensor | None:
-        """[..., n, k] x [..., k, m]: data pass where a row or column with data meets a nonzero element."""
-        mask_a, mask_b = self.mask_of(a), self.mask_of(b)
-        if mask_a is not None and a in self._averaging:
-            # A weighted mean of numbers that are all the same is this number, whatever the weights are.
-            even = (b == b.narrow(-2, 0, 1)).all(-2, keepdim=True)
-            reached = mask_nowhere(b) if mask_b is None else any_along(mask_b, {b.dim() - 2})
-            return reached | ~even
-        if mask_a is not None and mask_b is not None:
-            return any_along(mask_a, {a.dim() - 1}) | any_along(mask_b, {b.dim() - 2})
-        if mask_a is not None:
-            return multiply_masks(mask_a, b != 0)
-        assert mask_b is not None
-        return multiply_masks(mask_b.mT, (a != 0).mT).mT
-
-    def _mask_mm(self, args: Any, _kwargs: Mapping[str, Any], out: Tensor) -> Tensor | None:
-        return match_rank(self._mask_matrix_product(args[0], args[1]), out)
-
-    def _mask_addmm(self, args: Any, _kwargs: Mapping[str, Any], out: Tensor) -> Tensor | None:
-        if self.mask_of(args[1]) is None and self.mask_of(args[2]) is None:
-            return self._join_masks(args[:1], out)
-        made = self._mask_matrix_product(args[1], args[2])
-        return None if made is None else self._join_masks(args[:1], out) | made
-
-    def _mask_linear(self, args: Any, _kwargs: Mapping[str, Any], out: Tensor) -> Tensor | None:
-        if any(isinstance(v, Tensor) and self.mask_of(v) is not None for v in args[1:3]):
-            return None
-        return match_rank(multiply_masks(self._mask(args[0]), (args[1] != 0).t()), out)
-
     def _mask_embedding(self, table: Tensor, numbers: Tensor, out: Tensor) -> Tensor | None:
         """A column that is the same in every row of the table is free of data, whichever row is looked up."""
         if (
@@ -346,18 +303,18 @@ class DataDependence:
         if any(n != m for d, (n, m) in enumerate(zip(x.shape, numbers.shape, strict=True)) if d != dim):
             return None
         differs = (x != x.narrow(dim, 0, 1)).any(dim, keepdim=True)
-        return compress_labels(differs | any_along(self._mask(x), {dim}))
+        return compress_labels(differs | any_along(self.mask_or_nowhere(x), {dim}))
 
     def _mask_batch_norm(self, name: str, args: Any, kwargs: Mapping[str, Any], out: Tensor) -> Tensor | None:
         if any(isinstance(v, Tensor) and self.mask_of(v) is not None for v in args[1:5]):
             return None
-        mask = any_along(self._mask(args[0]), dims_run_over(name, args, kwargs))
+        mask = any_along(self.mask_or_nowhere(args[0]), dims_run_over(name, args, kwargs))
         return scale_mask(mask, args[1], range(1, 2), out)
 
     def _mask_group_norm(self, args: Any, out: Tensor) -> Tensor:
         x, groups = args[0], args[6]
         channels = x.shape[1]
-        mask = any_along(self._mask(x), set(range(2, x.dim())))
+        mask = any_along(self.mask_or_nowhere(x), set(range(2, x.dim())))
         whole_width = mask.expand(-1, channels, *mask.shape[2:])
         together = torch.unflatten(whole_width, 1, (groups, channels // groups))
         reached = together.any(2, keepdim=True).expand_as(together).flatten(1, 2)
@@ -368,7 +325,7 @@ class DataDependence:
     def _move_mask(
         self, name: str, func: Any, args: Any, kwargs: Mapping[str, Any], results: Sequence[Tensor]
     ) -> list[Tensor | None]:
-        mask = self._mask(args[0])
+        mask = self.mask_or_nowhere(args[0])
         if mask.numel() == 1:
             uniform = bool(mask)
             return [torch.full([1] * v.dim(), uniform, dtype=torch.bool, device=v.device) for v in results]
@@ -383,7 +340,7 @@ class DataDependence:
         return [compress_labels(v) for v in flatten_arguments((moved,), {})]
 
     def _concatenate_masks(self, func: Any, args: Any, kwargs: Mapping[str, Any], out: Tensor) -> Tensor:
-        masks = [self._mask(v).expand(v.shape) for v in args[0]]
+        masks = [self.mask_or_nowhere(v).expand(v.shape) for v in args[0]]
         if all(bool(mask.all()) for mask in masks):
             return mask_everywhere(out)
         return compress_labels(func(masks, *args[1:], **kwargs))
@@ -393,18 +350,8 @@ class DataDependence:
         if name in ("argmax", "argmin"):
             return None
         over = dims_run_over(name, args, kwargs)
-        mask = any_along(self._mask(x), over)
+        mask = any_along(self.mask_or_nowhere(x), over)
         return mask if out.dim() == x.dim() else mask.squeeze(sorted(over))
-
-
-_CONTRACTIONS: dict[str, Callable[[DataDependence, Any, Mapping[str, Any], Tensor], Tensor | None]] = {
-    "convolution": DataDependence._mask_convolution,
-    "mm": DataDependence._mask_mm,
-    "bmm": DataDependence._mask_mm,
-    "addmm": DataDependence._mask_addmm,
-    "baddbmm": DataDependence._mask_addmm,
-    "linear": DataDependence._mask_linear,
-}
 
 
 def _is_pointwise(name: str, func: Any) -> bool:

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from sparsify.graph.trace.axis_labels import AxisLabels, varying_dims
+from sparsify.graph.trace.contraction_labels import follow_product
 from sparsify.graph.trace.operators import read_argument, wrap_dim
 from sparsify.graph.trace.rule_api import Follower, Op, Rule
 
@@ -102,11 +103,11 @@ def _none(_w: Follower, _op: Op) -> list[AxisLabels]:
 
 
 def _sparse_mm(w: Follower, op: Op) -> AxisLabels:
-    return w.algebra.follow_product(w.labels_of(op.args[0]), w.labels_of(op.args[1]), set(), op.out.shape)
+    return follow_product(w.algebra, w.labels_of(op.args[0]), w.labels_of(op.args[1]), set(), op.out.shape)
 
 
 def _sparse_addmm(w: Follower, op: Op) -> AxisLabels:
-    made = w.algebra.follow_product(w.labels_of(op.args[1]), w.labels_of(op.args[2]), set(), op.out.shape)
+    made = follow_product(w.algebra, w.labels_of(op.args[1]), w.labels_of(op.args[2]), set(), op.out.shape)
     if not has_labels(w.labels_of(op.args[0])):
         return made
     return w.algebra.join_elementwise(op.out.shape, [made, w.labels_of(op.args[0])])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparsify.graph.trace.axis_labels import AxisLabels, varying_dims
 from sparsify.graph.trace.complex_rules import COMPLEX_RULES
+from sparsify.graph.trace.contraction_labels import follow_convolution, follow_product
 from sparsify.graph.trace.index_rules import INDEX_RULES
 from sparsify.graph.trace.operators import (
     DISTANCES,
@@ -29,11 +30,11 @@ from sparsify.graph.trace.vision_rules import VISION_RULES
 
 
 def _mm(w: Follower, op: Op) -> AxisLabels:
-    return w.algebra.follow_product(w.labels_of(op.args[0]), w.labels_of(op.args[1]), set(), op.out.shape)
+    return follow_product(w.algebra, w.labels_of(op.args[0]), w.labels_of(op.args[1]), set(), op.out.shape)
 
 
 def _addmm(w: Follower, op: Op) -> AxisLabels:
-    made = w.algebra.follow_product(w.labels_of(op.args[1]), w.labels_of(op.args[2]), set(), op.out.shape)
+    made = follow_product(w.algebra, w.labels_of(op.args[1]), w.labels_of(op.args[2]), set(), op.out.shape)
     w.algebra.note_twins(
         [made, w.labels_of(op.args[0])]
     )  # of learnt queries, whose projection is made of weights alone
@@ -41,19 +42,19 @@ def _addmm(w: Follower, op: Op) -> AxisLabels:
 
 
 def _bmm(w: Follower, op: Op) -> AxisLabels:
-    return w.algebra.follow_product(w.labels_of(op.args[0]), w.labels_of(op.args[1]), {0}, op.out.shape)
+    return follow_product(w.algebra, w.labels_of(op.args[0]), w.labels_of(op.args[1]), {0}, op.out.shape)
 
 
 def _baddbmm(w: Follower, op: Op) -> AxisLabels:
-    made = w.algebra.follow_product(w.labels_of(op.args[1]), w.labels_of(op.args[2]), {0}, op.out.shape)
+    made = follow_product(w.algebra, w.labels_of(op.args[1]), w.labels_of(op.args[2]), {0}, op.out.shape)
     return w.algebra.join_elementwise(op.out.shape, [made, w.labels_of(op.args[0])])
 
 
 def _addbmm(w: Follower, op: Op) -> AxisLabels:
     """The products of all matrices of two batches, added up."""
     batch, _, columns = op.args[2].shape
-    made = w.algebra.follow_product(
-        w.labels_of(op.args[1]), w.labels_of(op.args[2]), {0}, (batch, op.out.shape[0], columns)
+    made = follow_product(
+        w.algebra, w.labels_of(op.args[1]), w.labels_of(op.args[2]), {0}, (batch, op.out.shape[0], columns)
     )
     return w.algebra.join_elementwise(
         op.out.shape, [w.algebra.reduce_labels(made, {0}, False, op.out.shape), w.labels_of(op.args[0])]
@@ -97,7 +98,7 @@ def _grouped_mm(w: Follower, op: Op) -> AxisLabels:
             8 if tensor.shape[-1] % 8 == 0 else 16 // tensor.element_size(),
         )
     if x.dim() == 3 and stack.dim() == 3:
-        return w.algebra.follow_product(w.labels_of(x), w.labels_of(stack), {0}, op.out.shape)
+        return follow_product(w.algebra, w.labels_of(x), w.labels_of(stack), {0}, op.out.shape)
     if x.dim() == 3 or stack.dim() == 2:  # runs of columns, or of what is summed over
         for tensor in (x, stack):
             w.algebra.hold_all(
@@ -109,12 +110,12 @@ def _grouped_mm(w: Follower, op: Op) -> AxisLabels:
     one = AxisLabels(
         experts.shape[1:], tuple(aspect.squeeze(0) for aspect in experts.aspects), experts.parameter
     )
-    return w.algebra.follow_product(rows, one, set(), op.out.shape)
+    return follow_product(w.algebra, rows, one, set(), op.out.shape)
 
 
 def _mv(w: Follower, op: Op) -> AxisLabels:
     column = w.algebra.move_labels(w.labels_of(op.args[1]), lambda t: t.unsqueeze(1))
-    made = w.algebra.follow_product(w.labels_of(op.args[0]), column, set(), (op.out.shape[0], 1))
+    made = follow_product(w.algebra, w.labels_of(op.args[0]), column, set(), (op.out.shape[0], 1))
     return w.algebra.move_labels(made, lambda t: t.squeeze(1))
 
 
@@ -123,7 +124,7 @@ def _dot(w: Follower, op: Op) -> AxisLabels:
         w.algebra.move_labels(w.labels_of(op.args[0]), lambda t: t.unsqueeze(0)),
         w.algebra.move_labels(w.labels_of(op.args[1]), lambda t: t.unsqueeze(1)),
     )
-    w.algebra.follow_product(row, column, set(), (1, 1))
+    follow_product(w.algebra, row, column, set(), (1, 1))
     return AxisLabels((), parameter=row.parameter and column.parameter)
 
 
@@ -157,7 +158,7 @@ def _linear(w: Follower, op: Op) -> AxisLabels:
     wide = AxisLabels(
         lead + weight.shape, tuple(v.view(lead + tuple(v.shape)) for v in weight.aspects), weight.parameter
     )
-    made = w.algebra.follow_product(x, wide, set(range(len(lead))), op.out.shape)
+    made = follow_product(w.algebra, x, wide, set(range(len(lead))), op.out.shape)
     return (
         w.algebra.join_elementwise(op.out.shape, [made, w.labels_of(op.args[2])])
         if len(op.args) > 2 and op.args[2] is not None
@@ -167,7 +168,8 @@ def _linear(w: Follower, op: Op) -> AxisLabels:
 
 def _convolution(w: Follower, op: Op) -> AxisLabels:
     x, weight, bias, *_, transposed, _, groups = op.args
-    return w.algebra.follow_convolution(
+    return follow_convolution(
+        w.algebra,
         w.labels_of(x),
         w.labels_of(weight),
         None if bias is None else w.labels_of(bias),

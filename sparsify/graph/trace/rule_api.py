@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from sparsify.graph.trace.axis_labels import AxisLabels, LabelAlgebra
+from sparsify.graph.trace.axis_labels import AxisLabels
+from sparsify.graph.trace.label_algebra import LabelAlgebra
 from sparsify.graph.trace.labels import Labels
 
 

@@ -17,14 +17,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparsify.errors import ModelError
-from sparsify.forward.call_model import call_model, every_tensor, float_tensors
-from sparsify.forward.calls import Inputs
 from sparsify.forward.opaque import LEAVES_TORCH, is_nested, is_scripted, is_sparse
 from sparsify.graph.names import named_tensors, walk_modules
-from sparsify.graph.trace.axis_labels import AxisLabels, LabelAlgebra, flexible_dims, take_first, varying_dims
+from sparsify.graph.trace.axis_labels import AxisLabels, flexible_dims, take_first, varying_dims
 from sparsify.graph.trace.choose_rule import follow_operator
 from sparsify.graph.trace.index_rules import WRITES_IN_PLACE
+from sparsify.graph.trace.label_algebra import LabelAlgebra
 from sparsify.graph.trace.labels import Labels
 from sparsify.graph.trace.meta_kernels import (
     ResultSpec,
@@ -37,13 +35,11 @@ from sparsify.graph.trace.module_stack import ModuleStack
 from sparsify.graph.trace.operators import (
     NORMS,
     UNIFORM,
-    decompose_operators,
     dims_run_over,
     flatten_arguments,
 )
 from sparsify.graph.trace.part_writes import follow_write, follow_write_by_number
 from sparsify.graph.trace.products import PRODUCTS, TracedProduct, trace_product
-from sparsify.nn import attention
 
 COMPARES_WIDTH = (nn.RMSNorm, nn.Transformer)
 """modules that compare the width of their input with an attribute, outside of any operator"""
@@ -366,45 +362,3 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
     def _failure_reason(self, name: str, error: Exception) -> str:
         module = f" in '{self.within[-1]}'" if self.within and self.within[-1] else ""
         return f"it passes through '{name}'{module}, which could not be followed ({type(error).__name__})"
-
-
-def trace_model(
-    model: nn.Module, inputs: Inputs, *, lenient: bool
-) -> tuple[Labels, list[tuple[TracedProduct, int]]]:
-    """Trace the model in eval mode and in train mode (auxiliary heads run only there). Pass a copy of it.
-
-    Running statistics change, and attentions are replaced by `sparsify.nn.attention`, which writes no
-    number of heads into a mask.
-
-    lenient: a model that does not run in train mode is traced in eval mode only.
-
-    Returns the labels of its parameters and buffers with all that was learnt, and the products that ran in
-    eval mode with how often each ran. Raises ModelError if the model returns nothing that could be
-    compared.
-    """
-    for name in [name for name, module in walk_modules(model) if attention.can_adopt(module)]:
-        attention.adopt(model, name)
-    labels = Labels()
-    mode = Tracer(labels, numbers=lenient)
-    mode.enter_model(model)
-    labels.used.clear()  # that a tensor was given its labels is no use of it
-    with mode.track_modules(model):
-        for training in (False, True):
-            model.train(training)
-            mode.counting = not training
-            try:
-                with decompose_operators(model), torch.random.fork_rng(devices=[]), LeavingTorch(mode), mode:
-                    output = call_model(model, inputs)
-            except Exception:
-                if not training or not lenient:
-                    raise
-                break
-            if not training:
-                labels.evaluated = frozenset(labels.used | labels.ran)
-            if next(float_tensors(output), None) is None and not training:
-                raise ModelError("the model returns no floating-point tensor; a cut could not be checked")
-            for tensor in every_tensor(output):
-                for aspect in mode.labels_of(tensor).aspects:
-                    labels.fix(aspect.numpy(), "it feeds the network's output")
-    model.eval()
-    return labels, [(mode.products[key], times) for key, times in mode.ran.items()]

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from sparsify.graph.trace.axis_labels import AxisLabels, varying_dims
+from sparsify.graph.trace.contraction_labels import follow_convolution
 from sparsify.graph.trace.operators import wrap_dim
 from sparsify.graph.trace.rule_api import Follower, Op, Rule
 
@@ -62,8 +63,8 @@ def _deform_conv2d(w: Follower, op: Op) -> AxisLabels:
     w.algebra.hold_blocks(
         w.labels_of(x), 1, x.shape[1] // offset_groups, "it falls into unequal groups of offsets"
     )
-    return w.algebra.follow_convolution(
-        w.labels_of(x), w.labels_of(weight), w.labels_of(bias), False, groups, op.out.shape
+    return follow_convolution(
+        w.algebra, w.labels_of(x), w.labels_of(weight), w.labels_of(bias), False, groups, op.out.shape
     )
 
 

@@ -9,11 +9,10 @@ import torch
 from torch import nn
 
 from sparsify.errors import ModelError, VerificationError
-from sparsify.forward.call_model import call_model, convert_inputs, float_tensors, move_inputs_to_meta
+from sparsify.forward.call_model import convert_inputs
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
-from sparsify.forward.opaque import is_nested, is_sparse, without_compiling
-from sparsify.graph.copy import copy_to_meta
+from sparsify.forward.opaque import is_nested, is_sparse
 from sparsify.graph.length_attributes import choose_attributes, drop_attributes
 from sparsify.graph.model_map import Branch, Coupled, ModelMap
 from sparsify.graph.precision import cast_model
@@ -21,9 +20,9 @@ from sparsify.graph.proportional_groups import bundle_groups
 from sparsify.graph.residual_branches import find_branches
 from sparsify.graph.surgery import operations
 from sparsify.graph.surgery.operations import Keep
-from sparsify.graph.trace.meta_kernels import FastMeta
 from sparsify.graph.verify.equivalence import TOLERANCE, TRIAL_TOLERANCE
 from sparsify.graph.verify.masked_model import narrowed_groups, run_masked_model
+from sparsify.graph.verify.meta_trials import MetaTrials, choose_half
 from sparsify.graph.verify.run_models import (
     copy_in_dtype,
     first_line,
@@ -128,7 +127,7 @@ class _Trials:
     """Trial cuts of one model, quickest first: shapes, values in float32, values in float64."""
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        shapes = _MetaTrials(model, inputs)
+        shapes = MetaTrials(model, inputs)
         self.inputs = convert_inputs(inputs, torch.float32)
         self.faults: list[FindFault] = [shapes.cut_half, shapes.cut_pairs_apart] if shapes.works else []
         if any(p.is_meta for p in model.parameters()):
@@ -141,7 +140,7 @@ class _Trials:
         return _find_fault(
             cast_model(self.model, torch.float32),
             model_map,
-            {c.name: _choose_half(c) for c in chosen},
+            {c.name: choose_half(c) for c in chosen},
             self.inputs,
             TRIAL_TOLERANCE,
         )
@@ -234,45 +233,6 @@ def _split_by_nesting(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
         branches = [b for b in branches if b not in level]
 
 
-class _MetaTrials:
-    """Trial cuts on the meta device. `works` says whether the dense model runs there."""
-
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        self.inputs = move_inputs_to_meta(inputs)
-        self.model = copy_to_meta(model)
-        found = {mode: self._run(self.model, mode) for mode in (False, True)}
-        self.shapes = {mode: made for mode, made in found.items() if made is not None}
-        self.works = False in self.shapes
-
-    def _run(self, model: nn.Module, training: bool) -> list[torch.Size] | None:
-        try:
-            with torch.no_grad(), without_compiling(), FastMeta():  # type: ignore[no-untyped-call]
-                return [t.shape for t in float_tensors(call_model(model.train(training), self.inputs))]
-        except Exception as error:
-            self.error = error
-            return None
-
-    def cut_half(self, groups: Sequence[Coupled], model_map: ModelMap) -> str | None:
-        thin = operations.cut_on_trial(self.model, model_map, {c.name: _choose_half(c) for c in groups})
-        for mode, wanted in self.shapes.items():
-            found = self._run(thin, mode)
-            if found is None:
-                return f"the cut model does not run: {type(self.error).__name__}: {first_line(self.error)}"
-            if found != wanted:
-                return "the cut model's outputs change their shapes"
-        return None
-
-    def cut_pairs_apart(self, groups: Sequence[Coupled], model_map: ModelMap) -> str | None:
-        """Cut groups of two units in two halves: a trial of all of them could not keep different numbers
-        of units."""
-        pairs = [c for c in groups if c.width == 2]
-        for part in (pairs[::2], pairs[1::2]):
-            why = self.cut_half(part, model_map) if part else None
-            if why is not None:
-                return why
-        return None
-
-
 def _find_cuttable(
     groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]
 ) -> list[Coupled]:
@@ -357,14 +317,8 @@ def _find_fault_in_double(
     return _find_fault(cast_model(trial, torch.float32), model_map, keep, inputs, TRIAL_TOLERANCE)
 
 
-def _choose_half(group: Coupled) -> list[int]:
-    generator = torch.Generator().manual_seed(group.width)
-    count = max(1, group.width // 2)
-    return sorted(torch.randperm(group.width, generator=generator)[:count].tolist())
-
-
 def _choose_other_halves(model_map: ModelMap, chosen: Iterable[Coupled]) -> dict[str, list[int]]:
-    """Group -> kept units of the second trial: the units that `_choose_half` removes, less a few.
+    """Group -> kept units of the second trial: the units that `choose_half` removes, less a few.
 
     Every unit is removed in one of the trials, the number kept differs from the first half, and groups of
     one width keep different numbers, since code may tie their widths together.
@@ -372,7 +326,7 @@ def _choose_other_halves(model_map: ModelMap, chosen: Iterable[Coupled]) -> dict
     ranks: Counter[int] = Counter()
     kept = {}
     for group in model_map.coupled:
-        rest = sorted(set(range(group.width)) - set(_choose_half(group))) or _choose_half(group)
+        rest = sorted(set(range(group.width)) - set(choose_half(group))) or choose_half(group)
         ranks[group.width] += 1
         kept[group.name] = rest[: len(rest) - ranks[group.width] % len(rest)]
     return {group.name: kept[group.name] for group in chosen}

@@ -15,7 +15,7 @@ from torch.nn.utils import prune
 
 import sparsify
 from sparsify.cost.measure import copy_model
-from sparsify.graph.surgery import data_dependence
+from sparsify.graph.surgery import contraction_masks
 from sparsify.graph.surgery.data_masks import mask_nowhere
 from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.pruning.cut import Result
@@ -462,7 +462,7 @@ def test_followers_keep_constants_of_their_own() -> None:
 
 def test_a_comparison_that_contradicts_a_constant_undoes_all_folding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Derived constants are believed only as far as the proof bears them out: here living units are taken for constant."""
-    monkeypatch.setitem(data_dependence._CONTRACTIONS, "addmm", lambda *found: mask_nowhere(found[-1]))
+    monkeypatch.setitem(contraction_masks.CONTRACTIONS, "addmm", lambda *found: mask_nowhere(found[-1]))
     model, inputs, layer = build(EXACT["Linear"])
     result = cut(model, inputs, layer, sparsity="50%", criterion={"kind": "random"})
     assert result.notes[0] == (

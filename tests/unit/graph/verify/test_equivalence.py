@@ -11,7 +11,7 @@ import sparsify
 from sparsify.cost.measure import copy_model
 from sparsify.errors import VerificationError
 from sparsify.forward.call_model import named_inputs
-from sparsify.graph.surgery import data_dependence
+from sparsify.graph.surgery import contraction_masks
 from sparsify.graph.surgery.data_masks import mask_nowhere
 from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.verify import equivalence
@@ -98,7 +98,7 @@ def test_constants_that_other_inputs_contradict_are_not_folded(monkeypatch: pyte
     model = faint(Net(lambda m, x: m.b(m.a(x).tanh())))
     with torch.no_grad():
         model.a.weight[0] = 0
-    monkeypatch.setitem(data_dependence._CONTRACTIONS, "addmm", lambda *found: mask_nowhere(found[-1]))
+    monkeypatch.setitem(contraction_masks.CONTRACTIONS, "addmm", lambda *found: mask_nowhere(found[-1]))
     result = cut(model.eval(), torch.randn(1, 5, 6), sparsity="25%", criterion={"kind": "magnitude"})
     assert CONTRADICTED in result.notes
     assert torch.equal(result.model.b.bias, model.b.bias)

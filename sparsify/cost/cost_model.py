@@ -203,10 +203,10 @@ class _MemoryModel:
         for place, life in enumerate(lives):
             for name, per_unit in life.per_unit:
                 slopes[name].append((place, per_unit))
-        self._slopes = {
-            name: (np.array([p for p, _ in own]), np.array([s for _, s in own]))
-            for name, own in slopes.items()
-        }
+        self._slopes = {}
+        for name, own in slopes.items():
+            places, per_units = zip(*own, strict=True)
+            self._slopes[name] = np.array(places), np.array(per_units)
 
     def peak(self, gone: Mapping[str, Sequence[int]], smooth: bool) -> float:
         """Bytes at the peak, inputs included; smooth: the 8-norm over the operators instead of their

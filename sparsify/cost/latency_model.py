@@ -79,16 +79,12 @@ class Surface:
     @cached_property
     def _fit(self) -> tuple[Floats, Floats, Floats, dict[tuple[bool, bool], float]]:
         even = [p for p in self.points if self._is_aligned(p[0], p[1]) == (True, True)] or list(self.points)
-        at, ms = (
-            np.array([p[:2] for p in even], dtype=float),
-            np.maximum(np.array([p[2] for p in even]), 1e-6),
-        )
+        at = np.array([point[:2] for point in even], dtype=float)
+        ms = np.maximum(np.array([point[2] for point in even]), 1e-6)
         basis = self._basis(at) / ms[:, None]
-        theta = np.linalg.lstsq(
-            np.vstack([basis, 1e-4 * np.eye(4) / ms.max()]),
-            np.append(np.ones(len(ms)), np.zeros(4)),
-            rcond=None,
-        )[0]
+        ridge = 1e-4 * np.eye(4) / ms.max()
+        wanted = np.append(np.ones(len(ms)), np.zeros(4))
+        theta = np.linalg.lstsq(np.vstack([basis, ridge]), wanted, rcond=None)[0]
         left = ms / np.maximum(self._basis(at) @ theta, 0.2 * ms)
         dearer: dict[tuple[bool, bool], list[float]] = {}
         for inputs, outputs, found in self.points:
@@ -102,9 +98,8 @@ class Surface:
     def ms(self, inputs: int, outputs: int) -> float:
         """Milliseconds at these widths."""
         at, theta, left, dearer = self._fit
-        return self._interpolate(*self._round_up(inputs, outputs), at, theta, left) * dearer.get(
-            self._is_aligned(inputs, outputs), 1.0
-        )
+        smooth = self._interpolate(*self._round_up(inputs, outputs), at, theta, left)
+        return smooth * dearer.get(self._is_aligned(inputs, outputs), 1.0)
 
     def _is_aligned(self, inputs: int, outputs: int) -> tuple[bool, bool]:
         """Whether each width is a multiple of four, or was never cut: then the points include its cost."""

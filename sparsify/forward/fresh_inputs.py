@@ -303,15 +303,13 @@ def _draw_call(called: RecordedCall, generator: torch.Generator, batch: int | No
         if argument.tensor is not None:
             spec = argument.tensor
             axes[path] = spec.batch
-            other = None if called.fixed else batch
-            shape = [
-                other if other is not None and at == spec.batch else size
-                for at, size in enumerate(spec.shape)
-            ]
+            shape = list(spec.shape)
+            axis = spec.batch
+            if batch is not None and axis is not None and 0 <= axis < len(shape) and not called.fixed:
+                shape[axis] = batch
             kind = next(k for k in get_args(Kind) if k == spec.kind)
-            return draw_tensor(
-                Draw(kind, spec.low, spec.high), tuple(shape), getattr(torch, spec.dtype), generator
-            )
+            draw = Draw(kind, spec.low, spec.high)
+            return draw_tensor(draw, tuple(shape), getattr(torch, spec.dtype), generator)
         match argument.form:
             case "mapping":
                 return {item.name: value_of(item, f"{path}.{item.name}") for item in argument.items}

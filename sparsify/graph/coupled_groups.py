@@ -45,11 +45,9 @@ def find_coupled_groups(
     (members,) = np.nonzero(kinds)
     taken: dict[str, int] = defaultdict(int)
     order = {made: i for i, made in enumerate(producers)}
-    for units in _split_by_mark(
-        members,
-        ((kinds[members] * (len(texts) + 1) + reasons[members] + 1) * 2 + statistics[members]) * 2
-        + paired[members],
-    ):
+    marks = kinds[members] * (len(texts) + 1) + reasons[members] + 1
+    marks = (marks * 2 + statistics[members]) * 2 + paired[members]
+    for units in _split_by_mark(members, marks):
         unit = int(units[0])
         reached = sorted((axis, vector) for vector in reaches[kinds[unit]] for axis in vectors[vector].axes)
         name = _find_first_producer(producers, order, [labels.axes[axis] for axis, _ in reached])

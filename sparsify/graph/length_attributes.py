@@ -17,12 +17,12 @@ def choose_attributes(groups: Sequence[Coupled], fault: Callable[[Coupled], str 
     fault: what is wrong with a cut of one group, None if nothing is. It is only called if attributes
     compete.
     """
-    return [
-        next((v for v in islice(_list_variants(group), TRIALS) if fault(v) is None), group)
-        if _find_rivals(group)
-        else group
-        for group in groups
-    ]
+    return [_choose_variant(group, fault) if _find_rivals(group) else group for group in groups]
+
+
+def _choose_variant(group: Coupled, fault: Callable[[Coupled], str | None]) -> Coupled:
+    variants = islice(_list_variants(group), TRIALS)
+    return next((variant for variant in variants if fault(variant) is None), group)
 
 
 def drop_attributes(group: Coupled) -> Iterator[Coupled]:

@@ -278,12 +278,9 @@ class ModelMap:
     def network(self) -> str:
         """First 16 hexadecimal digits of a SHA-256 of the names, types and shapes of all layers and
         tensors."""
-        text = repr(
-            (
-                [(each.name, each.type, each.weight) for each in self.layers],
-                [(t.name, t.shape) for t in self.tensors],
-            )
-        )
+        layers = [(layer.name, layer.type, layer.weight) for layer in self.layers]
+        tensors = [(tensor.name, tensor.shape) for tensor in self.tensors]
+        text = repr((layers, tensors))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property

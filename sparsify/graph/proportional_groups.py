@@ -18,11 +18,7 @@ from sparsify.graph.model_map import Coupled, Slice
 def bundle_groups(groups: Sequence[Coupled]) -> Iterable[tuple[Coupled, tuple[str, ...]]]:
     """For every stream with heads that could be cut in proportion: (the bundled group, the names that it
     replaces)."""
-    heads = [
-        group
-        for group in groups
-        if any(span.repeat > 1 for part in group.slices if part.role == "out" for span in part.spans)
-    ]
+    heads = [group for group in groups if _has_several_features(group)]
     for stream in groups:
         beside = [
             h
@@ -37,16 +33,16 @@ def bundle_groups(groups: Sequence[Coupled]) -> Iterable[tuple[Coupled, tuple[st
             parts = tuple(
                 _coarsen_slice(part, group.width // width) for group in bound for part in group.slices
             )
-            yield (
-                replace(
-                    stream,
-                    width=width,
-                    slices=parts,
-                    statistics=any(g.statistics for g in bound),
-                    paired=any(g.paired for g in bound),
-                ),
-                tuple(g.name for g in bound),
-            )
+            statistics = any(group.statistics for group in bound)
+            paired = any(group.paired for group in bound)
+            bundle = replace(stream, width=width, slices=parts, statistics=statistics, paired=paired)
+            yield bundle, tuple(group.name for group in bound)
+
+
+def _has_several_features(group: Coupled) -> bool:
+    """Whether one unit is several neighbouring outputs of a layer, as a head is."""
+    spans = [span for part in group.slices if part.role == "out" for span in part.spans]
+    return any(span.repeat > 1 for span in spans)
 
 
 def _tensor_names(group: Coupled) -> set[str]:

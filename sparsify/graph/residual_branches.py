@@ -48,10 +48,10 @@ def find_branches(
     found = _ResidualGraph(model, record_graph(model, inputs))
     found.identities = _find_identities(model, inputs, found)
     blocks = _find_blocks(found)
-    units = [
-        replace(unit, macs=sum(n for name, n in macs.items() if unit.holds(name)))
-        for unit in _keep_with_parameters([*blocks, *_find_single_branches(found)], model_map)
-    ]
+    units = []
+    for unit in _keep_with_parameters([*blocks, *_find_single_branches(found)], model_map):
+        own_macs = sum(count for name, count in macs.items() if unit.holds(name))
+        units.append(replace(unit, macs=own_macs))
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
     return tuple(sorted([*units, *_find_refused(found, blocks, units)], key=lambda b: order[b.module]))
 
@@ -83,14 +83,12 @@ class _ResidualGraph:
     @cached_property
     def residuals(self) -> list[_Residual]:
         found = [r for a in self.graph.added if (r := self._read_residual(a)) is not None]
-        return [
-            r
-            for r in found
-            if any(
-                n in self.graph.parameters
-                for n in list_nodes(unite(1 << i for n in list_nodes(r.inside) for i in self.graph.inputs[n]))
-            )
-        ]
+        return [r for r in found if self._reads_parameters(r.inside)]
+
+    def _reads_parameters(self, inside: Bits) -> bool:
+        """Whether one of these operators computes with a parameter."""
+        inputs = {i for n in list_nodes(inside) for i in self.graph.inputs[n]}
+        return not inputs.isdisjoint(self.graph.parameters)
 
     def _read_residual(self, added: Addition) -> _Residual | None:
         g, (a, b) = self.graph, added.operands
@@ -188,11 +186,10 @@ def _find_blocks(found: _ResidualGraph) -> list[Branch]:
             or _repeats_one_class(nested)
         ):
             continue
-        stubs = (
-            (Stub(own.module, returns=_return_pattern(found, own) or ()),)
-            if own.module in found.identities
-            else tuple(s for r in inner for s in _list_stubs(found, r))
-        )
+        if own.module in found.identities:
+            stubs: tuple[Stub, ...] = (Stub(own.module, returns=_return_pattern(found, own) or ()),)
+        else:
+            stubs = tuple(stub for residual in inner for stub in _list_stubs(found, residual))
         units.append((_make_branch(found, own.module, stubs, inner), reached))
     return [unit for unit, _ in units]
 

@@ -40,7 +40,10 @@ class MultiheadAttention(nn.MultiheadAttention):
             raise RuntimeError("is_causal is a hint about attn_mask; pass the mask too")
         batched = query.dim() == 3
         first = self.batch_first and batched
-        ours = [x if first else x.transpose(0, 1) if batched else x.unsqueeze(0) for x in (query, key, value)]
+        if batched:
+            ours = [x if first else x.transpose(0, 1) for x in (query, key, value)]
+        else:
+            ours = [x.unsqueeze(0) for x in (query, key, value)]
         q, k, v = self._project(*ours)
         mask = self._make_mask(
             q,

@@ -59,4 +59,6 @@ def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 def _wrap_result(value: Tensor, returns: tuple[bool, ...]) -> Any:
-    return tuple([value if here else None for here in returns]) if returns else value
+    if not returns:
+        return value
+    return tuple([value if here else None for here in returns])

@@ -79,12 +79,13 @@ def find_grids(weight: Tensor) -> tuple[Grid, ...]:
     """The coarsest grid along each spatial dimension that holds every live position; one position if all
     are dead."""
     live = (weight.detach() != 0).flatten(0, 1).any(0)
-    return tuple(
-        _find_grid(
-            torch.nonzero(live.movedim(d, 0).flatten(1).any(1) if live.dim() > 1 else live).flatten().tolist()
-        )
-        for d in range(live.dim())
-    )
+    return tuple(_find_grid(_find_live_positions(live, dim)) for dim in range(live.dim()))
+
+
+def _find_live_positions(live: Tensor, dim: int) -> list[int]:
+    """Indices along a dimension at which any element is true."""
+    along = live.movedim(dim, 0).reshape(live.shape[dim], -1).any(1)
+    return along.nonzero().flatten().tolist()
 
 
 def _find_grid(places: list[int]) -> Grid:

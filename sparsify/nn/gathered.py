@@ -109,19 +109,14 @@ def gather_inputs(module: nn.Linear | Conv, columns: list[int]) -> None:
         return
     pads, mode, crops = read_padding(module)
     kernel = module.kernel_size
-    places = list(
-        product(
-            *(
-                range(0, size * dilation, dilation)
-                for size, dilation in zip(kernel, module.dilation, strict=True)
-            )
-        )
-    )
-    reach = tuple((size - 1) * dilation + 1 for size, dilation in zip(kernel, module.dilation, strict=True))
-    taps = [
-        (tap, [c // len(places) for c in own])
-        for tap, own in groupby(order_columns(columns, len(places)), lambda c: c % len(places))
+    positions = [
+        range(0, size * dilation, dilation) for size, dilation in zip(kernel, module.dilation, strict=True)
     ]
+    places = list(product(*positions))
+    reach = tuple((size - 1) * dilation + 1 for size, dilation in zip(kernel, module.dilation, strict=True))
+    taps = []
+    for tap, own in groupby(order_columns(columns, len(places)), lambda column: column % len(places)):
+        taps.append((tap, [column // len(places) for column in own]))
     module.__class__ = GATHERED[PLAIN.get(type(module), type(module))]
     vars(module).update(
         pads=pads, mode=mode, crops=crops, reach=reach, offsets=tuple(places[tap] for tap, _ in taps)

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import ceil
 
 import numpy as np
@@ -82,13 +83,11 @@ def calibrate(bare: LatencyModel, model_map: ModelMap, networks: Iterable[Networ
     """The latency model, corrected by networks that were timed whole."""
     shapes = Costs(model_map).shapes
     of = {c.name: c.width for c in model_map.coupled}
-    timed_whole = (
-        TimedNetwork(bare.sums(shapes({g: range(kept, of[g]) for g, kept in n.kept.items()})), n.ms)
-        for n in networks
-    )
-    return LatencyModel(
-        bare.target, bare.works, bare.surfaces, bare.steps, tuple(timed_whole), measured=bare.measured
-    )
+    timed_whole = []
+    for network in networks:
+        gone = {group: range(kept, of[group]) for group, kept in network.kept.items()}
+        timed_whole.append(TimedNetwork(bare.sums(shapes(gone)), network.ms))
+    return replace(bare, networks=tuple(timed_whole), seen=())
 
 
 def build_surfaces(works: Iterable[Work], table: Table, steps: Steps) -> dict[tuple[str, int, int], Surface]:
@@ -125,21 +124,21 @@ def _list_points(work: Work, open_dims: set[tuple[str, int]], steps: Steps) -> I
         yield from ((odd, odd),) if odd else ()
         return
     # all groups of a grouped convolution stay, so their channels leave in equal numbers
-    inputs, outputs = (
-        choose_widths(work.inputs, max(step, work.groups), ins),
-        choose_widths(work.outputs, max(step, work.groups), outs),
-    )
+    inputs = choose_widths(work.inputs, max(step, work.groups), ins)
+    outputs = choose_widths(work.outputs, max(step, work.groups), outs)
     both = itertools.zip_longest(reversed(inputs), reversed(outputs), fillvalue=0)
     diagonal = {(i or inputs[0], o or outputs[0]) for i, o in both}
     cross = {(i, work.outputs) for i in inputs} | {(work.inputs, o) for o in outputs}
     yield from sorted((i, o) for i, o in diagonal | cross if i % work.groups == 0 and o % work.groups == 0)
     if work.groups == 1:
         i, o = _unaligned_width(work.inputs, ins), _unaligned_width(work.outputs, outs)
-        even_in, even_out = (
-            min(dense, ceil(odd / UNIT) * UNIT) if odd else dense
-            for odd, dense in ((i, work.inputs), (o, work.outputs))
-        )
+        even_in, even_out = _next_aligned(i, work.inputs), _next_aligned(o, work.outputs)
         yield from [(a, b) for a, b in ((i, even_out), (even_in, o), (i, o)) if a and b]
+
+
+def _next_aligned(odd: int | None, dense: int) -> int:
+    """The next multiple of four above a width; the dense width without one."""
+    return dense if odd is None else min(dense, ceil(odd / UNIT) * UNIT)
 
 
 def _unaligned_width(dense: int, cuttable: bool) -> int | None:
@@ -195,12 +194,11 @@ def covers_widths(have: set[tuple[int, int]], wanted: set[tuple[int, int]]) -> b
     """
     if not have:
         return False
-    largest = (max(w[0] for w in wanted), max(w[1] for w in wanted))
-    return (
-        max(h[0] for h in have) >= largest[0]
-        and max(h[1] for h in have) >= largest[1]
-        and (len(wanted) == 1 or len(have) > 1)
-    )
+    if len(wanted) > 1 and len(have) == 1:
+        return False
+    reaches_inputs = max(point[0] for point in have) >= max(point[0] for point in wanted)
+    reaches_outputs = max(point[1] for point in have) >= max(point[1] for point in wanted)
+    return reaches_inputs and reaches_outputs
 
 
 def network_digest(works: Sequence[Work], model_map: ModelMap) -> str:

@@ -40,13 +40,12 @@ def time_layers(
     """Milliseconds of each (geometry, inputs, outputs), timed interleaved for `seconds` each."""
     with use_threads(target), torch.inference_mode():
         made = [prepare_layer(geometry, inputs, outputs, target) for geometry, inputs, outputs in layers]
+        calls = [call for call, _ in made]
         floor = _prepare_empty_call(target)
-        rounds = time_interleaved(
-            [*(call for call, _ in made), *([floor] if floor else [])],
-            seconds * len(made),
-            np.random.default_rng(0),
-            choose_clock(target),
-        )
+        if floor is not None:
+            calls.append(floor)
+        rng, clock = np.random.default_rng(0), choose_clock(target)
+        rounds = time_interleaved(calls, seconds * len(made), rng, clock)
     best = np.quantile(rounds, FAST_QUANTILE, axis=0) * 1e3
     nothing = float(best[-1]) if floor else 0.0
     return [

@@ -49,10 +49,11 @@ def export_program(
     traced, other: example inputs at two batch sizes; with equal sizes, the batch size is fixed. If they
     hold more than tensors, the program takes only the tensors, in order. Raises ModelError.
     """
-    batch, shapes = torch.export.Dim("batch"), torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
-    pairs = list(
-        zip(*(tensors_by_path(list_calls(inputs)[0]).values() for inputs in (traced, other)), strict=True)
-    )
+    batch = torch.export.Dim("batch")
+    shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    own_tensors = tensors_by_path(list_calls(traced)[0]).values()
+    other_tensors = tensors_by_path(list_calls(other)[0]).values()
+    pairs = list(zip(own_tensors, other_tensors, strict=True))
     model, traced = make_tensor_program(model, traced)
     args, kwargs = ((), dict(traced)) if isinstance(traced, Mapping) else (traced, {})
     varying = [one for one, another in pairs if one.shape != another.shape]

@@ -1,4 +1,4 @@
-"""Record every product that reads removed units in one forward call, with what it needs to derive constants."""
+"""Record every product of one forward call that reads removed units."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -66,7 +66,8 @@ class Reader:
 
 
 class ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
-    """Follows labels and data through one forward call and records every product that reads removed units."""
+    """Follows labels and data through one forward call, and records every product that reads removed
+    units."""
 
     def __init__(self, model: nn.Module, model_map: ModelMap, keep: Keep) -> None:
         super().__init__(Labels())
@@ -162,13 +163,14 @@ class ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
             # Without constants, the input need not be kept in memory until the end.
             return torch.zeros(shape, dtype=dtype)
 
+        along = side.outputs_along % out.dim()
         reader = Reader(
             module=self.within[-1] if self.within else "",
             weight=self.names_by_memory.get(side.other.untyped_storage().data_ptr(), ""),
             first_element=int(side.other.storage_offset()),
             bias=product.bias if bias_fits(product.bias, side) else None,
             rank=out.dim(),
-            outputs_along=side.outputs_along % out.dim(),
+            outputs_along=along,
             units=units,
             constant=constant,
             even=spread <= EXACT * height,
@@ -177,7 +179,7 @@ class ConstantTracer(Tracer):  # type: ignore[no-untyped-call]
             padded=product.padded,
             crossed=crossed,
             largest=float(out.abs().max()) if out.numel() else 0.0,
-            kept=self._mark_kept_outputs(out, side.outputs_along % out.dim()),
+            kept=self._mark_kept_outputs(out, along),
             lost=contribute if emits else contribute_nothing,
         )
         self.readers.append(reader)

@@ -95,7 +95,7 @@ def _has_zeros(model: nn.Module) -> bool:
 
 
 def _derive_constants(tracer: ConstantTracer) -> Constants:
-    """The constants found; call it after the model has run."""
+    """Derive the constants from what a traced forward call recorded."""
     by_target: dict[Any, list[Reader]] = defaultdict(list)
     targets: dict[int, ShiftTarget | None] = {}
     for number, reader in enumerate(tracer.readers):

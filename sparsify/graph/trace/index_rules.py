@@ -207,12 +207,12 @@ def _index_put(w: Follower, op: Op) -> AxisLabels:
     free = [d for d in range(x.dim()) if d not in picked.dims]
     back = dict(zip(rest, free, strict=True))
     found = {d: e for e, d in back.items()}
-    aspects = tuple(
-        aspect.reshape([aspect.shape[found[d]] if d in found else 1 for d in range(x.dim())])
-        for aspect in made.aspects
-    )
+    aspects = []
+    for aspect in made.aspects:
+        shape = [aspect.shape[found[d]] if d in found else 1 for d in range(x.dim())]
+        aspects.append(aspect.reshape(shape))
     soft = frozenset((back[e], cell) for e, cell in made.flexible if e in back)
-    return AxisLabels(tuple(x.shape), aspects, own.parameter and given.parameter, soft)
+    return AxisLabels(tuple(x.shape), tuple(aspects), own.parameter and given.parameter, soft)
 
 
 def _masked_fill(w: Follower, x: Tensor, indices: Sequence[Tensor | None]) -> AxisLabels:

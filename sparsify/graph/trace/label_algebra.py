@@ -309,11 +309,9 @@ def _common_flexible_dims(operands: Sequence[AxisLabels]) -> frozenset[tuple[int
 def _vary_alike(operands: Sequence[AxisLabels]) -> bool:
     """Whether each has one aspect, and all vary along the same dimensions."""
     first = operands[0].aspects
-    return (
-        all(len(s.aspects) == 1 and s.aspects[0].shape == first[0].shape for s in operands)
-        if first
-        else False
-    )
+    if not first:
+        return False
+    return all(len(s.aspects) == 1 and s.aspects[0].shape == first[0].shape for s in operands)
 
 
 def _is_coarser(aspect: Tensor, finer: Tensor) -> bool:

@@ -155,10 +155,13 @@ class GraphRecorder(ModuleStack):
         if isinstance(result, Tensor):
             return self._node_of(result)
         if type(result) is tuple:
-            return tuple(
-                self._node_of(v) if isinstance(v, Tensor) else (None if v is None else ...) for v in result
-            )
+            return tuple(map(self._replace_entry, result))
         return ...
+
+    def _replace_entry(self, entry: Any) -> Any:
+        if isinstance(entry, Tensor):
+            return self._node_of(entry)
+        return None if entry is None else ...
 
     def _node_of(self, tensor: Tensor) -> int:
         found: int | None = self._node.get(tensor)  # type: ignore[no-untyped-call]

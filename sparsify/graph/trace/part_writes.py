@@ -55,23 +55,14 @@ def _label_filled_base(tracer: Follower, part: Tensor, aspects: Sequence[Tensor]
         return False
     whole, made = tracer.labels_of(base), []
     for aspect in aspects:
-        places = {
-            d: [
-                e
-                for e, _ in whole.flexible
-                if (base.stride(e), base.shape[e]) == (part.stride(d), part.shape[d])
-            ]
-            for d in varying_dims(aspect)
-        }
+        places = {d: _find_whole_dims(part, d, base, whole) for d in varying_dims(aspect)}
         if any(len(found) != 1 for found in places.values()):
             return False
         order = sorted(places, key=lambda d: places[d][0])
+        rest = [d for d in range(aspect.dim()) if d not in places]
         lengths = {places[d][0]: part.shape[d] for d in order}
-        made.append(
-            aspect.permute(*order, *(d for d in range(aspect.dim()) if d not in places)).reshape(
-                [lengths.get(e, 1) for e in range(base.dim())]
-            )
-        )
+        shape = [lengths.get(e, 1) for e in range(base.dim())]
+        made.append(aspect.permute(*order, *rest).reshape(shape))
     taken = {d for aspect in made for d in varying_dims(aspect)}
     labels = AxisLabels(
         whole.shape,
@@ -81,6 +72,12 @@ def _label_filled_base(tracer: Follower, part: Tensor, aspects: Sequence[Tensor]
     )
     tracer.set_labels(base, labels)
     return True
+
+
+def _find_whole_dims(part: Tensor, dim: int, base: Tensor, whole: AxisLabels) -> list[int]:
+    """Flexible dimensions of the base that a dimension of the part can be: of equal stride and length."""
+    flexible = [d for d, _ in whole.flexible]
+    return [d for d in flexible if (base.stride(d), base.shape[d]) == (part.stride(dim), part.shape[dim])]
 
 
 def _owns_storage(target: Tensor) -> bool:

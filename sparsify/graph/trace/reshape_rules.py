@@ -123,10 +123,10 @@ def _cat(w: Follower, op: Op) -> AxisLabels:
         pieces = [torch.zeros([1] * op.out.dim(), dtype=torch.int64) if v is None else v for v in along]
         if any(v is not None for v in along):
             shape = [max(p.shape[d] for p in pieces) for d in range(op.out.dim())]
-            wide = [
-                p.expand([s.shape[d] if d == dim else shape[d] for d in range(op.out.dim())])
-                for p, s in zip(pieces, all_labels, strict=True)
-            ]
+            wide = []
+            for piece, own in zip(pieces, all_labels, strict=True):
+                shape[dim] = own.shape[dim]
+                wide.append(piece.expand(shape))
             made.append(torch.cat(wide, dim))
     return AxisLabels(
         tuple(op.out.shape), tuple(v for v in made if varying_dims(v)), all(s.parameter for s in all_labels)
@@ -149,13 +149,17 @@ def _constant_pad_nd(w: Follower, op: Op) -> AxisLabels:
         for i in range(len(pads) // 2):
             dim = len(axis_labels.shape) - 1 - i
             if dim in varying_dims(aspect) and (pads[2 * i] or pads[2 * i + 1]):
-                edges = [
-                    aspect.new_zeros([n if d != dim else max(p, 0) for d, n in enumerate(aspect.shape)])
-                    for p in pads[2 * i : 2 * i + 2]
-                ]
-                aspect = torch.cat([edges[0], aspect, edges[1]], dim)
+                before, after = (_make_edge(aspect, dim, pad) for pad in pads[2 * i : 2 * i + 2])
+                aspect = torch.cat([before, aspect, after], dim)
         kept.append(aspect)
     return AxisLabels(tuple(op.out.shape), tuple(kept), axis_labels.parameter)
+
+
+def _make_edge(aspect: Tensor, dim: int, pad: int) -> Tensor:
+    """Labels of padded places: 0, which belongs to what stays. A negative pad adds none."""
+    shape = list(aspect.shape)
+    shape[dim] = max(pad, 0)
+    return aspect.new_zeros(shape)
 
 
 def _im2col(w: Follower, op: Op) -> AxisLabels:

@@ -110,11 +110,9 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         for dim, size in enumerate(tensor.shape):
             axis = self.labels.add_axis(name, dim, size)
             if size > 1:
-                aspects.append(
-                    torch.arange(axis.first, axis.first + size).view(
-                        [-1 if d == dim else 1 for d in range(tensor.dim())]
-                    )
-                )
+                shape = [1] * tensor.dim()
+                shape[dim] = size
+                aspects.append(torch.arange(axis.first, axis.first + size).view(shape))
         axis_labels = AxisLabels(tuple(tensor.shape), tuple(aspects), parameter=True)
         self.labels_by_tensor[tensor] = axis_labels
         self.names[axis_labels] = name
@@ -218,22 +216,14 @@ class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
         """Everything that a rule reads: the operator, its arguments with labels for tensors, the running
         module."""
         within = self.within[-1] if self.within else None
-        if (
-            name in NORMS
-        ):  # the same whether it trains or not, but for labels that the statistics are taken over
+        if name in NORMS:
+            # In train and eval mode its rule only differs in the labels that statistics are taken over.
             over = dims_run_over(name, args, kwargs)
-            return (
-                "norm",
-                within,
-                any(varying_dims(aspect) & over for aspect in self.labels_unread(args[0]).aspects),
-                *(self._describe_argument(v) for v in args[:5]),
-            )
-        return (
-            func,
-            within,
-            *(self._describe_argument(v) for v in args),
-            *((k, self._describe_argument(v)) for k, v in kwargs.items()),
-        )
+            aspects = self.labels_unread(args[0]).aspects
+            has_statistics = any(varying_dims(aspect) & over for aspect in aspects)
+            return "norm", within, has_statistics, *map(self._describe_argument, args[:5])
+        named = ((key, self._describe_argument(value)) for key, value in kwargs.items())
+        return func, within, *map(self._describe_argument, args), *named
 
     def _describe_argument(self, value: Any) -> Any:
         if isinstance(value, Tensor):

@@ -10,6 +10,7 @@ then no longer the dense model with some weights set to zero.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import nn
@@ -116,17 +117,22 @@ def verify_cut(
     all_dead = not narrowed_groups(model_map, left_whole) and not removed_branches(model_map, keep)
     shifted = any(bool((shift.masked != 0).any()) for shift in constants.shifts)
     unchanged = bool(narrowed) and all_dead and not shifted and before is None
+    batches = () if compared[0] is given else tuple(dict.fromkeys(map(_count_examples, compared)))
     return Verdict(
-        outcome="statistics change" if changing else "equal" if blamed else "nothing cut",
+        outcome=_name_outcome(changing, bool(blamed)),
         difference=difference,
         control=control,
         groups=tuple(narrowed),
         reference="dense model" if unchanged else "masked model",
-        batches=()
-        if compared[0] is given
-        else tuple(dict.fromkeys(_count_examples(one) for one in compared)),
+        batches=batches,
         note="; ".join(_list_remarks(changing, tolerance, casts)),
     )
+
+
+def _name_outcome(changing: bool, cut: bool) -> Literal["statistics change", "equal", "nothing cut"]:
+    if changing:
+        return "statistics change"
+    return "equal" if cut else "nothing cut"
 
 
 def _list_remarks(changing: bool, tolerance: float, casts: bool) -> Iterable[str]:

@@ -8,7 +8,7 @@ from torch import nn
 
 from sparsify.errors import VerificationError
 from sparsify.forward.calls import Inputs
-from sparsify.graph.model_map import ModelMap
+from sparsify.graph.model_map import Coupled, ModelMap
 from sparsify.graph.names import all_names
 from sparsify.graph.surgery.operations import Keep, removed_branches, removed_indices
 from sparsify.graph.trace.labels import Ints
@@ -90,13 +90,14 @@ def _mask_units(wide: nn.Module, model_map: ModelMap, keep: Keep) -> Iterator[No
                 value.index_copy_(dim, at, own.to(value.dtype))
 
 
+def _has_no_reader(group: Coupled) -> bool:
+    """Whether no weight reads the units, so that the weights that compute them must be masked."""
+    return group.paired or all(part.role != "in" for part in group.slices)
+
+
 def _slices_to_zero(model_map: ModelMap, keep: Keep) -> Iterator[tuple[str, int, Ints]]:
     branches = {b.name: keep[b.name] for b in removed_branches(model_map, keep)}
-    made = {
-        name: kept
-        for name, kept in keep.items()
-        if model_map.by_name[name].paired or all(s.role != "in" for s in model_map.by_name[name].slices)
-    }
+    made = {name: kept for name, kept in keep.items() if _has_no_reader(model_map.by_name[name])}
     for chosen, role in (({**keep, **branches}, "in"), ({**made, **branches}, "out")):
         for (tensor, dim, own), lost in removed_indices(model_map, chosen).items():
             if own == role:

@@ -101,24 +101,13 @@ def _rescue_groups(
     for candidate, names in [*bundle_groups(failed), *((group, (group.name,)) for group in failed)]:
         if set(names) & set(saved) or any(name not in model_map.by_name for name in names):
             continue
-        found = next(
-            (
-                c
-                for c in [*([candidate] if names[1:] else []), *drop_attributes(candidate)]
-                if fault(c) is None
-            ),
-            None,
-        )
+        bundle = [candidate] if len(names) > 1 else []
+        candidates = [*bundle, *drop_attributes(candidate)]
+        found = next((group for group in candidates if fault(group) is None), None)
         if found is not None:
-            model_map = _replace_groups(
-                replace(
-                    model_map,
-                    coupled=tuple(
-                        c for c in model_map.coupled if c.name == found.name or c.name not in names
-                    ),
-                ),
-                [found],
-            )
+            replaced = set(names) - {found.name}
+            others = tuple(group for group in model_map.coupled if group.name not in replaced)
+            model_map = _replace_groups(replace(model_map, coupled=others), [found])
             saved.append(found.name)
     return model_map, saved
 
@@ -157,14 +146,12 @@ class _Trials:
         The tolerance is larger: odd widths round differently, and a deep network without normalisations,
         with all units alive, can amplify that a billion times.
         """
-        dtype = torch.float64 if self.double() else torch.float32
-        return _find_fault(
-            cast_model(self.model, dtype),
-            model_map,
-            {c.name: list(range(c.width - 1)) for c in chosen},
-            convert_inputs(self.inputs, dtype),
-            ONE_UNIT_TOLERANCE if self.double() else TRIAL_TOLERANCE,
-        )
+        keep = {group.name: list(range(group.width - 1)) for group in chosen}
+        if self.double():
+            model, inputs = cast_model(self.model, torch.float64), convert_inputs(self.inputs, torch.float64)
+            return _find_fault(model, model_map, keep, inputs, ONE_UNIT_TOLERANCE)
+        model = cast_model(self.model, torch.float32)
+        return _find_fault(model, model_map, keep, self.inputs, TRIAL_TOLERANCE)
 
     def find_fault_alone(
         self, group: Coupled, model_map: ModelMap, faults: Sequence[FindFault]
@@ -205,14 +192,14 @@ def add_branches(model: nn.Module, model_map: ModelMap, inputs: Inputs, macs: Ma
     inputs = convert_inputs(inputs, torch.float32)
     trial = _randomize_weights(model, inputs)
     double = _runs_in_double(trial, inputs)
-    for level in _split_by_nesting([b for b in model_map.branches if b.group.protected is None]):
-        _find_cuttable(
-            [b.group for b in level],
-            lambda chosen: _find_fault_in_double(
-                trial, double, model_map, {c.name: [] for c in chosen}, inputs
-            ),
-            reasons,
-        )
+
+    def find_fault(chosen: Sequence[Coupled]) -> str | None:
+        keep: dict[str, list[int]] = {group.name: [] for group in chosen}
+        return _find_fault_in_double(trial, double, model_map, keep, inputs)
+
+    open_branches = [branch for branch in model_map.branches if branch.group.protected is None]
+    for level in _split_by_nesting(open_branches):
+        _find_cuttable([branch.group for branch in level], find_fault, reasons)
 
     def add_reason(branch: Branch) -> Branch:
         if branch.name not in reasons:

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from sparsify.forward.calls import Call
     from sparsify.pruning.cut import cut
     from sparsify.pruning.make_plan import make_plan
+    from sparsify.pruning.repair.repair import repair as repair
     from sparsify.recipe import load as load_recipe
     from sparsify.reporting.plan_tables import describe
     from sparsify.runs.apply import apply
     from sparsify.runs.save_load import load_run, save_run
     from sparsify.training.hooks import attach
+    from sparsify.training.objective import distillation_losses as distillation_losses
 
     __version__: str
 
@@ -35,10 +37,12 @@ _WHERE = {
     "attach": ("sparsify.training.hooks", "attach"),
     "cut": ("sparsify.pruning.cut", "cut"),
     "describe": ("sparsify.reporting.plan_tables", "describe"),
+    "distillation_losses": ("sparsify.training.objective", "distillation_losses"),
     "export": ("sparsify.exporters", "export"),
     "load_recipe": ("sparsify.recipe", "load"),
     "load_run": ("sparsify.runs.save_load", "load_run"),
     "make_plan": ("sparsify.pruning.make_plan", "make_plan"),
+    "repair": ("sparsify.pruning.repair.repair", "repair"),
     "save_run": ("sparsify.runs.save_load", "save_run"),
 }
 __all__ = [
@@ -49,6 +53,7 @@ __all__ = [
     "attach",
     "cut",
     "describe",
+    "distillation_losses",
     "export",
     "load_recipe",
     "load_run",

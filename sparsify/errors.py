@@ -34,7 +34,18 @@ def first_line(error: Exception) -> str:
 
 
 class SparsifyError(Exception):
-    """Something that a user can mend; the message says how."""
+    """Something that a user can mend; the message says how.
+
+    The base of all errors that sparsify raises: RecipeError, ModelError, DataError, TrainingError,
+    TargetError, RunError and VerificationError, in `sparsify.errors`.
+
+    Examples:
+        >>> try:
+        ...     sparsify.load_run("runs/nowhere")
+        ... except sparsify.SparsifyError as error:
+        ...     print(type(error).__name__)
+        RunError
+    """
 
 
 class RecipeError(SparsifyError):

@@ -10,6 +10,10 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+import sparsify_cli.apply
+from sparsify.runs import apply
+from sparsify.training import fsdp
+
 BRIEFLY = """
 from sparsify.runs import evaluate
 from sparsify.runs.apply import apply
@@ -17,11 +21,15 @@ from sparsify_schemas.target import Cpu
 apply.__kwdefaults__["timing"] = 0.05
 evaluate.default_targets = lambda: {"eager": Cpu(kind="cpu")}
 """
-"""for the first lines of a process: it times as briefly as conftest.py has the tests do, and in eager PyTorch alone"""
+"""for the first lines of a process: it times as briefly as conftest.py has the tests do, and in eager PyTorch
+alone"""
 
 SERVER = multiprocessing.get_context("forkserver")
-"""forks processes that have imported what is dear to import, and have done nothing else; it is started by the first of them"""
-SERVER.set_forkserver_preload(["sparsify.run", "sparsify.sharding", "sparsify_cli.apply"])
+"""forks processes that have imported what is dear to import, and have done nothing else; it is started by the
+first of them"""
+SERVER.set_forkserver_preload(
+    [apply.__name__, fsdp.__name__, sparsify_cli.apply.__name__]
+)  # a name of no module would be passed over
 
 
 class Apart:
@@ -77,7 +85,8 @@ def _run(
 
 
 def free_port() -> str:
-    """A port that nothing uses, below those that a system gives to outgoing connections: so none takes it before it is bound."""
+    """A port that nothing uses, below those that a system gives to outgoing connections: so none takes it
+    before it is bound."""
     chance = random.SystemRandom()
     while True:
         port = chance.randrange(20_000, 30_000)

@@ -1,7 +1,9 @@
-"""One thread per test process: results do not depend on the machine, and two processes do not fight for cores.
+"""One thread per test process: results do not depend on the machine, and two processes do not fight for
+cores.
 
-Hypothesis draws the same examples in every run, whatever ran before, and writes nothing; NIGHTLY=1 draws fresh ones.
-And torchvision, timm and transformers import, whichever torch they were built for: see zoo/shim.py.
+Hypothesis draws the same examples in every run, whatever ran before, and writes nothing; NIGHTLY=1 draws
+fresh ones. And torchvision, timm and transformers import, whichever torch they were built for: see
+zoo/shim.py.
 """
 
 import gc
@@ -60,7 +62,8 @@ REPEATABLE = settings(
 settings.register_profile("repeatable", REPEATABLE)
 settings.register_profile("fresh", REPEATABLE, derandomize=False, print_blob=True, max_examples=1000)
 settings.load_profile("fresh" if NIGHTLY else "repeatable")
-# Hypothesis also draws constants of the modules that happen to be loaded, so that examples depend on what ran before.
+# Hypothesis also draws constants of the modules that happen to be loaded, so that examples depend on what ran
+# before.
 providers._get_local_constants = providers.Constants
 HOME = tempfile.TemporaryDirectory(prefix="hypothesis-")
 configuration.set_hypothesis_home_dir(
@@ -77,8 +80,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """All that was imported lives to the end, so no later collection of garbage looks through it: each stage of training
-    ends with one, which took a quarter of a second."""
+    """All that was imported lives to the end, so no later collection of garbage looks through it: each stage
+    of training ends with one, which took a quarter of a second."""
     gc.collect()
     gc.freeze()
 
@@ -97,7 +100,8 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _timed_in_eager() -> Iterator[None]:
-    """Recipes without targets are timed in eager PyTorch alone: what ONNX Runtime wants, an export, takes seconds."""
+    """Recipes without targets are timed in eager PyTorch alone: what ONNX Runtime wants, an export, takes
+    seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sparsify.runs.evaluate.default_targets", lambda: {"eager": Cpu(kind="cpu")})
         yield
@@ -105,7 +109,8 @@ def _timed_in_eager() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _timed_briefly() -> Iterator[None]:
-    """What is timed where a test does not say for how long: enough for the fewest rounds, as no test may depend on a time."""
+    """What is timed where a test does not say for how long: enough for the fewest rounds, as no test may
+    depend on a time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(apply.apply.__kwdefaults__, "timing", 0.05)
         patch.setitem(save_load.save_run.__kwdefaults__, "timing", 0.05)
@@ -118,7 +123,8 @@ def _timed_briefly() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_table_of_translations() -> Iterator[None]:
-    """torch.onnx makes its table of all translations anew for every export, which takes half of the time; here it makes one."""
+    """torch.onnx makes its table of all translations anew for every export, which takes half of the time;
+    here it makes one."""
     export = torch.onnx.export
 
     @cache

@@ -9,24 +9,23 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from copy import copy
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from sparsify.errors import SparsifyError, VerificationError
-
-if TYPE_CHECKING:
-    from typer.core import TyperCommand
 
 LONGEST = 2000
 """characters of a line of an error"""
 COMMANDS: dict[str, tuple[str, str]] = {
-    "init": ("sparsify_cli.init", "Write a commented recipe to start from."),
-    "validate": ("sparsify_cli.validate", "Check a recipe, without a model."),
+    "init": ("sparsify_cli.init", "Write a commented recipe to start from, or copy one."),
+    "recipes": ("sparsify_cli.recipes", "List the recipes that ship with the package."),
+    "validate": ("sparsify_cli.validate", "Check recipes, without a model."),
     "plan": ("sparsify_cli.plan", "Show what a recipe would do to a model."),
     "apply": ("sparsify_cli.apply", "Train, cut, verify and measure; leaves a run folder."),
     "bench": ("sparsify_cli.bench", "Time the dense and the cut model of a run again, or any two artefacts."),
@@ -51,13 +50,25 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """name -> (module with a function `command`, line in the help)"""
 
 
-class Commands(TyperGroup):
-    """The commands of the table; a module is imported when its command is called."""
+class CommandNames(TyperGroup):
+    """The commands of the table by name and line alone, for shell completion: no module of a command is imported."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> "TyperCommand":
+    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand:  # noqa: ARG002
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])
+
+
+class Commands(CommandNames):
+    """The commands of the table; a module is imported when its command is called."""
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        names_only = copy(ctx)
+        names_only.command = CommandNames(name=self.name)
+        return super().shell_complete(names_only, incomplete)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand:
         if cmd_name not in COMMANDS:
             near = get_close_matches(cmd_name, COMMANDS, 1)
             ctx.fail(
@@ -94,7 +105,6 @@ def _commands() -> Any:
     app = typer.Typer(
         name="sparsify",
         cls=Commands,
-        add_completion=False,
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,

@@ -1,4 +1,4 @@
-"""`sparsify init`: write a commented recipe to start from."""
+"""`sparsify init`: write a commented recipe to start from, or copy one that ships with the package."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +7,7 @@ import typer
 
 from sparsify.errors import RunError
 from sparsify_cli.render import say
+from sparsify_cli.shipped import RecipeCopy, copy_recipe, recipe_names
 
 SAMPLE = """\
 # yaml-language-server: $schema=recipe.schema.json
@@ -56,16 +57,67 @@ stages:
 """
 
 
+DEFAULT = Path("recipe.yaml")
+
+
+def _complete_name(incomplete: str) -> list[str]:
+    return [name for name in recipe_names() if name.startswith(incomplete)]
+
+
 def command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path("recipe.yaml"),
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE",
+            help="Where to write it. When left out: recipe.yaml, or NAME.yaml with --from.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="NAME",
+            help="Copy this recipe of the package; `sparsify recipes` lists them.",
+            show_default=False,
+            autocompletion=_complete_name,
+        ),
+    ] = None,
 ) -> None:
-    """Write a commented recipe to start from; never overwrites a file."""
+    """Write a commented recipe to start from, or copy one that ships with the package; never overwrites a file."""
+    copy = _sample(file or DEFAULT) if name is None else copy_recipe(name, file or Path(f"{name}.yaml"))
+    new = {path: text for path, text in copy.texts.items() if not _holds(path, text)}
+    for path in (copy.recipe, *new):
+        if path.exists() or path.is_symlink():
+            raise _exists(path)
+    for path, text in new.items():
+        _write_new(path, text)
+        typer.echo(str(path))
+    say(f"next: sparsify validate {copy.recipe}, then {copy.command}")
+
+
+def _sample(file: Path) -> RecipeCopy:
+    command = f"sparsify apply {file} --from-scratch"
+    return RecipeCopy(file, {file: SAMPLE.format(name=file)}, command)
+
+
+def _holds(path: Path, text: str) -> bool:
+    """Whether a file is there with this text: two recipes may share a Python file."""
     try:
-        with file.open("x", encoding="utf-8") as stream:
-            stream.write(SAMPLE.format(name=file))
+        return path.read_text(encoding="utf-8") == text
+    except (OSError, ValueError):
+        return False
+
+
+def _write_new(path: Path, text: str) -> None:
+    try:
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(text)
     except FileExistsError:
-        raise RunError(f"{file}: exists already; name another file, or remove it first") from None
+        raise _exists(path) from None
     except OSError as error:
-        raise RunError(f"{file}: cannot be written: {error.strerror or error}") from None
-    typer.echo(str(file))
-    say(f"next: sparsify validate {file}, then sparsify apply {file} --from-scratch")
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _exists(path: Path) -> RunError:
+    return RunError(f"{path}: exists already; name another file, or remove it first")

@@ -69,7 +69,7 @@ def _sentence(event: Event) -> str:
 
 
 def _started(event: StageStarted) -> str:
-    if event.kind == "cut" or event.done == event.epochs:
+    if event.kind in ("cut", "repair") or event.done == event.epochs:
         return ""
     if event.done:
         return f"{event.name}: on from epoch {event.done + 1} of {event.epochs}"

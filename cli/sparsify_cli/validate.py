@@ -1,12 +1,13 @@
-"""`sparsify validate`: check a recipe, without a model and without torch."""
+"""`sparsify validate`: check recipes, without a model and without torch."""
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sparsify.errors import RecipeError
+from sparsify.errors import Problem, RecipeError
 from sparsify.recipe import load
 from sparsify_cli.render import show_json
 from sparsify_schemas.recipe import Recipe, Rule
@@ -25,30 +26,60 @@ Set = Annotated[
 
 
 def command(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False)],
+    recipes: Annotated[
+        list[Path], typer.Argument(metavar="RECIPE...", help="One or more recipe files.", show_default=False)
+    ],
     overrides: Set = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="The resolved recipe, or the problems, as JSON.")
+        bool,
+        typer.Option(
+            "--json", help="The resolved recipe, or the problems, as JSON; of several recipes a list."
+        ),
     ] = False,
 ) -> None:
-    """Check a recipe, without a model: every problem at once, each with line and column."""
-    try:
-        loaded = load(recipe, overrides or ())
-    except RecipeError as error:
-        if as_json:
-            show_json(
-                {
-                    "file": str(recipe),
-                    "valid": False,
-                    "problems": [asdict(problem) for problem in error.problems],
-                    "recipe": None,
-                }
-            )
-        raise
+    """Check recipes, without a model: every problem at once, each with line and column."""
+    checked = [_check(recipe, overrides or ()) for recipe in recipes]
     if as_json:
-        show_json({"file": str(recipe), "valid": True, "problems": [], "recipe": written(loaded.recipe)})
+        entries = [_entry(one) for one in checked]
+        show_json(entries[0] if len(entries) == 1 else entries)
     else:
-        typer.echo("\n".join([f"{recipe}: valid", *_summary(loaded.recipe)]))
+        valid = [one for one in checked if one.recipe is not None]
+        lines = [line for one in valid for line in _lines(one, short=len(recipes) > 1)]
+        if lines:
+            typer.echo("\n".join(lines))
+    problems = [problem for one in checked for problem in one.problems]
+    if problems:
+        raise RecipeError(problems)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A recipe file after the check: the recipe, or the problems that were found."""
+
+    file: Path
+    recipe: Recipe | None
+    problems: tuple[Problem, ...] = ()
+
+
+def _check(file: Path, overrides: Sequence[str]) -> Checked:
+    try:
+        return Checked(file, load(file, overrides).recipe)
+    except RecipeError as error:
+        return Checked(file, None, error.problems)
+
+
+def _entry(checked: Checked) -> dict[str, object]:
+    problems = [asdict(problem) for problem in checked.problems]
+    resolved = None if checked.recipe is None else written(checked.recipe)
+    return {"file": str(checked.file), "valid": not problems, "problems": problems, "recipe": resolved}
+
+
+def _lines(checked: Checked, *, short: bool) -> list[str]:
+    """What is printed for a valid recipe; short: without the summary, where there are several recipes."""
+    verdict = f"{checked.file}: valid"
+    if short or checked.recipe is None:
+        return [verdict]
+    return [verdict, *_summary(checked.recipe)]
 
 
 def _summary(recipe: Recipe) -> list[str]:

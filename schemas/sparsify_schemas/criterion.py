@@ -107,6 +107,21 @@ class Wanda(FromData):
     kind: Literal["wanda"]
 
 
+class Reconstruction(FromData):
+    """s_u = what the layers that read unit u lose for good when it goes, after the best refit of their other inputs.
+
+    With X the inputs of such a layer, H = X'X / n, W its weight and G the Gauss-Newton matrix of the model's outputs at
+    its output: e_u = tr(W_u' [(H^-1)_uu]^-1 W_u G). Units go one by one, the cheapest first, and W and H^-1 are updated;
+    s_u is the slope of the curve of errors where u goes. Made for a `repair` stage behind the cut.
+    Needs training data, no labels. Sees groups that convolutions (without groups) or Linear layers read.
+    Source: optimal brain surgeon (Hassibi and Stork 1993) on groups of weights.
+    """
+
+    kind: Literal["reconstruction"]
+    ridge: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 0.01
+    """added to the diagonal of H, relative to its mean"""
+
+
 class Random(Spec):
     """s_g uniform in (0, 1) from the recipe's seed: the baseline every other criterion has to beat."""
 
@@ -114,6 +129,16 @@ class Random(Spec):
 
 
 Criterion = Annotated[
-    Magnitude | Taylor | Fisher | Sensitivity | Activation | Wanda | Lamp | BnScale | Fpgm | Random,
+    Magnitude
+    | Taylor
+    | Fisher
+    | Sensitivity
+    | Activation
+    | Wanda
+    | Reconstruction
+    | Lamp
+    | BnScale
+    | Fpgm
+    | Random,
     Field(discriminator="kind"),
 ]

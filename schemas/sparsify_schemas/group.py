@@ -5,7 +5,7 @@ and 1 column.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Annotated, Any, ClassVar, Literal, Self, assert_never, get_args
@@ -15,9 +15,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 Word = Literal["filter", "channel", "neuron", "head", "hidden", "depth", "shape", "tap", "weight"]
-Kind = Literal[
-    "filter", "channel", "neuron", "head", "hidden", "depth", "shape", "tap", "weight", "block", "n:m"
-]
+Kind = Literal[Word, "block", "n:m"]
 WORDS: tuple[Word, ...] = get_args(Word)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Alias = Literal[
@@ -61,19 +59,176 @@ ALIASES: dict[str, Word] = {
     "unstructured": "weight",
 }
 
-MEANING: dict[Kind, str] = {
-    "filter": "W[n,:,:,:] of a convolution: one output feature map, with everything coupled to it (normalisation, the consumers' input slices, layers joined by a residual sum)",
-    "channel": "W[:,c,:,:] of a convolution: one input feature map, with the filters that produce it",
-    "neuron": "W[n,:] of a Linear layer: one output unit, with its bias and the consumers' columns; a column of an embedding",
-    "head": "one attention head: its rows of the query, key and value projections and its columns of the output projection; where several query heads share a key-value head, the whole of them; where the size of a head follows the width of the stream, its share of that",
-    "hidden": "one hidden unit of an LSTM, GRU or RNN (or of a cell) over all gates, layers and directions (intrinsic sparse structure, arXiv:1709.05027), with the consumers' columns",
-    "depth": "a residual block or branch as a whole: what remains of it is its shortcut (layer depth of SSL, arXiv:1608.03665, or dropping blocks of a transformer)",
-    "shape": "W[:,c,m,k] of a convolution without groups: one position of one input channel in all filters (filter shape, arXiv:1608.03665); W[:,c] of a Linear layer; a layer gathers its live ones where that is measured to be faster",
-    "tap": "W[:,:,m,k] of a convolution: one kernel position of all channels; the kernel shrinks to the smallest regular grid that holds the live ones",
-    "weight": "one element of a weight tensor; it is set to zero and stays in the tensor, so the file and the latency do not change",
-    "block": "n rows and m columns of the weight as a matrix [outputs, inputs * kernel positions], written 4x1; it is set to zero and stays in the tensor",
-    "n:m": "n of every m weights that follow each other along the input channels stay, written 2:4; the others are set to zero and stay in the tensor",
-}
+Axes = Callable[[int], tuple[int, ...]]
+
+
+def _elements(ndim: int) -> tuple[int, ...]:
+    return tuple(range(ndim))
+
+
+def _columns(ndim: int) -> tuple[int, ...]:
+    return tuple(range(1, ndim))
+
+
+def _kernel_positions(ndim: int) -> tuple[int, ...]:
+    """A layer that gathers its live columns has no kernel: there each column is a group."""
+    return tuple(range(2, ndim)) if ndim > 2 else _columns(ndim)
+
+
+def _tiles(_ndim: int) -> tuple[int, ...]:
+    """Of the matrix of tiles."""
+    return 0, 1
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the recipe language knows of a group type. What planning knows of it is in `group_types.py` of sparsify."""
+
+    meaning: str
+    """what `sparsify explain group` says of it"""
+    amount: Literal["budget", "sparsity", "sparsity or penalty", "group"]
+    """what may say how much of it is removed, besides the rule's own `sparsity`: the budget; nothing; a penalty that
+    brings groups to zero; or the group itself (2:4), which then takes no `sparsity`"""
+    keep: Literal["widths", "branches", "groups", "nothing"]
+    """what the rule's `keep` bounds: widths; the number of residual branches or of groups in a tensor (`at_least`
+    alone); or nothing"""
+    own_slice: bool
+    """whether a group has a slice in the weight of the layer that the rule matches, on which `scope: layer` acts"""
+    axes: Axes | None = None
+    """groups inside one weight tensor: the dimensions of a weight of so many dimensions along which the groups are
+    counted; None for groups that reach over several tensors and leave them"""
+    single: bool = False
+    """inside one tensor: whether each weight is a group of its own"""
+
+
+def facts(kind: Kind) -> Facts:
+    """The row of a group type."""
+    match kind:
+        case "filter":
+            return Facts(
+                meaning=(
+                    "W[n,:,:,:] of a convolution: one output feature map, with everything coupled to it "
+                    "(normalisation, the consumers' input slices, layers joined by a residual sum)"
+                ),
+                amount="budget",
+                keep="widths",
+                own_slice=True,
+            )
+        case "channel":
+            return Facts(
+                meaning=(
+                    "W[:,c,:,:] of a convolution: one input feature map, with the filters that produce it"
+                ),
+                amount="budget",
+                keep="widths",
+                own_slice=True,
+            )
+        case "neuron":
+            return Facts(
+                meaning=(
+                    "W[n,:] of a Linear layer: one output unit, with its bias and the consumers' "
+                    "columns; a column of an embedding"
+                ),
+                amount="budget",
+                keep="widths",
+                own_slice=True,
+            )
+        case "head":
+            return Facts(
+                meaning=(
+                    "one attention head: its rows of the query, key and value projections and its "
+                    "columns of the output projection; where several query heads share a key-value head, "
+                    "the whole of them; where the size of a head follows the width of the stream, its "
+                    "share of that"
+                ),
+                amount="budget",
+                keep="widths",
+                own_slice=False,
+            )
+        case "hidden":
+            return Facts(
+                meaning=(
+                    "one hidden unit of an LSTM, GRU or RNN (or of a cell) over all gates, layers and "
+                    "directions (intrinsic sparse structure, arXiv:1709.05027), with the consumers' "
+                    "columns"
+                ),
+                amount="budget",
+                keep="widths",
+                own_slice=False,
+            )
+        case "depth":
+            return Facts(
+                meaning=(
+                    "a residual block or branch as a whole: what remains of it is its shortcut (layer "
+                    "depth of SSL, arXiv:1608.03665, or dropping blocks of a transformer)"
+                ),
+                amount="budget",
+                keep="branches",
+                own_slice=False,
+            )
+        case "shape":
+            return Facts(
+                meaning=(
+                    "W[:,c,m,k] of a convolution without groups: one position of one input channel in "
+                    "all filters (filter shape, arXiv:1608.03665); W[:,c] of a Linear layer; a layer "
+                    "gathers its live ones where that is measured to be faster"
+                ),
+                amount="sparsity or penalty",
+                keep="groups",
+                own_slice=True,
+                axes=_columns,
+            )
+        case "tap":
+            return Facts(
+                meaning=(
+                    "W[:,:,m,k] of a convolution: one kernel position of all channels; the kernel "
+                    "shrinks to the smallest regular grid that holds the live ones"
+                ),
+                amount="sparsity or penalty",
+                keep="groups",
+                own_slice=True,
+                axes=_kernel_positions,
+            )
+        case "weight":
+            return Facts(
+                meaning=(
+                    "one element of a weight tensor; it is set to zero and stays in the tensor, so the "
+                    "file and the latency do not change"
+                ),
+                amount="sparsity",
+                keep="nothing",
+                own_slice=True,
+                axes=_elements,
+                single=True,
+            )
+        case "block":
+            return Facts(
+                meaning=(
+                    "n rows and m columns of the weight as a matrix [outputs, inputs * kernel "
+                    "positions], written 4x1; it is set to zero and stays in the tensor"
+                ),
+                amount="sparsity or penalty",
+                keep="nothing",
+                own_slice=True,
+                axes=_tiles,
+            )
+        case "n:m":
+            return Facts(
+                meaning=(
+                    "n of every m weights that follow each other along the input channels stay, written "
+                    "2:4; the others are set to zero and stay in the tensor"
+                ),
+                amount="group",
+                keep="nothing",
+                own_slice=True,
+                axes=_elements,
+                single=True,
+            )
+        case _:
+            assert_never(kind)
+
+
+MEANING: dict[Kind, str] = {kind: facts(kind).meaning for kind in KINDS}
 
 
 @dataclass(frozen=True)
@@ -187,24 +342,34 @@ def kind_of(group: Word | Block | Pattern) -> Kind:
             assert_never(group)
 
 
+def facts_of(group: Word | Block | Pattern) -> Facts:
+    """What the language knows of a group, whatever its numbers."""
+    return facts(kind_of(group))
+
+
 def count_inside(group: Word | Block | Pattern, shape: Sequence[int]) -> int:
-    """How many groups a weight of this shape has: whole blocks, kernel positions, columns, or else single weights."""
-    match group:
-        case Block():
-            return (shape[0] // group.rows) * (prod(shape[1:]) // group.columns)
-        case "tap" if len(shape) > 2:
-            return prod(shape[2:])
-        case "shape" | "tap":  # a layer that gathers its live columns has no kernel: each column is a group
-            return prod(shape[1:])
-        case _:
-            return prod(shape)
+    """How many groups a weight of this shape has. Raises ValueError for groups that reach over several tensors."""
+    if isinstance(group, Block):
+        return (shape[0] // group.rows) * (prod(shape[1:]) // group.columns)
+    return prod(shape[dim] for dim in axes_inside(group, len(shape)))
+
+
+def axes_inside(group: Word | Block | Pattern, ndim: int) -> tuple[int, ...]:
+    """The dimensions of a weight along which groups inside it are counted; for blocks, of the matrix of tiles.
+
+    Raises ValueError for groups that reach over several tensors.
+    """
+    axes = facts_of(group).axes
+    if axes is None:
+        raise ValueError(f"group '{group}' does not lie inside one tensor")
+    return axes(ndim)
 
 
 def in_one_tensor(group: Word | Block | Pattern | None) -> bool:
     """Groups inside one weight tensor that become zero; no width follows from them."""
-    return group is not None and kind_of(group) in ("weight", "shape", "tap", "block", "n:m")
+    return group is not None and facts_of(group).axes is not None
 
 
 def within(group: Word | Block | Pattern | None) -> bool:
     """Of these, the ones of several weights that a lasso can act on."""
-    return group is not None and kind_of(group) in ("shape", "tap", "block")
+    return group is not None and in_one_tensor(group) and not facts_of(group).single

@@ -1,6 +1,8 @@
 """Penalties: what drives groups towards zero while the model trains. They act through the optimizer's step hooks."""
 
-from typing import Annotated, Literal
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, Literal, final
 
 from pydantic import Field, model_validator
 
@@ -11,6 +13,44 @@ from sparsify_schemas.units import Duration, Share
 Solver = Literal["proximal", "subgradient"]
 EVERY = 8
 """steps of the optimizer for one of the proximal solver"""
+
+
+Reach = Literal["units", "slices", "weights", "arrivals", "elements"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a penalty says of itself, so that nothing else needs to know which penalty it is."""
+
+    reach: Reach
+    """units: all that leaves with a unit; slices: the matched layer's own slice of each; arrivals: the consumers' slices,
+    where a unit arrives; weights: the layer's weights; elements: each weight by itself. Of groups inside a tensor always
+    these groups, or for single weights the weights, for arrivals and elements each by itself"""
+    summary: str
+    """what the plan says of it, names of fields in braces"""
+    strength: Strength | None = None
+    """lambda, where the recipe says it"""
+    every: int = 1
+    """steps of the optimizer between two proximal actions"""
+    goal: Literal["sparsity", "sparsity or budget"] | None = None
+    """what it works towards: the rule's own `sparsity`, or else the budget; it does not act where there is none"""
+    chooses: bool = False
+    """whether it chooses what is to go, and after a cut chooses anew"""
+    moments: tuple[Duration, ...] = ()
+    """times besides those of `strength`; what is not in steps needs to know how long the stage is"""
+
+
+class PenaltySpec(Spec):
+    """What every penalty has: the facts that the rest of the program asks for."""
+
+    @abstractmethod
+    def facts(self) -> Facts:
+        """What is to be known of it besides what it does, which `build` of `sparsify.training.penalties` says."""
+
+
+def _goal_of(strength: Strength) -> Literal["sparsity or budget"] | None:
+    """A strength that is found needs something to be found by."""
+    return "sparsity or budget" if isinstance(strength, Auto) else None
 
 
 def _refuse_auto(strength: object, solver: str) -> None:
@@ -26,7 +66,8 @@ def _refuse_every(every: int, solver: str) -> None:
         raise AtKey("every", "'every' is for 'solver: proximal'; the other solvers act on each step")
 
 
-class GroupLasso(Spec):
+@final
+class GroupLasso(PenaltySpec):
     """Group lasso: whole groups become exactly zero.
 
     R = sum over groups g of strength * v_g * ||w_g||_2
@@ -87,8 +128,18 @@ class GroupLasso(Spec):
             )
         return self
 
+    def facts(self) -> Facts:
+        return Facts(
+            every=self.every,
+            goal=_goal_of(self.strength),
+            strength=self.strength,
+            reach="units" if self.scope == "coupled" else "slices",
+            summary="group_lasso {strength}",
+        )
 
-class L1(Spec):
+
+@final
+class L1(PenaltySpec):
     """l1: single weights become exactly zero.
 
     R = strength * sum |w|
@@ -111,8 +162,18 @@ class L1(Spec):
         _refuse_every(self.every, self.solver)
         return self
 
+    def facts(self) -> Facts:
+        return Facts(
+            every=self.every,
+            goal=_goal_of(self.strength),
+            strength=self.strength,
+            reach="weights",
+            summary="l1 {strength}",
+        )
 
-class L2(Spec):
+
+@final
+class L2(PenaltySpec):
     """l2: weights shrink in proportion, none becomes exactly zero.
 
     R = strength / 2 * sum w^2
@@ -134,8 +195,12 @@ class L2(Spec):
         _refuse_every(self.every, self.solver)
         return self
 
+    def facts(self) -> Facts:
+        return Facts(every=self.every, strength=self.strength, reach="weights", summary="l2 {strength}")
 
-class Gsm(Spec):
+
+@final
+class Gsm(PenaltySpec):
     """gsm: global sparse momentum. Only the most important weights follow the loss; all others decay away, and may come back.
 
     T = |w * dL/dw|     of every weight that gsm rules of one `sparsity` cover, in all layers together   (group: weight)
@@ -149,6 +214,9 @@ class Gsm(Spec):
     """
 
     kind: Literal["gsm"]
+
+    def facts(self) -> Facts:
+        return Facts(goal="sparsity", reach="units", summary="gsm")
 
 
 class Threshold(Spec):
@@ -166,7 +234,8 @@ class Threshold(Spec):
     """epochs without a better validation loss before weights are set to zero"""
 
 
-class Sensitivity(Spec):
+@final
+class Sensitivity(PenaltySpec):
     """sensitivity: weights that the outputs hardly depend on shrink, the others are left alone.
 
     S = sum_k a_k * |dy_k/dw|,   y the mean of the model's outputs over the batch     (of: outputs)
@@ -203,8 +272,18 @@ class Sensitivity(Spec):
             )
         return self
 
+    def facts(self) -> Facts:
+        return Facts(
+            strength=self.strength,
+            reach="weights",
+            summary="sensitivity ({of}) {strength}"
+            if self.of == "loss"
+            else "sensitivity ({of}, {mode}) {strength}",
+        )
 
-class BnScale(Spec):
+
+@final
+class BnScale(PenaltySpec):
     """bn_scale: l1 on the scales of normalisations, so that whole channels fall silent (network slimming).
 
     R = strength * sum |scale|, of every normalisation whose channel is in one of the rule's groups
@@ -228,8 +307,12 @@ class BnScale(Spec):
         _refuse_every(self.every, self.solver)
         return self
 
+    def facts(self) -> Facts:
+        return Facts(every=self.every, strength=self.strength, reach="units", summary="bn_scale {strength}")
 
-class GrowingL2(Spec):
+
+@final
+class GrowingL2(PenaltySpec):
     """growing_l2: an l2 that grows without pause on what has been chosen to go, until nothing is left of it (GReg-1).
 
     gradient on the chosen: min(limit, delta * (1 + floor(step / every))) * w
@@ -246,8 +329,18 @@ class GrowingL2(Spec):
     limit: NonNegative = 1.0
     """where the strength stays"""
 
+    def facts(self) -> Facts:
+        steps = f"{self.every} step" if self.every == 1 else f"{self.every} steps"
+        return Facts(
+            goal="sparsity or budget",
+            chooses=True,
+            reach="units",
+            summary=f"growing_l2 rising by {{delta}} every {steps} to {{limit}}",
+        )
 
-class Agp(Spec):
+
+@final
+class Agp(PenaltySpec):
     """agp: automated gradual pruning. The smallest are set to zero and held there, more and more of them.
 
     share at zero: sparsity * (1 - (1 - t)^3),   t from 0 at `start` to 1 at `end`
@@ -273,8 +366,18 @@ class Agp(Spec):
             )
         return self
 
+    def facts(self) -> Facts:
+        return Facts(
+            goal="sparsity",
+            chooses=True,
+            moments=(self.start, self.end, self.every),
+            reach="units",
+            summary="agp from {start} to {end}",
+        )
 
-class Dns(Spec):
+
+@final
+class Dns(PenaltySpec):
     """dns: dynamic network surgery. Small single weights are masked; masked ones go on learning and are spliced back when they grow.
 
     t = max(0, mean |w| + c_rate * std |w|) of each layer, as it is when the stage begins
@@ -294,8 +397,12 @@ class Dns(Spec):
     stop: Positive | None = None
     """step from which masks stay as they are; never when left out"""
 
+    def facts(self) -> Facts:
+        return Facts(reach="weights", summary="dns")
 
-class L0(Spec):
+
+@final
+class L0(PenaltySpec):
     """l0: a gate for every group, open or closed, learnt with the weights; groups whose gates have closed become zero.
 
     R = strength * sum over groups g of |g| * P(z_g > 0),   P = sigmoid(a_g - beta * log(-gamma / zeta))
@@ -323,8 +430,12 @@ class L0(Spec):
             )
         return self
 
+    def facts(self) -> Facts:
+        return Facts(strength=self.strength, reach="arrivals", summary="l0 {strength}")
 
-class VariationalDropout(Spec):
+
+@final
+class VariationalDropout(PenaltySpec):
     """variational_dropout: noise on every single weight, as much as the loss bears; weights that are all noise become zero.
 
     loss + strength * KL;  KL of a weight = 1/2 log(1 + 1/alpha) - k1 * sigmoid(k2 + k3 * log alpha),  alpha = sigma^2 / w^2
@@ -342,6 +453,9 @@ class VariationalDropout(Spec):
     """weight of KL, a number or a schedule; 1 / number of training examples is the paper's, mostly after a warm-up from 0"""
     rate: NonNegative = 0.02
     """learning rate of log sigma^2"""
+
+    def facts(self) -> Facts:
+        return Facts(strength=self.strength, reach="elements", summary="variational_dropout {strength}")
 
 
 Penalty = Annotated[

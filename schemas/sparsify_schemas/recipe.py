@@ -7,9 +7,9 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from sparsify_schemas.base import AtKey, Flag, Positive, Seed, Spec, Text
 from sparsify_schemas.budget import Budget
-from sparsify_schemas.criterion import BnScale, Criterion, Fpgm, FromData, Magnitude
+from sparsify_schemas.criterion import BnScale, Criterion, Fpgm, FromData, Magnitude, Reconstruction
 from sparsify_schemas.data import Data
-from sparsify_schemas.group import Group, in_one_tensor, kind_of, within
+from sparsify_schemas.group import Group, facts_of, in_one_tensor, kind_of, within
 from sparsify_schemas.model import Call, Inputs, Model
 from sparsify_schemas.penalty import (
     L0,
@@ -26,7 +26,7 @@ from sparsify_schemas.penalty import (
 from sparsify_schemas.penalty import BnScale as BnScalePenalty
 from sparsify_schemas.schedule import Auto
 from sparsify_schemas.selector import Layers
-from sparsify_schemas.stage import Cut, Stage, Train, goal
+from sparsify_schemas.stage import Cut, Repair, Stage, Train, goal
 from sparsify_schemas.target import Named
 from sparsify_schemas.units import Share
 
@@ -48,7 +48,8 @@ class Keep(Spec):
     """What a rule never goes below."""
 
     at_least: Positive | None = None
-    """groups that stay in every layer, 1 when left out; of group depth: blocks that stay over the whole rule, none when left out"""
+    """groups that stay in every layer. Left out: a tenth of those that are not zero, or 1 where a budget or a sparsity cannot be
+    met otherwise; of group depth: blocks that stay over the whole rule, none when left out"""
     multiple_of: Positive | Literal["auto"] | None = None
     """kept widths are multiples of this, rounded up; a layer that loses nothing keeps its width. `auto`: the width step of
     the recipe's targets (16 with AVX-512, 8 with AVX2, never below 4 on a processor). Left out: auto where the budget names
@@ -108,18 +109,17 @@ class Rule(Spec):
             raise ValueError(
                 "a rule needs a 'group' (filter, channel, neuron, head, hidden, depth, shape, tap, weight, 4x1 or 2:4), or 'protect: true'"
             )
-        if (
-            self.group in ("head", "hidden", "depth")
-            and isinstance(self.penalty, GroupLasso)
-            and self.penalty.scope == "layer"
-        ):
+        facts = None if self.group is None else facts_of(self.group)
+        alone = isinstance(self.penalty, GroupLasso) and self.penalty.scope == "layer"
+        if alone and facts is not None and not facts.own_slice:
             raise ValueError(
                 f"scope 'layer' cannot act on group '{self.group}', which spans several tensors; leave out 'scope'"
             )
-        if self.group == "depth" and self.keep.multiple_of not in (None, 1):
+        branches = facts is not None and facts.keep == "branches"
+        if branches and self.keep.multiple_of not in (None, 1):
             raise AtKey(
                 "keep",
-                "'multiple_of' cannot act on group 'depth', which has no widths; leave it out, or say how many stay with 'at_least'",
+                f"'multiple_of' cannot act on group '{self.group}', which has no widths; leave it out, or say how many stay with 'at_least'",
             )
         if isinstance(self.penalty, Gsm) and self.sparsity is None:
             raise AtKey(
@@ -152,19 +152,29 @@ class Rule(Spec):
                 "penalty",
                 f"l1 with strength 'auto' counts single weights; use group_lasso on group '{self.group}', or give l1 a number",
             )
-        if self.group == "depth" and self.keep.limits:
+        if branches and self.keep.limits:
             raise AtKey(
                 "keep",
-                "'limits' cannot act on group 'depth', which has no widths; leave it out, or say how many stay with 'at_least'",
+                f"'limits' cannot act on group '{self.group}', which has no widths; leave it out, or say how many stay with 'at_least'",
             )
-        if self.group == "depth" and self.keep.uniform:
-            raise AtKey("keep", "'uniform' cannot act on group 'depth', which has no widths; leave it out")
+        if branches and self.keep.uniform:
+            raise AtKey(
+                "keep", f"'uniform' cannot act on group '{self.group}', which has no widths; leave it out"
+            )
         if isinstance(self.criterion, Fpgm) and (
-            self.group == "depth" or (in_one_tensor(self.group) and not within(self.group))
+            branches or (in_one_tensor(self.group) and not within(self.group))
         ):
             raise AtKey(
                 "criterion",
                 f"criterion 'fpgm' cannot act on group '{self.group}': it compares the filters of a layer; use magnitude",
+            )
+        if isinstance(self.criterion, Reconstruction) and (
+            self.group == "depth" or in_one_tensor(self.group)
+        ):
+            raise AtKey(
+                "criterion",
+                f"criterion 'reconstruction' cannot act on group '{self.group}': it scores the units that other "
+                "layers read; use magnitude",
             )
         if in_one_tensor(self.group):
             self._consistent_in_one_tensor()
@@ -173,7 +183,7 @@ class Rule(Spec):
     def _consistent_in_one_tensor(self) -> None:
         """What goes with groups that become zero inside a tensor."""
         assert self.group is not None
-        kind = kind_of(self.group)
+        facts = facts_of(self.group)
         if isinstance(self.penalty, GroupLasso) and not within(self.group):
             raise AtKey(
                 "penalty",
@@ -183,7 +193,7 @@ class Rule(Spec):
             raise ValueError(
                 f"scope 'coupled' cannot act on group '{self.group}', which lies inside one tensor; leave out 'scope'"
             )
-        if kind == "n:m" and self.sparsity is not None:
+        if facts.amount == "group" and self.sparsity is not None:
             raise AtKey(
                 "sparsity", f"group '{self.group}' says itself how much is removed; leave out 'sparsity'"
             )
@@ -209,15 +219,15 @@ class Rule(Spec):
         chosen_in_training = isinstance(self.penalty, Dns | L0 | VariationalDropout) or (
             isinstance(self.penalty, Sensitivity) and self.penalty.threshold
         )
-        if kind == "weight" and self.sparsity is None and not chosen_in_training:
+        if facts.amount == "sparsity" and self.sparsity is None and not chosen_in_training:
             raise ValueError(
-                "a rule with group 'weight' needs its own 'sparsity': zeroed weights stay in the file, so no budget can choose for it"
+                f"a rule with group '{self.group}' needs its own 'sparsity': zeroed weights stay in the file, so no budget can choose for it"
             )
-        if kind in ("shape", "tap", "block") and self.sparsity is None and self.penalty is None:
+        if facts.amount == "sparsity or penalty" and self.sparsity is None and self.penalty is None:
             raise ValueError(
                 f"a rule with group '{self.group}' needs its own 'sparsity', or a 'penalty' that brings groups to zero: no budget can choose for it"
             )
-        if kind in ("weight", "block", "n:m") and self.keep != Keep():
+        if facts.keep == "nothing" and self.keep != Keep():
             raise AtKey(
                 "keep",
                 f"'keep' cannot act on group '{self.group}': it counts whole groups of a layer's width",
@@ -430,11 +440,37 @@ class Recipe(Spec):
                 _check_target(i, rule.penalty.target, list(self.targets))
         return self
 
+    def _check_distillation(self) -> None:
+        """The teacher is the dense model as the first cut found it."""
+        for index, stage in enumerate(self.stages):
+            before = any(goal(earlier) is not None for earlier in self.stages[:index])
+            if isinstance(stage, Train) and stage.distill is not None and not before:
+                raise AtKey(
+                    "stages",
+                    f"'{stage.name}' distils from the dense model, and no stage before it cuts; move 'distill' to a "
+                    "stage after a cut",
+                )
+
+    def _check_repairs(self) -> None:
+        """A repair stage looks at training examples, and there must be a cut that it repairs."""
+        repair = next((stage for stage in self.stages if isinstance(stage, Repair)), None)
+        if repair is None:
+            return
+        if self.data is None:
+            raise ValueError(
+                "a recipe with a 'repair' stage needs 'data': it looks at training examples, not at labels"
+            )
+        first = self.stages.index(repair)
+        if not any(goal(stage) is not None for stage in self.stages[:first]):
+            raise AtKey("stages", f"'{repair.name}' repairs what a cut left, and no stage before it cuts")
+
     @model_validator(mode="after")
     def _training_needs_data(self) -> "Recipe":
         _check_goals(self)
         if self.data is None and any(isinstance(s, Train) for s in self.stages):
             raise ValueError("a recipe with a 'train' stage needs 'data'")
+        self._check_repairs()
+        self._check_distillation()
         looking = next((r.criterion.kind for r in self.rules if isinstance(r.criterion, FromData)), None)
         if self.data is None and looking is not None:
             raise ValueError(f"criterion '{looking}' needs 'data': it looks at training batches")

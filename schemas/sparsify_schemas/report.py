@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from sparsify_schemas.base import Spec
 from sparsify_schemas.cuts import Execution
 from sparsify_schemas.table import Steps
@@ -28,6 +30,8 @@ class Side(Spec):
     """share of the test set classified rightly; read once, at the end"""
     epochs: int = 0
     """epochs that the run trained this model for, or what it was cut from"""
+    metrics: dict[str, float] = Field(default={}, exclude_if=lambda found: not found)
+    """further figures on the validation and on the test set, by name"""
 
 
 class LayerTime(Spec):
@@ -149,11 +153,49 @@ class Sparsity(Spec):
     """dense weights"""
 
 
+class Agreement(Spec):
+    """How far a model's outputs follow those of the dense model, on unlabelled training examples."""
+
+    correlation: float
+    """of the outputs, each less its mean over the examples; near 0 where they no longer follow the inputs"""
+    error: float
+    """sum of squared differences, relative to the spread of the dense outputs over the examples"""
+    same_prediction: float | None = None
+    """share of the examples of which both models name the same class; null where outputs are no scores of classes"""
+
+
+class LayerRepair(Spec):
+    """What a repair made of one layer. Errors are on examples held out, relative to the variance of the outputs."""
+
+    layer: str
+    outcome: Literal["refitted", "reverted", "unchanged", "skipped"]
+    before: float | None = None
+    """error of the layer's outputs before it was refitted, with the layers before it repaired"""
+    after: float | None = None
+    """error with the refitted weights; where it was no smaller, the old ones were kept"""
+    reason: str = ""
+    """why it was skipped"""
+
+
+class RepairRow(Spec):
+    """What a repair stage did."""
+
+    method: Literal["least_squares", "batch_norm", "mean"]
+    examples: int
+    """calibration examples used, a tenth of them held out"""
+    before: Agreement
+    """with the dense model, on the examples held out"""
+    after: Agreement
+    reverted: bool = False
+    """whether all was taken back, as the outputs came no nearer to those of the dense model"""
+    layers: tuple[LayerRepair, ...] = ()
+
+
 class StageRow(Spec):
     """One stage: what it took and where it ended."""
 
     name: str
-    kind: Literal["train", "cut"]
+    kind: Literal["train", "cut", "repair"]
     seconds: float
     epochs: int = 0
     loss: float | None = None
@@ -162,6 +204,10 @@ class StageRow(Spec):
     """where the stage ended; for a cut, before any fine-tuning"""
     penalty_share: float | None = None
     """share of the stage's step time spent in penalties"""
+    agreement: Agreement | None = None
+    """with the dense model after a cut, on training examples; null without data"""
+    repair: RepairRow | None = None
+    """of a repair stage"""
 
 
 class Epoch(Spec):

@@ -100,9 +100,8 @@ class OneShot(Spec):
     """the moment of the change"""
 
 
-Schedule = Annotated[
-    Constant | Linear | Cosine | Cubic | Exponential | Step | OneShot, Field(discriminator="kind")
-]
+_Members = Constant | Linear | Cosine | Cubic | Exponential | Step | OneShot
+Schedule = Annotated[_Members, Field(discriminator="kind")]
 
 
 def _from_number(value: Any) -> Any:
@@ -141,9 +140,7 @@ def _from_auto(value: Any) -> Any:
 
 
 Strength = Annotated[
-    Annotated[
-        Auto | Constant | Linear | Cosine | Cubic | Exponential | Step | OneShot, Field(discriminator="kind")
-    ],
+    Annotated[Auto | _Members, Field(discriminator="kind")],
     BeforeValidator(_from_auto, json_schema_input_type=NonNegative | Literal["auto"] | Auto | Schedule),
 ]
 """A number, a schedule with a `kind`, or auto."""

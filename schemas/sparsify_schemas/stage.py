@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from sparsify_schemas.base import AtKey, Flag, NonNegative, Positive, Spec, Text
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.schedule import Constant, Scheduled
-from sparsify_schemas.units import Duration, Share
+from sparsify_schemas.units import Duration, Share, Size
 
 Above = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Unit = Annotated[float, Field(strict=True, ge=0, lt=1)]
@@ -100,6 +100,20 @@ class Gradual(Goal):
         return self
 
 
+class Distill(Spec):
+    """Learn from the dense model besides the labels.
+
+    loss = (1 - weight) * cross-entropy + weight * T^2 * KL(softmax(dense / T) || softmax(outputs / T))
+
+    Source: Hinton et al., arXiv:1503.02531.
+    """
+
+    temperature: Above = 4.0
+    """T: softens both distributions"""
+    weight: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.5
+    """share of the loss that follows the dense model"""
+
+
 class Train(Spec):
     """Train for some epochs by cross-entropy, with the rules' penalties attached unless `penalties: false`."""
 
@@ -126,6 +140,8 @@ class Train(Spec):
     """whether the rules' penalties act in this stage"""
     cuts: Gradual | None = None
     """cut little by little while training"""
+    distill: Distill | None = None
+    """learn from the dense model besides the labels, in a stage after a cut: `distill: {}`, or with `temperature` and `weight`"""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Train":
@@ -155,9 +171,44 @@ class Cut(Goal):
     """how the stage is called in the report; unique within the recipe"""
 
 
-Stage = Annotated[Train | Cut, Field(discriminator="kind")]
+class Repair(Spec):
+    """Refit what a cut left, in closed form, so that each layer computes again what it did in the dense model.
+
+    Unlabelled training examples pass through the dense and the cut model side by side. With X the inputs of a layer
+    of the cut model as repaired so far, and Y the outputs of the same layer of the dense model, both centred:
+
+        W = W0 + (X'X + l I)^-1 X'(Y - X W0),    l = ridge * mean(diag X'X)       least_squares
+        running mean and variance of each batch normalisation, taken anew         batch_norm
+        b = mean(Y) - mean(X) W0                                                   mean
+
+    A layer is refitted only where that helps on examples held out, and all is taken back where the outputs of the
+    whole model do not come nearer to those of the dense model.
+    """
+
+    kind: Literal["repair"]
+    name: Text = "repair"
+    """how the stage is called in the report; unique within the recipe"""
+    method: Literal["least_squares", "batch_norm", "mean"] = "least_squares"
+    """how layers are refitted"""
+    examples: Positive = 1000
+    """unlabelled training examples that are used at most; a tenth of them is held out"""
+    ridge: Above = 0.01
+    """strength of the pull towards the present weights, relative to the mean diagonal of the Gram matrix"""
+    shortcuts: Flag = True
+    """whether the last layer of a residual branch makes up for what its shortcut lost"""
+    memory: Size = Size(2, "GiB")
+    """of activations, at most; fewer examples are used where they would take more"""
+
+
+Stage = Annotated[Train | Cut | Repair, Field(discriminator="kind")]
 
 
 def goal(stage: Stage) -> Cut | Gradual | None:
     """What a stage cuts to, if it cuts."""
-    return stage if isinstance(stage, Cut) else stage.cuts
+    match stage:
+        case Cut():
+            return stage
+        case Train():
+            return stage.cuts
+        case Repair():
+            return None

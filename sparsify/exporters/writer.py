@@ -74,15 +74,36 @@ def export(
     force: bool = False,
     fixed: bool = False,
 ) -> Exported:
-    """Write the cut model of a complete run as one file, and prove the file by reloading it.
+    """Write the cut model of a complete run as one file, reload the file, and compare it with the model.
 
-    format: `pt2` is a torch.export program, which runs without the code of the model; `onnx` needs the extra of that name.
-    Both take any batch size, or with `fixed` only the shapes that the plan was made with, as is chosen where the model takes no other batch or cannot be followed for all. `onnx-int8` is quantised on 256 training examples, or on random inputs where the recipe has no data. `safetensors` holds the weights, with the builder and the cut log in its metadata.
-    `huggingface` is a folder that `from_pretrained` loads, for models of transformers.
-    path: `<run>.<format>`, `<run>.int8.onnx` or `<run>-hf`, in the current folder when left out; what is there already is replaced only with `force`.
-    build: as in `load_run`.
-    Raises RunError, ModelError when the format cannot express the model, and VerificationError when the file as reloaded
-    differs by more than 1e-5 of the largest output at batch 1 or 5 (in integers only where it is no number). After an error there is no file, or the earlier one.
+    `pt2` and the ONNX formats take any batch size, unless `fixed` is set or the model takes no other batch
+    than that of the plan's inputs.
+
+    Args:
+        run: The folder of the run.
+        format: `pt2` is a torch.export program, which runs without the model's code. `onnx` needs the extra
+            of that name. `onnx-int8` is quantised on 256 training examples, or on random inputs where the
+            recipe has no data. `safetensors` holds the weights, with the builder and the cut log in its
+            metadata. `huggingface` is a folder that `from_pretrained` loads, of a model of transformers.
+        path: `<run>.<format>`, `<run>.int8.onnx` or `<run>-hf` in the current folder when left out.
+        build: As in `load_run`.
+        force: Replace a file that exists.
+        fixed: Take the shapes of the plan's inputs and no others.
+
+    Returns:
+        What was written: its path, size and largest relative difference to the model.
+
+    Raises:
+        RunError: The run is incomplete or damaged, or the file exists.
+        ModelError: The format cannot express the model.
+        VerificationError: The reloaded file differs by more than 1e-5 of the largest output at batch 1 or 5
+            (in integers, only where it is no number). After an error there is no file, or the earlier one.
+
+    Examples:
+        >>> result = sparsify.cut(sparsify.make_plan(recipe, model, (x,)), model)
+        >>> run = sparsify.save_run(result, "runs/exported")
+        >>> sparsify.export(run, "safetensors", "tiny.safetensors", build=lambda: model).difference
+        0.0
     """
     folder = Path(run)
     target = Path(folder.resolve().name + _ENDING.get(format, f".{format}")) if path is None else Path(path)

@@ -20,13 +20,22 @@ Axis = int | None
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call of a model: `sparsify.Call("encode", (x,))`.
+    """One call of a model, for models that are not called by `forward` alone.
 
-    Another example: `sparsify.Call("forward", {"x": x, "edges": edges}, batch=None)`.
+    Args:
+        method: The name of the model's method.
+        inputs: Its arguments: a tuple by position, or a mapping by name.
+        batch: The dimension that counts examples, None where nothing does: one for all tensors, or a mapping
+            of the name of an argument to its dimension. Left out, it is the first dimension of every tensor
+            in which that is as long as in the first tensor that has dimensions.
 
-    batch: the dimension that counts examples; None if nothing does. One dimension for all tensors, or a
-    mapping from the name of an argument to its dimension. By default it is the first dimension of every
-    tensor in which that is as long as in the first tensor that has dimensions.
+    Examples:
+        >>> call = sparsify.Call("forward", (x,))
+        >>> sparsify.make_plan(recipe, model, [call]).preview
+        (('0', 8),)
+        >>> graph = sparsify.Call("forward", {"input": x}, batch=None)  # nothing counts examples
+        >>> graph.varies
+        False
     """
 
     method: str = "forward"

@@ -10,10 +10,10 @@ from sparsify.forward.call_model import check_model, move_inputs_to_meta
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
 from sparsify.forward.fresh_inputs import record_calls
+from sparsify.graph.class_names import class_names
 from sparsify.graph.copy import copy_to_meta
 from sparsify.graph.coupled_groups import find_coupled_groups
-from sparsify.graph.layer_classes import class_names, is_transposed_linear
-from sparsify.graph.layer_types import CONVS, TRANSPOSED, WEIGHTS, attributes
+from sparsify.graph.layer_types import WEIGHTS, attributes, layer_type, layer_widths
 from sparsify.graph.model_map import Layer, ModelMap, Tensor
 from sparsify.graph.names import canonical_names, named_tensors, walk_modules
 from sparsify.graph.product_macs import TraceResult, find_products
@@ -70,7 +70,7 @@ def list_layers(model: nn.Module, macs: Mapping[str, int]) -> Iterable[Layer]:
             continue
         shape = () if weight is None else tuple(weight[1].shape)
         own, *ancestors = class_names(module)
-        yield Layer(name, own, shape, macs.get(name, 0), *_read_widths(module), tuple(ancestors))
+        yield Layer(name, own, shape, macs.get(name, 0), *layer_widths(module), tuple(ancestors))
 
 
 def _find_weight(module: nn.Module) -> tuple[str, nn.Parameter] | None:
@@ -79,33 +79,6 @@ def _find_weight(module: nn.Module) -> tuple[str, nn.Parameter] | None:
     if is_parametrized(module, "weight"):
         own = {n: p for n, p in module.named_parameters() if n in WEIGHTS and p.shape == module.weight.shape}
     return next(((n, own[n]) for n in WEIGHTS if n in own), None)
-
-
-def _read_widths(module: nn.Module) -> tuple[int, int]:
-    match module:
-        case nn.Linear():
-            return module.in_features, module.out_features
-        case (
-            nn.Conv1d()
-            | nn.Conv2d()
-            | nn.Conv3d()
-            | nn.ConvTranspose1d()
-            | nn.ConvTranspose2d()
-            | nn.ConvTranspose3d()
-        ):
-            return module.in_channels, module.out_channels
-        case nn.MultiheadAttention():
-            return module.embed_dim, module.embed_dim
-        case nn.RNNBase() | nn.RNNCellBase():
-            return module.input_size, module.hidden_size
-        case nn.Embedding() | nn.EmbeddingBag():
-            return module.num_embeddings, module.embedding_dim
-        case nn.Bilinear():
-            return module.in1_features, module.out_features
-        case nn.modules.batchnorm._BatchNorm():
-            return module.num_features, module.num_features
-        case _:
-            return 0, 0
 
 
 def _find_unreached(model: nn.Module, labels: Labels) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -178,23 +151,16 @@ def _find_producers(model: nn.Module, labels: Labels) -> dict[tuple[str, int], s
     found: dict[tuple[str, int], str] = {}
     for name, module in walk_modules(model):
         prefix = f"{name}." if name else ""
-        if isinstance(module, nn.RNNBase) and not module.proj_size:
-            found.setdefault((names[f"{prefix}weight_hh_l0"], 1), name)
-        if isinstance(module, nn.RNNCellBase):
-            found.setdefault((names[f"{prefix}weight_hh"], 1), name)
-        own = _find_weight(module)
-        if own is None:
-            continue
-        weight = names[f"{prefix}{own[0]}"]
-        if isinstance(module, (*CONVS, nn.Linear, nn.Bilinear, nn.MultiheadAttention)):
-            found.setdefault((weight, 0), name)
-        elif isinstance(module, TRANSPOSED) or is_transposed_linear(module):
-            found.setdefault((weight, 1), name)
-    for name, module in walk_modules(
-        model
-    ):  # last: a group is named after an embedding only where nothing else makes it
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and _find_weight(module) is not None:
-            found.setdefault((names[f"{name}.weight" if name else "weight"], 1), name)
+        row, own = layer_type(module), _find_weight(module)
+        if row.hidden is not None and not getattr(module, "proj_size", 0):
+            found.setdefault((names[f"{prefix}{row.hidden}"], 1), name)
+        if own is not None and row.outputs is not None and row.family != "embedding":
+            found.setdefault((names[f"{prefix}{own[0]}"], row.outputs), name)
+    # Last: a group is named after an embedding only where nothing else makes it.
+    for name, module in walk_modules(model):
+        row = layer_type(module)
+        if row.family == "embedding" and row.outputs is not None and _find_weight(module) is not None:
+            found.setdefault((names[f"{name}.weight" if name else "weight"], row.outputs), name)
     known = {tensor for tensor, _ in found}
     bare = {name for name, _ in model.named_parameters() if name not in known and _is_bare(model, name)}
     for tensor, dim in sorted(labels.produced - labels.consumed):

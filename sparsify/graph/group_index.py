@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sparsify.distributed import Extent, added, extent, local
 from sparsify.errors import ModelError
 from sparsify.graph.model_map import Coupled, ModelMap, Slice
-from sparsify_schemas.group import Block, Group, count_inside
+from sparsify_schemas.group import Block, Group, axes_inside, count_inside
 
 
 @dataclass(frozen=True)
@@ -301,15 +301,8 @@ def element_layout(tensors: Iterable[str], parameters: Mapping[str, Tensor]) -> 
 
 def _inner_axis(group: Group, weight: Tensor) -> Axis:
     none = torch.empty(0, dtype=torch.int64)
-    match group:
-        case Block():
-            return Axis((0, 1), none, None, (group.rows, group.columns))
-        case "tap" if weight.dim() > 2:
-            return Axis(tuple(range(2, weight.dim())), none, None)
-        case "shape" | "tap":  # of a layer that gathers its live columns, each of them is a group
-            return Axis(tuple(range(1, weight.dim())), none, None)
-        case _:
-            raise ValueError(f"group '{group}' does not lie inside one tensor")
+    tile = (group.rows, group.columns) if isinstance(group, Block) else None
+    return Axis(axes_inside(group, weight.dim()), none, None, tile)
 
 
 def dead_units(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sparsify.forward.call_model import call_model
 from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import seed_generators
-from sparsify.graph.layer_classes import class_names
+from sparsify.graph.class_names import class_names
 from sparsify.graph.model_map import Branch, Coupled, ModelMap, Slice, Span, Stub, Sum
 from sparsify.graph.names import canonical_names
 from sparsify.graph.trace.operator_graph import (

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from sparsify.cost.cost_model import Costs
 from sparsify.cost.measure import copy_model
@@ -28,13 +29,14 @@ from sparsify.graph.surgery.operations import Keep
 from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.trace import vocabulary
 from sparsify.pruning import layer_compaction, weight_masks
+from sparsify.pruning.choice_notes import choice_notes
 from sparsify.pruning.constant_units import (
     CONTRADICTED,
     confirmed_constants,
     constants_of,
     unfollowed_constants,
 )
-from sparsify.pruning.criteria.statistics import looks
+from sparsify.pruning.criteria.statistics import Loss, looks
 from sparsify.pruning.followers import averaged_attribute
 from sparsify.pruning.latency_budget import clocks_of, settled
 from sparsify.pruning.memory_budget import held
@@ -107,21 +109,49 @@ def cut(
     optimizer: torch.optim.Optimizer | None = None,
     inputs: Inputs | Call | Sequence[Call] | None = None,
     batches: Batches | None = None,
+    loss: Loss = functional.cross_entropy,
     follow: Sequence[Any] = (),
     listener: Listener = silence,
     agree: Callable[[Chosen], Chosen] = lambda keep: keep,
     chooser: Chooser = choose,
 ) -> Result:
-    """Choose what goes, remove it from a copy, and prove that the copy computes what the masked model does.
+    """Remove groups from a copy, and prove that the copy computes what the masked model does.
 
-    optimizer: carried over to the cut model, state included; schedulers and scalers bound to it go on. Gradients and hooks
-    are carried too; a hook then sees gradients of the narrow shape. inputs: for the proof; random ones of the shapes that
-    the plan was made with when left out. batches: (x, y) training batches, needed by criteria that look at data. follow: models of
-    the same structure that lose the same units, copied into `followers`; or objects that hold one as `module`, `ema_model`,
-    `model` or `ema` (torch's AveragedModel, timm's ModelEmaV3), copied with the cut one inside.
-    listener: told of the timing, where the budget limits a latency: what is chosen is timed, and chosen anew until the budget
-    holds as measured. agree: called with the choice, so that several processes go on with one. chooser: what makes the choice.
-    Raises VerificationError when the proof fails; neither model nor optimizer has changed then.
+    Groups that are zero already leave first. The rules' `sparsity` and the budget decide how many more
+    follow, the criterion decides which. The model itself is never changed.
+
+    Args:
+        plan: Made of this model.
+        model: The dense model.
+        optimizer: Is given the cut model's parameters, with its state narrowed. Schedulers and gradient
+            scalers bound to it go on. Gradients and hooks are carried over too; a hook then sees gradients of
+            the narrow shape.
+        inputs: For the proof, as in `make_plan`. Left out, they are drawn at random in the shapes of the
+            plan's.
+        batches: Training batches (x, y), for criteria that look at data.
+        loss: Of (outputs, y), a scalar: some of these criteria take its gradient.
+        follow: Models of the same structure that lose the same units, copied into `followers`; or objects
+            that hold one as `module`, `ema_model`, `model` or `ema` (torch's AveragedModel, timm's
+            ModelEmaV3), copied with the cut one inside.
+        listener: Called with progress events. A limited latency is timed, and the choice repeated until it
+            holds.
+        agree: Called with the choice and returns the one to use, so that several processes cut the same
+            units.
+        chooser: Makes the choice.
+
+    Returns:
+        `model` (the cut copy), `cuts` (the log), `verdicts` (what the proof found), `followers` and `notes`.
+
+    Raises:
+        VerificationError: The proof failed. Neither model nor optimizer has changed then.
+        ModelError: The plan belongs to another model, or the criterion needs batches.
+
+    Examples:
+        >>> result = sparsify.cut(sparsify.make_plan(recipe, model, (x,)), model)
+        >>> result
+        <Result: 50.0 % of the MACs, 51.1 % of the parameters; cut verified: equal to the masked model ...>
+        >>> result.model[0]
+        Linear(in_features=4, out_features=8, bias=True)
     """
     call_model.check_model(model)
     if batches is None and batches_needed(plan.recipe):
@@ -145,7 +175,7 @@ def cut(
     batches = None if batches is None else taken(batches, plan.recipe)
     dense = copy_model(model)
     clocks = clocks_of(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)
-    scores = scored(plan, dense, batches)
+    scores = scored(plan, dense, batches, loss)
     keep = agree(
         held(
             plan,
@@ -156,7 +186,7 @@ def cut(
         )
     )
     with explain_errors("cutting the model"):
-        zeroed, deeds = weight_masks.zeroed(plan, dense, keep, partial(looks, batches=batches))
+        zeroed, deeds = weight_masks.zeroed(plan, dense, keep, partial(looks, batches=batches, loss=loss))
         keep = weight_masks.without_dead(plan, zeroed, keep)
     constants, notes = confirmed_constants(plan, zeroed, keep, inputs)
     try:
@@ -168,6 +198,7 @@ def cut(
         made = _carried_out(plan, dense, zeroed, keep, constants, inputs)
     thin, cuts = made.model, made.cuts.model_copy(update={"zeroed": deeds})
     followers = tuple(_followed(plan, other, model, thin, cuts, keep, inputs) for other in follow)
+    notes += tuple(choice_notes(plan, cuts, *scores))
     notes += cuts.notes
     notes += tuple(unfollowed_constants(plan, zeroed, keep, constants, inputs))
     notes += tuple(fold_notes(op for op in cuts.operations if isinstance(op, Fold)))

@@ -19,6 +19,7 @@ from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.forward.opaque import is_scripted
 from sparsify.graph.surgery import compact_layers, operations
 from sparsify.nn import cropped, gathered
+from sparsify.pruning.planning.group_types import group_type_of
 from sparsify.pruning.planning.plan import Plan
 from sparsify_schemas.cuts import Crop, Execution, Gather, Trial
 from sparsify_schemas.target import Cpu
@@ -92,7 +93,8 @@ def _layers(plan: Plan) -> Iterator[str]:
     found = (
         name
         for a in plan.assignments
-        if plan.recipe.rules[a.rule].group in ("shape", "tap")
+        if (group := plan.recipe.rules[a.rule].group) is not None
+        and group_type_of(group).zeros in ("columns", "kernel")
         for name in a.layers
     )
     yield from dict.fromkeys(found)

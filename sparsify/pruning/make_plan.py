@@ -32,7 +32,7 @@ from sparsify.pruning.planning.match_layers import weighed_by
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import choose, priced
 from sparsify.pruning.scoring import scored
-from sparsify.recipe import Loaded, load
+from sparsify.recipe import NOWHERE, Loaded, Positions, load
 from sparsify_schemas.recipe import Recipe
 
 
@@ -45,22 +45,66 @@ def make_plan(
     strict: bool = False,
     listener: Listener = silence,
 ) -> Plan:
-    """Resolve a recipe against a model: what each rule reaches, what is protected and why, what the budget allows.
+    """Resolve a recipe for a model: what each rule reaches, what is protected, what the budget allows.
 
-    inputs: what one forward call takes, a tuple or a mapping of tensors, plain values, and lists, mappings or dataclasses of
-    these; or a `sparsify.Call`, or a list of them, all of which the model is followed, tried, proven and counted in. Drawn at
-    random as the recipe's `inputs` or `calls` say when left out.
-    examples: in the training set, so that notes can say how far the stages will come; they speak of steps when left out.
-    A model on the meta device can be planned too: its plan has no preview of widths.
-    The structure is tried out: layers that a trial cut shows to be beyond what can be followed are protected.
-    Where the budget limits a latency, layers that the target's table does not know yet are timed, and `listener` is told.
-    Raises RecipeError (the recipe is wrong or does not fit the model), ModelError (the model cannot be traced) and
-    TargetError (a target whose latency is limited cannot be timed here).
+    The structure is followed through real calls of the model. Every group is then cut once on trial, and
+    groups whose trial cut fails are protected. Where the budget limits a latency, layers that the target's
+    table lacks are timed. The model is left as it is. A model on the meta device can be planned too; its plan
+    has no preview of widths.
+
+    Args:
+        recipe: A path, a mapping, or a recipe that is loaded already.
+        model: The dense model.
+        inputs: What one call of `forward` takes: a tuple or a mapping of tensors, plain values, and lists,
+            mappings or dataclasses of these. Or a `Call`, or a list of them, which are all followed, tried,
+            proven and counted. Left out, inputs are drawn at random as the recipe's `inputs` or `calls` say.
+        examples: Number of training examples, so that notes can say in epochs how far the stages will come.
+        strict: A layer that cannot be cut safely is an error.
+        listener: Called with progress events.
+
+    Returns:
+        The plan: a frozen value without weights. `print(plan)` is one line, `describe(plan)` gives the
+        tables.
+
+    Raises:
+        RecipeError: The recipe is wrong or does not fit the model.
+        ModelError: The model cannot be followed.
+        TargetError: A target whose latency is limited cannot be timed here.
+
+    Examples:
+        >>> plan = sparsify.make_plan(recipe, model, (x,))
+        >>> plan.preview  # coupled group, width after a cut of the present weights
+        (('0', 8),)
     """
     loaded = load(recipe)
+    return plan_recipe(
+        loaded.recipe,
+        model,
+        inputs,
+        positions=loaded.positions,
+        examples=examples,
+        strict=strict,
+        listener=listener,
+    )
+
+
+def plan_recipe(
+    recipe: Recipe,
+    model: nn.Module,
+    inputs: Inputs | Call | Sequence[Call] | None = None,
+    *,
+    positions: Positions = NOWHERE,
+    examples: int | None = None,
+    strict: bool = False,
+    listener: Listener = silence,
+) -> Plan:
+    """As `make_plan`, of a recipe that is not checked again: one that no longer has a rule would be refused.
+
+    positions: where it is written, for messages.
+    """
     call_model.check_model(model)
     _check_initialized(model)
-    given = inputs_for(loaded.recipe, model) if inputs is None else checked_inputs(inputs, model)
+    given = inputs_for(recipe, model) if inputs is None else checked_inputs(inputs, model)
     inputs = mark_fixed_calls(model, vocabulary.add_names_and_vocabularies(model, given))
     counted = count_macs_by_module(model, inputs)
     macs = counted.by_module
@@ -68,21 +112,20 @@ def make_plan(
     with torch.random.fork_rng(devices=[]), explain_errors("trying out which layers can be cut"):
         map, reaching = _followed_in(model, inputs, macs)
         map = replace(trial_cuts.protect_failing_groups(model, map, reaching), inputs=map.inputs)
-        if any(rule.group == "depth" for rule in loaded.recipe.rules):
+        if any(rule.group == "depth" for rule in recipe.rules):
             map = trial_cuts.add_branches(model, map, inputs, macs)
     if any(
-        budget.peak_memory is not None
-        for budget in (loaded.recipe.budget, *(own for _, own in own_budgets(loaded.recipe)))
+        budget.peak_memory is not None for budget in (recipe.budget, *(own for _, own in own_budgets(recipe)))
     ):
         with explain_errors("measuring the peak of memory"):
             map = with_lifetimes(model, map, inputs)
-    clocks = clocks_of(loaded.recipe, loaded.recipe.budget.latency, model, map, inputs, listener)
-    aligned = any(rule.keep.multiple_of == "auto" for rule in loaded.recipe.rules)
-    steps = read_width_steps(loaded.recipe.targets if aligned else {}) | {c.target: c.steps for c in clocks}
-    plan = compile_plan(loaded, map, strict=strict, clocks=clocks, steps=steps)
-    weighing = clocks_of(loaded.recipe, weighed_by(loaded.recipe), model, map, inputs, listener)
+    clocks = clocks_of(recipe, recipe.budget.latency, model, map, inputs, listener)
+    aligned = any(rule.keep.multiple_of == "auto" for rule in recipe.rules)
+    steps = read_width_steps(recipe.targets if aligned else {}) | {c.target: c.steps for c in clocks}
+    plan = compile_plan(recipe, map, positions=positions, strict=strict, clocks=clocks, steps=steps)
+    weighing = clocks_of(recipe, weighed_by(recipe), model, map, inputs, listener)
     prices = tuple((c.target, name, price) for c in weighing for name, price in priced(plan, c).items())
-    said = (*batch_notes(inputs), *_uncounted(counted.missed), *foretold(loaded.recipe, examples))
+    said = (*batch_notes(inputs), *_uncounted(counted.missed), *foretold(recipe, examples))
     plan = replace(plan, prices=prices, notes=(*plan.notes, *said))
     if any(p.is_meta for p in model.parameters()):
         return replace(
@@ -92,7 +135,7 @@ def make_plan(
                 "the model has shapes and no weights: trial cuts checked that it runs, not what it computes",
             ),
         )
-    keep = choose(plan, *scored(plan, model, None), clocks=clocks)
+    keep = choose(plan, *scored(plan, model, None, None), clocks=clocks)
     shapes = Costs(map).shapes(
         {name: range(map.by_name[name].width - len(kept)) for name, kept in keep.items()}
     )

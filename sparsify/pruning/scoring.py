@@ -10,10 +10,11 @@ from sparsify.cost.measure import copy_model
 from sparsify.errors import ModelError
 from sparsify.forward.opaque import explain_errors, is_scripted
 from sparsify.graph.group_index import coupled_layout, dead_units
+from sparsify.pruning.criteria.reconstruction import reconstruction_scores
 from sparsify.pruning.criteria.scores import group_scores
-from sparsify.pruning.criteria.statistics import looks
+from sparsify.pruning.criteria.statistics import Loss, looks
 from sparsify.pruning.planning.plan import Plan
-from sparsify_schemas.criterion import Activation, Criterion, Fpgm, FromData, Magnitude
+from sparsify_schemas.criterion import Activation, Criterion, Fpgm, FromData, Magnitude, Reconstruction
 from sparsify_schemas.recipe import Recipe
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -32,14 +33,17 @@ def batches_needed(recipe: Recipe) -> int:
 
 
 def scored(
-    plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]] | None
+    plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]] | None, loss: Loss | None
 ) -> tuple[Scores, dict[str, list[bool]]]:
-    """What each unit of each coupled group is worth to its rule's criterion, and whether it is dead."""
+    """What each unit of each coupled group is worth to its rule's criterion, and whether it is dead.
+
+    loss: whose gradients criteria look at; None without batches.
+    """
     copy = copy_model(model)
     apply_masks(copy)
     parameters = {name: torch.view_as_real(p) if p.is_complex() else p for name, p in copy.named_parameters()}
     with explain_errors("scoring the units that may go"):
-        return _scored(plan, copy, parameters, batches)
+        return _scored(plan, copy, parameters, batches, loss)
 
 
 def _scored(
@@ -47,6 +51,7 @@ def _scored(
     copy: nn.Module,
     parameters: Mapping[str, Tensor],
     batches: Sequence[tuple[Tensor, Tensor]] | None,
+    loss: Loss | None,
 ) -> tuple[Scores, dict[str, list[bool]]]:
     scores: Scores = {}
     for assignment in plan.assignments:
@@ -55,8 +60,14 @@ def _scored(
         if layout.count == 0:
             continue
         spec = available(rule.criterion, batches)
+        if isinstance(spec, Reconstruction):
+            assert batches is not None  # magnitude stands in for it otherwise
+            given, seed = batches[: spec.batches], plan.recipe.seed
+            found = reconstruction_scores(copy, plan.map, assignment.coupled, given, spec.ridge, seed)
+            scores |= {name: values.tolist() for name, values in found.items()}
+            continue
         values = group_scores(
-            spec, layout, parameters, looks(copy, spec, batches), plan.recipe.seed + assignment.rule
+            spec, layout, parameters, looks(copy, spec, batches, loss), plan.recipe.seed + assignment.rule
         )
         scores |= {name: part.tolist() for name, part in layout.split(values).items()}
     names = [name for a in plan.assignments for name in a.coupled]

@@ -20,7 +20,7 @@ from sparsify.pruning.planning.plan import Assignment, Plan, ranked_together
 from sparsify.pruning.planning.selection import share_of, width_kept
 from sparsify_schemas.criterion import Criterion
 from sparsify_schemas.cuts import Zero, Zeroed
-from sparsify_schemas.group import Block, Pattern, in_one_tensor
+from sparsify_schemas.group import Block, Pattern, facts_of, in_one_tensor
 from sparsify_schemas.recipe import Rule
 
 Kept = Mapping[str, Sequence[int]]
@@ -223,7 +223,7 @@ def _chosen_inside(
     scores = group_scores(rule.criterion, layout, weights, looks, seed).clone()
     check_scores(scores, weights)
     scores[layout.reduce(lambda name: (weights[name] != 0).to(torch.float32))[:-1] == 0] = -1.0
-    if not isinstance(rule.group, Block):
+    if facts_of(rule.group).keep == "groups":
         for own in layout.split(scores).values():
             best = own.topk(min(rule.keep.at_least or 1, len(own))).indices
             own[best[own[best] >= 0]] = torch.inf

@@ -4,7 +4,7 @@ reading -> composing -> merging -> overrides -> variables -> presets -> limits -
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path as File
 from types import MappingProxyType
 from typing import Any
@@ -25,19 +25,16 @@ from sparsify.recipe.variables import Filled, fill, unused
 from sparsify.recipe.wording import found
 from sparsify_schemas.recipe import Recipe
 
-__all__ = ["Loaded", "Origin", "Place", "dump", "load", "presets"]
+__all__ = ["NOWHERE", "Loaded", "Origin", "Place", "Positions", "dump", "load", "presets"]
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A valid recipe, and where each part of it is written."""
+class Positions:
+    """Where each part of a recipe is written, for messages; nowhere where it was made in Python."""
 
-    recipe: Recipe
-    data: dict[str, Any]
-    """the resolved mapping: parents merged, variables filled in, overrides applied"""
-    file: str
+    file: str = HERE.file
     """as the user named it; `<recipe>` for one made in Python"""
-    places: Mapping[Path, Place]
+    places: Mapping[Path, Place] = field(default_factory=dict)
     origins: tuple[Origin, ...] = ()
     """where limits are from, of rules that name a file"""
 
@@ -50,15 +47,45 @@ class Loaded:
         return known.get(around, Place(self.file)).problem(path, message, hint)
 
 
+NOWHERE = Positions()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A valid recipe as it was read."""
+
+    recipe: Recipe
+    data: dict[str, Any]
+    """the resolved mapping: parents merged, variables filled in, overrides applied"""
+    positions: Positions
+
+
 def load(
     source: str | File | Mapping[str, Any] | Recipe | Loaded,
     overrides: Sequence[str] = (),
     *,
     limits: bool = True,
 ) -> Loaded:
-    """Read, resolve and check a recipe: a file, a mapping, or one that is loaded already.
+    """Read, resolve and check a recipe. No model is needed, and torch is not imported.
 
-    `overrides` are `path.to.key=value`; limits: whether files of limits are read, else they are left out. Raises RecipeError with every problem found.
+    Args:
+        source: The path of a YAML file, a mapping, or a recipe that is loaded already.
+        overrides: `path.to.key=value` pairs that replace values of the recipe.
+        limits: Whether files of limits (`keep: {limits: FILE}`) are read. Else such limits are left out.
+
+    Returns:
+        The valid recipe with variables, parents and presets resolved, and the line and column of every key.
+
+    Raises:
+        RecipeError: Something is wrong. It carries every problem found, each with its place.
+
+    Examples:
+        >>> loaded = sparsify.load_recipe(recipe, ["title=smaller", "rules.0.sparsity=75%"])
+        >>> loaded.recipe.title
+        'smaller'
+        >>> sparsify.load_recipe({**recipe, "budgte": {"macs": "40%"}})
+        Traceback (most recent call last):
+        sparsify.errors.RecipeError: <recipe>: budgte: unknown key; did you mean 'budget'?
     """
     if isinstance(source, Loaded) and not overrides:
         return source
@@ -71,20 +98,19 @@ def load(
     problems = [*merged.problems, *refused, *filled.problems, *unnamed, *whole.problems]
     recipe = _validated(filled, problems)
     file = (
-        source.file
+        source.positions.file
         if isinstance(source, Loaded)
         else str(source)
         if isinstance(source, str | File)
         else HERE.file
     )
-    return Loaded(
-        recipe, plain(filled.root), file, MappingProxyType(dict(places(filled.root))), whole.origins
-    )
+    known = MappingProxyType(dict(places(filled.root)))
+    return Loaded(recipe, plain(filled.root), Positions(file, known, whole.origins))
 
 
 def _merged(source: str | File | Mapping[str, Any] | Recipe | Loaded) -> Merged:
     match source:
-        case Loaded(data=data, places=known):
+        case Loaded(data=data, positions=Positions(places=known)):
             return Merged(_table(from_python(data, literal=True, places=known)), ())
         case Recipe():
             return Merged(_table(from_python(source, literal=True)), ())

@@ -10,18 +10,29 @@ from sparsify.formatting.verdict_text import LABELS
 from sparsify.graph.model_map import Branch, Coupled
 from sparsify.pruning.planning.baseline_recipes import same_dense, training
 from sparsify.pruning.planning.cut_targets import moments
+from sparsify.pruning.planning.group_types import group_type_of
 from sparsify.pruning.planning.plan import Assignment, Plan
 from sparsify_schemas.group import Block, Group, Pattern, count_inside, in_one_tensor, within
-from sparsify_schemas.penalty import Agp, Dns, GroupLasso, GrowingL2, Gsm, Penalty, Sensitivity
+from sparsify_schemas.penalty import Penalty
 from sparsify_schemas.recipe import Rule
 from sparsify_schemas.schedule import Strength
-from sparsify_schemas.stage import Cut, Goal, Stage, Train
+from sparsify_schemas.stage import Cut, Distill, Goal, Repair, Stage, Train
 
 
 def describe(plan: Plan, width: int = 100) -> str:
-    """A plan as text: what each rule reaches, what is protected and why, what a cut would leave today.
+    """Show a plan as text: what each rule reaches, what is protected and why, what a cut would leave today.
 
-    width: columns that the tables may take.
+    Args:
+        plan: As `make_plan` returns it.
+        width: Columns that the tables may take.
+
+    Returns:
+        The tables of `sparsify plan`, separated by empty lines.
+
+    Examples:
+        >>> text = sparsify.describe(sparsify.make_plan(recipe, model, (x,)))
+        >>> text.splitlines()[1]
+        'Cut on the present weights it would leave 50.0 % of the MACs and 51.1 % of the parameters.'
     """
     return lay_out_all((Table("", (), (), tuple(summary(plan).splitlines())), *tables(plan)), width)
 
@@ -117,7 +128,8 @@ def _rule_table(plan: Plan, assignment: Assignment) -> Table:
 def _group_row(
     plan: Plan, assignment: Assignment, group: Coupled, preview: Mapping[str, int]
 ) -> tuple[str, ...]:
-    role = "in" if plan.recipe.rules[assignment.rule].group == "channel" else "out"
+    asked = plan.recipe.rules[assignment.rule].group
+    role = "out" if asked is None else group_type_of(asked).role
     reached = {s.tensor.rpartition(".")[0] for s in group.slices if s.role == role}
     matched = tuple(n for n in group.layers if n in reached and n in assignment.layers)
     dragged = tuple(n for n in group.layers if n not in matched)
@@ -190,23 +202,16 @@ def _deeds(rule: Rule, multiple: int) -> Iterator[str]:
 
 
 def _penalty(penalty: Penalty, inner: bool) -> str:
-    scope = (
-        " on each layer alone"
-        if isinstance(penalty, GroupLasso) and penalty.scope == "layer" and not inner
-        else ""
-    )
-    match penalty:
-        case Gsm() | Dns():
-            return penalty.kind
-        case GrowingL2():
-            return f"{penalty.kind} rising by {plain(penalty.delta)} every {plural(penalty.every, 'step')} to {plain(penalty.limit)}"
-        case Agp():
-            return f"{penalty.kind} from {penalty.start} to {penalty.end}"
-        case Sensitivity():
-            what = "loss" if penalty.of == "loss" else f"outputs, {penalty.mode}"
-            return f"{penalty.kind} ({what}) {_scheduled(penalty.strength)}"
-        case _:
-            return f"{penalty.kind} {_scheduled(penalty.strength)}{scope}"
+    facts = penalty.facts()
+    fields = {name: _field(getattr(penalty, name)) for name in type(penalty).model_fields}
+    if facts.strength is not None:
+        fields["strength"] = _scheduled(facts.strength)
+    alone = " on each layer alone" if facts.reach == "slices" and not inner else ""
+    return facts.summary.format_map(fields) + alone
+
+
+def _field(value: object) -> str:
+    return plain(value) if isinstance(value, float) else str(value)
 
 
 def _scheduled(value: Strength) -> str:
@@ -327,6 +332,11 @@ def _baseline_rows(plan: Plan) -> Iterator[tuple[str, str]]:
 def _stage(stage: Stage, penalised: bool) -> str:
     if isinstance(stage, Cut):
         return f"choose, remove, verify{_goal(stage)}"
+    if isinstance(stage, Repair):
+        words = {"least_squares": "least squares", "batch_norm": "batch-norm statistics", "mean": "means"}
+        return (
+            f"refit by {words[stage.method]} on {plural(stage.examples, 'training example')}, without labels"
+        )
     penalties = ", penalties on" if stage.penalties and penalised else ""
     return f"train {plural(stage.epochs, 'epoch')}, batch {stage.batch}, {stage.optimizer.kind} lr {_scheduled(stage.optimizer.lr)}{_manner(stage)}{penalties}{_cuts(stage)}"
 
@@ -338,7 +348,14 @@ def _manner(stage: Train) -> str:
     parts += [stage.precision] if stage.precision != "fp32" else []
     parts += ["sharded"] if stage.shard else []
     parts += [f"in {stage.accumulate} parts"] if stage.accumulate > 1 else []
+    parts += [_distilled(stage.distill)] if stage.distill is not None else []
     return "".join(f", {part}" for part in parts)
+
+
+def _distilled(spec: Distill) -> str:
+    return (
+        f"distilled from the dense model (weight {plain(spec.weight)}, temperature {plain(spec.temperature)})"
+    )
 
 
 def _cuts(stage: Train) -> str:

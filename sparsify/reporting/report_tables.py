@@ -13,8 +13,10 @@ from sparsify.formatting.numbers import (
     accuracy,
     brief,
     count,
+    digits,
     divide,
     few,
+    fixed,
     known,
     milliseconds,
     plain,
@@ -32,7 +34,7 @@ from sparsify.formatting.verdict_text import verdict_words
 from sparsify.pruning.planning.depth_search import best
 from sparsify.reporting.baseline_table import against_baselines
 from sparsify.reporting.latency_table import latency_table, timing_words
-from sparsify_schemas.report import LayerRow, Limit, Report, Side, Verdict
+from sparsify_schemas.report import Agreement, LayerRow, Limit, RepairRow, Report, Side, Verdict
 
 FILE, WEIGHTS = "report.json", "model.safetensors"
 _LABELS = {
@@ -131,6 +133,7 @@ def tables(report: Report, *, every_layer: bool = True) -> tuple[Table, ...]:
         latency,
         _integers(report),
         _stages(report),
+        _agreement(report),
         _rounds(report),
         _search(report),
         _layers(report, every_layer),
@@ -183,6 +186,11 @@ def _sides(report: Report) -> Table:
         (label, accuracy(a), accuracy(b), MISSING, points(_less(b, a)))
         for label, a, b in accuracies
         if known(a) or known(b)
+    ]
+    rows += [
+        (name, digits(dense.metrics[name]), digits(cut.metrics[name]), MISSING, MISSING)
+        for name in dense.metrics
+        if name in cut.metrics
     ]
     return Table(
         "Dense and cut",
@@ -383,6 +391,52 @@ def _stages(report: Report) -> Table:
     )
     heads = columns("stage", "kind", ">epochs", ">time", ">loss", ">validation", ">in penalties")
     return Table("Stages", heads, rows)
+
+
+def _agreement(report: Report) -> Table:
+    """How far the outputs after each cut and each repair follow those of the dense model."""
+    found = [(stage, stage.agreement) for stage in report.stages if stage.agreement is not None]
+    rows = tuple(_agreement_row(stage.name, agreement) for stage, agreement in found)
+    heads = columns("after stage", ">correlation", ">error", ">same prediction")
+    return Table("Agreement with the dense model", heads, rows, tuple(_repair_notes(report)))
+
+
+def _agreement_row(name: str, agreement: Agreement) -> tuple[str, ...]:
+    correlation, error = fixed(agreement.correlation, 3), share(agreement.error)
+    return name, correlation, error, share(agreement.same_prediction)
+
+
+LEAST_CORRELATION = 0.2
+"""below this the outputs hardly follow the inputs"""
+
+
+def _repair_notes(report: Report) -> Iterator[str]:
+    """What the table means, and what each repair did."""
+    for stage in report.stages:
+        if stage.agreement is not None and stage.agreement.correlation < LEAST_CORRELATION:
+            yield (
+                f"Warning: after '{stage.name}' the outputs hardly follow the inputs (correlation with the dense "
+                f"outputs {fixed(stage.agreement.correlation, 3)}); cut less, bound what each layer loses by "
+                "keep.limits, or repair."
+            )
+        if stage.repair is not None:
+            yield _describe_repair(stage.name, stage.repair)
+
+
+def _describe_repair(name: str, repair: RepairRow) -> str:
+    if repair.reverted:
+        return (
+            f"{name} was taken back: on the examples held out the outputs came no nearer to the dense ones."
+        )
+    outcomes = [layer.outcome for layer in repair.layers]
+    layers = (
+        f" {outcomes.count('refitted')} of {plural(len(outcomes), 'layer')} refitted;" if outcomes else ""
+    )
+    before = fixed(repair.before.correlation, 3)
+    return (
+        f"{name}: {repair.method} on {plural(repair.examples, 'unlabelled training example')};{layers} "
+        f"correlation {before} -> {fixed(repair.after.correlation, 3)} on examples held out."
+    )
 
 
 def _rounds(report: Report) -> Table:

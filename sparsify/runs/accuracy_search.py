@@ -9,14 +9,14 @@ from dataclasses import replace
 
 from torch import nn
 
-from sparsify.runs import run_folder
-from sparsify.runs.checkpoint import Checkpoint
+from sparsify.cost.measure import count_macs
 from sparsify.events import Note
 from sparsify.formatting.numbers import points, share
-from sparsify.cost.measure import count_macs
-from sparsify.runs.setup import Run, kept_at
 from sparsify.pruning.planning.depth_search import best, next_depth
-from sparsify.training.stage import evaluate
+from sparsify.runs import run_folder
+from sparsify.runs.checkpoint import Checkpoint
+from sparsify.runs.setup import Run, kept_at
+from sparsify.training.objective import evaluate
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.report import Search, Trial
 
@@ -28,7 +28,9 @@ def first_trial(run: Run, model: nn.Module, at: Checkpoint) -> Checkpoint:
     """Where the search for the deepest cut begins; every trial comes back to here."""
     assert run.datasets is not None  # the recipe was refused otherwise
     whole = model if run.state.from_scratch else run.dense
-    at = replace(at, weights=model.state_dict(), search=Search(dense=evaluate(whole, run.datasets.validation)[1]))
+    at = replace(
+        at, weights=model.state_dict(), search=Search(dense=evaluate(whole, run.datasets.validation)[1])
+    )
     _write(run, at, run_folder.BEFORE)
     return _next_trial(run, at)
 
@@ -42,7 +44,11 @@ def _next_trial(run: Run, at: Checkpoint) -> Checkpoint:
     number = len(at.search.trials) + 1
     at = replace(at, search=at.search.model_copy(update={"depth": depth}))
     if depth is not None:
-        run.listener(Note(f"trial {number} of at most {asked.trials}: {share(depth)} of the way from what the budget asks for to all that can go"))
+        run.listener(
+            Note(
+                f"trial {number} of at most {asked.trials}: {share(depth)} of the way from what the budget asks for to all that can go"
+            )
+        )
         _write(run, at)
     return at
 
@@ -52,7 +58,11 @@ def searched(run: Run, model: nn.Module, at: Checkpoint, to_the_end: Carry) -> t
     while at.search is not None and at.search.depth is not None:
         trial = _tried(run, model, at)
         search = at.search.model_copy(update={"trials": (*at.search.trials, trial)})
-        run.listener(Note(f"trial {len(search.trials)}: {points(-trial.drop)} of validated accuracy, {'inside' if trial.inside else 'outside'}"))
+        run.listener(
+            Note(
+                f"trial {len(search.trials)}: {points(-trial.drop)} of validated accuracy, {'inside' if trial.inside else 'outside'}"
+            )
+        )
         if best(search) == trial:
             _write(run, replace(at, weights=model.state_dict()), run_folder.BEST)
         model, before = kept_at(run, run_folder.BEFORE)
@@ -68,7 +78,12 @@ def searched(run: Run, model: nn.Module, at: Checkpoint, to_the_end: Carry) -> t
 
 def _tried(run: Run, model: nn.Module, at: Checkpoint) -> Trial:
     asked = run.recipe.budget.accuracy_drop
-    assert asked is not None and at.search is not None and at.search.depth is not None and run.datasets is not None
+    assert (
+        asked is not None
+        and at.search is not None
+        and at.search.depth is not None
+        and run.datasets is not None
+    )
     held = evaluate(model, run.datasets.validation)[1]
     drop, cut = at.search.dense - held, {r.stage for r in at.rounds}
     first = next((i for i, row in enumerate(at.stages) if row.name in cut), 0)

@@ -28,7 +28,7 @@ from sparsify.graph.surgery import transfer_state
 from sparsify.modelfile.weights import save_weights
 from sparsify.pruning import cut
 from sparsify.pruning.fitting_inputs import inputs_for
-from sparsify.pruning.make_plan import make_plan
+from sparsify.pruning.make_plan import plan_recipe
 from sparsify.pruning.planning.compile import compile_plan
 from sparsify.pruning.planning.cut_targets import (
     Target,
@@ -40,22 +40,24 @@ from sparsify.pruning.planning.cut_targets import (
 )
 from sparsify.pruning.planning.depth_search import deepened
 from sparsify.pruning.planning.plan import Plan
-from sparsify.recipe import Loaded
+from sparsify.recipe import Positions
 from sparsify.runs import run_folder
 from sparsify.runs.accuracy_search import first_trial, searched
 from sparsify.runs.baselines import made_against
 from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.evaluate import Rival, Work, overall
+from sparsify.runs.repair_stage import agreement_after_cut, dense_of_run, repair_model_of_run
 from sparsify.runs.save_load import TIMING, UNBUILT, complete
 from sparsify.runs.setup import Run, Source, asked, dense_model, opened, planned, resumed, where_it_stands
+from sparsify.training.objective import check_trainable, evaluate, mean_loss
 from sparsify.training.optimizers import make_optimizer
-from sparsify.training.stage import Moment, check_trainable, derived_seed, evaluate, train_stage
+from sparsify.training.stage import Moment, derived_seed, train_stage
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.data import Augment
 from sparsify_schemas.group import in_one_tensor
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Round, StageRow
-from sparsify_schemas.stage import Cut, Stage, Train
+from sparsify_schemas.stage import Cut, Repair, Stage, Train
 from sparsify_schemas.target import Target as Hardware
 
 _CONNECTION = re.compile("gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
@@ -75,12 +77,39 @@ def apply(
     timing: float = TIMING,
     listener: Listener = silence,
 ) -> Path:
-    """Carry out a recipe and return the run's folder, `out/<title>-<n>`; a missed budget is in its report.
+    """Carry out a recipe and return the run's folder, `out/<title>-<n>`.
 
-    model_file: weights, a module or an earlier run; from_scratch: train from random weights instead.
-    resume: an interrupted run, to go on with; it takes neither recipe nor model.
-    timing: seconds spent on timing each target.
-    Raises a SparsifyError; the run then stays resumable, as it does when the process is killed.
+    A missed budget does not raise; the report says so.
+
+    Args:
+        recipe: A path, a mapping or a Recipe.
+        model_file: Weights, a module or an earlier run.
+        out: The folder in which the run's folder is made.
+        overrides: `path.to.key=value` pairs that replace values of the recipe.
+        allow: Packages whose classes a pickled model may use.
+        from_scratch: Train from random weights; takes no model file.
+        strict: A layer that cannot be cut safely is an error.
+        resume: The folder of an interrupted run to continue; takes neither recipe nor model.
+        timing: Seconds spent on timing each target.
+        listener: Called with progress events.
+
+    Returns:
+        The path of the run's folder.
+
+    Raises:
+        SparsifyError: The run can be resumed afterwards, as it can when the process is killed.
+
+    Examples:
+        >>> digits = {
+        ...     "version": 1,
+        ...     "title": "one cut",
+        ...     "model": {"build": "sparsify.models.digits_cnn"},
+        ...     "data": {"source": "digits"},
+        ...     "rules": [{"layers": "Conv2d", "group": "filter", "sparsity": "50%"}],
+        ... }
+        >>> run = sparsify.apply(digits, from_scratch=True)
+        >>> run.name, (run / "report.html").exists()
+        ('one-cut-1', True)
     """
     job = (
         resumed(Path(resume), recipe, overrides)
@@ -109,6 +138,8 @@ def _to_the_end(run: Run, model: nn.Module, at: Checkpoint) -> tuple[nn.Module, 
                 if run.recipe.budget.accuracy_drop is not None and at.search is None:
                     at = first_trial(run, model, at)
                 model, at = _cut(run, stage, model, at)
+            case Repair() as stage:
+                model, at = repair_model_of_run(run, stage, model, at)
     return model, at
 
 
@@ -183,7 +214,7 @@ def measure_layers(
         # Not read again: what rules and baselines want of a budget is nothing to a network that is only timed.
         rules = tuple(rule.model_copy(update={"penalty": None}) for rule in wanted.rules)
         plain = wanted.model_copy(update={"budget": Budget(), "rules": rules, "baselines": ()})
-        map = make_plan(Loaded(plain, {}, job.loaded.file, {}), model, inputs).map
+        map = plan_recipe(plain, model, inputs, positions=Positions(job.loaded.positions.file)).map
         calibrate.build_latency_model(name, target, model, map, apply_record(map.inputs, inputs), listener)
 
 
@@ -250,6 +281,7 @@ def _trained(run: Run, stage: Train, model: nn.Module, at: Checkpoint, until: in
         until=until,
         listener=_of_the_dense(run.listener, plan, run.plan) if plan else run.listener,
         on_epoch=save,
+        teacher=dense_of_run(run, model) if stage.distill is not None else None,
     )
 
 
@@ -287,7 +319,7 @@ def _present_plan(
         every = tuple(range(len(run.recipe.rules)))
         if target == Target():
             return run.plan, every
-        plan = compile_plan(Loaded(rewritten(run.plan, target), {}, str(run.folder), {}), run.plan.map)
+        plan = compile_plan(rewritten(run.plan, target), run.plan.map, positions=Positions(str(run.folder)))
         return replace(plan, prices=run.plan.prices), every
     recipe = rewritten(run.plan, target, at.cuts)
     if training is not None:
@@ -297,18 +329,20 @@ def _present_plan(
     rules = still_there(run.plan, recipe.rules, {layer.name for layer in list_layers(model, {})})
     recipe = recipe.model_copy(update={"rules": tuple(rules.values())})
     # Not read again: no rule may be left of it, where all that they spoke of has gone with residual branches.
-    return make_plan(Loaded(recipe, {}, str(run.folder), {}), model, run.inputs), tuple(rules)
+    return plan_recipe(recipe, model, run.inputs, positions=Positions(str(run.folder))), tuple(rules)
 
 
 def _cut(run: Run, stage: Cut, model: nn.Module, at: Checkpoint) -> tuple[nn.Module, Checkpoint]:
     started = time.perf_counter()
     run.listener(StageStarted(stage.name, "cut", 0, 0))
     result, round = _cut_now(run, stage, model, at)
+    dense = dense_of_run(run, model) if at.cuts else model
     row = StageRow(
         name=stage.name,
         kind="cut",
         seconds=time.perf_counter() - started,
         validation_accuracy=round.validation_accuracy,
+        agreement=agreement_after_cut(run, dense, result.model, at),
     )
     at = replace(at, stage=at.stage + 1, stages=(*at.stages, row))
     return result.model, _kept(run, model, result, round, at)
@@ -367,6 +401,7 @@ def _cut_now(
         optimizer=optimizer,
         inputs=run.inputs,
         batches=given,
+        loss=mean_loss,
         listener=run.listener,
         agree=_agreed,
         chooser=run.chooser,

@@ -29,7 +29,6 @@ from sparsify.pruning.planning.baseline_recipes import (
     training,
 )
 from sparsify.pruning.planning.compile import compile_plan
-from sparsify.recipe import Loaded
 from sparsify.runs import run_folder
 from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.evaluate import Rival, check_reloads
@@ -118,7 +117,7 @@ def _within(run: Run, name: str, recipe: Recipe) -> Run:
         recipe=recipe,
         state=state,
         folder=folder,
-        plan=compile_plan(Loaded(recipe, {}, "", {}), run.plan.map),
+        plan=compile_plan(recipe, run.plan.map),
     )
 
 

@@ -10,9 +10,9 @@ import torch
 from pydantic import TypeAdapter
 
 from sparsify.errors import RunError, first_line
-from sparsify.runs.run_folder import CHECKPOINT
 from sparsify.files import replacing
 from sparsify.modelfile.formats import check_entries, check_sizes
+from sparsify.runs.run_folder import CHECKPOINT
 from sparsify.training.stage import Moment
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.report import Epoch, Round, Search, StageRow
@@ -77,7 +77,9 @@ class Checkpoint:
             with replacing(folder / name) as temporary:
                 torch.save(body, temporary)
         except RuntimeError as error:  # how torch says that a disk is full
-            raise RunError(f"cannot write {folder / name}: {str(error).splitlines()[0]}; is the disk full? make room, and the run goes on with --resume") from error
+            raise RunError(
+                f"cannot write {folder / name}: {str(error).splitlines()[0]}; is the disk full? make room, and the run goes on with --resume"
+            ) from error
 
     @classmethod
     def read(cls, folder: Path, name: str = CHECKPOINT) -> "Checkpoint | None":
@@ -94,7 +96,9 @@ class Checkpoint:
             check_sizes(body, path)
             return cls._parsed(body)
         except Exception as error:  # torch, zip and pickle each have errors of their own for a damaged file
-            raise RunError(f"{path} is damaged ({first_line(error)}); the run cannot be resumed, start a new one") from error
+            raise RunError(
+                f"{path} is damaged ({first_line(error)}); the run cannot be resumed, start a new one"
+            ) from error
 
     @classmethod
     def _parsed(cls, body: Mapping[str, Any]) -> "Checkpoint":

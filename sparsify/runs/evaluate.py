@@ -35,7 +35,7 @@ from sparsify.runs.int8 import in_int8, integers
 from sparsify.runs.limits_met import limits
 from sparsify.runs.measurement_cache import Parts
 from sparsify.runs.run_folder import BASELINES, DENSE, PARTS, QUANTISED, WEIGHTS, recipe_digest, sha256
-from sparsify.training.stage import evaluate
+from sparsify.training.objective import evaluate, further_figures
 from sparsify_schemas.cuts import Cuts, Fold
 from sparsify_schemas.group import in_one_tensor
 from sparsify_schemas.recipe import Baseline as Kind
@@ -245,7 +245,15 @@ def _side(model: nn.Module, inputs: Inputs, weights: Path, datasets: Datasets | 
         return side
     accuracies = (evaluate(model, examples)[1] for examples in (datasets.validation, datasets.test))
     validation, test = (None if math.isnan(a) else a for a in accuracies)
-    return side.model_copy(update={"validation_accuracy": validation, "test_accuracy": test})
+    sets = {"validation": datasets.validation, "test": datasets.test}
+    further = {
+        f"{which} {name}": value
+        for which, examples in sets.items()
+        for name, value in further_figures(model, examples).items()
+    }
+    return side.model_copy(
+        update={"validation_accuracy": validation, "test_accuracy": test, "metrics": further}
+    )
 
 
 def _with_peak(side: Side, model: nn.Module, inputs: Inputs) -> Side:

@@ -18,6 +18,7 @@ from sparsify.cost.measure.timing import choose_clock, time_interleaved
 from sparsify.data import Datasets, Examples, batches
 from sparsify.forward.calls import Inputs, list_calls, simplify_inputs
 from sparsify.runs.measurement_cache import Figures, Parts, sha256
+from sparsify.training.objective import are_right
 from sparsify_schemas.report import Form, Integers
 from sparsify_schemas.target import Cpu, Target
 
@@ -160,8 +161,8 @@ def _accuracy(file: _File, examples: Examples) -> float | None:
     options.intra_op_num_threads, options.log_severity_level = max(1, torch.get_num_threads()), 4
     session = onnxruntime.InferenceSession(file.content, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    hits = sum(
-        int((session.run(None, {name: x.numpy()})[0].argmax(1) == y.numpy()).sum())
-        for x, y in batches(examples, _BATCH)
-    )
+    hits = 0
+    for x, y in batches(examples, _BATCH):
+        outputs = torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+        hits += int(are_right(outputs, y).sum())
     return hits / len(examples)

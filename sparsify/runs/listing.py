@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sparsify.runs import run_folder
-from sparsify.reporting import report_tables
 from sparsify.errors import SparsifyError
 from sparsify.formatting.numbers import divide
+from sparsify.reporting import report_tables
+from sparsify.runs import run_folder
 
 State = Literal["complete", "running", "interrupted", "failed", "damaged"]
 
@@ -56,7 +56,11 @@ def _is_run(folder: Path) -> bool:
 
 def _order(folder: Path) -> tuple[str, int, str]:
     stem, _, number = folder.name.rpartition("-")
-    return (stem, int(number), "") if number.isascii() and number.isdigit() and len(number) < 10 else (folder.name, 0, "")
+    return (
+        (stem, int(number), "")
+        if number.isascii() and number.isdigit() and len(number) < 10
+        else (folder.name, 0, "")
+    )
 
 
 def _row(folder: Path) -> RunRow:
@@ -119,7 +123,10 @@ def _whole(path: Path) -> bool:
             return False
         try:
             header: dict[str, Any] = json.loads(stream.read(length))
-            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+            end = max(
+                (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"),
+                default=0,
+            )
             return bool(8 + length + end == path.stat().st_size)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return False

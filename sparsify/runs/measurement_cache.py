@@ -7,11 +7,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-
-from sparsify.runs import run_folder
 from sparsify.errors import RunError, first_line
 from sparsify.files import read
 from sparsify.files import write as write_file
+from sparsify.runs import run_folder
 
 Figures = tuple[float | None, ...]
 RECORD = "parts.json"
@@ -58,7 +57,9 @@ class Parts:
             self._keep(replace(known, figures=known.figures | {what: made}))
             return made
         if len(known.figures[what]) != count:
-            raise RunError(f"{self.folder / RECORD} is damaged ({what}: {len(known.figures[what])} numbers in place of {count}); {_MEND}")
+            raise RunError(
+                f"{self.folder / RECORD} is damaged ({what}: {len(known.figures[what])} numbers in place of {count}); {_MEND}"
+            )
         return known.figures[what]
 
     def _record(self) -> _Record:

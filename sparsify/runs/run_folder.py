@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import socket
 import sys
 import unicodedata
@@ -13,14 +12,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from secrets import token_hex
 from typing import IO, Any, Self
 
 from pydantic import ValidationError
 
 from sparsify.errors import RunError, first_line
-from sparsify.recipe import load
 from sparsify.files import as_json, read, write
+from sparsify.recipe import load
 from sparsify_schemas.recipe import Recipe
 
 RECIPE = "recipe.yaml"
@@ -75,7 +73,9 @@ class State:
             if not all(isinstance(text, str | None) for text in texts) or None in state.allow:
                 raise TypeError("'model_file', 'failure' and 'allow' are no text")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise RunError(f"{path} is damaged ({first_line(error)}); the run cannot be resumed, start a new one") from None
+            raise RunError(
+                f"{path} is damaged ({first_line(error)}); the run cannot be resumed, start a new one"
+            ) from None
         return state
 
     def resolved(self, folder: Path) -> Recipe:
@@ -83,7 +83,9 @@ class State:
         try:
             return Recipe.model_validate(self.recipe)
         except ValidationError as error:
-            raise RunError(f"{folder / STATE} holds no recipe that this version of sparsify can read: {first_line(error)}") from None
+            raise RunError(
+                f"{folder / STATE} holds no recipe that this version of sparsify can read: {first_line(error)}"
+            ) from None
 
     @cached_property
     def digest(self) -> str:
@@ -99,8 +101,6 @@ def read_recipe(folder: Path) -> Recipe:
     if not (folder / RECIPE).is_file():
         raise RunError(f"{folder / RECIPE} is missing")
     return load(folder / RECIPE).recipe
-
-
 
 
 def recipe_digest(recipe: Recipe) -> str:
@@ -129,14 +129,6 @@ def sha256(path: Path) -> str:
         raise RunError(f"cannot read {file}: {error.strerror}") from None
 
 
-
-
-
-
-
-
-
-
 def slug(title: str) -> str:
     """A title as a folder name: `LeNet-5 on MNIST` -> `lenet-5-on-mnist`."""
     plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
@@ -148,7 +140,9 @@ def create(root: Path, title: str) -> Path:
     stem = slug(title)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        taken = [int(m[1]) for p in root.iterdir() if (m := re.fullmatch(re.escape(stem) + r"-(\d{1,9})", p.name))]
+        taken = [
+            int(m[1]) for p in root.iterdir() if (m := re.fullmatch(re.escape(stem) + r"-(\d{1,9})", p.name))
+        ]
         n = max(taken, default=0)
         while True:
             n += 1
@@ -156,7 +150,9 @@ def create(root: Path, title: str) -> Path:
                 (root / f"{stem}-{n}").mkdir()
                 return root / f"{stem}-{n}"
     except OSError as error:
-        raise RunError(f"cannot make a run folder in {root}: {error.strerror}; choose another place with --out") from None
+        raise RunError(
+            f"cannot make a run folder in {root}: {error.strerror}; choose another place with --out"
+        ) from None
 
 
 @contextmanager
@@ -172,7 +168,9 @@ def locked(folder: Path) -> Iterator[None]:
         raise RunError(f"cannot write to {folder}: {error.strerror}") from None
     with stream:
         if not _take(stream):
-            raise RunError(f"{folder} is in use by process {_holder(path) or 'unknown'}; wait for it, or stop it")
+            raise RunError(
+                f"{folder} is in use by process {_holder(path) or 'unknown'}; wait for it, or stop it"
+            )
         stream.truncate(0)
         stream.write(f"{os.getpid()} {socket.gethostname()}")
         stream.flush()
@@ -207,7 +205,11 @@ else:
 
 def _itself(path: Path) -> int:
     """Open to append, but never through a link, which may lead to a file outside the run."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+    return os.open(
+        path,
+        os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0),
+        0o666,
+    )
 
 
 def _holder(lock: Path) -> str:
@@ -248,7 +250,10 @@ def log(folder: Path, entry: dict[str, Any]) -> None:
 
 def finished(folder: Path) -> None:
     """Remove what only an unfinished run needs."""
-    for path in (*(folder / BASELINES).glob(f"*/{CHECKPOINT}"), *(folder / name for name in (CHECKPOINT, BEFORE, BEST, STATE, LOCK))):
+    for path in (
+        *(folder / BASELINES).glob(f"*/{CHECKPOINT}"),
+        *(folder / name for name in (CHECKPOINT, BEFORE, BEST, STATE, LOCK)),
+    ):
         with suppress(OSError):
             path.unlink()
     with suppress(OSError):

@@ -80,10 +80,24 @@ class Base:
 
 
 def load_run(folder: str | Path, *, build: Build | None = None) -> nn.Module:
-    """The cut model of a complete run, with its weights, in eval mode; its outputs are those of the model saved.
+    """Load the cut model of a complete run.
 
-    build: makes the dense model (any weights), for a run whose recipe has no `model:`.
-    Raises RunError naming the file that is missing, damaged or does not fit.
+    Args:
+        folder: The folder of the run.
+        build: Makes the dense model, with any weights. Needed where the recipe of the run has no `model:`.
+
+    Returns:
+        The cut model in eval mode. Its outputs are those of the model that was saved.
+
+    Raises:
+        RunError: A file is missing, damaged or does not fit; the message names it.
+
+    Examples:
+        >>> result = sparsify.cut(sparsify.make_plan(recipe, model, (x,)), model)
+        >>> run = sparsify.save_run(result, "runs/reloaded")
+        >>> again = sparsify.load_run(run, build=lambda: model)
+        >>> torch.equal(again(x), result.model.eval()(x))
+        True
     """
     path = Path(folder)
     checked(path, run_folder.RECIPE, run_folder.CUTS, run_folder.WEIGHTS)
@@ -105,12 +119,30 @@ def save_run(
     datasets: Datasets | None = None,
     timing: float = TIMING,
 ) -> Path:
-    """Save a cut model and its dense one as a run, measured as reloaded from disk; the folder appears whole or not at all.
+    """Save a cut model and its dense one as a run, measured as reloaded from disk.
 
-    inputs: example inputs; taken from the data when left out, without data random ones of the shapes that the plan was made with.
-    datasets: on which accuracy is measured; without them it stays unknown.
-    timing: seconds spent on timing each target.
-    Raises RunError when the folder exists, VerificationError when the reloaded model computes something else.
+    The folder appears whole or not at all.
+
+    Args:
+        result: As `cut` returns it. `result.model` may have been trained further.
+        folder: The folder to make. It must not exist, or be empty.
+        inputs: Example inputs, as in `make_plan`. Left out, they come from the data, or are drawn at random
+            in the shapes of the plan's.
+        datasets: What accuracy is measured on. Without them it stays unknown.
+        timing: Seconds spent on timing each target.
+
+    Returns:
+        The path of the folder.
+
+    Raises:
+        RunError: The folder exists or cannot be written.
+        VerificationError: The reloaded model computes something else.
+
+    Examples:
+        >>> result = sparsify.cut(sparsify.make_plan(recipe, model, (x,)), model)
+        >>> run = sparsify.save_run(result, "runs/tiny")
+        >>> sorted(path.name for path in run.iterdir() if path.suffix == ".safetensors")
+        ['dense.safetensors', 'model.safetensors']
     """
     path, recipe = Path(folder), result.plan.recipe
     if path.exists() and (not path.is_dir() or any(path.iterdir())):

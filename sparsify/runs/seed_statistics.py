@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from sparsify.runs import run_folder
-from sparsify.reporting import report_tables
 from sparsify.errors import SparsifyError
 from sparsify.formatting.numbers import divide, known
+from sparsify.reporting import report_tables
+from sparsify.runs import run_folder
 from sparsify.runs.listing import list_runs
 from sparsify_schemas.report import Latency, Report, Side
 
@@ -61,7 +61,9 @@ def together(root: str | Path) -> tuple[Together, ...]:
         by_seed = recipes.setdefault(key, {})
         if own.seed not in by_seed or by_seed[own.seed][1].created <= own.created:
             by_seed[own.seed] = (row.name, own)
-    return tuple(row for (digest, _), by_seed in recipes.items() for row in _rows(digest, list(by_seed.values())))
+    return tuple(
+        row for (digest, _), by_seed in recipes.items() for row in _rows(digest, list(by_seed.values()))
+    )
 
 
 def _read(folder: Path) -> tuple[tuple[str, str], Report] | None:
@@ -82,7 +84,12 @@ def _rows(recipe: str, runs: Sequence[tuple[str, Report]]) -> Iterator[Together]
         yield _row(recipe, kind, [run for run, _ in made], [(b.side, b.latency) for _, b in made])
 
 
-def _row(recipe: str, model: str, runs: Sequence[tuple[str, Report]], sides: Sequence[tuple[Side, tuple[Latency, ...]]]) -> Together:
+def _row(
+    recipe: str,
+    model: str,
+    runs: Sequence[tuple[str, Report]],
+    sides: Sequence[tuple[Side, tuple[Latency, ...]]],
+) -> Together:
     reports = [report for _, report in runs]
     return Together(
         title=reports[0].title,
@@ -91,10 +98,14 @@ def _row(recipe: str, model: str, runs: Sequence[tuple[str, Report]], sides: Seq
         runs=tuple(name for name, _ in runs),
         seeds=tuple(r.seed for r in reports),
         macs=_spread([divide(side.macs, r.dense.macs) for r, (side, _) in zip(reports, sides, strict=True)]),
-        params=_spread([divide(side.params, r.dense.params) for r, (side, _) in zip(reports, sides, strict=True)]),
+        params=_spread(
+            [divide(side.params, r.dense.params) for r, (side, _) in zip(reports, sides, strict=True)]
+        ),
         time=Spread(1.0, None) if model == "dense" else _time([timed for _, timed in sides]),
         accuracy=_spread([_accuracy(side) for side, _ in sides]),
-        behind=_spread([_less(_accuracy(r.cut), _accuracy(side)) for r, (side, _) in zip(reports, sides, strict=True)]),
+        behind=_spread(
+            [_less(_accuracy(r.cut), _accuracy(side)) for r, (side, _) in zip(reports, sides, strict=True)]
+        ),
     )
 
 

@@ -9,7 +9,6 @@ momentum does each step (arXiv:1909.12778), and each layer shows how many of its
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
@@ -29,13 +28,14 @@ from sparsify.pruning import scoring
 from sparsify.pruning.criteria.scores import group_scores
 from sparsify.pruning.criteria.statistics import looks
 from sparsify.pruning.fitting_inputs import inputs_for
-from sparsify.pruning.make_plan import make_plan
+from sparsify.pruning.make_plan import plan_recipe
 from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import candidates
 from sparsify.recipe import Loaded
 from sparsify.runs import run_folder
 from sparsify.runs.setup import Job, Source, asked, dense_model
-from sparsify.training.stage import check_trainable, derived_seed, evaluate
+from sparsify.training.objective import check_trainable, evaluate, mean_loss
+from sparsify.training.stage import derived_seed
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Taylor
 from sparsify_schemas.group import in_one_tensor
@@ -164,8 +164,8 @@ def _plan(loaded: Loaded, model: nn.Module, datasets: Datasets) -> Plan:
     """What the rules reach, without budget, demands and limits: these have no say in what a layer bears."""
     recipe = loaded.recipe
     rules = tuple(rule if rule.protect else _plain(rule) for rule in recipe.rules)
-    plain = replace(loaded, recipe=recipe.model_copy(update={"budget": Budget(), "rules": rules}))
-    return make_plan(plain, model, inputs_for(recipe, model, datasets))
+    plain = recipe.model_copy(update={"budget": Budget(), "rules": rules})
+    return plan_recipe(plain, model, inputs_for(recipe, model, datasets), positions=loaded.positions)
 
 
 def _plain(rule: Rule) -> Rule:
@@ -236,7 +236,7 @@ def _judged(
 def _ablated(
     found: Profile, plan: Plan, model: nn.Module, own: Examples, train: Training, listener: Listener
 ) -> Iterator[Profile]:
-    order = {c.name: c.order for c in candidates(plan, *scoring.scored(plan, model, train))}
+    order = {c.name: c.order for c in candidates(plan, *scoring.scored(plan, model, train, mean_loss))}
     total, done = sum(len(_counts(curve, plan)) for curve in found.curves), 0
     for index, curve in enumerate(found.curves):
         for share, count in _counts(curve, plan):
@@ -273,7 +273,7 @@ def _changes(plan: Plan, model: nn.Module, own: Examples) -> dict[str, list[floa
     layout = coupled_layout(plan.map, [name for a in plan.assignments for name in a.coupled], parameters)
     given = list(batches(own, _BATCH))
     spec = Taylor(kind="taylor", batches=len(given))
-    scores = group_scores(spec, layout, parameters, looks(copy, spec, given), plan.recipe.seed)
+    scores = group_scores(spec, layout, parameters, looks(copy, spec, given, mean_loss), plan.recipe.seed)
     return {name: part.tolist() for name, part in layout.split(scores).items()}
 
 

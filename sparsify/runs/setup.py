@@ -31,7 +31,8 @@ from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.evaluate import check_reloads
 from sparsify.runs.preflight import check_runs
 from sparsify.runs.save_load import Base, Build, base_on, begin, load_run, rebuilt_dense
-from sparsify.training.stage import check_trainable, make_accelerator
+from sparsify.training.objective import check_trainable
+from sparsify.training.stage import make_accelerator
 from sparsify_schemas.recipe import Recipe
 
 Source = str | Path | Mapping[str, Any] | Recipe | Loaded

@@ -24,11 +24,11 @@ from sparsify.distributed import alike, bare, extent, is_sharded, local, part_of
 from sparsify.errors import ModelError
 from sparsify.graph.group_index import check_fits, dead_units, inner_layout
 from sparsify.pruning.planning.plan import Plan
-from sparsify.training.penalties import auto_strength, gsm, period, sensitivity
+from sparsify.training.penalties import auto_strength, gsm, sensitivity
 from sparsify.training.penalties.setup import Regularizer, ready, strength
 from sparsify.training.penalties.state import recalled, remembered
 from sparsify_schemas.group import Group, in_one_tensor, within
-from sparsify_schemas.penalty import Agp, GrowingL2, Gsm, Sensitivity, Threshold
+from sparsify_schemas.penalty import Agp, Gsm, Sensitivity, Threshold
 
 
 class Hooks:
@@ -147,9 +147,7 @@ class Hooks:
         has left of what they remembered, as far as it is that; all else is new."""
         self._step, self._span = step, (step, self._span[1])
         for r in self._regularizers:
-            if not isinstance(
-                r.spec, Agp | GrowingL2
-            ):  # these choose anew, for what the next cut is to leave
+            if not r.spec.facts().chooses:  # else it chooses anew, for what the next cut is to leave
                 for here, saved in recalled(r.action, r.layouts, self._parameters, own.get(r.rule)) or ():
                     here.copy_(saved)
 
@@ -262,7 +260,7 @@ class Hooks:
         """Right after a proximal action: later the optimizer's momentum may have woken a dead group a little."""
         (since, until), (per_epoch, whole) = self._span, self._length
         moment = auto_strength.interval(
-            whole, max((period(r.spec) for r in self._regularizers if r.steered), default=1)
+            whole, max((r.spec.facts().every for r in self._regularizers if r.steered), default=1)
         )
         if self._steered and self._step % moment == 0:
             lr = max(float(group["lr"]) for group in optimizer.param_groups) * auto_strength.horizon(
@@ -361,7 +359,7 @@ class Hooks:
                 continue
             for g, group in enumerate(optimizer.param_groups):
                 self._pending[i][g] += float(group["lr"]) * strength
-            if (self._step + 1) % period(regularizer.spec) == 0:
+            if (self._step + 1) % regularizer.spec.facts().every == 0:
                 self._proximal(i, regularizer)
         for name, mask in self._masks.items():
             self._parameters[name].mul_(mask)
@@ -397,11 +395,40 @@ def attach(
 ) -> Hooks:
     """Attach a plan's penalties to an optimizer; the training loop stays as it is.
 
-    The model may be wrapped by DDP or torch.compile, or sharded by fully_shard; the optimizer may be Accelerate's.
-    steps_per_epoch and steps (of the stage) are needed where a schedule counts in `ep` or `dur`.
-    until: the step of the next cut, where the stage is cut before its end; `strength: auto` and agp reach their goal there.
-    hold_zeros keeps weights that are zero now, in rules on groups inside a tensor (weight, shape, tap, 4x1, 2:4), at zero.
-    Raises ModelError when the plan or the optimizer is not the model's, or when a schedule needs lengths that were not given.
+    The penalties act through the step hooks of the optimizer. Use the result in a `with` statement: at its
+    end the hooks are removed, and what a proximal penalty still owes is carried out.
+
+    Args:
+        plan: Made of this model.
+        model: May be wrapped by DDP or `torch.compile`, or sharded by `fully_shard`.
+        optimizer: Of the model's parameters; Accelerate's optimizer works too.
+        steps_per_epoch: Needed where a schedule counts in epochs (`ep`).
+        steps: Of the whole stage. Needed where a schedule counts in shares of the stage (`dur`).
+        penalties: False attaches no penalty, for a stage that only holds zeros.
+        hold_zeros: Weights that are zero now stay zero, in rules on groups inside a tensor (weight, shape,
+            tap, 4x1, 2:4).
+        until: The step of the next cut, where the stage is cut before its end. `strength: auto` and agp reach
+            their goal by then.
+
+    Returns:
+        The attached penalties. `sparsity()` is the share of groups that are zero, `state_dict()` and
+        `load_state_dict()` belong into checkpoints, `flush()` carries out what is owed, `detach()` ends it.
+
+    Raises:
+        ModelError: The plan or the optimizer belongs to another model, or a schedule needs a length that was
+            not given.
+
+    Examples:
+        >>> plan = sparsify.make_plan(recipe, model, (x,))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with sparsify.attach(plan, model, optimizer) as hooks:
+        ...     for _ in range(40):
+        ...         optimizer.zero_grad()
+        ...         model(x).square().sum().backward()
+        ...         optimizer.step()
+        ...     hooks.flush()
+        ...     hooks.sparsity() > 0
+        True
     """
     processes, model, optimizer = sharing(model), unwrapped(model), bare(optimizer)
     check_fits(plan.map, model)

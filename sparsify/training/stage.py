@@ -18,19 +18,19 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import GradientAccumulationPlugin, broadcast
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from sparsify.cost.measure import copy_model
-from sparsify.data import Datasets, Examples, batches
+from sparsify.data import Datasets, batches
 from sparsify.distributed import whole
-from sparsify.errors import DataError, RunError, TrainingError
+from sparsify.errors import RunError, TrainingError
 from sparsify.events import EpochDone, Listener, StageStarted, StepDone, silence
 from sparsify.pruning.planning.plan import Plan
 from sparsify.recipe import schedules
 from sparsify.training.fsdp import gathered, shard
 from sparsify.training.hooks import Hooks, attach
 from sparsify.training.loss_threshold import plateaued, zero_smallest
+from sparsify.training.objective import are_right, distillation_losses, evaluate, in_mode, losses, outputs_of
 from sparsify.training.optimizers import make_optimizer
 from sparsify.training.restore import restore_optimizer, restore_scale
 from sparsify_schemas.data import Augment
@@ -105,35 +105,6 @@ def derived_seed(seed: int, stage: int, epoch: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{stage}/{epoch}".encode()).digest()[:8], "big") >> 1
 
 
-def evaluate(model: nn.Module, examples: Examples, batch: int = 500) -> tuple[float, float]:
-    """(mean cross-entropy, share classified rightly) in eval mode; (nan, nan) without examples."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    hits = torch.zeros((), dtype=torch.int64, device=device)
-    n = len(examples)
-    if not n:
-        return math.nan, math.nan
-    classes = int(examples.targets.max()) + 1
-    with _mode(model, training=False), torch.no_grad():
-        for x, y in batches(examples, batch):
-            losses, right = _losses(model, x.to(device), y.to(device), classes)
-            loss += losses.sum(dtype=torch.float64)
-            hits += right.sum()
-    return loss.item() / n, hits.item() / n
-
-
-def check_trainable(model: nn.Module, datasets: Datasets) -> None:
-    """That a model takes a batch of the data and has an output for every class, on a copy and before any epoch.
-
-    Raises TrainingError and DataError.
-    """
-    examples = datasets.train[:2]
-    if not len(examples):
-        return
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        _losses(copy_model(model).cpu().eval(), examples.ready(), examples.targets, datasets.classes)
-
-
 def train_stage(
     model: nn.Module,
     stage: Train,
@@ -149,6 +120,7 @@ def train_stage(
     until: int | None = None,
     listener: Listener = silence,
     on_epoch: OnEpoch | None = None,
+    teacher: nn.Module | None = None,
 ) -> Moment:
     """Train `model` in place and return how it ended; it is on the CPU afterwards.
 
@@ -156,6 +128,7 @@ def train_stage(
     hold_zeros: weights that are zero in rules on groups inside a tensor stay so.
     restore: an earlier moment of this very stage, to go on from; right after a cut its hooks hold what that has left of `own`.
     until: epochs after which to stop; the whole stage when left out.
+    teacher: the dense model, for a stage with `distill`.
     on_epoch: called after each epoch on every process, with a moment whose tensors are the live ones.
     Raises TrainingError when the loss is no longer finite, before the step that would spoil the weights; DataError when
     there are more classes than the model has outputs.
@@ -195,7 +168,18 @@ def train_stage(
             elif hooks is not None:
                 hooks.start_at(restore.epochs * steps, restore.hooks.get("own", {}))
         run = _Run(
-            prepared, trained, raw, scaler, hooks, stage, datasets, accelerator, augment, steps, listener
+            prepared,
+            trained,
+            raw,
+            scaler,
+            hooks,
+            stage,
+            datasets,
+            accelerator,
+            augment,
+            steps,
+            listener,
+            _frozen(teacher, accelerator.device) if stage.distill is not None else None,
         )
         moment = restore or Moment(0, (), 0.0, 0.0, 0.0, {}, {}, {})
         for epoch in range(moment.epochs, until or stage.epochs):
@@ -224,6 +208,13 @@ class _Run:
     augment: Augment
     steps: int
     listener: Listener
+    teacher: nn.Module | None = None
+    """what a stage with `distill` learns from, in eval mode"""
+
+
+def _frozen(teacher: nn.Module | None, device: torch.device) -> nn.Module | None:
+    """A copy in eval mode on the device, so that the teacher itself stays where it is."""
+    return None if teacher is None else copy_model(teacher).to(device).eval().requires_grad_(False)
 
 
 def _epoch(run: _Run, seed: int, epoch: int, before: Moment) -> Moment:
@@ -298,8 +289,8 @@ def _thresholded(run: _Run, history: Sequence[Epoch], loss: float, *, last: bool
         return None
     spec, names = asked
     since = max((i for i, row in enumerate(history) if row.threshold is not None), default=0)
-    losses = [row.validation_loss for row in history[since:] if row.validation_loss is not None]
-    if not (last or plateaued([*losses, loss], spec.patience)):
+    before = [row.validation_loss for row in history[since:] if row.validation_loss is not None]
+    if not (last or plateaued([*before, loss], spec.patience)):
         return None
     weights = [run.model.get_parameter(name).detach() for name in names]
     found = zero_smallest(
@@ -317,15 +308,15 @@ def _train(run: _Run, seed: int, epoch: int) -> tuple[float, float, float]:
     )
     total, seen, lr = 0.0, 0, 0.0
     hits = torch.zeros((), dtype=torch.int64, device=run.accelerator.device)
-    with _mode(run.prepared, training=True):
+    with in_mode(run.prepared, training=True):
         for i, (x, y) in enumerate(loader):
             lr = _lr(run, epoch * run.steps + i)
             for group in run.optimizer.param_groups:
                 group["lr"] = lr
             run.optimizer.zero_grad()
-            losses, right = _passed(run, x, y, f"stage '{run.stage.name}', epoch {epoch + 1}, step {i + 1}: ")
+            each, right = _passed(run, x, y, f"stage '{run.stage.name}', epoch {epoch + 1}, step {i + 1}: ")
             # gathered before the step: each process sees the same loss and they give up together
-            everyone, rights = run.accelerator.gather_for_metrics((losses, right))
+            everyone, rights = run.accelerator.gather_for_metrics((each, right))
             loss = everyone.mean().item()
             if not math.isfinite(loss):
                 raise _diverged(run, epoch, i, f"the loss is {loss}")
@@ -363,10 +354,21 @@ def _passed(run: _Run, x: Tensor, y: Tensor, where: str) -> tuple[Tensor, Tensor
                 enabled=run.stage.precision != "fp32",
             ),
         ):
-            losses, right = _losses(run.prepared, xs, ys, run.datasets.classes, where)
-            run.accelerator.backward(run.scaler.scale(losses.sum() / len(x)))
-        found.append((losses.detach(), right))
-    return torch.cat([losses for losses, _ in found]), torch.cat([right for _, right in found])
+            outputs = outputs_of(run.prepared, xs, run.datasets.classes, where)
+            each, right = _losses(run, xs, ys, outputs), are_right(outputs, ys)
+            run.accelerator.backward(run.scaler.scale(each.sum() / len(x)))
+        found.append((each.detach(), right))
+    return torch.cat([each for each, _ in found]), torch.cat([right for _, right in found])
+
+
+def _losses(run: _Run, x: Tensor, y: Tensor, outputs: Tensor) -> Tensor:
+    """Cross-entropy, or a mixture with what the teacher says: [N]."""
+    distill = run.stage.distill
+    if distill is None or run.teacher is None:
+        return losses(outputs, y)
+    with torch.no_grad():
+        taught = run.teacher(x)
+    return distillation_losses(outputs, y, taught, distill.temperature, distill.weight)
 
 
 def _shared(loader: DataLoader[Any], accelerator: Accelerator) -> DataLoader[Any]:
@@ -383,30 +385,6 @@ def _shared(loader: DataLoader[Any], accelerator: Accelerator) -> DataLoader[Any
         put_on_device=True,
     )
     return shared
-
-
-def _losses(model: nn.Module, x: Tensor, y: Tensor, classes: int, where: str = "") -> tuple[Tensor, Tensor]:
-    """(cross-entropy, whether classified rightly) of each example. Raises TrainingError when the model cannot take it."""
-    try:
-        logits = model(x)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise TrainingError(
-            f"{where}the model does not take a batch of shape {tuple(x.shape)}: {error}"
-        ) from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        shape = (
-            f"a tensor of shape {tuple(logits.shape)}"
-            if isinstance(logits, Tensor)
-            else f"a {type(logits).__name__}"
-        )
-        raise TrainingError(
-            f"{where}the model returns {shape}; cross-entropy needs one row of logits per example"
-        )
-    if logits.shape[1] < classes:
-        raise DataError(
-            f"{where}the model has {logits.shape[1]} outputs and the data {classes} classes; build the model for as many"
-        )
-    return functional.cross_entropy(logits, y, reduction="none"), logits.argmax(dim=1) == y
 
 
 def _steps(stage: Train, datasets: Datasets, accelerator: Accelerator) -> int:
@@ -454,15 +432,3 @@ def _diverged(run: _Run, epoch: int, step: int, what: str) -> TrainingError:
     return TrainingError(
         f"stage '{run.stage.name}', epoch {epoch + 1}, step {step + 1}: {what}; {ways} and start again"
     )
-
-
-@contextmanager
-def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put every module in train or eval mode, and each back as it was."""
-    before = {module: module.training for module in model.modules()}
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, was in before.items():
-            module.training = was

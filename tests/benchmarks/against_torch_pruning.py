@@ -1,15 +1,15 @@
 """The zoo under torch-pruning alone, and what both cost.
 
-    python tests/benchmarks/against_torch_pruning.py outcomes [--only PART ...] [--seconds 120] [--gigabytes 9] [--json FILE]
-    python tests/benchmarks/against_torch_pruning.py beside --ours FILE --theirs FILE
-    python tests/benchmarks/against_torch_pruning.py speed [--rounds 7]
-    python tests/benchmarks/against_torch_pruning.py growth
-    python tests/benchmarks/against_torch_pruning.py memory
+    python tests/benchmarks/against_torch_pruning.py outcomes [--only PART ...] [--seconds 120] [--gigabytes
+    9] [--json FILE] python tests/benchmarks/against_torch_pruning.py beside --ours FILE --theirs FILE python
+    tests/benchmarks/against_torch_pruning.py speed [--rounds 7] python
+    tests/benchmarks/against_torch_pruning.py growth python tests/benchmarks/against_torch_pruning.py memory
 
-Outcomes: torch-pruning's BasePruner at ratio 0.5 with random importance, the network's output layers ignored (found by
-our own graph: it cuts the classifier otherwise), each network in a process of its own. The pruner works on a copy
-whose tensors hold the position of each of their elements, so that what is left tells which elements stayed; with those
-values filled in, the result is compared in float64 with the dense network in which everything else is zero.
+Outcomes: torch-pruning's BasePruner at ratio 0.5 with random importance, the network's output layers ignored
+(found by our own graph: it cuts the classifier otherwise), each network in a process of its own. The pruner
+works on a copy whose tensors hold the position of each of their elements, so that what is left tells which
+elements stayed; with those values filled in, the result is compared in float64 with the dense network in
+which everything else is zero.
 
     exact             difference at most 1e-9 of the largest output
     statistics        the same once normalisations leave the removed units out
@@ -20,7 +20,8 @@ values filled in, the result is compared in float64 with the dense network in wh
     nothing cut       every tensor kept its shape, without a word
 
 `beside` prints one table, in Markdown, of what `tests/zoo/table.py --json` and `outcomes --json` wrote.
-Times are those of one process on one thread (CPU time), both sides in turn within a round, the ratio taken per round.
+Times are those of one process on one thread (CPU time), both sides in turn within a round, the ratio taken
+per round.
 """
 
 import argparse
@@ -50,6 +51,7 @@ from torch import Tensor, nn
 
 from sparsify.forward.call_model import call_model, convert_inputs, float_tensors
 from sparsify.graph import build_map
+from sparsify.graph.layer_types import layer_type
 from sparsify.graph.names import canonical_names
 from sparsify.graph.surgery import operations
 from sparsify.graph.verify import masked_statistics, trial_cuts
@@ -63,9 +65,15 @@ def pruner(model: nn.Module, inputs: networks.Inputs, ignored: list[nn.Module]) 
     import torch_pruning
 
     return torch_pruning.pruner.BasePruner(
-        model, dict(inputs) if isinstance(inputs, Mapping) else inputs, importance=torch_pruning.importance.RandomImportance(), pruning_ratio=0.5,
-        ignored_layers=ignored, in_channel_groups={}, out_channel_groups={}, num_heads={},
-    )  # fmt: skip
+        model,
+        dict(inputs) if isinstance(inputs, Mapping) else inputs,
+        importance=torch_pruning.importance.RandomImportance(),
+        pruning_ratio=0.5,
+        ignored_layers=ignored,
+        in_channel_groups={},
+        out_channel_groups={},
+        num_heads={},
+    )
 
 
 def output_layers(model: nn.Module, inputs: networks.Inputs) -> list[str]:
@@ -85,12 +93,8 @@ def output_layers(model: nn.Module, inputs: networks.Inputs) -> list[str]:
     names = canonical_names(model)
     found = []
     for name, module in model.named_modules():
-        dim = 1 if isinstance(module, build_map.TRANSPOSED) or type(module).__name__ == "Conv1D" else 0
-        kinds = (*build_map.CONVS, *build_map.TRANSPOSED, nn.Linear)
-        if (isinstance(module, kinds) or type(module).__name__ == "Conv1D") and (
-            names.get(f"{name}.weight"),
-            dim,
-        ) in held:
+        row = layer_type(module)
+        if row.timed in ("convolution", "linear") and (names.get(f"{name}.weight"), row.outputs) in held:
             found.append(name)
     return found
 
@@ -141,9 +145,10 @@ def judged(entry: networks.Entry) -> dict[str, object]:
     if [t.shape for t in found] != [t.shape for t in wanted]:
         return {
             "outcome": "silently wrong",
-            "message": f"outputs of other shapes: {[tuple(t.shape) for t in found]} for {[tuple(t.shape) for t in wanted]}"[
-                :200
-            ],
+            "message": (
+                f"outputs of other shapes: {[tuple(t.shape) for t in found]} for "
+                f"{[tuple(t.shape) for t in wanted]}"
+            )[:200],
         }
     zeroed = outputs(masked, inputs)
     more = {
@@ -172,7 +177,8 @@ def judged(entry: networks.Entry) -> dict[str, object]:
 def _filled(
     thin: nn.Module, dense: nn.Module, masked: nn.Module
 ) -> tuple[dict[tuple[str, int], tuple[int, set[int]]], bool]:
-    """Values for positions in the cut network, zeros for what is gone in the masked one; (what stayed, anything cut)."""
+    """Values for positions in the cut network, zeros for what is gone in the masked one; (what stayed,
+    anything cut)."""
     full = {name: value.detach() for name, _, _, value in slots(dense)}
     places = {name: (module, attribute) for name, module, attribute, _ in slots(masked)}
     kept, changed = {}, False
@@ -269,7 +275,10 @@ def outcomes(given: argparse.Namespace) -> None:
             found[name]["seconds"] = round(time.monotonic() - began, 1)
             row = found[name]
             print(
-                f"{name:42} {row['outcome']:15} {row.get('difference', float('nan')):8.0e} {row['seconds']:6.1f}s {row.get('message', '')[:90]}",
+                (
+                    f"{name:42} {row['outcome']:15} {row.get('difference', float('nan')):8.0e} "
+                    f"{row['seconds']:6.1f}s {row.get('message', '')[:90]}"
+                ),
                 flush=True,
             )
         time.sleep(0.02)
@@ -316,7 +325,9 @@ def beside(given: argparse.Namespace) -> None:
             "|",
         )
     print(
-        "\n| network | sparsify | difference | gone | groups cut | kept whole | torch-pruning | |\n|---|---|---|---|---|---|---|---|"
+        "\n"
+        "| network | sparsify | difference | gone | groups cut | kept whole | torch-pruning | |\n"
+        "|---|---|---|---|---|---|---|---|"
     )
     for name, row in mine.items():
         found = other.get(name, {"outcome": "not run"})
@@ -329,7 +340,8 @@ def beside(given: argparse.Namespace) -> None:
             else ""
         )
         print(
-            f"| {name} | {row['outcome']} | {row['own']:.0e} | {row['gone']:.0%} | {row['cut']} | {len(row['protected'] or {})} | {found['outcome']} | {note} |"
+            f"| {name} | {row['outcome']} | {row['own']:.0e} | {row['gone']:.0%} | {row['cut']} | "
+            f"{len(row['protected'] or {})} | {found['outcome']} | {note} |"
         )
 
 
@@ -397,7 +409,11 @@ def speed(given: argparse.Namespace) -> None:
             ratios = [t / o for t, o in zip(times["torch-pruning"], times[key], strict=True)]
             low, middle, high = np.percentile(ratios, [0, 50, 100])
             print(
-                f"{name:14} {key:22} {np.median(times[key]):7.2f} s  torch-pruning {np.median(times['torch-pruning']):7.2f} s  ratio {middle:.2f} ({low:.2f} to {high:.2f})",
+                (
+                    f"{name:14} {key:22} {np.median(times[key]):7.2f} s  torch-pruning "
+                    f"{np.median(times['torch-pruning']):7.2f} s  ratio {middle:.2f} ({low:.2f} to "
+                    f"{high:.2f})"
+                ),
                 flush=True,
             )
 
@@ -448,7 +464,10 @@ def one_memory(given: argparse.Namespace) -> None:
     theirs(model) if way == "torch-pruning" else ours(model, "trial" in way)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(
-        f"{name:14} {way:22} {(after - before) / 2**20:7.0f} MiB = {(after - before) / size:.2f} copies of {size / 2**20:.0f} MiB",
+        (
+            f"{name:14} {way:22} {(after - before) / 2**20:7.0f} MiB = {(after - before) / size:.2f} "
+            f"copies of {size / 2**20:.0f} MiB"
+        ),
         flush=True,
     )
 

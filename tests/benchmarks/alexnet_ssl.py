@@ -1,15 +1,19 @@
-"""AlexNet's convolutions at the SSL paper's published row and column sparsity: dense against cut, counted both ways.
+"""AlexNet's convolutions at the SSL paper's published row and column sparsity: dense against cut, counted
+both ways.
 
-    python tests/benchmarks/alexnet_ssl.py [--runtimes eager onnxruntime openvino] [--batch 1] [--seconds 1.5] [--write docs/alexnet.md]
+    python tests/benchmarks/alexnet_ssl.py [--runtimes eager onnxruntime openvino] [--batch 1] [--seconds 1.5]
+    [--write docs/figures/alexnet.md]
 
 Forms of a layer, each interleaved with the dense one of the same runtime, one thread, processor time:
   whole      the same shares as whole input channels and filters, as they fall
   stepped    the same, filters rounded up to multiples of 16 and channels to multiples of 4, in each group
-  scattered  filters removed, live columns drawn at random in each group and gathered by stock operators (the worst case)
+  scattered filters removed, live columns drawn at random in each group and gathered by stock operators (the
+  worst case)
 And the paper's own yardstick, in PyTorch's matrix product:
   GEMM       rows and columns of the lowered weight removed; the product alone is timed, as the paper does
   lowered    the same with the lowering (im2col) and the choice of columns counted
-Source: Wen et al., arXiv:1608.03665, table 4; CaffeNet, 227 x 227. Weights are random, which makes no difference to latency.
+Source: Wen et al., arXiv:1608.03665, table 4; CaffeNet, 227 x 227. Weights are random, which makes no
+difference to latency.
 """
 
 import argparse
@@ -137,7 +141,8 @@ def compared(rounds: np.ndarray, names: tuple[str, ...]) -> dict[str, tuple[floa
 
 
 def lowered(layer: Layer, batch: int, seconds: float) -> dict[str, tuple[float, float]]:
-    """The paper's: GEMM against GEMM; lowering and GEMM against the same of the dense layer, and against today's convolution."""
+    """The paper's: GEMM against GEMM; lowering and GEMM against the same of the dense layer, and against
+    today's convolution."""
     x = torch.randn(batch, layer.inputs, layer.size, layer.size)
     dense, _ = form(layer, "dense")
     rows, columns = layer.kept
@@ -174,7 +179,8 @@ def lowered(layer: Layer, batch: int, seconds: float) -> dict[str, tuple[float, 
 
 
 def table(found: dict[str, dict[str, dict[str, tuple[float, float]]]], batch: int) -> str:
-    """Both ways of counting: the mean of the layers' ratios, as the paper counts, and the ratio of the sums of their times."""
+    """Both ways of counting: the mean of the layers' ratios, as the paper counts, and the ratio of the
+    sums of their times."""
     ideal = [
         layer.inputs
         // layer.groups
@@ -199,7 +205,8 @@ def table(found: dict[str, dict[str, dict[str, tuple[float, float]]]], batch: in
             )
             stack = sum(dense) / sum(ms / ratio for ms, ratio in zip(dense, ratios, strict=True))
             lines.append(
-                f"| {how}: {name} | {sum(dense):.2f} | {_ratios(ratios)} | {np.mean(ratios):.2f}x | {stack:.2f}x |"
+                f"| {how}: {name} | {sum(dense):.2f} | {_ratios(ratios)} | {np.mean(ratios):.2f}x "
+                f"| {stack:.2f}x |"
             )
     return "\n".join(lines) + "\n"
 

@@ -1,11 +1,13 @@
-"""How near `strength: auto` comes to its budget by the end of a stage, from its default setting, on five networks.
+"""How near `strength: auto` comes to its budget by the end of a stage, from its default setting, on five
+networks.
 
     python tests/benchmarks/auto_strength.py [--steps 300] [--only lstm]
 
 LeNet-5 on MNIST, VGG-16 (batch normalisation) and ResNet-56 (its pretrained weights where they
-lie beside the data) on CIFAR-10, a two-layer LSTM on ECG5000, a small ViT on CIFAR-10. One stage of so many steps, one
-seed; `left` is what would remain if the groups that are exactly zero left now; `cut` what the cut then leaves, which is
-never above the budget and below it by at most a unit (of LeNet-5's first layer one is 4 % of all MACs).
+lie beside the data) on CIFAR-10, a two-layer LSTM on ECG5000, a small ViT on CIFAR-10. One stage of so many
+steps, one seed; `left` is what would remain if the groups that are exactly zero left now; `cut` what the cut
+then leaves, which is never above the budget and below it by at most a unit (of LeNet-5's first layer one is 4
+% of all MACs).
 """
 
 import argparse
@@ -187,7 +189,11 @@ def main() -> None:
         if given.only in (None, name):
             limit, left, cut, loss, seconds = met(case, given.steps)
             print(
-                f"{name:10} {next(iter(case.budget)):7} budget {limit:7.2%}  left {left:7.2%}  deviation {left - limit:+.2%}  cut {cut:7.2%}  loss {loss:.2f}  {given.steps} steps  {seconds:.0f} s",
+                (
+                    f"{name:10} {next(iter(case.budget)):7} budget {limit:7.2%}  left {left:7.2%}  "
+                    f"deviation {left - limit:+.2%}  cut {cut:7.2%}  loss {loss:.2f}  {given.steps} "
+                    f"steps  {seconds:.0f} s"
+                ),
                 flush=True,
             )
 

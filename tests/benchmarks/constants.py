@@ -1,4 +1,4 @@
-"""What eight dead units leave behind, one row a form of consumer: the table of docs/proof.md.
+"""What eight dead units leave behind, one row a form of consumer: the table of docs/explanations/proof.md.
 
 python tests/benchmarks/constants.py
 """
@@ -35,7 +35,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     print(
-        "| consumer | the constants went into | compared with | difference to the dense model | told as lost |"
+        "| consumer | the constants went into | compared with | difference to the dense model | "
+        "told as lost |"
     )
     print("|---|---|---|---|---|")
     for name, make in forms.EXACT.items():

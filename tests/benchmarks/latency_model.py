@@ -1,7 +1,7 @@
 """How well the latency model predicts: random cuts of real architectures, predicted first and then timed.
 
     python tests/benchmarks/latency_model.py [--networks resnet50 mobilenet_v2 alexnet vit] [--targets eager onnxruntime openvino]
-                                             [--cuts 20] [--size 224] [--widths step|any] [--json FILE] [--write docs/latency.md]
+                                             [--cuts 20] [--size 224] [--widths step|any] [--json FILE] [--write docs/explanations/latency-model.md]
 
 Weights are random, which makes no difference to latency. Every network is cut at random (each coupled group keeps its own share
 of its width, 15 % to 100 %), in steps of the target or to any width. The model is calibrated on the dense network and eight

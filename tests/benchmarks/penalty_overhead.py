@@ -2,9 +2,10 @@
 
     python tests/benchmarks/penalty_overhead.py [--rounds 15] [--depth 50] [--only gsm dns]
 
-ResNet-18 and ResNet-50, batch 4 of 3 x 64 x 64 (small on purpose: the penalty's cost does not depend on the batch), one
-thread and its processor time, SGD with momentum. Variants run a handful at a time beside the plain step, so that memory
-suffices; each round runs every one of a handful once, in random order, and the ratio is taken within a round.
+ResNet-18 and ResNet-50, batch 4 of 3 x 64 x 64 (small on purpose: the penalty's cost does not depend on the
+batch), one thread and its processor time, SGD with momentum. Variants run a handful at a time beside the
+plain step, so that memory suffices; each round runs every one of a handful once, in random order, and the
+ratio is taken within a round.
 """
 
 import argparse
@@ -101,9 +102,14 @@ def torch_pruning_stepper(depth: int) -> Callable[[], None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pruner = torch_pruning.pruner.GroupNormPruner(
-            model, (BATCH[0][:2],), importance=torch_pruning.importance.GroupMagnitudeImportance(), ignored_layers=[model.fc],
-            in_channel_groups={}, out_channel_groups={}, num_heads={},
-        )  # fmt: skip
+            model,
+            (BATCH[0][:2],),
+            importance=torch_pruning.importance.GroupMagnitudeImportance(),
+            ignored_layers=[model.fc],
+            in_channel_groups={},
+            out_channel_groups={},
+            num_heads={},
+        )
     model.train()
 
     def step() -> None:
@@ -159,7 +165,10 @@ def main() -> None:
             for name, ratios in found.items():
                 low, high = interval(ratios)
                 print(
-                    f"ResNet-{depth}  {name:36} {np.median(ratios):.3f}x  [{low:.3f}, {high:.3f}]  plain {plain:.0f} ms",
+                    (
+                        f"ResNet-{depth}  {name:36} {np.median(ratios):.3f}x  [{low:.3f}, "
+                        f"{high:.3f}]  plain {plain:.0f} ms"
+                    ),
                     flush=True,
                 )
 

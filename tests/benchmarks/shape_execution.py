@@ -2,9 +2,10 @@
 
     python tests/benchmarks/shape_execution.py [--seconds 3] [--batch 1]
 
-Eager PyTorch, one thread; dense and cheaper layer timed interleaved, in the thread's own processor time, so that what else
-the machine does matters little; the median of their ratio and its 95 % bootstrap interval. Cropped: a corner of the kernel lives in all channels. Gathered: live columns drawn at random, the worst case, as
-every kernel position is alive somewhere.
+Eager PyTorch, one thread; dense and cheaper layer timed interleaved, in the thread's own processor time, so
+that what else the machine does matters little; the median of their ratio and its 95 % bootstrap interval.
+Cropped: a corner of the kernel lives in all channels. Gathered: live columns drawn at random, the worst case,
+as every kernel position is alive somewhere.
 """
 
 import argparse
@@ -80,7 +81,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     print(
-        "| layer | form | columns gone | dense ms | ms | speed-up | 95 % interval |\n| --- | --- | ---: | ---: | ---: | ---: | --- |"
+        "| layer | form | columns gone | dense ms | ms | speed-up | 95 % interval |\n"
+        "| --- | --- | ---: | ---: | ---: | ---: | --- |"
     )
     for name, (conv, size) in LAYERS.items():
         x = torch.randn(options.batch, conv.in_channels, size, size)
@@ -93,7 +95,10 @@ def main() -> None:
         for form, gone, pair in rows:
             t = timed(pair, x, options.seconds)
             print(
-                f"| {name} | {form} | {100 * gone:.0f} % | {t.dense_ms:.2f} | {t.cut_ms:.2f} | {t.speedup:.2f}x | {t.low:.2f} to {t.high:.2f} |",
+                (
+                    f"| {name} | {form} | {100 * gone:.0f} % | {t.dense_ms:.2f} | {t.cut_ms:.2f} | "
+                    f"{t.speedup:.2f}x | {t.low:.2f} to {t.high:.2f} |"
+                ),
                 flush=True,
             )
 

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/structure.py [FOLDER ...]
 
-FOLDER: checkouts to measure beside each other; this one when left out. A *room* is a top-level module or package
-of `sparsify`. The floor of a room is the length of the longest chain of imports below it; rooms that import each
-other in a circle share a floor. Imports inside functions and under `TYPE_CHECKING` count as well.
+FOLDER: checkouts to measure beside each other; this one when left out. A *room* is a top-level module or
+package of `sparsify`. The floor of a room is the length of the longest chain of imports below it; rooms that
+import each other in a circle share a floor. Imports inside functions and under `TYPE_CHECKING` count as well.
 """
 
 import argparse
@@ -103,7 +103,8 @@ def floors(imports: Imports) -> dict[str, int]:
 
 
 def upward_imports(root: Path) -> int | None:
-    """Imports that go up by the layers that pyproject.toml states, exceptions included; None without layers."""
+    """Imports that go up by the layers that pyproject.toml states, exceptions included; None without
+    layers."""
     text = (root / "pyproject.toml").read_text(encoding="utf-8")
     stated = re.search(r'containers = \["sparsify"\]\nlayers = \[\n(.*?)\n\]', text, re.DOTALL)
     if stated is None:

@@ -36,15 +36,24 @@ Edits = tuple[tuple[str, str], ...]
 EDITED: dict[str, tuple[Edits, str]] = {
     "input without a shape": (
         (("{shape: [2, 1, 28, 28]}", "{dtype: int64}"),),
-        "recipe.yaml:5:10: inputs.0: an input needs a 'shape', 'values', or a plain 'value'; such as {shape: [2, 3, 32, 32]}",
+        (
+            "recipe.yaml:5:10: inputs.0: an input needs a 'shape', 'values', or a plain 'value'; "
+            "such as {shape: [2, 3, 32, 32]}"
+        ),
     ),
     "input of values and a range": (
         (("{shape: [2, 1, 28, 28]}", "{values: [1, 2], dtype: int64, range: [0, 5]}"),),
-        "recipe.yaml:5:41: inputs.0.range: 'range' says how numbers are drawn, and 'values' are the numbers themselves; leave one of them out",
+        (
+            "recipe.yaml:5:41: inputs.0.range: 'range' says how numbers are drawn, "
+            "and 'values' are the numbers themselves; leave one of them out"
+        ),
     ),
     "input of ragged values": (
         (("{shape: [2, 1, 28, 28]}", "{values: [[1, 2], [3]]}"),),
-        "recipe.yaml:5:11: inputs.0.values: lists at one depth differ in length; a tensor needs rows of one length",
+        (
+            "recipe.yaml:5:11: inputs.0.values: lists at one depth differ in length; "
+            "a tensor needs rows of one length"
+        ),
     ),
     "input of values of another shape": (
         (("{shape: [2, 1, 28, 28]}", "{values: [[1, 2]], shape: [2]}"),),
@@ -52,11 +61,17 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "input of broken integers": (
         (("{shape: [2, 1, 28, 28]}", "{values: [1, 2.5], dtype: int64}"),),
-        "recipe.yaml:5:11: inputs.0.values: int64 holds whole numbers, and 2.5 is none; write another 'dtype'",
+        (
+            "recipe.yaml:5:11: inputs.0.values: int64 holds whole numbers, and 2.5 is none; "
+            "write another 'dtype'"
+        ),
     ),
     "input of an empty range": (
         (("{shape: [2, 1, 28, 28]}", "{shape: [2, 1, 28, 28], range: [5, 5]}"),),
-        "recipe.yaml:5:34: inputs.0.range: the range from 5 up to 5 is empty; the first number must be the smaller",
+        (
+            "recipe.yaml:5:34: inputs.0.range: the range from 5 up to 5 is empty; "
+            "the first number must be the smaller"
+        ),
     ),
     "input of a fractional range of integers": (
         (("{shape: [2, 1, 28, 28]}", "{shape: [2, 9], dtype: int64, range: [0, 1.5]}"),),
@@ -68,11 +83,17 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "input that counts examples nowhere": (
         (("{shape: [2, 1, 28, 28]}", "{shape: [2, 9], batch: 2}"),),
-        "recipe.yaml:5:26: inputs.0.batch: there is no dimension 2, as the shape has 2; the first is 0, and 'none' says that nothing counts examples",
+        (
+            "recipe.yaml:5:26: inputs.0.batch: there is no dimension 2, as the shape has 2; "
+            "the first is 0, and 'none' says that nothing counts examples"
+        ),
     ),
     "plain value with a shape": (
         (("{shape: [2, 1, 28, 28]}", "{shape: [2, 9], value: 3}"),),
-        "recipe.yaml:5:11: inputs.0.shape: a plain 'value' has no 'shape'; leave it out, or write 'values' for a tensor",
+        (
+            "recipe.yaml:5:11: inputs.0.shape: a plain 'value' has no 'shape'; leave it out, "
+            "or write 'values' for a tensor"
+        ),
     ),
     "plain value of nothing": (
         (("{shape: [2, 1, 28, 28]}", "{value: null}"),),
@@ -85,11 +106,17 @@ EDITED: dict[str, tuple[Edits, str]] = {
                 "inputs: [{shape: [2, 1, 28, 28]}]\ncalls: [{method: encode, inputs: [{shape: [2, 9]}]}]",
             ),
         ),
-        "recipe.yaml:5:1: inputs: 'inputs' are those of one call of forward; write them as an entry of 'calls', or leave 'calls' out",
+        (
+            "recipe.yaml:5:1: inputs: 'inputs' are those of one call of forward; "
+            "write them as an entry of 'calls', or leave 'calls' out"
+        ),
     ),
     "call of no method": (
         (("inputs: [{shape: [2, 1, 28, 28]}]", "calls: [{method: 'encode(', inputs: [{shape: [2, 9]}]}]"),),
-        "recipe.yaml:5:18: calls.0.method: expected a method of the model that is called; found the text 'encode('",
+        (
+            "recipe.yaml:5:18: calls.0.method: expected a method of the model that is called; "
+            "found the text 'encode('"
+        ),
     ),
     "unknown key": (
         (("strength: 1e-3", "strenght: 1e-3"),),
@@ -101,11 +128,17 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "unknown key without a near one": (
         (("    criterion: {kind: magnitude}", "    colour: blue"),),
-        "recipe.yaml:15:5: rules.0.colour: unknown key; known: layers, group, penalty, criterion, keep, sparsity, protect, override",
+        (
+            "recipe.yaml:15:5: rules.0.colour: unknown key; known: layers, group, penalty, criterion, "
+            "keep, sparsity, protect, override"
+        ),
     ),
     "unknown key of another kind": (
         (("momentum: 0.9", "momentum: 0.9, betas: [0.9, 0.99]"),),
-        "recipe.yaml:19:100: stages.0.optimizer.betas: unknown key; known: kind, lr, momentum, weight_decay, nesterov",
+        (
+            "recipe.yaml:19:100: stages.0.optimizer.betas: unknown key; known: kind, lr, momentum, "
+            "weight_decay, nesterov"
+        ),
     ),
     "python name of a key": (
         (("strength: 1e-3", "strength: {kind: linear, from_: 0, to: 1}"),),
@@ -128,11 +161,17 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "missing strength": (
         (("      strength: 1e-3\n", ""),),
-        "recipe.yaml:12:5: rules.0.penalty: missing key 'strength'; lambda: a number, a schedule, or auto, which finds it",
+        (
+            "recipe.yaml:12:5: rules.0.penalty: missing key 'strength'; lambda: a number, a schedule, "
+            "or auto, which finds it"
+        ),
     ),
     "missing kind": (
         (("      kind: group_lasso\n", ""),),
-        "recipe.yaml:12:5: rules.0.penalty: missing key 'kind'; one of group_lasso, l1, l2, gsm, sensitivity, bn_scale, growing_l2, agp, dns, l0, variational_dropout",
+        (
+            "recipe.yaml:12:5: rules.0.penalty: missing key 'kind'; one of group_lasso, l1, l2, gsm, "
+            "sensitivity, bn_scale, growing_l2, agp, dns, l0, variational_dropout"
+        ),
     ),
     "missing optimizer": (
         ((", optimizer: {kind: sgd, lr: 0.1, momentum: 0.9}", ""),),
@@ -165,7 +204,10 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "duplicate key inside": (
         (("      strength: 1e-3", "      strength: 1e-3\n      strength: 1e-4"),),
-        "recipe.yaml:15:7: rules.0.penalty.strength: duplicate key; it stands first in line 14; remove one of the two",
+        (
+            "recipe.yaml:15:7: rules.0.penalty.strength: duplicate key; it stands first in line 14; "
+            "remove one of the two"
+        ),
     ),
     "number as a key": (
         (("{here: {kind: cpu}}", "{1: {kind: cpu}}"),),
@@ -177,7 +219,10 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "merge key": (
         (("    penalty:\n", "    penalty:\n      <<: {scope: layer}\n"),),
-        "recipe.yaml:13:7: rules.0.penalty: '<<' (a YAML 1.1 merge key) is not read; use 'extends: other.yaml', or write the keys out",
+        (
+            "recipe.yaml:13:7: rules.0.penalty: '<<' (a YAML 1.1 merge key) is not read; use 'extends: "
+            "other.yaml', or write the keys out"
+        ),
     ),
     "misspelt kind of penalty": (
         (("group_lasso", "group_laso"),),
@@ -186,7 +231,8 @@ EDITED: dict[str, tuple[Edits, str]] = {
     "misspelt kind and a mistake beside it": (
         (("group_lasso", "group_laso"), ("strength: 1e-3", "strenght: 1e-3\n      every: none")),
         (
-            "recipe.yaml:13:13: rules.0.penalty.kind: unknown kind 'group_laso'; did you mean 'group_lasso'?\n"
+            "recipe.yaml:13:13: rules.0.penalty.kind: unknown kind 'group_laso'; "
+            "did you mean 'group_lasso'?\n"
             "recipe.yaml:14:7: rules.0.penalty.strenght: unknown key; did you mean 'strength'?\n"
             "recipe.yaml:15:14: rules.0.penalty.every: expected a whole number, found the text 'none'"
         ),
@@ -197,23 +243,38 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "a builder without its module": (
         (("sparsify.models.lenet5}", "sparsify:lenet5}"),),
-        "recipe.yaml:4:16: model.build: module 'sparsify' has no 'lenet5'; did you mean 'sparsify.models.lenet5'?",
+        (
+            "recipe.yaml:4:16: model.build: module 'sparsify' has no 'lenet5'; "
+            "did you mean 'sparsify.models.lenet5'?"
+        ),
     ),
     "a builder in a module that is none": (
         (("sparsify.models.lenet5}", "sparsify.modles.lenet5}"),),
-        "recipe.yaml:4:16: model.build: there is no module 'sparsify.modles'; did you mean 'sparsify.models.lenet5'?",
+        (
+            "recipe.yaml:4:16: model.build: there is no module 'sparsify.modles'; "
+            "did you mean 'sparsify.models.lenet5'?"
+        ),
     ),
     "kind of penalty that is none": (
         (("group_lasso", "dropout"),),
-        "recipe.yaml:13:13: rules.0.penalty.kind: unknown kind 'dropout'; known: group_lasso, l1, l2, gsm, sensitivity, bn_scale, growing_l2, agp, dns, l0, variational_dropout",
+        (
+            "recipe.yaml:13:13: rules.0.penalty.kind: unknown kind 'dropout'; known: group_lasso, l1, "
+            "l2, gsm, sensitivity, bn_scale, growing_l2, agp, dns, l0, variational_dropout"
+        ),
     ),
     "penalty as a word": (
         (("    penalty:\n      kind: group_lasso\n      strength: 1e-3", "    penalty: group_lasso"),),
-        "recipe.yaml:12:14: rules.0.penalty: expected a mapping, found the text 'group_lasso'; write {kind: group_lasso}",
+        (
+            "recipe.yaml:12:14: rules.0.penalty: expected a mapping, found the text 'group_lasso'; "
+            "write {kind: group_lasso}"
+        ),
     ),
     "criterion as a word": (
         (("{kind: magnitude}", "magnitude"),),
-        "recipe.yaml:15:16: rules.0.criterion: expected a mapping, found the text 'magnitude'; write {kind: magnitude}",
+        (
+            "recipe.yaml:15:16: rules.0.criterion: expected a mapping, found the text 'magnitude'; "
+            "write {kind: magnitude}"
+        ),
     ),
     "unknown target kind": (
         (("{kind: cpu}", "{kind: gpu}"),),
@@ -229,11 +290,14 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "unknown stage kind": (
         (("{kind: cut}", "{kind: prune}"),),
-        "recipe.yaml:20:12: stages.1.kind: unknown kind 'prune'; known: train, cut",
+        "recipe.yaml:20:12: stages.1.kind: unknown kind 'prune'; known: train, cut, repair",
     ),
     "number as a kind": (
         (("kind: group_lasso", "kind: 3"),),
-        "recipe.yaml:13:13: rules.0.penalty.kind: expected one of group_lasso, l1, l2, gsm, sensitivity, bn_scale, growing_l2, agp, dns, l0, variational_dropout, found the number 3",
+        (
+            "recipe.yaml:13:13: rules.0.penalty.kind: expected one of group_lasso, l1, l2, gsm, "
+            "sensitivity, bn_scale, growing_l2, agp, dns, l0, variational_dropout, found the number 3"
+        ),
     ),
     "unknown group": (
         (("group: filter", "group: fliter"),),
@@ -241,7 +305,10 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "group as a number": (
         (("group: filter", "group: 4"),),
-        "recipe.yaml:11:12: rules.0.group: expected one of filter, channel, neuron, head, hidden, depth, shape, tap, weight, 4x1 (a block), 2:4 (n:m), found the number 4",
+        (
+            "recipe.yaml:11:12: rules.0.group: expected one of filter, channel, neuron, head, hidden, "
+            "depth, shape, tap, weight, 4x1 (a block), 2:4 (n:m), found the number 4"
+        ),
     ),
     "pattern that keeps everything": (
         (("group: filter", "group: 4:4"),),
@@ -268,11 +335,17 @@ EDITED: dict[str, tuple[Edits, str]] = {
             ('"${epochs}"', "'3'"),
             ("vars: {epochs: 3}\n", ""),
         ),
-        "recipe.yaml:18:40: stages.0.epochs: expected a whole number, found the text '3'; write it without quotes",
+        (
+            "recipe.yaml:18:40: stages.0.epochs: expected a whole number, found the text '3'; "
+            "write it without quotes"
+        ),
     ),
     "fraction for a whole number": (
         (("{epochs: 3}", "{epochs: 2.5}"),),
-        "recipe.yaml:19:40: stages.0.epochs: expected a whole number, found the number 2.5; this is what '${epochs}' comes to",
+        (
+            "recipe.yaml:19:40: stages.0.epochs: expected a whole number, found the number 2.5; "
+            "this is what '${epochs}' comes to"
+        ),
     ),
     "number for text": (
         (("title: Sample", "title: 5"),),
@@ -280,7 +353,10 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "yes for true": (
         (("protect: true", "protect: yes"),),
-        "recipe.yaml:17:14: rules.1.protect: expected true or false, found the text 'yes'; YAML 1.2 has no yes, no, on and off",
+        (
+            "recipe.yaml:17:14: rules.1.protect: expected true or false, found the text 'yes'; "
+            "YAML 1.2 has no yes, no, on and off"
+        ),
     ),
     "number for a mapping": (
         (("{source: digits}", "digits"),),
@@ -292,7 +368,10 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "bare number as a budget": (
         (("macs: 40%", "macs: 0.4"),),
-        "recipe.yaml:8:16: budget.macs: expected a share such as 40% or a count such as 300M, not the bare number 0.4",
+        (
+            "recipe.yaml:8:16: budget.macs: expected a share such as 40% or a count such as 300M, "
+            "not the bare number 0.4"
+        ),
     ),
     "wrong unit of a budget": (
         (("macs: 40%", "macs: 8MiB"),),
@@ -301,20 +380,31 @@ EDITED: dict[str, tuple[Edits, str]] = {
     "nothing is to remain": (
         (("{macs: 40%}", "{macs: 0%, params: 0k, bytes: 0B, peak_memory: 0%, latency: {here: 0ms}}"),),
         (
-            "recipe.yaml:8:16: budget.macs: no cut leaves as little as '0%'; say how much may remain: a share such as 40% or a count such as 300M\n"
-            "recipe.yaml:8:28: budget.params: no cut leaves as little as '0k'; say how much may remain: a share such as 40% or a count such as 300M\n"
-            "recipe.yaml:8:39: budget.bytes: no cut leaves as little as '0B'; say how much may remain: a share such as 40% or a size such as 8MiB or 500kB\n"
-            "recipe.yaml:8:56: budget.peak_memory: no cut leaves as little as '0%'; say how much may remain: a share such as 40% or a size such as 8MiB or 500kB\n"
-            "recipe.yaml:8:76: budget.latency.here: no cut leaves as little as '0ms'; say how much may remain: a share such as 40% or a time such as 2.5ms"
+            "recipe.yaml:8:16: budget.macs: no cut leaves as little as '0%'; "
+            "say how much may remain: a share such as 40% or a count such as 300M\n"
+            "recipe.yaml:8:28: budget.params: no cut leaves as little as '0k'; "
+            "say how much may remain: a share such as 40% or a count such as 300M\n"
+            "recipe.yaml:8:39: budget.bytes: no cut leaves as little as '0B'; "
+            "say how much may remain: a share such as 40% or a size such as 8MiB or 500kB\n"
+            "recipe.yaml:8:56: budget.peak_memory: no cut leaves as little as '0%'; "
+            "say how much may remain: a share such as 40% or a size such as 8MiB or 500kB\n"
+            "recipe.yaml:8:76: budget.latency.here: no cut leaves as little as '0ms'; "
+            "say how much may remain: a share such as 40% or a time such as 2.5ms"
         ),
     ),
     "nothing is to remain of a cut between": (
         (("{kind: cut}", "{kind: cut, budget: {macs: 0%}}\n  - {kind: cut, name: again}"),),
-        "recipe.yaml:20:32: stages.1.budget.macs: no cut leaves as little as '0%'; say how much may remain: a share such as 40% or a count such as 300M",
+        (
+            "recipe.yaml:20:32: stages.1.budget.macs: no cut leaves as little as '0%'; "
+            "say how much may remain: a share such as 40% or a count such as 300M"
+        ),
     ),
     "a search that never comes near enough": (
         (("{macs: 40%}", "{accuracy_drop: {at_most: 1pp, within: 0%}}"),),
-        "recipe.yaml:8:48: budget.accuracy_drop.within: bisection comes ever nearer and never to '0%'; write a share above it, or leave 'within' out and let 'trials' end the search",
+        (
+            "recipe.yaml:8:48: budget.accuracy_drop.within: bisection comes ever nearer and never to "
+            "'0%'; write a share above it, or leave 'within' out and let 'trials' end the search"
+        ),
     ),
     "share above 100 %": (
         (("macs: 40%", "macs: 140%"),),
@@ -322,23 +412,38 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "wrong unit of a duration": (
         (("strength: 1e-3", "strength: {kind: linear, from: 0, to: 1, end: 10epochs}"),),
-        "recipe.yaml:14:53: rules.0.penalty.strength.end: expected a duration such as 5ep (epochs), 200it (optimizer steps) or 0.5dur (half of the stage), not '10epochs'",
+        (
+            "recipe.yaml:14:53: rules.0.penalty.strength.end: expected a duration such as 5ep "
+            "(epochs), 200it (optimizer steps) or 0.5dur (half of the stage), not '10epochs'"
+        ),
     ),
     "bare number as a duration": (
         (("strength: 1e-3", "strength: {kind: linear, from: 0, to: 1, end: 10}"),),
-        "recipe.yaml:14:53: rules.0.penalty.strength.end: expected a duration such as 5ep (epochs), 200it (optimizer steps) or 0.5dur (half of the stage), not the bare number 10",
+        (
+            "recipe.yaml:14:53: rules.0.penalty.strength.end: expected a duration such as 5ep "
+            "(epochs), 200it (optimizer steps) or 0.5dur (half of the stage), not the bare number 10"
+        ),
     ),
     "unknown dtype": (
         (("28]}", "28], dtype: float31}"),),
-        "recipe.yaml:5:41: inputs.0.dtype: expected one of float32, float64, bfloat16, float16, int64, int32, bool, found the text 'float31'; did you mean 'float32'?",
+        (
+            "recipe.yaml:5:41: inputs.0.dtype: expected one of float32, float64, bfloat16, float16, "
+            "int64, int32, bool, found the text 'float31'; did you mean 'float32'?"
+        ),
     ),
     "no dotted path": (
         (("sparsify.models.lenet5", "lenet5"),),
-        "recipe.yaml:4:16: model.build: expected a dotted path of a callable, such as sparsify.models.lenet5 or mypackage.nets:resnet; found the text 'lenet5'",
+        (
+            "recipe.yaml:4:16: model.build: expected a dotted path of a callable, "
+            "such as sparsify.models.lenet5 or mypackage.nets:resnet; found the text 'lenet5'"
+        ),
     ),
     "bad version": (
         (("version: 1", "version: 2"),),
-        "recipe.yaml:1:10: version: expected 1, the version of the language that this sparsify reads, found the number 2",
+        (
+            "recipe.yaml:1:10: version: expected 1, the version of the language that this sparsify "
+            "reads, found the number 2"
+        ),
     ),
     "a callable of data with a dot": (
         (("source: digits", "source: my_data.fashion"),),
@@ -352,7 +457,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
         (
             (
                 "strength: 1e-3",
-                "strength: 9999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999999",
+                "strength: " + "9" * 400,
             ),
         ),
         "recipe.yaml:14:17: rules.0.penalty.strength: a number of 400 characters",
@@ -367,7 +472,10 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "no epochs": (
         (("{epochs: 3}", "{epochs: 0}"),),
-        "recipe.yaml:19:40: stages.0.epochs: expected at least 1, found the number 0; this is what '${epochs}' comes to",
+        (
+            "recipe.yaml:19:40: stages.0.epochs: expected at least 1, found the number 0; "
+            "this is what '${epochs}' comes to"
+        ),
     ),
     "momentum one": (
         (("momentum: 0.9", "momentum: 1"),),
@@ -391,62 +499,104 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "exponential from zero": (
         (("strength: 1e-3", "strength: {kind: exponential, from: 0, to: 1}"),),
-        "recipe.yaml:14:17: rules.0.penalty.strength: an exponential schedule needs 'from' and 'to' above zero; use linear or cosine to start at 0",
+        (
+            "recipe.yaml:14:17: rules.0.penalty.strength: an exponential schedule needs 'from' and "
+            "'to' above zero; use linear or cosine to start at 0"
+        ),
     ),
     "empty window": (
         (("strength: 1e-3", "strength: {kind: linear, from: 0, to: 1, start: 9ep, end: 3ep}"),),
-        "recipe.yaml:14:17: rules.0.penalty.strength: the schedule starts at 9ep and ends at 3ep; 'end' must come after 'start'",
+        (
+            "recipe.yaml:14:17: rules.0.penalty.strength: the schedule starts at 9ep and ends at 3ep; "
+            "'end' must come after 'start'"
+        ),
     ),
     "protect with group": (
         (("protect: true", "protect: true\n    group: filter"),),
-        "recipe.yaml:18:5: rules.1.group: a rule with 'protect: true' takes no 'group'; protected layers keep their width",
+        (
+            "recipe.yaml:18:5: rules.1.group: a rule with 'protect: true' takes no 'group'; "
+            "protected layers keep their width"
+        ),
     ),
     "rule without group": (
         (("    group: filter\n", ""),),
-        "recipe.yaml:10:5: rules.0: a rule needs a 'group' (filter, channel, neuron, head, hidden, depth, shape, tap, weight, 4x1 or 2:4), or 'protect: true'",
+        (
+            "recipe.yaml:10:5: rules.0: a rule needs a 'group' (filter, channel, neuron, head, hidden, "
+            "depth, shape, tap, weight, 4x1 or 2:4), or 'protect: true'"
+        ),
     ),
     "weight without sparsity": (
         (
             ("group: filter", "group: weight"),
             ("group_lasso", "l1"),
         ),
-        "recipe.yaml:10:5: rules.0: a rule with group 'weight' needs its own 'sparsity': zeroed weights stay in the file, so no budget can choose for it",
+        (
+            "recipe.yaml:10:5: rules.0: a rule with group 'weight' needs its own 'sparsity': "
+            "zeroed weights stay in the file, so no budget can choose for it"
+        ),
     ),
     "group lasso on weights": (
         (("group: filter", "group: weight\n    sparsity: 50%"),),
-        "recipe.yaml:13:5: rules.0.penalty: group_lasso cannot act on group 'weight': a lasso over single weights is 'kind: l1'",
+        (
+            "recipe.yaml:13:5: rules.0.penalty: group_lasso cannot act on group 'weight': "
+            "a lasso over single weights is 'kind: l1'"
+        ),
     ),
     "group lasso on a pattern": (
         (("group: filter", "group: 2:4"),),
-        "recipe.yaml:12:5: rules.0.penalty: group_lasso cannot act on group '2:4': a lasso over single weights is 'kind: l1'",
+        (
+            "recipe.yaml:12:5: rules.0.penalty: group_lasso cannot act on group '2:4': "
+            "a lasso over single weights is 'kind: l1'"
+        ),
     ),
     "sparsity of a pattern": (
         (("group: filter", "group: 2:4\n    sparsity: 50%"), ("group_lasso", "l1")),
-        "recipe.yaml:12:5: rules.0.sparsity: group '2:4' says itself how much is removed; leave out 'sparsity'",
+        (
+            "recipe.yaml:12:5: rules.0.sparsity: group '2:4' says itself how much is removed; "
+            "leave out 'sparsity'"
+        ),
     ),
     "taps of coupled groups": (
         (("group: filter", "group: tap"), ("group_lasso", "group_lasso\n      scope: coupled")),
-        "recipe.yaml:10:5: rules.0: scope 'coupled' cannot act on group 'tap', which lies inside one tensor; leave out 'scope'",
+        (
+            "recipe.yaml:10:5: rules.0: scope 'coupled' cannot act on group 'tap', "
+            "which lies inside one tensor; leave out 'scope'"
+        ),
     ),
     "shapes without an amount": (
         (("group: filter\n    penalty:\n      kind: group_lasso\n      strength: 1e-3", "group: shape"),),
-        "recipe.yaml:10:5: rules.0: a rule with group 'shape' needs its own 'sparsity', or a 'penalty' that brings groups to zero: no budget can choose for it",
+        (
+            "recipe.yaml:10:5: rules.0: a rule with group 'shape' needs its own 'sparsity', "
+            "or a 'penalty' that brings groups to zero: no budget can choose for it"
+        ),
     ),
     "shapes in multiples": (
         (("group: filter", "group: shape\n    keep: {multiple_of: 2}"),),
-        "recipe.yaml:12:5: rules.0.keep: 'keep' takes only 'at_least' for group 'shape', which no width follows from",
+        (
+            "recipe.yaml:12:5: rules.0.keep: 'keep' takes only 'at_least' for group 'shape', "
+            "which no width follows from"
+        ),
     ),
     "blocks with a floor": (
         (("group: filter", "group: 4x1\n    keep: {at_least: 2}"),),
-        "recipe.yaml:12:5: rules.0.keep: 'keep' cannot act on group '4x1': it counts whole groups of a layer's width",
+        (
+            "recipe.yaml:12:5: rules.0.keep: 'keep' cannot act on group '4x1': "
+            "it counts whole groups of a layer's width"
+        ),
     ),
     "gsm without sparsity": (
         (("kind: group_lasso\n      strength: 1e-3", "kind: gsm"),),
-        "recipe.yaml:12:5: rules.0.penalty: gsm needs the rule's own 'sparsity': it says how many keep following the loss",
+        (
+            "recipe.yaml:12:5: rules.0.penalty: gsm needs the rule's own 'sparsity': "
+            "it says how many keep following the loss"
+        ),
     ),
     "classes of the loss": (
         (("kind: group_lasso", "kind: sensitivity\n      classes: 3"),),
-        "recipe.yaml:14:7: rules.0.penalty.classes: 'classes' is for 'of: outputs'; the loss has one derivative",
+        (
+            "recipe.yaml:14:7: rules.0.penalty.classes: 'classes' is for 'of: outputs'; "
+            "the loss has one derivative"
+        ),
     ),
     "classes of specific sensitivity": (
         (
@@ -455,28 +605,44 @@ EDITED: dict[str, tuple[Edits, str]] = {
                 "kind: sensitivity\n      of: outputs\n      mode: specific\n      classes: 3",
             ),
         ),
-        "recipe.yaml:16:7: rules.0.penalty.classes: 'classes' is for 'mode: unspecific'; specific looks at one class per example",
+        (
+            "recipe.yaml:16:7: rules.0.penalty.classes: 'classes' is for 'mode: unspecific'; "
+            "specific looks at one class per example"
+        ),
     ),
     "threshold without validation data": (
         (
             ("kind: group_lasso", "kind: sensitivity\n      threshold: {patience: 3}"),
             ("{source: digits}", "{source: digits, validation: 0%}"),
         ),
-        "recipe.yaml:1:1: rules.0.penalty.threshold needs validation data: it looks at the loss there; write data.validation above 0%",
+        (
+            "recipe.yaml:1:1: rules.0.penalty.threshold needs validation data: "
+            "it looks at the loss there; write data.validation above 0%"
+        ),
     ),
     "two thresholds": (
         (
             ("kind: group_lasso", "kind: sensitivity\n      threshold: {patience: 3}"),
             (
                 "layers: fc2\n    protect: true",
-                "layers: fc*\n    group: neuron\n    penalty: {kind: sensitivity, strength: 1e-3, threshold: {}}",
+                (
+                    "layers: fc*\n"
+                    "    group: neuron\n"
+                    "    penalty: {kind: sensitivity, strength: 1e-3, threshold: {}}"
+                ),
             ),
         ),
-        "recipe.yaml:1:1: rules.0 and rules.1 ask for different thresholds; weights become zero for all rules at once, write the same",
+        (
+            "recipe.yaml:1:1: rules.0 and rules.1 ask for different thresholds; "
+            "weights become zero for all rules at once, write the same"
+        ),
     ),
     "agp without sparsity": (
         (("kind: group_lasso\n      strength: 1e-3", "kind: agp"),),
-        "recipe.yaml:12:5: rules.0.penalty: agp needs the rule's own 'sparsity': it says how many are zero at the end",
+        (
+            "recipe.yaml:12:5: rules.0.penalty: agp needs the rule's own 'sparsity': "
+            "it says how many are zero at the end"
+        ),
     ),
     "agp that ends before it starts": (
         (
@@ -485,27 +651,45 @@ EDITED: dict[str, tuple[Edits, str]] = {
                 "kind: agp\n      start: 0.5dur\n      end: 0.2dur\n    sparsity: 50%",
             ),
         ),
-        "recipe.yaml:12:5: rules.0.penalty: agp starts at 0.5dur and ends at 0.2dur; 'end' must come after 'start'",
+        (
+            "recipe.yaml:12:5: rules.0.penalty: agp starts at 0.5dur and ends at 0.2dur; "
+            "'end' must come after 'start'"
+        ),
     ),
     "dns on filters": (
         (("kind: group_lasso\n      strength: 1e-3", "kind: dns"),),
-        "recipe.yaml:12:5: rules.0.penalty: dns masks single weights; write 'group: weight', or use agp for whole groups",
+        (
+            "recipe.yaml:12:5: rules.0.penalty: dns masks single weights; write 'group: weight', "
+            "or use agp for whole groups"
+        ),
     ),
     "variational_dropout on filters": (
         (("kind: group_lasso", "kind: variational_dropout"),),
-        "recipe.yaml:12:5: rules.0.penalty: variational_dropout is of single weights; write 'group: weight', or use l0 for whole groups",
+        (
+            "recipe.yaml:12:5: rules.0.penalty: variational_dropout is of single weights; "
+            "write 'group: weight', or use l0 for whole groups"
+        ),
     ),
     "l0 on blocks": (
         (("group: filter", "group: depth"), ("kind: group_lasso", "kind: l0")),
-        "recipe.yaml:12:5: rules.0.penalty: l0 gates what arrives at a unit's consumers, and a residual branch has none of its own; use group_lasso on group 'depth'",
+        (
+            "recipe.yaml:12:5: rules.0.penalty: l0 gates what arrives at a unit's consumers, "
+            "and a residual branch has none of its own; use group_lasso on group 'depth'"
+        ),
     ),
     "gates that cannot move": (
         (("kind: group_lasso", "kind: l0\n      closed: 0%"),),
-        "recipe.yaml:14:7: rules.0.penalty.closed: gates cannot start 0% closed: from 0 % and 100 % they never move",
+        (
+            "recipe.yaml:14:7: rules.0.penalty.closed: gates cannot start 0% closed: "
+            "from 0 % and 100 % they never move"
+        ),
     ),
     "bn_scale on weights": (
         (("group: filter", "group: weight\n    sparsity: 50%"), ("group_lasso", "bn_scale")),
-        "recipe.yaml:13:5: rules.0.penalty: bn_scale cannot act on group 'weight': a scale belongs to a whole channel",
+        (
+            "recipe.yaml:13:5: rules.0.penalty: bn_scale cannot act on group 'weight': "
+            "a scale belongs to a whole channel"
+        ),
     ),
     "criterion bn_scale on weights": (
         (
@@ -513,7 +697,10 @@ EDITED: dict[str, tuple[Edits, str]] = {
             ("group_lasso", "l1"),
             ("{kind: magnitude}", "{kind: bn_scale}"),
         ),
-        "recipe.yaml:16:5: rules.0.criterion: criterion 'bn_scale' cannot act on group 'weight': a scale belongs to a whole channel",
+        (
+            "recipe.yaml:16:5: rules.0.criterion: criterion 'bn_scale' cannot act on group 'weight': "
+            "a scale belongs to a whole channel"
+        ),
     ),
     "criterion fpgm on weights": (
         (
@@ -521,15 +708,24 @@ EDITED: dict[str, tuple[Edits, str]] = {
             ("group_lasso", "l1"),
             ("{kind: magnitude}", "{kind: fpgm}"),
         ),
-        "recipe.yaml:16:5: rules.0.criterion: criterion 'fpgm' cannot act on group 'weight': it compares the filters of a layer; use magnitude",
+        (
+            "recipe.yaml:16:5: rules.0.criterion: criterion 'fpgm' cannot act on group 'weight': "
+            "it compares the filters of a layer; use magnitude"
+        ),
     ),
     "strength auto without exact zeros": (
         (("strength: 1e-3", "strength: auto\n      solver: subgradient"),),
-        "recipe.yaml:14:7: rules.0.penalty.strength: strength 'auto' also says how far each group may shrink, which only solver 'proximal' heeds",
+        (
+            "recipe.yaml:14:7: rules.0.penalty.strength: strength 'auto' also says how far each group "
+            "may shrink, which only solver 'proximal' heeds"
+        ),
     ),
     "every of a solver that acts on each step": (
         (("strength: 1e-3", "strength: 1e-3\n      solver: half_space\n      every: 4"),),
-        "recipe.yaml:16:7: rules.0.penalty.every: 'every' is for 'solver: proximal'; the other solvers act on each step",
+        (
+            "recipe.yaml:16:7: rules.0.penalty.every: 'every' is for 'solver: proximal'; "
+            "the other solvers act on each step"
+        ),
     ),
     "a lasso's epsilon without half-space": (
         (("strength: 1e-3", "strength: 1e-3\n      epsilon: 0.1"),),
@@ -537,11 +733,17 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "a lasso's epsilon that leaves nothing": (
         (("strength: 1e-3", "strength: 1e-3\n      solver: half_space\n      epsilon: 1"),),
-        "recipe.yaml:16:7: rules.0.penalty.epsilon: 'epsilon' must be below 1; at 1 every group that shrinks would become zero",
+        (
+            "recipe.yaml:16:7: rules.0.penalty.epsilon: 'epsilon' must be below 1; "
+            "at 1 every group that shrinks would become zero"
+        ),
     ),
     "a lasso's threshold with a solver that needs none": (
         (("strength: 1e-3", "strength: 1e-3\n      zero_below: 1e-4"),),
-        "recipe.yaml:15:7: rules.0.penalty.zero_below: 'zero_below' is for 'solver: subgradient'; the other solvers reach zero by themselves",
+        (
+            "recipe.yaml:15:7: rules.0.penalty.zero_below: 'zero_below' is for 'solver: subgradient'; "
+            "the other solvers reach zero by themselves"
+        ),
     ),
     "a lasso's target without a latency": (
         (("strength: 1e-3", "strength: 1e-3\n      weight: macs\n      target: laptop"),),
@@ -549,22 +751,34 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "latency of slices": (
         (("strength: 1e-3", "strength: 1e-3\n      weight: latency\n      scope: layer"),),
-        "recipe.yaml:15:7: rules.0.penalty.weight: weight 'latency' is known of groups that can leave, which are of scope 'coupled'; write 'weight: macs'",
+        (
+            "recipe.yaml:15:7: rules.0.penalty.weight: weight 'latency' is known of groups that can "
+            "leave, which are of scope 'coupled'; write 'weight: macs'"
+        ),
     ),
     "latency of groups inside a tensor": (
         (("group: filter", "group: shape"), ("strength: 1e-3", "strength: 1e-3\n      weight: latency")),
-        "recipe.yaml:12:5: rules.0.penalty: weight 'latency' is known of groups that can leave, not of those inside a tensor; group 'shape' takes 'weight: macs'",
+        (
+            "recipe.yaml:12:5: rules.0.penalty: weight 'latency' is known of groups that can leave, "
+            "not of those inside a tensor; group 'shape' takes 'weight: macs'"
+        ),
     ),
     "a lasso by the latency of nothing": (
         (("targets: {here: {kind: cpu}}\n", ""), ("strength: 1e-3", "strength: 1e-3\n      weight: latency")),
-        "recipe.yaml:8:1: rules: rules.0.penalty: weight 'latency' is of one of the recipe's targets, and it has none; write 'target' and targets",
+        (
+            "recipe.yaml:8:1: rules: rules.0.penalty: weight 'latency' is of one of the recipe's "
+            "targets, and it has none; write 'target' and targets"
+        ),
     ),
     "a lasso by the latency of one of two": (
         (
             ("here: {kind: cpu}", "here: {kind: cpu}, there: {kind: cpu, threads: 2}"),
             ("strength: 1e-3", "strength: 1e-3\n      weight: latency"),
         ),
-        "recipe.yaml:9:1: rules: rules.0.penalty: weight 'latency' is of one of the recipe's targets, and it has 2; write 'target'",
+        (
+            "recipe.yaml:9:1: rules: rules.0.penalty: weight 'latency' is of one of the recipe's "
+            "targets, and it has 2; write 'target'"
+        ),
     ),
     "a lasso by the latency of a stranger": (
         (("strength: 1e-3", "strength: 1e-3\n      weight: latency\n      target: phone"),),
@@ -572,29 +786,46 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "strength auto on slices": (
         (("strength: 1e-3", "strength: auto\n      scope: layer"),),
-        "recipe.yaml:14:7: rules.0.penalty.strength: strength 'auto' counts groups that can leave, which are of scope 'coupled'",
+        (
+            "recipe.yaml:14:7: rules.0.penalty.strength: strength 'auto' counts groups that can leave, "
+            "which are of scope 'coupled'"
+        ),
     ),
     "strength auto of l1 on filters": (
         (("group_lasso", "l1"), ("strength: 1e-3", "strength: auto")),
-        "recipe.yaml:12:5: rules.0.penalty: l1 with strength 'auto' counts single weights; use group_lasso on group 'filter', or give l1 a number",
+        (
+            "recipe.yaml:12:5: rules.0.penalty: l1 with strength 'auto' counts single weights; "
+            "use group_lasso on group 'filter', or give l1 a number"
+        ),
     ),
     "strength auto without a goal": (
         (("strength: 1e-3", "strength: auto"), ("budget: {macs: 40%}\n", "")),
-        "recipe.yaml:1:1: rules.0.penalty.strength: 'auto' needs a goal; give the recipe a budget, or the rule its own 'sparsity'",
+        (
+            "recipe.yaml:1:1: rules.0.penalty.strength: 'auto' needs a goal; give the recipe a budget, "
+            "or the rule its own 'sparsity'"
+        ),
     ),
     "strength auto towards a time": (
         (
             ("strength: 1e-3", "strength: auto"),
             ("budget: {macs: 40%}", "budget: {latency: {onnxruntime: 60%}}"),
         ),
-        "recipe.yaml:1:1: rules.0.penalty.strength: 'auto' needs a goal; give the budget macs, params, bytes or peak_memory as well (latency and accuracy_drop are held by the cut, not in training), the penalty a number, or the rule its own 'sparsity'",
+        (
+            "recipe.yaml:1:1: rules.0.penalty.strength: 'auto' needs a goal; give the budget macs, "
+            "params, bytes or peak_memory as well (latency and accuracy_drop are held by the cut, "
+            "not in training), the penalty a number, or the rule its own 'sparsity'"
+        ),
     ),
     "strength auto beside another rule": (
         (
             ("strength: 1e-3", "strength: auto"),
             ("layers: fc2\n    protect: true", "layers: fc1\n    group: neuron"),
         ),
-        "recipe.yaml:1:1: rules.1 leaves its amount to the budget, which strength 'auto' of another rule aims at alone; give it strength auto as well, or its own 'sparsity'",
+        (
+            "recipe.yaml:1:1: rules.1 leaves its amount to the budget, "
+            "which strength 'auto' of another rule aims at alone; give it strength auto as well, "
+            "or its own 'sparsity'"
+        ),
     ),
     "strength as another word": (
         (("strength: 1e-3", "strength: automatic"),),
@@ -602,11 +833,17 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "bad regular expression": (
         (('"conv*"', "re:(conv"),),
-        "recipe.yaml:10:13: rules.0.layers: 're:(conv' is no regular expression: missing ), unterminated subpattern at position 0",
+        (
+            "recipe.yaml:10:13: rules.0.layers: 're:(conv' is no regular expression: missing ), "
+            "unterminated subpattern at position 0"
+        ),
     ),
     "two rules on the same layers": (
         (("layers: fc2\n    protect: true", 'layers: ["conv*"]\n    group: out_channel'),),
-        "recipe.yaml:16:5: rules.1: claims the same layers and group 'filter' as rules.0; remove one of the two, or write 'override: true' into the later one",
+        (
+            "recipe.yaml:16:5: rules.1: claims the same layers and group 'filter' as rules.0; "
+            "remove one of the two, or write 'override: true' into the later one"
+        ),
     ),
     "layers protected twice": (
         (
@@ -615,11 +852,17 @@ EDITED: dict[str, tuple[Edits, str]] = {
                 "  - {layers: fc2, protect: true}\n  - {layers: [fc2], protect: true}",
             ),
         ),
-        "recipe.yaml:17:5: rules.2: protects the same layers as rules.1; remove one of the two, or write 'override: true' into the later one",
+        (
+            "recipe.yaml:17:5: rules.2: protects the same layers as rules.1; remove one of the two, "
+            "or write 'override: true' into the later one"
+        ),
     ),
     "two cuts": (
         (("{kind: cut}", "{kind: cut}\n  - {kind: cut, name: again}"),),
-        "recipe.yaml:18:1: stages: 'again' cuts 100% of the way, and 'cut' before it has gone 100%; give 'cut' a shorter 'way'",
+        (
+            "recipe.yaml:18:1: stages: 'again' cuts 100% of the way, "
+            "and 'cut' before it has gone 100%; give 'cut' a shorter 'way'"
+        ),
     ),
     "no cut": (
         (("  - {kind: cut}\n", ""),),
@@ -627,19 +870,31 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "the last cut goes half the way": (
         (("{kind: cut}", "{kind: cut, way: 50%}"),),
-        "recipe.yaml:18:1: stages: 'cut' is the last cut and must meet the recipe's budget; leave out its 'way' and 'budget', or add a 'cut' stage",
+        (
+            "recipe.yaml:18:1: stages: 'cut' is the last cut and must meet the recipe's budget; "
+            "leave out its 'way' and 'budget', or add a 'cut' stage"
+        ),
     ),
     "cuts between steps": (
         (("name: learn,", "name: learn, cuts: {every: 100it},"),),
-        "recipe.yaml:19:38: stages.0.cuts: 'every: 100it' is no number of whole epochs, and cuts come between epochs; write 1ep",
+        (
+            "recipe.yaml:19:38: stages.0.cuts: 'every: 100it' is no number of whole epochs, "
+            "and cuts come between epochs; write 1ep"
+        ),
     ),
     "cuts that end at a step": (
         (("name: learn,", "name: learn, cuts: {end: 100it},"),),
-        "recipe.yaml:19:38: stages.0.cuts: 'end: 100it' counts steps, and cuts come between epochs; write it in ep or dur",
+        (
+            "recipe.yaml:19:38: stages.0.cuts: 'end: 100it' counts steps, "
+            "and cuts come between epochs; write it in ep or dur"
+        ),
     ),
     "cuts beyond the stage": (
         (("name: learn,", "name: learn, cuts: {end: 4ep},"),),
-        "recipe.yaml:19:5: stages.0: the cuts start at 0ep and end at 4ep; 'end' must come after 'start' and within 3ep",
+        (
+            "recipe.yaml:19:5: stages.0: the cuts start at 0ep and end at 4ep; "
+            "'end' must come after 'start' and within 3ep"
+        ),
     ),
     "more parts than examples": (
         (("name: learn,", "name: learn, batch: 8, accumulate: 9,"),),
@@ -669,7 +924,8 @@ EDITED: dict[str, tuple[Edits, str]] = {
     "undefined variable": (
         (("${epochs}", "${epoch}"),),
         (
-            "recipe.yaml:3:8: vars.epochs: unused variable 'epochs'; write ${epochs} where it belongs, or remove it\n"
+            "recipe.yaml:3:8: vars.epochs: unused variable 'epochs'; "
+            "write ${epochs} where it belongs, or remove it\n"
             "recipe.yaml:19:40: stages.0.epochs: undefined variable 'epoch'; did you mean 'epochs'?"
         ),
     ),
@@ -688,13 +944,19 @@ EDITED: dict[str, tuple[Edits, str]] = {
     "code in an expression": (
         (("${epochs}", "${__import__('os').system('id')}"),),
         (
-            "recipe.yaml:3:8: vars.epochs: unused variable 'epochs'; write ${epochs} where it belongs, or remove it\n"
-            "recipe.yaml:19:40: stages.0.epochs: \"__import__('os').system('id')\" is not allowed in an expression; only numbers, variables, + - * / // % **, parentheses, min, max, round and int"
+            "recipe.yaml:3:8: vars.epochs: unused variable 'epochs'; "
+            "write ${epochs} where it belongs, or remove it\n"
+            "recipe.yaml:19:40: stages.0.epochs: \"__import__('os').system('id')\" is not allowed "
+            "in an expression; only numbers, variables, + - * / // % **, parentheses, min, max, "
+            "round and int"
         ),
     ),
     "attribute in an expression": (
         (("${epochs}", "${epochs.real}"),),
-        "recipe.yaml:19:40: stages.0.epochs: 'epochs.real' is not allowed in an expression; only numbers, variables, + - * / // % **, parentheses, min, max, round and int",
+        (
+            "recipe.yaml:19:40: stages.0.epochs: 'epochs.real' is not allowed in an expression; "
+            "only numbers, variables, + - * / // % **, parentheses, min, max, round and int"
+        ),
     ),
     "unknown function": (
         (("${epochs}", "${abs(epochs)}"),),
@@ -717,13 +979,18 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "expression that is none": (
         (("${epochs}", "${epochs +}"),),
-        "recipe.yaml:19:40: stages.0.epochs: 'epochs +' is no expression; only numbers, variables, + - * / // % **, parentheses, min, max, round and int",
+        (
+            "recipe.yaml:19:40: stages.0.epochs: 'epochs +' is no expression; only numbers, variables, "
+            "+ - * / // % **, parentheses, min, max, round and int"
+        ),
     ),
     "expression never closed": (
         (("${epochs}", "${epochs"),),
         (
-            "recipe.yaml:3:8: vars.epochs: unused variable 'epochs'; write ${epochs} where it belongs, or remove it\n"
-            "recipe.yaml:19:40: stages.0.epochs: '${' without its '}'; close it, or write $${ for the characters themselves"
+            "recipe.yaml:3:8: vars.epochs: unused variable 'epochs'; "
+            "write ${epochs} where it belongs, or remove it\n"
+            "recipe.yaml:19:40: stages.0.epochs: '${' without its '}'; close it, "
+            "or write $${ for the characters themselves"
         ),
     ),
     "list as a variable": (
@@ -737,12 +1004,16 @@ EDITED: dict[str, tuple[Edits, str]] = {
         ),
         (
             "recipe.yaml:3:7: vars: expected a mapping of names to numbers or text, found the number 3\n"
-            "recipe.yaml:19:40: stages.0.epochs: expected a whole number, found the text '3'; write it without quotes"
+            "recipe.yaml:19:40: stages.0.epochs: expected a whole number, found the text '3'; "
+            "write it without quotes"
         ),
     ),
     "wrong type out of an expression": (
         (("${epochs}", "${epochs / 2}"),),
-        "recipe.yaml:19:40: stages.0.epochs: expected a whole number, found the number 1.5; this is what '${epochs / 2}' comes to",
+        (
+            "recipe.yaml:19:40: stages.0.epochs: expected a whole number, found the number 1.5; "
+            "this is what '${epochs / 2}' comes to"
+        ),
     ),
     "unquoted expression in braces": (
         (('"${epochs}"', "${epochs}"),),
@@ -762,7 +1033,10 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "unquoted alias in a list": (
         (('"conv*"', "[*conv, fc1]"),),
-        "recipe.yaml:10:14: rules.0.layers.0: unquoted '*conv'; YAML reads it as an alias; quote it: \"*conv\"",
+        (
+            "recipe.yaml:10:14: rules.0.layers.0: unquoted '*conv'; YAML reads it as an alias; "
+            'quote it: "*conv"'
+        ),
     ),
     "unclosed quote": (
         (("title: Sample", 'title: "Sample'),),
@@ -774,15 +1048,24 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "backslash in double quotes": (
         (('"conv*"', '"re:conv\\d"'),),
-        "recipe.yaml:10:22: '\\d' is no escape in a double-quoted text; use single quotes, which keep '\\' as it is",
+        (
+            "recipe.yaml:10:22: '\\d' is no escape in a double-quoted text; use single quotes, "
+            "which keep '\\' as it is"
+        ),
     ),
     "colon in a text": (
         (("title: Sample", "title: Sample: the first"),),
-        "recipe.yaml:2:14: a ':' is not expected here; quote a text that holds ': ', and indent keys of one mapping alike",
+        (
+            "recipe.yaml:2:14: a ':' is not expected here; quote a text that holds ': ', "
+            "and indent keys of one mapping alike"
+        ),
     ),
     "wrong indentation": (
         (("    group: filter", "   group: filter"),),
-        "recipe.yaml:11:4: not in line with what it belongs to; indent the keys of one mapping, or the '-' of one list, alike",
+        (
+            "recipe.yaml:11:4: not in line with what it belongs to; indent the keys of one mapping, "
+            "or the '-' of one list, alike"
+        ),
     ),
     "key without a colon": (
         (("    group: filter", "    group filter"),),
@@ -798,7 +1081,10 @@ EDITED: dict[str, tuple[Edits, str]] = {
     ),
     "custom tag": (
         (("title: Sample", "title: !!python/object:os.system Sample"),),
-        "recipe.yaml:2:8: title: the tag 'tag:yaml.org,2002:python/object:os.system' is not read; write the value without it",
+        (
+            "recipe.yaml:2:8: title: the tag 'tag:yaml.org,2002:python/object:os.system' is not read; "
+            "write the value without it"
+        ),
     ),
     "control character": (
         (("title: Sample", "title: Sam\x07ple"),),
@@ -839,7 +1125,10 @@ WHOLE: dict[str, tuple[str, str]] = {
     ),
     "a word": (
         "LeNet-5\n",
-        "recipe.yaml:1:1: expected a mapping at the top, found the text 'LeNet-5'; a recipe begins with 'version: 1'",
+        (
+            "recipe.yaml:1:1: expected a mapping at the top, found the text 'LeNet-5'; "
+            "a recipe begins with 'version: 1'"
+        ),
     ),
     "nested too deep": (
         "a: " + "[" * 100 + "]" * 100,
@@ -892,7 +1181,10 @@ def test_every_mistake_is_reported_at_once() -> None:
         .replace("kind: cut", "kind: cutt")
     )
     assert complaint(text).splitlines() == [
-        "recipe.yaml:8:16: budget.macs: expected a share such as 40% or a count such as 300M, not the bare number 40",
+        (
+            "recipe.yaml:8:16: budget.macs: expected a share such as 40% or a count such as 300M, "
+            "not the bare number 40"
+        ),
         "recipe.yaml:11:12: rules.0.group: unknown group 'filtre'; did you mean 'filter'?",
         "recipe.yaml:14:17: rules.0.penalty.strength: expected a number, a schedule or auto, not 'fast'",
         "recipe.yaml:17:14: rules.1.protect: expected true or false, found the number 1",

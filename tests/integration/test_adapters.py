@@ -1,4 +1,5 @@
-"""Other people's trainers: each example runs, resumes to the same bits, and trains as a plain loop with the hooks would."""
+"""Other people's trainers: each example runs, resumes to the same bits, and trains as a plain loop with the
+hooks would."""
 
 import subprocess
 import sys
@@ -42,7 +43,10 @@ PENALTIES = {
 def test_the_example_runs(name: str) -> None:
     """Each asserts by itself that the resumed training ends with the same bits."""
     pytest.importorskip(EXAMPLES[name])
-    code = f"import runpy, sys; sys.path.insert(0, {str(ROOT / 'tests/zoo')!r}); import shim; runpy.run_path({str(ROOT / 'examples' / f'{name}.py')!r}, run_name='__main__')"
+    code = (
+        f"import runpy, sys; sys.path.insert(0, {str(ROOT / 'tests/zoo')!r}); import shim; "
+        f"runpy.run_path({str(ROOT / 'examples' / f'{name}.py')!r}, run_name='__main__')"
+    )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=1200
     )
@@ -137,7 +141,8 @@ def fit(penalty: str, net: nn.Module, precision: str, callback: Any) -> None:
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_lightning_trains_as_a_plain_loop(penalty: str, precision: str) -> None:
-    """Its gradients come into being inside the optimizer's step; the penalty acts once per step and after the clipping."""
+    """Its gradients come into being inside the optimizer's step; the penalty acts once per step and after the
+    clipping."""
     pytest.importorskip("lightning")
     adapter = import_module("sparsify.adapters.lightning")
     net = model()
@@ -158,7 +163,10 @@ def test_lightning_without_the_parameters_is_refused() -> None:
     other = model()
     with pytest.raises(
         ModelError,
-        match="no optimizer of the Trainer holds the model's parameters; give SparsifyCallback the module that is trained",
+        match=(
+            "no optimizer of the Trainer holds the model's parameters; "
+            "give SparsifyCallback the module that is trained"
+        ),
     ):
         fit("proximal", model(), "32-true", adapter.SparsifyCallback(plan(other, "proximal"), other))
 

@@ -1,4 +1,5 @@
-"""Baselines: at the cost of the cut model, from the same weights, trained alike; resumed and repeated to the bit."""
+"""Baselines: at the cost of the cut model, from the same weights, trained alike; resumed and repeated to
+the bit."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from sparsify.runs import run_folder
 from sparsify.runs.apply import apply, preview
 from sparsify.runs.run_folder import sha256
 from sparsify.runs.save_load import checked, read_cuts, rebuilt_baseline
-from sparsify.training.stage import evaluate
+from sparsify.training.objective import evaluate
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.table import Machine, Steps, Table
@@ -311,7 +312,9 @@ def test_no_baseline_gets_more_time_than_the_recipe_allows(
         recipe=recipe, plan=SimpleNamespace(floors=(floor,)), folder=Path(), build=None, inputs=()
     )
     monkeypatch.setattr(baselines, "rebuilt_dense", lambda *_: None)
-    monkeypatch.setattr(baselines.measure, "measure_latency", lambda *_, **__: SimpleNamespace(speedup=speedup))
+    monkeypatch.setattr(
+        baselines.measure, "measure_latency", lambda *_, **__: SimpleNamespace(speedup=speedup)
+    )
     assert baselines._cost(run, digits_cnn(), None) == Cost("latency.eager", cost)  # type: ignore[arg-type]
 
 
@@ -335,9 +338,9 @@ def test_a_damaged_cost_says_so() -> None:
 def test_the_plan_says_what_they_cost() -> None:
     shown = " ".join(sparsify.describe(preview(RECIPE, from_scratch=True)).split())
     assert (
-        "each at the cost that the cut comes to: 3 x the 2 epochs after the cut, and 2 epochs before it once, without penalties"
-        in shown
-    )
+        "each at the cost that the cut comes to: 3 x the 2 epochs after the cut, "
+        "and 2 epochs before it once, without penalties"
+    ) in shown
     assert " ".join(sparsify.describe(preview(RECIPE, weights())).split()).endswith(
         "3 x the 2 epochs after the cut"
     )
@@ -377,15 +380,24 @@ def test_which_stages_are_theirs() -> None:
         ({"baselines": ["random", "random"]}, "baselines: 'random' stands there twice; leave one out"),
         (
             {"baselines": ["uniform"]},
-            "baselines.0: expected one of uniform_width, random, magnitude, by_macs, found the text 'uniform'; did you mean 'uniform_width'?",
+            (
+                "baselines.0: expected one of uniform_width, random, magnitude, by_macs, "
+                "found the text 'uniform'; did you mean 'uniform_width'?"
+            ),
         ),
         (
             {"rules": [{"layers": "conv*", "group": "weight", "sparsity": "50%"}]},
-            "baselines: baselines remove whole units, and no rule has a group of those (filter, channel, neuron, head, hidden, depth); leave 'baselines' out",
+            (
+                "baselines: baselines remove whole units, and no rule has a group of those (filter, "
+                "channel, neuron, head, hidden, depth); leave 'baselines' out"
+            ),
         ),
         (
             {"baselines": ["by_macs"]},
-            "baselines: 'by_macs' is what a latency budget is compared with; write budget.latency, or leave it out",
+            (
+                "baselines: 'by_macs' is what a latency budget is compared with; write budget.latency, "
+                "or leave it out"
+            ),
         ),
         (
             {"rules": [{"layers": "conv*", "group": "depth"}]},

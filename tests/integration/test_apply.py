@@ -14,8 +14,9 @@ from sparsify.events import CutDone, EpochDone, Note, RunStarted, StageStarted, 
 from sparsify.models import digits_cnn
 from sparsify.runs import run_folder
 from sparsify.runs.apply import apply, preview
-from sparsify.runs.save_load import checked, list_runs, load_dense, load_run, read_cuts
-from sparsify.training.stage import evaluate
+from sparsify.runs.listing import list_runs
+from sparsify.runs.save_load import checked, load_dense, load_run, read_cuts
+from sparsify.training.objective import evaluate
 from sparsify_cli.app import exit_code
 from sparsify_schemas.recipe import Recipe
 
@@ -312,7 +313,8 @@ def test_a_damaged_run_is_no_model():
 
 
 def test_shapes_and_taps_from_training_to_the_report(capsys):
-    """A lasso kills shapes and taps, dead units leave with them, zeros are held while the penalties act on."""
+    """A lasso kills shapes and taps, dead units leave with them, zeros are held while the penalties act
+    on."""
     rules = [
         {"layers": "conv1", "group": "tap", "penalty": {"kind": "group_lasso", "strength": 0.3, "every": 1}},
         {

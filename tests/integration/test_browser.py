@@ -1,4 +1,5 @@
-"""The page in a real browser: no complaint on its console, nothing wider than the screen, light, dark and on a phone.
+"""The page in a real browser: no complaint on its console, nothing wider than the screen, light, dark and on
+a phone.
 
 Needs Chromium (Debian: apt install chromium); skipped without.
 """
@@ -24,12 +25,19 @@ BROWSER = next(
     None,
 )
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here; Debian: apt install chromium")
-QUIET = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync --hide-scrollbars".split()
+QUIET = (
+    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --hide-scrollbars"
+).split()
 MEASURE = """<script>
-const wide = [...document.querySelectorAll("body *")].filter(e => !e.closest(".scroll, pre, defs, head") && e.getBoundingClientRect().right > innerWidth + 1);
-const small = [...document.querySelectorAll("svg.plot text")].filter(e => e.getBoundingClientRect().height < 9);
-document.title = JSON.stringify({wide: wide.map(e => e.tagName + "." + e.getAttribute("class") + ": " + e.textContent.slice(0, 40)), small: small.length,
-  width: innerWidth, bars: [...document.querySelectorAll(".bars svg.bar")].map(e => Math.round(e.getBoundingClientRect().width)),
+const box = e => e.getBoundingClientRect();
+const shown = [...document.querySelectorAll("body *")].filter(e => !e.closest(".scroll, pre, defs, head"));
+const wide = shown.filter(e => box(e).right > innerWidth + 1);
+const small = [...document.querySelectorAll("svg.plot text")].filter(e => box(e).height < 9);
+const bars = [...document.querySelectorAll(".bars svg.bar")];
+const named = e => e.tagName + "." + e.getAttribute("class") + ": " + e.textContent.slice(0, 40);
+document.title = JSON.stringify({wide: wide.map(named), small: small.length,
+  width: innerWidth, bars: bars.map(e => Math.round(box(e).width)),
   plots: document.querySelectorAll("svg.plot").length});
 </script>"""
 
@@ -89,7 +97,13 @@ def full() -> Report:
     )
 
 
-RECIPE = "version: 1\ntitle: LeNet-5\nrules:\n  - {layers: 'conv*', group: filter, penalty: {kind: group_lasso, strength: auto}, keep: {at_least: 2, multiple_of: auto}}\n"
+RECIPE = (
+    "version: 1\n"
+    "title: LeNet-5\n"
+    "rules:\n"
+    "  - {layers: 'conv*', group: filter, penalty: {kind: group_lasso, strength: auto}, keep: "
+    "{at_least: 2, multiple_of: auto}}\n"
+)
 
 
 def browse(page: Path, *flags: str, width: int = 1200, height: int = 900) -> tuple[str, list[str]]:

@@ -1,4 +1,5 @@
-"""Group depth from end to end: trained, cut, tuned, reported, reloaded, exported; and that work really goes."""
+"""Group depth from end to end: trained, cut, tuned, reported, reloaded, exported; and that work really
+goes."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Penalties on two processes, under DDP and under FSDP 2, leave the weights that one process would have left."""
+"""Penalties on two processes, under DDP and under FSDP 2, leave the weights that one process would have
+left."""
 
 import os
 from pathlib import Path
@@ -75,7 +76,10 @@ x = torch.randn(16, 2, 4, 4, generator=torch.Generator().manual_seed(1))
 def net():
     torch.manual_seed(0)
     # 7 and 5 rows do not divide by two, 3 neither; the one row of a weight leaves a process with nothing
-    model = nn.Sequential(nn.Conv2d(2, 7, 3), nn.ReLU(), nn.Flatten(), nn.Linear(28, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3), nn.Linear(3, 1), nn.Linear(1, 4))
+    model = nn.Sequential(
+        nn.Conv2d(2, 7, 3), nn.ReLU(), nn.Flatten(), nn.Linear(28, 5), nn.BatchNorm1d(5), nn.ReLU(),
+        nn.Linear(5, 3), nn.Linear(3, 1), nn.Linear(1, 4),
+    )
     with torch.no_grad():
         model[7].weight.mul_(4)
         model[8].weight.mul_(4)
@@ -112,7 +116,8 @@ def trained(how, plan, number):
         fully_shard(model[0])
         fully_shard(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    with sparsify.attach(plan, outer, optimizer, steps_per_epoch=6, steps=6, hold_zeros=first.group == "weight") as hooks:
+    given = {"steps_per_epoch": 6, "steps": 6, "hold_zeros": first.group == "weight"}
+    with sparsify.attach(plan, outer, optimizer, **given) as hooks:
         for step in range(6):
             optimizer.zero_grad()
             nn.functional.cross_entropy(outer(x[mine]), y[mine]).backward()
@@ -120,7 +125,8 @@ def trained(how, plan, number):
             if step == 2:
                 hooks.load_state_dict(gathered(hooks.state_dict()) if number % 2 else hooks.state_dict())
         hooks.flush()
-        told = [hooks.sparsity(), *hooks.remaining().values(), *(hooks.goal() or ()), hooks.strength or 0.0, hooks.woken() or 0.0]
+        told = [hooks.sparsity(), *hooks.remaining().values(), *(hooks.goal() or ())]
+        told += [hooks.strength or 0.0, hooks.woken() or 0.0]
     if how == "fsdp":
         try:
             sparsify.cut(plan, model, inputs=(x[:2],))
@@ -132,11 +138,15 @@ def trained(how, plan, number):
         others = [None] * world
         dist.all_gather_object(others, told)
         assert others == [told] * world, (number, others)
-    whole = {n: (p.full_tensor() if how == "fsdp" else p).detach().clone() for n, p in model.named_parameters()}
+    whole = {}
+    for name, parameter in model.named_parameters():
+        full = parameter.full_tensor() if how == "fsdp" else parameter
+        whole[name] = full.detach().clone()
     return whole, told
 
 for how in ways:
-    found = {name: trained(how, plan, n) for n, (name, plan) in enumerate(torch.load(plans, weights_only=False).items())}
+    made = torch.load(plans, weights_only=False)
+    found = {name: trained(how, plan, n) for n, (name, plan) in enumerate(made.items())}
     if rank == 0:
         torch.save(found, f"{out}/{how}.pt")
 if world > 1:
@@ -198,7 +208,8 @@ def one(plans: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
 
 @pytest.fixture(scope="module")
 def both(plans: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """Where two processes left what each way of training together came to, and what they said if one failed."""
+    """Where two processes left what each way of training together came to, and what they said if one
+    failed."""
     out, environment = tmp_path_factory.mktemp("two"), world()
     processes = [start(plans, out, *WAYS, RANK=rank, LOCAL_RANK=rank, **environment) for rank in "01"]
     said = [p.communicate()[1] for p in processes]

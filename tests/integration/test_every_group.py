@@ -23,7 +23,8 @@ def convolutional():
     return digits_cnn()
 
 def perceptron():
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 10))
+    first, second, third = nn.Linear(64, 48), nn.Linear(48, 32), nn.Linear(32, 10)
+    return nn.Sequential(nn.Flatten(), first, nn.ReLU(), second, nn.ReLU(), third)
 
 def attention():
     return Encoder()
@@ -60,7 +61,8 @@ class Encoder(nn.Module):
     def __init__(self):
         super().__init__()
         self.embed = nn.Linear(8, 32)
-        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(32, 4, 64, 0.0, batch_first=True) for _ in range(2))
+        layers = [nn.TransformerEncoderLayer(32, 4, 64, 0.0, batch_first=True) for _ in range(2)]
+        self.layers = nn.ModuleList(layers)
         self.head = nn.Linear(32, 10)
     def forward(self, x):
         x = self.embed(x.squeeze(1))
@@ -143,7 +145,8 @@ def where(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(where):
-    """Group type -> why it could not be trained, cut and written, if so. Each leaves its files in its folder."""
+    """Group type -> why it could not be trained, cut and written, if so. Each leaves its files in its
+    folder."""
     problems = {}
     for kind in group.KINDS:
         try:

@@ -35,7 +35,8 @@ import torch
 from torch import nn
 
 def mlp():
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32), nn.Tanh(), nn.Linear(32, 10))
+    first, second, third = nn.Linear(64, 48), nn.Linear(48, 32), nn.Linear(32, 10)
+    return nn.Sequential(nn.Flatten(), first, nn.ReLU(), second, nn.Tanh(), third)
 
 class Two(nn.Module):
     def __init__(self):
@@ -91,7 +92,9 @@ found = {}
 for name, file in zip(sys.argv[1::2], sys.argv[2::2]):
     x, expected = torch.load(name + ".x.pt")
     model = torch.export.load(file).module()
-    found[name] = max(float((model(x[:n]) - expected[:n]).abs().max() / expected.abs().max()) for n in (1, 2, 7, 33))
+    largest = expected.abs().max()
+    apart = [(model(x[:n]) - expected[:n]).abs().max() for n in (1, 2, 7, 33)]
+    found[name] = max(float(difference / largest) for difference in apart)
 assert not [m for m in sys.modules if m.startswith(("sparsify", "export_nets"))]
 print(json.dumps(found))
 """
@@ -114,7 +117,8 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(runs, tmp_path_factory):
-    """(run, format) -> the folder that it was exported into, and what was said of it; each is written once."""
+    """(run, format) -> the folder that it was exported into, and what was said of it; each is written
+    once."""
     made = {}
 
     def export(name, format):
@@ -377,7 +381,8 @@ def test_without_the_extra_its_name_is_said(runs, call, monkeypatch, missing):
     code, out, err = call("export", runs["conv"], "--format", "onnx")
     assert (code, out) == (1, "")
     assert err.splitlines()[-1] == (
-        "export to ONNX needs onnx and onnxscript, which are not installed: pip install 'sparsify-recipes[onnx]'"
+        "export to ONNX needs onnx and onnxscript, which are not installed: "
+        "pip install 'sparsify-recipes[onnx]'"
     )
 
 
@@ -396,7 +401,8 @@ def test_integers_need_onnxruntime_as_well(runs, call, monkeypatch, missing):
     code, out, err = call("export", runs["conv"], "--format", "onnx-int8")
     assert (code, out) == (1, "")
     assert err.splitlines()[-1] == (
-        "export to ONNX in int8 needs onnx, onnxscript and onnxruntime, which are not all installed: pip install 'sparsify-recipes[onnx]'"
+        "export to ONNX in int8 needs onnx, onnxscript and onnxruntime, "
+        "which are not all installed: pip install 'sparsify-recipes[onnx]'"
     )
 
 
@@ -408,7 +414,8 @@ def test_integers_are_those_of_the_table_and_agree_with_the_model(runs, call):
     code, out, err = call("export", runs["conv"], "--format", "onnx-int8")
     assert (code, err) == (0, f"exporting {runs['conv']} as onnx-int8\n")
     said = re.fullmatch(
-        r"conv-1\.int8\.onnx: [\d.]+ KiB Quantised on 256 training examples\. Reloaded \(onnxruntime\): it predicts the class "
+        r"conv-1\.int8\.onnx: [\d.]+ KiB Quantised on 256 training examples\. Reloaded "
+        r"\(onnxruntime\): it predicts the class "
         r"that the model in floats predicts on ([\d.]+) % of (\d+) validation examples\.",
         " ".join(out.split()),
     )
@@ -442,8 +449,10 @@ def test_integers_without_data_are_compared_on_random_inputs(call):
     code, out, _ = call("export", run, "--format", "onnx-int8", "--out", "m.onnx")
     assert code == 0
     assert re.fullmatch(
-        r"m\.onnx: [\d.]+ KiB Quantised on random inputs, as the recipe has no data: enough to time it, not to use it\. "
-        r"Reloaded \(onnxruntime\) and compared at batch 1 and 5: largest difference \S+ of the largest output\.",
+        r"m\.onnx: [\d.]+ KiB Quantised on random inputs, as the recipe has no data: "
+        r"enough to time it, not to use it\. "
+        r"Reloaded \(onnxruntime\) and compared at batch 1 and 5: "
+        r"largest difference \S+ of the largest output\.",
         " ".join(out.split()),
     )
     made = json.loads(call("export", run, "--format", "onnx-int8", "--out", "m.onnx", "--force", "--json")[1])
@@ -532,9 +541,8 @@ def test_the_command_tells_file_and_difference(runs, call):
     assert (code, err) == (0, f"exporting {runs['conv']} as pt2\n")
     first, second = out.splitlines()
     assert first.startswith("conv-1.pt2: ") and first.endswith(" KiB")
-    assert (
-        second
-        == "Reloaded (torch.export) and compared at batch 1 and 5: largest difference 0 of the largest output."
+    assert second == (
+        "Reloaded (torch.export) and compared at batch 1 and 5: largest difference 0 of the largest output."
     )
     made = json.loads(call("export", runs["conv"], "--format", "onnx", "--json")[1])
     assert made.keys() == {
@@ -552,7 +560,12 @@ def test_the_command_tells_file_and_difference(runs, call):
 
 
 def test_help_without_torch():
-    code = "import sys\nfrom sparsify_cli.app import exit_code\nc = exit_code(['export', '--help'])\nsys.exit(c or 9 * ('torch' in sys.modules))"
+    code = (
+        "import sys\n"
+        "from sparsify_cli.app import exit_code\n"
+        "c = exit_code(['export', '--help'])\n"
+        "sys.exit(c or 9 * ('torch' in sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert all(

@@ -59,16 +59,58 @@ def half(layers: str, group: str = "neuron", uniform: bool = True) -> dict[str, 
 
 HEADS = [half("*gate_proj"), half("*q_proj", "head")]
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], list[dict[str, Any]], dict[str, int]]] = {
-    "bert": ("BertForSequenceClassification", {**SMALL, "vocab_size": 50}, IDS, [half("*intermediate.dense")], {"intermediate_size": 48}),
-    "distilbert": ("DistilBertForSequenceClassification", {"vocab_size": 50, "dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 96}, IDS, [half("*lin1")], {"hidden_dim": 48}),
+    "bert": (
+        "BertForSequenceClassification",
+        {**SMALL, "vocab_size": 50},
+        IDS,
+        [half("*intermediate.dense")],
+        {"intermediate_size": 48},
+    ),
+    "distilbert": (
+        "DistilBertForSequenceClassification",
+        {"vocab_size": 50, "dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 96},
+        IDS,
+        [half("*lin1")],
+        {"hidden_dim": 48},
+    ),
     "gpt2": ("GPT2LMHeadModel", GPT2, IDS, [half("*c_fc")], {"n_inner": 96}),
-    "llama": ("LlamaForCausalLM", {**CAUSAL, "num_key_value_heads": 4}, IDS, HEADS, {"intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 12}),
-    "llama-gqa": ("LlamaForCausalLM", {**CAUSAL, "num_key_value_heads": 2}, IDS, HEADS, {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 12}),
-    "llama-hidden": ("LlamaForCausalLM", CAUSAL, IDS, [half("*o_proj")], {"hidden_size": 24, "num_attention_heads": 4, "head_dim": 12}),
-    "qwen2-tied": ("Qwen2ForCausalLM", {**CAUSAL, "num_key_value_heads": 2, "tie_word_embeddings": True}, IDS, HEADS, {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 12}),
+    "llama": (
+        "LlamaForCausalLM",
+        {**CAUSAL, "num_key_value_heads": 4},
+        IDS,
+        HEADS,
+        {"intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 12},
+    ),
+    "llama-gqa": (
+        "LlamaForCausalLM",
+        {**CAUSAL, "num_key_value_heads": 2},
+        IDS,
+        HEADS,
+        {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 12},
+    ),
+    "llama-hidden": (
+        "LlamaForCausalLM",
+        CAUSAL,
+        IDS,
+        [half("*o_proj")],
+        {"hidden_size": 24, "num_attention_heads": 4, "head_dim": 12},
+    ),
+    "qwen2-tied": (
+        "Qwen2ForCausalLM",
+        {**CAUSAL, "num_key_value_heads": 2, "tie_word_embeddings": True},
+        IDS,
+        HEADS,
+        {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 12},
+    ),
     "t5": ("T5ForConditionalGeneration", T5, BOTH, [half("*wi")], {"d_ff": 48}),
-    "vit": ("ViTForImageClassification", VIT, PIXELS, [half("*fc1"), half("*q_proj", "head")], {"intermediate_size": 48, "num_attention_heads": 2}),
-}  # fmt: skip
+    "vit": (
+        "ViTForImageClassification",
+        VIT,
+        PIXELS,
+        [half("*fc1"), half("*q_proj", "head")],
+        {"intermediate_size": 48, "num_attention_heads": 2},
+    ),
+}
 
 
 def recipe(
@@ -152,17 +194,21 @@ def test_a_tiny_bert_through_the_commands_in_every_format(capsys: pytest.Capture
 REFUSED: dict[str, tuple[list[dict[str, Any]], str]] = {
     "different widths": (
         [half("*intermediate.dense", uniform=False)],
-        r"'bert\.encoder\.layer\.1\.intermediate\.dense\.weight' is \d+x48 and 'bert\.encoder\.layer\.0\.intermediate\.dense\.weight' \d+x48, but BertConfig "
-        r"has one number for both; keep: \{uniform: true\} in the rule keeps them alike, and --format pt2, onnx and safetensors take the model as it is",
+        r"'bert\.encoder\.layer\.1\.intermediate\.dense\.weight' is \d+x48 and "
+        r"'bert\.encoder\.layer\.0\.intermediate\.dense\.weight' \d+x48, but BertConfig "
+        r"has one number for both; keep: \{uniform: true\} in the rule keeps them alike, "
+        r"and --format pt2, onnx and safetensors take the model as it is",
     ),
     "heads of their own size": (
         [half("*query", "head")],
-        r"no number in BertConfig makes 'bert\.encoder\.layer\.0\.attention\.self\.query\.weight' 24x48: it stays 48x48; "
+        r"no number in BertConfig makes 'bert\.encoder\.layer\.0\.attention\.self\.query\.weight' "
+        r"24x48: it stays 48x48; "
         r"--format pt2, onnx and safetensors take the model as it is",
     ),
     "the width of all": (
         [half("*.0.attention.output.dense")],
-        r"no number in BertConfig makes 'bert\.encoder\.layer\.0\.attention\.self\.query\.weight' 48x24: with hidden_size 24 it is 24x24; "
+        r"no number in BertConfig makes 'bert\.encoder\.layer\.0\.attention\.self\.query\.weight' "
+        r"48x24: with hidden_size 24 it is 24x24; "
         r"--format pt2, onnx and safetensors take the model as it is",
     ),
 }
@@ -230,7 +276,10 @@ def test_other_models_and_a_missing_library_are_refused(monkeypatch: pytest.Monk
     )
     with pytest.raises(
         ModelError,
-        match=r"^the run's model is a \w+, not a model of transformers; export it with --format pt2, onnx or safetensors$",
+        match=(
+            r"^the run's model is a \w+, not a model of transformers; export it with --format pt2, "
+            r"onnx or safetensors$"
+        ),
     ):
         sparsify.export(run, "huggingface")
     monkeypatch.setattr(
@@ -239,16 +288,19 @@ def test_other_models_and_a_missing_library_are_refused(monkeypatch: pytest.Monk
     )
     with pytest.raises(RunError) as caught:
         sparsify.export(run, "huggingface")
-    assert (
-        str(caught.value)
-        == "export to a Hugging Face folder needs transformers, which is not installed: pip install 'sparsify-recipes[transformers]'"
+    assert str(caught.value) == (
+        "export to a Hugging Face folder needs transformers, which is not installed: "
+        "pip install 'sparsify-recipes[transformers]'"
     )
 
 
 def test_a_builder_without_the_library_or_with_another_name_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ModelError,
-        match=r"ValueError: transformers has no model 'BertFoo'; the name stands under 'architectures' in config\.json$",
+        match=(
+            r"ValueError: transformers has no model 'BertFoo'; the name stands under 'architectures' "
+            r"in config\.json$"
+        ),
     ):
         apply(recipe("x", "BertFoo", {}, IDS, [half("*")]), from_scratch=True)
     with pytest.raises(ModelError, match="ValueError: transformers has no model 'pipeline'"):
@@ -256,6 +308,9 @@ def test_a_builder_without_the_library_or_with_another_name_says_so(monkeypatch:
     monkeypatch.setattr("sparsify.models.transformers_nets.find_spec", lambda name: None)
     with pytest.raises(
         ModelError,
-        match=r"ImportError: the library transformers is not installed: pip install 'sparsify-recipes\[transformers\]'$",
+        match=(
+            r"ImportError: the library transformers is not installed: "
+            r"pip install 'sparsify-recipes\[transformers\]'$"
+        ),
     ):
         apply(recipe("x", "BertModel", {}, IDS, [half("*")]), from_scratch=True)

@@ -16,7 +16,8 @@ from apart import BRIEFLY, Apart, free_port
 from torch import nn
 
 from sparsify.runs import run_folder
-from sparsify.runs.save_load import checked, list_runs, load_dense, load_run, read_cuts
+from sparsify.runs.listing import list_runs
+from sparsify.runs.save_load import checked, load_dense, load_run, read_cuts
 
 NET = """
 from torch import nn

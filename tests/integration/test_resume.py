@@ -1,4 +1,5 @@
-"""Whatever ends a run, it can go on and ends with the same bits; an unfinished one never passes for complete."""
+"""Whatever ends a run, it can go on and ends with the same bits; an unfinished one never passes for
+complete."""
 
 import json
 import os
@@ -17,7 +18,8 @@ from sparsify.events import EpochDone, Event, RunStarted, StepDone
 from sparsify.models import digits_cnn
 from sparsify.runs import run_folder
 from sparsify.runs.apply import apply
-from sparsify.runs.save_load import checked, list_runs, load_run
+from sparsify.runs.listing import list_runs
+from sparsify.runs.save_load import checked, load_run
 
 SGD = {"kind": "sgd", "lr": 0.05, "momentum": 0.9}
 RULES = [
@@ -125,7 +127,7 @@ def test_kill_9_in_training_then_resume_ends_with_the_same_bits(whole: Path) -> 
 AT_EACH_WRITE = (
     BRIEFLY
     + """
-from sparsify.runs.save_load import list_runs
+from sparsify.runs.listing import list_runs
 from sparsify.runs.apply import apply
 recipe, replace = json.loads(sys.argv[1]), Path.replace
 
@@ -157,7 +159,8 @@ for at in range(99):
     run = Path(f"at-{at}/digits-1")
     left = sorted(p.name for p in run.iterdir())
     second = forked(lambda: apply(resume=run, timing=0.01)) if first == 9 and rows else None
-    print(json.dumps([first, [r.state for r in rows], left, second, [r.state for r in list_runs(f"at-{at}")]]), flush=True)
+    states, then = [r.state for r in rows], [r.state for r in list_runs(f"at-{at}")]
+    print(json.dumps([first, states, left, second, then]), flush=True)
     if first != 9:
         break
 """
@@ -169,7 +172,8 @@ def test_death_at_any_write_never_looks_complete_and_can_be_resumed(whole: Path)
     output, _ = script(AT_EACH_WRITE, json.dumps(SHORT)).communicate()
     *deaths, unhurt = [json.loads(line) for line in output.splitlines()]
     assert unhurt[:2] == [0, ["complete"]]
-    # state, recipe, plan, checkpoint 1, dense, checkpoint 2, checkpoint 3, cuts, weights, page in Markdown, page in HTML, report
+    # state, recipe, plan, checkpoint 1, dense, checkpoint 2, checkpoint 3, cuts, weights, page in Markdown,
+    # page in HTML, report
     assert len(deaths) == 12
     assert deaths[0][:2] == [9, []]  # not even state.json: nothing was begun, an empty folder is left
     for death, before, left, resumed, after in deaths[1:]:
@@ -207,7 +211,8 @@ def test_ctrl_c_then_resume_ends_with_the_same_bits(whole: Path, after: int) -> 
 
 
 def test_gates_and_noise_go_on_where_they_were(tmp_path: Path) -> None:
-    """Between epochs the model is without them; a checkpoint holds that and what is behind it. In the end closed gates are cut."""
+    """Between epochs the model is without them; a checkpoint holds that and what is behind it. In the end
+    closed gates are cut."""
     rules = [
         {"layers": "conv*", "group": "filter", "penalty": {"kind": "l0", "strength": 2e-3, "rate": 0.1}},
         {
@@ -312,7 +317,8 @@ def test_what_is_compared_with_is_kept_from_before_the_cut(whole: Path) -> None:
 
 
 def test_a_run_with_a_cropped_kernel_goes_on_after_its_cut(tmp_path: Path) -> None:
-    """One of nine kernel positions lives: the checkpoint's weights fit the 1x1 kernel that the cut log brings about."""
+    """One of nine kernel positions lives: the checkpoint's weights fit the 1x1 kernel that the cut log
+    brings about."""
     recipe = {
         **SHORT,
         "budget": {},

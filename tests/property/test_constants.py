@@ -1,7 +1,8 @@
-"""Laws of constants over random networks, by the public way: plan with one example, cut, compare with an independent reference.
+"""Laws of constants over random networks, by the public way: plan with one example, cut, compare with an
+independent reference.
 
-Some units of each network are dead and emit constants. What the cut model computes must be what the dense model does
-without the living units that left: dead ones leave no trace, or the log says how much is lost.
+Some units of each network are dead and emit constants. What the cut model computes must be what the dense
+model does without the living units that left: dead ones leave no trace, or the log says how much is lost.
 """
 
 import random
@@ -43,7 +44,8 @@ class Outcome:
 
 
 def with_dead_units(program: Sequence[Step], seed: int) -> Net:
-    """The network of a program, a third of the units of some layers dead, with shifts of about 1 behind them."""
+    """The network of a program, a third of the units of some layers dead, with shifts of about 1 behind
+    them."""
     model = network(program)
     chance = random.Random(seed)
     built_in = [
@@ -110,7 +112,8 @@ def check(program: Sequence[Step], seed: int) -> Outcome:
 
 
 def compared(result: Any, model: Net, dead: Any) -> bool:
-    """Whether the cut could be compared with the reference, and was right: neither statistics nor losses that were told."""
+    """Whether the cut could be compared with the reference, and was right: neither statistics nor losses that
+    were told."""
     (verdict,) = result.verdicts
     exact = all(op.exact for op in result.cuts.operations if isinstance(op, Fold))
     assert exact or any("lost" in note for note in result.notes), "what is lost is said"
@@ -135,7 +138,8 @@ def compared(result: Any, model: Net, dead: Any) -> bool:
 
 
 def _known_constants(result: Any, dead: Any) -> bool:
-    """Whether the constants are those of the cut of dead units alone: the reference keeps these and no others."""
+    """Whether the constants are those of the cut of dead units alone: the reference keeps these and no
+    others."""
     known = {(op.module, op.channels) for op in dead.cuts.operations if isinstance(op, Fold)}
     own = {(op.module, op.channels) for op in result.cuts.operations if isinstance(op, Fold)}
     return own <= known

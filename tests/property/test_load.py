@@ -1,4 +1,5 @@
-"""Laws of reading: what is dumped reads as the same recipe, and no input ends in anything but a recipe or a RecipeError."""
+"""Laws of reading: what is dumped reads as the same recipe, and no input ends in anything but a recipe or a
+RecipeError."""
 
 from collections.abc import Iterator
 from pathlib import Path

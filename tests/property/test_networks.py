@@ -1,7 +1,8 @@
-"""Laws of cutting over random networks: whatever a probe leaves cuttable is cut rightly, whichever units are kept.
+"""Laws of cutting over random networks: whatever a probe leaves cuttable is cut rightly, whichever units are
+kept.
 
-A network is a small program over a list of live tensors; each step picks some of them and appends what it makes. Set
-NIGHTLY=1 for thousands of fresh networks in place of the few hundred fixed ones.
+A network is a small program over a list of live tensors; each step picks some of them and appends what it
+makes. Set NIGHTLY=1 for thousands of fresh networks in place of the few hundred fixed ones.
 """
 
 import math
@@ -60,7 +61,8 @@ def buffered(run: Callable[..., Any], value: Tensor) -> Do:
 
 
 class Net(nn.Module):
-    """The program: steps (part, indices of the tensors it takes); outputs: indices of the tensors it returns."""
+    """The program: steps (part, indices of the tensors it takes); outputs: indices of the tensors it
+    returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -702,10 +704,15 @@ def op_torch_attention(b: Builder, where: int, other: int, size: int) -> object:
         nn.MultiheadAttention(c, 2, add_bias_kv=True, add_zero_attn=size % 5 > 2),
     )
     run = [
-        Do(lambda m, x: m.a(x, x, x, need_weights=False)[0], a=first), Do(lambda m, x: m.a(x, x, x)[0], a=first), Do(masked, a=first), Do(padded, a=first), Do(in_steps, a=second),
-        Do(lambda m, x: torch.cat(m.a(x, x, x), -1), a=first), nn.TransformerEncoderLayer(c, 2, 12, batch_first=True, norm_first=size % 2 > 0),
+        Do(lambda m, x: m.a(x, x, x, need_weights=False)[0], a=first),
+        Do(lambda m, x: m.a(x, x, x)[0], a=first),
+        Do(masked, a=first),
+        Do(padded, a=first),
+        Do(in_steps, a=second),
+        Do(lambda m, x: torch.cat(m.a(x, x, x), -1), a=first),
+        nn.TransformerEncoderLayer(c, 2, 12, batch_first=True, norm_first=size % 2 > 0),
         nn.TransformerEncoder(nn.TransformerEncoderLayer(c, 2, 12, batch_first=True), 1),
-    ]  # fmt: skip
+    ]
     kind = size // 2 % (len(run) + 2)
     if kind < len(run):
         return b.add(run[kind], i)
@@ -741,9 +748,16 @@ def op_inner_product(b: Builder, where: int, other: int, size: int) -> object:
     inner = WIDTHS[size % 5]
     q, k_ = nn.Linear(width(b.live[i]), inner), nn.Linear(width(b.live[k]), inner, bias=size % 3 > 0)
     score: list[Callable[..., Any]] = [
-        lambda m, x, y: m.q(x) @ m.k(y).transpose(-2, -1), lambda m, x, y: m.q(x).relu() @ m.k(y).transpose(-2, -1), lambda m, x, y: m.q(x).sigmoid() @ m.k(y).transpose(-2, -1),
-        lambda m, x, y: (z := m.q(x)) @ m.k(y).transpose(-2, -1) / z.shape[-1], lambda m, x, y: (m.q(x) * m.k(y)).sum(-1, keepdim=True) if x.shape == y.shape else m.q(x).tanh() @ m.k(y).transpose(-2, -1),
-    ]  # fmt: skip
+        lambda m, x, y: m.q(x) @ m.k(y).transpose(-2, -1),
+        lambda m, x, y: m.q(x).relu() @ m.k(y).transpose(-2, -1),
+        lambda m, x, y: m.q(x).sigmoid() @ m.k(y).transpose(-2, -1),
+        lambda m, x, y: (z := m.q(x)) @ m.k(y).transpose(-2, -1) / z.shape[-1],
+        lambda m, x, y: (
+            (m.q(x) * m.k(y)).sum(-1, keepdim=True)
+            if x.shape == y.shape
+            else m.q(x).tanh() @ m.k(y).transpose(-2, -1)
+        ),
+    ]
     if b.live[i].dim() == 3:
         return b.add(
             Do(
@@ -1039,7 +1053,8 @@ def op_tied(b: Builder, where: int, other: int, size: int) -> object:
 
 
 def network(program: Sequence[Step]) -> Net:
-    """The network of a program, with heads on what nothing takes; all weights random and of ordinary scale."""
+    """The network of a program, with heads on what nothing takes; all weights random and of ordinary
+    scale."""
     torch.manual_seed(0)
     b = Builder()
     op_conv(b, 0, 0, 1 + 2 * len(program))
@@ -1128,7 +1143,8 @@ def untrue(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def check(program: Sequence[Step], seed: int) -> float:
-    """Every law over one network, and for some over the cut network once more; the share of its parameters that went."""
+    """Every law over one network, and for some over the cut network once more; the share of its parameters
+    that went."""
     model = network(program)
     thin = checked(model, seed)
     if seed % 4 == 0:
@@ -1228,7 +1244,8 @@ def test_whatever_may_be_cut_is_cut_rightly(program: list[Step], seed: int) -> N
 
 
 def test_much_may_be_cut() -> None:
-    """Protecting everything would pass the laws; half of every group takes away 30 % of the parameters on average."""
+    """Protecting everything would pass the laws; half of every group takes away 30 % of the parameters on
+    average."""
     shares = []
     for seed in range(40):
         model = network(seeded(seed))

@@ -1,4 +1,5 @@
-"""The recipes that come with sparsify: each reads without a complaint, says how it was measured, and stands in README."""
+"""The recipes that come with sparsify: each reads without a complaint, says how it was measured, and
+stands in the docs."""
 
 import sys
 from importlib import import_module
@@ -32,9 +33,9 @@ def test_a_recipe_reads_and_its_header_carries_the_command_and_the_measurement(r
     assert "Measured" in header
 
 
-def test_readme_lists_every_recipe() -> None:
-    table = (ROOT / "README.md").read_text()
-    assert [r.name for r in RECIPES if f"](recipes/{r.name})" not in table] == []
+def test_the_docs_list_every_recipe() -> None:
+    table = (ROOT / "docs" / "figures" / "recipes.md").read_text()
+    assert [r.name for r in RECIPES if f"](../../recipes/{r.name})" not in table] == []
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,8 @@ def test_readme_lists_every_recipe() -> None:
     ids=lambda path: path.stem,
 )
 def test_the_cut_of_a_recipe_agrees_with_the_reference(recipe: Path) -> None:
-    """On random weights, planned with one example, on fresh inputs at batch 1 and 4; see tests/reference.py."""
+    """On random weights, planned with one example, on fresh inputs at batch 1 and 4; see
+    tests/reference.py."""
     plain = load(recipe).recipe
     assert plain.model is not None and plain.data is not None
     module, _, builder = plain.model.build.replace(":", ".").rpartition(".")
@@ -66,8 +68,8 @@ def test_the_cut_of_a_recipe_agrees_with_the_reference(recipe: Path) -> None:
 
 
 def without_small_weights(model: nn.Module, result: Result) -> nn.Module:
-    """The dense model without as many of its smallest weights as the rule set to zero. Units that are dead by then emit
-    constants, which go into the biases of their consumers."""
+    """The dense model without as many of its smallest weights as the rule set to zero. Units that are dead
+    by then emit constants, which go into the biases of their consumers."""
     (done,) = result.cuts.zeroed or [None]
     if done is None or not done.zeros:
         return model

@@ -1,4 +1,5 @@
-"""Property tests repeat themselves: the same examples in every run, whatever ran before, and nothing is kept."""
+"""Property tests repeat themselves: the same examples in every run, whatever ran before, and nothing is
+kept."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,6 @@
-"""Networks of `operators.py` cut in half through a recipe and the public `cut`, and compared with a reference that knows
-nothing of the cutter: the dense model in float64, every index that the log does not keep set to zero, on inputs of its own.
+"""Networks of `operators.py` cut in half through a recipe and the public `cut`, and compared with a reference
+that knows nothing of the cutter: the dense model in float64, every index that the log does not keep set to
+zero, on inputs of its own.
 """
 
 from collections.abc import Collection, Mapping
@@ -39,7 +40,8 @@ def rule(model: nn.Module, name: str) -> dict[str, object]:
 
 
 def cut_in_half(model: nn.Module, inputs: tuple[Tensor, ...], held: Collection[str]) -> tuple[Plan, Result]:
-    """Half the outputs of every layer that is not held; of layers whose outputs leave together the last one speaks."""
+    """Half the outputs of every layer that is not held; of layers whose outputs leave together the last
+    one speaks."""
     layers = [
         name for name, module in model.named_modules() if name not in held and isinstance(module, PRODUCERS)
     ]
@@ -86,10 +88,11 @@ def apart(one: list[Tensor], two: list[Tensor]) -> float:
 def check(
     name: str, protected: Mapping[str, str], *, changes: bool, averages: bool, single: bool = False
 ) -> None:
-    """Everything that is not protected, with its reason, halves; and what is left computes what the reference does.
+    """Everything that is not protected, with its reason, halves; and what is left computes what the reference
+    does.
 
-    changes: the verdict says that statistics change. averages: a mean is taken over what left, so that a model with zeros
-    is no reference. single: the network does not run in double precision.
+    changes: the verdict says that statistics change. averages: a mean is taken over what left, so that a
+    model with zeros is no reference. single: the network does not run in double precision.
     """
     build, draw = operators.NETWORKS[name]
     torch.manual_seed(0)

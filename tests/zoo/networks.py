@@ -1,7 +1,7 @@
 """The zoo: networks with random weights, each with inputs.
 
-Names: micro (one construct each, of tests/unit/graph/test_graph.py), own (tests/zoo/own.py), further (further.py), tv (torchvision), timm, hf
-(transformers). The libraries are imported when they are asked for.
+Names: micro (one construct each, of tests/unit/graph/test_graph.py), own (tests/zoo/own.py), further
+(further.py), tv (torchvision), timm, hf (transformers). The libraries are imported when they are asked for.
 """
 
 import sys
@@ -79,8 +79,10 @@ def torchvision() -> dict[str, Entry]:
 
     found: dict[str, Entry] = {}
     sizes = {
-        64: "resnet18 resnet34 resnet50 resnet152 wide_resnet50_2 resnext50_32x4d resnext101_32x8d vgg11 vgg16_bn densenet121 densenet201 mobilenet_v2 "
-        "mobilenet_v3_small mobilenet_v3_large efficientnet_b0 efficientnet_b1 efficientnet_v2_s squeezenet1_0 squeezenet1_1 shufflenet_v2_x0_5 "
+        64: "resnet18 resnet34 resnet50 resnet152 wide_resnet50_2 resnext50_32x4d resnext101_32x8d "
+        "vgg11 vgg16_bn densenet121 densenet201 mobilenet_v2 "
+        "mobilenet_v3_small mobilenet_v3_large efficientnet_b0 efficientnet_b1 efficientnet_v2_s "
+        "squeezenet1_0 squeezenet1_1 shufflenet_v2_x0_5 "
         "shufflenet_v2_x1_0 regnet_y_400mf regnet_x_400mf regnet_y_1_6gf mnasnet0_5 mnasnet1_0 convnext_tiny",
         96: "alexnet",
     }
@@ -114,11 +116,17 @@ def torchvision() -> dict[str, Entry]:
     )
     found["tv.maxvit"] = Entry(
         lambda: tv.MaxVit(
-            input_size=(64, 64), stem_channels=16, partition_size=2, block_channels=[16, 32], block_layers=[1, 1], head_dim=8,
-            stochastic_depth_prob=0.0, num_classes=10,
+            input_size=(64, 64),
+            stem_channels=16,
+            partition_size=2,
+            block_channels=[16, 32],
+            block_layers=[1, 1],
+            head_dim=8,
+            stochastic_depth_prob=0.0,
+            num_classes=10,
         ),
         images(64),
-    )  # fmt: skip
+    )
     segmentation = tv.segmentation
     for name in ("deeplabv3_resnet50", "fcn_resnet50", "lraspp_mobilenet_v3_large"):
         more = {"weights_backbone": None, "weights": None, "num_classes": 5}
@@ -135,10 +143,16 @@ def timm() -> dict[str, Entry]:
     import timm
 
     names = {
-        64: "resnet18 resnetv2_50 efficientnet_b0 regnety_004 ghostnet_100 res2net50_26w_4s hrnet_w18_small repvgg_a0 poolformer_s12 mobilevit_xs "
-        "nfnet_l0 skresnet18 xception41 convnext_pico convformer_s18 resnest14d dpn48b selecsls42 cspresnet50 vovnet39a dla34 mobilenetv3_small_050 "
-        "tinynet_e lcnet_050 fbnetc_100 semnasnet_075 hardcorenas_a gernet_s eca_resnet33ts edgenext_xx_small",
-        224: "mixer_s32_224 vit_tiny_patch16_224 deit_tiny_patch16_224 swin_tiny_patch4_window7_224 beit_base_patch16_224 cait_xxs24_224 gmixer_12_224 resmlp_12_224",
+        64: "resnet18 resnetv2_50 efficientnet_b0 regnety_004 ghostnet_100 res2net50_26w_4s "
+        "hrnet_w18_small repvgg_a0 poolformer_s12 mobilevit_xs "
+        "nfnet_l0 skresnet18 xception41 convnext_pico convformer_s18 resnest14d dpn48b selecsls42 "
+        "cspresnet50 vovnet39a dla34 mobilenetv3_small_050 "
+        "tinynet_e lcnet_050 fbnetc_100 semnasnet_075 hardcorenas_a gernet_s eca_resnet33ts "
+        "edgenext_xx_small",
+        224: (
+            "mixer_s32_224 vit_tiny_patch16_224 deit_tiny_patch16_224 swin_tiny_patch4_window7_224 "
+            "beit_base_patch16_224 cait_xxs24_224 gmixer_12_224 resmlp_12_224"
+        ),
     }
     found = {}
     for size, listed in names.items():
@@ -166,32 +180,79 @@ def transformers() -> dict[str, Entry]:
     ids = tokens("input_ids")
     return {
         "hf.bert": Entry(lambda: tf.BertForSequenceClassification(tf.BertConfig(**small)), ids),
-        "hf.roberta": Entry(lambda: tf.RobertaForSequenceClassification(tf.RobertaConfig(**small, **plain)), ids),
-        "hf.electra": Entry(lambda: tf.ElectraForSequenceClassification(tf.ElectraConfig(**small, embedding_size=48)), ids),
-        "hf.distilbert": Entry(
-            lambda: tf.DistilBertForSequenceClassification(tf.DistilBertConfig(vocab_size=50, dim=48, n_layers=2, n_heads=4, hidden_dim=96)), ids
+        "hf.roberta": Entry(
+            lambda: tf.RobertaForSequenceClassification(tf.RobertaConfig(**small, **plain)), ids
         ),
-        "hf.gpt2": Entry(lambda: tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=50, n_embd=48, n_layer=2, n_head=4, use_cache=False, **plain)), ids),
+        "hf.electra": Entry(
+            lambda: tf.ElectraForSequenceClassification(tf.ElectraConfig(**small, embedding_size=48)), ids
+        ),
+        "hf.distilbert": Entry(
+            lambda: tf.DistilBertForSequenceClassification(
+                tf.DistilBertConfig(vocab_size=50, dim=48, n_layers=2, n_heads=4, hidden_dim=96)
+            ),
+            ids,
+        ),
+        "hf.gpt2": Entry(
+            lambda: tf.GPT2LMHeadModel(
+                tf.GPT2Config(vocab_size=50, n_embd=48, n_layer=2, n_head=4, use_cache=False, **plain)
+            ),
+            ids,
+        ),
         "hf.llama": Entry(lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**causal, num_key_value_heads=4)), ids),
-        "hf.llama_gqa": Entry(lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**causal, num_key_value_heads=2)), ids),
-        "hf.mistral": Entry(lambda: tf.MistralForCausalLM(tf.MistralConfig(**causal, num_key_value_heads=2)), ids),
-        "hf.qwen2_tied": Entry(lambda: tf.Qwen2ForCausalLM(tf.Qwen2Config(**causal, num_key_value_heads=2, tie_word_embeddings=True)), ids),
+        "hf.llama_gqa": Entry(
+            lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**causal, num_key_value_heads=2)), ids
+        ),
+        "hf.mistral": Entry(
+            lambda: tf.MistralForCausalLM(tf.MistralConfig(**causal, num_key_value_heads=2)), ids
+        ),
+        "hf.qwen2_tied": Entry(
+            lambda: tf.Qwen2ForCausalLM(
+                tf.Qwen2Config(**causal, num_key_value_heads=2, tie_word_embeddings=True)
+            ),
+            ids,
+        ),
         "hf.t5": Entry(
             lambda: tf.T5ForConditionalGeneration(
-                tf.T5Config(vocab_size=50, d_model=48, d_kv=12, d_ff=96, num_layers=2, num_heads=4, use_cache=False, **plain)
+                tf.T5Config(
+                    vocab_size=50,
+                    d_model=48,
+                    d_kv=12,
+                    d_ff=96,
+                    num_layers=2,
+                    num_heads=4,
+                    use_cache=False,
+                    **plain,
+                )
             ),
             tokens("input_ids", "decoder_input_ids"),
         ),
         "hf.vit": Entry(
-            lambda: tf.ViTForImageClassification(tf.ViTConfig(**{k: v for k, v in small.items() if k != "vocab_size"}, image_size=32, patch_size=8)),
+            lambda: tf.ViTForImageClassification(
+                tf.ViTConfig(
+                    **{k: v for k, v in small.items() if k != "vocab_size"}, image_size=32, patch_size=8
+                )
+            ),
             lambda: {"pixel_values": torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))},
         ),
         "hf.whisper": Entry(
             lambda: tf.WhisperForConditionalGeneration(
                 tf.WhisperConfig(
-                    vocab_size=50, d_model=48, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
-                    encoder_ffn_dim=96, decoder_ffn_dim=96, num_mel_bins=8, max_source_positions=16, max_target_positions=16, use_cache=False,
-                    decoder_start_token_id=0, suppress_tokens=None, begin_suppress_tokens=None, **plain,
+                    vocab_size=50,
+                    d_model=48,
+                    encoder_layers=2,
+                    decoder_layers=2,
+                    encoder_attention_heads=4,
+                    decoder_attention_heads=4,
+                    encoder_ffn_dim=96,
+                    decoder_ffn_dim=96,
+                    num_mel_bins=8,
+                    max_source_positions=16,
+                    max_target_positions=16,
+                    use_cache=False,
+                    decoder_start_token_id=0,
+                    suppress_tokens=None,
+                    begin_suppress_tokens=None,
+                    **plain,
                 )
             ),
             lambda: {
@@ -199,7 +260,7 @@ def transformers() -> dict[str, Entry]:
                 "decoder_input_ids": torch.randint(2, 50, (2, 9), generator=torch.Generator().manual_seed(1)),
             },
         ),
-    }  # fmt: skip
+    }
 
 
 SOURCES = {

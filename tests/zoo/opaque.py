@@ -1,7 +1,9 @@
-"""Networks with parts that the tracer cannot follow, or follows only with rules of their own: small, one construct each.
+"""Networks with parts that the tracer cannot follow, or follows only with rules of their own: small, one
+construct each.
 
-Complex numbers, Fourier transforms, covariances, `torch.func`, TorchScript, sparse tensors, inference mode, autocast,
-views of a Parameter, NumPy, linear algebra, nested tensors, quantisation, custom operators, control flow.
+Complex numbers, Fourier transforms, covariances, `torch.func`, TorchScript, sparse tensors, inference mode,
+autocast, views of a Parameter, NumPy, linear algebra, nested tensors, quantisation, custom operators, control
+flow.
 """
 
 import warnings
@@ -22,7 +24,8 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Rotary(nn.Module):
-    """Attention with rotary embeddings as in the first Llama: pairs of features are complex numbers, turned by a table."""
+    """Attention with rotary embeddings as in the first Llama: pairs of features are complex numbers,
+    turned by a table."""
 
     def __init__(self, table: str) -> None:
         super().__init__()
@@ -69,7 +72,8 @@ class ComplexLinear(nn.Module):
 
 
 class StateSpace(nn.Module):
-    """A diagonal linear recurrence with complex poles, unrolled into a kernel over time and applied by FFT (S4D)."""
+    """A diagonal linear recurrence with complex poles, unrolled into a kernel over time and applied by FFT
+    (S4D)."""
 
     def __init__(self, width: int, states: int) -> None:
         super().__init__()
@@ -405,8 +409,13 @@ def _compiled() -> nn.Module:
 
 def _traced_convolution() -> Net:
     block = nn.Sequential(nn.Conv2d(12, 16, 3), nn.BatchNorm2d(16), nn.ReLU()).eval()
-    return Net(lambda m, x: m.fc(pooled(m.c(m.b(m.a(x).relu())).relu())), a=nn.Conv2d(3, 12, 3, padding=1),
-               b=torch.jit.trace(block, torch.randn(2, 12, 16, 16)), c=nn.Conv2d(16, 8, 3), fc=nn.Linear(8, 3))  # fmt: skip
+    return Net(
+        lambda m, x: m.fc(pooled(m.c(m.b(m.a(x).relu())).relu())),
+        a=nn.Conv2d(3, 12, 3, padding=1),
+        b=torch.jit.trace(block, torch.randn(2, 12, 16, 16)),
+        c=nn.Conv2d(16, 8, 3),
+        fc=nn.Linear(8, 3),
+    )
 
 
 # sparse tensors
@@ -924,88 +933,239 @@ COMPLEX: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "rotary by complex numbers": (lambda: Rotary("stored"), SEQUENCE),
     "rotary, table made in forward": (lambda: Rotary("made in forward"), SEQUENCE),
     "rotary, table of two parts": (lambda: Rotary("of float"), SEQUENCE),
-    "complex gate": (lambda: Net(_complex_gate, a=nn.Linear(6, 16), b=nn.Linear(6, 16), c=nn.Linear(32, 12), fc=nn.Linear(12, 3)), ROWS),
-    "real times imaginary part": (lambda: Net(_parts, a=nn.Linear(6, 16), b=nn.Linear(6, 16), c=nn.Linear(16, 12), fc=nn.Linear(12, 3)), ROWS),
-    "polar": (lambda: Net(_polar, a=nn.Linear(6, 16), b=nn.Linear(6, 16), c=nn.Linear(16, 12), fc=nn.Linear(12, 3)), ROWS),
-    "complex weights": (lambda: Net(lambda m, x: m.fc(m.c(m.b(m.a(x)).abs()).relu()), a=ComplexLinear(6, 16), b=ComplexLinear(16, 12), c=nn.Linear(12, 8), fc=nn.Linear(8, 3)), ROWS),
-    "complex state space": (lambda: Net(lambda m, x: m.fc(m.b(m.s(m.a(x)).relu()).relu().mean(2)), a=nn.Conv1d(4, 12, 1), s=StateSpace(12, 4), b=nn.Conv1d(12, 8, 1), fc=nn.Linear(8, 3)), SIGNAL),
-    "complex numbers of two halves": (lambda: Net(_chunked, a=nn.Linear(6, 16), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), ROWS),
+    "complex gate": (
+        lambda: Net(
+            _complex_gate, a=nn.Linear(6, 16), b=nn.Linear(6, 16), c=nn.Linear(32, 12), fc=nn.Linear(12, 3)
+        ),
+        ROWS,
+    ),
+    "real times imaginary part": (
+        lambda: Net(_parts, a=nn.Linear(6, 16), b=nn.Linear(6, 16), c=nn.Linear(16, 12), fc=nn.Linear(12, 3)),
+        ROWS,
+    ),
+    "polar": (
+        lambda: Net(_polar, a=nn.Linear(6, 16), b=nn.Linear(6, 16), c=nn.Linear(16, 12), fc=nn.Linear(12, 3)),
+        ROWS,
+    ),
+    "complex weights": (
+        lambda: Net(
+            lambda m, x: m.fc(m.c(m.b(m.a(x)).abs()).relu()),
+            a=ComplexLinear(6, 16),
+            b=ComplexLinear(16, 12),
+            c=nn.Linear(12, 8),
+            fc=nn.Linear(8, 3),
+        ),
+        ROWS,
+    ),
+    "complex state space": (
+        lambda: Net(
+            lambda m, x: m.fc(m.b(m.s(m.a(x)).relu()).relu().mean(2)),
+            a=nn.Conv1d(4, 12, 1),
+            s=StateSpace(12, 4),
+            b=nn.Conv1d(12, 8, 1),
+            fc=nn.Linear(8, 3),
+        ),
+        SIGNAL,
+    ),
+    "complex numbers of two halves": (
+        lambda: Net(_chunked, a=nn.Linear(6, 16), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)),
+        ROWS,
+    ),
     "complex output": (_three(lambda m, x: torch.fft.fft(m.fc(m.b(m.a(x).relu()).relu()))), ROWS),
-}  # fmt: skip
+}
 FOURIER: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "FNet": (lambda: Net(_fnet((-1, -2)), **_fnet_layers()), SEQUENCE),
     "FNet over tokens": (lambda: Net(_fnet((1,)), **_fnet_layers()), SEQUENCE),
     "FNet over features": (lambda: Net(_fnet((2,)), **_fnet_layers()), SEQUENCE),
-    "long convolution": (lambda: Net(lambda m, x: m.fc(m.b(m.s(m.a(x)).relu()).relu().mean(2)), a=nn.Conv1d(4, 12, 1), s=LongConvolution(12, 24), b=nn.Conv1d(12, 8, 1), fc=nn.Linear(8, 3)), SIGNAL),
-    "global filter": (lambda: Net(lambda m, x: m.fc(m.b(m.s(m.a(x).permute(0, 2, 3, 1)).relu()).relu().mean((1, 2))), a=nn.Conv2d(3, 12, 3, padding=1), s=GlobalFilter(12, 16), b=nn.Linear(12, 8), fc=nn.Linear(8, 3)), IMAGE),
-    "Fourier neural operator": (lambda: Net(lambda m, x: m.fc(m.c((m.s(y := m.a(x)) + m.w(y)).relu()).relu().mean(2)), a=nn.Conv1d(4, 12, 1), s=SpectralConvolution(12, 16, 5), w=nn.Conv1d(12, 16, 1), c=nn.Conv1d(16, 8, 1), fc=nn.Linear(8, 3)), SIGNAL),
-    "spectral pooling": (lambda: Net(_spectral_pool, a=nn.Conv2d(3, 12, 3, padding=1), b=nn.Conv2d(12, 8, 3), fc=nn.Linear(8, 3)), IMAGE),
-    "spectrogram": (lambda: Net(_spectrogram, a=nn.Conv1d(4, 12, 3, padding=1), one=nn.Conv1d(12, 1, 1), b=nn.Conv1d(5, 8, 3), fc=nn.Linear(8, 3)), SIGNAL),
-    "Fourier along channels": (lambda: Net(_denoise, a=nn.Conv1d(4, 16, 1), b=nn.Conv1d(16, 8, 1), fc=nn.Linear(8, 3)), SIGNAL),
-    "depthwise by Fourier": (lambda: Net(lambda m, x: m.fc(pooled(m.s(m.a(x)).relu())), a=nn.Conv2d(3, 12, 3, padding=1), s=DepthwiseByFourier(12), fc=nn.Linear(12, 3)), IMAGE),
+    "long convolution": (
+        lambda: Net(
+            lambda m, x: m.fc(m.b(m.s(m.a(x)).relu()).relu().mean(2)),
+            a=nn.Conv1d(4, 12, 1),
+            s=LongConvolution(12, 24),
+            b=nn.Conv1d(12, 8, 1),
+            fc=nn.Linear(8, 3),
+        ),
+        SIGNAL,
+    ),
+    "global filter": (
+        lambda: Net(
+            lambda m, x: m.fc(m.b(m.s(m.a(x).permute(0, 2, 3, 1)).relu()).relu().mean((1, 2))),
+            a=nn.Conv2d(3, 12, 3, padding=1),
+            s=GlobalFilter(12, 16),
+            b=nn.Linear(12, 8),
+            fc=nn.Linear(8, 3),
+        ),
+        IMAGE,
+    ),
+    "Fourier neural operator": (
+        lambda: Net(
+            lambda m, x: m.fc(m.c((m.s(y := m.a(x)) + m.w(y)).relu()).relu().mean(2)),
+            a=nn.Conv1d(4, 12, 1),
+            s=SpectralConvolution(12, 16, 5),
+            w=nn.Conv1d(12, 16, 1),
+            c=nn.Conv1d(16, 8, 1),
+            fc=nn.Linear(8, 3),
+        ),
+        SIGNAL,
+    ),
+    "spectral pooling": (
+        lambda: Net(
+            _spectral_pool, a=nn.Conv2d(3, 12, 3, padding=1), b=nn.Conv2d(12, 8, 3), fc=nn.Linear(8, 3)
+        ),
+        IMAGE,
+    ),
+    "spectrogram": (
+        lambda: Net(
+            _spectrogram,
+            a=nn.Conv1d(4, 12, 3, padding=1),
+            one=nn.Conv1d(12, 1, 1),
+            b=nn.Conv1d(5, 8, 3),
+            fc=nn.Linear(8, 3),
+        ),
+        SIGNAL,
+    ),
+    "Fourier along channels": (
+        lambda: Net(_denoise, a=nn.Conv1d(4, 16, 1), b=nn.Conv1d(16, 8, 1), fc=nn.Linear(8, 3)),
+        SIGNAL,
+    ),
+    "depthwise by Fourier": (
+        lambda: Net(
+            lambda m, x: m.fc(pooled(m.s(m.a(x)).relu())),
+            a=nn.Conv2d(3, 12, 3, padding=1),
+            s=DepthwiseByFourier(12),
+            fc=nn.Linear(12, 3),
+        ),
+        IMAGE,
+    ),
     "spectral mask": (lambda: Net(_spectral_mask, a=nn.Conv1d(5, 12, 1), b=nn.Conv1d(12, 5, 1)), SIGNAL),
-    "Fourier along examples": (_three(lambda m, x: m.fc(m.b(torch.fft.fft(m.a(x), dim=0).abs()).relu())), ROWS),
-}  # fmt: skip
+    "Fourier along examples": (
+        _three(lambda m, x: m.fc(m.b(torch.fft.fft(m.a(x), dim=0).abs()).relu())),
+        ROWS,
+    ),
+}
 COVARIANCE: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "decorrelated features": (_three(_decorrelated), ROWS),
-    "covariance pooling": (lambda: Net(_covariance_pooling, a=cbr(3, 12), b=nn.Conv2d(12, 8, 1), fc=nn.Linear(64, 3)), IMAGE),
+    "covariance pooling": (
+        lambda: Net(_covariance_pooling, a=cbr(3, 12), b=nn.Conv2d(12, 8, 1), fc=nn.Linear(64, 3)),
+        IMAGE,
+    ),
     "correlation of examples": (_three(_correlated), ROWS),
-}  # fmt: skip
+}
 FUNCTIONS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "vmap over heads": (VmapHeads, ROWS),
     "vmap over examples": (_three(_by_example), ROWS),
     "ensemble": (Ensemble, ROWS),
     "stacked ensemble": (StackedEnsemble, ROWS),
     "hypernetwork": (Hypernetwork, noise((4, 6), (4, 5))),
-    "gradient of the network": (lambda: Net(_physics, a=nn.Linear(6, 16), b=nn.Linear(16, 12), fc=nn.Linear(12, 1)), ROWS),
+    "gradient of the network": (
+        lambda: Net(_physics, a=nn.Linear(6, 16), b=nn.Linear(16, 12), fc=nn.Linear(12, 1)),
+        ROWS,
+    ),
     "tangent of the network": (_three(_tangent), ROWS),
     "forces": (lambda: Net(_forces, a=nn.Linear(6, 16), b=nn.Linear(16, 12), fc=nn.Linear(12, 1)), ROWS),
     "straight through": (_three(lambda m, x: m.fc(m.b(Quantise.apply(m.a(x))).relu())), ROWS),
     "frugal function": (_three(lambda m, x: m.fc(Frugal.apply(m.a(x).relu(), m.b.weight))), ROWS),
     "gradient reversal": (_three(lambda m, x: m.fc(m.b(Reverse.apply(m.a(x))).relu())), ROWS),
-    "checkpoint": (_three(lambda m, x: m.fc(checkpoint(lambda y: m.b(y).relu(), m.a(x).relu(), use_reentrant=False))), ROWS),
-    "checkpoint, reentrant": (_three(lambda m, x: m.fc(checkpoint(lambda y: m.b(y).relu(), m.a(x).relu(), use_reentrant=True))), ROWS),
+    "checkpoint": (
+        _three(lambda m, x: m.fc(checkpoint(lambda y: m.b(y).relu(), m.a(x).relu(), use_reentrant=False))),
+        ROWS,
+    ),
+    "checkpoint, reentrant": (
+        _three(lambda m, x: m.fc(checkpoint(lambda y: m.b(y).relu(), m.a(x).relu(), use_reentrant=True))),
+        ROWS,
+    ),
     "vmap over channels": (_three(_by_channel(lambda c: c / (1 + c.square().sum()))), ROWS),
     "vmap of Fourier transforms": (_three(_by_channel(lambda c: torch.fft.fft(c).real)), ROWS),
     "Jacobian": (_three(_jacobian), ROWS),
     "Hessian": (_three(_curvature), ROWS),
     "inner loop": (_three(_inner_loop), ROWS),
-}  # fmt: skip
+}
 SCRIPTED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "scripted block": (lambda: _around(torch.jit.script(Block(12, 16))), ROWS),
     "traced block": (lambda: _around(torch.jit.trace(Block(12, 16), torch.randn(4, 12))), ROWS),
     "frozen block": (lambda: _around(torch.jit.freeze(torch.jit.script(Block(12, 16).eval()))), ROWS),
-    "scripted activation": (lambda: _around(torch.jit.script(nn.Sequential(nn.Linear(12, 16), nn.GELU()))), ROWS),
+    "scripted activation": (
+        lambda: _around(torch.jit.script(nn.Sequential(nn.Linear(12, 16), nn.GELU()))),
+        ROWS,
+    ),
     "scripted function": (_three(lambda m, x: m.fc(m.b(scripted_swish(m.a(x), 1.5)).relu())), ROWS),
     "scripted if tracing": (_three(lambda m, x: m.fc(m.b(scripted_if_tracing(m.a(x))).relu())), ROWS),
     "traced function": (_traced, ROWS),
-    "scripted first": (lambda: Net(lambda m, x: m.fc(m.b(m.s(x)).relu()), s=torch.jit.script(Block(6, 16)), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), ROWS),
-    "scripted last": (lambda: Net(lambda m, x: m.s(m.b(m.a(x).relu()).relu()), a=nn.Linear(6, 16), b=nn.Linear(16, 12), s=torch.jit.script(Block(12, 3))), ROWS),
-    "scripted branch": (lambda: Net(lambda m, x: m.fc((y := m.a(x)) + m.s(y)), a=nn.Linear(6, 12), s=torch.jit.script(Block(12, 12)), fc=nn.Linear(12, 3)), ROWS),
+    "scripted first": (
+        lambda: Net(
+            lambda m, x: m.fc(m.b(m.s(x)).relu()),
+            s=torch.jit.script(Block(6, 16)),
+            b=nn.Linear(16, 12),
+            fc=nn.Linear(12, 3),
+        ),
+        ROWS,
+    ),
+    "scripted last": (
+        lambda: Net(
+            lambda m, x: m.s(m.b(m.a(x).relu()).relu()),
+            a=nn.Linear(6, 16),
+            b=nn.Linear(16, 12),
+            s=torch.jit.script(Block(12, 3)),
+        ),
+        ROWS,
+    ),
+    "scripted branch": (
+        lambda: Net(
+            lambda m, x: m.fc((y := m.a(x)) + m.s(y)),
+            a=nn.Linear(6, 12),
+            s=torch.jit.script(Block(12, 12)),
+            fc=nn.Linear(12, 3),
+        ),
+        ROWS,
+    ),
     "traced convolution": (_traced_convolution, IMAGE),
     "forked": (_three(_forked), ROWS),
     "compiled function": (_compiled, ROWS),
-}  # fmt: skip
+}
 SPARSE: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "sparse adjacency": (lambda: SparseGraph("coo", True, torch.sparse.mm), NODES),
     "sparse adjacency, not saved": (lambda: SparseGraph("coo", False, torch.sparse.mm), NODES),
     "sparse rows": (lambda: SparseGraph("csr", True, torch.matmul), NODES),
     "sparse rows, not saved": (lambda: SparseGraph("csr", False, torch.matmul), NODES),
     "sparse weight": (SparseWeight, NODES),
-    "weighted edges": (lambda: Net(_edges, a=nn.Linear(6, 16), weigh=nn.Linear(6, 1), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), NODES),
+    "weighted edges": (
+        lambda: Net(
+            _edges, a=nn.Linear(6, 16), weigh=nn.Linear(6, 1), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)
+        ),
+        NODES,
+    ),
     "sparse batch": (SparseBatch, SEQUENCE),
-    "sparse attention": (lambda: Net(_sparse_attention, a=nn.Linear(6, 16), c=nn.Linear(6, 16), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), NODES),
+    "sparse attention": (
+        lambda: Net(
+            _sparse_attention,
+            a=nn.Linear(6, 16),
+            c=nn.Linear(6, 16),
+            b=nn.Linear(16, 12),
+            fc=nn.Linear(12, 3),
+        ),
+        NODES,
+    ),
     "sparse features": (_three(_sparse_features), ROWS),
-}  # fmt: skip
+}
 MODES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "inference mode": (_three(_whole_inference), ROWS),
-    "inference mode, first half": (lambda: Net(_frozen_features, a=nn.Linear(6, 16), b=nn.Linear(16, 12), c=nn.Linear(12, 8), fc=nn.Linear(8, 3)), ROWS),
+    "inference mode, first half": (
+        lambda: Net(
+            _frozen_features, a=nn.Linear(6, 16), b=nn.Linear(16, 12), c=nn.Linear(12, 8), fc=nn.Linear(8, 3)
+        ),
+        ROWS,
+    ),
     "inference mode, decorated": (Decorated, IMAGE),
     "autocast": (_three(_autocast), ROWS),
-    "autocast, first half": (lambda: Net(_half_autocast, a=nn.Linear(6, 16), b=nn.Linear(16, 12), c=nn.Linear(12, 8), fc=nn.Linear(8, 3)), ROWS),
+    "autocast, first half": (
+        lambda: Net(
+            _half_autocast, a=nn.Linear(6, 16), b=nn.Linear(16, 12), c=nn.Linear(12, 8), fc=nn.Linear(8, 3)
+        ),
+        ROWS,
+    ),
     "autocast with a part off": (_three(_autocast_off), ROWS),
     "deep autocast": (DeepAutocast, noise((8, 16))),
-}  # fmt: skip
+}
 PARAMETERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "transposed parameter": (lambda: PassedView(lambda w: w.t(), (16, 12)), ROWS),
     "slice of a parameter": (lambda: PassedView(lambda w: w[:12], (20, 16)), ROWS),
@@ -1019,12 +1179,26 @@ PARAMETERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
 CONTROL: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "branch on an item": (_three(_asked), ROWS),
     "branch on a truth": (_three(_asked_by_bool), ROWS),
-    "loop until sure": (lambda: Net(_halting, a=nn.Linear(6, 16), b=nn.Linear(16, 16), halt=nn.Linear(16, 1), fc=nn.Linear(16, 3)), ROWS),
-    "length from data": (lambda: Net(_length_of_data, a=nn.Linear(6, 16), b=nn.Linear(16, 12), gate=nn.Linear(16, 20), fc=nn.Linear(8, 3)), ROWS),
+    "loop until sure": (
+        lambda: Net(
+            _halting, a=nn.Linear(6, 16), b=nn.Linear(16, 16), halt=nn.Linear(16, 1), fc=nn.Linear(16, 3)
+        ),
+        ROWS,
+    ),
+    "length from data": (
+        lambda: Net(
+            _length_of_data,
+            a=nn.Linear(6, 16),
+            b=nn.Linear(16, 12),
+            gate=nn.Linear(16, 20),
+            fc=nn.Linear(8, 3),
+        ),
+        ROWS,
+    ),
     "cond": (_three(_conditional), ROWS),
     "cond between layers": (_three(_conditional_layers), ROWS),
     "while loop": (_three(_repeated), ROWS),
-}  # fmt: skip
+}
 PYTHON: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "through NumPy": (_three(_numpy), ROWS),
     "norm by NumPy": (_three(_numpy_scale), ROWS),
@@ -1039,12 +1213,29 @@ ALGEBRA: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "inverse": (_three(_inverse), ROWS),
     "solve": (_three(_solved), ROWS),
     "Cholesky": (_three(_cholesky), ROWS),
-    "ridge regression": (lambda: Net(_ridge, a=nn.Linear(6, 16), b=nn.Linear(16, 8)), noise((10, 6), (10, 3))),
-    "orthogonal weight": (lambda: Net(_orthogonal, a=nn.Linear(6, 16), b=nn.utils.parametrizations.orthogonal(nn.Linear(16, 12)), fc=nn.Linear(12, 3)), ROWS),
+    "ridge regression": (
+        lambda: Net(_ridge, a=nn.Linear(6, 16), b=nn.Linear(16, 8)),
+        noise((10, 6), (10, 3)),
+    ),
+    "orthogonal weight": (
+        lambda: Net(
+            _orthogonal,
+            a=nn.Linear(6, 16),
+            b=nn.utils.parametrizations.orthogonal(nn.Linear(16, 12)),
+            fc=nn.Linear(12, 3),
+        ),
+        ROWS,
+    ),
     "log-volume": (_three(_log_volume), ROWS),
-    "inverse by channel": (lambda: Net(_inverse_by_channel, a=nn.Conv1d(4, 12, 1), b=nn.Conv1d(12, 8, 1), fc=nn.Linear(8, 3)), SIGNAL),
-    "solve by channel": (lambda: Net(_solved_by_channel, a=nn.Conv1d(4, 12, 1), b=nn.Conv1d(12, 8, 1), fc=nn.Linear(8, 3)), SIGNAL),
-}  # fmt: skip
+    "inverse by channel": (
+        lambda: Net(_inverse_by_channel, a=nn.Conv1d(4, 12, 1), b=nn.Conv1d(12, 8, 1), fc=nn.Linear(8, 3)),
+        SIGNAL,
+    ),
+    "solve by channel": (
+        lambda: Net(_solved_by_channel, a=nn.Conv1d(4, 12, 1), b=nn.Conv1d(12, 8, 1), fc=nn.Linear(8, 3)),
+        SIGNAL,
+    ),
+}
 OTHER: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "nested tensor": (_three(_nested), SEQUENCE),
     "jagged tensor": (_three(_as_nested), SEQUENCE),
@@ -1054,11 +1245,27 @@ OTHER: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "dynamically quantised layer": (_dynamic, ROWS),
     "custom operator": (_three(_custom(squash)), ROWS),
     "custom operator, described": (_three(_custom(squash_described)), ROWS),
-    "custom operator with weights": (lambda: Net(_custom_joined, a=nn.Linear(6, 16), b=nn.Linear(16, 12), c=nn.Linear(12, 8), fc=nn.Linear(8, 3)), ROWS),
+    "custom operator with weights": (
+        lambda: Net(
+            _custom_joined, a=nn.Linear(6, 16), b=nn.Linear(16, 12), c=nn.Linear(12, 8), fc=nn.Linear(8, 3)
+        ),
+        ROWS,
+    ),
     "custom operator in place": (_three(_custom_in_place), ROWS),
     "observers in eval mode": (_observed, ROWS),
     "one observer of all channels": (_observed_together, ROWS),
-}  # fmt: skip
+}
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
-    **COMPLEX, **FOURIER, **COVARIANCE, **FUNCTIONS, **SCRIPTED, **SPARSE, **MODES, **PARAMETERS, **CONTROL, **PYTHON, **ALGEBRA, **OTHER,
-}  # fmt: skip
+    **COMPLEX,
+    **FOURIER,
+    **COVARIANCE,
+    **FUNCTIONS,
+    **SCRIPTED,
+    **SPARSE,
+    **MODES,
+    **PARAMETERS,
+    **CONTROL,
+    **PYTHON,
+    **ALGEBRA,
+    **OTHER,
+}

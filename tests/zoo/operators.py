@@ -1,7 +1,9 @@
-"""Networks that route by numbers of elements, and networks around one operator each, small and with random weights.
+"""Networks that route by numbers of elements, and networks around one operator each, small and with random
+weights.
 
-Routing: experts, codebooks, pointers, pruned tokens, chosen channels, neighbours. Operators: `TOKENS` stand between two
-Linear layers over [N, T, C], `PLANES` between two convolutions over [N, C, H, W]. `NETWORKS` holds all of them.
+Routing: experts, codebooks, pointers, pruned tokens, chosen channels, neighbours. Operators: `TOKENS` stand
+between two Linear layers over [N, T, C], `PLANES` between two convolutions over [N, C, H, W]. `NETWORKS`
+holds all of them.
 """
 
 from collections.abc import Callable
@@ -38,7 +40,8 @@ class Stack(nn.Module):
 
 
 class Experts(nn.Module):
-    """A mixture of experts with stacked weights; `route` chooses an expert for each example: (its share, its number)."""
+    """A mixture of experts with stacked weights; `route` chooses an expert for each example: (its share,
+    its number)."""
 
     def __init__(self, route: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
         super().__init__()
@@ -79,7 +82,8 @@ def by_draw(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Dispatched(nn.Module):
-    """Experts that see their own tokens alone, whose results are added where the tokens lie: Mixtral's way."""
+    """Experts that see their own tokens alone, whose results are added where the tokens lie: Mixtral's
+    way."""
 
     def __init__(self, viewed: bool = False) -> None:
         super().__init__()
@@ -124,7 +128,8 @@ class Grouped(nn.Module):
 
 
 class Codebook(nn.Module):
-    """VQ-VAE: each place takes the nearest entry of a codebook; `distance` of [places, C] and [entries, C]."""
+    """VQ-VAE: each place takes the nearest entry of a codebook; `distance` of [places, C] and [entries,
+    C]."""
 
     def __init__(self, distance: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -673,7 +678,8 @@ def _quantised_weight(m: Net, y: Tensor) -> Tensor:
     )
 
 
-# Operators of torchvision, which its builds for other devices lack: the same schemas, sampled by torch's own operators.
+# Operators of torchvision, which its builds for other devices lack: the same schemas, sampled by torch's own
+# operators.
 
 VISION = None
 
@@ -734,9 +740,13 @@ def define_vision() -> None:
     if VISION is not None or hasattr(torch.ops.torchvision, "deform_conv2d"):
         return
     VISION = torch.library.Library("torchvision", "FRAGMENT")
-    sizes = "SymInt stride_h, SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, SymInt offset_groups"
+    sizes = (
+        "SymInt stride_h, SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, "
+        "SymInt dilation_w, SymInt groups, SymInt offset_groups"
+    )
     VISION.define(
-        f"deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, {sizes}, bool use_mask) -> Tensor"
+        "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, "
+        f"{sizes}, bool use_mask) -> Tensor"
     )
     VISION.impl("deform_conv2d", _deform, "CPU")
     VISION.impl(
@@ -745,7 +755,8 @@ def define_vision() -> None:
         "Meta",
     )
     VISION.define(
-        "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor"
+        "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, "
+        "SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor"
     )
     VISION.impl("roi_align", _roi_align, "CPU")
     VISION.impl(

@@ -60,7 +60,8 @@ class Bottleneck(nn.Module):
 
 
 class C2f(nn.Module):
-    """As in YOLOv8: a 1 x 1 convolution is chunked, one half goes through blocks, all stages are concatenated."""
+    """As in YOLOv8: a 1 x 1 convolution is chunked, one half goes through blocks, all stages are
+    concatenated."""
 
     def __init__(self, i: int, o: int, blocks: int) -> None:
         super().__init__()
@@ -341,7 +342,8 @@ class Standardised(nn.Conv2d):
 
 
 class Experts(nn.Module):
-    """A mixture whose experts lie in stacked weights [E, I, O], all of them run, mixed by a router's largest weights."""
+    """A mixture whose experts lie in stacked weights [E, I, O], all of them run, mixed by a router's
+    largest weights."""
 
     def __init__(self, experts: int = 4, width: int = 12, inner: int = 20) -> None:
         super().__init__()
@@ -406,7 +408,8 @@ class Patches(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Learnt queries read a sequence by torch's attention, with keys and values of their own widths and padding masked."""
+    """Learnt queries read a sequence by torch's attention, with keys and values of their own widths and
+    padding masked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -485,17 +488,27 @@ def noise(*shapes: tuple[int, ...]) -> Callable[[], tuple[Tensor, ...]]:
     )
 
 
+def draw_tokens() -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    return {"input_ids": torch.randint(2, 50, (2, 9), generator=draw)}
+
+
 IMAGE = noise((2, 3, 16, 16))
+TOKENS = draw_tokens
 SIGNAL = noise((2, 4, 24))
 SEQUENCE = noise((2, 9, 6))
 LENGTHS = lambda: {"x": SEQUENCE()[0], "lengths": torch.tensor([9, 6])}  # noqa: E731
-TOKENS = lambda: {"input_ids": torch.randint(2, 50, (2, 9), generator=torch.Generator().manual_seed(1))}  # noqa: E731
 
 
 def _recurrent(kind: type[nn.Module], **more: Any) -> Net:
     width = 32 if more.get("bidirectional") else 16
-    return Net(lambda m, x: m.fc(m.b(m.rnn(m.a(x.transpose(1, 2)).relu().transpose(1, 2))[0][:, -1]).relu()),
-               a=nn.Conv1d(6, 12, 3, padding=1), rnn=kind(12, 16, batch_first=True, **more), b=nn.Linear(width, 8), fc=nn.Linear(8, 3))  # fmt: skip
+    return Net(
+        lambda m, x: m.fc(m.b(m.rnn(m.a(x.transpose(1, 2)).relu().transpose(1, 2))[0][:, -1]).relu()),
+        a=nn.Conv1d(6, 12, 3, padding=1),
+        rnn=kind(12, 16, batch_first=True, **more),
+        b=nn.Linear(width, 8),
+        fc=nn.Linear(8, 3),
+    )
 
 
 def _film(m: Net, image: Tensor, condition: Tensor) -> Tensor:
@@ -563,23 +576,51 @@ def _tied_convolutions() -> Net:
 
 
 def _conv1() -> Net:
-    return Net(lambda m, x: m.fc(m.c(m.b(m.a(x))).mean(2)), a=nn.Sequential(nn.Conv1d(4, 16, 7, padding=3), nn.BatchNorm1d(16), nn.ReLU()),
-               b=nn.Sequential(nn.Conv1d(16, 24, 5, 2, 2), nn.BatchNorm1d(24), nn.ReLU(), nn.MaxPool1d(2)), c=nn.Conv1d(24, 16, 3, groups=4), fc=nn.Linear(16, 3))  # fmt: skip
+    return Net(
+        lambda m, x: m.fc(m.c(m.b(m.a(x))).mean(2)),
+        a=nn.Sequential(nn.Conv1d(4, 16, 7, padding=3), nn.BatchNorm1d(16), nn.ReLU()),
+        b=nn.Sequential(nn.Conv1d(16, 24, 5, 2, 2), nn.BatchNorm1d(24), nn.ReLU(), nn.MaxPool1d(2)),
+        c=nn.Conv1d(24, 16, 3, groups=4),
+        fc=nn.Linear(16, 3),
+    )
 
 
 def _conv3() -> Net:
-    return Net(lambda m, x: m.fc((m.b(m.a(x).relu()) + m.s(x)).relu().mean((2, 3, 4))), a=nn.Sequential(nn.Conv3d(3, 12, 3, padding=1), nn.BatchNorm3d(12)),
-               b=nn.Sequential(nn.Conv3d(12, 16, 3, padding=1), nn.BatchNorm3d(16)), s=nn.Conv3d(3, 16, 1), fc=nn.Linear(16, 3))  # fmt: skip
+    return Net(
+        lambda m, x: m.fc((m.b(m.a(x).relu()) + m.s(x)).relu().mean((2, 3, 4))),
+        a=nn.Sequential(nn.Conv3d(3, 12, 3, padding=1), nn.BatchNorm3d(12)),
+        b=nn.Sequential(nn.Conv3d(12, 16, 3, padding=1), nn.BatchNorm3d(16)),
+        s=nn.Conv3d(3, 16, 1),
+        fc=nn.Linear(16, 3),
+    )
 
 
 def _autoencoder() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(),
-                         nn.ConvTranspose2d(32, 16, 4, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.ConvTranspose2d(16, 3, 4, 2, 1), nn.Sigmoid())  # fmt: skip
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, 2, 1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(32, 16, 4, 2, 1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.ConvTranspose2d(16, 3, 4, 2, 1),
+        nn.Sigmoid(),
+    )
 
 
 def _generator() -> nn.Module:
-    return nn.Sequential(nn.ConvTranspose2d(10, 32, 4), nn.BatchNorm2d(32), nn.ReLU(), nn.ConvTranspose2d(32, 16, 4, 2, 1), nn.BatchNorm2d(16), nn.ReLU(),
-                         nn.ConvTranspose2d(16, 3, 4, 2, 1), nn.Tanh())  # fmt: skip
+    return nn.Sequential(
+        nn.ConvTranspose2d(10, 32, 4),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.ConvTranspose2d(32, 16, 4, 2, 1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.ConvTranspose2d(16, 3, 4, 2, 1),
+        nn.Tanh(),
+    )
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
@@ -587,7 +628,17 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "yolo": (Yolo, noise((2, 3, 32, 32))),
     "pyramid": (Pyramid, IMAGE),
     "densenet": (Dense, IMAGE),
-    "shufflenet": (lambda: nn.Sequential(cbr(3, 24), ShuffleUnit(24), ShuffleUnit(24), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 4)), IMAGE),
+    "shufflenet": (
+        lambda: nn.Sequential(
+            cbr(3, 24),
+            ShuffleUnit(24),
+            ShuffleUnit(24),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(24, 4),
+        ),
+        IMAGE,
+    ),
     "conv1d": (_conv1, SIGNAL),
     "causal": (Causal, SIGNAL),
     "wavenet": (WaveNet, SIGNAL),
@@ -595,15 +646,99 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "autoencoder": (_autoencoder, IMAGE),
     "generator": (_generator, noise((2, 10, 1, 1))),
     "variational": (Gaussian, IMAGE),
-    "grouped transposed": (lambda: Net(lambda m, x: m.c(m.b(m.a(x).relu()).relu()), a=nn.Conv2d(3, 16, 3, padding=1), b=nn.ConvTranspose2d(16, 8, 2, 2, groups=2), c=nn.Conv2d(8, 3, 1)), IMAGE),
-    "super-resolution": (lambda: Net(lambda m, x: F.interpolate(x, scale_factor=2.0) + F.pixel_shuffle(m.c(m.b(m.a(x).relu()).relu()), 2), a=nn.Conv2d(3, 16, 3, padding=1), b=nn.Conv2d(16, 16, 3, padding=1), c=nn.Conv2d(16, 12, 3, padding=1)), IMAGE),
-    "siamese": (lambda: Net(lambda m, x, y: m.fc((m.b(m.a(x)).flatten(1) - m.b(m.a(y)).flatten(1)).abs()), a=cbr(3, 12, stride=2), b=cbr(12, 8, stride=2), fc=nn.Linear(8 * 16, 2)), noise((2, 3, 16, 16), (2, 3, 16, 16))),
-    "two towers": (lambda: Net(lambda m, x, y: torch.einsum("bd,bd->b", m.b(m.a(x).relu()), m.d(m.c(y).relu())), a=nn.Linear(6, 16), b=nn.Linear(16, 12), c=nn.Linear(5, 20), d=nn.Linear(20, 12)), noise((4, 6), (4, 5))),
-    "image and vector": (lambda: Net(lambda m, x, v: m.fc(torch.cat([pooled(m.a(x)), m.b(v).relu()], 1).relu()), a=cbr(3, 12), b=nn.Linear(5, 8), fc=nn.Linear(20, 4)), noise((2, 3, 16, 16), (2, 5))),
-    "FiLM": (lambda: Net(_film, a=nn.Conv2d(3, 12, 3, padding=1), film=nn.Linear(5, 24), b=nn.Conv2d(12, 8, 3), fc=nn.Linear(8, 4)), noise((2, 3, 16, 16), (2, 5))),
-    "adaptive instance norm": (lambda: Net(_adain, a=nn.Conv2d(3, 12, 3, padding=1), scale=nn.Linear(5, 12), shift=nn.Linear(5, 12), out=nn.Conv2d(12, 3, 3, padding=1)), noise((2, 3, 16, 16), (2, 5))),
-    "mapping in, mapping out": (lambda: Net(lambda m, image, vector: {"class": m.fc(y := m.c(pooled(m.a(image)) * m.b(vector)).relu()), "size": (m.d(y),)}, a=cbr(3, 12), b=nn.Linear(5, 12), c=nn.Linear(12, 10), fc=nn.Linear(10, 4), d=nn.Linear(10, 1)), lambda: dict(zip(("image", "vector"), noise((2, 3, 16, 16), (2, 5))(), strict=True))),
-    "several heads": (lambda: Net(lambda m, x: (m.cls(y := pooled(m.b(m.a(x)))), m.box(y).sigmoid(), m.seg(m.a(x))), a=cbr(3, 12), b=cbr(12, 16), cls=nn.Linear(16, 4), box=nn.Linear(16, 4), seg=nn.Conv2d(12, 2, 1)), IMAGE),
+    "grouped transposed": (
+        lambda: Net(
+            lambda m, x: m.c(m.b(m.a(x).relu()).relu()),
+            a=nn.Conv2d(3, 16, 3, padding=1),
+            b=nn.ConvTranspose2d(16, 8, 2, 2, groups=2),
+            c=nn.Conv2d(8, 3, 1),
+        ),
+        IMAGE,
+    ),
+    "super-resolution": (
+        lambda: Net(
+            lambda m, x: (
+                F.interpolate(x, scale_factor=2.0) + F.pixel_shuffle(m.c(m.b(m.a(x).relu()).relu()), 2)
+            ),
+            a=nn.Conv2d(3, 16, 3, padding=1),
+            b=nn.Conv2d(16, 16, 3, padding=1),
+            c=nn.Conv2d(16, 12, 3, padding=1),
+        ),
+        IMAGE,
+    ),
+    "siamese": (
+        lambda: Net(
+            lambda m, x, y: m.fc((m.b(m.a(x)).flatten(1) - m.b(m.a(y)).flatten(1)).abs()),
+            a=cbr(3, 12, stride=2),
+            b=cbr(12, 8, stride=2),
+            fc=nn.Linear(8 * 16, 2),
+        ),
+        noise((2, 3, 16, 16), (2, 3, 16, 16)),
+    ),
+    "two towers": (
+        lambda: Net(
+            lambda m, x, y: torch.einsum("bd,bd->b", m.b(m.a(x).relu()), m.d(m.c(y).relu())),
+            a=nn.Linear(6, 16),
+            b=nn.Linear(16, 12),
+            c=nn.Linear(5, 20),
+            d=nn.Linear(20, 12),
+        ),
+        noise((4, 6), (4, 5)),
+    ),
+    "image and vector": (
+        lambda: Net(
+            lambda m, x, v: m.fc(torch.cat([pooled(m.a(x)), m.b(v).relu()], 1).relu()),
+            a=cbr(3, 12),
+            b=nn.Linear(5, 8),
+            fc=nn.Linear(20, 4),
+        ),
+        noise((2, 3, 16, 16), (2, 5)),
+    ),
+    "FiLM": (
+        lambda: Net(
+            _film,
+            a=nn.Conv2d(3, 12, 3, padding=1),
+            film=nn.Linear(5, 24),
+            b=nn.Conv2d(12, 8, 3),
+            fc=nn.Linear(8, 4),
+        ),
+        noise((2, 3, 16, 16), (2, 5)),
+    ),
+    "adaptive instance norm": (
+        lambda: Net(
+            _adain,
+            a=nn.Conv2d(3, 12, 3, padding=1),
+            scale=nn.Linear(5, 12),
+            shift=nn.Linear(5, 12),
+            out=nn.Conv2d(12, 3, 3, padding=1),
+        ),
+        noise((2, 3, 16, 16), (2, 5)),
+    ),
+    "mapping in, mapping out": (
+        lambda: Net(
+            lambda m, image, vector: {
+                "class": m.fc(y := m.c(pooled(m.a(image)) * m.b(vector)).relu()),
+                "size": (m.d(y),),
+            },
+            a=cbr(3, 12),
+            b=nn.Linear(5, 12),
+            c=nn.Linear(12, 10),
+            fc=nn.Linear(10, 4),
+            d=nn.Linear(10, 1),
+        ),
+        lambda: dict(zip(("image", "vector"), noise((2, 3, 16, 16), (2, 5))(), strict=True)),
+    ),
+    "several heads": (
+        lambda: Net(
+            lambda m, x: (m.cls(y := pooled(m.b(m.a(x)))), m.box(y).sigmoid(), m.seg(m.a(x))),
+            a=cbr(3, 12),
+            b=cbr(12, 16),
+            cls=nn.Linear(16, 4),
+            box=nn.Linear(16, 4),
+            seg=nn.Conv2d(12, 2, 1),
+        ),
+        IMAGE,
+    ),
     "LSTM": (lambda: _recurrent(nn.LSTM), SEQUENCE),
     "LSTM, two ways": (lambda: _recurrent(nn.LSTM, bidirectional=True), SEQUENCE),
     "LSTM, two layers": (lambda: _recurrent(nn.LSTM, num_layers=2), SEQUENCE),
@@ -613,40 +748,277 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "GRU, packed": (lambda: Packed(nn.GRU, True, num_layers=2), LENGTHS),
     "states written step by step": (Filled, SEQUENCE),
     "own recurrent cell": (Cells, SEQUENCE),
-    "multi-head attention": (lambda: Net(lambda m, x: m.fc(m.b(m.att(*[m.a(x)] * 3)[0].mean(1)).relu()), a=nn.Linear(6, 16), att=nn.MultiheadAttention(16, 4, batch_first=True), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), SEQUENCE),
-    "transformer encoder": (lambda: Net(lambda m, x: m.fc(m.t(m.a(x)).mean(1)), a=nn.Linear(6, 16), t=nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), 2, enable_nested_tensor=False), fc=nn.Linear(16, 3)), SEQUENCE),
-    "transformer decoder": (lambda: Net(lambda m, x: m.fc(m.t(m.a(x), m.b(x))), a=nn.Linear(6, 16), b=nn.Linear(6, 16), t=nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 4, 32, batch_first=True), 1), fc=nn.Linear(16, 3)), SEQUENCE),
+    "multi-head attention": (
+        lambda: Net(
+            lambda m, x: m.fc(m.b(m.att(*[m.a(x)] * 3)[0].mean(1)).relu()),
+            a=nn.Linear(6, 16),
+            att=nn.MultiheadAttention(16, 4, batch_first=True),
+            b=nn.Linear(16, 12),
+            fc=nn.Linear(12, 3),
+        ),
+        SEQUENCE,
+    ),
+    "transformer encoder": (
+        lambda: Net(
+            lambda m, x: m.fc(m.t(m.a(x)).mean(1)),
+            a=nn.Linear(6, 16),
+            t=nn.TransformerEncoder(
+                nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), 2, enable_nested_tensor=False
+            ),
+            fc=nn.Linear(16, 3),
+        ),
+        SEQUENCE,
+    ),
+    "transformer decoder": (
+        lambda: Net(
+            lambda m, x: m.fc(m.t(m.a(x), m.b(x))),
+            a=nn.Linear(6, 16),
+            b=nn.Linear(6, 16),
+            t=nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 4, 32, batch_first=True), 1),
+            fc=nn.Linear(16, 3),
+        ),
+        SEQUENCE,
+    ),
     "attention, one projection": (Encoder, IMAGE),
-    "attention in windows": (lambda: Net(lambda m, x: m.fc(pooled(m.d(m.c(m.b(m.a(x)))).relu())), a=nn.Conv2d(3, 24, 2, 2), b=Windows(), c=Windows(), d=nn.Conv2d(24, 16, 1), fc=nn.Linear(16, 4)), IMAGE),
+    "attention in windows": (
+        lambda: Net(
+            lambda m, x: m.fc(pooled(m.d(m.c(m.b(m.a(x)))).relu())),
+            a=nn.Conv2d(3, 24, 2, 2),
+            b=Windows(),
+            c=Windows(),
+            d=nn.Conv2d(24, 16, 1),
+            fc=nn.Linear(16, 4),
+        ),
+        IMAGE,
+    ),
     "mixer": (Mixer, IMAGE),
     "tied language model": (Tied, TOKENS),
-    "text convolutions": (lambda: Net(lambda m, input_ids: m.fc(torch.cat([c(m.e(input_ids).transpose(1, 2)).relu().amax(2) for c in (m.a, m.b, m.c)], 1)), e=nn.Embedding(50, 16), a=nn.Conv1d(16, 8, 2), b=nn.Conv1d(16, 8, 3), c=nn.Conv1d(16, 8, 4), fc=nn.Linear(24, 3)), TOKENS),
-    "bag of words": (lambda: Net(lambda m, input_ids: m.fc(m.a(m.e(input_ids)).relu()), e=nn.EmbeddingBag(50, 16), a=nn.Linear(16, 12), fc=nn.Linear(12, 3)), TOKENS),
-    "tied autoencoder": (lambda: Net(lambda m, x: F.linear(F.linear(m.b(m.a(x).relu()).relu(), m.b.weight.t()).relu(), m.a.weight.t()), a=nn.Linear(20, 16), b=nn.Linear(16, 8)), noise((4, 20))),
-    "weight norm": (lambda: Net(lambda m, x: m.fc(pooled(m.b(m.a(x).relu()).relu())), a=nn.Conv2d(3, 12, 3), b=nn.utils.parametrizations.weight_norm(nn.Conv2d(12, 8, 3)), fc=nn.Linear(8, 4)), IMAGE),
-    "spectral norm": (lambda: Net(lambda m, x: m.fc(pooled(m.c(m.b(m.a(x).relu()).relu()))), a=nn.Conv2d(3, 12, 3), b=nn.utils.parametrizations.spectral_norm(nn.Conv2d(12, 8, 3)), c=nn.Conv2d(8, 10, 3), fc=nn.Linear(10, 4)), IMAGE),
+    "text convolutions": (
+        lambda: Net(
+            lambda m, input_ids: m.fc(
+                torch.cat([c(m.e(input_ids).transpose(1, 2)).relu().amax(2) for c in (m.a, m.b, m.c)], 1)
+            ),
+            e=nn.Embedding(50, 16),
+            a=nn.Conv1d(16, 8, 2),
+            b=nn.Conv1d(16, 8, 3),
+            c=nn.Conv1d(16, 8, 4),
+            fc=nn.Linear(24, 3),
+        ),
+        TOKENS,
+    ),
+    "bag of words": (
+        lambda: Net(
+            lambda m, input_ids: m.fc(m.a(m.e(input_ids)).relu()),
+            e=nn.EmbeddingBag(50, 16),
+            a=nn.Linear(16, 12),
+            fc=nn.Linear(12, 3),
+        ),
+        TOKENS,
+    ),
+    "tied autoencoder": (
+        lambda: Net(
+            lambda m, x: F.linear(F.linear(m.b(m.a(x).relu()).relu(), m.b.weight.t()).relu(), m.a.weight.t()),
+            a=nn.Linear(20, 16),
+            b=nn.Linear(16, 8),
+        ),
+        noise((4, 20)),
+    ),
+    "weight norm": (
+        lambda: Net(
+            lambda m, x: m.fc(pooled(m.b(m.a(x).relu()).relu())),
+            a=nn.Conv2d(3, 12, 3),
+            b=nn.utils.parametrizations.weight_norm(nn.Conv2d(12, 8, 3)),
+            fc=nn.Linear(8, 4),
+        ),
+        IMAGE,
+    ),
+    "spectral norm": (
+        lambda: Net(
+            lambda m, x: m.fc(pooled(m.c(m.b(m.a(x).relu()).relu()))),
+            a=nn.Conv2d(3, 12, 3),
+            b=nn.utils.parametrizations.spectral_norm(nn.Conv2d(12, 8, 3)),
+            c=nn.Conv2d(8, 10, 3),
+            fc=nn.Linear(10, 4),
+        ),
+        IMAGE,
+    ),
     "frozen first layers": (_frozen_first, IMAGE),
-    "checkpointed": (lambda: Net(lambda m, x: m.fc(pooled(checkpoint(m.b, m.a(x), use_reentrant=False))), a=cbr(3, 12), b=cbr(12, 8), fc=nn.Linear(8, 4)), IMAGE),
-    "attention over channels and places": (lambda: Net(_cbam, a=cbr(3, 16), mlp=nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 16)), place=nn.Conv2d(2, 1, 3, padding=1), b=nn.Conv2d(16, 8, 3), fc=nn.Linear(8, 4)), IMAGE),
-    "non-local block": (lambda: Net(_nonlocal, a=cbr(3, 16, stride=2), q=nn.Conv2d(16, 8, 1), k=nn.Conv2d(16, 8, 1), v=nn.Conv2d(16, 12, 1), z=nn.Conv2d(12, 16, 1), fc=nn.Linear(16, 4)), IMAGE),
-    "dueling heads": (lambda: Net(_dueling, a=cbr(3, 8, stride=4), value=nn.Sequential(nn.Linear(128, 16), nn.ReLU(), nn.Linear(16, 1)), advantage=nn.Sequential(nn.Linear(128, 16), nn.ReLU(), nn.Linear(16, 4))), IMAGE),
-    "soft experts": (lambda: Net(_experts, a=nn.Linear(6, 16), gate=nn.Linear(16, 3), e1=nn.Linear(16, 12), e2=nn.Linear(16, 12), e3=nn.Linear(16, 12), fc=nn.Linear(12, 3)), noise((4, 6))),
-    "radiance field": (lambda: Net(_nerf, a=nn.Linear(9, 24), b=nn.Linear(24, 24), c=nn.Linear(33, 24), d=nn.Linear(24, 16), out=nn.Linear(16, 4)), noise((4, 3))),
-    "graph convolution": (lambda: Net(lambda m, x, a: m.fc((a @ m.b((a @ m.a(x)).relu())).relu().mean(1)), a=nn.Linear(6, 16), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), noise((2, 7, 6), (2, 7, 7))),
-    "highway": (lambda: Net(lambda m, x: m.fc((g := m.gate(y := m.a(x)).sigmoid()) * m.b(y).relu() + (1 - g) * y), a=nn.Linear(6, 16), gate=nn.Linear(16, 16), b=nn.Linear(16, 16), fc=nn.Linear(16, 3)), noise((4, 6))),
-    "gated block": (lambda: Net(lambda m, x: m.fc((y := m.a(x)) + m.down(F.silu(m.gate(m.n(y))) * m.up(m.n(y)))), a=nn.Linear(6, 16), n=nn.RMSNorm(16), gate=nn.Linear(16, 32), up=nn.Linear(16, 32), down=nn.Linear(32, 16), fc=nn.Linear(16, 3)), noise((4, 6))),
-    "bilinear": (lambda: Net(lambda m, x, y: m.fc(m.bi(m.a(x).relu(), m.b(y).relu())), a=nn.Linear(6, 12), b=nn.Linear(5, 10), bi=nn.Bilinear(12, 10, 8), fc=nn.Linear(8, 3)), noise((4, 6), (4, 5))),
-    "weight standardisation": (lambda: Net(lambda m, x: m.fc(pooled(m.c(m.n(m.b(m.a(x).relu())).relu()))), a=Standardised(3, 12, 3), b=Standardised(12, 16, 3), n=nn.BatchNorm2d(16), c=nn.Conv2d(16, 8, 1), fc=nn.Linear(8, 4)), IMAGE),
-    "RMS norm without weights": (lambda: Net(lambda m, x: m.fc(m.b(m.n(m.a(x))).relu()), a=nn.Linear(6, 16), n=nn.RMSNorm(16, elementwise_affine=False), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)), noise((4, 6))),
-    "stacked experts": (lambda: nn.Sequential(nn.Linear(6, 12), Experts(), nn.ReLU(), nn.Linear(12, 3)), noise((4, 6))),
+    "checkpointed": (
+        lambda: Net(
+            lambda m, x: m.fc(pooled(checkpoint(m.b, m.a(x), use_reentrant=False))),
+            a=cbr(3, 12),
+            b=cbr(12, 8),
+            fc=nn.Linear(8, 4),
+        ),
+        IMAGE,
+    ),
+    "attention over channels and places": (
+        lambda: Net(
+            _cbam,
+            a=cbr(3, 16),
+            mlp=nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 16)),
+            place=nn.Conv2d(2, 1, 3, padding=1),
+            b=nn.Conv2d(16, 8, 3),
+            fc=nn.Linear(8, 4),
+        ),
+        IMAGE,
+    ),
+    "non-local block": (
+        lambda: Net(
+            _nonlocal,
+            a=cbr(3, 16, stride=2),
+            q=nn.Conv2d(16, 8, 1),
+            k=nn.Conv2d(16, 8, 1),
+            v=nn.Conv2d(16, 12, 1),
+            z=nn.Conv2d(12, 16, 1),
+            fc=nn.Linear(16, 4),
+        ),
+        IMAGE,
+    ),
+    "dueling heads": (
+        lambda: Net(
+            _dueling,
+            a=cbr(3, 8, stride=4),
+            value=nn.Sequential(nn.Linear(128, 16), nn.ReLU(), nn.Linear(16, 1)),
+            advantage=nn.Sequential(nn.Linear(128, 16), nn.ReLU(), nn.Linear(16, 4)),
+        ),
+        IMAGE,
+    ),
+    "soft experts": (
+        lambda: Net(
+            _experts,
+            a=nn.Linear(6, 16),
+            gate=nn.Linear(16, 3),
+            e1=nn.Linear(16, 12),
+            e2=nn.Linear(16, 12),
+            e3=nn.Linear(16, 12),
+            fc=nn.Linear(12, 3),
+        ),
+        noise((4, 6)),
+    ),
+    "radiance field": (
+        lambda: Net(
+            _nerf,
+            a=nn.Linear(9, 24),
+            b=nn.Linear(24, 24),
+            c=nn.Linear(33, 24),
+            d=nn.Linear(24, 16),
+            out=nn.Linear(16, 4),
+        ),
+        noise((4, 3)),
+    ),
+    "graph convolution": (
+        lambda: Net(
+            lambda m, x, a: m.fc((a @ m.b((a @ m.a(x)).relu())).relu().mean(1)),
+            a=nn.Linear(6, 16),
+            b=nn.Linear(16, 12),
+            fc=nn.Linear(12, 3),
+        ),
+        noise((2, 7, 6), (2, 7, 7)),
+    ),
+    "highway": (
+        lambda: Net(
+            lambda m, x: m.fc((g := m.gate(y := m.a(x)).sigmoid()) * m.b(y).relu() + (1 - g) * y),
+            a=nn.Linear(6, 16),
+            gate=nn.Linear(16, 16),
+            b=nn.Linear(16, 16),
+            fc=nn.Linear(16, 3),
+        ),
+        noise((4, 6)),
+    ),
+    "gated block": (
+        lambda: Net(
+            lambda m, x: m.fc((y := m.a(x)) + m.down(F.silu(m.gate(m.n(y))) * m.up(m.n(y)))),
+            a=nn.Linear(6, 16),
+            n=nn.RMSNorm(16),
+            gate=nn.Linear(16, 32),
+            up=nn.Linear(16, 32),
+            down=nn.Linear(32, 16),
+            fc=nn.Linear(16, 3),
+        ),
+        noise((4, 6)),
+    ),
+    "bilinear": (
+        lambda: Net(
+            lambda m, x, y: m.fc(m.bi(m.a(x).relu(), m.b(y).relu())),
+            a=nn.Linear(6, 12),
+            b=nn.Linear(5, 10),
+            bi=nn.Bilinear(12, 10, 8),
+            fc=nn.Linear(8, 3),
+        ),
+        noise((4, 6), (4, 5)),
+    ),
+    "weight standardisation": (
+        lambda: Net(
+            lambda m, x: m.fc(pooled(m.c(m.n(m.b(m.a(x).relu())).relu()))),
+            a=Standardised(3, 12, 3),
+            b=Standardised(12, 16, 3),
+            n=nn.BatchNorm2d(16),
+            c=nn.Conv2d(16, 8, 1),
+            fc=nn.Linear(8, 4),
+        ),
+        IMAGE,
+    ),
+    "RMS norm without weights": (
+        lambda: Net(
+            lambda m, x: m.fc(m.b(m.n(m.a(x))).relu()),
+            a=nn.Linear(6, 16),
+            n=nn.RMSNorm(16, elementwise_affine=False),
+            b=nn.Linear(16, 12),
+            fc=nn.Linear(12, 3),
+        ),
+        noise((4, 6)),
+    ),
+    "stacked experts": (
+        lambda: nn.Sequential(nn.Linear(6, 12), Experts(), nn.ReLU(), nn.Linear(12, 3)),
+        noise((4, 6)),
+    ),
     "routed experts": (lambda: nn.Sequential(nn.Linear(6, 12), Routed(), nn.Linear(12, 3)), noise((4, 6))),
     "bare parameters": (Bare, IMAGE),
     "unfold and fold": (Patches, IMAGE),
     "cross attention": (CrossAttention, LENGTHS),
-    "encoder and decoder": (lambda: Net(lambda m, x, y: m.fc(m.t(m.a(x), m.b(y))), a=nn.Linear(6, 16), b=nn.Linear(6, 16), t=nn.Transformer(16, 4, 1, 1, 24, batch_first=True), fc=nn.Linear(16, 3)), noise((2, 9, 6), (2, 5, 6))),
-    "depthwise transposed": (lambda: Net(lambda m, x: m.c(m.b(m.a(x).relu()).relu()), a=nn.Conv2d(3, 12, 3, padding=1), b=nn.ConvTranspose2d(12, 24, 2, 2, groups=12), c=nn.Conv2d(24, 3, 1)), IMAGE),
-    "queries and keys by einsum": (lambda: Net(lambda m, x: m.fc(torch.einsum("bnm,bmd->bnd", torch.einsum("bnd,bmd->bnm", m.q(x), m.k(x)).softmax(-1), m.v(x)).mean(1)), q=nn.Linear(6, 12), k=nn.Linear(6, 12), v=nn.Linear(6, 16), fc=nn.Linear(16, 3)), SEQUENCE),
+    "encoder and decoder": (
+        lambda: Net(
+            lambda m, x, y: m.fc(m.t(m.a(x), m.b(y))),
+            a=nn.Linear(6, 16),
+            b=nn.Linear(6, 16),
+            t=nn.Transformer(16, 4, 1, 1, 24, batch_first=True),
+            fc=nn.Linear(16, 3),
+        ),
+        noise((2, 9, 6), (2, 5, 6)),
+    ),
+    "depthwise transposed": (
+        lambda: Net(
+            lambda m, x: m.c(m.b(m.a(x).relu()).relu()),
+            a=nn.Conv2d(3, 12, 3, padding=1),
+            b=nn.ConvTranspose2d(12, 24, 2, 2, groups=12),
+            c=nn.Conv2d(24, 3, 1),
+        ),
+        IMAGE,
+    ),
+    "queries and keys by einsum": (
+        lambda: Net(
+            lambda m, x: m.fc(
+                torch.einsum(
+                    "bnm,bmd->bnd", torch.einsum("bnd,bmd->bnm", m.q(x), m.k(x)).softmax(-1), m.v(x)
+                ).mean(1)
+            ),
+            q=nn.Linear(6, 12),
+            k=nn.Linear(6, 12),
+            v=nn.Linear(6, 16),
+            fc=nn.Linear(16, 3),
+        ),
+        SEQUENCE,
+    ),
     "tied convolutions": (lambda: _tied_convolutions(), IMAGE),
     "points": (Points, noise((2, 3, 20))),
-    "loop with shared weights": (lambda: Net(lambda m, x: m.fc(pooled(m.b(m.b(m.b(y := m.a(x)).relu() + y).relu() + y))), a=cbr(3, 12), b=nn.Conv2d(12, 12, 3, padding=1), fc=nn.Linear(12, 4)), IMAGE),
-}  # fmt: skip
+    "loop with shared weights": (
+        lambda: Net(
+            lambda m, x: m.fc(pooled(m.b(m.b(m.b(y := m.a(x)).relu() + y).relu() + y))),
+            a=cbr(3, 12),
+            b=nn.Conv2d(12, 12, 3, padding=1),
+            fc=nn.Linear(12, 4),
+        ),
+        IMAGE,
+    ),
+}

@@ -1,6 +1,8 @@
-"""Lets a CUDA build of torchvision import beside a CPU build of torch: two operator schemas are declared first.
+"""Lets a CUDA build of torchvision import beside a CPU build of torch: two operator schemas are declared
+first.
 
-Import it before torchvision, timm or transformers. With a torchvision made for this torch, or none, it does nothing.
+Import it before torchvision, timm or transformers. With a torchvision made for this torch, or none, it does
+nothing.
 """
 
 from importlib.util import find_spec

@@ -49,8 +49,9 @@ ENOUGH = 1e-6
 DEAD = 1e-5
 """largest difference to the dense model where everything that left was dead"""
 NOT_FOLLOWED = frozenset({"own.cross attention", "further.set transformer", "further.perceiver"})
-"""networks that take statistics over removed units in a way that the reference does not follow: learnt tokens leave, a
-mean is taken over the others, and a token of zeros is none that the reference could leave out of it"""
+"""networks that take statistics over removed units in a way that the reference does not follow: learnt
+tokens leave, a mean is taken over the others, and a token of zeros is none that the reference could leave
+out of it"""
 
 MODES = ("random", "magnitude", "dead")
 FAMILIES: dict[str, tuple[type[nn.Module], ...]] = {
@@ -475,7 +476,7 @@ def main() -> None:
     parser.add_argument(
         "--pin", type=Path, help="write name -> outcome and percentage gone, which test_zoo.py holds to"
     )
-    parser.add_argument("--markdown", type=Path, help="write the tables of docs/zoo.md")
+    parser.add_argument("--markdown", type=Path, help="write the tables of docs/figures/zoo.md")
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = read(given.json)

@@ -21,6 +21,7 @@ from sparsify.cost.measure.timing import choose_clock
 from sparsify.errors import TargetError
 from sparsify.events import Listener, Measuring, silence
 from sparsify.forward.calls import Inputs
+from sparsify.graph.layer_types import layer_type_of
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.surgery import operations
 from sparsify_schemas.table import Network, Steps, Table
@@ -254,7 +255,7 @@ def draw_widths(
 ) -> Iterator[dict[str, int]]:
     """Coupled group -> kept units: random shares around `shares`, in whole steps if those are given."""
     rng = np.random.default_rng(seed)
-    linear = {layer.name for layer in model_map.layers if layer.kind in ("Linear", "Conv1D")}
+    linear = {layer.name for layer in model_map.layers if layer_type_of(layer.kind).timed == "linear"}
     for share in shares:
         kept = {}
         for c in model_map.coupled:

@@ -2,8 +2,9 @@
 widths."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from typing import assert_never, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,9 @@ from sparsify.cost.measure import copy_model, count_macs
 from sparsify.forward.call_model import call_model
 from sparsify.forward.calls import Inputs
 from sparsify.forward.opaque import is_scripted
-from sparsify.graph.layer_classes import is_transposed_linear
+from sparsify.graph.layer_types import layer_type, layer_widths
 
-Convs = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
 @dataclass(frozen=True)
@@ -96,32 +96,28 @@ def _list_works(
     name: str, module: nn.Module, x: Tensor, made: object, batch: int
 ) -> Iterator[tuple[Work, Geometry]]:
     weight = f"{name}.weight" if name else "weight"
-    match module:
-        case (
-            nn.Conv1d()
-            | nn.Conv2d()
-            | nn.Conv3d()
-            | nn.ConvTranspose1d()
-            | nn.ConvTranspose2d()
-            | nn.ConvTranspose3d()
-        ):
-            yield _convolution_work(weight, module, x, made, batch)
-        case nn.MultiheadAttention():
-            size = module.embed_dim
-            rows = x.numel() // x.shape[-1] // _count_examples(module, x)
+    row = layer_type(module)
+    match row.timed:
+        case "convolution":
+            yield _convolution_work(weight, cast(Convolution, module), x, made, batch)
+        case "attention":
+            attention = cast(nn.MultiheadAttention, module)
+            size = attention.embed_dim
+            rows = x.numel() // x.shape[-1] // _count_examples(attention, x)
             stem = f"{name}." if name else ""
-            if module.in_proj_weight is not None:
+            if attention.in_proj_weight is not None:
                 yield _linear_work(f"{stem}in_proj_weight", size, 3 * size, rows, batch)
             yield _linear_work(f"{stem}out_proj.weight", size, size, rows, batch)
-        case nn.Linear():
-            yield _linear_work(weight, module.in_features, module.out_features, _count_rows(x), batch)
-        case _ if is_transposed_linear(module):
+        case "linear" if row.family == "transposed linear":
             inputs, outputs = module.get_parameter("weight").shape
             work, geometry = _linear_work(weight, inputs, outputs, _count_rows(x), batch)
-            yield (
-                Work(work.tensor, work.kind, work.key, inputs, outputs, work.written, transposed=True),
-                geometry,
-            )
+            yield replace(work, transposed=True), geometry
+        case "linear":
+            yield _linear_work(weight, *layer_widths(module), _count_rows(x), batch)
+        case None:
+            return
+        case _:
+            assert_never(row.timed)
 
 
 def _calls_its_projection(module: nn.Module) -> bool:
@@ -152,9 +148,8 @@ def _linear_work(tensor: str, inputs: int, outputs: int, rows: int, batch: int) 
 
 
 def _convolution_work(
-    tensor: str, module: nn.Module, x: Tensor, made: object, batch: int
+    tensor: str, module: Convolution, x: Tensor, made: object, batch: int
 ) -> tuple[Work, Geometry]:
-    assert isinstance(module, (*Convs, *Transposed))
     depthwise = module.groups == module.in_channels == module.out_channels > 1
     geometry = Geometry(
         kernel=tuple(module.kernel_size),
@@ -180,8 +175,7 @@ def _convolution_work(
     ), geometry
 
 
-def _read_padding(module: nn.Module) -> tuple[int, ...]:
-    assert isinstance(module, (*Convs, *Transposed))
+def _read_padding(module: Convolution) -> tuple[int, ...]:
     if isinstance(module.padding, str):
         same = module.padding == "same"
         return tuple(

@@ -18,6 +18,7 @@ from sparsify_schemas.criterion import (
     Lamp,
     Magnitude,
     Random,
+    Reconstruction,
     Sensitivity,
     Taylor,
     Wanda,
@@ -64,6 +65,8 @@ def group_scores(spec: Criterion, layout: Layout, weights: Tensors, looks: Looks
         case Fpgm():
             apart = distances(layout, weights)
             return torch.cat([own / _mean(own) for own in layout.split(apart).values()]).float()
+        case Reconstruction():
+            raise ModelError("criterion 'reconstruction' scores the units of whole coupled groups of a model")
         case Random():
             return torch.rand(layout.count, generator=torch.Generator().manual_seed(seed))
         case _:
@@ -103,6 +106,8 @@ def weight_scores(spec: Criterion, weight: Tensor, looks: Looks | None, seed: in
             raise ModelError("criterion 'bn_scale' scores whole channels, not single weights")
         case Fpgm():
             raise ModelError("criterion 'fpgm' scores whole filters, not single weights")
+        case Reconstruction():
+            raise ModelError("criterion 'reconstruction' scores whole units, not single weights")
         case Random():
             return torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed))
         case _:

@@ -1,6 +1,6 @@
 """What criteria look at in training data: gradients of the loss, or what arrives at the layers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
@@ -14,27 +14,31 @@ from sparsify.pruning.criteria.scores import Looks
 from sparsify_schemas.criterion import Activation, Criterion, Fisher, FromData, Wanda
 
 Batch = tuple[Tensor, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(outputs, targets) of a batch -> the mean of what training minimises, a scalar"""
 _SEEN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def looks(model: nn.Module, spec: Criterion, batches: Sequence[Batch] | None) -> Looks | None:
+def looks(
+    model: nn.Module, spec: Criterion, batches: Sequence[Batch] | None, loss: Loss | None
+) -> Looks | None:
     """How a criterion looks at a model, which it leaves in eval mode; None where it needs no data or there is none."""
-    if batches is None or not isinstance(spec, FromData):
+    if batches is None or loss is None or not isinstance(spec, FromData):
         return None
     own = list(islice(batches, spec.batches))
     if isinstance(spec, Activation | Wanda):
         return partial(_inputs, model, spec.kind, own)
     if isinstance(spec, Fisher):
         own = [(x[i : i + 1], y[i : i + 1]) for x, y in own for i in range(len(x))]
-    return partial(_gradients, model, own)
+    return partial(_gradients, model, own, loss)
 
 
-def _gradients(model: nn.Module, batches: Sequence[Batch]) -> Iterator[None]:
+def _gradients(model: nn.Module, batches: Sequence[Batch], loss: Loss) -> Iterator[None]:
     device = next(model.parameters()).device
     model.eval().requires_grad_(True)
     for x, y in batches:
         model.zero_grad(set_to_none=True)
-        nn.functional.cross_entropy(model(x.to(device)), y.to(device)).backward()  # type: ignore[no-untyped-call]
+        loss(model(x.to(device)), y.to(device)).backward()  # type: ignore[no-untyped-call]
         yield
 
 

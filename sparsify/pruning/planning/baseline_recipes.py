@@ -1,5 +1,6 @@
 """Baselines: the recipes by which simpler choices come to the same cost and get the same training after the cut."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -10,7 +11,7 @@ from sparsify_schemas.criterion import Criterion, Magnitude
 from sparsify_schemas.criterion import Random as AtRandom
 from sparsify_schemas.group import in_one_tensor
 from sparsify_schemas.recipe import Baseline, Recipe, Rule
-from sparsify_schemas.stage import Cut, Stage, Train, goal
+from sparsify_schemas.stage import Cut, Repair, Stage, Train, goal
 from sparsify_schemas.units import Amount, Share, Size
 
 _HAIR = 1 + 1e-12
@@ -71,6 +72,15 @@ def _plain(stages: tuple[Stage, ...]) -> tuple[Train, ...]:
     )
 
 
+def _plain_with_repairs(stages: tuple[Stage, ...]) -> Iterator[Train | Repair]:
+    """Trained without penalties, and repaired where the run is."""
+    for stage in stages:
+        if isinstance(stage, Repair):
+            yield stage
+        else:
+            yield from _plain((stage,))
+
+
 def same_dense(recipe: Recipe) -> bool:
     """Whether the run itself trains, up to its cut, without penalties and without cutting."""
     first = first_cut(recipe)
@@ -102,8 +112,8 @@ def baseline_recipe(plan: Plan, kind: Baseline, cost: Cost) -> Recipe:
         if rule.protect
         or not (in_one_tensor(rule.group) or (kind == "uniform_width" and rule.group == "depth"))
     )
-    _, after = training(recipe, False)
-    before = recipe.stages[: first_cut(recipe)]
+    first = first_cut(recipe)
+    before, after = recipe.stages[:first], _plain_with_repairs(recipe.stages[first:])
     stages = (
         *before,
         Cut(kind="cut", name=f"{kind}: cut"),

@@ -12,12 +12,20 @@ from sparsify.errors import Problem, RecipeError
 from sparsify.formatting.numbers import milliseconds
 from sparsify.graph.model_map import Layer, ModelMap
 from sparsify.pruning.planning.cut_targets import own_budgets
-from sparsify.pruning.planning.match_layers import around, matched, of_rule, reached, weights
+from sparsify.pruning.planning.group_types import (
+    find_coupled,
+    find_groups,
+    find_tensors,
+    group_type,
+    group_type_of,
+    width_step,
+)
+from sparsify.pruning.planning.match_layers import around, matched
 from sparsify.pruning.planning.plan import Assignment, Floor, Plan, ranked_together
 from sparsify.pruning.planning.selection import candidates, least, with_floors
-from sparsify.recipe import Loaded, Origin
+from sparsify.recipe import NOWHERE, Origin, Positions
 from sparsify_schemas.budget import Budget
-from sparsify_schemas.group import Block, Group, Kind, Pattern, count_inside, in_one_tensor, kind_of
+from sparsify_schemas.group import Block, Group, Pattern, count_inside, facts_of, in_one_tensor, kind_of
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.selector import selects
 from sparsify_schemas.table import Steps
@@ -26,50 +34,52 @@ NO_STEPS: Mapping[str, Steps] = MappingProxyType({})
 
 
 def compile_plan(
-    loaded: Loaded,
+    recipe: Recipe,
     map: ModelMap,
     *,
+    positions: Positions = NOWHERE,
     strict: bool = False,
     clocks: Sequence[LatencyModel] = (),
     steps: Mapping[str, Steps] = NO_STEPS,
 ) -> Plan:
     """Resolve every rule against a model.
 
-    clocks: of the targets whose latency the budget limits; steps: width steps of the recipe's targets, for `multiple_of: auto`.
+    positions: where the recipe is written, for messages; clocks: of the targets whose latency the budget limits;
+    steps: width steps of the recipe's targets, for `multiple_of: auto`.
     Raises RecipeError with all problems at once: a rule that matches nothing or the wrong kind of layer, two rules on
     one layer or one coupled group, a budget below the floor, a `sparsity` above what a rule can remove; with `strict` also
     every layer that had to be protected, and every one that no call has shown while what it reads may be narrowed.
     """
-    recipe = loaded.recipe
     problems: list[Problem] = []
-    map = _protected(loaded, map, problems)
+    map = _protected(recipe, positions, map, problems)
     assignments = tuple(
-        replace(a, multiple=_multiple(recipe, a.rule, steps)) for a in _assignments(loaded, map, problems)
+        replace(a, multiple=_multiple(recipe, a.rule, steps))
+        for a in _assignments(recipe, positions, map, problems)
     )
     unproven = list(_unproven(recipe, map, assignments))
     notes = (
         *_notes(recipe, map, assignments),
         *(f"rules.{rule}: {text}" for rule, text, _ in unproven),
-        *_elsewhere(loaded, map),
+        *_elsewhere(positions, map),
     )
     plan = Plan(recipe, map, assignments, notes=notes)
     if strict:
         advice = "write 'protect: true' for it, or run without --strict"
         problems += [
-            loaded.problem(f"rules.{a.rule}.layers", text, advice)
+            positions.problem(f"rules.{a.rule}.layers", text, advice)
             for a in assignments
             for text in _kept(recipe, map, a)
         ]
-        problems += [loaded.problem(f"rules.{rule}.layers", text, way) for rule, text, way in unproven]
-    problems += [*_uneven(loaded, plan), *_strangers(loaded, map)]
+        problems += [positions.problem(f"rules.{rule}.layers", text, way) for rule, text, way in unproven]
+    problems += [*_uneven(positions, plan), *_strangers(recipe, positions, map)]
     if not problems:
         plan = replace(plan, floors=tuple(_floors(plan, recipe.budget, clocks)))
         problems += [
-            *_infeasible(loaded, plan, "budget", recipe.budget, plan.floors),
-            *_unreachable(loaded, plan),
+            *_infeasible(positions, plan, "budget", recipe.budget, plan.floors),
+            *_unreachable(positions, plan),
         ]
         for path, budget in own_budgets(recipe):
-            problems += _infeasible(loaded, plan, f"{path}.budget", budget, _floors(plan, budget))
+            problems += _infeasible(positions, plan, f"{path}.budget", budget, _floors(plan, budget))
     if problems:
         raise RecipeError(problems)
     return plan
@@ -82,22 +92,16 @@ def _multiple(recipe: Recipe, rule: int, steps: Mapping[str, Steps]) -> int:
         return asked
     names = list(recipe.budget.latency) or (list(recipe.targets) if asked == "auto" else [])
     found = [steps[name] for name in names if name in steps]
-    match group:
-        case "filter" | "channel":
-            return max((step.convolution for step in found), default=1)
-        case "neuron":
-            return max((step.linear for step in found), default=1)
-        case _:
-            return 1
+    return max((width_step(group, step) for step in found), default=1)
 
 
-def _protected(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> ModelMap:
+def _protected(recipe: Recipe, positions: Positions, map: ModelMap, problems: list[Problem]) -> ModelMap:
     """The map with the groups of protected layers marked, and the residual branches that they are in."""
-    for index, rule in enumerate(loaded.recipe.rules):
+    for index, rule in enumerate(recipe.rules):
         if not rule.protect:
             continue
-        for layer in matched(loaded, map, index, problems):
-            own = {c.name for c in reached(map, layer, "out")}
+        for layer in matched(recipe, positions, map, index, problems):
+            own = {c.name for c in find_coupled(map, layer, "out")}
             why = f"rules.{index} protects '{layer.name}'"
             coupled = tuple(
                 replace(c, protected=c.protected or why) if c.name in own else c for c in map.coupled
@@ -120,10 +124,12 @@ def _with_branch_kept(map: ModelMap, module: str, why: str) -> ModelMap:
     )
 
 
-def _assignments(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> Iterable[Assignment]:
-    rules = loaded.recipe.rules
+def _assignments(
+    recipe: Recipe, positions: Positions, map: ModelMap, problems: list[Problem]
+) -> Iterable[Assignment]:
+    rules = recipe.rules
     layers: dict[int, list[Layer]] = {
-        i: matched(loaded, map, i, problems) for i, rule in enumerate(rules) if not rule.protect
+        i: matched(recipe, positions, map, i, problems) for i, rule in enumerate(rules) if not rule.protect
     }
     claimed: dict[tuple[str, str], int] = {}
     owner: dict[str, tuple[int, str]] = {}
@@ -134,87 +140,84 @@ def _assignments(loaded: Loaded, map: ModelMap, problems: list[Problem]) -> Iter
             if first != index and not rule.override:
                 problems.append(
                     _taken(
-                        loaded,
+                        positions,
                         index,
                         f"layer '{layer.name}' already has group '{rule.group}' by rules.{first}",
                     )
                 )
                 continue
             claimed[layer.name, str(rule.group)] = index
-            for group in [g for c in of_rule(map, rule, layer) for g in (c, *around(map, c))]:
+            for group in [g for c in find_groups(rule.group, map, layer) for g in (c, *around(map, c))]:
                 before, through = owner.get(group.name, (index, layer.name))
                 if group.protected is None and before != index and first == index and not rule.override:
                     text = f"'{layer.name}' leaves together with '{through}', which rules.{before} already has (coupled group '{group.name}')"
-                    problems.append(_taken(loaded, index, text))
+                    problems.append(_taken(positions, index, text))
                     continue
                 owner[group.name] = (index, layer.name)
-    problems += [*_conflicts(loaded, layers), *_indivisible(loaded, map, layers)]
+    problems += [*_conflicts(recipe, positions, layers), *_indivisible(recipe, positions, map, layers)]
     for index, own in layers.items():
         rule = rules[index]
         mine = [layer for layer in own if claimed[layer.name, str(rule.group)] == index]
         names = [
             c.name
             for layer in mine
-            for c in of_rule(map, rule, layer)
+            for c in find_groups(rule.group, map, layer)
             if owner[c.name][0] == index and c.protected is None
         ]
         tensors = [
             name
             for layer in mine
-            for name in weights(rule, map, layer)
+            for name in find_tensors(rule.group, map, layer)
             if in_one_tensor(rule.group)
-            or any(c.protected is None and owner[c.name][0] == index for c in of_rule(map, rule, layer))
+            or any(
+                c.protected is None and owner[c.name][0] == index for c in find_groups(rule.group, map, layer)
+            )
         ]
         yield Assignment(
             index, tuple(layer.name for layer in mine), tuple(dict.fromkeys(names)), tuple(tensors)
         )
 
 
-def _conflicts(loaded: Loaded, layers: Mapping[int, Sequence[Layer]]) -> Iterable[Problem]:
+def _conflicts(
+    recipe: Recipe, positions: Positions, layers: Mapping[int, Sequence[Layer]]
+) -> Iterable[Problem]:
     """Rules on groups inside one tensor of which the later would undo what the earlier counts on."""
-    rules = loaded.recipe.rules
+    rules = recipe.rules
     first: dict[tuple[str, str], int] = {}
     for index, own in layers.items():
         group = rules[index].group
-        if group is None or kind_of(group) not in _CLASH:
+        if group is None or not group_type_of(group).clashes:
             continue
         kind = kind_of(group)
+        clashes = group_type(kind).clashes
         for layer in own:
-            rival = next(
-                (i for other in _CLASH[kind] if (i := first.get((layer.name, other))) is not None), None
-            )
+            earlier = [first[layer.name, other] for other in clashes if (layer.name, other) in first]
+            rival = next(iter(earlier), None)
             first.setdefault((layer.name, kind), index)
             if rival is None or rules[rival].group == group:
                 continue
             text = f"layer '{layer.name}' has group '{rules[rival].group}' by rules.{rival}, which group '{group}' cannot be laid over"
-            yield loaded.problem(f"rules.{index}.layers", text, "narrow one of the two selectors")
+            yield positions.problem(f"rules.{index}.layers", text, "narrow one of the two selectors")
 
 
-_CLASH: dict[Kind, tuple[Kind, ...]] = {
-    "n:m": ("n:m", "shape", "tap"),
-    "block": ("shape", "tap"),
-    "shape": ("n:m", "block"),
-    "tap": ("n:m", "block"),
-}
-"""n:m patterns of other numbers; and what lies in a row is torn apart where columns leave"""
-
-
-def _indivisible(loaded: Loaded, map: ModelMap, layers: Mapping[int, Sequence[Layer]]) -> Iterable[Problem]:
+def _indivisible(
+    recipe: Recipe, positions: Positions, map: ModelMap, layers: Mapping[int, Sequence[Layer]]
+) -> Iterable[Problem]:
     """Weights that blocks or n:m patterns do not divide, as they are or as another rule may leave them."""
     for index, own in layers.items():
-        group = loaded.recipe.rules[index].group
+        group = recipe.rules[index].group
         for layer in own:
             for dim, size, of in _laid(group, layer):
                 what = f"{size} {'outputs' if dim == 0 else 'inputs' if isinstance(group, Pattern) else 'columns (inputs x kernel positions)'}"
                 if size % of:
                     text = f"group '{group}' does not divide '{layer.name}', which has {what}"
-                    yield loaded.problem(
+                    yield positions.problem(
                         f"rules.{index}.layers",
                         text,
                         "choose a pattern that divides it, or select other layers",
                     )
                     continue
-                yield from _narrowing(loaded, map, layers, index, layer, dim, of)
+                yield from _narrowing(recipe, positions, map, layers, index, layer, dim, of)
 
 
 def _laid(group: Group | None, layer: Layer) -> Iterable[tuple[int, int, int]]:
@@ -228,7 +231,8 @@ def _laid(group: Group | None, layer: Layer) -> Iterable[tuple[int, int, int]]:
 
 
 def _narrowing(
-    loaded: Loaded,
+    recipe: Recipe,
+    positions: Positions,
     map: ModelMap,
     layers: Mapping[int, Sequence[Layer]],
     index: int,
@@ -237,14 +241,19 @@ def _narrowing(
     of: int,
 ) -> Iterable[Problem]:
     """Rules that may narrow the dimension to a width that the pattern does not divide."""
-    rules = loaded.recipe.rules
+    rules = recipe.rules
     written = {i: rule.keep.multiple_of for i, rule in enumerate(rules)}
     multiple = {
         i: value if isinstance(value, int) else 1 for i, value in written.items()
     }  # what auto comes to may change with the machine
     kernel = prod(layer.weight[2:]) if isinstance(rules[index].group, Block) and dim == 1 else 1
     for other, own in layers.items():
-        covered = {c.name: c for each in own for c in of_rule(map, rules[other], each) if c.protected is None}
+        covered = {
+            c.name: c
+            for each in own
+            for c in find_groups(rules[other].group, map, each)
+            if c.protected is None
+        }
         for c in covered.values():
             steps = [
                 span.repeat * kernel
@@ -255,29 +264,35 @@ def _narrowing(
             if any(step * multiple[other] % of for step in steps):
                 need = lcm(*(of // gcd(of, step) for step in steps))
                 text = f"rules.{other} may narrow '{layer.name}' to a width that group '{rules[index].group}' does not divide"
-                yield loaded.problem(
+                yield positions.problem(
                     f"rules.{index}.layers", text, f"write 'keep: {{multiple_of: {need}}}' in rules.{other}"
                 )
                 break
 
 
-def _taken(loaded: Loaded, index: int, text: str) -> Problem:
-    return loaded.problem(
+def _taken(positions: Positions, index: int, text: str) -> Problem:
+    return positions.problem(
         f"rules.{index}.layers",
         text,
         "narrow one of the two selectors, or say 'override: true' in the later rule",
     )
 
 
-_STAYS = "weights are set to zero and stay in the tensors; this brings no speed and no smaller file"
-
-_IN_ONE_TENSOR: dict[Kind, str] = {
-    "weight": _STAYS,
-    "block": _STAYS,
-    "n:m": _STAYS,
-    "shape": "layers gather their live columns only where that is measured to be faster at the cut; elsewhere zeros stay in the tensors",
-    "tap": "kernels shrink to the smallest regular grid that holds their live positions; zeros between them stay in the tensors",
-}
+def _about_zeros(group: Group) -> str:
+    """What becomes of zeros inside a tensor."""
+    match group_type_of(group).zeros:
+        case "stay" | None:
+            return "weights are set to zero and stay in the tensors; this brings no speed and no smaller file"
+        case "columns":
+            return (
+                "layers gather their live columns only where that is measured to be faster at the cut; "
+                "elsewhere zeros stay in the tensors"
+            )
+        case "kernel":
+            return (
+                "kernels shrink to the smallest regular grid that holds their live positions; "
+                "zeros between them stay in the tensors"
+            )
 
 
 def _notes(recipe: Recipe, map: ModelMap, assignments: Sequence[Assignment]) -> Iterable[str]:
@@ -285,8 +300,8 @@ def _notes(recipe: Recipe, map: ModelMap, assignments: Sequence[Assignment]) -> 
     for assignment in assignments:
         rule = recipe.rules[assignment.rule]
         yield from (f"rules.{assignment.rule}: {text}" for text in _kept(recipe, map, assignment))
-        if in_one_tensor(rule.group):
-            yield f"rules.{assignment.rule}: {_IN_ONE_TENSOR[kind_of(rule.group)] if rule.group else ''}"
+        if rule.group is not None and in_one_tensor(rule.group):
+            yield f"rules.{assignment.rule}: {_about_zeros(rule.group)}"
         changing = [n for n in assignment.coupled if map.by_name[n].statistics]
         if changing:
             yield f"rules.{assignment.rule}: cutting {', '.join(repr(n) for n in changing)} changes the statistics of a normalisation; outputs will differ until fine-tuned"
@@ -304,9 +319,9 @@ def _kept(recipe: Recipe, map: ModelMap, assignment: Assignment) -> Iterable[str
         )
         return
     for name in assignment.layers:
-        groups = of_rule(map, rule, by_name[name])
-        if rule.group == "channel" and not groups:
-            yield f"'{name}' keeps its width: nothing that could be narrowed feeds it"
+        groups = find_groups(rule.group, map, by_name[name])
+        if not groups and (without := "" if rule.group is None else group_type_of(rule.group).without):
+            yield f"'{name}' keeps its width: {without}"
         for group in groups:
             if group.protected is not None and group.name not in said:
                 said.add(group.name)
@@ -375,23 +390,23 @@ def _may_read(layer: Layer, width: int) -> bool:
     return any(size % width == 0 for size in sizes)
 
 
-def _uneven(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
+def _uneven(positions: Positions, plan: Plan) -> Iterable[Problem]:
     """Rules that ask for the same number in groups of different widths."""
     for assignment in plan.assignments:
         widths = {plan.map.by_name[name].width: name for name in reversed(assignment.coupled)}
         if plan.recipe.rules[assignment.rule].keep.uniform and len(widths) > 1:
             shown = ", ".join(f"'{name}' has {width}" for width, name in sorted(widths.items())[:3])
             message = f"the layers of the rule have different numbers of groups: {shown}"
-            yield loaded.problem(
+            yield positions.problem(
                 f"rules.{assignment.rule}.keep.uniform", message, "give each width a rule of its own"
             )
 
 
-def _strangers(loaded: Loaded, map: ModelMap) -> Iterable[Problem]:
+def _strangers(recipe: Recipe, positions: Positions, map: ModelMap) -> Iterable[Problem]:
     """Limits of layers that the model does not have, or has in other widths."""
     known = [layer.name for layer in map.layers]
-    for index, rule in enumerate(loaded.recipe.rules):
-        origin = next((o for o in loaded.origins if o.rule == index), None)
+    for index, rule in enumerate(recipe.rules):
+        origin = next((o for o in positions.origins if o.rule == index), None)
         for name in rule.keep.limits:
             if name not in known:
                 near = get_close_matches(name, known, 1) if origin is None else []
@@ -401,16 +416,18 @@ def _strangers(loaded: Loaded, map: ModelMap) -> Iterable[Problem]:
                     else _anew(origin)
                 )
                 hint = f"did you mean '{near[0]}'?" if near else found
-                yield loaded.problem(f"rules.{index}.keep.limits", f"the model has no layer '{name}'", hint)
-    for origin in loaded.origins:
+                yield positions.problem(
+                    f"rules.{index}.keep.limits", f"the model has no layer '{name}'", hint
+                )
+    for origin in positions.origins:
         if other := _other_widths(origin, map):
             message = f"{origin.file} has the limits of a network in which {other[0]}{f' ({len(other) - 1} more)' if other[1:] else ''}"
-            yield loaded.problem(f"rules.{origin.rule}.keep.limits", message, _anew(origin))
+            yield positions.problem(f"rules.{origin.rule}.keep.limits", message, _anew(origin))
 
 
-def _elsewhere(loaded: Loaded, map: ModelMap) -> Iterable[str]:
+def _elsewhere(positions: Positions, map: ModelMap) -> Iterable[str]:
     """Limits that were found for a network that only looks like this one."""
-    for origin in loaded.origins:
+    for origin in positions.origins:
         if origin.profile.network not in (None, map.network) and not _other_widths(origin, map):
             yield f"rules.{origin.rule}: {origin.file} has the limits of another network, with layers of the same names and widths; {_anew(origin)}"
 
@@ -442,7 +459,7 @@ def _floors(plan: Plan, budget: Budget, clocks: Sequence[LatencyModel] = ()) -> 
 
 
 def _infeasible(
-    loaded: Loaded, plan: Plan, path: str, budget: Budget, floors: Iterable[Floor]
+    positions: Positions, plan: Plan, path: str, budget: Budget, floors: Iterable[Floor]
 ) -> Iterable[Problem]:
     covered = {name for a in plan.assignments for name in a.coupled}
     for floor in floors:
@@ -475,7 +492,7 @@ def _infeasible(
             hint += f", or let a rule reach {', '.join(free[:5])}{', ...' if len(free) > 5 else ''}"
         if protected:
             hint += f" (protected: {', '.join(protected[:5])}{', ...' if len(protected) > 5 else ''})"
-        yield loaded.problem(f"{path}.{floor.what}", message, hint)
+        yield positions.problem(f"{path}.{floor.what}", message, hint)
 
 
 def _keeps(plan: Plan) -> tuple[tuple[str, int], tuple[str, int]]:
@@ -485,7 +502,7 @@ def _keeps(plan: Plan) -> tuple[tuple[str, int], tuple[str, int]]:
     return ("at_least", at_least), ("multiple_of", max((a.multiple for a in plan.assignments), default=1))
 
 
-def _unreachable(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
+def _unreachable(positions: Positions, plan: Plan) -> Iterable[Problem]:
     """Rules that ask for more than they can remove. Half a group is rounding, as where the result is judged."""
     open_groups = with_floors(plan, candidates(plan, {}, {}), lambda c: (float(c.rule),))
     shapes = {t.name: t.shape for t in plan.map.tensors}
@@ -494,8 +511,7 @@ def _unreachable(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
         if (
             rule.sparsity is None
             or rule.group is None
-            or rule.group == "weight"
-            or isinstance(rule.group, Block)
+            or facts_of(rule.group).keep == "nothing"
             or not rule.sparsity.value
         ):
             continue
@@ -512,7 +528,7 @@ def _unreachable(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
         )
         why = [text for a in together for text in _kept(plan.recipe, plan.map, a)]
         if not own and not inside and why:
-            yield loaded.problem(
+            yield positions.problem(
                 path,
                 f"{asked}: {why[0]}{', and so on' if why[1:] else ''}",
                 "select other layers, or leave 'sparsity' out",
@@ -529,7 +545,7 @@ def _unreachable(loaded: Loaded, plan: Plan) -> Iterable[Problem]:
             floors += ["keep.limits"] if rule.keep.limits else []
             because = f"with {' and '.join(floors)}" if floors else "as one group stays in every layer,"
             message = f"{asked}: {because} at most {1000 * most // total / 10:g}% of the groups can go"
-            yield loaded.problem(path, message, "lower it, or loosen 'keep'" if floors else "lower it")
+            yield positions.problem(path, message, "lower it, or loosen 'keep'" if floors else "lower it")
 
 
 def _round_up(percent: float) -> str:

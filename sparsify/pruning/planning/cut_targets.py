@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from math import prod
-from typing import assert_never
 
 from pydantic import TypeAdapter
 
@@ -18,23 +17,10 @@ from sparsify.recipe.schedules import value
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.cuts import Cuts, Zeroed
 from sparsify_schemas.group import count_inside, in_one_tensor
-from sparsify_schemas.penalty import (
-    L0,
-    L1,
-    L2,
-    Agp,
-    BnScale,
-    Dns,
-    GroupLasso,
-    GrowingL2,
-    Gsm,
-    Sensitivity,
-    VariationalDropout,
-)
 from sparsify_schemas.recipe import Keep, Recipe, Rule
-from sparsify_schemas.schedule import Auto, Schedule
+from sparsify_schemas.schedule import Schedule
 from sparsify_schemas.selector import selects
-from sparsify_schemas.stage import Cut, Gradual, Train, goal
+from sparsify_schemas.stage import Cut, Gradual, Repair, Train, goal
 from sparsify_schemas.units import Amount, Share, Size, Time
 
 _HAIR = 1e-14
@@ -80,7 +66,7 @@ def next_target(recipe: Recipe, stage: int, epochs: int) -> Target | None:
                 way = next((way for epoch, way in moments(spec.epochs, cuts) if epoch > done), None)
                 if way is not None:
                     return Target(way, cuts.budget)
-            case Train():
+            case Train() | Repair():
                 pass
     return None
 
@@ -95,7 +81,7 @@ def rewritten(plan: Plan, target: Target | None, cuts: Sequence[Cuts] = ()) -> R
         rules = tuple(
             r
             if r.protect
-            else r.model_copy(update={"sparsity": None, "penalty": None if _aims(r) else r.penalty})
+            else r.model_copy(update={"sparsity": None, "penalty": None if _has_goal(r) else r.penalty})
             for r in plan.recipe.rules
         )
         return plan.recipe.model_copy(update={"rules": rules, "budget": Budget()})
@@ -155,7 +141,7 @@ def holding(rule: Rule, penalties: bool) -> Rule:
     if not in_one_tensor(rule.group):
         return rule
     asked = (
-        rule.sparsity if _aims(rule) else None
+        rule.sparsity if _has_goal(rule) else None
     )  # no cut is made here, so nothing else asks how much is to go
     if rule.penalty is None or not penalties or rule.group == "weight":  # then only its zeros are held
         penalty = rule.penalty if penalties else None
@@ -171,17 +157,9 @@ def holding(rule: Rule, penalties: bool) -> Rule:
     return rule.model_copy(update={"sparsity": asked, "override": True})
 
 
-def _aims(rule: Rule) -> bool:
+def _has_goal(rule: Rule) -> bool:
     """Whether a rule's penalty works towards its `sparsity` or the budget."""
-    match rule.penalty:
-        case Gsm() | Agp() | GrowingL2():
-            return True
-        case GroupLasso() | L1():
-            return isinstance(rule.penalty.strength, Auto)
-        case L2() | Sensitivity() | BnScale() | Dns() | L0() | VariationalDropout() | None:
-            return False
-        case _:
-            assert_never(rule.penalty)
+    return rule.penalty is not None and rule.penalty.facts().goal is not None
 
 
 def last_zeroed(cuts: Sequence[Cuts]) -> dict[int, Zeroed]:

@@ -6,46 +6,23 @@ from difflib import get_close_matches
 
 from sparsify.errors import Problem
 from sparsify.graph.model_map import Branch, Coupled, Layer, ModelMap
-from sparsify.recipe import Loaded
-from sparsify_schemas.group import Kind, kind_of
+from sparsify.pruning.planning.group_types import bare_groups, find_groups, group_type_of
+from sparsify.recipe import Positions
 from sparsify_schemas.penalty import GroupLasso
 from sparsify_schemas.recipe import Recipe, Rule
 from sparsify_schemas.selector import selects
-
-_CONVS, _LINEAR = ("Conv1d", "Conv2d", "Conv3d"), ("Linear",)
-
-ACTS_ON: dict[Kind, tuple[str, tuple[str, ...]]] = {
-    "filter": (
-        "convolutions",
-        ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"),
-    ),
-    "channel": (
-        "convolutions",
-        ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"),
-    ),
-    "neuron": ("Linear layers and embeddings", ("Linear", "Conv1D", "Bilinear", "Embedding", "EmbeddingBag")),
-    "head": ("linear projections of an attention", ("Linear", "Conv1D", "MultiheadAttention")),
-    "hidden": (
-        "recurrent layers",
-        ("LSTM", "GRU", "RNN", "RNNBase", "LSTMCell", "GRUCell", "RNNCell", "RNNCellBase"),
-    ),
-    "depth": ("residual blocks and branches", ()),
-    "weight": ("layers with a weight matrix", ()),
-    "shape": ("convolutions without groups and Linear layers", _CONVS + _LINEAR),
-    "tap": ("convolutions", _CONVS),
-    "block": ("convolutions and Linear layers", _CONVS + _LINEAR),
-    "n:m": ("convolutions and Linear layers", _CONVS + _LINEAR),
-}
 
 _MANY = 8
 """names that a message lists at most"""
 
 
-def matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem]) -> list[Layer]:
+def matched(
+    recipe: Recipe, positions: Positions, map: ModelMap, index: int, problems: list[Problem]
+) -> list[Layer]:
     """The layers of one rule, of the kind that its group acts on."""
-    rule = loaded.recipe.rules[index]
+    rule = recipe.rules[index]
     if rule.group == "depth":
-        return _matched_branches(loaded, map, index, problems)
+        return _matched_branches(recipe, positions, map, index, problems)
     found: dict[str, Layer] = {}
     for _at, pattern in enumerate(rule.layers):
         hits = [layer for layer in map.layers if selects((pattern,), layer.name, layer.classes)]
@@ -53,28 +30,28 @@ def matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem]) 
             rule.protect and any(selects((pattern,), b.module, b.classes) for b in map.branches)
         ):
             problems.append(
-                loaded.problem(
+                positions.problem(
                     f"rules.{index}.layers", f"'{pattern}' matches no layer of the model", _near(pattern, map)
                 )
             )
         fitting = [layer for layer in hits if _acts_on(map, rule, layer)]
         if hits and not fitting and rule.group is not None:
-            what = ACTS_ON[kind_of(rule.group)][0]
+            row = group_type_of(rule.group)
             shown = ", ".join(f"{layer.name} ({layer.type})" for layer in hits[:3])
-            linear = rule.group in ("filter", "channel") and all(layer.kind == "Linear" for layer in hits)
-            advice = "use group 'neuron'" if linear else "select other layers"
+            linear = bool(row.instead) and all(layer.kind == "Linear" for layer in hits)
+            advice = f"use group '{row.instead}'" if linear else "select other layers"
             problems.append(
-                loaded.problem(
+                positions.problem(
                     f"rules.{index}.layers",
-                    f"group '{rule.group}' acts on {what}, but '{pattern}' matches only {shown}",
+                    f"group '{rule.group}' acts on {row.acts_on}, but '{pattern}' matches only {shown}",
                     advice,
                 )
             )
-        without = [layer for layer in fitting if rule.group == "head" and not of_rule(map, rule, layer)]
+        without = [layer for layer in fitting if rule.group == "head" and not find_groups("head", map, layer)]
         if without and len(without) == len(fitting):
             shown = ", ".join(layer.name for layer in without[:3])
             problems.append(
-                loaded.problem(
+                positions.problem(
                     f"rules.{index}.layers",
                     f"there are no heads in {shown}: the rows leave one by one",
                     "use group 'neuron'",
@@ -84,14 +61,16 @@ def matched(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem]) 
     return list(found.values())
 
 
-def _matched_branches(loaded: Loaded, map: ModelMap, index: int, problems: list[Problem]) -> list[Layer]:
+def _matched_branches(
+    recipe: Recipe, positions: Positions, map: ModelMap, index: int, problems: list[Problem]
+) -> list[Layer]:
     """The residual blocks and branches of one rule; of those inside each other the outermost."""
     hits: list[Branch] = []
-    for pattern in loaded.recipe.rules[index].layers:
+    for pattern in recipe.rules[index].layers:
         own = [b for b in map.branches if selects((pattern,), b.module, b.classes)]
         if not own:
             text = f"'{pattern}' matches no residual block or branch of the model"
-            problems.append(loaded.problem(f"rules.{index}.layers", text, _known_branches(map)))
+            problems.append(positions.problem(f"rules.{index}.layers", text, _known_branches(map)))
         hits += [b for b in own if b not in hits]
     free = [b for b in hits if b.group.protected is None]
     outermost = [
@@ -122,20 +101,8 @@ def _known_branches(map: ModelMap) -> str:
 
 def _acts_on(map: ModelMap, rule: Rule, layer: Layer) -> bool:
     if rule.group is None:
-        return bool(layer.weight) or bool(_bare(map, layer))
-    kind = kind_of(rule.group)
-    if kind == "weight":
-        return len(layer.weight) > 1
-    if kind in ("filter", "neuron") and _bare(map, layer):
-        return True
-    grouped = len(layer.weight) > 2 and layer.weight[1] != layer.inputs
-    return layer.kind in ACTS_ON[kind][1] and not (kind == "shape" and grouped)
-
-
-def _bare(map: ModelMap, layer: Layer) -> list[Coupled]:
-    """Groups made by a parameter that a network's own module holds without a layer; they go by the parameter's name."""
-    tensors = {t.name for t in map.tensors if t.name.rpartition(".")[0] == layer.name}
-    return [c for c in map.coupled if c.name in tensors]
+        return bool(layer.weight) or bool(bare_groups(map, layer))
+    return group_type_of(rule.group).fits(map, layer)
 
 
 def _near(pattern: str, map: ModelMap) -> str:
@@ -170,66 +137,10 @@ def _near_globs(pattern: str, map: ModelMap) -> Iterable[str]:
             yield glob
 
 
-def reached(map: ModelMap, layer: Layer, role: str) -> list[Coupled]:
-    matrices = _matrices(layer)
-    by_name = {layer.name, *(c.name for c in _bare(map, layer))} if role == "out" else set()
-    return [
-        c
-        for c in map.coupled
-        if c.name in by_name or any(s.tensor in matrices and s.role == role for s in c.slices)
-    ]
-
-
-def _matrices(layer: Layer) -> set[str]:
-    """The weight of a layer, under the names that it may have in torch: an attention has projections, a parametrized
-    layer has what its weight is computed from."""
-    attention = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-    return {*layer.weights, *(f"{layer.name}.{name}" for name in attention)}
-
-
-def of_rule(map: ModelMap, rule: Rule, layer: Layer) -> list[Coupled]:
-    match rule.group:
-        case "filter" | "neuron":
-            return reached(map, layer, "out")
-        case "head":
-            return [c for c in reached(map, layer, "out") if _rows(c, layer) > 1]
-        case "hidden":
-            return [
-                c
-                for c in map.coupled
-                if any(s.tensor.startswith(f"{layer.name}.weight_hh") for s in c.slices)
-            ]
-        case "depth":
-            return [map.by_name[layer.name]]
-        case "channel":
-            depthwise = layer.weight[1:2] == (1,) and layer.inputs == layer.outputs > 1
-            return reached(map, layer, "out" if depthwise else "in")
-        case _:
-            return []
-
-
 def around(map: ModelMap, group: Coupled) -> list[Coupled]:
     """The residual branches that contain this one or a part of it."""
     own = next((b for b in map.branches if b.group is group), None)
     return [] if own is None else [b.group for b in map.branches if b is not own and b.overlaps(own)]
-
-
-def _rows(group: Coupled, layer: Layer) -> int:
-    """How many rows of a layer's weight leave with one unit."""
-    matrices = _matrices(layer)
-    own = [s for s in group.slices if s.tensor in matrices and s.role == "out"]
-    return sum(span.units * span.repeat for s in own for span in s.spans) // max(group.width, 1)
-
-
-def weights(rule: Rule, map: ModelMap, layer: Layer) -> list[str]:
-    """The tensors of a layer that a penalty of single weights or of the layer's own slices covers."""
-    if rule.group == "depth":
-        own = {s.tensor for s in map.by_name[layer.name].slices}
-        return [t.name for t in map.tensors if t.name in own and t.parameter and t.shape]
-    if rule.group == "hidden":
-        return [t.name for t in map.tensors if t.name.startswith(f"{layer.name}.weight_")]
-    matrices = _matrices(layer)
-    return [t.name for t in map.tensors if t.name in matrices] or [f"{layer.name}.weight"]
 
 
 def target_of(spec: GroupLasso, recipe: Recipe) -> str:

@@ -87,7 +87,8 @@ class Plan:
         reached = {name for assignment in self.assignments for name in assignment.coupled}
         open_groups = len(reached & {group.name for group in self.map.coupled})
         groups = f"{open_groups} of {plural(len(self.map.coupled), 'coupled group')}"
-        return f"Plan {self.digest} ({self.recipe.title}): {rules} reach {groups} of a model with {layers}"
+        verb = "reaches" if len(self.recipe.rules) == 1 else "reach"
+        return f"Plan {self.digest} ({self.recipe.title}): {rules} {verb} {groups} of a model with {layers}"
 
     def to_json(self) -> dict[str, Any]:
         """A mapping that `json.dumps` takes."""

@@ -34,6 +34,11 @@ POWERS = (0.0, 0.25, 0.5, 1.0, 2.0, BY_PRICE)
 """what demands go by, in turn until the budgets can hold: score / price^power, at last the dearest units"""
 
 
+LEAST_SHARE = 0.1
+"""share of its living units that a layer keeps where the recipe does not say what stays: a layer left with a sliver of its
+units lets nothing through, whatever the scores say. It gives way to budgets and demands that cannot be met otherwise"""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One coupled group open to choice: units in the order in which they would go, their scores, and its bounds."""
@@ -123,6 +128,32 @@ def with_floors(
     return tuple(replace(c, floor=1) if c.name in spared else c for c in groups)
 
 
+def with_least_share(plan: Plan, groups: Sequence[Candidate], part: float) -> tuple[Candidate, ...]:
+    """The candidates with the default bound: each keeps `LEAST_SHARE` of its living units, rounded up.
+
+    Groups of rules that say `keep.at_least`, and residual branches, stay as they are; so do those of a rule whose own
+    `sparsity` could not be reached otherwise.
+    """
+    found = tuple(_with_least_share(plan, c) for c in groups)
+    unreachable = set()
+    for index, rule in enumerate(plan.recipe.rules):
+        own = [c for c in found if c.rule == index]
+        if rule.sparsity is not None and own:
+            width = sum(len(c.order) for c in own)
+            removable = sum(len(c.gone(len(c.order))) for c in own)
+            if removable < round(part * rule.sparsity.fraction * width):
+                unreachable.add(index)
+    return tuple(a if a.rule in unreachable else b for a, b in zip(groups, found, strict=True))
+
+
+def _with_least_share(plan: Plan, candidate: Candidate) -> Candidate:
+    rule = plan.recipe.rules[candidate.rule]
+    if rule.keep.at_least is not None or rule.group == "depth":
+        return candidate
+    living = len(candidate.order) - candidate.dead
+    return replace(candidate, floor=max(candidate.floor, ceil(LEAST_SHARE * living)))
+
+
 class Chooser(Protocol):
     """What decides which units stay: `choose`, `choose_evenly` or `choose_by_macs`."""
 
@@ -158,12 +189,17 @@ def choose(
     allowed = _allowed(plan, costs, part, aim)
     open_groups = candidates(plan, scores, dead)
     prices = _prices(open_groups, costs, allowed)
-    cheapest = with_floors(plan, open_groups, lambda c: (-c.dead, c.scores[0]))
-    chosen, fit = _chosen(plan, cheapest, prices, costs, allowed, part)
-    if not fit:  # with other residual branches kept, the budgets may hold
-        chosen, _ = _chosen(
-            plan, with_floors(plan, open_groups, lambda c: (-prices[c.name],)), prices, costs, allowed, part
-        )
+    bounded = with_least_share(plan, open_groups, part)
+    for groups in (bounded, open_groups) if bounded != open_groups else (open_groups,):
+        cheapest = with_floors(plan, groups, lambda c: (-c.dead, c.scores[0]))
+        chosen, fit = _chosen(plan, cheapest, prices, costs, allowed, part)
+        if fit:
+            break
+        # With other residual branches kept, the budgets may hold.
+        dearest = with_floors(plan, groups, lambda c: (-prices[c.name],))
+        chosen, fit = _chosen(plan, dearest, prices, costs, allowed, part)
+        if fit:
+            break
     gone = {tensor for b in plan.map.branches if not chosen.get(b.name, [0]) for tensor in b.tensors}
     return {name: [] if plan.map.by_name[name].reached <= gone else kept for name, kept in chosen.items()}
 

@@ -20,6 +20,7 @@ from sparsify.formatting.numbers import (
     tiny,
 )
 from sparsify.formatting.verdict_text import verdict_words
+from sparsify.graph.layer_types import layer_type_of
 from sparsify.pruning.planning.depth_search import best
 from sparsify.reporting.baseline_table import baseline_ms
 from sparsify.reporting.html.markup import NOTHING, Html, joined, tag, text
@@ -348,7 +349,7 @@ def widths(report: Report) -> Html:
 def _steps(layer: LayerRow, timed: Latency | None) -> tuple[float, ...]:
     if timed is None or timed.steps is None:
         return ()
-    linear = (layer.kind or layer.type) in ("Linear", "Conv1D")
+    linear = layer_type_of(layer.kind or layer.type).timed == "linear"
     step = timed.steps.linear if linear else timed.steps.convolution
     return (
         tuple(at / layer.outputs for at in range(step, layer.outputs, step))

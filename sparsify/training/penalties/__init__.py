@@ -88,9 +88,9 @@ def build(
                 return Action(proximal=partial(l1_l2.l1_proximal, scales))
             return Action(gradient=partial(l1_l2.l1_gradient, scales))
         case GrowingL2():
-            return growing_l2.action(layouts[0], parameters, single)
+            return growing_l2.action(spec, layouts[0], parameters, single)
         case Agp():
-            return agp.action(layouts[0], parameters, single)
+            return agp.action(spec, layouts[0], parameters, share, single)
         case Dns():
             return dns.action(spec, layouts[0], parameters)
         case L0():
@@ -120,14 +120,3 @@ def _lasso(spec: GroupLasso, layout: Layout, roots: Tensor, names: tuple[str, ..
             return group_lasso.half_space(layout, roots, names, spec.epsilon)
         case _:
             assert_never(spec.solver)
-
-
-def period(spec: Penalty) -> int:
-    """After how many steps a proximal penalty acts."""
-    match spec:
-        case GroupLasso() | L1() | L2() | BnScale():
-            return spec.every
-        case Gsm() | Sensitivity() | GrowingL2() | Agp() | Dns() | L0() | VariationalDropout():
-            return 1
-        case _:
-            assert_never(spec)

@@ -4,12 +4,14 @@ import torch
 
 from sparsify.distributed import local
 from sparsify.graph.group_index import Layout, scale
+from sparsify.recipe.schedules import risen
 from sparsify.training.penalties.group_lasso import group_norms
 from sparsify.training.penalties.step_action import Action, Tensors
 from sparsify.training.penalties.topk import lowest, portions
+from sparsify_schemas.penalty import Agp
 
 
-def action(layout: Layout, parameters: Tensors, single: bool) -> Action:
+def action(spec: Agp, layout: Layout, parameters: Tensors, sparsity: float, single: bool) -> Action:
     """Held at zero: the share `strength` of the weights, or groups by ||w_g|| / sqrt(|g|); chosen anew whenever the share has changed."""
     names = tuple(part.name for part in layout.parts)
     count = sum(local(parameters[n]).numel() for n in names) if single else layout.count
@@ -36,8 +38,16 @@ def action(layout: Layout, parameters: Tensors, single: bool) -> Action:
             for axis in part.axes:
                 scale(weights[part.name], axis, stays.to(weights[part.name].dtype))
 
+    def strength_at(step: int, span: tuple[int, int], steps_per_epoch: int) -> float:
+        """The share that is held at zero; it goes from one cut to the next."""
+        since, until = span
+        return sparsity * risen(
+            spec.start, spec.end, spec.every, step - since, steps_per_epoch, until - since
+        )
+
     return Action(
         after=weights_to_zero if single else groups_to_zero,
+        strength_at=strength_at,
         state={"gone": gone, "held": held},
         per={"gone": "weight" if single else "group"},
     )

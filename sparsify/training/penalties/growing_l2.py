@@ -5,10 +5,11 @@ import torch
 from sparsify.distributed import local
 from sparsify.graph.group_index import Layout, scale
 from sparsify.training.penalties.step_action import Action, Tensors
+from sparsify_schemas.penalty import GrowingL2
 
 
-def action(layout: Layout, parameters: Tensors, single: bool) -> Action:
-    """gradient += strength * w on what `state["chosen"]` marks: single weights in the order of the layout's parts, or slots."""
+def action(spec: GrowingL2, layout: Layout, parameters: Tensors, single: bool) -> Action:
+    """gradient += min(limit, delta * number of rises so far) * w on what `state["chosen"]` marks: single weights in the order of the layout's parts, or slots."""
     names = tuple(part.name for part in layout.parts)
     count = sum(local(parameters[n]).numel() for n in names) if single else layout.count + 1
     chosen = torch.zeros(count, dtype=torch.bool, device=parameters[names[0]].device)
@@ -28,13 +29,12 @@ def action(layout: Layout, parameters: Tensors, single: bool) -> Action:
                     scale(pull, axis, chosen.to(pull.dtype))
                     gradients[part.name].add_(pull, alpha=strength)
 
+    def strength_at(step: int, _span: tuple[int, int], _steps_per_epoch: int) -> float:
+        return min(spec.limit, spec.delta * (1 + step // spec.every))
+
     return Action(
         gradient=on_weights if single else on_groups,
+        strength_at=strength_at,
         state={"chosen": chosen},
         per={"chosen": "weight" if single else "group"},
     )
-
-
-def strength_at(step: int, delta: float, every: int, limit: float) -> float:
-    """min(limit, delta * number of rises so far)"""
-    return min(limit, delta * (1 + step // every))

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -11,10 +10,11 @@ from sparsify.distributed import local
 from sparsify.errors import ModelError
 from sparsify.graph.group_index import Layout, coupled_layout, element_layout, inner_layout, layer_layout
 from sparsify.pruning.criteria.scores import group_scores
+from sparsify.pruning.planning.group_types import group_type_of
 from sparsify.pruning.planning.plan import Assignment, Plan, ranked_together
 from sparsify.pruning.planning.selection import choose
-from sparsify.recipe.schedules import needs_steps, risen, value
-from sparsify.training.penalties import build, growing_l2
+from sparsify.recipe.schedules import needs_steps, value
+from sparsify.training.penalties import build
 from sparsify.training.penalties.auto_strength import Steered
 from sparsify.training.penalties.group_lasso import group_norms
 from sparsify.training.penalties.group_weights import factors
@@ -23,20 +23,7 @@ from sparsify.training.penalties.topk import Portions, lowest, portions
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Magnitude
 from sparsify_schemas.group import in_one_tensor, within
-from sparsify_schemas.penalty import (
-    L0,
-    L1,
-    L2,
-    Agp,
-    BnScale,
-    Dns,
-    GroupLasso,
-    GrowingL2,
-    Gsm,
-    Penalty,
-    Sensitivity,
-    VariationalDropout,
-)
+from sparsify_schemas.penalty import L0, L1, GroupLasso, GrowingL2, Penalty
 from sparsify_schemas.recipe import Rule
 from sparsify_schemas.schedule import Auto
 from sparsify_schemas.units import Duration
@@ -76,23 +63,12 @@ def strength(
 
     span: steps of the last cut and of the next one, or of the stage's beginning and end; agp goes from one to the other.
     """
-    spec = regularizer.spec
-    match spec:
-        case Gsm() | Dns():
-            return None
-        case GrowingL2():
-            return growing_l2.strength_at(step, spec.delta, spec.every, spec.limit)
-        case Agp():
-            since, until = span
-            return regularizer.share * risen(
-                spec.start, spec.end, spec.every, step - since, steps_per_epoch, until - since
-            )
-        case GroupLasso() | L1() | L2() | Sensitivity() | BnScale() | L0() | VariationalDropout():
-            if isinstance(spec.strength, Auto):
-                return float(regularizer.action.state["strength"])
-            return value(spec.strength, step, steps_per_epoch, steps)
-        case _:
-            assert_never(spec)
+    if regularizer.action.strength_at is not None:
+        return regularizer.action.strength_at(step, span, steps_per_epoch)
+    given = regularizer.spec.facts().strength
+    if isinstance(given, Auto):
+        return float(regularizer.action.state["strength"])
+    return None if given is None else value(given, step, steps_per_epoch, steps)
 
 
 def _regularizer(
@@ -134,14 +110,12 @@ def _regularizer(
 
 def _has_goal(plan: Plan, rule: Rule) -> bool:
     """Whether a penalty that aims at something has it; after the cut what the recipe asked for is done."""
-    match rule.penalty:
-        case Gsm() | Agp():
+    match None if rule.penalty is None else rule.penalty.facts().goal:
+        case "sparsity":
             return rule.sparsity is not None
-        case GrowingL2():
+        case "sparsity or budget":
             return rule.sparsity is not None or plan.recipe.budget != Budget()
-        case GroupLasso() | L1() if isinstance(rule.penalty.strength, Auto):
-            return rule.sparsity is not None or plan.recipe.budget != Budget()
-        case _:
+        case None:
             return True
 
 
@@ -157,18 +131,24 @@ def _roots(
 
 
 def _layout(plan: Plan, rule: Rule, assignment: Assignment, parameters: Mapping[str, Tensor]) -> Layout:
-    lasso = isinstance(rule.penalty, GroupLasso) and rule.penalty.scope == "coupled"
-    if rule.group is not None and within(rule.group):
+    """The groups, or weights, that a rule's penalty acts on."""
+    assert rule.penalty is not None and rule.group is not None
+    if within(rule.group):
         return inner_layout(rule.group, assignment.tensors, parameters)
-    if isinstance(rule.penalty, L0 | VariationalDropout) and in_one_tensor(rule.group):
-        return element_layout(assignment.tensors, parameters)
-    if isinstance(rule.penalty, L0):
-        return coupled_layout(plan.map, assignment.coupled, parameters, frozenset({"in"}))
-    if lasso or (isinstance(rule.penalty, Gsm | BnScale | GrowingL2 | Agp) and not in_one_tensor(rule.group)):
-        return coupled_layout(plan.map, assignment.coupled, parameters)
-    role = "in" if rule.group == "channel" else "out"
-    dims = {s.tensor: s.dim for c in plan.map.coupled for s in c.slices if s.role == role}
-    return layer_layout([(t, dims.get(t, 0)) for t in assignment.tensors], parameters)
+    inside = in_one_tensor(rule.group)
+    match rule.penalty.facts().reach:
+        case "elements":
+            return element_layout(assignment.tensors, parameters)
+        case "arrivals" if inside:
+            return element_layout(assignment.tensors, parameters)
+        case "arrivals":
+            return coupled_layout(plan.map, assignment.coupled, parameters, frozenset({"in"}))
+        case "units" if not inside:
+            return coupled_layout(plan.map, assignment.coupled, parameters)
+        case "units" | "slices" | "weights":
+            role = group_type_of(rule.group).role
+            dims = {s.tensor: s.dim for c in plan.map.coupled for s in c.slices if s.role == role}
+            return layer_layout([(t, dims.get(t, 0)) for t in assignment.tensors], parameters)
 
 
 def _going(
@@ -219,22 +199,15 @@ def _steered(rule: Rule, layout: Layout, roots: Tensor, action: Action, among: P
 def _check_lengths(spec: Penalty, rule: int, steps_per_epoch: int | None, steps: int | None) -> None:
     if steps_per_epoch is not None and steps is not None:
         return
-    match spec:
-        case Gsm() | GrowingL2() | Dns():
-            return
-        case Agp():
-            _refuse_lengths(
-                any(_counts(d) for d in (spec.start, spec.end, spec.every)), f"rules.{rule}.penalty"
-            )
-        case GroupLasso() | L1() | L2() | Sensitivity() | BnScale() | L0() | VariationalDropout():
-            if isinstance(spec.strength, Auto):
-                raise ModelError(
-                    f"rules.{rule}.penalty.strength is 'auto', which needs to know how long the stage is: pass "
-                    "steps_per_epoch=len(loader) and steps=epochs * len(loader) to attach"
-                )
-            _refuse_lengths(needs_steps(spec.strength), f"rules.{rule}.penalty.strength")
-        case _:
-            assert_never(spec)
+    facts = spec.facts()
+    _refuse_lengths(any(_counts(moment) for moment in facts.moments), f"rules.{rule}.penalty")
+    if isinstance(facts.strength, Auto):
+        raise ModelError(
+            f"rules.{rule}.penalty.strength is 'auto', which needs to know how long the stage is: pass "
+            "steps_per_epoch=len(loader) and steps=epochs * len(loader) to attach"
+        )
+    if facts.strength is not None:
+        _refuse_lengths(needs_steps(facts.strength), f"rules.{rule}.penalty.strength")
 
 
 def _counts(moment: Duration) -> bool:

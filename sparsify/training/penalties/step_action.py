@@ -24,6 +24,9 @@ gradients be those by them; there are none where no backward pass came before"""
 Show = Callable[[Tensors, bool], None]
 """(weights, noisy): have the parameters hold what the model shall compute with until `restore`: a draw for the next step, or,
 not noisy, what is expected"""
+StrengthAt = Callable[[int, tuple[int, int], int], float]
+"""(step, steps of the last cut and of the next one or the ends of the stage, steps of an epoch): lambda, where no schedule of the
+recipe says it"""
 
 
 @dataclass(frozen=True)
@@ -40,5 +43,6 @@ class Action:
     proximal: Proximal | None = None
     restore: Restore | None = None
     show: Show | None = None
+    strength_at: StrengthAt | None = None
     state: Tensors = field(default_factory=dict)
     per: Mapping[str, Literal["weight", "group", "tensor"]] = field(default_factory=dict)

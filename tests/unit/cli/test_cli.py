@@ -1,4 +1,5 @@
-"""What a person sees of plan, apply, bench, report, diff and runs: results on stdout, narration on stderr, exit codes."""
+"""What a person sees of plan, apply, bench, report, diff and runs: results on stdout, narration on stderr,
+exit codes."""
 
 import io
 import json
@@ -246,7 +247,10 @@ def test_what_is_not_there_cannot_be_compared(call) -> None:
 )
 def test_reading_never_imports_torch(arguments: list[str]) -> None:
     write("a.yaml"), write("b.yaml", seed=2), make_run("a"), make_run("b")
-    code = f"import sys; from sparsify_cli.app import exit_code; c = exit_code({arguments!r}); sys.exit(c or 9 * ('torch' in sys.modules))"
+    code = (
+        f"import sys; from sparsify_cli.app import exit_code; c = exit_code({arguments!r}); "
+        "sys.exit(c or 9 * ('torch' in sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -327,7 +331,8 @@ def test_runs_that_differ_in_the_seed_alone_are_one_line_a_model(call) -> None:
     }, "seed by seed"
     assert rows["Other", "cut"]["accuracy"]["deviation"] is None
     table = call("runs", "--seeds")[1]
-    assert "97.00 % ± 1.00" in table and "+1.67 pp ± 0.58" in table and "mean ± standard deviation" in table
+    assert "97.00 % ± 1.00" in table and "+1.67 pp ± 0.58" in table
+    assert "mean ± standard deviation" in table
     assert (
         call("runs", Path("runs").parent / "runs/lenet-0", "--seeds")[1]
         == "No complete runs in runs/lenet-0.\n"
@@ -520,7 +525,10 @@ def test_a_plan_from_scratch_says_that_its_weights_are_random(call) -> None:
 
 def test_a_run_as_the_model_is_said_to_come_before_the_models_builder(call) -> None:
     assert call("apply", write("a.yaml"), "--from-scratch", "--quiet")[0] == 0
-    note = "the dense model is the cut model of the run digits-1; the recipe's own model (sparsify.models.digits_cnn) is not used"
+    note = (
+        "the dense model is the cut model of the run digits-1; "
+        "the recipe's own model (sparsify.models.digits_cnn) is not used"
+    )
     flat = " ".join(call("plan", "a.yaml", "runs/digits-1", "--set", "budget.macs=90%")[1].split())
     assert note in flat
     assert call("apply", "a.yaml", "runs/digits-1", "--set", "budget.macs=90%", "--quiet")[0] == 0
@@ -583,7 +591,10 @@ def test_json_has_null_where_there_is_no_number(capsys: pytest.CaptureFixture[st
 
 
 def test_a_pipe_that_closes_is_no_error() -> None:
-    command = f"{sys.executable} -c 'from sparsify_cli.app import main; main()' report {GOLDEN / 'lenet5.report.json'} | head -1"
+    command = (
+        f"{sys.executable} -c 'from sparsify_cli.app import main; "
+        f"main()' report {GOLDEN / 'lenet5.report.json'} | head -1"
+    )
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=env, check=False)
     assert (done.stdout, done.stderr) == ("LeNet-5 on MNIST by structured sparsity learning\n", "")

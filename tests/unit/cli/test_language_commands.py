@@ -16,7 +16,13 @@ from sparsify_schemas import units
 from sparsify_schemas.recipe import Recipe
 
 RECIPE = "version: 1\ntitle: Sample\nrules:\n  - {layers: conv1, group: filter, sparsity: 50%}\n"
-LANGUAGE = {"init": ["x.yaml"], "validate": ["recipe.yaml"], "explain": ["group_lasso"], "schema": ["recipe"]}
+LANGUAGE = {
+    "init": ["x.yaml"],
+    "recipes": [],
+    "validate": ["recipe.yaml"],
+    "explain": ["group_lasso"],
+    "schema": ["recipe"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -47,9 +53,16 @@ QUICK = pytest.mark.parametrize(
 class TestStart:
     @QUICK
     def test_few_modules_are_imported(self, arguments: list[str]) -> None:
-        """Nearly all of the time that a command takes to start goes into imports; 330 modules are a fifth of a second."""
+        """Nearly all of the time that a command takes to start goes into imports; 330 modules are a fifth of
+        a second."""
         Path("x.yaml").unlink(missing_ok=True)
-        code = "import sys\nfrom sparsify_cli.app import exit_code\ncode = exit_code()\nprint(len(sys.modules), file=sys.stderr)\nsys.exit(code)"
+        code = (
+            "import sys\n"
+            "from sparsify_cli.app import exit_code\n"
+            "code = exit_code()\n"
+            "print(len(sys.modules), file=sys.stderr)\n"
+            "sys.exit(code)"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
         )
@@ -75,14 +88,26 @@ class TestStart:
     @pytest.mark.parametrize("name", [*LANGUAGE, "diff"])
     def test_without_torch(self, name: str) -> None:
         rest = LANGUAGE.get(name, ["recipe.yaml", "recipe.yaml"])
-        code = "import sys\nfrom sparsify_cli.app import exit_code\ncode = exit_code()\nprint([m for m in ('torch', 'numpy', 'rich') if m in sys.modules], file=sys.stderr)\nsys.exit(code)"
+        code = (
+            "import sys\n"
+            "from sparsify_cli.app import exit_code\n"
+            "code = exit_code()\n"
+            "print([m for m in ('torch', 'numpy', 'rich') if m in sys.modules], file=sys.stderr)\n"
+            "sys.exit(code)"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code, name, *rest], capture_output=True, text=True, check=False
         )
         assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "[]")
 
     def test_help_imports_no_command(self) -> None:
-        code = "import sys\nfrom sparsify_cli.app import exit_code\nexit_code(['--help'])\nprint([m for m in sys.modules if m.startswith('sparsify_cli.') and m != 'sparsify_cli.app'])"
+        code = (
+            "import sys\n"
+            "from sparsify_cli.app import exit_code\n"
+            "exit_code(['--help'])\n"
+            "print([m for m in sys.modules if m.startswith('sparsify_cli.') and m != "
+            "'sparsify_cli.app'])"
+        )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "[]"
         assert all(f"  {name}" in done.stdout for name in COMMANDS)
@@ -131,7 +156,7 @@ class TestBoundary:
         [
             ([], "Usage"),
             (["vaildate"], "no command 'vaildate'; did you mean 'validate'?"),
-            (["frobnicate"], "known: init, validate,"),
+            (["frobnicate"], "known: init, recipes, validate,"),
             (["--frobnicate"], "No such option"),
             (["validate"], "Missing argument"),
             (["validate", "recipe.yaml", "--fix"], "No such option"),
@@ -225,6 +250,20 @@ class TestValidate:
                 "message": "unknown key",
                 "hint": "did you mean 'title'?",
             }
+        ]
+
+    def test_several_recipes_are_each_checked(self, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("broken.yaml").write_text(RECIPE.replace("title", "titel"), encoding="utf-8")
+        Path("other.yaml").write_text(RECIPE, encoding="utf-8")
+        assert exit_code(["validate", "recipe.yaml", "broken.yaml", "other.yaml"]) == 1
+        out, error = capsys.readouterr()
+        assert out == "recipe.yaml: valid\nother.yaml: valid\n"
+        assert error == "broken.yaml:2:1: titel: unknown key; did you mean 'title'?\n"
+        assert exit_code(["validate", "recipe.yaml", "broken.yaml", "--json"]) == 1
+        found = json.loads(capsys.readouterr().out)
+        assert [(one["file"], one["valid"], one["recipe"] is None) for one in found] == [
+            ("recipe.yaml", True, False),
+            ("broken.yaml", False, True),
         ]
 
 
@@ -350,9 +389,9 @@ class TestExplain:
 
     def test_commands(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert exit_code(["explain", "sensitivity"]) == 1
-        assert (
-            capsys.readouterr().err
-            == "'sensitivity' is the name of several things; say which: penalty.sensitivity, criterion.sensitivity, command.sensitivity\n"
+        assert capsys.readouterr().err == (
+            "'sensitivity' is the name of several things; say which: penalty.sensitivity, "
+            "criterion.sensitivity, command.sensitivity\n"
         )
         assert "ablation: 10 % to 90 % of a layer's units leave" in topics.find("command.sensitivity").text
         assert topics.find("report").text.endswith(

@@ -1,4 +1,5 @@
-"""The latency model: surfaces along a staircase, the fit to whole networks, and choosing by milliseconds. No tensors, no timing."""
+"""The latency model: surfaces along a staircase, the fit to whole networks, and choosing by milliseconds.
+No tensors, no timing."""
 
 from dataclasses import replace
 from itertools import pairwise, product
@@ -70,7 +71,8 @@ def test_the_fit_finds_what_the_layers_do_not_tell() -> None:
 
 
 def chain(*widths: int) -> ModelMap:
-    """3x3 convolutions c0, c1, ... of these widths (first: inputs); the last one's width is the network's output."""
+    """3x3 convolutions c0, c1, ... of these widths (first: inputs); the last one's width is the network's
+    output."""
     layers, tensors, coupled = [], [], []
     for n, (i, o) in enumerate(pairwise(widths)):
         last = n == len(widths) - 2
@@ -142,7 +144,8 @@ def test_a_step_that_buys_more_time_goes_first_at_equal_scores() -> None:
 
 @pytest.mark.parametrize(("multiple", "unit"), [(16, "latency.t"), (4, "macs")])
 def test_the_choice_is_near_the_best_of_all_choices(multiple: int, unit: str) -> None:
-    """Against every combination of widths of 40 small networks: the importance that is lost beyond what must be."""
+    """Against every combination of widths of 40 small networks: the importance that is lost beyond what
+    must be."""
     rng, gaps = np.random.default_rng(0), []
     for _ in range(40):
         most = 6 if multiple == 16 else 5

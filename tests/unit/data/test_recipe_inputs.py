@@ -1,4 +1,5 @@
-"""Example inputs that tell something: the whole vocabulary, valid lengths, mixed masks, values, ranges, plain arguments, lists."""
+"""Example inputs that tell something: the whole vocabulary, valid lengths, mixed masks, values, ranges,
+plain arguments, lists."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ class Tail(nn.Module):
 
 
 class Words(nn.Module):
-    """Two embeddings, of which one is indexed by a slice; a table that is indexed by hand, and one-hot classes."""
+    """Two embeddings, of which one is indexed by a slice; a table that is indexed by hand, and one-hot
+    classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,8 +82,11 @@ def test_the_proof_draws_over_the_whole_vocabulary_too() -> None:
     plan = sparsify.make_plan(recipe(WORDS), model)
     drawn = {a.name: a.tensor for a in plan.map.inputs[0].arguments if a.tensor}
     assert {name: (tensor.kind, tensor.high) for name, tensor in drawn.items()} == {
-        "ids": ("integers", 39), "rows": ("integers", 8), "classes": ("integers", 4), "pairs": ("integers", 6),
-    }  # fmt: skip
+        "ids": ("integers", 39),
+        "rows": ("integers", 8),
+        "classes": ("integers", 4),
+        "pairs": ("integers", 6),
+    }
     assert sparsify.cut(plan, model).verdicts[0].outcome == "equal"
 
 
@@ -182,7 +187,10 @@ def test_lists_and_plain_values_in_python() -> None:
 def test_inputs_with_nothing_that_could_be_an_argument_are_refused() -> None:
     with pytest.raises(
         ModelError,
-        match=r"inputs holds a set \('0.1'\); an argument can be a tensor, a number, text, true, false, None, or a list, tuple, mapping or dataclass of these",
+        match=(
+            r"inputs holds a set \('0.1'\); an argument can be a tensor, a number, text, true, false, "
+            r"None, or a list, tuple, mapping or dataclass of these"
+        ),
     ):
         sparsify.make_plan(
             {"version": 1, "title": "t", "rules": RULES}, seeded(Scaled()), ([torch.zeros(1), {1}],)
@@ -210,7 +218,9 @@ def test_dataclasses_go_in_and_come_out() -> None:
     plan = sparsify.make_plan({"version": 1, "title": "t", "rules": RULES}, model, given)
     result = sparsify.cut(plan, model, inputs=given)
     assert result.verdicts[0].outcome == "equal" and (result.verdicts[0].control or 0) > 0
-    with pytest.raises(ModelError, match="a call takes a Question, which cannot be drawn at random; pass inputs"):
+    with pytest.raises(
+        ModelError, match="a call takes a Question, which cannot be drawn at random; pass inputs"
+    ):
         sparsify.cut(plan, model)
 
 

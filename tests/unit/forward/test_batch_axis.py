@@ -1,4 +1,5 @@
-"""The dimension that counts examples is stated, or none; nothing assumes that another number of examples is legal."""
+"""The dimension that counts examples is stated, or none; nothing assumes that another number of examples
+is legal."""
 
 from pathlib import Path
 from typing import Any
@@ -101,9 +102,9 @@ def test_a_graph_of_which_nobody_said_so() -> None:
     x = torch.randn(7, 5)
     plan = sparsify.make_plan(recipe(), model, (x, EDGES))
     assert (
-        "the model takes no other batch than the 7 examples that it was given, so it is timed, measured and exported with these"
-        in plan.notes
-    )
+        "the model takes no other batch than the 7 examples that it was given, so it is timed, "
+        "measured and exported with these"
+    ) in plan.notes
     assert sparsify.cut(plan, model).verdicts[0].outcome == "equal"
     assert sparsify.cut(plan, model, inputs=(x, EDGES)).verdicts[0].outcome == "equal"
 
@@ -162,9 +163,9 @@ def test_frames_in_the_batch(tmp_path: Path) -> None:
     model, x = seeded(Frames()), torch.randn(8, 3, 6, 6)
     plan = sparsify.make_plan(recipe(), model, (x,))
     assert (
-        "the model takes no other batch than the 8 examples that it was given, so it is timed, measured and exported with these"
-        in plan.notes
-    )
+        "the model takes no other batch than the 8 examples that it was given, so it is timed, "
+        "measured and exported with these"
+    ) in plan.notes
     result = sparsify.cut(plan, model)
     assert result.verdicts[0].outcome == "equal"
     run = sparsify.save_run(result, tmp_path / "run", timing=0.05)
@@ -239,7 +240,8 @@ def test_a_fixed_export_takes_the_place_of_one_that_fails(branching: Path, tmp_p
     made = export(branching, "pt2", tmp_path / "a.pt2", build=Branching)
     assert made.fixed and made.batches == (4,)
     assert made.notes[0].startswith(
-        "the file takes inputs of 4x6 and nothing else, as the model cannot be exported for any batch: torch.export cannot follow the model with a batch of any size:"
+        "the file takes inputs of 4x6 and nothing else, as the model cannot be exported for any "
+        "batch: torch.export cannot follow the model with a batch of any size:"
     )
 
 

@@ -1,4 +1,5 @@
-"""Several calls, and methods other than forward: a model is followed, tried, proven and counted in all of them."""
+"""Several calls, and methods other than forward: a model is followed, tried, proven and counted in all of
+them."""
 
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,10 @@ def test_residual_branches_of_a_method() -> None:
         ),
         (
             sparsify.Call("encode", (X[:0],)),
-            r"the first input has shape \(0, 8\); its first dimension must be a batch of at least one example",
+            (
+                r"the first input has shape \(0, 8\); its first dimension must be a batch of at least "
+                r"one example"
+            ),
         ),
         (
             sparsify.Call("encode", (X[:, :0],), batch=1),

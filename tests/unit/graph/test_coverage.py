@@ -24,7 +24,8 @@ def recipe(layers: str = "stem", **more: Any) -> dict[str, Any]:
 
 
 class Switch(nn.Module):
-    """Every row goes to the one expert that a router chooses by value; where the last is barred, only outliers go there."""
+    """Every row goes to the one expert that a router chooses by value; where the last is barred, only
+    outliers go there."""
 
     def __init__(self, barred: bool) -> None:
         super().__init__()
@@ -54,9 +55,8 @@ def test_an_expert_that_no_example_is_routed_to_is_named() -> None:
     assert "rules.0: expert 'experts.3' was not visited, and what it reads is narrowed" in plan.notes
     with pytest.raises(RecipeError) as refused:
         sparsify.make_plan(recipe(), model, (X,), strict=True)
-    assert (
-        str(refused.value)
-        == f"<recipe>: rules.0.layers: expert 'experts.3' was not visited, and what it reads is narrowed{REACH}"
+    assert str(refused.value) == (
+        f"<recipe>: rules.0.layers: expert 'experts.3' was not visited, and what it reads is narrowed{REACH}"
     )
 
 
@@ -97,7 +97,10 @@ def test_layers_that_no_call_reaches_or_only_training_does() -> None:
         sparsify.make_plan(recipe(), model, (X,), strict=True)
     assert set(str(refused.value).splitlines()) == {
         f"<recipe>: rules.0.layers: no call reaches 'extra', and what it reads may be narrowed{REACH}",
-        "<recipe>: rules.0.layers: 'aux' runs in train mode alone: it is narrowed, and what it computes is not compared; protect what it reads, or run without --strict",
+        (
+            "<recipe>: rules.0.layers: 'aux' runs in train mode alone: it is narrowed, "
+            "and what it computes is not compared; protect what it reads, or run without --strict"
+        ),
     }
 
 
@@ -145,7 +148,11 @@ def test_a_branch_on_data_on_the_command_line(
     monkeypatch.syspath_prepend(str(tmp_path))
     path = tmp_path / "r.yaml"
     path.write_text(
-        "version: 1\ntitle: t\nmodel: {build: rarely_deep.Deep}\ninputs: [{shape: [2, 8]}]\nrules: [{layers: stem, group: neuron, sparsity: 50%}]\n"
+        "version: 1\n"
+        "title: t\n"
+        "model: {build: rarely_deep.Deep}\n"
+        "inputs: [{shape: [2, 8]}]\n"
+        "rules: [{layers: stem, group: neuron, sparsity: 50%}]\n"
     )
     assert exit_code(["plan", str(path), "--from-scratch"]) == 0
     assert "rules.0: no call reaches 'rare', and what it reads may be narrowed" in " ".join(

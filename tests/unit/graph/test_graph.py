@@ -437,7 +437,8 @@ def _frozen() -> Net:
 
 
 def _tied() -> Net:
-    """Two layers of one weight, square: neither the shapes nor the widths written in the modules tell rows from columns."""
+    """Two layers of one weight, square: neither the shapes nor the widths written in the modules tell rows
+    from columns."""
     net = Net(
         lambda m, x: m.fc(m.c(m.n(m.b(m.a(pooled(x)))).relu())),
         a=nn.Linear(3, 8),
@@ -451,7 +452,10 @@ def _tied() -> Net:
 
 
 def _with_buffer() -> Net:
-    net = Net(lambda m, x: m.fc(pooled(m.a(x) * m.scale.view(1, -1, 1, 1))), a=conv(3, 8), fc=nn.Linear(8, 4))  # type: ignore[operator]
+    def scaled(m: Net, x: Tensor) -> Tensor:
+        return m.fc(pooled(m.a(x) * m.scale.view(1, -1, 1, 1)))  # type: ignore[operator]
+
+    net = Net(scaled, a=conv(3, 8), fc=nn.Linear(8, 4))
     net.register_buffer("scale", torch.rand(8) + 0.5)
     return net
 
@@ -544,7 +548,8 @@ def test_layers_that_one_tensor_of_zeros_is_added_to_have_one_width() -> None:
 
 @pytest.mark.parametrize("name", STATISTICS)
 def test_statistics_change_and_the_rest_is_equal(name: str) -> None:
-    """Equal to the masked model whose normalisation leaves the removed units out; not to the one that keeps them."""
+    """Equal to the masked model whose normalisation leaves the removed units out; not to the one that
+    keeps them."""
     torch.manual_seed(0)
     model = STATISTICS[name]()
     map = mapped(model)
@@ -600,7 +605,8 @@ def test_tied_weights_stay_tied() -> None:
 
 
 def test_width_attributes_are_those_of_the_weights() -> None:
-    """In every layer that holds a weight, be it another's, and where an input and an output are of one length by chance."""
+    """In every layer that holds a weight, be it another's, and where an input and an output are of one
+    length by chance."""
     model = Net(
         lambda m, x: m.fc(m.d(m.b(F.max_pool2d(x, 4).flatten(1))) + m.e(m.c(pooled(x)))),
         b=nn.Linear(12, 12),
@@ -620,7 +626,8 @@ def test_width_attributes_are_those_of_the_weights() -> None:
 
 
 def test_optimizer_goes_on_with_the_cut_model() -> None:
-    """A step of the cut model with the carried-over momentum equals the dense step of the masked model, cut."""
+    """A step of the cut model with the carried-over momentum equals the dense step of the masked model,
+    cut."""
     torch.manual_seed(0)
     model = chain().double()
     inputs = tuple(x.double() for x in INPUTS)
@@ -654,7 +661,10 @@ def test_optimizer_goes_on_with_the_cut_model() -> None:
     [
         (
             {"tensor": "nowhere.weight"},
-            "the cut log narrows 'nowhere.weight', which this model does not have; was it built by the same recipe?",
+            (
+                "the cut log narrows 'nowhere.weight', which this model does not have; "
+                "was it built by the same recipe?"
+            ),
         ),
         ({"size": 99}, "the cut log expects 'a.weight' to have 99 entries in dimension 0, this model has 8"),
         ({"dim": 7}, "the cut log expects 'a.weight' to have 8 entries in dimension 7, this model has None"),

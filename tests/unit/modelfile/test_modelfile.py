@@ -139,28 +139,87 @@ def test_a_class_in_the_current_folder_builds_too(nets: Any, path: str) -> None:
 @pytest.mark.parametrize(
     ("build", "args", "message"),
     [
-        ("sparsify.models.lenet6", {}, "model.build 'sparsify.models.lenet6': module 'sparsify.models' has no 'lenet6'; did you mean 'lenet5'?"),
-        ("nowhere.nets.f", {}, "model.build 'nowhere.nets.f': there is no module 'nowhere' (looked in the installed packages and in {cwd})"),
-        ("mynets.nothing.f", {}, "model.build 'mynets.nothing.f': there is no module 'mynets.nothing' (looked in the installed packages and in {cwd})"),
-        ("mynets.small.Failing", {}, "model.build 'mynets.small.Failing' failed with no arguments: RuntimeError: no room"),
-        ("mynets.small.number", {}, "model.build 'mynets.small.number' returned a int; expected a torch.nn.Module"),
-        ("mynets.small.instance", {}, "model.build 'mynets.small.instance' is a Net, not something that builds a model; name a function or a class"),
-        ("mynets.small.constant", {}, "model.build 'mynets.small.constant' is a int, not something that builds a model; name a function or a class"),
-        ("os.system", {"command": "ls"}, "model.build 'os.system': 'os.system' is Python's own, and neither builds a model nor makes data"),
         (
-            "sparsify.runs.run_folder.suppress", {},
-            "model.build 'sparsify.runs.run_folder.suppress': 'sparsify.runs.run_folder.suppress' is contextlib.suppress, Python's own, and neither builds a model nor makes data",
+            "sparsify.models.lenet6",
+            {},
+            (
+                "model.build 'sparsify.models.lenet6': module 'sparsify.models' has no 'lenet6'; "
+                "did you mean 'lenet5'?"
+            ),
         ),
         (
-            "sparsify.models.lenet5", {"clases": 3},
-            "model.build 'sparsify.models.lenet5' failed with clases=3: TypeError: lenet5() got an unexpected keyword argument 'clases'",
+            "nowhere.nets.f",
+            {},
+            (
+                "model.build 'nowhere.nets.f': there is no module 'nowhere' (looked in the installed "
+                "packages and in {cwd})"
+            ),
         ),
         (
-            "sparsify.models.cifar_resnet", {"depth": 21},
-            "model.build 'sparsify.models.cifar_resnet' failed with depth=21: ValueError: depth is 6n + 2, such as 20, 32, 44, 56 or 110, not 21",
+            "mynets.nothing.f",
+            {},
+            (
+                "model.build 'mynets.nothing.f': there is no module 'mynets.nothing' (looked in the "
+                "installed packages and in {cwd})"
+            ),
+        ),
+        (
+            "mynets.small.Failing",
+            {},
+            "model.build 'mynets.small.Failing' failed with no arguments: RuntimeError: no room",
+        ),
+        (
+            "mynets.small.number",
+            {},
+            "model.build 'mynets.small.number' returned a int; expected a torch.nn.Module",
+        ),
+        (
+            "mynets.small.instance",
+            {},
+            (
+                "model.build 'mynets.small.instance' is a Net, not something that builds a model; "
+                "name a function or a class"
+            ),
+        ),
+        (
+            "mynets.small.constant",
+            {},
+            (
+                "model.build 'mynets.small.constant' is a int, not something that builds a model; "
+                "name a function or a class"
+            ),
+        ),
+        (
+            "os.system",
+            {"command": "ls"},
+            "model.build 'os.system': 'os.system' is Python's own, and neither builds a model nor makes data",
+        ),
+        (
+            "sparsify.runs.run_folder.suppress",
+            {},
+            (
+                "model.build 'sparsify.runs.run_folder.suppress': 'sparsify.runs.run_folder.suppress' "
+                "is contextlib.suppress, Python's own, and neither builds a model nor makes data"
+            ),
+        ),
+        (
+            "sparsify.models.lenet5",
+            {"clases": 3},
+            (
+                "model.build 'sparsify.models.lenet5' failed with clases=3: TypeError: "
+                "lenet5() got an unexpected keyword argument 'clases'"
+            ),
+        ),
+        (
+            "sparsify.models.cifar_resnet",
+            {"depth": 21},
+            (
+                "model.build 'sparsify.models.cifar_resnet' failed with depth=21: ValueError: "
+                "depth is 6n + 2, such as 20, 32, 44, 56 or 110, not 21"
+            ),
         ),
     ],
-)  # fmt: skip
+)
 def test_builders_that_do_not_build(nets: Any, build: str, args: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError) as caught:
         build_model(Model(build=build, args=args))
@@ -209,11 +268,20 @@ def double(model: nn.Module, path: Path) -> None:
 @pytest.mark.parametrize(
     "write",
     [
-        zipped, legacy, safe, without_checksums, double,
-        wrapped("state_dict"), wrapped("model_state_dict"), wrapped("model"), wrapped("net"),
-        wrapped("state_dict", "module."), wrapped("state_dict", "model."), wrapped("model", "module._orig_mod."),
+        zipped,
+        legacy,
+        safe,
+        without_checksums,
+        double,
+        wrapped("state_dict"),
+        wrapped("model_state_dict"),
+        wrapped("model"),
+        wrapped("net"),
+        wrapped("state_dict", "module."),
+        wrapped("state_dict", "model."),
+        wrapped("model", "module._orig_mod."),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".bin"])
 def test_weights_load_from_every_usual_form_whatever_the_file_is_called(
     tmp_path: Path, dense: nn.Module, write: Callable[[nn.Module, Path], None], suffix: str
@@ -276,7 +344,10 @@ def changed(**tensors: Tensor | None) -> dict[str, Tensor]:
         (changed(extra=torch.zeros(1)), "1 unexpected (extra)"),
         (
             changed(fc2__weight=torch.zeros(7, 500), fc2__bias=torch.zeros(7)),
-            "2 of another shape (fc2.weight: 7x500 in the file, 10x500 in the model, fc2.bias: 7 in the file, 10 in the model)",
+            (
+                "2 of another shape (fc2.weight: 7x500 in the file, 10x500 in the model, fc2.bias: "
+                "7 in the file, 10 in the model)"
+            ),
         ),
         (
             changed(fc2__bias=torch.zeros(10, dtype=torch.int64)),
@@ -346,9 +417,9 @@ def test_a_small_file_that_claims_to_be_terabytes(tmp_path: Path) -> None:
     module.weight = nn.Parameter(torch.zeros(1).expand(10**12, 1))
     for thing in ({"fc1.weight": torch.zeros(1).expand(10**12)}, module):
         torch.save(thing, path)
-        assert (
-            complaint(path)
-            == f"{path}: its tensors would take {4 * 10**12 + 4 * isinstance(thing, nn.Module):,} bytes, many times more than the file has"
+        assert complaint(path) == (
+            f"{path}: its tensors would take {4 * 10**12 + 4 * isinstance(thing, nn.Module):,} "
+            "bytes, many times more than the file has"
         )
 
 
@@ -393,7 +464,10 @@ def test_files_of_another_kind(tmp_path: Path) -> None:
         ({}, " holds no tensors"),
         (
             {"epoch": 3, "weights": {"a": torch.zeros(1)}},
-            ": holds no weights under state_dict, model_state_dict, model, net, and is no state dict itself; its keys are epoch, weights",
+            (
+                ": holds no weights under state_dict, model_state_dict, model, net, "
+                "and is no state dict itself; its keys are epoch, weights"
+            ),
         ),
     ],
 )
@@ -526,7 +600,8 @@ def test_functions_are_admitted_by_their_full_name_only(tmp_path: Path, nets: An
     torch.save(nn.TransformerEncoderLayer(8, 2, 8), path)
     assert complaint(path, recipe(None)) == (
         f"{path} names classes or functions that are not admitted; nothing in the file was run:\n"
-        "  torch.nn.functional.relu  a function, admitted by its full name only; needs --allow torch.nn.functional.relu\n"
+        "  torch.nn.functional.relu  a function, admitted by its full name only; "
+        "needs --allow torch.nn.functional.relu\n"
         f"{WAYS_OUT}\n"
         "  or, if you trust these packages: --allow torch.nn.functional.relu"
     )
@@ -558,7 +633,8 @@ def test_pickled_modules_of_the_old_format_and_of_another_protocol(tmp_path: Pat
     path = tmp_path / "m.pt"
     torch.save(nn.Linear(4, 2), path, _use_new_zipfile_serialization=False)
     assert complaint(path, recipe(None)) == (
-        f"{path}: damaged, or a pickled model that cannot be read without running code (it names torch.nn.modules.linear.Linear); "
+        f"{path}: damaged, or a pickled model that cannot be read without running code (it names "
+        "torch.nn.modules.linear.Linear); "
         "save the weights: torch.save(model.state_dict(), 'weights.pt') where the model can be loaded, "
         "and name what builds it under 'model:' in the recipe"
     )
@@ -596,9 +672,23 @@ def evil(marker: Path) -> list[Any]:
 
 
 GENEROUS = (
-    (), ("mynets",), ("os",), ("posix",), ("nt",), ("builtins",), ("subprocess",), ("sys",), ("io",), ("_io",), ("torch",), ("torch.hub",),
-    ("torch.serialization",), ("posix.system",), ("builtins.eval",), ("mynets", "mynets.small.system", "mynets.small.Popen"),
-)  # fmt: skip
+    (),
+    ("mynets",),
+    ("os",),
+    ("posix",),
+    ("nt",),
+    ("builtins",),
+    ("subprocess",),
+    ("sys",),
+    ("io",),
+    ("_io",),
+    ("torch",),
+    ("torch.hub",),
+    ("torch.serialization",),
+    ("posix.system",),
+    ("builtins.eval",),
+    ("mynets", "mynets.small.system", "mynets.small.Popen"),
+)
 
 
 @pytest.mark.parametrize("legacy_format", [False, True])
@@ -647,16 +737,28 @@ def with_globals(path: Path, *names: str) -> None:
         ("mynets.small.torch", ("mynets",), "defined elsewhere, in no module"),
         ("mynets.small.Config", ("mynets",), "no layer of the file comes from its package"),
         ("mynets.small.instance", ("mynets",), "a Net, neither a class nor a function"),
-        ("torch.nn.functional.handle_torch_function", ("torch.nn.functional",), "defined elsewhere, in torch.overrides"),
+        (
+            "torch.nn.functional.handle_torch_function",
+            ("torch.nn.functional",),
+            "defined elsewhere, in torch.overrides",
+        ),
         ("torch.nn.modules.module._IncompatibleKeys", (), "not a layer"),
         ("torch.nn.nothing.Here", (), "there is no module 'torch.nn.nothing'"),
-        ("torch.fx.graph_module.GraphModule", (), "of torch only torch.nn and torch.ao.nn are ever admitted, the rest can run code"),
-        ("torch.utils.cpp_extension.load", (), "of torch only torch.nn and torch.ao.nn are ever admitted, the rest can run code"),
+        (
+            "torch.fx.graph_module.GraphModule",
+            (),
+            "of torch only torch.nn and torch.ao.nn are ever admitted, the rest can run code",
+        ),
+        (
+            "torch.utils.cpp_extension.load",
+            (),
+            "of torch only torch.nn and torch.ao.nn are ever admitted, the rest can run code",
+        ),
         ("pip.main", (), "pip is never admitted, it can run commands"),
         ("numpy.memmap", (), "values of numpy are never admitted"),
         ("__main__.Net", (), "not admitted; needs --allow __main__"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.skipif(os.name != "posix", reason="names the module that os.system is from")
 def test_what_counts_is_where_a_thing_is_defined(
     tmp_path: Path, nets: Any, name: str, allow: tuple[str, ...], why: str
@@ -668,15 +770,39 @@ def test_what_counts_is_where_a_thing_is_defined(
 @pytest.mark.parametrize(
     ("allow", "said"),
     [
-        ("os", "--allow os: the standard library is never admitted, it can run commands; name the package that defines the model's layers"),
-        ("subprocess.Popen", "--allow subprocess.Popen: the standard library is never admitted, it can run commands; name the package that defines the model's layers"),
-        ("torch", "--allow torch: of torch only torch.nn and torch.ao.nn are ever admitted, the rest can run code; name the package that defines the model's layers"),
-        ("pip", "--allow pip: pip is never admitted, it can run commands; name the package that defines the model's layers"),
+        (
+            "os",
+            (
+                "--allow os: the standard library is never admitted, it can run commands; "
+                "name the package that defines the model's layers"
+            ),
+        ),
+        (
+            "subprocess.Popen",
+            (
+                "--allow subprocess.Popen: the standard library is never admitted, "
+                "it can run commands; name the package that defines the model's layers"
+            ),
+        ),
+        (
+            "torch",
+            (
+                "--allow torch: of torch only torch.nn and torch.ao.nn are ever admitted, "
+                "the rest can run code; name the package that defines the model's layers"
+            ),
+        ),
+        (
+            "pip",
+            (
+                "--allow pip: pip is never admitted, it can run commands; "
+                "name the package that defines the model's layers"
+            ),
+        ),
         ("", "--allow : expected a dotted name such as torchvision.models"),
         ("a..b", "--allow a..b: expected a dotted name such as torchvision.models"),
         ("*", "--allow *: expected a dotted name such as torchvision.models"),
     ],
-)  # fmt: skip
+)
 def test_flags_that_would_admit_what_runs_commands_are_refused(
     tmp_path: Path, dense: nn.Module, allow: str, said: str
 ) -> None:

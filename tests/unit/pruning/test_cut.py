@@ -75,16 +75,25 @@ def test_model_inputs_and_random_numbers_are_left_as_they_were() -> None:
         ((), "inputs is empty"),
         (
             (X[0], 3j),
-            r"inputs holds a complex \('1'\); an argument can be a tensor, a number, text, true, false, None, or a list",
+            (
+                r"inputs holds a complex \('1'\); an argument can be a tensor, a number, text, true, "
+                r"false, None, or a list"
+            ),
         ),
         (
             (X[0], 3),
-            r"a forward call with inputs 3x6, 3 failed: TypeError: Net.forward\(\) takes 2 positional arguments",
+            (
+                r"a forward call with inputs 3x6, 3 failed: TypeError: "
+                r"Net.forward\(\) takes 2 positional arguments"
+            ),
         ),
         ((X[0][:0],), r"the first input has shape \(0, 6\); its first dimension must be a batch"),
         (
             (torch.tensor(1.0),),
-            "a forward call with inputs  failed: RuntimeError: both arguments to linear need to be at least 1D",
+            (
+                "a forward call with inputs  failed: RuntimeError: "
+                "both arguments to linear need to be at least 1D"
+            ),
         ),
     ],
 )
@@ -96,13 +105,17 @@ def test_inputs_that_are_none_are_refused(inputs: Any, message: str) -> None:
 def test_a_result_shows_itself_in_a_line() -> None:
     shown = repr(cut(Net()))
     assert shown.startswith(
-        "<Result: 50.0 % of the MACs, 51.4 % of the parameters; cut verified: equal to the masked model (difference "
+        "<Result: 50.0 % of the MACs, 51.4 % of the parameters; cut verified: "
+        "equal to the masked model (difference "
     )
     assert shown.count("\n") == 0
 
 
 def test_names_and_version_without_importing_torch() -> None:
-    code = "import sparsify, sys; print(sparsify.__version__, 'torch' in sys.modules, set(sparsify.__all__) <= set(dir(sparsify)))"
+    code = (
+        "import sparsify, sys; print(sparsify.__version__, 'torch' in sys.modules, "
+        "set(sparsify.__all__) <= set(dir(sparsify)))"
+    )
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
@@ -151,7 +164,8 @@ def test_a_model_that_keeps_its_activations_is_cut_all_the_same() -> None:
     with pytest.raises(ModelError) as caught:
         cut(net)
     assert str(caught.value) == (
-        "the model cannot be copied: cannot pickle '_thread.lock' object; copy.deepcopy must be able to copy what it holds"
+        "the model cannot be copied: cannot pickle '_thread.lock' object; "
+        "copy.deepcopy must be able to copy what it holds"
     )
 
 

@@ -1,4 +1,5 @@
-"""Peak memory: lives of tensors by hand and against the allocator, predicted for cuts, and a budget that holds as measured."""
+"""Peak memory: lives of tensors by hand and against the allocator, predicted for cuts, and a budget that
+holds as measured."""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ class Block(nn.Module):
 
 
 def test_lives_by_hand() -> None:
-    """One row of floats. At the sum: x (32), h (64), what down gives (32) and the sum (32); the input has 8."""
+    """One row of floats. At the sum: x (32), h (64), what down gives (32) and the sum (32); the input has
+    8."""
     model, x = Block().eval(), (torch.zeros(5, 8),)
     floats = 8 * 32 + 32 + 32 * 64 + 64 + 64 * 32 + 32 + 32 * 3 + 3
     assert count_stored_bytes(model) == 4 * floats
@@ -139,7 +141,8 @@ def test_a_peak_that_cannot_be_reached_says_what_can() -> None:
             recipe("1kB", rules=[{"layers": "up", "group": "neuron"}]), Block(), (torch.zeros(1, 8),)
         )
     assert str(caught.value) == (
-        "<recipe>: budget.peak_memory: 1kB cannot be reached: with everything removed that the rules allow, 12.4% remains; "
+        "<recipe>: budget.peak_memory: 1kB cannot be reached: "
+        "with everything removed that the rules allow, 12.4% remains; "
         "raise it to 12.5%, or let a rule reach first (protected: last)"
     )
 

@@ -1,4 +1,5 @@
-"""Groups inside weight tensors: what becomes zero, which units die of it, what is stored and computed then."""
+"""Groups inside weight tensors: what becomes zero, which units die of it, what is stored and computed
+then."""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy

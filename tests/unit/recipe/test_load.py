@@ -121,28 +121,44 @@ def test_names_of_groups_are_canonical() -> None:
 def test_a_problem_points_at_the_nearest_entry_that_is_written() -> None:
     loaded = read(SMALL)
     assert (
-        str(loaded.problem("rules.0.layers", "matches no layer", "look again"))
+        str(loaded.positions.problem("rules.0.layers", "matches no layer", "look again"))
         == "recipe.yaml:4:13: rules.0.layers: matches no layer; look again"
     )
-    assert str(loaded.problem("rules.0.penalty.strength", "x")).startswith("recipe.yaml:4:5: rules.0.penalty")
-    assert str(loaded.problem("budget.macs", "x")) == "recipe.yaml:1:1: budget.macs: x"
-    assert loaded.places[("rules",)] == Place("recipe.yaml", 3, 1)
+    assert str(loaded.positions.problem("rules.0.penalty.strength", "x")).startswith(
+        "recipe.yaml:4:5: rules.0.penalty"
+    )
+    assert str(loaded.positions.problem("budget.macs", "x")) == "recipe.yaml:1:1: budget.macs: x"
+    assert loaded.positions.places[("rules",)] == Place("recipe.yaml", 3, 1)
 
 
 def test_aliases_repeat_a_value() -> None:
-    text = "version: 1\ntitle: t\nrules:\n  - {layers: a, group: filter, keep: &few {at_least: 2}}\n  - {layers: b, group: filter, keep: *few}\n"
+    text = (
+        "version: 1\n"
+        "title: t\n"
+        "rules:\n"
+        "  - {layers: a, group: filter, keep: &few {at_least: 2}}\n"
+        "  - {layers: b, group: filter, keep: *few}\n"
+    )
     assert [rule.keep.at_least for rule in read(text).recipe.rules] == [2, 2]
 
 
 def test_a_problem_in_an_alias_points_at_the_alias_or_into_the_anchor() -> None:
-    text = "version: 1\ntitle: t\nrules:\n  - {layers: a, group: filter, keep: &few {at_least: 0}}\n  - {layers: b, group: filter, keep: *few}\n"
+    text = (
+        "version: 1\n"
+        "title: t\n"
+        "rules:\n"
+        "  - {layers: a, group: filter, keep: &few {at_least: 0}}\n"
+        "  - {layers: b, group: filter, keep: *few}\n"
+    )
     assert [line.partition(": ")[0] for line in said(write(text))] == ["recipe.yaml:4:54", "recipe.yaml:4:54"]
 
 
 class TestVariables:
-    TEXT = (
-        SMALL
-        + 'data: {source: digits}\nstages:\n  - {kind: train, epochs: "${epochs}", optimizer: {kind: adam, lr: "${rate}"}}\n  - {kind: cut}\n'
+    TEXT = SMALL + (
+        "data: {source: digits}\n"
+        "stages:\n"
+        '  - {kind: train, epochs: "${epochs}", optimizer: {kind: adam, lr: "${rate}"}}\n'
+        "  - {kind: cut}\n"
     )
 
     def test_a_text_that_is_one_expression_becomes_its_value(self) -> None:
@@ -317,7 +333,10 @@ class TestExtends:
         child = "extends: base.yaml\nrules: [{layers: fc, protect: true}]\n"
         assert read(child).recipe.rules[0].protect
         assert said(write("vars: {share: 3}\n" + child)) == [
-            "recipe.yaml:1:8: vars.share: unused variable 'share'; write ${share} where it belongs, or remove it"
+            (
+                "recipe.yaml:1:8: vars.share: unused variable 'share'; "
+                "write ${share} where it belongs, or remove it"
+            )
         ]
 
     def test_a_child_changes_a_variable_of_its_parent(self) -> None:
@@ -366,7 +385,10 @@ class TestOverrides:
             ("budget.mac=3%", "--set: budget.mac: unknown key; did you mean 'macs'?"),
             (
                 "rules.0.penalty.strenght=3",
-                "--set: rules.0.penalty: missing key 'kind'; one of group_lasso, l1, l2, gsm, sensitivity, bn_scale, growing_l2, agp, dns, l0, variational_dropout",
+                (
+                    "--set: rules.0.penalty: missing key 'kind'; one of group_lasso, l1, l2, gsm, "
+                    "sensitivity, bn_scale, growing_l2, agp, dns, l0, variational_dropout"
+                ),
             ),
             ("rules.3.layers=x", "--set: rules.3: no such entry; 'rules' is a list with one entry, rules.0"),
             ("rules.x.layers=x", "--set: rules.x: no such entry; 'rules' is a list with one entry, rules.0"),
@@ -388,11 +410,17 @@ class TestOverrides:
             ),
             (
                 "title=a: b: c",
-                "--set: title: a ':' is not expected here; quote a text that holds ': ', and indent keys of one mapping alike",
+                (
+                    "--set: title: a ':' is not expected here; quote a text that holds ': ', "
+                    "and indent keys of one mapping alike"
+                ),
             ),
             (
                 "rules.0.layers=*.conv",
-                "--set: rules.0.layers: unquoted '*.conv'; YAML reads a leading '*' as an alias; quote it: \"*.conv\"",
+                (
+                    "--set: rules.0.layers: unquoted '*.conv'; YAML reads a leading '*' as an alias; "
+                    'quote it: "*.conv"'
+                ),
             ),
             ("title=\x00", "--set: title: the character U+0000 is not allowed in YAML"),
         ],
@@ -405,8 +433,8 @@ class TestOverrides:
 
     def test_a_loaded_recipe_keeps_its_places(self) -> None:
         loaded = load(read(self.TEXT), ["seed=3"])
-        assert (loaded.recipe.seed, loaded.file) == (3, "recipe.yaml")
-        assert str(loaded.problem("rules.0.layers", "x")) == "recipe.yaml:5:13: rules.0.layers: x"
+        assert (loaded.recipe.seed, loaded.positions.file) == (3, "recipe.yaml")
+        assert str(loaded.positions.problem("rules.0.layers", "x")) == "recipe.yaml:5:13: rules.0.layers: x"
 
 
 class TestSources:
@@ -423,8 +451,8 @@ class TestSources:
                 "rules": ({"layers": "x", "protect": True},),
             }
         )
-        assert (loaded.file, loaded.recipe.title) == ("<recipe>", "t")
-        assert str(loaded.problem("rules.0", "x")) == "<recipe>: rules.0: x"
+        assert (loaded.positions.file, loaded.recipe.title) == ("<recipe>", "t")
+        assert str(loaded.positions.problem("rules.0", "x")) == "<recipe>: rules.0: x"
 
     def test_a_mapping_that_holds_values_of_the_language(self) -> None:
         rule = read(SMALL).recipe.rules[0]
@@ -445,7 +473,10 @@ class TestSources:
             ({"version": 1, 2: 3}, "<recipe>: a key must be text, found the number 2"),
             (
                 {"title": {1, 2}},
-                "<recipe>: title: a recipe cannot hold a set; use mappings, lists, text, numbers, true, false and null",
+                (
+                    "<recipe>: title: a recipe cannot hold a set; use mappings, lists, text, numbers, "
+                    "true, false and null"
+                ),
             ),
             (
                 {"title": "\ud800"},
@@ -453,7 +484,10 @@ class TestSources:
             ),
             (
                 {"seed": 10**4000},
-                "<recipe>: seed: a recipe cannot hold a huge number; use mappings, lists, text, numbers, true, false and null",
+                (
+                    "<recipe>: seed: a recipe cannot hold a huge number; use mappings, lists, text, "
+                    "numbers, true, false and null"
+                ),
             ),
             ([1], "<recipe>: expected a file, a mapping or a recipe, found a list"),
             (None, "<recipe>: expected a file, a mapping or a recipe, found nothing"),
@@ -524,7 +558,7 @@ class TestFiles:
 
     def test_byte_order_mark_and_windows_lines(self) -> None:
         Path("recipe.yaml").write_bytes(b"\xef\xbb\xbf" + SMALL.replace("\n", "\r\n").encode())
-        assert load("recipe.yaml").problem("rules.0.layers", "x").line == 4
+        assert load("recipe.yaml").positions.problem("rules.0.layers", "x").line == 4
 
     def test_the_largest_file_is_read_in_time_linear_in_its_lines(self) -> None:
         assert said(write("a: b\n" * 50_000))
@@ -572,6 +606,10 @@ class TestDump:
         assert "lr: 0.1" in dump(
             read(
                 SMALL
-                + "data: {source: digits}\nstages: [{kind: train, epochs: 1, optimizer: {kind: sgd, lr: {kind: constant, value: 0.1}}}, {kind: cut}]\n"
+                + (
+                    "data: {source: digits}\n"
+                    "stages: [{kind: train, epochs: 1, optimizer: {kind: sgd, lr: {kind: constant, "
+                    "value: 0.1}}}, {kind: cut}]\n"
+                )
             ).recipe
         )

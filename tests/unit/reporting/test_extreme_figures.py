@@ -1,4 +1,5 @@
-"""Measured numbers as far out as a float goes: every view of a report shows them or says '-', and none breaks."""
+"""Measured numbers as far out as a float goes: every view of a report shows them or says '-', and none
+breaks."""
 
 import math
 import random

@@ -1,4 +1,5 @@
-"""Dense and cut model in floats and in integers: what the four forms say, what they are quantised on, and kills in between."""
+"""Dense and cut model in floats and in integers: what the four forms say, what they are quantised on, and
+kills in between."""
 
 import json
 from collections import Counter
@@ -138,7 +139,8 @@ def counted(monkeypatch: pytest.MonkeyPatch, halt: str = "", after: int = 0) -> 
 def test_what_is_there_is_not_made_again(
     parts: Parts, monkeypatch: pytest.MonkeyPatch, halt: str, after: int, rest: dict[str, int]
 ) -> None:
-    """Parts: two files in floats, two in integers, times on each of two targets, accuracies on both sets of each of four forms."""
+    """Parts: two files in floats, two in integers, times on each of two targets, accuracies on both sets
+    of each of four forms."""
     x = torch.linspace(-1, 1, 50)[:, None]
     targets = {"int8": INT8, "four": INT8.model_copy(update={"batch": 4})}
 

@@ -21,7 +21,8 @@ from sparsify.pruning.cut import Result, cut
 from sparsify.pruning.make_plan import make_plan
 from sparsify.runs import run_folder
 from sparsify.runs.checkpoint import Checkpoint
-from sparsify.runs.save_load import checked, list_runs, load_dense, load_run, planned_inputs, save_run
+from sparsify.runs.listing import list_runs
+from sparsify.runs.save_load import checked, load_dense, load_run, planned_inputs, save_run
 from sparsify_schemas.recipe import Recipe
 
 RECIPE = {

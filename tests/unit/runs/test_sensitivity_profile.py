@@ -20,7 +20,7 @@ from sparsify.pruning.planning.selection import candidates, choose
 from sparsify.recipe import load
 from sparsify.runs import sensitivity
 from sparsify.runs.sensitivity import profile, read_profile, with_limits
-from sparsify.training.stage import evaluate
+from sparsify.training.objective import evaluate
 from sparsify_cli.app import exit_code
 from sparsify_schemas.profile import Profile, tolerance
 from sparsify_schemas.units import Points, Share

@@ -81,7 +81,14 @@ def test_a_resolved_recipe_validates() -> None:
     "text",
     [
         "extends: base.yaml\n",
-        "extends: base.yaml\ntitle: x\nmodel: {args: {x: 1}}\ndata: {validation: 20%}\ntargets: {here: {threads: 2}}\nbudget: {macs: null}\n",
+        (
+            "extends: base.yaml\n"
+            "title: x\n"
+            "model: {args: {x: 1}}\n"
+            "data: {validation: 20%}\n"
+            "targets: {here: {threads: 2}}\n"
+            "budget: {macs: null}\n"
+        ),
         "extends: base.yaml\nvars: {epochs: 1}\n",
     ],
 )
@@ -147,7 +154,10 @@ def test_the_module_writes_the_files(tmp_path: Path) -> None:
 
 
 def test_the_language_imports_neither_torch_nor_yaml() -> None:
-    code = "import sys, sparsify_schemas.export; print([m for m in ('torch', 'yaml', 'typer', 'sparsify') if m in sys.modules])"
+    code = (
+        "import sys, sparsify_schemas.export; print([m for m in ('torch', 'yaml', 'typer', "
+        "'sparsify') if m in sys.modules])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

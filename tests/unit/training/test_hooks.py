@@ -200,7 +200,8 @@ def test_scaled_gradients_get_a_scaled_penalty() -> None:
             plan(net, {"kind": "l2", "strength": 0.5, "solver": "subgradient"}), net, optimizer
         ):
             if scale is not None:
-                optimizer.grad_scale, optimizer.found_inf = scale, torch.tensor(0.0)  # type: ignore[attr-defined]
+                optimizer.grad_scale = scale  # type: ignore[attr-defined]
+                optimizer.found_inf = torch.tensor(0.0)  # type: ignore[attr-defined]
             for p in net.parameters():
                 p.grad = torch.zeros_like(p)
             optimizer.step()

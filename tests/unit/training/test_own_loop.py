@@ -1,4 +1,5 @@
-"""Hooks in every loop that people write: optimizers, mixed precision, accumulation, clipping, compilation, averages, bf16."""
+"""Hooks in every loop that people write: optimizers, mixed precision, accumulation, clipping, compilation,
+averages, bf16."""
 
 import inspect
 import math
@@ -69,7 +70,8 @@ def shrunk(before: Tensor, amount: float) -> Tensor:
 
 @pytest.mark.parametrize("kind", DENSE)
 def test_after_the_step_of_every_optimizer_comes_the_shrinkage(kind: str) -> None:
-    """hooked = optimizer's own step, then the proximal step with its learning rate; for two steps, as state is involved."""
+    """hooked = optimizer's own step, then the proximal step with its learning rate; for two steps, as state
+    is involved."""
     net, twin = model(bias=kind != "Muon"), model(bias=kind != "Muon")  # muon takes matrices only
     optimizers = [getattr(torch.optim, kind)(each.parameters(), lr=0.01) for each in (net, twin)]
     own = plan(net, LASSO)
@@ -125,7 +127,8 @@ def with_grad_scaler(net: nn.Module, optimizer: torch.optim.Optimizer, steps: in
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("unscale", [False, True])
 def test_a_grad_scaler_changes_nothing(penalty: str, fused: bool, unscale: bool) -> None:
-    """A fused optimizer unscales inside its kernel, so its pre-hook sees scaled gradients, unless unscale_ was called."""
+    """A fused optimizer unscales inside its kernel, so its pre-hook sees scaled gradients, unless unscale_
+    was called."""
     nets = [model(), model()]
     for scaled, net in enumerate(nets):
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, fused=fused)
@@ -261,6 +264,9 @@ def test_fsdp_1_is_refused() -> None:
     net = model()
     with pytest.raises(
         ModelError,
-        match=r"whose flat parameters hold no groups; shard it by torch\.distributed\.fsdp\.fully_shard instead$",
+        match=(
+            r"whose flat parameters hold no groups; shard it by torch\.distributed\.fsdp\.fully_shard "
+            r"instead$"
+        ),
     ):
         sparsify.attach(plan(net, LASSO), wrapped, torch.optim.SGD(net.parameters(), lr=0.1))

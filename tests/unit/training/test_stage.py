@@ -1,4 +1,5 @@
-"""Training one stage: plain steps, schedules, what derives from the seed, going on from a moment, what goes wrong."""
+"""Training one stage: plain steps, schedules, what derives from the seed, going on from a moment, what
+goes wrong."""
 
 import math
 from copy import deepcopy
@@ -15,8 +16,9 @@ from sparsify.errors import DataError, RunError, TrainingError
 from sparsify.events import EpochDone, StageStarted, StepDone
 from sparsify.pruning.planning.plan import Plan
 from sparsify.training import stage as stage_module
+from sparsify.training.objective import evaluate
 from sparsify.training.optimizers import make_optimizer
-from sparsify.training.stage import Moment, derived_seed, evaluate, make_accelerator, train_stage
+from sparsify.training.stage import Moment, derived_seed, make_accelerator, train_stage
 from sparsify_schemas.stage import Train
 
 SGD = {"kind": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
@@ -288,7 +290,8 @@ def test_a_rate_or_strength_beyond_float32_is_named(lr, strength):
 
 
 def test_parts_of_a_batch_make_the_step_of_the_whole():
-    """Without BatchNorm, whose statistics are of a part; the last batch of 70 examples has 6, which is fewer than 4 full parts."""
+    """Without BatchNorm, whose statistics are of a part; the last batch of 70 examples has 6, which is
+    fewer than 4 full parts."""
     whole, parts = (nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)) for _ in range(2))
     parts.load_state_dict(whole.state_dict())
     a, b = train(whole, stage(2)), train(parts, stage(2, accumulate=4))
@@ -299,7 +302,8 @@ def test_parts_of_a_batch_make_the_step_of_the_whole():
 
 
 def test_warm_up_rises_evenly_to_the_schedule():
-    """Over 10 steps of a stage with 5 an epoch: after the 5th step half the rate, from the 10th on all of it."""
+    """Over 10 steps of a stage with 5 an epoch: after the 5th step half the rate, from the 10th on all of
+    it."""
     assert [row.lr for row in train(net(), stage(3, warmup="2ep")).history] == pytest.approx([0.05, 0.1, 0.1])
 
 
@@ -363,7 +367,10 @@ def test_gradients_that_overflow_whatever_the_scale(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(stage_module, "SCALE", 0.5)
     with pytest.raises(
         TrainingError,
-        match=r"^stage 'learn', epoch 1: gradients overflow in fp16 whatever the loss is scaled by; choose precision bf16 or fp32$",
+        match=(
+            r"^stage 'learn', epoch 1: gradients overflow in fp16 whatever the loss is scaled by; "
+            r"choose precision bf16 or fp32$"
+        ),
     ):
         train(net(), stage(2, precision="fp16"))
 
@@ -374,7 +381,8 @@ def test_launchers_that_ask_for_more_than_ddp_are_refused(monkeypatch: pytest.Mo
     with pytest.raises(RunError) as caught:
         make_accelerator()
     assert str(caught.value) == (
-        f"the launcher asks for {engine}, and apply trains by DDP, or by FSDP 2 where a train stage of the recipe says 'shard: true'; "
+        f"the launcher asks for {engine}, and apply trains by DDP, "
+        "or by FSDP 2 where a train stage of the recipe says 'shard: true'; "
         "launch it without, such as by torchrun"
     )
 

@@ -195,7 +195,8 @@ def timed(dense: nn.Module, cut: nn.Module, seed: int = 0) -> Latency:
 
 
 class Machine:
-    """A clock that only the models move on: each call takes what it costs, and now and then much more, as on a busy machine."""
+    """A clock that only the models move on: each call takes what it costs, and now and then much more, as
+    on a busy machine."""
 
     def __init__(self, slowness: float) -> None:
         self.slowness, self.now, self.chance = slowness, 0.0, random.Random(0)

@@ -460,16 +460,24 @@ def test_the_configuration_of_a_model_of_transformers_agrees_with_the_cut_model_
 def test_what_names_say() -> None:
     said = {
         Meaning.INPUT: "in_channels in_features in_chans input_size dim_in",
-        Meaning.OUTPUT: "out_channels out_features outDim dim_out lastconv_output_channels _stage_out_channels",
-        Meaning.INNER: "hidden_dim mlp_dim intermediate_size inner_dim d_ff dim_feedforward mid_channels hidden "
-        "n_inner",
-        Meaning.WIDTH: "num_features embed_dim hidden_size d_model channels width dim planes inplanes "
-        "head_hidden_size n_embd num_chs last_channel num_channels dims",
-        Meaning.AS_BELOW: "groups num_groups num_heads n_head num_attention_heads num_key_value_heads head_dim "
-        "dim_head",
-        Meaning.NEVER: "kernel_size stride num_classes image_size base_width width_per_group num_layers vocab_size "
-        "patch_size seq_length num_embeddings width_mult max_position_embeddings num_hidden_layers "
-        "pool_size num_feature_levels",
+        Meaning.OUTPUT: (
+            "out_channels out_features outDim dim_out lastconv_output_channels _stage_out_channels"
+        ),
+        Meaning.INNER: (
+            "hidden_dim mlp_dim intermediate_size inner_dim d_ff dim_feedforward mid_channels hidden n_inner"
+        ),
+        Meaning.WIDTH: (
+            "num_features embed_dim hidden_size d_model channels width dim planes inplanes head_hidden_size "
+            "n_embd num_chs last_channel num_channels dims"
+        ),
+        Meaning.AS_BELOW: (
+            "groups num_groups num_heads n_head num_attention_heads num_key_value_heads head_dim dim_head"
+        ),
+        Meaning.NEVER: (
+            "kernel_size stride num_classes image_size base_width width_per_group num_layers vocab_size "
+            "patch_size seq_length num_embeddings width_mult max_position_embeddings num_hidden_layers "
+            "pool_size num_feature_levels"
+        ),
         Meaning.UNKNOWN: "amount foo n",
     }
     for expected, names in said.items():

@@ -1,4 +1,5 @@
-"""Pruning while training goes on: what a cut carries over, and that training continues as if the units had been masked."""
+"""Pruning while training goes on: what a cut carries over, and that training continues as if the units had
+been masked."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -124,7 +125,8 @@ def narrowed(values: dict[str, Tensor], cuts: Cuts) -> dict[str, Tensor]:
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("name", NETS)
 def test_training_after_a_cut_is_that_of_the_masked_model(name: str, kind: str) -> None:
-    """Losses, weights and averaged weights, with a scheduler, against the dense model whose cut units are held at zero."""
+    """Losses, weights and averaged weights, with a scheduler, against the dense model whose cut units are
+    held at zero."""
     build, shape, rules = NETS[name]
     torch.manual_seed(3)
     model = build().double()
@@ -242,7 +244,8 @@ def test_state_of_every_optimizer_is_narrowed_with_its_parameters(name: str) -> 
 
 
 def test_state_on_the_device_stays_as_it_is() -> None:
-    """With `capturable` the count of steps is a tensor beside the parameter; it is the same tensor afterwards."""
+    """With `capturable` the count of steps is a tensor beside the parameter; it is the same tensor
+    afterwards."""
     model = Residual()
     optimizer = torch.optim.Adam(model.parameters(), capturable=True)
     for p in model.parameters():
@@ -275,7 +278,10 @@ def test_state_that_cannot_be_narrowed_starts_afresh_and_is_named() -> None:
         optimizer.state[p] = {"history": [torch.ones(p.numel())]}
     result = cut(model, optimizer=optimizer)
     assert result.notes == (
-        "the optimizer's state of a.weight, a.bias, bn1.weight and 2 more starts afresh: it does not have the shape of the parameter",
+        (
+            "the optimizer's state of a.weight, a.bias, bn1.weight and 2 more starts afresh: "
+            "it does not have the shape of the parameter"
+        ),
     )
     assert (
         result.model.get_parameter("a.weight") not in optimizer.state
@@ -284,7 +290,8 @@ def test_state_that_cannot_be_narrowed_starts_afresh_and_is_named() -> None:
 
 
 def test_cropped_gathered_and_removed_layers_are_carried_too() -> None:
-    """A kernel that shrinks takes its momentum along, columns that are gathered theirs, and what left is forgotten."""
+    """A kernel that shrinks takes its momentum along, columns that are gathered theirs, and what left is
+    forgotten."""
     model, x = Residual(), torch.randn(4, 3, 6, 6)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model(x).square().mean().backward()
@@ -618,7 +625,10 @@ def test_normalised_weights_are_cut_and_go_on_training(wrapped: Callable[[nn.Mod
 def test_weights_computed_in_ways_that_cannot_be_followed_are_protected() -> None:
     with pytest.raises(
         RecipeError,
-        match=r"50% cannot be reached: 'a' keeps its width: a weight passes through 'linalg_matrix_exp'; select other layers",
+        match=(
+            r"50% cannot be reached: 'a' keeps its width: a weight passes through 'linalg_matrix_exp'; "
+            r"select other layers"
+        ),
     ):
         cut(Residual(parametrizations.orthogonal))
 
@@ -630,21 +640,21 @@ def test_wrapped_models_are_refused_wherever_the_wrapper_sits() -> None:
     inner[0].a = torch.compile(inner[0].a)
     with pytest.raises(ModelError) as caught:
         sparsify.make_plan(FILTERS, inner, x)
-    assert (
-        str(caught.value)
-        == "'0.a' is wrapped by torch.compile; put the module inside it (._orig_mod) in its place and compile after the cut"
+    assert str(caught.value) == (
+        "'0.a' is wrapped by torch.compile; put the module inside it (._orig_mod) in its place and "
+        "compile after the cut"
     )
     with pytest.raises(ModelError) as caught:
         sparsify.make_plan(FILTERS, nn.DataParallel(Residual()), x)
-    assert (
-        str(caught.value)
-        == "the model is wrapped by DataParallel; pass the module inside it (model.module) and wrap after the cut"
+    assert str(caught.value) == (
+        "the model is wrapped by DataParallel; pass the module inside it (model.module) and wrap "
+        "after the cut"
     )
     with pytest.raises(ModelError) as caught:
         sparsify.make_plan(FILTERS, nn.Sequential(nn.DataParallel(Residual())), x)
-    assert (
-        str(caught.value)
-        == "'0' is wrapped by DataParallel; put the module inside it (.module) in its place and wrap after the cut"
+    assert str(caught.value) == (
+        "'0' is wrapped by DataParallel; put the module inside it (.module) in its place and wrap "
+        "after the cut"
     )
 
 

@@ -1,5 +1,5 @@
-"""Operators between two layers: channels go through those that act element by element or along other dimensions, and stay
-where an operator orders, counts or moves them."""
+"""Operators between two layers: channels go through those that act element by element or along other
+dimensions, and stay where an operator orders, counts or moves them."""
 
 from copy import deepcopy
 

@@ -1,7 +1,8 @@
-"""Networks with parts that the tracer cannot follow: each plans, is cut where that is right, and says why the rest stays.
+"""Networks with parts that the tracer cannot follow: each plans, is cut where that is right, and says why the
+rest stays.
 
-The reference is independent of the cutter: a float64 copy of the dense model in which every index that the log does not
-keep is zero, on inputs that nothing was planned with.
+The reference is independent of the cutter: a float64 copy of the dense model in which every index that the
+log does not keep is zero, on inputs that nothing was planned with.
 """
 
 import os
@@ -168,7 +169,8 @@ EXPECTED: dict[str, dict[str, str | None]] = {
     "custom operator with weights": {"a": unknown("joined"), "b": unknown("joined"), "c": None},
     "custom operator in place": {"a": unknown("squash_in_place"), "b": None},
 }
-"""network -> coupled group -> why it stays, None where it can be cut; without those that feed the output or do not run"""
+"""network -> coupled group -> why it stays, None where it can be cut; without those that feed the output
+or do not run"""
 
 
 def rules(layers: Iterable[tuple[str, str]], more: dict[str, Any]) -> list[dict[str, Any]]:
@@ -249,7 +251,8 @@ def gap(thin: nn.Module, reference: nn.Module, inputs: tuple[Tensor, ...]) -> fl
 
 
 def difference(name: str, result: Result, inputs: tuple[Tensor, ...]) -> tuple[float, float]:
-    """(largest relative difference to the reference, what it may be): in float64, where the network runs in it."""
+    """(largest relative difference to the reference, what it may be): in float64, where the network runs
+    in it."""
     reference = masked(built(name)[0], result.cuts.operations)
     thin = replay_cuts(built(name)[0], result.cuts)
     thin.load_state_dict(result.model.state_dict())
@@ -292,8 +295,19 @@ def test_every_network_has_its_reasons_and_each_kind_three_networks() -> None:
         "observers in eval mode",
         "one observer of all channels",
     }  # of their operators elsewhere
-    kinds = (opaque.COMPLEX, opaque.FOURIER, opaque.COVARIANCE, opaque.FUNCTIONS, opaque.SCRIPTED, opaque.SPARSE, opaque.MODES,
-             opaque.PARAMETERS, opaque.CONTROL, opaque.PYTHON, opaque.ALGEBRA)  # fmt: skip
+    kinds = (
+        opaque.COMPLEX,
+        opaque.FOURIER,
+        opaque.COVARIANCE,
+        opaque.FUNCTIONS,
+        opaque.SCRIPTED,
+        opaque.SPARSE,
+        opaque.MODES,
+        opaque.PARAMETERS,
+        opaque.CONTROL,
+        opaque.PYTHON,
+        opaque.ALGEBRA,
+    )
     assert all(len(kind) >= 3 for kind in kinds)
 
 
@@ -307,9 +321,9 @@ def planned(name: str) -> Plan:
 )
 def test_what_could_not_be_counted_is_noted(name: str, operator: str) -> None:
     assert (
-        f"the MACs of '{operator}' are not counted: its operands have no plain shapes, or it runs functions of its own"
-        in planned(name).notes
-    )
+        f"the MACs of '{operator}' are not counted: its operands have no plain shapes, "
+        "or it runs functions of its own"
+    ) in planned(name).notes
 
 
 @pytest.mark.parametrize(
@@ -335,7 +349,10 @@ def test_a_model_with_torch_cond_still_runs_after_the_plan() -> None:
 
 def test_a_model_with_torch_cond_runs_after_a_plan_that_ran_it_first() -> None:
     """In a process of its own: what torch compiles is remembered for as long as it lives."""
-    code = "import test_opaque_operators as t, sparsify; m, x = t.built('cond'); sparsify.make_plan(t.recipe(m), m, x); m(*x)"
+    code = (
+        "import test_opaque_operators as t, sparsify; m, x = t.built('cond'); "
+        "sparsify.make_plan(t.recipe(m), m, x); m(*x)"
+    )
     folders = [str(Path(__file__).parent), str(Path(opaque.__file__).parent), *sys.path]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],

@@ -1,5 +1,5 @@
-"""Numbers of elements: a dimension whose places are numbered by `max`, `argmax`, `topk`, `sort` keeps its size once such
-numbers are read, and every other dimension goes on."""
+"""Numbers of elements: a dimension whose places are numbered by `max`, `argmax`, `topk`, `sort` keeps its
+size once such numbers are read, and every other dimension goes on."""
 
 import operators
 import pytest

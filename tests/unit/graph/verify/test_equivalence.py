@@ -1,4 +1,5 @@
-"""What the proof looks at: the delivered model, what was folded into it, train mode, inputs drawn after the choice."""
+"""What the proof looks at: the delivered model, what was folded into it, train mode, inputs drawn after
+the choice."""
 
 from typing import Any
 
@@ -159,7 +160,8 @@ def test_a_model_that_is_rebuilt_otherwise_is_refused(monkeypatch: pytest.Monkey
     text = str(caught.value)
     assert text.startswith("the cut model rebuilt from its log and weights differs by ")
     assert text.endswith(
-        "of the largest output from the cut model itself; this is a bug: please report it with the recipe and the model's "
+        "of the largest output from the cut model itself; this is a bug: "
+        "please report it with the recipe and the model's "
         "code; nothing was saved"
     )
 
@@ -267,3 +269,26 @@ def test_outputs_that_are_masked_with_infinities_are_compared() -> None:
     model = Net(lambda m, x: torch.cat([m.b(m.a(x).tanh()), torch.full_like(x[:, :1], -torch.inf)], 1)).eval()
     verdict = cut(model, torch.randn(2, 6), sparsity="50%").verdicts[0]
     assert verdict.outcome == "equal" and verdict.difference <= 1e-9 and 0 < verdict.control < 10
+
+
+class Noisy(nn.Module):
+    """Draws noise in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu()) + torch.randn(len(x), 3, dtype=x.dtype)
+
+
+def test_what_is_random_is_drawn_alike_on_both_sides_and_in_every_proof() -> None:
+    """The user's own random numbers neither change what a proof finds nor are changed by it."""
+    model = Noisy()
+    found = []
+    for seed in (3, 4):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        found.append(cut(model, torch.ones(2, 4), sparsity="50%").verdicts)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert found[0] == found[1] and [v.outcome for v in found[0]] == ["equal"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import sparsify
 from sparsify.errors import ModelError
@@ -70,12 +71,17 @@ def of_last(spec: Criterion) -> tuple[Net, Tensor]:
     )
     name = next(c.name for c in map.coupled if any(s.tensor == "c.weight" for s in c.slices))
     return net, group_scores(
-        spec, coupled_layout(map, [name], parameters, roles), parameters, looks(net, spec, BATCHES), 0
+        spec,
+        coupled_layout(map, [name], parameters, roles),
+        parameters,
+        looks(net, spec, BATCHES, F.cross_entropy),
+        0,
     )
 
 
 def members(net: Net, channel: int) -> list[tuple[Tensor, tuple[Any, ...]]]:
-    """What leaves with unit `channel` of b: it is grouped in two, so that units n and n + 3 leave together."""
+    """What leaves with unit `channel` of b: it is grouped in two, so that units n and n + 3 leave
+    together."""
     return [
         (p, at)
         for n in (channel, channel + 3)
@@ -121,7 +127,7 @@ def test_what_the_loss_feels(spec: Criterion) -> None:
     assert scores.tolist() == pytest.approx(by_hand(spec), rel=1e-4)
     weight = model().c.weight
     net = model()
-    found = weight_scores(spec, net.c.weight, looks(net, spec, BATCHES), 0)
+    found = weight_scores(spec, net.c.weight, looks(net, spec, BATCHES, F.cross_entropy), 0)
     one = 0.0
     rounds = [(X[i : i + 1], Y[i : i + 1]) for i in range(8)] if isinstance(spec, Fisher) else BATCHES
     for x, y in rounds:
@@ -159,7 +165,7 @@ def test_wanda_is_the_weight_times_what_it_multiplies() -> None:
                 )
         wanted.append(total / 2)
     assert scores.tolist() == pytest.approx(wanted, rel=1e-4)
-    single = weight_scores(spec, net.c.weight, looks(net, spec, BATCHES), 0)
+    single = weight_scores(spec, net.c.weight, looks(net, spec, BATCHES, F.cross_entropy), 0)
     rms = sum(math.sqrt(float(seen["c"][:, 4].square().mean())) for seen in arrivals(net)) / 2
     assert float(single[1, 4]) == pytest.approx(rms * abs(float(net.c.weight.detach()[1, 4])), rel=1e-4)
 
@@ -199,7 +205,10 @@ def test_bn_scale_is_the_scale() -> None:
     assert scores.tolist() == pytest.approx([float(scales[n] + scales[n + 2]) for n in range(2)])
     with pytest.raises(
         ModelError,
-        match=r"^criterion 'bn_scale' needs a normalisation with a scale behind every channel, and 'b' has none; use magnitude there$",
+        match=(
+            r"^criterion 'bn_scale' needs a normalisation with a scale behind every channel, "
+            r"and 'b' has none; use magnitude there$"
+        ),
     ):
         group_scores(
             BnScale(kind="bn_scale"), coupled_layout(plan.map, ["a", "b"], parameters), parameters, None, 0
@@ -223,7 +232,8 @@ def test_fpgm_is_the_distance_to_the_other_filters() -> None:
 
 
 def test_fpgm_compares_all_that_produces_a_unit() -> None:
-    """Units n and n + 3 of a grouped convolution leave together: their filters are one vector. Biases and columns do not count."""
+    """Units n and n + 3 of a grouped convolution leave together: their filters are one vector. Biases and
+    columns do not count."""
     net, scores = of_last(Fpgm(kind="fpgm"))
     units = [torch.cat([net.b.weight[n].flatten(), net.b.weight[n + 3].flatten()]).detach() for n in range(3)]
     apart = [sum(float((u - v).norm()) for v in units) for u in units]
@@ -272,7 +282,10 @@ def test_a_cut_takes_batches(kind: str) -> None:
     )
     with pytest.raises(
         ModelError,
-        match=rf"^criterion '{kind}' looks at training data: pass batches, an iterable of \(x, y\) training batches, to cut$",
+        match=(
+            rf"^criterion '{kind}' looks at training data: pass batches, an iterable of \(x, "
+            r"y\) training batches, to cut$"
+        ),
     ):
         sparsify.cut(plan, net)
     before = {n: p.clone() for n, p in net.named_parameters()}
@@ -283,10 +296,13 @@ def test_a_cut_takes_batches(kind: str) -> None:
 
 def test_a_model_without_such_layers_is_refused() -> None:
     net = nn.Sequential(nn.Embedding(5, 4), nn.Flatten())
-    own = looks(net, Wanda(kind="wanda"), [(torch.zeros(2, 3, dtype=torch.int64), Y[:2])])
+    own = looks(net, Wanda(kind="wanda"), [(torch.zeros(2, 3, dtype=torch.int64), Y[:2])], F.cross_entropy)
     assert own is not None
     with pytest.raises(
         ModelError,
-        match=r"^criterion 'wanda' sees convolutions and Linear layers, and the model has neither; use magnitude or taylor$",
+        match=(
+            r"^criterion 'wanda' sees convolutions and Linear layers, and the model has neither; "
+            r"use magnitude or taylor$"
+        ),
     ):
         next(iter(own()))

@@ -76,7 +76,8 @@ def test_growing_l2_on_single_weights() -> None:
 
 @pytest.mark.parametrize(("steps", "gone"), [(1, 0), (3, 12), (4, 12), (5, 19), (9, 24), (10, 24)])
 def test_agp_follows_its_curve_on_single_weights(steps: int, gone: int) -> None:
-    """From 2 to 8 of 10 steps, in jumps of 2: after one, t = 0 and 1/3 -> 24 * (1 - (2/3)^3) = 16.9 of 48 weights."""
+    """From 2 to 8 of 10 steps, in jumps of 2: after one, t = 0 and 1/3 -> 24 * (1 - (2/3)^3) = 16.9 of 48
+    weights."""
     net = model()
     penalty = {"kind": "agp", "start": "0it", "end": "6it", "every": "2it"}
     start = net[0].weight.detach().clone()
@@ -155,7 +156,10 @@ def test_bn_scale_without_a_scale_is_refused() -> None:
     own = plan(net, {"kind": "bn_scale", "strength": 0.1})
     with pytest.raises(
         ModelError,
-        match=r"^penalty bn_scale finds no normalisation with a scale in the rule's groups; use group_lasso there$",
+        match=(
+            r"^penalty bn_scale finds no normalisation with a scale in the rule's groups; "
+            r"use group_lasso there$"
+        ),
     ):
         sparsify.attach(own, net, torch.optim.SGD(net.parameters(), lr=0.1))
 
@@ -170,7 +174,8 @@ def test_agp_in_shares_of_a_stage_needs_its_length() -> None:
 
 
 def test_dns_masks_what_is_small_and_splices_back_what_grows() -> None:
-    """The masks by hand: t = mean + std of |w| at the start; a masked weight keeps learning from the gradient at w * mask."""
+    """The masks by hand: t = mean + std of |w| at the start; a masked weight keeps learning from the gradient
+    at w * mask."""
     net = model()
     first = net[0].weight
     start = first.detach().clone()

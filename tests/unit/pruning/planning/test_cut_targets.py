@@ -1,4 +1,5 @@
-"""How much of what rules inside tensors cover earlier cuts have left, and what the next cut is then asked for."""
+"""How much of what rules inside tensors cover earlier cuts have left, and what the next cut is then asked
+for."""
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """Taps: 9 of the stem, 9 of each block, 25 of the last, whose weight has far more columns than the stem's."""
+    """Taps: 9 of the stem, 9 of each block, 25 of the last, whose weight has far more columns than the
+    stem's."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""The search for the deepest cut within an accuracy_drop: the bisection, and whole runs on digits, killed and gone on with."""
+"""The search for the deepest cut within an accuracy_drop: the bisection, and whole runs on digits, killed
+and gone on with."""
 
 from pathlib import Path
 from typing import Any
@@ -99,18 +100,17 @@ def refused(**more: Any) -> str:
 
 
 def test_what_cannot_be_searched() -> None:
-    assert (
-        refused(budget={"accuracy_drop": 0.01})
-        == "<recipe>: budget.accuracy_drop: expected percentage points such as 0.5pp, not the bare number 0.01"
+    assert refused(budget={"accuracy_drop": 0.01}) == (
+        "<recipe>: budget.accuracy_drop: expected percentage points such as 0.5pp, not the bare number 0.01"
     )
-    assert (
-        refused(data={"source": "digits", "validation": "0%"})
-        == "<recipe>: budget: accuracy_drop is judged on validation data; write 'data' with 'validation' above 0%"
+    assert refused(data={"source": "digits", "validation": "0%"}) == (
+        "<recipe>: budget: accuracy_drop is judged on validation data; "
+        "write 'data' with 'validation' above 0%"
     )
     gradual = {**RECIPE["stages"][0], "cuts": {"every": "1ep"}}
-    assert (
-        refused(stages=[gradual])
-        == "<recipe>: budget: accuracy_drop tries whole cuts, and 'learn' cuts between its epochs; write a 'cut' stage in place of its 'cuts'"
+    assert refused(stages=[gradual]) == (
+        "<recipe>: budget: accuracy_drop tries whole cuts, and 'learn' cuts between its epochs; "
+        "write a 'cut' stage in place of its 'cuts'"
     )
     assert refused(
         stages=[{"kind": "cut", "budget": {"accuracy_drop": "1pp"}}, {"kind": "cut", "name": "last"}]
@@ -126,9 +126,9 @@ def test_by_hand_nothing_can_be_searched() -> None:
     )
     with pytest.raises(ModelError) as caught:
         sparsify.cut(plan, digits_cnn())
-    assert (
-        str(caught.value)
-        == "budget.accuracy_drop is found by going through the recipe's stages; call sparsify.apply, or leave it out of a plan that is cut by hand"
+    assert str(caught.value) == (
+        "budget.accuracy_drop is found by going through the recipe's stages; call sparsify.apply, "
+        "or leave it out of a plan that is cut by hand"
     )
 
 

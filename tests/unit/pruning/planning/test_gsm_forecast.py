@@ -40,7 +40,8 @@ def notes(*stages: dict[str, Any], examples: int | None = 60000, kind: str = "gs
 
 
 def test_the_papers_lenet_schedule_leaves_what_it_should() -> None:
-    """280 epochs of 235 steps, lr 0.01 divided by ten at 160, 200 and 240 (papers.md: 4.4e-9 with 234 steps)."""
+    """280 epochs of 235 steps, lr 0.01 divided by ten at 160, 200 and 240 (papers.md: 4.4e-9 with 234
+    steps)."""
     lr = {"kind": "step", "value": 0.01, "factor": 0.1, "at": ["160ep", "200ep", "240ep"]}
     spec = Train.model_validate(stage({**SGD, "lr": lr}))
     by_hand = math.exp(-0.05 * 235 * (160 * 1e-2 + 40 * 1e-3 + 40 * 1e-4 + 40 * 1e-5))
@@ -53,7 +54,8 @@ def test_the_papers_lenet_schedule_leaves_what_it_should() -> None:
 def test_a_schedule_that_is_too_short_says_what_would_do() -> None:
     said = notes(stage({**SGD, "momentum": 0.9}))
     assert said == [
-        "stages.0 (train): a weight that gsm always leaves out shrinks to 0.037 of itself in 65800 steps, so the cut will cost accuracy; "
+        "stages.0 (train): a weight that gsm always leaves out shrinks to 0.037 of itself in 65800 "
+        "steps, so the cut will cost accuracy; "
         "588 epochs in place of 280 or a momentum of 0.953 in place of 0.9 would leave 1e-3"
     ]
     assert residual(Train.model_validate(stage({**SGD, "momentum": 0.9}, 588)), 235) == pytest.approx(
@@ -75,12 +77,18 @@ def test_a_schedule_that_is_too_short_says_what_would_do() -> None:
         (
             {**SGD, "weight_decay": 0.0},
             60000,
-            "without weight_decay the weights that gsm leaves out never shrink, and the cut will cost what they are worth; give the optimizer a weight_decay",
+            (
+                "without weight_decay the weights that gsm leaves out never shrink, "
+                "and the cut will cost what they are worth; give the optimizer a weight_decay"
+            ),
         ),
         (
             {"kind": "adam", "weight_decay": 0.1},
             60000,
-            "what adam leaves of a weight that gsm leaves out cannot be foretold, as adam divides the decay by its own size; use sgd with momentum 0.98 or 0.99",
+            (
+                "what adam leaves of a weight that gsm leaves out cannot be foretold, "
+                "as adam divides the decay by its own size; use sgd with momentum 0.98 or 0.99"
+            ),
         ),
         (
             {"kind": "adamw", "lr": 0.01, "weight_decay": 0.05},

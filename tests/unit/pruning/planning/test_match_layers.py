@@ -1,4 +1,5 @@
-"""Rules reach what no convolution and no Linear layer makes: weight-normed layers, embeddings, cells, bare parameters."""
+"""Rules reach what no convolution and no Linear layer makes: weight-normed layers, embeddings, cells, bare
+parameters."""
 
 from collections.abc import Callable
 

@@ -68,7 +68,8 @@ def test_costs_by_hand() -> None:
 
 
 def test_after_a_wide_step_narrow_ones_return_until_nothing_more_fits() -> None:
-    """l1's units are the least of all and go first; then 32 of l0 leave at once, and there is room for most of l1 again."""
+    """l1's units are the least of all and go first; then 32 of l0 leave at once, and there is room for
+    most of l1 again."""
     map = chain(64, 64, 128, 10)
     asked = plan(map, {"keep": {"multiple_of": 32}}, {"keep": {"multiple_of": 4}}, macs="30%")
     scores = {"l0": [1.0] * 64, "l1": [1e-3 * (u + 1) for u in range(128)], "l2": [0.0] * 10}
@@ -118,7 +119,8 @@ def test_by_macs_is_the_choice_of_a_budget_of_macs_and_the_least_that_every_budg
 
 
 def test_by_macs_where_most_of_them_stay_whatever_goes() -> None:
-    """As of a recurrent layer, whose MACs count as constant: a share of all of them could never be met, and all would go."""
+    """As of a recurrent layer, whose MACs count as constant: a share of all of them could never be met,
+    and all would go."""
     map = chain(16, 64, 128, 10)
     fixed = replace(map, macs=1000 * map.macs)
     scores = {c.name: [float(u) for u in range(c.width)] for c in map.coupled}
@@ -155,7 +157,8 @@ def test_lowest_scores_go_first_and_budget_holds() -> None:
 
 
 def test_what_is_left_over_goes_by_the_least_loss() -> None:
-    """Of l0 units are dear and of low score per MAC; when but one MAC is missing, a unit of l1 that loses less goes in place of another."""
+    """Of l0 units are dear and of low score per MAC; when but one MAC is missing, a unit of l1 that loses
+    less goes in place of another."""
     map = chain(100, 10, 40, 3)  # a unit of l0 is worth 140 MACs, one of l1 at most 13
     scores = {"l0": [100.0 + u for u in range(10)], "l1": [20.0 + u for u in range(40)]}
     dense, one_gone = Costs(map).dense["macs"], Costs(map).of({"l0": [0]})["macs"]
@@ -240,7 +243,8 @@ def test_share_of(total: int, share: float, count: int) -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_laws_of_choosing(data: st.DataObject) -> None:
-    """Never above a reachable budget; within one unit of it; multiples and floors kept; kept + gone = width."""
+    """Never above a reachable budget; within one unit of it; multiples and floors kept; kept + gone =
+    width."""
     widths = data.draw(st.lists(st.integers(2, 40), min_size=3, max_size=5))
     map = chain(*widths)
     at_least, multiple = data.draw(st.integers(1, 5)), data.draw(st.sampled_from([1, 1, 2, 4, 8]))
@@ -284,7 +288,8 @@ def test_laws_of_choosing(data: st.DataObject) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_uniform_keeps_one_number_and_the_budget(data: st.DataObject) -> None:
-    """Never above a reachable budget, and one unit more in every layer would be; a demand is met within one unit per layer."""
+    """Never above a reachable budget, and one unit more in every layer would be; a demand is met within
+    one unit per layer."""
     width, count = data.draw(st.integers(2, 24)), data.draw(st.integers(2, 4))
     map = chain(5, *[width] * count, 3)
     keep = {

@@ -183,6 +183,9 @@ def test_the_length_of_the_stage_must_be_known() -> None:
     net = mlp()
     with pytest.raises(
         ModelError,
-        match=r"^rules\.0\.penalty\.strength is 'auto', which needs to know how long the stage is: pass steps_per_epoch=len\(loader\) and steps=epochs \* len\(loader\) to attach$",
+        match=(
+            r"^rules\.0\.penalty\.strength is 'auto', which needs to know how long the stage is: "
+            r"pass steps_per_epoch=len\(loader\) and steps=epochs \* len\(loader\) to attach$"
+        ),
     ):
         sparsify.attach(plan(net, None, {"macs": "40%"}), net, torch.optim.SGD(net.parameters(), lr=0.1))

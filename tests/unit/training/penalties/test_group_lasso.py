@@ -1,4 +1,5 @@
-"""Group lasso beyond the plain one: what norms are weighed by, the half-space step, and the threshold of the sub-gradient."""
+"""Group lasso beyond the plain one: what norms are weighed by, the half-space step, and the threshold of the
+sub-gradient."""
 
 from dataclasses import replace
 from itertools import pairwise

@@ -51,7 +51,8 @@ def gradients(net: nn.Sequential, own: Plan, scaled: Tensor | None = None) -> di
             for p in net.parameters():
                 assert p.grad is not None
                 p.grad.mul_(scaled)
-            optimizer.grad_scale, optimizer.found_inf = scaled, torch.tensor(0.0)  # type: ignore[attr-defined]
+            optimizer.grad_scale = scaled  # type: ignore[attr-defined]
+            optimizer.found_inf = torch.tensor(0.0)  # type: ignore[attr-defined]
         optimizer.step()
     return {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
 
@@ -114,7 +115,8 @@ def test_groups_rank_by_the_sum_over_the_group() -> None:
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_a_passive_weight_decays_as_foretold(nesterov: bool) -> None:
-    """Decay and momentum act on a weight whose gradient is always left out: after n steps exp(-n lr wd / (1 - momentum)) of it is left."""
+    """Decay and momentum act on a weight whose gradient is always left out: after n steps exp(-n lr wd / (1 -
+    momentum)) of it is left."""
     net = model()
     with torch.no_grad():
         net[0].weight[0, 0] = 1e-6  # so small that it is never among the largest

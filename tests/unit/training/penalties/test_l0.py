@@ -1,4 +1,5 @@
-"""l0 and variational dropout: their formulas, gradients against autograd, and what a model holds before, between and after steps."""
+"""l0 and variational dropout: their formulas, gradients against autograd, and what a model holds before,
+between and after steps."""
 
 import math
 from collections.abc import Callable
@@ -95,7 +96,8 @@ def shown(action: Action, weights: dict[str, Tensor]) -> None:
 
 
 def test_two_gates_on_one_weight_learn_as_autograd_says() -> None:
-    """Rows by one rule, columns by another, as where two gated layers meet: gradients of the weight and of both gates."""
+    """Rows by one rule, columns by another, as where two gated layers meet: gradients of the weight and of
+    both gates."""
     weights = {"w": torch.randn(4, 3, generator=torch.Generator().manual_seed(5))}
     true, target = (
         weights["w"].clone().requires_grad_(),
@@ -176,7 +178,8 @@ def test_a_gate_pays_for_all_that_leaves_with_its_unit() -> None:
 
 @pytest.mark.parametrize("name", RULES)
 def test_what_the_model_holds(name: str) -> None:
-    """Gated or noisy between steps, the same without a draw after flush, again and again; the optimizer moves the weights behind it."""
+    """Gated or noisy between steps, the same without a draw after flush, again and again; the optimizer moves
+    the weights behind it."""
     net, free = model(), model()
     optimizer, other = (torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (net, free))
     hooks = sparsify.attach(plan(net, RULES[name]), net, optimizer)
@@ -227,7 +230,8 @@ def test_after_flush_the_columns_are_scaled_by_the_gates_expected() -> None:
 
 @pytest.mark.parametrize("name", RULES)
 def test_state_goes_on_where_it_was(name: str) -> None:
-    """Also from a checkpoint that holds the model without noise, as `sparsify apply` writes it; momentum, draws and all."""
+    """Also from a checkpoint that holds the model without noise, as `sparsify apply` writes it; momentum,
+    draws and all."""
 
     def run(resumed: bool) -> list[Tensor]:
         net = model()

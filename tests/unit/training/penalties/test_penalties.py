@@ -1,4 +1,5 @@
-"""Group-lasso gradient and proximal step against a closed form written element by element, on every kind of layer."""
+"""Group-lasso gradient and proximal step against a closed form written element by element, on every kind
+of layer."""
 
 import math
 from collections.abc import Callable

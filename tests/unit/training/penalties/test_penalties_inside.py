@@ -97,7 +97,10 @@ class TestInside:
     [
         (
             {"group": "shape", "penalty": {"kind": "group_lasso", "strength": "auto"}, "sparsity": "50%"},
-            "strength 'auto' counts groups that can leave, not those inside a tensor; give group 'shape' a number",
+            (
+                "strength 'auto' counts groups that can leave, not those inside a tensor; "
+                "give group 'shape' a number"
+            ),
         ),
         (
             {"group": "tap", "penalty": {"kind": "growing_l2"}},

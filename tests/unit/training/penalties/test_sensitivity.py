@@ -103,7 +103,8 @@ def test_over_accumulated_batches_it_is_the_mean() -> None:
 
 
 def test_some_classes_stand_for_all() -> None:
-    """One class a step, drawn anew: every class is looked at sooner or later, and the same ones on a second run."""
+    """One class a step, drawn anew: every class is looked at sooner or later, and the same ones on a second
+    run."""
     ends = []
     for _ in range(2):
         net = model()
@@ -136,7 +137,9 @@ def test_the_users_random_numbers_and_gradients_are_left_alone() -> None:
             nn.functional.cross_entropy(net(X), Y).backward()
             hooks.detach()
         results.append((net[0].weight.grad, torch.rand(3)))
-    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])  # type: ignore[arg-type]
+    (gradient, drawn), (other_gradient, other_drawn) = results
+    assert torch.equal(gradient, other_gradient)  # type: ignore[arg-type]
+    assert torch.equal(drawn, other_drawn)
 
 
 def test_evaluation_is_not_looked_at() -> None:
@@ -180,7 +183,10 @@ def test_outputs_that_are_no_rows_are_refused() -> None:
         sparsify.attach(plan(net, of="outputs"), net, torch.optim.SGD(net.parameters(), lr=0.1)),
         pytest.raises(
             ModelError,
-            match=r"^sensitivity of outputs needs a model that returns one row of outputs per example, not a dict; write 'of: loss'$",
+            match=(
+                r"^sensitivity of outputs needs a model that returns one row of outputs per example, "
+                r"not a dict; write 'of: loss'$"
+            ),
         ),
     ):
         net(X)

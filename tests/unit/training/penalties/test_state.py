@@ -1,4 +1,5 @@
-"""What penalties remember goes through a cut, and on to other processes, by the names of tensors and groups."""
+"""What penalties remember goes through a cut, and on to other processes, by the names of tensors and
+groups."""
 
 from typing import Any
 
@@ -35,7 +36,8 @@ def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
 
 
 def through_a_cut(rule: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
-    """(what was remembered before a cut of half the filters of the first layer, after it, the filters that stayed)"""
+    """(what was remembered before a cut of half the filters of the first layer, after it, the filters that
+    stayed)"""
     net = model()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     hooks = sparsify.attach(plan(net, rule), net, optimizer, steps_per_epoch=4, steps=8, until=4)
@@ -186,7 +188,8 @@ def test_the_goal_is_reached_when_the_next_cut_comes() -> None:
 
 
 def test_agp_goes_its_way_from_cut_to_cut() -> None:
-    """Steps 4 to 12 of 20 lie between two cuts: half of them are the window, in which 1 - (1 - t)^3 of the share goes."""
+    """Steps 4 to 12 of 20 lie between two cuts: half of them are the window, in which 1 - (1 - t)^3 of the
+    share goes."""
     net = model()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     penalty = {"kind": "agp", "start": "0.25dur", "end": "0.75dur", "every": "1it"}

@@ -1,0 +1,282 @@
+"""How much the layers that read a group lose for good when its units go: what no refit of their weights can make up for.
+
+For each layer that reads the group (a convolution or a Linear layer), X are its inputs in the dense model, H = X'X / n
+centred, W its weight as a matrix, and G = E[g g'] with g the gradient of <outputs, v> at the layer's output, v ~ N(0, I):
+the Gauss-Newton matrix of the squared error of the model's outputs, from unlabelled examples. Removing unit j and
+refitting the others costs
+
+    e_j = tr(W_j' [(H^-1)_jj]^-1 W_j G)
+
+after which W <- W - (H^-1)_:j [(H^-1)_jj]^-1 W_j and H^-1 is updated for the inputs that are left. Units go one by one,
+the cheapest first; the errors add up to a curve for each group, of several layers that read it to the sum of theirs. A
+unit's score is the slope of the curve's lower convex hull where the unit goes, so that taking units of all groups by
+score per cost is choosing by one Lagrange multiplier.
+
+Source: optimal brain surgeon (Hassibi and Stork 1993) on groups of weights.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.errors import ModelError
+from sparsify.forward.call_model import every_tensor
+from sparsify.graph.model_map import Coupled, ModelMap
+from sparsify.pruning.layer_matrix import (
+    groups_of,
+    input_rows,
+    is_product,
+    output_rows,
+    sample_places,
+    weight_matrix,
+)
+
+PLACES = 64
+"""outputs of one example at which the inputs of a layer are sampled, at most"""
+RANK = 1e-9
+"""relative step between units of one slope, so that they go in the order in which they were removed"""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A layer that reads a group. columns: unit -> numbers of the weight's columns that multiply it."""
+
+    layer: str
+    columns: tuple[Tensor, ...]
+
+
+@dataclass
+class _Moments:
+    """Sums over the examples seen so far."""
+
+    rows: int = 0
+    total: Tensor | None = None
+    """sum of x"""
+    square: Tensor | None = None
+    """sum of x x'"""
+    curvature: Tensor | None = None
+    """sum of g g' over places and examples"""
+    examples: int = 0
+
+    def inputs(self) -> Tensor:
+        """H, the covariance of the inputs."""
+        assert self.total is not None and self.square is not None
+        mean = self.total / self.rows
+        return self.square / self.rows - mean[:, None] * mean
+
+    def outputs(self) -> Tensor:
+        """G, summed over the places of one example."""
+        assert self.curvature is not None
+        return self.curvature / self.examples
+
+
+def reconstruction_scores(
+    model: nn.Module,
+    model_map: ModelMap,
+    names: Sequence[str],
+    batches: Sequence[tuple[Tensor, Tensor]],
+    ridge: float,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Scores of the units of coupled groups: group -> [units], in the order of the units.
+
+    Args:
+        model: the dense model; it is left in eval mode.
+        batches: (x, y) pairs of which x is looked at.
+        ridge: added to the diagonal of H, relative to its mean.
+
+    Raises:
+        ModelError: no convolution and no Linear layer reads a group.
+    """
+    groups = {name: model_map.by_name[name] for name in names}
+    readers = {name: tuple(find_readers(model, group)) for name, group in groups.items()}
+    for name, own in readers.items():
+        if not own:
+            raise ModelError(
+                f"criterion 'reconstruction' looks at the layers that read a group, and no convolution or Linear layer "
+                f"without groups reads '{name}'; use magnitude or taylor there"
+            )
+    layers = {reader.layer for own in readers.values() for reader in own}
+    moments = _look(model.eval(), sorted(layers), [x for x, _ in batches], seed)
+    return {name: _scores(model, readers[name], moments, groups[name].width, ridge) for name in groups}
+
+
+def find_readers(model: nn.Module, group: Coupled) -> Iterator[Reader]:
+    """The layers whose inputs a group's units are."""
+    for part in group.slices:
+        layer, _, tensor = part.tensor.rpartition(".")
+        module = model.get_submodule(layer)
+        if part.role != "in" or tensor != "weight" or not is_product(module) or groups_of(module) != 1:
+            continue
+        inputs = module.get_parameter("weight").shape[part.dim]
+        taps = weight_matrix(module).shape[1] // inputs
+        owners = torch.full((inputs,), -1)
+        for span in part.spans:
+            end = span.start + span.units * span.repeat
+            owners[span.start : end] = span.unit + torch.arange(span.units).repeat_interleave(span.repeat)
+        columns = owners.repeat_interleave(taps)
+        yield Reader(layer, tuple((columns == unit).nonzero().flatten() for unit in range(group.width)))
+
+
+def _look(
+    model: nn.Module, layers: Sequence[str], inputs: Sequence[Tensor], seed: int
+) -> dict[str, _Moments]:
+    """Pass the examples through the model, forwards and backwards, and add up what the layers see."""
+    moments = {name: _Moments() for name in layers}
+    generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    outputs: dict[str, Tensor] = {}
+
+    def after(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            outputs[name] = output
+            places = sample_places(module, output.detach(), PLACES, generator)
+            rows = input_rows(module, args[0].detach(), places)[:, 0].double()
+            own = moments[name]
+            own.rows += len(rows)
+            own.total = rows.sum(0) if own.total is None else own.total + rows.sum(0)
+            square = rows.T @ rows
+            own.square = square if own.square is None else own.square + square
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(after(name)) for name in layers]
+    model.requires_grad_(True)
+    try:
+        for x in inputs:
+            outputs.clear()
+            loss = _random_projection(model(x.to(device)), generator)
+            seen = [name for name in layers if name in outputs]
+            gradients = torch.autograd.grad(loss, [outputs[name] for name in seen], allow_unused=True)
+            for name, gradient in zip(seen, gradients, strict=True):
+                _add_curvature(model.get_submodule(name), moments[name], outputs[name], gradient)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return moments
+
+
+def _random_projection(output: object, generator: torch.Generator) -> Tensor:
+    """<outputs, v> with v ~ N(0, I); each output less its mean over the last dimension, as a softmax has it."""
+    total = torch.zeros(())
+    for one in every_tensor(output):
+        if one.is_floating_point() and one.dim() and one.requires_grad:
+            centred = one - one.mean(-1, keepdim=True) if one.shape[-1] > 1 else one
+            total = (
+                total.to(one.device) + (centred * torch.randn(one.shape, generator=generator).to(one)).sum()
+            )
+    return total
+
+
+def _add_curvature(module: nn.Module, own: _Moments, output: Tensor, gradient: Tensor | None) -> None:
+    found = torch.zeros_like(output) if gradient is None else gradient
+    every = sample_places(module, found, found.numel(), torch.Generator())
+    rows = output_rows(module, found, every).double()
+    product = rows.T @ rows
+    own.curvature = product if own.curvature is None else own.curvature + product
+    own.examples += len(output)
+
+
+def _scores(
+    model: nn.Module, readers: Sequence[Reader], moments: Mapping[str, _Moments], width: int, ridge: float
+) -> Tensor:
+    surgeons = [
+        _Surgeon(
+            weight_matrix(model.get_submodule(reader.layer))[0].double(),
+            moments[reader.layer].inputs(),
+            moments[reader.layer].outputs(),
+            reader.columns,
+            ridge,
+        )
+        for reader in readers
+    ]
+    order, errors = [], [0.0]
+    left = list(range(width))
+    while left:
+        costs = torch.stack([surgeon.costs(left) for surgeon in surgeons]).sum(0)
+        cheapest = int(costs.argmin())
+        errors.append(errors[-1] + max(0.0, float(costs[cheapest])))
+        unit = left.pop(cheapest)
+        order.append(unit)
+        for surgeon in surgeons:
+            surgeon.remove(unit)
+    scores = torch.empty(width, dtype=torch.float64)
+    for rank, (unit, slope) in enumerate(zip(order, hull_slopes(errors), strict=True)):
+        scores[unit] = slope * (1 + RANK * rank)
+    return scores.float() if width < 2**20 else scores
+
+
+class _Surgeon:
+    """One layer that reads the group: its weight and the inverse of H, as units go."""
+
+    def __init__(
+        self, weight: Tensor, inputs: Tensor, curvature: Tensor, columns: tuple[Tensor, ...], ridge: float
+    ) -> None:
+        diagonal = inputs.diagonal()
+        strength = ridge * float(diagonal.mean()) or ridge
+        damped = inputs + strength * torch.eye(len(inputs), dtype=inputs.dtype, device=inputs.device)
+        self.inverse = torch.linalg.inv(damped)
+        self.weight = weight.clone()
+        self.curvature = curvature
+        self.columns = columns
+
+    def costs(self, units: Sequence[int]) -> Tensor:
+        """What removing each of the units would cost now: [units]."""
+        sizes = {len(self.columns[unit]) for unit in units}
+        if len(sizes) == 1 and 0 not in sizes:
+            index = torch.stack([self.columns[unit] for unit in units])
+            blocks = self.inverse[index[:, :, None], index[:, None, :]]
+            return self._cost(blocks, self.weight[index])
+        return torch.stack([self._cost_of(self.columns[unit]) for unit in units])
+
+    def remove(self, unit: int) -> None:
+        """Refit the other columns, and leave the unit's out."""
+        at = self.columns[unit]
+        if not len(at):
+            return
+        gain = torch.linalg.solve(
+            self.inverse[at][:, at], self.inverse[at]
+        ).T  # H^-1[:, at] [H^-1[at, at]]^-1
+        self.weight -= gain @ self.weight[at]
+        self.weight[at] = 0
+        self.inverse -= gain @ self.inverse[at]
+        self.inverse[at] = 0
+        self.inverse[:, at] = 0
+
+    def _cost_of(self, at: Tensor) -> Tensor:
+        if not len(at):
+            return torch.zeros((), dtype=self.weight.dtype, device=self.weight.device)
+        return self._cost(self.inverse[at][:, at][None], self.weight[at][None])[0]
+
+    def _cost(self, blocks: Tensor, weights: Tensor) -> Tensor:
+        """tr(W' B^-1 W G) of each of the blocks."""
+        solved = torch.linalg.solve(blocks, weights)
+        products = (weights.transpose(1, 2) @ solved) * self.curvature
+        costs: Tensor = products.sum((1, 2))
+        return costs
+
+
+def hull_slopes(errors: Sequence[float]) -> list[float]:
+    """Slopes of the lower convex hull of a curve, one for each step: they never fall.
+
+    >>> hull_slopes([0.0, 3.0, 4.0, 9.0])
+    [2.0, 2.0, 5.0]
+    """
+    corners: list[int] = []
+    for index, error in enumerate(errors):
+        while len(corners) > 1:
+            first, second = corners[-2], corners[-1]
+            before = (errors[second] - errors[first]) * (index - first)
+            direct = (error - errors[first]) * (second - first)
+            if before < direct:
+                break
+            corners.pop()
+        corners.append(index)
+    slopes: list[float] = []
+    for first, second in pairwise(corners):
+        slopes += [(errors[second] - errors[first]) / (second - first)] * (second - first)
+    return slopes

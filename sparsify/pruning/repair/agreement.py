@@ -1,0 +1,72 @@
+"""How far a cut model still says what the dense model says of the same inputs."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.forward.call_model import call_model, every_tensor
+from sparsify.forward.calls import Inputs, map_tensors
+from sparsify_schemas.report import Agreement
+
+CHUNK = 64
+"""examples of one forward call"""
+
+
+def measure_agreement(dense: nn.Module, model: nn.Module, inputs: Inputs, examples: int) -> Agreement:
+    """Compare the outputs of two models on the same inputs, both in eval mode.
+
+    With a and b the outputs of dense and cut model, each less its mean over the examples:
+
+        correlation = sum(a b) / sqrt(sum(a a) sum(b b)),    error = sum((y_cut - y_dense)^2) / sum(a a)
+
+    Args:
+        inputs: one call with all examples along the first dimension of each tensor that has as many.
+        examples: how many.
+
+    A correlation near zero says that the outputs no longer follow the inputs.
+    """
+    pairs = [_outputs(dense, model, part) for part in _parts(inputs, examples)]
+    if not pairs:
+        return Agreement(correlation=1.0, error=0.0)
+    first = torch.cat([a for a, _ in pairs]).double()
+    second = torch.cat([b for _, b in pairs]).double()
+    spread, other = first - first.mean(0), second - second.mean(0)
+    total = float(spread.square().sum())
+    scale = (total * float(other.square().sum())) ** 0.5
+    correlation = float((spread * other).sum()) / scale if scale else 0.0
+    error = float((second - first).square().sum()) / total if total else 0.0
+    return Agreement(correlation=correlation, error=error, same_prediction=_same_prediction(pairs))
+
+
+def _same_prediction(pairs: list[tuple[Tensor, Tensor]]) -> float | None:
+    """Share of the examples of which both models name the same class; None where outputs are no scores of classes."""
+    if any(a.dim() != 2 or a.shape[1] < 2 for a, _ in pairs):
+        return None
+    same = sum(int((a.argmax(1) == b.argmax(1)).sum()) for a, b in pairs)
+    return same / sum(len(a) for a, _ in pairs)
+
+
+def _outputs(dense: nn.Module, model: nn.Module, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        return _joined(call_model(dense, inputs)), _joined(call_model(model, inputs))
+
+
+def _joined(output: object) -> Tensor:
+    """The floating-point outputs, joined: the only one as it is, of several a row for each example."""
+    found = [one.float() for one in every_tensor(output) if one.is_floating_point() and one.dim()]
+    if len(found) == 1:
+        return found[0]
+    return torch.cat([one.flatten(1) for one in found], dim=1)
+
+
+def _parts(inputs: Inputs, examples: int) -> Iterator[Inputs]:
+    for start in range(0, examples, CHUNK):
+        yield take_examples(inputs, examples, start, start + CHUNK)
+
+
+def take_examples(inputs: Inputs, examples: int, start: int, end: int) -> Inputs:
+    """Some of the examples of one call; tensors without an example dimension go along whole."""
+    return map_tensors(
+        inputs, lambda value: value[start:end] if value.dim() and len(value) == examples else value
+    )

@@ -1,0 +1,56 @@
+"""Which outputs of each layer stayed, read from the log of the cuts."""
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.graph.layer_types import is_transposed_linear
+from sparsify.graph.names import canonical_names
+from sparsify_schemas.cuts import Cuts, Narrow
+
+
+def kept_outputs(dense: nn.Module, rounds: Sequence[Cuts]) -> dict[str, Tensor]:
+    """Layer -> numbers of its dense outputs that stay, in order; layers that kept all of them are left out.
+
+    The operations of the log are replayed on a tensor of the weight's shape that holds, at each element, the number
+    of the output that it belongs to.
+    """
+    canonical = canonical_names(dense)
+    narrowed: dict[str, list[Narrow]] = {}
+    for operation in chain.from_iterable(cuts.operations for cuts in rounds):
+        if isinstance(operation, Narrow):
+            narrowed.setdefault(operation.tensor, []).append(operation)
+    found = {}
+    for name, module in dense.named_modules():
+        weight = module._parameters.get("weight")
+        tensor = f"{name}.weight" if name else "weight"
+        operations = narrowed.get(canonical.get(tensor, tensor), [])
+        if weight is not None and operations and weight.dim() > 1:
+            found[name] = _kept(module, weight, operations)
+    return found
+
+
+def _kept(module: nn.Module, weight: Tensor, operations: Sequence[Narrow]) -> Tensor:
+    numbers = _output_numbers(module, weight)
+    for operation in operations:
+        stay = torch.cat([torch.arange(start, end) for start, end in operation.keep])
+        numbers = numbers.index_select(operation.dim, stay)
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        numbers = numbers.reshape(numbers.shape[0], numbers.shape[1], -1)[:, :, 0]
+        unique: Tensor = torch.unique(numbers)
+        return unique
+    return numbers.reshape(numbers.shape[0], -1)[:, 0] if not is_transposed_linear(module) else numbers[0]
+
+
+def _output_numbers(module: nn.Module, weight: Tensor) -> Tensor:
+    """At each element of a weight, the number of the output that it belongs to."""
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        inputs, outputs = weight.shape[0], weight.shape[1]
+        group = torch.arange(inputs) // (inputs // module.groups)
+        numbers = group[:, None] * outputs + torch.arange(outputs)
+        return numbers.reshape(inputs, outputs, *[1] * (weight.dim() - 2)).expand(weight.shape)
+    if is_transposed_linear(module):
+        return torch.arange(weight.shape[1]).expand(weight.shape)
+    return torch.arange(weight.shape[0]).reshape(-1, *[1] * (weight.dim() - 1)).expand(weight.shape)

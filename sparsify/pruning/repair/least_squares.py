@@ -1,0 +1,353 @@
+"""Refit every layer of a cut model, in the order they run, towards what the dense model computes at the same place.
+
+The dense and the cut model run the same calibration inputs side by side, one step apart: when the cut model reaches a
+layer, the dense model has just passed it. So each layer sees inputs from layers that are repaired already, and no more
+is kept than the outputs of one layer.
+"""
+
+import queue
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.forward.call_model import call_model, restore_buffers
+from sparsify.forward.calls import Inputs, map_tensors
+from sparsify.pruning.layer_matrix import (
+    Places,
+    groups_of,
+    input_rows,
+    is_product,
+    output_rows,
+    sample_places,
+    set_weight,
+    weight_matrix,
+)
+from sparsify.pruning.repair.kept_outputs import kept_outputs
+from sparsify.pruning.repair.regression import Fit, fit_intercept, fit_ridge, mean_square
+from sparsify.pruning.repair.sites import OperatorCounter, Site, find_sites
+from sparsify_schemas.cuts import Cuts
+from sparsify_schemas.report import LayerRepair
+
+LEAST_GAIN = 0.01
+"""a channel that the norm behind scales by less than this cannot make up for what its sum lost"""
+UNCHANGED = 1e-6
+"""error, relative to the spread of the outputs, below which a layer is as it was in the dense model"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How layers are refitted; see `sparsify_schemas.stage.Repair`."""
+
+    method: Literal["least_squares", "mean"] = "least_squares"
+    ridge: float = 0.01
+    rows: int = 16_000
+    """outputs of a layer that are sampled, over all examples"""
+    held_out: int = 0
+    """examples at the end that are not fitted to and judge each refit; 0: all examples do both"""
+    shortcuts: bool = True
+    """whether the last layer of a sum makes up for what the other addend lost"""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Message:
+    """Outputs of one layer of the dense model."""
+
+    name: str
+    places: Places
+    targets: Tensor
+    """[rows, outputs that stay]"""
+    addend: Tensor | None
+    """the other addend of its sum at the same places"""
+
+
+class _Stopped(Exception):
+    """The cut model has no more use for the dense one."""
+
+
+def refit_layers(
+    dense: nn.Module,
+    model: nn.Module,
+    rounds: Sequence[Cuts],
+    inputs: Inputs,
+    examples: int,
+    settings: Settings,
+) -> tuple[LayerRepair, ...]:
+    """Refit the layers of `model` in place.
+
+    Args:
+        dense: the model before any cut, in eval mode; it stays as it is.
+        model: what the cuts left, in eval mode.
+        rounds: the logs of the cuts, in order.
+        inputs: one call with all calibration examples, on the device of the models.
+        examples: how many there are.
+        settings: see `Settings`.
+    """
+    first = _first_examples(inputs, examples)
+    (dense_sites, _), (sites, _) = find_sites(dense, first), find_sites(model, first)
+    outputs = kept_outputs(dense, rounds)
+    partners = _shared_addends(dense_sites, sites) if settings.shortcuts else frozenset()
+    skipped = dict(_skipped(model, sites, dense_sites, outputs, dense))
+    repairs = [_row(name, "skipped", reason=reason) for name, reason in skipped.items()]
+    watch = OperatorCounter(_operators(sites, partners))
+    run_dense = _Dense(dense, dense_sites, partners, outputs, inputs, examples, settings)
+
+    def before_layer(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: Any) -> None:
+            with watch.pause():
+                message = run_dense.outputs_of(name)
+                if message is None or not args:
+                    repairs.append(_row(name, "skipped", reason="the dense model did not run it here"))
+                    return
+                addend = watch.kept.pop(sites[name].addend or -1, None) if name in partners else None
+                repairs.append(_refit(model, sites[name], args[0], message, addend, examples, settings))
+
+        return hook
+
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(before_layer(name))
+        for name in sites
+        if name not in skipped
+    ]
+    try:
+        with run_dense, torch.no_grad(), watch:
+            call_model(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(repairs)
+
+
+class _Dense:
+    """The dense model in a thread of its own, at most two layers ahead of whoever asks for its outputs."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Mapping[str, Site],
+        partners: frozenset[str],
+        outputs: Mapping[str, Tensor],
+        inputs: Inputs,
+        examples: int,
+        settings: Settings,
+    ) -> None:
+        self._model, self._sites, self._partners = model, sites, partners
+        self._outputs, self._inputs = outputs, inputs
+        self._count = max(1, -(-settings.rows // examples))
+        self._seed = settings.seed
+        self._talk: queue.Queue[_Message | BaseException | None] = queue.Queue(maxsize=2)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._ended = False
+
+    def __enter__(self) -> "_Dense":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def outputs_of(self, name: str) -> _Message | None:
+        """Outputs of a layer, passing over those of layers that ran before it; None if it does not come."""
+        while not self._ended:
+            message = self._talk.get()
+            if isinstance(message, BaseException):
+                self._ended = True
+                raise message
+            if message is None:
+                self._ended = True
+            elif message.name == name:
+                return message
+        return None
+
+    def _run(self) -> None:
+        watch = OperatorCounter(_operators(self._sites, self._partners))
+        handles = [
+            self._model.get_submodule(name).register_forward_hook(self._after(name, watch))
+            for name, site in self._sites.items()
+            if site.calls == 1
+        ]
+        try:
+            with torch.no_grad(), restore_buffers(self._model), watch:
+                call_model(self._model, self._inputs)
+            self._put(None)
+        except _Stopped:
+            pass
+        except BaseException as error:  # it is raised where the outputs are asked for
+            self._put(error)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _after(self, name: str, watch: OperatorCounter) -> Callable[..., None]:
+        def hook(module: nn.Module, _args: Any, output: Tensor) -> None:
+            with watch.pause():
+                generator = torch.Generator().manual_seed(self._seed + zlib.crc32(name.encode()))
+                places = sample_places(module, output, self._count, generator)
+                addend = (
+                    watch.kept.pop(self._sites[name].addend or -1, None) if name in self._partners else None
+                )
+                rows = self._stay(name, output_rows(module, output, places))
+                other = None if addend is None else self._stay(name, output_rows(module, addend, places))
+                message = _Message(name, places, rows, other)
+            self._put(message)
+
+        return hook
+
+    def _stay(self, name: str, rows: Tensor) -> Tensor:
+        stay = self._outputs.get(name)
+        return rows if stay is None else rows[:, stay.to(rows.device)]
+
+    def _put(self, message: _Message | BaseException | None) -> None:
+        while True:
+            if self._stop.is_set():
+                raise _Stopped
+            try:
+                self._talk.put(message, timeout=0.05)
+                return
+            except queue.Full:
+                continue
+
+
+def _refit(
+    model: nn.Module,
+    site: Site,
+    value: Tensor,
+    message: _Message,
+    addend: Tensor | None,
+    examples: int,
+    settings: Settings,
+) -> LayerRepair:
+    """Refit one layer, and keep the old one where the new one is no better on examples that were held out."""
+    layer = model.get_submodule(site.name)
+    norm = model.get_submodule(site.norm) if site.norm is not None else None
+    rows = input_rows(layer, value, message.places).float()
+    targets = message.targets.float()
+    if message.addend is not None and addend is not None:
+        own = output_rows(layer, addend, message.places)
+        lost = (message.addend - own).float()
+        targets = targets + (lost / _gain(norm, lost) if site.through_norm else lost)
+    groups = groups_of(layer)
+    targets = targets.reshape(len(targets), groups, -1)
+    start = Fit(weight_matrix(layer).double(), _bias(layer, groups, targets.shape[2]))
+    places = len(message.places.index)
+    fitted = (examples - settings.held_out) * places
+    judged = slice(fitted, None) if fitted < len(rows) else slice(None)
+    spread = float(targets[judged].var(0, correction=0).mean()) or 1.0
+    before = mean_square(rows[judged], targets[judged], start) / spread
+    if before <= UNCHANGED:
+        return _row(site.name, "unchanged", before, before)
+    shiftable = layer._parameters.get("bias") is not None or norm is not None
+    if settings.method == "least_squares":
+        fit = fit_ridge(rows[:fitted], targets[:fitted], start, settings.ridge, intercept=shiftable)
+    elif shiftable:
+        fit = fit_intercept(rows[:fitted], targets[:fitted], start)
+    else:
+        reason = "it has no bias, and no batch normalisation behind it"
+        return _row(site.name, "skipped", before, before, reason)
+    after = mean_square(rows[judged], targets[judged], fit) / spread
+    if not after < before:
+        return _row(site.name, "reverted", before, after)
+    set_weight(layer, fit.weight)
+    _shift(layer, norm, fit.intercept.flatten())
+    return _row(site.name, "refitted", before, after)
+
+
+def _row(
+    layer: str,
+    outcome: Literal["refitted", "reverted", "unchanged", "skipped"],
+    before: float | None = None,
+    after: float | None = None,
+    reason: str = "",
+) -> LayerRepair:
+    return LayerRepair(layer=layer, outcome=outcome, before=before, after=after, reason=reason)
+
+
+def _gain(norm: nn.Module | None, like: Tensor) -> Tensor:
+    """What a batch normalisation multiplies each channel by; infinite where that is next to nothing."""
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_var is not None
+    gain = (norm.running_var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        gain = gain * norm.weight
+    small = gain.abs() < LEAST_GAIN
+    return torch.where(small, torch.inf, gain).to(like.dtype)
+
+
+def _bias(layer: nn.Module, groups: int, outputs: int) -> Tensor:
+    bias = layer._parameters.get("bias")
+    if bias is None:
+        weight = layer.get_parameter("weight")
+        return torch.zeros(groups, outputs, dtype=torch.float64, device=weight.device)
+    return bias.detach().double().reshape(groups, outputs)
+
+
+def _shift(layer: nn.Module, norm: nn.Module | None, intercept: Tensor) -> None:
+    """Into the bias; without one, into the mean that the norm behind subtracts."""
+    bias = layer._parameters.get("bias")
+    if bias is not None:
+        bias.copy_(intercept.to(bias.dtype))
+    elif norm is not None:
+        mean = norm.get_buffer("running_mean")
+        mean.sub_(intercept.to(mean.dtype))
+
+
+def _first_examples(inputs: Inputs, examples: int) -> Inputs:
+    """Two of the examples, enough to see which layers run."""
+    return map_tensors(inputs, lambda value: value[:2] if value.dim() and len(value) == examples else value)
+
+
+def _operators(sites: Mapping[str, Site], partners: frozenset[str]) -> frozenset[int]:
+    numbers = (sites[name].addend for name in partners)
+    return frozenset(number for number in numbers if number is not None)
+
+
+def _shared_addends(dense: Mapping[str, Site], cut: Mapping[str, Site]) -> frozenset[str]:
+    """Layers that end a sum in both models, in the same way."""
+    both = (name for name in dense if name in cut)
+    known = (name for name in both if dense[name].addend is not None and cut[name].addend is not None)
+    return frozenset(name for name in known if dense[name].through_norm == cut[name].through_norm)
+
+
+def _skipped(
+    model: nn.Module,
+    sites: Mapping[str, Site],
+    dense_sites: Mapping[str, Site],
+    outputs: Mapping[str, Tensor],
+    dense: nn.Module,
+) -> Iterator[tuple[str, str]]:
+    """Layers that cannot be refitted -> why."""
+    shared = _shared_weights(model)
+    for name, site in sites.items():
+        layer = model.get_submodule(name)
+        if site.calls != 1:
+            yield name, f"it runs {site.calls} times in one call"
+        elif name in shared:
+            yield name, "its weight is shared with another module"
+        elif name not in dense_sites or not is_product(dense.get_submodule(name)):
+            yield name, "the dense model has no such layer"
+        else:
+            rows = outputs.get(name)
+            count = len(rows) if rows is not None else _width(dense.get_submodule(name))
+            if count != _width(layer):
+                yield name, "its outputs are not those that the log says stayed"
+
+
+def _width(layer: nn.Module) -> int:
+    matrix = weight_matrix(layer)
+    return matrix.shape[0] * matrix.shape[2]
+
+
+def _shared_weights(model: nn.Module) -> frozenset[str]:
+    """Modules whose weight is a parameter of another module as well."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(name)
+    return frozenset(name for names in owners.values() if len(names) > 1 for name in names)

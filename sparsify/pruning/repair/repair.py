@@ -1,0 +1,204 @@
+"""Repair a cut model with unlabelled examples, and keep the repair only if it helps."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.errors import ModelError
+from sparsify.events import Listener, silence
+from sparsify.forward.calls import Inputs, map_tensors
+from sparsify.forward.trial_calls import eval_mode
+from sparsify.pruning.cut import Result
+from sparsify.pruning.repair.agreement import measure_agreement, take_examples
+from sparsify.pruning.repair.batch_norm import reestimate_statistics
+from sparsify.pruning.repair.least_squares import Settings, refit_layers
+from sparsify.pruning.repair.memory import affordable_examples
+from sparsify_schemas.cuts import Cuts
+from sparsify_schemas.report import Agreement, LayerRepair
+from sparsify_schemas.stage import Repair
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What a repair came to."""
+
+    model: nn.Module
+    """the cut model that was given, repaired in place"""
+    method: str
+    examples: int
+    """calibration examples used, those held out included"""
+    before: Agreement
+    """with the dense model, on the examples held out"""
+    after: Agreement
+    layers: tuple[LayerRepair, ...]
+    reverted: bool
+    """whether the repair made the outputs worse and was taken back"""
+    seconds: float
+
+    def __repr__(self) -> str:
+        """What came out, in one line."""
+        done = sum(layer.outcome == "refitted" for layer in self.layers)
+        taken_back = ", taken back" if self.reverted else ""
+        return (
+            f"<Repaired by {self.method}{taken_back}: {done} layers refitted, agreement with the dense model "
+            f"{self.before.correlation:.3f} -> {self.after.correlation:.3f}>"
+        )
+
+
+def repair(
+    result: Result,
+    batches: Iterable[Any],
+    *,
+    method: str = "least_squares",
+    examples: int = 1000,
+    ridge: float = 0.01,
+    seed: int = 0,
+) -> Repaired:
+    """Refit what a cut left, in closed form, so that it computes again what the dense model did.
+
+    With X the inputs of a layer of the cut model as repaired so far and Y the outputs of the same layer of the
+    dense model, both centred: W = W0 + (X'X + l I)^-1 X'(Y - X W0).
+
+    Args:
+        result: Of `sparsify.cut`. Its model is repaired in place.
+        batches: Unlabelled training examples, never validation data: tensors, mappings of tensors, or (x, y)
+            pairs of which x is taken.
+        method: `least_squares`, `batch_norm` or `mean`, as in the recipe's stage `repair`.
+        examples: At most so many are used; fewer where their activations would take more than 2 GiB.
+        ridge: l, relative to the mean diagonal of X'X: how strongly weights are pulled to those they have.
+        seed: Of the places at which outputs are sampled.
+
+    Returns:
+        `model` (that of the result), the agreement with the dense model `before` and `after` on examples held
+        out, what became of each of the `layers`, and whether all was `reverted` because it did not help.
+
+    Raises:
+        ModelError: There are no examples, or a batch is of another kind.
+
+    Examples:
+        >>> result = sparsify.cut(sparsify.make_plan(recipe, model, (x,)), model)
+        >>> repaired = sparsify.repair(result, [torch.randn(300, 4)])
+        >>> repaired.after.error < repaired.before.error
+        True
+    """
+    settings = Repair.model_validate(
+        {"kind": "repair", "method": method, "examples": examples, "ridge": ridge}
+    )
+    inputs, count = collect_examples(batches, examples)
+    return repair_model(result.dense, result.model, (result.cuts,), inputs, count, settings, seed)
+
+
+def repair_model(
+    dense: nn.Module,
+    model: nn.Module,
+    rounds: Sequence[Cuts],
+    inputs: Inputs,
+    examples: int,
+    stage: Repair,
+    seed: int,
+    listener: Listener = silence,
+) -> Repaired:
+    """The same for a model that several cuts have left.
+
+    Args:
+        dense: the model before the first cut.
+        rounds: the logs of the cuts, in order.
+        inputs: one call with all examples.
+    """
+    del listener
+    started = time.perf_counter()
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    inputs = map_tensors(inputs, lambda value: value.to(device))
+    with eval_mode(dense, model), torch.no_grad():
+        count = min(examples, affordable_examples(dense, inputs, examples, int(stage.memory.count)))
+        inputs = take_examples(inputs, examples, 0, count)
+        held_out = max(1, round(HELD_OUT * count)) if count > 1 else 0
+        judged = take_examples(inputs, count, count - held_out, count)
+        before = measure_agreement(dense, model, judged, held_out)
+        saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        layers = _repair_layers(dense, model, rounds, inputs, count, held_out, stage, seed)
+        after = measure_agreement(dense, model, judged, held_out)
+        reverted = not after.error < before.error
+        if reverted:
+            model.load_state_dict(saved)
+            after = before
+    seconds = time.perf_counter() - started
+    return Repaired(model, stage.method, count, before, after, layers, reverted, seconds)
+
+
+HELD_OUT = 0.1
+"""share of the examples that is not fitted to: it judges each layer, and the whole model at the end"""
+
+
+def _repair_layers(
+    dense: nn.Module,
+    model: nn.Module,
+    rounds: Sequence[Cuts],
+    inputs: Inputs,
+    examples: int,
+    held_out: int,
+    stage: Repair,
+    seed: int,
+) -> tuple[LayerRepair, ...]:
+    match stage.method:
+        case "batch_norm":
+            fitted = examples - held_out
+            reestimate_statistics(model, take_examples(inputs, examples, 0, fitted), fitted)
+            return ()
+        case "least_squares" | "mean":
+            settings = Settings(
+                stage.method, stage.ridge, held_out=held_out, shortcuts=stage.shortcuts, seed=seed
+            )
+            return refit_layers(dense, model, rounds, inputs, examples, settings)
+
+
+def collect_examples(batches: Iterable[Any], examples: int) -> tuple[Inputs, int]:
+    """Join batches into one call, and count its examples. Raises ModelError when there are none."""
+    parts: list[Any] = []
+    count = 0
+    for batch in batches:
+        inputs = _inputs_of(batch)
+        parts.append(inputs)
+        count += _length(inputs)
+        if count >= examples:
+            break
+    if not count:
+        raise ModelError(
+            "repair needs calibration examples, and the batches held none; pass unlabelled training examples"
+        )
+    joined = _join(parts)
+    used = min(count, examples)
+    return take_examples(joined, count, 0, used), used
+
+
+def _inputs_of(batch: Any) -> Any:
+    """The inputs of a batch: x of (x, y), what a mapping holds, a tensor as the only input."""
+    if isinstance(batch, Tensor):
+        return (batch,)
+    if isinstance(batch, Mapping):
+        return dict(batch)
+    if isinstance(batch, Sequence) and batch:
+        return _inputs_of(batch[0])
+    raise ModelError(
+        f"repair takes batches that are tensors, mappings of tensors or (x, y) pairs, found {type(batch).__name__}"
+    )
+
+
+def _length(inputs: Any) -> int:
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs
+    return next((len(value) for value in values if isinstance(value, Tensor) and value.dim()), 0)
+
+
+def _join(parts: Sequence[Any]) -> Any:
+    first = parts[0]
+    if isinstance(first, Mapping):
+        return {key: _join_values([part[key] for part in parts]) for key in first}
+    return tuple(_join_values(values) for values in zip(*parts, strict=True))
+
+
+def _join_values(values: Sequence[Any]) -> Any:
+    return torch.cat(list(values)) if isinstance(values[0], Tensor) else values[0]

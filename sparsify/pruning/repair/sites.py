@@ -1,0 +1,184 @@
+"""Where a model can be repaired: its layers in the order they run, the norm behind each, the sum each ends in.
+
+One forward call is watched. A *sum* is an addition of two tensors of one shape, such as that of a residual block. The
+layer of a sum that runs last can make up for what the other addend lost, if that addend is known by then.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sparsify.forward.call_model import call_model, restore_buffers
+from sparsify.forward.calls import Inputs
+from sparsify.pruning.layer_matrix import is_product
+
+_ADDITIONS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A layer that multiplies its input by a weight."""
+
+    name: str
+    calls: int
+    """how often it runs in one forward call"""
+    norm: str | None
+    """the batch normalisation that its output goes into, if any"""
+    addend: int | None = None
+    """number of the operator that makes the other addend of the sum that this layer ends in, if it makes up for it"""
+    through_norm: bool = False
+    """whether the norm lies between the layer and the sum"""
+
+
+def main_result(result: Any) -> Tensor | None:
+    """The tensor that an operator is called for: batch normalisation returns statistics beside it."""
+    first = result[0] if isinstance(result, tuple) and result else result
+    return first if isinstance(first, Tensor) else None
+
+
+class OperatorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Numbers the operators of a forward call, and keeps the results of some.
+
+    wanted: numbers of operators whose results are kept in `kept`.
+    """
+
+    def __init__(self, wanted: frozenset[int] = frozenset()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.wanted = wanted
+        self.count = 0
+        self.kept: dict[int, Tensor] = {}
+        self.paused = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not self.paused:
+            self.note(func, args, result)
+            self.count += 1
+        return result
+
+    def note(self, _func: Any, _args: Any, result: Any) -> None:
+        made = main_result(result)
+        if self.count in self.wanted and made is not None:
+            self.kept[self.count] = made
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Operators within the block are not counted."""
+        before, self.paused = self.paused, True
+        try:
+            yield
+        finally:
+            self.paused = before
+
+
+@dataclass
+class _Addition:
+    number: int
+    left: Tensor
+    right: Tensor
+
+
+class _Watch(OperatorCounter):  # type: ignore[no-untyped-call]
+    """Remembers which operator made each tensor, and every addition of two tensors of one shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maker: dict[int, int] = {}
+        self.alive: list[Any] = []  # an id is only a name while its object lives
+        self.additions: list[_Addition] = []
+
+    def note(self, func: Any, args: Any, result: Any) -> None:
+        if (
+            func in _ADDITIONS
+            and all(isinstance(one, Tensor) for one in args[:2])
+            and args[0].shape == args[1].shape
+        ):
+            self.additions.append(_Addition(self.count, args[0], args[1]))
+        made = main_result(result)
+        if made is not None:
+            self.alive.append(made)
+            self.maker[id(made)] = self.count
+
+
+@dataclass
+class _Seen:
+    """What the hooks saw of one layer."""
+
+    calls: int = 0
+    finished: int = 0
+    """operators that had run when the layer had"""
+    norm: str | None = None
+    results: set[int] = field(default_factory=set)
+    """ids of its own outputs"""
+    normed: set[int] = field(default_factory=set)
+    """ids of the outputs of the norm behind it"""
+
+
+def find_sites(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Site], int]:
+    """The layers of one forward call in the order they run, and the number of operators of that call.
+
+    The model is left as it was.
+    """
+    watch, seen = _Watch(), dict[str, _Seen]()
+    made_by: dict[int, str] = {}
+    handles = []
+
+    def after_layer(name: str) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            own = seen.setdefault(name, _Seen())
+            own.calls += 1
+            own.finished = watch.count
+            if isinstance(output, Tensor):
+                own.results.add(id(output))
+                made_by[id(output)] = name
+                watch.alive.append(output)
+
+        return hook
+
+    def after_norm(name: str) -> Any:
+        def hook(_module: nn.Module, args: Any, output: Any) -> None:
+            layer = made_by.get(id(args[0])) if args else None
+            if layer is not None and isinstance(output, Tensor):
+                seen[layer].norm = name
+                seen[layer].normed.add(id(output))
+                watch.alive.append(output)
+
+        return hook
+
+    for name, module in model.named_modules():
+        if is_product(module):
+            handles.append(module.register_forward_hook(after_layer(name)))
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            handles.append(module.register_forward_hook(after_norm(name)))
+    try:
+        with torch.no_grad(), restore_buffers(model), watch:
+            call_model(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    addends = dict(_addends(watch, seen))
+    sites = {}
+    for name, own in seen.items():
+        addend, through_norm = addends.get(name, (None, False))
+        sites[name] = Site(name, own.calls, own.norm, addend, through_norm)
+    return sites, watch.count
+
+
+def _addends(watch: _Watch, seen: dict[str, _Seen]) -> Iterator[tuple[str, tuple[int, bool]]]:
+    """Layer -> (operator that makes the other addend of its sum, whether a norm lies between)."""
+    ends = {one: (name, False) for name, own in seen.items() for one in own.results}
+    ends |= {one: (name, True) for name, own in seen.items() for one in own.normed}
+    for addition in watch.additions:
+        pairs = ((addition.left, addition.right), (addition.right, addition.left))
+        for own, other in pairs:
+            name, through_norm = ends.get(id(own), (None, False))
+            maker = watch.maker.get(id(other))
+            if name is None or maker is None or seen[name].calls != 1:
+                continue
+            if maker < seen[name].finished:
+                yield name, (maker, through_norm)

@@ -1,0 +1,1 @@
+"""One run of a recipe: its stages, its folder, its files."""

@@ -1,0 +1,145 @@
+"""The repair stage of a run, and the agreement with the dense model that is noted after a cut."""
+
+import time
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import nn
+
+from sparsify.data import batches
+from sparsify.events import Note, StageStarted
+from sparsify.formatting.numbers import plural, share
+from sparsify.forward.calls import Inputs
+from sparsify.pruning.repair.agreement import measure_agreement
+from sparsify.pruning.repair.repair import Repaired, collect_examples, repair_model
+from sparsify.runs.checkpoint import Checkpoint
+from sparsify.runs.save_load import rebuilt_dense
+from sparsify.runs.setup import Run
+from sparsify.training.objective import evaluate
+from sparsify.training.stage import derived_seed
+from sparsify_schemas.report import Agreement, RepairRow, StageRow
+from sparsify_schemas.stage import Repair
+
+COMPARED = 256
+"""training examples on which a cut model is compared with the dense one"""
+BATCH = 250
+
+
+def repair_model_of_run(
+    run: Run, stage: Repair, model: nn.Module, checkpoint: Checkpoint
+) -> tuple[nn.Module, Checkpoint]:
+    """Carry out a repair stage: refit the model in place, and write a checkpoint.
+
+    The main process refits; the others take its weights, so that all go on with the same bits.
+    """
+    started = time.perf_counter()
+    run.listener(StageStarted(stage.name, "repair", 0, 0))
+    assert run.datasets is not None  # the recipe was refused otherwise
+    if run.accelerator.is_main_process:
+        inputs, count = _training_examples(run, checkpoint, stage.examples)
+        dense = dense_of_run(run, model)
+        seed = derived_seed(run.recipe.seed, checkpoint.stage, 0)
+        found = [repair_model(dense, model, checkpoint.cuts, inputs, count, stage, seed, run.listener)]
+    else:
+        found = []
+    repair = _share(run, model, found)
+    validated = _validation_accuracy(run, model)
+    run.listener(Note(describe_repair(stage.name, repair)))
+    row = StageRow(
+        name=stage.name,
+        kind="repair",
+        seconds=time.perf_counter() - started,
+        validation_accuracy=validated,
+        agreement=repair.after,
+        repair=repair,
+    )
+    checkpoint = _with_row(checkpoint, row, model)
+    if run.accelerator.is_main_process:
+        checkpoint.write(run.folder)
+    run.accelerator.wait_for_everyone()
+    return model, checkpoint
+
+
+def agreement_after_cut(
+    run: Run, dense: nn.Module, model: nn.Module, checkpoint: Checkpoint
+) -> Agreement | None:
+    """How far the cut model's outputs follow those of the dense model; None without data."""
+    if run.datasets is None:
+        return None
+    inputs, count = _training_examples(run, checkpoint, COMPARED)
+    return measure_agreement(dense.eval(), model.eval(), inputs, count)
+
+
+def dense_of_run(run: Run, model: nn.Module) -> nn.Module:
+    """The model before the first cut, on the device of `model`."""
+    dense = rebuilt_dense(run.folder, run.build) if run.state.from_scratch else run.dense
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return dense.to(device).eval()
+
+
+def describe_repair(name: str, repair: RepairRow) -> str:
+    """One sentence on what a repair came to."""
+    before, after = repair.before.correlation, repair.after.correlation
+    if repair.reverted:
+        return (
+            f"{name}: taken back, as the outputs came no nearer to those of the dense model "
+            f"(correlation {before:.3f})"
+        )
+    layers = sum(layer.outcome == "refitted" for layer in repair.layers)
+    refitted = f"{plural(layers, 'layer')} refitted, " if repair.layers else ""
+    same = repair.after.same_prediction
+    predictions = "" if same is None else f", same prediction for {share(same)} of the examples held out"
+    return f"{name}: {refitted}correlation with the dense outputs {before:.3f} -> {after:.3f}{predictions}"
+
+
+def _training_examples(run: Run, checkpoint: Checkpoint, count: int) -> tuple[Inputs, int]:
+    """Unlabelled training examples as they are, drawn by the run's seed."""
+    assert run.datasets is not None
+    seed = derived_seed(run.recipe.seed, checkpoint.stage, 0)
+    loader = batches(run.datasets.train, min(BATCH, count), seed=seed)
+    return collect_examples((x for x, _ in loader), count)
+
+
+def _share(run: Run, model: nn.Module, found: list[Repaired]) -> RepairRow:
+    """Give every process the weights and the figures of the main process."""
+    rows: list[RepairRow | None] = [repair_row(found[0]) if found else None]
+    if run.accelerator.num_processes > 1:
+        weights = [{name: value.cpu() for name, value in model.state_dict().items()}]
+        broadcast_object_list(rows)
+        broadcast_object_list(weights)
+        model.load_state_dict(weights[0])
+    row = rows[0]
+    assert row is not None
+    return row
+
+
+def repair_row(repaired: Repaired) -> RepairRow:
+    """The figures of a repair, as the report keeps them."""
+    return RepairRow(
+        method=repaired.method,
+        examples=repaired.examples,
+        before=repaired.before,
+        after=repaired.after,
+        reverted=repaired.reverted,
+        layers=repaired.layers,
+    )
+
+
+def _validation_accuracy(run: Run, model: nn.Module) -> float | None:
+    if run.datasets is None or not len(run.datasets.validation):
+        return None
+    return evaluate(model, run.datasets.validation)[1]
+
+
+def _with_row(checkpoint: Checkpoint, row: StageRow, model: nn.Module) -> Checkpoint:
+    return Checkpoint(
+        recipe=checkpoint.recipe,
+        model=checkpoint.model,
+        stage=checkpoint.stage + 1,
+        weights=model.state_dict(),
+        history=checkpoint.history,
+        stages=(*checkpoint.stages, row),
+        cuts=checkpoint.cuts,
+        rounds=checkpoint.rounds,
+        search=checkpoint.search,
+    )

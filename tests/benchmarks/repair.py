@@ -1,0 +1,206 @@
+"""Cuts of ResNet-56 on CIFAR-10, repaired without labels: validation figures, and the test set once at the
+end.
+
+    python tests/benchmarks/repair.py table [--criteria NAME ...] [--shares PERCENT ...] [--seeds N ...]
+    [--json FILE] python tests/benchmarks/repair.py ablations [--json FILE]
+
+Weights: cifar_resnet56b.pt (trained on the first 45,000 images). Calibration: 1,000 of these, without labels,
+drawn by the seed. Validation: the last 5,000 training images. `inner`: the first convolution of each block;
+`all`: every one. One thread; seconds are of the processor.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import sparsify
+from sparsify.cost.measure import count_macs
+from sparsify.data import load_data
+from sparsify.data.examples import Datasets
+from sparsify.forward.copies import copy_model
+from sparsify.models import cifar_resnet56
+from sparsify.pruning.cut import Result
+from sparsify.pruning.repair.least_squares import Settings, refit_layers
+from sparsify.training.objective import evaluate
+from sparsify_schemas.data import Data
+
+WEIGHTS = Path.home() / ".cache/sparsify/weights/cifar_resnet56b.pt"
+LAYERS = {"inner": r"re:layer\d\.\d\.conv1", "all": "Conv2d"}
+CALIBRATION = 1000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cut. Accuracies in percent; of each repair by its method."""
+
+    layers: str
+    criterion: str
+    share: int
+    """percent of the MACs asked for"""
+    seed: int
+    macs: float
+    """percent of the MACs left"""
+    cut: float
+    batch_norm: float
+    repaired: float
+    test_cut: float
+    test_repaired: float
+    cut_seconds: float
+    repair_seconds: float
+
+
+def dense_model() -> nn.Module:
+    model = cifar_resnet56("B")
+    model.load_state_dict(torch.load(WEIGHTS, weights_only=True))
+    return model.eval()
+
+
+def data() -> Datasets:
+    return load_data(Data.model_validate({"source": "cifar10", "validation": "10%", "split": "last"}), 0)
+
+
+def calibration(datasets: Datasets, seed: int) -> tuple[Tensor, Tensor]:
+    order = torch.randperm(len(datasets.train), generator=torch.Generator().manual_seed(seed))
+    chosen = datasets.train[order[:CALIBRATION]]
+    return chosen.ready(), chosen.targets
+
+
+def cut_to(model: nn.Module, layers: str, criterion: str, share: int, x: Tensor, y: Tensor) -> Result:
+    recipe = {
+        "version": 1,
+        "title": "ResNet-56",
+        "data": {"source": "cifar10"},
+        "budget": {"macs": f"{share}%"},
+        "rules": [{"layers": LAYERS[layers], "group": "filter", "criterion": {"kind": criterion}}],
+    }
+    plan = sparsify.make_plan(recipe, model, (x[:2],))
+    batches = list(zip(x.split(64), y.split(64), strict=True))
+    return sparsify.cut(plan, model, batches=batches)
+
+
+def measure(datasets: Datasets, layers: str, criterion: str, share: int, seed: int) -> Row:
+    dense = dense_model()
+    x, y = calibration(datasets, seed)
+    started = time.process_time()
+    result = cut_to(dense, layers, criterion, share, x, y)
+    cut_seconds = time.process_time() - started
+
+    def percent(model: nn.Module, examples: Any) -> float:
+        return 100 * evaluate(model, examples)[1]
+
+    cut, test_cut = percent(result.model, datasets.validation), percent(result.model, datasets.test)
+    normed = replace(result, model=copy_model(result.model).eval())
+    sparsify.repair(normed, [x], method="batch_norm")
+    started = time.process_time()
+    sparsify.repair(result, [x], seed=seed)
+    repair_seconds = time.process_time() - started
+    return Row(
+        layers,
+        criterion,
+        share,
+        seed,
+        _macs(result),
+        cut,
+        percent(normed.model, datasets.validation),
+        percent(result.model, datasets.validation),
+        test_cut,
+        percent(result.model, datasets.test),
+        cut_seconds,
+        repair_seconds,
+    )
+
+
+def _macs(result: Result) -> float:
+    x = (torch.zeros(1, 3, 32, 32),)
+    return 100 * count_macs(result.model, x)[0] / count_macs(result.dense, x)[0]
+
+
+def summary(rows: Sequence[Row]) -> Iterator[str]:
+    """Mean and standard deviation over the seeds, as a Markdown table."""
+    yield (
+        "| layers | criterion | MACs | cut | + batch norm | + repair | test: cut | test: "
+        "+ repair | choice, s "
+        "| repair, s |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    keys = dict.fromkeys((row.layers, row.criterion, row.share) for row in rows)
+    for layers, criterion, share in keys:
+        own = [r for r in rows if (r.layers, r.criterion, r.share) == (layers, criterion, share)]
+        cells = [spread([getattr(r, name) for r in own]) for name in COLUMNS]
+        yield f"| {layers} | {criterion} | {share} % | {' | '.join(cells)} |"
+
+
+COLUMNS = ("cut", "batch_norm", "repaired", "test_cut", "test_repaired", "cut_seconds", "repair_seconds")
+
+
+def spread(values: Sequence[float]) -> str:
+    mean = statistics.mean(values)
+    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ± {statistics.stdev(values):.1f}"
+
+
+def ablations(datasets: Datasets) -> Iterator[tuple[str, float]]:
+    """Validation accuracy of the repair with one mechanism changed, at half of the MACs, criterion
+    reconstruction."""
+    dense = dense_model()
+    x, y = calibration(datasets, 0)
+    result = cut_to(dense, "inner", "reconstruction", 50, x, y)
+    held_out = CALIBRATION // 10
+    for name, settings, examples in (
+        ("as it is", Settings(held_out=held_out), CALIBRATION),
+        ("without the shortcut's term", Settings(held_out=held_out, shortcuts=False), CALIBRATION),
+        ("ridge 0.001", Settings(held_out=held_out, ridge=0.001), CALIBRATION),
+        ("ridge 0.1", Settings(held_out=held_out, ridge=0.1), CALIBRATION),
+        ("4,000 places a layer", Settings(held_out=held_out, rows=4_000), CALIBRATION),
+        ("64,000 places a layer", Settings(held_out=held_out, rows=64_000), CALIBRATION),
+        ("250 examples", Settings(held_out=25), 250),
+        ("means alone", Settings(held_out=held_out, method="mean"), CALIBRATION),
+    ):
+        model = copy_model(result.model).eval()
+        refit_layers(dense, model, (result.cuts,), (x[:examples],), examples, settings)
+        yield name, 100 * evaluate(model, datasets.validation)[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("what", choices=("table", "ablations"))
+    parser.add_argument("--criteria", nargs="*", default=["magnitude", "taylor", "reconstruction"])
+    parser.add_argument("--layers", nargs="*", default=["inner"], choices=list(LAYERS))
+    parser.add_argument("--shares", nargs="*", type=int, default=[70, 50, 40])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--json", type=Path, help="a line for each row; what is there is not made again")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    datasets = data()
+    if options.what == "ablations":
+        for name, value in ablations(datasets):
+            print(f"| {name} | {value:.2f} |", flush=True)
+        return
+    rows = []
+    if options.json is not None and options.json.exists():
+        rows = [Row(**json.loads(line)) for line in options.json.read_text().splitlines()]
+    known = {(r.layers, r.criterion, r.share, r.seed) for r in rows}
+    for layers in options.layers:
+        for share in options.shares:
+            for criterion in options.criteria:
+                for seed in options.seeds:
+                    if (layers, criterion, share, seed) in known:
+                        continue
+                    row = measure(datasets, layers, criterion, share, seed)
+                    rows.append(row)
+                    print(row, flush=True)
+                    if options.json is not None:
+                        with options.json.open("a") as file:
+                            file.write(json.dumps(asdict(row)) + "\n")
+    print("\n".join(summary(rows)))
+
+
+if __name__ == "__main__":
+    main()

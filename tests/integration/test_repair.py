@@ -1,0 +1,91 @@
+"""The repair stage in a run: what it says, what it keeps, and that an interrupted run goes on with the
+same bits."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sparsify
+from sparsify.errors import RecipeError
+from sparsify.events import Event, Note, StageStarted
+from sparsify.reporting.report_tables import read, tables
+from sparsify.runs.run_folder import CHECKPOINT
+
+RECIPE: dict[str, Any] = {
+    "version": 1,
+    "title": "Digits",
+    "model": {"build": "sparsify.models.digits_cnn"},
+    "data": {"source": "digits", "validation": "10%"},
+    "targets": {"eager": {"kind": "cpu"}},
+    "budget": {"macs": "40%"},
+    "rules": [{"layers": "Conv2d", "group": "filter"}],
+    "stages": [
+        {"kind": "train", "epochs": 1, "optimizer": {"kind": "adam", "lr": 0.003}},
+        {"kind": "cut"},
+        {"kind": "repair", "examples": 300},
+        {"kind": "train", "name": "tune", "epochs": 1, "optimizer": {"kind": "adam"}},
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_run_repairs_after_its_cut() -> None:
+    heard: list[Event] = []
+    run = sparsify.apply(RECIPE, from_scratch=True, timing=0.05, listener=heard.append)
+    report = read(run)
+    _, cut, repair, _ = report.stages
+    assert (repair.kind, repair.name) == ("repair", "repair")
+    assert repair.repair is not None and repair.repair.examples == 300 and not repair.repair.reverted
+    assert cut.agreement is not None and repair.agreement is not None
+    assert repair.agreement.error < cut.agreement.error and repair.agreement == repair.repair.after
+    assert cut.validation_accuracy is not None and repair.validation_accuracy is not None
+    assert repair.validation_accuracy > cut.validation_accuracy
+    table = next(t for t in tables(report) if t.title == "Agreement with the dense model")
+    assert [row[0] for row in table.rows] == ["cut", "repair"]
+    said = next(note for note in table.notes if note.startswith("repair: "))
+    assert said.startswith("repair: least_squares on 300 unlabelled training examples; ")
+    assert any(isinstance(e, StageStarted) and e.kind == "repair" for e in heard)
+    note = next(e.text for e in heard if isinstance(e, Note) and e.text.startswith("repair: "))
+    assert "correlation with the dense outputs" in note
+    plan = sparsify.describe(sparsify.make_plan(RECIPE, sparsify.load_run(run), (torch.zeros(2, 1, 8, 8),)))
+    assert "refit by least squares on 300 training examples, without labels" in " ".join(plan.split())
+
+
+@pytest.mark.parametrize("after", ["cut", "repair"])
+def test_a_run_that_is_interrupted_around_a_repair_ends_with_the_same_bits(after: str) -> None:
+    whole = sparsify.apply(RECIPE, from_scratch=True, timing=0.05, out="whole")
+
+    def stop(event: Event) -> None:
+        starts = isinstance(event, StageStarted) and event.kind == "repair"
+        if (after == "cut" and starts) or (
+            after == "repair" and isinstance(event, StageStarted) and event.name == "tune"
+        ):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sparsify.apply(RECIPE, from_scratch=True, timing=0.05, out="torn", listener=stop)
+    torn = next(Path("torn").iterdir())
+    assert (torn / CHECKPOINT).exists()
+    sparsify.apply(resume=torn, timing=0.05)
+    first, second = sparsify.load_run(whole).state_dict(), sparsify.load_run(torn).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert read(torn).stages[2].repair == read(whole).stages[2].repair
+
+
+def test_a_repair_without_data_or_without_a_cut_is_refused() -> None:
+    without = {**RECIPE, "data": None, "inputs": [{"shape": [2, 1, 8, 8]}], "stages": RECIPE["stages"][1:3]}
+    with pytest.raises(RecipeError) as caught:
+        sparsify.load_recipe(without)
+    assert "a recipe with a 'repair' stage needs 'data': it looks at training examples, not at labels" in str(
+        caught.value
+    )
+    early = {**RECIPE, "stages": [{"kind": "repair"}, {"kind": "cut"}]}
+    with pytest.raises(RecipeError) as caught:
+        sparsify.load_recipe(early)
+    assert "'repair' repairs what a cut left, and no stage before it cuts" in str(caught.value)

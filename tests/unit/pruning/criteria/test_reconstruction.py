@@ -1,0 +1,158 @@
+"""Criterion reconstruction against least squares written out: what is lost when units go and the others
+are refitted."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import sparsify
+from sparsify.errors import ModelError, RecipeError
+from sparsify.pruning.criteria.reconstruction import hull_slopes, reconstruction_scores
+
+RIDGE = 1e-3
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Network(nn.Module):
+    """Two readers of one group: `left` and `right` both read what `first` makes."""
+
+    def __init__(self, convolution: bool = False, readers: int = 2) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.convolution, self.readers = convolution, readers
+        if convolution:
+            self.first: nn.Module = nn.Conv2d(2, 5, 3, padding=1)
+            self.left: nn.Module = nn.Conv2d(5, 4, 3)
+            self.right: nn.Module = nn.Conv2d(5, 4, 3)
+        else:
+            self.first = nn.Linear(4, 5)
+            self.left, self.right = nn.Linear(5, 4), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.first(x))
+        found = self.left(hidden)
+        if self.readers == 2:
+            found = found + 2 * self.right(hidden)
+        return found.mean((2, 3)) if self.convolution else found
+
+
+def plan_of(model: nn.Module, x: Tensor, group: str) -> sparsify.pruning.planning.plan.Plan:
+    rules = [{"layers": "first", "group": group, "sparsity": "40%"}]
+    return sparsify.make_plan({"version": 1, "title": "t", "rules": rules}, model.eval(), (x[:2],))
+
+
+def least_error(inputs: Tensor, weight: Tensor, curvature: Tensor, gone: tuple[int, ...]) -> float:
+    """min over V, with rows `gone` zero, of tr((W - V)' H (W - V) G), from the normal equations."""
+    covariance = torch.cov(inputs.T, correction=0)
+    covariance += RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
+    stay = [unit for unit in range(len(weight)) if unit not in gone]
+    refitted = torch.zeros_like(weight)
+    if stay:
+        wanted = covariance[stay] @ weight
+        refitted[stay] = torch.linalg.solve(covariance[stay][:, stay], wanted)
+    lost = weight - refitted
+    return float((lost.T @ covariance @ lost * curvature).sum())
+
+
+def test_the_scores_add_up_to_what_least_squares_cannot_make_up_for() -> None:
+    model, x = Network(readers=1), draw(200, 4)
+    plan = plan_of(model, x, "neuron")
+    scores = reconstruction_scores(model, plan.map, ["first"], [(x, x[:, 0])], RIDGE, 0)["first"]
+    hidden = F.relu(model.first(x)).detach().double()
+    weight = model.left.weight.detach().T.double()
+    # The output is the layer's own, less its mean: its gradients are centred normal numbers, drawn by the
+    # seed.
+    generator = torch.Generator().manual_seed(0)
+    projection = torch.randn(200, 4, generator=generator).double()
+    gradient = projection - projection.mean(1, keepdim=True)
+    curvature = gradient.T @ gradient / 200
+    order = scores.argsort().tolist()
+    for count in (1, 5):
+        gone = tuple(order[:count])
+        total = float(scores[list(gone)].sum())
+        assert total == pytest.approx(least_error(hidden, weight, curvature, gone), rel=1e-3)
+    singles = [least_error(hidden, weight, curvature, (unit,)) for unit in range(5)]
+    assert order[0] == singles.index(min(singles))
+
+
+def test_two_readers_count_together() -> None:
+    x = draw(300, 4)
+    totals = []
+    for readers in (1, 2):
+        model = Network(readers=readers)
+        plan = plan_of(model, x, "neuron")
+        totals.append(
+            reconstruction_scores(model, plan.map, ["first"], [(x, x[:, 0])], RIDGE, 0)["first"].sum()
+        )
+    assert totals[1] > 2 * totals[0]
+
+
+def test_a_unit_that_another_one_carries_goes_first() -> None:
+    model, x = Network(convolution=True), draw(60, 2, 8, 8)
+    with torch.no_grad():
+        model.first.weight[3], model.first.bias[3] = 7 * model.first.weight[1], 7 * model.first.bias[1]
+    plan = plan_of(model, x, "filter")
+    scores = reconstruction_scores(model, plan.map, ["first"], [(x, x[:, 0])], RIDGE, 0)["first"]
+    assert int(scores.argmin()) in (1, 3)
+    magnitude = model.first.weight.detach().square().sum((1, 2, 3))
+    assert int(magnitude.argmax()) == 3  # by magnitude it would be the last to go
+
+
+def test_the_slopes_are_those_of_the_lower_hull() -> None:
+    for seed in range(20):
+        steps = draw(9, seed=seed).abs().double()
+        errors = [0.0, *steps.cumsum(0).tolist()]
+        slopes = hull_slopes(errors)
+        assert slopes == sorted(slopes) and sum(slopes) == pytest.approx(errors[-1])
+        below = list(itertools.accumulate(slopes, initial=0.0))
+        assert all(hull <= error + 1e-9 for hull, error in zip(below, errors, strict=True))
+
+
+def test_what_no_layer_reads_is_refused() -> None:
+    class Grouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(2, 8, 3), nn.Conv2d(8, 8, 3, groups=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(F.relu(self.first(x))).mean((2, 3))
+
+    model, x = Grouped(), draw(4, 2, 8, 8)
+    plan = plan_of(model, x, "filter")
+    with pytest.raises(ModelError) as caught:
+        reconstruction_scores(model.eval(), plan.map, ["first"], [(x, x)], RIDGE, 0)
+    assert str(caught.value) == (
+        "criterion 'reconstruction' looks at the layers that read a group, "
+        "and no convolution or Linear layer "
+        "without groups reads 'first'; use magnitude or taylor there"
+    )
+
+
+@pytest.mark.parametrize("group", ["depth", "weight", "2:4"])
+def test_groups_that_it_cannot_score_are_refused(group: str) -> None:
+    rule = {"layers": "*", "group": group, "criterion": {"kind": "reconstruction"}}
+    with pytest.raises(RecipeError) as caught:
+        sparsify.load_recipe({"version": 1, "title": "t", "data": {"source": "digits"}, "rules": [rule]})
+    assert (
+        f"criterion 'reconstruction' cannot act on group '{group}': "
+        "it scores the units that other layers read; "
+        "use magnitude"
+    ) in str(caught.value)
+
+
+def test_a_recipe_cuts_by_it() -> None:
+    model, x = Network(convolution=True), draw(80, 2, 8, 8)
+    rule = {"layers": "first", "group": "filter", "criterion": {"kind": "reconstruction"}, "sparsity": "40%"}
+    recipe = {"version": 1, "title": "t", "data": {"source": "digits"}, "rules": [rule]}
+    plan = sparsify.make_plan(recipe, model.eval(), (x[:2],))
+    result = sparsify.cut(plan, model, batches=[(x, torch.zeros(80, dtype=torch.int64))])
+    scores = reconstruction_scores(model, plan.map, ["first"], [(x, x)], 0.01, 0)["first"]
+    kept = next(w for w in result.cuts.widths if w.group == "first").keep
+    gone = {0, 1, 2, 3, 4} - {unit for start, end in kept for unit in range(start, end)}
+    assert gone == set(scores.argsort()[:2].tolist())

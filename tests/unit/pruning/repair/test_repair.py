@@ -1,0 +1,230 @@
+"""Repair through the public calls: what can be made up for is, what cannot be is not made worse."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import sparsify
+from sparsify.errors import ModelError
+from sparsify.forward.copies import copy_model
+from sparsify.pruning.cut import Result
+from sparsify.pruning.repair.agreement import measure_agreement
+from sparsify.pruning.repair.least_squares import Settings, refit_layers
+from sparsify.pruning.repair.repair import Repaired
+from sparsify.pruning.repair.sites import find_sites
+
+RULE = {"layers": "*", "group": "neuron", "sparsity": "50%"}
+
+
+def recipe(**rule: object) -> dict[str, object]:
+    return {"version": 1, "title": "t", "rules": [{**RULE, **rule}]}
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+SMALL = 0.01
+
+
+class Duplicated(nn.Module):
+    """Every hidden unit is there twice, so half of them can go without any loss."""
+
+    def __init__(self, convolution: bool = False, norm: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = convolution
+        if convolution:
+            self.first: nn.Module = nn.Conv2d(3, 8, 3, padding=1, bias=not norm)
+            self.second: nn.Module = nn.Conv2d(8, 5, 3, padding=1)
+        else:
+            self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 5)
+        self.norm: nn.Module = nn.BatchNorm2d(8) if norm else nn.Identity()
+        with torch.no_grad():
+            for parameter in self.first.parameters():
+                parameter[4:] = SMALL * parameter[:4]  # by magnitude the copies go first
+            if norm:
+                self.norm.running_mean[:] = torch.cat([draw(4), SMALL * draw(4)])
+                self.norm.running_var[4:] *= SMALL**2
+                self.norm.eps = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.second(F.relu(self.norm(self.first(x))))
+        return made.mean((2, 3)) if self.convolution else made
+
+
+def cut_half(model: nn.Module, x: Tensor, **rule: object) -> Result:
+    plan = sparsify.make_plan(recipe(**rule), model.eval(), (x[:2],))
+    return sparsify.cut(plan, model)
+
+
+def largest(a: Tensor, b: Tensor) -> float:
+    """Largest difference, relative to the largest output."""
+    return float(((a - b).abs().max() / b.abs().max()).detach())
+
+
+@pytest.mark.parametrize(("convolution", "norm"), [(False, False), (True, False), (True, True)])
+def test_what_other_units_still_carry_is_restored(convolution: bool, norm: bool) -> None:
+    model = Duplicated(convolution, norm).eval()
+    shape = (3, 8, 8) if convolution else (6,)
+    x, fresh = draw(400, *shape), draw(50, *shape, seed=1)
+    group = "filter" if convolution else "neuron"
+    result = cut_half(model, x, layers="first", group=group, criterion={"kind": "magnitude"})
+    assert next(w for w in result.cuts.widths if w.group == "first").keep == ((0, 4),)
+    before = largest(result.model(fresh), model(fresh))
+    repaired = sparsify.repair(result, [x], ridge=1e-7)
+    assert repaired.model is result.model and not repaired.reverted
+    assert largest(result.model(fresh), model(fresh)) < 1e-3 < 1e-2 < before
+
+
+def test_labels_mappings_and_tensors_are_taken_alike() -> None:
+    x = draw(300, 6)
+    outputs = []
+    for batches in ([x], [(x[:100], 0), (x[100:], 1)], [{"x": x}], ((part,) for part in x.split(77))):
+        model = Duplicated().eval()
+        result = cut_half(model, x, layers="first")
+        sparsify.repair(result, batches)
+        outputs.append(result.model(draw(20, 6, seed=3)))
+    assert all(torch.allclose(one, outputs[0], atol=1e-5) for one in outputs)
+
+
+def test_without_examples_it_says_so() -> None:
+    result = cut_half(Duplicated().eval(), draw(4, 6), layers="first")
+    with pytest.raises(ModelError) as caught:
+        sparsify.repair(result, [])
+    assert str(caught.value) == (
+        "repair needs calibration examples, and the batches held none; pass unlabelled training examples"
+    )
+    with pytest.raises(ModelError) as caught:
+        sparsify.repair(result, [7])
+    assert str(caught.value) == (
+        "repair takes batches that are tensors, mappings of tensors or (x, y) pairs, found int"
+    )
+
+
+def test_a_repair_that_does_not_help_is_taken_back() -> None:
+    """Two examples fit anything: what they say of the others is worse than what was there."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(30, 40), nn.ReLU(), nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 3)).eval()
+    x = draw(400, 30)
+    result = cut_half(model, x, layers="2", sparsity="5%")
+    state = {name: value.clone() for name, value in result.model.state_dict().items()}
+    outlier = torch.cat([100 * draw(9, 30, seed=2), x[:1]])
+    repaired = sparsify.repair(result, [outlier], ridge=1e-9)
+    same = all(torch.equal(value, state[name]) for name, value in result.model.state_dict().items())
+    assert repaired.after.error <= repaired.before.error
+    assert same == (repaired.reverted or not any(one.outcome == "refitted" for one in repaired.layers))
+
+
+def test_nothing_is_refitted_where_nothing_was_lost() -> None:
+    """Dead units leave: every layer computes what it did."""
+    model = Duplicated().eval()
+    with torch.no_grad():
+        for parameter in model.first.parameters():
+            parameter[4:] = 0
+    x = draw(200, 6)
+    result = cut_half(model, x, layers="first", sparsity=None)
+    repaired = sparsify.repair(result, [x])
+    assert {one.outcome for one in repaired.layers} == {"unchanged"}
+    assert repaired.before.correlation == pytest.approx(1)
+
+
+class Residual(nn.Module):
+    """A block whose shortcut loses units that its branch can make up for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.conv1, self.bn1 = nn.Conv2d(8, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.conv2, self.bn2 = nn.Conv2d(16, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.down, self.bn3 = nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.conv3, self.bn4 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + x)
+        x = F.relu(self.bn4(self.conv3(x)) + self.bn3(self.down(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def test_the_last_layer_of_a_sum_knows_the_other_addend() -> None:
+    sites, operators = find_sites(Residual().eval(), (draw(2, 3, 8, 8),))
+    assert list(sites) == ["stem", "conv1", "conv2", "conv3", "down", "head"]
+    assert [site.norm for site in sites.values()] == [None, "bn1", "bn2", "bn4", "bn3", None]
+    with_addend = {name for name, site in sites.items() if site.addend is not None}
+    assert with_addend == {"conv2", "down"}  # conv3 runs before the other addend of its sum is there
+    assert all(sites[name].through_norm for name in with_addend)
+    assert operators > len(sites)
+
+
+@pytest.mark.parametrize("method", ["least_squares", "batch_norm", "mean"])
+def test_outputs_come_nearer_to_the_dense_ones(method: str) -> None:
+    model = Residual().eval()
+    x, fresh = draw(600, 3, 8, 8), draw(200, 3, 8, 8, seed=5)
+    for norm in (model.bn1, model.bn2, model.bn3, model.bn4):
+        norm.momentum = None  # after one batch the running statistics are those of the batch
+    with torch.no_grad():
+        model.train()(x)
+    model.eval()
+    result = cut_half(model, x, layers="conv1", group="filter", criterion={"kind": "random"})
+    before = measure_agreement(model, result.model, (fresh,), 200)
+    repaired = sparsify.repair(result, [x], method=method)
+    after = measure_agreement(model, result.model, (fresh,), 200)
+    assert after.error < before.error
+    assert repaired.after.error < repaired.before.error and repaired.examples == 600
+
+
+def test_a_shared_layer_is_left_as_it_is() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.shared, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.shared(F.relu(self.shared(F.relu(self.first(x))))))
+
+    model = Twice().eval()
+    x = draw(100, 6)
+    result = cut_half(model, x, layers="first", sparsity="25%")
+    repaired = sparsify.repair(result, [x])
+    reasons = {one.layer: one.reason for one in repaired.layers if one.outcome == "skipped"}
+    assert reasons == {"shared": "it runs 2 times in one call"}
+
+
+def test_the_agreement_of_a_model_with_itself_and_with_a_constant() -> None:
+    model = nn.Linear(6, 3).eval()
+    constant = nn.Linear(6, 3).eval()
+    with torch.no_grad():
+        constant.weight.zero_()
+    x = draw(100, 6)
+    same, flat = (measure_agreement(model, other, (x,), 100) for other in (model, constant))
+    assert (same.correlation, same.error, same.same_prediction) == (pytest.approx(1), 0, 1)
+    assert flat.correlation == 0 and flat.error >= 1
+
+
+def test_the_summary_of_a_repair() -> None:
+    model, x = Duplicated().eval(), draw(300, 6)
+    repaired: Repaired = sparsify.repair(cut_half(model, x, layers="first"), [x])
+    done = sum(one.outcome == "refitted" for one in repaired.layers)
+    assert repr(repaired).startswith(
+        f"<Repaired by least_squares: {done} layers refitted, agreement with the "
+    )
+
+
+def test_the_last_layer_of_a_branch_makes_up_for_its_shortcut() -> None:
+    """Channels of the sum leave, so that the block's input is no longer what it was: the sum comes nearer
+    to the dense one."""
+    model = Residual().eval()
+    x = draw(600, 3, 8, 8)
+    result = cut_half(model, x, layers="stem", group="filter", sparsity="25%", criterion={"kind": "random"})
+    errors = []
+    for shortcuts in (False, True):
+        thin = copy_model(result.model).eval()
+        settings = Settings(held_out=60, shortcuts=shortcuts)
+        refit_layers(model, thin, (result.cuts,), (x,), 600, settings)
+        errors.append(measure_agreement(model, thin, (draw(200, 3, 8, 8, seed=5),), 200).error)
+    assert errors[1] < errors[0]

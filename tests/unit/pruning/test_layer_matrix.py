@@ -1,0 +1,77 @@
+"""A layer as a matrix: rows times columns are the layer's own outputs, for every kind of layer."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparsify.pruning.layer_matrix import (
+    input_rows,
+    is_product,
+    output_rows,
+    sample_places,
+    set_weight,
+    weight_matrix,
+)
+
+LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "linear": (nn.Linear(6, 5), (4, 6)),
+    "linear on a sequence": (nn.Linear(6, 5), (4, 7, 6)),
+    "conv1d": (nn.Conv1d(4, 6, 3, stride=2, padding=1), (3, 4, 9)),
+    "conv2d": (nn.Conv2d(4, 6, 3, padding=1), (3, 4, 6, 7)),
+    "conv2d with stride, dilation and groups": (
+        nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(2, 1), groups=2),
+        (3, 4, 9, 6),
+    ),
+    "conv2d depthwise with a multiplier": (nn.Conv2d(4, 8, 3, groups=4, padding="same"), (3, 4, 6, 6)),
+    "conv2d with reflected padding": (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), (2, 3, 5, 5)),
+    "conv2d without a bias": (nn.Conv2d(3, 4, 1, bias=False), (2, 3, 5, 5)),
+    "conv3d": (nn.Conv3d(2, 3, 2, stride=(1, 2, 1)), (2, 2, 4, 5, 4)),
+    "transposed conv1d": (nn.ConvTranspose1d(4, 3, 4, stride=2, padding=1), (2, 4, 5)),
+    "transposed conv2d with groups": (
+        nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+        (2, 4, 4, 5),
+    ),
+    "transposed conv2d with dilation": (nn.ConvTranspose2d(3, 2, 3, dilation=2), (2, 3, 4, 4)),
+}
+
+
+def bias_of(layer: nn.Module) -> Tensor | float:
+    bias = layer._parameters.get("bias")
+    return 0.0 if bias is None else bias.detach()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("count", [5, 10_000])
+def test_rows_times_columns_are_the_outputs(name: str, count: int) -> None:
+    layer, shape = LAYERS[name]
+    assert is_product(layer)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    output = layer(x).detach()
+    places = sample_places(layer, output, count, torch.Generator().manual_seed(1))
+    rows = input_rows(layer, x, places)
+    made = torch.einsum("rgc,gco->rgo", rows, weight_matrix(layer)).flatten(1) + bias_of(layer)
+    assert torch.allclose(made, output_rows(layer, output, places), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_matrix_that_is_written_back_is_the_weight(name: str) -> None:
+    layer, _ = LAYERS[name]
+    before = layer.get_parameter("weight").detach().clone()
+    matrix = weight_matrix(layer).clone()
+    set_weight(layer, torch.zeros_like(matrix))
+    assert not layer.get_parameter("weight").any()
+    set_weight(layer, matrix)
+    assert torch.equal(layer.get_parameter("weight"), before)
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_no_product() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    class Named(nn.Linear):
+        pass
+
+    assert not is_product(Doubled(3, 3))
+    assert is_product(Named(3, 3))
+    assert not is_product(nn.BatchNorm2d(3))

@@ -1,0 +1,71 @@
+"""The layout of the source, as tests/benchmarks/structure.py measures it."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "tests/benchmarks/structure.py"
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("structure", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+structure = load_script()
+
+
+def test_no_import_goes_up() -> None:
+    assert structure.stated_layers(ROOT) >= 9, "pyproject.toml states the layers"
+    assert structure.upward_imports(ROOT) == 0
+
+
+def test_no_rooms_import_each_other_in_a_circle() -> None:
+    assert structure.circles(structure.room_imports(ROOT)) == []
+
+
+def test_at_most_twenty_rooms_on_ten_floors() -> None:
+    imports = structure.room_imports(ROOT)
+    assert len(imports) <= 20
+    assert max(structure.floors(imports).values()) <= 10
+
+
+# The script itself, on a small checkout.
+
+LAYERS = (
+    '[[contracts]]\ncontainers = ["sparsify"]\nlayers = [\n  "roof",\n  "middle | side",\n  "ground",\n]\n'
+)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    (tmp_path / "pyproject.toml").write_text(LAYERS, encoding="utf-8")
+    sources = {"roof": "from sparsify.middle import part", "side": "import sparsify.ground", "ground": ""}
+    for name, text in sources.items():
+        (tmp_path / "sparsify").mkdir(exist_ok=True)
+        (tmp_path / "sparsify" / f"{name}.py").write_text(f"{text}\n", encoding="utf-8")
+    (tmp_path / "sparsify/middle").mkdir()
+    (tmp_path / "sparsify/middle/__init__.py").write_text("", encoding="utf-8")
+    (tmp_path / "sparsify/middle/part.py").write_text("from sparsify import ground\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_rooms_and_floors_are_counted(checkout: Path) -> None:
+    imports = structure.room_imports(checkout)
+    assert structure.floors(imports) == {"ground": 1, "middle": 2, "side": 2, "roof": 3}
+    assert (structure.stated_layers(checkout), structure.upward_imports(checkout)) == (3, 0)
+    assert structure.circles(imports) == []
+
+
+def test_an_import_upwards_inside_a_function_is_found(checkout: Path) -> None:
+    text = "def build() -> None:\n    from sparsify.middle.part import build\n"
+    (checkout / "sparsify/ground.py").write_text(text, encoding="utf-8")
+    assert structure.upward_imports(checkout) == 1
+    assert structure.circles(structure.room_imports(checkout)) == [frozenset({"ground", "middle"})]
+    assert structure.figures(checkout)["circles"] == "1"

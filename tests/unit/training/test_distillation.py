@@ -1,0 +1,79 @@
+"""Distillation: the formula, its gradient, and a stage that learns from the dense model."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import sparsify
+from sparsify.errors import RecipeError
+from sparsify.models import digits_cnn
+from sparsify.reporting.report_tables import read
+
+TRAIN = {"kind": "train", "epochs": 1, "optimizer": {"kind": "adam", "lr": 0.003}}
+RECIPE: dict[str, Any] = {
+    "version": 1,
+    "title": "Digits",
+    "model": {"build": "sparsify.models.digits_cnn"},
+    "data": {"source": "digits", "validation": "10%"},
+    "targets": {"eager": {"kind": "cpu"}},
+    "budget": {"macs": "40%"},
+    "rules": [{"layers": "Conv2d", "group": "filter"}],
+}
+
+
+def draw(seed: int) -> torch.Tensor:
+    return torch.randn(5, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("temperature", "weight"), [(1.0, 0.5), (4.0, 0.5), (4.0, 1.0), (2.0, 0.25)])
+def test_the_loss_is_the_formula(temperature: float, weight: float) -> None:
+    outputs, teacher, labels = draw(0), draw(1), torch.tensor([0, 1, 2, 1, 0])
+    found = sparsify.distillation_losses(outputs, labels, teacher, temperature, weight)
+    for row in range(5):
+        soft, own = (torch.exp(one[row] / temperature) for one in (teacher, outputs))
+        soft, own = soft / soft.sum(), own / own.sum()
+        divergence = sum(float(p * torch.log(p / q)) for p, q in zip(soft, own, strict=True))
+        cross = -float(torch.log(torch.exp(outputs[row]) / torch.exp(outputs[row]).sum())[labels[row]])
+        assert float(found[row]) == pytest.approx((1 - weight) * cross + weight * temperature**2 * divergence)
+
+
+def test_the_gradient_leads_to_the_teacher() -> None:
+    outputs, teacher = draw(0).requires_grad_(), draw(1)
+    sparsify.distillation_losses(
+        outputs, torch.zeros(5, dtype=torch.int64), teacher, 3.0, 1.0
+    ).sum().backward()
+    wanted = 3 * (torch.softmax(outputs.detach() / 3, 1) - torch.softmax(teacher / 3, 1))
+    assert outputs.grad is not None and torch.allclose(outputs.grad, wanted)
+
+
+def test_a_stage_that_only_follows_the_dense_model_comes_nearer_to_it(tmp_path, monkeypatch) -> None:
+    """With weight 1 labels do not count; the outputs come nearer to those of the dense model than with
+    labels alone."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    torch.save(digits_cnn().state_dict(), "untrained.pt")
+    distances = []
+    x = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for distill in (None, {"weight": 1.0}):
+        stages = [{"kind": "cut"}, {**TRAIN, "name": "tune", "distill": distill}]
+        run = sparsify.apply({**RECIPE, "stages": stages}, "untrained.pt", timing=0.05)
+        dense = digits_cnn().eval()
+        dense.load_state_dict(torch.load("untrained.pt"))
+        with torch.no_grad():
+            distances.append(float((sparsify.load_run(run)(x) - dense(x)).square().mean()))
+    assert distances[1] < 0.75 * distances[0]
+    assert len(read(run).stages) == 2
+
+
+def test_the_plan_says_so_and_a_stage_before_the_cut_is_refused() -> None:
+    stages = [{"kind": "cut"}, {**TRAIN, "distill": {}}]
+    plan = sparsify.make_plan({**RECIPE, "stages": stages}, digits_cnn().eval(), (torch.zeros(2, 1, 8, 8),))
+    words = " ".join(sparsify.describe(plan).split())
+    assert "distilled from the dense model (weight 0.5, temperature 4)" in words
+    with pytest.raises(RecipeError) as caught:
+        sparsify.load_recipe({**RECIPE, "stages": stages[::-1]})
+    assert (
+        "'train' distils from the dense model, and no stage before it cuts; "
+        "move 'distill' to a stage after a cut"
+    ) in str(caught.value)

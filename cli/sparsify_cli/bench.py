@@ -45,7 +45,7 @@ def command(
     Both run interleaved, warmed up, pinned to as many cores as the target has threads, with a second copy of the first: what
     does not differ by more than the two copies do is called no difference.
     """
-    from sparsify.cost.measure import environment
+    from sparsify.cost.measure import describe_environment
     from sparsify.runs.benchmark import subjects, versus
 
     found = subjects(artefacts)
@@ -60,7 +60,7 @@ def command(
     if as_json:
         show_json([{**asdict(c), "differs": c.differs} for timed in pairs for c in timed])
         return
-    cores = environment().cores
+    cores = describe_environment().cores
     show(
         *(
             table(timed, cores, f"Latency of {artefacts[0]}" if len(artefacts) == 1 else "Latency")

@@ -64,14 +64,14 @@ def command(
 
 def _list(as_json: bool) -> None:
     from sparsify.cost.latency import tables
-    from sparsify.cost.measure.availability import state
+    from sparsify.cost.measure.availability import describe_state
 
     rows = []
     for name, target in presets().items():
-        here = state(target)
-        steps = tables.steps_of(tables.read(name, target)) if here == "here" else None
+        here = describe_state(target)
+        steps = tables.width_steps(tables.read_table(name, target)) if here == "here" else None
         rows.append(
-            (name, target, here, steps, here == "here" and tables.read(name, target).steps is not None)
+            (name, target, here, steps, here == "here" and tables.read_table(name, target).steps is not None)
         )
     if as_json:
         show_json(
@@ -122,7 +122,7 @@ def _steps(steps: object, measured: bool) -> str:
 
 def _measure(name: str, recipe: Path | None, model: Path | None, out: Path | None, as_json: bool) -> None:
     from sparsify.cost.latency import tables
-    from sparsify.cost.latency.width_steps import measured_steps
+    from sparsify.cost.latency.width_steps import measure_steps
     from sparsify.cost.measure import check_target
     from sparsify.runs.apply import measure_layers
     from sparsify_cli.progress import narration
@@ -133,16 +133,16 @@ def _measure(name: str, recipe: Path | None, model: Path | None, out: Path | Non
             f"target '{name}' is described by {target.table}; measure it on the machine that it is for"
         )
     check_target(name, target)
-    table = tables.read(name, target)
+    table = tables.read_table(name, target)
     with narration(False) as listener:
-        table = table.model_copy(update={"steps": measured_steps(target, listener)})
-        tables.write(table, tables.place(target))
+        table = table.model_copy(update={"steps": measure_steps(target, listener)})
+        tables.write_table(table, tables.table_path(target))
         if recipe is not None:
             measure_layers(recipe, model, name, target, listener=listener)
-    table = tables.read(name, target)
+    table = tables.read_table(name, target)
     if out is not None:
-        tables.write(table, out)
-    _show(name, table, out or tables.place(target), as_json)
+        tables.write_table(table, out)
+    _show(name, table, out or tables.table_path(target), as_json)
 
 
 def _target(name: str, recipe: Path | None) -> Target:

@@ -1,11 +1,11 @@
-"""Two models timed beside each other: the figures. Imports no torch."""
+"""Result of timing two models against each other. Imports no torch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """A and B on one target, interleaved with a second copy of A, which shows what noise is."""
+    """A and B on one target, interleaved with a second copy of A that shows the noise."""
 
     target: str
     description: str
@@ -20,11 +20,11 @@ class BenchmarkResult:
     """lower end of its 95 % bootstrap interval"""
     high: float
     noise: float
-    """the factor, 1 or more, that the two copies of A may be apart: the further end of their own 95 % interval"""
+    """factor (1 or more) by which two copies of A may differ: the further end of their 95 % interval"""
     pairs: int
     """rounds"""
     load: float
-    """load average of the machine when it began"""
+    """load average of the machine at the start"""
 
     @property
     def differs(self) -> bool:

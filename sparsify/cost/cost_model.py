@@ -1,5 +1,8 @@
-"""What a model of given widths costs: MACs, parameters and bytes, exactly; milliseconds on targets, as their
-clocks predict them; and peak memory, from the lives of the tensors that an inference makes."""
+"""What a model of given widths costs: MACs, parameters and bytes, latency, and peak memory.
+
+MACs, parameters and bytes are exact; latency is predicted by the targets' latency models, peak memory from
+the lifetimes of the tensors of an inference.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsify.cost.latency_model import Clock
+from sparsify.cost.latency_model import LatencyModel
 from sparsify.graph.model_map import Coupled, Lifetimes, ModelMap, Product, Run, Span, Tensor
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.units import Share
@@ -17,43 +20,46 @@ Counts = NDArray[np.int64]
 
 
 class Costs:
-    """MACs, parameters, bytes, `latency.<target>` and peak memory as a function of which units are gone.
+    """MACs, parameters, bytes, `latency.<target>` and peak memory as a function of the removed units.
 
-    A tensor keeps prod over dimensions of (size - indices gone) elements, none when it leaves with a residual
-    branch. The MACs of a product shrink with each dimension that it runs over, and go with the branch that
-    its module is in. MACs of no product count as constant: there the prediction is never too low.
+    A tensor keeps prod over dimensions of (size - removed indices) elements, none if it is removed with a
+    residual branch. The MACs of a product shrink with each dimension that it runs over, and vanish with
+    the branch that its module is in. MACs that belong to no product are constant: the prediction is never
+    too low.
     """
 
-    def __init__(self, map: ModelMap, clocks: Sequence[Clock] = ()) -> None:
+    def __init__(self, model_map: ModelMap, clocks: Sequence[LatencyModel] = ()) -> None:
         self._clocks = tuple(clocks)
-        self._tensors = map.tensors
-        self._products = map.products or tuple(_by_weight(map))
-        self._fixed_macs = map.macs - sum(product.macs for product in self._products)
-        self._lengths = lengths = _Lengths(map)
-        self._places = [[lengths.place(*dim) for dim in _whole(tensor)] for tensor in map.tensors]
+        self._tensors = model_map.tensors
+        self._products = model_map.products or tuple(_make_products(model_map))
+        self._fixed_macs = model_map.macs - sum(product.macs for product in self._products)
+        self._lengths = lengths = _Lengths(model_map)
+        self._places = [[lengths.place(*dim) for dim in _list_dims(tensor)] for tensor in model_map.tensors]
         self._numels = _Volumes(self._places, lengths)
-        self._itemsizes = np.array([tensor.itemsize for tensor in map.tensors], dtype=np.int64)
-        self._parameters = np.array([tensor.parameter for tensor in map.tensors], dtype=np.int64)
+        self._itemsizes = np.array([tensor.itemsize for tensor in model_map.tensors], dtype=np.int64)
+        self._parameters = np.array([tensor.parameter for tensor in model_map.tensors], dtype=np.int64)
         spaces = [[lengths.place(*dim) for dim in product.dims] for product in self._products]
         self._spaces = _Volumes(spaces, lengths)
-        dense = self._spaces.of(lengths.left({}))
+        dense = self._spaces.of(lengths.after_removing({}))
         self._each = np.array([product.macs for product in self._products]) / np.maximum(dense, 1.0)
         """MACs of each product for one combination of indices"""
         self._tensors_of, self._products_of = dict[str, Counts](), dict[str, Counts]()
         """residual branch -> the tensors, and the products, that leave with it"""
-        for branch in map.branches:
-            own = [place for place, tensor in enumerate(map.tensors) if tensor.name in branch.tensors]
+        for branch in model_map.branches:
+            own = [place for place, tensor in enumerate(model_map.tensors) if tensor.name in branch.tensors]
             inside = [place for place, product in enumerate(self._products) if branch.holds(product.module)]
             self._tensors_of[branch.name] = np.array(own, dtype=np.int64)
             self._products_of[branch.name] = np.array(inside, dtype=np.int64)
-        self._lives = None if map.lifetimes is None else _Lives(map.lifetimes)
+        self._lives = None if model_map.lifetimes is None else _MemoryModel(model_map.lifetimes)
 
     def of(self, gone: Mapping[str, Sequence[int]], *, smooth: bool = False) -> dict[str, float]:
-        """{'macs', 'params', 'bytes', 'latency.<target>', 'peak_memory'} with the listed units of each coupled group removed.
+        """Costs with the listed units of each coupled group removed.
 
-        smooth: moments near the peak of memory count too, as they are the peak once others have shrunk: for prices.
+        Returns 'macs', 'params', 'bytes', and 'latency.<target>', 'peak_memory' if known.
+        smooth: also count moments near the memory peak, as they become the peak once others have shrunk.
+        For prices.
         """
-        lengths = self._lengths.left(gone)
+        lengths = self._lengths.after_removing(gone)
         numels, spent = self._numels.of(lengths), self._each * self._spaces.of(lengths)
         for name in self._tensors_of.keys() & gone.keys():
             if len(gone[name]):
@@ -64,14 +70,14 @@ class Costs:
         found = {"macs": macs, "params": params, "bytes": size}
         if self._clocks:
             shapes = self.shapes(gone)
-            found |= {latency(clock.target): clock.ms(shapes) for clock in self._clocks}
+            found |= {latency_key(clock.target): clock.ms(shapes) for clock in self._clocks}
         return (
-            found if self._lives is None else found | {"peak_memory": size + self._lives.most(gone, smooth)}
+            found if self._lives is None else found | {"peak_memory": size + self._lives.peak(gone, smooth)}
         )
 
     def shapes(self, gone: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
-        """Tensor -> its shape with the listed units of each coupled group removed; of no elements where it leaves as a whole."""
-        lengths = self._lengths.left(gone).tolist()
+        """Tensor -> its shape with the listed units removed; zero elements if it is removed as a whole."""
+        lengths = self._lengths.after_removing(gone).tolist()
         found = {
             tensor.name: tuple(lengths[place] for place in places)
             for tensor, places in zip(self._tensors, self._places, strict=True)
@@ -83,7 +89,7 @@ class Costs:
         return found
 
     def macs_per_weight(self) -> dict[str, float]:
-        """Tensor -> MACs that go with one of its elements; those that take none are left out."""
+        """Tensor -> MACs per element; tensors without MACs are left out."""
         sizes = {tensor.name: tensor.numel for tensor in self._tensors}
         found: defaultdict[str, float] = defaultdict(float)
         for product in self._products:
@@ -93,40 +99,40 @@ class Costs:
 
     @property
     def step(self) -> int:
-        """The widths that the slowest staircase rewards; 1 where no latency counts."""
+        """The width step of the slowest staircase; 1 if no latency counts."""
         return max((max(c.steps.convolution, c.steps.linear) for c in self._clocks), default=1)
 
     @cached_property
     def dense(self) -> dict[str, float]:
-        """The costs of the model as it is; its milliseconds as measured, where they were."""
-        measured = {latency(c.target): c.dense_ms for c in self._clocks}
+        """The costs of the dense model; latencies as measured, if they were."""
+        measured = {latency_key(c.target): c.dense_ms for c in self._clocks}
         return self.of({}) | {what: ms for what, ms in measured.items() if ms is not None}
 
 
 class _Lengths:
-    """The lengths of dimensions, as a function of which units are gone."""
+    """The lengths of dimensions, as a function of the removed units."""
 
-    def __init__(self, map: ModelMap) -> None:
+    def __init__(self, model_map: ModelMap) -> None:
         self._spans: dict[tuple[str, int], list[tuple[Coupled, Span]]] = defaultdict(list)
-        for group in map.coupled:
+        for group in model_map.coupled:
             for part in group.slices:
                 self._spans[part.tensor, part.dim] += ((group, span) for span in part.spans)
         self._known: dict[tuple[int, tuple[Run, ...]], int] = {}
         self._per_unit: dict[str, dict[int, Counts]] = defaultdict(dict)
-        """coupled group -> place of a length -> how much shorter it is without each of the group's units"""
+        """coupled group -> index of a length -> by how much each of the group's units shortens it"""
 
     def place(self, length: int, runs: tuple[Run, ...]) -> int:
-        """Where among the lengths that of a dimension is, whose indices leave as the runs say."""
+        """Index of the length of a dimension whose indices are removed as the runs say."""
         known = len(self._known)
         place = self._known.setdefault((length, runs), known)
         for run in runs if place == known else ():
             for group, span in self._spans.get((run.tensor, run.dim), ()):
-                own = _per_unit(run, span, group.width)
+                own = _count_per_unit(run, span, group.width)
                 if own.any():
                     self._per_unit[group.name][place] = self._per_unit[group.name].get(place, 0) + own
         return place
 
-    def left(self, gone: Mapping[str, Sequence[int]]) -> Counts:
+    def after_removing(self, gone: Mapping[str, Sequence[int]]) -> Counts:
         """Every length with the listed units of each coupled group removed."""
         dense, even, uneven = self._rates
         lengths = dense.copy()
@@ -141,7 +147,8 @@ class _Lengths:
 
     @cached_property
     def _rates(self) -> tuple[Counts, dict[str, tuple[Counts, Counts]], dict[str, tuple[Counts, Counts]]]:
-        """The dense lengths; by coupled group, places and what goes there with any unit, and with each."""
+        """The dense lengths; by coupled group, the lengths that any unit shortens equally, and those where
+        units differ."""
         even, uneven = dict[str, tuple[Counts, Counts]](), dict[str, tuple[Counts, Counts]]()
         for name, own in self._per_unit.items():
             alike = {place: int(rates[0]) for place, rates in own.items() if (rates == rates[0]).all()}
@@ -153,8 +160,8 @@ class _Lengths:
         return np.array([length for length, _ in self._known], dtype=np.int64), even, uneven
 
 
-def _per_unit(run: Run, span: Span, width: int) -> Counts:
-    """How many indices of a run go with each unit of a coupled group, by one of its spans."""
+def _count_per_unit(run: Run, span: Span, width: int) -> Counts:
+    """How many indices of a run are removed with each unit of a coupled group, by one of its spans."""
     found = np.zeros(width, dtype=np.int64)
     start, end = max(run.start, span.start), min(run.start + run.count, span.start + span.units * span.repeat)
     if (start, end) == (span.start, span.start + span.units * span.repeat):
@@ -166,7 +173,7 @@ def _per_unit(run: Run, span: Span, width: int) -> Counts:
 
 
 class _Volumes:
-    """Products of lengths: one for each list of places, 1 where a list is empty."""
+    """Products of lengths: one for each list of lengths, 1 for an empty list."""
 
     def __init__(self, places: Sequence[Sequence[int]], lengths: _Lengths) -> None:
         one = lengths.place(1, ())
@@ -183,8 +190,8 @@ class _Volumes:
         return found
 
 
-class _Lives:
-    """Bytes alive at each operator, as a function of how many units are gone."""
+class _MemoryModel:
+    """Bytes alive at each operator, as a function of the number of removed units."""
 
     def __init__(self, lifetimes: Lifetimes) -> None:
         lives = lifetimes.lives
@@ -196,13 +203,14 @@ class _Lives:
         for place, life in enumerate(lives):
             for name, per_unit in life.per_unit:
                 slopes[name].append((place, per_unit))
-        self._slopes = {
-            name: (np.array([p for p, _ in own]), np.array([s for _, s in own]))
-            for name, own in slopes.items()
-        }
+        self._slopes = {}
+        for name, own in slopes.items():
+            places, per_units = zip(*own, strict=True)
+            self._slopes[name] = np.array(places), np.array(per_units)
 
-    def most(self, gone: Mapping[str, Sequence[int]], smooth: bool) -> float:
-        """At the peak, inputs included; smooth: the 8-norm over the operators in place of their maximum."""
+    def peak(self, gone: Mapping[str, Sequence[int]], smooth: bool) -> float:
+        """Bytes at the peak, inputs included; smooth: the 8-norm over the operators instead of their
+        maximum."""
         sizes = self._bytes.copy()
         for name, (places, per_unit) in self._slopes.items():
             sizes[places] -= per_unit * len(gone.get(name, ()))
@@ -213,35 +221,35 @@ class _Lives:
         return self._inputs + float((alive**8).mean() ** 0.125 if smooth else alive.max(initial=0.0))
 
 
-def latency(target: str) -> str:
-    """How a target's milliseconds are called among the costs."""
+def latency_key(target: str) -> str:
+    """Name of a target's latency among the costs."""
     return f"latency.{target}"
 
 
-def _whole(tensor: Tensor) -> Iterator[tuple[int, tuple[Run, ...]]]:
+def _list_dims(tensor: Tensor) -> Iterator[tuple[int, tuple[Run, ...]]]:
     """The dimensions of a tensor, as those of a product."""
     for dim, size in enumerate(tensor.shape):
         yield size, (Run(tensor.name, dim, 0, size),)
 
 
-def _by_weight(map: ModelMap) -> Iterator[Product]:
-    """Products of a map without any: a layer's MACs go with its weight, unless an earlier layer owns it."""
-    owned = {tensor.name: tensor for tensor in map.tensors}
-    for layer in map.layers:
+def _make_products(model_map: ModelMap) -> Iterator[Product]:
+    """Products of a map that has none: a layer's MACs go with its weight, unless an earlier layer owns it."""
+    owned = {tensor.name: tensor for tensor in model_map.tensors}
+    for layer in model_map.layers:
         for name in layer.weights:
             if name in owned:
-                yield Product(layer.name, layer.macs, tuple(_whole(owned[name])), name)
+                yield Product(layer.name, layer.macs, tuple(_list_dims(owned[name])), name)
 
 
-def limits(budget: Budget, dense: Mapping[str, float]) -> dict[str, float]:
-    """The budget in absolute numbers; latencies only of targets that `dense` knows."""
+def absolute_limits(budget: Budget, dense: Mapping[str, float]) -> dict[str, float]:
+    """The budget in absolute numbers; latencies only of targets that `dense` has."""
     found: dict[str, float] = {}
     for what in ("macs", "params", "bytes", "peak_memory"):
         limit = getattr(budget, what)
         if limit is not None and what in dense:
             found[what] = limit.fraction * dense[what] if isinstance(limit, Share) else limit.count
     for target, wish in budget.latency.items():
-        what = latency(target)
+        what = latency_key(target)
         if what in dense:
             found[what] = wish.fraction * dense[what] if isinstance(wish, Share) else wish.milliseconds
     if budget.accuracy_drop is not None and not found:

@@ -1,10 +1,11 @@
-"""Milliseconds of a network of given widths on one target, predicted from a table of its layers. Pure; knows no tensors.
+"""Predict the latency of a network of given widths on one target, from a table of its layers.
 
-    ms = sum over classes of theta * milliseconds of the layers, by table, + theta * elements written + theta * weights + theta
+    ms = sum over layer classes of theta * milliseconds of the layers, by table
+         + theta * elements written + theta * weights + theta
 
-The thetas are fitted to the dense network and a few cut ones, timed whole; between measured widths a layer's cost is
-interpolated along the staircase: outputs count as their next step, and widths that are no multiple of four as dearer by
-what that was measured to cost.
+The thetas are fitted to the dense network and a few cut ones, timed whole. Between measured widths, a
+layer's cost is interpolated along the staircase: outputs are rounded up to the next step, and widths that
+are no multiple of four cost as much more as was measured. Pure; holds no tensors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +24,9 @@ KINDS: tuple[Kind, ...] = ("convolution", "depthwise", "linear", "other")
 UNIT = 4
 """widths that are no multiple of this leave the fast path of a processor's kernels"""
 PER_MAC = 2e-8
-"""milliseconds, for work that no table knows (recurrent layers): a guess that calibration corrects"""
+"""milliseconds per MAC of work that no table has (recurrent layers): a guess that calibration corrects"""
 RIDGE = 0.02
-"""how much a theta that leaves its prior counts, against the squared relative error of one network"""
+"""weight of a theta's distance from its prior, against the squared relative error of one network"""
 Shapes = Mapping[str, tuple[int, ...]]
 """tensor -> its shape after the cut"""
 Floats = NDArray[np.float64]
@@ -33,7 +34,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Work:
-    """One call of a layer, and what of its cost does not depend on its widths."""
+    """One call of a layer, and the part of its cost that does not depend on its widths."""
 
     tensor: str
     """its weight"""
@@ -48,7 +49,7 @@ class Work:
     transposed: bool = False
     """inputs come first in the weight's shape"""
     macs: int = 0
-    """of work that no table knows, with the whole weight"""
+    """of work that no table has, with the whole weight"""
     numel: int = 0
     """elements of that weight"""
 
@@ -65,7 +66,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Surface:
-    """What one layer costs by its widths: a + b in + c out + d in out through the points, times what that leaves at the nearest."""
+    """Cost of one layer by its widths: a + b in + c out + d in out, fitted to the measured points.
+
+    The fit is multiplied by the measured/fitted ratio of the nearest points.
+    """
 
     points: tuple[Point, ...]
     dense: tuple[int, int]
@@ -73,42 +77,37 @@ class Surface:
     """of inputs and outputs"""
 
     @cached_property
-    def _fitted(self) -> tuple[Floats, Floats, Floats, dict[tuple[bool, bool], float]]:
-        even = [p for p in self.points if self._aligned(p[0], p[1]) == (True, True)] or list(self.points)
-        at, ms = (
-            np.array([p[:2] for p in even], dtype=float),
-            np.maximum(np.array([p[2] for p in even]), 1e-6),
-        )
+    def _fit(self) -> tuple[Floats, Floats, Floats, dict[tuple[bool, bool], float]]:
+        even = [p for p in self.points if self._is_aligned(p[0], p[1]) == (True, True)] or list(self.points)
+        at = np.array([point[:2] for point in even], dtype=float)
+        ms = np.maximum(np.array([point[2] for point in even]), 1e-6)
         basis = self._basis(at) / ms[:, None]
-        theta = np.linalg.lstsq(
-            np.vstack([basis, 1e-4 * np.eye(4) / ms.max()]),
-            np.append(np.ones(len(ms)), np.zeros(4)),
-            rcond=None,
-        )[0]
+        ridge = 1e-4 * np.eye(4) / ms.max()
+        wanted = np.append(np.ones(len(ms)), np.zeros(4))
+        theta = np.linalg.lstsq(np.vstack([basis, ridge]), wanted, rcond=None)[0]
         left = ms / np.maximum(self._basis(at) @ theta, 0.2 * ms)
         dearer: dict[tuple[bool, bool], list[float]] = {}
         for inputs, outputs, found in self.points:
-            kind = self._aligned(inputs, outputs)
+            kind = self._is_aligned(inputs, outputs)
             if kind != (True, True):
                 dearer.setdefault(kind, []).append(
-                    found / self._smooth(*self._up(inputs, outputs), at, theta, left)
+                    found / self._interpolate(*self._round_up(inputs, outputs), at, theta, left)
                 )
         return at, theta, left, {kind: float(np.median(found)) for kind, found in dearer.items()}
 
     def ms(self, inputs: int, outputs: int) -> float:
         """Milliseconds at these widths."""
-        at, theta, left, dearer = self._fitted
-        return self._smooth(*self._up(inputs, outputs), at, theta, left) * dearer.get(
-            self._aligned(inputs, outputs), 1.0
-        )
+        at, theta, left, dearer = self._fit
+        smooth = self._interpolate(*self._round_up(inputs, outputs), at, theta, left)
+        return smooth * dearer.get(self._is_aligned(inputs, outputs), 1.0)
 
-    def _aligned(self, inputs: int, outputs: int) -> tuple[bool, bool]:
-        """A width that was never cut counts as aligned: what it costs is in the points."""
+    def _is_aligned(self, inputs: int, outputs: int) -> tuple[bool, bool]:
+        """Whether each width is a multiple of four, or was never cut: then the points include its cost."""
         return inputs % UNIT == 0 or inputs == self.dense[0], outputs % UNIT == 0 or outputs == self.dense[1]
 
-    def _up(self, inputs: int, outputs: int) -> tuple[int, int]:
-        """The next step; off the fast path inputs are charged one by one."""
-        steps = self.steps if self._aligned(inputs, outputs)[0] else (1, self.steps[1])
+    def _round_up(self, inputs: int, outputs: int) -> tuple[int, int]:
+        """Round up to the next step; off the fast path, inputs are charged one by one."""
+        steps = self.steps if self._is_aligned(inputs, outputs)[0] else (1, self.steps[1])
         up = [
             min(dense, ceil(width / step) * step)
             for width, step, dense in zip((inputs, outputs), steps, self.dense, strict=True)
@@ -119,7 +118,7 @@ class Surface:
         a, b = at[:, 0] / self.dense[0], at[:, 1] / self.dense[1]
         return np.stack([np.ones(len(at)), a, b, a * b], axis=1)
 
-    def _smooth(self, inputs: int, outputs: int, at: Floats, theta: Floats, left: Floats) -> float:
+    def _interpolate(self, inputs: int, outputs: int, at: Floats, theta: Floats, left: Floats) -> float:
         here = np.array([[inputs, outputs]], dtype=float)
         apart = (((at - here) / np.array(self.dense)) ** 2).sum(1)
         nearest = int(apart.argmin())
@@ -130,15 +129,15 @@ class Surface:
 
 
 @dataclass(frozen=True)
-class Timed:
-    """A whole network: the regressors of the latency model, and its milliseconds as measured."""
+class TimedNetwork:
+    """A whole network: the regressors of the latency model, and its measured milliseconds."""
 
     sums: tuple[float, ...]
     ms: float
 
 
 @dataclass(frozen=True, eq=False)
-class Clock:
+class LatencyModel:
     """The latency model of one network on one target."""
 
     target: str
@@ -147,15 +146,18 @@ class Clock:
     surfaces: Mapping[tuple[str, int, int], Surface]
     """by layer and its dense widths"""
     steps: Steps
-    networks: tuple[Timed, ...] = ()
-    """the dense network first, then cut ones, timed whole; without any the sum of the layers is the prediction"""
+    networks: tuple[TimedNetwork, ...] = ()
+    """the dense network first, then cut ones, timed whole; without any, the sum of the layers is the
+    prediction"""
     seen: tuple[tuple[float, float], ...] = ()
-    """(predicted, measured) of what a closed loop chose and timed: predictions are bent to go through them"""
+    """(predicted, measured) of networks that a closed loop chose and timed; predictions are corrected to
+    match them"""
     measured: bool = True
-    """false where the target is not here and only a table speaks for it"""
+    """false if the target is another machine, of which only a table is known"""
 
     def sums(self, shapes: Shapes) -> tuple[float, ...]:
-        """The regressors: milliseconds of layers by class, millions of elements written, millions of weights, one."""
+        """The regressors: milliseconds of layers by class, millions of elements written, millions of
+        weights, one."""
         spent = dict.fromkeys(KINDS, 0.0)
         written = weights = 0.0
         for work in self.works:
@@ -169,20 +171,21 @@ class Clock:
 
     def ms(self, shapes: Shapes) -> float:
         """Milliseconds of a forward call."""
-        return self._bent(self._unbent(shapes))
+        return self._correct(self._predict(shapes))
 
     @property
     def dense_ms(self) -> float | None:
-        """The dense network as measured, None where it was not."""
+        """The dense network as measured; None if it was not."""
         return self.networks[0].ms if self.networks else None
 
     @cached_property
     def thetas(self) -> Floats:
-        """One per regressor, fitted to the networks; what they leave open stays at the scale of the dense one."""
-        return fitted(self.networks)
+        """One per regressor, fitted to the networks; undetermined ones keep the scale of the dense
+        network."""
+        return fit_thetas(self.networks)
 
     def by_layer(self, shapes: Shapes) -> dict[str, float]:
-        """Layer -> milliseconds, of those that `ms` predicts; under '' what no layer accounts for."""
+        """Layer -> its part of the milliseconds that `ms` predicts; under '' what belongs to no layer."""
         by_kind = dict(zip(KINDS, self.thetas, strict=False))
         per_written, per_weight, rest = (float(theta) for theta in self.thetas[len(KINDS) :])
         found = {"": rest}
@@ -196,18 +199,19 @@ class Clock:
                     per_written * work.written * outputs + per_weight * prod(shapes.get(work.tensor, ()))
                 ) / 1e6
             found[layer] = found.get(layer, 0.0) + spent
-        scale = self.ms(shapes) / self._unbent(shapes)
+        scale = self.ms(shapes) / self._predict(shapes)
         return {layer: scale * spent for layer, spent in found.items()}
 
-    def corrected(self, shapes: Shapes, measured: float) -> "Clock":
-        """The same, right about a network that was timed."""
-        return replace(self, seen=(*self.seen, (self._unbent(shapes), measured)))
+    def with_measurement(self, shapes: Shapes, measured: float) -> "LatencyModel":
+        """A latency model that is exact for a network that was timed."""
+        return replace(self, seen=(*self.seen, (self._predict(shapes), measured)))
 
-    def _unbent(self, shapes: Shapes) -> float:
+    def _predict(self, shapes: Shapes) -> float:
         return float(max(np.dot(self.thetas, self.sums(shapes)), 1e-6))
 
-    def _bent(self, ms: float) -> float:
-        """Piecewise linear and never falling through nothing, what was seen, and the dense network."""
+    def _correct(self, ms: float) -> float:
+        """Piecewise linear and never decreasing, through zero, the measured networks and the dense
+        network."""
         if not self.seen:
             return ms
         dense = [(max(float(np.dot(self.thetas, n.sums)), 1e-6), n.ms) for n in self.networks[:1]]
@@ -223,11 +227,12 @@ class Clock:
         return self.surfaces[work.key, work.inputs, work.outputs].ms(inputs, outputs)
 
 
-def fitted(networks: Sequence[Timed]) -> Floats:
-    """Thetas that minimise the squared relative errors, drawn towards one scale for all layers; exact where there is one network.
+def fit_thetas(networks: Sequence[TimedNetwork]) -> Floats:
+    """Fit thetas that minimise the squared relative errors, drawn towards one scale for all layers.
 
-    The dense network counts as any other: made exact there, every prediction had the error of its one timing (over 32 runs of
-    `tests/benchmarks/latency_model.py` the median error was 3.0 % in place of 2.7 %).
+    Exact for a single network. The dense network counts like any other: if it were exact, every prediction
+    would carry the error of its one timing (over 32 runs of `tests/benchmarks/latency_model.py` the median
+    error was 3.0 % instead of 2.7 %).
     """
     count = len(networks[0].sums) if networks else len(KINDS) + 3
     layers = np.array([i < len(KINDS) for i in range(count)], dtype=float)
@@ -243,7 +248,7 @@ def fitted(networks: Sequence[Timed]) -> Floats:
     return theta
 
 
-def grid(dense: int, step: int, cuttable: bool) -> tuple[int, ...]:
+def choose_widths(dense: int, step: int, cuttable: bool) -> tuple[int, ...]:
     """The widths at which a layer is measured: the dense one, and steps near 3/4, 1/2, 1/4 and 1/8 of it."""
     parts = (0.125, 0.25, 0.5, 0.75) if cuttable and dense > 1 else ()
     return tuple(sorted({min(dense, ceil(dense * part / step) * step) for part in parts} | {dense}))

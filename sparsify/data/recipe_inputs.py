@@ -8,8 +8,8 @@ from torch import Tensor
 
 from sparsify.data.examples import Datasets
 from sparsify.errors import DataError
-from sparsify.forward.calls import Call, Inputs, plain
-from sparsify.forward.fresh_inputs import Draw, drawn_as
+from sparsify.forward.calls import Call, Inputs, simplify_inputs
+from sparsify.forward.fresh_inputs import Draw, draw_tensor
 from sparsify_schemas.model import Call as Called
 from sparsify_schemas.model import Input
 from sparsify_schemas.recipe import Recipe
@@ -32,7 +32,7 @@ def example_inputs(
     if recipe.inputs is not None:
         _check([entry for _, entry in _entries(calls[0])], datasets)
     generator = torch.Generator().manual_seed(seed)
-    return plain(tuple(_drawn(called, batch, generator) for called in calls))
+    return simplify_inputs(tuple(_drawn(called, batch, generator) for called in calls))
 
 
 def open_integers(recipe: Recipe) -> tuple[frozenset[str], ...]:
@@ -136,10 +136,10 @@ def draw(entry: Input, shape: tuple[int, ...], dtype: torch.dtype, generator: to
     whole = not dtype.is_floating_point
     if entry.range is not None:
         low, high = entry.range
-        return drawn_as(
+        return draw_tensor(
             Draw("integers", low, high - 1) if whole else Draw("uniform", low, high), shape, dtype, generator
         )
-    return drawn_as(Draw("integers", 0, 1) if whole else Draw("normal"), shape, dtype, generator)
+    return draw_tensor(Draw("integers", 0, 1) if whole else Draw("normal"), shape, dtype, generator)
 
 
 def _real(datasets: Datasets | None, batch: int) -> Inputs:

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.cost.measure import copied
-from sparsify.cost.measure.onnx_export import reason
+from sparsify.cost.measure import copy_model
+from sparsify.cost.measure.onnx_export import short_reason
 from sparsify.data import Examples, batches
 from sparsify.errors import ModelError, VerificationError
 from sparsify.formatting.numbers import plain, tiny
 from sparsify.forward import call_model
-from sparsify.forward.calls import Inputs, calls_of, examples_of, flattened
+from sparsify.forward.calls import Inputs, count_examples, flatten_value, list_calls
 
 _BATCH = 64
 Read = Callable[[], Callable[[Inputs], list[Tensor]]]
@@ -24,12 +24,12 @@ def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Every tensor that a forward call of a copy returns; random numbers start from the same seed each time."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(0)
-        made = call_model.call(copied(model), inputs)
+        made = call_model.call_model(copy_model(model), inputs)
     return _tensors(made)
 
 
 def _tensors(made: Any) -> list[Tensor]:
-    return [value for _, value in flattened(made) if isinstance(value, Tensor)]
+    return [value for _, value in flatten_value(made) if isinstance(value, Tensor)]
 
 
 def in_memory(model: nn.Module, inputs: Inputs) -> list[Tensor]:
@@ -37,10 +37,10 @@ def in_memory(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     try:
         found = outputs(model, inputs)
     except Exception as error:
-        count = examples_of(calls_of(inputs)[0])
+        count = count_examples(list_calls(inputs)[0])
         what = "its inputs" if count is None else f"a batch of {count}"
         raise ModelError(
-            f"the run's model does not take {what}, so it cannot be exported: {reason(error)}"
+            f"the run's model does not take {what}, so it cannot be exported: {short_reason(error)}"
         ) from error
     if not found:
         raise ModelError("the run's model returns no tensor, so a file of it could not be compared with it")
@@ -61,7 +61,7 @@ def compared(
         run = read()
         found = {batch: run(inputs) for batch, inputs in probes.items()}
     except Exception as error:
-        raise VerificationError(f"{refused}: {by} cannot run what was made: {reason(error)}") from error
+        raise VerificationError(f"{refused}: {by} cannot run what was made: {short_reason(error)}") from error
     largest = 0.0
     for batch, wanted in expected.items():
         shapes, got = (", ".join(str(list(t.shape)) for t in side) for side in (wanted, found[batch]))
@@ -81,10 +81,12 @@ def compared(
 
 def agreement(model: nn.Module, run: Callable[[Inputs], list[Tensor]], examples: Examples) -> float:
     """The share of the examples for which the file's first output is largest at the same class as the model's."""
-    own, same = copied(model), 0
+    own, same = copy_model(model), 0
     with torch.no_grad():
         for x, _ in batches(examples, _BATCH):
-            same += int((_tensors(call_model.call(own, (x,)))[0].argmax(1) == run((x,))[0].argmax(1)).sum())
+            same += int(
+                (_tensors(call_model.call_model(own, (x,)))[0].argmax(1) == run((x,))[0].argmax(1)).sum()
+            )
     return same / len(examples)
 
 

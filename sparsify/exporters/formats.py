@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from sparsify.cost.measure.onnx_export import onnx_program, program, reason
-from sparsify.cost.measure.onnx_quantize import quantised
+from sparsify.cost.measure.onnx_export import export_onnx, export_program, short_reason
+from sparsify.cost.measure.onnx_quantize import quantise
 from sparsify.errors import VerificationError
 from sparsify.exporters import hugging_face
 from sparsify.exporters.compare import Read, outputs
@@ -35,15 +35,13 @@ def write(
     """
     match format:
         case "pt2":
-            made, _ = program(model, traced, other)
+            made, _ = export_program(model, traced, other)
             with path.open("wb") as stream:  # given a name, torch wants it to end in .pt2
                 torch.export.save(made, stream)
         case "onnx":
-            onnx_program(model, traced, other).save(str(path), external_data=False)
+            export_onnx(model, traced, other).save(str(path), external_data=False)
         case "onnx-int8":
-            path.write_bytes(
-                quantised(onnx_program(model, traced, other).model_proto.SerializeToString(), fed)
-            )
+            path.write_bytes(quantise(export_onnx(model, traced, other).model_proto.SerializeToString(), fed))
         case "safetensors":
             metadata = {key: json.dumps(value) for key, value in base.body().items()}
             save_weights(model, path, {"format": "pt", **metadata})
@@ -102,7 +100,7 @@ def _check_onnx(path: Path) -> None:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
         raise VerificationError(
-            f"onnx.checker refuses the file that was made, so it was not kept: {reason(error)}"
+            f"onnx.checker refuses the file that was made, so it was not kept: {short_reason(error)}"
         ) from error
 
 

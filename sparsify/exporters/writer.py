@@ -10,13 +10,13 @@ from typing import Literal, get_args
 from torch import nn
 
 from sparsify import files
-from sparsify.cost.measure.onnx_export import quiet
-from sparsify.cost.measure.tensor_program import entry_tensors
+from sparsify.cost.measure.onnx_export import silence_torch
+from sparsify.cost.measure.tensor_program import program_inputs
 from sparsify.data import Datasets, load_data
 from sparsify.errors import ModelError, RunError
 from sparsify.exporters.compare import Read, agreement, compared, in_memory
 from sparsify.exporters.formats import CheckedBy, Format, reader, write
-from sparsify.forward.calls import Inputs, all_tensors, calls_of, examples_of, plain
+from sparsify.forward.calls import Inputs, all_tensors, count_examples, list_calls, simplify_inputs
 from sparsify.runs import run_folder
 from sparsify.runs.int8 import EXAMPLES, ranges
 from sparsify.runs.save_load import Build, base_on, load_run, planned_calls, planned_inputs
@@ -167,17 +167,17 @@ def _probes(folder: Path, model: nn.Module, format: Format, fixed: bool) -> tupl
 
 def _fixed_probes(folder: Path, format: Format) -> _Probes:
     traced, other, compared = (_inputs(folder, format, None, seed) for seed in range(3))
-    return _Probes(traced, other, {examples_of(calls_of(compared)[0]) or 0: compared}, True)
+    return _Probes(traced, other, {count_examples(list_calls(compared)[0]) or 0: compared}, True)
 
 
 def _inputs(folder: Path, format: Format, batch: int | None, seed: int = 0) -> Inputs:
     """Random inputs as the plan had them: of its first call, for a file that holds one."""
     inputs = planned_inputs(folder, batch, seed)
-    return plain((calls_of(inputs)[0],)) if format in _TRACED_FORMATS else inputs
+    return simplify_inputs((list_calls(inputs)[0],)) if format in _TRACED_FORMATS else inputs
 
 
 def _varies(folder: Path, format: Format) -> bool:
-    return any(each.varies for each in calls_of(_inputs(folder, format, None)))
+    return any(each.varies for each in list_calls(_inputs(folder, format, None)))
 
 
 def _shapes(probes: _Probes) -> str:
@@ -198,7 +198,7 @@ def _written(
 ) -> Exported:
     expected = {batch: in_memory(model, inputs) for batch, inputs in probes.compared.items()}
     given = {
-        batch: entry_tensors(model, inputs) if format in _TRACED_FORMATS else inputs
+        batch: program_inputs(model, inputs) if format in _TRACED_FORMATS else inputs
         for batch, inputs in probes.compared.items()
     }
     fed = (
@@ -206,7 +206,7 @@ def _written(
     )
     replacing = files.replacing_folder if format == "huggingface" else files.replacing
     tolerance = math.inf if format == "onnx-int8" else TOLERANCE
-    with replacing(target) as temporary, quiet():
+    with replacing(target) as temporary, silence_torch():
         write(format, model, base_on(folder), probes.traced, probes.other, fed, temporary)
         checked_by, read = reader(format, model, temporary, build)
         difference = None if read is None else compared(target, checked_by, read, given, expected, tolerance)

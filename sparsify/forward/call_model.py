@@ -1,4 +1,4 @@
-"""Calling a model with positional or keyword inputs, and collecting the tensors it returns."""
+"""Call a model with positional or keyword inputs, and collect the tensors that it returns."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -11,19 +11,23 @@ from torch import Tensor, nn
 from sparsify.distributed import is_sharded
 from sparsify.errors import ModelError
 from sparsify.forward import calls
-from sparsify.forward.calls import Inputs, changed
+from sparsify.forward.calls import Inputs, map_tensors
 from sparsify.forward.opaque import is_nested, is_sparse
 
 
-def call(model: nn.Module, inputs: Inputs) -> Any:
-    """What the model returns, for several calls a tuple of it; on copies, since a forward may write into its inputs."""
-    return calls.call(model, changed(inputs, torch.clone))
+def call_model(model: nn.Module, inputs: Inputs) -> Any:
+    """Call the model on copies of the inputs, since a forward may write into them. Several calls return a
+    tuple."""
+    return calls.call_without_copies(model, map_tensors(inputs, torch.clone))
 
 
 @contextmanager
-def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Give the buffers their values back: a model that counts its calls, or observes ranges in eval mode too, would
-    answer differently every time."""
+def restore_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore the values of the buffers afterwards.
+
+    A model that counts its calls, or observes ranges in eval mode too, would answer differently every
+    time.
+    """
     before = [
         (b, b.clone()) for b in model.buffers() if not (b.is_inference() or is_sparse(b) or is_nested(b))
     ]
@@ -36,18 +40,18 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-def named(inputs: Inputs) -> list[tuple[str, Tensor]]:
+def named_inputs(inputs: Inputs) -> list[tuple[str, Tensor]]:
     """(path, tensor) of every call, in order."""
-    return [pair for each in calls.calls_of(inputs) for pair in calls.tensors_of(each).items()]
+    return [pair for each in calls.list_calls(inputs) for pair in calls.tensors_by_path(each).items()]
 
 
-def tensors(output: Any) -> Iterator[Tensor]:
-    """Every real or complex tensor in a nested output, in a fixed order; everything else is passed over."""
+def float_tensors(output: Any) -> Iterator[Tensor]:
+    """Every real or complex tensor in a nested output, in a fixed order; other values are skipped."""
     return (tensor for tensor in every_tensor(output) if tensor.is_floating_point() or tensor.is_complex())
 
 
 def every_tensor(output: Any) -> Iterator[Tensor]:
-    """Every tensor in a nested output, in a fixed order: integers and truth values too."""
+    """Every tensor in a nested output, in a fixed order, also integers and booleans."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, Mapping):
@@ -61,19 +65,19 @@ def every_tensor(output: Any) -> Iterator[Tensor]:
             yield from every_tensor(getattr(output, field.name))
 
 
-def converted(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+def convert_inputs(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     """The inputs with real and complex tensors in another precision."""
-    return changed(inputs, lambda value: cast_tensor(value, dtype))
+    return map_tensors(inputs, lambda value: cast_tensor(value, dtype))
 
 
-def on_cpu(inputs: Inputs) -> Inputs:
+def move_inputs_to_cpu(inputs: Inputs) -> Inputs:
     """The inputs on the CPU."""
-    return changed(inputs, lambda value: value.cpu())
+    return map_tensors(inputs, lambda value: value.cpu())
 
 
-def shapes(inputs: Inputs) -> Inputs:
-    """The inputs as shapes without numbers."""
-    return changed(inputs, lambda value: value.to("meta"))
+def move_inputs_to_meta(inputs: Inputs) -> Inputs:
+    """The inputs as shapes without values."""
+    return map_tensors(inputs, lambda value: value.to("meta"))
 
 
 _WRAPPERS = {
@@ -83,7 +87,7 @@ _WRAPPERS = {
         for name in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel")
     },
 }
-"""class -> what it is called, the attribute with the module inside, what to do again after the cut"""
+"""class -> (its name for users, attribute with the module inside, what to do again after the cut)"""
 
 
 def check_model(model: nn.Module) -> None:
@@ -91,21 +95,22 @@ def check_model(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if type(module).__name__ in _WRAPPERS:
             wrapper, inside, again = _WRAPPERS[type(module).__name__]
-            where, cure = (
-                (f"'{name}'", f"put the module inside it (.{inside}) in its place")
-                if name
-                else ("the model", f"pass the module inside it (model.{inside})")
-            )
+            if name:
+                where, cure = f"'{name}'", f"put the module inside it (.{inside}) in its place"
+            else:
+                where, cure = "the model", f"pass the module inside it (model.{inside})"
             raise ModelError(f"{where} is wrapped by {wrapper}; {cure} and {again} after the cut")
     sharded = next((name for name, p in model.named_parameters() if is_sharded(p)), None)
     if sharded is not None:
         raise ModelError(
-            f"'{sharded}' is sharded over processes; load the whole state (torch.distributed.checkpoint.state_dict.get_model_state_dict "
-            "with full_state_dict=True) into a model that is not sharded, cut that, and shard it anew"
+            f"'{sharded}' is sharded over processes; load the whole state "
+            "(torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True) "
+            "into a model that is not sharded, cut that, and shard it anew"
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
-            "the model is a TorchScript module, which cannot be narrowed; pass the Python module it was made from"
+            "the model is a TorchScript module, which cannot be cut; "
+            "pass the Python module that it was made from"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a model is called with: the inputs of `forward`, or several calls of its methods; and which axis counts examples."""
+"""What a model is called with: inputs of `forward`, or several calls of its methods, and their batch axes."""
 
 import dataclasses
 import inspect
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 Given = tuple[Any, ...] | Mapping[str, Any]
-"""the arguments of one call, by position or by keyword: tensors, plain values, and lists, mappings or dataclasses of them"""
+"""the arguments of one call, by position or keyword: tensors, plain values, and lists, mappings or
+dataclasses of these"""
 Inputs = tuple[Any, ...] | Mapping[str, Any]
-"""the arguments of one call of `forward`; or a tuple of `Call`s"""
+"""the arguments of one call of `forward`, or a tuple of `Call`s"""
 Axis = int | None
-"""the dimension that counts examples; None where a tensor has none"""
+"""the batch dimension of a tensor; None if it has none"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,80 +42,81 @@ class Call:
     inputs: Given = ()
     batch: Axis | Mapping[str, Axis] | Literal["first"] = "first"
     names: tuple[str, ...] = ()
-    """of the positional arguments, as the model's method calls them"""
+    """names of the positional arguments in the model's method"""
     vocabularies: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """path of an integer tensor -> number of rows of the table that it is an index into"""
+    """path of an integer tensor -> number of rows of the table that it indexes"""
     fixed: bool = False
-    """whether the model takes no other number of examples than it is given here"""
+    """whether the model only accepts the given number of examples"""
 
     @property
     def varies(self) -> bool:
-        """Whether another number of examples can be put in."""
-        return not self.fixed and any(axis is not None for axis in axes_of(self).values())
+        """Whether the number of examples can be changed."""
+        return not self.fixed and any(axis is not None for axis in batch_axes(self).values())
 
 
-def calls_of(inputs: Inputs) -> tuple[Call, ...]:
-    """The calls, one of `forward` where plain inputs are given."""
+def list_calls(inputs: Inputs) -> tuple[Call, ...]:
+    """The calls; one of `forward` if plain inputs are given."""
     if isinstance(inputs, tuple) and inputs and all(isinstance(value, Call) for value in inputs):
         return inputs
     return (Call(inputs=inputs),)
 
 
-def called(inputs: Any) -> Inputs:
-    """Inputs as a user may write them: a single call and a list of calls too."""
+def normalize_inputs(inputs: Any) -> Inputs:
+    """Inputs as a user may write them (a single call or a list of calls too), in a standard form."""
     if isinstance(inputs, Call):
         return (inputs,)
     return dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs)
 
 
-def plain(inputs: Inputs) -> Inputs:
-    """The arguments alone of one call of `forward` in which nothing is stated that would not be assumed."""
-    calls = calls_of(inputs)
+def simplify_inputs(inputs: Inputs) -> Inputs:
+    """Plain inputs, if they are one call of `forward` that states nothing beyond the defaults."""
+    calls = list_calls(inputs)
     if len(calls) != 1 or calls[0].method != "forward" or calls[0].fixed:
         return inputs
-    as_assumed = axes_of(calls[0]) == axes_of(Call(inputs=calls[0].inputs))
+    as_assumed = batch_axes(calls[0]) == batch_axes(Call(inputs=calls[0].inputs))
     return calls[0].inputs if as_assumed else inputs
 
 
-def call(model: nn.Module, inputs: Inputs) -> Any:
-    """What the model returns: for several calls a tuple of what each returns."""
-    calls = calls_of(inputs)
-    results = tuple(_called(model, each) for each in calls)
+def call_without_copies(model: nn.Module, inputs: Inputs) -> Any:
+    """Call the model on the inputs themselves. Several calls return a tuple."""
+    calls = list_calls(inputs)
+    results = tuple(_call_once(model, each) for each in calls)
     return results if calls is inputs else results[0]
 
 
-def _called(model: nn.Module, each: Call) -> Any:
+def _call_once(model: nn.Module, each: Call) -> Any:
     method = model if each.method == "forward" else getattr(model, each.method)
     return method(**each.inputs) if isinstance(each.inputs, Mapping) else method(*each.inputs)
 
 
-def changed(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+def map_tensors(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
     """The inputs with `change(tensor)` in place of every tensor."""
-    calls = calls_of(inputs)
+    calls = list_calls(inputs)
     if calls is inputs:
-        return tuple(replace(each, inputs=_mapped(each.inputs, change)) for each in calls)
-    made: Inputs = _mapped(inputs, change)
+        return tuple(replace(each, inputs=_map_nested(each.inputs, change)) for each in calls)
+    made: Inputs = _map_nested(inputs, change)
     return made
 
 
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    return rebuilt(value, lambda _, tensor: change(tensor))
+def _map_nested(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    return rebuild_value(value, lambda _, tensor: change(tensor))
 
 
-def rebuilt(value: Any, change: Callable[[str, Tensor], Any], path: str = "") -> Any:
-    """A nested value with `change(path, tensor)` in place of every tensor; containers keep their kind."""
+def rebuild_value(value: Any, change: Callable[[str, Tensor], Any], path: str = "") -> Any:
+    """A nested value with `change(path, tensor)` in place of every tensor; containers keep their type."""
     if isinstance(value, Tensor):
         return change(path, value)
     if isinstance(value, tuple | list | Mapping) or _is_dataclass(value):
         inner = {
-            key: rebuilt(item, change, f"{path}.{key}" if path else str(key)) for key, item in items_of(value)
+            key: rebuild_value(item, change, f"{path}.{key}" if path else str(key))
+            for key, item in list_items(value)
         }
-        return _like(value, inner)
+        return _make_container(value, inner)
     return value
 
 
-def items_of(value: Any) -> Iterator[tuple[Any, Any]]:
-    """(key or place, item) of a container."""
+def list_items(value: Any) -> Iterator[tuple[Any, Any]]:
+    """(key or index, item) of a container."""
     if isinstance(value, Mapping):
         yield from value.items()
     elif isinstance(value, tuple | list):
@@ -124,8 +126,8 @@ def items_of(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
 
 
-def _like(value: Any, inner: dict[Any, Any]) -> Any:
-    """A container of the same kind with other items."""
+def _make_container(value: Any, inner: dict[Any, Any]) -> Any:
+    """A container of the same type with other items."""
     kind: Any = type(value)
     if isinstance(value, Mapping):
         try:
@@ -141,27 +143,27 @@ def _is_dataclass(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
-def flattened(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_value(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """(path, tensor or plain value) of everything in a nested value, in order."""
     if isinstance(value, tuple | list | Mapping) or _is_dataclass(value):
-        for key, item in items_of(value):
-            yield from flattened(item, f"{path}.{key}" if path else str(key))
+        for key, item in list_items(value):
+            yield from flatten_value(item, f"{path}.{key}" if path else str(key))
     else:
         yield path, value
 
 
-def tensors_of(each: Call) -> dict[str, Tensor]:
+def tensors_by_path(each: Call) -> dict[str, Tensor]:
     """Path -> tensor, in order: '0' or 'x' for an argument, 'images.1' for the second of a list."""
-    return {path: value for path, value in flattened(each.inputs) if isinstance(value, Tensor)}
+    return {path: value for path, value in flatten_value(each.inputs) if isinstance(value, Tensor)}
 
 
 def all_tensors(inputs: Inputs) -> list[Tensor]:
     """Every tensor of every call, in order."""
-    return [tensor for each in calls_of(inputs) for tensor in tensors_of(each).values()]
+    return [tensor for each in list_calls(inputs) for tensor in tensors_by_path(each).values()]
 
 
-def title(each: Call, path: str) -> str:
-    """The name under which the model's method knows the tensor: 'mask' for the third positional argument."""
+def argument_name(each: Call, path: str) -> str:
+    """The name that the model's method has for the tensor: 'mask' for the third positional argument."""
     head, dot, rest = path.partition(".")
     place = int(head) if head.isdigit() else -1
     if isinstance(each.inputs, Mapping) or not 0 <= place < len(each.names):
@@ -169,9 +171,9 @@ def title(each: Call, path: str) -> str:
     return f"{each.names[place]}{dot}{rest}"
 
 
-def axes_of(each: Call) -> dict[str, Axis]:
+def batch_axes(each: Call) -> dict[str, Axis]:
     """Path -> the dimension that counts examples."""
-    found = tensors_of(each)
+    found = tensors_by_path(each)
     if each.batch == "first":
         size = next((tensor.size(0) for tensor in found.values() if tensor.dim()), None)
         return {
@@ -180,39 +182,46 @@ def axes_of(each: Call) -> dict[str, Axis]:
     if not isinstance(each.batch, Mapping):
         stated = each.batch
         assert not isinstance(stated, str)
-        return {path: _within(stated, tensor) for path, tensor in found.items()}
-    return {path: _within(_stated(each, each.batch, path), tensor) for path, tensor in found.items()}
+        return {path: _axis_if_present(stated, tensor) for path, tensor in found.items()}
+    return {
+        path: _axis_if_present(_read_axis(each, each.batch, path), tensor) for path, tensor in found.items()
+    }
 
 
-def _stated(each: Call, batch: Mapping[str, Axis], path: str) -> Axis:
-    """What a mapping says of a tensor: by its path, by its name, or by those of the argument that it is in."""
-    whole = (path, title(each, path), path.partition(".")[0], title(each, path).partition(".")[0])
+def _read_axis(each: Call, batch: Mapping[str, Axis], path: str) -> Axis:
+    """What a mapping states for a tensor: under its path, its name, or those of its argument."""
+    whole = (
+        path,
+        argument_name(each, path),
+        path.partition(".")[0],
+        argument_name(each, path).partition(".")[0],
+    )
     return next((batch[name] for name in whole if name in batch), None)
 
 
-def _within(axis: Axis, tensor: Tensor) -> Axis:
-    """The dimension, where the tensor has it."""
+def _axis_if_present(axis: Axis, tensor: Tensor) -> Axis:
+    """The dimension, if the tensor has it."""
     return axis if axis is not None and -tensor.dim() <= axis < tensor.dim() else None
 
 
-def examples_of(each: Call) -> int | None:
-    """How many examples a call is given; None where nothing counts them."""
-    axes, found = axes_of(each), tensors_of(each)
+def count_examples(each: Call) -> int | None:
+    """How many examples a call gets; None if nothing counts them."""
+    axes, found = batch_axes(each), tensors_by_path(each)
     return next((found[path].size(axis) for path, axis in axes.items() if axis is not None), None)
 
 
-def with_batch(inputs: Inputs, batch: int) -> Inputs:
-    """As many examples, the given ones in turn, along the dimension of each tensor that counts them; on the processor.
+def resize_batch(inputs: Inputs, batch: int) -> Inputs:
+    """Repeat or drop examples along the batch dimension of each tensor, and move the tensors to the CPU.
 
     A call that is fixed stays as it is.
     """
-    calls = calls_of(inputs)
-    fitted = tuple(_fitted(each, batch) for each in calls)
+    calls = list_calls(inputs)
+    fitted = tuple(_resize_call(each, batch) for each in calls)
     return fitted if calls is inputs else fitted[0].inputs
 
 
-def _fitted(each: Call, batch: int) -> Call:
-    axes = axes_of(each)
+def _resize_call(each: Call, batch: int) -> Call:
+    axes = batch_axes(each)
 
     def fit(path: str, tensor: Tensor) -> Tensor:
         axis = axes[path]
@@ -223,24 +232,25 @@ def _fitted(each: Call, batch: int) -> Call:
         return own.index_select(axis, turn)
 
     # What the axes were derived from may now be of another length, so they are stated from here on.
-    return replace(each, inputs=rebuilt(each.inputs, fit), batch=axes)
+    return replace(each, inputs=rebuild_value(each.inputs, fit), batch=axes)
 
 
-def batch_words(inputs: Inputs) -> str:
-    """'given inputs (batch 8)', or 'given inputs' where nothing counts examples; '' where another number can be put in."""
-    calls = calls_of(inputs)
+def describe_batch(inputs: Inputs) -> str:
+    """'given inputs (batch 8)', or 'given inputs' without a batch; '' if the number of examples can be
+    changed."""
+    calls = list_calls(inputs)
     if any(each.varies for each in calls):
         return ""
-    counts = sorted({count for each in calls if (count := examples_of(each)) is not None})
+    counts = sorted({count for each in calls if (count := count_examples(each)) is not None})
     return f"given inputs (batch {', '.join(map(str, counts))})" if counts else "given inputs"
 
 
-def with_names(model: nn.Module, inputs: Inputs) -> tuple[Call, ...]:
+def add_argument_names(model: nn.Module, inputs: Inputs) -> tuple[Call, ...]:
     """The calls with the names that the model's methods have for their positional arguments."""
-    return tuple(replace(each, names=_names(model, each.method)) for each in calls_of(inputs))
+    return tuple(replace(each, names=_argument_names(model, each.method)) for each in list_calls(inputs))
 
 
-def _names(model: nn.Module, method: str) -> tuple[str, ...]:
+def _argument_names(model: nn.Module, method: str) -> tuple[str, ...]:
     try:
         parameters = inspect.signature(getattr(model, method)).parameters.values()
     except (TypeError, ValueError, AttributeError):

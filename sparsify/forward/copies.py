@@ -1,10 +1,10 @@
-"""Deep copies of modules that may hold tensors of an earlier forward call, and functions that speak of the
-module.
+"""Deep copies of modules that hold computed tensors, or functions that refer to the module.
 
 `copy.deepcopy` refuses a tensor that autograd computed: the weight that hook-style `weight_norm` or
-`spectral_norm` leaves on a layer, an activation or a loss that a module keeps. A copy gets the numbers of
-such a tensor without its history. It also shares functions with the original, so a function that was
-written inside a module and uses that module would go on calling the original; it is made anew for the copy.
+`spectral_norm` leaves on a layer, an activation or a loss that a module keeps. A copy gets the values of
+such a tensor without its history. `copy.deepcopy` also shares functions with the original, so a function
+that was written inside a module and uses that module would still call the original; it is rebuilt for the
+copy.
 """
 
 import copyreg
@@ -24,10 +24,10 @@ from sparsify.errors import ModelError
 from sparsify.forward.opaque import is_sparse
 
 Memo = dict[int, Any]
-"""id of an original value -> what stands for it in the copy"""
+"""id of an original value -> its replacement in the copy"""
 
 
-SHARED = frozenset(
+SHARED_KINDS = frozenset(
     [
         type(None),
         bool,
@@ -44,25 +44,24 @@ SHARED = frozenset(
         torch.Size,
     ]
 )
-"""kinds of values that a copy shares with the original"""
-EMPTY = frozenset([dict, OrderedDict, list, set])
+"""types whose values a copy shares with the original"""
+PLAIN_CONTAINERS = frozenset([dict, OrderedDict, list, set])
 COMPILED = "_compiled_call_impl"
-"""what `module.compile()` leaves; no copy has it"""
+"""left by `module.compile()`; no copy has it"""
 
 
-def copied(model: nn.Module, memo: Memo | None = None) -> nn.Module:
+def copy_model(model: nn.Module, memo: Memo | None = None) -> nn.Module:
     """A deep copy of a module, which shares no state with it.
 
-    memo: values that the copy holds in place of the original ones, by their `id`. Tensors that autograd
-    computed, wherever the module keeps them, come as clones without a history. Raises ModelError when
-    something cannot be copied.
+    memo: replacements for original values, by `id`. Tensors that autograd computed are cloned without
+    history, wherever the module keeps them. Raises ModelError if something cannot be copied.
     """
-    made: nn.Module = copied_object(model, "the model", memo)
+    made: nn.Module = copy_object(model, "the model", memo)
     return made
 
 
-def copied_object(value: object, called: str, memo: Memo | None = None) -> Any:
-    """The same for any object that holds modules, such as a moving average; `called` names it in the
+def copy_object(value: object, called: str, memo: Memo | None = None) -> Any:
+    """Copy any object that holds modules, such as a moving average; `called` names it in the error
     message."""
     known: Memo = {} if memo is None else dict(memo)
     try:
@@ -73,13 +72,13 @@ def copied_object(value: object, called: str, memo: Memo | None = None) -> Any:
         raise ModelError(
             f"{called} cannot be copied: {reason}; copy.deepcopy must be able to copy what it holds"
         ) from error
-    for module in modules_within(made):
+    for module in list_modules(made):
         rebind_functions(module, known)
     return made
 
 
-def modules_within(value: object) -> list[nn.Module]:
-    """The modules of a module, or of what a plain object has as attributes."""
+def list_modules(value: object) -> list[nn.Module]:
+    """The modules of a module, or of the attributes of a plain object."""
     held = [value] if isinstance(value, nn.Module) else list(getattr(value, "__dict__", {}).values())
     return [module for item in held if isinstance(item, nn.Module) for module in item.modules()]
 
@@ -92,19 +91,19 @@ def tensors_without_history() -> Iterator[None]:
 
 
 def copy_value(value: Any, memo: Memo) -> Any:
-    """What `copy.deepcopy` makes of a value, in a third of the time where it is a module.
+    """Copy a value like `copy.deepcopy`, in a third of the time if it is a module.
 
-    `copy.deepcopy` asks every value how it is copied; modules are known to be a class and a mapping of attributes. What
-    is no plain module, container or number is left to it.
+    `copy.deepcopy` asks every value how to copy it, but a plain module is a class and a mapping of
+    attributes. Anything that is no plain module, container or number is left to `copy.deepcopy`.
     """
     kind: Any = type(value)
-    if kind in SHARED:
+    if kind in SHARED_KINDS:
         return value
     if id(value) in memo:
         return memo[id(value)]
-    if kind in EMPTY and not value:
+    if kind in PLAIN_CONTAINERS and not value:
         return kind()
-    if kind is tuple and all(type(item) in SHARED for item in value):
+    if kind is tuple and all(type(item) in SHARED_KINDS for item in value):
         return value
     made: Any
     if kind is dict or kind is OrderedDict:
@@ -113,24 +112,20 @@ def copy_value(value: Any, memo: Memo) -> Any:
     elif kind is list:
         made = memo[id(value)] = []
         made.extend(copy_value(item, memo) for item in value)
-    elif isinstance(value, nn.Module) and _plain(kind):
+    elif isinstance(value, nn.Module) and _is_plain_module(kind):
         made = memo[id(value)] = kind.__new__(kind)
-        own = value.__dict__.items()
-        made.__dict__.update(
-            {
-                key: item if type(item) in SHARED else copy_value(item, memo)
-                for key, item in own
-                if key != COMPILED
-            }
-        )
+        for key, item in value.__dict__.items():
+            if key != COMPILED:
+                made.__dict__[key] = item if type(item) in SHARED_KINDS else copy_value(item, memo)
     else:
         made = deepcopy(value, memo)
     return made
 
 
 @cache
-def _plain(kind: type) -> bool:
-    """Whether modules of this class are copied attribute by attribute, having no way of their own."""
+def _is_plain_module(kind: type) -> bool:
+    """Whether modules of this class can be copied attribute by attribute: the class defines no copying of
+    its own."""
     ways = (
         "__reduce_ex__",
         "__reduce__",
@@ -139,17 +134,20 @@ def _plain(kind: type) -> bool:
         "__getnewargs_ex__",
         "__deepcopy__",
     )
-    return (
-        all(getattr(kind, way, None) is getattr(nn.Module, way, None) for way in ways)
-        and kind.__setstate__.__module__.startswith("torch.nn.modules.")  # type: ignore[attr-defined]  # those fill in what old files lack
-        and kind not in copyreg.dispatch_table
-        and not any(vars(base).get("__slots__") for base in kind.__mro__)
-    )
+    own_copying = any(getattr(kind, way, None) is not getattr(nn.Module, way, None) for way in ways)
+    # torch's own __setstate__ methods only fill in what files of earlier versions lack.
+    set_state: Any = kind.__setstate__  # type: ignore[attr-defined]
+    torch_state = set_state.__module__.startswith("torch.nn.modules.")
+    has_slots = any(vars(base).get("__slots__") for base in kind.__mro__)
+    return not own_copying and torch_state and kind not in copyreg.dispatch_table and not has_slots
 
 
 class _WithoutHistory(TorchFunctionMode):
-    """Sees every `Tensor.__deepcopy__`, at whatever depth of lists, dictionaries and objects the tensor
-    lies. Sparse tensors, which torch does not copy in every layout, are cloned as well."""
+    """Intercepts every `Tensor.__deepcopy__`, however deep the tensor lies in lists, dictionaries and
+    objects.
+
+    Sparse tensors, which torch does not copy in every layout, are cloned as well.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.clone and is_sparse(args[0]):
@@ -166,65 +164,66 @@ class _WithoutHistory(TorchFunctionMode):
 
 
 def rebind_functions(copy: nn.Module, memo: Memo) -> None:
-    """Make functions that a copied module holds speak of the copies of what they were written with.
+    """Rebind functions that a copied module holds, so that they refer to the copies.
 
     Such are `self.run = lambda x: self.layer(x)`, and hooks that use a module or tensor from around them.
     """
     for name, value in vars(copy).items():
         if isinstance(value, FunctionType):
-            vars(copy)[name] = _rebound(
+            vars(copy)[name] = _rebind_function(
                 value, memo
             )  # the key is there already: the dictionary keeps its size
         elif isinstance(value, dict) and value:
             for key, item in value.items():
                 if isinstance(item, FunctionType):
-                    value[key] = _rebound(item, memo)
+                    value[key] = _rebind_function(item, memo)
         elif isinstance(value, list) and value:
-            value[:] = [_rebound(item, memo) if isinstance(item, FunctionType) else item for item in value]
+            value[:] = [
+                _rebind_function(item, memo) if isinstance(item, FunctionType) else item for item in value
+            ]
 
 
-def _rebound(function: FunctionType, memo: Memo) -> FunctionType:
-    """The function with copies in place of the originals that its closure and its defaults hold; itself
-    where none are."""
+def _rebind_function(function: FunctionType, memo: Memo) -> FunctionType:
+    """The function with copies in its closure and defaults; the function itself if none of them was
+    copied."""
     cells = function.__closure__ or ()
     defaults = function.__defaults__ or ()
     named = function.__kwdefaults__ or {}
-    held = [*map(_content, cells), *defaults, *named.values()]
-    if not any(_twin(value, memo) is not value for value in held):
+    held = [*map(_read_cell, cells), *defaults, *named.values()]
+    if not any(_find_copy(value, memo) is not value for value in held):
         return function
-    closure = tuple(_rebound_cell(cell, memo) for cell in cells)
+    closure = tuple(_rebind_cell(cell, memo) for cell in cells)
     made = FunctionType(
         function.__code__,
         function.__globals__,
         function.__name__,
-        tuple(_twin(value, memo) for value in defaults) or None,
+        tuple(_find_copy(value, memo) for value in defaults) or None,
         closure or None,
     )
-    made.__kwdefaults__ = {key: _twin(value, memo) for key, value in named.items()} or None
+    made.__kwdefaults__ = {key: _find_copy(value, memo) for key, value in named.items()} or None
     made.__qualname__, made.__doc__ = function.__qualname__, function.__doc__
     made.__dict__.update(function.__dict__)
     return made
 
 
-def _rebound_cell(cell: CellType, memo: Memo) -> CellType:
-    """A cell that holds no copied value is shared, so that both functions see what is written into it."""
-    value = _content(cell)
-    twin = _twin(value, memo)
+def _rebind_cell(cell: CellType, memo: Memo) -> CellType:
+    """A cell without a copied value is shared, so that both functions see what is written into it."""
+    value = _read_cell(cell)
+    twin = _find_copy(value, memo)
     return cell if twin is value else CellType(twin)
 
 
-def _content(cell: CellType) -> Any:
+def _read_cell(cell: CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # nothing was written into it yet
         return None
 
 
-def _twin(value: Any, memo: Memo) -> Any:
-    """What stands for a module, a tensor, a container of these or a method of one in the copy; the value
-    itself where nothing does."""
+def _find_copy(value: Any, memo: Memo) -> Any:
+    """The copy of a module, a tensor, a container or a method; the value itself if it was not copied."""
     if isinstance(value, MethodType):
-        owner = _twin(value.__self__, memo)
+        owner = _find_copy(value.__self__, memo)
         return value if owner is value.__self__ else MethodType(value.__func__, owner)
     if isinstance(value, nn.Module | Tensor | list | dict):
         return memo.get(id(value), value)

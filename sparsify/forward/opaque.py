@@ -1,4 +1,4 @@
-"""What a forward call may hold that no mode of torch can look into, and how each is told."""
+"""What a forward call may hold that no mode of torch can trace, and how to recognise it."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from sparsify.errors import ModelError, SparsifyError, first_line
 
-LEAVING = {
+LEAVES_TORCH = {
     Tensor.numpy: "numpy()",
     Tensor.__array__: "numpy.asarray",
     Tensor.tolist: "tolist()",
@@ -21,12 +21,13 @@ LEAVING = {
     Tensor.__deepcopy__: "copy.deepcopy",
     Tensor.data_ptr: "data_ptr()",
 }
-"""how numbers of a tensor leave torch: what is computed from them outside cannot be followed"""
+"""functions that hand a tensor's values to code outside torch, where nothing can be traced"""
 
 
 @cache
 def is_composite(func: Any) -> bool:
-    """Whether an operator is only a function of others. Inference mode shows it whole; elsewhere torch takes it apart."""
+    """Whether an operator only calls others. Inference mode shows it as one; elsewhere torch decomposes
+    it."""
     found: bool = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
     return found
 
@@ -37,7 +38,7 @@ def is_higher_order(func: Any) -> bool:
 
 
 def are_wrappers(types: Iterable[type]) -> bool:
-    """Whether tensors of these types are made of others, and show the operators on those."""
+    """Whether tensors of these types wrap others, whose operators are seen instead."""
     unused = torch._C._disabled_torch_dispatch_impl
     return any(getattr(kind, "__torch_dispatch__", unused) is not unused for kind in types)
 
@@ -52,7 +53,7 @@ def is_sparse(tensor: Tensor) -> bool:
 
 
 def is_nested(tensor: Tensor) -> bool:
-    """Whether a tensor is a list of tensors of several shapes: it has no shape itself."""
+    """Whether a tensor is a list of tensors of several shapes and has no shape itself."""
     return bool(tensor.is_nested)
 
 
@@ -62,12 +63,12 @@ def holds_nested(values: Any) -> bool:
 
 
 @contextmanager
-def uncompiled() -> Iterator[None]:
-    """Run what would be compiled as it is written.
+def without_compiling() -> Iterator[None]:
+    """Run code as written that would otherwise be compiled.
 
-    `torch.cond` compiles its branches even in eager mode. Where a mode watches, torch gives that up and remembers it, so
-    that the model would fail in every later call. torch._dynamo takes seconds to import: a model that does not need it
-    is not kept waiting.
+    `torch.cond` compiles its branches even in eager mode. Under a dispatch mode torch gives that up and
+    caches the failure, so the model would fail in every later call. torch._dynamo takes seconds to import,
+    so it is never imported only for this.
     """
     if "torch._dynamo" in sys.modules:
         with torch.compiler.set_stance("force_eager"):
@@ -81,8 +82,9 @@ def uncompiled() -> Iterator[None]:
 
 
 @contextmanager
-def in_words(doing: str) -> Iterator[None]:
-    """Turn what torch or a model raises inside into one sentence: what failed, where in the model, and what to do.
+def explain_errors(doing: str) -> Iterator[None]:
+    """Turn an error of torch or of a model into one sentence: what failed, where in the model, and what to
+    do.
 
     Raises ModelError; errors of our own, of files and of memory pass through.
     """
@@ -92,13 +94,13 @@ def in_words(doing: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ModelError(
-            f"{doing} failed{_forward_of(error)}: {type(error).__name__}: {first_line(error)}; "
+            f"{doing} failed{_describe_place(error)}: {type(error).__name__}: {first_line(error)}; "
             "protect the layers that it concerns (a rule with 'protect: true'), or pass simpler inputs"
         ) from error
 
 
-def _forward_of(error: Exception) -> str:
-    """The class of the innermost module of the user's whose forward raised an error."""
+def _describe_place(error: Exception) -> str:
+    """The class of the innermost user module whose forward raised an error."""
     found, at = "", error.__traceback__
     while at is not None:
         module = at.tb_frame.f_locals.get("self")

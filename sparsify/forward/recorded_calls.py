@@ -1,11 +1,12 @@
-"""How a model was called, without the numbers: what a plan keeps of its example inputs. Imports no torch."""
+"""How a model was called, without the values: what a plan keeps of its example inputs. Imports no torch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A tensor that a call took, as it is drawn anew; `kind` and what `low` and `high` mean as in `redrawing.Draw`."""
+class RecordedTensor:
+    """A tensor that a call took, and how it is redrawn: `kind`, `low` and `high` as in
+    `fresh_inputs.Draw`."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -14,27 +15,27 @@ class Drawn:
     low: float = 0.0
     high: float = 1.0
     batch: int | None = 0
-    """the dimension that counts examples; None where it has none"""
+    """the dimension that counts examples; None if it has none"""
 
 
 @dataclass(frozen=True)
 class Argument:
-    """What a call took: a tensor, a plain value, or a container of them."""
+    """An argument of a call: a tensor, a plain value, or a container of them."""
 
     name: str | None
-    """keyword or key; None by position"""
+    """keyword or key; None for a positional argument"""
     form: str
-    """tensor, value, list, tuple, mapping; object for what cannot be made anew from its description"""
-    tensor: Drawn | None = None
+    """tensor, value, list, tuple, mapping; object for a value that cannot be rebuilt from its description"""
+    tensor: RecordedTensor | None = None
     value: bool | int | float | str | None = None
     items: tuple["Argument", ...] = ()
 
 
 @dataclass(frozen=True)
-class Called:
+class RecordedCall:
     """One call of a model."""
 
     method: str
     arguments: tuple[Argument, ...]
     fixed: bool = False
-    """whether it takes no other number of examples"""
+    """whether it only accepts this number of examples"""

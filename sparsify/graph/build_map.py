@@ -1,4 +1,4 @@
-"""Reading a model's structure: model + example inputs -> ModelMap."""
+"""Read a model's structure: model + example inputs -> ModelMap."""
 
 from collections.abc import Iterable, Mapping
 
@@ -6,49 +6,53 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from sparsify.errors import ModelError
-from sparsify.forward.call_model import check_model, shapes
+from sparsify.forward.call_model import check_model, move_inputs_to_meta
 from sparsify.forward.calls import Inputs
-from sparsify.forward.copies import copied
-from sparsify.forward.fresh_inputs import recorded
+from sparsify.forward.copies import copy_model
+from sparsify.forward.fresh_inputs import record_calls
 from sparsify.graph.class_names import class_names
-from sparsify.graph.copy import on_meta
-from sparsify.graph.coupled_groups import coupled_groups
+from sparsify.graph.copy import copy_to_meta
+from sparsify.graph.coupled_groups import find_coupled_groups
 from sparsify.graph.layer_types import WEIGHTS, attributes, layer_type, layer_widths
 from sparsify.graph.model_map import Layer, ModelMap, Tensor
-from sparsify.graph.names import canonical_names, named_tensors, walk
-from sparsify.graph.product_macs import Followed, products
+from sparsify.graph.names import canonical_names, named_tensors, walk_modules
+from sparsify.graph.product_macs import TraceResult, find_products
 from sparsify.graph.trace.labels import Ints, Labels
-from sparsify.graph.trace.products import Spent
-from sparsify.graph.trace.tracer import watch
+from sparsify.graph.trace.products import TracedProduct
+from sparsify.graph.trace.trace_model import trace_model
 
 
-def inspect(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> ModelMap:
-    """What is coupled to what, traced from one forward call; the model is left as it was.
+def build_map(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> ModelMap:
+    """Trace one forward call to find what is coupled to what; the model is left as it was.
 
-    inputs: a tuple, or a mapping for keyword inputs; macs: multiply-accumulates by module name.
-    Raises ModelError when the model cannot be traced.
+    inputs: a tuple, or a mapping for keyword inputs. macs: multiply-accumulates by module name.
+    Raises ModelError if the model cannot be traced.
     """
     check_model(model)
-    own = tuple(all_tensors(model))
-    copy, labels, ran = _traced(model, inputs)
-    unreached, in_training = _coverage(copy, labels)
-    classes = labels.classes()
-    coupled = tuple(coupled_groups(labels, classes, _producers(copy, labels), list(_written(copy, labels))))
+    own = tuple(list_tensors(model))
+    copy, labels, ran = _trace(model, inputs)
+    unreached, in_training = _find_unreached(copy, labels)
+    classes = labels.find_classes()
+    coupled = tuple(
+        find_coupled_groups(
+            labels, classes, _find_producers(copy, labels), list(_find_length_attributes(copy, labels))
+        )
+    )
     reached = {(part.tensor, part.dim) for group in coupled for part in group.slices}
     return ModelMap(
-        layers=tuple(layers(model, macs)),
+        layers=tuple(list_layers(model, macs)),
         tensors=own,
         coupled=coupled,
         macs=sum(macs.values()),
-        inputs=recorded(inputs),
+        inputs=record_calls(inputs),
         shared=tuple(sorted((labels.produced | labels.looked_up) & labels.consumed)),
-        products=products(ran, Followed(labels, classes, reached), macs, own),
+        products=find_products(ran, TraceResult(labels, classes, reached), macs, own),
         unreached=unreached,
         in_training=in_training,
     )
 
 
-def all_tensors(model: nn.Module) -> Iterable[Tensor]:
+def list_tensors(model: nn.Module) -> Iterable[Tensor]:
     """Parameters and buffers, tied ones once."""
     for name, tensor, saved in named_tensors(model):
         yield Tensor(
@@ -56,10 +60,10 @@ def all_tensors(model: nn.Module) -> Iterable[Tensor]:
         )
 
 
-def layers(model: nn.Module, macs: Mapping[str, int]) -> Iterable[Layer]:
+def list_layers(model: nn.Module, macs: Mapping[str, int]) -> Iterable[Layer]:
     """Modules with parameters of their own, in the order of the model."""
-    for name, module in walk(model):
-        weight = _weight(module)
+    for name, module in walk_modules(model):
+        weight = _find_weight(module)
         if isinstance(module, ParametrizationList) or (
             weight is None and all(p is None for p in module._parameters.values())
         ):
@@ -69,7 +73,7 @@ def layers(model: nn.Module, macs: Mapping[str, int]) -> Iterable[Layer]:
         yield Layer(name, own, shape, macs.get(name, 0), *layer_widths(module), tuple(ancestors))
 
 
-def _weight(module: nn.Module) -> tuple[str, nn.Parameter] | None:
+def _find_weight(module: nn.Module) -> tuple[str, nn.Parameter] | None:
     """The name in its module of a layer's weight, and the weight."""
     own = {n: p for n, p in module._parameters.items() if p is not None}
     if is_parametrized(module, "weight"):
@@ -77,10 +81,10 @@ def _weight(module: nn.Module) -> tuple[str, nn.Parameter] | None:
     return next(((n, own[n]) for n in WEIGHTS if n in own), None)
 
 
-def _coverage(model: nn.Module, labels: Labels) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Layers that no call has reached, neither by themselves nor by a parameter of theirs; and those that ran in train mode alone."""
+def _find_unreached(model: nn.Module, labels: Labels) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Layers that no call reached, by themselves or by a parameter, and those reached only in train mode."""
     names, unreached, in_training = canonical_names(model), [], []
-    for layer in layers(model, {}):
+    for layer in list_layers(model, {}):
         own = model.get_submodule(layer.name).named_parameters()
         known = {layer.name, *(names[f"{layer.name}.{name}" if layer.name else name] for name, _ in own)}
         if not known & (labels.used | labels.ran):
@@ -90,9 +94,9 @@ def _coverage(model: nn.Module, labels: Labels) -> tuple[tuple[str, ...], tuple[
     return tuple(unreached), tuple(in_training)
 
 
-def _traced(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[tuple[Spent, int]]]:
+def _trace(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[tuple[TracedProduct, int]]]:
     try:
-        return _watched(model, inputs)
+        return _trace_copy(model, inputs)
     except ModelError:
         raise
     except Exception as error:
@@ -101,20 +105,23 @@ def _traced(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[t
         ) from error
 
 
-def _watched(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Labels, list[tuple[Spent, int]]]:
-    """A copy that ran under watch: one without numbers, or where the forward call asks for them, one with them."""
+def _trace_copy(
+    model: nn.Module, inputs: Inputs
+) -> tuple[nn.Module, Labels, list[tuple[TracedProduct, int]]]:
+    """Trace a copy without values or, if the forward call needs values, a copy with them."""
     if not any(p.is_meta for p in model.parameters()):
         try:
-            copy = on_meta(model)
-            return copy, *watch(copy, shapes(inputs), lenient=False)
+            copy = copy_to_meta(model)
+            return copy, *trace_model(copy, move_inputs_to_meta(inputs), lenient=False)
         except Exception:
             pass
-    copy = copied(model)
-    return copy, *watch(copy, inputs, lenient=True)
+    copy = copy_model(model)
+    return copy, *trace_model(copy, inputs, lenient=True)
 
 
-def _written(model: nn.Module, labels: Labels) -> Iterable[tuple[str, Ints]]:
-    """Attributes of modules (`num_heads`, a shape) that hold a length which the module wrote into a reshape or split."""
+def _find_length_attributes(model: nn.Module, labels: Labels) -> Iterable[tuple[str, Ints]]:
+    """Attributes of modules (`num_heads`, a shape) whose value is a length that the module reshapes or
+    splits by."""
     seen = set()
     for module, own in labels.shapes:
         if (module, own.tobytes()) in seen:
@@ -134,22 +141,25 @@ def _written(model: nn.Module, labels: Labels) -> Iterable[tuple[str, Ints]]:
                 yield f"{module}:{attribute}[{list(value).index(len(own))}]", own
 
 
-def _producers(model: nn.Module, labels: Labels) -> dict[tuple[str, int], str]:
-    """(weight, dimension of its outputs) -> layer, for every layer whose width a rule can speak of; a weight that is no
-    layer's (the experts of a mixture, stacked; a functional call on a parameter) goes by its own name."""
+def _find_producers(model: nn.Module, labels: Labels) -> dict[tuple[str, int], str]:
+    """(weight, dimension of its outputs) -> layer, for every layer whose width a rule can name.
+
+    A weight that belongs to no layer goes by its own name: stacked experts of a mixture, or a parameter in
+    a functional call.
+    """
     names = canonical_names(model)
     found: dict[tuple[str, int], str] = {}
-    for name, module in walk(model):
+    for name, module in walk_modules(model):
         prefix = f"{name}." if name else ""
-        row, own = layer_type(module), _weight(module)
+        row, own = layer_type(module), _find_weight(module)
         if row.hidden is not None and not getattr(module, "proj_size", 0):
             found.setdefault((names[f"{prefix}{row.hidden}"], 1), name)
         if own is not None and row.outputs is not None and row.family != "embedding":
             found.setdefault((names[f"{prefix}{own[0]}"], row.outputs), name)
     # Last: a group is named after an embedding only where nothing else makes it.
-    for name, module in walk(model):
+    for name, module in walk_modules(model):
         row = layer_type(module)
-        if row.family == "embedding" and row.outputs is not None and _weight(module) is not None:
+        if row.family == "embedding" and row.outputs is not None and _find_weight(module) is not None:
             found.setdefault((names[f"{name}.weight" if name else "weight"], row.outputs), name)
     known = {tensor for tensor, _ in found}
     bare = {name for name, _ in model.named_parameters() if name not in known and _is_bare(model, name)}
@@ -160,5 +170,5 @@ def _producers(model: nn.Module, labels: Labels) -> dict[tuple[str, int], str]:
 
 
 def _is_bare(model: nn.Module, name: str) -> bool:
-    """Whether a parameter is one that a network's own module holds, and no layer of torch."""
+    """Whether a user's module holds the parameter, rather than a layer of torch."""
     return not type(model.get_submodule(name.rpartition(".")[0])).__module__.startswith("torch.")

@@ -22,7 +22,7 @@ def own_class(module: nn.Module) -> type[nn.Module]:
     kind = type(module)
     if "parametrizations" in module._modules and kind.__name__.startswith("Parametrized"):
         kind = kind.__mro__[1]
-    kind = attention.class_before(kind)
+    kind = attention.original_class(kind)
     known: type[nn.Module] = _STANDS_FOR.get(kind, kind)
     return known
 

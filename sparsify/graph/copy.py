@@ -1,44 +1,44 @@
-"""Deep copies of a model in which some tensors are others: narrower ones, or ones without numbers."""
+"""Deep copies of a model with some tensors replaced: by narrower ones, or by ones without values."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
-from sparsify.forward.copies import SHARED, copy_value, rebind_functions, tensors_without_history
-from sparsify.graph.names import walk
+from sparsify.forward.copies import SHARED_KINDS, copy_value, rebind_functions, tensors_without_history
+from sparsify.graph.names import walk_modules
 
 
 def copy_with(model: nn.Module, tensors: dict[int, Any]) -> nn.Module:
     """A deep copy with tensors[id(t)] in place of every tensor t that is listed there.
 
-    Tensors that autograd computed come without their history. `tensors` is written into.
+    Tensors that autograd computed are copied without their history. `tensors` is written into.
     """
     with tensors_without_history():
         made: nn.Module = copy_value(model, tensors)
-    for _, module in walk(made):
+    for _, module in walk_modules(made):
         rebind_functions(module, tensors)
     return made
 
 
-def on_meta(model: nn.Module) -> nn.Module:
-    """A copy without numbers whose tied weights are still tied, which `model.to("meta")` would undo."""
-    return copy_with(model, {id(tensor): _empty(tensor) for tensor in _tensors(model)})
+def copy_to_meta(model: nn.Module) -> nn.Module:
+    """A copy without values in which tied weights stay tied, unlike after `model.to("meta")`."""
+    return copy_with(model, {id(tensor): _make_meta(tensor) for tensor in _list_tensors(model)})
 
 
-def _empty(tensor: Tensor) -> Tensor:
+def _make_meta(tensor: Tensor) -> Tensor:
     meta = tensor.detach().to("meta")
     return nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
 
 
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
+def _list_tensors(model: nn.Module) -> Iterator[Tensor]:
     """Parameters, buffers, and tensors that are plain attributes."""
-    for _, module in walk(model):
+    for _, module in walk_modules(model):
         yield from (
             value for value in (*module._parameters.values(), *module._buffers.values()) if value is not None
         )
         yield from (
             value
             for value in vars(module).values()
-            if type(value) not in SHARED and isinstance(value, Tensor)
+            if type(value) not in SHARED_KINDS and isinstance(value, Tensor)
         )

@@ -1,4 +1,4 @@
-"""From labels to coupled groups: units that leave as a whole, put together where they reach the same slices."""
+"""From labels to coupled groups: units that are removed as a whole, grouped by the slices that they reach."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,50 +12,57 @@ from sparsify.graph.trace.labels import Axis, Ints, Labels
 
 @dataclass(frozen=True)
 class _Vector:
-    """The classes along one dimension, and the numbers of the axes that they are the same for."""
+    """The classes along one dimension, and the numbers of the axes that have the same classes."""
 
     classes: Ints
     axes: tuple[int, ...]
 
 
-Written = tuple[str, Ints]
+LengthAttribute = tuple[str, Ints]
 """(module:attribute, labels of the dimension whose length it holds)"""
 
 
-def coupled_groups(
-    labels: Labels, classes: Ints, producers: Mapping[tuple[str, int], str], written: Sequence[Written] = ()
+def find_coupled_groups(
+    labels: Labels,
+    classes: Ints,
+    producers: Mapping[tuple[str, int], str],
+    written: Sequence[LengthAttribute] = (),
 ) -> Iterable[Coupled]:
-    """One Coupled per set of units of one kind, in the order of the model's layers.
+    """Find one Coupled per set of units of one kind, in the order of the model's layers.
 
-    classes: of the labels. producers: (tensor, dimension) of every layer's outputs -> the layer's name. A
-    group is named after the first of them that it reaches; a second group of the same first layer gets a
-    number. written: attributes that hold a length.
+    Args:
+        classes: classes of the labels.
+        producers: (tensor, dimension) of every layer's outputs -> the layer's name. A group is named after
+            the
+            first of them that it reaches; a second group of the same first layer gets a number.
+        written: attributes that hold a length.
     """
-    vectors = _vectors(labels.axes, classes)
-    kinds, reaches = _kinds(labels.count, vectors)
-    reasons, texts = labels.reasons(classes)
-    statistics, paired = labels.with_statistics(classes), labels.paired(classes)
-    lengths = _unambiguous([(name, classes[own]) for name, own in written])
+    vectors = _find_vectors(labels.axes, classes)
+    kinds, reaches = _find_kinds(labels.count, vectors)
+    reasons, texts = labels.why_fixed(classes)
+    statistics, paired = labels.has_statistics(classes), labels.is_paired(classes)
+    lengths = _keep_unambiguous([(name, classes[own]) for name, own in written])
     (members,) = np.nonzero(kinds)
     taken: dict[str, int] = defaultdict(int)
     order = {made: i for i, made in enumerate(producers)}
-    for units in _alike(
-        members,
-        ((kinds[members] * (len(texts) + 1) + reasons[members] + 1) * 2 + statistics[members]) * 2
-        + paired[members],
-    ):
+    marks = kinds[members] * (len(texts) + 1) + reasons[members] + 1
+    marks = (marks * 2 + statistics[members]) * 2 + paired[members]
+    for units in _split_by_mark(members, marks):
         unit = int(units[0])
         reached = sorted((axis, vector) for vector in reaches[kinds[unit]] for axis in vectors[vector].axes)
-        name = _first(producers, order, [labels.axes[axis] for axis, _ in reached])
+        name = _find_first_producer(producers, order, [labels.axes[axis] for axis, _ in reached])
         if name is None:
             continue
         taken[name] += 1
-        own = {vector: spans(*_members(vectors[vector].classes, units)) for vector in reaches[kinds[unit]]}
-        slices = tuple(_slice(labels.axes[axis], own[vector], labels) for axis, vector in reached)
+        own = {
+            vector: compress_spans(*_locate_units(vectors[vector].classes, units))
+            for vector in reaches[kinds[unit]]
+        }
+        slices = tuple(_make_slice(labels.axes[axis], own[vector], labels) for axis, vector in reached)
         sizes = tuple(
             Slice(attribute, 0, "size", held)
             for attribute, dim in lengths
-            if (held := spans(*_members(dim, units)))
+            if (held := compress_spans(*_locate_units(dim, units)))
         )
         called = name if taken[name] == 1 else f"{name}#{taken[name]}"
         reason = texts[reasons[unit]] if reasons[unit] >= 0 else None
@@ -64,12 +71,12 @@ def coupled_groups(
             len(units),
             slices + sizes,
             bool(statistics[unit]),
-            _protected(reason, len(units), slices, labels),
+            _why_protected(reason, len(units), slices, labels),
             bool(paired[unit]),
         )
 
 
-def _vectors(axes: Sequence[Axis], classes: Ints) -> list[_Vector]:
+def _find_vectors(axes: Sequence[Axis], classes: Ints) -> list[_Vector]:
     found: dict[bytes, tuple[Ints, list[int]]] = {}
     for number, axis in enumerate(axes):
         own = classes[axis.first : axis.first + axis.size]
@@ -77,22 +84,23 @@ def _vectors(axes: Sequence[Axis], classes: Ints) -> list[_Vector]:
     return [_Vector(own, tuple(numbers)) for own, numbers in found.values()]
 
 
-def _kinds(count: int, vectors: Sequence[_Vector]) -> tuple[Ints, list[tuple[int, ...]]]:
-    """(kind of every class, 0 where no axis has it; kind -> numbers of the vectors reached).
+def _find_kinds(count: int, vectors: Sequence[_Vector]) -> tuple[Ints, list[tuple[int, ...]]]:
+    """(kind of every class, 0 if no axis has it; kind -> numbers of the vectors reached).
 
-    Classes are of one kind when they lie in the same vectors, equally often in each: split anew by every vector.
+    Classes are of one kind if they lie in the same vectors, equally often in each: every vector splits the
+    kinds again.
     """
     kinds = np.zeros(count, np.int64)
     reaches: list[tuple[int, ...]] = [()]
     for number, vector in enumerate(vectors):
-        members, counts = _counted(vector.classes)
+        members, counts = _count_members(vector.classes)
         parts, which = np.unique(kinds[members] << 32 | counts, return_inverse=True)
         kinds[members] = len(reaches) + which
         reaches += [(*reaches[old], number) for old in (parts >> 32).tolist()]
     return kinds, reaches
 
 
-def _counted(classes: Ints) -> tuple[Ints, Ints]:
+def _count_members(classes: Ints) -> tuple[Ints, Ints]:
     """The members, ascending, and how often each occurs."""
     if (classes[1:] > classes[:-1]).all():
         return classes, np.ones_like(classes)
@@ -100,15 +108,15 @@ def _counted(classes: Ints) -> tuple[Ints, Ints]:
     return members, counts
 
 
-def _alike(members: Ints, marks: Ints) -> Iterable[Ints]:
-    """Members (ascending) of one mark, the mark of the smallest member first."""
+def _split_by_mark(members: Ints, marks: Ints) -> Iterable[Ints]:
+    """Members (ascending) with the same mark; the mark of the smallest member comes first."""
     _, first, which = np.unique(marks, return_index=True, return_inverse=True)
     order = np.argsort(which, kind="stable")
     parts = np.split(members[order], np.cumsum(np.bincount(which))[:-1])
     return (parts[i] for i in np.argsort(first).tolist())
 
 
-def _first(
+def _find_first_producer(
     producers: Mapping[tuple[str, int], str], order: Mapping[tuple[str, int], int], axes: Sequence[Axis]
 ) -> str | None:
     """The first layer whose outputs lie along one of the axes."""
@@ -116,8 +124,8 @@ def _first(
     return producers[min(made, key=order.__getitem__)] if made else None
 
 
-def _unambiguous(written: Sequence[Written]) -> list[Written]:
-    """Attributes whose length can change, where only one dimension explains them."""
+def _keep_unambiguous(written: Sequence[LengthAttribute]) -> list[LengthAttribute]:
+    """Attributes whose length can change and that only one dimension explains."""
     found: dict[str, list[Ints]] = defaultdict(list)
     for name, own in written:
         if len(np.unique(own)) > 1 and not any(np.array_equal(own, other) for other in found[name]):
@@ -125,29 +133,29 @@ def _unambiguous(written: Sequence[Written]) -> list[Written]:
     return [(name, dims[0]) for name, dims in found.items() if len(dims) == 1]
 
 
-def _protected(reason: str | None, units: int, slices: tuple[Slice, ...], labels: Labels) -> str | None:
+def _why_protected(reason: str | None, units: int, slices: tuple[Slice, ...], labels: Labels) -> str | None:
     if not any(s.tensor in labels.used for s in slices):
         return "takes no part in a forward call with these inputs"
     if reason is not None:
         return reason
     if units == 1:
-        return "its channels can only leave all together"
+        return "its channels can only be removed all together"
     return None
 
 
-def _slice(axis: Axis, own: tuple[Span, ...], labels: Labels) -> Slice:
+def _make_slice(axis: Axis, own: tuple[Span, ...], labels: Labels) -> Slice:
     return Slice(axis.tensor, axis.dim, "in" if (axis.tensor, axis.dim) in labels.consumed else "out", own)
 
 
-def _members(classes: Ints, units: Ints) -> tuple[Ints, Ints]:
-    """Places whose class is one of `units` (ascending), and which one it is."""
+def _locate_units(classes: Ints, units: Ints) -> tuple[Ints, Ints]:
+    """Places whose class is one of `units` (ascending), and the number of that unit."""
     at = np.minimum(np.searchsorted(units, classes), len(units) - 1)
     (places,) = np.nonzero(units[at] == classes)
     return places, at[places]
 
 
-def spans(places: Ints, units: Ints) -> tuple[Span, ...]:
-    """Compress places (ascending) and their units: runs of one unit, then runs of such runs."""
+def compress_spans(places: Ints, units: Ints) -> tuple[Span, ...]:
+    """Compress places (ascending) and their units into runs of one unit, then into runs of such runs."""
     if not len(places):
         return ()
     breaks = (np.diff(places) != 1) | (np.diff(units) != 0)

@@ -1,33 +1,34 @@
-"""Calls that reach what the given ones do not: other experts of a mixture, the other side of a branch on data."""
+"""Calls that reach layers which the given calls do not: other experts of a mixture, another branch on
+data."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 
-from sparsify.forward.call_model import call
-from sparsify.forward.calls import Call, Inputs, calls_of
-from sparsify.forward.copies import copied
+from sparsify.forward.call_model import call_model
+from sparsify.forward.calls import Call, Inputs, list_calls
+from sparsify.forward.copies import copy_model
 from sparsify.forward.fresh_inputs import redraw
-from sparsify.forward.opaque import is_scripted, uncompiled
+from sparsify.forward.opaque import is_scripted, without_compiling
 
 TRIES = 8
-"""redrawn inputs that are tried"""
+"""how many redrawn inputs are tried"""
 EXAMPLES = 16
-"""in each of them, where the call takes another number"""
+"""batch size of the redrawn inputs, if it can be changed"""
 
 
-def further_calls(model: nn.Module, inputs: Inputs, unreached: frozenset[str]) -> tuple[Call, ...]:
-    """The given calls, and such of the same kind, with other numbers, as run layers that are still unreached.
+def find_further_calls(model: nn.Module, inputs: Inputs, unreached: frozenset[str]) -> tuple[Call, ...]:
+    """The given calls, and redrawn calls that run layers which are still unreached.
 
-    A model without numbers takes no branch by them: it has the given calls alone.
+    A model without weights does not branch on values: it gets the given calls only.
     """
-    calls = calls_of(inputs)
+    calls = list_calls(inputs)
     if not unreached or any(p.is_meta for p in model.parameters()):
         return calls
     found, left = list(calls), set(unreached)
-    for each in _redrawn(calls):
-        new = left & _ran(model, each)
+    for each in _redraw_calls(calls):
+        new = left & _find_modules_run(model, each)
         if new:
             found.append(each)
             left -= new
@@ -36,22 +37,22 @@ def further_calls(model: nn.Module, inputs: Inputs, unreached: frozenset[str]) -
     return tuple(found)
 
 
-def _redrawn(calls: tuple[Call, ...]) -> Iterator[Call]:
+def _redraw_calls(calls: tuple[Call, ...]) -> Iterator[Call]:
     for seed in range(TRIES):
         for each in calls:
-            yield from calls_of(redraw((each,), seed, EXAMPLES))
+            yield from list_calls(redraw((each,), seed, EXAMPLES))
 
 
-def _ran(model: nn.Module, each: Call) -> set[str]:
-    """Modules that one call runs, as far as it gets."""
+def _find_modules_run(model: nn.Module, each: Call) -> set[str]:
+    """Modules that one call runs; none if it fails."""
     ran: set[str] = set()
-    copy = copied(model).eval()
+    copy = copy_model(model).eval()
     for name, module in copy.named_modules():
         if not is_scripted(module):  # takes no hook
             module.register_forward_pre_hook(lambda *_, name=name: ran.add(name))
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), uncompiled():
-            call(copy, (each,))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_compiling():
+            call_model(copy, (each,))
     except Exception:
         return set()
     return ran

@@ -1,4 +1,4 @@
-"""Which of several attributes of one value holds a length: `num_heads` 8 or `head_dim` 8? Found by trial."""
+"""Find by trial which of several attributes with one value holds a length: `num_heads` 8 or `head_dim` 8?"""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -11,35 +11,36 @@ TRIALS = 32
 """how many combinations are tried for one group"""
 
 
-def settled(groups: Sequence[Coupled], fault: Callable[[Coupled], str | None]) -> list[Coupled]:
-    """The groups with the attributes that make a trial cut right; where none do, as they were.
+def choose_attributes(groups: Sequence[Coupled], fault: Callable[[Coupled], str | None]) -> list[Coupled]:
+    """The groups with the attributes that make a trial cut correct; unchanged if no choice does.
 
-    fault: what is wrong with a cut of one group, None if nothing is. It is asked only where attributes compete.
+    fault: what is wrong with a cut of one group, None if nothing is. It is only called if attributes
+    compete.
     """
-    return [
-        next((v for v in islice(_variants(group), TRIALS) if fault(v) is None), group)
-        if _contested(group)
-        else group
-        for group in groups
-    ]
+    return [_choose_variant(group, fault) if _find_rivals(group) else group for group in groups]
 
 
-def fewer(group: Coupled) -> Iterator[Coupled]:
-    """The group without some of the attributes, by their names, that happened to hold the length of one of its dimensions."""
-    names = sorted({_attribute(s) for s in group.slices if s.role == "size"})
+def _choose_variant(group: Coupled, fault: Callable[[Coupled], str | None]) -> Coupled:
+    variants = islice(_list_variants(group), TRIALS)
+    return next((variant for variant in variants if fault(variant) is None), group)
+
+
+def drop_attributes(group: Coupled) -> Iterator[Coupled]:
+    """The group without some of the attributes that happen to equal the length of one of its dimensions."""
+    names = sorted({_attribute_name(s) for s in group.slices if s.role == "size"})
     choices = (set(chosen) for count in reversed(range(len(names))) for chosen in combinations(names, count))
     for chosen in islice(choices, TRIALS):
         yield replace(
-            group, slices=tuple(s for s in group.slices if s.role != "size" or _attribute(s) in chosen)
+            group, slices=tuple(s for s in group.slices if s.role != "size" or _attribute_name(s) in chosen)
         )
 
 
-def _attribute(size: Slice) -> str:
+def _attribute_name(size: Slice) -> str:
     return size.tensor.partition(":")[2]
 
 
-def _contested(group: Coupled) -> list[list[Slice]]:
-    """Attributes of one module that mean the same length of the group."""
+def _find_rivals(group: Coupled) -> list[list[Slice]]:
+    """Attributes of one module that could mean the same length of the group."""
     rivals: dict[tuple[str, object], list[Slice]] = defaultdict(list)
     for part in group.slices:
         if part.role == "size":
@@ -47,10 +48,10 @@ def _contested(group: Coupled) -> list[list[Slice]]:
     return [own for own in rivals.values() if len(own) > 1]
 
 
-def _variants(group: Coupled) -> Iterator[Coupled]:
+def _list_variants(group: Coupled) -> Iterator[Coupled]:
     """The group with all attributes, then with every choice of one among those that compete."""
     yield group
-    contested = _contested(group)
+    contested = _find_rivals(group)
     others = tuple(s for s in group.slices if not any(s in own for own in contested))
     for choice in product(*contested):
         yield replace(group, slices=others + choice)

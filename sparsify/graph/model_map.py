@@ -5,16 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from sparsify.forward.recorded_calls import Called
+from sparsify.forward.recorded_calls import RecordedCall
 
 
 @dataclass(frozen=True)
 class Span:
     """Which indices of a dimension belong to which units.
 
-    For k in 0..units-1: indices start + k*repeat ... start + (k+1)*repeat - 1 belong to unit `unit + k`.
-    A plain layer has one span with repeat 1; after a flatten of h x w maps repeat is h*w; in a concat start is the
-    offset; a grouped convolution has one span per group of the convolution.
+    For k in 0..units-1: indices start + k*repeat ... start + (k+1)*repeat - 1 belong to unit `unit + k`. A
+    plain layer has one span with repeat 1. After a flatten of h x w maps, repeat is h*w. In a concat,
+    start is the offset. A grouped convolution has one span per group of the convolution.
     """
 
     start: int
@@ -25,9 +25,14 @@ class Span:
 
 @dataclass(frozen=True)
 class Slice:
-    """One dimension of one tensor that a coupled group reaches. `role`: out (producer's rows and what follows them
-    per channel), in (a consumer's input slices), whole (all of a tensor that leaves with a residual branch), or size:
-    `tensor` is then module:attribute, an integer that holds the dimension's length."""
+    """One dimension of one tensor that a coupled group reaches.
+
+    `role` is one of
+    - out: the producer's rows, and what follows them per channel
+    - in: a consumer's input slices
+    - whole: all of a tensor that is removed with a residual branch
+    - size: an integer that holds the dimension's length; `tensor` is then module:attribute.
+    """
 
     tensor: str
     dim: int
@@ -37,7 +42,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Coupled:
-    """Units that can only leave together across every slice listed. Named after its first layer."""
+    """Units that can only be removed together across every slice listed. Named after its first layer."""
 
     name: str
     width: int
@@ -45,9 +50,10 @@ class Coupled:
     statistics: bool = False
     """a normalisation takes statistics over the units: a cut changes them"""
     protected: str | None = None
-    """why no unit may leave, if so"""
+    """why no unit may be removed; None if units may"""
     paired: bool = False
-    """a product of two computed tensors (queries and keys) sums over the units: no weight takes them in there"""
+    """a product of two computed tensors (queries and keys) sums over the units, so no weight reads them
+    there"""
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -62,17 +68,21 @@ class Coupled:
 
 @dataclass(frozen=True)
 class Stub:
-    """A module that gives way to one without parameters, which returns its first tensor input, or zeros of its shape."""
+    """A module to be replaced by one without parameters, which returns its first tensor input or zeros of
+    its shape."""
 
     module: str
     zeros: bool = False
     returns: tuple[bool, ...] = ()
-    """(): the tensor itself; else a tuple with the tensor at the place that is true and None elsewhere"""
+    """(): the tensor itself; else a tuple with the tensor at the true place and None elsewhere"""
 
 
 @dataclass(frozen=True)
 class Sum:
-    """Where a branch joins its shortcut: the n-th sum of two tensors that runs in a module, and which operand is the branch."""
+    """The sum in which a branch joins its shortcut.
+
+    It is the nth sum of two tensors that runs in the module; `operand` is the place of the branch in it.
+    """
 
     module: str
     nth: int
@@ -81,19 +91,20 @@ class Sum:
 
 @dataclass(frozen=True)
 class Branch:
-    """A residual block or branch. Its group has one unit, which spans every tensor that leaves with it."""
+    """A residual block or branch. Its group has one unit, which spans every tensor that is removed with
+    it."""
 
     group: Coupled
     module: str
-    """what it is named after: the block, or the largest module of the branch"""
+    """its name: the block, or the largest module of the branch"""
     type: str
     """class of that module"""
     stubs: tuple[Stub, ...] = ()
-    """what takes its place; nothing where it cannot leave"""
+    """replacements for its modules; empty if it cannot be removed"""
     sums: tuple[Sum, ...] = ()
     """where the masked model has zeros in place of its branches"""
     macs: int = 0
-    """multiply-accumulates that go with it"""
+    """multiply-accumulates that are removed with it"""
     ancestors: tuple[str, ...] = ()
     """names of the classes that its own is derived from, nearest first"""
 
@@ -103,16 +114,16 @@ class Branch:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of classes that a rule may call it by."""
+        """Names of classes by which a rule may call it."""
         return self.type, *self.ancestors
 
     @cached_property
     def tensors(self) -> frozenset[str]:
-        """What leaves with it."""
+        """Tensors that are removed with it."""
         return self.group.reached
 
     def holds(self, module: str) -> bool:
-        """Whether a module leaves with it."""
+        """Whether a module is removed with it."""
         return any(module == s.module or module.startswith(f"{s.module}.") for s in self.stubs)
 
     def overlaps(self, other: "Branch") -> bool:
@@ -136,21 +147,23 @@ class Layer:
     inputs: int
     outputs: int
     ancestors: tuple[str, ...] = ()
-    """names of the parents of its class, nearest first, up to the class of torch.nn; () for one of torch.nn itself"""
+    """names of its class's parents, nearest first, up to the class of torch.nn; () for a class of torch.nn
+    itself"""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of classes that a rule may call it by."""
+        """Names of classes by which a rule may call it."""
         return self.type, *self.ancestors
 
     @property
     def kind(self) -> str:
-        """Name of the class of torch.nn that it is, or is derived from: group types act by it."""
+        """Name of the torch.nn class that it is or is derived from; it decides which group types apply."""
         return self.classes[-1]
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """Names that its weight may have: as it is, parametrized, under an old weight_norm, under a mask of torch.nn.utils.prune."""
+        """Names that its weight may have: plain, parametrized, under hook-style weight_norm or a
+        torch.nn.utils.prune mask."""
         computed = (
             "parametrizations.weight.original",
             "parametrizations.weight.original1",
@@ -188,23 +201,24 @@ class Life:
     """operator before which it is freed"""
     bytes: int
     per_unit: tuple[tuple[str, float], ...] = ()
-    """(coupled group, bytes that go with each of its units)"""
+    """(coupled group, bytes that each of its units adds)"""
 
 
 @dataclass(frozen=True)
 class Lifetimes:
-    """All of them, in the order in which they are made."""
+    """All tensors of an inference, in the order in which they are made."""
 
     inputs: int
-    """bytes of what the call is given"""
+    """bytes of the inputs"""
     measured: int
-    """bytes at the peak as the allocator saw it, weights and inputs included"""
+    """measured bytes at the allocator's peak, weights and inputs included"""
     lives: tuple[Life, ...]
 
 
 @dataclass(frozen=True)
 class Run:
-    """`count` indices of a tensor's dimension, from `start` on; with each go `times` of a product's."""
+    """`count` indices of a tensor's dimension from `start` on; each stands for `times` indices of a
+    product."""
 
     tensor: str
     dim: int
@@ -215,40 +229,42 @@ class Run:
 
 @dataclass(frozen=True)
 class Product:
-    """What a module spends on products over the same dimensions: of input and weight, or of two activations."""
+    """What a module spends on products over the same dimensions: of input and weight, or of two
+    activations."""
 
     module: str
     macs: float
     """multiply-accumulates of one forward call on one example"""
     dims: tuple[tuple[int, tuple[Run, ...]], ...] = ()
-    """(length, the indices that can leave) of every dimension that a cut can shorten"""
+    """(length, the indices that can be removed) of every dimension that a cut can shorten"""
     weight: str | None = None
     """the parameter that it multiplies by"""
 
 
 @dataclass(frozen=True)
 class ModelMap:
-    """What there is to know about a model without its numbers."""
+    """Structure of a model: layers, tensor shapes and coupled groups. Holds no weights."""
 
     layers: tuple[Layer, ...]
     tensors: tuple[Tensor, ...]
     coupled: tuple[Coupled, ...]
     macs: int
     """multiply-accumulates of one forward call on one example"""
-    inputs: tuple[Called, ...] = ()
-    """the calls that the model was followed in, as they can be made anew"""
+    inputs: tuple[RecordedCall, ...] = ()
+    """the calls that were traced, in a form that can be drawn again"""
     branches: tuple[Branch, ...] = ()
-    """residual blocks and branches; looked for only where a rule has group depth"""
+    """residual blocks and branches; only searched if a rule has group depth"""
     lifetimes: Lifetimes | None = None
-    """looked for only where the budget limits peak memory"""
+    """only measured if the budget limits peak memory"""
     products: tuple[Product, ...] = ()
-    """what the multiply-accumulates are spent on; a layer's go with its weight where none are given"""
+    """where the multiply-accumulates are spent; if empty, a layer's go with its weight"""
     shared: tuple[tuple[str, int], ...] = ()
-    """(tensor, dimension) that is one layer's outputs and another one's inputs, as of an embedding tied to the last layer"""
+    """(tensor, dimension) that is one layer's output and another one's input, as of an embedding tied to
+    the last layer"""
     unreached: tuple[str, ...] = ()
-    """layers that none of the calls reached"""
+    """layers that no call reaches"""
     in_training: tuple[str, ...] = ()
-    """layers that they reached in train mode alone"""
+    """layers that calls reach only in train mode"""
 
     @cached_property
     def params(self) -> int:
@@ -260,13 +276,11 @@ class ModelMap:
 
     @cached_property
     def network(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of names, types and shapes of layers and tensors: of the network without its numbers."""
-        text = repr(
-            (
-                [(each.name, each.type, each.weight) for each in self.layers],
-                [(t.name, t.shape) for t in self.tensors],
-            )
-        )
+        """First 16 hexadecimal digits of a SHA-256 of the names, types and shapes of all layers and
+        tensors."""
+        layers = [(layer.name, layer.type, layer.weight) for layer in self.layers]
+        tensors = [(tensor.name, tensor.shape) for tensor in self.tensors]
+        text = repr((layers, tensors))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property

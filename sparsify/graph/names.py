@@ -6,27 +6,28 @@ from torch import Tensor, nn
 
 
 def canonical_names(model: nn.Module) -> dict[str, str]:
-    """Every name of a parameter or buffer -> the first name of the same tensor (tied weights have several)."""
+    """Every name of a parameter or buffer -> the first name of that tensor (tied weights have several)."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(tensor), name) for name, tensor in all_names(model).items()}
 
 
 def all_names(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers under every name that they have."""
-    return {name: tensor for name, tensor, _ in _slots(model, every=True)}
+    return {name: tensor for name, tensor, _ in _list_slots(model, every=True)}
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
     """(name, tensor, whether it is saved) of parameters, then buffers, tied ones once."""
     seen = set()
-    for name, tensor, saved in _slots(model, every=False):
+    for name, tensor, saved in _list_slots(model, every=False):
         if id(tensor) not in seen:
             seen.add(id(tensor))
             yield name, tensor, saved
 
 
-def walk(model: nn.Module, every: bool = False) -> list[tuple[str, nn.Module]]:
-    """`named_modules`, without a generator in a generator at every level; every: under each of their names."""
+def walk_modules(model: nn.Module, every: bool = False) -> list[tuple[str, nn.Module]]:
+    """`named_modules` without nested generators, which are slow; every: list a module under each of its
+    names."""
     found: list[tuple[str, nn.Module]] = []
     seen: set[int] = set()
 
@@ -42,8 +43,8 @@ def walk(model: nn.Module, every: bool = False) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def _slots(model: nn.Module, every: bool) -> Iterator[tuple[str, Tensor, bool]]:
-    walked = [(f"{name}." if name else "", module) for name, module in walk(model, every)]
+def _list_slots(model: nn.Module, every: bool) -> Iterator[tuple[str, Tensor, bool]]:
+    walked = [(f"{name}." if name else "", module) for name, module in walk_modules(model, every)]
     for prefix, module in walked:
         for name, parameter in module._parameters.items():
             if parameter is not None:

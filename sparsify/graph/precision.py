@@ -1,4 +1,4 @@
-"""Models in another precision, and float64 that a model's own casts do not undo."""
+"""Models in another precision, and float64 even if the model casts to a lower precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.forward.call_model import cast_tensor
-from sparsify.forward.opaque import uncompiled
-from sparsify.graph.trace.module_stack import Located
+from sparsify.forward.opaque import without_compiling
+from sparsify.graph.trace.module_stack import ModuleStack
 
 DOUBLE = frozenset([torch.float64, torch.complex128])
 LOWER = frozenset([torch.float32, torch.bfloat16, torch.float16, torch.complex64, torch.complex32])
 
 
-def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The model itself, its real tensors in `dtype` and its complex ones in the complex type of that precision.
+def cast_model(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Cast the model in place: real tensors to `dtype`, complex ones to the complex type of that
+    precision.
 
     `model.to(dtype)` would drop imaginary parts.
     """
@@ -24,15 +25,16 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-class InDouble(Located):  # type: ignore[no-untyped-call]
-    """Leaves out casts from double to a lower precision: rounding inside a model would hide what a cut changes."""
+class KeepDouble(ModuleStack):  # type: ignore[no-untyped-call]
+    """Leaves out casts from double to a lower precision: rounding inside a model would hide what a cut
+    changes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.casts = 0
-        """how many were left out"""
+        """number of casts left out"""
 
-    def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def run_operator(self, func: Any, args: Any, kwargs: Any) -> Any:
         cast_down = func is torch.ops.aten._to_copy.default and kwargs.get("dtype") in LOWER
         if cast_down and isinstance(args[0], Tensor) and args[0].dtype in DOUBLE:
             self.casts += 1
@@ -41,10 +43,11 @@ class InDouble(Located):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def in_double(model: nn.Module) -> Iterator[InDouble]:
-    """Keep double precision throughout the calls of a model whose parameters have it; other models run as they are."""
-    mode = InDouble()
-    with uncompiled():
+def keep_double(model: nn.Module) -> Iterator[KeepDouble]:
+    """Keep double precision throughout the calls of a double-precision model; other models run as they
+    are."""
+    mode = KeepDouble()
+    with without_compiling():
         if any(tensor.dtype in DOUBLE for tensor in model.parameters()):
             with mode:
                 yield mode

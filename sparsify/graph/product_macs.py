@@ -8,46 +8,52 @@ from itertools import pairwise
 import numpy as np
 
 from sparsify.graph.model_map import Product, Run, Tensor
-from sparsify.graph.trace.axis_labels import first, varying
+from sparsify.graph.trace.axis_labels import take_first, varying_dims
 from sparsify.graph.trace.labels import Ints, Labels
-from sparsify.graph.trace.products import Spent
+from sparsify.graph.trace.products import TracedProduct
 
 Dims = tuple[tuple[int, tuple[Run, ...]], ...]
 """(length, the indices that can leave) of every dimension that a cut can shorten"""
 
 
 @dataclass(frozen=True)
-class Followed:
-    """What was learnt from the forward call."""
+class TraceResult:
+    """What the forward call showed."""
 
     labels: Labels
     classes: Ints
-    """of the labels: equal ones leave together"""
+    """classes of the labels: labels of one class are removed together"""
     reached: Set[tuple[str, int]]
     """(tensor, dimension) of every slice of a coupled group"""
 
 
-def products(
-    ran: Iterable[tuple[Spent, int]], followed: Followed, macs: Mapping[str, int], tensors: Iterable[Tensor]
+def find_products(
+    ran: Iterable[tuple[TracedProduct, int]],
+    followed: TraceResult,
+    macs: Mapping[str, int],
+    tensors: Iterable[Tensor],
 ) -> tuple[Product, ...]:
-    """The products of a forward call, alike ones of a module as one.
+    """The products of a forward call; equal ones of a module are merged.
 
-    ran: what each spent, and how often it ran. tensors: of the model. macs: as counted on one example, by
-    module. They have the last word: where no product was seen they are constant.
+    Args:
+        ran: the products, and how often each ran.
+        tensors: of the model.
+        macs: as counted on one example, by module. These counts decide: MACs without a traced product are
+            constant.
     """
     siblings: defaultdict[str, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
-        siblings[_module(tensor.name)].append(tensor)
+        siblings[_owning_module(tensor.name)].append(tensor)
     found: defaultdict[tuple[str, Dims, str | None], int] = defaultdict(int)
     for one, times in ran:
-        dims, weight = tuple(_dims(one, followed)), _weight(one, followed.labels, siblings)
+        dims, weight = tuple(_find_dims(one, followed)), _find_weight(one, followed.labels, siblings)
         found[one.module, dims, weight] += times * one.macs
     watched: defaultdict[str, int] = defaultdict(int)
     for (module, _, _), count in found.items():
         watched[module] += count
     counted = {module: (macs.get(module, 0), whole) for module, whole in watched.items()}
     rest = {module: count for module, count in macs.items() if module not in watched}
-    if _agree(watched, macs):  # by module they may not, where a forward is called without its module
+    if _counts_agree(watched, macs):  # by module they may not, where a forward is called without its module
         counted, rest = dict.fromkeys(watched, (sum(macs.values()), sum(watched.values()))), {}
     made = [
         Product(module, spent * counted[module][0] / counted[module][1], dims, weight)
@@ -57,33 +63,33 @@ def products(
     return (*made, *(Product(module, float(count)) for module, count in rest.items() if count))
 
 
-def _agree(watched: Mapping[str, int], macs: Mapping[str, int]) -> bool:
-    """Whether what was watched on a batch is what was counted, rounded for each module, on one example."""
+def _counts_agree(watched: Mapping[str, int], macs: Mapping[str, int]) -> bool:
+    """Whether the traced MACs of a batch match those counted on one example, rounded for each module."""
     total = sum(macs.values())
     examples = round(sum(watched.values()) / total) if total else 0
     return examples > 0 and abs(sum(watched.values()) - examples * total) <= examples * len(macs)
 
 
-def _dims(one: Spent, followed: Followed) -> Iterator[tuple[int, tuple[Run, ...]]]:
+def _find_dims(one: TracedProduct, followed: TraceResult) -> Iterator[tuple[int, tuple[Run, ...]]]:
     """The dimensions of a product that a cut can shorten."""
     found: dict[int, Ints] = {}
     for aspect in one.aspects:
-        dims = varying(aspect)
+        dims = varying_dims(aspect)
         if len(dims) > 1:  # heads and their features: whole heads leave, or the same features of all of them
             field = followed.classes[aspect.numpy()]
             dims = {d for d in dims if (field != field.take([0], d)).any()}
         if len(dims) == 1:
             (dim,) = dims
-            found.setdefault(dim, first(aspect, varying(aspect) - dims).flatten().numpy())
+            found.setdefault(dim, take_first(aspect, varying_dims(aspect) - dims).flatten().numpy())
     for dim in sorted(found):
-        runs = _runs(found[dim], followed.labels)
+        runs = _find_runs(found[dim], followed.labels)
         leaving = tuple(run for run in runs if (run.tensor, run.dim) in followed.reached)
         if leaving:
             yield len(found[dim]), leaving
 
 
-def _runs(own: Ints, labels: Labels) -> Iterator[Run]:
-    """The labels along a dimension as indices of parameters and buffers, but for those that must stay."""
+def _find_runs(own: Ints, labels: Labels) -> Iterator[Run]:
+    """The labels along a dimension as indices of parameters and buffers, without those that must stay."""
     if len(own) > 1 and own[0] and own[-1] - own[0] == len(own) - 1 and (own[1:] > own[:-1]).all():
         members, counts = own, np.ones_like(own)
     else:
@@ -92,11 +98,11 @@ def _runs(own: Ints, labels: Labels) -> Iterator[Run]:
         return
     breaks = np.nonzero((np.diff(members) != 1) | (np.diff(counts) != 0))[0] + 1
     for start, end in pairwise((0, *breaks.tolist(), len(members))):
-        yield from _of_axes(int(members[start]), end - start, int(counts[start]), labels)
+        yield from _split_by_axis(int(members[start]), end - start, int(counts[start]), labels)
 
 
-def _of_axes(label: int, count: int, times: int, labels: Labels) -> Iterator[Run]:
-    """So many labels from this one on, which may lie on several axes that were made one after the other."""
+def _split_by_axis(label: int, count: int, times: int, labels: Labels) -> Iterator[Run]:
+    """`count` labels from this one on, which may lie on several consecutive axes."""
     while count > 0:
         axis = labels.axis_of(label)
         if axis is None:
@@ -106,11 +112,13 @@ def _of_axes(label: int, count: int, times: int, labels: Labels) -> Iterator[Run
         label, count = label + own, count - own
 
 
-def _weight(one: Spent, labels: Labels, siblings: Mapping[str, Sequence[Tensor]]) -> str | None:
-    """The parameter that a product multiplies by: of those that a factor is computed from, the largest."""
+def _find_weight(one: TracedProduct, labels: Labels, siblings: Mapping[str, Sequence[Tensor]]) -> str | None:
+    """The parameter that a product multiplies by: the largest that a factor is computed from."""
     axes = (labels.axis_of(int(aspect.flatten()[-1])) for aspect in one.parameters)
     names = {axis.tensor for axis in axes if axis is not None}
-    near = [tensor for module in sorted({_module(name) for name in names}) for tensor in siblings[module]]
+    near = [
+        tensor for module in sorted({_owning_module(name) for name in names}) for tensor in siblings[module]
+    ]
     named = [tensor for tensor in near if tensor.name in names]
     parameters = [tensor for tensor in named if tensor.parameter]
     if parameters:
@@ -122,5 +130,5 @@ def _weight(one: Spent, labels: Labels, siblings: Mapping[str, Sequence[Tensor]]
     return masked[0].name if masked else None
 
 
-def _module(tensor: str) -> str:
+def _owning_module(tensor: str) -> str:
     return tensor.rpartition(".")[0]

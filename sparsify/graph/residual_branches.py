@@ -1,9 +1,10 @@
-"""Residual blocks and branches: found in the graph of one forward call, and what can take their place.
+"""Find residual blocks and branches in the graph of one forward call, and what can replace them.
 
-A sum p + q in which q is computed from p is where a branch joins its shortcut p. A *block* around branches that returns
-its input when they are zero gives way to its input. A *branch* in a place where that is not so (a normalisation follows
-the sum) keeps the sum, and its modules give way to modules that return zeros. Source: layer depth in Wen et al.,
-arXiv:1608.03665, section 3.2; what is found here by the sums of any network is there the shortcuts of a ResNet.
+In a sum p + q in which q is computed from p, a branch joins its shortcut p. A *block* that returns its
+input if its branches are zero is replaced by its input. If a *branch* is elsewhere (a normalisation
+follows the sum), the sum stays, and the branch's modules are replaced by modules that return zeros.
+Source: layer depth in Wen et al., arXiv:1608.03665, section 3.2. That paper uses the shortcuts of a
+ResNet; here the sums of any network are found.
 """
 
 from collections import Counter
@@ -15,35 +16,44 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.forward.call_model import call
+from sparsify.forward.call_model import call_model
 from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.graph.class_names import class_names
 from sparsify.graph.model_map import Branch, Coupled, ModelMap, Slice, Span, Stub, Sum
 from sparsify.graph.names import canonical_names
-from sparsify.graph.trace.operator_graph import Added, Bits, Call, Graph, nodes, record, union
-from sparsify.graph.trace.zero_branches import silenced
+from sparsify.graph.trace.operator_graph import (
+    Addition,
+    Bits,
+    Graph,
+    ModuleCall,
+    list_nodes,
+    record_graph,
+    unite,
+)
+from sparsify.graph.trace.zero_branches import zero_branches
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def find_branches(
-    model: nn.Module, map: ModelMap, inputs: Inputs, macs: Mapping[str, int]
+    model: nn.Module, model_map: ModelMap, inputs: Inputs, macs: Mapping[str, int]
 ) -> tuple[Branch, ...]:
-    """Every residual block and branch that could leave, and blocks like them that cannot, with the reason.
+    """Find every residual block and branch that could be removed, and similar blocks that cannot, with the
+    reason.
 
-    macs: multiply-accumulates by module name. The model's weights are not looked at but for blocks: one that does not
-    return its input exactly with its branches at zero is none. Pass a copy of the model.
+    Weights only matter for blocks: a block must return its input exactly if its branches are zero.
+    macs: multiply-accumulates by module name. Pass a copy of the model.
     """
-    found = _Found(model, record(model, inputs))
-    found.whole = _identities(model, inputs, found)
-    blocks = _blocks(found)
-    units = [
-        replace(unit, macs=sum(n for name, n in macs.items() if unit.holds(name)))
-        for unit in _worth([*blocks, *_single(found)], map)
-    ]
+    found = _ResidualGraph(model, record_graph(model, inputs))
+    found.identities = _find_identities(model, inputs, found)
+    blocks = _find_blocks(found)
+    units = []
+    for unit in _keep_with_parameters([*blocks, *_find_single_branches(found)], model_map):
+        own_macs = sum(count for name, count in macs.items() if unit.holds(name))
+        units.append(replace(unit, macs=own_macs))
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
-    return tuple(sorted([*units, *_refused(found, blocks, units)], key=lambda b: order[b.module]))
+    return tuple(sorted([*units, *_find_refused(found, blocks, units)], key=lambda b: order[b.module]))
 
 
 @dataclass(frozen=True)
@@ -54,35 +64,33 @@ class _Residual:
     shortcut: int
     sum: Sum
     inside: Bits
-    """the branch's operators, and what feeds them alone"""
+    """the branch's operators, and the operators whose results only it uses"""
     escapes: bool
     """whether a value inside is used elsewhere"""
 
 
-class _Found:
-    """The graph with what is asked of it again and again."""
+class _ResidualGraph:
+    """The graph, with cached answers."""
 
     def __init__(self, model: nn.Module, graph: Graph) -> None:
         self.model, self.graph = model, graph
         self.names = canonical_names(model)
         self.times = Counter(c.module for c in graph.calls)
         self.by_size = sorted(graph.calls, key=lambda c: c.own.bit_count())
-        self.whole: frozenset[str] = frozenset()
-        """modules that return their first tensor input when the branches in them are zero"""
+        self.identities: frozenset[str] = frozenset()
+        """modules that return their first tensor input if the branches inside are zero"""
 
     @cached_property
     def residuals(self) -> list[_Residual]:
-        found = [r for a in self.graph.added if (r := self._residual(a)) is not None]
-        return [
-            r
-            for r in found
-            if any(
-                n in self.graph.parameters
-                for n in nodes(union(1 << i for n in nodes(r.inside) for i in self.graph.inputs[n]))
-            )
-        ]
+        found = [r for a in self.graph.added if (r := self._read_residual(a)) is not None]
+        return [r for r in found if self._reads_parameters(r.inside)]
 
-    def _residual(self, added: Added) -> _Residual | None:
+    def _reads_parameters(self, inside: Bits) -> bool:
+        """Whether one of these operators computes with a parameter."""
+        inputs = {i for n in list_nodes(inside) for i in self.graph.inputs[n]}
+        return not inputs.isdisjoint(self.graph.parameters)
+
+    def _read_residual(self, added: Addition) -> _Residual | None:
         g, (a, b) = self.graph, added.operands
         if not g.live >> added.node & 1:
             return None
@@ -90,47 +98,51 @@ class _Found:
         if not g.before[branch] >> shortcut & 1 or not (g.before[shortcut] | 1 << shortcut) & g.given:
             return None
         between = g.after[shortcut] & (g.before[branch] | 1 << branch)
-        escapes = any(g.users[n] & ~(between | 1 << added.node) for n in nodes(between)) or bool(
+        escapes = any(g.users[n] & ~(between | 1 << added.node) for n in list_nodes(between)) or bool(
             between & g.outputs
         )
         return _Residual(
             added.node,
             shortcut,
             Sum(added.module, added.nth, operand),
-            self._with_feeders(between, shortcut),
+            self._add_feeders(between, shortcut),
             escapes,
         )
 
-    def _with_feeders(self, inside: Bits, shortcut: int) -> Bits:
-        """The branch with what only it uses: transposed weights, masks; parameters and inputs are no operators."""
+    def _add_feeders(self, inside: Bits, shortcut: int) -> Bits:
+        """The branch with operators that only it uses: transposed weights, masks. Parameters and inputs do
+        not count."""
         g, open_ = self.graph, inside
         while open_:
-            candidates = union(1 << i for n in nodes(open_) for i in g.inputs[n]) & ~inside & ~(1 << shortcut)
-            open_ = union(
-                1 << n for n in nodes(candidates) if not g.leaves >> n & 1 and not g.users[n] & ~inside
+            candidates = (
+                unite(1 << i for n in list_nodes(open_) for i in g.inputs[n]) & ~inside & ~(1 << shortcut)
+            )
+            open_ = unite(
+                1 << n for n in list_nodes(candidates) if not g.leaves >> n & 1 and not g.users[n] & ~inside
             )
             inside |= open_
         return inside
 
-    def blocks(self) -> Iterator[tuple[Call, list[_Residual]]]:
-        """Calls, from inside out, that hold whole branches together with their sums, and those branches."""
+    def blocks(self) -> Iterator[tuple[ModuleCall, list[_Residual]]]:
+        """Calls, innermost first, that hold whole branches together with their sums, and those branches."""
         for own in self.by_size:
             inner = [r for r in self.residuals if own.own >> r.node & 1]
             outer = [r for r in inner if not any(o.inside >> r.node & 1 for o in inner)]
             if own.module and outer and not any(r.inside & ~own.own for r in outer):
                 yield own, outer
 
-    def maximal(self, residual: _Residual) -> list[Call]:
+    def largest_calls(self, residual: _Residual) -> list[ModuleCall]:
         """The largest calls that ran wholly inside a branch, in the order in which they ran."""
         live = self.graph.live
 
-        def inside(c: Call) -> bool:
+        def inside(c: ModuleCall) -> bool:
             return bool(c.own & live) and not c.own & live & ~residual.inside and self.times[c.module] == 1
 
-        return [c for c in self.graph.calls if inside(c) and not any(inside(o) for o in c.around())]
+        return [c for c in self.graph.calls if inside(c) and not any(inside(o) for o in c.outer_calls())]
 
-    def carried(self, modules: Sequence[str]) -> frozenset[str]:
-        """Parameters and buffers that leave with these modules: tied ones only with all who share them."""
+    def tensors_within(self, modules: Sequence[str]) -> frozenset[str]:
+        """Parameters and buffers that are removed with these modules; tied ones only if all who share them
+        are removed."""
         own = {name for name in self.names if any(name.startswith(f"{m}.") for m in modules)}
         shared = {first for name, first in self.names.items() if name not in own}
         return frozenset(self.names[name] for name in own) - shared
@@ -139,12 +151,12 @@ class _Found:
         return sum(p.numel() for p in self.model.get_submodule(module).parameters())
 
     def classes(self, module: str) -> tuple[str, ...]:
-        """Names of a module's class and of those that it is derived from."""
+        """Names of a module's class and of its base classes."""
         return class_names(self.model.get_submodule(module))
 
 
-def _identities(model: nn.Module, inputs: Inputs, found: _Found) -> frozenset[str]:
-    """Blocks that return their first tensor input exactly when all branches are zero."""
+def _find_identities(model: nn.Module, inputs: Inputs, found: _ResidualGraph) -> frozenset[str]:
+    """Blocks that return their first tensor input exactly if all branches are zero."""
     equal: set[str] = set()
 
     def seen(name: str, x: Tensor, result: Any) -> None:
@@ -155,52 +167,58 @@ def _identities(model: nn.Module, inputs: Inputs, found: _Found) -> frozenset[st
 
     watched = {own.module for own, _ in found.blocks() if found.times[own.module] == 1}
     sums = [r.sum for r in found.residuals]
-    with torch.no_grad(), silenced(model, sums, watched, seen), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), zero_branches(model, sums, watched, seen), torch.random.fork_rng(devices=[]):
         seed_generators(0)
-        call(model, inputs)
+        call_model(model, inputs)
     return frozenset(equal)
 
 
-def _blocks(found: _Found) -> list[Branch]:
-    """Blocks that can leave, from inside out. What repeats one kind of block (a stage, an encoder) is no block itself."""
+def _find_blocks(found: _ResidualGraph) -> list[Branch]:
+    """Blocks that can be removed, innermost first. A repetition of blocks of one kind (a stage, an
+    encoder) is none."""
     units: list[tuple[Branch, frozenset[int]]] = []
     for own, inner in found.blocks():
         reached = frozenset(r.node for r in inner)
         nested = [(b, r) for b, r in units if b.module.startswith(f"{own.module}.")]
-        if _trouble(found, own, inner) or any(r == reached for _, r in nested) or _repeats(nested):
+        if (
+            _why_block_stays(found, own, inner)
+            or any(r == reached for _, r in nested)
+            or _repeats_one_class(nested)
+        ):
             continue
-        stubs = (
-            (Stub(own.module, returns=_returns(found, own) or ()),)
-            if own.module in found.whole
-            else tuple(s for r in inner for s in _stubs(found, r))
-        )
-        units.append((_unit(found, own.module, stubs, inner), reached))
+        if own.module in found.identities:
+            stubs: tuple[Stub, ...] = (Stub(own.module, returns=_return_pattern(found, own) or ()),)
+        else:
+            stubs = tuple(stub for residual in inner for stub in _list_stubs(found, residual))
+        units.append((_make_branch(found, own.module, stubs, inner), reached))
     return [unit for unit, _ in units]
 
 
-def _repeats(nested: Sequence[tuple[Branch, frozenset[int]]]) -> bool:
+def _repeats_one_class(nested: Sequence[tuple[Branch, frozenset[int]]]) -> bool:
     outermost = [b for b, _ in nested if not any(b.module.startswith(f"{o.module}.") for o, _ in nested)]
     return max(Counter(b.type for b in outermost).values(), default=0) > 1
 
 
-def _single(found: _Found) -> Iterable[Branch]:
+def _find_single_branches(found: _ResidualGraph) -> Iterable[Branch]:
     """Single branches of blocks that hold several, named after the largest module in them."""
     alone = {
         r.node
         for own, inner in found.blocks()
-        if len(inner) == 1 and not _trouble(found, own, inner)
+        if len(inner) == 1 and not _why_block_stays(found, own, inner)
         for r in inner
     }
     for residual in found.residuals:
-        if residual.node in alone or _branch_trouble(found, residual):
+        if residual.node in alone or _why_branch_stays(found, residual):
             continue
-        principal = max(found.maximal(residual), key=lambda c: found.params(c.module))
-        yield _unit(found, principal.module, tuple(_stubs(found, residual)), [residual])
+        principal = max(found.largest_calls(residual), key=lambda c: found.params(c.module))
+        yield _make_branch(found, principal.module, tuple(_list_stubs(found, residual)), [residual])
 
 
-def _unit(found: _Found, name: str, stubs: tuple[Stub, ...], inner: Sequence[_Residual]) -> Branch:
+def _make_branch(
+    found: _ResidualGraph, name: str, stubs: tuple[Stub, ...], inner: Sequence[_Residual]
+) -> Branch:
     tensors = dict([*found.model.named_parameters(), *found.model.named_buffers()])
-    carried = found.carried([s.module for s in stubs])
+    carried = found.tensors_within([s.module for s in stubs])
     slices = tuple(
         Slice(n, 0, "whole", (Span(0, 0, 1, t.shape[0] if t.dim() else 1),))
         for n, t in tensors.items()
@@ -211,78 +229,78 @@ def _unit(found: _Found, name: str, stubs: tuple[Stub, ...], inner: Sequence[_Re
     return Branch(Coupled(name, 1, slices), name, own, stubs, sums, ancestors=tuple(ancestors))
 
 
-def _trouble(found: _Found, own: Call, inner: Sequence[_Residual]) -> str | None:
-    """Why a block cannot leave."""
+def _why_block_stays(found: _ResidualGraph, own: ModuleCall, inner: Sequence[_Residual]) -> str | None:
+    """Why a block cannot be removed; None if it can."""
     g = found.graph
     if found.times[own.module] > 1:
         return f"it is called {found.times[own.module]} times"
-    out = _returned(own)
+    out = _returned_node(own)
     if own.x is None or out is None or own.shape != g.shapes[out]:
         return "its output has another shape than its input"
-    if own.module not in found.whole:
-        faults = [fault for r in inner if (fault := _branch_trouble(found, r)) is not None]
+    if own.module not in found.identities:
+        faults = [fault for r in inner if (fault := _why_branch_stays(found, r)) is not None]
         return (
             f"it does not return its input when its branches are zero, and in them {faults[0]}"
             if faults
             else None
         )
-    if any(g.users[n] & ~own.own for n in nodes(own.own & g.live) if n != out) or own.own & g.outputs & ~(
-        1 << out
-    ):
+    if any(
+        g.users[n] & ~own.own for n in list_nodes(own.own & g.live) if n != out
+    ) or own.own & g.outputs & ~(1 << out):
         return "a value inside it is used elsewhere"
-    return None if _returns(found, own) is not None else "it returns more than a tensor"
+    return None if _return_pattern(found, own) is not None else "it returns more than a tensor"
 
 
-def _branch_trouble(found: _Found, residual: _Residual) -> str | None:
-    """Why a branch cannot be silenced."""
+def _why_branch_stays(found: _ResidualGraph, residual: _Residual) -> str | None:
+    """Why a branch cannot be replaced by zeros; None if it can."""
     if residual.escapes:
         return "a value inside it is used elsewhere"
-    calls = found.maximal(residual)
+    calls = found.largest_calls(residual)
     if not calls:
         return "no module runs"
-    covered, g = union(c.own for c in calls), found.graph
-    used = {i for n in nodes(residual.inside & ~covered) for i in g.inputs[n]} & g.parameters.keys()
+    covered, g = unite(c.own for c in calls), found.graph
+    used = {i for n in list_nodes(residual.inside & ~covered) for i in g.inputs[n]} & g.parameters.keys()
     if used:
         return f"'{g.parameters[min(used)]}' belongs to a module around it"
-    if any(_returns(found, c) is None for c in calls):
+    if any(_return_pattern(found, c) is None for c in calls):
         return "a module returns more than a tensor"
     return None
 
 
-def _stubs(found: _Found, residual: _Residual) -> Iterable[Stub]:
-    """A branch's modules: those before the last ones pass their input on, the last ones return zeros."""
-    calls, g = found.maximal(residual), found.graph
+def _list_stubs(found: _ResidualGraph, residual: _Residual) -> Iterable[Stub]:
+    """Stubs for a branch's modules: the last ones return zeros, those before them pass their input on."""
+    calls, g = found.largest_calls(residual), found.graph
     for own in calls:
-        behind = union(g.after[n] for n in nodes(own.own & g.live))
+        behind = unite(g.after[n] for n in list_nodes(own.own & g.live))
         last = not any(behind & other.own for other in calls if other is not own)
         if g.after[residual.shortcut] & own.own or found.params(own.module):
-            yield Stub(own.module, last, _returns(found, own) or ())
+            yield Stub(own.module, last, _return_pattern(found, own) or ())
 
 
-def _returned(own: Call) -> int | None:
+def _returned_node(own: ModuleCall) -> int | None:
     """The node of the first tensor that a call returned."""
     entries = own.result if isinstance(own.result, tuple) else (own.result,)
     return next((e for e in entries if type(e) is int), None)
 
 
-def _returns(found: _Found, own: Call) -> tuple[bool, ...] | None:
-    """How a call returns its tensor, where other tensors that it returns are not used; None where it cannot be said."""
+def _return_pattern(found: _ResidualGraph, own: ModuleCall) -> tuple[bool, ...] | None:
+    """The place of the tensor in what a call returns; None if other tensors that it returns are used too."""
     if type(own.result) is int:
         return ()
     if not isinstance(own.result, tuple) or ... in own.result:
         return None
-    out, g = _returned(own), found.graph
+    out, g = _returned_node(own), found.graph
     others = [e for e in own.result if type(e) is int and e != out]
     if out is None or any(g.users[e] & ~own.own or g.outputs >> e & 1 for e in others):
         return None
     return tuple(i == own.result.index(out) for i in range(len(own.result)))
 
 
-def _worth(units: Iterable[Branch], map: ModelMap) -> Iterator[Branch]:
-    """Units by which parameters would go, one of each name."""
-    parameters = {t.name for t in map.tensors if t.parameter}
+def _keep_with_parameters(units: Iterable[Branch], model_map: ModelMap) -> Iterator[Branch]:
+    """Branches that would remove parameters, one of each name."""
+    parameters = {t.name for t in model_map.tensors if t.parameter}
     names: set[str] = set()
-    taken = {c.name for c in map.coupled}
+    taken = {c.name for c in model_map.coupled}
     for unit in units:
         if unit.name not in names and unit.tensors & parameters:
             names.add(unit.name)
@@ -290,7 +308,9 @@ def _worth(units: Iterable[Branch], map: ModelMap) -> Iterator[Branch]:
             yield replace(unit, group=replace(unit.group, name=called))
 
 
-def _refused(found: _Found, blocks: Sequence[Branch], units: Sequence[Branch]) -> Iterator[Branch]:
+def _find_refused(
+    found: _ResidualGraph, blocks: Sequence[Branch], units: Sequence[Branch]
+) -> Iterator[Branch]:
     """Modules of the classes of removable blocks that must stay, and why."""
     kinds = {b.type for b in blocks} - {kind.__name__ for kind in CONTAINERS}
     held = {own.module: inner for own, inner in found.blocks()}
@@ -298,6 +318,6 @@ def _refused(found: _Found, blocks: Sequence[Branch], units: Sequence[Branch]) -
         classes = found.classes(own.module) if own.module else ()
         leaves = any(own.module == b.module or b.holds(own.module) for b in units)
         if kinds.intersection(classes) and not leaves:
-            why = _trouble(found, own, held.get(own.module, ())) or "its shortcut is not its input"
+            why = _why_block_stays(found, own, held.get(own.module, ())) or "its shortcut is not its input"
             group = Coupled(own.module, 1, (), protected=why)
             yield Branch(group, own.module, classes[0], ancestors=classes[1:])

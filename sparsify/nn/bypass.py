@@ -1,4 +1,4 @@
-"""What takes the place of a module that left with a residual branch: modules without parameters."""
+"""Modules without parameters that replace modules which were removed with a residual branch."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 
 class Bypassed(nn.Module):
-    """Returns its first tensor input, whatever else it is given."""
+    """Returns its first tensor input and ignores the others."""
 
     def __init__(self, returns: tuple[bool, ...] = ()) -> None:
         super().__init__()
         self.returns = returns
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return _returned(_first(args, kwargs), self.returns)
+        return _wrap_result(_first_tensor(args, kwargs), self.returns)
 
 
 class Silenced(nn.Module):
@@ -25,12 +25,15 @@ class Silenced(nn.Module):
         self.returns = returns
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return _returned(torch.zeros_like(_first(args, kwargs)), self.returns)
+        return _wrap_result(torch.zeros_like(_first_tensor(args, kwargs)), self.returns)
 
 
-def put(model: nn.Module, name: str, stub: nn.Module) -> None:
-    """Replace a module; plain values that it was known by (a layer's number or kind) stay readable on the stub, and its
-    parameters read None. Layers of torch around it that would read those in a fused path no longer take it."""
+def replace_module(model: nn.Module, name: str, stub: nn.Module) -> None:
+    """Replace a module by a stub.
+
+    Plain attributes of the module (a layer's number or kind) stay readable on the stub; its parameters
+    read None. Layers of torch around it no longer use a fused path that reads those parameters.
+    """
     parent, _, child = name.rpartition(".")
     old = model.get_submodule(name)
     plain = {k: v for k, v in vars(old).items() if isinstance(v, str | int | float) and k not in vars(stub)}
@@ -41,20 +44,21 @@ def put(model: nn.Module, name: str, stub: nn.Module) -> None:
     owner = model.get_submodule(parent)
     owner._modules[child] = stub
     if isinstance(owner, nn.TransformerEncoderLayer):
-        owner.activation_relu_or_gelu = (
-            0  # what torch itself writes where the fused path has no such activation
-        )
+        # torch itself writes 0 if the fused path does not have the activation.
+        owner.activation_relu_or_gelu = 0
     for outer in model.modules():
         if isinstance(outer, nn.TransformerEncoder) and any(inner is owner for inner in outer.modules()):
             outer.use_nested_tensor = False
 
 
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor):
             return value
     raise TypeError("a module that left with a residual branch was called without a tensor")
 
 
-def _returned(value: Tensor, returns: tuple[bool, ...]) -> Any:
-    return tuple([value if here else None for here in returns]) if returns else value
+def _wrap_result(value: Tensor, returns: tuple[bool, ...]) -> Any:
+    if not returns:
+        return value
+    return tuple([value if here else None for here in returns])

@@ -1,8 +1,12 @@
-"""Cropping: a convolution whose kernel has dead positions, run with a smaller kernel.
+"""Crop a convolution whose kernel has dead positions to a smaller kernel.
 
-Along each spatial dimension the live positions lie on a grid first, first + step, ...: the kernel shrinks to it, dilated by
-`step`, and the padding gives way by what was cut off. y[o] = sum_k W[k] x[o * stride + k * dilation - padding] is the same
-sum without its zero terms, so this is exact; where more is cut off on one side than was padded, the input is cropped.
+Along each spatial dimension the live positions lie on a grid first, first + step, ...: the kernel shrinks
+to the grid with dilation `step`, and the padding shrinks by what was cut off.
+
+    y[o] = sum_k W[k] x[o * stride + k * dilation - padding]
+
+is the same sum without its zero terms, so this is exact. If more is cut off on one side than was padded,
+the input is cropped.
 """
 
 from collections.abc import Iterator
@@ -19,18 +23,21 @@ Grid = tuple[int, int, int]
 
 
 class _Cropped:
-    """A convolution that pads, then crops, then convolves without padding. `pads` and `crops` are in F.pad's order."""
+    """A convolution that pads, crops, then convolves without padding. `pads` and `crops` are in F.pad's
+    order."""
 
     pads: tuple[int, ...]
     mode: str
     crops: tuple[int, ...]
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        made: Tensor = super()._conv_forward(trimmed(input, self.pads, self.mode, self.crops), weight, bias)  # type: ignore[misc]
+        cropped = pad_and_crop(input, self.pads, self.mode, self.crops)
+        made: Tensor = super()._conv_forward(cropped, weight, bias)  # type: ignore[misc]
         return made
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, pads={self.pads}, mode={self.mode}, crops={self.crops}"  # type: ignore[misc]
+        convolution = super().extra_repr()  # type: ignore[misc]
+        return f"{convolution}, pads={self.pads}, mode={self.mode}, crops={self.crops}"
 
 
 class CroppedConv1d(_Cropped, nn.Conv1d):
@@ -53,43 +60,48 @@ CROPPED: dict[type[Any], type[Any]] = {
 PLAIN: dict[type[Any], type[Any]] = {cropped: plain for plain, cropped in CROPPED.items()}
 
 
-def trimmed(x: Tensor, pads: tuple[int, ...], mode: str, crops: tuple[int, ...]) -> Tensor:
-    """Pad as the layer did, then take off what the kernel no longer sees. In two steps, as a map may be smaller than its crop."""
+def pad_and_crop(x: Tensor, pads: tuple[int, ...], mode: str, crops: tuple[int, ...]) -> Tensor:
+    """Pad as the layer did, then cut off what the kernel no longer covers.
+
+    In two steps, since a feature map may be smaller than what is cut off.
+    """
     if any(pads):
         x = F.pad(x, pads, "constant" if mode == "zeros" else mode)
     return F.pad(x, crops) if any(crops) else x
 
 
 def can_crop(module: nn.Module) -> bool:
-    """A convolution of torch.nn itself: one of the user's own may do more than convolve."""
+    """Whether a module is a convolution of torch.nn itself: one of the user's may do more than convolve."""
     return type(module) in CROPPED or type(module) in PLAIN
 
 
-def grids(weight: Tensor) -> tuple[Grid, ...]:
-    """The coarsest grid along each spatial dimension that holds every live position; one position where all are dead."""
+def find_grids(weight: Tensor) -> tuple[Grid, ...]:
+    """The coarsest grid along each spatial dimension that holds every live position; one position if all
+    are dead."""
     live = (weight.detach() != 0).flatten(0, 1).any(0)
-    return tuple(
-        _grid(
-            torch.nonzero(live.movedim(d, 0).flatten(1).any(1) if live.dim() > 1 else live).flatten().tolist()
-        )
-        for d in range(live.dim())
-    )
+    return tuple(_find_grid(_find_live_positions(live, dim)) for dim in range(live.dim()))
 
 
-def _grid(places: list[int]) -> Grid:
+def _find_live_positions(live: Tensor, dim: int) -> list[int]:
+    """Indices along a dimension at which any element is true."""
+    along = live.movedim(dim, 0).reshape(live.shape[dim], -1).any(1)
+    return along.nonzero().flatten().tolist()
+
+
+def _find_grid(places: list[int]) -> Grid:
     if len(places) < 2:
         return (places[0] if places else 0, 1, 1)
     step = gcd(*(place - places[0] for place in places))
     return places[0], step, (places[-1] - places[0]) // step + 1
 
 
-def whole(kernel: tuple[int, ...]) -> tuple[Grid, ...]:
+def full_grids(kernel: tuple[int, ...]) -> tuple[Grid, ...]:
     """The grids of a kernel that keeps every position."""
     return tuple((0, 1, size) for size in kernel)
 
 
-def select(tensor: Tensor, kept: tuple[Grid, ...]) -> Tensor:
-    """What a weight, or a tensor of its shape, keeps."""
+def select_positions(tensor: Tensor, kept: tuple[Grid, ...]) -> Tensor:
+    """The positions of a weight, or of a tensor of its shape, that are kept."""
     for dim, (first, step, count) in enumerate(kept, start=2):
         tensor = tensor.index_select(
             dim, torch.arange(first, first + step * count, step, device=tensor.device)
@@ -97,10 +109,10 @@ def select(tensor: Tensor, kept: tuple[Grid, ...]) -> Tensor:
     return tensor
 
 
-def crop(conv: Conv, kept: tuple[Grid, ...]) -> None:
+def crop_convolution(conv: Conv, kept: tuple[Grid, ...]) -> None:
     """Set the attributes of a convolution whose weight has been cropped to `kept`."""
-    lost = tuple(_lost(conv, kept))
-    pads, mode, crops = padding(conv)
+    lost = tuple(_count_lost_reach(conv, kept))
+    pads, mode, crops = read_padding(conv)
     conv.dilation = tuple(
         d * step if count > 1 else 1 for d, (_, step, count) in zip(conv.dilation, kept, strict=True)
     )
@@ -126,7 +138,7 @@ def _set_padding(conv: Conv, pads: tuple[int, ...]) -> None:
     conv._reversed_padding_repeated_twice = list(pads)
 
 
-def padding(conv: Conv) -> tuple[tuple[int, ...], str, tuple[int, ...]]:
+def read_padding(conv: Conv) -> tuple[tuple[int, ...], str, tuple[int, ...]]:
     """(pads, mode, crops) of a convolution, in F.pad's order: last dimension first, before and after."""
     if isinstance(conv, _Cropped):
         return conv.pads, conv.mode, conv.crops
@@ -137,8 +149,8 @@ def padding(conv: Conv) -> tuple[tuple[int, ...], str, tuple[int, ...]]:
     return pads, conv.padding_mode, (0,) * len(pads)
 
 
-def _lost(conv: Conv, kept: tuple[Grid, ...]) -> Iterator[int]:
-    """What the kernel's reach shrinks by, as negative pads: last dimension first, before and after."""
+def _count_lost_reach(conv: Conv, kept: tuple[Grid, ...]) -> Iterator[int]:
+    """How much the kernel's reach shrinks, as negative pads: last dimension first, before and after."""
     for size, dilation, (first, step, count) in reversed(
         list(zip(conv.kernel_size, conv.dilation, kept, strict=True))
     ):

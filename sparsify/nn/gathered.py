@@ -1,8 +1,9 @@
-"""Gathering: a layer whose weight matrix has dead columns, run on the live ones alone.
+"""Run a layer whose weight matrix has dead columns on its live columns only.
 
-A convolution's weight as the matrix [outputs, channels * kernel positions] has one column per filter shape. The live
-columns of each kernel position are gathered from the input, put one below the other, and one dense 1x1 convolution does
-the rest. Source: the lowered form of Wen et al., arXiv:1608.03665, with stock operators only.
+A convolution's weight as the matrix [outputs, channels * kernel positions] has one column per filter
+shape. The live columns of each kernel position are gathered from the input and stacked, and one dense 1x1
+convolution does the rest. Source: the lowered form of Wen et al., arXiv:1608.03665, with stock operators
+only.
 """
 
 from itertools import groupby, product
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsify.nn.cropped import PLAIN, Conv, padding, trimmed
+from sparsify.nn.cropped import PLAIN, Conv, pad_and_crop, read_padding
 
 CONVOLVE = (F.conv1d, F.conv2d, F.conv3d)
 
@@ -22,7 +23,7 @@ class _GatheredConv:
     """weight: [outputs, live columns], ordered by kernel position, then channel."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        x = trimmed(x, self.pads, self.mode, self.crops)
+        x = pad_and_crop(x, self.pads, self.mode, self.crops)
         sizes = [
             (n - reach) // s + 1 for n, reach, s in zip(x.shape[2:], self.reach, self.stride, strict=True)
         ]
@@ -77,49 +78,45 @@ GATHERED: dict[type[Any], type[Any]] = {
 
 
 def can_gather(module: nn.Module) -> bool:
-    """A Linear layer or a convolution without groups, of torch.nn itself."""
+    """Whether a module is a Linear layer or a convolution without groups, of torch.nn itself."""
     plain = PLAIN.get(type(module), type(module))
     return plain in GATHERED and getattr(module, "groups", 1) == 1
 
 
-def live_columns(weight: Tensor) -> list[int]:
-    """Columns of the weight as the matrix [outputs, the rest] that are not all zero; the first where all are."""
+def find_live_columns(weight: Tensor) -> list[int]:
+    """Columns of the weight, as the matrix [outputs, the rest], that are not all zero; the first if all
+    are."""
     return torch.nonzero((weight.detach() != 0).flatten(1).any(0)).flatten().tolist() or [0]
 
 
-def ordered(columns: list[int], kernel: int) -> list[int]:
-    """By kernel position, then channel: as a gathered weight has them."""
+def order_columns(columns: list[int], kernel: int) -> list[int]:
+    """Order columns by kernel position, then channel, as in a gathered weight."""
     return sorted(columns, key=lambda column: (column % kernel, column))
 
 
-def select(tensor: Tensor, columns: list[int]) -> Tensor:
-    """What a weight, or a tensor of its shape, keeps."""
-    order = ordered(columns, prod(tensor.shape[2:]))
+def select_columns(tensor: Tensor, columns: list[int]) -> Tensor:
+    """The columns of a weight, or of a tensor of its shape, that are kept."""
+    order = order_columns(columns, prod(tensor.shape[2:]))
     return tensor.flatten(1).index_select(1, torch.tensor(order, device=tensor.device))
 
 
-def gather(module: nn.Linear | Conv, columns: list[int]) -> None:
-    """Turn a layer whose weight has been gathered into one that gathers its input alike."""
+def gather_inputs(module: nn.Linear | Conv, columns: list[int]) -> None:
+    """Turn a layer whose weight has been gathered into one that gathers its input in the same way."""
     device = module.weight.device
     if isinstance(module, nn.Linear):
         module.__class__ = GatheredLinear
         module.register_buffer("columns", torch.tensor(columns, device=device), persistent=False)
         return
-    pads, mode, crops = padding(module)
+    pads, mode, crops = read_padding(module)
     kernel = module.kernel_size
-    places = list(
-        product(
-            *(
-                range(0, size * dilation, dilation)
-                for size, dilation in zip(kernel, module.dilation, strict=True)
-            )
-        )
-    )
-    reach = tuple((size - 1) * dilation + 1 for size, dilation in zip(kernel, module.dilation, strict=True))
-    taps = [
-        (tap, [c // len(places) for c in own])
-        for tap, own in groupby(ordered(columns, len(places)), lambda c: c % len(places))
+    positions = [
+        range(0, size * dilation, dilation) for size, dilation in zip(kernel, module.dilation, strict=True)
     ]
+    places = list(product(*positions))
+    reach = tuple((size - 1) * dilation + 1 for size, dilation in zip(kernel, module.dilation, strict=True))
+    taps = []
+    for tap, own in groupby(order_columns(columns, len(places)), lambda column: column % len(places)):
+        taps.append((tap, [column // len(places) for column in own]))
     module.__class__ = GATHERED[PLAIN.get(type(module), type(module))]
     vars(module).update(
         pads=pads, mode=mode, crops=crops, reach=reach, offsets=tuple(places[tap] for tap, _ in taps)

@@ -5,16 +5,17 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
-from sparsify.cost.measure import copied
+from sparsify.cost.measure import copy_model
 from sparsify.formatting.numbers import plural, share
 from sparsify.forward import call_model
 from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import redraw
-from sparsify.forward.trial_calls import takes
+from sparsify.forward.trial_calls import accepts_inputs
 from sparsify.graph import precision
 from sparsify.graph.group_index import dead_units
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.surgery import constants as proven_constants
+from sparsify.graph.surgery.constant_shifts import Constants, constants_match
 from sparsify.graph.verify import equivalence
 from sparsify.pruning.plan_inputs import fresh_inputs_of, seed_of
 from sparsify.pruning.planning.plan import Plan
@@ -28,25 +29,25 @@ CONTRADICTED = (
 
 def constants_of(
     dense: nn.Module, map: ModelMap, keep: Mapping[str, Sequence[int]], inputs: Inputs
-) -> proven_constants.Constants:
+) -> Constants:
     """What the removed units emit that no input changes, computed in float64 where the model runs in it; nothing, where
     it cannot be followed."""
-    given = call_model.on_cpu(inputs)
-    double = call_model.converted(given, torch.float64)
+    given = call_model.move_inputs_to_cpu(inputs)
+    double = call_model.convert_inputs(given, torch.float64)
     try:
         return proven_constants.find_constants(
-            precision.cast(copied(dense).cpu(), torch.float64).eval(), map, keep, double
+            precision.cast_model(copy_model(dense).cpu(), torch.float64).eval(), map, keep, double
         )
     except Exception:  # the model casts inside
         try:
-            return proven_constants.find_constants(copied(dense).cpu().eval(), map, keep, given)
+            return proven_constants.find_constants(copy_model(dense).cpu().eval(), map, keep, given)
         except Exception:
-            return proven_constants.Constants()
+            return Constants()
 
 
 def confirmed_constants(
     plan: Plan, dense: nn.Module, keep: Mapping[str, Sequence[int]], inputs: Inputs
-) -> tuple[proven_constants.Constants, tuple[str, ...]]:
+) -> tuple[Constants, tuple[str, ...]]:
     """What the removed units emit, and a note where other inputs contradict it: then none of it is believed.
 
     Constants that go on exactly are compared with the dense model by the proof. Of the others the proof sees the mean
@@ -54,18 +55,18 @@ def confirmed_constants(
     """
     found = constants_of(dense, plan.map, keep, inputs)
     other = redraw(inputs, seed_of(plan, 0))
-    if all(shift.exact for shift in found.shifts) or not takes(dense, other):
+    if all(shift.exact for shift in found.shifts) or not accepts_inputs(dense, other):
         return found, ()
-    if proven_constants.same_constants(found, constants_of(dense, plan.map, keep, other)):
+    if constants_match(found, constants_of(dense, plan.map, keep, other)):
         return found, ()
-    return proven_constants.Constants(), (CONTRADICTED,)
+    return Constants(), (CONTRADICTED,)
 
 
 def unfollowed_constants(
     plan: Plan,
     dense: nn.Module,
     keep: Mapping[str, Sequence[int]],
-    constants: proven_constants.Constants,
+    constants: Constants,
     inputs: Inputs,
 ) -> Iterator[str]:
     """Removed units that no weight produces, and whose constants mix with data on the way: what their leaving changes."""
@@ -74,19 +75,19 @@ def unfollowed_constants(
         for name in keep
         if name in {c.name for c in plan.map.coupled} and not plan.map.by_name[name].statistics
     ]
-    own = copied(dense)
+    own = copy_model(dense)
     apply_masks(own)
     unmade = dead_units(plan.map, names, dict(own.named_parameters()), roles=("out",))
     for name, flags in unmade.items():
-        accounted = {*keep[name], *constants.whole.get(name, ()), *constants.told.get(name, ())}
+        accounted = {*keep[name], *constants.harmless.get(name, ()), *constants.accounted.get(name, ())}
         lost = [unit for unit, dead in enumerate(flags.tolist()) if dead and unit not in accounted]
         if not lost:
             continue
         width = plan.map.by_name[name].width
         rest = {name: [unit for unit in range(width) if unit not in lost]}
         # On several inputs: a gate may be closed, or a mean over the batch hide it, on one of them.
-        tried = [one for one in (inputs, *fresh_inputs_of(plan, dense, inputs)) if takes(dense, one)]
-        change = max((equivalence.effect(dense, plan.map, rest, one) for one in tried), default=0.0)
+        tried = [one for one in (inputs, *fresh_inputs_of(plan, dense, inputs)) if accepts_inputs(dense, one)]
+        change = max((equivalence.measure_effect(dense, plan.map, rest, one) for one in tried), default=0.0)
         if change > NOTICED:
             yield (
                 f"{plural(len(lost), 'unit')} of '{name}' had no weights that produce them, but their constants were mixed "

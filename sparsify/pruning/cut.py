@@ -11,21 +11,22 @@ from torch import nn
 from torch.nn import functional
 
 from sparsify.cost.cost_model import Costs
-from sparsify.cost.measure import copied
+from sparsify.cost.measure import copy_model
 from sparsify.errors import ModelError, VerificationError
 from sparsify.events import Listener, silence
 from sparsify.formatting.numbers import share
 from sparsify.formatting.verdict_text import LABELS, fold_notes, verdict_words
 from sparsify.forward import call_model
 from sparsify.forward.calls import Call, Inputs
-from sparsify.forward.copies import copied_object
-from sparsify.forward.fresh_inputs import as_recorded
-from sparsify.forward.opaque import in_words
+from sparsify.forward.copies import copy_object
+from sparsify.forward.fresh_inputs import apply_record
+from sparsify.forward.opaque import explain_errors
 from sparsify.graph.group_index import check_fits
-from sparsify.graph.surgery import constants as proven_constants
 from sparsify.graph.surgery import fold_constants, stale_widths, transfer_state
 from sparsify.graph.surgery import operations as cut_operations
+from sparsify.graph.surgery.constant_shifts import Constants
 from sparsify.graph.surgery.operations import Keep
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.trace import vocabulary
 from sparsify.pruning import layer_compaction, weight_masks
 from sparsify.pruning.choice_notes import choice_notes
@@ -168,11 +169,11 @@ def cut(
     given = (
         like_those_of(plan, model)
         if inputs is None
-        else as_recorded(plan.map.inputs, checked_inputs(inputs, model))
+        else apply_record(plan.map.inputs, checked_inputs(inputs, model))
     )
-    inputs = vocabulary.understood(model, given)
+    inputs = vocabulary.add_names_and_vocabularies(model, given)
     batches = None if batches is None else taken(batches, plan.recipe)
-    dense = copied(model)
+    dense = copy_model(model)
     clocks = clocks_of(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)
     scores = scored(plan, dense, batches, loss)
     keep = agree(
@@ -184,16 +185,16 @@ def cut(
             listener,
         )
     )
-    with in_words("cutting the model"):
+    with explain_errors("cutting the model"):
         zeroed, deeds = weight_masks.zeroed(plan, dense, keep, partial(looks, batches=batches, loss=loss))
         keep = weight_masks.without_dead(plan, zeroed, keep)
     constants, notes = confirmed_constants(plan, zeroed, keep, inputs)
     try:
         made = _carried_out(plan, dense, zeroed, keep, constants, inputs)
     except VerificationError:
-        if constants == proven_constants.Constants():
+        if constants == Constants():
             raise
-        constants, notes = proven_constants.Constants(), (CONTRADICTED,)
+        constants, notes = Constants(), (CONTRADICTED,)
         made = _carried_out(plan, dense, zeroed, keep, constants, inputs)
     thin, cuts = made.model, made.cuts.model_copy(update={"zeroed": deeds})
     followers = tuple(_followed(plan, other, model, thin, cuts, keep, inputs) for other in follow)
@@ -201,7 +202,7 @@ def cut(
     notes += cuts.notes
     notes += tuple(unfollowed_constants(plan, zeroed, keep, constants, inputs))
     notes += tuple(fold_notes(op for op in cuts.operations if isinstance(op, Fold)))
-    notes += transfer_state.carry(model, thin, cuts, optimizer)
+    notes += transfer_state.transfer_state(model, thin, cuts, optimizer)
     return Result(thin, model, plan, cuts, made.verdicts, followers, notes)
 
 
@@ -219,19 +220,19 @@ def _carried_out(
     dense: nn.Module,
     zeroed: nn.Module,
     keep: Mapping[str, Sequence[int]],
-    constants: proven_constants.Constants,
+    constants: Constants,
     inputs: Inputs,
 ) -> _Made:
     """Remove the units, make layers cheaper, fold constants, and prove what comes of it as rebuilt from log and weights."""
-    with in_words("cutting the model"):
+    with explain_errors("cutting the model"):
         thin, cuts = cut_operations.cut(zeroed, plan.map, keep, plan.digest)
         cuts = stale_widths.follow_widths(dense, thin, cuts, inputs)
         reshaped, executions = layer_compaction.realise(plan, thin, inputs)
-        folded = fold_constants.fold(thin, constants.shifts, plan.map, keep)
+        folded = fold_constants.fold_constants(thin, constants.shifts, plan.map, keep)
     operations = (*cuts.operations, *reshaped, *folded.operations, *weight_masks.counts(plan, thin))
     cuts = cuts.model_copy(update={"operations": operations, "executions": executions})
     fresh = fresh_inputs_of(plan, dense, inputs)
-    with in_words("proving the cut"):
+    with explain_errors("proving the cut"):
         delivered = reloaded(zeroed, thin, cuts, fresh, inputs)
         done = CutParts(dense, zeroed, delivered, keep, reshaped, constants, folded.values, fresh)
         verdicts = prove(plan, done, inputs)
@@ -246,17 +247,17 @@ def _followed(
     if name is not None:  # an average goes on with as many steps behind it
         inside = getattr(other, name)
         narrow = _followed(plan, inside, model, thin, cuts, keep, inputs)
-        return copied_object(
+        return copy_object(
             other, f"the {type(other).__name__} in follow", {id(inside): narrow, id(model): thin}
         )
-    own = copied(other)
-    narrow = cut_operations.replay(own, cuts)
+    own = copy_model(other)
+    narrow = replay_cuts(own, cuts)
     created = {op.module for op in cuts.operations if isinstance(op, AddBias)}
     shifts = constants_of(own, plan.map, keep, suited(inputs, own)).shifts
-    fold_constants.fold(narrow, shifts, plan.map, keep, created)
+    fold_constants.fold_constants(narrow, shifts, plan.map, keep, created)
     with torch.no_grad():
         for op in cuts.operations:
             if isinstance(op, Zero):
                 narrow.get_parameter(op.tensor).mul_(thin.get_parameter(op.tensor) != 0)
-    transfer_state.carry(other, narrow, cuts)
+    transfer_state.transfer_state(other, narrow, cuts)
     return narrow

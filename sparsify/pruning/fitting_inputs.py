@@ -3,10 +3,10 @@
 from torch import nn
 
 from sparsify.data import Datasets, example_inputs, open_integers
-from sparsify.forward.calls import Inputs, all_tensors, plain, with_names
-from sparsify.forward.fresh_inputs import redrawn_at
-from sparsify.forward.trial_calls import takes
-from sparsify.graph.trace.vocabulary import understood
+from sparsify.forward.calls import Inputs, add_argument_names, all_tensors, simplify_inputs
+from sparsify.forward.fresh_inputs import redraw_tensors
+from sparsify.forward.trial_calls import accepts_inputs
+from sparsify.graph.trace.vocabulary import add_names_and_vocabularies
 from sparsify_schemas.recipe import Recipe
 
 
@@ -21,7 +21,7 @@ def inputs_for(recipe: Recipe, model: nn.Module, datasets: Datasets | None = Non
         return drawn
     drawn, written = _fitted(recipe, model, drawn), example_inputs(recipe, datasets, batch=None)
     differ = [a.shape for a in all_tensors(drawn)] != [a.shape for a in all_tensors(written)]
-    return _fitted(recipe, model, written) if differ and not takes(model, drawn) else drawn
+    return _fitted(recipe, model, written) if differ and not accepts_inputs(model, drawn) else drawn
 
 
 def _fitted(recipe: Recipe, model: nn.Module, inputs: Inputs) -> Inputs:
@@ -29,5 +29,5 @@ def _fitted(recipe: Recipe, model: nn.Module, inputs: Inputs) -> Inputs:
     if not any(open_):
         return inputs
     # First by their names alone, as a length of none or an empty mask would keep the model from running; then by the tables.
-    named = redrawn_at(with_names(model, inputs), 0, open_)
-    return plain(redrawn_at(understood(model, named), 0, open_))
+    named = redraw_tensors(add_argument_names(model, inputs), 0, open_)
+    return simplify_inputs(redraw_tensors(add_names_and_vocabularies(model, named), 0, open_))

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparsify.cost.cost_model import Costs, latency, limits
+from sparsify.cost.cost_model import Costs, absolute_limits, latency_key
 from sparsify.cost.latency import calibrate
-from sparsify.cost.latency_model import Clock
+from sparsify.cost.latency_model import LatencyModel
 from sparsify.cost.measure.onnx_reuse import Pattern
-from sparsify.cost.measure.runtimes import TimedCall, pattern_of, prepared, threads
-from sparsify.cost.measure.timing import interleaved, undisturbed
+from sparsify.cost.measure.runtimes import TimedCall, make_shared_pattern, prepare, use_threads
+from sparsify.cost.measure.timing import choose_clock, time_interleaved
 from sparsify.events import Listener, Measuring, Note, silence
 from sparsify.formatting.numbers import share
 from sparsify.forward.calls import Inputs
-from sparsify.forward.trial_calls import in_eval
+from sparsify.forward.trial_calls import eval_mode
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.surgery import operations
 from sparsify.pruning.planning.plan import Plan
@@ -56,8 +56,8 @@ class _Dense:
 
     @classmethod
     def of(cls, model: nn.Module, inputs: Inputs, target: Target) -> Self:
-        like = pattern_of(model, inputs, target)
-        return cls(prepared(model, inputs, target, like), like)
+        like = make_shared_pattern(model, inputs, target)
+        return cls(prepare(model, inputs, target, like), like)
 
 
 def settled(
@@ -65,7 +65,7 @@ def settled(
     model: nn.Module,
     scores: Mapping[str, Sequence[float]],
     dead: Mapping[str, Sequence[bool]],
-    clocks: Sequence[Clock],
+    clocks: Sequence[LatencyModel],
     inputs: Inputs,
     listener: Listener = silence,
     chooser: Chooser = choose,
@@ -81,7 +81,7 @@ def settled(
     tries: list[_Try] = []
     aim = AIM
     with ExitStack() as stack:
-        stack.enter_context(in_eval(model))
+        stack.enter_context(eval_mode(model))
         stack.enter_context(torch.inference_mode())
         dense = {c.target: _Dense.of(model, inputs, plan.recipe.targets[c.target]) for c in timed}
         for number in range(ROUNDS):
@@ -104,19 +104,19 @@ def settled(
 
 
 def _achieved(
-    plan: Plan, thin: nn.Module, timed: Sequence[Clock], dense: Mapping[str, _Dense], inputs: Inputs
+    plan: Plan, thin: nn.Module, timed: Sequence[LatencyModel], dense: Mapping[str, _Dense], inputs: Inputs
 ) -> Iterator[tuple[str, float]]:
     """Target -> milliseconds of the cut model, in units of the dense model's as its clock has them where a share is asked."""
-    with in_eval(thin):
+    with eval_mode(thin):
         for clock in timed:
             target: Target = plan.recipe.targets[clock.target]
-            with threads(target):
+            with use_threads(target):
                 whole = dense[clock.target]
-                rounds = interleaved(
-                    [whole.call, prepared(thin, inputs, target, whole.like)],
+                rounds = time_interleaved(
+                    [whole.call, prepare(thin, inputs, target, whole.like)],
                     SECONDS,
                     np.random.default_rng(0),
-                    undisturbed(target),
+                    choose_clock(target),
                 )
             ratio, own = float(np.median(rounds[:, 1] / rounds[:, 0])), float(np.median(rounds[:, 1])) * 1e3
             relative = isinstance(plan.recipe.budget.latency[clock.target], Share)
@@ -124,17 +124,17 @@ def _achieved(
 
 
 def _corrected(
-    plan: Plan, clocks: Sequence[Clock], achieved: Mapping[str, float], keep: Keep
-) -> Iterator[Clock]:
+    plan: Plan, clocks: Sequence[LatencyModel], achieved: Mapping[str, float], keep: Keep
+) -> Iterator[LatencyModel]:
     shapes = Costs(plan.map).shapes(_gone(plan, keep))
     for clock in clocks:
-        yield clock.corrected(shapes, achieved[clock.target]) if clock.target in achieved else clock
+        yield clock.with_measurement(shapes, achieved[clock.target]) if clock.target in achieved else clock
 
 
-def _used(plan: Plan, keep: Keep, clocks: Sequence[Clock]) -> float:
+def _used(plan: Plan, keep: Keep, clocks: Sequence[LatencyModel]) -> float:
     costs = Costs(plan.map, clocks)
-    now, allowed = costs.of(_gone(plan, keep)), limits(plan.recipe.budget, costs.dense)
-    return max(now[latency(c.target)] / allowed[latency(c.target)] for c in clocks)
+    now, allowed = costs.of(_gone(plan, keep)), absolute_limits(plan.recipe.budget, costs.dense)
+    return max(now[latency_key(c.target)] / allowed[latency_key(c.target)] for c in clocks)
 
 
 def _gone(plan: Plan, keep: Keep) -> dict[str, list[int]]:
@@ -149,7 +149,8 @@ def clocks_of(
     map: ModelMap,
     inputs: Inputs,
     listener: Listener,
-) -> tuple[Clock, ...]:
+) -> tuple[LatencyModel, ...]:
     return tuple(
-        calibrate.clock(name, recipe.targets[name], model, map, inputs, listener) for name in targets
+        calibrate.build_latency_model(name, recipe.targets[name], model, map, inputs, listener)
+        for name in targets
     )

@@ -53,7 +53,7 @@ def realise(
         for name, module in dead.items()
         if id(module) not in shared and (crop := _cropped(name, module))
     }
-    compact_layers.reshape(thin, crops.values())
+    compact_layers.compact_layers(thin, crops.values())
     scattered = [name for name, module in dead.items() if len(_live(module)) < _columns(module)]
     fits = {name: _obstacle(dead[name], shared) for name in scattered}
     fed = _inputs(plan, thin, [name for name, obstacle in fits.items() if not obstacle], inputs)
@@ -62,12 +62,12 @@ def realise(
     for name, module in dead.items():
         why, trials = fits.get(name, ""), tuple[Trial, ...]()
         if name in fits and not why:
-            op = Gather(module=name, size=_columns(module), keep=operations.ranges(_live(module)))
+            op = Gather(module=name, size=_columns(module), keep=operations.to_ranges(_live(module)))
             trials = tuple(_trials(plan, module, op, fed[name]))
             pays, why = _judged(op, trials)
             if pays:
                 gathers[name] = op
-                compact_layers.reshape(thin, [op])
+                compact_layers.compact_layers(thin, [op])
         reasons = [*([_shrinking(crops[name])] if name in crops else []), *([why] if why else [])]
         form = (
             " and ".join(
@@ -105,7 +105,7 @@ def _columns(module: nn.Module) -> int:
 
 
 def _live(module: nn.Module) -> list[int]:
-    return gathered.live_columns(module.get_parameter("weight"))
+    return gathered.find_live_columns(module.get_parameter("weight"))
 
 
 def _shared(model: nn.Module) -> set[int]:
@@ -121,8 +121,8 @@ def _cropped(name: str, module: nn.Module) -> Crop | None:
     if not cropped.can_crop(module):
         return None
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    kernel, grids = tuple(module.kernel_size), cropped.grids(module.weight)
-    return None if grids == cropped.whole(kernel) else Crop(module=name, kernel=kernel, grids=grids)
+    kernel, grids = tuple(module.kernel_size), cropped.find_grids(module.weight)
+    return None if grids == cropped.full_grids(kernel) else Crop(module=name, kernel=kernel, grids=grids)
 
 
 def _obstacle(module: nn.Module, shared: set[int]) -> str:
@@ -149,11 +149,11 @@ def _judged(op: Gather, trials: Sequence[Trial]) -> tuple[bool, str]:
 
 
 def _trials(plan: Plan, module: nn.Module, op: Gather, fed: Mapping[str, Tensor]) -> Iterator[Trial]:
-    dense, lean = measure.copied(module), nn.ModuleDict({"layer": measure.copied(module)})
-    compact_layers.reshape(lean, [op.model_copy(update={"module": "layer"})])
+    dense, lean = measure.copy_model(module), nn.ModuleDict({"layer": measure.copy_model(module)})
+    compact_layers.compact_layers(lean, [op.model_copy(update={"module": "layer"})])
     for target, x in fed.items():
         eager = Cpu(kind="cpu", threads=_targets(plan)[target].threads, batch=max(1, x.shape[0]))
-        timed = measure.latency(
+        timed = measure.measure_latency(
             dense, lean["layer"], (x,), target, eager, seconds=SECONDS, seed=plan.recipe.seed
         )
         yield Trial(
@@ -178,12 +178,12 @@ def _inputs(
     """What goes into each layer first, in one forward call at each target's batch: layer -> target -> input."""
     found: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for target, spec in _targets(plan).items() if names else ():
-        copy = measure.copied(model).cpu().eval()
+        copy = measure.copy_model(model).cpu().eval()
         for name in names:
             copy.get_submodule(name).register_forward_pre_hook(partial(_take, found[name], target))
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             seed_generators(0)
-            call_model.call(copy, measure.with_batch(inputs, spec.batch))
+            call_model.call_model(copy, measure.resize_batch(inputs, spec.batch))
     return found
 
 

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from sparsify.cost.cost_model import Costs
-from sparsify.cost.latency.calibrate import target_steps
-from sparsify.cost.measure import copied, counted_macs
+from sparsify.cost.latency.calibrate import read_width_steps
+from sparsify.cost.measure import copy_model, count_macs_by_module
 from sparsify.errors import ModelError
 from sparsify.events import Listener, silence
 from sparsify.forward import call_model
-from sparsify.forward.calls import Call, Inputs, calls_of
-from sparsify.forward.opaque import in_words
-from sparsify.forward.trial_calls import tried_batches
+from sparsify.forward.calls import Call, Inputs, list_calls
+from sparsify.forward.opaque import explain_errors
+from sparsify.forward.trial_calls import mark_fixed_calls
 from sparsify.graph import build_map, coverage
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.trace import vocabulary
@@ -105,23 +105,23 @@ def plan_recipe(
     call_model.check_model(model)
     _check_initialized(model)
     given = inputs_for(recipe, model) if inputs is None else checked_inputs(inputs, model)
-    inputs = tried_batches(model, vocabulary.understood(model, given))
-    counted = counted_macs(model, inputs)
+    inputs = mark_fixed_calls(model, vocabulary.add_names_and_vocabularies(model, given))
+    counted = count_macs_by_module(model, inputs)
     macs = counted.by_module
-    model = copied(model)
-    with torch.random.fork_rng(devices=[]), in_words("trying out which layers can be cut"):
+    model = copy_model(model)
+    with torch.random.fork_rng(devices=[]), explain_errors("trying out which layers can be cut"):
         map, reaching = _followed_in(model, inputs, macs)
-        map = replace(trial_cuts.probe(model, map, reaching), inputs=map.inputs)
+        map = replace(trial_cuts.protect_failing_groups(model, map, reaching), inputs=map.inputs)
         if any(rule.group == "depth" for rule in recipe.rules):
-            map = trial_cuts.with_branches(model, map, inputs, macs)
+            map = trial_cuts.add_branches(model, map, inputs, macs)
     if any(
         budget.peak_memory is not None for budget in (recipe.budget, *(own for _, own in own_budgets(recipe)))
     ):
-        with in_words("measuring the peak of memory"):
+        with explain_errors("measuring the peak of memory"):
             map = with_lifetimes(model, map, inputs)
     clocks = clocks_of(recipe, recipe.budget.latency, model, map, inputs, listener)
     aligned = any(rule.keep.multiple_of == "auto" for rule in recipe.rules)
-    steps = target_steps(recipe.targets if aligned else {}) | {c.target: c.steps for c in clocks}
+    steps = read_width_steps(recipe.targets if aligned else {}) | {c.target: c.steps for c in clocks}
     plan = compile_plan(recipe, map, positions=positions, strict=strict, clocks=clocks, steps=steps)
     weighing = clocks_of(recipe, weighed_by(recipe), model, map, inputs, listener)
     prices = tuple((c.target, name, price) for c in weighing for name, price in priced(plan, c).items())
@@ -161,8 +161,8 @@ def _check_initialized(model: nn.Module) -> None:
 
 def _followed_in(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> tuple[ModelMap, Inputs]:
     """The structure, and the calls in which it was followed: further ones where the given calls do not reach every layer."""
-    map = build_map.inspect(model, inputs, macs)
-    reaching = coverage.further_calls(model, inputs, frozenset(map.unreached))
-    if len(reaching) == len(calls_of(inputs)):
+    map = build_map.build_map(model, inputs, macs)
+    reaching = coverage.find_further_calls(model, inputs, frozenset(map.unreached))
+    if len(reaching) == len(list_calls(inputs)):
         return map, inputs
-    return replace(build_map.inspect(model, reaching, macs), inputs=map.inputs), reaching
+    return replace(build_map.build_map(model, reaching, macs), inputs=map.inputs), reaching

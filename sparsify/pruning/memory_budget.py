@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from torch import nn
 
-from sparsify.cost.cost_model import Costs, limits
-from sparsify.cost.measure import copied
-from sparsify.cost.measure.memory import computed_peak, given, lived, peak_memory
+from sparsify.cost.cost_model import Costs, absolute_limits
+from sparsify.cost.measure import copy_model
+from sparsify.cost.measure.memory import compute_peak, count_input_bytes, measure_peak, trace_lifetimes
 from sparsify.events import Listener, Note, silence
 from sparsify.formatting.numbers import share
 from sparsify.forward.calls import Inputs
@@ -29,12 +29,12 @@ def with_lifetimes(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
     unknown and counted as none, so that the prediction is never below the truth there.
     """
     measured = (
-        computed_peak(model, inputs)
+        compute_peak(model, inputs)
         if any(p.is_meta for p in model.parameters())
-        else peak_memory(model, inputs)
+        else measure_peak(model, inputs)
     )
     model, inputs = _weightless(model, inputs)
-    operators, dense = lived(model, inputs)
+    operators, dense = trace_lifetimes(model, inputs)
     slopes: list[list[tuple[str, float]]] = [[] for _ in dense]
     for group in map.coupled:
         for place, per_unit in _narrowed(model, map, group, inputs, (operators, dense)):
@@ -42,17 +42,17 @@ def with_lifetimes(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
     lives = tuple(
         Life(born, dies, size, tuple(own)) for (born, dies, size), own in zip(dense, slopes, strict=True)
     )
-    return replace(map, lifetimes=Lifetimes(given(inputs), measured, lives))
+    return replace(map, lifetimes=Lifetimes(count_input_bytes(inputs), measured, lives))
 
 
 def _weightless(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
     """A copy on the meta device, where that can run, as only sizes matter; else as it is."""
-    bare = copied(model).eval()
+    bare = copy_model(model).eval()
     try:
         bare = bare.to("meta")
-        lived(bare, inputs)
+        trace_lifetimes(bare, inputs)
     except Exception:  # whatever a model of somebody else's does that needs numbers
-        return copied(model).eval(), inputs
+        return copy_model(model).eval(), inputs
     return bare, inputs
 
 
@@ -63,8 +63,8 @@ def _narrowed(
     if group.protected is not None or group.width < 2:
         return
     try:
-        thin = operations.trial(model, map, {group.name: list(range(group.width - 1))})
-        operators, lives = lived(thin, inputs)
+        thin = operations.cut_on_trial(model, map, {group.name: list(range(group.width - 1))})
+        operators, lives = trace_lifetimes(thin, inputs)
     except Exception:  # a trial on the meta device that cannot run
         return
     if operators != dense[0] or len(lives) != len(dense[1]):
@@ -84,13 +84,13 @@ def held(
     asked = plan.recipe.budget.peak_memory
     if asked is None or any(p.is_meta for p in model.parameters()):
         return choose(plan)
-    dense = peak_memory(model, inputs)
-    limit = limits(plan.recipe.budget, {"peak_memory": float(dense)})["peak_memory"]
+    dense = measure_peak(model, inputs)
+    limit = absolute_limits(plan.recipe.budget, {"peak_memory": float(dense)})["peak_memory"]
     aim, tries = plan, list[tuple[float, Keep]]()
-    wish = limits(plan.recipe.budget, Costs(plan.map).dense)["peak_memory"]
+    wish = absolute_limits(plan.recipe.budget, Costs(plan.map).dense)["peak_memory"]
     for _ in range(ROUNDS):
         keep = choose(aim)
-        used = peak_memory(operations.cut(model, plan.map, keep, plan.digest)[0], inputs) / limit
+        used = measure_peak(operations.cut(model, plan.map, keep, plan.digest)[0], inputs) / limit
         listener(Note(f"measured {share(used)} of the peak memory that the budget allows"))
         if used <= 1:
             return keep

@@ -7,23 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.cost.measure import detached
+from sparsify.cost.measure import detach_inputs
 from sparsify.errors import ModelError
 from sparsify.formatting.numbers import few
 from sparsify.forward.calls import (
     Call,
     Inputs,
-    axes_of,
-    called,
-    calls_of,
-    changed,
-    examples_of,
-    flattened,
-    tensors_of,
-    with_names,
+    add_argument_names,
+    batch_axes,
+    count_examples,
+    flatten_value,
+    list_calls,
+    map_tensors,
+    normalize_inputs,
+    tensors_by_path,
 )
-from sparsify.forward.fresh_inputs import from_record, redraw
-from sparsify.forward.trial_calls import takes
+from sparsify.forward.fresh_inputs import draw_from_record, redraw
+from sparsify.forward.trial_calls import accepts_inputs
 from sparsify.pruning.planning.plan import Plan
 
 
@@ -31,34 +31,34 @@ def checked_inputs(inputs: Any, model: nn.Module) -> Inputs:
     """Copies, as a forward call may change them. Refuses what would only fail somewhere inside the model. Raises ModelError."""
     if isinstance(inputs, Tensor):
         raise ModelError("inputs is a single tensor; pass a tuple, (x,), as a forward call may take several")
-    given = called(inputs)
+    given = normalize_inputs(inputs)
     if not given:
         raise ModelError("inputs is empty; pass what one forward call takes, a tuple or a mapping of tensors")
-    for each in calls_of(given):
+    for each in list_calls(given):
         _check_call(each, model)
-    return detached(given)
+    return detach_inputs(given)
 
 
 def _check_call(each: Call, model: nn.Module) -> None:
     if not callable(getattr(model, each.method, None)):
         raise ModelError(f"the model has no method '{each.method}' to call; {_near(each.method, dir(model))}")
-    for path, value in flattened(each.inputs):
+    for path, value in flatten_value(each.inputs):
         if not (value is None or isinstance(value, Tensor | bool | int | float | str)):
             raise ModelError(
                 f"inputs holds a {type(value).__name__} ('{path}'); an argument can be a tensor, a number, text, true, false, None, "
                 "or a list, tuple, mapping or dataclass of these"
             )
-    found = tensors_of(each)
+    found = tensors_by_path(each)
     if isinstance(each.batch, Mapping):
         known = {name for path in found for name in (path, path.partition(".")[0])} | set(
-            with_names(model, (each,))[0].names
+            add_argument_names(model, (each,))[0].names
         )
         stranger = next((name for name in each.batch if name not in known), None)
         if stranger is not None:
             raise ModelError(
                 f"batch names '{stranger}', which is no tensor of the call; {_near(stranger, list(found))}"
             )
-    for path, axis in axes_of(each).items():
+    for path, axis in batch_axes(each).items():
         shape = tuple(found[path].shape)
         if axis is not None and shape[axis] == 0:
             which = "the first input" if path == next(iter(found)) else f"'{path}'"
@@ -69,10 +69,10 @@ def _check_call(each: Call, model: nn.Module) -> None:
 
 
 def batch_notes(inputs: Inputs) -> Iterator[str]:
-    for each in calls_of(inputs):
+    for each in list_calls(inputs):
         if each.fixed:
             what = "the model" if each.method == "forward" else f"'{each.method}'"
-            yield f"{what} takes no other batch than the {examples_of(each)} examples that it was given, so it is timed, measured and exported with these"
+            yield f"{what} takes no other batch than the {count_examples(each)} examples that it was given, so it is timed, measured and exported with these"
 
 
 def _near(name: str, known: Sequence[str]) -> str:
@@ -86,7 +86,7 @@ def _near(name: str, known: Sequence[str]) -> str:
 
 def like_those_of(plan: Plan, model: nn.Module) -> Inputs:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return changed(from_record(plan.map.inputs), lambda tensor: tensor.to(device))
+    return map_tensors(draw_from_record(plan.map.inputs), lambda tensor: tensor.to(device))
 
 
 def suited(inputs: Inputs, model: nn.Module) -> Inputs:
@@ -96,7 +96,7 @@ def suited(inputs: Inputs, model: nn.Module) -> Inputs:
     def fit(value: Tensor) -> Tensor:
         return value.to(like) if value.is_floating_point() else value.to(like.device)
 
-    return changed(inputs, fit)
+    return map_tensors(inputs, fit)
 
 
 EXAMPLES = (1, 2, 5)
@@ -106,7 +106,7 @@ EXAMPLES = (1, 2, 5)
 def fresh_inputs_of(plan: Plan, dense: nn.Module, inputs: Inputs) -> tuple[Inputs, ...]:
     """Inputs that nothing was planned or chosen with; as many as were given where the model takes no other number."""
     fresh = tuple(redraw(inputs, seed_of(plan, batch), batch) for batch in EXAMPLES)
-    return fresh if any(takes(dense, one) for one in fresh) else (redraw(inputs, seed_of(plan, 0)),)
+    return fresh if any(accepts_inputs(dense, one) for one in fresh) else (redraw(inputs, seed_of(plan, 0)),)
 
 
 def seed_of(plan: Plan, batch: int) -> int:

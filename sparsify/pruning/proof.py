@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sparsify.cost.measure import copied
+from sparsify.cost.measure import copy_model
 from sparsify.errors import VerificationError
 from sparsify.forward.calls import Inputs
-from sparsify.graph.surgery import constants as proven_constants
 from sparsify.graph.surgery import operations
+from sparsify.graph.surgery.constant_shifts import Constants
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.verify import equivalence
+from sparsify.graph.verify.run_models import compare_outputs
 from sparsify.pruning.planning.plan import Plan
 from sparsify_schemas.cuts import Crop, Cuts, Gather
 from sparsify_schemas.report import Verdict
@@ -23,9 +25,9 @@ def reloaded(
 
     Raises VerificationError when it computes something else than the cut model itself.
     """
-    again = operations.replay(dense, cuts).eval()
+    again = replay_cuts(dense, cuts).eval()
     again.load_state_dict(thin.state_dict())
-    difference = equivalence.compare(copied(thin).eval(), again, (*fresh, inputs))
+    difference = compare_outputs(copy_model(thin).eval(), again, (*fresh, inputs))
     if not difference <= RELOADED:
         raise VerificationError(
             f"the cut model rebuilt from its log and weights differs by {difference:.1e} of the largest output from the "
@@ -47,7 +49,7 @@ class CutParts:
     thin: nn.Module
     keep: Mapping[str, Sequence[int]]
     reshaped: tuple[Crop | Gather, ...]
-    constants: proven_constants.Constants
+    constants: Constants
     folded: Mapping[str, Tensor]
     fresh: tuple[Inputs, ...]
 
@@ -55,7 +57,7 @@ class CutParts:
 def prove(plan: Plan, done: CutParts, inputs: Inputs) -> tuple[Verdict, ...]:
     layers = tuple(dict.fromkeys(op.module for op in done.reshaped))
     try:
-        verdict = equivalence.verify(
+        verdict = equivalence.verify_cut(
             done.zeroed,
             done.thin,
             plan.map,
@@ -76,7 +78,7 @@ def _culprit(plan: Plan, done: CutParts, inputs: Inputs) -> str:
     for name, kept in done.keep.items():
         alone = {name: kept}
         try:
-            equivalence.verify(
+            equivalence.verify_cut(
                 done.zeroed,
                 operations.cut(done.zeroed, plan.map, alone, plan.digest)[0],
                 plan.map,
@@ -88,7 +90,7 @@ def _culprit(plan: Plan, done: CutParts, inputs: Inputs) -> str:
             return f"group '{name}' fails by itself (it reaches {layers}): write a rule with 'protect: true' for '{name}'"
     if done.reshaped:
         try:
-            equivalence.verify(
+            equivalence.verify_cut(
                 done.zeroed,
                 operations.cut(done.zeroed, plan.map, done.keep, plan.digest)[0],
                 plan.map,

@@ -6,9 +6,9 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from sparsify.cost.measure import copied
+from sparsify.cost.measure import copy_model
 from sparsify.errors import ModelError
-from sparsify.forward.opaque import in_words, is_scripted
+from sparsify.forward.opaque import explain_errors, is_scripted
 from sparsify.graph.group_index import coupled_layout, dead_units
 from sparsify.pruning.criteria.reconstruction import reconstruction_scores
 from sparsify.pruning.criteria.scores import group_scores
@@ -39,10 +39,10 @@ def scored(
 
     loss: whose gradients criteria look at; None without batches.
     """
-    copy = copied(model)
+    copy = copy_model(model)
     apply_masks(copy)
     parameters = {name: torch.view_as_real(p) if p.is_complex() else p for name, p in copy.named_parameters()}
-    with in_words("scoring the units that may go"):
+    with explain_errors("scoring the units that may go"):
         return _scored(plan, copy, parameters, batches, loss)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from sparsify.cost.measure import copied
+from sparsify.cost.measure import copy_model
 from sparsify.errors import ModelError
 from sparsify.graph.group_index import broadcast, dead_units, inner_layout
 from sparsify.graph.names import canonical_names
@@ -37,10 +37,10 @@ def zeroed(
         return dense, ()
     thin, _ = operations.cut(dense, plan.map, keep, plan.digest)
     deeds = tuple(_zero(plan, assignment, thin, looking) for assignment in _together(plan))
-    reference, names = copied(dense), canonical_names(dense)
+    reference, names = copy_model(dense), canonical_names(dense)
     for name, small in covered(plan, thin).items():
         weight = reference.get_parameter(name)
-        _place_zeros(weight, small, operations.places(plan.map, keep, names[name], weight.shape))
+        _place_zeros(weight, small, operations.kept_indices(plan.map, keep, names[name], weight.shape))
     return reference, deeds
 
 
@@ -83,7 +83,7 @@ def without_dead(plan: Plan, model: nn.Module, keep: Kept) -> dict[str, list[int
     kept = {name: list(units) for name, units in keep.items()}
     canonical, left = (
         canonical_names(model),
-        {t for b in operations.gone_branches(plan.map, keep) for t in b.tensors},
+        {t for b in operations.removed_branches(plan.map, keep) for t in b.tensors},
     )
     touched = {canonical[name] for name in covered(plan, model)}
     weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.dim() > 1 and n not in left}
@@ -147,7 +147,7 @@ def _counted(plan: Plan) -> set[str]:
 
 def _clear(plan: Plan, weights: Mapping[str, Tensor], keep: Kept) -> None:
     """Set every slice of the removed units to zero."""
-    for (name, dim, role), lost in operations.dropped(plan.map, keep).items():
+    for (name, dim, role), lost in operations.removed_indices(plan.map, keep).items():
         if role != "size" and name in weights:
             weights[name].index_fill_(dim, torch.tensor(sorted(lost), device=weights[name].device), 0.0)
 
@@ -164,7 +164,7 @@ def _place_zeros(weight: Tensor, small: Tensor, places: Sequence[Sequence[int]])
 
 def _zero(plan: Plan, assignment: Assignment, thin: nn.Module, looking: Looking) -> Zeroed:
     rule = plan.recipe.rules[assignment.rule]
-    copy = copied(thin)
+    copy = copy_model(thin)
     there = dict(copy.named_parameters(remove_duplicate=False))
     weights = {name: there[name] for name in assignment.tensors if name in there}
     chosen = _chosen(rule, plan.recipe.seed + assignment.rule, weights, looking(copy, rule.criterion))

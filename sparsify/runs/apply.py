@@ -22,8 +22,8 @@ from sparsify.cost.measure import count_macs
 from sparsify.data import batches, load_data
 from sparsify.errors import RunError, SparsifyError
 from sparsify.events import CutDone, EpochDone, Event, Listener, Note, StageStarted, silence
-from sparsify.forward.fresh_inputs import as_recorded
-from sparsify.graph.build_map import layers
+from sparsify.forward.fresh_inputs import apply_record
+from sparsify.graph.build_map import list_layers
 from sparsify.graph.surgery import transfer_state
 from sparsify.modelfile.weights import save_weights
 from sparsify.pruning import cut
@@ -215,7 +215,7 @@ def measure_layers(
         rules = tuple(rule.model_copy(update={"penalty": None}) for rule in wanted.rules)
         plain = wanted.model_copy(update={"budget": Budget(), "rules": rules, "baselines": ()})
         map = plan_recipe(plain, model, inputs, positions=Positions(job.loaded.positions.file)).map
-        calibrate.clock(name, target, model, map, as_recorded(map.inputs, inputs), listener)
+        calibrate.build_latency_model(name, target, model, map, apply_record(map.inputs, inputs), listener)
 
 
 def _train(run: Run, stage: Train, model: nn.Module, at: Checkpoint) -> tuple[nn.Module, Checkpoint]:
@@ -326,7 +326,7 @@ def _present_plan(
         recipe = recipe.model_copy(
             update={"rules": tuple(holding(rule, training.penalties) for rule in recipe.rules)}
         )
-    rules = still_there(run.plan, recipe.rules, {layer.name for layer in layers(model, {})})
+    rules = still_there(run.plan, recipe.rules, {layer.name for layer in list_layers(model, {})})
     recipe = recipe.model_copy(update={"rules": tuple(rules.values())})
     # Not read again: no rule may be left of it, where all that they spoke of has gone with residual branches.
     return plan_recipe(recipe, model, run.inputs, positions=Positions(str(run.folder))), tuple(rules)
@@ -367,7 +367,7 @@ def _remembered(
 ) -> dict[int, dict[str, Any]]:
     """What a cut has left of what the penalties remembered, under the places that their rules have in a plan of the cut model."""
     before, after = (
-        [*still_there(run.plan, run.plan.recipe.rules, {layer.name for layer in layers(m, {})})]
+        [*still_there(run.plan, run.plan.recipe.rules, {layer.name for layer in list_layers(m, {})})]
         for m in (model, result.model)
     )
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -375,7 +375,7 @@ def _remembered(
     def carried(value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        return transfer_state.carry_named(
+        return transfer_state.transfer_named_values(
             {name: own for name, own in value.items() if isinstance(own, Tensor)}, result.cuts, shapes
         )
 

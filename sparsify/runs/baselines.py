@@ -10,7 +10,7 @@ from torch import nn
 
 from sparsify import files
 from sparsify.cost import measure
-from sparsify.cost.measure.memory import peak_memory
+from sparsify.cost.measure.memory import measure_peak
 from sparsify.errors import RecipeError, RunError, TrainingError, first_line
 from sparsify.events import Note
 from sparsify.files import read
@@ -157,7 +157,7 @@ def _cost(run: Run, model: nn.Module, at: Checkpoint) -> Cost:
     what = counted_in(run.recipe.budget)
     if what == "peak_memory":
         return Cost(
-            what, peak_memory(model, run.inputs)
+            what, measure_peak(model, run.inputs)
         )  # as measured, since the baselines' budget is held to that
     name = what.removeprefix("latency.")
     if name == what:
@@ -166,7 +166,7 @@ def _cost(run: Run, model: nn.Module, at: Checkpoint) -> Cost:
     allowed = floor.limit / floor.dense
     if target.table is not None:
         return Cost(what, allowed)
-    timed = measure.latency(
+    timed = measure.measure_latency(
         rebuilt_dense(run.folder, run.build),
         model,
         run.inputs,

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.cost.benchmark_result import BenchmarkResult
-from sparsify.cost.measure import check_target, with_batch
-from sparsify.cost.measure.compare import contested, pinned
-from sparsify.cost.measure.onnx_export import quiet, reason
-from sparsify.cost.measure.onnx_inputs import Entry, entries, read_onnx
+from sparsify.cost.measure import check_target, resize_batch
+from sparsify.cost.measure.compare import compare_calls, pin_cores
+from sparsify.cost.measure.onnx_export import short_reason, silence_torch
+from sparsify.cost.measure.onnx_inputs import Entry, list_entries, read_onnx
 from sparsify.cost.measure.onnx_reuse import Pattern
 from sparsify.cost.measure.runtimes import TimedCall as Run
-from sparsify.cost.measure.runtimes import arrays, pattern_of, prepared, prepared_onnx, threads
+from sparsify.cost.measure.runtimes import make_shared_pattern, prepare, prepare_onnx, to_arrays, use_threads
 from sparsify.data import load_data
 from sparsify.errors import ModelError, SparsifyError, first_line
-from sparsify.forward.calls import Call, Inputs, batch_words, calls_of, tensors_of
-from sparsify.forward.fresh_inputs import as_recorded, from_record, read_record
+from sparsify.forward.calls import Call, Inputs, describe_batch, list_calls, tensors_by_path
+from sparsify.forward.fresh_inputs import apply_record, draw_from_record, read_record
 from sparsify.modelfile.formats import check_entries
 from sparsify.pruning.fitting_inputs import inputs_for
 from sparsify.reporting import report_tables
@@ -78,10 +78,10 @@ def versus(a: Subject, b: Subject, target: str, spec: Target, seconds: float) ->
         )
     given = [s.inputs for s in (a, b) if s.inputs is not None]
     inputs = next(
-        (own for own in given if batch_words(own)), given[0] if given else None
+        (own for own in given if describe_batch(own)), given[0] if given else None
     )  # what takes no other batch decides
     for subject in (a, b):
-        if subject.batch not in (None, spec.batch) and not (inputs is not None and batch_words(inputs)):
+        if subject.batch not in (None, spec.batch) and not (inputs is not None and describe_batch(inputs)):
             raise SparsifyError(
                 f"{subject.name} takes a batch of {subject.batch} and no other, and target '{target}' asks for {spec.batch}; "
                 f"export the model for any batch, or name a target of batch {subject.batch} with --on"
@@ -90,14 +90,14 @@ def versus(a: Subject, b: Subject, target: str, spec: Target, seconds: float) ->
         raise SparsifyError(
             f"{a.name} and {b.name} leave the sizes of their inputs open; time them against a run or a .pt2"
         )
-    with pinned(spec), threads(spec), torch.inference_mode(), torch.random.fork_rng(devices=[]):
+    with pin_cores(spec), use_threads(spec), torch.inference_mode(), torch.random.fork_rng(devices=[]):
         a, b = (_translated(subject, target, spec) for subject in (a, b))
-        like = pattern_of(a.made, _given(a, inputs), spec) if isinstance(a.made, nn.Module) else None
+        like = make_shared_pattern(a.made, _given(a, inputs), spec) if isinstance(a.made, nn.Module) else None
         calls = [
-            _ready(subject, _given(subject, with_batch(inputs, spec.batch)), target, spec, like)
+            _ready(subject, _given(subject, resize_batch(inputs, spec.batch)), target, spec, like)
             for subject in (a, a, b)
         ]
-        return contested((a.name, b.name), calls, target, spec, seconds)
+        return compare_calls((a.name, b.name), calls, target, spec, seconds)
 
 
 def _read(path: Path) -> Subject:
@@ -124,7 +124,7 @@ def _run(path: Path) -> Subject:
         inputs = planned_inputs(path)  # saved from Python
     else:
         datasets = load_data(recipe.data, recipe.seed) if not stated and recipe.data is not None else None
-        inputs = as_recorded(planned_calls(path), inputs_for(recipe, model, datasets))
+        inputs = apply_record(planned_calls(path), inputs_for(recipe, model, datasets))
     return Subject(str(path), model, inputs, recipe.targets or evaluate.default_targets(), _taken(inputs))
 
 
@@ -132,7 +132,7 @@ def _onnx(path: Path) -> Subject:
     targets = {"onnxruntime": Cpu(kind="cpu", runtime="onnxruntime")}
     check_target("onnxruntime", targets["onnxruntime"])
     file = read_onnx(path)
-    taken = entries(file)
+    taken = list_entries(file)
     if not taken:
         raise ModelError(f"{path} takes no inputs, so there is nothing to time")
     odd = next((entry.name for entry in taken if entry.dtype is None), None)
@@ -153,13 +153,13 @@ def _drawn(taken: Sequence[Entry]) -> Inputs | None:
         if len(shape) < len(sizes):
             return None
         recorded.append([entry.name, list(shape), entry.dtype or ""])
-    return from_record(read_record(recorded))
+    return draw_from_record(read_record(recorded))
 
 
 def _program(path: Path) -> Subject:
     try:
         _check_plain(path)
-        with quiet():
+        with silence_torch():
             program = torch.export.load(path)
         args, kwargs = program.example_inputs or ((), {})
     except SparsifyError:
@@ -178,11 +178,11 @@ def _program(path: Path) -> Subject:
 
 def _taken(inputs: Inputs) -> tuple[Entry, ...]:
     """The tensors of the call, of the first where there are several."""
-    first = calls_of(inputs)[0]
+    first = list_calls(inputs)[0]
     named = isinstance(first.inputs, Mapping)
     return tuple(
         Entry(path if named else "", tuple(x.shape), str(x.dtype)[6:])
-        for path, x in tensors_of(first).items()
+        for path, x in tensors_by_path(first).items()
     )
 
 
@@ -259,14 +259,14 @@ def _shown(entry: Entry) -> str:
 
 def _given(subject: Subject, inputs: Inputs) -> Inputs:
     """The inputs as the subject takes them: by the same names where it has these, else in order."""
-    first = calls_of(inputs)[0]
+    first = list_calls(inputs)[0]
     arguments = first.inputs.values() if isinstance(first.inputs, Mapping) else first.inputs
-    if calls_of(inputs) is inputs or not all(isinstance(value, Tensor) for value in arguments):
+    if list_calls(inputs) is inputs or not all(isinstance(value, Tensor) for value in arguments):
         # A model takes the calls as they are, a file the tensors that they hold.
         return (
             inputs
             if isinstance(subject.made, nn.Module)
-            else (Call(inputs=tuple(tensors_of(first).values()), fixed=True),)
+            else (Call(inputs=tuple(tensors_by_path(first).values()), fixed=True),)
         )
     if isinstance(inputs, Mapping) and set(inputs) == set(subject.names):
         return {name: inputs[name] for name in subject.names}
@@ -279,11 +279,11 @@ def _translated(subject: Subject, target: str, spec: Target) -> Subject:
     if not isinstance(subject.made, torch.export.ExportedProgram) or spec.runtime not in _ONNX_RUNTIMES:
         return subject
     try:
-        with quiet():
+        with silence_torch():
             made = torch.onnx.export(subject.made, dynamo=True, verbose=False)
     except Exception as error:
         raise ModelError(
-            f"{subject.name} cannot be run on target '{target}', as ONNX cannot express it: {reason(error)}; choose --on eager"
+            f"{subject.name} cannot be run on target '{target}', as ONNX cannot express it: {short_reason(error)}; choose --on eager"
         ) from error
     assert made is not None  # it is None only without dynamo
     return replace(subject, made=made.model_proto.SerializeToString())
@@ -291,14 +291,14 @@ def _translated(subject: Subject, target: str, spec: Target) -> Subject:
 
 def _ready(subject: Subject, inputs: Inputs, target: str, spec: Target, like: Pattern | None) -> Run:
     try:
-        with quiet():
+        with silence_torch():
             call = _call(subject, inputs, target, spec, like)
             call()
     except SparsifyError:
         raise
     except Exception as error:
         raise ModelError(
-            f"{subject.name} cannot be run on target '{target}' with batch {spec.batch}: {reason(error)}"
+            f"{subject.name} cannot be run on target '{target}' with batch {spec.batch}: {short_reason(error)}"
         ) from error
     return call
 
@@ -310,8 +310,8 @@ def _call(subject: Subject, inputs: Inputs, target: str, spec: Target, like: Pat
                 raise SparsifyError(
                     f"{subject.name} is an ONNX file, which PyTorch does not run, as target '{target}' asks; choose --on onnxruntime or --on openvino"
                 )
-            return prepared_onnx(file, arrays(inputs), spec)
+            return prepare_onnx(file, to_arrays(inputs), spec)
         case nn.Module() as model:
-            return prepared(model, inputs, spec, like)
+            return prepare(model, inputs, spec, like)
         case program:
-            return prepared(program.module(), inputs, spec)
+            return prepare(program.module(), inputs, spec)

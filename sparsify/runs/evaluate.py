@@ -15,9 +15,9 @@ from torch import nn
 from sparsify.cost import measure
 from sparsify.cost.cost_model import Costs
 from sparsify.cost.latency import calibrate, tables
-from sparsify.cost.latency_model import Clock
-from sparsify.cost.measure.availability import state
-from sparsify.cost.measure.memory import computed_peak, peak_memory
+from sparsify.cost.latency_model import LatencyModel
+from sparsify.cost.measure.availability import describe_state
+from sparsify.cost.measure.memory import compute_peak, measure_peak
 from sparsify.data import Datasets
 from sparsify.errors import ModelError, VerificationError
 from sparsify.files import write
@@ -63,7 +63,7 @@ _EAGER: Mapping[str, Target] = {"eager": Cpu(kind="cpu")}
 def default_targets() -> Mapping[str, Target]:
     """What is timed where a recipe names no target: ONNX Runtime, where it is installed, and eager PyTorch beside it."""
     best = Cpu(kind="cpu", runtime="onnxruntime")
-    return {"onnxruntime": best, **_EAGER} if state(best) == "here" else _EAGER
+    return {"onnxruntime": best, **_EAGER} if describe_state(best) == "here" else _EAGER
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def assess(
         search=work.search,
         verdict=overall(work.verdicts),
         notes=(*work.notes, *_notes(work, cut), *_untargeted(work, targets), *untimed),
-        environment=measure.environment(),
+        environment=measure.describe_environment(),
     )
 
 
@@ -217,10 +217,10 @@ def check_reloads(model: nn.Module, reloaded: nn.Module, inputs: Inputs, what: s
 
     Rounding is allowed for, as memory layout may differ; a model that is random in eval mode is passed over.
     """
-    model = measure.copied(model).cpu().eval()
+    model = measure.copy_model(model).cpu().eval()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         before, again, after = (
-            list(call_model.tensors(call_model.call(m, inputs))) for m in (model, model, reloaded)
+            list(call_model.float_tensors(call_model.call_model(m, inputs))) for m in (model, model, reloaded)
         )
     if not _close(before, again):
         return
@@ -240,7 +240,7 @@ def _close(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 
 
 def _side(model: nn.Module, inputs: Inputs, weights: Path, datasets: Datasets | None, epochs: int) -> Side:
-    side = measure.side(model, inputs, weights).model_copy(update={"epochs": epochs})
+    side = measure.measure_side(model, inputs, weights).model_copy(update={"epochs": epochs})
     if datasets is None:
         return side
     accuracies = (evaluate(model, examples)[1] for examples in (datasets.validation, datasets.test))
@@ -259,8 +259,8 @@ def _side(model: nn.Module, inputs: Inputs, weights: Path, datasets: Datasets | 
 def _with_peak(side: Side, model: nn.Module, inputs: Inputs) -> Side:
     return side.model_copy(
         update={
-            "peak_memory": peak_memory(model, inputs),
-            "peak_memory_computed": computed_peak(model, inputs),
+            "peak_memory": measure_peak(model, inputs),
+            "peak_memory_computed": compute_peak(model, inputs),
         }
     )
 
@@ -297,7 +297,7 @@ def _of(recipe: Recipe, folder: Path) -> str:
             recipe_digest(recipe),
             sha256(folder / DENSE),
             sha256(folder / WEIGHTS),
-            measure.environment().model_dump_json(),
+            measure.describe_environment().model_dump_json(),
         ]
     )
     return hashlib.sha256(text.encode()).hexdigest()
@@ -309,16 +309,18 @@ def _latency(
     """Both models timed; predicted as well where the budget limits this latency, and predicted only where the target is not here."""
     foretold = None
     if target.table is not None or name in work.plan.recipe.budget.latency:
-        foretold = _foretold(work, calibrate.clock(name, target, dense, work.plan.map, inputs))
+        foretold = _foretold(work, calibrate.build_latency_model(name, target, dense, work.plan.map, inputs))
     if target.table is None:
-        found = measure.latency(dense, cut, inputs, name, target, seconds=seconds, seed=work.plan.recipe.seed)
+        found = measure.measure_latency(
+            dense, cut, inputs, name, target, seconds=seconds, seed=work.plan.recipe.seed
+        )
         return found if foretold is None else found.model_copy(update=foretold)
     assert foretold is not None
     before, after = foretold["predicted_dense_ms"], foretold["predicted_cut_ms"]
-    there = tables.read(
+    there = tables.read_table(
         name, target
     ).target  # what was timed: the recipe's own target says no more than where its table is
-    what, ratio = f"{measure.described(there)}, predicted from {target.table}", before / after
+    what, ratio = f"{measure.describe_target(there)}, predicted from {target.table}", before / after
     found = Latency(
         target=name,
         description=what,
@@ -334,7 +336,7 @@ def _latency(
     return found.model_copy(update=foretold)
 
 
-def _foretold(work: Work, clock: Clock) -> dict[str, Any]:
+def _foretold(work: Work, clock: LatencyModel) -> dict[str, Any]:
     """What a clock says of the dense and the cut model, as fields of a Latency."""
     shapes = Costs(work.plan.map).shapes
     left = {w.group: w.kept for cuts in work.cuts for w in cuts.widths}  # the last cut has the last word
@@ -396,8 +398,8 @@ def _share(part: float, whole: float) -> float:
 
 def _layers(plan: Plan, dense: nn.Module, cut: nn.Module, inputs: Inputs) -> Iterable[LayerRow]:
     before, after = (measure.count_macs(m, inputs)[1] for m in (dense, cut))
-    protected, left = _protected(plan), {b.name: b for b in build_map.layers(cut, after)}
-    for a in build_map.layers(dense, before):
+    protected, left = _protected(plan), {b.name: b for b in build_map.list_layers(cut, after)}
+    for a in build_map.list_layers(dense, before):
         b = left.get(a.name)
         if b is None:
             yield _removed(a, _count(dense.get_submodule(a.name)))

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sparsify.cost.measure import with_batch
-from sparsify.cost.measure.onnx_export import onnx_program, quiet
-from sparsify.cost.measure.onnx_quantize import quantised
-from sparsify.cost.measure.runtimes import arrays, prepared_onnx, threads
-from sparsify.cost.measure.timing import interleaved, undisturbed
+from sparsify.cost.measure import resize_batch
+from sparsify.cost.measure.onnx_export import export_onnx, silence_torch
+from sparsify.cost.measure.onnx_quantize import quantise
+from sparsify.cost.measure.runtimes import prepare_onnx, to_arrays, use_threads
+from sparsify.cost.measure.timing import choose_clock, time_interleaved
 from sparsify.data import Datasets, Examples, batches
-from sparsify.forward.calls import Inputs, calls_of, plain
+from sparsify.forward.calls import Inputs, list_calls, simplify_inputs
 from sparsify.runs.measurement_cache import Figures, Parts, sha256
 from sparsify.training.objective import are_right
 from sparsify_schemas.report import Form, Integers
@@ -65,7 +65,7 @@ def integers(
     Raises ModelError where a model cannot be exported or quantised, RunError where a part is damaged.
     Ranges are found on training examples drawn by the seed, without augmentation; on `inputs` where there is no data.
     """
-    inputs = plain((calls_of(inputs)[0],))  # a file holds one call
+    inputs = simplify_inputs((list_calls(inputs)[0],))  # a file holds one call
     fed = ranges(inputs, datasets, seed)
     floats = (_floats("dense", dense, inputs, parts), _floats("cut", cut, inputs, parts))
     made = (*floats, *(_quantised(file, fed, parts) for file in floats))
@@ -98,23 +98,23 @@ def _quantised(floats: _File, fed: Sequence[list[NDArray[Any]]], parts: Parts) -
     return _File(
         floats.model,
         "int8",
-        parts.content(f"{floats.model}.int8.onnx", lambda: quantised(floats.content, fed)),
+        parts.content(f"{floats.model}.int8.onnx", lambda: quantise(floats.content, fed)),
     )
 
 
 def ranges(inputs: Inputs, datasets: Datasets | None, seed: int) -> list[list[NDArray[Any]]]:
     """The batches that ranges are found on: training examples drawn by the seed, without augmentation; `inputs` without data."""
     if datasets is None:
-        return [arrays(inputs)]
+        return [to_arrays(inputs)]
     chosen = torch.randperm(len(datasets.train), generator=torch.Generator().manual_seed(seed))[:EXAMPLES]
     return [[x.numpy()] for x, _ in batches(datasets.train[chosen.sort().values], _BATCH)]
 
 
 def exported(model: nn.Module, inputs: Inputs) -> bytes:
     """As ONNX, for any batch; for the given one where the model takes no other. Raises ModelError."""
-    with quiet():
-        file: bytes = onnx_program(
-            model, with_batch(inputs, 2), with_batch(inputs, 3)
+    with silence_torch():
+        file: bytes = export_onnx(
+            model, resize_batch(inputs, 2), resize_batch(inputs, 3)
         ).model_proto.SerializeToString()
     return file
 
@@ -133,10 +133,10 @@ def _timed(
 
 def _interleaved(files: Sequence[_File], inputs: Inputs, target: Cpu, seconds: float, seed: int) -> Figures:
     as_it_is = target.model_copy(update={"dtype": "float32"})  # what is to be in integers is so already
-    given = arrays(with_batch(inputs, target.batch))
-    with threads(target):
-        calls = [prepared_onnx(file.content, given, as_it_is) for file in files]
-        rounds = interleaved(calls, seconds, np.random.default_rng(seed), undisturbed(target))
+    given = to_arrays(resize_batch(inputs, target.batch))
+    with use_threads(target):
+        calls = [prepare_onnx(file.content, given, as_it_is) for file in files]
+        rounds = time_interleaved(calls, seconds, np.random.default_rng(seed), choose_clock(target))
     return tuple(float(s) * 1e3 for s in np.median(rounds, axis=0))
 
 

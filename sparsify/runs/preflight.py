@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from sparsify.cost.measure import with_batch
-from sparsify.cost.measure.onnx_quantize import quantised
-from sparsify.cost.measure.runtimes import arrays, pattern_of, prepared, prepared_onnx
+from sparsify.cost.measure import resize_batch
+from sparsify.cost.measure.onnx_quantize import quantise
+from sparsify.cost.measure.runtimes import make_shared_pattern, prepare, prepare_onnx, to_arrays
 from sparsify.errors import ModelError
 from sparsify.forward.calls import Inputs
-from sparsify.forward.trial_calls import in_eval
+from sparsify.forward.trial_calls import eval_mode
 from sparsify.runs.int8 import exported, in_int8
 from sparsify_schemas.target import Cpu, Target
 
@@ -27,12 +27,12 @@ def check_runs(model: nn.Module, inputs: Inputs, targets: Mapping[str, Target]) 
     whole = in_int8(targets)
     for name, target in here.items():
         try:
-            with torch.random.fork_rng(devices=[]), in_eval(model):
+            with torch.random.fork_rng(devices=[]), eval_mode(model):
                 if name in whole:  # the report has its accuracy as well, which takes a file for any batch
-                    file = quantised(exported(model, inputs), [arrays(inputs)])
-                    prepared_onnx(file, arrays(with_batch(inputs, target.batch)), target)()
+                    file = quantise(exported(model, inputs), [to_arrays(inputs)])
+                    prepare_onnx(file, to_arrays(resize_batch(inputs, target.batch)), target)()
                 else:
-                    prepared(model, inputs, target, pattern_of(model, inputs, target))()
+                    prepare(model, inputs, target, make_shared_pattern(model, inputs, target))()
         except Exception as error:  # each runtime has errors of its own for what it cannot run
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(

@@ -15,11 +15,11 @@ from sparsify import files
 from sparsify.data import Datasets, example_inputs
 from sparsify.errors import RunError, first_line
 from sparsify.files import read
-from sparsify.forward.calls import Call, Inputs, called, changed
-from sparsify.forward.copies import copied
-from sparsify.forward.fresh_inputs import as_recorded, from_record, read_record
-from sparsify.forward.recorded_calls import Called
-from sparsify.graph.surgery import operations
+from sparsify.forward.calls import Call, Inputs, map_tensors, normalize_inputs
+from sparsify.forward.copies import copy_model
+from sparsify.forward.fresh_inputs import apply_record, draw_from_record, read_record
+from sparsify.forward.recorded_calls import RecordedCall
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.modelfile import build_model
 from sparsify.modelfile.weights import load_weights, save_weights
 from sparsify.pruning.cut import Result
@@ -59,7 +59,7 @@ class Base:
                     "the run does not say how its model is built, as its recipe has no `model:`; pass load_run(folder, build=callable)"
                 )
         for cuts in self.cuts:
-            model = operations.replay(model, cuts)
+            model = replay_cuts(model, cuts)
         return model
 
     def body(self) -> dict[str, Any]:
@@ -149,8 +149,9 @@ def save_run(
         raise RunError(f"{path} exists already; choose another folder")
     temporary = path.with_name(f".{path.name}.tmp")
     given = _on_cpu(
-        as_recorded(
-            result.plan.map.inputs, _probes(result.plan, datasets) if inputs is None else called(inputs)
+        apply_record(
+            result.plan.map.inputs,
+            _probes(result.plan, datasets) if inputs is None else normalize_inputs(inputs),
         )
     )
     notes: tuple[str, ...] = () if recipe.model else (UNBUILT,)
@@ -160,7 +161,7 @@ def save_run(
             f"the baselines ({', '.join(recipe.baselines)}) were not made, as only 'sparsify apply' trains them",
         )
     work = Work(result.plan, (result.cuts,), result.verdicts, notes=notes)
-    build = None if recipe.model else lambda: copied(result.dense).cpu()
+    build = None if recipe.model else lambda: copy_model(result.dense).cpu()
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -178,14 +179,14 @@ def save_run(
 
 def _probes(plan: Plan, datasets: Datasets | None) -> Inputs:
     return (
-        from_record(plan.map.inputs)
+        draw_from_record(plan.map.inputs)
         if datasets is None and plan.map.inputs
         else example_inputs(plan.recipe, datasets)
     )
 
 
 def _on_cpu(inputs: Inputs) -> Inputs:
-    return changed(inputs, lambda tensor: tensor.cpu())
+    return map_tensors(inputs, lambda tensor: tensor.cpu())
 
 
 def begin(folder: Path, plan: Plan) -> None:
@@ -296,7 +297,7 @@ def _is_of_rounds(body: bytes) -> bool:
         return False
 
 
-def planned_calls(folder: Path) -> tuple[Called, ...]:
+def planned_calls(folder: Path) -> tuple[RecordedCall, ...]:
     """The calls that a run's plan was made with. Raises RunError."""
     path = folder / run_folder.PLAN
     try:
@@ -312,7 +313,7 @@ def planned_inputs(folder: Path, batch: int | None = None, seed: int = 0) -> Inp
     """
     path = folder / run_folder.PLAN
     try:
-        return from_record(planned_calls(folder), seed, batch)
+        return draw_from_record(planned_calls(folder), seed, batch)
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
         raise RunError(f"{path} is damaged: {first_line(error)}") from None
 

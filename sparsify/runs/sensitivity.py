@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from sparsify import files
-from sparsify.cost.measure import copied
+from sparsify.cost.measure import copy_model
 from sparsify.data import Datasets, Examples, batches, load_data
 from sparsify.errors import DataError, RunError, first_line
 from sparsify.events import Listener, Measuring, silence
@@ -268,7 +268,7 @@ def _with_point(found: Profile, index: int, point: Point) -> Profile:
 
 def _changes(plan: Plan, model: nn.Module, own: Examples) -> dict[str, list[float]]:
     """Coupled group -> the first-order change of the loss when each of its units goes, on the validation examples."""
-    copy = copied(model)
+    copy = copy_model(model)
     parameters = dict(copy.named_parameters())
     layout = coupled_layout(plan.map, [name for a in plan.assignments for name in a.coupled], parameters)
     given = list(batches(own, _BATCH))

@@ -17,9 +17,9 @@ from sparsify.data import Datasets, load_data
 from sparsify.errors import ModelError, RunError, SparsifyError
 from sparsify.events import Event, Listener, RunStarted, StepDone, silence
 from sparsify.forward.calls import Inputs
-from sparsify.forward.copies import copied
-from sparsify.forward.fresh_inputs import as_recorded
-from sparsify.graph.surgery import operations
+from sparsify.forward.copies import copy_model
+from sparsify.forward.fresh_inputs import apply_record
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.modelfile.weights import save_weights
 from sparsify.pruning.fitting_inputs import inputs_for
 from sparsify.pruning.make_plan import make_plan
@@ -127,12 +127,12 @@ def opened(job: Job, out: Path, timing: float, listener: Listener) -> Iterator[R
     for name, target in recipe.targets.items():  # before the first epoch, not when all is trained
         check_target(name, target)
     plan = planned(job, model, inputs, datasets, listener)
-    inputs = as_recorded(plan.map.inputs, inputs)
+    inputs = apply_record(plan.map.inputs, inputs)
     if datasets is not None:
         check_trainable(model, datasets)
     if job.folder is None:
         check_runs(model, inputs, recipe.targets)
-    build = None if base.model else lambda: copied(model)
+    build = None if base.model else lambda: copy_model(model)
     folder = job.folder or _created(accelerator, out, recipe.title)
     main = accelerator.is_main_process
     with run_folder.locked(folder) if main else nullcontext():
@@ -209,7 +209,7 @@ def _begin(run: Run, base: Base) -> None:
 def where_it_stands(run: Run) -> tuple[nn.Module, Checkpoint]:
     """The model and the checkpoint that the run goes on from; its beginning where there is none yet."""
     if not (run.folder / run_folder.CHECKPOINT).exists():
-        return copied(run.dense), Checkpoint(run.state.digest, run.state.model_digest, run.first, {})
+        return copy_model(run.dense), Checkpoint(run.state.digest, run.state.model_digest, run.first, {})
     return kept_at(run, run_folder.CHECKPOINT)
 
 
@@ -225,9 +225,9 @@ def kept_at(run: Run, name: str) -> tuple[nn.Module, Checkpoint]:
             f"{run.folder / name} is damaged (it stands at stage {found.stage} of {len(run.recipe.stages)}); start a new run"
         )
     modelfile.check_finite(found.weights, str(run.folder / name))
-    model = copied(run.dense)
+    model = copy_model(run.dense)
     for cuts in found.cuts:
-        model = operations.replay(model, cuts)
+        model = replay_cuts(model, cuts)
     try:
         model.load_state_dict(found.weights)
     except RuntimeError as error:

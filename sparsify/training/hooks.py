@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sparsify.cost.cost_model import Costs, limits
+from sparsify.cost.cost_model import Costs, absolute_limits
 from sparsify.distributed import alike, bare, extent, is_sharded, local, part_of, sharing, unwrapped, whole
 from sparsify.errors import ModelError
 from sparsify.graph.group_index import check_fits, dead_units, inner_layout
@@ -207,7 +207,7 @@ class Hooks:
         now, dense = self._costs.of(gone), self._costs.dense
         return {
             what: now[what] / dense[what]
-            for what in {"macs": 0.0, **limits(self._plan.recipe.budget, dense)}
+            for what in {"macs": 0.0, **absolute_limits(self._plan.recipe.budget, dense)}
             if dense[what]
         }
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sparsify.cost.measure import copied
+from sparsify.cost.measure import copy_model
 from sparsify.data import Datasets, Examples, batches
 from sparsify.errors import DataError, TrainingError
 
@@ -122,7 +122,7 @@ def check_trainable(model: nn.Module, datasets: Datasets) -> None:
     if not len(examples):
         return
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        outputs_of(copied(model).cpu().eval(), examples.ready(), datasets.classes)
+        outputs_of(copy_model(model).cpu().eval(), examples.ready(), datasets.classes)
 
 
 def outputs_of(model: nn.Module, x: Tensor, classes: int, where: str = "") -> Tensor:

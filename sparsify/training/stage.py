@@ -20,7 +20,7 @@ from accelerate.utils import GradientAccumulationPlugin, broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from sparsify.cost.measure import copied
+from sparsify.cost.measure import copy_model
 from sparsify.data import Datasets, batches
 from sparsify.distributed import whole
 from sparsify.errors import RunError, TrainingError
@@ -138,7 +138,7 @@ def train_stage(
     if restore is not None:
         model.load_state_dict(restore.model)
     apart = stage.shard and accelerator.num_processes > 1
-    trained = shard(copied(model).to(accelerator.device), accelerator.device) if apart else model
+    trained = shard(copy_model(model).to(accelerator.device), accelerator.device) if apart else model
     raw = make_optimizer(stage.optimizer, trained)
     prepared, scaler = (
         trained if apart else accelerator.prepare(model),
@@ -214,7 +214,7 @@ class _Run:
 
 def _frozen(teacher: nn.Module | None, device: torch.device) -> nn.Module | None:
     """A copy in eval mode on the device, so that the teacher itself stays where it is."""
-    return None if teacher is None else copied(teacher).to(device).eval().requires_grad_(False)
+    return None if teacher is None else copy_model(teacher).to(device).eval().requires_grad_(False)
 
 
 def _epoch(run: _Run, seed: int, epoch: int, before: Moment) -> Moment:

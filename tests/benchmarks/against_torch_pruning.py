@@ -49,12 +49,13 @@ import torch
 from own import Dense
 from torch import Tensor, nn
 
-from sparsify.forward.call_model import call, converted, tensors
+from sparsify.forward.call_model import call_model, convert_inputs, float_tensors
 from sparsify.graph import build_map
 from sparsify.graph.layer_types import layer_type
 from sparsify.graph.names import canonical_names
 from sparsify.graph.surgery import operations
-from sparsify.graph.verify import equivalence, masked_statistics, trial_cuts
+from sparsify.graph.verify import masked_statistics, trial_cuts
+from sparsify.graph.verify.run_models import relative_difference
 
 TOLERANCE = 1e-9
 Kept = Mapping[tuple[str, int], set[int]]
@@ -77,7 +78,7 @@ def pruner(model: nn.Module, inputs: networks.Inputs, ignored: list[nn.Module]) 
 
 def output_layers(model: nn.Module, inputs: networks.Inputs) -> list[str]:
     """Modules whose outputs are the network's own."""
-    map = build_map.inspect(model, inputs, {})
+    map = build_map.build_map(model, inputs, {})
     reasons = (
         "it feeds the network's output",
         "its rows are looked up by number",
@@ -119,7 +120,7 @@ def judged(entry: networks.Entry) -> dict[str, object]:
     model, inputs = entry.build().eval(), entry.inputs()
     table.perturb(model, inputs)
     ignored = output_layers(model, inputs)
-    dense, inputs = deepcopy(model).double().eval(), converted(inputs, torch.float64)
+    dense, inputs = deepcopy(model).double().eval(), convert_inputs(inputs, torch.float64)
     del model
     wanted = outputs(dense, inputs)
     tagged = deepcopy(dense)
@@ -151,8 +152,8 @@ def judged(entry: networks.Entry) -> dict[str, object]:
         }
     zeroed = outputs(masked, inputs)
     more = {
-        "control": equivalence.relative(wanted, zeroed),
-        "difference": equivalence.relative(found, zeroed),
+        "control": relative_difference(wanted, zeroed),
+        "difference": relative_difference(found, zeroed),
     }
     try:
         _trains(thin, inputs)
@@ -167,8 +168,8 @@ def judged(entry: networks.Entry) -> dict[str, object]:
         return {"outcome": "exact", **more}
     gone = {slot: set(range(size)) - stayed for slot, (size, stayed) in kept.items() if len(stayed) < size}
     with torch.no_grad():
-        more["difference"] = equivalence.relative(
-            found, masked_statistics.outputs(masked.eval(), inputs, gone)
+        more["difference"] = relative_difference(
+            found, masked_statistics.run_without_removed(masked.eval(), inputs, gone)
         )
     return {"outcome": "statistics" if more["difference"] <= TOLERANCE else "silently wrong", **more}
 
@@ -199,12 +200,12 @@ def _filled(
 def outputs(model: nn.Module, inputs: networks.Inputs) -> list[Tensor]:
     with torch.no_grad():
         torch.manual_seed(0)
-        return list(tensors(call(model.eval(), inputs)))
+        return list(float_tensors(call_model(model.eval(), inputs)))
 
 
 def _trains(model: nn.Module, inputs: networks.Inputs) -> None:
     copy = deepcopy(model).train()
-    sum(t.sum() for t in tensors(call(copy, inputs)) if t.requires_grad).backward()
+    sum(t.sum() for t in float_tensors(call_model(copy, inputs)) if t.requires_grad).backward()
 
 
 def verdict(outcome: str, error: Exception, before: str = "") -> dict[str, object]:
@@ -367,9 +368,9 @@ INPUTS = (torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
 
 def ours(model: nn.Module, probing: bool) -> nn.Module:
     """Read the structure, choose the half of each group with the highest scores, cut."""
-    map = build_map.inspect(model, INPUTS, {})
+    map = build_map.build_map(model, INPUTS, {})
     if probing:
-        map = trial_cuts.probe(model, map, INPUTS)
+        map = trial_cuts.protect_failing_groups(model, map, INPUTS)
     return operations.cut(model, map, table.half(model, map, "random"), "bench")[0]
 
 
@@ -427,7 +428,7 @@ def growth(_given: argparse.Namespace) -> None:
         model = Dense(depth, 12).eval()
         head = model.fc
         ways = {
-            "ours": lambda m=model: build_map.inspect(m, INPUTS, {}),
+            "ours": lambda m=model: build_map.build_map(m, INPUTS, {}),
             "torch-pruning": lambda m=model, head=head: pruner(m, INPUTS, [head]),
         }
         rows[depth] = {key: min(spent(way) for _ in range(3)) for key, way in ways.items()}

@@ -32,9 +32,9 @@ sys.path.append(str(Path(__file__).parents[1] / "zoo"))
 
 import shim  # noqa: F401
 
-from sparsify.cost.measure.machine import load_average
-from sparsify.cost.measure.runtimes import prepared, threads
-from sparsify.cost.measure.timing import interleaved, undisturbed
+from sparsify.cost.measure.machine import read_load_average
+from sparsify.cost.measure.runtimes import prepare, use_threads
+from sparsify.cost.measure.timing import choose_clock, time_interleaved
 from sparsify.nn import gathered
 from sparsify_schemas.target import Cpu
 
@@ -89,8 +89,8 @@ class Scattered(nn.Module):
                 torch.randperm(every, generator=torch.Generator().manual_seed(group))[:columns].tolist()
             )
             if columns < every:
-                part.weight = nn.Parameter(gathered.select(part.weight.detach(), live))
-                gathered.gather(part, live)
+                part.weight = nn.Parameter(gathered.select_columns(part.weight.detach(), live))
+                gathered.gather_inputs(part, live)
             self.parts.append(part)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,12 +123,12 @@ def form(layer: Layer, name: str) -> tuple[nn.Module, int]:
 def on_runtime(layer: Layer, runtime: str, batch: int, seconds: float) -> dict[str, tuple[float, float]]:
     """Form -> (milliseconds of the dense layer, how many times faster the form is)."""
     target = Cpu.model_validate({"kind": "cpu", "runtime": runtime, "batch": batch})
-    with threads(target), torch.inference_mode():
+    with use_threads(target), torch.inference_mode():
         calls = []
         for name in ("dense", *FORMS):
             module, channels = form(layer, name)
-            calls.append(prepared(module, (torch.randn(2, channels, layer.size, layer.size),), target))
-        rounds = interleaved(calls, seconds, np.random.default_rng(0), undisturbed(target))
+            calls.append(prepare(module, (torch.randn(2, channels, layer.size, layer.size),), target))
+        rounds = time_interleaved(calls, seconds, np.random.default_rng(0), choose_clock(target))
     return compared(rounds, FORMS)
 
 
@@ -168,9 +168,9 @@ def lowered(layer: Layer, batch: int, seconds: float) -> dict[str, tuple[float, 
         (lambda: dense(x), lambda: thin @ select(unfold())),
     ]
     target = Cpu(kind="cpu")
-    with threads(target), torch.inference_mode():
+    with use_threads(target), torch.inference_mode():
         calls = [call for pair in pairs for call in pair]
-        rounds = interleaved(calls, seconds, np.random.default_rng(0), undisturbed(target))
+        rounds = time_interleaved(calls, seconds, np.random.default_rng(0), choose_clock(target))
     names = ("GEMM alone", "lowering and GEMM", "lowering and GEMM against today's dense convolution")
     return {
         name: next(iter(compared(rounds[:, 2 * at : 2 * at + 2], (name,)).values()))
@@ -190,7 +190,7 @@ def table(found: dict[str, dict[str, dict[str, tuple[float, float]]]], batch: in
         for layer in LAYERS.values()
     ]
     lines = [
-        f"Batch {batch}, one thread; load average {load_average():.1f}.",
+        f"Batch {batch}, one thread; load average {read_load_average():.1f}.",
         "",
         "| executed as | dense, ms | " + " | ".join(LAYERS) + " | mean of ratios | whole stack |",
         "|---|---|" + "---|" * (len(LAYERS) + 2),

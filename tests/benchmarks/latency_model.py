@@ -32,9 +32,9 @@ import shim  # noqa: F401
 from sparsify.cost import measure
 from sparsify.cost.cost_model import Costs
 from sparsify.cost.latency import calibrate
-from sparsify.cost.latency.calibrate import narrowed, random_widths
-from sparsify.cost.measure.machine import load_average
-from sparsify.cost.measure.timing import undisturbed
+from sparsify.cost.latency.calibrate import cut_to_widths, draw_widths
+from sparsify.cost.measure.machine import read_load_average
+from sparsify.cost.measure.timing import choose_clock
 from sparsify.events import Event, Measuring
 from sparsify.graph import build_map
 from sparsify.graph.verify import trial_cuts
@@ -95,10 +95,12 @@ def tried(name: str, target: str, count: int, size: int, any_width: bool) -> dic
     started, model, x = time.perf_counter(), network(name, size), (torch.randn(1, 3, size, size),)
     spec = presets()[target]
     with torch.random.fork_rng():
-        map = trial_cuts.probe(model, build_map.inspect(model, x, measure.count_macs(model, x)[1]), x)
-    clock = calibrate.clock(target, spec, model, map, x, _said)
+        map = trial_cuts.protect_failing_groups(
+            model, build_map.build_map(model, x, measure.count_macs(model, x)[1]), x
+        )
+    clock = calibrate.build_latency_model(target, spec, model, map, x, _said)
     shares = np.random.default_rng(SEED).uniform(0.25, 0.95, count)
-    keeps = list(random_widths(map, None if any_width else clock.steps, shares, seed=SEED))
+    keeps = list(draw_widths(map, None if any_width else clock.steps, shares, seed=SEED))
     widths = {c.name: c.width for c in map.coupled}
     shapes = [Costs(map).shapes({g: range(kept, widths[g]) for g, kept in keep.items()}) for keep in keeps]
     predicted = np.array([clock.ms(s) for s in shapes])
@@ -116,7 +118,7 @@ def tried(name: str, target: str, count: int, size: int, any_width: bool) -> dic
         "dense_ms": clock.dense_ms, "median": float(np.median(errors)), "worst": float(errors.max()), "rank": _rank(predicted, measured),
         "macs_median": float(np.median(by_macs)), "macs_worst": float(by_macs.max()), "macs_rank": _rank(macs, measured),
         "again": float((twice.max(axis=0) / twice.min(axis=0) - 1).max()),
-        "predicted": predicted.tolist(), "measured": twice.tolist(), "load": load_average(), "seconds": time.perf_counter() - started,
+        "predicted": predicted.tolist(), "measured": twice.tolist(), "load": read_load_average(), "seconds": time.perf_counter() - started,
     }  # fmt: skip
 
 
@@ -130,15 +132,15 @@ def _timed(
     dense_ms: float,
 ) -> Iterator[float]:
     for start in range(0, len(keeps), TOGETHER):
-        models = [model, *(narrowed(model, map, keep) for keep in keeps[start : start + TOGETHER])]
-        rounds = measure.timed(
+        models = [model, *(cut_to_widths(model, map, keep) for keep in keeps[start : start + TOGETHER])]
+        rounds = measure.time_models(
             models,
             x,
             target,
             spec,
             seconds=0.4 * len(models),
             rng=np.random.default_rng(0),
-            now=undisturbed(spec),
+            now=choose_clock(spec),
         )
         yield from (np.median(rounds[:, 1:] / rounds[:, :1], axis=0) * dense_ms).tolist()
 

@@ -25,7 +25,7 @@ import sparsify
 from sparsify.cost.measure import count_macs
 from sparsify.data import load_data
 from sparsify.data.examples import Datasets
-from sparsify.forward.copies import copied
+from sparsify.forward.copies import copy_model
 from sparsify.models import cifar_resnet56
 from sparsify.pruning.cut import Result
 from sparsify.pruning.repair.least_squares import Settings, refit_layers
@@ -97,7 +97,7 @@ def measure(datasets: Datasets, layers: str, criterion: str, share: int, seed: i
         return 100 * evaluate(model, examples)[1]
 
     cut, test_cut = percent(result.model, datasets.validation), percent(result.model, datasets.test)
-    normed = replace(result, model=copied(result.model).eval())
+    normed = replace(result, model=copy_model(result.model).eval())
     sparsify.repair(normed, [x], method="batch_norm")
     started = time.process_time()
     sparsify.repair(result, [x], seed=seed)
@@ -163,7 +163,7 @@ def ablations(datasets: Datasets) -> Iterator[tuple[str, float]]:
         ("250 examples", Settings(held_out=25), 250),
         ("means alone", Settings(held_out=held_out, method="mean"), CALIBRATION),
     ):
-        model = copied(result.model).eval()
+        model = copy_model(result.model).eval()
         refit_layers(dense, model, (result.cuts,), (x[:examples],), examples, settings)
         yield name, 100 * evaluate(model, datasets.validation)[1]
 

@@ -56,12 +56,14 @@ def reshaped(conv: nn.Conv2d, mask: Tensor, gather: bool = False) -> tuple[nn.Co
         zeros.weight.mul_(mask)
     model = nn.Sequential(deepcopy(zeros))
     if gather:
-        live = gathered_layers.live_columns(zeros.weight)
-        compact_layers.reshape(model, [Gather(module="0", size=mask.numel(), keep=operations.ranges(live))])
+        live = gathered_layers.find_live_columns(zeros.weight)
+        compact_layers.compact_layers(
+            model, [Gather(module="0", size=mask.numel(), keep=operations.to_ranges(live))]
+        )
     else:
-        compact_layers.reshape(
+        compact_layers.compact_layers(
             model,
-            [Crop(module="0", kernel=tuple(conv.kernel_size), grids=cropped_layers.grids(zeros.weight))],
+            [Crop(module="0", kernel=tuple(conv.kernel_size), grids=cropped_layers.find_grids(zeros.weight))],
         )
     return zeros, model
 
@@ -69,7 +71,7 @@ def reshaped(conv: nn.Conv2d, mask: Tensor, gather: bool = False) -> tuple[nn.Co
 def timed(pair: tuple[nn.Module, nn.Module], x: Tensor, seconds: float) -> Latency:
     with torch.no_grad():
         torch.testing.assert_close(pair[0](x), pair[1](x), rtol=1e-3, atol=1e-4)
-    return measure.latency(*pair, (x,), "cpu", Cpu(kind="cpu", batch=len(x)), seconds=seconds)
+    return measure.measure_latency(*pair, (x,), "cpu", Cpu(kind="cpu", batch=len(x)), seconds=seconds)
 
 
 def main() -> None:

@@ -285,11 +285,11 @@ RUNTIMES = [
 )
 def test_every_runtime_times_a_model_or_says_why_not(kind: type[BaseModel], runtime: str) -> None:
     target, net = made(kind, runtime=runtime), nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    if availability.state(target) != "here":
+    if availability.describe_state(target) != "here":
         with pytest.raises(TargetError, match=r"^target 'x' (runs|asks)"):
             measure.check_target("x", target)
     elif runtime != "compile":  # which takes a compiler ten seconds
-        found = measure.latency(net, net, (torch.randn(2, 4),), "x", target, seconds=0.05)
+        found = measure.measure_latency(net, net, (torch.randn(2, 4),), "x", target, seconds=0.05)
         assert found.dense_ms > 0 and runtime in found.description and found.measured
 
 

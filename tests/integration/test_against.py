@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import sparsify
-from sparsify.cost.latency.layer_geometry import read as read_layers
-from sparsify.cost.latency.tables import write
+from sparsify.cost.latency.layer_geometry import read_layers
+from sparsify.cost.latency.tables import write_table
 from sparsify.data import load_data
 from sparsify.errors import RecipeError, RunError
 from sparsify.events import EpochDone, Event, StageStarted
@@ -265,7 +265,7 @@ def test_by_macs_comes_to_the_same_time_with_widths_as_they_fall(tmp_path: Path)
         layers[w.key] = tuple((i, o, i * o / 1e4) for i, o in sorted(widths))
     steps = Steps(convolution=8, inputs=1, linear=1)
     machine = Machine(processor="Cortex-A78", vectors="NEON", system="Linux aarch64", runtime="tflite 2.20")
-    write(
+    write_table(
         Table(machine=machine, target=Cpu(kind="cpu", runtime="onnxruntime"), steps=steps, layers=layers),
         tmp_path / "phone.json",
     )
@@ -312,7 +312,9 @@ def test_no_baseline_gets_more_time_than_the_recipe_allows(
         recipe=recipe, plan=SimpleNamespace(floors=(floor,)), folder=Path(), build=None, inputs=()
     )
     monkeypatch.setattr(baselines, "rebuilt_dense", lambda *_: None)
-    monkeypatch.setattr(baselines.measure, "latency", lambda *_, **__: SimpleNamespace(speedup=speedup))
+    monkeypatch.setattr(
+        baselines.measure, "measure_latency", lambda *_, **__: SimpleNamespace(speedup=speedup)
+    )
     assert baselines._cost(run, digits_cnn(), None) == Cost("latency.eager", cost)  # type: ignore[arg-type]
 
 

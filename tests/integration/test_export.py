@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import sparsify
-from sparsify.cost.measure.onnx_quantize import quantised
+from sparsify.cost.measure.onnx_quantize import quantise
 from sparsify.data import load_data
 from sparsify.errors import ModelError, RunError, VerificationError
 from sparsify.exporters import TOLERANCE, compare, formats, writer
@@ -429,8 +429,8 @@ def test_integers_are_those_of_the_table_and_agree_with_the_model(runs, call):
     inputs = (examples.train[:2].ready(),)
     assert (
         file
-        == quantised(exported(model, inputs), ranges(inputs, examples, 0))
-        != quantised(exported(model, inputs), ranges(inputs, None, 0))
+        == quantise(exported(model, inputs), ranges(inputs, examples, 0))
+        != quantise(exported(model, inputs), ranges(inputs, None, 0))
     )
 
 

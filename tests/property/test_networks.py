@@ -22,6 +22,7 @@ from sparsify.forward import call_model
 from sparsify.graph import build_map
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.surgery import operations
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.verify import equivalence, trial_cuts
 from sparsify_schemas.cuts import Cuts
 
@@ -1094,7 +1095,7 @@ def keeps(map: ModelMap, seed: int) -> dict[str, list[int]]:
 
 
 def flat(output: Any) -> list[Tensor]:
-    return list(call_model.tensors(output))
+    return list(call_model.float_tensors(output))
 
 
 def run(model: nn.Module, x: Tensor, training: bool) -> list[Tensor] | None:
@@ -1160,10 +1161,10 @@ def checked(model: nn.Module, seed: int) -> nn.Module:
     x = torch.randn(INPUT, generator=torch.Generator().manual_seed(1))
     training = model.training
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    map = trial_cuts.probe(model, build_map.inspect(model, (x,), {}), (x,))
+    map = trial_cuts.protect_failing_groups(model, build_map.build_map(model, (x,), {}), (x,))
     keep = keeps(map, seed)
     thin, cuts = operations.cut(model, map, keep, "test")
-    verdict = equivalence.verify(model, thin, map, keep, (x,))
+    verdict = equivalence.verify_cut(model, thin, map, keep, (x,))
     assert verdict.outcome in ("equal", "statistics change", "nothing cut") and verdict.difference <= 1e-9, (
         verdict
     )
@@ -1175,7 +1176,7 @@ def checked(model: nn.Module, seed: int) -> nn.Module:
     assert model.training == training and all(
         torch.equal(before[n], t) for n, t in model.state_dict().items()
     ), "the user's model was changed"
-    again = operations.replay(model, Cuts.model_validate_json(cuts.model_dump_json()))
+    again = replay_cuts(model, Cuts.model_validate_json(cuts.model_dump_json()))
     with torch.no_grad():
         assert all(
             torch.equal(a, b) for a, b in zip(flat(thin.eval()(x)), flat(again.eval()(x)), strict=True)
@@ -1249,7 +1250,7 @@ def test_much_may_be_cut() -> None:
     for seed in range(40):
         model = network(seeded(seed))
         x = torch.randn(INPUT)
-        map = trial_cuts.probe(model, build_map.inspect(model, (x,), {}), (x,))
+        map = trial_cuts.protect_failing_groups(model, build_map.build_map(model, (x,), {}), (x,))
         thin, _ = operations.cut(
             model,
             map,

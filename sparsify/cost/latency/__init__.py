@@ -1,1 +1,2 @@
-"""How long a network of given widths takes on a target: measured layer by layer, corrected on whole networks, predicted."""
+"""Predict the latency of a network of given widths: layers measured one by one, corrected on whole
+networks."""

@@ -1,8 +1,9 @@
-"""Growing a table: the layers that a network needs, at the widths that it may get; the network itself and cuts of it."""
+"""Build a latency model: measure the layers that a network needs, and time the network and cuts of it."""
 
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import ceil
 
 import numpy as np
@@ -12,11 +13,11 @@ from torch import nn
 from sparsify.cost import measure
 from sparsify.cost.cost_model import Costs
 from sparsify.cost.latency import tables
-from sparsify.cost.latency.layer_benchmark import FAST, timed
-from sparsify.cost.latency.layer_geometry import Geometry, read
-from sparsify.cost.latency_model import UNIT, Clock, Surface, Timed, Work, grid
+from sparsify.cost.latency.layer_benchmark import FAST_QUANTILE, time_layers
+from sparsify.cost.latency.layer_geometry import Geometry, read_layers
+from sparsify.cost.latency_model import UNIT, LatencyModel, Surface, TimedNetwork, Work, choose_widths
 from sparsify.cost.measure.availability import check_target
-from sparsify.cost.measure.timing import undisturbed
+from sparsify.cost.measure.timing import choose_clock
 from sparsify.errors import TargetError
 from sparsify.events import Listener, Measuring, silence
 from sparsify.forward.calls import Inputs
@@ -26,63 +27,72 @@ from sparsify.graph.surgery import operations
 from sparsify_schemas.table import Network, Steps, Table
 from sparsify_schemas.target import Target
 
-CUTS = (0.75, 0.5, 0.3, 0.6, 0.2, 0.9, 0.4, 0.25)
-"""of each width this much stays, give or take a quarter: the cut networks that the prediction is calibrated on"""
+CALIBRATION_SHARES = (0.75, 0.5, 0.3, 0.6, 0.2, 0.9, 0.4, 0.25)
+"""shares of each width, give or take a quarter, that the cut networks for calibration keep"""
 _TOGETHER = 4
-"""layers that are timed interleaved; after each such handful the table is saved"""
+"""layers that are timed interleaved; the table is saved after each such batch"""
 _SECONDS = 0.4
-"""spent on each whole network"""
+"""time spent on each whole network"""
 _LIKE_DENSE = 8
 
-Wanted = dict[str, set[tuple[int, int]]]
+NeededWidths = dict[str, set[tuple[int, int]]]
 
 
-def clock(
-    name: str, target: Target, model: nn.Module, map: ModelMap, inputs: Inputs, listener: Listener = silence
-) -> Clock:
-    """The latency model of a network on a target. What the table lacks is measured first, and kept.
+def build_latency_model(
+    name: str,
+    target: Target,
+    model: nn.Module,
+    model_map: ModelMap,
+    inputs: Inputs,
+    listener: Listener = silence,
+) -> LatencyModel:
+    """Build the latency model of a network on a target. Missing table entries are measured first, and
+    saved.
 
-    Raises TargetError (the target is not here, or its table is damaged, of another machine or lacks a layer), ModelError.
+    Raises TargetError (the target is not available, or its table is damaged, of another machine, or lacks
+    a layer) and ModelError.
     """
     check_target(name, target)
-    table = tables.read(name, target)
-    steps = tables.steps_of(table)
-    works, geometries = read(model, inputs, target.batch)
-    wanted = widths_wanted(works, map, steps)
-    table = grown(name, target, table, geometries, wanted, listener)
-    bare = Clock(name, works, surfaces(works, table, steps), steps, measured=target.table is None)
+    table = tables.read_table(name, target)
+    steps = tables.width_steps(table)
+    works, geometries = read_layers(model, inputs, target.batch)
+    wanted = list_needed_widths(works, model_map, steps)
+    table = extend_table(name, target, table, geometries, wanted, listener)
+    bare = LatencyModel(
+        name, works, build_surfaces(works, table, steps), steps, measured=target.table is None
+    )
     if target.table is not None or any(p.is_meta for p in model.parameters()):
         return bare
-    digest = network_digest(works, map)
+    digest = network_digest(works, model_map)
     found = table.networks.get(digest, ())
     if not found:
-        found = tuple(_networks(name, target, model, map, inputs, steps, listener))
-        tables.write(
-            table.model_copy(update={"networks": {**table.networks, digest: found}}), tables.place(target)
+        found = tuple(_time_networks(name, target, model, model_map, inputs, steps, listener))
+        tables.write_table(
+            table.model_copy(update={"networks": {**table.networks, digest: found}}),
+            tables.table_path(target),
         )
-    return calibrated(bare, map, found)
+    return calibrate(bare, model_map, found)
 
 
-def target_steps(targets: Mapping[str, Target]) -> dict[str, Steps]:
-    """The width steps of each target, as measured or as its vector instructions let expect. Raises TargetError."""
-    return {name: tables.steps_of(tables.read(name, target)) for name, target in targets.items()}
+def read_width_steps(targets: Mapping[str, Target]) -> dict[str, Steps]:
+    """The width steps of each target: measured, or expected from its vector instructions. Raises
+    TargetError."""
+    return {name: tables.width_steps(tables.read_table(name, target)) for name, target in targets.items()}
 
 
-def calibrated(bare: Clock, map: ModelMap, networks: Iterable[Network]) -> Clock:
-    """The clock, corrected by networks that were timed whole."""
-    shapes = Costs(map).shapes
-    of = {c.name: c.width for c in map.coupled}
-    timed_whole = (
-        Timed(bare.sums(shapes({g: range(kept, of[g]) for g, kept in n.kept.items()})), n.ms)
-        for n in networks
-    )
-    return Clock(
-        bare.target, bare.works, bare.surfaces, bare.steps, tuple(timed_whole), measured=bare.measured
-    )
+def calibrate(bare: LatencyModel, model_map: ModelMap, networks: Iterable[Network]) -> LatencyModel:
+    """The latency model, corrected by networks that were timed whole."""
+    shapes = Costs(model_map).shapes
+    of = {c.name: c.width for c in model_map.coupled}
+    timed_whole = []
+    for network in networks:
+        gone = {group: range(kept, of[group]) for group, kept in network.kept.items()}
+        timed_whole.append(TimedNetwork(bare.sums(shapes(gone)), network.ms))
+    return replace(bare, networks=tuple(timed_whole), seen=())
 
 
-def surfaces(works: Iterable[Work], table: Table, steps: Steps) -> dict[tuple[str, int, int], Surface]:
-    """What each layer costs by its widths."""
+def build_surfaces(works: Iterable[Work], table: Table, steps: Steps) -> dict[tuple[str, int, int], Surface]:
+    """The cost of each layer by its widths."""
     found = {}
     for w in works:
         if w.kind != "other":
@@ -95,65 +105,70 @@ def surfaces(works: Iterable[Work], table: Table, steps: Steps) -> dict[tuple[st
     return found
 
 
-def widths_wanted(works: Iterable[Work], map: ModelMap, steps: Steps) -> Wanted:
-    """For each layer the widths at which it must be known: a grid, and one point each off the multiples of four."""
-    open_dims = {(s.tensor, s.dim) for c in map.coupled if c.protected is None for s in c.slices}
-    wanted: Wanted = {}
+def list_needed_widths(works: Iterable[Work], model_map: ModelMap, steps: Steps) -> NeededWidths:
+    """For each layer the widths that must be measured: a grid, and points off the multiples of four."""
+    open_dims = {(s.tensor, s.dim) for c in model_map.coupled if c.protected is None for s in c.slices}
+    wanted: NeededWidths = {}
     for w in works:
         if w.kind != "other":
-            wanted.setdefault(w.key, set()).update(_points(w, open_dims, steps))
+            wanted.setdefault(w.key, set()).update(_list_points(w, open_dims, steps))
     return wanted
 
 
-def _points(work: Work, open_dims: set[tuple[str, int]], steps: Steps) -> Iterator[tuple[int, int]]:
+def _list_points(work: Work, open_dims: set[tuple[str, int]], steps: Steps) -> Iterator[tuple[int, int]]:
     step = steps.linear if work.kind == "linear" else steps.convolution
     first, second = (work.tensor, 0) in open_dims, (work.tensor, 1) in open_dims
     ins, outs = (first, second) if work.transposed else (second, first)
     if work.kind == "depthwise":
-        yield from ((width, width) for width in grid(work.outputs, step, first))
-        odd = _odd(work.outputs, first)
+        yield from ((width, width) for width in choose_widths(work.outputs, step, first))
+        odd = _unaligned_width(work.outputs, first)
         yield from ((odd, odd),) if odd else ()
         return
     # all groups of a grouped convolution stay, so their channels leave in equal numbers
-    inputs, outputs = (
-        grid(work.inputs, max(step, work.groups), ins),
-        grid(work.outputs, max(step, work.groups), outs),
-    )
+    inputs = choose_widths(work.inputs, max(step, work.groups), ins)
+    outputs = choose_widths(work.outputs, max(step, work.groups), outs)
     both = itertools.zip_longest(reversed(inputs), reversed(outputs), fillvalue=0)
     diagonal = {(i or inputs[0], o or outputs[0]) for i, o in both}
     cross = {(i, work.outputs) for i in inputs} | {(work.inputs, o) for o in outputs}
     yield from sorted((i, o) for i, o in diagonal | cross if i % work.groups == 0 and o % work.groups == 0)
     if work.groups == 1:
-        i, o = _odd(work.inputs, ins), _odd(work.outputs, outs)
-        even_in, even_out = (
-            min(dense, ceil(odd / UNIT) * UNIT) if odd else dense
-            for odd, dense in ((i, work.inputs), (o, work.outputs))
-        )
+        i, o = _unaligned_width(work.inputs, ins), _unaligned_width(work.outputs, outs)
+        even_in, even_out = _next_aligned(i, work.inputs), _next_aligned(o, work.outputs)
         yield from [(a, b) for a, b in ((i, even_out), (even_in, o), (i, o)) if a and b]
 
 
-def _odd(dense: int, cuttable: bool) -> int | None:
+def _next_aligned(odd: int | None, dense: int) -> int:
+    """The next multiple of four above a width; the dense width without one."""
+    return dense if odd is None else min(dense, ceil(odd / UNIT) * UNIT)
+
+
+def _unaligned_width(dense: int, cuttable: bool) -> int | None:
     """A width near the middle that is no multiple of four."""
     middle = round(dense * 0.6) // UNIT * UNIT
     return middle - 1 if cuttable and middle > UNIT else None
 
 
-def grown(
+def extend_table(
     name: str,
     target: Target,
     table: Table,
     geometries: Mapping[str, Geometry],
-    wanted: Wanted,
+    wanted: NeededWidths,
     listener: Listener,
 ) -> Table:
-    """The table with every layer at the widths wanted; saved as it grows. Raises TargetError where it cannot grow."""
+    """Add missing widths of every layer to the table, and save it after each batch of layers.
+
+    Raises TargetError if the table is of another machine and lacks a layer.
+    """
     have = {key: {point[:2] for point in points} for key, points in table.layers.items()}
     if target.table is not None:
-        lacking = [key for key, widths in wanted.items() if not enough(have.get(key, set()), widths)]
+        lacking = [key for key, widths in wanted.items() if not covers_widths(have.get(key, set()), widths)]
         if lacking:
             more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
             raise TargetError(
-                f"target '{name}': {target.table} has no '{lacking[0]}'{more}; have the network's layers measured there: sparsify targets measure {name} RECIPE MODEL --out {target.table}"
+                f"target '{name}': {target.table} has no '{lacking[0]}'{more}; "
+                "measure the network's layers on that machine: "
+                f"sparsify targets measure {name} RECIPE MODEL --out {target.table}"
             )
         return table
     missing = [
@@ -162,88 +177,92 @@ def grown(
     for start in range(0, len(missing), _TOGETHER):
         listener(Measuring(f"timing layers on {name}", start, len(missing)))
         handful = missing[start : start + _TOGETHER]
-        ms = timed([(geometries[key], i, o) for key, i, o in handful], target)
+        ms = time_layers([(geometries[key], i, o) for key, i, o in handful], target)
         layers = dict(table.layers)
         for (key, i, o), value in zip(handful, ms, strict=True):
-            layers[key] = tables.with_points(layers.get(key, ()), ((i, o, value),))
+            layers[key] = tables.merge_points(layers.get(key, ()), ((i, o, value),))
         table = table.model_copy(update={"layers": layers})
-        tables.write(table, tables.place(target))
+        tables.write_table(table, tables.table_path(target))
     if missing:
         listener(Measuring(f"timing layers on {name}", len(missing), len(missing)))
     return table
 
 
-def enough(have: set[tuple[int, int]], wanted: set[tuple[int, int]]) -> bool:
-    """A table from elsewhere need not have the very widths; it must reach as far as the dense layer, and know two."""
+def covers_widths(have: set[tuple[int, int]], wanted: set[tuple[int, int]]) -> bool:
+    """Whether a table from another machine covers the widths.
+
+    It must reach as far as the dense layer and have two points; it need not have the exact widths.
+    """
     if not have:
         return False
-    largest = (max(w[0] for w in wanted), max(w[1] for w in wanted))
-    return (
-        max(h[0] for h in have) >= largest[0]
-        and max(h[1] for h in have) >= largest[1]
-        and (len(wanted) == 1 or len(have) > 1)
-    )
+    if len(wanted) > 1 and len(have) == 1:
+        return False
+    reaches_inputs = max(point[0] for point in have) >= max(point[0] for point in wanted)
+    reaches_outputs = max(point[1] for point in have) >= max(point[1] for point in wanted)
+    return reaches_inputs and reaches_outputs
 
 
-def network_digest(works: Sequence[Work], map: ModelMap) -> str:
-    """Of what is timed: the layers with their widths, and how they are coupled."""
-    text = repr((works, [(c.name, c.width, c.protected is None) for c in map.coupled]))
+def network_digest(works: Sequence[Work], model_map: ModelMap) -> str:
+    """Digest of what is timed: the layers with their widths, and how they are coupled."""
+    text = repr((works, [(c.name, c.width, c.protected is None) for c in model_map.coupled]))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _networks(
+def _time_networks(
     name: str,
     target: Target,
     model: nn.Module,
-    map: ModelMap,
+    model_map: ModelMap,
     inputs: Inputs,
     steps: Steps,
     listener: Listener,
 ) -> Iterator[Network]:
-    """The dense network, of whose calls the fast ones count, and cuts of it by the share of its time that they take, timed interleaved."""
-    keeps: list[dict[str, int]] = [{}, *random_widths(map, steps, CUTS)]
+    """Time the dense network and cuts of it, interleaved.
+
+    A cut's milliseconds are its median share of the dense time, times the fast quantile of the dense
+    network.
+    """
+    keeps: list[dict[str, int]] = [{}, *draw_widths(model_map, steps, CALIBRATION_SHARES)]
     what = f"timing {len(keeps)} whole networks on {name}"
     listener(Measuring(what, 0, len(keeps)))
-    dense = measure.copied(model).cpu().eval()
+    dense = measure.copy_model(model).cpu().eval()
     with torch.random.fork_rng(devices=[]):
-        models = [dense, *(narrowed(dense, map, kept) for kept in keeps[1:])]
-        rounds = measure.timed(
+        models = [dense, *(cut_to_widths(dense, model_map, kept) for kept in keeps[1:])]
+        rounds = measure.time_models(
             models,
             inputs,
             name,
             target,
             seconds=_SECONDS * len(models),
             rng=np.random.default_rng(0),
-            now=undisturbed(target),
+            now=choose_clock(target),
         )
     listener(Measuring(what, len(keeps), len(keeps)))
-    whole = float(np.quantile(rounds[:, 0], FAST)) * 1e3
+    whole = float(np.quantile(rounds[:, 0], FAST_QUANTILE)) * 1e3
     for kept, part in zip(keeps, np.median(rounds / rounds[:, :1], axis=0), strict=True):
         yield Network(kept=kept, ms=float(part) * whole)
 
 
-def narrowed(model: nn.Module, map: ModelMap, kept: Mapping[str, int]) -> nn.Module:
-    """A copy with the first so many units of each group: which ones makes no difference to its speed."""
-    return operations.cut(model, map, {name: list(range(count)) for name, count in kept.items()}, "timing")[0]
+def cut_to_widths(model: nn.Module, model_map: ModelMap, kept: Mapping[str, int]) -> nn.Module:
+    """A copy with the first units of each group: which units are kept does not change its speed."""
+    return operations.cut(
+        model, model_map, {name: list(range(count)) for name, count in kept.items()}, "timing"
+    )[0]
 
 
-def random_widths(
-    map: ModelMap, steps: Steps | None, shares: Iterable[float], seed: int = 0, spread: float = 0.25
+def draw_widths(
+    model_map: ModelMap, steps: Steps | None, shares: Iterable[float], seed: int = 0, spread: float = 0.25
 ) -> Iterator[dict[str, int]]:
-    """Coupled group -> units kept: about so large a share of each, in whole steps where they are given."""
+    """Coupled group -> kept units: random shares around `shares`, in whole steps if those are given."""
     rng = np.random.default_rng(seed)
-    linear = {layer.name for layer in map.layers if layer_type_of(layer.kind).timed == "linear"}
+    linear = {layer.name for layer in model_map.layers if layer_type_of(layer.kind).timed == "linear"}
     for share in shares:
         kept = {}
-        for c in map.coupled:
+        for c in model_map.coupled:
             if c.protected is None:
-                step = (
-                    1
-                    if steps is None or c.width < _LIKE_DENSE
-                    else steps.linear
-                    if c.name in linear
-                    else steps.convolution
-                )
+                step = 1
+                if steps is not None and c.width >= _LIKE_DENSE:
+                    step = steps.linear if c.name in linear else steps.convolution
                 wish = c.width * float(np.clip(share + rng.uniform(-spread, spread), 0.08, 1.0))
                 kept[c.name] = max(1, min(c.width, ceil(wish / step) * step))
         yield kept

@@ -1,8 +1,9 @@
-"""Timing single layers: small models of one layer, run the way that the target runs the whole network.
+"""Time single layers: small models of one layer, run as the target runs the whole network.
 
-For ONNX Runtime and OpenVINO a layer stands several times side by side on one input, its outputs reduced at once: so the
-reordering of memory at the edges of so small a model, and the cost of a call, hardly count. Processor time counts
-where one thread runs, and the fast ones of many calls: so a busy machine disturbs least.
+For ONNX Runtime and OpenVINO, a model has several copies of the layer on one input, and their outputs are
+reduced at once. This makes memory reordering at the edges of so small a model, and the cost of a call,
+almost vanish. With one thread, processor time is measured, and the fast ones of many calls count, which a
+busy machine disturbs least.
 """
 
 from collections.abc import Sequence
@@ -14,39 +15,38 @@ import torch
 from torch import nn
 
 from sparsify.cost.latency.layer_geometry import Geometry
-from sparsify.cost.measure.runtimes import TimedCall, prepared, prepared_onnx, threads
-from sparsify.cost.measure.timing import interleaved, undisturbed
+from sparsify.cost.measure.runtimes import TimedCall, prepare, prepare_onnx, use_threads
+from sparsify.cost.measure.timing import choose_clock, time_interleaved
 from sparsify_schemas.target import Cpu, Cuda, Target
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
-FAST = 0.25
-"""the quantile of a layer's or network's timings that counts: what disturbs only ever slows down"""
+FAST_QUANTILE = 0.25
+"""quantile of a layer's or network's timings that counts: disturbances only slow down"""
 SECONDS = 0.02
-"""spent on one layer at one width"""
+"""time spent on one layer at one width"""
 _WEIGHTS = 2**19
-"""elements of weights up to which a layer stands there several times"""
+"""number of weights up to which a model has several copies of a layer"""
 _MODULES = {
     (1, False): nn.Conv1d, (2, False): nn.Conv2d, (3, False): nn.Conv3d,
     (1, True): nn.ConvTranspose1d, (2, True): nn.ConvTranspose2d, (3, True): nn.ConvTranspose3d,
 }  # fmt: skip
 
 
-def timed(
+def time_layers(
     layers: Sequence[tuple[Geometry, int, int]], target: Target, seconds: float = SECONDS
 ) -> list[float]:
     """Milliseconds of each (geometry, inputs, outputs), timed interleaved for `seconds` each."""
-    with threads(target), torch.inference_mode():
-        made = [layer_call(geometry, inputs, outputs, target) for geometry, inputs, outputs in layers]
-        floor = _floor(target)
-        rounds = interleaved(
-            [*(call for call, _ in made), *([floor] if floor else [])],
-            seconds * len(made),
-            np.random.default_rng(0),
-            undisturbed(target),
-        )
-    best = np.quantile(rounds, FAST, axis=0) * 1e3
+    with use_threads(target), torch.inference_mode():
+        made = [prepare_layer(geometry, inputs, outputs, target) for geometry, inputs, outputs in layers]
+        calls = [call for call, _ in made]
+        floor = _prepare_empty_call(target)
+        if floor is not None:
+            calls.append(floor)
+        rng, clock = np.random.default_rng(0), choose_clock(target)
+        rounds = time_interleaved(calls, seconds * len(made), rng, clock)
+    best = np.quantile(rounds, FAST_QUANTILE, axis=0) * 1e3
     nothing = float(best[-1]) if floor else 0.0
     return [
         max(float(ms) - nothing, float(ms) * 0.05) / copies
@@ -54,61 +54,59 @@ def timed(
     ]
 
 
-def layer_call(geometry: Geometry, inputs: int, outputs: int, target: Target) -> tuple[TimedCall, int]:
-    """One layer ready to be called, and how many times a call runs it."""
+def prepare_layer(geometry: Geometry, inputs: int, outputs: int, target: Target) -> tuple[TimedCall, int]:
+    """A layer ready to be called, and how many times one call runs it."""
     if isinstance(target, Cpu) and target.runtime in ("onnxruntime", "openvino"):
-        copies = _copies(geometry, inputs, outputs)
-        x = np.random.default_rng(0).standard_normal(_shape(geometry, inputs, target.batch), dtype=np.float32)
-        return prepared_onnx(_onnx(geometry, inputs, outputs, copies, x.shape), [x], target), copies
-    eager = target.model_copy(
-        update={"runtime": "eager", "table": None}
-    )  # torch.compile takes seconds for each
+        copies = _count_copies(geometry, inputs, outputs)
+        x = np.random.default_rng(0).standard_normal(
+            _input_shape(geometry, inputs, target.batch), dtype=np.float32
+        )
+        return prepare_onnx(_make_onnx(geometry, inputs, outputs, copies, x.shape), [x], target), copies
+    # torch.compile takes seconds for each layer.
+    eager = target.model_copy(update={"runtime": "eager", "table": None})
     assert isinstance(eager, Cpu | Cuda)
-    return prepared(
-        _module(geometry, inputs, outputs).eval(),
-        (torch.randn(_shape(geometry, inputs, target.batch)),),
+    return prepare(
+        _make_module(geometry, inputs, outputs).eval(),
+        (torch.randn(_input_shape(geometry, inputs, target.batch)),),
         eager,
     ), 1
 
 
-def _copies(geometry: Geometry, inputs: int, outputs: int) -> int:
+def _count_copies(geometry: Geometry, inputs: int, outputs: int) -> int:
     weights = outputs * max(1, inputs // geometry.groups) * prod(geometry.kernel)
-    return (
-        8
-        if geometry.depthwise or weights <= _WEIGHTS // 8
-        else 4
-        if weights <= _WEIGHTS
-        else 2
-        if weights <= 4 * _WEIGHTS
-        else 1
-    )
+    if geometry.depthwise or weights <= _WEIGHTS // 8:
+        return 8
+    if weights <= _WEIGHTS:
+        return 4
+    return 2 if weights <= 4 * _WEIGHTS else 1
 
 
-def _floor(target: Target) -> TimedCall | None:
-    """What a call costs that does nothing; None in PyTorch, where every layer of a network pays it."""
+def _prepare_empty_call(target: Target) -> TimedCall | None:
+    """A call that computes nothing; None in PyTorch, where every layer of a network pays for its call."""
     if not isinstance(target, Cpu) or target.runtime not in ("onnxruntime", "openvino"):
         return None
     from onnx import TensorProto, helper
 
-    graph = helper.make_graph(
-        [helper.make_node("Relu", ["x"], ["y"])], "nothing",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
-    )  # fmt: skip
-    return prepared_onnx(_model(graph).SerializeToString(), [np.zeros((1, 4), np.float32)], _in_float(target))
+    taken = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])
+    returned = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "nothing", [taken], [returned])
+    return prepare_onnx(
+        _make_onnx_model(graph).SerializeToString(), [np.zeros((1, 4), np.float32)], _with_float32(target)
+    )
 
 
-def _in_float(target: Cpu) -> Cpu:
-    """The same in float32, as there is nothing to quantise in a model without weights."""
+def _with_float32(target: Cpu) -> Cpu:
+    """The target in float32, since a model without weights has nothing to quantise."""
     return target.model_copy(update={"dtype": "float32"}) if target.dtype == "int8" else target
 
 
-def _shape(geometry: Geometry, inputs: int, batch: int) -> tuple[int, ...]:
+def _input_shape(geometry: Geometry, inputs: int, batch: int) -> tuple[int, ...]:
     if geometry.size:
         return (batch, inputs, *geometry.size)
     return (batch, inputs) if geometry.rows == 1 else (batch, geometry.rows, inputs)
 
 
-def _module(geometry: Geometry, inputs: int, outputs: int) -> nn.Module:
+def _make_module(geometry: Geometry, inputs: int, outputs: int) -> nn.Module:
     if not geometry.size:
         return nn.Linear(inputs, outputs)
     groups = inputs if geometry.depthwise else geometry.groups
@@ -125,21 +123,21 @@ def _module(geometry: Geometry, inputs: int, outputs: int) -> nn.Module:
     return made
 
 
-def _onnx(geometry: Geometry, inputs: int, outputs: int, copies: int, shape: tuple[int, ...]) -> bytes:
+def _make_onnx(geometry: Geometry, inputs: int, outputs: int, copies: int, shape: tuple[int, ...]) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     rng = np.random.default_rng(0)
     nodes, weights, results = [], [], []
     for i in range(copies):
         groups = inputs if geometry.depthwise else geometry.groups
-        per_group = (
-            ((inputs, outputs // groups) if geometry.transposed else (outputs, inputs // groups))
-            if geometry.size
-            else (inputs, outputs)
-        )
-        w = rng.standard_normal((*per_group, *geometry.kernel), dtype=np.float32) / np.float32(
-            np.sqrt(max(1, inputs))
-        )
+        if not geometry.size:
+            per_group = (inputs, outputs)
+        elif geometry.transposed:
+            per_group = (inputs, outputs // groups)
+        else:
+            per_group = (outputs, inputs // groups)
+        scale = np.float32(np.sqrt(max(1, inputs)))
+        w = rng.standard_normal((*per_group, *geometry.kernel), dtype=np.float32) / scale
         weights += [
             numpy_helper.from_array(w, f"w{i}"),
             numpy_helper.from_array(rng.standard_normal(outputs, dtype=np.float32), f"b{i}"),
@@ -174,11 +172,11 @@ def _onnx(geometry: Geometry, inputs: int, outputs: int, copies: int, shape: tup
     graph = helper.make_graph(
         nodes, "layer", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)], results, weights
     )
-    file: bytes = _model(graph).SerializeToString()
+    file: bytes = _make_onnx_model(graph).SerializeToString()
     return file
 
 
-def _model(graph: "GraphProto") -> "ModelProto":
+def _make_onnx_model(graph: "GraphProto") -> "ModelProto":
     from onnx import helper
 
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -1,4 +1,7 @@
-"""Tables of latencies on disk: one file a machine, runtime and thread count in the user's cache; whole, and never another machine's."""
+"""Latency tables on disk: one file per machine, runtime and thread count in the user's cache.
+
+A table is written whole or not at all, and a table of another machine is never used by mistake.
+"""
 
 import hashlib
 import json
@@ -11,15 +14,15 @@ from pydantic import ValidationError
 
 from sparsify import files
 from sparsify.cost.measure.availability import runtime_version
-from sparsify.cost.measure.machine import processor, vectors
+from sparsify.cost.measure.machine import processor_name, vector_instructions
 from sparsify.errors import RunError, TargetError
 from sparsify_schemas.table import Machine, Point, Steps, Table
 from sparsify_schemas.target import Cpu, Target
 
 VECTOR_STEPS = {"AVX512": 16, "AVX2": 8, "NEON": 8}
-"""channels that fill a vector register of float32, twice for NEON; what a width step is before it was measured"""
+"""float32 channels that fill a vector register (twice for NEON): the width step until it is measured"""
 LEAST = 4
-"""no width step of a processor is below this: fast kernels want multiples of it"""
+"""least width step of a processor: fast kernels want multiples of it"""
 
 
 def cache_folder() -> Path:
@@ -36,18 +39,18 @@ def cache_folder() -> Path:
             return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsify"
 
 
-def this_machine(target: Target) -> Machine:
+def describe_machine(target: Target) -> Machine:
     """What a latency measured here depends on."""
     return Machine(
-        processor=_gpu() if target.kind == "cuda" else processor(),
-        vectors=vectors(),
+        processor=_gpu_name() if target.kind == "cuda" else processor_name(),
+        vectors=vector_instructions(),
         system=f"{platform.system()} {platform.machine()}",
         runtime=runtime_version(target),
     )
 
 
-def place(target: Target) -> Path:
-    """Where the table of a target lies: the file that it names, or its own in the cache."""
+def table_path(target: Target) -> Path:
+    """Path of a target's table: the file that the target names, or its own in the cache."""
     if target.table is not None:
         return Path(target.table).expanduser()
     words = [
@@ -57,7 +60,7 @@ def place(target: Target) -> Path:
         f"b{target.batch}",
         target.dtype,
     ]
-    text = json.dumps([this_machine(target).model_dump(), target.model_dump()], sort_keys=True)
+    text = json.dumps([describe_machine(target).model_dump(), target.model_dump()], sort_keys=True)
     return (
         cache_folder()
         / "latency"
@@ -65,47 +68,51 @@ def place(target: Target) -> Path:
     )
 
 
-def read(name: str, target: Target) -> Table:
-    """The table of a target; an empty one where nothing was measured yet. Raises TargetError."""
-    path = place(target)
+def read_table(name: str, target: Target) -> Table:
+    """Read the table of a target; an empty one if nothing was measured yet. Raises TargetError."""
+    path = table_path(target)
     if not path.exists():
         if target.table is not None:
             raise TargetError(
-                f"target '{name}': there is no table {path}; 'sparsify targets measure {name} RECIPE --out {path.name}' makes one on the machine that it is for"
+                f"target '{name}': there is no table {path}; "
+                f"'sparsify targets measure {name} RECIPE --out {path.name}' measures one; "
+                "run it on the machine that the table is for"
             )
-        return Table(machine=this_machine(target), target=target)
+        return Table(machine=describe_machine(target), target=target)
     try:
         found = Table.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         mend = (
-            "have it measured anew there"
-            if target.table is not None
-            else "delete it, and it is measured anew"
+            "measure it again on its machine" if target.table is not None else "delete it to measure it again"
         )
         raise TargetError(
-            f"target '{name}': {path} is damaged, no table of latencies ({_first(error)}); {mend}"
+            f"target '{name}': {path} is damaged and cannot be read as a table of latencies "
+            f"({_first_fault(error)}); {mend}"
         ) from None
-    if target.table is None and found.machine != this_machine(target):
+    if target.table is None and found.machine != describe_machine(target):
         raise TargetError(
-            f"target '{name}': {path} was measured on another machine ({_words(found.machine)}; this is {_words(this_machine(target))}); "
-            f"delete it to measure here, or name it as the target's 'table' to cut for that machine"
+            f"target '{name}': {path} was measured on another machine "
+            f"({_format_machine(found.machine)}; this is {_format_machine(describe_machine(target))}); "
+            "delete it to measure here, or name it as the target's 'table' to cut for that machine"
         )
     return found
 
 
-def write(table: Table, path: Path) -> None:
-    """Write a table whole or not at all, with what another process added meanwhile. Raises TargetError."""
+def write_table(table: Table, path: Path) -> None:
+    """Write a table atomically, merged with what another process added meanwhile. Raises TargetError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(path, (merged(table, path).model_dump_json(indent=1) + "\n").encode(), shared=True)
+        files.write(
+            path, (merge_with_file(table, path).model_dump_json(indent=1) + "\n").encode(), shared=True
+        )
     except (OSError, RunError) as error:
         raise TargetError(
             f"cannot write the table {path}: {error}; set SPARSIFY_CACHE to a folder that can be written to"
         ) from None
 
 
-def merged(table: Table, path: Path) -> Table:
-    """The table, with those layers and networks of an earlier file that it does not have."""
+def merge_with_file(table: Table, path: Path) -> Table:
+    """The table, with layers and networks of an earlier file that it does not have."""
     try:
         before = Table.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
@@ -113,7 +120,7 @@ def merged(table: Table, path: Path) -> Table:
     if before.machine != table.machine:
         return table
     layers = {
-        key: with_points(before.layers.get(key, ()), table.layers.get(key, ()))
+        key: merge_points(before.layers.get(key, ()), table.layers.get(key, ()))
         for key in sorted({*before.layers, *table.layers})
     }
     return table.model_copy(
@@ -125,14 +132,14 @@ def merged(table: Table, path: Path) -> Table:
     )
 
 
-def with_points(before: tuple[Point, ...], more: tuple[Point, ...]) -> tuple[Point, ...]:
-    """Points by widths; the later ones win."""
+def merge_points(before: tuple[Point, ...], more: tuple[Point, ...]) -> tuple[Point, ...]:
+    """Points by widths; later ones win."""
     found = {point[:2]: point for point in (*before, *more)}
     return tuple(found[widths] for widths in sorted(found))
 
 
-def steps_of(table: Table) -> Steps:
-    """The measured steps, or what the vector instructions let expect; at least 4 on a processor."""
+def width_steps(table: Table) -> Steps:
+    """The measured steps, or those expected from the vector instructions; at least 4 on a processor."""
     least = LEAST if table.target.kind == "cpu" else 1
     if table.steps is not None:
         steps = table.steps
@@ -147,17 +154,17 @@ def steps_of(table: Table) -> Steps:
     )
 
 
-def _gpu() -> str:
+def _gpu_name() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 
 
-def _words(machine: Machine) -> str:
+def _format_machine(machine: Machine) -> str:
     return f"{machine.processor} with {machine.vectors}, {machine.runtime}"
 
 
-def _first(error: Exception) -> str:
+def _first_fault(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"

@@ -1,30 +1,32 @@
-"""The staircase: which widths a target rewards. A width is rounded up to a multiple of the step at (next to) no cost."""
+"""Measure the staircase of a target: widths up to the next multiple of its step cost (almost) nothing
+more."""
 
 from collections.abc import Callable, Mapping, Sequence
 
-from sparsify.cost.latency.layer_benchmark import timed
+from sparsify.cost.latency.layer_benchmark import time_layers
 from sparsify.cost.latency.layer_geometry import Geometry
 from sparsify.events import Listener, Measuring, silence
 from sparsify_schemas.table import Steps
 from sparsify_schemas.target import Target
 
 WIDTHS = (*range(16, 34), 36, 40, 44, 47, 48, 49, 52, 56, 60, 63, 64, 65, 66, 68, 72, 80, 96)
-"""channels at which a layer is timed: every one up to 33, then around the multiples of 4, 8, 16 and 32"""
+"""channels at which a layer is timed: every number up to 33, then around the multiples of 4, 8, 16 and 32"""
 FREE = 0.35
-"""of what a layer costs more per channel on average: rounding up that costs less than this share is called free"""
+"""rounding up is called free if it costs less than this share of a layer's average cost per channel"""
 _CONVOLUTION = Geometry((3, 3), (1, 1), (1, 1), (1, 1), size=(14, 14))
 _LINEAR = Geometry(rows=16)
 _OTHER = 64
-"""width of the side that stays"""
+"""width of the side that is not varied"""
 
 
-def measured_steps(target: Target, listener: Listener = silence) -> Steps:
-    """The steps of convolutions and linear layers, each the larger of those of its inputs and its outputs."""
+def measure_steps(target: Target, listener: Listener = silence) -> Steps:
+    """Measure the steps of convolutions and linear layers: the larger of those of their inputs and
+    outputs."""
     found = {}
     for what, geometry in (("convolution", _CONVOLUTION), ("linear", _LINEAR)):
         for side in ("outputs", "inputs"):
             listener(Measuring(f"staircase of {what}s, {side}", 0, 1))
-            found[what, side] = step_of(staircase(geometry, side == "outputs", target))
+            found[what, side] = find_step(time_widths(geometry, side == "outputs", target))
             listener(Measuring(f"staircase of {what}s, {side}", 1, 1))
     convolution, linear = (
         [found[what, side] for side in ("inputs", "outputs")] for what in ("convolution", "linear")
@@ -32,16 +34,19 @@ def measured_steps(target: Target, listener: Listener = silence) -> Steps:
     return Steps(convolution=max(convolution), inputs=convolution[0], linear=max(linear))
 
 
-def staircase(
-    geometry: Geometry, outputs: bool, target: Target, time: Callable[..., Sequence[float]] = timed
+def time_widths(
+    geometry: Geometry, outputs: bool, target: Target, time: Callable[..., Sequence[float]] = time_layers
 ) -> dict[int, float]:
     """Width -> milliseconds, all timed interleaved."""
     layers = [(geometry, _OTHER, width) if outputs else (geometry, width, _OTHER) for width in WIDTHS]
     return dict(zip(WIDTHS, time(layers, target), strict=True))
 
 
-def step_of(ms: Mapping[int, float]) -> int:
-    """The largest 2^k such that from each odd multiple of 2^(k-1) to the next multiple of 2^k costs (next to) nothing more."""
+def find_step(ms: Mapping[int, float]) -> int:
+    """The largest 2^k for which widths up to the next multiple of 2^k cost (almost) nothing more.
+
+    Each odd multiple of 2^(k-1) is compared with the next multiple of 2^k.
+    """
     step = 1
     while step < 32:
         pairs = [(width, width + step) for width in ms if width % (2 * step) == step and width + step in ms]

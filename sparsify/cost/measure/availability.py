@@ -1,32 +1,37 @@
-"""What can be timed here: which runtimes are installed, and whether this machine is what a target asks for. Imports no torch
-until a target needs it."""
+"""What can be timed here: installed runtimes, and whether this machine is what a target asks for.
+
+Imports no torch until a target needs it.
+"""
 
 import os
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from sparsify.cost.measure.machine import cores
+from sparsify.cost.measure.machine import count_cores
 from sparsify.errors import TargetError
 from sparsify.formatting.numbers import plural
 from sparsify_schemas.target import Cpu, Cuda, Target
 
 _EXTRAS = {"onnxruntime": ("ONNX Runtime", "onnx"), "openvino": ("OpenVINO", "openvino")}
-"""runtime -> its name, the extra that brings it"""
+"""runtime -> its name, the extra that installs it"""
 
 
 def check_target(name: str, target: Target) -> None:
-    """Refuse a target that cannot be timed here. Raises TargetError, which says what to do; one with a table is not timed."""
-    problem = None if target.table is not None else _missing(target)
+    """Refuse a target that cannot be timed here. A target with a table is accepted, as it is not timed.
+
+    Raises TargetError, which says what to do.
+    """
+    problem = None if target.table is not None else _why_unavailable(target)
     if problem is not None:
         raise TargetError(f"target '{name}' {problem}")
 
 
-def state(target: Target) -> str:
-    """'here', 'predicted from phone.json', or why not."""
+def describe_state(target: Target) -> str:
+    """'here', 'predicted from phone.json', or why the target is not available."""
     if target.table is not None:
         return f"predicted from {target.table}"
-    return _missing(target) or "here"
+    return _why_unavailable(target) or "here"
 
 
 def runtime_version(target: Target) -> str:
@@ -41,15 +46,15 @@ def runtime_version(target: Target) -> str:
     )
 
 
-def _missing(target: Target) -> str | None:
+def _why_unavailable(target: Target) -> str | None:
     match target:
         case Cuda():
-            return _no_cuda() or _no_compiler(target)
+            return _why_no_cuda() or _why_no_compiler(target)
         case Cpu():
-            return _no_runtime(target) or _too_many_threads(target) or _no_compiler(target)
+            return _why_no_runtime(target) or _why_too_many_threads(target) or _why_no_compiler(target)
 
 
-def _no_runtime(target: Cpu) -> str | None:
+def _why_no_runtime(target: Cpu) -> str | None:
     if target.runtime not in _EXTRAS:
         return None
     title, extra = _EXTRAS[target.runtime]
@@ -58,25 +63,33 @@ def _no_runtime(target: Cpu) -> str | None:
     if not lacking:
         return None
     extras = ",".join(dict.fromkeys([extra, *(["onnx"] if target.dtype == "int8" else [])]))
-    return f"runs on {title}, for which {' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not installed: pip install 'sparsify-recipes[{extras}]'"
+    verb = "is" if len(lacking) == 1 else "are"
+    return (
+        f"runs on {title}, for which {' and '.join(lacking)} {verb} not installed: "
+        f"pip install 'sparsify-recipes[{extras}]'"
+    )
 
 
-def _too_many_threads(target: Cpu) -> str | None:
-    have = cores()
+def _why_too_many_threads(target: Cpu) -> str | None:
+    have = count_cores()
     if target.threads <= have:
         return None
-    return f"asks for {target.threads} threads, and this machine has {plural(have, 'core')}; lower 'threads', or give a 'table' measured on the machine it is for"
+    return (
+        f"asks for {target.threads} threads, but this machine has {plural(have, 'core')}; "
+        "lower 'threads', or give a 'table' that was measured on the target machine"
+    )
 
 
-def _no_compiler(target: Target) -> str | None:
-    if target.runtime != "compile" or any(
-        shutil.which(c) for c in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if c
-    ):
+def _why_no_compiler(target: Target) -> str | None:
+    if target.runtime != "compile":
+        return None
+    compilers = [name for name in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if name]
+    if any(map(shutil.which, compilers)):
         return None
     return "runs through torch.compile, which needs a C++ compiler, and there is none; install g++"
 
 
-def _no_cuda() -> str | None:
+def _why_no_cuda() -> str | None:
     import torch
 
     return (

@@ -1,4 +1,4 @@
-"""Timing two models against each other, with a second copy of the first as the measure of noise."""
+"""Time two models against each other, with a second copy of the first to show the noise."""
 
 import os
 import sys
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import numpy as np
 
 from sparsify.cost.benchmark_result import BenchmarkResult
-from sparsify.cost.measure.machine import load_average
+from sparsify.cost.measure.machine import read_load_average
 from sparsify.cost.measure.runtimes import TimedCall
-from sparsify.cost.measure.timing import described, interleaved, interval, undisturbed
+from sparsify.cost.measure.timing import bootstrap_interval, choose_clock, describe_target, time_interleaved
 from sparsify_schemas.target import Cpu, Target
 
 
-def contested(
+def compare_calls(
     names: tuple[str, str],
     calls: Sequence[TimedCall],
     target: str,
@@ -22,15 +22,16 @@ def contested(
     seconds: float,
     seed: int = 0,
 ) -> BenchmarkResult:
-    """Time (A, a second A, B) interleaved for about `seconds`, after warming up; ratios are taken within each round."""
-    load, rng = load_average(), np.random.default_rng(seed)
-    rounds = interleaved(calls, seconds, rng, undisturbed(spec))
-    low, high = interval(rounds[:, 0] / rounds[:, 2], rng)
-    apart = interval(rounds[:, 0] / rounds[:, 1], rng)
+    """Time (A, a second A, B) interleaved for about `seconds`, after warming up. Ratios are taken within
+    each round."""
+    load, rng = read_load_average(), np.random.default_rng(seed)
+    rounds = time_interleaved(calls, seconds, rng, choose_clock(spec))
+    low, high = bootstrap_interval(rounds[:, 0] / rounds[:, 2], rng)
+    apart = bootstrap_interval(rounds[:, 0] / rounds[:, 1], rng)
     a_ms, _, b_ms = (float(ms) * 1e3 for ms in np.median(rounds, axis=0))
     return BenchmarkResult(
         target=target,
-        description=described(spec),
+        description=describe_target(spec),
         a=names[0],
         b=names[1],
         a_ms=a_ms,
@@ -45,8 +46,9 @@ def contested(
 
 
 @contextmanager
-def pinned(target: Target) -> Iterator[None]:
-    """On as many cores as the target has threads, where the system allows it: threads made inside do not wander."""
+def pin_cores(target: Target) -> Iterator[None]:
+    """Pin to as many cores as the target has threads, if the system allows it, so that threads do not
+    migrate."""
     if sys.platform != "linux" or not isinstance(target, Cpu):
         yield
         return

@@ -1,4 +1,4 @@
-"""Counting: parameters, bytes, multiply-accumulates."""
+"""Count parameters, bytes and multiply-accumulates."""
 
 import functools
 from collections import defaultdict
@@ -14,15 +14,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from sparsify.errors import ModelError, first_line
-from sparsify.forward.calls import Inputs, call, calls_of, examples_of
-from sparsify.forward.copies import copied
-from sparsify.forward.opaque import are_wrappers, holds_nested, is_higher_order, is_scripted, uncompiled
-from sparsify.forward.trial_calls import detached, shown
+from sparsify.forward.calls import Inputs, call_without_copies, count_examples, list_calls
+from sparsify.forward.copies import copy_model
+from sparsify.forward.opaque import (
+    are_wrappers,
+    holds_nested,
+    is_higher_order,
+    is_scripted,
+    without_compiling,
+)
+from sparsify.forward.trial_calls import detach_inputs, format_inputs
 from sparsify.nn import attention
 from sparsify_schemas.report import Side
 
 
-def side(
+def measure_side(
     model: nn.Module,
     inputs: Inputs,
     weights_file: Path,
@@ -30,7 +36,10 @@ def side(
     validation_accuracy: float | None = None,
     test_accuracy: float | None = None,
 ) -> Side:
-    """Count a model whose weights lie in a file: parameters (shared ones once), those that are not zero, MACs, bytes on disk."""
+    """Count parameters (shared ones once), nonzero parameters, MACs and bytes on disk of a model.
+
+    weights_file: the file that holds the weights.
+    """
     parameters = list(model.parameters())
     return Side(
         params=sum(p.numel() for p in parameters),
@@ -42,7 +51,7 @@ def side(
     )
 
 
-class Counted(NamedTuple):
+class MacCounts(NamedTuple):
     """Multiply-accumulates of one forward call on one example."""
 
     macs: int
@@ -52,63 +61,73 @@ class Counted(NamedTuple):
 
 
 def count_macs(model: nn.Module, inputs: Inputs) -> tuple[int, dict[str, int]]:
-    """The total and the figures by module of `counted_macs`."""
-    found = counted_macs(model, inputs)
+    """The total and the counts by module of `count_macs_by_module`."""
+    found = count_macs_by_module(model, inputs)
     return found.macs, found.by_module
 
 
-def counted_macs(model: nn.Module, inputs: Inputs) -> Counted:
-    """Multiply-accumulates of one forward call on ONE example: in all, and by the module in whose forward they happen.
+def count_macs_by_module(model: nn.Module, inputs: Inputs) -> MacCounts:
+    """Multiply-accumulates of one forward call on ONE example: in all, and by the module whose forward
+    runs them.
 
-    inputs: a tuple, or a mapping for keyword inputs, or several calls, whose figures are added up; where nothing counts
-    examples, the figures are of the whole call. The figures of the modules add up to the total; a model's own functional
-    calls are counted under ''. Names as in named_modules.
-    A copy of the model runs in eval mode with the attention fast path off; modules without MACs are absent.
-    Counted by the formulas of torch.utils.flop_counter, two FLOPs a MAC, with the operators added that it does not know
-    (_UNKNOWN). What a TorchScript module does is charged to the module around it.
-    Raises ModelError when the forward call fails.
+    inputs: a tuple, a mapping for keyword inputs, or several calls, whose counts are added up. If nothing
+    counts examples, the counts are for the whole call.
+
+    The counts of the modules add up to the total; a model's own functional calls are counted under ''.
+    Names as in named_modules. Modules without MACs are absent. What a TorchScript module does is charged
+    to the module around it.
+
+    A copy of the model runs in eval mode with the attention fast path off. Formulas:
+    torch.utils.flop_counter, two FLOPs a MAC, and _FURTHER_FORMULAS for operators that it does not know.
+
+    Raises ModelError if the forward call fails.
     """
-    model = copied(model).eval()
+    model = copy_model(model).eval()
     for name in [name for name, module in model.named_modules() if attention.can_adopt(module)]:
-        attention.adopt(
-            model, name
-        )  # it calls its output projection as a module, which is then charged with its share
-    calls = calls_of(inputs)
+        # It calls its output projection as a module, which is then charged with its share.
+        attention.adopt(model, name)
+    calls = list_calls(inputs)
     macs: defaultdict[str, float] = defaultdict(float)
     missed: set[str] = set()
     for each in calls:
-        examples = examples_of(each) or 1
-        spent, uncounted = _flops(model, (each,) if calls is inputs else each.inputs)
+        examples = count_examples(each) or 1
+        spent, uncounted = _count_flops(model, (each,) if calls is inputs else each.inputs)
         missed |= uncounted
         for name, flops in spent.items():
             macs[name] += flops / (2 * examples)
     by_module = {name: round(count) for name, count in macs.items() if count}
-    return Counted(sum(by_module.values()), by_module, tuple(sorted(missed)))
+    return MacCounts(sum(by_module.values()), by_module, tuple(sorted(missed)))
 
 
-def _flops(model: nn.Module, inputs: Inputs) -> tuple[dict[str, int], set[str]]:
-    """By the module in whose forward they happen; and the operators whose figures are unknown."""
+def _count_flops(model: nn.Module, inputs: Inputs) -> tuple[dict[str, int], set[str]]:
+    """FLOPs by the module whose forward runs them; and the operators that have no formula."""
     spent: defaultdict[str, int] = defaultdict(int)
     with (
         torch.random.fork_rng(devices=[]),
         torch.no_grad(),
-        uncompiled(),
-        _counter() as counter,
-        _charged(model, lambda: counter.flops, spent),
+        without_compiling(),
+        _count_without_fast_path() as counter,
+        _charge_modules(model, lambda: counter.flops, spent),
     ):
         try:
-            call(model, detached(inputs))
+            call_without_copies(model, detach_inputs(inputs))
         except Exception as error:
             raise ModelError(
-                f"a forward call with inputs {shown(inputs)} failed: {type(error).__name__}: {first_line(error)}"
+                f"a forward call with inputs {format_inputs(inputs)} failed: "
+                f"{type(error).__name__}: {first_line(error)}"
             ) from error
     return spent, set(counter.missed)
 
 
 @contextmanager
-def _charged(model: nn.Module, total: Callable[[], int], spent: defaultdict[str, int]) -> Iterator[None]:
-    """Charge what `total` grows by to the innermost module that is running. torch's own figures by module include the
-    modules inside, and those of a module called from elsewhere than its parent cannot be told apart."""
+def _charge_modules(
+    model: nn.Module, total: Callable[[], int], spent: defaultdict[str, int]
+) -> Iterator[None]:
+    """Charge the growth of `total` to the innermost running module.
+
+    torch's own counts by module include the modules inside, and cannot tell apart those of a module that
+    is called from elsewhere than its parent.
+    """
     running, seen = [""], 0
 
     def settle() -> None:
@@ -140,22 +159,22 @@ def _charged(model: nn.Module, total: Callable[[], int], spent: defaultdict[str,
 
 
 @contextmanager
-def _counter() -> Iterator["_Counter"]:
-    """A counter, without the attention fast path, whose fused operator none sees."""
+def _count_without_fast_path() -> Iterator["_FlopCounter"]:
+    """A counter, with the attention fast path off, whose fused operator no counter sees."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with _Counter() as counter:
+        with _FlopCounter() as counter:
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the FLOPs of every operator that runs under it.
 
-    torch's own FlopCounterMode also follows modules by hooks of autograd, which fail on views of parameters and on
-    gradients taken inside the forward call.
+    torch's own FlopCounterMode also tracks modules through autograd hooks, which fail on views of
+    parameters and on gradients taken inside the forward call.
     """
 
     supports_higher_order_operators = True
@@ -164,7 +183,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.missed: set[str] = set()
-        self._formulas = {**flop_registry, **_UNKNOWN}
+        self._formulas = {**flop_registry, **_FURTHER_FORMULAS}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -190,7 +209,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _lstm_flops(x: Tensor, w_ih: Tensor, w_hh: Tensor, *_: Any, **__: Any) -> int:
-    """One layer and direction: each step multiplies the input and the state with the gates' rows."""
+    """One layer and direction: each step multiplies the input and the state with the rows of the gates."""
     return 2 * x.shape[0] * x.shape[1] * (w_ih.numel() + w_hh.numel())
 
 
@@ -209,7 +228,7 @@ def _added_product_flops(_: Tensor, a: Tensor, *__: Any, **___: Any) -> int:
 
 
 def _trilinear_flops(a: Tensor, b: Tensor, c: Tensor, *added: Any, **__: Any) -> int:
-    """Of a bilinear layer: each output of each example takes every pair of the two inputs' features."""
+    """Of a bilinear layer: each output of each example reads every pair of the two inputs' features."""
     spread: list[Tensor] = []
     for tensor, dims in zip((a, b, c), added, strict=False):
         spread.append(functools.reduce(lambda x, dim: x.unsqueeze(dim), sorted(dims), tensor))
@@ -217,19 +236,19 @@ def _trilinear_flops(a: Tensor, b: Tensor, c: Tensor, *added: Any, **__: Any) ->
     return 2 * prod(lengths)
 
 
-def _raw(count: Callable[..., int]) -> Callable[..., int]:
-    """Mark a function that takes tensors: flop_counter gives others the shapes."""
+def _mark_raw(count: Callable[..., int]) -> Callable[..., int]:
+    """Mark a function that takes tensors: flop_counter gives other functions the shapes."""
     setattr(count, "_get_raw", True)  # noqa: B010
     return count
 
 
 # What torch's counter passes over on a CPU: attention, LSTM in inference, vectors, bilinear layers.
-_UNKNOWN: dict[Any, Callable[..., int]] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _raw(_attention_flops),
-    torch.ops.aten.mkldnn_rnn_layer: _raw(_lstm_flops),
-    torch.ops.aten.mv: _raw(_product_flops),
-    torch.ops.aten.dot: _raw(_product_flops),
-    torch.ops.aten.vdot: _raw(_product_flops),
-    torch.ops.aten._trilinear: _raw(_trilinear_flops),
-    torch.ops.aten.addmv: _raw(_added_product_flops),
+_FURTHER_FORMULAS: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _mark_raw(_attention_flops),
+    torch.ops.aten.mkldnn_rnn_layer: _mark_raw(_lstm_flops),
+    torch.ops.aten.mv: _mark_raw(_product_flops),
+    torch.ops.aten.dot: _mark_raw(_product_flops),
+    torch.ops.aten.vdot: _mark_raw(_product_flops),
+    torch.ops.aten._trilinear: _mark_raw(_trilinear_flops),
+    torch.ops.aten.addmv: _mark_raw(_added_product_flops),
 }

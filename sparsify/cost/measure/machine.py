@@ -1,4 +1,4 @@
-"""The machine: what runs, and on what."""
+"""Which machine and software this is."""
 
 import os
 import platform
@@ -20,13 +20,13 @@ _PACKAGES = (
 )
 
 
-def environment() -> Environment:
+def describe_environment() -> Environment:
     """Python, packages, processor."""
     return Environment(
         python=platform.python_version(),
         packages={name: found for name in _PACKAGES if (found := _version(name)) is not None},
-        processor=processor(),
-        cores=cores(),
+        processor=processor_name(),
+        cores=count_cores(),
         platform=platform.platform(),
     )
 
@@ -38,7 +38,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def processor() -> str:
+def processor_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -47,8 +47,8 @@ def processor() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
-def vectors() -> str:
-    """The widest vector instructions: AVX512, AVX2, NEON, or the architecture where none of them is known of."""
+def vector_instructions() -> str:
+    """The widest vector instructions: AVX512, AVX2, NEON, or the architecture if none of them is known."""
     if platform.machine().lower() in ("arm64", "aarch64"):
         return "NEON"
     try:
@@ -64,15 +64,15 @@ def vectors() -> str:
     )
 
 
-def cores() -> int:
-    """Cores that this process may use."""
+def count_cores() -> int:
+    """Number of cores that this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def load_average() -> float:
-    """Of the last minute; -1 where the system does not tell."""
+def read_load_average() -> float:
+    """Load average of the last minute; -1 if the system does not tell."""
     if sys.platform == "win32":
         return -1.0
     return os.getloadavg()[0]

@@ -1,8 +1,8 @@
-"""The C library's heap while models are timed: what is freed stays with the process, as in one that has run for long.
+"""Keep freed memory in the C library's heap while models are timed, as in a process that has run for long.
 
-By default glibc gives large blocks back to the system when they are freed and fetches them anew, page by page, at the next call,
-until it has seen enough of them to know better: MobileNetV2 in eager PyTorch then takes a quarter longer or not, by what the
-process did before. Source: mallopt(3).
+By default glibc returns large blocks to the system when they are freed, and fetches them again, page by
+page, at the next call, until it has seen enough of them. MobileNetV2 in eager PyTorch then takes a quarter
+longer or not, depending on what the process did before. Source: mallopt(3).
 """
 
 import ctypes
@@ -12,15 +12,18 @@ from contextlib import contextmanager
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST = 32 * 2**20
-"""bytes; glibc takes no higher threshold for blocks of their own"""
+"""bytes; glibc accepts no higher threshold for separately mapped blocks"""
 _KEPT = 2**30
-"""free bytes that the process holds on to meanwhile"""
+"""free bytes that the process keeps meanwhile"""
 
 
 @contextmanager
-def heap_kept() -> Iterator[None]:
-    """Blocks up to 32 MiB come from a heap that keeps up to 1 GiB of what is free; then the surplus is given back. No effect
-    without glibc."""
+def keep_heap() -> Iterator[None]:
+    """Take blocks up to 32 MiB from a heap that keeps up to 1 GiB of free memory; afterwards return the
+    surplus.
+
+    No effect without glibc.
+    """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     mallopt, trim = getattr(library, "mallopt", None), getattr(library, "malloc_trim", None)
     if mallopt is None or trim is None:

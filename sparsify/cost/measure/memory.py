@@ -1,8 +1,10 @@
-"""The memory of one inference: what the allocator gives out while it runs, and how long each tensor lives.
+"""Memory of one inference: what the allocator hands out while it runs, and how long each tensor lives.
 
-    peak = bytes of parameters and buffers + bytes of the inputs + largest sum of what is allocated at one moment of the call
+    peak = bytes of parameters and buffers + bytes of the inputs
+           + largest sum of what is allocated at one moment of the call
 
-on one example, in eval mode. Measured, kernels' own work space counts as well (columns of a convolution by matrix product).
+on one example, in eval mode. A measured peak includes the kernels' own work space (columns of a
+convolution by matrix product).
 """
 
 import os
@@ -17,48 +19,48 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sparsify.forward.calls import Inputs, all_tensors, call, changed, with_batch
-from sparsify.forward.opaque import uncompiled
-from sparsify.forward.trial_calls import in_eval
+from sparsify.forward.calls import Inputs, all_tensors, call_without_copies, map_tensors, resize_batch
+from sparsify.forward.opaque import without_compiling
+from sparsify.forward.trial_calls import eval_mode
 
 
-def stored(model: nn.Module) -> int:
-    """Bytes of the parameters and buffers; shared ones once."""
+def count_stored_bytes(model: nn.Module) -> int:
+    """Bytes of the parameters and buffers; shared ones count once."""
     return sum(
         {id(t): t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())}.values()
     )
 
 
-def given(inputs: Inputs) -> int:
+def count_input_bytes(inputs: Inputs) -> int:
     """Bytes of the inputs of one example."""
-    return sum(t.numel() * t.element_size() for t in all_tensors(with_batch(inputs, 1)))
+    return sum(t.numel() * t.element_size() for t in all_tensors(resize_batch(inputs, 1)))
 
 
-def peak_memory(model: nn.Module, inputs: Inputs) -> int:
+def measure_peak(model: nn.Module, inputs: Inputs) -> int:
     """Bytes at the peak of one inference on one example, as the allocator of the model's device saw it."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    fed = _on(with_batch(inputs, 1), device)
-    with in_eval(model), torch.inference_mode():
-        call(model, fed)  # what is kept from a first call is no part of it
-        used = _on_cuda(model, fed) if device.type == "cuda" else _on_cpu(model, fed)
-    return stored(model) + given(inputs) + used
+    fed = _move_inputs(resize_batch(inputs, 1), device)
+    with eval_mode(model), torch.inference_mode():
+        call_without_copies(model, fed)  # what is kept from a first call is no part of it
+        used = _measure_on_cuda(model, fed) if device.type == "cuda" else _measure_on_cpu(model, fed)
+    return count_stored_bytes(model) + count_input_bytes(inputs) + used
 
 
-def _on_cuda(model: nn.Module, inputs: Inputs) -> int:
+def _measure_on_cuda(model: nn.Module, inputs: Inputs) -> int:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    call(model, inputs)
+    call_without_copies(model, inputs)
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
 
 
-def _on_cpu(model: nn.Module, inputs: Inputs) -> int:
+def _measure_on_cpu(model: nn.Module, inputs: Inputs) -> int:
     with (
-        _unheard(),
+        _silence_profiler(),
         torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen,
     ):
-        call(model, inputs)
+        call_without_copies(model, inputs)
     assert seen.profiler is not None and seen.profiler.kineto_results is not None
     now = most = 0
     for event in sorted(
@@ -71,8 +73,8 @@ def _on_cpu(model: nn.Module, inputs: Inputs) -> int:
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
-    """The profiler's library says on stderr when it starts and stops."""
+def _silence_profiler() -> Iterator[None]:
+    """Silence the profiler's library, which reports its start and stop on stderr."""
     before = os.environ.get("KINETO_LOG_LEVEL")
     os.environ["KINETO_LOG_LEVEL"] = "99"
     try:
@@ -83,38 +85,43 @@ def _unheard() -> Iterator[None]:
             os.environ["KINETO_LOG_LEVEL"] = before
 
 
-def lived(model: nn.Module, inputs: Inputs) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-    """(operators in the order in which they ran, (made by operator, freed before operator, bytes) of every tensor that they made).
+def trace_lifetimes(
+    model: nn.Module, inputs: Inputs
+) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    """Trace when the tensors of one inference on one example are made and freed.
 
-    Storages are watched, so views and what is done in place count once, and a tensor lives as long as Python holds it. The
-    attention fast path is off, as where MACs are counted. Runs on the meta device too.
+    Storages are tracked, so views and in-place results count once, and a tensor lives as long as Python
+    holds it. The attention fast path is off, as for counting MACs. Also runs on the meta device.
+
+    Returns the operators in the order in which they ran, and for every tensor that they made
+    (made by operator, freed before operator, bytes).
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    fed = _on(with_batch(inputs, 1), device)
+    fed = _move_inputs(resize_batch(inputs, 1), device)
     known = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers(), *all_tensors(fed))}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        watch = _Watch(known)
-        with in_eval(model), torch.no_grad(), torch.random.fork_rng(devices=[]), uncompiled(), watch:
-            call(model, fed)
+        watch = _StorageTracker(known)
+        with eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=[]), without_compiling(), watch:
+            call_without_copies(model, fed)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return watch.found()
+    return watch.lifetimes()
 
 
-def computed_peak(model: nn.Module, inputs: Inputs) -> int:
-    """Bytes at the peak of one inference on one example, from the lives of the tensors alone."""
-    operators, lives = lived(model, inputs)
+def compute_peak(model: nn.Module, inputs: Inputs) -> int:
+    """Bytes at the peak of one inference on one example, computed from the lifetimes of the tensors."""
+    operators, lives = trace_lifetimes(model, inputs)
     change = [0] * (len(operators) + 1)
     for born, dies, size in lives:
         change[born] += size
         change[dies] -= size
-    return stored(model) + given(inputs) + max(accumulate(change), default=0)
+    return count_stored_bytes(model) + count_input_bytes(inputs) + max(accumulate(change), default=0)
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes when storages come and go."""
+class _StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records when storages are allocated and freed."""
 
     supports_higher_order_operators = True
 
@@ -126,7 +133,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._operators: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._sweep()
+        self._record_freed()
         out = func(*args, **(kwargs or {}))
         at = len(self._operators)
         self._operators.append(str(func))
@@ -137,24 +144,27 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 and storage._cdata not in self._known
                 and storage._cdata not in self._alive
             ):
-                self._alive[storage._cdata] = (StorageWeakRef(storage), len(self._lives))  # type: ignore[no-untyped-call]
+                reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                self._alive[storage._cdata] = (reference, len(self._lives))
                 self._lives.append((at, -1, storage.nbytes()))
         return out
 
-    def _sweep(self) -> None:
+    def _record_freed(self) -> None:
         now = len(self._operators)
-        for key in [key for key, (held, _) in self._alive.items() if held.expired()]:  # type: ignore[no-untyped-call]
-            place = self._alive.pop(key)[1]
-            self._lives[place] = (self._lives[place][0], now, self._lives[place][2])
+        for key, (reference, place) in list(self._alive.items()):
+            if reference.expired():  # type: ignore[no-untyped-call]
+                del self._alive[key]
+                born, _, size = self._lives[place]
+                self._lives[place] = (born, now, size)
 
-    def found(self) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-        """Operators and lives; what outlives the call lives to its end."""
-        self._sweep()
+    def lifetimes(self) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+        """Operators and lifetimes; what outlives the call lives to its end."""
+        self._record_freed()
         end = len(self._operators)
         return tuple(self._operators), tuple(
             (born, end if dies < 0 else dies, size) for born, dies, size in self._lives
         )
 
 
-def _on(inputs: Inputs, device: torch.device) -> Inputs:
-    return changed(inputs, lambda tensor: tensor.to(device))
+def _move_inputs(inputs: Inputs, device: torch.device) -> Inputs:
+    return map_tensors(inputs, lambda tensor: tensor.to(device))

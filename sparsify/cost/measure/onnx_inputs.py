@@ -1,4 +1,4 @@
-"""An ONNX file from anywhere: its content, whole, and what it takes."""
+"""Read an ONNX file: its content and its inputs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,13 @@ class Entry:
 
     name: str
     sizes: tuple[int | str, ...]
-    """of each dimension; of one that is open its symbol, which may be empty"""
+    """size of each dimension; for an open dimension its symbol, which may be empty"""
     dtype: str | None
-    """as torch calls it; None where it is no tensor of numbers that numpy has"""
+    """torch's name of the type; None for types that numpy does not have"""
 
 
 def read_onnx(path: Path) -> bytes:
-    """The file, with the weights that lie in files of their own beside it. Raises ModelError where it is no sound ONNX file."""
+    """The file, including weights in files beside it. Raises ModelError if it is no valid ONNX file."""
     import onnx
 
     try:
@@ -35,17 +35,17 @@ def read_onnx(path: Path) -> bytes:
     return content
 
 
-def entries(content: bytes) -> tuple[Entry, ...]:
-    """The inputs in order; weights that are listed among them, as old files do, are left out."""
+def list_entries(content: bytes) -> tuple[Entry, ...]:
+    """The inputs in order, without weights, which old files list among them."""
     import onnx
 
     graph = onnx.ModelProto.FromString(content).graph
     stored = {tensor.name for tensor in graph.initializer}
-    return tuple(_entry(given) for given in graph.input if given.name not in stored)
+    return tuple(_read_entry(given) for given in graph.input if given.name not in stored)
 
 
-def in_integers(model: "ModelProto") -> bool:
-    """Whether anything in it is quantised."""
+def is_quantised(model: "ModelProto") -> bool:
+    """Whether the model computes anything in integers."""
     return any(
         "QuantizeLinear" in node.op_type
         or node.op_type.startswith("QLinear")
@@ -54,13 +54,15 @@ def in_integers(model: "ModelProto") -> bool:
     )
 
 
-def _entry(given: "ValueInfoProto") -> Entry:
+def _read_entry(given: "ValueInfoProto") -> Entry:
     tensor = given.type.tensor_type
     sizes = tuple(dim.dim_value or dim.dim_param for dim in tensor.shape.dim)
-    return Entry(given.name, sizes, _dtype(tensor.elem_type) if given.type.HasField("tensor_type") else None)
+    return Entry(
+        given.name, sizes, _torch_dtype(tensor.elem_type) if given.type.HasField("tensor_type") else None
+    )
 
 
-def _dtype(kind: int) -> str | None:
+def _torch_dtype(kind: int) -> str | None:
     import onnx
 
     try:

@@ -1,4 +1,4 @@
-"""An ONNX file in eight-bit integers: static quantisation by ONNX Runtime."""
+"""Quantise an ONNX file to eight-bit integers: static quantisation by ONNX Runtime."""
 
 import os
 import tempfile
@@ -8,23 +8,24 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from sparsify.cost.measure.onnx_export import quiet
-from sparsify.cost.measure.onnx_inputs import entries, in_integers
+from sparsify.cost.measure.onnx_export import silence_torch
+from sparsify.cost.measure.onnx_inputs import is_quantised, list_entries
 from sparsify.errors import ModelError
 
 
-def quantised(file: bytes, batches: Iterable[Sequence[NDArray[Any]]]) -> bytes:
-    """Weights in int8 by output channel, activations in uint8, which x86 multiplies faster, by the range that they have in `batches`.
+def quantise(file: bytes, batches: Iterable[Sequence[NDArray[Any]]]) -> bytes:
+    """Quantise weights to int8 by output channel, activations to uint8 by their range in `batches`.
 
-    Quantisation stands in the file as pairs of nodes around what is computed in integers, as ONNX Runtime and OpenVINO read it.
-    A file that is in integers already stays as it is. Raises ModelError.
+    x86 multiplies uint8 by int8 faster. The file marks quantisation by pairs of nodes around what is
+    computed in integers, as ONNX Runtime and OpenVINO read it. An already quantised file is returned as it
+    is. Raises ModelError.
     """
     import onnx
     from onnxruntime import quantization
 
-    if in_integers(onnx.ModelProto.FromString(file)):
+    if is_quantised(onnx.ModelProto.FromString(file)):
         return file
-    names = [entry.name for entry in entries(file)]
+    names = [entry.name for entry in list_entries(file)]
 
     class Batches(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -33,7 +34,7 @@ def quantised(file: bytes, batches: Iterable[Sequence[NDArray[Any]]]) -> bytes:
         def get_next(self) -> dict[str, NDArray[Any]] | None:
             return next(self.left, None)
 
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with tempfile.TemporaryDirectory() as folder, silence_torch():
         source, simple, target = (
             os.fspath(Path(folder) / f"{name}.onnx") for name in ("model", "simple", "int8")
         )

@@ -1,7 +1,7 @@
-"""The ONNX file of a network made from that of another one with the same graph, by putting its weights in their place.
+"""Make the ONNX file of a network from that of another one with the same graph, by replacing its weights.
 
-torch.onnx follows a network for many seconds; what a cut changes of it is the weights alone. Whether that holds is not
-assumed: a file whose weights have other names, that does not run, or that computes something else is not used.
+torch.onnx takes many seconds to export a network, and a cut only changes the weights. This is checked: a
+file whose weights have other names, that does not run, or that computes something else is not used.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,44 +11,46 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sparsify.cost.measure.onnx_export import onnx_program, quiet
+from sparsify.cost.measure.onnx_export import export_onnx, silence_torch
 from sparsify.forward.calls import Inputs
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 
-OPEN = (-1, -2)
-"""what else may differ in a written shape of four dimensions or more: the size of heads, or their number"""
+FREE_DIMS = (-1, -2)
+"""the dimension that may also differ in a constant shape of four dimensions or more: size or number of
+heads"""
 _FOLLOWS = "follows_from_the_weights"
 
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
-    """A network as ONNX before any optimisation, where each weight stands under its own name."""
+    """A network as ONNX before any optimisation, with each weight under its own name."""
 
     file: "ModelProto"
     stored: frozenset[str]
     """names of its parameters and buffers"""
 
 
-def pattern(model: nn.Module, inputs: Inputs) -> Pattern:
-    """The network as ONNX, for inputs of this very batch. Raises ModelError where ONNX cannot express it."""
-    with quiet():
-        proto = onnx_program(model, inputs, inputs, optimize=False).model_proto
+def make_pattern(model: nn.Module, inputs: Inputs) -> Pattern:
+    """The network as ONNX, for inputs of this batch size. Raises ModelError if ONNX cannot express it."""
+    with silence_torch():
+        proto = export_onnx(model, inputs, inputs, optimize=False).model_proto
     del proto.graph.value_info[:]  # shapes in between, which other weights change
-    return Pattern(proto, frozenset(_stored(model)))
+    return Pattern(proto, frozenset(_stored_tensors(model)))
 
 
-def filled(like: Pattern, model: nn.Module, free: int = -1) -> bytes | None:
-    """The file with this model's weights, optimised as an export is; None where the model has other weights.
+def fill_pattern(like: Pattern, model: nn.Module, free: int = -1) -> bytes | None:
+    """The file with this model's weights, optimised as an export is; None if the model has other weights.
 
-    free: where written shapes may hold what is no width of a weight; see `OPEN`.
+    free: dimension of constant shapes that may hold something other than a weight's width; see
+    `FREE_DIMS`.
     """
     import onnx_ir
     from onnx import numpy_helper
 
-    own = _stored(model)
+    own = _stored_tensors(model)
     if own.keys() != like.stored:
         return None
     proto = type(like.file)()
@@ -63,21 +65,22 @@ def filled(like: Pattern, model: nn.Module, free: int = -1) -> bytes | None:
                 numpy_helper.from_array(own[entry.name].detach().cpu().contiguous().numpy(), entry.name)
             )
     if changed:
-        _open(proto, changed, free)
-        _regroup(
+        _free_shapes(proto, changed, free)
+        _set_groups(
             proto, {entry.name: entry.dims[0] for entry in like.file.graph.initializer if len(entry.dims) > 2}
         )
-    with quiet():
+    with silence_torch():
         program = torch.onnx.ONNXProgram(onnx_ir.from_proto(proto), None)
         program.optimize()
         file: bytes = program.model_proto.SerializeToString()
     return file
 
 
-def _open(proto: "ModelProto", changed: Collection[int], free: int) -> None:
-    """Write -1 where a width stands in a shape that a tensor is brought into, so that it follows from the weights.
+def _free_shapes(proto: "ModelProto", changed: Collection[int], free: int) -> None:
+    """Write -1 for widths in the shapes of reshapes, so that they follow from the weights.
 
-    torch.onnx puts such a shape together from one constant for each dimension. changed: widths that are others now.
+    torch.onnx concatenates such a shape from one constant for each dimension. changed: widths that
+    changed.
     """
     from onnx import helper
 
@@ -94,8 +97,8 @@ def _open(proto: "ModelProto", changed: Collection[int], free: int) -> None:
     proto.graph.node.insert(0, helper.make_node("Constant", [], [_FOLLOWS], value_ints=[-1]))
 
 
-def _regroup(proto: "ModelProto", before: Mapping[str, int]) -> None:
-    """Depthwise convolutions have as many groups as channels. before: the channels that the pattern had."""
+def _set_groups(proto: "ModelProto", before: Mapping[str, int]) -> None:
+    """Give depthwise convolutions as many groups as channels. before: the channels that the pattern had."""
     now = {entry.name: entry.dims[0] for entry in proto.graph.initializer}
     for node in proto.graph.node:
         for attribute in node.attribute if node.op_type == "Conv" else ():
@@ -103,7 +106,7 @@ def _regroup(proto: "ModelProto", before: Mapping[str, int]) -> None:
                 attribute.i = now[node.input[1]]
 
 
-def _stored(model: nn.Module) -> Mapping[str, Tensor]:
+def _stored_tensors(model: nn.Module) -> Mapping[str, Tensor]:
     return {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),

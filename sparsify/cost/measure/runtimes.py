@@ -1,4 +1,4 @@
-"""How a model is called on a target: prepared once, then one forward call after the other on the same inputs."""
+"""Prepare a model to be called on a target: one forward call after the other on the same inputs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,90 +9,106 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sparsify.cost.measure.onnx_inputs import entries
-from sparsify.cost.measure.onnx_quantize import quantised
-from sparsify.cost.measure.onnx_reuse import OPEN, Pattern, filled, pattern
-from sparsify.cost.measure.tensor_program import entered
-from sparsify.forward.calls import Inputs, all_tensors, call, calls_of, changed, flattened, with_batch
-from sparsify.forward.copies import copied
+from sparsify.cost.measure.onnx_inputs import list_entries
+from sparsify.cost.measure.onnx_quantize import quantise
+from sparsify.cost.measure.onnx_reuse import FREE_DIMS, Pattern, fill_pattern, make_pattern
+from sparsify.cost.measure.tensor_program import make_tensor_program
+from sparsify.forward.calls import (
+    Inputs,
+    all_tensors,
+    call_without_copies,
+    flatten_value,
+    list_calls,
+    map_tensors,
+    resize_batch,
+)
+from sparsify.forward.copies import copy_model
 from sparsify_schemas.target import Cpu, Cuda, Target
 
 TimedCall = Callable[[], object]
-"""one forward call, done when it returns"""
+"""one forward call, complete when it returns"""
 Array = NDArray[Any]
 
 
-def pattern_of(model: nn.Module, inputs: Inputs, target: Target) -> Pattern | None:
-    """The model followed once, for it and networks of the same graph to be `prepared` by; None where PyTorch runs it.
+def make_shared_pattern(model: nn.Module, inputs: Inputs, target: Target) -> Pattern | None:
+    """Export the model once, as a pattern for `prepare` of models with the same graph; None if PyTorch
+    runs it.
 
-    Raises ModelError when it cannot be exported.
+    Raises ModelError if it cannot be exported.
     """
-    if target.runtime not in ("onnxruntime", "openvino") or len(calls_of(inputs)) > 1:
+    if target.runtime not in ("onnxruntime", "openvino") or len(list_calls(inputs)) > 1:
         return None
-    return pattern(*entered(_on_cpu(model).eval(), with_batch(inputs, target.batch)))
+    return make_pattern(*make_tensor_program(_move_to_cpu(model).eval(), resize_batch(inputs, target.batch)))
 
 
-def prepared(model: nn.Module, inputs: Inputs, target: Target, like: Pattern | None = None) -> TimedCall:
-    """The model ready to be called on a target, in eval mode; `model` itself stays as it is.
+def prepare(model: nn.Module, inputs: Inputs, target: Target, like: Pattern | None = None) -> TimedCall:
+    """Prepare a model to be called on a target, in eval mode; `model` itself does not change.
 
-    ONNX Runtime and OpenVINO get the model as exported, its batch fixed. like: of a network whose graph it may share, which
-    saves the exporting. Raises ModelError when it cannot be exported.
+    ONNX Runtime and OpenVINO get the exported model, with a fixed batch size.
+    like: pattern of a model that may have the same graph, which saves the export.
+    Raises ModelError if the model cannot be exported.
     """
     match target.runtime:
         case "eager" | "compile":
-            return _in_torch(model, with_batch(inputs, target.batch), target)
+            return _prepare_in_torch(model, resize_batch(inputs, target.batch), target)
         case "onnxruntime" | "openvino":
             assert isinstance(target, Cpu)
-            if len(calls_of(inputs)) > 1:  # each is a program of its own
-                each_alone = [prepared(model, (each,), target) for each in calls_of(inputs)]
+            if len(list_calls(inputs)) > 1:  # each is a program of its own
+                each_alone = [prepare(model, (each,), target) for each in list_calls(inputs)]
                 return lambda: [run() for run in each_alone]
-            own, fed = entered(_on_cpu(model).eval(), with_batch(inputs, target.batch))
-            file = None if like is None else _alike(like, own, fed, target)
+            own, fed = make_tensor_program(_move_to_cpu(model).eval(), resize_batch(inputs, target.batch))
+            file = None if like is None else _fill_shared_pattern(like, own, fed, target)
             if file is None:
-                file = filled(pattern(own, fed), own)
+                file = fill_pattern(make_pattern(own, fed), own)
                 assert file is not None  # it is the model's own pattern
-            return prepared_onnx(file, arrays(fed), target)
+            return prepare_onnx(file, to_arrays(fed), target)
         case _:
             assert_never(target.runtime)
 
 
-def prepared_onnx(file: bytes, inputs: Sequence[Array], target: Cpu) -> TimedCall:
-    """An ONNX file ready to be called on ONNX Runtime or OpenVINO, its batch fixed to that of the inputs."""
-    file = quantised(file, [inputs]) if target.dtype == "int8" else file
+def prepare_onnx(file: bytes, inputs: Sequence[Array], target: Cpu) -> TimedCall:
+    """Prepare an ONNX file for ONNX Runtime or OpenVINO, with the batch size of the inputs."""
+    file = quantise(file, [inputs]) if target.dtype == "int8" else file
     return (
-        _in_openvino(file, inputs, target)
+        _prepare_in_openvino(file, inputs, target)
         if target.runtime == "openvino"
-        else _in_onnxruntime(file, inputs, target)
+        else _prepare_in_onnxruntime(file, inputs, target)
     )
 
 
-def _alike(like: Pattern, model: nn.Module, inputs: Inputs, target: Cpu) -> bytes | None:
-    """The file by another network's pattern that computes what the model does; None where none does."""
-    files = (filled(like, model, free) for free in OPEN)
-    return next((file for file in files if file is not None and _computes(file, model, inputs, target)), None)
+def _fill_shared_pattern(like: Pattern, model: nn.Module, inputs: Inputs, target: Cpu) -> bytes | None:
+    """The file made from another model's pattern, if it computes what the model does; else None."""
+    files = (fill_pattern(like, model, free) for free in FREE_DIMS)
+    return next(
+        (file for file in files if file is not None and _computes_the_same(file, model, inputs, target)), None
+    )
 
 
-def _computes(file: bytes, model: nn.Module, inputs: Inputs, target: Cpu) -> bool:
-    """Whether a file, in float32, gives the model's outputs but for rounding."""
+def _computes_the_same(file: bytes, model: nn.Module, inputs: Inputs, target: Cpu) -> bool:
+    """Whether a file, in float32, gives the model's outputs up to rounding."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        expected = [t.numpy() for _, t in flattened(call(copied(model), inputs)) if isinstance(t, Tensor)]
+        expected = [
+            t.numpy()
+            for _, t in flatten_value(call_without_copies(copy_model(model), inputs))
+            if isinstance(t, Tensor)
+        ]
     try:
-        found: Any = prepared_onnx(file, arrays(inputs), target.model_copy(update={"dtype": "float32"}))()
+        found: Any = prepare_onnx(file, to_arrays(inputs), target.model_copy(update={"dtype": "float32"}))()
     except Exception:  # such as shapes that the pattern fixed and that do not fit: then it is exported anew
         return False
     got = list(found.values()) if isinstance(found, Mapping) else found
-    return [a.shape for a in expected] == [b.shape for b in got] and all(
-        _near(a, b) for a, b in zip(expected, got, strict=True)
-    )
+    if [a.shape for a in expected] != [b.shape for b in got]:
+        return False
+    return all(map(_is_close, expected, got))
 
 
-def _near(a: Array, b: Array) -> bool:
+def _is_close(a: Array, b: Array) -> bool:
     return bool(np.allclose(a, b, rtol=1e-3, atol=1e-3 * float(np.abs(a).max(initial=0.0)), equal_nan=True))
 
 
 @contextmanager
-def threads(target: Target) -> Iterator[None]:
-    """PyTorch's threads as the target wants them, as they were afterwards; exported models have threads of their own."""
+def use_threads(target: Target) -> Iterator[None]:
+    """Use as many PyTorch threads as the target asks for; exported models have their own threads."""
     before = torch.get_num_threads()
     if isinstance(target, Cpu):
         torch.set_num_threads(target.threads)
@@ -102,10 +118,10 @@ def threads(target: Target) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _in_torch(model: nn.Module, inputs: Inputs, target: Target) -> TimedCall:
+def _prepare_in_torch(model: nn.Module, inputs: Inputs, target: Target) -> TimedCall:
     device = torch.device("cuda" if isinstance(target, Cuda) else "cpu")
     plain = device.type == "cpu" and target.dtype == "float32" and target.layout == "contiguous"
-    own = _on_cpu(model) if plain else copied(model).to(device)
+    own = _move_to_cpu(model) if plain else copy_model(model).to(device)
     if target.dtype == "bf16":
         own = own.to(torch.bfloat16)
     if target.layout == "channels_last":
@@ -119,51 +135,51 @@ def _in_torch(model: nn.Module, inputs: Inputs, target: Target) -> TimedCall:
             else x
         )
 
-    fed = changed(inputs, fit)
+    fed = map_tensors(inputs, fit)
     if target.runtime == "compile":
-        own = torch.compile(copied(own).eval().requires_grad_(False), options={"freezing": True})  # type: ignore[assignment]
+        frozen = copy_model(own).eval().requires_grad_(False)
+        own = torch.compile(frozen, options={"freezing": True})  # type: ignore[assignment]
     if device.type == "cuda":
-        return lambda: _waited_for(own, fed)
-    return lambda: call(own, fed)
+        return lambda: _call_and_wait(own, fed)
+    return lambda: call_without_copies(own, fed)
 
 
-def _waited_for(model: nn.Module, inputs: Inputs) -> None:
-    call(model, inputs)
+def _call_and_wait(model: nn.Module, inputs: Inputs) -> None:
+    call_without_copies(model, inputs)
     torch.cuda.synchronize()
 
 
-def _on_cpu(model: nn.Module) -> nn.Module:
+def _move_to_cpu(model: nn.Module) -> nn.Module:
     elsewhere = any(t.device.type != "cpu" for t in (*model.parameters(), *model.buffers()))
-    return copied(model).cpu() if elsewhere else model
+    return copy_model(model).cpu() if elsewhere else model
 
 
-def arrays(inputs: Inputs) -> list[Array]:
-    """The tensors as numpy has them, in order."""
+def to_arrays(inputs: Inputs) -> list[Array]:
+    """The tensors as numpy arrays, in order."""
     return [x.detach().numpy() for x in all_tensors(inputs)]
 
 
-def _in_onnxruntime(file: bytes, inputs: Sequence[Array], target: Cpu) -> TimedCall:
+def _prepare_in_onnxruntime(file: bytes, inputs: Sequence[Array], target: Cpu) -> TimedCall:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = target.threads, 1
     options.log_severity_level = 4  # what goes wrong is in the exception
-    for symbol, length in _open(file, inputs).items():
+    for symbol, length in _read_free_lengths(file, inputs).items():
         options.add_free_dimension_override_by_name(symbol, length)
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     fed = dict(zip((entry.name for entry in session.get_inputs()), inputs, strict=True))
     return lambda: session.run(None, fed)
 
 
-def _in_openvino(file: bytes, inputs: Sequence[Array], target: Cpu) -> TimedCall:
+def _prepare_in_openvino(file: bytes, inputs: Sequence[Array], target: Cpu) -> TimedCall:
     import openvino
 
     core = openvino.Core()
     model = core.read_model(file)
     model.reshape({port: list(x.shape) for port, x in zip(model.inputs, inputs, strict=True)})
-    precision = (
-        "bf16" if target.dtype == "bf16" else "f32"
-    )  # without the hint it silently computes in bf16 where it can
+    # Without the hint OpenVINO silently computes in bf16 wherever it can.
+    precision = "bf16" if target.dtype == "bf16" else "f32"
     settings = {
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": target.threads,
@@ -171,18 +187,18 @@ def _in_openvino(file: bytes, inputs: Sequence[Array], target: Cpu) -> TimedCall
     }
     request = core.compile_model(model, "CPU", settings).create_infer_request()
     for at, x in enumerate(inputs):
-        request.set_input_tensor(
-            at, openvino.Tensor(np.ascontiguousarray(x).reshape(x.shape))
-        )  # of a single number it makes a row
+        # np.ascontiguousarray turns a single number into a row, hence the reshape.
+        tensor = openvino.Tensor(np.ascontiguousarray(x).reshape(x.shape))
+        request.set_input_tensor(at, tensor)
     run: TimedCall = request.infer
     return run
 
 
-def _open(file: bytes, inputs: Sequence[Array]) -> dict[str, int]:
-    """The length that the inputs give to each dimension which the file leaves open."""
+def _read_free_lengths(file: bytes, inputs: Sequence[Array]) -> dict[str, int]:
+    """Lengths that the inputs have in dimensions which the file leaves open, by symbol."""
     pairs = (
         (size, length)
-        for entry, x in zip(entries(file), inputs, strict=True)
+        for entry, x in zip(list_entries(file), inputs, strict=True)
         for size, length in zip(entry.sizes, x.shape, strict=False)
     )
     return {size: length for size, length in pairs if isinstance(size, str) and size}

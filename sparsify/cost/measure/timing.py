@@ -1,4 +1,4 @@
-"""Timing: models side by side on a target of this machine."""
+"""Time models side by side on a target of this machine."""
 
 import gc
 import time
@@ -11,23 +11,23 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sparsify.cost.measure.availability import check_target
-from sparsify.cost.measure.machine import load_average
-from sparsify.cost.measure.malloc import heap_kept
-from sparsify.cost.measure.runtimes import TimedCall, pattern_of, prepared, threads
+from sparsify.cost.measure.machine import read_load_average
+from sparsify.cost.measure.malloc import keep_heap
+from sparsify.cost.measure.runtimes import TimedCall, make_shared_pattern, prepare, use_threads
 from sparsify.errors import ModelError, TargetError
-from sparsify.forward.calls import Inputs, batch_words
-from sparsify.forward.trial_calls import in_eval
+from sparsify.forward.calls import Inputs, describe_batch
+from sparsify.forward.trial_calls import eval_mode
 from sparsify_schemas.report import Latency
 from sparsify_schemas.target import Cpu, Target
 
 Floats = NDArray[np.float64]
-Now = Callable[[], float]
+ReadClock = Callable[[], float]
 
 _LEAST_ROUNDS = 8
 _RESAMPLES = 2000
 
 
-def latency(
+def measure_latency(
     dense: nn.Module,
     cut: nn.Module,
     inputs: Inputs,
@@ -37,21 +37,25 @@ def latency(
     seconds: float = 3.0,
     seed: int = 0,
 ) -> Latency:
-    """Time two models side by side on a target for about `seconds`, never fewer than 8 pairs of measurements.
+    """Time two models side by side on a target for about `seconds`, and at least 8 pairs of measurements.
 
-    One thread of a processor is timed by the processor time that it takes, everything else by the time of day. The result
-    is the median of each, the median of dense / cut over the pairs, and its 95 % bootstrap interval over pairs. inputs are
-    repeated or cut to the target's batch. Threads, modes and the garbage collector are left as they were.
-    Raises TargetError when the target is not here, ModelError when a model cannot run on it.
+    One thread of a processor is timed by processor time, everything else by wall-clock time. inputs are
+    repeated or shortened to the target's batch size. Threads, modes and the garbage collector are
+    restored.
+
+    Returns the median of each, the median of dense / cut over the pairs, and its 95 % bootstrap interval.
+    Raises TargetError if the target is not available, ModelError if a model cannot run on it.
     """
-    load = load_average()
+    load = read_load_average()
     rng = np.random.default_rng(seed)
-    pairs = timed((dense, cut), inputs, name, target, seconds=seconds, rng=rng, now=undisturbed(target))
+    pairs = time_models(
+        (dense, cut), inputs, name, target, seconds=seconds, rng=rng, now=choose_clock(target)
+    )
     ratios = pairs[:, 0] / pairs[:, 1]
-    low, high = interval(ratios, rng)
+    low, high = bootstrap_interval(ratios, rng)
     return Latency(
         target=name,
-        description=described(target, batch_words(inputs)),
+        description=describe_target(target, describe_batch(inputs)),
         dense_ms=float(np.median(pairs[:, 0])) * 1e3,
         cut_ms=float(np.median(pairs[:, 1])) * 1e3,
         speedup=float(np.median(ratios)),
@@ -62,7 +66,7 @@ def latency(
     )
 
 
-def timed(
+def time_models(
     models: Sequence[nn.Module],
     inputs: Inputs,
     name: str,
@@ -70,52 +74,57 @@ def timed(
     *,
     seconds: float,
     rng: np.random.Generator,
-    now: Now = time.perf_counter,
+    now: ReadClock = time.perf_counter,
 ) -> Floats:
-    """(rounds, models) seconds per forward call; see `interleaved`. Raises TargetError and ModelError."""
+    """Seconds per forward call [rounds, models]; see `time_interleaved`. Raises TargetError and
+    ModelError."""
     check_target(name, target)
     if target.table is not None:
         raise TargetError(
-            f"target '{name}' is a machine described by {target.table}, so nothing can be timed on it here; leave it out, or choose another target"
+            f"target '{name}' is a machine described by {target.table}, so nothing can be timed on it here; "
+            "leave it out, or choose another target"
         )
     try:
-        with threads(target), in_eval(*models), torch.inference_mode():
-            like = pattern_of(models[0], inputs, target)
-            return interleaved([prepared(model, inputs, target, like) for model in models], seconds, rng, now)
+        with use_threads(target), eval_mode(*models), torch.inference_mode():
+            like = make_shared_pattern(models[0], inputs, target)
+            return time_interleaved(
+                [prepare(model, inputs, target, like) for model in models], seconds, rng, now
+            )
     except (RuntimeError, ModelError) as error:  # such as no memory for so large a batch
         reason = str(error).splitlines()[0]
         raise ModelError(f"target '{name}' with batch {target.batch} cannot be timed: {reason}") from error
 
 
-def undisturbed(target: Target) -> Now:
-    """The clock that other programs disturb least: processor time on one thread of a processor, else the time of day."""
+def choose_clock(target: Target) -> ReadClock:
+    """The clock that other programs disturb least: processor time for one thread, else wall-clock time."""
     return time.process_time if isinstance(target, Cpu) and target.threads == 1 else time.perf_counter
 
 
-def interleaved(
-    calls: Sequence[TimedCall], seconds: float, rng: np.random.Generator, now: Now = time.perf_counter
+def time_interleaved(
+    calls: Sequence[TimedCall], seconds: float, rng: np.random.Generator, now: ReadClock = time.perf_counter
 ) -> Floats:
-    """(rounds, calls) seconds per call, in about so many seconds and never fewer than 8 rounds.
+    """Seconds per call [rounds, calls], in about `seconds`, and at least 8 rounds.
 
-    Each round times all, in an order drawn anew, so that what the machine does besides hits all alike. Each is called once
-    before it is timed: what the others left in the caches would count against it. What is fast is called several times
-    per measurement. now: what tells the time, in seconds.
+    Each round times all calls in a new random order, so that disturbances hit all alike. Each call runs
+    once before it is timed, since the others leave their data in the caches. Fast calls are repeated per
+    measurement.
+    now: reads the clock, in seconds.
     """
-    with _no_collection(), heap_kept():
-        repeats = [_warm(call, seconds * 0.1 / len(calls)) for call in calls]
+    with _pause_garbage_collection(), keep_heap():
+        repeats = [_warm_up(call, seconds * 0.1 / len(calls)) for call in calls]
         end = time.perf_counter() + seconds * 0.9
         rows: list[list[float]] = []
         while len(rows) < _LEAST_ROUNDS or time.perf_counter() < end:
             row = [0.0] * len(calls)
             for i in rng.permutation(len(calls)):
                 calls[i]()
-                row[i] = _timed(calls[i], repeats[i], now)
+                row[i] = _time_calls(calls[i], repeats[i], now)
             rows.append(row)
     return np.array(rows)
 
 
-def described(target: Target, given: str = "") -> str:
-    """'cpu, onnxruntime, 1 thread, batch 1', and what else is not as usual; given: what stands in place of the batch."""
+def describe_target(target: Target, given: str = "") -> str:
+    """'cpu, onnxruntime, 1 thread, batch 1', and what is not default; given: replaces the batch size."""
     parts: list[str] = [target.kind, target.runtime]
     if isinstance(target, Cpu):
         parts.append(f"{target.threads} {'thread' if target.threads == 1 else 'threads'}")
@@ -125,17 +134,17 @@ def described(target: Target, given: str = "") -> str:
     return ", ".join(parts)
 
 
-def _warm(call: TimedCall, seconds: float) -> int:
-    """Call until caches and allocator have settled; gives how many calls take about two milliseconds."""
+def _warm_up(call: TimedCall, seconds: float) -> int:
+    """Call until caches and allocator have settled. Returns how many calls take about two milliseconds."""
     fastest, start = float("inf"), time.perf_counter()
     for done in range(1_000_000):
-        fastest = min(fastest, _timed(call, 1, time.perf_counter))
+        fastest = min(fastest, _time_calls(call, 1, time.perf_counter))
         if done >= 2 and time.perf_counter() - start > seconds:
             break
     return max(1, min(1000, round(0.002 / max(fastest, 1e-9))))
 
 
-def _timed(call: TimedCall, repeats: int, now: Now) -> float:
+def _time_calls(call: TimedCall, repeats: int, now: ReadClock) -> float:
     start = now()
     for _ in range(repeats):
         call()
@@ -143,7 +152,7 @@ def _timed(call: TimedCall, repeats: int, now: Now) -> float:
     return passed / repeats
 
 
-def interval(ratios: Floats, rng: np.random.Generator) -> tuple[float, float]:
+def bootstrap_interval(ratios: Floats, rng: np.random.Generator) -> tuple[float, float]:
     """95 % percentile bootstrap of the median of ratios."""
     medians = np.empty(_RESAMPLES)
     for i in range(_RESAMPLES):
@@ -153,7 +162,7 @@ def interval(ratios: Floats, rng: np.random.Generator) -> tuple[float, float]:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def _pause_garbage_collection() -> Iterator[None]:
     collecting = gc.isenabled()
     gc.disable()
     try:

@@ -1,6 +1,7 @@
-"""Carrying out the operations that turn a layer into a cheaper one: Crop and Gather, on a model in place."""
+"""Carry out the operations that make a layer cheaper, Crop and Gather, on a model in place."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from math import prod
 
 from torch import Tensor, nn
@@ -10,18 +11,18 @@ from sparsify.nn import cropped, gathered
 from sparsify_schemas.cuts import Crop, Gather, Range
 
 
-def reshape(model: nn.Module, operations: Iterable[Crop | Gather]) -> None:
-    """Do what the operations say, in order. Raises RunError where they do not fit."""
+def compact_layers(model: nn.Module, operations: Iterable[Crop | Gather]) -> None:
+    """Carry out the operations in order. Raises RunError if they do not fit the model."""
     for op in operations:
         match op:
             case Crop():
-                conv = _convolution(model, op)
-                _replace_weight(conv, lambda t, kept=op.grids: cropped.select(t, kept))  # type: ignore[misc]
-                cropped.crop(conv, op.grids)
+                conv = _find_croppable(model, op)
+                _replace_weight(conv, partial(cropped.select_positions, kept=op.grids))
+                cropped.crop_convolution(conv, op.grids)
             case Gather():
-                layer, columns = _gatherable(model, op)
-                _replace_weight(layer, lambda t, columns=columns: gathered.select(t, columns))  # type: ignore[misc]
-                gathered.gather(layer, columns)
+                layer, columns = _find_gatherable(model, op)
+                _replace_weight(layer, partial(gathered.select_columns, columns=columns))
+                gathered.gather_inputs(layer, columns)
 
 
 def _replace_weight(module: nn.Module, select: Callable[[Tensor], Tensor]) -> None:
@@ -29,7 +30,7 @@ def _replace_weight(module: nn.Module, select: Callable[[Tensor], Tensor]) -> No
     module.weight = nn.Parameter(select(old.detach()), old.requires_grad)
 
 
-def _module(modules: Mapping[str, nn.Module], name: str, deed: str) -> nn.Module:
+def _find_module(modules: Mapping[str, nn.Module], name: str, deed: str) -> nn.Module:
     if name not in modules:
         raise RunError(
             f"the cut log {deed} '{name}', which this model does not have; was it built by the same recipe?"
@@ -37,49 +38,58 @@ def _module(modules: Mapping[str, nn.Module], name: str, deed: str) -> nn.Module
     return modules[name]
 
 
-def _convolution(model: nn.Module, op: Crop) -> cropped.Conv:
-    module = _module(dict(model.named_modules()), op.module, "crops the kernel of")
+def _find_croppable(model: nn.Module, op: Crop) -> cropped.Conv:
+    module = _find_module(dict(model.named_modules()), op.module, "crops the kernel of")
     if not cropped.can_crop(module):
         raise RunError(
-            f"the cut log crops the kernel of '{op.module}', which is a {type(module).__name__} and no plain convolution"
+            f"the cut log crops the kernel of '{op.module}', "
+            f"which is a {type(module).__name__}, not a plain convolution"
         )
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     if tuple(module.kernel_size) != op.kernel:
         raise RunError(
-            f"the cut log expects '{op.module}' to have a kernel of {_shown(op.kernel)}, this model has {_shown(module.kernel_size)}"
+            f"the cut log expects '{op.module}' to have a kernel of {_format_kernel(op.kernel)}, "
+            f"this model has {_format_kernel(module.kernel_size)}"
         )
-    if len(op.grids) != len(op.kernel) or any(
-        first + step * (count - 1) >= size
-        for (first, step, count), size in zip(op.grids, op.kernel, strict=False)
-    ):
+    if not _grids_fit(op):
         raise RunError(
-            f"the cut log keeps kernel positions of '{op.module}' that lie beyond its {_shown(op.kernel)}"
+            f"the cut log keeps kernel positions of '{op.module}' "
+            f"that lie beyond its {_format_kernel(op.kernel)}"
         )
     return module
 
 
-def _gatherable(model: nn.Module, op: Gather) -> tuple[nn.Linear | cropped.Conv, list[int]]:
-    module = _module(dict(model.named_modules()), op.module, "gathers columns of")
+def _grids_fit(op: Crop) -> bool:
+    """Whether the operation keeps positions inside the kernel, in every dimension."""
+    if len(op.grids) != len(op.kernel):
+        return False
+    last_positions = [first + step * (count - 1) for first, step, count in op.grids]
+    return all(last < size for last, size in zip(last_positions, op.kernel, strict=True))
+
+
+def _find_gatherable(model: nn.Module, op: Gather) -> tuple[nn.Linear | cropped.Conv, list[int]]:
+    module = _find_module(dict(model.named_modules()), op.module, "gathers columns of")
     if not gathered.can_gather(module):
         raise RunError(
-            f"the cut log gathers columns of '{op.module}', which is no plain Linear layer and no plain convolution without groups"
+            f"the cut log gathers columns of '{op.module}', "
+            "which is neither a plain Linear layer nor a plain convolution without groups"
         )
     assert isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
     size = prod(module.weight.shape[1:])
     if size != op.size:
         raise RunError(f"the cut log expects '{op.module}' to have {op.size} columns, this model has {size}")
-    if not ascending(op.keep, size):
+    if not are_ascending(op.keep, size):
         raise RunError(
             f"the cut log keeps columns of '{op.module}' that are out of order or beyond its {size}"
         )
     return module, [i for a, b in op.keep for i in range(a, b)]
 
 
-def ascending(keep: Sequence[Range], size: int) -> bool:
-    """Whether ranges are some, in order, and within the size; told without writing them out, as they may be huge."""
+def are_ascending(keep: Sequence[Range], size: int) -> bool:
+    """Whether there are ranges, in order and within the size. Does not write them out: they may be huge."""
     ends = [end for part in keep for end in part]
     return bool(ends) and all(a < b for a, b in keep) and ends == sorted(ends) and ends[-1] <= size
 
 
-def _shown(kernel: Iterable[int]) -> str:
+def _format_kernel(kernel: Iterable[int]) -> str:
     return "x".join(map(str, kernel))

@@ -1,150 +1,74 @@
-"""Constants: what removed units emit that no input changes, and what their consumers lose with them.
+"""What removed units emit when no input changes it, and what their consumers lose with them.
 
-A removed unit is constant where the weights prove it (`dependence`): a filter of zeros before a normalisation with a
-shift, or with a bias of its own, is dead and yet emits a number. A consumer with the output y = W x + b loses
+A removed unit is constant where the weights prove it (see `data_dependence`). A filter of zeros in front
+of a normalisation with a shift, or with a bias of its own, is dead and still emits a number. A consumer
+with the output y = W x + b loses
 
     d_o = sum over removed constant inputs c of W[o, c] * x_c
 
-with them. Where d is the same at every example and position it goes into b exactly. Where it is not (zeros of a padding,
-values that vary along a sequence) its mean goes there, and what is lost is d less the mean.
+If d is the same at every example and position, it is added to b exactly. If it is not (zeros of a padding,
+values that vary along a sequence), its mean is added to b, and the difference from the mean is lost.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsify.forward import calls
-from sparsify.forward.call_model import named
+from sparsify.forward.call_model import named_inputs
 from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.forward.opaque import is_sparse
 from sparsify.graph.model_map import ModelMap
-from sparsify.graph.names import all_names, canonical_names, walk
-from sparsify.graph.surgery.biases import own_bias, takes_bias
-from sparsify.graph.surgery.data_dependence import Dependence, whole
-from sparsify.graph.surgery.operations import Keep, gone_branches
-from sparsify.graph.trace.axis_labels import varying
-from sparsify.graph.trace.labels import Labels
-from sparsify.graph.trace.meta_kernels import short_name
-from sparsify.graph.trace.operators import NORMS, flattened, primitive
-from sparsify.graph.trace.tracer import Leaving, Watch
-from sparsify.graph.trace.zero_branches import silenced
+from sparsify.graph.names import all_names, walk_modules
+from sparsify.graph.surgery.constant_readers import EXACT, ConstantTracer, Reader
+from sparsify.graph.surgery.constant_shifts import Constants, Shift, ShiftTarget
+from sparsify.graph.surgery.operations import Keep, removed_branches
+from sparsify.graph.surgery.removed_units import chosen_units, mark_units
+from sparsify.graph.surgery.shift_targets import find_target, is_covered
+from sparsify.graph.trace.operators import decompose_operators
+from sparsify.graph.trace.tracer import LeavingTorch
+from sparsify.graph.trace.zero_branches import zero_branches
 from sparsify.nn import attention
 
-EXACT = 1e-11
-"""largest deviation from one number, relative to the consumer's largest output, that counts as rounding"""
 
-SAME = 1e-9
-"""largest difference between two derivations of a constant, relative to its largest value"""
+def find_constants(dense: nn.Module, model_map: ModelMap, keep: Keep, inputs: Inputs) -> Constants:
+    """Find what the units not in `keep` emit that no input changes.
 
-Into = Literal["bias", "running_mean", "nothing"]
+    Args:
+        dense: a copy of the model in eval mode, in the precision to compute in. Its attention modules are
+            replaced by `sparsify.nn.attention`.
 
-
-@dataclass(frozen=True)
-class Place:
-    """What can take a shift of a consumer's outputs."""
-
-    into: Into
-    tensor: str
-    """name of the bias or running mean; of a bias that does not exist yet, the name that it will have"""
-    index: Tensor
-    """the element of it, flattened, for every output of the product"""
-    module: str = ""
-    """where a bias is to be created: the layer"""
-    rows_of: str = ""
-    """a packed weight whose rows the created bias has elements for, where it is not one product's alone"""
-
-
-@dataclass(frozen=True)
-class Shift:
-    """What one place takes in of the constants that a consumer loses."""
-
-    module: str
-    """the consumer"""
-    place: Place | None
-    channels: int
-    """constant inputs that it loses"""
-    values: Tensor
-    """for every output of the dense consumer, flattened, the number that it loses"""
-    beside: Tensor
-    """the part of it from units that the masked model has at zero; the others are whole there"""
-    kept: Tensor
-    """whether an output stays"""
-    loss: float
-    """largest deviation of what is lost from these numbers, relative to the consumer's largest output"""
-    exact: bool
-
-    @property
-    def sign(self) -> float:
-        """With which sign the place takes it."""
-        return -1.0 if self.place is not None and self.place.into == "running_mean" else 1.0
-
-
-@dataclass(frozen=True)
-class Constants:
-    """What a cut takes away that is constant."""
-
-    shifts: tuple[Shift, ...] = ()
-    whole: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """coupled group -> removed units that compute nothing but what `shifts` put back exactly: leaving them changes nothing"""
-    told: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """coupled group -> removed units of which `shifts` say what becomes of their constants"""
-
-
-def same_constants(one: Constants, other: Constants) -> bool:
-    """Whether two derivations give each place the same numbers, but for rounding."""
-    ours, theirs = _by_element(one), _by_element(other)
-    return ours.keys() == theirs.keys() and all(_near(values, theirs[key]) for key, values in ours.items())
-
-
-def _by_element(constants: Constants) -> dict[tuple[str, int], Tensor]:
-    placed = [(shift.place, shift.values) for shift in constants.shifts if shift.place is not None]
-    return {(place.tensor, int(place.index[0])): values for place, values in placed}
-
-
-def _near(one: Tensor, other: Tensor) -> bool:
-    largest = max(float(one.abs().max()), float(other.abs().max()))
-    return one.shape == other.shape and float((one - other).abs().max()) <= SAME * largest
-
-
-def find_constants(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) -> Constants:
-    """What the units not in `keep` emit that no input changes.
-
-    dense: a copy of the model, in eval mode, in the precision to compute in; its attentions are replaced by ours.
-    Returns nothing where no weight is exactly zero, without running the model.
+    Returns an empty result, without running the model, if no weight is exactly zero.
     """
     if not _has_zeros(dense):
         return Constants()
-    for name in [name for name, module in walk(dense) if attention.can_adopt(module)]:
+    for name in [name for name, module in walk_modules(dense) if attention.can_adopt(module)]:
         attention.adopt(dense, name)
-    mode = _Deriving(dense, map, keep)
-    sums = [s for b in gone_branches(map, keep) for s in b.sums]
-    for _, value in named(inputs):
+    mode = ConstantTracer(dense, model_map, keep)
+    sums = [s for b in removed_branches(model_map, keep) for s in b.sums]
+    for _, value in named_inputs(inputs):
         mode.dependence.enter(value)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         seed_generators(0)
-        stack.enter_context(primitive(dense))
-        stack.enter_context(mode.located(dense))
-        stack.enter_context(Leaving(mode))
+        stack.enter_context(decompose_operators(dense))
+        stack.enter_context(mode.track_modules(dense))
+        stack.enter_context(LeavingTorch(mode))
         stack.enter_context(mode)
-        stack.enter_context(silenced(dense, sums))
-        calls.call(dense, inputs)  # on the very tensors that were entered, not on copies
+        stack.enter_context(zero_branches(dense, sums))
+        calls.call_without_copies(dense, inputs)  # on the very tensors that were entered, not on copies
     with torch.no_grad():
-        return Constants() if mode.dependence.escaped else mode.found()
+        return Constants() if mode.dependence.escaped else _derive_constants(mode)
 
 
 def _has_zeros(model: nn.Module) -> bool:
-    """Whether some weight stops data: a slice of zeros, a factor of zero, a column that every row of a table shares."""
+    """Whether some weight blocks data: a zero slice, a zero factor, or a table column that all rows share."""
     shifts = ("bias", "running_mean", "running_var")
     for name, tensor in all_names(model).items():
         if (
@@ -166,511 +90,128 @@ def _has_zeros(model: nn.Module) -> bool:
     return any(
         isinstance(module, nn.Embedding | nn.EmbeddingBag)
         and bool((module.weight == module.weight[:1]).all(0).any())
-        for _, module in walk(model)
+        for _, module in walk_modules(model)
     )
 
 
-@dataclass
-class _Use:
-    """One product that reads removed units."""
-
-    module: str
-    weight: str
-    """name of the parameter that it multiplies with; '' where that is computed"""
-    first_element: int
-    """of that parameter, as the product sees it"""
-    bias: Tensor | None
-    rank: int
-    outputs_along: int
-    units: Tensor
-    """the removed unit at each place along the summed dimension, -1 elsewhere; broadcastable to the input"""
-    constant: Tensor
-    """whether it is one that no input changes"""
-    even: Tensor
-    """whether it is the same at every example and position"""
-    read: Tensor
-    """whether the product multiplies it with something else than zero"""
-    padded: bool
-    crossed: bool
-    """whether the other operand is computed from data: what a constant gives to the product is none"""
-    largest: float
-    kept: Tensor
-    """whether an output stays, along the outputs"""
-    lost: Callable[[Tensor], Tensor]
-    """what the inputs under a mask contribute to the result"""
-    readers: int = 0
-    norm: Tensor | None = None
-    """running mean of the normalisation that alone reads the result"""
-
-    def emits(self) -> Tensor:
-        """Where a constant is that the product takes in."""
-        return self.constant & self.read
+def _derive_constants(tracer: ConstantTracer) -> Constants:
+    """Derive the constants from what a traced forward call recorded."""
+    by_target: dict[Any, list[Reader]] = defaultdict(list)
+    targets: dict[int, ShiftTarget | None] = {}
+    for number, reader in enumerate(tracer.readers):
+        target = find_target(tracer, reader)
+        targets[number] = target
+        by_target[(target.tensor, int(target.index[0])) if target else number].append(reader)
+    numbers = {id(reader): number for number, reader in enumerate(tracer.readers)}
+    complete = {}
+    for key, readers in by_target.items():
+        target = targets[numbers[id(readers[0])]]
+        complete[key] = target if target is not None and is_covered(tracer, target, readers) else None
+    exact_units = _units_without_effect(tracer, by_target, complete)
+    shifts = [
+        shift
+        for key, readers in by_target.items()
+        for shift in _make_shifts(readers, complete[key], exact_units)
+    ]
+    emitted: set[int] = set()
+    for reader in tracer.readers:
+        emitted |= chosen_units(reader.units, reader.emits())
+    for reader in tracer.readers:
+        emitted -= chosen_units(reader.units, reader.read & ~reader.constant)
+    return Constants(tuple(shifts), _group_units(tracer, exact_units), _group_units(tracer, emitted))
 
 
-class _Deriving(Watch):  # type: ignore[no-untyped-call]
-    """Follows labels and data through one forward call, and notes every product that reads removed units."""
-
-    def __init__(self, model: nn.Module, map: ModelMap, keep: Keep) -> None:
-        super().__init__(Labels())
-        self.enter_model(model)
-        self.dependence = Dependence()
-        self._modules = dict(walk(model))
-        self._map, self._keep = map, keep
-        self._names = {t.untyped_storage().data_ptr(): name for name, t in self._owned(model)}
-        self._tensors = dict(self._owned(model))
-        self._units, self._all_units = _numbered_units(self.labels, map, keep)
-        self._gone = tuple(gone_branches(map, keep))
-        self._uses: list[_Use] = []
-        self._made_by: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self._reads: Counter[tuple[int, int, int]] = Counter()
-        """how often an operator computed with a tensor, by its memory, its first element there and its size"""
-        self._calls: Counter[str] = Counter()
-
-    @staticmethod
-    def _owned(model: nn.Module) -> list[tuple[str, Tensor]]:
-        canonical = canonical_names(model)
-        return [(name, tensor) for name, tensor in all_names(model).items() if canonical[name] == name]
-
-    def entered(self, name: str, args: Any, kwargs: Any) -> None:
-        super().entered(name, args, kwargs)
-        self._calls[name] += 1
-
-    def protect(self, values: Any, reason: str) -> None:
-        """Data go where they cannot be followed: nothing can be derived from what comes back."""
-        super().protect(values, reason)
-        if any(self.dependence.of(v) is not None for v in tree_leaves(values) if isinstance(v, Tensor)):
-            self.dependence.escaped = True
-
-    def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
-        name = short_name(func)
-        given = [v for v in flattened(args, kwargs) if isinstance(v, Tensor)]
-        self._note_reads(name, args, given)
-        product = _operands(name, args)
-        out = super().operator(func, args, kwargs)
-        self.dependence.record(name, func, args, kwargs, out)
-        if not _is_view(given, out):
-            for value in given:
-                self._reads[_address(value)] += 1
-        if product is not None and isinstance(out, Tensor):
-            self._note_product(product, func, out)
-        return out
-
-    def _note_reads(self, name: str, args: Any, given: Iterable[Tensor]) -> None:
-        for value in given:
-            use: _Use | None = self._made_by.get(value)  # type: ignore[no-untyped-call]
-            if use is None:
-                continue
-            use.readers += 1
-            stored = len(args) > 4 and name in NORMS and args[0] is value and not _trains(args)
-            use.norm = args[3] if stored else None
-
-    def _note_product(self, product: "_Product", func: Any, out: Tensor) -> None:
-        if any(b.holds(self.within[-1]) for b in self._gone if self.within):
-            return
-        # Where no data are at all (learnt queries), units are read that no constants can stand for: they count as living.
-        sides = [side for side in product.sides if self.dependence.of(side.x) is not None] or product.sides[
-            :1
-        ]
-        for side in sides:
-            for aspect in self._peek(side.x).aspects:
-                units = self._units[aspect] if side.along in varying(aspect) else None
-                if units is not None and bool((units >= 0).any()):
-                    self._add_use(product, side, aspect, units, func, out)
-
-    def _add_use(
-        self, product: "_Product", side: "_Side", aspect: Tensor, units: Tensor, func: Any, out: Tensor
-    ) -> None:
-        x = side.x
-        others = [d for d in range(x.dim()) if d not in varying(aspect)]
-        reached = self.dependence.of(x)
-        crossed = self.dependence.of(side.other) is not None  # two computed tensors, such as queries and keys
-        without_data = reached is None
-        reached = whole(x) if reached is None else reached
-        wide = reached.any(dim=others, keepdim=True) if others else reached
-        constant = (units >= 0) & ~wide.expand(units.shape)
-        spread, height = _spread(x, others, units.shape)
-        shape, dtype = out.shape, out.dtype
-        emits = bool(constant.any())
-        use = _Use(
-            module=self.within[-1] if self.within else "",
-            weight=self._names.get(side.other.untyped_storage().data_ptr(), ""),
-            first_element=int(side.other.storage_offset()),
-            bias=product.bias if _fits(product.bias, side) else None,
-            rank=out.dim(),
-            outputs_along=side.outputs_along % out.dim(),
-            units=units,
-            constant=constant,
-            even=spread <= EXACT * height,
-            # Only what no data reach is known to be zero; data may be zero at these inputs alone.
-            read=side.live(units.shape) & ((height > 0) | ~(constant | without_data)),
-            padded=product.padded,
-            crossed=crossed,
-            largest=float(out.abs().max()) if out.numel() else 0.0,
-            kept=self._kept(out, side.outputs_along % out.dim()),
-            # Without constants the input need not be held until the end.
-            lost=(lambda mask: side.contribution(func, x * mask))
-            if emits
-            else lambda _: torch.zeros(shape, dtype=dtype),
-        )
-        self._uses.append(use)
-        if not crossed:
-            self._made_by[out] = use
-
-    def _kept(self, out: Tensor, along: int) -> Tensor:
-        gone = torch.zeros(out.shape[along], dtype=torch.bool)
-        for aspect in self._peek(out).aspects:
-            if varying(aspect) == {along}:
-                gone |= self._units[aspect.flatten()] >= 0
-        return ~gone
-
-    # after the call
-
-    def found(self) -> Constants:
-        """What was found, once the model has run."""
-        by_place: dict[Any, list[_Use]] = defaultdict(list)
-        places: dict[int, Place | None] = {}
-        for number, use in enumerate(self._uses):
-            place = self._place(use)
-            places[number] = place
-            by_place[(place.tensor, int(place.index[0])) if place else number].append(use)
-        numbers = {id(use): number for number, use in enumerate(self._uses)}
-        complete = {}
-        for key, uses in by_place.items():
-            place = places[numbers[id(uses[0])]]
-            complete[key] = place if place is not None and self._all_covered(place, uses) else None
-        exact_units = self._units_without_effect(by_place, complete)
-        shifts = [
-            shift
-            for key, uses in by_place.items()
-            for shift in self._shifts(uses, complete[key], exact_units)
-        ]
-        emitted: set[int] = set()
-        for use in self._uses:
-            emitted |= _members(use.units, use.emits())
-        for use in self._uses:
-            emitted -= _members(use.units, use.read & ~use.constant)
-        return Constants(tuple(shifts), self._by_group(exact_units), self._by_group(emitted))
-
-    def _place(self, use: _Use) -> Place | None:
-        """What can take a shift of this product's outputs: its bias, its layer's own, the normalisation behind it, or a new one."""
-        if use.crossed:
-            return None
-        count = len(use.kept)
-        everything = torch.arange(count)
-        if use.bias is not None:
-            name = self._names.get(use.bias.untyped_storage().data_ptr())
-            if name is None or use.bias.numel() != count:
-                return self._masked_bias(use)
-            first, step = int(use.bias.storage_offset()), max(use.bias.stride())
-            return Place("bias", name, first + step * everything)
-        module = self._modules.get(use.module)
-        weight = use.weight.removeprefix(f"{use.module}.") if use.module else use.weight
-        bias = None if module is None else own_bias(module, weight)
-        if module is not None and bias is not None:
-            name = f"{use.module}.{bias.name}" if use.module else bias.name
-            if bias.exists:
-                stored = self._names.get(module.get_parameter(bias.name).untyped_storage().data_ptr(), name)
-                return Place("bias", stored, everything)
-            if use.norm is None or use.readers != 1:
-                return self._new_place(use, module, name) if takes_bias(module) else None
-        if use.norm is not None and use.readers == 1:
-            name = self._names.get(use.norm.untyped_storage().data_ptr())
-            if name is not None and use.norm.numel() == count:
-                return Place("running_mean", name, everything)
-        return None
-
-    def _masked_bias(self, use: _Use) -> Place | None:
-        """The stored bias under a mask of torch.nn.utils.prune, where the mask hides nothing."""
-        prefix = f"{use.module}." if use.module else ""
-        stored, mask = self._tensors.get(f"{prefix}bias_orig"), self._tensors.get(f"{prefix}bias_mask")
-        if stored is None or mask is None or not bool(mask.all()) or stored.numel() != len(use.kept):
-            return None
-        return Place("bias", f"{prefix}bias_orig", torch.arange(len(use.kept)))
-
-    def _new_place(self, use: _Use, module: nn.Module, name: str) -> Place:
-        """A bias that is to be created. In a packed projection it begins where the product's rows do."""
-        if not isinstance(module, nn.MultiheadAttention):
-            return Place("bias", name, torch.arange(len(use.kept)), use.module)
-        columns = self._tensors[use.weight].shape[1]
-        rows = use.first_element // columns + torch.arange(len(use.kept))
-        return Place("bias", name, rows, use.module, rows_of=use.weight)
-
-    def _all_covered(self, place: Place, uses: Sequence[_Use]) -> bool:
-        """Whether nothing else computes with what takes the shift."""
-        if place.module:
-            products = Counter(use.module for use in uses)[place.module]
-            return products == self._calls[place.module] or not isinstance(
-                self._modules[place.module], nn.Linear | nn.modules.conv._ConvNd
-            )
-        if place.tensor.endswith("bias_orig"):
-            return True
-        memory, *_ = _address(self._tensors[place.tensor])
-        first, size = int(place.index[0]), len(place.index)
-        reads = {read: count for read, count in self._reads.items() if read[0] == memory}
-        others = [
-            read
-            for read in reads
-            if read[1] < first + size and first < read[1] + read[2] and read[1:] != (first, size)
-        ]
-        return reads.get((memory, first, size), 0) == len(uses) and not others
-
-    def _units_without_effect(
-        self, by_place: Mapping[Any, Sequence[_Use]], places: Mapping[Any, Place | None]
-    ) -> frozenset[int]:
-        """Removed units whose every reader loses nothing with them, or gets it back exactly."""
-        seen: set[int] = set()
-        harmed: set[int] = set()
-        for key, uses in by_place.items():
-            agree = places[key] is not None and _agree(uses)
-            for use in uses:
-                seen |= _members(use.units, use.units >= 0)
-                harmed |= _members(use.units, use.read & ~use.constant)
-                exact = use.even & (agree and not use.padded)
-                harmed |= _members(use.units, use.emits() & ~exact)
-        return frozenset(seen - harmed - self._never())
-
-    def _never(self) -> set[int]:
-        """Units of groups over which statistics are taken or products summed: their leaving always shows."""
-        return {
-            number
-            for name, (first, count) in self._all_units.items()
-            for number in range(first, first + count)
-            if self._map.by_name[name].statistics or self._map.by_name[name].paired
-        }
-
-    def _by_group(self, units: Collection[int]) -> dict[str, tuple[int, ...]]:
-        found = {}
-        for name, (first, count) in self._all_units.items():
-            own = tuple(unit for unit in range(count) if first + unit in units)
-            if own:
-                found[name] = own
-        return found
-
-    def _shifts(self, uses: Sequence[_Use], place: Place | None, exact: frozenset[int]) -> Iterator[Shift]:
-        """What the products that share a place lose, as one mean over all of them."""
-        emitting = [use for use in uses if bool(use.emits().any())]
-        if not emitting:
-            return
-        lost = [use.lost(use.emits()) for use in uses]
-        rows = [_by_output(d, use.outputs_along) for d, use in zip(lost, uses, strict=True)]
-        if len({len(r) for r in rows}) != 1:
-            rows, uses, place = rows[:1], uses[:1], None
-        values = torch.cat(rows, 1).mean(1)
-        kept = uses[0].kept
-        for use in uses[1:]:
-            kept = kept & use.kept
-        deviation = torch.cat([(r - values[:, None]).abs() for r in rows], 1).amax(1)
-        if place is None:
-            deviation, values = torch.cat([r.abs() for r in rows], 1).amax(1), torch.zeros_like(values)
-        largest = max(use.largest for use in uses)
-        worst = float(deviation[kept].max()) / largest if bool(kept.any()) and largest else 0.0
-        if place is None and worst <= EXACT:
-            return
-        others = [
-            _by_output(use.lost(use.emits() & ~_among(use.units, exact)), use.outputs_along) for use in uses
-        ]
-        beside = torch.cat(others, 1).mean(1) if place is not None else torch.zeros_like(values)
-        even = not any(use.padded for use in emitting) and worst <= EXACT
-        yield Shift(
-            module=uses[0].module,
-            place=place,
-            channels=max(int(use.emits().sum()) for use in emitting),
-            values=values,
-            beside=beside,
-            kept=kept,
-            loss=0.0 if even else worst,
-            exact=even and place is not None,
-        )
+def _units_without_effect(
+    tracer: ConstantTracer,
+    by_target: Mapping[Any, Sequence[Reader]],
+    targets: Mapping[Any, ShiftTarget | None],
+) -> frozenset[int]:
+    """Removed units whose readers all lose nothing, or get it back exactly."""
+    seen: set[int] = set()
+    harmed: set[int] = set()
+    for key, readers in by_target.items():
+        agree = targets[key] is not None and _lose_the_same(readers)
+        for reader in readers:
+            seen |= chosen_units(reader.units, reader.units >= 0)
+            harmed |= chosen_units(reader.units, reader.read & ~reader.constant)
+            exact = reader.even & (agree and not reader.padded)
+            harmed |= chosen_units(reader.units, reader.emits() & ~exact)
+    return frozenset(seen - harmed - _units_never_harmless(tracer))
 
 
-@dataclass(frozen=True)
-class _Side:
-    """One operand of a product that may carry removed units along the summed dimension."""
-
-    x: Tensor
-    other: Tensor
-    along: int
-    """the summed dimension of x"""
-    outputs_along: int
-    """the dimension of the result that comes from the other operand"""
-    contribution: Callable[[Any, Tensor], Tensor]
-    """(operator, the operand in place of x) -> the product without its bias"""
-    live_columns: Callable[[], Tensor | None]
-    """for every index of the summed dimension, whether the other operand multiplies it with anything but zero"""
-
-    def live(self, shape: torch.Size) -> Tensor:
-        """The same, laid along the summed dimension of a tensor of this shape."""
-        columns = self.live_columns()
-        if columns is None or columns.numel() != self.x.shape[self.along]:
-            return torch.ones(shape, dtype=torch.bool)
-        laid = columns.flatten().view([-1 if d == self.along else 1 for d in range(self.x.dim())])
-        return laid.expand(shape)
+def _units_never_harmless(tracer: ConstantTracer) -> set[int]:
+    """Units of groups with statistics or paired products: removing them always changes the outputs."""
+    return {
+        number
+        for name, (first, count) in tracer.unit_ranges.items()
+        for number in range(first, first + count)
+        if tracer.model_map.by_name[name].statistics or tracer.model_map.by_name[name].paired
+    }
 
 
-@dataclass(frozen=True)
-class _Product:
-    """A product as its operands."""
-
-    sides: tuple[_Side, ...]
-    bias: Tensor | None = None
-    padded: bool = False
-
-
-def _operands(name: str, args: Any) -> _Product | None:
-    """How a product reads its operands; None for every other operator."""
-    if name == "convolution":
-        return _convolution(args)
-    if name in ("mm", "bmm"):
-        return _matrices(args[0], args[1], None)
-    if name in ("addmm", "baddbmm"):
-        return _matrices(args[1], args[2], args[0])
-    if name == "linear":
-        bias = args[2] if len(args) > 2 else None
-        side = _Side(
-            args[0], args[1], args[0].dim() - 1, -1,
-            lambda func, x: func(x, args[1]), lambda: (args[1] != 0).any(0),
-        )  # fmt: skip
-        return _Product((side,), bias)
-    if name == "_trilinear" and list(args[6]) == [2, 3]:  # a bilinear layer
-        left, right = (_bilinear(args, at) for at in (0, 2))
-        return _Product((left, right))
-    if name == "mv":
-        side = _Side(args[1], args[0], 0, 0, lambda func, x: func(args[0], x), lambda: (args[0] != 0).any(0))
-        return _Product((side,))
-    return None
+def _group_units(tracer: ConstantTracer, units: Collection[int]) -> dict[str, tuple[int, ...]]:
+    found = {}
+    for name, (first, count) in tracer.unit_ranges.items():
+        own = tuple(unit for unit in range(count) if first + unit in units)
+        if own:
+            found[name] = own
+    return found
 
 
-def _bilinear(args: Any, at: int) -> _Side:
-    """One input of a bilinear layer; the other operand is its other input."""
-
-    def contribution(func: Any, masked: Tensor) -> Tensor:
-        made: Tensor = func(*[masked if i == at else value for i, value in enumerate(args)])
-        return made
-
-    x, other = args[at], args[2 - at]
-    return _Side(x, other, x.dim() - 1, -1, contribution, lambda: None)
-
-
-def _convolution(args: Any) -> _Product:
-    x, weight, bias, stride, padding, *rest = args
-    transposed, groups = rest[1], rest[3]
-
-    def contribution(func: Any, masked: Tensor) -> Tensor:
-        made: Tensor = func(masked, weight, None, stride, padding, *rest)
-        return made
-
-    def live_columns() -> Tensor:
-        live: Tensor = (weight != 0).flatten(2).any(2)
-        by_group = live[:, None] if transposed else live.view(groups, -1, weight.shape[1])
-        return by_group.any(-1).flatten() if transposed else by_group.any(1).flatten()
-
-    side = _Side(x, weight, 1, 1, contribution, live_columns)
-    # At the borders of a transposed convolution fewer kernel positions meet, as next to a padding.
-    spread = any(size > 1 for size in (*weight.shape[2:], *stride)) or any(p != 0 for p in rest[2])
-    partial = spread if transposed else any(p != 0 for p in padding)
-    return _Product((side,), bias, padded=partial)
-
-
-def _matrices(a: Tensor, b: Tensor, bias: Tensor | None) -> _Product:
-    left = _Side(
-        a, b, a.dim() - 1, -1,
-        lambda _, x: torch.matmul(x, b), lambda: (b != 0).any(-1) if b.dim() == 2 else None,
-    )  # fmt: skip
-    right = _Side(
-        b, a, b.dim() - 2, -2,
-        lambda _, x: torch.matmul(a, x), lambda: (a != 0).any(-2) if a.dim() == 2 else None,
-    )  # fmt: skip
-    return _Product((left, right), bias)
+def _make_shifts(
+    readers: Sequence[Reader], target: ShiftTarget | None, exact: frozenset[int]
+) -> Iterator[Shift]:
+    """Average what the products that share a target lose."""
+    emitting = [reader for reader in readers if bool(reader.emits().any())]
+    if not emitting:
+        return
+    lost = [reader.lost(reader.emits()) for reader in readers]
+    rows = [_rows_by_output(d, reader.outputs_along) for d, reader in zip(lost, readers, strict=True)]
+    if len({len(r) for r in rows}) != 1:
+        rows, readers, target = rows[:1], readers[:1], None
+    values = torch.cat(rows, 1).mean(1)
+    kept = readers[0].kept
+    for reader in readers[1:]:
+        kept = kept & reader.kept
+    deviation = torch.cat([(r - values[:, None]).abs() for r in rows], 1).amax(1)
+    if target is None:
+        deviation, values = torch.cat([r.abs() for r in rows], 1).amax(1), torch.zeros_like(values)
+    largest = max(reader.largest for reader in readers)
+    worst = float(deviation[kept].max()) / largest if bool(kept.any()) and largest else 0.0
+    if target is None and worst <= EXACT:
+        return
+    others = [
+        _rows_by_output(reader.lost(reader.emits() & ~mark_units(reader.units, exact)), reader.outputs_along)
+        for reader in readers
+    ]
+    masked = torch.cat(others, 1).mean(1) if target is not None else torch.zeros_like(values)
+    even = not any(reader.padded for reader in emitting) and worst <= EXACT
+    yield Shift(
+        module=readers[0].module,
+        target=target,
+        channels=max(int(reader.emits().sum()) for reader in emitting),
+        values=values,
+        masked=masked,
+        kept=kept,
+        loss=0.0 if even else worst,
+        exact=even and target is not None,
+    )
 
 
-def _fits(bias: Tensor | None, side: _Side) -> bool:
-    """Whether a bias has one element for every output that comes from the other operand."""
-    if bias is None:
-        return False
-    return bias.dim() == 1 if side.outputs_along in (-1, 1) else bias.dim() == 2 and bias.shape[1] == 1
-
-
-def _address(tensor: Tensor) -> tuple[int, int, int]:
-    """Memory, first element there, number of elements."""
-    return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()), tensor.numel()
-
-
-def _trains(args: Any) -> bool:
-    """Whether a batch normalisation takes the statistics of the batch."""
-    return next((a for a in args[3:] if isinstance(a, bool)), False)
-
-
-def _is_view(given: Sequence[Tensor], out: Any) -> bool:
-    """Whether an operator's result is its argument, seen otherwise."""
-    if not isinstance(out, Tensor) or not given:
-        return (
-            isinstance(out, list | tuple)
-            and bool(out)
-            and isinstance(out[0], Tensor)
-            and _is_view(given, out[0])
-        )
-    return out.untyped_storage().data_ptr() == given[0].untyped_storage().data_ptr()
-
-
-def _spread(x: Tensor, others: Sequence[int], shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """(how far values lie apart, the largest of them) along some dimensions."""
-    if not x.numel():  # such as an expert that no token was sent to
-        return torch.zeros(shape), torch.zeros(shape)
-    if not others:
-        return torch.zeros(shape), x.abs().expand(shape)
-    high, low = x.amax(dim=list(others), keepdim=True), x.amin(dim=list(others), keepdim=True)
-    return (high - low).expand(shape), torch.maximum(high.abs(), low.abs()).expand(shape)
-
-
-def _by_output(values: Tensor, along: int) -> Tensor:
-    """[outputs, everything else]"""
+def _rows_by_output(values: Tensor, along: int) -> Tensor:
+    """Reshape to [outputs, everything else]."""
     return values.movedim(along, 0).flatten(1) if values.dim() > 1 else values[:, None]
 
 
-def _agree(uses: Sequence[_Use]) -> bool:
-    """Whether all products that share a place lose the same, as far as their constants are even."""
-    if len(uses) == 1:
+def _lose_the_same(readers: Sequence[Reader]) -> bool:
+    """Whether all products that share a target lose the same values, as far as their constants are even."""
+    if len(readers) == 1:
         return True
-    rows = [_by_output(use.lost(use.emits() & use.even), use.outputs_along).mean(1) for use in uses]
+    rows = [
+        _rows_by_output(reader.lost(reader.emits() & reader.even), reader.outputs_along).mean(1)
+        for reader in readers
+    ]
     if len({len(r) for r in rows}) != 1:
         return False
-    largest = max(use.largest for use in uses)
+    largest = max(reader.largest for reader in readers)
     return all(float((r - rows[0]).abs().max()) <= EXACT * largest for r in rows)
-
-
-def _members(units: Tensor, chosen: Tensor) -> set[int]:
-    return set(units[chosen & (units >= 0)].tolist())
-
-
-def _among(units: Tensor, wanted: Collection[int]) -> Tensor:
-    if not wanted:
-        return torch.zeros_like(units, dtype=torch.bool)
-    return torch.isin(units, torch.tensor(sorted(wanted)))
-
-
-def _numbered_units(labels: Labels, map: ModelMap, keep: Keep) -> tuple[Tensor, dict[str, tuple[int, int]]]:
-    """(label -> number of the removed unit that it belongs to, -1 for all others; group -> its first number, its width)."""
-    at = {(axis.tensor, axis.dim): axis.first for axis in labels.axes}
-    branches = gone_branches(map, keep)
-    left = {tensor for b in branches for tensor in b.tensors}
-    found = np.full(labels.count, -1)
-    numbers: dict[str, tuple[int, int]] = {}
-    first = 0
-    for name, kept in keep.items():
-        group = map.by_name[name]
-        if not kept and name in {b.name for b in branches}:
-            continue
-        numbers[name] = (first, group.width)
-        own = np.arange(first, first + group.width)
-        own[np.asarray(kept, np.int64)] = -1
-        first += group.width
-        for part in group.slices:
-            start = at.get((part.tensor, part.dim))
-            if part.role == "size" or part.tensor in left or start is None:
-                continue
-            for span in part.spans:
-                places = np.repeat(own[span.unit : span.unit + span.units], span.repeat)
-                begin = start + span.start
-                own_labels = found[begin : begin + len(places)]
-                np.copyto(own_labels, places, where=places >= 0)
-    return torch.from_numpy(found), numbers

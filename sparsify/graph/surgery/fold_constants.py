@@ -1,4 +1,5 @@
-"""Folding: what removed units still emitted goes into their consumers' biases, or into the BatchNorm behind them."""
+"""Fold what removed units still emitted into the biases of their consumers, or into the BatchNorm behind
+them."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
@@ -11,124 +12,127 @@ from sparsify.errors import VerificationError
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.names import all_names
 from sparsify.graph.surgery.biases import create_bias
-from sparsify.graph.surgery.constants import Place, Shift
-from sparsify.graph.surgery.operations import Keep, dropped
+from sparsify.graph.surgery.constant_shifts import Shift, ShiftTarget
+from sparsify.graph.surgery.operations import Keep, removed_indices
 from sparsify.graph.trace.labels import Ints
 from sparsify_schemas.cuts import AddBias, Fold
 
 
 @dataclass(frozen=True)
-class Folded:
+class FoldResult:
     """What folding did to a cut model."""
 
     operations: tuple[AddBias | Fold, ...] = ()
-    """the log of it, in order"""
+    """the log, in order"""
     values: Mapping[str, Tensor] = field(default_factory=dict)
-    """tensor -> its new value before it was rounded to the model's precision"""
+    """tensor -> its new value before rounding to the model's precision"""
 
 
-def fold(
+def fold_constants(
     thin: nn.Module,
     shifts: Iterable[Shift],
-    map: ModelMap,
+    model_map: ModelMap,
     keep: Keep,
     created: Collection[str] | None = None,
-) -> Folded:
+) -> FoldResult:
     """Give the cut model, in place, what it lost with constant units.
 
-    created: the layers that got a bias by a log that was replayed on it: no others get one, and what they lost is lost.
+    created: the layers that got a bias in the log that was replayed on this model. Other layers get no
+    bias, and what they lost is not restored.
     """
     gone: dict[str, list[tuple[int, Ints]]] = defaultdict(list)
-    for (tensor, dim, role), lost in dropped(map, keep).items():
+    for (tensor, dim, role), lost in removed_indices(model_map, keep).items():
         if role != "size":
             gone[tensor].append((dim, lost))
-    shapes = {tensor.name: tensor.shape for tensor in map.tensors}
+    shapes = {tensor.name: tensor.shape for tensor in model_map.tensors}
     operations: list[AddBias | Fold] = []
     values: dict[str, Tensor] = {}
     for shift in shifts:
-        if created is not None and shift.place is not None and shift.place.module not in ("", *created):
-            shift = replace(shift, place=None, exact=False)
-        place = shift.place
-        if place is not None:
-            if created is None and place.module and AddBias(module=place.module) not in operations:
-                create_bias(thin, place.module)
-                operations.append(AddBias(module=place.module))
+        if created is not None and shift.target is not None and shift.target.module not in ("", *created):
+            shift = replace(shift, target=None, exact=False)
+        target = shift.target
+        if target is not None:
+            if created is None and target.module and AddBias(module=target.module) not in operations:
+                create_bias(thin, target.module)
+                operations.append(AddBias(module=target.module))
             numbers = shift.values[shift.kept]
-            if place.rows_of:
-                rows = [(dim, lost) for dim, lost in gone[place.rows_of] if dim == 0]
-                stays = _stays(shapes[place.rows_of][:1], rows)
-                numbers = _laid_out(shift.values, place, len(stays))[stays]
-            elif not place.module:
-                stays = _stays(shapes[place.tensor], gone[place.tensor])
-                numbers = _laid_out(shift.values, place, len(stays))[stays]
-            target = _tensor(thin, place.tensor)
-            old = values.get(place.tensor, target.detach().to("cpu", numbers.dtype))
-            values[place.tensor] = old + shift.sign * numbers.view(target.shape)
-        operations.append(_logged(shift))
+            if target.rows_of:
+                rows = [(dim, lost) for dim, lost in gone[target.rows_of] if dim == 0]
+                stays = _mark_kept_elements(shapes[target.rows_of][:1], rows)
+                numbers = _scatter_values(shift.values, target, len(stays))[stays]
+            elif not target.module:
+                stays = _mark_kept_elements(shapes[target.tensor], gone[target.tensor])
+                numbers = _scatter_values(shift.values, target, len(stays))[stays]
+            destination = _find_tensor(thin, target.tensor)
+            old = values.get(target.tensor, destination.detach().to("cpu", numbers.dtype))
+            values[target.tensor] = old + shift.sign * numbers.view(destination.shape)
+        operations.append(_log_entry(shift))
     for name, value in values.items():
-        _set(_tensor(thin, name), value)
-    return Folded(tuple(operations), values)
+        _write_tensor(_find_tensor(thin, name), value)
+    return FoldResult(tuple(operations), values)
 
 
-def _logged(shift: Shift) -> Fold:
+def _log_entry(shift: Shift) -> Fold:
     return Fold(
         module=shift.module or "the model",
         channels=shift.channels,
         exact=shift.exact,
         loss=shift.loss,
-        into="nothing" if shift.place is None else shift.place.into,
+        into="nothing" if shift.target is None else shift.target.into,
     )
 
 
-def add_beside(model: nn.Module, shifts: Iterable[Shift]) -> None:
-    """Give a dense model, in place, the shifts of the constants that its mask has at zero."""
+def add_shifts_of_masked_units(model: nn.Module, shifts: Iterable[Shift]) -> None:
+    """Give a dense model, in place, the shifts of the constants that its mask sets to zero."""
     created: set[str] = set()
     for shift in shifts:
-        place = shift.place
-        if place is None or not bool((shift.beside != 0).any()):
+        target = shift.target
+        if target is None or not bool((shift.masked != 0).any()):
             continue
-        if place.module and place.module not in created:
-            create_bias(model, place.module)
-            created.add(place.module)
-        target = _tensor(model, place.tensor)
-        numbers = _laid_out(shift.beside, place, target.numel()).view(target.shape)
-        _set(target, target.detach() + shift.sign * numbers.to(target.device))
+        if target.module and target.module not in created:
+            create_bias(model, target.module)
+            created.add(target.module)
+        destination = _find_tensor(model, target.tensor)
+        numbers = _scatter_values(shift.masked, target, destination.numel()).view(destination.shape)
+        _write_tensor(destination, destination.detach() + shift.sign * numbers.to(destination.device))
 
 
-def _tensor(model: nn.Module, name: str) -> Tensor:
+def _find_tensor(model: nn.Module, name: str) -> Tensor:
     return all_names(model)[name]
 
 
 @torch.no_grad()
-def _set(target: Tensor, value: Tensor) -> None:
-    target.copy_(value)
+def _write_tensor(destination: Tensor, value: Tensor) -> None:
+    destination.copy_(value)
 
 
-def _laid_out(values: Tensor, place: Place, size: int) -> Tensor:
-    """The values at their elements of the place's tensor, zeros elsewhere."""
-    return values.new_zeros(size).index_copy(0, place.index, values)
+def _scatter_values(values: Tensor, target: ShiftTarget, size: int) -> Tensor:
+    """The values at their elements of the target's tensor, zeros elsewhere."""
+    return values.new_zeros(size).index_copy(0, target.index, values)
 
 
-def _stays(shape: tuple[int, ...], gone: Iterable[tuple[int, Ints]]) -> Tensor:
-    """Whether each element of a tensor of the dense model, flattened, stays."""
+def _mark_kept_elements(shape: tuple[int, ...], gone: Iterable[tuple[int, Ints]]) -> Tensor:
+    """Whether each element of a flattened tensor of the dense model stays."""
     stays = torch.ones(shape, dtype=torch.bool)
     for dim, lost in gone:
         stays.index_fill_(dim, torch.from_numpy(lost), False)
     return stays.flatten()
 
 
-def put_exact(model: nn.Module, values: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Put folded values as they were before rounding into a copy in float64, for a comparison that rounding would hide.
+def write_unrounded_values(model: nn.Module, values: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Write folded values without rounding into a float64 copy, so that rounding does not hide
+    differences.
 
-    dtype: the precision of the delivered model. Raises VerificationError where a value that it holds is not this one, rounded.
+    dtype: precision of the delivered model.
+    Raises VerificationError if the model does not hold the rounded value.
     """
     for name, value in values.items():
-        target = _tensor(model, name)
-        if not torch.equal(value.to(dtype).to(target), target.detach()):
+        destination = _find_tensor(model, name)
+        if not torch.equal(value.to(dtype).to(destination), destination.detach()):
             raise VerificationError(f"'{name}' of the cut model does not hold what was folded into it")
-        _set(target, value)
+        _write_tensor(destination, value)
 
 
-def widened(keep: Keep, whole: Mapping[str, tuple[int, ...]]) -> dict[str, list[int]]:
-    """What the masked model keeps: the units that stay, and those whose leaving changes nothing."""
+def keep_harmless_units(keep: Keep, whole: Mapping[str, tuple[int, ...]]) -> dict[str, list[int]]:
+    """What the masked model keeps: the units that stay, and those whose removal changes nothing."""
     return {name: sorted({*kept, *whole.get(name, ())}) for name, kept in keep.items()}

@@ -1,8 +1,9 @@
-"""Integers that modules hold beside their tensors: attributes, lists of them, and fields of configurations.
+"""Integers that modules hold beside their tensors: attributes, lists of them, and fields of
+configurations.
 
 A number is addressed by a path from its module: `num_features`, `dims` (all of a list),
-`config.hidden_size`, `feature_info.3.num_chs`. Only what was stored is followed (no property, no method),
-so that a path from a file can reach nothing else.
+`config.hidden_size`, `feature_info.3.num_chs`. Only stored values are followed, never a property or a
+method, so a path from a file can reach nothing else.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,13 +16,13 @@ from torch import Tensor, nn
 Number = int | tuple[int, ...]
 
 DEPTH = 4
-"""how many containers deep numbers are looked for"""
+"""how many nested containers are searched"""
 _OF_TORCH = frozenset(vars(nn.Module()))
 """attributes that every module has: parameters, hooks and the like"""
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldNumber:
     """An integer, or a list or tuple of integers, and where it is held."""
 
     path: str
@@ -30,60 +31,59 @@ class Held:
     """the last word of the path that is a name"""
     value: Number
     beside: Mapping[str, Any]
-    """what is stored beside it, by name"""
+    """values stored in the same container, by name"""
 
 
-def numbers(module: nn.Module, seen: set[int]) -> Iterator[Held]:
+def find_numbers(module: nn.Module, seen: set[int]) -> Iterator[HeldNumber]:
     """The integers of one module and of the containers that it holds.
 
-    seen: the `id` of containers that were read already, which are passed over: many modules share one
+    seen: the `id` of containers that were searched already and are skipped: many modules share one
     configuration.
     """
-    yield from _numbers(_attributes(module), "", seen, DEPTH)
+    yield from _walk_numbers(_own_attributes(module), "", seen, DEPTH)
 
 
-def read(module: nn.Module, path: str) -> Number | None:
+def read_number(module: nn.Module, path: str) -> Number | None:
     """The number at a path; None where there is none."""
-    found = _place(module, path)
-    return None if found is None else _number(found[0][found[1]])
+    found = _find_container(module, path)
+    return None if found is None else _as_number(found[0][found[1]])
 
 
-def shares(module: nn.Module, other: nn.Module, path: str) -> bool:
-    """Whether two modules hold one and the same container at a path, so that writing to one changes the
-    other."""
-    mine, theirs = _place(module, path), _place(other, path)
+def shares_container(module: nn.Module, other: nn.Module, path: str) -> bool:
+    """Whether two modules hold the same container at a path, so that writing to one changes the other."""
+    mine, theirs = _find_container(module, path), _find_container(other, path)
     return mine is not None and theirs is not None and mine[0] is theirs[0]
 
 
-def write(module: nn.Module, path: str, value: Number) -> None:
-    """Put a number in the place of the one at a path; a list stays a list. There must be one."""
-    found = _place(module, path)
+def write_number(module: nn.Module, path: str, value: Number) -> None:
+    """Replace the number at a path, which must exist; a list stays a list."""
+    found = _find_container(module, path)
     assert found is not None
     container, key = found
     container[key] = list(value) if isinstance(container[key], list) and isinstance(value, tuple) else value
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
+def _own_attributes(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if name not in _OF_TORCH and "." not in name}
 
 
-def _numbers(
+def _walk_numbers(
     stored: Mapping[str, Any], path: str, seen: set[int], depth: int, name: str = ""
-) -> Iterator[Held]:
+) -> Iterator[HeldNumber]:
     for key, value in stored.items():
         own = f"{path}.{key}" if path else key
         called = name if key.isdigit() else key
-        number = _number(value)
+        number = _as_number(value)
         if number is not None:
-            yield Held(own, called, number, stored)
+            yield HeldNumber(own, called, number, stored)
         elif depth and id(value) not in seen:
-            inside = _inside(value, called)
+            inside = _open_container(value, called)
             if inside:
                 seen.add(id(value))
-                yield from _numbers(inside, own, seen, depth - 1, called)
+                yield from _walk_numbers(inside, own, seen, depth - 1, called)
 
 
-def _number(value: object) -> Number | None:
+def _as_number(value: object) -> Number | None:
     """Integers as they are; lists and tuples of some as tuples."""
     if type(value) is int:
         return value
@@ -92,9 +92,12 @@ def _number(value: object) -> Number | None:
     return None
 
 
-def _inside(value: object, name: str) -> Mapping[str, Any]:
-    """What a container stores, by name or by place; nothing for what is no container of settings, or
-    describes weights that the model may have been loaded from."""
+def _open_container(value: object, name: str) -> Mapping[str, Any]:
+    """The values of a container, by name or index.
+
+    Nothing if it is no container of settings, or describes weights that the model may have been loaded
+    from.
+    """
     if name in ("pretrained_cfg", "default_cfg"):
         return {}
     if isinstance(value, dict):
@@ -119,16 +122,16 @@ def _is_settings(value: object, name: str) -> bool:
     )
 
 
-def _place(module: nn.Module, path: str) -> tuple[Any, Any] | None:
-    """(the container, its key) of what a path leads to; None where it leads nowhere."""
+def _find_container(module: nn.Module, path: str) -> tuple[Any, Any] | None:
+    """(the container, its key) that a path leads to; None if it leads nowhere."""
     first, *rest = path.split(".")
-    if first not in _attributes(module):
+    if first not in _own_attributes(module):
         return None
     found: tuple[Any, Any] = (vars(module), first)
     name = first
     for word in rest:
         value = found[0][found[1]]
-        inside = _inside(value, name)
+        inside = _open_container(value, name)
         if word not in inside:
             return None
         if isinstance(value, list):

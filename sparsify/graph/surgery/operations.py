@@ -1,4 +1,4 @@
-"""Cutting: narrowing a copy of the model, logging each operation, and replaying a log on a fresh dense model."""
+"""Cut a copy of the model, log each operation, and replay a log on a fresh dense model."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,185 +10,121 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from sparsify.errors import RunError
 from sparsify.graph.copy import copy_with
 from sparsify.graph.layer_types import attributes
 from sparsify.graph.model_map import Branch, ModelMap, Span
-from sparsify.graph.names import all_names, canonical_names, walk
-from sparsify.graph.surgery import module_integers
-from sparsify.graph.surgery.biases import create_bias
-from sparsify.graph.surgery.compact_layers import ascending, reshape
-from sparsify.graph.surgery.stale_widths import explained
-from sparsify.graph.surgery.width_names import Meaning, meaning
+from sparsify.graph.names import all_names, canonical_names, walk_modules
 from sparsify.graph.trace.labels import Ints
 from sparsify.nn import attention
-from sparsify.nn.bypass import Bypassed, Silenced, put
+from sparsify.nn.bypass import Bypassed, Silenced, replace_module
 from sparsify_schemas.cuts import (
-    AddBias,
     Bypass,
-    Crop,
     Cuts,
-    Fold,
-    Gather,
     Narrow,
     Range,
     Replace,
     SetAttribute,
     Silence,
     Width,
-    Zero,
 )
 
 Keep = Mapping[str, Sequence[int]]
-"""coupled group -> units that stay, ascending"""
+"""coupled group -> kept units, ascending"""
 
-Steps = list[tuple[int, torch.Tensor]]
-"""what to keep of one tensor: (dimension, indices)"""
+KeptIndices = list[tuple[int, torch.Tensor]]
+"""kept indices of one tensor: (dimension, indices)"""
 
 
-def cut(model: nn.Module, map: ModelMap, keep: Keep, plan: str) -> tuple[nn.Module, Cuts]:
-    """Remove every unit not in `keep` from a copy of the model: (the copy, the log). Groups not in `keep` stay whole."""
-    gone, stubs = dropped(map, keep), tuple(_stubs(gone_branches(map, keep)))
-    steps = _steps(map, gone)
-    copy, changes = _thin(model, gone, steps, stubs)
+def cut(model: nn.Module, model_map: ModelMap, keep: Keep, plan: str) -> tuple[nn.Module, Cuts]:
+    """Remove every unit that is not in `keep` from a copy of the model. Groups that are not in `keep` stay
+    whole.
+
+    Returns (the copy, the log of what was done).
+    """
+    gone = removed_indices(model_map, keep)
+    stubs = tuple(_list_stubs(removed_branches(model_map, keep)))
+    steps = _kept_by_tensor(model_map, gone)
+    copy, changes = _narrow_model(model, gone, steps, stubs)
     widths = tuple(
-        Width(group=name, width=map.by_name[name].width, keep=ranges(kept)) for name, kept in keep.items()
+        Width(group=name, width=model_map.by_name[name].width, keep=to_ranges(kept))
+        for name, kept in keep.items()
     )
-    swaps, sets = (
-        [op for op in changes if isinstance(op, Replace)],
-        [op for op in changes if isinstance(op, SetAttribute)],
+    swaps = [op for op in changes if isinstance(op, Replace)]
+    sets = [op for op in changes if isinstance(op, SetAttribute)]
+    return copy, Cuts(
+        plan=plan, widths=widths, operations=(*_log_narrowing(model_map, steps), *swaps, *stubs, *sets)
     )
-    return copy, Cuts(plan=plan, widths=widths, operations=(*_log(map, steps), *swaps, *stubs, *sets))
 
 
-def trial(model: nn.Module, map: ModelMap, keep: Keep) -> nn.Module:
-    """The same without a log."""
-    gone = dropped(map, keep)
-    return _thin(model, gone, _steps(map, gone), tuple(_stubs(gone_branches(map, keep))))[0]
+def cut_on_trial(model: nn.Module, model_map: ModelMap, keep: Keep) -> nn.Module:
+    """The same cut, without a log."""
+    gone = removed_indices(model_map, keep)
+    return _narrow_model(
+        model, gone, _kept_by_tensor(model_map, gone), tuple(_list_stubs(removed_branches(model_map, keep)))
+    )[0]
 
 
-def _thin(
+def _narrow_model(
     model: nn.Module,
     gone: Mapping[tuple[str, int, str], Ints],
-    steps: Mapping[str, Steps],
+    steps: Mapping[str, KeptIndices],
     stubs: Sequence[Bypass | Silence],
 ) -> tuple[nn.Module, list[Replace | SetAttribute]]:
-    """The cut model, and what was done to its modules."""
-    copy = _narrowed(model, steps, stubs)
-    touched = dict.fromkeys(_owner(alias) for alias, name in canonical_names(model).items() if name in steps)
+    """Make the cut model, and list the changes to its modules."""
+    copy = _copy_narrowed(model, steps, stubs)
+    touched = dict.fromkeys(
+        _owning_module(alias) for alias, name in canonical_names(model).items() if name in steps
+    )
     left = [name for name in touched if not any(f"{name}.".startswith(f"{stub.module}.") for stub in stubs)]
-    replaced = list(_replaced(model, left))
+    replaced = list(_attentions_to_replace(model, left))
     for swap in replaced:
         attention.adopt(copy, swap.module)
-    thin = dict(walk(copy, every=True))
-    sets = [*_changed(dict(walk(model, every=True)), thin, left), *_lengths(model, gone)]
+    thin = dict(walk_modules(copy, every=True))
+    sets = [
+        *_changed_attributes(dict(walk_modules(model, every=True)), thin, left),
+        *_changed_lengths(model, gone),
+    ]
     for op in sets:
-        _set(thin[op.module], op)
+        _set_attribute(thin[op.module], op)
     return copy, [*replaced, *sets]
 
 
-def gone_branches(map: ModelMap, keep: Keep) -> list[Branch]:
-    """The residual blocks and branches that leave; none lies inside another."""
-    return [b for b in map.branches if b.name in keep and not keep[b.name]]
+def removed_branches(model_map: ModelMap, keep: Keep) -> list[Branch]:
+    """The residual blocks and branches that are removed; none is inside another one."""
+    return [b for b in model_map.branches if b.name in keep and not keep[b.name]]
 
 
-def _stubs(branches: Iterable[Branch]) -> Iterable[Bypass | Silence]:
+def _list_stubs(branches: Iterable[Branch]) -> Iterable[Bypass | Silence]:
     for stub in (s for b in branches for s in b.stubs):
         yield (Silence if stub.zeros else Bypass)(module=stub.module, returns=stub.returns)
 
 
-def replay(model: nn.Module, cuts: Cuts) -> nn.Module:
-    """Repeat a logged cut on a copy of a dense model; needs neither inputs nor a trace.
-
-    Raises RunError when the log does not fit the model.
-    """
-    steps: dict[str, Steps] = defaultdict(list)
-    stubs: list[Bypass | Silence] = []
-    swaps: list[str] = []
-    narrowed: set[tuple[str, int]] = set()
-    sets: list[SetAttribute] = []
-    reshaped: list[Crop | Gather] = []
-    biased: list[str] = []
-    for op in cuts.operations:
-        match op:
-            case Narrow():
-                _check(model, op)
-                if (op.tensor, op.dim) in narrowed:
-                    raise RunError(f"the cut log narrows dimension {op.dim} of '{op.tensor}' twice")
-                narrowed.add((op.tensor, op.dim))
-                steps[op.tensor].append((op.dim, indices(op.keep)))
-            case Replace():
-                swaps.append(op.module)
-            case SetAttribute():
-                sets.append(op)
-            case Bypass() | Silence():
-                _check_module(model, op.module)
-                stubs.append(op)
-            case Crop() | Gather():
-                reshaped.append(op)
-            case AddBias():
-                biased.append(op.module)
-            case Zero() | Fold():
-                pass  # the values themselves come with the weights
-    copy = _narrowed(model, steps, stubs)
-    for name in swaps:
-        try:
-            attention.adopt(copy, name)
-        except (AttributeError, TypeError):
-            raise RunError(
-                f"the cut log replaces '{name}', which is no MultiheadAttention in this model; was it built by the same recipe?"
-            ) from None
-    for op in sets:
-        try:
-            module = copy.get_submodule(op.module)
-        except AttributeError:
-            raise RunError(
-                f"the cut log names a module '{op.module}' that this model does not have"
-            ) from None
-        if "." in op.attribute:
-            _set_inside(module, op, cuts)
-            continue
-        if op.attribute not in attributes(model.get_submodule(op.module)) and not _holds_lengths(
-            vars(module).get(op.attribute)
-        ):
-            raise RunError(
-                f"the cut log sets '{op.module}.{op.attribute}', which is no width of a {type(module).__name__}"
-            )
-        if not _shrinks(getattr(module, op.attribute), op.value):
-            raise RunError(
-                f"the cut log sets '{op.module}.{op.attribute}' to {op.value}, which is no smaller width than {getattr(module, op.attribute)}"
-            )
-        _set(module, op)
-    for name in biased:
-        create_bias(copy, name)
-    reshape(copy, reshaped)
-    return copy
-
-
-def ranges(indices: Sequence[int] | Ints) -> tuple[Range, ...]:
-    """Ascending indices as half-open ranges: 0 1 2 5 -> (0, 3) (5, 6)."""
+def to_ranges(indices: Sequence[int] | Ints) -> tuple[Range, ...]:
+    """Convert ascending indices to half-open ranges: 0 1 2 5 -> (0, 3) (5, 6)."""
     own = np.asarray(indices, np.int64)
+    if not len(own):
+        return ()
     (breaks,) = np.nonzero(np.diff(own) != 1)
-    starts, ends = (
-        own[np.concatenate(([0], breaks + 1))[: len(own)]],
-        own[np.concatenate((breaks, [len(own) - 1]))[: len(own)]] + 1,
-    )
-    return tuple(zip(starts.tolist(), ends.tolist(), strict=True))
+    firsts = own[np.concatenate(([0], breaks + 1))]
+    lasts = own[np.concatenate((breaks, [len(own) - 1]))]
+    return tuple(zip(firsts.tolist(), (lasts + 1).tolist(), strict=True))
 
 
-def indices(keep: Iterable[Range]) -> torch.Tensor:
-    """The inverse of `ranges`."""
+def to_indices(keep: Iterable[Range]) -> torch.Tensor:
+    """The inverse of `to_ranges`."""
     return torch.tensor([i for a, b in keep for i in range(a, b)], dtype=torch.int64)
 
 
-def dropped(map: ModelMap, keep: Keep) -> dict[tuple[str, int, str], Ints]:
-    """(tensor, dimension, role) -> indices that leave, ascending; tensors and modules that leave with a residual branch are
-    no part of it."""
-    branches = gone_branches(map, keep)
+def removed_indices(model_map: ModelMap, keep: Keep) -> dict[tuple[str, int, str], Ints]:
+    """(tensor, dimension, role) -> removed indices, ascending.
+
+    Tensors and modules that are removed as a whole with a residual branch are not listed.
+    """
+    branches = removed_branches(model_map, keep)
     whole = {tensor for b in branches for tensor in b.tensors}
     gone: dict[tuple[str, int, str], list[Ints]] = defaultdict(list)
     for name, kept in keep.items():
-        group = map.by_name[name]
+        group = model_map.by_name[name]
         leaves = np.setdiff1d(np.arange(group.width), np.asarray(kept, np.int64), assume_unique=True)
         if not len(leaves):
             continue
@@ -199,13 +135,13 @@ def dropped(map: ModelMap, keep: Keep) -> dict[tuple[str, int, str], Ints]:
             ):
                 continue
             if id(part.spans) not in lost:
-                lost[id(part.spans)] = reached(part.spans, leaves)
+                lost[id(part.spans)] = indices_of_units(part.spans, leaves)
             gone[part.tensor, part.dim, part.role].append(lost[id(part.spans)])
     return {where: own[0] if len(own) == 1 else np.unique(np.concatenate(own)) for where, own in gone.items()}
 
 
-def reached(spans: Iterable[Span], units: Ints) -> Ints:
-    """Indices that belong to those of the given units (ascending) that are in the spans, ascending."""
+def indices_of_units(spans: Iterable[Span], units: Ints) -> Ints:
+    """Indices that belong to the given units (ascending) by these spans, ascending."""
     found = [np.zeros(0, np.int64)]
     for span in spans:
         low, high = np.searchsorted(units, (span.unit, span.unit + span.units))
@@ -214,59 +150,29 @@ def reached(spans: Iterable[Span], units: Ints) -> Ints:
     return np.concatenate(found)
 
 
-def places(map: ModelMap, keep: Keep, tensor: str, shape: Sequence[int]) -> list[list[int]]:
-    """For each dimension of a tensor the indices that stay."""
+def kept_indices(model_map: ModelMap, keep: Keep, tensor: str, shape: Sequence[int]) -> list[list[int]]:
+    """For each dimension of a tensor, the indices that stay."""
     gone: dict[int, set[int]] = defaultdict(set)
-    for (name, dim, role), lost in dropped(map, keep).items():
+    for (name, dim, role), lost in removed_indices(model_map, keep).items():
         if name == tensor and role != "size":
             gone[dim].update(lost.tolist())
     return [[i for i in range(size) if i not in gone[dim]] for dim, size in enumerate(shape)]
 
 
-def _owner(tensor: str) -> str:
-    """The module whose widths a tensor implies: the one that a parametrization is of."""
+def _owning_module(tensor: str) -> str:
+    """The module whose width attributes describe a tensor; for a parametrization, the module that it
+    belongs to."""
     return tensor.rpartition(".")[0].partition(".parametrizations.")[0]
 
 
-def _holds_lengths(value: object) -> bool:
-    return type(value) is int or (isinstance(value, tuple | list) and all(type(v) is int for v in value))
+def _set_attribute(module: nn.Module, op: SetAttribute) -> None:
+    is_list = isinstance(getattr(module, op.attribute), list)
+    value = list(op.value) if is_list and isinstance(op.value, tuple) else op.value
+    setattr(module, op.attribute, value)
 
 
-def _shrinks(old: object, new: object) -> bool:
-    """Of the same kind, and nowhere larger: a cut makes nothing wider, and a huge number would exhaust the memory."""
-    if isinstance(old, tuple | list) and isinstance(new, tuple):
-        return len(old) == len(new) and all(map(_shrinks, old, new))
-    return isinstance(old, int) and isinstance(new, int) and 0 <= new <= old
-
-
-def _set_inside(module: nn.Module, op: SetAttribute, cuts: Cuts) -> None:
-    """Set a number inside a container that a module holds, such as config.hidden_size. Raises RunError when it is none, or
-    when nothing else in the log makes the old width the new one."""
-    old = module_integers.read(module, op.attribute)
-    name = next((word for word in reversed(op.attribute.split(".")) if not word.isdigit()), "")
-    if old is None or meaning(name) in (Meaning.NEVER, Meaning.UNKNOWN):
-        raise RunError(
-            f"the cut log sets '{op.module}.{op.attribute}', which is no width that a {type(module).__name__} holds"
-        )
-    if not _shrinks(old, op.value) or not explained(cuts, name, old, op.value):
-        raise RunError(
-            f"the cut log sets '{op.module}.{op.attribute}' to {op.value}, but no operation in it narrows {old} to that"
-        )
-    module_integers.write(module, op.attribute, op.value)
-
-
-def _set(module: nn.Module, op: SetAttribute) -> None:
-    setattr(
-        module,
-        op.attribute,
-        list(op.value)
-        if isinstance(getattr(module, op.attribute), list) and isinstance(op.value, tuple)
-        else op.value,
-    )
-
-
-def _lengths(model: nn.Module, gone: Mapping[tuple[str, int, str], Ints]) -> Iterable[SetAttribute]:
-    """Attributes that hold the length of a dimension, such as num_heads, less what leaves of it."""
+def _changed_lengths(model: nn.Module, gone: Mapping[tuple[str, int, str], Ints]) -> Iterable[SetAttribute]:
+    """Attributes that hold the length of a dimension, such as num_heads, reduced by what is removed."""
     values: dict[tuple[str, str], int | list[int]] = {}
     for (name, _, role), lost in gone.items():
         if role != "size":
@@ -285,14 +191,15 @@ def _lengths(model: nn.Module, gone: Mapping[tuple[str, int, str], Ints]) -> Ite
         )
 
 
-def _steps(map: ModelMap, gone: Mapping[tuple[str, int, str], Ints]) -> dict[str, Steps]:
-    """What stays of every tensor that loses something. Dimensions that keep the same share one tensor of indices."""
-    shapes = {t.name: t.shape for t in map.tensors}
+def _kept_by_tensor(model_map: ModelMap, gone: Mapping[tuple[str, int, str], Ints]) -> dict[str, KeptIndices]:
+    """Kept indices of every tensor that loses something. Dimensions that keep the same share one index
+    tensor."""
+    shapes = {t.name: t.shape for t in model_map.tensors}
     both: dict[tuple[str, int], Ints] = {}
     for (tensor, dim, role), lost in gone.items():
         if role != "size":
             both[tensor, dim] = np.union1d(both[tensor, dim], lost) if (tensor, dim) in both else lost
-    steps: dict[str, Steps] = defaultdict(list)
+    steps: dict[str, KeptIndices] = defaultdict(list)
     known: dict[tuple[int, bytes], torch.Tensor] = {}
     for (tensor, dim), lost in both.items():
         size = shapes[tensor][dim]
@@ -303,20 +210,20 @@ def _steps(map: ModelMap, gone: Mapping[tuple[str, int, str], Ints]) -> dict[str
     return steps
 
 
-def _log(map: ModelMap, steps: Mapping[str, Steps]) -> Iterable[Narrow]:
-    shapes = {t.name: t.shape for t in map.tensors}
+def _log_narrowing(model_map: ModelMap, steps: Mapping[str, KeptIndices]) -> Iterable[Narrow]:
+    shapes = {t.name: t.shape for t in model_map.tensors}
     known: dict[int, tuple[Range, ...]] = {}
     for tensor, own in steps.items():
         for dim, kept in own:
             if id(kept) not in known:
-                known[id(kept)] = ranges(kept.numpy())
+                known[id(kept)] = to_ranges(kept.numpy())
             # what is written here is right by construction: no validation of thousands of ranges
             yield Narrow.model_construct(
                 op="narrow", tensor=tensor, dim=dim, size=shapes[tensor][dim], keep=known[id(kept)]
             )
 
 
-def _changed(
+def _changed_attributes(
     before: Mapping[str, nn.Module], after: Mapping[str, nn.Module], names: Iterable[str]
 ) -> Iterable[SetAttribute]:
     for name in names:
@@ -325,74 +232,44 @@ def _changed(
                 yield SetAttribute(module=name, attribute=attribute, value=value)
 
 
-def _replaced(model: nn.Module, touched: Iterable[str]) -> Iterable[Replace]:
-    """Attentions that lost heads, or inputs: torch's own takes no inner width besides that of its inputs."""
+def _attentions_to_replace(model: nn.Module, touched: Iterable[str]) -> Iterable[Replace]:
+    """Attentions that lose heads or inputs: torch's own class cannot have an inner width other than its
+    input's."""
     for name in dict.fromkeys(name.removesuffix(".out_proj") for name in touched):
         if attention.can_adopt(model.get_submodule(name)):
             yield Replace(module=name)
 
 
-def _check(model: nn.Module, op: Narrow) -> None:
-    try:
-        tensor = _tensor(model, op.tensor)
-    except AttributeError:
-        raise RunError(
-            f"the cut log narrows '{op.tensor}', which this model does not have; was it built by the same recipe?"
-        ) from None
-    size = tensor.shape[op.dim] if op.dim < tensor.dim() else None
-    if size != op.size:
-        raise RunError(
-            f"the cut log expects '{op.tensor}' to have {op.size} entries in dimension {op.dim}, this model has {size}"
-        )
-    if not ascending(op.keep, op.size):
-        raise RunError(
-            f"the cut log keeps indices of '{op.tensor}' that are out of order or beyond its {op.size} entries"
-        )
+def _copy_narrowed(
+    model: nn.Module, steps: Mapping[str, KeptIndices], stubs: Iterable[Bypass | Silence]
+) -> nn.Module:
+    """A deep copy with every tensor narrowed in all its dimensions and removed branches replaced by stubs.
 
-
-def _check_module(model: nn.Module, name: str) -> None:
-    try:
-        model.get_submodule(name)
-    except AttributeError:
-        raise RunError(
-            f"the cut log removes a module '{name}' that this model does not have; was it built by the same recipe?"
-        ) from None
-
-
-def _tensor(model: nn.Module, name: str) -> torch.Tensor:
-    module, _, attribute = name.rpartition(".")
-    owner = model.get_submodule(module)
-    found: torch.Tensor | None = owner._parameters.get(attribute)
-    found = owner._buffers.get(attribute) if found is None else found
-    if found is None:
-        raise AttributeError(name)
-    return found
-
-
-def _narrowed(model: nn.Module, steps: Mapping[str, Steps], stubs: Iterable[Bypass | Silence]) -> nn.Module:
-    """A deep copy with every tensor narrowed once over all its dimensions, and what left with branches replaced; aliases of
-    a tied tensor stay tied."""
+    Aliases of a tied tensor stay tied.
+    """
     fresh: dict[int, torch.Tensor] = {}
     tensors = all_names(model)
     for name, own in steps.items():
         old = tensors[name]
-        data = select(old.detach(), own)
-        fresh[id(old)] = (
-            nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
-        )
+        data = select_kept(old.detach(), own)
+        if isinstance(old, nn.Parameter):
+            data = nn.Parameter(data, requires_grad=old.requires_grad)
+        fresh[id(old)] = data
     copy = copy_with(model, fresh)
     for stub in stubs:
-        put(copy, stub.module, (Silenced if isinstance(stub, Silence) else Bypassed)(stub.returns))
-    for _, module in walk(copy):
+        kind = Silenced if isinstance(stub, Silence) else Bypassed
+        replace_module(copy, stub.module, kind(stub.returns))
+    for _, module in walk_modules(copy):
         if isinstance(module, nn.RNNBase):  # it keeps a list of its weights beside its parameters
             module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
-        _recompute(module)
+        _recompute_hooked_weights(module)
     return copy
 
 
 @torch.no_grad()
-def _recompute(module: nn.Module) -> None:
-    """A weight that a hook makes anew before each call (torch.nn.utils.prune, weight_norm) is stale after the cut until then."""
+def _recompute_hooked_weights(module: nn.Module) -> None:
+    """Recompute weights that a forward hook computes (torch.nn.utils.prune, weight_norm): the cut made
+    them stale."""
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, SpectralNorm):
             setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
@@ -400,8 +277,8 @@ def _recompute(module: nn.Module) -> None:
             hook(module, ())
 
 
-def select(tensor: torch.Tensor, steps: Steps) -> torch.Tensor:
-    """The kept indices of each dimension, in the tensor's memory format; always a new tensor."""
+def select_kept(tensor: torch.Tensor, steps: KeptIndices) -> torch.Tensor:
+    """Select the kept indices of each dimension, in the tensor's memory format; always a new tensor."""
     found = tensor
     for dim, kept in steps:
         found = found.index_select(dim, kept.to(tensor.device))

@@ -1,129 +1,96 @@
-"""Integers of modules that state a width which a cut has narrowed: they follow the cut, or a note lists
-them.
+"""Find integers of modules that state a width which a cut has changed, and set them or list them in a
+note.
 
-`num_features`, `out_channels`, `config.intermediate_size` lie beside the tensors that they speak of.
-Nothing in a forward call may read them, and yet what comes after the cut does: re-parametrising a block,
-building a further head, saving a configuration. Dense and cut model run once with the same inputs; how long
-each dimension was before and after says what became of a width. A number is set where its name says that it
-is a width, where all dimensions that its name can mean agree on one new length, and where the cut model
-computes the same with it. The rest is listed.
+`num_features`, `out_channels`, `config.intermediate_size` stand beside the tensors that they describe. A
+forward call may read none of them, but later code does: re-parametrising a block, building another head,
+saving a configuration. The dense and the cut model run once with the same inputs; the length of each
+dimension before and after tells what became of a width. A number is set if its name says that it is a
+width, if all dimensions that its name can mean agree on one new length, and if the cut model computes the
+same with it. The other numbers are listed.
 """
 
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparsify.errors import first_line
-from sparsify.forward.call_model import call, tensors
 from sparsify.forward.calls import Inputs
-from sparsify.forward.fresh_inputs import seed_generators
-from sparsify.forward.opaque import is_scripted
 from sparsify.graph.copy import copy_with
 from sparsify.graph.layer_types import attributes
-from sparsify.graph.names import all_names, walk
+from sparsify.graph.names import all_names, walk_modules
 from sparsify.graph.surgery import module_integers
-from sparsify.graph.surgery.module_integers import Held, Number
-from sparsify.graph.surgery.width_names import Meaning, is_head_count, meaning
+from sparsify.graph.surgery.compare_lengths import Lengths, ModuleLengths, compare_lengths
+from sparsify.graph.surgery.harmless_numbers import StaleNumber, run_in_both_modes, split_by_effect
+from sparsify.graph.surgery.module_integers import HeldNumber, Number
+from sparsify.graph.surgery.width_names import Meaning, is_head_count, read_meaning
 from sparsify.nn.bypass import Bypassed, Silenced
 from sparsify_schemas.cuts import Cuts, Narrow, SetAttribute
 
-Lengths = set[tuple[int, int]]
-"""(length in the dense model, length in the cut model) of dimensions"""
-
-LEAST = 8
-"""a number whose name says nothing is listed from this width on; small ones equal something by chance"""
-CLOSE = 1e-6
-"""largest difference between outputs, relative to the largest one, of models that compute the same"""
-
-
-@dataclass
-class _Around:
-    """What became of the dimensions of one module's tensors."""
-
-    inputs: Lengths = field(default_factory=set)
-    outputs: Lengths = field(default_factory=set)
-    held: Lengths = field(default_factory=set)
-    """of its own parameters and buffers"""
-
-    @property
-    def every(self) -> Lengths:
-        return self.inputs | self.outputs | self.held
+LEAST_WIDTH = 8
+"""least value of a listed number with an uninformative name; smaller ones match some length by chance"""
 
 
 @dataclass(frozen=True)
-class _Stale:
-    """A number that states an old width."""
+class _WidthChanges:
+    """What a cut did to the lengths of dimensions and to numbers."""
 
-    module: str
-    path: str
-    value: Number
-    new: Number | None
-    """what it becomes; None where that is not certain"""
-    lengths: tuple[int, ...]
-    """what became of the dimensions that it may mean"""
-
-    @property
-    def name(self) -> str:
-        return f"{self.module}.{self.path}" if self.module else self.path
-
-
-@dataclass(frozen=True)
-class _Known:
-    """What a cut did to the lengths of dimensions, and to numbers."""
-
-    lengths: Mapping[str, _Around]
-    """of each module's tensors"""
+    lengths: Mapping[str, ModuleLengths]
+    """by module"""
     numbers: Mapping[str, Sequence[tuple[str, int, int]]]
-    """name of an attribute -> (module that has it, its value before, its value after)"""
+    """attribute name -> (its module, value before, value after)"""
     changed: frozenset[int]
-    """every length and number that is another now"""
+    """every old length and number that has changed"""
 
 
 def follow_widths(dense: nn.Module, thin: nn.Module, cuts: Cuts, inputs: Inputs) -> Cuts:
-    """Set the stale integers of a cut model, in place; the log with what was set, and with notes on what
-    was not.
+    """Set the stale integers of a cut model in place.
 
-    dense: the model as it was before. inputs: of one forward call; nothing about the models' tensors
-    changes.
+    dense: the model before the cut. inputs: of one forward call; the models' tensors do not change.
+    Returns the log with what was set, and with notes on what was not.
     """
     if not any(isinstance(op, Narrow) for op in cuts.operations):
         return cuts
-    lengths = _lengths(dense, thin, inputs)
-    before = _results(copy_with(thin, {}), inputs)
-    notes: list[_Stale] = []
-    read: list[_Stale] = []
+    lengths = compare_lengths(dense, thin, inputs)
+    before = run_in_both_modes(copy_with(thin, {}), inputs)
+    notes: list[StaleNumber] = []
+    read: list[StaleNumber] = []
     for nested in (
         False,
         True,
     ):  # configurations last: the numbers of modules say what became of their fields
-        found = list(_found(dense, thin, _known(dense, thin, lengths), cuts, nested))
+        found = list(_find_stale(dense, thin, _collect_changes(dense, thin, lengths), cuts, nested))
         certain = [stale for stale in found if stale.new is not None]
-        good, differing = _harmless(thin, certain, inputs, before)
+        good, differing = split_by_effect(thin, certain, inputs, before)
         sets = [
             SetAttribute(module=stale.module, attribute=stale.path, value=stale.new)
             for stale in good
             if stale.new is not None
         ]
         for op in sets:
-            module_integers.write(thin.get_submodule(op.module), op.attribute, op.value)
+            module_integers.write_number(thin.get_submodule(op.module), op.attribute, op.value)
         cuts = cuts.model_copy(update={"operations": (*cuts.operations, *sets)})
         notes += [stale for stale in found if stale.new is None]
         read += differing
-    told = (*_told(notes, ""), *_told(read, ", and the model computes with it"), *_other_architecture(thin))
+    told = (
+        *_describe_stale(notes, ""),
+        *_describe_stale(read, ", and the model computes with it"),
+        *_check_configuration(thin),
+    )
     return cuts.model_copy(update={"notes": (*cuts.notes, *told)})
 
 
-def explained(cuts: Cuts, name: str, old: Number, new: Number) -> bool:
-    """Whether the operations of a log make a number of this name a new one: a dimension was narrowed so, or
-    a layer's number set so. Heads are counted in whole heads: 4 become 2 where 4 * 16 rows become 2 *
-    16."""
+def is_explained(cuts: Cuts, name: str, old: Number, new: Number) -> bool:
+    """Whether a log explains why a number of this name changed.
+
+    It does if it narrows a dimension so, or sets a layer's number so. Heads are counted as whole heads:
+    4 become 2 if 4 * 16 rows become 2 * 16.
+    """
     narrowed = [op for op in cuts.operations if isinstance(op, Narrow)]
     lengths = {(op.size, sum(end - start for start, end in op.keep)) for op in narrowed}
     values = {op.value for op in cuts.operations if isinstance(op, SetAttribute) and "." not in op.attribute}
@@ -139,27 +106,31 @@ def explained(cuts: Cuts, name: str, old: Number, new: Number) -> bool:
     return follows(old, new)
 
 
-def _known(dense: nn.Module, thin: nn.Module, lengths: Mapping[str, _Around]) -> _Known:
-    there = dict(walk(thin))
+def _collect_changes(
+    dense: nn.Module, thin: nn.Module, lengths: Mapping[str, ModuleLengths]
+) -> _WidthChanges:
+    there = dict(walk_modules(thin))
     numbers: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
-    for name, module in walk(dense):
+    for name, module in walk_modules(dense):
         after = vars(there[name]) if name in there else {}
         for key, old in vars(module).items():
             new = after.get(key)
             if type(old) is int and type(new) is int:
                 numbers[key].append((name, old, new))
-    for key, name, old, new in _heads(dense, thin):
+    for key, name, old, new in _count_heads(dense, thin):
         numbers[key].append((name, old, new))
     of_lengths = {old for around in lengths.values() for old, new in around.every if old != new}
     of_numbers = {old for entries in numbers.values() for _, old, new in entries if old != new}
-    return _Known(lengths, numbers, frozenset(of_lengths | of_numbers))
+    return _WidthChanges(lengths, numbers, frozenset(of_lengths | of_numbers))
 
 
-def _heads(dense: nn.Module, thin: nn.Module) -> Iterator[tuple[str, str, int, int]]:
-    """(name of a number, module, value before, value after) of attentions that count no heads themselves:
-    the rows of their projections, divided by the size of a head."""
+def _count_heads(dense: nn.Module, thin: nn.Module) -> Iterator[tuple[str, str, int, int]]:
+    """(name of a number, module, value before, value after) of attentions that do not count their heads.
+
+    The count is the rows of their projections divided by the size of a head.
+    """
     there = all_names(thin)
-    for name, module in walk(dense):
+    for name, module in walk_modules(dense):
         size = vars(module).get("head_dim")
         if type(size) is not int or size < 1:
             continue
@@ -172,42 +143,44 @@ def _heads(dense: nn.Module, thin: nn.Module) -> Iterator[tuple[str, str, int, i
                     yield key, name, rows // size, left // size
 
 
-def _found(dense: nn.Module, thin: nn.Module, known: _Known, cuts: Cuts, nested: bool) -> Iterator[_Stale]:
+def _find_stale(
+    dense: nn.Module, thin: nn.Module, known: _WidthChanges, cuts: Cuts, nested: bool
+) -> Iterator[StaleNumber]:
     """The stale numbers of modules, or of the containers that modules hold."""
-    there = dict(walk(thin))
+    there = dict(walk_modules(thin))
     done = {(op.module, op.attribute) for op in cuts.operations if isinstance(op, SetAttribute)}
     seen: set[int] = set()
-    for name, module in walk(dense):
+    for name, module in walk_modules(dense):
         twin = there.get(name)
         if twin is None or isinstance(twin, Bypassed | Silenced):
             continue
         implied = attributes(module)  # a layer's own widths are those of its tensors already
-        for held in module_integers.numbers(module, seen):
+        for held in module_integers.find_numbers(module, seen):
             if ("." in held.path) is not nested:
                 continue
             if (name, held.path) in done or held.path in implied:
                 continue
-            if module_integers.read(twin, held.path) != held.value:
+            if module_integers.read_number(twin, held.path) != held.value:
                 continue
-            stale = _judged(name, held, known)
+            stale = _judge_number(name, held, known)
             if stale is None:
                 continue
             if nested and stale.new is not None:
-                shared = module_integers.shares(module, twin, held.path)
-                if shared or not explained(cuts, held.name, held.value, stale.new):
+                shared = module_integers.shares_container(module, twin, held.path)
+                if shared or not is_explained(cuts, held.name, held.value, stale.new):
                     stale = replace(
                         stale, new=None
                     )  # it would change the dense model too, or replay refuse it
             yield stale
 
 
-def _judged(module: str, held: Held, known: _Known) -> _Stale | None:
-    """What a number should be; None where it is right as it is, or no width."""
-    kind = meaning(held.name)
+def _judge_number(module: str, held: HeldNumber, known: _WidthChanges) -> StaleNumber | None:
+    """What a number should be; None if it is right or no width."""
+    kind = read_meaning(held.name)
     values = held.value if isinstance(held.value, tuple) else (held.value,)
     if kind is Meaning.NEVER or (kind is Meaning.UNKNOWN and "." in held.path):
         return None
-    if held.name in ("dim", "dims") and max(values) < LEAST:
+    if held.name in ("dim", "dims") and max(values) < LEAST_WIDTH:
         return None  # the number of a dimension rather than its length
     found = []
     for value in values:
@@ -218,46 +191,48 @@ def _judged(module: str, held: Held, known: _Known) -> _Stale | None:
         return None
     lengths = tuple(sorted(set[int]().union(*stale)))
     if kind is Meaning.UNKNOWN or any(len(new) > 1 for new in found):
-        return _Stale(module, held.path, held.value, None, lengths)
+        return StaleNumber(module, held.path, held.value, None, lengths)
     sure = tuple(min(new, default=value) for value, new in zip(values, found, strict=True))
-    return _Stale(module, held.path, held.value, sure if isinstance(held.value, tuple) else sure[0], lengths)
+    return StaleNumber(
+        module, held.path, held.value, sure if isinstance(held.value, tuple) else sure[0], lengths
+    )
 
 
-def _new_lengths(module: str, held: Held, kind: Meaning, value: int, known: _Known) -> set[int]:
-    """What became of the dimensions of length `value` that a number can mean: of the nearest ones.
-
-    Empty where there are none.
-    """
+def _new_lengths(module: str, held: HeldNumber, kind: Meaning, value: int, known: _WidthChanges) -> set[int]:
+    """New lengths of the nearest dimensions of length `value` that a number can mean; empty if there are
+    none."""
     own = known.lengths[module]
-    around = _became(own.inputs | own.outputs, value)
-    alike = _of_the_same_name(module, held, value, known)
+    around = _new_values(own.inputs | own.outputs, value)
+    alike = _same_name_values(module, held, value, known)
     source = held.beside.get("module")
     if kind is Meaning.AS_BELOW:
         return alike
     if "." in held.path and isinstance(source, str) and source in known.lengths:
         # an entry that names the module which it describes
-        return _became(known.lengths[source].outputs, value)
+        return _new_values(known.lengths[source].outputs, value)
     if "." in held.path:
-        between = _became(_between(module, known), value)
-        return alike or between or _became(_below(module, known, tensors_only=True), value)
-    inside = _became(_below(module, known, children_only=True), value)
+        between = _new_values(_lengths_between_children(module, known), value)
+        return alike or between or _new_values(_lengths_below(module, known, tensors_only=True), value)
+    inside = _new_values(_lengths_below(module, known, children_only=True), value)
     match kind:
         case Meaning.INPUT:
-            nearest = _became(own.inputs, value) or alike or inside
+            nearest = _new_values(own.inputs, value) or alike or inside
         case Meaning.OUTPUT:
-            nearest = _became(own.outputs, value) or alike or inside
+            nearest = _new_values(own.outputs, value) or alike or inside
         case Meaning.INNER:
             nearest = (inside - around) or inside
         case Meaning.UNKNOWN:
             both = around | inside
-            return set() if value in both or value < LEAST else both
+            return set() if value in both or value < LEAST_WIDTH else both
         case _:
             nearest = around or inside
-    return nearest or _became(_below(module, known), value)
+    return nearest or _new_values(_lengths_below(module, known), value)
 
 
-def _below(module: str, known: _Known, *, children_only: bool = False, tensors_only: bool = False) -> Lengths:
-    """What became of the dimensions of a module's own tensors and of those of the modules inside it."""
+def _lengths_below(
+    module: str, known: _WidthChanges, *, children_only: bool = False, tensors_only: bool = False
+) -> Lengths:
+    """Old and new lengths of a module's own tensors and of those of the modules inside it."""
     start = f"{module}." if module else ""
     found = set(known.lengths[module].held)
     for name, around in known.lengths.items():
@@ -266,12 +241,12 @@ def _below(module: str, known: _Known, *, children_only: bool = False, tensors_o
     return found
 
 
-def _became(lengths: Lengths, value: int) -> set[int]:
+def _new_values(lengths: Lengths, value: int) -> set[int]:
     return {new for old, new in lengths if old == value}
 
 
-def _between(module: str, known: _Known) -> Lengths:
-    """What became of the dimensions of what passes into and out of the modules directly inside a module."""
+def _lengths_between_children(module: str, known: _WidthChanges) -> Lengths:
+    """Old and new lengths of the inputs and outputs of a module's direct children."""
     start = f"{module}." if module else ""
     found: Lengths = set()
     for name, around in known.lengths.items():
@@ -280,9 +255,8 @@ def _between(module: str, known: _Known) -> Lengths:
     return found
 
 
-def _of_the_same_name(module: str, held: Held, value: int, known: _Known) -> set[int]:
-    """What became of equal numbers of that name in the modules inside a module. Heads are counted under
-    several names."""
+def _same_name_values(module: str, held: HeldNumber, value: int, known: _WidthChanges) -> set[int]:
+    """New values of equal numbers of that name in the modules inside a module. Heads have several names."""
     names = [held.name]
     if is_head_count(held.name) and "key" not in held.name:
         names = [name for name in known.numbers if is_head_count(name) and "key" not in name]
@@ -296,141 +270,9 @@ def _of_the_same_name(module: str, held: Held, value: int, known: _Known) -> set
     }
 
 
-def _lengths(dense: nn.Module, thin: nn.Module, inputs: Inputs) -> dict[str, _Around]:
-    """What became of the dimensions of every module's tensors."""
-    found: dict[str, _Around] = {name: _Around() for name, _ in walk(dense)}
-    after = all_names(thin)
-    for name, tensor in all_names(dense).items():
-        owner, _, attribute = name.rpartition(".")
-        if owner in found and name in after:
-            rows = (
-                isinstance(dense.get_submodule(owner), nn.Embedding | nn.EmbeddingBag)
-                and attribute == "weight"
-            )
-            found[owner].held |= _changes(
-                tensor.shape, after[name].shape, range(1 if rows else 0, min(2, tensor.dim()))
-            )
-    wide, narrow = _shapes(dense, inputs), _shapes(thin, inputs)
-    for name, calls in wide.items():
-        if len(narrow.get(name, ())) != len(calls):
-            continue
-        for (taken, returned), (taken_after, returned_after) in zip(calls, narrow[name], strict=True):
-            found[name].inputs |= _of_activations(taken, taken_after)
-            found[name].outputs |= _of_activations(returned, returned_after)
-    return found
-
-
-def _changes(before: Sequence[int], after: Sequence[int], dims: Iterable[int]) -> Lengths:
-    return {(before[d], after[d]) for d in dims} if len(before) == len(after) else set()
-
-
-def _of_activations(before: Sequence[torch.Size], after: Sequence[torch.Size]) -> Lengths:
-    """Of activations. Their batch is no width, unless it changes.
-
-    A tensor has one width: an image that is as wide as its channels are many has two dimensions of that
-    length, and the one that changed is meant.
-    """
-    found: Lengths = set()
-    for a, b in zip(before, after, strict=False):
-        changes = {(old, new) for old, new in _changes(a, b, range(len(a))) if old != new}
-        changed = {old for old, _ in changes}
-        kept = {(old, new) for old, new in _changes(a, b, range(1, len(a))) if old == new}
-        found |= changes | {(old, new) for old, new in kept if old not in changed}
-    return found
-
-
-Call = tuple[list[torch.Size], list[torch.Size]]
-"""shapes of what a module took and of what it returned"""
-
-
-def _shapes(model: nn.Module, inputs: Inputs) -> dict[str, list[Call]]:
-    """Shapes of what every module took and returned in one forward call in eval mode; of none where it does
-    not run."""
-    found: dict[str, list[Call]] = {}
-    copy = copy_with(model, {}).eval()
-    for name, module in walk(copy):
-        if is_scripted(module):
-            continue  # it takes no hooks, and none of its widths change
-        module.register_forward_hook(partial(_note, found.setdefault(name, [])), with_kwargs=True)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            call(copy, inputs)
-    except Exception:
-        return {}
-    return found
-
-
-def _note(into: list[Call], _module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-    into.append(([t.shape for t in tensors((args, kwargs))], [t.shape for t in tensors(result)]))
-
-
-def _harmless(
-    thin: nn.Module, certain: Sequence[_Stale], inputs: Inputs, before: Sequence[list[Tensor] | str]
-) -> tuple[list[_Stale], list[_Stale]]:
-    """(those that can be set so that the cut model computes what it did, those with which it computes
-    something else).
-
-    Found by halving. A number without which the model no longer runs is in neither: it is the length of
-    something that has not changed.
-    """
-    good: list[_Stale] = []
-    differing: list[_Stale] = []
-    waiting = [list(certain)] if certain else []
-    while waiting:
-        part = waiting.pop(0)
-        copy = copy_with(thin, {})
-        for stale in [*good, *part]:
-            assert stale.new is not None
-            module_integers.write(copy.get_submodule(stale.module), stale.path, stale.new)
-        found = _results(copy, inputs)
-        if _alike(before, found):
-            good += part
-        elif len(part) > 1:
-            half = len(part) // 2
-            waiting = [part[:half], part[half:], *waiting]
-        elif not any(
-            isinstance(after, str) and after != then for after, then in zip(found, before, strict=True)
-        ):
-            differing += part
-    return good, differing
-
-
-def _results(copy: nn.Module, inputs: Inputs) -> list[list[Tensor] | str]:
-    """The outputs in eval mode, then in train mode, which may change the copy; the error's text where it
-    does not run."""
-    found: list[list[Tensor] | str] = []
-    for training in (False, True):
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                seed_generators(0)
-                found.append(list(tensors(call(copy.train(training), inputs))))
-        except Exception as error:
-            found.append(f"{type(error).__name__}: {error}")
-    return found
-
-
-def _alike(before: Sequence[list[Tensor] | str], after: Sequence[list[Tensor] | str]) -> bool:
-    return all(_same(a, b) for a, b in zip(before, after, strict=True))
-
-
-def _same(before: list[Tensor] | str, after: list[Tensor] | str) -> bool:
-    if isinstance(before, str) or isinstance(after, str):
-        return before == after
-    if [t.shape for t in before] != [t.shape for t in after]:
-        return False
-    return all(_close(a, b) for a, b in zip(before, after, strict=True))
-
-
-def _close(before: Tensor, after: Tensor) -> bool:
-    if not before.numel():
-        return True
-    largest = float(before.abs().nan_to_num(0.0, 0.0).max())
-    return torch.allclose(before, after, rtol=0.0, atol=CLOSE * largest, equal_nan=True)
-
-
-def _other_architecture(thin: nn.Module) -> Iterator[str]:
-    """A sentence where a model of transformers, which is built from its configuration, is built otherwise
-    by that now."""
+def _check_configuration(thin: nn.Module) -> Iterator[str]:
+    """A sentence if a transformers model, which is built from its configuration, would now be built
+    differently."""
     made: Any = type(thin)
     config = vars(thin).get("config")
     kind = getattr(made, "config_class", None)
@@ -455,9 +297,9 @@ def _other_architecture(thin: nn.Module) -> Iterator[str]:
 _FITTING = "the export to huggingface looks for a configuration that does"
 
 
-def _told(stale: Iterable[_Stale], why: str) -> Iterator[str]:
-    """A sentence for each; one for all that differ in the numbers of their names alone."""
-    alike: dict[tuple[object, ...], list[_Stale]] = {}
+def _describe_stale(stale: Iterable[StaleNumber], why: str) -> Iterator[str]:
+    """One sentence for all numbers that differ only in the digits of their names."""
+    alike: dict[tuple[object, ...], list[StaleNumber]] = {}
     for one in stale:
         alike.setdefault((re.sub(r"\d+", "#", one.name), one.value, one.lengths), []).append(one)
     for first, *more in alike.values():
@@ -469,10 +311,10 @@ def _told(stale: Iterable[_Stale], why: str) -> Iterator[str]:
             if len(news) == 1
             else f"the layers now have {', '.join(news[:-1])} and {news[-1]}"
         )
-        yield f"'{first.name}' still says {said}{why}; {now} channels{_likewise(more)}"
+        yield f"'{first.name}' still says {said}{why}; {now} channels{_name_others(more)}"
 
 
-def _likewise(more: Sequence[_Stale]) -> str:
+def _name_others(more: Sequence[StaleNumber]) -> str:
     if not more:
         return ""
     if len(more) == 1:

@@ -1,4 +1,4 @@
-"""Carrying: what training keeps beside the weights (gradients, hooks, optimizer state) goes over to the cut model."""
+"""Transfer what training keeps beside the weights (gradients, hooks, optimizer state) to the cut model."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import ModelError
-from sparsify.graph.surgery.operations import Steps, indices, select
+from sparsify.graph.surgery.operations import KeptIndices, select_kept, to_indices
 from sparsify.nn import cropped, gathered
 from sparsify_schemas.cuts import Crop, Cuts, Gather, Narrow
 
@@ -20,80 +20,87 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 @dataclass(frozen=True)
-class _Way:
-    """What a cut did to one parameter: indices that stayed, then a crop or a gathering."""
+class _ParameterChange:
+    """What a cut did to one parameter: it kept indices, then cropped or gathered."""
 
-    steps: Steps = field(default_factory=list)
+    steps: KeptIndices = field(default_factory=list)
     reshapes: list[Callable[[Tensor], Tensor]] = field(default_factory=list)
 
-    def of(self, value: Tensor) -> Tensor:
-        """The same done to a tensor of the parameter's shape."""
-        value = select(value, self.steps)
+    def apply_to(self, value: Tensor) -> Tensor:
+        """Do the same to a tensor of the parameter's shape."""
+        value = select_kept(value, self.steps)
         for reshape in self.reshapes:
             value = reshape(value)
         return value
 
 
-def carry(
+def transfer_state(
     model: nn.Module, thin: nn.Module, cuts: Cuts, optimizer: torch.optim.Optimizer | None = None
 ) -> tuple[str, ...]:
-    """Give the cut model the gradients and hooks of the one it was cut from, and the optimizer the cut model's parameters.
+    """Give the cut model the gradients and hooks of the dense one, and the optimizer the cut model's
+    parameters.
 
-    State is narrowed where each dimension has the parameter's length or 1 (a moment, a factored moment); other state of a
-    narrowed parameter starts afresh, and the notes returned say so. Parameters of other models stay in the optimizer.
-    Raises ModelError, with nothing changed, when the optimizer holds none of the model's parameters or cannot be carried.
+    State is narrowed if each of its dimensions has the parameter's length or 1 (a moment, a factored
+    moment). Other state of a narrowed parameter is reset, and the returned notes say so. Parameters of
+    other models stay in the optimizer.
+    Raises ModelError, with nothing changed, if the optimizer holds none of the model's parameters or
+    cannot be transferred.
     """
-    ways = _ways(cuts)
+    ways = _changes_by_parameter(cuts)
     fresh = dict(thin.named_parameters(remove_duplicate=False))
     if optimizer is not None:
-        _check(optimizer, model)
+        _check_optimizer(optimizer, model)
     for name, old in model.named_parameters():
         if name in fresh:
-            _carry_parameter(old, fresh[name], ways.get(name, _Way()))
-    _carry_hooks(model, thin)
-    return () if optimizer is None else tuple(_rebind(optimizer, model, fresh, ways))
+            _transfer_gradient_and_hooks(old, fresh[name], ways.get(name, _ParameterChange()))
+    _rebind_module_hooks(model, thin)
+    return () if optimizer is None else tuple(_replace_parameters(optimizer, model, fresh, ways))
 
 
-def carry_named(
+def transfer_named_values(
     values: Mapping[str, Tensor], cuts: Cuts, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
-    """What a cut has left of numbers by the names of tensors (one for each weight, or group inside, or one for all) and of coupled groups.
+    """Narrow values by name to what a cut has kept.
 
-    shapes: of the tensors before the cut. What cannot be followed is left out.
+    values: by tensor (one for each weight, one for each group inside it, or one for all) or by coupled
+    group.
+    shapes: of the tensors before the cut. Values that cannot be narrowed are left out.
     """
-    widths, ways = {width.group: width for width in cuts.widths}, _ways(cuts)
+    widths, ways = {width.group: width for width in cuts.widths}, _changes_by_parameter(cuts)
     found: dict[str, Tensor] = {}
     for name, value in values.items():
         own = value.cpu()
         if name not in shapes:
             width = widths.get(name)
             if width is None or own.shape == (width.width,):
-                found[name] = own if width is None else own[indices(width.keep)]
+                found[name] = own if width is None else own[to_indices(width.keep)]
         elif own.dim() == 0 or name not in ways:
             found[name] = own
         elif own.numel() == prod(shapes[name]):
-            carried = ways[name].of(own.view(shapes[name]))
+            carried = ways[name].apply_to(own.view(shapes[name]))
             found[name] = carried if own.shape == shapes[name] else carried.flatten()
         elif own.numel() == prod(shapes[name][1:]):  # filter shapes: one for each column
-            found[name] = ways[name].of(own.view(1, *shapes[name][1:]).expand(shapes[name]))[0].flatten()
-    return found
-
-
-def _ways(cuts: Cuts) -> Mapping[str, _Way]:
-    found: dict[str, _Way] = defaultdict(_Way)
-    for op in cuts.operations:
-        if isinstance(op, Narrow):
-            found[op.tensor].steps.append((op.dim, indices(op.keep)))
-        elif isinstance(op, Crop):
-            found[f"{op.module}.weight"].reshapes.append(partial(cropped.select, kept=op.grids))
-        elif isinstance(op, Gather):
-            found[f"{op.module}.weight"].reshapes.append(
-                partial(gathered.select, columns=indices(op.keep).tolist())
+            found[name] = (
+                ways[name].apply_to(own.view(1, *shapes[name][1:]).expand(shapes[name]))[0].flatten()
             )
     return found
 
 
-def _check(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+def _changes_by_parameter(cuts: Cuts) -> Mapping[str, _ParameterChange]:
+    found: dict[str, _ParameterChange] = defaultdict(_ParameterChange)
+    for op in cuts.operations:
+        if isinstance(op, Narrow):
+            found[op.tensor].steps.append((op.dim, to_indices(op.keep)))
+        elif isinstance(op, Crop):
+            found[f"{op.module}.weight"].reshapes.append(partial(cropped.select_positions, kept=op.grids))
+        elif isinstance(op, Gather):
+            found[f"{op.module}.weight"].reshapes.append(
+                partial(gathered.select_columns, columns=to_indices(op.keep).tolist())
+            )
+    return found
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     own = {id(p) for p in model.parameters()}
     if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
         raise ModelError(
@@ -106,9 +113,9 @@ def _check(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         )
 
 
-def _carry_parameter(old: nn.Parameter, new: nn.Parameter, way: _Way) -> None:
+def _transfer_gradient_and_hooks(old: nn.Parameter, new: nn.Parameter, way: _ParameterChange) -> None:
     if old.grad is not None:
-        grad = way.of(old.grad.detach())
+        grad = way.apply_to(old.grad.detach())
         if grad.shape == new.shape:
             new.grad = grad
     # torch copies no hooks with a parameter and has no public list of them.
@@ -118,10 +125,14 @@ def _carry_parameter(old: nn.Parameter, new: nn.Parameter, way: _Way) -> None:
         new.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
 
-def _carry_hooks(model: nn.Module, thin: nn.Module) -> None:
-    """A deep copy has copies of the objects whose methods are hooks: a recorder outside the model must stay the caller's own."""
+def _rebind_module_hooks(model: nn.Module, thin: nn.Module) -> None:
+    """Rebind hooks that are methods. A deep copy copies their objects too, but a recorder outside the
+    model must stay the caller's own.
+    """
     twins: dict[int, Any] = {
-        id(module): thin.get_submodule(name) for name, module in model.named_modules() if _has(thin, name)
+        id(module): thin.get_submodule(name)
+        for name, module in model.named_modules()
+        if _has_module(thin, name)
     }
     for module in model.modules():
         twin = twins.get(id(module))
@@ -132,7 +143,7 @@ def _carry_hooks(model: nn.Module, thin: nn.Module) -> None:
                     own[key] = MethodType(hook.__func__, twins.get(id(hook.__self__), hook.__self__))
 
 
-def _has(model: nn.Module, name: str) -> bool:
+def _has_module(model: nn.Module, name: str) -> bool:
     try:
         model.get_submodule(name)
     except AttributeError:
@@ -140,11 +151,11 @@ def _has(model: nn.Module, name: str) -> bool:
     return True
 
 
-def _rebind(
+def _replace_parameters(
     optimizer: torch.optim.Optimizer,
     model: nn.Module,
     fresh: Mapping[str, nn.Parameter],
-    ways: Mapping[str, _Way],
+    ways: Mapping[str, _ParameterChange],
 ) -> Iterable[str]:
     names = {id(p): name for name, p in model.named_parameters()}
     old_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -158,7 +169,13 @@ def _rebind(
                 stay.append(old)  # of another model, such as a loss with weights
             elif name in fresh:
                 stay.append(fresh[name])
-                afresh += [] if _carry_state(optimizer, old, fresh[name], ways.get(name, _Way())) else [name]
+                afresh += (
+                    []
+                    if _transfer_optimizer_state(
+                        optimizer, old, fresh[name], ways.get(name, _ParameterChange())
+                    )
+                    else [name]
+                )
             else:
                 optimizer.state.pop(old, None)  # its module left as a whole
         _insert_created(stay, fresh, created)
@@ -169,8 +186,9 @@ def _rebind(
 
 
 def _insert_created(group: list[Any], fresh: Mapping[str, nn.Parameter], created: Iterable[str]) -> None:
-    """Biases that the cut created join the parameters of their layer, at the place that they have among the model's own:
-    a saved state counts parameters in that order."""
+    """Insert biases that the cut created into the parameter group of their layer, in the model's own
+    order: a saved optimizer state lists parameters in that order.
+    """
     order = list(fresh)
     for name in created:
         layer = name.rpartition(".")[0]
@@ -182,18 +200,20 @@ def _insert_created(group: list[Any], fresh: Mapping[str, nn.Parameter], created
         group.insert(before[-1] + 1 if before else 0, fresh[name])
 
 
-def _carry_state(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, way: _Way) -> bool:
+def _transfer_optimizer_state(
+    optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, way: _ParameterChange
+) -> bool:
     state = optimizer.state.pop(old, None)
     if state is None:
         return True
-    carried = {key: _narrowed(value, old, way) for key, value in state.items()}
-    if new.shape != old.shape and not all(_follows(value, new) for value in carried.values()):
+    carried = {key: _narrow_value(value, old, way) for key, value in state.items()}
+    if new.shape != old.shape and not all(_fits_parameter(value, new) for value in carried.values()):
         return False
     optimizer.state[new] = carried
     return True
 
 
-def _follows(value: Any, parameter: Tensor) -> bool:
+def _fits_parameter(value: Any, parameter: Tensor) -> bool:
     if not isinstance(value, Tensor):
         return not isinstance(value, list | tuple | Mapping)
     return value.numel() == 1 or (
@@ -202,9 +222,11 @@ def _follows(value: Any, parameter: Tensor) -> bool:
     )
 
 
-def _narrowed(value: Any, parameter: Tensor, way: _Way) -> Any:
+def _narrow_value(value: Any, parameter: Tensor, way: _ParameterChange) -> Any:
     if not isinstance(value, Tensor) or value.dim() != parameter.dim() or not (way.steps or way.reshapes):
         return value
     if value.shape == parameter.shape:
-        return way.of(value)
-    return select(value, [(dim, kept) for dim, kept in way.steps if value.shape[dim] == parameter.shape[dim]])
+        return way.apply_to(value)
+    return select_kept(
+        value, [(dim, kept) for dim, kept in way.steps if value.shape[dim] == parameter.shape[dim]]
+    )

@@ -5,23 +5,23 @@ from enum import Enum, auto
 
 
 class Meaning(Enum):
-    """Which dimension an integer states the length of, as its name says it."""
+    """Which dimension an integer states the length of, according to its name."""
 
     INPUT = auto()
-    """what its module takes: in_channels"""
+    """the module's inputs: in_channels"""
     OUTPUT = auto()
-    """what its module returns: out_channels"""
+    """the module's outputs: out_channels"""
     INNER = auto()
     """something between the layers of its module: mlp_dim"""
     WIDTH = auto()
-    """a width of its module, and it does not say which: dim, num_features"""
+    """a width of its module, without saying which: dim, num_features"""
     AS_BELOW = auto()
-    """not a length of a tensor, and yet cut with layers that have a number of the same name: groups,
+    """no length of a tensor, but it is cut with the layers that have a number of the same name: groups,
     num_heads"""
     UNKNOWN = auto()
     """the name says nothing"""
     NEVER = auto()
-    """something else than a width: kernel_size, num_classes"""
+    """no width: kernel_size, num_classes"""
 
 
 _NO_WIDTH = frozenset(
@@ -57,9 +57,9 @@ _INNER = frozenset(
 _OF_A_HEAD = frozenset("head dim dims size features channels qk q k v key value".split())
 
 
-def meaning(name: str) -> Meaning:
-    """Read from the words of a name: `num_features` states a width, `kernel_size` does not."""
-    words = _words(name)
+def read_meaning(name: str) -> Meaning:
+    """Read the meaning from the words of a name: `num_features` states a width, `kernel_size` does not."""
+    words = _split_words(name)
     said = set(words)
     if name in ("d_model", "n_embd", "inplanes"):
         return Meaning.WIDTH
@@ -90,13 +90,13 @@ def meaning(name: str) -> Meaning:
 
 def is_head_count(name: str) -> bool:
     """Whether it counts attention heads: num_heads, n_head, num_key_value_heads."""
-    words = _words(name)
+    words = _split_words(name)
     return ("heads" in words or words in (["n", "head"], ["nhead"])) and not {"dim", "size", "hidden"} & set(
         words
     )
 
 
-def _words(name: str) -> list[str]:
+def _split_words(name: str) -> list[str]:
     """Lower-case words of a name in snake or camel case, without digits."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
     return [word for word in re.split(r"[_\d]+", spaced.lower()) if word]

@@ -1,37 +1,30 @@
-"""Shadows: for every tensor of a forward call, which labels its elements stand for.
+"""Axis labels: for every tensor of a forward call, which labels its elements carry.
 
-A shadow has *aspects*. An aspect is an integer tensor of the same rank that varies along some dimensions and has size 1
-along the others; an element goes when the label of any of its aspects goes. A weight [O, I, 3, 3] has two aspects,
-[O, 1, 1, 1] and [1, I, 1, 1]; an activation [B, C, H, W] has one, [1, C, 1, 1]; split into heads, [B, T, h, d] has one
-that varies along two dimensions, [1, 1, h, d].
+Axis labels consist of *aspects*. An aspect is an integer tensor of the same rank that varies along some
+dimensions and has size 1 along the others. An element is removed if the label of any of its aspects is. A
+weight [O, I, 3, 3] has two aspects, [O, 1, 1, 1] and [1, I, 1, 1]; an activation [B, C, H, W] has one,
+[1, C, 1, 1]; split into heads, [B, T, h, d] has one that varies along two dimensions, [1, 1, h, d].
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import pairwise
-from math import prod
 
-import numpy as np
-import torch
 from torch import Tensor
-
-from sparsify.graph.trace.labels import Labels
-
-FIXED = "it is combined with something of fixed size"
 
 
 @dataclass(eq=False)
-class Cell:
-    """A length that is not known yet: the labels of the first dimension that met it, which all others then go with."""
+class SharedLength:
+    """A length that is not known yet: the labels of the first dimension that met it, which all later ones
+    join."""
 
     labels: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Numbering:
-    """Integers that number the places along dimensions of another tensor: once they are read, these must stay."""
+    """Integers that number the places along dimensions of another tensor: if they are read, these must
+    stay."""
 
     aspect: Tensor
     dims: frozenset[int]
@@ -39,422 +32,53 @@ class Numbering:
 
 
 @dataclass(frozen=True, eq=False)
-class Shadow:
-    """The aspects of one tensor; `parameter` says that it was computed from parameters and buffers alone.
+class AxisLabels:
+    """The aspects of one tensor.
 
-    Two are the same only when they are one: what was learnt from a shadow need not be learnt again.
+    Two are equal only if they are the same object: what was learnt from one need not be learnt again.
+    `parameter` says that the tensor was computed from parameters and buffers only.
     """
 
     shape: tuple[int, ...]
     aspects: tuple[Tensor, ...] = ()
     parameter: bool = False
-    soft: frozenset[tuple[int, Cell]] = frozenset()
-    """dimensions of which every index is alike (zeros, something expanded): their length can follow what they meet, and
-    all that meet it (a bias of zeros that every layer's heads are added to) have one length"""
-    over: tuple[Tensor, ...] = ()
-    """labels that it is a sum, mean or maximum of: of no matter until it is read (weights of an attention, averaged over
-    its heads, that nobody looks at)"""
+    flexible: frozenset[tuple[int, SharedLength]] = frozenset()
+    """dimensions whose indices are all alike (zeros, something expanded): their length follows what they
+    meet
+
+    All that meet one of them (a bias of zeros that every layer's heads are added to) have one length.
+    """
+    reduced_over: tuple[Tensor, ...] = ()
+    """labels that it is a sum, mean or maximum of
+
+    They only matter if the tensor is read: nobody may read attention weights averaged over heads.
+    """
     numbers: tuple[Numbering, ...] = ()
-    """what its integers number the places of: of no matter until they are read (the second result of `max`)"""
+    """what its integers number; it only matters if they are read (the second result of `max`)"""
 
-    def firm(self, dim: int) -> bool:
-        """Whether the tensor insists on its length along a dimension."""
-        return self.shape[dim] > 1 and not any(d == dim for d, _ in self.soft)
-
-
-def limp(shape: Sequence[int], dims: Iterable[int]) -> frozenset[tuple[int, Cell]]:
-    """These dimensions, each of a length of its own that nothing has met."""
-    return frozenset((d, Cell()) for d in dims if shape[d] > 1)
+    def has_fixed_length(self, dim: int) -> bool:
+        """Whether the tensor's length along a dimension cannot follow other tensors."""
+        return self.shape[dim] > 1 and not any(d == dim for d, _ in self.flexible)
 
 
-def varying(aspect: Tensor) -> set[int]:
+def flexible_dims(shape: Sequence[int], dims: Iterable[int]) -> frozenset[tuple[int, SharedLength]]:
+    """These dimensions, each with its own length that nothing has met."""
+    return frozenset((d, SharedLength()) for d in dims if shape[d] > 1)
+
+
+def varying_dims(aspect: Tensor) -> set[int]:
     return {d for d, size in enumerate(aspect.shape) if size > 1}
 
 
-def compress(full: Tensor) -> Tensor:
+def compress_labels(full: Tensor) -> Tensor:
     """Narrow every dimension along which the labels do not vary."""
-    full = first(full, (d for d in range(full.dim()) if full.shape[d] > 1 and full.stride(d) == 0))
+    full = take_first(full, (d for d in range(full.dim()) if full.shape[d] > 1 and full.stride(d) == 0))
     for d in range(full.dim()):
         if full.shape[d] > 1 and bool((full == full.narrow(d, 0, 1)).all()):
             full = full.narrow(d, 0, 1)
     return full.contiguous()
 
 
-def first(aspect: Tensor, dims: Iterable[int]) -> Tensor:
+def take_first(aspect: Tensor, dims: Iterable[int]) -> Tensor:
     """The aspect at index 0 of some dimensions, which it keeps with size 1."""
     return reduce(lambda a, d: a.narrow(d, 0, 1), dims, aspect)
-
-
-class Algebra:
-    """How labels are joined when tensors meet; writes what it learns into a Labels."""
-
-    def __init__(self, labels: Labels) -> None:
-        self.labels = labels
-
-    def join(self, a: Tensor, b: Tensor) -> None:
-        if a is not b:
-            self.labels.join(a.numpy(), b.numpy())
-
-    def tie(self, aspect: Tensor, dims: Iterable[int]) -> Tensor:
-        """All labels along these dimensions leave together; the aspect without them."""
-        rest = first(aspect, dims)
-        self.join(aspect, rest)
-        return rest
-
-    def hold(self, aspect: Tensor, dims: set[int], reason: str) -> None:
-        """These dimensions keep their size: tie along them, and where nothing else varies the labels must stay."""
-        rest = self.tie(aspect, dims)
-        if varying(aspect) <= dims:
-            self.labels.fix(rest.numpy(), reason)
-
-    def hold_all(self, shadow: Shadow, dims: set[int], reason: str) -> Shadow:
-        """Hold whatever varies along some dimensions; what is left does not vary along them."""
-        kept = []
-        for aspect in shadow.aspects:
-            common = varying(aspect) & dims
-            if common:
-                self.hold(aspect, common, reason)
-                aspect = first(aspect, common)
-            if varying(aspect):
-                kept.append(aspect)
-        return Shadow(shadow.shape, tuple(kept), shadow.parameter)
-
-    def numbering(self, shadow: Shadow, dims: set[int], reason: str) -> tuple[Numbering, ...]:
-        """That integers number the places along these dimensions of a tensor."""
-        along = [(aspect, varying(aspect) & dims) for aspect in shadow.aspects]
-        return tuple(Numbering(aspect, frozenset(common), reason) for aspect, common in along if common)
-
-    def read(self, shadow: Shadow) -> None:
-        """Integers are read: what they number the places of must stay."""
-        for own in shadow.numbers:
-            self.hold(own.aspect, set(own.dims), own.reason)
-
-    def merged(self, aspects: Iterable[Tensor], joined: bool = False) -> tuple[Tensor, ...]:
-        """Aspects that vary along a common dimension speak of the same thing: join them, unless they are, and keep the finer one."""
-        found: list[Tensor] = []
-        for aspect in aspects:
-            own = varying(aspect)
-            if not own:
-                continue
-            for i, other in enumerate(found):
-                if own & varying(other):
-                    if not joined:
-                        self.join(aspect, other)
-                    found[i] = max(aspect, other, key=lambda a: len(varying(a)))
-                    break
-            else:
-                found.append(aspect)
-        return tuple(found)
-
-    def pointwise(self, shape: Sequence[int], operands: Sequence[Shadow]) -> Shadow:
-        """Elementwise with broadcasting: labels that meet are joined, labels that meet a fixed size are held."""
-        rank = len(shape)
-        aligned = [_aligned(s, rank) for s in operands]
-        if _alike(aligned):
-            return self._joined(shape, aligned)
-        for i, one in enumerate(aligned):
-            for aspect in one.aspects:
-                for j, other in enumerate(aligned):
-                    if i != j:
-                        self._meet(aspect, other, joined=j < i)
-        self._share(aligned)
-        aspects = self.merged((a for s in aligned for a in s.aspects), joined=True)
-        return Shadow(tuple(shape), aspects, all(s.parameter for s in operands), _soft(aligned))
-
-    def _share(self, operands: Sequence[Shadow]) -> None:
-        """Soft dimensions that meet have one length: that of labels that meet any of them now or have met it before."""
-        cells: dict[int, list[Cell]] = defaultdict(list)
-        for operand in operands:
-            for d, cell in operand.soft:
-                cells[d].append(cell)
-        for d, own in cells.items():
-            met = [
-                first(a, varying(a) - {d}).flatten() for s in operands for a in s.aspects if d in varying(a)
-            ]
-            for known in [c.labels for c in own if c.labels is not None]:
-                for labels in met[:1]:
-                    if len(labels) == len(known):
-                        self.join(labels, known)
-                met = met or [known]
-            for cell in own:
-                cell.labels = met[0] if met else None
-
-    def _joined(self, shape: Sequence[int], operands: Sequence[Shadow]) -> Shadow:
-        """Operands that vary alike: every place of one meets that place of the others, so that a chain joins them all."""
-        whole, soft, parameter = tuple(shape), _soft(operands), all(s.parameter for s in operands)
-        one = operands[0].aspects[0]
-        if all(s.aspects[0] is one for s in operands):
-            same = next(
-                (
-                    s
-                    for s in operands
-                    if (s.shape, s.soft, s.parameter, s.over) == (whole, soft, parameter, ())
-                ),
-                None,
-            )
-            return Shadow(whole, (one,), parameter, soft) if same is None else same
-        for a, b in pairwise(operands):
-            self.join(a.aspects[0], b.aspects[0])
-        return Shadow(whole, (one,), parameter, soft)
-
-    def _meet(self, aspect: Tensor, other: Shadow, joined: bool) -> None:
-        real = {d for d in varying(aspect) if other.firm(d)}
-        for theirs in other.aspects:
-            if varying(theirs) & varying(aspect):
-                if not joined:
-                    self.join(aspect, theirs)
-                real -= varying(theirs)
-        if real:
-            self.hold(aspect, real, FIXED)
-
-    def product(self, a: Shadow, b: Shadow, shared: set[int], shape: Sequence[int]) -> Shadow:
-        """Batched matrix product over the last dimension of a and the last but one of b: [..., n, k] x [..., k, m].
-
-        `shared` are the batch dimensions. Labels along k meet; what varies along the batch stays in the result.
-        """
-        k_a, k_b = len(a.shape) - 1, len(b.shape) - 2
-        over_a = [self.tie(x, varying(x) - shared - {k_a}) if k_a in varying(x) else x for x in a.aspects]
-        over_b = [self.tie(x, varying(x) - shared - {k_b}) if k_b in varying(x) else x for x in b.aspects]
-        ours = [x.transpose(k_a, k_b) for x in over_a if k_a in varying(x)]  # k in the same place for both
-        theirs = [x for x in over_b if k_b in varying(x)]
-        for x in ours:
-            for y in theirs:
-                self.join(x, y)
-        for mine, against, firm in ((ours, theirs, b.firm(k_b)), (theirs, ours, a.firm(k_a))):
-            if not against and firm:
-                for x in mine:
-                    self.hold(x, {k_b}, FIXED)
-        if not (a.parameter or b.parameter):
-            for x in (*ours, *theirs):
-                self.labels.pair(x.numpy())
-        if b.parameter:
-            for y in theirs:
-                self.consume(y)
-        if a.parameter:
-            for x in ours:
-                self.consume(x)
-        for x, parameter, k in (
-            *((x, a.parameter, k_a) for x in over_a),
-            *((x, b.parameter, k_b) for x in over_b),
-        ):
-            if parameter and k not in varying(x) and varying(x) - shared:
-                self.produce(x)
-        kept = [x for x in over_a if k_a not in varying(x)] + [x for x in over_b if k_b not in varying(x)]
-        batch = [self.tie(x, {k_b}) for x in (*ours, *theirs) if varying(x) - {k_b}]
-        return Shadow(tuple(shape), self.merged([*kept, *batch]), a.parameter and b.parameter)
-
-    def consume(self, aspect: Tensor) -> None:
-        """These labels of a parameter are summed over: the parameter's dimension is a consumer's input side."""
-        self.note_side(aspect, self.labels.consumed)
-
-    def produce(self, aspect: Tensor) -> None:
-        """These labels of a parameter are those of a product's result: the parameter's dimension is a producer's outputs."""
-        self.note_side(aspect, self.labels.produced)
-
-    def alike(self, shadows: Sequence[Shadow]) -> None:
-        """Parameters that are added, stacked or laid side by side: what a product makes of a dimension of the result, it
-        makes of that dimension of each."""
-        if len(shadows) < 2 or not all(s.parameter for s in shadows):
-            return
-        rank = max(len(s.shape) for s in shadows)
-        aligned = [_aligned(s, rank) for s in shadows]
-        for d in range(rank):
-            met = [
-                axis
-                for s in aligned
-                for a in s.aspects
-                if varying(a) == {d} and (axis := self._last_axis(a)) is not None
-            ]
-            twins = frozenset().union(*(self.labels.twins.get(axis, {axis}) for axis in met))
-            self.labels.twins.update(dict.fromkeys(twins, twins))
-
-    def _last_axis(self, aspect: Tensor) -> tuple[str, int] | None:
-        axis = self.labels.axis_of(int(aspect[tuple(n - 1 for n in aspect.shape)]))
-        return None if axis is None else (axis.tensor, axis.dim)
-
-    def note_side(self, aspect: Tensor, found: set[tuple[str, int]]) -> None:
-        """Add the (tensor, dimension) that an aspect of a parameter belongs to."""
-        axis = self._last_axis(aspect)
-        if axis is not None:
-            found |= self.labels.twins.get(axis, {axis})
-
-    def reduced(self, shadow: Shadow, dims: set[int], keepdim: bool, shape: Sequence[int]) -> Shadow:
-        """A sum, mean, maximum over some dimensions."""
-        kept, over = [], tuple(aspect for aspect in shadow.aspects if varying(aspect) & dims)
-        for aspect in shadow.aspects:
-            common = varying(aspect) & dims
-            if common:
-                aspect = self.tie(aspect, common) if varying(aspect) - common else first(aspect, common)
-            if not keepdim:
-                aspect = aspect.squeeze(sorted(dims))
-            if varying(aspect):
-                kept.append(aspect)
-        return Shadow(tuple(shape), tuple(kept), shadow.parameter, over=over)
-
-    def moved(
-        self, shadow: Shadow, change: Callable[[Tensor], Tensor], shape: Sequence[int] | None = None
-    ) -> Shadow:
-        """An operation that only moves elements, carried out on the labels; shape: that of its result, where it is known."""
-        results = [compress(change(aspect.expand(shadow.shape))) for aspect in shadow.aspects]
-        for before, after in zip(shadow.aspects, results, strict=True):
-            if len(varying(after)) > max(1, len(varying(before))):
-                self.labels.rectangle(after.numpy())
-        shape = tuple(
-            change(torch.empty(1, dtype=torch.bool).expand(shadow.shape)).shape if shape is None else shape
-        )
-        return Shadow(
-            shape, self._laid_together(results), shadow.parameter, self._soft(shadow, change, shape)
-        )
-
-    def _soft(
-        self, shadow: Shadow, change: Callable[[Tensor], Tensor], shape: Sequence[int]
-    ) -> frozenset[tuple[int, Cell]]:
-        """Dimensions along which a moved tensor is alike: those where a count over the firm ones does not vary."""
-        if shape == shadow.shape and not shadow.soft:
-            return frozenset()
-        firm = [n if shadow.firm(d) else 1 for d, n in enumerate(shadow.shape)]
-        if not shadow.soft and sum(n > 1 for n in shape) <= sum(n > 1 for n in firm):
-            return frozenset()
-        moved = change(torch.arange(prod(firm)).view(firm).expand(shadow.shape))
-        alike = set(range(len(shape))) - varying(compress(moved))
-        kept = frozenset(
-            (e, cell)
-            for d, cell in shadow.soft
-            for e in alike & _goes_to(d, shadow.shape, change)
-            if shape[e] == shadow.shape[d]
-        )
-        return kept | limp(shape, alike - {e for e, _ in kept})
-
-    def _laid_together(self, aspects: Iterable[Tensor]) -> tuple[Tensor, ...]:
-        """Aspects that came to vary along a common dimension: labels in step are joined (a diagonal); of two dimensions
-        flattened into one, the one with fewer labels keeps its size, so that the other can be cut."""
-        live = [a for a in aspects if varying(a)]
-        if sum(len(varying(a)) for a in live) == len(set().union(*map(varying, live))):
-            return tuple(live)
-        found: list[Tensor] = []
-        for aspect in sorted(live, key=lambda a: -len(np.unique(a.numpy()))):
-            other = next((o for o in found if varying(o) & varying(aspect)), None)
-            if other is None:
-                found.append(aspect)
-            elif _in_step(aspect, other):
-                self.join(aspect, other)
-            else:
-                self.hold(aspect, varying(aspect), "it is flattened together with another dimension")
-        return tuple(found)
-
-    def blocks(self, shadow: Shadow, dim: int, length: int, reason: str) -> None:
-        """A dimension is taken apart into equal blocks: the same positions leave all of them. Unequal: it stays."""
-        for aspect in shadow.aspects:
-            if dim not in varying(aspect):
-                continue
-            size = aspect.shape[dim]
-            if length < 1 or size % length:
-                self.hold(aspect, {dim}, reason)
-            else:
-                parts = torch.unflatten(aspect, dim, (size // length, length))
-                self.join(parts, parts.narrow(dim, 0, 1))
-
-    def convolution(
-        self,
-        x: Shadow,
-        weight: Shadow,
-        bias: Shadow | None,
-        transposed: bool,
-        groups: int,
-        shape: Sequence[int],
-    ) -> Shadow:
-        """Labels of [N, O, ...] from [N, C, ...] and a weight [O, C/groups, ...] ([C, O/groups, ...] when transposed)."""
-        x = self.hold_all(x, set(range(len(x.shape))) - {1}, "a convolution slides over it")
-        channels = x.shape[1]
-        ours = x.aspects[0].flatten() if x.aspects else None
-        rows, columns = _vector(weight, 0), _vector(weight, 1)
-        outs, ins = (columns, rows) if transposed else (rows, columns)
-        size = shape[1]
-        if groups > 1 and groups == channels:  # depthwise: a channel brings its own filters
-            if rows is None:
-                for aspect in (*x.aspects, *weight.aspects):
-                    self.labels.fix(aspect.numpy(), "every channel has filters that are computed from others")
-                return Shadow(tuple(shape))
-            own = rows.repeat_interleave(size // len(rows))
-            if ours is None:
-                self.labels.fix(own.numpy(), FIXED)
-            else:
-                self.join(own, ours.repeat_interleave(size // channels))
-            if transposed and columns is not None:
-                self.labels.fix(columns.numpy(), "every channel has as many filters of its own")
-            out: Tensor | None = own
-        else:
-            if ins is not None:
-                if ours is None:
-                    self.labels.fix(
-                        ins.numpy(), "it reads the network's input or something else of fixed size"
-                    )
-                else:
-                    expanded = ins if transposed else ins.repeat(groups)
-                    self.join(expanded, ours)
-                    if transposed and groups > 1:
-                        self.join(ins.view(groups, -1), ins.view(groups, -1)[:1])
-                if weight.parameter:
-                    self.consume(ins)
-            elif ours is not None and groups > 1:
-                self.labels.fix(ours.numpy(), FIXED)
-            out = None if outs is None else (outs.repeat(groups) if transposed else outs)
-            if out is not None and groups > 1 and not transposed:
-                self.join(out.view(groups, -1), out.view(groups, -1)[:1])
-        if out is None:
-            return Shadow(tuple(shape))
-        if weight.parameter:
-            self.produce(out)
-        labelled = out.view([-1 if d == 1 else 1 for d in range(len(shape))])
-        if bias is not None and bias.aspects:
-            self.join(bias.aspects[0].flatten(), out)
-        return Shadow(tuple(shape), (labelled,) if size > 1 else ())
-
-
-def _goes_to(dim: int, shape: Sequence[int], change: Callable[[Tensor], Tensor]) -> set[int]:
-    """The dimensions along which what varied along one dimension varies after a move."""
-    lone = torch.arange(shape[dim]).view([-1 if d == dim else 1 for d in range(len(shape))])
-    return varying(compress(change(lone.expand(tuple(shape)))))
-
-
-def _soft(operands: Sequence[Shadow]) -> frozenset[tuple[int, Cell]]:
-    """Dimensions on whose length no operand insists."""
-    return frozenset(
-        (d, cell) for s in operands for d, cell in s.soft if not any(o.firm(d) for o in operands)
-    )
-
-
-def _alike(operands: Sequence[Shadow]) -> bool:
-    """Whether each has one aspect, and all vary along the same dimensions."""
-    first = operands[0].aspects
-    return (
-        all(len(s.aspects) == 1 and s.aspects[0].shape == first[0].shape for s in operands)
-        if first
-        else False
-    )
-
-
-def _in_step(aspect: Tensor, finer: Tensor) -> bool:
-    """Whether every label of the finer aspect meets only one of the other."""
-    a, b = np.broadcast_arrays(aspect.numpy(), finer.numpy())
-    return len(np.unique(np.stack([a.ravel(), b.ravel()]), axis=1)[0]) <= len(np.unique(finer.numpy()))
-
-
-def _aligned(shadow: Shadow, rank: int) -> Shadow:
-    missing = rank - len(shadow.shape)
-    if missing <= 0:
-        return shadow
-    lead = (1,) * missing
-    aspects = tuple(a.view(lead + tuple(a.shape)) for a in shadow.aspects)
-    return Shadow(
-        lead + shadow.shape,
-        aspects,
-        shadow.parameter,
-        frozenset((d + missing, cell) for d, cell in shadow.soft),
-    )
-
-
-def _vector(weight: Shadow, dim: int) -> Tensor | None:
-    """The labels along one dimension of a weight; None where they do not vary along it alone."""
-    found = [a for a in weight.aspects if varying(a) == {dim}]
-    return found[0].flatten() if found else None

@@ -1,8 +1,9 @@
-"""Labels: one number per index of every dimension of every parameter and buffer, and which of them must leave together.
+"""Labels: one number per index of every dimension of every parameter and buffer, and which must go
+together.
 
-Labels are joined by edges while the model runs; connected components, computed once at the end, are the units that can
-only leave as a whole. Source: the idea is that of dependency graphs (Fang et al., arXiv:2301.12900), carried from
-layers to single indices.
+Labels are joined by edges while the model runs. The connected components, computed once at the end, are
+the units that can only be removed as a whole. Source: dependency graphs (Fang et al., arXiv:2301.12900),
+applied to single indices instead of layers.
 """
 
 from bisect import bisect_right
@@ -41,20 +42,20 @@ class Labels:
         self.looked_up: set[tuple[str, int]] = set()
         """(tensor, dimension) that a looked-up row has: an embedding's outputs"""
         self.twins: dict[tuple[str, int], frozenset[tuple[str, int]]] = {}
-        """(tensor, dimension) -> it and those of other parameters that it was added to or stacked with"""
+        """(tensor, dimension) -> itself and those of parameters that it was added to or stacked with"""
         self.used: set[str] = set()
         """tensors that took part in the forward call"""
         self.ran: set[str] = set()
         """modules that ran in it"""
         self.evaluated: frozenset[str] = frozenset()
-        """the tensors and modules of these that did in eval mode"""
+        """those of these tensors and modules that took part in eval mode"""
         self._statistics: list[Ints] = []
         self._paired: list[Ints] = []
         self._rectangles: list[Ints] = []
         self.shapes: list[tuple[str, Ints]] = []
         """(module, labels along a dimension) of every reshape and split that ran in it"""
 
-    def new(self, tensor: str, dim: int, size: int) -> Axis:
+    def add_axis(self, tensor: str, dim: int, size: int) -> Axis:
         axis = Axis(tensor, dim, self.count, size)
         self.axes.append(axis)
         self._firsts.append(self.count)
@@ -66,46 +67,47 @@ class Labels:
         return self.axes[bisect_right(self._firsts, label) - 1] if label else None
 
     def join(self, a: Ints, b: Ints) -> None:
-        """Labels at the same place of a and b leave together. They are read later: neither may be written into."""
+        """Labels at the same place of a and b are removed together. Both are read later: do not write into
+        them."""
         if not a.size or not b.size:
             return
         if a.shape == b.shape:
             self._edges.append((a.ravel(), b.ravel()))
         else:
-            self._edges.append(_once(*(v.ravel() for v in np.broadcast_arrays(a, b))))
+            self._edges.append(_remove_duplicates(*(v.ravel() for v in np.broadcast_arrays(a, b))))
 
     def fix(self, labels: Ints, reason: str) -> None:
-        """These labels must stay, and why. They are read later: they may not be written into."""
+        """These labels must stay, for this reason. They are read later: do not write into them."""
         self._fixed.append((labels, reason))
 
-    def statistics(self, labels: Ints) -> None:
+    def note_statistics(self, labels: Ints) -> None:
         """A statistic (of a normalisation, a mean) is taken over these labels."""
         self._statistics.append(labels)
 
-    def pair(self, labels: Ints) -> None:
+    def note_pair(self, labels: Ints) -> None:
         """A product of two computed tensors (queries and keys) sums over these labels."""
         self._paired.append(labels)
 
-    def rectangle(self, labels: Ints) -> None:
-        """Labels that lie in a tensor along several dimensions: what remains must be a rectangle again."""
+    def note_rectangle(self, labels: Ints) -> None:
+        """These labels lie along several dimensions of a tensor: what is kept must be a rectangle again."""
         self._rectangles.append(labels)
 
-    def sized(self, module: str, labels: Ints) -> None:
-        """A module wrote down the length of this dimension."""
+    def note_length(self, module: str, labels: Ints) -> None:
+        """A module used the length of this dimension."""
         self.shapes.append((module, labels))
 
-    def classes(self) -> Ints:
-        """The class of every label: the smallest label that it must leave together with.
+    def find_classes(self) -> Ints:
+        """The class of every label: the smallest label that it must be removed with.
 
-        Where one dimension was taken apart into several (heads and their features, blocks and positions in them),
-        whole rows or whole columns leave: along the one of them that gives the most units.
+        If one dimension was split into several (heads and their features, blocks and positions in them),
+        whole rows or whole columns are removed: along the dimension that gives the most units.
         """
-        number, edges = self._nodes()
+        number, edges = self._merge_axes()
         (smallest,) = np.nonzero(np.diff(np.maximum.accumulate(number), prepend=-1))
         while True:
             a, b = (number[np.concatenate(ends)] for ends in zip(_NO_EDGE, *edges, strict=True))
-            classes: Ints = smallest[components(len(smallest), a, b)[number]]
-            ties = [tie for labels in self._rectangles for tie in _straightened(classes[labels])]
+            classes: Ints = smallest[find_components(len(smallest), a, b)[number]]
+            ties = [tie for labels in self._rectangles for tie in _find_ties(classes[labels])]
             if not ties:
                 return classes
             known = len(self._edges)
@@ -113,10 +115,10 @@ class Labels:
                 self.join(one, other)
             edges += self._edges[known:]
 
-    def _nodes(self) -> tuple[Ints, list[tuple[Ints, Ints]]]:
+    def _merge_axes(self) -> tuple[Ints, list[tuple[Ints, Ints]]]:
         """(label -> node, ascending with the smallest label of each; the joins that are left).
 
-        Most joins are of one whole axis with another (a layer's outputs and what its normalisation holds of them): their
+        Most joins are of one whole axis with another (a layer's outputs and its normalisation): such
         labels share nodes from the start.
         """
         sizes = {axis.first: axis.size for axis in self.axes}
@@ -145,8 +147,8 @@ class Labels:
                 number[first : first + size] = number[one : one + size]
         return number, left
 
-    def reasons(self, classes: Ints) -> tuple[Ints, list[str]]:
-        """(place in the list or -1, for every class; why a class must stay)."""
+    def why_fixed(self, classes: Ints) -> tuple[Ints, list[str]]:
+        """(index into the list or -1, for every class; reasons why a class must stay)."""
         found = list(dict.fromkeys(reason for _, reason in self._fixed))
         at = {reason: number for number, reason in enumerate(found)}
         places = np.full(self.count, -1)
@@ -158,15 +160,15 @@ class Labels:
             found.append("it is tied to something of fixed size")
         return places, found
 
-    def with_statistics(self, classes: Ints) -> NDArray[np.bool_]:
-        """Over which classes a statistic is taken."""
-        return self._among(self._statistics, classes)
+    def has_statistics(self, classes: Ints) -> NDArray[np.bool_]:
+        """Whether a statistic is taken over each class."""
+        return self._mark_classes(self._statistics, classes)
 
-    def paired(self, classes: Ints) -> NDArray[np.bool_]:
-        """Over which classes a product without a weight sums."""
-        return self._among(self._paired, classes)
+    def is_paired(self, classes: Ints) -> NDArray[np.bool_]:
+        """Whether a product without a weight sums over each class."""
+        return self._mark_classes(self._paired, classes)
 
-    def _among(self, marked: Sequence[Ints], classes: Ints) -> NDArray[np.bool_]:
+    def _mark_classes(self, marked: Sequence[Ints], classes: Ints) -> NDArray[np.bool_]:
         found = np.zeros(self.count, dtype=bool)
         for labels in marked:
             found[classes[labels[labels != 0]]] = True
@@ -180,15 +182,15 @@ def _ascends_by_one(labels: Ints) -> bool:
     return int(labels[-1]) - int(labels[0]) == len(labels) - 1 and bool((labels[1:] > labels[:-1]).all())
 
 
-def _once(a: Ints, b: Ints) -> tuple[Ints, Ints]:
+def _remove_duplicates(a: Ints, b: Ints) -> tuple[Ints, Ints]:
     """Each pair once."""
     pairs = np.sort(a << 32 | b)  # one integer a pair; labels stay below 2^31
     pairs = pairs[np.concatenate(([True], pairs[1:] != pairs[:-1]))]
     return pairs >> 32, pairs & 0xFFFFFFFF
 
 
-def _straightened(field: Ints) -> list[tuple[Ints, Ints]]:
-    """What to join so that the classes vary along one dimension only; nothing where they do."""
+def _find_ties(field: Ints) -> list[tuple[Ints, Ints]]:
+    """What to join so that the classes vary along one dimension only; nothing if they do."""
     dims = [d for d in range(field.ndim) if (field != field.take([0], d)).any()]
     if len(dims) < 2:
         return []
@@ -200,7 +202,7 @@ def _straightened(field: Ints) -> list[tuple[Ints, Ints]]:
     return [(field, field.take([0], d)) for d in dims if d != keep]
 
 
-def components(count: int, a: Ints, b: Ints) -> Ints:
+def find_components(count: int, a: Ints, b: Ints) -> Ints:
     """The smallest member of each node's connected component, by hooking and pointer jumping."""
     parent = np.arange(count, dtype=np.int64)
     while len(a):

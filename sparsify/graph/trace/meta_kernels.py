@@ -1,4 +1,4 @@
-"""Results of operators on tensors without numbers: quickly, where torch's own description of them is slow."""
+"""Run operators on meta tensors quickly, where torch's own meta kernels are slow."""
 
 from collections.abc import Callable
 from functools import cache
@@ -10,25 +10,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsify.forward.opaque import are_wrappers, is_higher_order
 
-Made = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
+ResultSpec = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 """shape, strides, element type"""
 
 
-def described(name: str, func: Any, args: Any, kwargs: Any) -> Any:
-    """func(*args, **kwargs)."""
+def run_on_meta(name: str, func: Any, args: Any, kwargs: Any) -> Any:
+    """Return func(*args, **kwargs)."""
     x = args[0] if args else None
     if isinstance(x, Tensor) and x.is_meta and x.is_floating_point() and not kwargs and x.is_contiguous():
         rule = _RULES.get(name)
         found = None if rule is None else rule(*args)
         if found is not None:
             return found
-        if name[-1] == "_" and name[:-1] in (_ALONE | _PAIRS) and _alike(*args) is not None:
+        if name[-1] == "_" and name[:-1] in (_ALONE | _PAIRS) and _result_if_alike(*args) is not None:
             return x
     return func(*args, **kwargs)
 
 
-class Described(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Every operator that runs under it."""
+class FastMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs every operator under it by `run_on_meta`."""
 
     supports_higher_order_operators = True
 
@@ -37,7 +37,7 @@ class Described(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return NotImplemented
         if is_higher_order(func):
             return func(*args, **(kwargs or {}))
-        return described(short_name(func), func, args, kwargs or {})
+        return run_on_meta(short_name(func), func, args, kwargs or {})
 
 
 @cache
@@ -47,18 +47,18 @@ def short_name(func: Any) -> str:
     return name
 
 
-def _made(x: Tensor, *shape: int) -> Tensor:
+def _make_like(x: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device="meta")
 
 
-def _alike(x: Tensor, *others: Any) -> Tensor | None:
-    """A result like x, where the other tensors are like x too."""
+def _result_if_alike(x: Tensor, *others: Any) -> Tensor | None:
+    """A result like x if the other tensors are like x too."""
     for other in others:
         if isinstance(other, Tensor) and (
             other.shape != x.shape or other.dtype != x.dtype or not other.is_meta or not other.is_contiguous()
         ):
             return None
-    return _made(x, *x.shape)
+    return _make_like(x, *x.shape)
 
 
 def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, ...] | None:
@@ -66,7 +66,7 @@ def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, ...] | None:
     if any(v is not None and v.shape != (channels,) for v in rest[:4]):
         return None
     size = channels if rest[4] else 0
-    return _made(x, *x.shape), _made(x, size), _made(x, size)
+    return _make_like(x, *x.shape), _make_like(x, size), _make_like(x, size)
 
 
 def _layer_norm(
@@ -77,7 +77,7 @@ def _layer_norm(
     ):
         return None
     moments = (*x.shape[: x.dim() - len(over)], *[1] * len(over))
-    return _made(x, *x.shape), _made(x, *moments), _made(x, *moments)
+    return _make_like(x, *x.shape), _make_like(x, *moments), _make_like(x, *moments)
 
 
 def _addmm(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
@@ -87,7 +87,7 @@ def _addmm(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
         and x.dtype == weight.dtype == bias.dtype
         and x.is_meta
     )
-    return _made(x, x.shape[0], weight.shape[1]) if fits else None
+    return _make_like(x, x.shape[0], weight.shape[1]) if fits else None
 
 
 def _convolution(
@@ -113,15 +113,16 @@ def _convolution(
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     ]
-    return _made(x, x.shape[0], weight.shape[0], *sizes) if min(sizes) > 0 else None
+    return _make_like(x, x.shape[0], weight.shape[0], *sizes) if min(sizes) > 0 else None
 
 
 _ALONE = frozenset(
-    "relu hardtanh gelu silu sigmoid tanh hardswish hardsigmoid leaky_relu elu mish softplus neg exp erf _softmax _safe_softmax".split()
+    "relu hardtanh gelu silu sigmoid tanh hardswish hardsigmoid leaky_relu elu mish softplus neg exp erf "
+    "_softmax _safe_softmax".split()
 )
 _PAIRS = frozenset(("add", "sub", "mul", "div"))
 _RULES: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(_ALONE | _PAIRS, _alike),
+    **dict.fromkeys(_ALONE | _PAIRS, _result_if_alike),
     "native_batch_norm": _batch_norm,
     "native_layer_norm": _layer_norm,
     "addmm": _addmm,
@@ -129,11 +130,11 @@ _RULES: dict[str, Callable[..., Any]] = {
 }
 
 
-def description(func: Any, out: Any) -> tuple[Made, ...] | None:
-    """How to make the operator's result again; None where it has numbers, or shares storage with an argument."""
+def describe_result(func: Any, out: Any) -> tuple[ResultSpec, ...] | None:
+    """How to make the operator's result again; None if it has values or shares storage with an argument."""
     results = (out,) if isinstance(out, Tensor) else out
     if (
-        not _fresh(func)
+        not _allocates_results(func)
         or not isinstance(results, tuple | list)
         or not all(isinstance(t, Tensor) and t.is_meta for t in results)
     ):
@@ -141,8 +142,8 @@ def description(func: Any, out: Any) -> tuple[Made, ...] | None:
     return tuple((tuple(t.shape), t.stride(), t.dtype) for t in results)
 
 
-def made(description: tuple[Made, ...], alone: bool) -> Any:
-    """The result again; alone: one tensor, no tuple."""
+def make_result(description: tuple[ResultSpec, ...], alone: bool) -> Any:
+    """Make the result again; alone: one tensor, not a tuple."""
     results = [
         torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in description
     ]
@@ -150,6 +151,6 @@ def made(description: tuple[Made, ...], alone: bool) -> Any:
 
 
 @cache
-def _fresh(func: Any) -> bool:
+def _allocates_results(func: Any) -> bool:
     """Whether all results have storage of their own."""
     return not any(v.alias_info is not None for v in (*func._schema.arguments, *func._schema.returns))

@@ -1,4 +1,5 @@
-"""Which module is running, and the how-many-eth sum in it: an address that every run of the same forward call repeats."""
+"""Which module is running, and which sum in it: an address that is the same in every run of a forward
+call."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -11,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sparsify.forward.opaque import are_wrappers, holds_nested, is_composite, is_higher_order, is_scripted
 
 
-class Located(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class ModuleStack(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operator, and knows which module it runs in.
 
-    Operators that are functions of others are taken apart, and tensors that wrap others give way to those.
+    Composite operators are decomposed, and tensors that wrap others are unwrapped.
     """
 
     supports_higher_order_operators = True
@@ -29,33 +30,33 @@ class Located(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if are_wrappers(types):
             return NotImplemented
         if is_higher_order(func):
-            return self.unseen(func, args, kwargs)
+            return self.run_higher_order(func, args, kwargs)
         if is_composite(func) and not holds_nested((args, kwargs)):
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
-        return self.operator(func, args, kwargs)
+        return self.run_operator(func, args, kwargs)
 
-    def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def run_operator(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator."""
         return func(*args, **kwargs)
 
-    def unseen(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def run_higher_order(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator that takes functions: what these do is not seen."""
         return func(*args, **kwargs)
 
     @contextmanager
-    def located(self, model: nn.Module) -> Iterator[None]:
-        """Know, while the model runs, which of its modules is running."""
+    def track_modules(self, model: nn.Module) -> Iterator[None]:
+        """Track which module is running."""
         names = {module: name for name, module in model.named_modules() if not is_scripted(module)}
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             self.within.append(names[module])
-            self.entered(names[module], args, kwargs)
+            self.on_enter(names[module], args, kwargs)
 
         def leave(module: nn.Module, _args: Any, result: Any) -> None:
-            self.left(names[module], result)
+            self.on_exit(names[module], result)
             self.within.pop()
 
         handles: list[Any] = []
@@ -68,14 +69,17 @@ class Located(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for handle in handles:
                 handle.remove()
 
-    def entered(self, name: str, args: Any, kwargs: Any) -> None:
+    def on_enter(self, name: str, args: Any, kwargs: Any) -> None:
         """A module is called."""
 
-    def left(self, name: str, result: Any) -> None:
+    def on_exit(self, name: str, result: Any) -> None:
         """A module has returned."""
 
     def sum_at(self, func: Any, args: Any) -> tuple[str, int] | None:
-        """(module, how many sums of two tensors ran in it before) where this operator is one; to be asked once of each."""
+        """(module, number of earlier sums of two tensors in it) if the operator is such a sum.
+
+        Call it once for each operator: it counts them.
+        """
         if func._schema.name not in ("aten::add", "aten::add_") or not all(
             isinstance(a, Tensor) for a in args[:2]
         ):

@@ -1,208 +1,246 @@
-"""What each operator does to labels. A rule reads the operator's arguments and gives the shadow of its result."""
+"""What each operator does to labels. A rule reads the operator's arguments and returns the labels of its
+result."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sparsify.graph.trace.axis_labels import Shadow, varying
+from sparsify.graph.trace.axis_labels import AxisLabels, varying_dims
 from sparsify.graph.trace.complex_rules import COMPLEX_RULES
-from sparsify.graph.trace.index_rules import INDEXING
-from sparsify.graph.trace.operators import DISTANCES, LOSSES, argument, axes_of, dimension, flattened
-from sparsify.graph.trace.reshape_rules import REARRANGING, parts
+from sparsify.graph.trace.contraction_labels import follow_convolution, follow_product
+from sparsify.graph.trace.index_rules import INDEX_RULES
+from sparsify.graph.trace.operators import (
+    DISTANCES,
+    LOSSES,
+    dims_run_over,
+    flatten_arguments,
+    read_argument,
+    wrap_dim,
+)
+from sparsify.graph.trace.reshape_rules import RESHAPE_RULES, split_labels
 from sparsify.graph.trace.rule_api import Follower, Op, Rule
-from sparsify.graph.trace.sort_rules import ORDERING, number_reason
-from sparsify.graph.trace.vision_rules import VISION
+from sparsify.graph.trace.sort_rules import SORT_RULES, number_reason
+from sparsify.graph.trace.vision_rules import VISION_RULES
 
 # products
 
 
-def _mm(w: Follower, op: Op) -> Shadow:
-    return w.algebra.product(w.of(op.args[0]), w.of(op.args[1]), set(), op.out.shape)
+def _mm(w: Follower, op: Op) -> AxisLabels:
+    return follow_product(w.algebra, w.labels_of(op.args[0]), w.labels_of(op.args[1]), set(), op.out.shape)
 
 
-def _addmm(w: Follower, op: Op) -> Shadow:
-    made = w.algebra.product(w.of(op.args[1]), w.of(op.args[2]), set(), op.out.shape)
-    w.algebra.alike([made, w.of(op.args[0])])  # of learnt queries, whose projection is made of weights alone
-    return w.algebra.pointwise(op.out.shape, [made, w.of(op.args[0])])
+def _addmm(w: Follower, op: Op) -> AxisLabels:
+    made = follow_product(w.algebra, w.labels_of(op.args[1]), w.labels_of(op.args[2]), set(), op.out.shape)
+    w.algebra.note_twins(
+        [made, w.labels_of(op.args[0])]
+    )  # of learnt queries, whose projection is made of weights alone
+    return w.algebra.join_elementwise(op.out.shape, [made, w.labels_of(op.args[0])])
 
 
-def _bmm(w: Follower, op: Op) -> Shadow:
-    return w.algebra.product(w.of(op.args[0]), w.of(op.args[1]), {0}, op.out.shape)
+def _bmm(w: Follower, op: Op) -> AxisLabels:
+    return follow_product(w.algebra, w.labels_of(op.args[0]), w.labels_of(op.args[1]), {0}, op.out.shape)
 
 
-def _baddbmm(w: Follower, op: Op) -> Shadow:
-    made = w.algebra.product(w.of(op.args[1]), w.of(op.args[2]), {0}, op.out.shape)
-    return w.algebra.pointwise(op.out.shape, [made, w.of(op.args[0])])
+def _baddbmm(w: Follower, op: Op) -> AxisLabels:
+    made = follow_product(w.algebra, w.labels_of(op.args[1]), w.labels_of(op.args[2]), {0}, op.out.shape)
+    return w.algebra.join_elementwise(op.out.shape, [made, w.labels_of(op.args[0])])
 
 
-def _addbmm(w: Follower, op: Op) -> Shadow:
+def _addbmm(w: Follower, op: Op) -> AxisLabels:
     """The products of all matrices of two batches, added up."""
     batch, _, columns = op.args[2].shape
-    made = w.algebra.product(w.of(op.args[1]), w.of(op.args[2]), {0}, (batch, op.out.shape[0], columns))
-    return w.algebra.pointwise(
-        op.out.shape, [w.algebra.reduced(made, {0}, False, op.out.shape), w.of(op.args[0])]
+    made = follow_product(
+        w.algebra, w.labels_of(op.args[1]), w.labels_of(op.args[2]), {0}, (batch, op.out.shape[0], columns)
+    )
+    return w.algebra.join_elementwise(
+        op.out.shape, [w.algebra.reduce_labels(made, {0}, False, op.out.shape), w.labels_of(op.args[0])]
     )
 
 
-def _addmv(w: Follower, op: Op) -> Shadow:
+def _addmv(w: Follower, op: Op) -> AxisLabels:
     made = _mv(w, Op("mv", op.args[1:3], {}, op.out))
-    return w.algebra.pointwise(op.out.shape, [made, w.of(op.args[0])])
+    return w.algebra.join_elementwise(op.out.shape, [made, w.labels_of(op.args[0])])
 
 
-def _addr(w: Follower, op: Op) -> Shadow:
+def _addr(w: Follower, op: Op) -> AxisLabels:
     """The product of a column and a row, added to a matrix."""
-    column = w.algebra.moved(w.of(op.args[1]), lambda t: t.unsqueeze(1))
-    row = w.algebra.moved(w.of(op.args[2]), lambda t: t.unsqueeze(0))
-    return w.algebra.pointwise(op.out.shape, [w.of(op.args[0]), column, row])
+    column = w.algebra.move_labels(w.labels_of(op.args[1]), lambda t: t.unsqueeze(1))
+    row = w.algebra.move_labels(w.labels_of(op.args[2]), lambda t: t.unsqueeze(0))
+    return w.algebra.join_elementwise(op.out.shape, [w.labels_of(op.args[0]), column, row])
 
 
-def _in_runs(w: Follower, shadow: Shadow, dim: int, length: int) -> None:
-    """So many neighbours along a dimension leave together."""
-    for aspect in shadow.aspects:
-        if dim in varying(aspect) and aspect.shape[dim] % length == 0:
+def _tie_runs(w: Follower, axis_labels: AxisLabels, dim: int, length: int) -> None:
+    """Runs of `length` neighbours along a dimension are removed together."""
+    for aspect in axis_labels.aspects:
+        if dim in varying_dims(aspect) and aspect.shape[dim] % length == 0:
             runs = torch.unflatten(aspect, dim, (-1, length))
             w.algebra.join(runs, runs.narrow(dim + 1, 0, 1))
 
 
-def _grouped_mm(w: Follower, op: Op) -> Shadow:
-    """Runs of rows, each times a matrix of its own out of a stack: [rows, K] x [experts, K, N]; or a batch of products."""
+def _grouped_mm(w: Follower, op: Op) -> AxisLabels:
+    """Runs of rows, each times its own matrix of a stack: [rows, K] x [experts, K, N]; or a batch of
+    products."""
     x, stack = op.args[:2]
     for value in (*op.args[2:], *op.kwargs.values()):
         if isinstance(value, Tensor):
-            w.algebra.hold_all(w.of(value), set(range(value.dim())), "it says which expert takes a row")
+            w.algebra.hold_all(
+                w.labels_of(value), set(range(value.dim())), "it says which expert takes a row"
+            )
     for tensor in (x, stack):  # it takes whole runs of 16 bytes: of eight numbers at least, in half precision
-        _in_runs(
-            w, w.of(tensor), tensor.dim() - 1, 8 if tensor.shape[-1] % 8 == 0 else 16 // tensor.element_size()
+        _tie_runs(
+            w,
+            w.labels_of(tensor),
+            tensor.dim() - 1,
+            8 if tensor.shape[-1] % 8 == 0 else 16 // tensor.element_size(),
         )
     if x.dim() == 3 and stack.dim() == 3:
-        return w.algebra.product(w.of(x), w.of(stack), {0}, op.out.shape)
+        return follow_product(w.algebra, w.labels_of(x), w.labels_of(stack), {0}, op.out.shape)
     if x.dim() == 3 or stack.dim() == 2:  # runs of columns, or of what is summed over
         for tensor in (x, stack):
-            w.algebra.hold_all(w.of(tensor), set(range(tensor.dim())), "'_grouped_mm' takes runs of it")
-        return Shadow(tuple(op.out.shape))
-    rows = w.algebra.hold_all(w.of(x), {0}, "its rows are given to experts")
-    experts = w.algebra.hold_all(w.of(stack), {0}, "experts are taken by number")
-    one = Shadow(experts.shape[1:], tuple(aspect.squeeze(0) for aspect in experts.aspects), experts.parameter)
-    return w.algebra.product(rows, one, set(), op.out.shape)
-
-
-def _mv(w: Follower, op: Op) -> Shadow:
-    column = w.algebra.moved(w.of(op.args[1]), lambda t: t.unsqueeze(1))
-    made = w.algebra.product(w.of(op.args[0]), column, set(), (op.out.shape[0], 1))
-    return w.algebra.moved(made, lambda t: t.squeeze(1))
-
-
-def _dot(w: Follower, op: Op) -> Shadow:
-    row, column = (
-        w.algebra.moved(w.of(op.args[0]), lambda t: t.unsqueeze(0)),
-        w.algebra.moved(w.of(op.args[1]), lambda t: t.unsqueeze(1)),
+            w.algebra.hold_all(
+                w.labels_of(tensor), set(range(tensor.dim())), "'_grouped_mm' takes runs of it"
+            )
+        return AxisLabels(tuple(op.out.shape))
+    rows = w.algebra.hold_all(w.labels_of(x), {0}, "its rows are given to experts")
+    experts = w.algebra.hold_all(w.labels_of(stack), {0}, "experts are taken by number")
+    one = AxisLabels(
+        experts.shape[1:], tuple(aspect.squeeze(0) for aspect in experts.aspects), experts.parameter
     )
-    w.algebra.product(row, column, set(), (1, 1))
-    return Shadow((), parameter=row.parameter and column.parameter)
+    return follow_product(w.algebra, rows, one, set(), op.out.shape)
 
 
-def _trilinear(w: Follower, op: Op) -> Shadow:
+def _mv(w: Follower, op: Op) -> AxisLabels:
+    column = w.algebra.move_labels(w.labels_of(op.args[1]), lambda t: t.unsqueeze(1))
+    made = follow_product(w.algebra, w.labels_of(op.args[0]), column, set(), (op.out.shape[0], 1))
+    return w.algebra.move_labels(made, lambda t: t.squeeze(1))
+
+
+def _dot(w: Follower, op: Op) -> AxisLabels:
+    row, column = (
+        w.algebra.move_labels(w.labels_of(op.args[0]), lambda t: t.unsqueeze(0)),
+        w.algebra.move_labels(w.labels_of(op.args[1]), lambda t: t.unsqueeze(1)),
+    )
+    follow_product(w.algebra, row, column, set(), (1, 1))
+    return AxisLabels((), parameter=row.parameter and column.parameter)
+
+
+def _trilinear(w: Follower, op: Op) -> AxisLabels:
     """Three operands spread to one rank and multiplied, some dimensions summed over: a bilinear layer."""
-    spread = [
-        w.algebra.moved(w.of(t), lambda t, dims=dims: reduce(lambda x, d: x.unsqueeze(d), sorted(dims), t))  # type: ignore[misc]
-        for t, dims in zip(op.args[:3], op.args[3:6], strict=True)
-    ]
+    spread = []
+    for tensor, dims in zip(op.args[:3], op.args[3:6], strict=True):
+        insert_dims = partial(_insert_dims, dims=sorted(dims))
+        spread.append(w.algebra.move_labels(w.labels_of(tensor), insert_dims))
     rank, summed = len(spread[0].shape), {d % len(spread[0].shape) for d in op.args[6]}
     for weight in spread:
         for aspect in weight.aspects:
-            if weight.parameter and varying(aspect) & summed:
+            if weight.parameter and varying_dims(aspect) & summed:
                 w.algebra.consume(aspect)
     shape = [max(s.shape[d] for s in spread) for d in range(rank)]
     return replace(
-        w.algebra.reduced(w.algebra.pointwise(shape, spread), summed, False, op.out.shape), over=()
+        w.algebra.reduce_labels(w.algebra.join_elementwise(shape, spread), summed, False, op.out.shape),
+        reduced_over=(),
     )
 
 
-def _linear(w: Follower, op: Op) -> Shadow:
-    weight = w.algebra.moved(w.of(op.args[1]), lambda t: t.t())
-    x = w.of(op.args[0])
+def _insert_dims(tensor: Tensor, dims: Sequence[int]) -> Tensor:
+    """Insert dimensions of size 1, one after the other."""
+    return reduce(torch.unsqueeze, dims, tensor)
+
+
+def _linear(w: Follower, op: Op) -> AxisLabels:
+    weight = w.algebra.move_labels(w.labels_of(op.args[1]), lambda t: t.t())
+    x = w.labels_of(op.args[0])
     lead = (1,) * (len(x.shape) - 2)
-    wide = Shadow(
+    wide = AxisLabels(
         lead + weight.shape, tuple(v.view(lead + tuple(v.shape)) for v in weight.aspects), weight.parameter
     )
-    made = w.algebra.product(x, wide, set(range(len(lead))), op.out.shape)
+    made = follow_product(w.algebra, x, wide, set(range(len(lead))), op.out.shape)
     return (
-        w.algebra.pointwise(op.out.shape, [made, w.of(op.args[2])])
+        w.algebra.join_elementwise(op.out.shape, [made, w.labels_of(op.args[2])])
         if len(op.args) > 2 and op.args[2] is not None
         else made
     )
 
 
-def _convolution(w: Follower, op: Op) -> Shadow:
+def _convolution(w: Follower, op: Op) -> AxisLabels:
     x, weight, bias, *_, transposed, _, groups = op.args
-    return w.algebra.convolution(
-        w.of(x), w.of(weight), None if bias is None else w.of(bias), transposed, groups, op.out.shape
+    return follow_convolution(
+        w.algebra,
+        w.labels_of(x),
+        w.labels_of(weight),
+        None if bias is None else w.labels_of(bias),
+        transposed,
+        groups,
+        op.out.shape,
     )
 
 
-def _packed(w: Follower, op: Op) -> list[Shadow]:
+def _packed(w: Follower, op: Op) -> list[AxisLabels]:
     """[N, T, F] or [T, N, F] -> [steps of all examples, F]"""
-    w.algebra.hold_all(w.of(op.args[1]), {0}, "it says how long sequences are")
-    held = w.algebra.hold_all(w.of(op.args[0]), {0, 1}, "it is packed step by step")
-    return [Shadow(tuple(op.out[0].shape), tuple(v.squeeze(0) for v in held.aspects))]
+    w.algebra.hold_all(w.labels_of(op.args[1]), {0}, "it says how long sequences are")
+    held = w.algebra.hold_all(w.labels_of(op.args[0]), {0, 1}, "it is packed step by step")
+    return [AxisLabels(tuple(op.out[0].shape), tuple(v.squeeze(0) for v in held.aspects))]
 
 
 # normalisations
 
 
-def batch_norm(w: Follower, op: Op) -> Shadow:
-    x = w.of(op.args[0])
+def follow_batch_norm(w: Follower, op: Op) -> AxisLabels:
+    x = w.labels_of(op.args[0])
     for aspect in x.aspects:
-        if varying(aspect) & axes_of(op.name, op.args, op.kwargs):
-            w.labels.statistics(aspect.numpy())
+        if varying_dims(aspect) & dims_run_over(op.name, op.args, op.kwargs):
+            w.labels.note_statistics(aspect.numpy())
     rank = len(x.shape)
-    others = [_at(w, v, 1, rank) for v in op.args[1:5] if isinstance(v, Tensor)]
-    return w.algebra.pointwise(x.shape, [x, *others])
+    others = [_lay_along(w, v, 1, rank) for v in op.args[1:5] if isinstance(v, Tensor)]
+    return w.algebra.join_elementwise(x.shape, [x, *others])
 
 
-def _native_layer_norm(w: Follower, op: Op) -> Shadow:
-    x = w.of(op.args[0])
-    over = axes_of("native_layer_norm", op.args, op.kwargs)
+def _native_layer_norm(w: Follower, op: Op) -> AxisLabels:
+    x = w.labels_of(op.args[0])
+    over = dims_run_over("native_layer_norm", op.args, op.kwargs)
     if op.args[2] is None:
-        w.sized(x)  # without a weight, the module's attribute is the only place of its shape
+        w.note_length(x)  # without a weight, the module's attribute is the only place of its shape
     for aspect in x.aspects:
-        if varying(aspect) & over:
-            w.labels.statistics(aspect.numpy())
-    return w.algebra.pointwise(x.shape, [x, *[w.of(v) for v in op.args[2:4] if isinstance(v, Tensor)]])
-
-
-def _native_group_norm(w: Follower, op: Op) -> Shadow:
-    x, groups = w.of(op.args[0]), op.args[6]
-    w.algebra.blocks(x, 1, x.shape[1] // groups, "it falls into unequal groups of a normalisation")
-    for aspect in x.aspects:
-        if 1 in varying(aspect):
-            w.labels.statistics(aspect.numpy())
-    return w.algebra.pointwise(
-        x.shape, [x, *[_at(w, v, 1, len(x.shape)) for v in op.args[1:3] if isinstance(v, Tensor)]]
+        if varying_dims(aspect) & over:
+            w.labels.note_statistics(aspect.numpy())
+    return w.algebra.join_elementwise(
+        x.shape, [x, *[w.labels_of(v) for v in op.args[2:4] if isinstance(v, Tensor)]]
     )
 
 
-def _weight_norm(w: Follower, op: Op) -> Shadow:
+def _native_group_norm(w: Follower, op: Op) -> AxisLabels:
+    x, groups = w.labels_of(op.args[0]), op.args[6]
+    w.algebra.hold_blocks(x, 1, x.shape[1] // groups, "it falls into unequal groups of a normalisation")
+    for aspect in x.aspects:
+        if 1 in varying_dims(aspect):
+            w.labels.note_statistics(aspect.numpy())
+    return w.algebra.join_elementwise(
+        x.shape, [x, *[_lay_along(w, v, 1, len(x.shape)) for v in op.args[1:3] if isinstance(v, Tensor)]]
+    )
+
+
+def _weight_norm(w: Follower, op: Op) -> AxisLabels:
     """v * g / norm(v), the norm over everything but one dimension."""
-    direction = w.of(op.args[0])
+    direction = w.labels_of(op.args[0])
     for aspect in direction.aspects:
-        if varying(aspect) & axes_of(op.name, op.args, op.kwargs):
-            w.labels.statistics(aspect.numpy())
-    return w.algebra.pointwise(direction.shape, [direction, w.of(op.args[1])])
+        if varying_dims(aspect) & dims_run_over(op.name, op.args, op.kwargs):
+            w.labels.note_statistics(aspect.numpy())
+    return w.algebra.join_elementwise(direction.shape, [direction, w.labels_of(op.args[1])])
 
 
-def _at(w: Follower, vector: Tensor, dim: int, rank: int) -> Shadow:
-    """The shadow of a vector, laid along one dimension of a tensor of so many dimensions."""
-    shadow, size = w.of(vector), vector.shape[0]
+def _lay_along(w: Follower, vector: Tensor, dim: int, rank: int) -> AxisLabels:
+    """The labels of a vector, laid along one dimension of a tensor with `rank` dimensions."""
+    axis_labels, size = w.labels_of(vector), vector.shape[0]
     shape = (1,) * dim + (size,) + (1,) * (rank - dim - 1)
-    return Shadow(
+    return AxisLabels(
         shape,
-        tuple(v.view(shape) for v in shadow.aspects),
-        shadow.parameter,
-        frozenset((dim, cell) for _, cell in shadow.soft),
+        tuple(v.view(shape) for v in axis_labels.aspects),
+        axis_labels.parameter,
+        frozenset((dim, cell) for _, cell in axis_labels.flexible),
     )
 
 
@@ -210,71 +248,74 @@ def _at(w: Follower, vector: Tensor, dim: int, rank: int) -> Shadow:
 
 
 NUMBERED = frozenset(["argmax", "argmin", "max", "min"])
-"""reductions that give the number of an element: by itself, or as a second result"""
+"""reductions that return the number of an element, alone or as a second result"""
 
 
-def reduction(w: Follower, op: Op) -> Shadow | list[Shadow]:
-    shadow, rank = w.of(op.args[0]), op.args[0].dim()
+def follow_reduction(w: Follower, op: Op) -> AxisLabels | list[AxisLabels]:
+    axis_labels, rank = w.labels_of(op.args[0]), op.args[0].dim()
     result = op.out if isinstance(op.out, Tensor) else op.out[0]
     if len(op.args) > 1 and isinstance(op.args[1], Tensor):  # max(a, b), elementwise
-        return w.algebra.pointwise(result.shape, [shadow, w.of(op.args[1])])
-    over = axes_of(op.name, op.args, op.kwargs)
+        return w.algebra.join_elementwise(result.shape, [axis_labels, w.labels_of(op.args[1])])
+    over = dims_run_over(op.name, op.args, op.kwargs)
     keepdim = result.dim() == rank and rank > 0
-    made = w.algebra.reduced(shadow, over, keepdim, result.shape)
+    made = w.algebra.reduce_labels(axis_labels, over, keepdim, result.shape)
     if op.name in NUMBERED and (op.name.startswith("arg") or not isinstance(op.out, Tensor)):
-        numbers = replace(made, over=(), numbers=w.algebra.numbering(shadow, over, number_reason(op.name)))
+        numbers = replace(
+            made, reduced_over=(), numbers=w.algebra.number_places(axis_labels, over, number_reason(op.name))
+        )
         return numbers if isinstance(op.out, Tensor) else [made, numbers]
     return made if isinstance(op.out, Tensor) else [made for _ in op.out]
 
 
-def along(w: Follower, op: Op) -> Shadow | list[Shadow]:
-    shadow = w.of(op.args[0])
+def follow_along(w: Follower, op: Op) -> AxisLabels | list[AxisLabels]:
+    axis_labels = w.labels_of(op.args[0])
     if op.name == "glu":
-        dim = dimension(argument(op.args, op.kwargs, 1, "dim", -1), op.args[0])
-        one, two = parts(w, op.args[0], dim, [op.out.shape[dim]] * 2)
-        return w.algebra.pointwise(op.out.shape, [one, two])
-    dims = axes_of(op.name, op.args, op.kwargs)
+        dim = wrap_dim(read_argument(op.args, op.kwargs, 1, "dim", -1), op.args[0])
+        one, two = split_labels(w, op.args[0], dim, [op.out.shape[dim]] * 2)
+        return w.algebra.join_elementwise(op.out.shape, [one, two])
+    dims = dims_run_over(op.name, op.args, op.kwargs)
     if "softmax" in op.name:
-        for aspect in shadow.aspects:
-            if varying(aspect) & dims:
-                w.labels.statistics(aspect.numpy())
-        return shadow
-    held = w.algebra.hold_all(shadow, dims, f"'{op.name}' runs along it")
+        for aspect in axis_labels.aspects:
+            if varying_dims(aspect) & dims:
+                w.labels.note_statistics(aspect.numpy())
+        return axis_labels
+    held = w.algebra.hold_all(axis_labels, dims, f"'{op.name}' runs along it")
     result = op.out if isinstance(op.out, Tensor) else op.out[0]
-    gone = sorted(dims) if result.dim() < len(shadow.shape) else []
-    made = Shadow(tuple(result.shape), tuple(aspect.squeeze(gone) for aspect in held.aspects))
+    gone = sorted(dims) if result.dim() < len(axis_labels.shape) else []
+    made = AxisLabels(tuple(result.shape), tuple(aspect.squeeze(gone) for aspect in held.aspects))
     return made if isinstance(op.out, Tensor) else [made for _ in op.out]
 
 
-def _distance(w: Follower, op: Op) -> Shadow:
-    """[..., P, M] and [..., R, M]: [..., P, R], a sum over M; of one matrix, the distances between its rows."""
-    one = w.of(op.args[0])
+def _distance(w: Follower, op: Op) -> AxisLabels:
+    """Distances between rows, a sum over M: [..., P, M] and [..., R, M] -> [..., P, R]; or within one
+    matrix."""
+    one = w.labels_of(op.args[0])
     if op.name == "_pdist_forward":
         held = w.algebra.hold_all(one, {0}, "distances between its rows are taken")
-        return w.algebra.reduced(
+        return w.algebra.reduce_labels(
             replace(held, shape=(op.out.shape[0], one.shape[1])), {1}, False, op.out.shape
         )
-    rows, last = w.algebra.moved(one, lambda t: t.unsqueeze(-2)), op.args[0].dim()
-    columns = w.algebra.moved(w.of(op.args[1]), lambda t: t.unsqueeze(-3))
-    spread = w.algebra.pointwise((*op.out.shape, one.shape[-1]), [rows, columns])
-    return w.algebra.reduced(spread, {max(last, op.args[1].dim())}, False, op.out.shape)
+    rows, last = w.algebra.move_labels(one, lambda t: t.unsqueeze(-2)), op.args[0].dim()
+    columns = w.algebra.move_labels(w.labels_of(op.args[1]), lambda t: t.unsqueeze(-3))
+    spread = w.algebra.join_elementwise((*op.out.shape, one.shape[-1]), [rows, columns])
+    return w.algebra.reduce_labels(spread, {max(last, op.args[1].dim())}, False, op.out.shape)
 
 
-def _loss(w: Follower, op: Op) -> Shadow:
-    """Element by element, then a mean or a sum over all of them."""
-    operands = [v for v in flattened(op.args, op.kwargs) if isinstance(v, Tensor)]
+def _loss(w: Follower, op: Op) -> AxisLabels:
+    """Element by element, then a mean or a sum over all elements."""
+    operands = [v for v in flatten_arguments(op.args, op.kwargs) if isinstance(v, Tensor)]
     shape = np.broadcast_shapes(*(t.shape for t in operands))
-    made = w.algebra.pointwise(shape, [w.of(t) for t in operands])
-    over = axes_of(op.name, op.args, op.kwargs)
-    return w.algebra.reduced(made, set(range(len(shape))), False, op.out.shape) if over else made
+    made = w.algebra.join_elementwise(shape, [w.labels_of(t) for t in operands])
+    over = dims_run_over(op.name, op.args, op.kwargs)
+    return w.algebra.reduce_labels(made, set(range(len(shape))), False, op.out.shape) if over else made
 
 
 RULES: dict[str, Rule] = {
     **COMPLEX_RULES,
-    **INDEXING,
-    **ORDERING,
-    **REARRANGING,
-    **VISION,
+    **INDEX_RULES,
+    **SORT_RULES,
+    **RESHAPE_RULES,
+    **VISION_RULES,
     **dict.fromkeys(DISTANCES, _distance),
     **dict.fromkeys(LOSSES, _loss),
     "_grouped_mm": _grouped_mm,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sparsify.forward.opaque import uncompiled
-from sparsify.graph.names import walk
+from sparsify.forward.opaque import without_compiling
+from sparsify.graph.names import walk_modules
 
 MOVES = frozenset(
     [
@@ -144,8 +144,9 @@ NORMS = frozenset(
     ]
 )
 POINTWISE = frozenset(
-    "where _prelu_kernel masked_fill lerp addcmul addcdiv clamp clamp_min clamp_max hardswish hardsigmoid hardtanh silu gelu mish elu celu selu "
-    "leaky_relu rrelu_with_noise softplus softshrink hardshrink threshold log_sigmoid_forward glu_jvp fmod remainder nan_to_num normal".split()
+    "where _prelu_kernel masked_fill lerp addcmul addcdiv clamp clamp_min clamp_max hardswish hardsigmoid "
+    "hardtanh silu gelu mish elu celu selu leaky_relu rrelu_with_noise softplus softshrink hardshrink "
+    "threshold log_sigmoid_forward glu_jvp fmod remainder nan_to_num normal".split()
 )
 LIKE = frozenset(
     [
@@ -203,9 +204,10 @@ LOSSES = {
     "smooth_l1_loss": 2,
     "soft_margin_loss": 2,
 }
-"""element by element, then a sum or a mean over all of them: operator -> place of the argument that can say none"""
+"""elementwise, then a sum or mean over all elements: operator -> place of the argument that can disable
+that"""
 
-ALIKE = frozenset(
+UNIFORM = frozenset(
     [
         "_efficientzerotensor",
         "zeros",
@@ -218,10 +220,10 @@ ALIKE = frozenset(
         "new_empty",
     ]
 )
-"""made from nothing, every element the same or yet to be written"""
+"""created with all elements equal, or not written yet"""
 
 
-def moved_by(func: Any, tensor: Tensor, rest: Any, kwargs: Any) -> Tensor:
+def apply_move(func: Any, tensor: Tensor, rest: Any, kwargs: Any) -> Tensor:
     """A moving operator on labels: `reshape` in place of `view`, since labels are expanded views."""
     name = func._schema.name.split("::")[1]
     if name in ("view", "_unsafe_view", "_reshape_alias", "reshape"):
@@ -230,7 +232,7 @@ def moved_by(func: Any, tensor: Tensor, rest: Any, kwargs: Any) -> Tensor:
     return result
 
 
-def flattened(args: Any, kwargs: Mapping[str, Any]) -> Iterator[Any]:
+def flatten_arguments(args: Any, kwargs: Mapping[str, Any]) -> Iterator[Any]:
     for value in (*args, *kwargs.values()):
         if isinstance(value, list | tuple):
             yield from value
@@ -238,15 +240,15 @@ def flattened(args: Any, kwargs: Mapping[str, Any]) -> Iterator[Any]:
             yield value
 
 
-def argument(args: Any, kwargs: Mapping[str, Any], at: int, name: str, default: Any) -> Any:
+def read_argument(args: Any, kwargs: Mapping[str, Any], at: int, name: str, default: Any) -> Any:
     return args[at] if len(args) > at else kwargs.get(name, default)
 
 
-def dimension(dim: int, tensor: Tensor) -> int:
+def wrap_dim(dim: int, tensor: Tensor) -> int:
     return dim % max(tensor.dim(), 1)
 
 
-def axes_of(name: str, args: Any, kwargs: Mapping[str, Any]) -> set[int]:
+def dims_run_over(name: str, args: Any, kwargs: Mapping[str, Any]) -> set[int]:
     """The dimensions that a reduction, a softmax or a normalisation runs over."""
     rank = args[0].dim()
     if name == "native_layer_norm":
@@ -254,40 +256,42 @@ def axes_of(name: str, args: Any, kwargs: Mapping[str, Any]) -> set[int]:
     if name == "native_group_norm":
         return {1}
     if name == "_weight_norm_interface":
-        return set(range(rank)) - {dimension(argument(args, kwargs, 2, "dim", 0), args[0])}
+        return set(range(rank)) - {wrap_dim(read_argument(args, kwargs, 2, "dim", 0), args[0])}
     if name in NORMS:  # over everything but the channels, where the statistics are not stored ones
         return set(range(rank)) - {1} if next((a for a in args[3:] if isinstance(a, bool)), False) else set()
     if name in DISTANCES:
         return {rank - 1}
     if name in LOSSES:
-        return set() if summed_by(name, args, kwargs) == 0 else set(range(rank))
+        return set() if loss_reduction(name, args, kwargs) == 0 else set(range(rank))
     if name in ("median", "nanmedian") and len(args) == 1 and "dim" not in kwargs:
         return set(range(rank))
     if name in ALONG:
         return {
-            dimension(argument(args, kwargs, 2 if name in ("topk", "kthvalue") else 1, "dim", -1), args[0])
+            wrap_dim(
+                read_argument(args, kwargs, 2 if name in ("topk", "kthvalue") else 1, "dim", -1), args[0]
+            )
         }
-    dims = argument(args, kwargs, 2 if name in ("norm", "linalg_vector_norm") else 1, "dim", None)
+    dims = read_argument(args, kwargs, 2 if name in ("norm", "linalg_vector_norm") else 1, "dim", None)
     if dims is None or dims == [] or isinstance(dims, Tensor):
         return set(range(rank))
-    return {dimension(d, args[0]) for d in (dims if isinstance(dims, list | tuple) else [dims])}
+    return {wrap_dim(d, args[0]) for d in (dims if isinstance(dims, list | tuple) else [dims])}
 
 
-def summed_by(name: str, args: Any, kwargs: Mapping[str, Any]) -> int:
-    """How a loss sums over elements: 0 not at all, 1 a mean, 2 a sum."""
+def loss_reduction(name: str, args: Any, kwargs: Mapping[str, Any]) -> int:
+    """How a loss sums over elements: 0 none, 1 mean, 2 sum."""
     place = LOSSES[name]
-    found: int = 2 if place is None else argument(args, kwargs, place, "reduction", 1)
+    found: int = 2 if place is None else read_argument(args, kwargs, place, "reduction", 1)
     return found
 
 
 @contextmanager
-def primitive(model: nn.Module) -> Iterator[None]:
-    """Let torch take the plain path: no fused attention, no fused recurrent layers."""
-    recurrent = any(isinstance(module, nn.RNNBase) for _, module in walk(model))
+def decompose_operators(model: nn.Module) -> Iterator[None]:
+    """Make torch run plain operators: no fused attention, no fused recurrent layers."""
+    recurrent = any(isinstance(module, nn.RNNBase) for _, module in walk_modules(model))
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(uncompiled())
-        stack.enter_context(plain_attention())
+        stack.enter_context(without_compiling())
+        stack.enter_context(without_fused_attention())
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings(
             "ignore", message=".*TF32.*"
@@ -299,8 +303,8 @@ def primitive(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
-    """No fused MultiheadAttention and TransformerEncoder: those write zeros at padded places, the plain ones do not."""
+def without_fused_attention() -> Iterator[None]:
+    """Disable fused MultiheadAttention and TransformerEncoder, which write zeros at padded places."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,6 +1,6 @@
-"""What the products of a forward call spend, and which labels lie along the dimensions that they run over.
+"""What the products of a forward call cost, and which labels lie along the dimensions that they run over.
 
-[n, k] x [k, m] runs over n, k and m, and takes one multiply-accumulate for each combination of indices.
+[n, k] x [k, m] runs over n, k and m, with one multiply-accumulate for each combination of indices.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from sparsify.graph.trace.axis_labels import Shadow
+from sparsify.graph.trace.axis_labels import AxisLabels
 
 Factor = tuple[Tensor, tuple[int, ...]]
-"""a tensor, and the dimension of the product that each of its dimensions is"""
+"""a tensor, and for each of its dimensions the dimension of the product"""
 Space = tuple[tuple[int, ...], list[Factor], int]
-"""the lengths of the dimensions that a product runs over, its factors, and its multiply-accumulates"""
+"""lengths of the dimensions that a product runs over, its factors, and its multiply-accumulates"""
 
 _INDICES: dict[str, tuple[int, str, tuple[str, str]]] = {
     "mm": (0, "nkm", ("nk", "km")),
@@ -34,34 +34,42 @@ PRODUCTS = frozenset((*_INDICES, "convolution", "_trilinear"))
 
 
 @dataclass(frozen=True, eq=False)
-class Spent:
+class TracedProduct:
     """One product that ran in a module."""
 
     module: str
     macs: int
-    """on the whole batch"""
+    """for the whole batch"""
     aspects: tuple[Tensor, ...]
-    """the labels of its factors, laid along the dimensions that it runs over; those of parameters first"""
+    """labels of its factors, laid along the dimensions that it runs over; those of parameters first"""
     parameters: tuple[Tensor, ...]
-    """the labels of those factors that are computed from parameters alone"""
+    """labels of the factors that are computed from parameters only"""
 
 
-def spent(name: str, module: str, args: Sequence[Any], out: Tensor, of: Callable[[Tensor], Shadow]) -> Spent:
-    """What an operator of PRODUCTS spends on these arguments; of: the labels of a tensor."""
-    lengths, factors, macs = _space(name, args, out)
-    shadows = [(of(tensor), dims) for tensor, dims in factors]
-    shadows.sort(key=lambda factor: not factor[0].parameter)
+def trace_product(
+    name: str, module: str, args: Sequence[Any], out: Tensor, of: Callable[[Tensor], AxisLabels]
+) -> TracedProduct:
+    """Read what an operator of PRODUCTS costs; of: the labels of a tensor."""
+    lengths, factors, macs = _read_space(name, args, out)
+    all_labels = [(of(tensor), dims) for tensor, dims in factors]
+    all_labels.sort(key=lambda factor: not factor[0].parameter)
     rank = len(lengths)
-    aspects = tuple(_spread(aspect, dims, rank) for shadow, dims in shadows for aspect in shadow.aspects)
-    parameters = tuple(aspect for shadow, _ in shadows if shadow.parameter for aspect in shadow.aspects)
-    return Spent(module, macs, aspects, parameters)
+    aspects = tuple(
+        _lay_along_space(aspect, dims, rank)
+        for axis_labels, dims in all_labels
+        for aspect in axis_labels.aspects
+    )
+    parameters = tuple(
+        aspect for axis_labels, _ in all_labels if axis_labels.parameter for aspect in axis_labels.aspects
+    )
+    return TracedProduct(module, macs, aspects, parameters)
 
 
-def _space(name: str, args: Sequence[Any], out: Tensor) -> Space:
+def _read_space(name: str, args: Sequence[Any], out: Tensor) -> Space:
     if name == "convolution":
-        return _convolution(args, out)
+        return _read_convolution(args, out)
     if name == "_trilinear":
-        return _trilinear(args)
+        return _read_trilinear(args)
     at, indices, of_factors = _INDICES[name]
     factors = [(args[at + i], tuple(map(indices.index, own))) for i, own in enumerate(of_factors)]
     lengths = [1] * len(indices)
@@ -71,16 +79,16 @@ def _space(name: str, args: Sequence[Any], out: Tensor) -> Space:
     return tuple(lengths), factors, prod(lengths)
 
 
-def _convolution(args: Sequence[Any], out: Tensor) -> Space:
-    """Each element of the weight is used once at each place of the output, or of the input if transposed."""
+def _read_convolution(args: Sequence[Any], out: Tensor) -> Space:
+    """Each weight element is used once at each place of the output, or of the input if transposed."""
     x, weight, transposed = args[0], args[1], args[6]
     places = (x if transposed else out).shape
     macs = places[0] * prod(places[2:]) * weight.numel()
     return tuple(weight.shape), [(weight, tuple(range(weight.dim())))], macs
 
 
-def _trilinear(args: Sequence[Any]) -> Space:
-    """Three tensors get new dimensions until they have one rank, and are multiplied element by element."""
+def _read_trilinear(args: Sequence[Any]) -> Space:
+    """Three tensors get new dimensions until they have one rank, and are multiplied elementwise."""
     factors = []
     for tensor, added in zip(args[:3], args[3:6], strict=True):
         rank = tensor.dim() + len(added)
@@ -92,8 +100,8 @@ def _trilinear(args: Sequence[Any]) -> Space:
     return tuple(lengths), factors, prod(lengths)
 
 
-def _spread(aspect: Tensor, dims: Sequence[int], rank: int) -> Tensor:
-    """An aspect of a factor with a dimension for each one of the product."""
+def _lay_along_space(aspect: Tensor, dims: Sequence[int], rank: int) -> Tensor:
+    """An aspect of a factor, with one dimension for each dimension of the product."""
     shape = [1] * rank
     for dim, size in zip(dims, aspect.shape, strict=True):
         shape[dim] = size

@@ -1,4 +1,4 @@
-"""What operators that take tensors apart, or put them together, do to labels."""
+"""What operators that split or join tensors do to labels."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,77 +6,85 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sparsify.graph.trace.axis_labels import Shadow, varying
-from sparsify.graph.trace.operators import argument, dimension
+from sparsify.graph.trace.axis_labels import AxisLabels, varying_dims
+from sparsify.graph.trace.operators import read_argument, wrap_dim
 from sparsify.graph.trace.rule_api import Follower, Op, Rule
 
 
-def _split(w: Follower, op: Op) -> list[Shadow]:
-    dim = dimension(argument(op.args, op.kwargs, 2, "dim", 0), op.args[0])
+def _split(w: Follower, op: Op) -> list[AxisLabels]:
+    dim = wrap_dim(read_argument(op.args, op.kwargs, 2, "dim", 0), op.args[0])
     sizes = op.args[1] if isinstance(op.args[1], list | tuple) else [t.shape[dim] for t in op.out]
-    return parts(w, op.args[0], dim, sizes)
+    return split_labels(w, op.args[0], dim, sizes)
 
 
-def _chunk(w: Follower, op: Op) -> list[Shadow]:
-    dim = dimension(argument(op.args, op.kwargs, 2, "dim", 0), op.args[0])
-    return parts(w, op.args[0], dim, [t.shape[dim] for t in op.out])
+def _chunk(w: Follower, op: Op) -> list[AxisLabels]:
+    dim = wrap_dim(read_argument(op.args, op.kwargs, 2, "dim", 0), op.args[0])
+    return split_labels(w, op.args[0], dim, [t.shape[dim] for t in op.out])
 
 
-def parts(w: Follower, tensor: Tensor, dim: int, sizes: Sequence[int]) -> list[Shadow]:
-    shadow = w.of(tensor)
+def split_labels(w: Follower, tensor: Tensor, dim: int, sizes: Sequence[int]) -> list[AxisLabels]:
+    axis_labels = w.labels_of(tensor)
     if len(sizes) > 1:
-        w.sized(shadow)  # an attribute may hold the whole of it, and the parts be computed from that
-        w.algebra.blocks(shadow, dim, sizes[0] if len(set(sizes)) == 1 else 0, "it is split at fixed places")
+        w.note_length(
+            axis_labels
+        )  # an attribute may hold the whole of it, and the parts be computed from that
+        w.algebra.hold_blocks(
+            axis_labels, dim, sizes[0] if len(set(sizes)) == 1 else 0, "it is split at fixed places"
+        )
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     found = []
     for start, size in zip(starts, sizes, strict=True):
         narrow = partial(torch.narrow, dim=dim, start=start, length=size)
-        found.append(w.algebra.moved(shadow, narrow))
-    return [w.sized(part) for part in found]
+        found.append(w.algebra.move_labels(axis_labels, narrow))
+    return [w.note_length(part) for part in found]
 
 
-def _unbind(w: Follower, op: Op) -> list[Shadow]:
-    dim = dimension(argument(op.args, op.kwargs, 1, "dim", 0), op.args[0])
-    shadow = w.of(op.args[0])
-    for aspect in shadow.aspects:
-        if dim in varying(aspect):
+def _unbind(w: Follower, op: Op) -> list[AxisLabels]:
+    dim = wrap_dim(read_argument(op.args, op.kwargs, 1, "dim", 0), op.args[0])
+    axis_labels = w.labels_of(op.args[0])
+    for aspect in axis_labels.aspects:
+        if dim in varying_dims(aspect):
             w.algebra.hold(aspect, {dim}, "it is taken apart index by index")
-    return [w.algebra.moved(shadow, lambda t, i=i: t.select(dim, i)) for i in range(len(op.out))]  # type: ignore[misc]
+    moves = [partial(torch.select, dim=dim, index=i) for i in range(len(op.out))]
+    return [w.algebra.move_labels(axis_labels, move) for move in moves]
 
 
-def _select(w: Follower, op: Op) -> Shadow:
-    shadow, dim = w.of(op.args[0]), dimension(op.args[1], op.args[0])
-    for aspect in shadow.aspects:
-        if dim in varying(aspect):
+def _select(w: Follower, op: Op) -> AxisLabels:
+    axis_labels, dim = w.labels_of(op.args[0]), wrap_dim(op.args[1], op.args[0])
+    for aspect in axis_labels.aspects:
+        if dim in varying_dims(aspect):
             w.algebra.hold(aspect, {dim}, "a fixed index of it is taken")
-    return w.algebra.moved(shadow, lambda t: t.select(dim, op.args[2]))
+    return w.algebra.move_labels(axis_labels, lambda t: t.select(dim, op.args[2]))
 
 
-def _slice(w: Follower, op: Op) -> Shadow:
-    shadow, dim = w.of(op.args[0]), dimension(argument(op.args, op.kwargs, 1, "dim", 0), op.args[0])
+def _slice(w: Follower, op: Op) -> AxisLabels:
+    axis_labels, dim = (
+        w.labels_of(op.args[0]),
+        wrap_dim(read_argument(op.args, op.kwargs, 1, "dim", 0), op.args[0]),
+    )
     start, step = (
-        argument(op.args, op.kwargs, 2, "start", None) or 0,
-        argument(op.args, op.kwargs, 4, "step", 1),
+        read_argument(op.args, op.kwargs, 2, "start", None) or 0,
+        read_argument(op.args, op.kwargs, 4, "step", 1),
     )
     size, kept = op.args[0].shape[dim], op.out.shape[dim]
     start = start + size if start < 0 else start
     if kept < size:
         whole = kept and size % kept == 0 and (start % kept == 0 if step == 1 else size == kept * step)
         if step == 1:
-            w.algebra.blocks(shadow, dim, kept if whole else 0, "it is sliced at a fixed place")
+            w.algebra.hold_blocks(axis_labels, dim, kept if whole else 0, "it is sliced at a fixed place")
         else:
-            _strided(w, shadow, dim, step if whole else 0)
-    return w.algebra.moved(
-        shadow,
+            _strided(w, axis_labels, dim, step if whole else 0)
+    return w.algebra.move_labels(
+        axis_labels,
         lambda t: t.narrow(dim, start, 1 + (kept - 1) * step)[
             (slice(None),) * dim + (slice(None, None, step),)
         ],
     )
 
 
-def _strided(w: Follower, shadow: Shadow, dim: int, step: int) -> None:
-    for aspect in shadow.aspects:
-        if dim not in varying(aspect):
+def _strided(w: Follower, axis_labels: AxisLabels, dim: int, step: int) -> None:
+    for aspect in axis_labels.aspects:
+        if dim not in varying_dims(aspect):
             continue
         if step < 1:
             w.algebra.hold(aspect, {dim}, "it is sliced at a fixed place")
@@ -85,86 +93,94 @@ def _strided(w: Follower, shadow: Shadow, dim: int, step: int) -> None:
             w.algebra.join(parts, parts.narrow(dim + 1, 0, 1))
 
 
-def _as_strided(w: Follower, op: Op) -> Shadow:
+def _as_strided(w: Follower, op: Op) -> AxisLabels:
     x = op.args[0]
 
     def change(labels: Tensor) -> Tensor:
         own = torch.empty_strided(x.shape, x.stride(), dtype=labels.dtype).copy_(labels)
         return own.as_strided(op.out.shape, op.out.stride(), 0)
 
-    return w.algebra.moved(w.of(x), change)
+    return w.algebra.move_labels(w.labels_of(x), change)
 
 
-def _cat(w: Follower, op: Op) -> Shadow:
+def _cat(w: Follower, op: Op) -> AxisLabels:
     given = [t for t in op.args[0] if t.numel() or t.dim() > 1]
-    dim = dimension(argument(op.args, op.kwargs, 1, "dim", 0), op.out)
-    shadows = [w.of(t) for t in given]
-    along = [next((v for v in s.aspects if dim in varying(v)), None) for s in shadows]
+    dim = wrap_dim(read_argument(op.args, op.kwargs, 1, "dim", 0), op.out)
+    all_labels = [w.labels_of(t) for t in given]
+    along = [next((v for v in s.aspects if dim in varying_dims(v)), None) for s in all_labels]
     others = [
-        Shadow(
+        AxisLabels(
             (*s.shape[:dim], 1, *s.shape[dim + 1 :]),
-            tuple(v for v in s.aspects if dim not in varying(v)),
+            tuple(v for v in s.aspects if dim not in varying_dims(v)),
             s.parameter,
         )
-        for s in shadows
+        for s in all_labels
     ]
-    w.algebra.alike(others)
+    w.algebra.note_twins(others)
     flat = (*op.out.shape[:dim], 1, *op.out.shape[dim + 1 :])
-    made = list(w.algebra.pointwise(flat, others).aspects)
-    if any(v is not None for v in along) or any(n.aspects for n in shadows):
+    made = list(w.algebra.join_elementwise(flat, others).aspects)
+    if any(v is not None for v in along) or any(n.aspects for n in all_labels):
         pieces = [torch.zeros([1] * op.out.dim(), dtype=torch.int64) if v is None else v for v in along]
         if any(v is not None for v in along):
             shape = [max(p.shape[d] for p in pieces) for d in range(op.out.dim())]
-            wide = [
-                p.expand([s.shape[d] if d == dim else shape[d] for d in range(op.out.dim())])
-                for p, s in zip(pieces, shadows, strict=True)
-            ]
+            wide = []
+            for piece, own in zip(pieces, all_labels, strict=True):
+                shape[dim] = own.shape[dim]
+                wide.append(piece.expand(shape))
             made.append(torch.cat(wide, dim))
-    return Shadow(
-        tuple(op.out.shape), tuple(v for v in made if varying(v)), all(s.parameter for s in shadows)
+    return AxisLabels(
+        tuple(op.out.shape), tuple(v for v in made if varying_dims(v)), all(s.parameter for s in all_labels)
     )
 
 
-def _stack(w: Follower, op: Op) -> Shadow:
-    dim = dimension(argument(op.args, op.kwargs, 1, "dim", 0), op.out)
-    w.algebra.alike([w.of(t) for t in op.args[0]])
-    made = w.algebra.pointwise(
-        tuple(n for d, n in enumerate(op.out.shape) if d != dim), [w.of(t) for t in op.args[0]]
+def _stack(w: Follower, op: Op) -> AxisLabels:
+    dim = wrap_dim(read_argument(op.args, op.kwargs, 1, "dim", 0), op.out)
+    w.algebra.note_twins([w.labels_of(t) for t in op.args[0]])
+    made = w.algebra.join_elementwise(
+        tuple(n for d, n in enumerate(op.out.shape) if d != dim), [w.labels_of(t) for t in op.args[0]]
     )
-    return Shadow(tuple(op.out.shape), tuple(v.unsqueeze(dim) for v in made.aspects), made.parameter)
+    return AxisLabels(tuple(op.out.shape), tuple(v.unsqueeze(dim) for v in made.aspects), made.parameter)
 
 
-def _constant_pad_nd(w: Follower, op: Op) -> Shadow:
-    shadow, pads = w.of(op.args[0]), list(op.args[1])
+def _constant_pad_nd(w: Follower, op: Op) -> AxisLabels:
+    axis_labels, pads = w.labels_of(op.args[0]), list(op.args[1])
     kept = []
-    for aspect in shadow.aspects:
+    for aspect in axis_labels.aspects:
         for i in range(len(pads) // 2):
-            dim = len(shadow.shape) - 1 - i
-            if dim in varying(aspect) and (pads[2 * i] or pads[2 * i + 1]):
-                edges = [
-                    aspect.new_zeros([n if d != dim else max(p, 0) for d, n in enumerate(aspect.shape)])
-                    for p in pads[2 * i : 2 * i + 2]
-                ]
-                aspect = torch.cat([edges[0], aspect, edges[1]], dim)
+            dim = len(axis_labels.shape) - 1 - i
+            if dim in varying_dims(aspect) and (pads[2 * i] or pads[2 * i + 1]):
+                before, after = (_make_edge(aspect, dim, pad) for pad in pads[2 * i : 2 * i + 2])
+                aspect = torch.cat([before, aspect, after], dim)
         kept.append(aspect)
-    return Shadow(tuple(op.out.shape), tuple(kept), shadow.parameter)
+    return AxisLabels(tuple(op.out.shape), tuple(kept), axis_labels.parameter)
 
 
-def _im2col(w: Follower, op: Op) -> Shadow:
+def _make_edge(aspect: Tensor, dim: int, pad: int) -> Tensor:
+    """Labels of padded places: 0, which belongs to what stays. A negative pad adds none."""
+    shape = list(aspect.shape)
+    shape[dim] = max(pad, 0)
+    return aspect.new_zeros(shape)
+
+
+def _im2col(w: Follower, op: Op) -> AxisLabels:
     """[N, C, H, W] -> [N, C * places, windows]"""
-    held = w.algebra.hold_all(w.of(op.args[0]), {0, 2, 3}, "windows of it are taken")
+    held = w.algebra.hold_all(w.labels_of(op.args[0]), {0, 2, 3}, "windows of it are taken")
     places = op.out.shape[1] // op.args[0].shape[1]
-    return Shadow(tuple(op.out.shape), tuple(v.flatten(2).repeat_interleave(places, 1) for v in held.aspects))
+    return AxisLabels(
+        tuple(op.out.shape), tuple(v.flatten(2).repeat_interleave(places, 1) for v in held.aspects)
+    )
 
 
-def _col2im(w: Follower, op: Op) -> Shadow:
+def _col2im(w: Follower, op: Op) -> AxisLabels:
     """[N, C * places, windows] -> [N, C, H, W]"""
-    held = w.algebra.hold_all(w.of(op.args[0]), {0, 2}, "windows of it are put back")
+    held = w.algebra.hold_all(w.labels_of(op.args[0]), {0, 2}, "windows of it are put back")
     blocks = [torch.unflatten(v, 1, (op.out.shape[1], -1)) for v in held.aspects]
-    return Shadow(tuple(op.out.shape), tuple(w.algebra.tie(v, {2}) for v in blocks if op.out.shape[1] > 1))
+    return AxisLabels(
+        tuple(op.out.shape), tuple(w.algebra.tie(v, {2}) for v in blocks if op.out.shape[1] > 1)
+    )
 
 
-REARRANGING: dict[str, Rule] = {
+RESHAPE_RULES: dict[str, Rule] = {
     "as_strided": _as_strided,
     "cat": _cat,
     "chunk": _chunk,

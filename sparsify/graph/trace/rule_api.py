@@ -1,4 +1,4 @@
-"""What a rule of an operator is given: the operator that ran, and whoever follows the labels."""
+"""What an operator's rule is given: the operator that ran, and the tracer."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from sparsify.graph.trace.axis_labels import Algebra, Shadow
+from sparsify.graph.trace.axis_labels import AxisLabels
+from sparsify.graph.trace.label_algebra import LabelAlgebra
 from sparsify.graph.trace.labels import Labels
 
 
@@ -21,16 +22,28 @@ class Op:
 
 
 class Follower(Protocol):
-    """What a rule needs of whoever follows the labels."""
+    """What a rule needs of the tracer."""
 
     labels: Labels
-    algebra: Algebra
+    algebra: LabelAlgebra
 
-    def of(self, tensor: Tensor) -> Shadow:
-        """The shadow of a tensor."""
+    def labels_of(self, tensor: Tensor) -> AxisLabels:
+        """The labels of a tensor."""
 
-    def sized(self, shadow: Shadow) -> Shadow:
-        """Remember that a shape was written down."""
+    def labels_unread(self, tensor: Tensor) -> AxisLabels:
+        """The labels of a tensor, without counting as a use of it."""
+
+    def set_labels(self, tensor: Tensor, axis_labels: AxisLabels) -> None:
+        """Replace the labels of a tensor."""
+
+    def fix(self, axis_labels: AxisLabels, reason: str) -> None:
+        """These labels must stay, for this reason."""
+
+    def label_created(self, name: str, out: Any) -> AxisLabels | None:
+        """Label a tensor that an operator creates."""
+
+    def note_length(self, axis_labels: AxisLabels) -> AxisLabels:
+        """Remember that a length was used."""
 
 
-Rule = Callable[[Follower, Op], Shadow | list[Shadow]]
+Rule = Callable[[Follower, Op], AxisLabels | list[AxisLabels]]

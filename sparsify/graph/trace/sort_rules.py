@@ -1,15 +1,15 @@
 """What operators that compare elements along a dimension, or number them, do to labels.
 
-The number of an element along a dimension means nothing once others have left: where such numbers are read, the dimension
-keeps its size.
+The number of an element along a dimension changes its meaning once others are removed. If such numbers are
+read, the dimension keeps its size.
 """
 
 from dataclasses import replace
 
 from torch import Tensor
 
-from sparsify.graph.trace.axis_labels import Shadow
-from sparsify.graph.trace.operators import dimension, flattened
+from sparsify.graph.trace.axis_labels import AxisLabels
+from sparsify.graph.trace.operators import flatten_arguments, wrap_dim
 from sparsify.graph.trace.rule_api import Follower, Op, Rule
 
 LAST_COUNTS = {
@@ -21,61 +21,65 @@ LAST_COUNTS = {
 
 
 def number_reason(name: str) -> str:
-    """Why a dimension stays when the numbers that `max`, `min`, `argmax` or `argmin` found along it are read."""
+    """Why a dimension stays if the numbers that `max`, `min`, `argmax` or `argmin` found along it are
+    read."""
     return f"the number of its {'smallest' if 'min' in name else 'largest'} element is taken by '{name}'"
 
 
-def _multinomial(w: Follower, op: Op) -> Shadow:
-    held = w.algebra.hold_all(w.of(op.args[0]), {op.args[0].dim() - 1}, LAST_COUNTS["multinomial"])
-    return Shadow(tuple(op.out.shape), held.aspects)
+def _multinomial(w: Follower, op: Op) -> AxisLabels:
+    held = w.algebra.hold_all(w.labels_of(op.args[0]), {op.args[0].dim() - 1}, LAST_COUNTS["multinomial"])
+    return AxisLabels(tuple(op.out.shape), held.aspects)
 
 
-def _searchsorted(w: Follower, op: Op) -> Shadow:
-    """For every value the number of an interval; several values to each of several sequences, or all to one."""
+def _searchsorted(w: Follower, op: Op) -> AxisLabels:
+    """The number of an interval for every value: several values for each of several sequences, or all for
+    one."""
     sequence, last = op.args[0], op.args[0].dim() - 1
     sorted_by = op.kwargs.get("sorter")
     for tensor in (sequence, *([sorted_by] if isinstance(sorted_by, Tensor) else [])):
-        held = w.algebra.hold_all(w.of(tensor), {last}, LAST_COUNTS["searchsorted"])
+        held = w.algebra.hold_all(w.labels_of(tensor), {last}, LAST_COUNTS["searchsorted"])
     if not isinstance(op.args[1], Tensor):
-        return Shadow(tuple(op.out.shape))
-    lead = Shadow((*held.shape[:-1], 1), held.aspects, held.parameter)
-    return w.algebra.pointwise(op.out.shape, [lead, w.of(op.args[1])] if last else [w.of(op.args[1])])
+        return AxisLabels(tuple(op.out.shape))
+    lead = AxisLabels((*held.shape[:-1], 1), held.aspects, held.parameter)
+    return w.algebra.join_elementwise(
+        op.out.shape, [lead, w.labels_of(op.args[1])] if last else [w.labels_of(op.args[1])]
+    )
 
 
-def _bucketize(w: Follower, op: Op) -> Shadow:
+def _bucketize(w: Follower, op: Op) -> AxisLabels:
     values, edges = op.args[:2]
-    w.algebra.hold_all(w.of(edges), {0}, LAST_COUNTS["bucketize"])
-    return w.of(values) if isinstance(values, Tensor) else Shadow(())
+    w.algebra.hold_all(w.labels_of(edges), {0}, LAST_COUNTS["bucketize"])
+    return w.labels_of(values) if isinstance(values, Tensor) else AxisLabels(())
 
 
-def _isin(w: Follower, op: Op) -> Shadow:
+def _isin(w: Follower, op: Op) -> AxisLabels:
     values, wanted = op.args[:2]
     if isinstance(wanted, Tensor):
-        w.algebra.hold_all(w.of(wanted), set(range(wanted.dim())), LAST_COUNTS["isin"])
-    return w.of(values) if isinstance(values, Tensor) else Shadow(())
+        w.algebra.hold_all(w.labels_of(wanted), set(range(wanted.dim())), LAST_COUNTS["isin"])
+    return w.labels_of(values) if isinstance(values, Tensor) else AxisLabels(())
 
 
-def _triangle(w: Follower, op: Op) -> Shadow:
-    shadow, rank = w.of(op.args[0]), op.args[0].dim()
+def _triangle(w: Follower, op: Op) -> AxisLabels:
+    axis_labels, rank = w.labels_of(op.args[0]), op.args[0].dim()
     held = w.algebra.hold_all(
-        shadow, {rank - 2, rank - 1}, f"one side of its diagonal is taken by '{op.name}'"
+        axis_labels, {rank - 2, rank - 1}, f"one side of its diagonal is taken by '{op.name}'"
     )
-    return replace(held, soft=frozenset((d, cell) for d, cell in shadow.soft if d < rank - 2))
+    return replace(held, flexible=frozenset((d, cell) for d, cell in axis_labels.flexible if d < rank - 2))
 
 
-def _renorm(w: Follower, op: Op) -> Shadow:
+def _renorm(w: Follower, op: Op) -> AxisLabels:
     """Each index of one dimension is scaled to a largest norm over all others."""
-    own = dimension(op.args[2], op.args[0])
+    own = wrap_dim(op.args[2], op.args[0])
     return w.algebra.hold_all(
-        w.of(op.args[0]), set(range(op.args[0].dim())) - {own}, "'renorm' takes a norm over it"
+        w.labels_of(op.args[0]), set(range(op.args[0].dim())) - {own}, "'renorm' takes a norm over it"
     )
 
 
-def _cross(w: Follower, op: Op) -> Shadow:
+def _cross(w: Follower, op: Op) -> AxisLabels:
     """The product of vectors of three elements."""
-    dim = dimension(op.kwargs.get("dim", -1), op.out)
-    held = [w.algebra.hold_all(w.of(t), {dim}, "'linalg_cross' runs along it") for t in op.args[:2]]
-    return w.algebra.pointwise(op.out.shape, held)
+    dim = wrap_dim(op.kwargs.get("dim", -1), op.out)
+    held = [w.algebra.hold_all(w.labels_of(t), {dim}, "'linalg_cross' runs along it") for t in op.args[:2]]
+    return w.algebra.join_elementwise(op.out.shape, held)
 
 
 WHOLE = {
@@ -97,17 +101,17 @@ WHOLE = {
     "unique_consecutive": "equal elements of it are found by 'unique_consecutive'",
     "unique_dim": "equal elements of it are found by 'unique'",
 }
-"""operators that no cut of what goes into them can pass, and why"""
+"""operators whose inputs cannot be cut, and why"""
 
 
-def _whole(w: Follower, op: Op) -> list[Shadow]:
-    for tensor in flattened(op.args, op.kwargs):
+def _whole(w: Follower, op: Op) -> list[AxisLabels]:
+    for tensor in flatten_arguments(op.args, op.kwargs):
         if isinstance(tensor, Tensor):
-            w.algebra.hold_all(w.of(tensor), set(range(tensor.dim())), WHOLE[op.name])
+            w.algebra.hold_all(w.labels_of(tensor), set(range(tensor.dim())), WHOLE[op.name])
     return []
 
 
-ORDERING: dict[str, Rule] = {
+SORT_RULES: dict[str, Rule] = {
     **dict.fromkeys(WHOLE, _whole),
     "bucketize": _bucketize,
     "isin": _isin,

@@ -1,11 +1,12 @@
-"""One forward call, watched operator by operator: what happens to the elements happens to their labels.
+"""Trace one forward call operator by operator: what happens to the elements happens to their labels.
 
-The model runs once in eval mode with example inputs, on real or meta tensors. Composite operators are seen as the few
-dozen primitive ones that they are made of (attention as matrix products and a softmax, an LSTM as products and chunks).
+The model runs once in eval mode with example inputs, on real or meta tensors. Composite operators are seen
+as the few dozen primitive ones that they consist of (attention as matrix products and a softmax, an LSTM
+as products and chunks).
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,137 +17,133 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparsify.errors import ModelError
-from sparsify.forward.call_model import call, every_tensor, tensors
-from sparsify.forward.calls import Inputs
-from sparsify.forward.opaque import LEAVING, is_nested, is_scripted, is_sparse
-from sparsify.graph.names import named_tensors, walk
-from sparsify.graph.trace.axis_labels import Algebra, Shadow, first, limp, varying
-from sparsify.graph.trace.index_rules import WRITING
+from sparsify.forward.opaque import LEAVES_TORCH, is_nested, is_scripted, is_sparse
+from sparsify.graph.names import named_tensors, walk_modules
+from sparsify.graph.trace.axis_labels import AxisLabels, flexible_dims, take_first, varying_dims
+from sparsify.graph.trace.choose_rule import follow_operator
+from sparsify.graph.trace.index_rules import WRITES_IN_PLACE
+from sparsify.graph.trace.label_algebra import LabelAlgebra
 from sparsify.graph.trace.labels import Labels
-from sparsify.graph.trace.meta_kernels import Made, described, description, made, short_name
-from sparsify.graph.trace.module_stack import Located
-from sparsify.graph.trace.operator_rules import RULES, along, batch_norm, reduction
-from sparsify.graph.trace.operators import (
-    ALIKE,
-    ALONG,
-    FRESH,
-    LIKE,
-    MOVES,
-    NORMS,
-    POINTWISE,
-    REDUCTIONS,
-    SPATIAL,
-    argument,
-    axes_of,
-    dimension,
-    flattened,
-    moved_by,
-    primitive,
+from sparsify.graph.trace.meta_kernels import (
+    ResultSpec,
+    describe_result,
+    make_result,
+    run_on_meta,
+    short_name,
 )
-from sparsify.graph.trace.products import PRODUCTS, Spent, spent
-from sparsify.graph.trace.rule_api import Op
-from sparsify.graph.trace.vision_rules import spatial
-from sparsify.nn import attention
+from sparsify.graph.trace.module_stack import ModuleStack
+from sparsify.graph.trace.operators import (
+    NORMS,
+    UNIFORM,
+    dims_run_over,
+    flatten_arguments,
+)
+from sparsify.graph.trace.part_writes import follow_write, follow_write_by_number
+from sparsify.graph.trace.products import PRODUCTS, TracedProduct, trace_product
 
-COMPARING = (nn.RMSNorm, nn.Transformer)
-"""modules that compare the width of what comes in with an attribute, in no operator"""
+COMPARES_WIDTH = (nn.RMSNorm, nn.Transformer)
+"""modules that compare the width of their input with an attribute, outside of any operator"""
 
 
 @dataclass(frozen=True)
-class Known:
-    """What came of an operator on the same shadows before: those of its results, and, without numbers, the results."""
+class KnownResult:
+    """Result of an operator that ran before on the same labels: the labels and, for meta tensors, the
+    result."""
 
-    shadows: tuple[Shadow | None, ...]
-    made: tuple[Made, ...] | None
+    labels: tuple[AxisLabels | None, ...]
+    made: tuple[ResultSpec, ...] | None
     alone: bool
-    """whether the result is one tensor, no tuple of them"""
+    """whether the result is one tensor, not a tuple"""
 
 
-class Held:
-    """The shadows of tensors without numbers, which may as well be held: they take no memory."""
+class MetaLabels:
+    """The labels of meta tensors. It keeps the tensors alive: they take no memory."""
 
     def __init__(self) -> None:
-        self._entries: dict[int, tuple[Tensor, Shadow]] = {}
+        self._entries: dict[int, tuple[Tensor, AxisLabels]] = {}
 
-    def get(self, tensor: Tensor) -> Shadow | None:
+    def get(self, tensor: Tensor) -> AxisLabels | None:
         entry = self._entries.get(id(tensor))
         return None if entry is None else entry[1]
 
-    def __setitem__(self, tensor: Tensor, shadow: Shadow) -> None:
-        self._entries[id(tensor)] = tensor, shadow
+    def __setitem__(self, tensor: Tensor, axis_labels: AxisLabels) -> None:
+        self._entries[id(tensor)] = tensor, axis_labels
 
 
-class Leaving(TorchFunctionMode):
-    """Sees where numbers leave torch, for NumPy or Python: what is computed from them there cannot be followed."""
+class LeavingTorch(TorchFunctionMode):
+    """Notices when values leave torch, for NumPy or Python: what is computed there cannot be traced."""
 
-    def __init__(self, watch: "Watch") -> None:
+    def __init__(self, watch: "Tracer") -> None:
         super().__init__()
         self._watch = watch
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        way = LEAVING.get(func)
+        way = LEAVES_TORCH.get(func)
         if way is not None:
-            self._watch.protect(args, f"its numbers leave torch by {way}")
+            self._watch.protect(args, f"its values leave torch through {way}")
         return func(*args, **(kwargs or {}))
 
 
-class Watch(Located):  # type: ignore[no-untyped-call]
+class Tracer(ModuleStack):  # type: ignore[no-untyped-call]
     """Follows labels through every operator that runs under it."""
 
     def __init__(self, labels: Labels, numbers: bool = True) -> None:
         super().__init__()
         self.labels = labels
-        self.algebra = Algebra(labels)
-        self.shadows: Held | WeakTensorKeyDictionary = WeakTensorKeyDictionary() if numbers else Held()
-        self.names: dict[Shadow, str] = {}
-        self.known: dict[Any, Known] = {}
-        self.plain: dict[tuple[int, ...], Shadow] = {}
+        self.algebra = LabelAlgebra(labels)
+        self.labels_by_tensor: MetaLabels | WeakTensorKeyDictionary = (
+            WeakTensorKeyDictionary() if numbers else MetaLabels()
+        )
+        self.names: dict[AxisLabels, str] = {}
+        self.known: dict[Any, KnownResult] = {}
+        self.plain: dict[tuple[int, ...], AxisLabels] = {}
         self.hidden: dict[str, Tensor] = {}
         self.comparing: set[str] = set()
-        self.products: dict[Any, Spent] = {}
+        self.products: dict[Any, TracedProduct] = {}
         self.ran: Counter[Any] = Counter()
-        """how often each of the products ran, by the same keys"""
+        """how often each product ran, with the keys of `products`"""
         self.counting = False
 
     def enter_tensor(self, name: str, tensor: Tensor) -> None:
         """Give a parameter or buffer its labels: one per index of each dimension."""
         aspects = []
         for dim, size in enumerate(tensor.shape):
-            axis = self.labels.new(name, dim, size)
+            axis = self.labels.add_axis(name, dim, size)
             if size > 1:
-                aspects.append(
-                    torch.arange(axis.first, axis.first + size).view(
-                        [-1 if d == dim else 1 for d in range(tensor.dim())]
-                    )
-                )
-        shadow = Shadow(tuple(tensor.shape), tuple(aspects), parameter=True)
-        self.shadows[tensor] = shadow
-        self.names[shadow] = name
+                shape = [1] * tensor.dim()
+                shape[dim] = size
+                aspects.append(torch.arange(axis.first, axis.first + size).view(shape))
+        axis_labels = AxisLabels(tuple(tensor.shape), tuple(aspects), parameter=True)
+        self.labels_by_tensor[tensor] = axis_labels
+        self.names[axis_labels] = name
 
     def enter_model(self, model: nn.Module) -> None:
-        """Labels for every parameter and saved buffer; what is not saved (a table of rotary frequencies) is a constant."""
+        """Label every parameter and saved buffer. A buffer that is not saved (rotary frequencies) is a
+        constant."""
         for name, tensor, saved in named_tensors(model):
             if saved and not is_nested(tensor):
                 self.enter_tensor(name, tensor)
                 if is_sparse(tensor):
-                    self._fix(self._peek(tensor), f"the sparse tensor '{name}' keeps its shape")
-        for name, module in walk(model):
-            if isinstance(module, COMPARING):
+                    self.fix(self.labels_unread(tensor), f"the sparse tensor '{name}' keeps its shape")
+        for name, module in walk_modules(model):
+            if isinstance(module, COMPARES_WIDTH):
                 self.comparing.add(name)
             if isinstance(module, nn.RNNBase) and not module.proj_size:
                 self._enter_recurrent(name, module)
 
     def _enter_recurrent(self, name: str, module: nn.RNNBase) -> None:
-        """A hidden unit is one index of every gate, layer and direction: one `hidden_size` holds for all of them.
+        """Join the hidden units of a recurrent module: one index of every gate, layer and direction.
 
-        The states that such a module starts from are made of that size too. Source: Wen et al., arXiv:1709.05027 (ISS).
+        The states that such a module starts from have that size too. Source: Wen et al., arXiv:1709.05027
+        (ISS).
         """
         units = [
-            self.of(p).aspects for n, p in module.named_parameters(recurse=False) if n.startswith("weight_hh")
+            self.labels_of(p).aspects
+            for n, p in module.named_parameters(recurse=False)
+            if n.startswith("weight_hh")
         ]
         columns = [
-            next(a.flatten() for a in aspects if 1 in varying(a))
+            next(a.flatten() for a in aspects if 1 in varying_dims(a))
             for aspects in units
             if module.hidden_size > 1
         ]
@@ -155,92 +152,93 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         if columns:
             self.hidden[name] = columns[0]
 
-    def of(self, tensor: Tensor) -> Shadow:
-        found = self._peek(tensor)
+    def labels_of(self, tensor: Tensor) -> AxisLabels:
+        found = self.labels_unread(tensor)
         if found in self.names:
             self.labels.used.add(self.names[found])
-        for aspect in found.over:
-            self.labels.statistics(aspect.numpy())
-        self.algebra.read(found)
+        for aspect in found.reduced_over:
+            self.labels.note_statistics(aspect.numpy())
+        self.algebra.hold_numbered(found)
         return found
 
-    def _peek(self, tensor: Tensor) -> Shadow:
-        """Its shadow, which nothing is learnt from by being looked at."""
-        found: Shadow | None = self.shadows.get(tensor)
+    def labels_unread(self, tensor: Tensor) -> AxisLabels:
+        """The labels of a tensor, without counting as a use of it."""
+        found: AxisLabels | None = self.labels_by_tensor.get(tensor)
         return self._unlabelled(tensor) if found is None else found
 
-    def _unlabelled(self, tensor: Tensor) -> Shadow:
+    def _unlabelled(self, tensor: Tensor) -> AxisLabels:
         shape = tuple(tensor.shape)
-        return self.plain.setdefault(shape, Shadow(shape))
+        return self.plain.setdefault(shape, AxisLabels(shape))
 
-    def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def run_operator(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator, and follow the labels through it."""
         name = short_name(func)
-        if any(is_nested(t) for t in flattened(args, kwargs) if isinstance(t, Tensor)) or "nested" in name:
-            return self.enclosed(
+        if (
+            any(is_nested(t) for t in flatten_arguments(args, kwargs) if isinstance(t, Tensor))
+            or "nested" in name
+        ):
+            return self.run_untraced(
                 func, args, kwargs, f"it passes through '{name}', which works on nested tensors"
             )
         key = self._key(name, func, args, kwargs)
         known = self.known.get(key)
         if known is not None and known.made is not None:
-            out = made(known.made, known.alone)
+            out = make_result(known.made, known.alone)
         else:
-            out = self.compute(name, func, args, kwargs)
+            out = self.run_plain(name, func, args, kwargs)
         in_place = name.endswith("_") and not name.startswith("_")
         if in_place:
             name = name[:-1]
-            if name not in WRITING:
-                self._written(name, args)
+            if name not in WRITES_IN_PLACE:
+                self._note_write(name, args)
         if self.counting and name in PRODUCTS:
             if key not in self.products:
                 module = self.within[-1] if self.within else ""
-                self.products[key] = spent(name, module, args, out, self._peek)
+                self.products[key] = trace_product(name, module, args, out, self.labels_unread)
             self.ran[key] += 1
         results = (out,) if isinstance(out, Tensor) else out if isinstance(out, tuple | list) else ()
         if known is None:
-            result = self._followed(name, func, args, kwargs, out)
-            shadows = result if isinstance(result, list) else [result]
-            known = self.known[key] = Known(
-                (*shadows, *[None] * len(results)),
-                None if name in NORMS else description(func, out),
+            result = self._apply_rule(name, func, args, kwargs, out)
+            all_labels = result if isinstance(result, list) else [result]
+            known = self.known[key] = KnownResult(
+                (*all_labels, *[None] * len(results)),
+                None if name in NORMS else describe_result(func, out),
                 isinstance(out, Tensor),
             )
-        if in_place and name in WRITING:
-            self._written_by_number(name, args[0], known.shadows[0])
-        for value, shadow in zip(results, known.shadows, strict=False):
+        if in_place and name in WRITES_IN_PLACE:
+            follow_write_by_number(self, name, args[0], known.labels[0])
+        for value, axis_labels in zip(results, known.labels, strict=False):
             if isinstance(value, Tensor):
-                self.shadows[value] = self._unlabelled(value) if shadow is None else shadow
+                self.labels_by_tensor[value] = self._unlabelled(value) if axis_labels is None else axis_labels
         return out
 
     def _key(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
-        """What the rules read: the operator, its arguments with shadows for tensors, and the module that runs."""
+        """Everything that a rule reads: the operator, its arguments with labels for tensors, the running
+        module."""
         within = self.within[-1] if self.within else None
-        if (
-            name in NORMS
-        ):  # the same whether it trains or not, but for labels that the statistics are taken over
-            over = axes_of(name, args, kwargs)
-            return (
-                "norm",
-                within,
-                any(varying(aspect) & over for aspect in self._peek(args[0]).aspects),
-                *(self._seen(v) for v in args[:5]),
-            )
-        return func, within, *(self._seen(v) for v in args), *((k, self._seen(v)) for k, v in kwargs.items())
+        if name in NORMS:
+            # In train and eval mode its rule only differs in the labels that statistics are taken over.
+            over = dims_run_over(name, args, kwargs)
+            aspects = self.labels_unread(args[0]).aspects
+            has_statistics = any(varying_dims(aspect) & over for aspect in aspects)
+            return "norm", within, has_statistics, *map(self._describe_argument, args[:5])
+        named = ((key, self._describe_argument(value)) for key, value in kwargs.items())
+        return func, within, *map(self._describe_argument, args), *named
 
-    def _seen(self, value: Any) -> Any:
+    def _describe_argument(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return self._peek(value), None if is_sparse(value) else value.stride(), value.dtype
+            return self.labels_unread(value), None if is_sparse(value) else value.stride(), value.dtype
         if isinstance(value, list | tuple):
-            return tuple(map(self._seen, value))
+            return tuple(map(self._describe_argument, value))
         return value if value is None or type(value) is int else (type(value), value)
 
-    def unseen(self, func: Any, args: Any, kwargs: Any) -> Any:
-        return self.enclosed(
+    def run_higher_order(self, func: Any, args: Any, kwargs: Any) -> Any:
+        return self.run_untraced(
             func, args, kwargs, f"it passes through '{func.name()}', whose functions are not followed"
         )
 
-    def enclosed(self, func: Any, args: Any, kwargs: Any, reason: str) -> Any:
-        """Run what cannot be followed: all labels that flow in stay, and what comes out has none."""
+    def run_untraced(self, func: Any, args: Any, kwargs: Any, reason: str) -> Any:
+        """Run what cannot be traced: all labels that flow in must stay, and the result has none."""
         self.protect((args, kwargs), reason)
         return func(*args, **kwargs)
 
@@ -248,23 +246,23 @@ class Watch(Located):  # type: ignore[no-untyped-call]
         """Fix the labels of every tensor in nested values."""
         for value in tree_leaves(values):
             if isinstance(value, Tensor) and not is_nested(value):
-                self._fix(self.of(value), reason)
+                self.fix(self.labels_of(value), reason)
 
-    def entered(self, name: str, args: Any, kwargs: Any) -> None:
+    def on_enter(self, name: str, args: Any, kwargs: Any) -> None:
         for value in (*args, *kwargs.values()) if name in self.comparing else ():
             if isinstance(value, Tensor):
-                self.sized(self.of(value))
+                self.note_length(self.labels_of(value))
 
     @contextmanager
-    def located(self, model: nn.Module) -> Iterator[None]:
-        """Know, while the model runs, which of its modules is running; by their `forward`, sooner than by hooks."""
+    def track_modules(self, model: nn.Module) -> Iterator[None]:
+        """Track which module is running, by wrapping `forward`: this comes before any hook."""
         before = {}
-        for name, module in walk(model):
+        for name, module in walk_modules(model):
             before[module] = vars(module).get("forward")
             if is_scripted(module):
-                vars(module)["forward"] = self._scripted(name, module, module.forward)
+                vars(module)["forward"] = self._wrap_scripted(name, module, module.forward)
             else:
-                vars(module)["forward"] = self._noting(name, module.forward)
+                vars(module)["forward"] = self._wrap_forward(name, module.forward)
         try:
             yield
         finally:
@@ -273,11 +271,11 @@ class Watch(Located):  # type: ignore[no-untyped-call]
                 if own is not None:
                     vars(module)["forward"] = own
 
-    def _noting(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_forward(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             self.within.append(name)
             self.labels.ran.add(name)
-            self.entered(name, args, kwargs)
+            self.on_enter(name, args, kwargs)
             try:
                 return forward(*args, **kwargs)
             finally:
@@ -285,7 +283,7 @@ class Watch(Located):  # type: ignore[no-untyped-call]
 
         return run
 
-    def _scripted(self, name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_scripted(self, name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The forward of a TorchScript module, whose tensors and lengths no cut can change."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -295,215 +293,62 @@ class Watch(Located):  # type: ignore[no-untyped-call]
 
         return run
 
-    def sized(self, shadow: Shadow) -> Shadow:
-        """Remember where a shape was written down: a module's attribute may hold it."""
+    def note_length(self, axis_labels: AxisLabels) -> AxisLabels:
+        """Remember where a length was used: a module's attribute may hold it."""
         if self.within:
-            for aspect in shadow.aspects:
-                for d in varying(aspect):
-                    self.labels.sized(self.within[-1], first(aspect, varying(aspect) - {d}).flatten().numpy())
-        return shadow
-
-    def compute(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run an operator."""
-        return described(name, func, args, kwargs)
-
-    def _written(self, name: str, args: Any) -> None:
-        """What an operator that wrote into its first argument means for labels; where that fails, they stay."""
-        try:
-            self._follow_writing(name, args)
-        except Exception as error:
-            self.protect(args, self._failed(name, error))
-
-    def _follow_writing(self, name: str, args: Any) -> None:
-        """An operator wrote into a part of a tensor. Labels that lie there already are joined with what is written; labels
-        that come to lie where none were can no longer be followed."""
-        target = args[0] if args else None
-        if not isinstance(target, Tensor) or name in ("zero", "fill") or _is_alone(target):
-            return
-        own = self.of(target)
-        lies = {d for aspect in own.aspects for d in varying(aspect)}
-        for value in args[1:]:
-            if isinstance(value, Tensor):
-                shadow = self.algebra.pointwise(
-                    own.shape, [self.of(value), Shadow((1,) * len(own.shape), own.aspects)]
-                )
-                strange = [aspect for aspect in shadow.aspects if not varying(aspect) <= lies]
-                if strange and not self._filled(target, strange):
-                    lost = [aspect for aspect in strange if not self._filled(target, [aspect])]
-                    self._fix(
-                        Shadow(own.shape, tuple(lost)),
-                        f"it is written into a part of another tensor ({name})",
+            for aspect in axis_labels.aspects:
+                for d in varying_dims(aspect):
+                    self.labels.note_length(
+                        self.within[-1], take_first(aspect, varying_dims(aspect) - {d}).flatten().numpy()
                     )
+        return axis_labels
 
-    def _written_by_number(self, name: str, target: Tensor, made: Shadow | None) -> None:
-        """The same for elements that were written into a view by their number."""
-        if made is None or _is_alone(target):
-            return
-        own = self.of(target)
-        lies = {d for aspect in own.aspects for d in varying(aspect)}
-        strange = [aspect for aspect in made.aspects if not varying(aspect) <= lies]
-        if strange and not self._filled(target, strange):
-            self._fix(
-                Shadow(own.shape, tuple(strange)), f"it is written into a part of another tensor ({name})"
-            )
+    def run_plain(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator."""
+        return run_on_meta(name, func, args, kwargs)
 
-    def _filled(self, part: Tensor, aspects: Sequence[Tensor]) -> bool:
-        """Labels written into a part of a tensor that was made to be filled: it has them from now on, along whole dimensions."""
-        base = part._base
-        if base is None:
-            return False
-        whole, made = self.of(base), []
-        for aspect in aspects:
-            places = {
-                d: [
-                    e
-                    for e, _ in whole.soft
-                    if (base.stride(e), base.shape[e]) == (part.stride(d), part.shape[d])
-                ]
-                for d in varying(aspect)
-            }
-            if any(len(found) != 1 for found in places.values()):
-                return False
-            order = sorted(places, key=lambda d: places[d][0])
-            lengths = {places[d][0]: part.shape[d] for d in order}
-            made.append(
-                aspect.permute(*order, *(d for d in range(aspect.dim()) if d not in places)).reshape(
-                    [lengths.get(e, 1) for e in range(base.dim())]
-                )
-            )
-        taken = {d for aspect in made for d in varying(aspect)}
-        self.shadows[base] = Shadow(
-            whole.shape,
-            self.algebra.merged([*whole.aspects, *made]),
-            whole.parameter,
-            frozenset((d, cell) for d, cell in whole.soft if d not in taken),
-        )
-        return True
+    def _note_write(self, name: str, args: Any) -> None:
+        """Follow an operator that wrote into its first argument; if that fails, fix all labels involved."""
+        try:
+            follow_write(self, name, args)
+        except Exception as error:
+            self.protect(args, self._failure_reason(name, error))
 
-    def _initial(self, name: str, out: Any) -> Shadow | None:
-        """A tensor made from nothing: of any size where it is the same all over (a trial shows whether the model takes the
-        size from elsewhere), else of fixed size. A recurrent module makes the state that it starts from."""
+    def label_created(self, name: str, out: Any) -> AxisLabels | None:
+        """Label a tensor that an operator creates.
+
+        A uniform one can have any size (a trial cut shows whether the size comes from elsewhere), others
+        have a fixed size. The initial state of a recurrent module has its hidden units.
+        """
         units = self.hidden.get(self.within[-1]) if self.within else None
         if units is None or not isinstance(out, Tensor) or not out.dim() or out.shape[-1] != len(units):
-            return Shadow(tuple(out.shape), soft=limp(out.shape, range(out.dim()))) if name in ALIKE else None
-        return Shadow(tuple(out.shape), (units.view([1] * (out.dim() - 1) + [-1]),))
+            return (
+                AxisLabels(tuple(out.shape), flexible=flexible_dims(out.shape, range(out.dim())))
+                if name in UNIFORM
+                else None
+            )
+        return AxisLabels(tuple(out.shape), (units.view([1] * (out.dim() - 1) + [-1]),))
 
-    def _fix(self, shadow: Shadow, reason: str) -> None:
-        for aspect in shadow.aspects:
+    def set_labels(self, tensor: Tensor, axis_labels: AxisLabels) -> None:
+        """Replace the labels of a tensor."""
+        self.labels_by_tensor[tensor] = axis_labels
+
+    def fix(self, axis_labels: AxisLabels, reason: str) -> None:
+        """These labels must stay, for this reason."""
+        for aspect in axis_labels.aspects:
             self.labels.fix(aspect.numpy(), reason)
 
-    def _followed(
+    def _apply_rule(
         self, name: str, func: Any, args: Any, kwargs: Any, out: Any
-    ) -> Shadow | list[Shadow] | None:
-        """What its rule makes of an operator; where the rule fails, what flows in stays."""
+    ) -> AxisLabels | list[AxisLabels] | None:
+        """Apply an operator's rule; if the rule fails, fix the labels that flow in."""
         try:
             with torch._C._DisableTorchDispatch():  # rules work on labels, which no outer mode need see
-                return self._rule(name, func, args, kwargs, out)
+                return follow_operator(self, name, func, args, kwargs, out)
         except Exception as error:
-            self.protect((args, kwargs), self._failed(name, error))
+            self.protect((args, kwargs), self._failure_reason(name, error))
             return None
 
-    def _failed(self, name: str, error: Exception) -> str:
+    def _failure_reason(self, name: str, error: Exception) -> str:
         module = f" in '{self.within[-1]}'" if self.within and self.within[-1] else ""
         return f"it passes through '{name}'{module}, which could not be followed ({type(error).__name__})"
-
-    def _rule(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Shadow | list[Shadow] | None:
-        a = self.algebra
-        tensors_in = [v for v in flattened(args, kwargs) if isinstance(v, Tensor)]
-        for tensor in tensors_in:
-            a.read(self._peek(tensor))
-        if not tensors_in or name in FRESH:
-            return self._initial(name, out)
-        if name == "copy":
-            return a.pointwise(tuple(out.shape), [Shadow((1,) * out.dim()), self.of(args[1])])
-        if name in LIKE or name in ("zero", "fill"):
-            return self.of(tensors_in[0])
-        if name in MOVES:
-            rest = args[1:]
-            if name in ("detach", "alias", "clone", "contiguous", "_to_copy", "lift_fresh"):
-                return self.of(tensors_in[0])
-            if "channel_shuffle" in name:
-                a.blocks(self.of(args[0]), 1, args[0].shape[1] // args[1], "it is shuffled in unequal groups")
-            own = {k: v for k, v in kwargs.items() if k in ("dims", "dim", "implicit")}
-            shadow = self.of(args[0])
-            if name == "roll":
-                dims = argument(args, kwargs, 2, "dims", None) or range(args[0].dim())
-                shadow = a.hold_all(
-                    shadow, {dimension(d, args[0]) for d in dims}, "it is rolled by a fixed number of places"
-                )
-            moved = a.moved(shadow, lambda t: moved_by(func, t, rest, own), out.shape)
-            return (
-                self.sized(moved) if name in ("view", "_unsafe_view", "reshape", "_reshape_alias") else moved
-            )
-        op = Op(name, args, kwargs, out)
-        if name in RULES:
-            return RULES[name](self, op)
-        if name in ("add", "sub"):
-            a.alike([self._peek(t) for t in tensors_in])
-        if name in NORMS:
-            return batch_norm(self, op)
-        if name in SPATIAL:
-            return spatial(self, name, args[0], out)
-        if name in REDUCTIONS:
-            return reduction(self, op)
-        if name in ALONG:
-            return along(self, op)
-        if torch.Tag.pointwise in func.tags or name in POINTWISE or _is_pointwise_prim(func):
-            results = (out,) if isinstance(out, Tensor) else out
-            joined = a.pointwise(tuple(results[0].shape), [self.of(t) for t in tensors_in])
-            return [joined for _ in results]
-        for tensor in tensors_in:
-            self._fix(self.of(tensor), f"it passes through '{name}', which is not understood")
-        return None
-
-
-def _is_alone(target: Tensor) -> bool:
-    """Whether a tensor is all that its storage is for, so that nothing else holds what is written into it."""
-    whole = target.untyped_storage().nbytes() <= target.numel() * target.element_size()
-    return whole and target._base is None
-
-
-def _is_pointwise_prim(func: Any) -> bool:
-    """Whether an operator of torch's decompositions, which carry no tags, acts like a pointwise one of the same name."""
-    space, _, name = func._schema.name.partition("::")
-    alike = getattr(torch.ops.aten, name, None) if space == "prims" else None
-    return alike is not None and any(
-        torch.Tag.pointwise in getattr(alike, overload).tags for overload in alike.overloads()
-    )
-
-
-def watch(model: nn.Module, inputs: Inputs, *, lenient: bool) -> tuple[Labels, list[tuple[Spent, int]]]:
-    """Run the model under watch, in eval mode and in train mode (auxiliary heads run only there).
-
-    The labels of its parameters and buffers and everything learnt about them; and the products that ran in
-    eval mode, each with how often it did. The model's running statistics move, and
-    its attentions become the ones that a cut would make of them, which write no number of heads into a mask: pass a copy.
-    lenient: one that does not run in train mode is watched in eval mode alone. Raises ModelError when nothing that could
-    be compared comes out.
-    """
-    for name in [name for name, module in walk(model) if attention.can_adopt(module)]:
-        attention.adopt(model, name)
-    labels = Labels()
-    mode = Watch(labels, numbers=lenient)
-    mode.enter_model(model)
-    labels.used.clear()  # that a tensor was given its labels is no use of it
-    with mode.located(model):
-        for training in (False, True):
-            model.train(training)
-            mode.counting = not training
-            try:
-                with primitive(model), torch.random.fork_rng(devices=[]), Leaving(mode), mode:
-                    output = call(model, inputs)
-            except Exception:
-                if not training or not lenient:
-                    raise
-                break
-            if not training:
-                labels.evaluated = frozenset(labels.used | labels.ran)
-            if next(tensors(output), None) is None and not training:
-                raise ModelError("the model returns no floating-point tensor; a cut could not be checked")
-            for tensor in every_tensor(output):
-                for aspect in mode.of(tensor).aspects:
-                    labels.fix(aspect.numpy(), "it feeds the network's output")
-    model.eval()
-    return labels, [(mode.products[key], times) for key, times in mode.ran.items()]

@@ -1,86 +1,95 @@
-"""What operators of vision do to labels: sampling at computed places, unpooling, fake quantisation."""
+"""What vision operators do to labels: sampling at computed places, unpooling, fake quantisation."""
 
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from sparsify.graph.trace.axis_labels import Shadow, varying
-from sparsify.graph.trace.operators import dimension
+from sparsify.graph.trace.axis_labels import AxisLabels, varying_dims
+from sparsify.graph.trace.contraction_labels import follow_convolution
+from sparsify.graph.trace.operators import wrap_dim
 from sparsify.graph.trace.rule_api import Follower, Op, Rule
 
-PLACE = "it says where another tensor is read"
+SAYS_WHERE = "it says where another tensor is read"
 SLIDES = "a window slides over it"
 
 
-def spatial(w: Follower, name: str, tensor: Tensor, out: Any) -> list[Shadow]:
-    """A window, or a sampling, over the last dimensions; numbers of places, where the operator gives them, as well."""
+def follow_window(w: Follower, name: str, tensor: Tensor, out: Any) -> list[AxisLabels]:
+    """A window or a sampling over the last dimensions; for operators that also return indices, several
+    results."""
     made = out if isinstance(out, tuple | list) else (out,)
-    held = _over_places(w, name, tensor)
+    held = _hold_places(w, name, tensor)
     changed = {d for d in range(tensor.dim()) if tensor.shape[d] != made[0].shape[d]}
     held = w.algebra.hold_all(held, changed, SLIDES)
-    return [Shadow(tuple(result.shape), held.aspects, held.parameter) for result in made]
+    return [AxisLabels(tuple(result.shape), held.aspects, held.parameter) for result in made]
 
 
-def _over_places(w: Follower, name: str, tensor: Tensor) -> Shadow:
+def _hold_places(w: Follower, name: str, tensor: Tensor) -> AxisLabels:
     rank = tensor.dim()
     count = next(int(size) for size in "123" if f"{size}d" in name)
-    return w.algebra.hold_all(w.of(tensor), set(range(rank - count, rank)), SLIDES)
+    return w.algebra.hold_all(w.labels_of(tensor), set(range(rank - count, rank)), SLIDES)
 
 
-def _grid_sampler(w: Follower, op: Op) -> Shadow:
+def _grid_sampler(w: Follower, op: Op) -> AxisLabels:
     x, grid = op.args[:2]
-    w.algebra.hold_all(w.of(grid), set(range(grid.dim())), PLACE)
-    (made,) = spatial(w, f"{x.dim() - 2}d", x, op.out)
+    w.algebra.hold_all(w.labels_of(grid), set(range(grid.dim())), SAYS_WHERE)
+    (made,) = follow_window(w, f"{x.dim() - 2}d", x, op.out)
     return made
 
 
-def _max_unpool(w: Follower, op: Op) -> Shadow:
+def _max_unpool(w: Follower, op: Op) -> AxisLabels:
     """[N, C, places] and the number of the place that each had before: [N, C, more places]."""
-    held = [_over_places(w, op.name, tensor) for tensor in op.args[:2]]
-    made = w.algebra.pointwise(held[0].shape, held)
-    return Shadow(tuple(op.out.shape), made.aspects)
+    held = [_hold_places(w, op.name, tensor) for tensor in op.args[:2]]
+    made = w.algebra.join_elementwise(held[0].shape, held)
+    return AxisLabels(tuple(op.out.shape), made.aspects)
 
 
-def _roi(w: Follower, op: Op) -> list[Shadow]:
+def _roi(w: Follower, op: Op) -> list[AxisLabels]:
     """[N, C, H, W] and boxes: [boxes, C, h, w]."""
     x, boxes = op.args[:2]
-    w.algebra.hold_all(w.of(boxes), {0, 1}, PLACE)
-    held = w.algebra.hold_all(w.of(x), {0, 2, 3}, "boxes of it are taken")
+    w.algebra.hold_all(w.labels_of(boxes), {0, 1}, SAYS_WHERE)
+    held = w.algebra.hold_all(w.labels_of(x), {0, 2, 3}, "boxes of it are taken")
     results = op.out if isinstance(op.out, tuple | list) else [op.out]
-    return [Shadow(tuple(result.shape), held.aspects) for result in results]
+    return [AxisLabels(tuple(result.shape), held.aspects) for result in results]
 
 
-def _deform_conv2d(w: Follower, op: Op) -> Shadow:
-    """A convolution that reads where its offsets say: they keep their widths, the channels are a convolution's."""
+def _deform_conv2d(w: Follower, op: Op) -> AxisLabels:
+    """A convolution that reads where its offsets say: offsets keep their widths, channels act as in a
+    convolution."""
     x, weight, offset, mask, bias = op.args[:5]
     groups, offset_groups = op.args[11:13]
     for tensor in (offset, mask):
-        w.algebra.hold_all(w.of(tensor), set(range(tensor.dim())), PLACE)
-    w.algebra.blocks(w.of(x), 1, x.shape[1] // offset_groups, "it falls into unequal groups of offsets")
-    return w.algebra.convolution(w.of(x), w.of(weight), w.of(bias), False, groups, op.out.shape)
+        w.algebra.hold_all(w.labels_of(tensor), set(range(tensor.dim())), SAYS_WHERE)
+    w.algebra.hold_blocks(
+        w.labels_of(x), 1, x.shape[1] // offset_groups, "it falls into unequal groups of offsets"
+    )
+    return follow_convolution(
+        w.algebra, w.labels_of(x), w.labels_of(weight), w.labels_of(bias), False, groups, op.out.shape
+    )
 
 
-def _fake_quantize(w: Follower, op: Op) -> list[Shadow]:
+def _fake_quantize(w: Follower, op: Op) -> list[AxisLabels]:
     """One scale for all, or one for each index of a dimension."""
     x, scale, zero = op.args[:3]
-    operands = [w.of(x)]
+    operands = [w.labels_of(x)]
     if "per_channel" in op.name:
-        dim = dimension(op.args[3], x)
+        dim = wrap_dim(op.args[3], x)
         shape = [-1 if d == dim else 1 for d in range(x.dim())]
         for tensor in (scale, zero):
-            own = w.of(tensor)
+            own = w.labels_of(tensor)
             whole = tuple(tensor.shape[0] if n == -1 else 1 for n in shape)
-            soft = frozenset((dim, cell) for _, cell in own.soft)
+            soft = frozenset((dim, cell) for _, cell in own.flexible)
             operands.append(
-                Shadow(whole, tuple(v.view(whole) for v in own.aspects if varying(v)), own.parameter, soft)
+                AxisLabels(
+                    whole, tuple(v.view(whole) for v in own.aspects if varying_dims(v)), own.parameter, soft
+                )
             )
-    made = w.algebra.pointwise(x.shape, operands)
+    made = w.algebra.join_elementwise(x.shape, operands)
     made = replace(made, parameter=operands[0].parameter)  # whatever its scale is made from
     return [made, made]
 
 
-VISION: dict[str, Rule] = {
+VISION_RULES: dict[str, Rule] = {
     **dict.fromkeys(
         (
             "_fake_quantize_learnable_per_channel_affine",

@@ -1,4 +1,4 @@
-"""Of which table each integer input is an index: found by watching where the numbers go in one run of the model."""
+"""Find which table each integer input indexes, by following the numbers through one run of the model."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -10,19 +10,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsify.forward import calls
-from sparsify.forward.calls import Call, Inputs, rebuilt, tensors_of, with_names
-from sparsify.forward.copies import copied
-from sparsify.forward.opaque import uncompiled
+from sparsify.forward.calls import Call, Inputs, add_argument_names, rebuild_value, tensors_by_path
+from sparsify.forward.copies import copy_model
+from sparsify.forward.opaque import without_compiling
 from sparsify.graph.trace.meta_kernels import short_name
 
-_CARRYING = frozenset(
-    "view _unsafe_view reshape _reshape_alias expand permute transpose t squeeze unsqueeze select slice split unbind chunk "
-    "clone _to_copy detach alias contiguous cat stack index index_select gather masked_select masked_fill where clamp "
-    "repeat flip roll constant_pad_nd narrow unfold copy lift_fresh".split()
+_KEEPS_NUMBERS = frozenset(
+    "view _unsafe_view reshape _reshape_alias expand permute transpose t squeeze unsqueeze select slice "
+    "split unbind chunk clone _to_copy detach alias contiguous cat stack index index_select gather "
+    "masked_select masked_fill where clamp repeat flip roll constant_pad_nd narrow unfold copy "
+    "lift_fresh".split()
 )
-"""operators whose result holds the very numbers that go in"""
-_OF_ROWS = frozenset(["embedding", "_embedding_bag", "_embedding_bag_forward_only"])
-_ALONG = frozenset(
+"""operators whose result holds the same numbers as their input"""
+_LOOKS_UP_ROWS = frozenset(["embedding", "_embedding_bag", "_embedding_bag_forward_only"])
+_INDEXES_ALONG = frozenset(
     [
         "gather",
         "index_select",
@@ -38,17 +39,17 @@ _ALONG = frozenset(
 """operators called as (table, dimension, index, ...)"""
 
 
-def understood(model: nn.Module, inputs: Inputs) -> tuple[Call, ...]:
-    """The calls with what the model tells of their inputs: the names of its arguments, and the vocabularies of integers.
+def add_names_and_vocabularies(model: nn.Module, inputs: Inputs) -> tuple[Call, ...]:
+    """Add the names of the model's arguments and the vocabularies of integer tensors to the calls.
 
-    The vocabulary of an integer tensor is the number of rows of the smallest table (an embedding, a tensor that is indexed
-    along a dimension, the classes of a loss) that its numbers are an index into. One that arithmetic changes before that
-    has none.
+    The vocabulary of an integer tensor is the number of rows of the smallest table that its numbers index:
+    an embedding, a tensor that is indexed along a dimension, the classes of a loss. If arithmetic changes
+    the numbers first, there is none.
     """
-    named = with_names(model, inputs)
-    if not any(_is_integer(tensor) for each in named for tensor in tensors_of(each).values()):
+    named = add_argument_names(model, inputs)
+    if not any(_is_integer(tensor) for each in named for tensor in tensors_by_path(each).values()):
         return named
-    found = tuple(_vocabularies(model, each) for each in named)
+    found = tuple(_find_vocabularies(model, each) for each in named)
     return tuple(
         replace(each, vocabularies={**each.vocabularies, **rows})
         for each, rows in zip(named, found, strict=True)
@@ -59,9 +60,9 @@ def _is_integer(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool)
 
 
-def _vocabularies(model: nn.Module, each: Call) -> dict[str, int]:
-    """Path -> rows, as far as the model runs."""
-    watch = _Indexing()
+def _find_vocabularies(model: nn.Module, each: Call) -> dict[str, int]:
+    """Path -> number of rows, as far as the model runs."""
+    watch = _IndexTracker()
 
     def enter(path: str, tensor: Tensor) -> Tensor:
         own = tensor.clone()
@@ -70,18 +71,18 @@ def _vocabularies(model: nn.Module, each: Call) -> dict[str, int]:
         return own
 
     try:
-        copy = copied(model).eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), uncompiled():
-            given = replace(each, inputs=rebuilt(each.inputs, enter))
+        copy = copy_model(model).eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_compiling():
+            given = replace(each, inputs=rebuild_value(each.inputs, enter))
             with watch:
-                calls.call(copy, (given,))
+                calls.call_without_copies(copy, (given,))
     except Exception:  # that the model does not run is said where that matters
         pass
     return watch.rows
 
 
-class _Indexing(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Knows which inputs the numbers of a tensor come from, and notes the tables that they index."""
+class _IndexTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Knows which inputs the numbers of a tensor come from, and records the tables that they index."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -91,35 +92,35 @@ class _Indexing(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = short_name(func).rstrip("_")
-        for index, rows in _indexed(name, args, kwargs):
-            for path in self._of(index):
+        for index, rows in _indexed_tables(name, args, kwargs):
+            for path in self._origins_of(index):
                 self.rows[path] = min(rows, self.rows.get(path, rows))
         out = func(*args, **kwargs)
-        if name in _CARRYING:
+        if name in _KEEPS_NUMBERS:
             values = args[:1] if name in ("index", "index_select", "gather") else args
-            origin = frozenset(path for value in values for path in self._of(value))
+            origin = frozenset(path for value in values for path in self._origins_of(value))
             for made in out if isinstance(out, list | tuple) else [out]:
                 if origin and isinstance(made, Tensor):
                     self.origins[made] = origin
         return out
 
-    def _of(self, value: Any) -> frozenset[str]:
+    def _origins_of(self, value: Any) -> frozenset[str]:
         if isinstance(value, Tensor):
             found: frozenset[str] = self.origins.get(value, frozenset())  # type: ignore[no-untyped-call]
             return found
         if isinstance(value, list | tuple):
-            return frozenset(path for item in value for path in self._of(item))
+            return frozenset(path for item in value for path in self._origins_of(item))
         return frozenset()
 
 
-def _indexed(name: str, args: Any, kwargs: Mapping[str, Any]) -> Iterator[tuple[Tensor, int]]:
-    """(index, number of rows of what it indexes) of an operator."""
+def _indexed_tables(name: str, args: Any, kwargs: Mapping[str, Any]) -> Iterator[tuple[Tensor, int]]:
+    """(index, number of rows of the indexed table) of an operator."""
     table = args[0] if args and isinstance(args[0], Tensor) else None
     if table is None:
         return
-    if name in _OF_ROWS:
+    if name in _LOOKS_UP_ROWS:
         yield args[1], table.shape[0]
-    elif name in _ALONG and table.dim():
+    elif name in _INDEXES_ALONG and table.dim():
         index = args[2] if len(args) > 2 else kwargs.get("index")
         if isinstance(index, Tensor):
             yield index, table.shape[args[1]]

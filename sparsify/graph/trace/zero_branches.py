@@ -1,4 +1,4 @@
-"""The dense model with residual branches at zero: what a model must compute that those branches have left."""
+"""Run the dense model with some residual branches at zero: the masked model of a cut that removes them."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.graph.model_map import Sum
-from sparsify.graph.trace.module_stack import Located
-from sparsify.graph.trace.operators import primitive
+from sparsify.graph.trace.module_stack import ModuleStack
+from sparsify.graph.trace.operators import decompose_operators
 
 Watched = Callable[[str, Tensor, Any], None]
 """(module, its first tensor input, what it returned)"""
 
 
-class Silencing(Located):  # type: ignore[no-untyped-call]
-    """Puts zeros in place of one operand of the sums named."""
+class ZeroBranches(ModuleStack):  # type: ignore[no-untyped-call]
+    """Puts zeros in place of one operand of the given sums."""
 
     def __init__(
         self, sums: Collection[Sum], watched: Collection[str] = (), seen: Watched | None = None
@@ -26,7 +26,7 @@ class Silencing(Located):  # type: ignore[no-untyped-call]
         self._watched, self._seen = frozenset(watched), seen
         self._inputs: list[Tensor | None] = []
 
-    def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def run_operator(self, func: Any, args: Any, kwargs: Any) -> Any:
         at = self.sum_at(func, args)
         operand = None if at is None else self._operands.get(at)
         if operand is not None:
@@ -35,26 +35,26 @@ class Silencing(Located):  # type: ignore[no-untyped-call]
             args = tuple(zeros if i == operand else a for i, a in enumerate(args))
         return func(*args, **kwargs)
 
-    def entered(self, name: str, args: Any, kwargs: Any) -> None:
+    def on_enter(self, name: str, args: Any, kwargs: Any) -> None:
         x = first_tensor(args, kwargs) if name in self._watched else None
         self._inputs.append(None if x is None else x.clone())
 
-    def left(self, name: str, result: Any) -> None:
+    def on_exit(self, name: str, result: Any) -> None:
         x = self._inputs.pop()
         if x is not None and self._seen is not None:
             self._seen(name, x, result)
 
 
 @contextmanager
-def silenced(
+def zero_branches(
     model: nn.Module, sums: Collection[Sum], watched: Collection[str] = (), seen: Watched | None = None
 ) -> Iterator[None]:
-    """Run the model with the branches of these sums at zero; does nothing without any."""
+    """Run the model with the branches of these sums at zero; does nothing without sums."""
     if not sums:
         yield
         return
-    mode = Silencing(sums, watched, seen)
-    with primitive(model), mode.located(model), mode:
+    mode = ZeroBranches(sums, watched, seen)
+    with decompose_operators(model), mode.track_modules(model), mode:
         yield
 
 

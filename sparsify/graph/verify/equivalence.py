@@ -1,52 +1,62 @@
-"""Proving a cut: cut model against masked dense model, in float64.
+"""Prove a cut: compare the cut model with the masked dense model, in float64.
 
-Let M be the dense model in which the consumers' input slices of every removed unit are zero. Then cut(model) == M for
-any activation; in place of residual branches that left, M has zeros in the sums that they went into. Units that meet each
-other, as those of queries and keys do in their product, have no such slices there: M has zeros in what makes them as well. Where a statistic is taken over removed units (LayerNorm, GroupNorm, a mean over channels) M leaves them
-out of it, and the verdict says `statistics change`: M is then no longer the dense model with some weights at zero.
+Let M be the dense model in which the consumers' input slices of every removed unit are zero. Then
+cut(model) == M for any activation. For removed residual branches, M has zeros in the sums that they
+joined. Units that meet each other in a product, as those of queries and keys, have no input slices there:
+M also has zeros in the weights that compute them. If a statistic is taken over removed units (LayerNorm,
+GroupNorm, a mean over channels), M leaves them out of it, and the verdict says `statistics change`: M is
+then no longer the dense model with some weights set to zero.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import nn
 
 from sparsify.errors import VerificationError
-from sparsify.forward.call_model import call, converted, kept_buffers, named, tensors
-from sparsify.forward.calls import Inputs, calls_of, examples_of
-from sparsify.forward.copies import copied
-from sparsify.forward.fresh_inputs import seed_generators
+from sparsify.forward.call_model import (
+    convert_inputs,
+    named_inputs,
+)
+from sparsify.forward.calls import Inputs, count_examples, list_calls
+from sparsify.forward.copies import copy_model
 from sparsify.graph.model_map import ModelMap
-from sparsify.graph.names import all_names
-from sparsify.graph.precision import cast, in_double
-from sparsify.graph.surgery.constants import Constants
-from sparsify.graph.surgery.fold_constants import add_beside, put_exact, widened
-from sparsify.graph.surgery.operations import Keep, dropped, gone_branches
-from sparsify.graph.trace.labels import Ints
-from sparsify.graph.trace.operators import plain_attention
-from sparsify.graph.trace.zero_branches import silenced
-from sparsify.graph.verify import masked_statistics
+from sparsify.graph.surgery.constant_shifts import Constants
+from sparsify.graph.surgery.fold_constants import (
+    add_shifts_of_masked_units,
+    keep_harmless_units,
+    write_unrounded_values,
+)
+from sparsify.graph.surgery.operations import Keep, removed_branches
+from sparsify.graph.verify.masked_model import narrowed_groups, run_masked_model
+from sparsify.graph.verify.run_models import (
+    copy_in_dtype,
+    list_groups,
+    relative_difference,
+    run_and_count_casts,
+    run_cut_model,
+    run_model,
+)
+from sparsify.graph.verify.usual_calls import check_training
 from sparsify_schemas.report import Verdict
 
 TOLERANCE = 1e-9
-"""largest difference in float64 that a cut may have, relative to the largest output"""
+"""largest difference in float64 of a correct cut, relative to the largest output"""
 
-TRIAL = 1e-3
-"""the same for a trial cut in float32, whose only question is whether a group was followed rightly"""
+TRIAL_TOLERANCE = 1e-3
+"""the same for a trial cut in float32, which only checks that the coupled groups are right"""
 
 
 NO_CONSTANTS = Constants()
 NOTHING_FOLDED: Mapping[str, torch.Tensor] = {}
 
 
-def verify(
+def verify_cut(
     dense: nn.Module,
     thin: nn.Module,
-    map: ModelMap,
+    model_map: ModelMap,
     keep: Keep,
     inputs: Inputs,
     *,
@@ -56,96 +66,115 @@ def verify(
     folded: Mapping[str, torch.Tensor] = NOTHING_FOLDED,
     fresh: Sequence[Inputs] = (),
 ) -> Verdict:
-    """Compare a cut model as it is delivered with the masked dense one, in float64, and run it in train mode, backwards too,
-    and by torch's fused paths.
+    """Compare a cut model as delivered with the masked dense model, in float64.
 
-    before: the dense model before groups inside its tensors were set to zero, for the control.
-    reshaped: layers of the cut model that are computed otherwise than before.
-    constants: what removed units emitted and the cut model got back; folded: the values that this made, before they were
-    rounded to the model's precision: the comparison is made with them. Units whose leaving changes nothing stay whole in the
-    masked model; where these are all that left, it is the dense model.
-    fresh: inputs that nothing was planned or chosen with, of one or several batch sizes; those that the dense model does
-    not take are left out. The given `inputs` are used where there are none.
-    Raises VerificationError naming the coupled groups when they differ or when the cut model does not run.
+    Also runs both in train mode with a backward pass, and on torch's fused paths.
+
+    Args:
+        before: the dense model before groups inside its tensors were set to zero, for the control.
+            reshaped: layers of the cut model that compute in another way than before. constants: what
+            removed units emitted and the cut model got back. Units whose removal changes nothing stay
+            in the masked model; if only such units were removed, it is the dense model.
+        folded: the values that folding wrote, before rounding. The comparison uses them. fresh: inputs
+            that played no part in planning or choosing, of one or several batch sizes. Those that the
+            dense model does not accept are left out. Without any, `inputs` are used.
+
+    Raises:
+        VerificationError: naming the coupled groups, if the outputs differ or the cut model does not run.
     """
-    narrowed = narrowed_groups(map, keep)
+    narrowed = narrowed_groups(model_map, keep)
     blamed = narrowed or list(reshaped)
-    wide, given, plain, tolerance, casts = _precise(dense, inputs)
-    narrow = in_dtype(thin, torch.float64) if tolerance == TOLERANCE else copied(thin).eval()
+    wide, given, plain, tolerance, casts = _copy_in_float64(dense, inputs)
+    narrow = copy_in_dtype(thin, torch.float64) if tolerance == TOLERANCE else copy_model(thin).eval()
     if tolerance == TOLERANCE:
-        put_exact(narrow, folded, next((p.dtype for p in thin.parameters()), torch.float32))
-    drawn = _accepted(wide, [_as_given(one, given) for one in fresh])
+        write_unrounded_values(narrow, folded, next((p.dtype for p in thin.parameters()), torch.float32))
+    drawn = _keep_accepted(wide, [_match_precision(one, given) for one in fresh])
     first, plain = drawn[0] if drawn else (given, plain)
     if before is not None:
-        alike = copied(before).eval() if tolerance > TOLERANCE else in_dtype(before, torch.float64)
-        plain = outputs(alike, first)
+        alike = copy_model(before).eval() if tolerance > TOLERANCE else copy_in_dtype(before, torch.float64)
+        plain = run_model(alike, first)
     compared = [one for one, _ in drawn] or [given]
     del drawn
-    left_whole = widened(keep, constants.whole)
-    add_beside(wide, constants.shifts)
+    left_whole = keep_harmless_units(keep, constants.harmless)
+    add_shifts_of_masked_units(wide, constants.shifts)
     difference, control = 0.0, 0.0
     for one in compared:
-        found = ran(narrow, one, blamed)
-        masked = masked_outputs(wide, map, left_whole, one, found, blamed)
-        own = relative(found, masked)
+        found = run_cut_model(narrow, one, blamed)
+        masked = run_masked_model(wide, model_map, left_whole, one, found, blamed)
+        own = relative_difference(found, masked)
         difference = own if math.isnan(own) else max(difference, own)
         if one is first:
-            control = relative(plain, masked)
+            control = relative_difference(plain, masked)
         if not own <= tolerance:
             break
     if not difference <= tolerance:
         raise VerificationError(
-            f"the cut model differs from the masked one by {difference:.1e} of the largest output{_blame(blamed)}"
+            f"the cut model differs from the masked one by {difference:.1e} of the largest output"
+            f"{list_groups(blamed)}"
         )
-    _check_training(wide, narrow, next((one for one in compared if _examples(one) > 1), first), blamed)
-    changing = any(map.by_name[name].statistics for name in narrowed)
-    all_dead = not narrowed_groups(map, left_whole) and not gone_branches(map, keep)
-    shifted = any(bool((shift.beside != 0).any()) for shift in constants.shifts)
+    check_training(wide, narrow, next((one for one in compared if _count_examples(one) > 1), first), blamed)
+    changing = any(model_map.by_name[name].statistics for name in narrowed)
+    all_dead = not narrowed_groups(model_map, left_whole) and not removed_branches(model_map, keep)
+    shifted = any(bool((shift.masked != 0).any()) for shift in constants.shifts)
     unchanged = bool(narrowed) and all_dead and not shifted and before is None
+    batches = () if compared[0] is given else tuple(dict.fromkeys(map(_count_examples, compared)))
     return Verdict(
-        outcome="statistics change" if changing else "equal" if blamed else "nothing cut",
+        outcome=_name_outcome(changing, bool(blamed)),
         difference=difference,
         control=control,
         groups=tuple(narrowed),
         reference="dense model" if unchanged else "masked model",
-        batches=() if compared[0] is given else tuple(dict.fromkeys(_examples(one) for one in compared)),
-        note="; ".join(_remarks(changing, tolerance, casts)),
+        batches=batches,
+        note="; ".join(_list_remarks(changing, tolerance, casts)),
     )
 
 
-def _remarks(changing: bool, tolerance: float, casts: bool) -> Iterable[str]:
+def _name_outcome(changing: bool, cut: bool) -> Literal["statistics change", "equal", "nothing cut"]:
     if changing:
-        yield "a statistic is taken over removed units (a normalisation, a mean): equal to the masked model with them left out of it"
+        return "statistics change"
+    return "equal" if cut else "nothing cut"
+
+
+def _list_remarks(changing: bool, tolerance: float, casts: bool) -> Iterable[str]:
+    if changing:
+        yield (
+            "a statistic is taken over removed units (a normalisation, a mean): "
+            "equal to the masked model with them left out of it"
+        )
     if casts:
         yield "the model casts to a lower precision inside: compared in float64 without these casts"
     if tolerance > TOLERANCE:
-        yield f"the model casts inside and does not run in float64: compared in its own precision, within {tolerance:.0e}"
+        yield (f"the model does not run in float64: compared in its own precision, within {tolerance:.0e}")
 
 
-def _precise(dense: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs, list[torch.Tensor], float, bool]:
-    """A copy in float64, inputs, its outputs, the tolerance, and whether casts were left out; one as it is where the
-    model does not run like that."""
-    wide, wide_inputs = in_dtype(dense, torch.float64), converted(inputs, torch.float64)
+def _copy_in_float64(
+    dense: nn.Module, inputs: Inputs
+) -> tuple[nn.Module, Inputs, list[torch.Tensor], float, bool]:
+    """(copy in float64, inputs, outputs, tolerance, whether casts were left out).
+
+    If the model does not run in float64, the copy keeps its precision.
+    """
+    wide, wide_inputs = copy_in_dtype(dense, torch.float64), convert_inputs(inputs, torch.float64)
     try:
-        found, casts = outputs_and_casts(wide, wide_inputs)
+        found, casts = run_and_count_casts(wide, wide_inputs)
         return wide, wide_inputs, found, TOLERANCE, casts > 0
     except Exception:
-        wide = copied(dense).eval()
-        return wide, inputs, outputs(wide, inputs), TRIAL, False
+        wide = copy_model(dense).eval()
+        return wide, inputs, run_model(wide, inputs), TRIAL_TOLERANCE, False
 
 
-def _as_given(fresh: Inputs, given: Inputs) -> Inputs:
+def _match_precision(fresh: Inputs, given: Inputs) -> Inputs:
     """Fresh inputs in the precision of the given ones."""
-    floating = [value.dtype for _, value in named(given) if value.is_floating_point()]
-    return converted(fresh, floating[0]) if floating else fresh
+    floating = [value.dtype for _, value in named_inputs(given) if value.is_floating_point()]
+    return convert_inputs(fresh, floating[0]) if floating else fresh
 
 
-def _accepted(model: nn.Module, fresh: Sequence[Inputs]) -> list[tuple[Inputs, list[torch.Tensor]]]:
-    """The inputs that the dense model takes, with its outputs; those at which it is not finite prove nothing."""
+def _keep_accepted(model: nn.Module, fresh: Sequence[Inputs]) -> list[tuple[Inputs, list[torch.Tensor]]]:
+    """The inputs that the dense model accepts and its outputs. Outputs that are not finite prove nothing."""
     found = []
     for one in fresh:
         try:
-            made = outputs(model, one)
+            made = run_model(model, one)
         except Exception:
             continue  # such as a batch size that the model does not take
         if all(bool(t.isfinite().all()) for t in made):
@@ -153,234 +182,12 @@ def _accepted(model: nn.Module, fresh: Sequence[Inputs]) -> list[tuple[Inputs, l
     return found
 
 
-def _examples(inputs: Inputs) -> int:
-    """The number of examples along the dimension that counts them; 1 where none does."""
-    return examples_of(calls_of(inputs)[0]) or 1
+def _count_examples(inputs: Inputs) -> int:
+    """Number of examples along the batch dimension; 1 if there is none."""
+    return count_examples(list_calls(inputs)[0]) or 1
 
 
-def narrowed_groups(map: ModelMap, keep: Keep) -> list[str]:
-    return [
-        name
-        for name, kept in keep.items()
-        if len(kept) < map.by_name[name].width and not _within_branches(map, keep, name)
-    ]
-
-
-def _within_branches(map: ModelMap, keep: Keep, name: str) -> bool:
-    """Whether a group left because all of it is in residual branches that leave."""
-    return not keep[name] and name not in {b.name for b in map.branches}
-
-
-def ran(narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> list[torch.Tensor]:
-    """Outputs of the cut model; VerificationError when it does not run."""
-    try:
-        return outputs(narrow, inputs)
-    except Exception as error:
-        raise _does_not_run(error, groups) from error
-
-
-def _does_not_run(error: Exception, groups: Sequence[str]) -> VerificationError:
-    return VerificationError(
-        f"the cut model does not run: {type(error).__name__}: {first_line(error)}{_blame(groups)}"
-    )
-
-
-def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return cast(copied(model), dtype).eval()
-
-
-def masked_outputs(
-    wide: nn.Module,
-    map: ModelMap,
-    keep: Keep,
-    inputs: Inputs,
-    found: Sequence[torch.Tensor],
-    blamed: Sequence[str],
-) -> list[torch.Tensor]:
-    """Outputs of the masked dense model. VerificationError when they are of other shapes than those of the cut model."""
-    groups, sums = narrowed_groups(map, keep), [s for b in gone_branches(map, keep) for s in b.sums]
-    with _masked(wide, map, keep):
-        if any(map.by_name[name].statistics for name in groups):
-            # Inside branches that leave as well: what comes out of one has the labels of what it is added to.
-            gone: dict[tuple[str, int], set[int]] = {}
-            for (tensor, dim, _), lost in dropped(
-                map, {name: keep[name] for name in groups if keep[name]}
-            ).items():
-                gone.setdefault((tensor, dim), set()).update(lost.tolist())
-            masked = masked_statistics.outputs(wide, inputs, gone, sums)
-        else:
-            with silenced(wide, sums):
-                masked = outputs(wide, inputs)
-    if [t.shape for t in found] != [t.shape for t in masked]:
-        raise VerificationError(f"the cut model's outputs changed their shapes{_blame(blamed)}")
-    return masked
-
-
-@contextmanager
-def _masked(wide: nn.Module, map: ModelMap, keep: Keep) -> Iterator[None]:
-    """The consumers' input slices of every removed unit at zero; where a product without a weight sums over units (queries
-    times keys), all that makes them as well. Its branches are left as they are.
-
-    They are put back in single precision: that is what trial models are made in, and others are given up.
-    """
-    before: list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]] = []
-    values = all_names(wide)
-    with torch.no_grad():
-        for tensor, dim, lost in _emptied(map, keep):
-            value, at = values[tensor], torch.from_numpy(lost).to(values[tensor].device)
-            own = value.index_select(dim, at)
-            before.append((value, dim, at, own.float() if own.dtype == torch.float64 else own))
-            value.index_fill_(dim, at, 0.0)
-        try:
-            yield
-        finally:
-            for value, dim, at, own in reversed(before):
-                value.index_copy_(dim, at, own.to(value.dtype))
-
-
-def _emptied(map: ModelMap, keep: Keep) -> Iterator[tuple[str, int, Ints]]:
-    branches = {b.name: keep[b.name] for b in gone_branches(map, keep)}
-    made = {
-        name: kept
-        for name, kept in keep.items()
-        if map.by_name[name].paired or all(s.role != "in" for s in map.by_name[name].slices)
-    }
-    for chosen, role in (({**keep, **branches}, "in"), ({**made, **branches}, "out")):
-        for (tensor, dim, own), lost in dropped(map, chosen).items():
-            if own == role:
-                yield tensor, dim, lost
-
-
-def outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
-    return outputs_and_casts(model, inputs)[0]
-
-
-def outputs_and_casts(model: nn.Module, inputs: Inputs) -> tuple[list[torch.Tensor], int]:
-    """What a model returns, and how many of its casts to a lower precision were left out."""
-    # Dropout and the like are off in eval mode; what is random all the same gets the same draws on both sides.
-    with (
-        torch.no_grad(),
-        torch.random.fork_rng(devices=[]),
-        plain_attention(),
-        kept_buffers(model),
-        in_double(model) as mode,
-    ):
-        seed_generators(0)
-        return list(tensors(call(model, inputs))), mode.casts
-
-
-def runs_as_used(
-    dense: Callable[[], nn.Module], narrow: nn.Module, inputs: Inputs, groups: Sequence[str]
-) -> None:
-    """Forward by torch's fused paths, then forward and backward in train mode, for which `narrow` is given up; what the
-    dense model cannot do with these inputs is not asked of the cut one."""
-    uses: tuple[Callable[[nn.Module, Inputs], object], ...] = (_fused, _backwards)
-    for use in uses:
-        try:
-            use(narrow, inputs)
-        except Exception as error:
-            try:
-                use(dense(), inputs)
-            except Exception:
-                continue
-            raise _does_not_run(error, groups) from error
-
-
-def _check_training(wide: nn.Module, narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> None:
-    """Both models by torch's fused paths and in train mode, which they are given up for: the cut one must run where the
-    dense one does, with outputs of the same shapes, and gradients must reach every parameter that they reach there.
-
-    Raises VerificationError.
-    """
-    runs_as_used(lambda: copied(wide), narrow, inputs, groups)
-    try:
-        wanted = _train_step(wide, inputs)
-    except Exception:
-        return  # nothing to compare with
-    found = _train_step(narrow, inputs)
-    if found.shapes != wanted.shapes:
-        raise VerificationError(
-            f"in train mode the cut model's outputs have other shapes than the dense one's{_blame(groups)}"
-        )
-    there = {name for name, _ in narrow.named_parameters()}
-    lost = sorted((wanted.reached & there) - found.reached)
-    if lost:
-        raise VerificationError(
-            f"in train mode no gradient reaches '{lost[0]}' of the cut model, as it does in the dense one{_blame(groups)}"
-        )
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What a forward and backward pass in train mode shows."""
-
-    shapes: tuple[torch.Size, ...]
-    reached: frozenset[str]
-    """parameters that have a gradient"""
-
-
-def _train_step(model: nn.Module, inputs: Inputs) -> _Step:
-    model.zero_grad(set_to_none=True)
-    made = _backwards(model, inputs)
-    reached = frozenset(name for name, p in model.named_parameters() if p.grad is not None)
-    model.zero_grad(set_to_none=True)
-    return _Step(tuple(t.shape for t in made), reached)
-
-
-def _fused(model: nn.Module, inputs: Inputs) -> None:
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), in_double(model):
-        call(model.eval(), inputs)
-
-
-def _backwards(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
-    """The outputs in train mode, after a backward pass through all of them."""
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]), in_double(model):
-        seed_generators(0)
-        made = list(tensors(call(model.train(), inputs)))
-        results: Iterable[Any] = [t.sum() for t in made if t.requires_grad]
-        total = sum(results)
-        if isinstance(total, torch.Tensor):
-            total.backward()  # type: ignore[no-untyped-call]
-    return made
-
-
-def compare(one: nn.Module, other: nn.Module, candidates: Sequence[Inputs]) -> float:
-    """Largest relative difference between two models' outputs, on the first inputs at which the first of them is finite."""
-    for inputs in candidates:
-        try:
-            wanted = outputs(one, inputs)
-        except Exception:
-            continue
-        if all(bool(t.isfinite().all()) for t in wanted):  # a covariance of one example is not a number
-            return relative(outputs(other, inputs), wanted)
-    return 0.0
-
-
-def effect(dense: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs) -> float:
-    """How far the masked model is from the dense one: largest difference of an output, relative to its largest value."""
-    wide, given, plain, *_ = _precise(dense, inputs)
-    return relative(masked_outputs(wide, map, keep, given, plain, ()), plain)
-
-
-def relative(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
-    """Largest difference of an output relative to its own largest value; nan where one alone is not a number.
-
-    Infinities of one sign are equal, as outputs may be masked with them.
-    """
-    gaps = [0.0]
-    for a, b in zip(found, wanted, strict=True):
-        if a.numel():
-            apart, size = (a - b).abs(), b.abs()
-            gap = torch.where(a == b, torch.zeros_like(apart), apart)
-            largest = torch.where(b.isfinite(), size, torch.zeros_like(size)).max()
-            gaps.append(float(gap.max()) / max(float(largest), torch.finfo(b.dtype).tiny))
-    return math.nan if any(math.isnan(gap) for gap in gaps) else max(gaps)
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
-
-
-def _blame(groups: Sequence[str]) -> str:
-    shown = ", ".join(groups[:5]) + (f" and {len(groups) - 5} more" if len(groups) > 5 else "")
-    return f" [groups: {shown}]" if groups else ""
+def measure_effect(dense: nn.Module, model_map: ModelMap, keep: Keep, inputs: Inputs) -> float:
+    """Largest difference between the masked and the dense model's outputs, relative to the largest output."""
+    wide, given, plain, *_ = _copy_in_float64(dense, inputs)
+    return relative_difference(run_masked_model(wide, model_map, keep, given, plain, ()), plain)

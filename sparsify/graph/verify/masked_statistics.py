@@ -1,8 +1,10 @@
-"""The masked dense model's outputs where statistics are taken over removed units: those units are left out of them.
+"""Outputs of the masked dense model if statistics are taken over removed units: the statistics leave them
+out.
 
-A LayerNorm, RMSNorm, GroupNorm, softmax or mean over units that a cut removes sees fewer of them afterwards. The masked
-model computes the same: each such operator runs on the remaining elements alone, and the removed ones become zero. A
-weight that is itself normalised (weight standardisation) is one of them: what it holds at removed units is zero.
+After a cut, a LayerNorm, RMSNorm, GroupNorm, softmax or mean over the cut dimension sees fewer units. The
+masked model computes the same: each such operator runs on the kept elements only, and the removed ones
+become zero. This holds for normalised weights too (weight standardisation): they are zero at removed
+units.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -12,75 +14,83 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.forward.call_model import call, kept_buffers, tensors
+from sparsify.forward.call_model import call_model, float_tensors, restore_buffers
 from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import seed_generators
 from sparsify.graph.model_map import Sum
-from sparsify.graph.precision import in_double
-from sparsify.graph.trace.axis_labels import Shadow, varying
+from sparsify.graph.precision import keep_double
+from sparsify.graph.trace.axis_labels import AxisLabels, varying_dims
 from sparsify.graph.trace.labels import Labels
-from sparsify.graph.trace.operators import ALONG, DISTANCES, LOSSES, NORMS, REDUCTIONS, axes_of, primitive
-from sparsify.graph.trace.tracer import Watch
-from sparsify.graph.trace.zero_branches import silenced
+from sparsify.graph.trace.operators import (
+    ALONG,
+    DISTANCES,
+    LOSSES,
+    NORMS,
+    REDUCTIONS,
+    decompose_operators,
+    dims_run_over,
+)
+from sparsify.graph.trace.tracer import Tracer
+from sparsify.graph.trace.zero_branches import zero_branches
 
-OTHERS = frozenset(["native_layer_norm", "native_group_norm", "_weight_norm_interface"])
-MIXING = (REDUCTIONS | ALONG | NORMS | DISTANCES | OTHERS | frozenset(LOSSES)) - {"glu"}
-"""operators whose result at one place depends on the others"""
+FURTHER_NORMS = frozenset(["native_layer_norm", "native_group_norm", "_weight_norm_interface"])
+MIXING_OPERATORS = (REDUCTIONS | ALONG | NORMS | DISTANCES | FURTHER_NORMS | frozenset(LOSSES)) - {"glu"}
+"""operators whose result at one place depends on other places"""
 PRODUCTS = frozenset(
     "mm addmm bmm baddbmm addbmm mv addmv linear convolution deform_conv2d _grouped_mm".split()
 )
 
 
-class Narrowed(Watch):  # type: ignore[no-untyped-call]
-    """Watches again, and runs operators that mix elements on the remaining ones."""
+class MaskedTracer(Tracer):  # type: ignore[no-untyped-call]
+    """Traces again, and runs operators that mix elements on the kept ones only."""
 
     def __init__(self, labels: Labels) -> None:
         super().__init__(labels)
         self.removed = torch.zeros(1, dtype=torch.bool)
         self.own: set[int] = set()
-        """where the model's own parameters and buffers lie, and views of them"""
+        """addresses of the model's own parameters and buffers, and of views of them"""
 
-    def compute(self, _name: str, func: Any, args: Any, kwargs: Any) -> Any:
+    def run_plain(self, _name: str, func: Any, args: Any, kwargs: Any) -> Any:
         if _name in PRODUCTS:
-            args = tuple(self._emptied(a) if isinstance(a, Tensor) else a for a in args)
+            args = tuple(self._zero_removed(a) if isinstance(a, Tensor) else a for a in args)
         x = args[0] if args else None
-        if not isinstance(x, Tensor) or _name not in MIXING:
+        if not isinstance(x, Tensor) or _name not in MIXING_OPERATORS:
             return func(*args, **kwargs)
-        shadow = self._joined(x, args) if _name in LOSSES else self.of(x)
+        axis_labels = self._join_operands(x, args) if _name in LOSSES else self.labels_of(x)
         kept = {
             dim: stays.to(x.device)
-            for dim in axes_of(_name, args, kwargs)
-            if (stays := self._kept(shadow, dim)) is not None
+            for dim in dims_run_over(_name, args, kwargs)
+            if (stays := self._kept_indices(axis_labels, dim)) is not None
         }
-        return self._on_the_rest(_name, func, args, kwargs, kept) if kept else func(*args, **kwargs)
+        return self._run_on_kept(_name, func, args, kwargs, kept) if kept else func(*args, **kwargs)
 
-    def _joined(self, x: Tensor, args: Any) -> Shadow:
+    def _join_operands(self, x: Tensor, args: Any) -> AxisLabels:
         """The labels of all operands of a loss."""
-        return self.algebra.pointwise(
-            x.shape, [self.of(value) for value in args if isinstance(value, Tensor)]
+        return self.algebra.join_elementwise(
+            x.shape, [self.labels_of(value) for value in args if isinstance(value, Tensor)]
         )
 
-    def _emptied(self, tensor: Tensor) -> Tensor:
-        """A weight that was computed from others, with zeros where a removed unit lies."""
-        shadow = self.of(tensor)
-        if not shadow.parameter or tensor.untyped_storage().data_ptr() in self.own:
+    def _zero_removed(self, tensor: Tensor) -> Tensor:
+        """A weight that was computed from others, with zeros at removed units."""
+        axis_labels = self.labels_of(tensor)
+        if not axis_labels.parameter or tensor.untyped_storage().data_ptr() in self.own:
             return tensor
-        gone = [self.removed[aspect].to(tensor.device) for aspect in shadow.aspects]
+        gone = [self.removed[aspect].to(tensor.device) for aspect in axis_labels.aspects]
         return reduce(lambda t, own: t.masked_fill(own, 0.0), gone, tensor)
 
-    def _kept(self, shadow: Shadow, dim: int) -> Tensor | None:
-        """Indices along a dimension at which something remains; None when all do."""
-        for aspect in shadow.aspects:
-            if dim in varying(aspect):
+    def _kept_indices(self, axis_labels: AxisLabels, dim: int) -> Tensor | None:
+        """Indices along a dimension at which something is kept; None if all are."""
+        for aspect in axis_labels.aspects:
+            if dim in varying_dims(aspect):
                 stays = (~self.removed[aspect]).movedim(dim, 0).reshape(aspect.shape[dim], -1).any(1)
                 if not bool(stays.all()):
                     return torch.nonzero(stays).flatten()
         return None
 
-    def _on_the_rest(self, name: str, func: Any, args: Any, kwargs: Any, kept: Mapping[int, Tensor]) -> Any:
+    def _run_on_kept(self, name: str, func: Any, args: Any, kwargs: Any, kept: Mapping[int, Tensor]) -> Any:
         x = args[0]
         beside = name in DISTANCES or name in LOSSES
-        rest = [_narrowed(v, x.dim(), kept) if beside and isinstance(v, Tensor) else v for v in args[1:]]
+        rest = [_select_kept(v, x.dim(), kept) if beside and isinstance(v, Tensor) else v for v in args[1:]]
         for dim, stays in kept.items():
             if name == "native_layer_norm":
                 place = dim - x.dim() + len(rest[0])
@@ -89,17 +99,19 @@ class Narrowed(Watch):  # type: ignore[no-untyped-call]
             if name == "native_group_norm":
                 rest[0:2] = [v.index_select(0, stays) if isinstance(v, Tensor) else v for v in rest[0:2]]
                 rest[3] = len(stays)
-        out = func(_narrowed(x, x.dim(), kept), *rest, **kwargs)
+        out = func(_select_kept(x, x.dim(), kept), *rest, **kwargs)
         if beside or name in REDUCTIONS:
             return out
         filled = reduce(
-            lambda t, d: _spread(t, d, kept[d], x.shape[d]), kept, out if isinstance(out, Tensor) else out[0]
+            lambda t, d: _scatter_kept(t, d, kept[d], x.shape[d]),
+            kept,
+            out if isinstance(out, Tensor) else out[0],
         )
         return filled if isinstance(out, Tensor) else (filled, *out[1:])
 
 
-def _narrowed(operand: Tensor, rank: int, kept: Mapping[int, Tensor]) -> Tensor:
-    """What remains of an operand that is spread to so many dimensions."""
+def _select_kept(operand: Tensor, rank: int, kept: Mapping[int, Tensor]) -> Tensor:
+    """The kept elements of an operand that broadcasts to `rank` dimensions."""
     for dim, stays in kept.items():
         own = dim - rank + operand.dim()
         if own >= 0 and operand.shape[own] > 1:
@@ -107,22 +119,25 @@ def _narrowed(operand: Tensor, rank: int, kept: Mapping[int, Tensor]) -> Tensor:
     return operand
 
 
-def _spread(narrow: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
-    """Put the indices of a dimension back to their places, with zeros between them."""
+def _scatter_kept(narrow: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
+    """Put kept indices of a dimension back to their places, with zeros between them."""
     return narrow.new_zeros([size if d == dim else n for d, n in enumerate(narrow.shape)]).index_copy(
         dim, places, narrow
     )
 
 
-def outputs(
+def run_without_removed(
     model: nn.Module,
     inputs: Inputs,
     gone: Mapping[tuple[str, int], Iterable[int]],
     sums: Collection[Sum] = (),
 ) -> list[Tensor]:
-    """Outputs of the masked model; gone: (tensor, dimension) -> indices that leave; sums: whose branches leave."""
+    """Outputs of the masked model.
+
+    gone: (tensor, dimension) -> removed indices. sums: the sums whose branches are removed.
+    """
     labels = Labels()
-    mode = Narrowed(labels)
+    mode = MaskedTracer(labels)
     mode.enter_model(model)
     mode.own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     mode.removed = torch.zeros(labels.count, dtype=torch.bool)
@@ -130,12 +145,12 @@ def outputs(
         for index in gone.get((axis.tensor, axis.dim), ()):
             mode.removed[axis.first + index] = True
     with (
-        primitive(model),
+        decompose_operators(model),
         torch.random.fork_rng(devices=[]),
-        kept_buffers(model),
-        in_double(model),
+        restore_buffers(model),
+        keep_double(model),
         mode,
-        silenced(model, sums),
+        zero_branches(model, sums),
     ):
         seed_generators(0)
-        return list(tensors(call(model, inputs)))
+        return list(float_tensors(call_model(model, inputs)))

@@ -1,4 +1,4 @@
-"""Trying: which groups and residual branches can be cut at all, found by trial cuts before any training."""
+"""Find which groups and residual branches can be cut at all, by trial cuts before any training."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,182 +9,208 @@ import torch
 from torch import nn
 
 from sparsify.errors import ModelError, VerificationError
-from sparsify.forward.call_model import call, converted, shapes, tensors
+from sparsify.forward.call_model import convert_inputs
 from sparsify.forward.calls import Inputs
-from sparsify.forward.copies import copied
-from sparsify.forward.opaque import is_nested, is_sparse, uncompiled
-from sparsify.graph.copy import on_meta
-from sparsify.graph.length_attributes import fewer, settled
+from sparsify.forward.copies import copy_model
+from sparsify.forward.opaque import is_nested, is_sparse
+from sparsify.graph.length_attributes import choose_attributes, drop_attributes
 from sparsify.graph.model_map import Branch, Coupled, ModelMap
-from sparsify.graph.precision import cast
-from sparsify.graph.proportional_groups import bundles
+from sparsify.graph.precision import cast_model
+from sparsify.graph.proportional_groups import bundle_groups
 from sparsify.graph.residual_branches import find_branches
 from sparsify.graph.surgery import operations
 from sparsify.graph.surgery.operations import Keep
-from sparsify.graph.trace.meta_kernels import Described
-from sparsify.graph.verify.equivalence import (
-    TOLERANCE,
-    TRIAL,
+from sparsify.graph.verify.equivalence import TOLERANCE, TRIAL_TOLERANCE
+from sparsify.graph.verify.masked_model import narrowed_groups, run_masked_model
+from sparsify.graph.verify.meta_trials import MetaTrials, choose_half
+from sparsify.graph.verify.run_models import (
+    copy_in_dtype,
     first_line,
-    in_dtype,
-    masked_outputs,
-    narrowed_groups,
-    outputs,
-    ran,
-    relative,
-    runs_as_used,
+    relative_difference,
+    run_cut_model,
+    run_model,
 )
+from sparsify.graph.verify.usual_calls import check_usual_calls
 
-LIGHT = 1e-5
-"""largest relative difference between outputs in float64 of a trial cut of one unit a group"""
+ONE_UNIT_TOLERANCE = 1e-5
+"""largest relative difference in float64 between outputs of a trial cut of one unit a group"""
 
-Fault = Callable[[Sequence[Coupled], ModelMap], str | None]
-"""what is wrong with a cut of these groups, None if nothing is"""
+FindFault = Callable[[Sequence[Coupled], ModelMap], str | None]
+"""what is wrong with a cut of these groups; None if nothing is"""
 
 
 def _runs_in_double(trial: nn.Module, inputs: Inputs) -> bool:
-    """Whether the model does; it is in double precision from now on."""
+    """Whether the model runs in double precision; it is left in it."""
     try:
-        outputs(cast(trial, torch.float64), converted(inputs, torch.float64))
+        run_model(cast_model(trial, torch.float64), convert_inputs(inputs, torch.float64))
     except Exception:
         return False
     return True
 
 
-def probe(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
-    """The map with every group protected that trial cuts to about half width show to be beyond what can be followed.
+def protect_failing_groups(model: nn.Module, model_map: ModelMap, inputs: Inputs) -> ModelMap:
+    """Cut every group on trial and mark groups whose trial cut fails as protected.
 
-    First that the cut model runs, in eval and in train mode, on the meta device (shapes without numbers, so that the
-    culprits are found in little time); then that it computes what the masked one does, on random well-conditioned
-    weights, so that dead channels of a trained model hide nothing; with one half of the units in float32, with the
-    other in float64, so that every unit leaves once, and with one unit of each group, so that little else changes. All groups are tried at once; only when that fails are the
-    culprits searched by halving.
+    The trials, quickest first:
+
+    1. On the meta device (shapes only): the cut model must run in eval and train mode.
+    2. On random well-conditioned weights, so that dead channels of a trained model hide nothing: the cut
+       model must compute what the masked one does. Half of the units are cut in float32, the other half in
+       float64, so that every unit is removed once; then one unit of each group, so that little else
+       changes.
+
+    All groups are cut together; only if that fails, the failing ones are found by halving.
     """
     trials = _Trials(model, inputs)
     reasons: dict[str, str] = {}
-    groups = settled(
-        [c for c in map.coupled if c.protected is None], lambda c: trials.alone(c, map, trials.faults[:-1])
+    groups = choose_attributes(
+        [c for c in model_map.coupled if c.protected is None],
+        lambda c: trials.find_fault_alone(c, model_map, trials.faults[:-1]),
     )
-    map = _with(map, groups)
-    good = trials.survivors(groups, map, reasons)
-    map, saved = _saved(
-        map, [c for c in groups if c.name in reasons], lambda c: trials.alone(c, map, trials.faults)
+    model_map = _replace_groups(model_map, groups)
+    good = trials.find_cuttable(groups, model_map, reasons)
+    model_map, saved = _rescue_groups(
+        model_map,
+        [c for c in groups if c.name in reasons],
+        lambda c: trials.find_fault_alone(c, model_map, trials.faults),
     )
     if saved:
-        reasons = {name: why for name, why in reasons.items() if name in map.by_name and name not in saved}
-        trials.survivors([*good, *(map.by_name[name] for name in saved)], map, reasons)
-    return _with(map, [replace(map.by_name[name], protected=why) for name, why in reasons.items()])
+        reasons = {
+            name: why for name, why in reasons.items() if name in model_map.by_name and name not in saved
+        }
+        trials.find_cuttable([*good, *(model_map.by_name[name] for name in saved)], model_map, reasons)
+    return _replace_groups(
+        model_map, [replace(model_map.by_name[name], protected=why) for name, why in reasons.items()]
+    )
 
 
-def _with(map: ModelMap, groups: Iterable[Coupled]) -> ModelMap:
+def _replace_groups(model_map: ModelMap, groups: Iterable[Coupled]) -> ModelMap:
     """The map with these groups in place of those of the same names."""
-    return replace(map, coupled=tuple({c.name: c for c in [*map.coupled, *groups]}.values()))
+    return replace(model_map, coupled=tuple({c.name: c for c in [*model_map.coupled, *groups]}.values()))
 
 
-def _saved(
-    map: ModelMap, failed: Sequence[Coupled], fault: Callable[[Coupled], str | None]
+def _rescue_groups(
+    model_map: ModelMap, failed: Sequence[Coupled], fault: Callable[[Coupled], str | None]
 ) -> tuple[ModelMap, list[str]]:
-    """The map with what can be cut after all in place of what failed, and its names: groups that go in step, and groups
-    without an attribute that held a length by chance."""
+    """Find failed groups that can be cut after all, and return the map with them and their names.
+
+    These are groups that must be cut in proportion, and groups with an attribute that held a length by
+    chance.
+    """
     saved: list[str] = []
-    for candidate, names in [*bundles(failed), *((group, (group.name,)) for group in failed)]:
-        if set(names) & set(saved) or any(name not in map.by_name for name in names):
+    for candidate, names in [*bundle_groups(failed), *((group, (group.name,)) for group in failed)]:
+        if set(names) & set(saved) or any(name not in model_map.by_name for name in names):
             continue
-        found = next(
-            (c for c in [*([candidate] if names[1:] else []), *fewer(candidate)] if fault(c) is None), None
-        )
+        bundle = [candidate] if len(names) > 1 else []
+        candidates = [*bundle, *drop_attributes(candidate)]
+        found = next((group for group in candidates if fault(group) is None), None)
         if found is not None:
-            map = _with(
-                replace(
-                    map, coupled=tuple(c for c in map.coupled if c.name == found.name or c.name not in names)
-                ),
-                [found],
-            )
+            replaced = set(names) - {found.name}
+            others = tuple(group for group in model_map.coupled if group.name not in replaced)
+            model_map = _replace_groups(replace(model_map, coupled=others), [found])
             saved.append(found.name)
-    return map, saved
+    return model_map, saved
 
 
 class _Trials:
-    """Trial cuts of one model, the quickest first: shapes, numbers in float32, numbers in float64."""
+    """Trial cuts of one model, quickest first: shapes, values in float32, values in float64."""
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        shapes = _Shapes(model, inputs)
-        self.inputs = converted(inputs, torch.float32)
-        self.faults: list[Fault] = [shapes.fault, shapes.fault_apart] if shapes.works else []
+        shapes = MetaTrials(model, inputs)
+        self.inputs = convert_inputs(inputs, torch.float32)
+        self.faults: list[FindFault] = [shapes.cut_half, shapes.cut_pairs_apart] if shapes.works else []
         if any(p.is_meta for p in model.parameters()):
             return  # a model of shapes alone can be planned, not compared
-        self.model, self.double = (
-            _scrambled(model, self.inputs),
-            cache(lambda: _runs_in_double(self.model, self.inputs)),
+        self.model = _randomize_weights(model, self.inputs)
+        self.double = cache(lambda: _runs_in_double(self.model, self.inputs))
+        self.faults += [self._cut_half_in_single, self._cut_rest_in_double, self._cut_one_unit]
+
+    def _cut_half_in_single(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
+        return _find_fault(
+            cast_model(self.model, torch.float32),
+            model_map,
+            {c.name: choose_half(c) for c in chosen},
+            self.inputs,
+            TRIAL_TOLERANCE,
         )
-        self.faults += [self._single_fault, self._double_fault, self._light_fault]
 
-    def _single_fault(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
-        return _fault(
-            cast(self.model, torch.float32), map, {c.name: _half(c) for c in chosen}, self.inputs, TRIAL
+    def _cut_rest_in_double(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
+        return _find_fault_in_double(
+            self.model, self.double(), model_map, _choose_other_halves(model_map, chosen), self.inputs
         )
 
-    def _double_fault(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
-        return _double_fault(self.model, self.double(), map, _rests(map, chosen), self.inputs)
+    def _cut_one_unit(self, chosen: Sequence[Coupled], model_map: ModelMap) -> str | None:
+        """Cut one unit of each group. Half of a narrow network silences whole paths and hides their
+        faults.
 
-    def _light_fault(self, chosen: Sequence[Coupled], map: ModelMap) -> str | None:
-        """Of a cut of one unit a group: in narrow networks the cut of half of them silences paths, and what these do wrong.
-
-        By a looser tolerance: odd widths round otherwise, and a deep network without normalisations, all of its units alive,
-        may make a billion times as much of that.
+        The tolerance is larger: odd widths round differently, and a deep network without normalisations,
+        with all units alive, can amplify that a billion times.
         """
-        dtype = torch.float64 if self.double() else torch.float32
-        return _fault(
-            cast(self.model, dtype),
-            map,
-            {c.name: list(range(c.width - 1)) for c in chosen},
-            converted(self.inputs, dtype),
-            LIGHT if self.double() else TRIAL,
-        )
+        keep = {group.name: list(range(group.width - 1)) for group in chosen}
+        if self.double():
+            model, inputs = cast_model(self.model, torch.float64), convert_inputs(self.inputs, torch.float64)
+            return _find_fault(model, model_map, keep, inputs, ONE_UNIT_TOLERANCE)
+        model = cast_model(self.model, torch.float32)
+        return _find_fault(model, model_map, keep, self.inputs, TRIAL_TOLERANCE)
 
-    def alone(self, group: Coupled, map: ModelMap, faults: Sequence[Fault]) -> str | None:
-        """What is wrong with a cut of one group."""
-        own = replace(map, coupled=(group,))
+    def find_fault_alone(
+        self, group: Coupled, model_map: ModelMap, faults: Sequence[FindFault]
+    ) -> str | None:
+        """What is wrong with a cut of this group alone."""
+        own = replace(model_map, coupled=(group,))
         return next((why for fault in faults if (why := fault([group], own)) is not None), None)
 
-    def survivors(self, groups: Sequence[Coupled], map: ModelMap, reasons: dict[str, str]) -> list[Coupled]:
+    def find_cuttable(
+        self, groups: Sequence[Coupled], model_map: ModelMap, reasons: dict[str, str]
+    ) -> list[Coupled]:
         """The groups that can be cut together; the others get their reason."""
         good = list(groups)
-        for fault in self.faults:
-            good = _good(good, lambda chosen, fault=fault: fault(chosen, map), reasons) if good else good  # type: ignore[misc]
+        for find_fault in self.faults:
+            good = _find_cuttable(good, _bind_map(find_fault, model_map), reasons)
         return good
 
 
-def with_branches(model: nn.Module, map: ModelMap, inputs: Inputs, macs: Mapping[str, int]) -> ModelMap:
-    """The map with the model's residual blocks and branches, those protected that a trial cut in float64, on random
-    weights, shows to be none that can leave; all that are not inside each other at once, and the culprits by halving.
+def _bind_map(find_fault: FindFault, model_map: ModelMap) -> Callable[[Sequence[Coupled]], str | None]:
+    return lambda groups: find_fault(groups, model_map)
 
-    macs: multiply-accumulates by module name. Raises ModelError for a model without numbers.
+
+def add_branches(model: nn.Module, model_map: ModelMap, inputs: Inputs, macs: Mapping[str, int]) -> ModelMap:
+    """Add the model's residual blocks and branches to the map.
+
+    Those whose trial cut in float64, on random weights, fails are marked protected. All that are not
+    inside each other are cut together; failing ones are found by halving.
+
+    macs: multiply-accumulates by module name. Raises ModelError for a model without weights.
     """
     if any(p.is_meta for p in model.parameters()):
         raise ModelError(
-            "group 'depth' needs a model with weights: what a residual block computes tells whether it can leave"
+            "group 'depth' needs a model with weights: "
+            "a trial cut decides whether a residual block can be removed"
         )
-    map = replace(map, branches=find_branches(copied(model), map, inputs, macs))
+    model_map = replace(model_map, branches=find_branches(copy_model(model), model_map, inputs, macs))
     reasons: dict[str, str] = {}
-    inputs = converted(inputs, torch.float32)
-    trial = _scrambled(model, inputs)
+    inputs = convert_inputs(inputs, torch.float32)
+    trial = _randomize_weights(model, inputs)
     double = _runs_in_double(trial, inputs)
-    for level in _levels([b for b in map.branches if b.group.protected is None]):
-        _good(
-            [b.group for b in level],
-            lambda chosen: _double_fault(trial, double, map, {c.name: [] for c in chosen}, inputs),
-            reasons,
-        )
 
-    def judged(b: Branch) -> Branch:
-        return replace(b, group=replace(b.group, protected=reasons[b.name])) if b.name in reasons else b
+    def find_fault(chosen: Sequence[Coupled]) -> str | None:
+        keep: dict[str, list[int]] = {group.name: [] for group in chosen}
+        return _find_fault_in_double(trial, double, model_map, keep, inputs)
 
-    return replace(map, branches=tuple(judged(b) for b in map.branches))
+    open_branches = [branch for branch in model_map.branches if branch.group.protected is None]
+    for level in _split_by_nesting(open_branches):
+        _find_cuttable([branch.group for branch in level], find_fault, reasons)
+
+    def add_reason(branch: Branch) -> Branch:
+        if branch.name not in reasons:
+            return branch
+        return replace(branch, group=replace(branch.group, protected=reasons[branch.name]))
+
+    return replace(model_map, branches=tuple(map(add_reason, model_map.branches)))
 
 
-def _levels(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
-    """The branches from the outermost to the innermost."""
+def _split_by_nesting(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
+    """The branches, from the outermost to the innermost."""
     while branches:
         size = {b.name: (len(b.tensors), -i) for i, b in enumerate(branches)}
         level = [
@@ -194,63 +220,22 @@ def _levels(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
         branches = [b for b in branches if b not in level]
 
 
-class _Shapes:
-    """Trial cuts on the meta device. `works` says whether the dense model runs there at all."""
-
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        self.inputs = shapes(inputs)
-        self.model = on_meta(model)
-        found = {mode: self._run(self.model, mode) for mode in (False, True)}
-        self.shapes = {mode: made for mode, made in found.items() if made is not None}
-        self.works = False in self.shapes
-
-    def _run(self, model: nn.Module, training: bool) -> list[torch.Size] | None:
-        try:
-            with torch.no_grad(), uncompiled(), Described():  # type: ignore[no-untyped-call]
-                return [t.shape for t in tensors(call(model.train(training), self.inputs))]
-        except Exception as error:
-            self.error = error
-            return None
-
-    def fault(self, groups: Sequence[Coupled], map: ModelMap) -> str | None:
-        thin = operations.trial(self.model, map, {c.name: _half(c) for c in groups})
-        for mode, wanted in self.shapes.items():
-            found = self._run(thin, mode)
-            if found is None:
-                return f"the cut model does not run: {type(self.error).__name__}: {first_line(self.error)}"
-            if found != wanted:
-                return "the cut model's outputs change their shapes"
-        return None
-
-    def fault_apart(self, groups: Sequence[Coupled], map: ModelMap) -> str | None:
-        """The same for groups of two units, cut apart from each other: no trial of all could keep different numbers of them."""
-        pairs = [c for c in groups if c.width == 2]
-        return next(
-            (
-                why
-                for part in (pairs[::2], pairs[1::2])
-                if part and (why := self.fault(part, map)) is not None
-            ),
-            None,
-        )
-
-
-def _good(
+def _find_cuttable(
     groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]
 ) -> list[Coupled]:
     """The groups that can be cut together; the others get their reason."""
     if not groups or fault(groups) is None:
         return list(groups)
-    good = _search(groups, fault, reasons)
+    good = _bisect_groups(groups, fault, reasons)
     if good and fault(good) is not None:
-        _accumulate(good, fault, reasons)  # each part was fine by itself: add the groups one by one
+        _add_one_by_one(good, fault, reasons)  # each part was fine by itself: add the groups one by one
     return [c for c in good if c.name not in reasons]
 
 
-def _search(
+def _bisect_groups(
     groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]
 ) -> list[Coupled]:
-    """The groups without fault by halving; the others get their reason."""
+    """The groups without fault, found by halving; the others get their reason."""
     if not groups:
         return []
     why = fault(groups)
@@ -260,10 +245,10 @@ def _search(
         reasons[groups[0].name] = f"a trial cut failed: {why}"
         return []
     half = len(groups) // 2
-    return _search(groups[:half], fault, reasons) + _search(groups[half:], fault, reasons)
+    return _bisect_groups(groups[:half], fault, reasons) + _bisect_groups(groups[half:], fault, reasons)
 
 
-def _accumulate(
+def _add_one_by_one(
     groups: Sequence[Coupled], fault: Callable[[Sequence[Coupled]], str | None], reasons: dict[str, str]
 ) -> None:
     good: list[Coupled] = []
@@ -275,17 +260,24 @@ def _accumulate(
             reasons[group.name] = f"a trial cut together with other layers failed: {why}"
 
 
-def _fault(trial: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, tolerance: float) -> str | None:
-    narrowed = narrowed_groups(map, keep)
+def _find_fault(
+    trial: nn.Module, model_map: ModelMap, keep: Keep, inputs: Inputs, tolerance: float
+) -> str | None:
+    narrowed = narrowed_groups(model_map, keep)
     try:
-        thin = operations.trial(trial, map, keep)
-        found = ran(thin, inputs, narrowed)
+        thin = operations.cut_on_trial(trial, model_map, keep)
+        found = run_cut_model(thin, inputs, narrowed)
         single = torch.float32  # enough to see that it runs
-        runs_as_used(
-            lambda: cast(copied(trial), single), cast(thin, single), converted(inputs, single), narrowed
+        check_usual_calls(
+            lambda: cast_model(copy_model(trial), single),
+            cast_model(thin, single),
+            convert_inputs(inputs, single),
+            narrowed,
         )
         del thin
-        difference = relative(found, masked_outputs(trial, map, keep, inputs, found, narrowed))
+        difference = relative_difference(
+            found, run_masked_model(trial, model_map, keep, inputs, found, narrowed)
+        )
         if not difference <= tolerance:
             raise VerificationError(
                 f"the cut model differs from the masked one by {difference:.1e} of the largest output"
@@ -297,34 +289,40 @@ def _fault(trial: nn.Module, map: ModelMap, keep: Keep, inputs: Inputs, toleranc
     return None
 
 
-def _double_fault(trial: nn.Module, double: bool, map: ModelMap, keep: Keep, inputs: Inputs) -> str | None:
-    """The same in double precision, where the model runs in it."""
+def _find_fault_in_double(
+    trial: nn.Module, double: bool, model_map: ModelMap, keep: Keep, inputs: Inputs
+) -> str | None:
+    """The same in double precision, if the model runs in it."""
     if double:
-        return _fault(cast(trial, torch.float64), map, keep, converted(inputs, torch.float64), TOLERANCE)
-    return _fault(cast(trial, torch.float32), map, keep, inputs, TRIAL)
+        return _find_fault(
+            cast_model(trial, torch.float64),
+            model_map,
+            keep,
+            convert_inputs(inputs, torch.float64),
+            TOLERANCE,
+        )
+    return _find_fault(cast_model(trial, torch.float32), model_map, keep, inputs, TRIAL_TOLERANCE)
 
 
-def _half(group: Coupled) -> list[int]:
-    generator = torch.Generator().manual_seed(group.width)
-    count = max(1, group.width // 2)
-    return sorted(torch.randperm(group.width, generator=generator)[:count].tolist())
+def _choose_other_halves(model_map: ModelMap, chosen: Iterable[Coupled]) -> dict[str, list[int]]:
+    """Group -> kept units of the second trial: the units that `choose_half` removes, less a few.
 
-
-def _rests(map: ModelMap, chosen: Iterable[Coupled]) -> dict[str, list[int]]:
-    """Group -> units that `_half` removes, less some where they can be spared: every unit leaves in a trial, the number
-    differs from that half, and groups of one width keep different numbers, as code may tie their widths together."""
+    Every unit is removed in one of the trials, the number kept differs from the first half, and groups of
+    one width keep different numbers, since code may tie their widths together.
+    """
     ranks: Counter[int] = Counter()
     kept = {}
-    for group in map.coupled:
-        rest = sorted(set(range(group.width)) - set(_half(group))) or _half(group)
+    for group in model_map.coupled:
+        rest = sorted(set(range(group.width)) - set(choose_half(group))) or choose_half(group)
         ranks[group.width] += 1
         kept[group.name] = rest[: len(rest) - ranks[group.width] % len(rest)]
     return {group.name: kept[group.name] for group in chosen}
 
 
-def _scrambled(model: nn.Module, inputs: Inputs) -> nn.Module:
-    """A float32 copy with random weights of ordinary scale; the model's own weights where those blow up."""
-    copy = in_dtype(model, torch.float32)
+def _randomize_weights(model: nn.Module, inputs: Inputs) -> nn.Module:
+    """A float32 copy with random weights of ordinary scale; with its own weights if the outputs are not
+    finite."""
+    copy = copy_in_dtype(model, torch.float32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in [*copy.named_parameters(), *copy.named_buffers()]:
@@ -338,7 +336,7 @@ def _scrambled(model: nn.Module, inputs: Inputs) -> nn.Module:
             elif isinstance(tensor, nn.Parameter) or name.endswith("running_mean"):
                 tensor.uniform_(-0.2, 0.2, generator=generator)
     try:
-        finite = all(bool(t.isfinite().all()) for t in outputs(copy, inputs))
+        finite = all(bool(t.isfinite().all()) for t in run_model(copy, inputs))
     except Exception:
         finite = False
-    return copy if finite else in_dtype(model, torch.float32)
+    return copy if finite else copy_in_dtype(model, torch.float32)

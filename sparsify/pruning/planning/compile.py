@@ -6,8 +6,8 @@ from difflib import get_close_matches
 from math import gcd, lcm, prod
 from types import MappingProxyType
 
-from sparsify.cost.cost_model import Costs, limits
-from sparsify.cost.latency_model import Clock
+from sparsify.cost.cost_model import Costs, absolute_limits
+from sparsify.cost.latency_model import LatencyModel
 from sparsify.errors import Problem, RecipeError
 from sparsify.formatting.numbers import milliseconds
 from sparsify.graph.model_map import Layer, ModelMap
@@ -39,7 +39,7 @@ def compile_plan(
     *,
     positions: Positions = NOWHERE,
     strict: bool = False,
-    clocks: Sequence[Clock] = (),
+    clocks: Sequence[LatencyModel] = (),
     steps: Mapping[str, Steps] = NO_STEPS,
 ) -> Plan:
     """Resolve every rule against a model.
@@ -450,9 +450,9 @@ def _anew(origin: Origin) -> str:
     return f"delete {origin.file} and have the limits of this network found: {origin.command}"
 
 
-def _floors(plan: Plan, budget: Budget, clocks: Sequence[Clock] = ()) -> Iterable[Floor]:
+def _floors(plan: Plan, budget: Budget, clocks: Sequence[LatencyModel] = ()) -> Iterable[Floor]:
     costs = Costs(plan.map, clocks)
-    allowed = limits(budget, costs.dense)
+    allowed = absolute_limits(budget, costs.dense)
     bottom = costs.of(least(plan, clocks))
     for what, limit in allowed.items():
         yield Floor(what, costs.dense[what], limit, bottom[what])

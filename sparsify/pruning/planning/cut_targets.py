@@ -11,7 +11,7 @@ from math import prod
 
 from pydantic import TypeAdapter
 
-from sparsify.cost.cost_model import Costs, limits
+from sparsify.cost.cost_model import Costs, absolute_limits
 from sparsify.pruning.planning.plan import Assignment, Plan, ranked_together, stays
 from sparsify.recipe.schedules import value
 from sparsify_schemas.budget import Budget
@@ -249,7 +249,7 @@ def _amounts(plan: Plan, target: Target, cuts: Sequence[Cuts]) -> Budget:
     }
     left = {
         what: (dense[what] - target.way * (dense[what] - limit)) * (1 + _HAIR)
-        for what, limit in limits(asked, dense).items()
+        for what, limit in absolute_limits(asked, dense).items()
     }
     written: dict[str, object] = {
         what: Size(amount, "B") if what == "bytes" else Amount(amount / 1e3, "k")
@@ -259,7 +259,9 @@ def _amounts(plan: Plan, target: Target, cuts: Sequence[Cuts]) -> Budget:
     if "peak_memory" in left:
         assert plan.map.lifetimes is not None
         measured = float(plan.map.lifetimes.measured)
-        most = measured - target.way * (measured - limits(asked, {"peak_memory": measured})["peak_memory"])
+        most = measured - target.way * (
+            measured - absolute_limits(asked, {"peak_memory": measured})["peak_memory"]
+        )
         written["peak_memory"] = (
             Size(most, "B") if cuts or isinstance(asked.peak_memory, Size) else _share(most, measured)
         )

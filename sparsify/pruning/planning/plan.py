@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from sparsify.formatting.numbers import plural
-from sparsify.forward.recorded_calls import Called
+from sparsify.forward.recorded_calls import RecordedCall
 from sparsify.graph.model_map import Coupled, ModelMap
 from sparsify_schemas.group import in_one_tensor, within
 from sparsify_schemas.penalty import Gsm
@@ -110,10 +110,10 @@ class Plan:
         }
 
 
-def _digested(calls: tuple[Called, ...]) -> list[Any]:
+def _digested(calls: tuple[RecordedCall, ...]) -> list[Any]:
     """What a digest knows of the calls: (keyword or None, shape, element type) of each tensor of one call of `forward`, as
     it was when there was nothing else; else their descriptions without the numbers that tensors are drawn by."""
-    (only, *others) = calls or (Called("forward", ()),)
+    (only, *others) = calls or (RecordedCall("forward", ()),)
     tensors = [argument.tensor for argument in only.arguments if argument.tensor is not None]
     first = next((tensor.shape[0] for tensor in tensors if tensor.shape), None)
     assumed = [0 if tensor.shape and tensor.shape[0] == first else None for tensor in tensors]

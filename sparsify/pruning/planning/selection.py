@@ -14,8 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from sparsify.cost.cost_model import Costs, latency, limits
-from sparsify.cost.latency_model import Clock
+from sparsify.cost.cost_model import Costs, absolute_limits, latency_key
+from sparsify.cost.latency_model import LatencyModel
 from sparsify.pruning.planning.plan import Assignment, Plan, ranked_together, stays
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.recipe import Keep
@@ -164,7 +164,7 @@ class Chooser(Protocol):
         dead: Mapping[str, Sequence[bool]],
         part: float = 1.0,
         *,
-        clocks: Sequence[Clock] = (),
+        clocks: Sequence[LatencyModel] = (),
         aim: float = 1.0,
     ) -> dict[str, list[int]]: ...
 
@@ -175,7 +175,7 @@ def choose(
     dead: Mapping[str, Sequence[bool]],
     part: float = 1.0,
     *,
-    clocks: Sequence[Clock] = (),
+    clocks: Sequence[LatencyModel] = (),
     aim: float = 1.0,
 ) -> dict[str, list[int]]:
     """Coupled group -> units that stay, ascending; none of a group that is wholly in residual branches that go. The result
@@ -210,7 +210,7 @@ def choose_evenly(
     dead: Mapping[str, Sequence[bool]],
     part: float = 1.0,
     *,
-    clocks: Sequence[Clock] = (),
+    clocks: Sequence[LatencyModel] = (),
     aim: float = 1.0,
 ) -> dict[str, list[int]]:
     """As `choose`, with the same share of every group's units gone: the smallest with which every budget holds."""
@@ -234,7 +234,7 @@ def choose_by_macs(
     dead: Mapping[str, Sequence[bool]],
     part: float = 1.0,
     *,
-    clocks: Sequence[Clock] = (),
+    clocks: Sequence[LatencyModel] = (),
     aim: float = 1.0,
 ) -> dict[str, list[int]]:
     """As `choose` under a budget of MACs alone, lowered step by step until every budget of the recipe holds.
@@ -270,7 +270,7 @@ def _allowed(plan: Plan, costs: Costs, part: float, aim: float) -> dict[str, flo
     """What each budgeted quantity may come to, that part of the way."""
     asked = {
         what: limit * (aim if what.startswith("latency.") else 1)
-        for what, limit in limits(plan.recipe.budget, costs.dense).items()
+        for what, limit in absolute_limits(plan.recipe.budget, costs.dense).items()
     }
     return {what: costs.dense[what] - part * (costs.dense[what] - limit) for what, limit in asked.items()}
 
@@ -307,11 +307,11 @@ def _chosen(
     }, fits(wanted)
 
 
-def least(plan: Plan, clocks: Sequence[Clock] = ()) -> dict[str, tuple[int, ...]]:
+def least(plan: Plan, clocks: Sequence[LatencyModel] = ()) -> dict[str, tuple[int, ...]]:
     """Coupled group -> units that go when a budget asks for everything: all that open rules allow, the dearest of demands."""
     costs = Costs(plan.map, clocks)
     open_groups = candidates(plan, {}, {})
-    prices = _prices(open_groups, costs, limits(plan.recipe.budget, costs.dense))
+    prices = _prices(open_groups, costs, absolute_limits(plan.recipe.budget, costs.dense))
     open_groups = with_floors(plan, open_groups, lambda c: (-prices[c.name],))
     wanted = _demands(plan, open_groups, prices, BY_PRICE)
     return {
@@ -384,9 +384,9 @@ def _prices(
     return prices
 
 
-def priced(plan: Plan, clock: Clock) -> dict[str, float]:
+def priced(plan: Plan, clock: LatencyModel) -> dict[str, float]:
     """Coupled group -> share of a target's milliseconds that goes with one of its units, mean over a step of the dense width."""
-    return _prices(candidates(plan, {}, {}), Costs(plan.map, (clock,)), {latency(clock.target): 0.0})
+    return _prices(candidates(plan, {}, {}), Costs(plan.map, (clock,)), {latency_key(clock.target): 0.0})
 
 
 def _mean(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:

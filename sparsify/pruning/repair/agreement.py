@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import ModelError
-from sparsify.forward.call_model import call, every_tensor
-from sparsify.forward.calls import Inputs, changed
+from sparsify.forward.call_model import call_model, every_tensor
+from sparsify.forward.calls import Inputs, map_tensors
 from sparsify_schemas.report import Agreement
 
 CHUNK = 64
@@ -50,7 +50,7 @@ def _same_prediction(pairs: list[tuple[Tensor, Tensor]]) -> float | None:
 
 def _outputs(dense: nn.Module, model: nn.Module, inputs: Inputs) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        return _joined(call(dense, inputs)), _joined(call(model, inputs))
+        return _joined(call_model(dense, inputs)), _joined(call_model(model, inputs))
 
 
 def _joined(output: object) -> Tensor:
@@ -70,6 +70,6 @@ def _parts(inputs: Inputs, examples: int) -> Iterator[Inputs]:
 
 def take_examples(inputs: Inputs, examples: int, start: int, end: int) -> Inputs:
     """Some of the examples of one call; tensors without an example dimension go along whole."""
-    return changed(
+    return map_tensors(
         inputs, lambda value: value[start:end] if value.dim() and len(value) == examples else value
     )

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from sparsify.forward.call_model import call
+from sparsify.forward.call_model import call_model
 from sparsify.forward.calls import Inputs
 from sparsify.pruning.repair.agreement import CHUNK, take_examples
 
@@ -28,7 +28,7 @@ def reestimate_statistics(model: nn.Module, inputs: Inputs, examples: int) -> in
     try:
         with torch.no_grad():
             for start in range(0, examples, CHUNK):
-                call(model, take_examples(inputs, examples, start, start + CHUNK))
+                call_model(model, take_examples(inputs, examples, start, start + CHUNK))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

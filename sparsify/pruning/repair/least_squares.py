@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sparsify.forward.call_model import call, kept_buffers
-from sparsify.forward.calls import Inputs, changed
+from sparsify.forward.call_model import call_model, restore_buffers
+from sparsify.forward.calls import Inputs, map_tensors
 from sparsify.pruning.layer_matrix import (
     Places,
     groups_of,
@@ -117,7 +117,7 @@ def refit_layers(
     ]
     try:
         with run_dense, torch.no_grad(), watch:
-            call(model, inputs)
+            call_model(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -175,8 +175,8 @@ class _Dense:
             if site.calls == 1
         ]
         try:
-            with torch.no_grad(), kept_buffers(self._model), watch:
-                call(self._model, self._inputs)
+            with torch.no_grad(), restore_buffers(self._model), watch:
+                call_model(self._model, self._inputs)
             self._put(None)
         except _Stopped:
             pass
@@ -327,7 +327,7 @@ def _shift(layer: nn.Module, norm: nn.Module | None, intercept: Tensor) -> None:
 
 def _first_examples(inputs: Inputs, examples: int) -> Inputs:
     """Two of the examples, enough to see which layers run."""
-    return changed(inputs, lambda value: value[:2] if value.dim() and len(value) == examples else value)
+    return map_tensors(inputs, lambda value: value[:2] if value.dim() and len(value) == examples else value)
 
 
 def _operators(sites: Mapping[str, Site], partners: frozenset[str]) -> frozenset[int]:

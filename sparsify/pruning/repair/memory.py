@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsify.forward.call_model import call, every_tensor
+from sparsify.forward.call_model import call_model, every_tensor
 from sparsify.forward.calls import Inputs
 from sparsify.forward.opaque import is_scripted
 from sparsify.pruning.repair.agreement import take_examples
@@ -32,7 +32,7 @@ def affordable_examples(model: nn.Module, inputs: Inputs, examples: int, memory:
     handles = [module.register_forward_hook(after) for module in modules]
     try:
         with torch.no_grad():
-            call(model, take_examples(inputs, examples, 0, 1))
+            call_model(model, take_examples(inputs, examples, 0, 1))
     finally:
         for handle in handles:
             handle.remove()

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from sparsify.errors import ModelError
 from sparsify.events import Listener, silence
-from sparsify.forward.calls import Inputs, changed
-from sparsify.forward.trial_calls import in_eval
+from sparsify.forward.calls import Inputs, map_tensors
+from sparsify.forward.trial_calls import eval_mode
 from sparsify.pruning.cut import Result
 from sparsify.pruning.repair.agreement import measure_agreement, take_examples
 from sparsify.pruning.repair.batch_norm import reestimate_statistics
@@ -112,8 +112,8 @@ def repair_model(
     del listener
     started = time.perf_counter()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    inputs = changed(inputs, lambda value: value.to(device))
-    with in_eval(dense, model), torch.no_grad():
+    inputs = map_tensors(inputs, lambda value: value.to(device))
+    with eval_mode(dense, model), torch.no_grad():
         count = min(examples, affordable_examples(dense, inputs, examples, int(stage.memory.count)))
         inputs = take_examples(inputs, examples, 0, count)
         held_out = max(1, round(HELD_OUT * count)) if count > 1 else 0

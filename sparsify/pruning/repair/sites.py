@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsify.forward.call_model import call, kept_buffers
+from sparsify.forward.call_model import call_model, restore_buffers
 from sparsify.forward.calls import Inputs
 from sparsify.pruning.layer_matrix import is_product
 
@@ -156,8 +156,8 @@ def find_sites(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Site], int]:
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             handles.append(module.register_forward_hook(after_norm(name)))
     try:
-        with torch.no_grad(), kept_buffers(model), watch:
-            call(model, inputs)
+        with torch.no_grad(), restore_buffers(model), watch:
+            call_model(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsify.cost.cost_model import Costs, limits
+from sparsify.cost.cost_model import Costs, absolute_limits
 from sparsify.graph.group_index import Layout
 from sparsify.pruning.criteria.scores import group_scores
 from sparsify.pruning.planning.plan import Plan
@@ -177,7 +177,7 @@ def reached(
             costs = Costs(plan.map).dense
             parts += [
                 _part(1 - remaining[what], 1 - limit / costs[what])
-                for what, limit in limits(plan.recipe.budget, costs).items()
+                for what, limit in absolute_limits(plan.recipe.budget, costs).items()
             ]
         elif not s.single:
             parts.append(_part(float((group_norms(s.layout, weights)[:-1] == 0).float().mean()), s.share))

@@ -59,7 +59,7 @@ def test_targets_lists_the_presets_and_says_what_is_not_here(
     page = capsys.readouterr().out
     rows = {line.split()[0]: line.split()[1:] for line in page.partition("big asks")[0].splitlines() if line}
     assert rows["eager"][:4] == ["eager", "1", "1", "float32"] and rows["eager"][-1] == "here"
-    assert rows["big"][-1] == "no" and "big asks for 1000 threads, and this machine has" in " ".join(
+    assert rows["big"][-1] == "no" and "big asks for 1000 threads, but this machine has" in " ".join(
         page.split()
     )
     assert rows["phone"][:2] == ["by", "table"] and "phone predicted from phone.json." in page

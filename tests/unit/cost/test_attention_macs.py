@@ -32,7 +32,7 @@ PAIR = (torch.randn(2, 5, 6), torch.randn(2, 7, 6))
 def test_the_prediction_is_what_is_counted(keep: dict[str, list[int]]) -> None:
     model = Net()
     total, macs = measure.count_macs(model, PAIR)
-    map = build_map.inspect(model, PAIR, macs)
+    map = build_map.build_map(model, PAIR, macs)
     thin, _ = operations.cut(model, map, keep, "test")
     gone = {
         name: tuple(sorted(set(range(map.by_name[name].width)) - set(kept))) for name, kept in keep.items()

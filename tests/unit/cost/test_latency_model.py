@@ -8,8 +8,8 @@ from math import ceil
 import numpy as np
 import pytest
 
-from sparsify.cost.cost_model import Costs, limits
-from sparsify.cost.latency_model import Clock, Surface, Timed, Work, fitted, grid
+from sparsify.cost.cost_model import Costs, absolute_limits
+from sparsify.cost.latency_model import LatencyModel, Surface, TimedNetwork, Work, choose_widths, fit_thetas
 from sparsify.graph.model_map import Coupled, Layer, ModelMap, Slice, Span, Tensor
 from sparsify.pruning.planning.plan import Assignment, Plan
 from sparsify.pruning.planning.selection import choose
@@ -25,16 +25,16 @@ def staircase(inputs: int, outputs: int) -> float:
 
 
 def surface(inputs: int = 64, outputs: int = 64) -> Surface:
-    widths = [(i, o) for i in grid(inputs, 16, True) for o in grid(outputs, 16, True)]
+    widths = [(i, o) for i in choose_widths(inputs, 16, True) for o in choose_widths(outputs, 16, True)]
     return Surface(tuple((i, o, staircase(i, o)) for i, o in widths), (inputs, outputs), (16, 16))
 
 
 def test_the_grid_is_in_whole_steps_and_ends_with_the_dense_width() -> None:
-    assert grid(64, 16, True) == (16, 32, 48, 64)
-    assert grid(512, 16, True) == (64, 128, 256, 384, 512)
-    assert grid(20, 16, True) == (16, 20)
-    assert grid(64, 16, False) == (64,)
-    assert grid(1, 4, True) == (1,)
+    assert choose_widths(64, 16, True) == (16, 32, 48, 64)
+    assert choose_widths(512, 16, True) == (64, 128, 256, 384, 512)
+    assert choose_widths(20, 16, True) == (16, 20)
+    assert choose_widths(64, 16, False) == (64,)
+    assert choose_widths(1, 4, True) == (1,)
 
 
 def test_measured_widths_are_met_and_others_follow_the_staircase() -> None:
@@ -59,11 +59,13 @@ def test_the_fit_finds_what_the_layers_do_not_tell() -> None:
     networks = []
     for part in (1.0, 0.8, 0.6, 0.4, 0.3, 0.2):
         layers, written = 10 * part**2 * rng.uniform(0.8, 1.2), 4 * part * rng.uniform(0.8, 1.2)
-        networks.append(Timed((layers, 0.0, 0.0, 0.0, written, 0.0, 1.0), 1.1 * layers + 0.2 * written + 0.5))
-    theta = fitted(networks)
+        networks.append(
+            TimedNetwork((layers, 0.0, 0.0, 0.0, written, 0.0, 1.0), 1.1 * layers + 0.2 * written + 0.5)
+        )
+    theta = fit_thetas(networks)
     predicted = [float(theta @ n.sums) for n in networks]
     assert predicted == pytest.approx([n.ms for n in networks], rel=0.08)
-    alone = fitted(networks[:1])
+    alone = fit_thetas(networks[:1])
     assert alone @ networks[0].sums == pytest.approx(networks[0].ms), "one network gives one scale"
     assert abs(alone @ networks[-1].sums / networks[-1].ms - 1) > abs(predicted[-1] / networks[-1].ms - 1)
 
@@ -83,10 +85,10 @@ def chain(*widths: int) -> ModelMap:
     return ModelMap(tuple(layers), tuple(tensors), tuple(coupled), sum(layer.macs for layer in layers))
 
 
-def clock(map: ModelMap) -> Clock:
+def clock(map: ModelMap) -> LatencyModel:
     works = tuple(Work(f"{a.name}.weight", "convolution", "conv", a.inputs, a.outputs, 1) for a in map.layers)
     surfaces = {("conv", a.inputs, a.outputs): surface(a.inputs, a.outputs) for a in map.layers}
-    return Clock("t", works, surfaces, STEPS)
+    return LatencyModel("t", works, surfaces, STEPS)
 
 
 def plan(map: ModelMap, multiple: int, **budget: object) -> Plan:
@@ -155,7 +157,7 @@ def test_the_choice_is_near_the_best_of_all_choices(multiple: int, unit: str) ->
         }
         asked = f"{rng.integers(40, 75)}%"
         budget = {"latency": {"t": asked}} if unit != "macs" else {"macs": asked}
-        allowed = limits(plan(map, multiple, **budget).recipe.budget, costs.dense)[unit]
+        allowed = absolute_limits(plan(map, multiple, **budget).recipe.budget, costs.dense)[unit]
 
         def lost(gone: tuple[int, ...], scores: dict[str, list[float]] = scores) -> float:
             return sum(sum(scores[n][:k]) for n, k in zip(scores, gone, strict=True))
@@ -191,8 +193,8 @@ def test_milliseconds_as_a_limit_and_a_correction() -> None:
     map = chain(16, 64, 64, 16)
     found = clock(map)
     recipe = plan(map, 16, latency={"t": "100us"}).recipe
-    assert limits(recipe.budget, Costs(map, (found,)).dense) == {"latency.t": pytest.approx(0.1)}
-    assert limits(recipe.budget, Costs(map).dense) == {}, "without a clock nothing is said of it"
+    assert absolute_limits(recipe.budget, Costs(map, (found,)).dense) == {"latency.t": pytest.approx(0.1)}
+    assert absolute_limits(recipe.budget, Costs(map).dense) == {}, "without a clock nothing is said of it"
     shapes = Costs(map).shapes({})
-    assert found.corrected(shapes, 3.0).ms(shapes) == pytest.approx(3.0)
+    assert found.with_measurement(shapes, 3.0).ms(shapes) == pytest.approx(3.0)
     assert sum(found.by_layer(shapes).values()) == pytest.approx(found.ms(shapes))

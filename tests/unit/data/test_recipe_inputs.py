@@ -218,7 +218,9 @@ def test_dataclasses_go_in_and_come_out() -> None:
     plan = sparsify.make_plan({"version": 1, "title": "t", "rules": RULES}, model, given)
     result = sparsify.cut(plan, model, inputs=given)
     assert result.verdicts[0].outcome == "equal" and (result.verdicts[0].control or 0) > 0
-    with pytest.raises(ModelError, match="a call takes a Question, which cannot be drawn anew; pass inputs"):
+    with pytest.raises(
+        ModelError, match="a call takes a Question, which cannot be drawn at random; pass inputs"
+    ):
         sparsify.cut(plan, model)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import sparsify
 from sparsify.errors import ModelError
 from sparsify.exporters import export
-from sparsify.forward.calls import with_batch
+from sparsify.forward.calls import resize_batch
 from sparsify.reporting import report_tables
 from sparsify.runs.benchmark import subjects, versus
 from sparsify_cli.app import exit_code
@@ -204,7 +204,7 @@ def test_time_comes_first(tmp_path: Path) -> None:
 
 def test_with_batch_follows_what_is_stated() -> None:
     x, y = torch.arange(6.0).view(2, 3), torch.arange(3)
-    (each,) = with_batch((sparsify.Call("forward", (x, y), batch={"0": 1, "1": 0}),), 5)
+    (each,) = resize_batch((sparsify.Call("forward", (x, y), batch={"0": 1, "1": 0}),), 5)
     assert each.inputs[0].tolist() == [[0, 1, 2, 0, 1], [3, 4, 5, 3, 4]] and each.inputs[1].tolist() == [
         0,
         1,
@@ -212,7 +212,7 @@ def test_with_batch_follows_what_is_stated() -> None:
         0,
         1,
     ]
-    assert [t.tolist() for t in with_batch((x, y), 1)] == [[[0, 1, 2]], [0, 1, 2]], (
+    assert [t.tolist() for t in resize_batch((x, y), 1)] == [[[0, 1, 2]], [0, 1, 2]], (
         "only what is as long as the first"
     )
 

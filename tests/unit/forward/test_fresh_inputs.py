@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from sparsify.forward.calls import Call, with_names
+from sparsify.forward.calls import Call, add_argument_names
 from sparsify.forward.fresh_inputs import redraw
 
 X = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
@@ -84,7 +84,7 @@ class Packed(nn.Module):
 
 def test_lengths_are_valid() -> None:
     model = Packed()
-    calls = with_names(model, (torch.randn(2, 9, 8), torch.tensor([9, 1])))
+    calls = add_argument_names(model, (torch.randn(2, 9, 8), torch.tensor([9, 1])))
     for seed in range(20):
         (new,) = redraw(calls, seed, batch=6)
         lengths = new.inputs[1]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 import sparsify
-from sparsify.graph.surgery import operations
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.pruning.cut import Result
 from sparsify.pruning.planning.compile import compile_plan
 from sparsify.pruning.planning.plan import Plan
@@ -389,7 +389,7 @@ def test_a_derived_attention_that_computes_as_torchs_keeps_what_it_adds() -> Non
         and type(left).__name__ == "OurNamed"
         and type(made.att).__bases__[0].__bases__ == (Named,)
     )
-    again = operations.replay(made, result.cuts).eval()
+    again = replay_cuts(made, result.cuts).eval()
     assert torch.equal(again(x), result.model.eval()(x)) and again.att.heads() == 2
 
 

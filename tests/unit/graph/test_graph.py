@@ -12,6 +12,7 @@ from sparsify.forward import call_model
 from sparsify.graph import build_map
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.surgery import operations, transfer_state
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.verify import equivalence, trial_cuts
 from sparsify_schemas.cuts import Cuts, Narrow
 
@@ -326,7 +327,7 @@ KEPT_WHOLE: dict[str, tuple[Callable[[], Net], str, str]] = {
             lambda m, x: m.fc(pooled(m.b(m.a(x)[:, :1]))), a=conv(3, 8), b=conv(1, 6), fc=nn.Linear(6, 4)
         ),
         "a",
-        "its channels can only leave all together",
+        "its channels can only be removed all together",
     ),
     "uneven split": (
         lambda: Net(
@@ -463,7 +464,7 @@ INPUTS = (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
 
 
 def mapped(model: nn.Module) -> ModelMap:
-    return trial_cuts.probe(model, build_map.inspect(model, INPUTS, {}), INPUTS)
+    return trial_cuts.protect_failing_groups(model, build_map.build_map(model, INPUTS, {}), INPUTS)
 
 
 def random_half(map: ModelMap, seed: int = 0) -> dict[str, list[int]]:
@@ -489,11 +490,11 @@ def test_cut_equals_masked(name: str) -> None:
         ["b", last] if name == "padded shortcut" else [last]
     )
     thin, cuts = operations.cut(model, map, keep, "test")
-    verdict = equivalence.verify(model, thin, map, keep, INPUTS)
+    verdict = equivalence.verify_cut(model, thin, map, keep, INPUTS)
     assert verdict.outcome == "equal" and verdict.difference <= 1e-12
     assert verdict.control > 1e-3, "the check could not have seen a wrong cut"
     assert sum(p.numel() for p in thin.parameters()) < 0.75 * sum(p.numel() for p in model.parameters())
-    again = operations.replay(model, Cuts.model_validate_json(cuts.model_dump_json()))
+    again = replay_cuts(model, Cuts.model_validate_json(cuts.model_dump_json()))
     again.eval(), thin.eval()
     assert torch.equal(again(*INPUTS), thin(*INPUTS))
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items()), (
@@ -517,7 +518,9 @@ def test_of_two_dimensions_flattened_into_one_the_longer_is_cut() -> None:
     assert [c.name for c in map.coupled if c.protected is None] == ["b", "c"]
     keep = {"b": [0, 4], "c": [1, 2, 5]}
     thin, _ = operations.cut(model, map, keep, "test")
-    assert equivalence.verify(model, thin, map, keep, INPUTS).outcome == "equal" and thin.c.weight.shape == (
+    assert equivalence.verify_cut(
+        model, thin, map, keep, INPUTS
+    ).outcome == "equal" and thin.c.weight.shape == (
         3,
         8,
         3,
@@ -538,7 +541,7 @@ def test_layers_that_one_tensor_of_zeros_is_added_to_have_one_width() -> None:
     assert {s.tensor for s in free.slices} >= {"a.weight", "b.weight", "fc.weight", "last.weight"}
     keep = random_half(map)
     assert (
-        equivalence.verify(model, operations.cut(model, map, keep, "test")[0], map, keep, INPUTS).outcome
+        equivalence.verify_cut(model, operations.cut(model, map, keep, "test")[0], map, keep, INPUTS).outcome
         == "equal"
     )
 
@@ -553,7 +556,7 @@ def test_statistics_change_and_the_rest_is_equal(name: str) -> None:
     assert map.by_name["a"].protected is None and map.by_name["a"].statistics
     keep = random_half(map)
     thin, _ = operations.cut(model, map, keep, "test")
-    verdict = equivalence.verify(model, thin, map, keep, INPUTS)
+    verdict = equivalence.verify_cut(model, thin, map, keep, INPUTS)
     assert verdict.outcome == "statistics change" and verdict.difference <= 1e-9 and verdict.control > 1e-3
 
 
@@ -567,7 +570,7 @@ def test_verification_sees_a_wrong_cut() -> None:
     with pytest.raises(
         VerificationError, match=r"the cut model differs from the masked one by .* \[groups: a, b, c\]"
     ):
-        equivalence.verify(model, thin, map, wrong, INPUTS)
+        equivalence.verify_cut(model, thin, map, wrong, INPUTS)
 
 
 def test_no_drops_is_the_identity() -> None:
@@ -577,14 +580,14 @@ def test_no_drops_is_the_identity() -> None:
     thin, cuts = operations.cut(model, map, keep, "test")
     assert cuts.operations == ()
     assert torch.equal(thin(*INPUTS), model(*INPUTS))
-    assert equivalence.verify(model, thin, map, keep, INPUTS).outcome == "nothing cut"
+    assert equivalence.verify_cut(model, thin, map, keep, INPUTS).outcome == "nothing cut"
 
 
 def test_flags_dtype_ties_and_modes_survive() -> None:
     model = EQUAL["flatten"]().to(torch.bfloat16)
     model.b.weight.requires_grad_(False)  # type: ignore[operator, union-attr]
     model.a.eval()
-    map = build_map.inspect(model, tuple(x.to(torch.bfloat16) for x in INPUTS), {})
+    map = build_map.build_map(model, tuple(x.to(torch.bfloat16) for x in INPUTS), {})
     thin, _ = operations.cut(model, map, random_half(map), "test")
     assert thin.a.weight.dtype == torch.bfloat16  # type: ignore[union-attr]
     assert not thin.b.weight.requires_grad and thin.a.weight.requires_grad  # type: ignore[union-attr]
@@ -634,11 +637,11 @@ def test_optimizer_goes_on_with_the_cut_model() -> None:
         optimizer.zero_grad()
         model(*inputs).square().sum().backward()
         optimizer.step()
-    map = build_map.inspect(model, inputs, {})
+    map = build_map.build_map(model, inputs, {})
     keep = random_half(map)
     buffers = {n: optimizer.state[p]["momentum_buffer"].clone() for n, p in model.named_parameters()}
     thin, cuts = operations.cut(model, map, keep, "test")
-    assert transfer_state.carry(model, thin, cuts, optimizer) == ()
+    assert transfer_state.transfer_state(model, thin, cuts, optimizer) == ()
     assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in thin.parameters()}
     for name, parameter in thin.named_parameters():
         wanted = buffers[name]
@@ -682,13 +685,13 @@ def test_optimizer_goes_on_with_the_cut_model() -> None:
 def test_a_log_that_does_not_fit_is_refused(change: dict[str, object], message: str) -> None:
     values = {"tensor": "a.weight", "dim": 0, "size": 8, "keep": ((0, 4),), **change}
     with pytest.raises(RunError) as caught:
-        operations.replay(chain(), Cuts(plan="x", operations=(Narrow.model_validate(values),)))
+        replay_cuts(chain(), Cuts(plan="x", operations=(Narrow.model_validate(values),)))
     assert str(caught.value) == message
 
 
 def test_untraceable_models_are_refused_in_words() -> None:
     with pytest.raises(ModelError, match="could not be traced with the inputs of the recipe: RuntimeError"):
-        build_map.inspect(chain(), (torch.randn(2, 5, 8, 8),), {})
+        build_map.build_map(chain(), (torch.randn(2, 5, 8, 8),), {})
     with pytest.raises(
         ModelError, match=r"wrapped by DataParallel; pass the module inside it \(model\.module\)"
     ):
@@ -716,14 +719,14 @@ class Heads(nn.Module):
 def test_the_attribute_that_counts_heads_is_found(heads: int, per_head: int) -> None:
     torch.manual_seed(0)
     model, inputs = Heads(heads, per_head), (torch.randn(2, 5, 16),)
-    map = trial_cuts.probe(model, build_map.inspect(model, inputs, {}), inputs)
+    map = trial_cuts.protect_failing_groups(model, build_map.build_map(model, inputs, {}), inputs)
     group = map.by_name["q"]
     assert (group.width, group.protected) == (heads, None)
     keep = {"q": list(range(heads // 2))}
     thin, cuts = operations.cut(model, map, keep, "test")
     assert (thin.heads, thin.per_head) == (heads // 2, per_head)
-    assert equivalence.verify(model, thin, map, keep, inputs).difference <= 1e-12
-    again = operations.replay(Heads(heads, per_head), cuts)
+    assert equivalence.verify_cut(model, thin, map, keep, inputs).difference <= 1e-12
+    again = replay_cuts(Heads(heads, per_head), cuts)
     assert (again.heads, again.per_head) == (heads // 2, per_head)
 
 
@@ -745,14 +748,14 @@ class Recurrent(nn.Module):
 def test_hidden_units_leave_over_all_gates_layers_and_directions(kind: str, layers: int, both: bool) -> None:
     torch.manual_seed(0)
     model, inputs = Recurrent(kind, layers, both), (torch.randn(3, 6, 5),)
-    map = trial_cuts.probe(model, build_map.inspect(model, inputs, {}), inputs)
+    map = trial_cuts.protect_failing_groups(model, build_map.build_map(model, inputs, {}), inputs)
     assert (map.by_name["rnn"].width, map.by_name["rnn"].protected) == (8, None)
     keep = {"rnn": [0, 3, 6]}
     thin, cuts = operations.cut(model, map, keep, "test")
     assert thin.rnn.hidden_size == 3
-    verdict = equivalence.verify(model, thin, map, keep, inputs)
+    verdict = equivalence.verify_cut(model, thin, map, keep, inputs)
     assert verdict.outcome == "equal" and verdict.difference <= 1e-12 and verdict.control > 1e-3
     thin(torch.randn(7, 9, 5)).sum().backward()
-    again = operations.replay(Recurrent(kind, layers, both), cuts)
+    again = replay_cuts(Recurrent(kind, layers, both), cuts)
     again.load_state_dict(thin.state_dict())
     assert torch.equal(again(*inputs), thin(*inputs))

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sparsify.graph.coupled_groups import _members, spans
+from sparsify.graph.coupled_groups import _locate_units, compress_spans
 from sparsify.graph.model_map import Span
-from sparsify.graph.surgery.operations import reached
+from sparsify.graph.surgery.operations import indices_of_units
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from sparsify.graph.surgery.operations import reached
     ],
 )
 def test_examples(classes: list[int], units: list[int], wanted: tuple[Span, ...]) -> None:
-    assert spans(*_members(np.array(classes), np.array(units))) == wanted
+    assert compress_spans(*_locate_units(np.array(classes), np.array(units))) == wanted
 
 
 def test_reading_back_gives_what_was_compressed() -> None:
@@ -31,5 +31,5 @@ def test_reading_back_gives_what_was_compressed() -> None:
         classes = np.repeat(generator.integers(0, 8, generator.integers(1, 30)), generator.integers(1, 4))
         units = np.unique(generator.integers(0, 8, 5))
         leaves = np.flatnonzero(generator.random(len(units)) < 0.5)
-        found = reached(spans(*_members(classes, units)), leaves)
+        found = indices_of_units(compress_spans(*_locate_units(classes, units)), leaves)
         assert found.tolist() == np.flatnonzero(np.isin(classes, units[leaves])).tolist()

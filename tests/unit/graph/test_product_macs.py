@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, prune
 
 import sparsify
 from sparsify.cost.cost_model import Costs
-from sparsify.cost.measure import copied, count_macs
+from sparsify.cost.measure import copy_model, count_macs
 from sparsify.graph.surgery import operations
 from sparsify.pruning.cut import left_of
 from sparsify.pruning.planning.plan import Plan
@@ -307,7 +307,7 @@ def test_any_unit_is_priced_by_what_goes_with_it(name: str) -> None:
     assert open_groups
     for group in open_groups:
         for kept in (list(range(group.width // 2)), list(range(group.width // 3, group.width))):
-            thin, _ = operations.cut(copied(model), map, {group.name: kept}, "test")
+            thin, _ = operations.cut(copy_model(model), map, {group.name: kept}, "test")
             gone = sorted(set(range(group.width)) - set(kept))
             assert Costs(map).of({group.name: gone})["macs"] == count_macs(thin, inputs)[0], group.name
 

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from sparsify.graph import build_map
 from sparsify.graph.model_map import Coupled, Slice, Span
-from sparsify.graph.proportional_groups import bundles
+from sparsify.graph.proportional_groups import bundle_groups
 from sparsify.graph.surgery import operations
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.verify import equivalence, trial_cuts
 
 
@@ -36,7 +37,7 @@ def test_a_head_of_each_block_leaves_with_its_share_of_the_stream(heads: int) ->
     model = nn.Sequential(
         nn.Linear(6, 24), Block(24, heads), Block(24, heads), nn.Linear(24, 10), nn.ReLU(), nn.Linear(10, 3)
     )
-    map = trial_cuts.probe(model, build_map.inspect(model, X, {}), X)
+    map = trial_cuts.protect_failing_groups(model, build_map.build_map(model, X, {}), X)
     assert [(c.name, c.width, c.protected is None) for c in map.coupled] == [
         ("0", heads, True),
         ("3", 10, True),
@@ -45,9 +46,9 @@ def test_a_head_of_each_block_leaves_with_its_share_of_the_stream(heads: int) ->
     for kept in range(1, heads):
         keep = {"0": list(range(kept))}
         thin, cuts = operations.cut(model, map, keep, "test")
-        assert equivalence.verify(model, thin, map, keep, X).difference <= 1e-12
+        assert equivalence.verify_cut(model, thin, map, keep, X).difference <= 1e-12
         assert thin[1].heads == kept and thin[0].out_features == kept * (24 // heads)
-        again = operations.replay(model, cuts)
+        again = replay_cuts(model, cuts)
         assert torch.equal(again.eval()(*X), thin.eval()(*X))
 
 
@@ -65,7 +66,7 @@ def test_units_are_counted_in_the_coarser_group() -> None:
         statistics=True,
     )
     other = Coupled("z", 2, (Slice("z.weight", 0, "out", (Span(0, 0, 2, 3),)),))
-    ((bundle, names),) = bundles([stream, heads, other])
+    ((bundle, names),) = bundle_groups([stream, heads, other])
     assert names == ("a", "q") and (bundle.name, bundle.width, bundle.statistics) == ("a", 2, True)
     assert [part.spans for part in bundle.slices] == [
         (Span(0, 0, 2, 3),),

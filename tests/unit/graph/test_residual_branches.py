@@ -15,7 +15,7 @@ from sparsify.errors import ModelError, RecipeError, RunError
 from sparsify.forward import call_model
 from sparsify.graph import build_map
 from sparsify.graph.group_index import coupled_layout, dead_units
-from sparsify.graph.surgery import operations
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.verify import trial_cuts
 from sparsify.models import cifar_resnet20
 from sparsify.pruning.cut import Result
@@ -116,7 +116,7 @@ def planned(model: nn.Module, inputs: Any, *rules: dict[str, Any], **more: Any) 
 
 def found(model: nn.Module, inputs: Any) -> dict[str, str | None]:
     """Block or branch -> why it must stay."""
-    map = trial_cuts.with_branches(model, build_map.inspect(model, inputs, {}), inputs, {})
+    map = trial_cuts.add_branches(model, build_map.build_map(model, inputs, {}), inputs, {})
     return {b.name: b.group.protected for b in map.branches}
 
 
@@ -124,7 +124,7 @@ def proven(model: nn.Module, inputs: Any, *rules: dict[str, Any], **more: Any) -
     """Cut, and everything that must hold of any cut by depth."""
     plan = planned(model, inputs, *rules, **more)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    sum(t.sum() for t in call_model.tensors(call_model.call(model.train(), inputs))).backward()  # type: ignore[union-attr]
+    sum(t.sum() for t in call_model.float_tensors(call_model.call_model(model.train(), inputs))).backward()  # type: ignore[union-attr]
     optimizer.step()
     result = sparsify.cut(plan, model, optimizer=optimizer, inputs=inputs)
     assert result.verdicts[0].difference <= 1e-9 and result.verdicts[0].control > 1e-6
@@ -139,11 +139,11 @@ def proven(model: nn.Module, inputs: Any, *rules: dict[str, Any], **more: Any) -
     predicted = Costs(plan.map).of({w.group: range(w.kept, w.width) for w in result.cuts.widths})
     assert sum(p.numel() for p in left) == predicted["params"] < sum(p.numel() for p in model.parameters())
     assert count_macs(result.model, inputs)[0] == predicted["macs"] < count_macs(model, inputs)[0]
-    again = operations.replay(model, Cuts.model_validate_json(result.cuts.model_dump_json()))
+    again = replay_cuts(model, Cuts.model_validate_json(result.cuts.model_dump_json()))
     again.load_state_dict(result.model.state_dict(), strict=True)
     pairs = zip(
-        call_model.tensors(call_model.call(again.eval(), inputs)),
-        call_model.tensors(call_model.call(result.model.eval(), inputs)),
+        call_model.float_tensors(call_model.call_model(again.eval(), inputs)),
+        call_model.float_tensors(call_model.call_model(result.model.eval(), inputs)),
         strict=True,
     )
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -463,7 +463,7 @@ def test_a_model_without_blocks_and_one_without_weights() -> None:
         planned(chain, (torch.randn(2, 4),), {"layers": "*"})
     with pytest.raises(
         ModelError,
-        match=r"^group 'depth' needs a model with weights: what a residual block computes tells whether it can leave$",
+        match=r"^group 'depth' needs a model with weights: a trial cut decides whether a residual block can be removed$",
     ):
         planned(resnet().to("meta"), (IMAGE[0].to("meta"),), {"layers": "*"})
 
@@ -472,7 +472,7 @@ def test_a_model_without_blocks_and_one_without_weights() -> None:
 def test_a_log_that_names_another_model_is_refused(kind: type[Bypass | Silence]) -> None:
     log = Cuts(plan="p", operations=(kind(module="layer9.1"),))
     with pytest.raises(RunError) as caught:
-        operations.replay(resnet(), log)
+        replay_cuts(resnet(), log)
     assert (
         str(caught.value)
         == "the cut log removes a module 'layer9.1' that this model does not have; was it built by the same recipe?"

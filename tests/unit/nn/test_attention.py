@@ -13,6 +13,7 @@ import sparsify
 from sparsify.errors import RunError
 from sparsify.graph import build_map
 from sparsify.graph.surgery import operations
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.verify import equivalence, trial_cuts
 from sparsify.nn import attention
 from sparsify_schemas.cuts import Cuts, Replace
@@ -112,7 +113,7 @@ PAIR = (
 def test_heads_leave_and_so_do_inputs(more: Mapping[str, Any]) -> None:
     torch.manual_seed(0)
     model = Reads(**more)
-    map = trial_cuts.probe(model, build_map.inspect(model, PAIR, {}), PAIR)
+    map = trial_cuts.protect_failing_groups(model, build_map.build_map(model, PAIR, {}), PAIR)
     assert map.by_name["att"].width == 4 and not [
         c.name for c in map.coupled if c.protected and c.name != "fc"
     ]
@@ -121,13 +122,13 @@ def test_heads_leave_and_so_do_inputs(more: Mapping[str, Any]) -> None:
     )  # one packed weight reads all three: they leave with 'a'
     keep = {"att": [0, 1, 3], "a": list(range(5, 12)), **streams}
     thin, cuts = operations.cut(model, map, keep, "test")
-    verdict = equivalence.verify(model, thin, map, keep, PAIR)
+    verdict = equivalence.verify_cut(model, thin, map, keep, PAIR)
     assert verdict.outcome == "equal" and verdict.difference <= 1e-12 and verdict.control > 1e-3
     assert (thin.att.num_heads, thin.att.head_dim, thin.att.embed_dim) == (3, 4, 7)
     assert (thin.att.kdim, thin.att.vdim) == ((3, 4) if streams else (7, 7)) and type(
         thin.att
     ) is attention.MultiheadAttention
-    again = operations.replay(Reads(**more), Cuts.model_validate_json(cuts.model_dump_json()))
+    again = replay_cuts(Reads(**more), Cuts.model_validate_json(cuts.model_dump_json()))
     again.load_state_dict(thin.state_dict())
     assert torch.equal(again.eval()(*PAIR), thin.eval()(*PAIR)) and type(model.att) is nn.MultiheadAttention
 
@@ -136,10 +137,10 @@ def test_a_cut_attention_can_be_cut_again() -> None:
     torch.manual_seed(0)
     model = Reads()
     for heads in (3, 1):
-        map = trial_cuts.probe(model, build_map.inspect(model, PAIR, {}), PAIR)
+        map = trial_cuts.protect_failing_groups(model, build_map.build_map(model, PAIR, {}), PAIR)
         keep = {"att": list(range(heads))}
         thin, _ = operations.cut(model, map, keep, "test")
-        assert equivalence.verify(model, thin, map, keep, PAIR).difference <= 1e-12
+        assert equivalence.verify_cut(model, thin, map, keep, PAIR).difference <= 1e-12
         assert thin.att.num_heads == heads
         model = thin
 
@@ -154,14 +155,14 @@ def test_an_encoder_with_padding_runs_on_after_a_cut(training: bool) -> None:
         "src": torch.randn(2, 5, 16),
         "src_key_padding_mask": torch.tensor([[False] * 5, [False] * 3 + [True] * 2]),
     }
-    map = trial_cuts.probe(model, build_map.inspect(model, inputs, {}), inputs)
+    map = trial_cuts.protect_failing_groups(model, build_map.build_map(model, inputs, {}), inputs)
     keep = {"layers.0.self_attn": [0, 3], "layers.1.self_attn": [2], "layers.0.linear1": list(range(7))}
     thin, cuts = operations.cut(model, map, keep, "test")
     assert [c.name for c in map.coupled if c.protected] == [
         "layers.0.self_attn.out_proj"
     ]  # the stream is the output
-    assert equivalence.verify(model, thin, map, keep, inputs).outcome == "equal"
-    again = operations.replay(model, cuts)
+    assert equivalence.verify_cut(model, thin, map, keep, inputs).outcome == "equal"
+    again = replay_cuts(model, cuts)
     with torch.no_grad():
         assert torch.equal(again.train(training)(**inputs), thin.train(training)(**inputs))
 
@@ -169,10 +170,10 @@ def test_an_encoder_with_padding_runs_on_after_a_cut(training: bool) -> None:
 def test_a_log_that_replaces_something_else_is_refused() -> None:
     for name in ("fc", "nowhere"):
         with pytest.raises(RunError) as caught:
-            operations.replay(Reads(), Cuts(plan="x", operations=(Replace(module=name),)))
+            replay_cuts(Reads(), Cuts(plan="x", operations=(Replace(module=name),)))
         assert (
             str(caught.value)
-            == f"the cut log replaces '{name}', which is no MultiheadAttention in this model; was it built by the same recipe?"
+            == f"the cut log replaces '{name}', which is not a MultiheadAttention in this model; was it built by the same recipe?"
         )
 
 
@@ -203,7 +204,7 @@ def test_a_mask_for_each_head_keeps_the_heads() -> None:
                 (z + self.att(z, self.k(y), self.v(y), attn_mask=torch.ones(8, 5, 7).tril())[0]).mean(1)
             )
 
-    map = trial_cuts.probe(Masked(), build_map.inspect(Masked(), PAIR, {}), PAIR)
+    map = trial_cuts.protect_failing_groups(Masked(), build_map.build_map(Masked(), PAIR, {}), PAIR)
     assert (
         map.by_name["att"].protected == "it is combined with something of fixed size"
         and map.by_name["a"].protected is None

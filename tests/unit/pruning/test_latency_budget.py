@@ -12,8 +12,8 @@ from torch import nn
 import sparsify
 from sparsify.cost import measure
 from sparsify.cost.latency import calibrate, layer_benchmark, tables, width_steps
-from sparsify.cost.latency.layer_geometry import Geometry, read
-from sparsify.cost.latency_model import Clock, Surface
+from sparsify.cost.latency.layer_geometry import Geometry, read_layers
+from sparsify.cost.latency_model import LatencyModel, Surface
 from sparsify.cost.measure import availability
 from sparsify.errors import RecipeError, TargetError
 from sparsify.events import Event, Measuring
@@ -59,10 +59,10 @@ def test_a_runtime_that_is_not_installed_names_its_extra(monkeypatch: pytest.Mon
 
 
 def test_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(availability, "cores", lambda: 2)
+    monkeypatch.setattr(availability, "count_cores", lambda: 2)
     measure.check_target("t", Cpu(kind="cpu", threads=2))
     assert complaint(measure.check_target, "t", Cpu(kind="cpu", threads=4)) == (
-        "target 't' asks for 4 threads, and this machine has 2 cores; lower 'threads', or give a 'table' measured on the machine it is for"
+        "target 't' asks for 4 threads, but this machine has 2 cores; lower 'threads', or give a 'table' that was measured on the target machine"
     )
 
 
@@ -156,78 +156,83 @@ def foreign() -> Table:
 
 
 def test_what_was_measured_is_read_back_and_nothing_of_another_process_is_lost() -> None:
-    path, first = tables.place(EAGER), tables.read("t", EAGER)
+    path, first = tables.table_path(EAGER), tables.read_table("t", EAGER)
     assert first.layers == {}
-    tables.write(first.model_copy(update={"layers": {"linear": ((4, 4, 1.0),)}}), path)
-    tables.write(
+    tables.write_table(first.model_copy(update={"layers": {"linear": ((4, 4, 1.0),)}}), path)
+    tables.write_table(
         first.model_copy(update={"layers": {"linear": ((8, 8, 2.0),), "conv": ((1, 1, 3.0),)}}), path
     )
-    assert tables.read("t", EAGER).layers == {"conv": ((1, 1, 3.0),), "linear": ((4, 4, 1.0), (8, 8, 2.0))}
+    assert tables.read_table("t", EAGER).layers == {
+        "conv": ((1, 1, 3.0),),
+        "linear": ((4, 4, 1.0), (8, 8, 2.0)),
+    }
 
 
 def test_two_that_write_a_table_at_once_do_not_disturb_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second begins and ends while the first is about to give its file the name."""
-    path, first = tables.place(EAGER), tables.read("t", EAGER)
+    path, first = tables.table_path(EAGER), tables.read_table("t", EAGER)
     real, again = os.fsync, [True]
 
     def fsync(handle: int) -> None:
         if again and again.pop():
-            tables.write(first.model_copy(update={"layers": {"conv": ((1, 1, 3.0),)}}), path)
+            tables.write_table(first.model_copy(update={"layers": {"conv": ((1, 1, 3.0),)}}), path)
         real(handle)
 
     monkeypatch.setattr("sparsify.runs.run_folder.os.fsync", fsync)
-    tables.write(first.model_copy(update={"layers": {"linear": ((4, 4, 1.0),)}}), path)
-    assert "linear" in tables.read("t", EAGER).layers and [p.name for p in path.parent.iterdir()] == [
+    tables.write_table(first.model_copy(update={"layers": {"linear": ((4, 4, 1.0),)}}), path)
+    assert "linear" in tables.read_table("t", EAGER).layers and [p.name for p in path.parent.iterdir()] == [
         path.name
     ]
 
 
 def test_a_damaged_cache_says_what_to_do() -> None:
-    path = tables.place(EAGER)
-    tables.write(tables.read("t", EAGER), path)
+    path = tables.table_path(EAGER)
+    tables.write_table(tables.read_table("t", EAGER), path)
     path.write_text("{")
-    assert complaint(tables.read, "t", EAGER) == (
-        f"target 't': {path} is damaged, no table of latencies (it: Invalid JSON: EOF while parsing an object at line 1 column 1); delete it, and it is measured anew"
+    assert complaint(tables.read_table, "t", EAGER) == (
+        f"target 't': {path} is damaged and cannot be read as a table of latencies (it: Invalid JSON: EOF while parsing an object at line 1 column 1); delete it to measure it again"
     )
 
 
 def test_a_table_of_absurd_times_is_damaged() -> None:
     """What is added up must stay a number, and the report of it one that can be read."""
-    path = tables.place(EAGER)
-    tables.write(tables.read("t", EAGER).model_copy(update={"layers": {"linear": ((4, 4, 1e308),)}}), path)
+    path = tables.table_path(EAGER)
+    tables.write_table(
+        tables.read_table("t", EAGER).model_copy(update={"layers": {"linear": ((4, 4, 1e308),)}}), path
+    )
     assert (
-        "is damaged, no table of latencies (layers.linear.0.2: Input should be less than or equal to 1000000000); delete it"
-        in complaint(tables.read, "t", EAGER)
+        "is damaged and cannot be read as a table of latencies (layers.linear.0.2: Input should be less than or equal to 1000000000); delete it"
+        in complaint(tables.read_table, "t", EAGER)
     )
 
 
 def test_a_table_of_another_machine_is_refused_in_the_cache_and_taken_where_it_is_named() -> None:
-    path = tables.place(EAGER)
-    tables.write(foreign(), path)
-    said = complaint(tables.read, "t", EAGER)
-    here = tables.this_machine(EAGER)
+    path = tables.table_path(EAGER)
+    tables.write_table(foreign(), path)
+    said = complaint(tables.read_table, "t", EAGER)
+    here = tables.describe_machine(EAGER)
     assert said == (
         f"target 't': {path} was measured on another machine (Cortex-A76 with NEON, eager of torch 2.13; this is {here.processor} with {here.vectors}, {here.runtime}); "
         "delete it to measure here, or name it as the target's 'table' to cut for that machine"
     )
     phone = Cpu(kind="cpu", table=str(path))
-    assert tables.read("t", phone) == foreign()
-    assert tables.steps_of(foreign()) == Steps(convolution=8, inputs=8, linear=4), (
+    assert tables.read_table("t", phone) == foreign()
+    assert tables.width_steps(foreign()) == Steps(convolution=8, inputs=8, linear=4), (
         "never below 4 on a processor"
     )
 
 
 def test_a_table_that_is_missing_or_lacks_a_layer(tmp_path: Path) -> None:
     target = Cpu(kind="cpu", table=str(tmp_path / "phone.json"))
-    assert complaint(tables.read, "phone", target) == (
-        f"target 'phone': there is no table {tmp_path}/phone.json; 'sparsify targets measure phone RECIPE --out phone.json' makes one on the machine that it is for"
+    assert complaint(tables.read_table, "phone", target) == (
+        f"target 'phone': there is no table {tmp_path}/phone.json; 'sparsify targets measure phone RECIPE --out phone.json' measures one; run it on the machine that the table is for"
     )
-    tables.write(foreign(), tmp_path / "phone.json")
+    tables.write_table(foreign(), tmp_path / "phone.json")
     network = convolutional()
     assert complaint(
-        calibrate.clock, "phone", target, network, the_map(network), (torch.randn(2, 3, 8, 8),)
+        calibrate.build_latency_model, "phone", target, network, the_map(network), (torch.randn(2, 3, 8, 8),)
     ) == (
-        f"target 'phone': {tmp_path}/phone.json has no 'conv 3x3 pad 1 at 8x8' and 1 more; have the network's layers measured there: "
+        f"target 'phone': {tmp_path}/phone.json has no 'conv 3x3 pad 1 at 8x8' and 1 more; measure the network's layers on that machine: "
         f"sparsify targets measure phone RECIPE MODEL --out {tmp_path}/phone.json"
     )
 
@@ -258,7 +263,7 @@ def test_layers_are_read_with_all_that_their_cost_depends_on() -> None:
     model = nn.Sequential(
         nn.Conv2d(4, 8, (3, 1), 2, 1), nn.Conv2d(8, 8, 3, groups=8, padding="same"), nn.Conv2d(8, 6, 1, groups=2), nn.ConvTranspose2d(6, 5, 2), nn.Flatten(2), nn.Linear(30, 7), nn.LSTM(7, 3)
     )  # fmt: skip
-    works, geometries = read(model, (torch.randn(2, 4, 8, 8),), batch=3)
+    works, geometries = read_layers(model, (torch.randn(2, 4, 8, 8),), batch=3)
     assert [w.key for w in works] == [
         "conv 3x1 stride 2 pad 1 at 8x8", "depthwise 3x3 pad 1 at 4x5", "conv 1x1 groups 2 at 4x5", "transposed conv 2x2 at 4x5", "linear x5", "",
     ]  # fmt: skip
@@ -288,14 +293,14 @@ def test_every_kind_of_layer_can_be_timed(runtime: Any) -> None:
         (Geometry(), 16, 10),
         (Geometry(rows=7), 16, 10),
     ]
-    assert all(0 < ms < 100 for ms in layer_benchmark.timed(kinds, target, seconds=0.001))
-    wide = layer_benchmark.timed([(kinds[0][0], 8, 16), (kinds[0][0], 128, 256)], target, seconds=0.01)
+    assert all(0 < ms < 100 for ms in layer_benchmark.time_layers(kinds, target, seconds=0.001))
+    wide = layer_benchmark.time_layers([(kinds[0][0], 8, 16), (kinds[0][0], 128, 256)], target, seconds=0.01)
     assert wide[1] > 3 * wide[0]
 
 
 def test_steps_are_read_off_a_staircase() -> None:
     def steps(ms: Any) -> int:
-        return width_steps.step_of({width: ms(width) for width in width_steps.WIDTHS})
+        return width_steps.find_step({width: ms(width) for width in width_steps.WIDTHS})
 
     noise = np.random.default_rng(0).uniform(0.98, 1.02, 200)
     assert steps(lambda w: 10 + -(-w // 16) * noise[w]) == 16
@@ -314,16 +319,16 @@ def fake(monkeypatch: pytest.MonkeyPatch, truth: Any) -> list[int]:
 
     def clock(
         name: str, target: Target, model: nn.Module, map: ModelMap, inputs: Any, listener: Any = None
-    ) -> Clock:
-        works = tuple(w for w in read(model, inputs, 1)[0] if w.tensor == "0.weight")
+    ) -> LatencyModel:
+        works = tuple(w for w in read_layers(model, inputs, 1)[0] if w.tensor == "0.weight")
         line = tuple((3, width, width / 10) for width in (8, 16, 24, 32))
-        bare = Clock(
+        bare = LatencyModel(
             name,
             works,
             {(works[0].key, 3, 32): Surface(line, (3, 32), (1, 1))},
             Steps(convolution=4, linear=4),
         )
-        return calibrate.calibrated(bare, map, (Network(ms=3.2),))
+        return calibrate.calibrate(bare, map, (Network(ms=3.2),))
 
     def prepared(model: Any, inputs: Any, target: Target, like: Any = None) -> Any:
         return model[0].out_channels
@@ -332,9 +337,9 @@ def fake(monkeypatch: pytest.MonkeyPatch, truth: Any) -> list[int]:
         seen.append(calls[1])
         return np.array([[truth(calls[0]), truth(calls[1])]] * 8) / 1e3
 
-    monkeypatch.setattr("sparsify.cost.latency.calibrate.clock", clock)
-    monkeypatch.setattr(latency_budget, "prepared", prepared)
-    monkeypatch.setattr(latency_budget, "interleaved", interleaved)
+    monkeypatch.setattr("sparsify.cost.latency.calibrate.build_latency_model", clock)
+    monkeypatch.setattr(latency_budget, "prepare", prepared)
+    monkeypatch.setattr(latency_budget, "time_interleaved", interleaved)
     return seen
 
 
@@ -395,7 +400,7 @@ def test_a_budget_that_cannot_be_met_says_so_before_anything_is_trained(
 def test_a_phones_table_drives_a_cut_made_here(tmp_path: Path) -> None:
     """What the table says is dear goes: there the second convolution costs next to nothing."""
     network, x = convolutional(), (torch.randn(2, 3, 8, 8),)
-    works, _ = read(network, x, 1)
+    works, _ = read_layers(network, x, 1)
     by_width = {"0.weight": 1.0, "2.weight": 0.001, "6.weight": 0.001}
     table = foreign().model_copy(update={"layers": {}})
     for w in works:
@@ -406,10 +411,10 @@ def test_a_phones_table_drives_a_cut_made_here(tmp_path: Path) -> None:
         )
         table = table.model_copy(
             update={
-                "layers": {**table.layers, w.key: tables.with_points(table.layers.get(w.key, ()), points)}
+                "layers": {**table.layers, w.key: tables.merge_points(table.layers.get(w.key, ()), points)}
             }
         )
-    tables.write(table, tmp_path / "phone.json")
+    tables.write_table(table, tmp_path / "phone.json")
     asked = recipe(
         rules=[{"layers": "Conv2d", "group": "filter"}], budget={"latency": {"phone": "60%"}},
         targets={"phone": {"kind": "cpu", "table": str(tmp_path / "phone.json")}},
@@ -420,7 +425,7 @@ def test_a_phones_table_drives_a_cut_made_here(tmp_path: Path) -> None:
     assert cut[0].out_channels == 16, "8 is the step of the table's machine"
     assert cut[2].out_channels == 48
     (timing,) = read_report(sparsify.save_run(result, tmp_path / "run", inputs=x)).latency
-    assert timing.steps == tables.steps_of(table) and [spent.layer for spent in timing.by_layer] == [
+    assert timing.steps == tables.width_steps(table) and [spent.layer for spent in timing.by_layer] == [
         "",
         "0",
         "2",
@@ -434,7 +439,7 @@ def test_a_phones_table_drives_a_cut_made_here(tmp_path: Path) -> None:
 def test_nothing_is_timed_on_a_machine_that_is_only_described() -> None:
     phone = Cpu(kind="cpu", table="phone.json")
     with pytest.raises(TargetError) as caught:
-        measure.latency(convolutional(), convolutional(), (torch.randn(2, 3, 8, 8),), "phone", phone)
+        measure.measure_latency(convolutional(), convolutional(), (torch.randn(2, 3, 8, 8),), "phone", phone)
     assert (
         str(caught.value)
         == "target 'phone' is a machine described by phone.json, so nothing can be timed on it here; leave it out, or choose another target"
@@ -442,9 +447,9 @@ def test_nothing_is_timed_on_a_machine_that_is_only_described() -> None:
 
 
 def test_auto_follows_from_the_targets_and_never_less_than_four(cache: Path) -> None:
-    tables.write(
-        tables.read("eager", EAGER).model_copy(update={"steps": Steps(convolution=2, linear=1)}),
-        tables.place(EAGER),
+    tables.write_table(
+        tables.read_table("eager", EAGER).model_copy(update={"steps": Steps(convolution=2, linear=1)}),
+        tables.table_path(EAGER),
     )
     network, x = convolutional(), (torch.randn(2, 3, 8, 8),)
 
@@ -453,9 +458,9 @@ def test_auto_follows_from_the_targets_and_never_less_than_four(cache: Path) -> 
         return [a.multiple for a in sparsify.make_plan(recipe(rules=rules, **more), network, x).assignments]
 
     assert multiples({"multiple_of": "auto"}, targets={"t": "eager"}) == [4]
-    tables.write(
-        tables.read("eager", EAGER).model_copy(update={"steps": Steps(convolution=8, linear=1)}),
-        tables.place(EAGER),
+    tables.write_table(
+        tables.read_table("eager", EAGER).model_copy(update={"steps": Steps(convolution=8, linear=1)}),
+        tables.table_path(EAGER),
     )
     assert multiples({"multiple_of": "auto"}, targets={"t": "eager"}) == [8]
     assert multiples({"multiple_of": 3}, targets={"t": "eager"}) == [3]
@@ -470,7 +475,7 @@ def test_auto_follows_from_the_targets_and_never_less_than_four(cache: Path) -> 
 def test_exported_models_are_timed(runtime: Any) -> None:
     pytest.importorskip(runtime)
     small = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 5))
-    found: Latency = measure.latency(
+    found: Latency = measure.measure_latency(
         convolutional(),
         small,
         (torch.randn(2, 3, 8, 8),),
@@ -487,11 +492,15 @@ def test_exported_models_are_timed(runtime: Any) -> None:
 def test_a_table_grows_once_and_the_second_look_costs_nothing() -> None:
     network, told = convolutional(), list[Event]()
     map, x = the_map(network), (torch.randn(2, 3, 8, 8),)
-    first = calibrate.clock("eager", EAGER, network, map, x, told.append)
+    first = calibrate.build_latency_model("eager", EAGER, network, map, x, told.append)
     assert any(isinstance(e, Measuring) for e in told)
     told.clear()
-    again = calibrate.clock("eager", EAGER, network, map, x, told.append)
-    assert told == [] and again.networks == first.networks and len(first.networks) == 1 + len(calibrate.CUTS)
+    again = calibrate.build_latency_model("eager", EAGER, network, map, x, told.append)
+    assert (
+        told == []
+        and again.networks == first.networks
+        and len(first.networks) == 1 + len(calibrate.CALIBRATION_SHARES)
+    )
     assert np.array_equal(again.thetas, first.thetas)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.cost.cost_model import Costs
-from sparsify.cost.measure.memory import computed_peak, lived, peak_memory, stored
+from sparsify.cost.measure.memory import compute_peak, count_stored_bytes, measure_peak, trace_lifetimes
 from sparsify.errors import RecipeError
 from sparsify.graph.surgery import operations
 from sparsify.models import digits_cnn
@@ -53,9 +53,9 @@ def test_lives_by_hand() -> None:
     8."""
     model, x = Block().eval(), (torch.zeros(5, 8),)
     floats = 8 * 32 + 32 + 32 * 64 + 64 + 64 * 32 + 32 + 32 * 3 + 3
-    assert stored(model) == 4 * floats
-    assert computed_peak(model, x) == 4 * (floats + 8 + 32 + 64 + 32 + 32)
-    operators, lives = lived(model, x)
+    assert count_stored_bytes(model) == 4 * floats
+    assert compute_peak(model, x) == 4 * (floats + 8 + 32 + 64 + 32 + 32)
+    operators, lives = trace_lifetimes(model, x)
     assert [o for o in operators if "relu" in o] == ["aten.relu_.default"], (
         "what is done in place makes nothing"
     )
@@ -64,23 +64,23 @@ def test_lives_by_hand() -> None:
 
 def test_where_kernels_need_no_room_of_their_own_the_allocator_agrees() -> None:
     model, x = Block(256, 512).eval(), (torch.zeros(1, 8),)
-    assert peak_memory(model, x) == computed_peak(model, x)
+    assert measure_peak(model, x) == compute_peak(model, x)
 
 
 def test_a_convolutions_work_space_is_measured_and_not_computed() -> None:
     model = digits_cnn().eval()
-    assert computed_peak(model, INPUTS) < peak_memory(model, INPUTS) < 1.5 * computed_peak(model, INPUTS)
+    assert compute_peak(model, INPUTS) < measure_peak(model, INPUTS) < 1.5 * compute_peak(model, INPUTS)
 
 
 def test_what_is_predicted_of_a_cut_is_what_its_tensors_take() -> None:
     model, x = Block().eval(), (torch.randn(2, 8),)
     plan = sparsify.make_plan(recipe(), model, x)
     costs = Costs(plan.map)
-    assert costs.dense["peak_memory"] == computed_peak(model, x)
+    assert costs.dense["peak_memory"] == compute_peak(model, x)
     for kept in ({"first": 20}, {"up": 9}, {"first": 5, "up": 50}, {"first": 31, "up": 1}):
         result = operations.cut(model, plan.map, {name: list(range(n)) for name, n in kept.items()}, "t")[0]
         gone = {name: range(n, plan.map.by_name[name].width) for name, n in kept.items()}
-        assert costs.of(gone)["peak_memory"] == computed_peak(result, x), kept
+        assert costs.of(gone)["peak_memory"] == compute_peak(result, x), kept
         assert costs.of(gone, smooth=True)["peak_memory"] < costs.of(gone)["peak_memory"]
 
 
@@ -92,13 +92,13 @@ def test_a_budget_holds_as_measured(share: str, tmp_path: Path) -> None:
         share, rules=[{"layers": "Conv2d", "group": "filter"}], model={"build": "sparsify.models.digits_cnn"}
     )
     result = sparsify.cut(sparsify.make_plan(wanted, model, INPUTS), model, inputs=INPUTS)
-    limit = 0.6 * peak_memory(model, INPUTS) if share == "60%" else 80e3
-    assert 0.9 * limit < peak_memory(result.model, INPUTS) <= limit
+    limit = 0.6 * measure_peak(model, INPUTS) if share == "60%" else 80e3
+    assert 0.9 * limit < measure_peak(result.model, INPUTS) <= limit
     report = read(sparsify.save_run(result, tmp_path / "run", inputs=INPUTS, timing=0.01))
     (found,) = report.limits
     assert (found.what, found.asked, found.met) == ("budget.peak_memory", share, True)
-    assert report.cut.peak_memory == peak_memory(result.model, INPUTS)
-    assert report.cut.peak_memory_computed == computed_peak(result.model, INPUTS)
+    assert report.cut.peak_memory == measure_peak(result.model, INPUTS)
+    assert report.cut.peak_memory_computed == compute_peak(result.model, INPUTS)
     page = (tmp_path / "run" / "report.md").read_text()
     assert "| peak memory |" in page and "| peak memory, computed |" in page
 
@@ -109,12 +109,12 @@ def test_what_takes_more_than_predicted_is_chosen_anew(monkeypatch: pytest.Monke
 
     def greedy(asked: nn.Module, inputs: Any) -> int:
         seen.append(
-            computed_peak(asked, inputs)
+            compute_peak(asked, inputs)
             * (1.0 if asked.last.in_features == 32 and asked.up.out_features == 64 else 1.3)
         )
         return int(seen[-1])
 
-    monkeypatch.setattr(memory_budget, "peak_memory", greedy)
+    monkeypatch.setattr(memory_budget, "measure_peak", greedy)
     sparsify.cut(sparsify.make_plan(recipe("70%"), model, (torch.randn(2, 8),)), model)
     assert seen[1] > 0.7 * seen[0] >= seen[-1]
 
@@ -126,13 +126,13 @@ def test_where_no_choice_holds_the_one_that_takes_least_is_left(monkeypatch: pyt
     takes, tried = iter((1000, 720, 710, 705, 730, 740, 750)), list[int]()
 
     def measured(asked: nn.Module, inputs: Any) -> int:
-        tried.append(computed_peak(asked, inputs))
+        tried.append(compute_peak(asked, inputs))
         return next(takes)
 
-    monkeypatch.setattr(memory_budget, "peak_memory", measured)
+    monkeypatch.setattr(memory_budget, "measure_peak", measured)
     result = sparsify.cut(plan, model)
     assert len(tried) == 7 and tried[3] != tried[6], "the dense model and six choices"
-    assert computed_peak(result.model, inputs) == tried[3]
+    assert compute_peak(result.model, inputs) == tried[3]
 
 
 def test_a_peak_that_cannot_be_reached_says_what_can() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.errors import VerificationError
-from sparsify.graph.surgery import operations
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.verify import equivalence
 from sparsify.pruning import layer_compaction
 from sparsify.pruning.cut import Result
@@ -216,7 +216,7 @@ def test_a_gathered_model_replays_and_keeps_training() -> None:
     assert [e.form for e in result.cuts.executions] == ["gathered", "gathered", "gathered"]
     assert sum(isinstance(op, Gather) for op in result.cuts.operations) == 3
     assert result.verdicts[0].outcome == "equal"
-    again = operations.replay(convs(), result.cuts)
+    again = replay_cuts(convs(), result.cuts)
     again.load_state_dict(result.model.state_dict())
     torch.testing.assert_close(again(IMAGE), result.model(IMAGE))
     before = result.model[2].weight.detach().clone()
@@ -324,4 +324,4 @@ def test_zeros_that_narrow_nothing_are_proven_too() -> None:
     with pytest.raises(
         VerificationError, match=r"^the cut model differs from the masked one by \S+ of the largest output$"
     ):
-        equivalence.verify(result.model, spoilt, result.plan.map, {}, (X,))
+        equivalence.verify_cut(result.model, spoilt, result.plan.map, {}, (X,))

@@ -15,7 +15,7 @@ from torch import nn
 
 import sparsify
 from sparsify.cost.benchmark_result import BenchmarkResult
-from sparsify.cost.measure.compare import contested, pinned
+from sparsify.cost.measure.compare import compare_calls, pin_cores
 from sparsify.errors import SparsifyError
 from sparsify.models import digits_cnn
 from sparsify.recipe import presets
@@ -285,12 +285,12 @@ def test_an_archive_without_a_model_is_no_program() -> None:
 
 
 def test_more_threads_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsify.cost.measure.availability.cores", lambda: 2)
+    monkeypatch.setattr("sparsify.cost.measure.availability.count_cores", lambda: 2)
     a, b = subjects([Path("run"), Path("cut.onnx")])
     with pytest.raises(SparsifyError) as caught:
         versus(a, b, "big", EXPORTED.model_copy(update={"threads": 64}), 0.05)
     assert str(caught.value) == (
-        "target 'big' asks for 64 threads, and this machine has 2 cores; lower 'threads', or give a 'table' measured on the machine it is for"
+        "target 'big' asks for 64 threads, but this machine has 2 cores; lower 'threads', or give a 'table' that was measured on the target machine"
     )
 
 
@@ -364,14 +364,14 @@ def test_noise_is_what_two_copies_of_the_first_differ_by(monkeypatch: pytest.Mon
     import numpy as np
 
     rounds = np.array([[1.0, 0.5, 0.25]] * 20)
-    monkeypatch.setattr("sparsify.cost.measure.compare.interleaved", lambda *_: rounds)
-    found = contested(("A", "B"), [], "cpu", EAGER, 1.0)
+    monkeypatch.setattr("sparsify.cost.measure.compare.time_interleaved", lambda *_: rounds)
+    found = compare_calls(("A", "B"), [], "cpu", EAGER, 1.0)
     assert (found.speedup, found.noise, found.a_ms, found.b_ms, found.pairs) == (4.0, 2.0, 1000.0, 250.0, 20)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no pinning")
 def test_pinning_is_taken_back() -> None:
     before = os.sched_getaffinity(0)
-    with pinned(EAGER):
+    with pin_cores(EAGER):
         assert len(os.sched_getaffinity(0)) == 1
     assert os.sched_getaffinity(0) == before

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsify.cost.measure.onnx_quantize import quantised
+from sparsify.cost.measure.onnx_quantize import quantise
 from sparsify.data import Datasets, Examples
 from sparsify.errors import ModelError
 from sparsify.reporting.report_tables import tables, to_markdown
@@ -94,12 +94,12 @@ def test_without_data_ranges_are_of_random_inputs(parts: Parts) -> None:
 
 def test_what_is_in_integers_stays_as_it_is(parts: Parts) -> None:
     _, file = int8.integers(Doubling(), Doubling(), (torch.randn(4, 1),), None, {}, 0.05, 0, parts)
-    assert quantised(file, []) == file
+    assert quantise(file, []) == file
 
 
 def test_a_file_that_is_no_onnx_is_refused() -> None:
     with pytest.raises(ModelError, match="ONNX Runtime cannot quantise the model: "):
-        quantised(b"", [])
+        quantise(b"", [])
 
 
 def test_a_table_from_elsewhere_quantises_nothing() -> None:

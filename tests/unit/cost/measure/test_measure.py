@@ -121,7 +121,9 @@ def test_keyword_inputs() -> None:
     inputs = {"left": torch.zeros(2, 3), "right": torch.zeros(2, 4)}
     assert measure.count_macs(Keyword(), inputs) == (35, {"a": 15, "b": 20})
     assert (
-        measure.latency(Keyword(), Keyword(), inputs, "here", Cpu(kind="cpu", batch=3), seconds=0.05).pairs
+        measure.measure_latency(
+            Keyword(), Keyword(), inputs, "here", Cpu(kind="cpu", batch=3), seconds=0.05
+        ).pairs
         >= 8
     )
 
@@ -173,7 +175,7 @@ def test_side_counts_the_model_and_its_file(tmp_path: Path) -> None:
     model[1].weight = nn.Parameter(torch.tensor([[0.0, 1.0, 2.0]] * 4))
     file = tmp_path / "w.safetensors"
     file.write_bytes(b"x" * 123)
-    side = measure.side(model, (torch.zeros(2, 4),), file, validation_accuracy=0.5)
+    side = measure.measure_side(model, (torch.zeros(2, 4),), file, validation_accuracy=0.5)
     assert (side.params, side.nonzero, side.macs, side.bytes) == (31, 27, 24, 123)
     assert (side.validation_accuracy, side.test_accuracy) == (0.5, None)
 
@@ -181,11 +183,13 @@ def test_side_counts_the_model_and_its_file(tmp_path: Path) -> None:
 def test_shared_parameters_count_once(tmp_path: Path) -> None:
     layer = nn.Linear(4, 4)
     (tmp_path / "w").write_bytes(b"x")
-    assert measure.side(nn.Sequential(layer, layer), (torch.zeros(1, 4),), tmp_path / "w").params == 20
+    assert (
+        measure.measure_side(nn.Sequential(layer, layer), (torch.zeros(1, 4),), tmp_path / "w").params == 20
+    )
 
 
 def timed(dense: nn.Module, cut: nn.Module, seed: int = 0) -> Latency:
-    return measure.latency(
+    return measure.measure_latency(
         dense, cut, (torch.randn(2, 64),), "laptop", Cpu(kind="cpu", batch=4), seconds=0.3, seed=seed
     )
 
@@ -248,7 +252,9 @@ def test_timing_keeps_to_its_time(machine: Machine) -> None:
 
 def test_a_clock_that_does_not_tick_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing.time, "process_time", lambda: 5.0)
-    found = measure.latency(nn.ReLU(), nn.ReLU(), (torch.zeros(2, 4),), "x", Cpu(kind="cpu"), seconds=0.01)
+    found = measure.measure_latency(
+        nn.ReLU(), nn.ReLU(), (torch.zeros(2, 4),), "x", Cpu(kind="cpu"), seconds=0.01
+    )
     assert 0 < found.low <= found.speedup <= found.high < math.inf
 
 
@@ -266,14 +272,16 @@ def test_a_smaller_model_is_faster_and_the_figures_agree() -> None:
 def test_a_batch_beyond_the_memory_is_named() -> None:
     net = nn.Linear(4, 4)
     with pytest.raises(ModelError, match=r"^target 'here' with batch 1000000000000000 cannot be timed: "):
-        measure.latency(net, net, (torch.zeros(2, 4),), "here", Cpu(kind="cpu", batch=10**15), seconds=0.05)
+        measure.measure_latency(
+            net, net, (torch.zeros(2, 4),), "here", Cpu(kind="cpu", batch=10**15), seconds=0.05
+        )
 
 
 def test_timing_restores_everything() -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.Dropout())
     model[0].eval()
     threads, collecting = torch.get_num_threads(), gc.isenabled()
-    measure.latency(model, model, (torch.randn(1, 64),), "x", Cpu(kind="cpu", threads=2), seconds=0.1)
+    measure.measure_latency(model, model, (torch.randn(1, 64),), "x", Cpu(kind="cpu", threads=2), seconds=0.1)
     assert torch.get_num_threads() == threads
     assert gc.isenabled() == collecting
     assert (model.training, model[0].training, model[1].training) == (True, False, True)
@@ -292,7 +300,7 @@ class Watcher(nn.Module):
 
 def test_models_run_in_inference_mode_with_the_targets_batch_and_threads() -> None:
     watcher = Watcher()
-    measure.latency(
+    measure.measure_latency(
         watcher,
         watcher,
         (torch.randn(2, 3), torch.zeros(7, 2)),
@@ -305,14 +313,14 @@ def test_models_run_in_inference_mode_with_the_targets_batch_and_threads() -> No
 
 def test_the_interval_covers_the_median_and_is_the_same_for_the_same_seed() -> None:
     ratios = np.random.default_rng(1).normal(2.0, 0.1, 200)
-    low, high = timing.interval(ratios, np.random.default_rng(0))
+    low, high = timing.bootstrap_interval(ratios, np.random.default_rng(0))
     assert low < np.median(ratios) < high
     assert (high - low) == pytest.approx(2 * 1.96 * 1.2533 * 0.1 / math.sqrt(200), rel=0.35)
-    assert timing.interval(ratios, np.random.default_rng(0)) == (low, high)
+    assert timing.bootstrap_interval(ratios, np.random.default_rng(0)) == (low, high)
 
 
 def test_environment_names_what_it_ran_on() -> None:
-    found = measure.environment()
+    found = measure.describe_environment()
     assert found == Environment.model_validate(found.model_dump())
     assert found.packages["torch"] == torch.__version__
     assert found.cores >= 1

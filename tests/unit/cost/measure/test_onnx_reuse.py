@@ -46,8 +46,8 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
         seen.append(model)
         return made(model, inputs)
 
-    made = runtimes.pattern
-    monkeypatch.setattr(runtimes, "pattern", pattern)
+    made = runtimes.make_pattern
+    monkeypatch.setattr(runtimes, "make_pattern", pattern)
     return seen
 
 
@@ -57,7 +57,7 @@ def test_a_cut_network_runs_by_the_pattern_of_the_dense_one(
 ) -> None:
     torch.manual_seed(0)
     dense, thin = Net(8, 3, 10).eval(), Net(*cut).eval()
-    call = runtimes.prepared(thin, IMAGE, TARGET, runtimes.pattern_of(dense, IMAGE, TARGET))
+    call = runtimes.prepare(thin, IMAGE, TARGET, runtimes.make_shared_pattern(dense, IMAGE, TARGET))
     found: Any = call()
     assert exports == [dense]
     assert torch.allclose(torch.from_numpy(found[0]), thin(*IMAGE), atol=1e-5)
@@ -68,7 +68,7 @@ def test_a_network_that_computes_something_else_is_exported_anew(exports: list[n
     torch.manual_seed(0)
     dense, other = Net(8, 3, 10).eval(), Net(8, 3, 10).eval()
     other.norm.eps = 3.0
-    call = runtimes.prepared(other, IMAGE, TARGET, runtimes.pattern_of(dense, IMAGE, TARGET))
+    call = runtimes.prepare(other, IMAGE, TARGET, runtimes.make_shared_pattern(dense, IMAGE, TARGET))
     found: Any = call()
     assert exports == [dense, other]
     assert torch.allclose(torch.from_numpy(found[0]), other(*IMAGE), atol=1e-5)
@@ -77,5 +77,5 @@ def test_a_network_that_computes_something_else_is_exported_anew(exports: list[n
 def test_a_network_with_other_weights_is_exported_anew(exports: list[nn.Module]) -> None:
     dense = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1)).eval()
     shorter = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
-    runtimes.prepared(shorter, IMAGE, TARGET, runtimes.pattern_of(dense, IMAGE, TARGET))()
+    runtimes.prepare(shorter, IMAGE, TARGET, runtimes.make_shared_pattern(dense, IMAGE, TARGET))()
     assert exports == [dense, shorter]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.errors import RunError
-from sparsify.graph.surgery.compact_layers import reshape
-from sparsify.graph.surgery.operations import ranges, replay
+from sparsify.graph.surgery.compact_layers import compact_layers
+from sparsify.graph.surgery.operations import to_ranges
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.nn import cropped as cropped_layers
 from sparsify.nn import gathered
 from sparsify_schemas.cuts import Crop, Cuts, Gather
@@ -53,7 +54,7 @@ def drawn(rng: random.Random, dims: int) -> tuple[nn.Module, Tensor]:
 
 def cropping_of(name: str, conv: nn.Module) -> Crop:
     assert isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    return Crop(module=name, kernel=tuple(conv.kernel_size), grids=cropped_layers.grids(conv.weight))
+    return Crop(module=name, kernel=tuple(conv.kernel_size), grids=cropped_layers.find_grids(conv.weight))
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -71,13 +72,15 @@ def test_crop_and_gather_are_exact(seed: int) -> None:
             wanted = conv(x)
             model = nn.Sequential(conv)
             cropped = deepcopy(model)
-            reshape(cropped, [cropping_of("0", conv)])
+            compact_layers(cropped, [cropping_of("0", conv)])
             torch.testing.assert_close(cropped(x), wanted, rtol=1e-12, atol=1e-12)
             assert cropped[0].weight.numel() <= conv.weight.numel()
             if conv.groups == 1:
                 weight = cropped[0].weight
-                op = Gather(module="0", size=weight[0].numel(), keep=ranges(gathered.live_columns(weight)))
-                reshape(cropped, [op])
+                op = Gather(
+                    module="0", size=weight[0].numel(), keep=to_ranges(gathered.find_live_columns(weight))
+                )
+                compact_layers(cropped, [op])
                 torch.testing.assert_close(cropped(x), wanted, rtol=1e-12, atol=1e-12)
                 assert set(cropped.state_dict()) == set(model.state_dict())
                 assert len(cropped[0].offsets) <= weight[0, 0].numel(), (
@@ -109,7 +112,7 @@ def test_the_smallest_regular_kernel(
     model = nn.Sequential(conv)
     x = torch.randn(2, 3, 7, 7)
     before = model(x)
-    reshape(model, [cropping_of("0", conv)])
+    compact_layers(model, [cropping_of("0", conv)])
     assert (model[0].kernel_size, model[0].dilation, type(model[0]).__name__) == (wanted, dilation, kind)
     torch.testing.assert_close(model(x), before)
 
@@ -120,7 +123,7 @@ def test_a_map_smaller_than_its_crop() -> None:
     with torch.no_grad():
         model[0].weight.zero_()[..., 4, 4] = 1
     before = model(torch.ones(1, 1, 1, 1))
-    reshape(model, [cropping_of("0", model[0])])
+    compact_layers(model, [cropping_of("0", model[0])])
     assert torch.equal(model(torch.ones(1, 1, 1, 1)), before)
 
 
@@ -130,7 +133,7 @@ def test_linear_layers_gather() -> None:
     with torch.no_grad():
         model[0].weight[:, [0, 3]] = 0
     before = model(x)
-    reshape(model, [Gather(module="0", size=6, keep=((1, 3), (4, 6)))])
+    compact_layers(model, [Gather(module="0", size=6, keep=((1, 3), (4, 6)))])
     torch.testing.assert_close(model(x), before)
     assert model[0].weight.shape == (4, 4) and model[0].weight.requires_grad
 
@@ -149,7 +152,7 @@ NET = nn.Sequential(
         ),
         (
             Crop(module="2", kernel=(3, 3), grids=((0, 1, 2), (0, 1, 2))),
-            "the cut log crops the kernel of '2', which is a Linear and no plain convolution",
+            "the cut log crops the kernel of '2', which is a Linear, not a plain convolution",
         ),
         (
             Crop(module="0", kernel=(5, 5), grids=((0, 1, 2), (0, 1, 2))),
@@ -165,7 +168,7 @@ NET = nn.Sequential(
         ),
         (
             Gather(module="3", size=9, keep=((0, 2),)),
-            "the cut log gathers columns of '3', which is no plain Linear layer and no plain convolution without groups",
+            "the cut log gathers columns of '3', which is neither a plain Linear layer nor a plain convolution without groups",
         ),
         (
             Gather(module="0", size=9, keep=((0, 2),)),
@@ -187,7 +190,7 @@ NET = nn.Sequential(
 )
 def test_a_log_that_does_not_fit_is_refused(op: Crop | Gather, message: str) -> None:
     with pytest.raises(RunError) as caught:
-        replay(NET, Cuts(plan="p", operations=(op,)))
+        replay_cuts(NET, Cuts(plan="p", operations=(op,)))
     assert str(caught.value) == message
 
 
@@ -195,7 +198,7 @@ def test_every_dimension_of_a_kernel() -> None:
     """grids against a search over all subsets of a small kernel."""
     for live in product((0, 1), repeat=5):
         weight = torch.tensor(live, dtype=torch.float32).view(1, 1, 5)
-        first, step, count = cropped_layers.grids(weight)[0]
+        first, step, count = cropped_layers.find_grids(weight)[0]
         kept = {first + step * i for i in range(count)}
         places = {i for i, v in enumerate(live) if v}
         assert places <= kept and max(kept) < 5

@@ -14,8 +14,10 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 import sparsify
-from sparsify.cost.measure import copied
-from sparsify.graph.surgery import data_dependence, operations
+from sparsify.cost.measure import copy_model
+from sparsify.graph.surgery import contraction_masks
+from sparsify.graph.surgery.data_masks import mask_nowhere
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.pruning.cut import Result
 from sparsify_schemas.cuts import AddBias, Cuts, Fold
 
@@ -286,8 +288,8 @@ def difference(model: nn.Module, result: Result, inputs: tuple[Tensor, ...]) -> 
     worst = 0.0
     for batch in (1, 4):
         fresh = [torch.randn(batch, *x.shape[1:], generator=generator).double() for x in inputs]
-        wanted = copied(model).double().eval()(*fresh)
-        found = copied(result.model).double().eval()(*fresh)
+        wanted = copy_model(model).double().eval()(*fresh)
+        found = copy_model(result.model).double().eval()(*fresh)
         worst = max(worst, float((found - wanted).abs().max() / wanted.abs().max()))
     return worst
 
@@ -343,7 +345,7 @@ def test_a_created_bias_is_logged_and_replayed(name: str) -> None:
     model, inputs, layer = build(EXACT[name])
     result = cut(model, inputs, layer)
     assert [op.module for op in result.cuts.operations if isinstance(op, AddBias)] == ["consumer"]
-    again = operations.replay(model, Cuts.model_validate_json(result.cuts.model_dump_json()))
+    again = replay_cuts(model, Cuts.model_validate_json(result.cuts.model_dump_json()))
     again.load_state_dict(result.model.state_dict())
     x = torch.randn(3, *inputs[0].shape[1:])
     with torch.no_grad():
@@ -383,7 +385,7 @@ def test_living_units_are_no_constants_however_flat_they_look(batch: int) -> Non
     result = sparsify.cut(plan, model)
     assert not folds(result) and torch.equal(result.model[2].bias, model[2].bias)
     kept = [i for start, end in result.cuts.widths[0].keep for i in range(start, end)]
-    reference = copied(model)
+    reference = copy_model(model)
     with torch.no_grad():
         reference[2].weight[:, [i for i in range(32) if i not in kept]] = 0
         x = torch.randn(64, 16)
@@ -398,11 +400,11 @@ def test_of_dead_and_living_units_only_the_dead_ones_go_on() -> None:
     kept = [i for start, end in result.cuts.widths[0].keep for i in range(start, end)]
     living = [i for i in range(8, 32) if i not in kept]
     assert not set(range(8)) & set(kept) and len(living) == 8
-    reference = copied(model).double()
+    reference = copy_model(model).double()
     with torch.no_grad():
         reference.consumer.weight[:, living] = 0
         x = torch.randn(7, 10).double()
-        wanted, found = reference(x), copied(result.model).double()(x)
+        wanted, found = reference(x), copy_model(result.model).double()(x)
     assert float((found - wanted).abs().max() / wanted.abs().max()) <= 1e-6
     assert result.verdicts[0].reference == "masked model"
 
@@ -448,7 +450,7 @@ def test_constants_that_data_multiply_before_a_layer_reads_them_are_told() -> No
 
 def test_followers_keep_constants_of_their_own() -> None:
     model, inputs, layer = build(EXACT["1x1 convolution without a bias"])
-    average = copied(model)
+    average = copy_model(model)
     with torch.no_grad():
         average.bn.bias.mul_(2)
     recipe = {"version": 1, "title": "t", "rules": [{"layers": layer, "group": "filter"}]}
@@ -460,9 +462,7 @@ def test_followers_keep_constants_of_their_own() -> None:
 
 def test_a_comparison_that_contradicts_a_constant_undoes_all_folding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Derived constants are believed only as far as the proof bears them out: here living units are taken for constant."""
-    monkeypatch.setitem(
-        data_dependence._CONTRACTIONS, "addmm", lambda *found: data_dependence.nowhere(found[-1])
-    )
+    monkeypatch.setitem(contraction_masks.CONTRACTIONS, "addmm", lambda *found: mask_nowhere(found[-1]))
     model, inputs, layer = build(EXACT["Linear"])
     result = cut(model, inputs, layer, sparsity="50%", criterion={"kind": "random"})
     assert result.notes[0] == (

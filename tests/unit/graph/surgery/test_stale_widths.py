@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 import sparsify
 from sparsify.errors import RunError
-from sparsify.graph.surgery import operations
-from sparsify.graph.surgery.width_names import Meaning, meaning
+from sparsify.graph.surgery.replay import replay_cuts
+from sparsify.graph.surgery.width_names import Meaning, read_meaning
 from sparsify.pruning.cut import Result
 from sparsify.reporting import report_tables
 from sparsify_schemas.cuts import Cuts, SetAttribute
@@ -372,20 +372,24 @@ def test_containers_that_cannot_be_written_are_listed_and_stay() -> None:
             "sets '.cfg.hidden_dim' to 1000000000, but no operation in it narrows 12 to that",
         ),
         ("cfg.hidden_dim", [6], "sets '.cfg.hidden_dim' to (6,), but no operation in it narrows 12 to that"),
-        ("cfg.seed", 6, "sets '.cfg.seed', which is no width that a Net holds"),
-        ("cfg.none", 6, "sets '.cfg.none', which is no width that a Net holds"),
+        ("cfg.seed", 6, "sets '.cfg.seed', which is not a width that a Net holds"),
+        ("cfg.none", 6, "sets '.cfg.none', which is not a width that a Net holds"),
         (
             "cfg.__class__.hidden_dim",
             6,
-            "sets '.cfg.__class__.hidden_dim', which is no width that a Net holds",
+            "sets '.cfg.__class__.hidden_dim', which is not a width that a Net holds",
         ),
         (
             "forward.__globals__.hidden_dim",
             6,
-            "sets '.forward.__globals__.hidden_dim', which is no width that a Net holds",
+            "sets '.forward.__globals__.hidden_dim', which is not a width that a Net holds",
         ),
-        ("_modules.mlp.hidden_dim", 6, "sets '._modules.mlp.hidden_dim', which is no width that a Net holds"),
-        ("widths.7.width", 6, "sets '.widths.7.width', which is no width that a Net holds"),
+        (
+            "_modules.mlp.hidden_dim",
+            6,
+            "sets '._modules.mlp.hidden_dim', which is not a width that a Net holds",
+        ),
+        ("widths.7.width", 6, "sets '.widths.7.width', which is not a width that a Net holds"),
     ],
 )
 def test_a_log_that_was_tampered_with_is_refused(attribute: str, value: Any, message: str) -> None:
@@ -398,7 +402,7 @@ def test_a_log_that_was_tampered_with_is_refused(attribute: str, value: Any, mes
     wrong = SetAttribute(module="", attribute=attribute, value=value)
     body = result.cuts.model_copy(update={"operations": (*mended, wrong)}).model_dump_json()
     with pytest.raises(RunError) as caught:
-        operations.replay(model, Cuts.model_validate_json(body))
+        replay_cuts(model, Cuts.model_validate_json(body))
     assert str(caught.value) == f"the cut log {message}"
 
 
@@ -438,7 +442,7 @@ def test_the_configuration_of_a_model_of_transformers_agrees_with_the_cut_model_
     alike = bert(True, "*intermediate.dense")
     assert alike.model.config.intermediate_size == 48 and alike.dense.config.intermediate_size == 96
     assert alike.notes == () and described(alike)
-    assert operations.replay(alike.dense, alike.cuts).config.intermediate_size == 48
+    assert replay_cuts(alike.dense, alike.cuts).config.intermediate_size == 48
     parts = bert(False, "*intermediate.dense")
     first, second = (layer.intermediate.dense.out_features for layer in parts.model.bert.encoder.layer)
     assert first != second and parts.model.config.intermediate_size == 96 and not described(parts)
@@ -477,4 +481,4 @@ def test_what_names_say() -> None:
         Meaning.UNKNOWN: "amount foo n",
     }
     for expected, names in said.items():
-        assert {name: meaning(name) for name in names.split()} == dict.fromkeys(names.split(), expected)
+        assert {name: read_meaning(name) for name in names.split()} == dict.fromkeys(names.split(), expected)

@@ -14,7 +14,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import sparsify
 from sparsify.errors import ModelError, RecipeError
-from sparsify.graph.surgery import operations, transfer_state
+from sparsify.graph.surgery import transfer_state
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.pruning.cut import Result
 from sparsify_schemas.cuts import Crop, Cuts, Gather, Narrow, Silence
 
@@ -306,8 +307,8 @@ def test_cropped_gathered_and_removed_layers_are_carried_too() -> None:
     lined = Gather(module="head", size=6, keep=((0, 2), (5, 6)))
     gone = Silence(module="bn0")
     cuts = result.cuts.model_copy(update={"operations": (*result.cuts.operations, gone, shrunk, lined)})
-    thin = operations.replay(model, cuts)
-    assert transfer_state.carry(model, thin, cuts, optimizer) == ()
+    thin = replay_cuts(model, cuts)
+    assert transfer_state.transfer_state(model, thin, cuts, optimizer) == ()
     wanted = narrowed({n: torch.stack(v, -1) for n, v in before.items()}, result.cuts)
     wanted["b.weight"] = wanted["b.weight"][:, :, 1:2, 0::2]
     wanted["head.weight"] = wanted["head.weight"][:, [0, 1, 5]]
@@ -682,5 +683,5 @@ def test_a_cut_that_is_replayed_brings_nothing_along() -> None:
     model = Residual()
     model(torch.randn(2, 3, 6, 6)).square().mean().backward()
     result = cut(model)
-    assert all(p.grad is None for p in operations.replay(model, result.cuts).parameters())
+    assert all(p.grad is None for p in replay_cuts(model, result.cuts).parameters())
     assert all(p.grad is not None for p in result.model.parameters())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from halved import apart, check, cut_in_half, emptied, others, outputs
 
-TOGETHER = "its channels can only leave all together"
+TOGETHER = "its channels can only be removed all together"
 FIXED = "it is combined with something of fixed size"
 TAKEN = "its elements are taken by number"
 PLACE = "it says where another tensor is read"

@@ -13,7 +13,7 @@ from sparsify.errors import RecipeError
 
 FIXED = "it is combined with something of fixed size"
 TAKEN = "its elements are taken by number"
-TOGETHER = "its channels can only leave all together"
+TOGETHER = "its channels can only be removed all together"
 
 
 def largest(by: str) -> str:

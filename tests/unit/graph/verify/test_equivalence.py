@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import sparsify
-from sparsify.cost.measure import copied
+from sparsify.cost.measure import copy_model
 from sparsify.errors import VerificationError
-from sparsify.forward.call_model import named
-from sparsify.graph.surgery import data_dependence, operations
+from sparsify.forward.call_model import named_inputs
+from sparsify.graph.surgery import contraction_masks
+from sparsify.graph.surgery.data_masks import mask_nowhere
+from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.verify import equivalence
 from sparsify.pruning.constant_units import CONTRADICTED
 from sparsify.pruning.cut import Result
@@ -68,7 +70,7 @@ def test_factors_of_zero_make_constants() -> None:
     )
     x = torch.randn(5, 6).double()
     assert result.verdicts[0].reference == "dense model"
-    assert torch.allclose(copied(result.model).double()(x), copied(model).double()(x), atol=1e-6)
+    assert torch.allclose(copy_model(result.model).double()(x), copy_model(model).double()(x), atol=1e-6)
 
 
 @pytest.mark.parametrize("early", [False, True])
@@ -97,9 +99,7 @@ def test_constants_that_other_inputs_contradict_are_not_folded(monkeypatch: pyte
     model = faint(Net(lambda m, x: m.b(m.a(x).tanh())))
     with torch.no_grad():
         model.a.weight[0] = 0
-    monkeypatch.setitem(
-        data_dependence._CONTRACTIONS, "addmm", lambda *found: data_dependence.nowhere(found[-1])
-    )
+    monkeypatch.setitem(contraction_masks.CONTRACTIONS, "addmm", lambda *found: mask_nowhere(found[-1]))
     result = cut(model.eval(), torch.randn(1, 5, 6), sparsity="25%", criterion={"kind": "magnitude"})
     assert CONTRADICTED in result.notes
     assert torch.equal(result.model.b.bias, model.b.bias)
@@ -133,13 +133,13 @@ def test_the_proof_uses_inputs_drawn_after_the_choice(monkeypatch: pytest.Monkey
     """One, two and five examples, none of them those that the plan was made with."""
     model, x = plain()
     seen: list[Tensor] = []
-    real = equivalence.verify
+    real = equivalence.verify_cut
 
     def noting(*args: Any, **kwargs: Any) -> Any:
-        seen.extend(tensor for one in kwargs["fresh"] for tensor in (value for _, value in named(one)))
+        seen.extend(tensor for one in kwargs["fresh"] for tensor in (value for _, value in named_inputs(one)))
         return real(*args, **kwargs)
 
-    monkeypatch.setattr("sparsify.graph.verify.equivalence.verify", noting)
+    monkeypatch.setattr("sparsify.graph.verify.equivalence.verify_cut", noting)
     verdict = cut(model, x, sparsity="50%").verdicts[0]
     assert verdict.batches == (1, 2, 5) == tuple(len(one) for one in seen)
     assert not any(torch.equal(row, own) for one in seen for row in one for own in x)
@@ -147,14 +147,14 @@ def test_the_proof_uses_inputs_drawn_after_the_choice(monkeypatch: pytest.Monkey
 
 def test_a_model_that_is_rebuilt_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = plain()
-    real = operations.replay
+    real = replay_cuts
 
     def spoilt(*args: Any) -> nn.Module:
         again = real(*args)
         again.run = lambda m, x: m.b(m.a(x).tanh()) + 1
         return again
 
-    monkeypatch.setattr("sparsify.graph.surgery.operations.replay", spoilt)
+    monkeypatch.setattr("sparsify.pruning.proof.replay_cuts", spoilt)
     with pytest.raises(VerificationError) as caught:
         cut(model, x, sparsity="50%")
     text = str(caught.value)
@@ -172,7 +172,7 @@ def proven(model: Net, x: Tensor, spoil: Any, **more: Any) -> str:
     spoil(result.model)
     keep = {w.group: [i for start, end in w.keep for i in range(start, end)] for w in result.cuts.widths}
     with pytest.raises(VerificationError) as caught:
-        equivalence.verify(model, result.model, result.plan.map, keep, (x,), **more)
+        equivalence.verify_cut(model, result.model, result.plan.map, keep, (x,), **more)
     return str(caught.value)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsify.cost.cost_model import Costs, limits
+from sparsify.cost.cost_model import Costs, absolute_limits
 from sparsify.graph.model_map import Coupled, Layer, ModelMap, Slice, Span, Tensor
 from sparsify.pruning.planning.plan import Assignment, Plan
 from sparsify.pruning.planning.selection import choose, choose_by_macs, choose_evenly, least, share_of
@@ -229,7 +229,7 @@ def test_several_budgets_hold_together() -> None:
     now = costs.of(
         {name: sorted(set(range(map.by_name[name].width)) - set(units)) for name, units in chosen.items()}
     )
-    for what, limit in limits(p.recipe.budget, costs.dense).items():
+    for what, limit in absolute_limits(p.recipe.budget, costs.dense).items():
         assert now[what] <= limit
 
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 import sparsify
 from sparsify.errors import ModelError
-from sparsify.forward.copies import copied
+from sparsify.forward.copies import copy_model
 from sparsify.pruning.cut import Result
 from sparsify.pruning.repair.agreement import measure_agreement
 from sparsify.pruning.repair.least_squares import Settings, refit_layers
@@ -223,7 +223,7 @@ def test_the_last_layer_of_a_branch_makes_up_for_its_shortcut() -> None:
     result = cut_half(model, x, layers="stem", group="filter", sparsity="25%", criterion={"kind": "random"})
     errors = []
     for shortcuts in (False, True):
-        thin = copied(result.model).eval()
+        thin = copy_model(result.model).eval()
         settings = Settings(held_out=60, shortcuts=shortcuts)
         refit_layers(model, thin, (result.cuts,), (x,), 600, settings)
         errors.append(measure_agreement(model, thin, (draw(200, 3, 8, 8, seed=5),), 200).error)

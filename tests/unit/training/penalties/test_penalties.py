@@ -166,7 +166,7 @@ def prepared(net: type[nn.Module], name: str) -> tuple[dict[str, Tensor], Layout
     model = net().double()
     for p in model.parameters():
         nn.init.normal_(p)
-    map = build_map.inspect(model, (torch.randn(2, 3, 8, 8, dtype=torch.float64),), {})
+    map = build_map.build_map(model, (torch.randn(2, 3, 8, 8, dtype=torch.float64),), {})
     parameters = {n: p.detach() for n, p in model.named_parameters()}
     return parameters, coupled_layout(map, [name], parameters)
 

@@ -47,7 +47,9 @@ def through_a_cut(rule: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any],
     result = sparsify.cut(plan(net, FILTERS), net, optimizer=optimizer)
     shapes = {name: tuple(p.shape) for name, p in net.named_parameters()}
     own = {
-        key: transfer_state.carry_named(value, result.cuts, shapes) if isinstance(value, dict) else value
+        key: transfer_state.transfer_named_values(value, result.cuts, shapes)
+        if isinstance(value, dict)
+        else value
         for key, value in before.items()
     }
     with sparsify.attach(
@@ -58,7 +60,7 @@ def through_a_cut(rule: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any],
         train(result.model, optimizer, 1)
     assert (after["step"], after["since"]) == (4, 4)
     (width,) = (w for w in result.cuts.widths if w.group == "0")
-    return before, after["own"][0], operations.indices(width.keep).tolist()
+    return before, after["own"][0], operations.to_indices(width.keep).tolist()
 
 
 def weights(of: dict[str, Tensor], kept: list[int]) -> dict[str, Tensor]:

@@ -1,0 +1,117 @@
+"""What matrix products and convolutions do to labels: labels along the summed dimension meet."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from sparsify.graph.trace.axis_labels import (
+    AxisLabels,
+    varying_dims,
+)
+from sparsify.graph.trace.label_algebra import FIXED, LabelAlgebra, labels_along
+
+
+def follow_product(
+    algebra: LabelAlgebra, a: AxisLabels, b: AxisLabels, shared: set[int], shape: Sequence[int]
+) -> AxisLabels:
+    """Batched matrix product [..., n, k] x [..., k, m].
+
+    Labels along k meet; labels that vary along the batch dimensions `shared` stay in the result.
+    """
+    k_a, k_b = len(a.shape) - 1, len(b.shape) - 2
+    over_a = [
+        algebra.tie(x, varying_dims(x) - shared - {k_a}) if k_a in varying_dims(x) else x for x in a.aspects
+    ]
+    over_b = [
+        algebra.tie(x, varying_dims(x) - shared - {k_b}) if k_b in varying_dims(x) else x for x in b.aspects
+    ]
+    ours = [x.transpose(k_a, k_b) for x in over_a if k_a in varying_dims(x)]  # k in the same place for both
+    theirs = [x for x in over_b if k_b in varying_dims(x)]
+    for x in ours:
+        for y in theirs:
+            algebra.join(x, y)
+    for mine, against, firm in (
+        (ours, theirs, b.has_fixed_length(k_b)),
+        (theirs, ours, a.has_fixed_length(k_a)),
+    ):
+        if not against and firm:
+            for x in mine:
+                algebra.hold(x, {k_b}, FIXED)
+    if not (a.parameter or b.parameter):
+        for x in (*ours, *theirs):
+            algebra.labels.note_pair(x.numpy())
+    if b.parameter:
+        for y in theirs:
+            algebra.consume(y)
+    if a.parameter:
+        for x in ours:
+            algebra.consume(x)
+    for x, parameter, k in (
+        *((x, a.parameter, k_a) for x in over_a),
+        *((x, b.parameter, k_b) for x in over_b),
+    ):
+        if parameter and k not in varying_dims(x) and varying_dims(x) - shared:
+            algebra.produce(x)
+    kept = [x for x in over_a if k_a not in varying_dims(x)] + [
+        x for x in over_b if k_b not in varying_dims(x)
+    ]
+    batch = [algebra.tie(x, {k_b}) for x in (*ours, *theirs) if varying_dims(x) - {k_b}]
+    return AxisLabels(tuple(shape), algebra.merge_aspects([*kept, *batch]), a.parameter and b.parameter)
+
+
+def follow_convolution(
+    algebra: LabelAlgebra,
+    x: AxisLabels,
+    weight: AxisLabels,
+    bias: AxisLabels | None,
+    transposed: bool,
+    groups: int,
+    shape: Sequence[int],
+) -> AxisLabels:
+    """Labels of [N, O, ...] from [N, C, ...] and a weight [O, C/groups, ...], or [C, O/groups, ...] if
+    transposed."""
+    x = algebra.hold_all(x, set(range(len(x.shape))) - {1}, "a convolution slides over it")
+    channels = x.shape[1]
+    ours = x.aspects[0].flatten() if x.aspects else None
+    rows, columns = labels_along(weight, 0), labels_along(weight, 1)
+    outs, ins = (columns, rows) if transposed else (rows, columns)
+    size = shape[1]
+    if groups > 1 and groups == channels:  # depthwise: a channel brings its own filters
+        if rows is None:
+            for aspect in (*x.aspects, *weight.aspects):
+                algebra.labels.fix(aspect.numpy(), "every channel has filters that are computed from others")
+            return AxisLabels(tuple(shape))
+        own = rows.repeat_interleave(size // len(rows))
+        if ours is None:
+            algebra.labels.fix(own.numpy(), FIXED)
+        else:
+            algebra.join(own, ours.repeat_interleave(size // channels))
+        if transposed and columns is not None:
+            algebra.labels.fix(columns.numpy(), "every channel has as many filters of its own")
+        out: Tensor | None = own
+    else:
+        if ins is not None:
+            if ours is None:
+                algebra.labels.fix(
+                    ins.numpy(), "it reads the network's input or something else of fixed size"
+                )
+            else:
+                expanded = ins if transposed else ins.repeat(groups)
+                algebra.join(expanded, ours)
+                if transposed and groups > 1:
+                    algebra.join(ins.view(groups, -1), ins.view(groups, -1)[:1])
+            if weight.parameter:
+                algebra.consume(ins)
+        elif ours is not None and groups > 1:
+            algebra.labels.fix(ours.numpy(), FIXED)
+        out = None if outs is None else (outs.repeat(groups) if transposed else outs)
+        if out is not None and groups > 1 and not transposed:
+            algebra.join(out.view(groups, -1), out.view(groups, -1)[:1])
+    if out is None:
+        return AxisLabels(tuple(shape))
+    if weight.parameter:
+        algebra.produce(out)
+    labelled = out.view([-1 if d == 1 else 1 for d in range(len(shape))])
+    if bias is not None and bias.aspects:
+        algebra.join(bias.aspects[0].flatten(), out)
+    return AxisLabels(tuple(shape), (labelled,) if size > 1 else ())

@@ -1,0 +1,58 @@
+"""Trace a model: one forward call in eval mode, and one in train mode."""
+
+import torch
+from torch import nn
+
+from sparsify.errors import ModelError
+from sparsify.forward.call_model import call_model, every_tensor, float_tensors
+from sparsify.forward.calls import Inputs
+from sparsify.graph.names import walk_modules
+from sparsify.graph.trace.labels import Labels
+from sparsify.graph.trace.operators import (
+    decompose_operators,
+)
+from sparsify.graph.trace.products import TracedProduct
+from sparsify.graph.trace.tracer import LeavingTorch, Tracer
+from sparsify.nn import attention
+
+
+def trace_model(
+    model: nn.Module, inputs: Inputs, *, lenient: bool
+) -> tuple[Labels, list[tuple[TracedProduct, int]]]:
+    """Trace the model in eval mode and in train mode (auxiliary heads run only there). Pass a copy of it.
+
+    Running statistics change, and attentions are replaced by `sparsify.nn.attention`, which writes no
+    number of heads into a mask.
+
+    lenient: a model that does not run in train mode is traced in eval mode only.
+
+    Returns the labels of its parameters and buffers with all that was learnt, and the products that ran in
+    eval mode with how often each ran. Raises ModelError if the model returns nothing that could be
+    compared.
+    """
+    for name in [name for name, module in walk_modules(model) if attention.can_adopt(module)]:
+        attention.adopt(model, name)
+    labels = Labels()
+    mode = Tracer(labels, numbers=lenient)
+    mode.enter_model(model)
+    labels.used.clear()  # that a tensor was given its labels is no use of it
+    with mode.track_modules(model):
+        for training in (False, True):
+            model.train(training)
+            mode.counting = not training
+            try:
+                with decompose_operators(model), torch.random.fork_rng(devices=[]), LeavingTorch(mode), mode:
+                    output = call_model(model, inputs)
+            except Exception:
+                if not training or not lenient:
+                    raise
+                break
+            if not training:
+                labels.evaluated = frozenset(labels.used | labels.ran)
+            if next(float_tensors(output), None) is None and not training:
+                raise ModelError("the model returns no floating-point tensor; a cut could not be checked")
+            for tensor in every_tensor(output):
+                for aspect in mode.labels_of(tensor).aspects:
+                    labels.fix(aspect.numpy(), "it feeds the network's output")
+    model.eval()
+    return labels, [(mode.products[key], times) for key, times in mode.ran.items()]

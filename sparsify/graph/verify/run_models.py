@@ -1,0 +1,92 @@
+"""Run a model for a comparison: fixed draws, plain operators, double precision kept."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from sparsify.errors import VerificationError
+from sparsify.forward.call_model import (
+    call_model,
+    float_tensors,
+    restore_buffers,
+)
+from sparsify.forward.calls import Inputs
+from sparsify.forward.copies import copy_model
+from sparsify.forward.fresh_inputs import seed_generators
+from sparsify.graph.precision import cast_model, keep_double
+from sparsify.graph.trace.operators import without_fused_attention
+
+
+def run_cut_model(narrow: nn.Module, inputs: Inputs, groups: Sequence[str]) -> list[torch.Tensor]:
+    """Outputs of the cut model. Raises VerificationError if it does not run."""
+    try:
+        return run_model(narrow, inputs)
+    except Exception as error:
+        raise make_run_error(error, groups) from error
+
+
+def make_run_error(error: Exception, groups: Sequence[str]) -> VerificationError:
+    return VerificationError(
+        f"the cut model does not run: {type(error).__name__}: {first_line(error)}{list_groups(groups)}"
+    )
+
+
+def copy_in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return cast_model(copy_model(model), dtype).eval()
+
+
+def run_model(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
+    return run_and_count_casts(model, inputs)[0]
+
+
+def run_and_count_casts(model: nn.Module, inputs: Inputs) -> tuple[list[torch.Tensor], int]:
+    """Run a model. Returns its outputs, and how many of its casts to a lower precision were left out."""
+    # Dropout is off in eval mode; operators that still are random draw the same values on both sides.
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[]),
+        without_fused_attention(),
+        restore_buffers(model),
+        keep_double(model) as mode,
+    ):
+        seed_generators(0)
+        return list(float_tensors(call_model(model, inputs))), mode.casts
+
+
+def compare_outputs(one: nn.Module, other: nn.Module, candidates: Sequence[Inputs]) -> float:
+    """Largest relative difference between two models' outputs, on the first inputs with finite outputs."""
+    for inputs in candidates:
+        try:
+            wanted = run_model(one, inputs)
+        except Exception:
+            continue
+        if all(bool(t.isfinite().all()) for t in wanted):  # a covariance of one example is not a number
+            return relative_difference(run_model(other, inputs), wanted)
+    return 0.0
+
+
+def relative_difference(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
+    """Largest difference of an output, relative to its own largest value; nan if only one of the two is
+    nan.
+
+    Infinities of the same sign are equal, since outputs may be masked with them.
+    """
+    gaps = [0.0]
+    for a, b in zip(found, wanted, strict=True):
+        if a.numel():
+            apart, size = (a - b).abs(), b.abs()
+            gap = torch.where(a == b, torch.zeros_like(apart), apart)
+            largest = torch.where(b.isfinite(), size, torch.zeros_like(size)).max()
+            gaps.append(float(gap.max()) / max(float(largest), torch.finfo(b.dtype).tiny))
+    return math.nan if any(math.isnan(gap) for gap in gaps) else max(gaps)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+def list_groups(groups: Sequence[str]) -> str:
+    shown = ", ".join(groups[:5]) + (f" and {len(groups) - 5} more" if len(groups) > 5 else "")
+    return f" [groups: {shown}]" if groups else ""

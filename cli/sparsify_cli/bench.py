@@ -46,16 +46,16 @@ def command(
     does not differ by more than the two copies do is called no difference.
     """
     from sparsify.cost.measure import environment
-    from sparsify.runs.benchmark import subjects, versus
+    from sparsify.runs.benchmark import compare, read_candidates
 
-    found = subjects(artefacts)
-    wanted = _targets([s.targets for s in found], target, any(isinstance(s.made, bytes) for s in found))
+    found = read_candidates(artefacts)
+    wanted = _targets([s.targets for s in found], target, any(isinstance(s.model, bytes) for s in found))
     pairs = []
     for other in found[1:]:
         timed = []
         for name, spec in wanted.items():
             say(f"timing {found[0].name} against {other.name} on {name} for {seconds:g} s")
-            timed.append(versus(found[0], other, name, spec, seconds))
+            timed.append(compare(found[0], other, name, spec, seconds))
         pairs.append(tuple(timed))
     if as_json:
         show_json([{**asdict(c), "differs": c.differs} for timed in pairs for c in timed])

@@ -13,7 +13,7 @@ from sparsify.formatting.numbers import MISSING, accuracy, few, plural, points, 
 from sparsify.formatting.table import Table, columns
 from sparsify.reporting.report_tables import utc_minute
 from sparsify.runs.listing import RunRow, list_runs
-from sparsify.runs.seed_statistics import Spread, Together, together
+from sparsify.runs.seed_statistics import SeedSummary, Spread, summarize_seeds
 from sparsify_cli.render import show, show_json
 
 
@@ -80,7 +80,7 @@ def _table(folder: Path, rows: tuple[RunRow, ...]) -> Table:
 
 
 def _show_together(folder: Path, as_json: bool) -> None:
-    found = together(folder)
+    found = summarize_seeds(folder)
     if as_json:
         show_json([asdict(row) for row in found])
     elif not found:
@@ -89,13 +89,13 @@ def _show_together(folder: Path, as_json: bool) -> None:
         show(*_seeds_tables(found), _left_out(found, list_runs(folder)))
 
 
-def _seeds_tables(found: tuple[Together, ...]) -> Iterator[Table]:
+def _seeds_tables(found: tuple[SeedSummary, ...]) -> Iterator[Table]:
     """One a recipe, and where models were given one a model; each begins with what is dense."""
     starts = [i for i, row in enumerate(found) if row.model == "dense"]
     yield from (_seeds_table(found[start:end]) for start, end in pairwise([*starts, len(found)]))
 
 
-def _seeds_table(found: tuple[Together, ...]) -> Table:
+def _seeds_table(found: tuple[SeedSummary, ...]) -> Table:
     whole = found[0]
     shown = tuple(
         (
@@ -115,7 +115,7 @@ def _seeds_table(found: tuple[Together, ...]) -> Table:
     )
 
 
-def _left_out(found: tuple[Together, ...], listed: tuple[RunRow, ...]) -> Table:
+def _left_out(found: tuple[SeedSummary, ...], listed: tuple[RunRow, ...]) -> Table:
     """What the figures are, and which runs are in none of them."""
     note = (
         "mean ± standard deviation over the runs. time: share of the dense model's on the first target. accuracy: on the test set, else on the validation set. "

@@ -103,11 +103,11 @@ def command(
     try:
         from sparsify import files
         from sparsify.reporting.html import profile_html
-        from sparsify.runs.sensitivity import profile
+        from sparsify.runs.sensitivity import profile_layers
         from sparsify_cli.progress import narration
 
         with narration(quiet) as listener:
-            found = profile(
+            found = profile_layers(
                 recipe,
                 model,
                 out,

@@ -45,7 +45,7 @@ def write(
                 quantised(onnx_program(model, traced, other).model_proto.SerializeToString(), fed)
             )
         case "safetensors":
-            metadata = {key: json.dumps(value) for key, value in base.body().items()}
+            metadata = {key: json.dumps(value) for key, value in base.to_json().items()}
             save_weights(model, path, {"format": "pt", **metadata})
         case "huggingface":
             hugging_face.save(model, path)
@@ -110,7 +110,7 @@ def _rebuilt(path: Path, build: Build | None) -> Callable[[Inputs], list[Tensor]
     """The model from nothing but the file, and `build` where the recipe names no builder."""
     with safe_open(path, framework="pt") as stored:
         metadata = stored.metadata()
-    model = Base.of({key: json.loads(metadata[key]) for key in ("model", "cuts")}).structure(build)
+    model = Base.from_json({key: json.loads(metadata[key]) for key in ("model", "cuts")}).structure(build)
     load_weights(model, path)
     return lambda inputs: outputs(model.eval(), inputs)
 

@@ -18,8 +18,8 @@ from sparsify.exporters.compare import Read, agreement, compared, in_memory
 from sparsify.exporters.formats import CheckedBy, Format, reader, write
 from sparsify.forward.calls import Inputs, all_tensors, calls_of, examples_of, plain
 from sparsify.runs import run_folder
-from sparsify.runs.int8 import EXAMPLES, ranges
-from sparsify.runs.save_load import Build, base_on, load_run, planned_calls, planned_inputs
+from sparsify.runs.int8 import EXAMPLES, calibration_batches
+from sparsify.runs.save_load import Build, draw_planned_inputs, load_run, read_cut_base, read_planned_calls
 
 BATCHES = (1, 5)
 """batch sizes at which the file is compared with the model; it is traced with another one"""
@@ -35,7 +35,7 @@ class Quantised:
     """How well a file in eight-bit integers stands for its model."""
 
     examples: int
-    """training examples that the ranges of activations were found on; 0: random inputs, as the recipe has no data"""
+    """training examples that the calibration_batches of activations were found on; 0: random inputs, as the recipe has no data"""
     agreement: float | None = None
     """share of examples on which it predicts the class that the model predicts; None without data"""
     judged: int = 0
@@ -144,7 +144,7 @@ class _Probes:
 
 def _probes(folder: Path, model: nn.Module, format: Format, fixed: bool) -> tuple[_Probes, tuple[str, ...]]:
     """The inputs, and what there is to say of them. Fixed where the model takes no other batch."""
-    own = planned_calls(folder)
+    own = read_planned_calls(folder)
     notes: tuple[str, ...] = ()
     if format in _TRACED_FORMATS and len(own) > 1:
         notes = (f"the file holds the first of {len(own)} calls, {own[0].method}",)
@@ -172,7 +172,7 @@ def _fixed_probes(folder: Path, format: Format) -> _Probes:
 
 def _inputs(folder: Path, format: Format, batch: int | None, seed: int = 0) -> Inputs:
     """Random inputs as the plan had them: of its first call, for a file that holds one."""
-    inputs = planned_inputs(folder, batch, seed)
+    inputs = draw_planned_inputs(folder, batch, seed)
     return plain((calls_of(inputs)[0],)) if format in _TRACED_FORMATS else inputs
 
 
@@ -202,12 +202,14 @@ def _written(
         for batch, inputs in probes.compared.items()
     }
     fed = (
-        ranges(probes.traced, datasets, run_folder.read_recipe(folder).seed) if format == "onnx-int8" else ()
+        calibration_batches(probes.traced, datasets, run_folder.read_recipe(folder).seed)
+        if format == "onnx-int8"
+        else ()
     )
     replacing = files.replacing_folder if format == "huggingface" else files.replacing
     tolerance = math.inf if format == "onnx-int8" else TOLERANCE
     with replacing(target) as temporary, quiet():
-        write(format, model, base_on(folder), probes.traced, probes.other, fed, temporary)
+        write(format, model, read_cut_base(folder), probes.traced, probes.other, fed, temporary)
         checked_by, read = reader(format, model, temporary, build)
         difference = None if read is None else compared(target, checked_by, read, given, expected, tolerance)
         size = sum(p.stat().st_size for p in (temporary.iterdir() if temporary.is_dir() else [temporary]))
@@ -259,7 +261,10 @@ def _check_asked(folder: Path, format: str, target: Path, force: bool) -> None:
         )
     if format != "huggingface" and target.is_dir():
         raise RunError(f"cannot write {target}: it is a folder; name a file in it")
-    if target.resolve().parent == folder.resolve() and target.name in (*run_folder.KEPT, run_folder.REPORT):
+    if target.resolve().parent == folder.resolve() and target.name in (
+        *run_folder.SAVED_FILES,
+        run_folder.REPORT,
+    ):
         raise RunError(f"{target} is a file of the run itself; choose another place with --out")
     if target.exists() and not force:
         raise RunError(

@@ -17,7 +17,7 @@ from torch import nn
 
 from sparsify.runs import run_folder
 from sparsify.runs.listing import list_runs
-from sparsify.runs.save_load import checked, load_dense, load_run, read_cuts
+from sparsify.runs.save_load import load_dense, load_run, read_cuts, verify_run
 
 NET = """
 from torch import nn
@@ -199,7 +199,7 @@ def same_end(a: Path, b: Path) -> None:
     torch.testing.assert_close(weights(load_dense(a)), weights(load_dense(b)), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(weights(load_run(a)), weights(load_run(b)), rtol=1e-4, atol=1e-6)
     assert [c.widths for c in read_cuts(a)] == [c.widths for c in read_cuts(b)]
-    for x, y in zip(checked(a).history, checked(b).history, strict=True):
+    for x, y in zip(verify_run(a).history, verify_run(b).history, strict=True):
         assert (x.epoch, x.train_accuracy, x.validation_accuracy) == (
             y.epoch,
             y.train_accuracy,
@@ -218,7 +218,7 @@ def test_two_processes_make_one_run(recipe: str, alone: Callable[[str], Path]) -
     assert "saved in two/two-1" in two[0][2] and two[1][1:] == ("", ""), "the first process speaks for all"
     assert [p.name for p in Path("two").iterdir()] == ["two-1"]
     same_end(Path("two/two-1"), one)
-    assert [{epoch.processes for epoch in checked(run).history} for run in (Path("two/two-1"), one)] == [
+    assert [{epoch.processes for epoch in verify_run(run).history} for run in (Path("two/two-1"), one)] == [
         {2},
         {1},
     ]

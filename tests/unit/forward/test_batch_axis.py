@@ -13,7 +13,7 @@ from sparsify.errors import ModelError
 from sparsify.exporters import export
 from sparsify.forward.calls import with_batch
 from sparsify.reporting import report_tables
-from sparsify.runs.benchmark import subjects, versus
+from sparsify.runs.benchmark import compare, read_candidates
 from sparsify_cli.app import exit_code
 from sparsify_schemas.target import Cpu
 
@@ -154,8 +154,8 @@ def test_a_run_is_timed_against_its_fixed_file(
     run = sparsify.apply(recipe(**written), from_scratch=True, out=tmp_path, timing=0.05)
     made = export(run, "pt2", tmp_path / "graph.pt2")
     paths = (run, made.path)
-    a, b = subjects([paths[at] for at in order])
-    contest = versus(a, b, "here", Cpu(kind="cpu"), 0.05)
+    a, b = read_candidates([paths[at] for at in order])
+    contest = compare(a, b, "here", Cpu(kind="cpu"), 0.05)
     assert (contest.a, contest.b) == tuple(str(paths[at]) for at in order)
 
 

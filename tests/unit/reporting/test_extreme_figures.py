@@ -288,7 +288,7 @@ def test_a_time_that_cannot_be_compared_misses_its_limit(speedup: float) -> None
             "budget": {"latency": {timed.target: "50%"}},
         }
     )
-    (limit,) = limits_met._latencies(recipe, (timed,))
+    (limit,) = limits_met._check_latencies(recipe, (timed,))
     assert not limit.met
 
 

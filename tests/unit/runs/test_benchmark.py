@@ -20,7 +20,7 @@ from sparsify.errors import SparsifyError
 from sparsify.models import digits_cnn
 from sparsify.recipe import presets
 from sparsify.reporting.benchmark_table import table, words
-from sparsify.runs.benchmark import subjects, versus
+from sparsify.runs.benchmark import compare, read_candidates
 from sparsify_schemas.target import Cpu
 
 RECIPE: dict[str, Any] = {
@@ -52,23 +52,23 @@ def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def complaint(*names: str, on: str = "onnxruntime") -> str:
     with pytest.raises(SparsifyError) as caught:
-        a, b = subjects([Path(n) for n in names])
-        versus(a, b, on, presets()[on], 0.05)
+        a, b = read_candidates([Path(n) for n in names])
+        compare(a, b, on, presets()[on], 0.05)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("pair", [("run", "cut.onnx"), ("cut.onnx", "cut.pt2"), ("cut.pt2", "run")])
 def test_any_two_artefacts_are_timed_against_each_other(pair: tuple[str, str]) -> None:
-    a, b = subjects([Path(n) for n in pair])
-    found = versus(a, b, "there", EXPORTED, 0.1)
+    a, b = read_candidates([Path(n) for n in pair])
+    found = compare(a, b, "there", EXPORTED, 0.1)
     assert (found.a, found.b, found.description) == (*pair, "cpu, onnxruntime, 1 thread, batch 1")
     assert found.low <= found.speedup <= found.high
     assert 0.2 < found.speedup < 5  # they are the same model
 
 
 def test_a_program_runs_in_pytorch() -> None:
-    a, b = subjects([Path("run"), Path("cut.pt2")])
-    assert versus(a, b, "cpu", EAGER, 0.1).a_ms > 0
+    a, b = read_candidates([Path("run"), Path("cut.pt2")])
+    assert compare(a, b, "cpu", EAGER, 0.1).a_ms > 0
 
 
 def test_what_cannot_be_timed_says_why(tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_a_fixed_batch_is_said_to_be_the_trouble() -> None:
     assert complaint("run", "two.pt2", on="eager") == (
         "two.pt2 takes a batch of 2 and no other, and target 'eager' asks for 1; export the model for any batch, or name a target of batch 2 with --on"
     )
-    a, b = subjects([Path("run"), Path("two.pt2")])
-    assert versus(a, b, "two", Cpu(kind="cpu", batch=2), 0.05).b_ms > 0
+    a, b = read_candidates([Path("run"), Path("two.pt2")])
+    assert compare(a, b, "two", Cpu(kind="cpu", batch=2), 0.05).b_ms > 0
 
 
 FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
@@ -135,8 +135,8 @@ def onnx_file(name: str, *given: Given, op: str = "Identity", domain: str = "") 
 
 
 def timed(*names: str, on: str = "onnxruntime") -> BenchmarkResult:
-    a, b = subjects([Path(n) for n in names])
-    return versus(a, b, on, presets()[on], 0.05)
+    a, b = read_candidates([Path(n) for n in names])
+    return compare(a, b, on, presets()[on], 0.05)
 
 
 def test_weights_beside_an_onnx_file_are_read(
@@ -216,8 +216,8 @@ def test_a_fixed_batch_of_an_onnx_file_is_said() -> None:
     assert complaint("run", "four.onnx") == (
         "four.onnx takes a batch of 4 and no other, and target 'onnxruntime' asks for 1; export the model for any batch, or name a target of batch 4 with --on"
     )
-    a, b = subjects([Path("run"), Path("four.onnx")])
-    assert versus(a, b, "four", EXPORTED.model_copy(update={"batch": 4}), 0.05).b_ms > 0
+    a, b = read_candidates([Path("run"), Path("four.onnx")])
+    assert compare(a, b, "four", EXPORTED.model_copy(update={"batch": 4}), 0.05).b_ms > 0
 
 
 def test_what_is_in_integers_already_is_timed_as_it_is() -> None:
@@ -286,9 +286,9 @@ def test_an_archive_without_a_model_is_no_program() -> None:
 
 def test_more_threads_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparsify.cost.measure.availability.cores", lambda: 2)
-    a, b = subjects([Path("run"), Path("cut.onnx")])
+    a, b = read_candidates([Path("run"), Path("cut.onnx")])
     with pytest.raises(SparsifyError) as caught:
-        versus(a, b, "big", EXPORTED.model_copy(update={"threads": 64}), 0.05)
+        compare(a, b, "big", EXPORTED.model_copy(update={"threads": 64}), 0.05)
     assert str(caught.value) == (
         "target 'big' asks for 64 threads, and this machine has 2 cores; lower 'threads', or give a 'table' measured on the machine it is for"
     )

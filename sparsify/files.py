@@ -22,7 +22,7 @@ def read(path: Path) -> bytes:
         if not path.exists():
             raise RunError(f"{path} is missing")
         if not path.is_file():
-            raise RunError(f"{path} is damaged: it is no plain file")
+            raise RunError(f"{path} is damaged: it is not a regular file")
         if path.stat().st_size > LARGEST:
             raise RunError(f"{path} is damaged: it is larger than {LARGEST >> 20} MiB")
         return path.read_bytes()

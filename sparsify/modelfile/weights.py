@@ -45,7 +45,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Read them back into a model of the same structure, strictly. Raises RunError naming what is wrong."""
     try:
         if path.exists() and not path.is_file():
-            raise RunError(f"{path} is damaged: it is no plain file")
+            raise RunError(f"{path} is damaged: it is not a regular file")
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise RunError(

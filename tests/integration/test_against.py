@@ -329,7 +329,7 @@ def test_a_damaged_cost_says_so() -> None:
         apply(resume=run, timing=0.05)
     assert (
         str(caught.value)
-        == f"{run}/baselines/cost.json is damaged: 'what'; remove it, and the run measures anew"
+        == f"{run}/baselines/cost.json is damaged: 'what'; delete it, and it is measured again"
     )
 
 
@@ -348,7 +348,7 @@ def test_a_loop_of_ones_own_is_told_that_it_gets_none() -> None:
     model, x = digits_cnn(), (torch.randn(2, 1, 8, 8),)
     run = sparsify.save_run(sparsify.cut(sparsify.make_plan(SHORT, model, x), model), "mine", timing=0.05)
     assert (
-        "the baselines (uniform_width, random, magnitude) were not made, as only 'sparsify apply' trains them"
+        "the baselines (uniform_width, random, magnitude) were not made: only 'sparsify apply' trains them"
         in verify_run(run).notes
     )
 

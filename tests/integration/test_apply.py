@@ -173,7 +173,7 @@ def test_weights_stay_zero_through_the_stages_after_the_cut():
     assert abs(zero / total - 0.8) < 1e-4
     assert [(m.what, m.met) for m in report.limits] == [("rules.0.sparsity", True)]
     assert any(
-        f"{zero} of {total} weights stored are zero; zeros in the tensors bring no speed" in n
+        f"{zero} of {total} stored weights are zero; zeros in the tensors make the model neither faster" in n
         for n in report.notes
     )
     assert report.history[-1].sparsity == pytest.approx(0.8, abs=1e-3)
@@ -308,7 +308,7 @@ def test_what_cannot_begin_leaves_no_folder(arguments, error, message):
 def test_a_damaged_run_is_no_model():
     run = go(ONE_SHOT, weights())
     (run / run_folder.CUTS).write_text("{}")
-    with pytest.raises(RunError, match=r"cuts.json is not as the run left it"):
+    with pytest.raises(RunError, match=r"cuts.json was changed after the run"):
         go(ONE_SHOT, run)
 
 

@@ -114,7 +114,7 @@ def test_apply_trains_cuts_tunes_reports_and_reloads():
         for layer in report.layers
         if layer.removed
     )
-    assert f"rules.0: 2 of 4 residual blocks left as a whole: {', '.join(gone)}" in report.notes
+    assert f"rules.0: 2 of 4 residual blocks were removed: {', '.join(gone)}" in report.notes
     assert "| 8 -> removed |" in to_markdown(report)
     model = load_run(run)
     assert sum(p.numel() for p in model.parameters()) == report.cut.params < report.dense.params
@@ -153,7 +153,7 @@ def test_blocks_leave_round_by_round_while_training():
     assert [r.verdict.outcome for r in report.rounds] == ["equal", "equal"]
     assert {m.what: m.met for m in report.limits} == {"rules.0.sparsity": True, "rules.1.sparsity": True}
     assert (
-        f"rules.0: 2 of 4 residual blocks left as a whole: {', '.join(sorted(gone[0] + gone[1]))}"
+        f"rules.0: 2 of 4 residual blocks were removed: {', '.join(sorted(gone[0] + gone[1]))}"
         in report.notes
     )
     assert sum(p.numel() for p in load_run(run).parameters()) == report.cut.params

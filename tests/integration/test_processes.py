@@ -238,7 +238,7 @@ def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on_with_other_
     (code, _, said), (killed, *_) = on(2, recipe, "--from-scratch", DIES_AFTER="5", DYING="1")
     assert (code, killed) == (1, -9)
     assert said.strip() == (
-        "another process of this run is gone (its own output says why), and this one cannot go on alone; go on with "
+        "another process of this run has stopped (its own output says why), and this one cannot go on alone; go on with "
         "'sparsify apply --resume runs/two-1', on any number of processes"
     )
     (row,) = list_runs("runs")
@@ -298,7 +298,7 @@ def test_under_torchrun_a_killed_process_ends_the_run_and_it_goes_on_with_one_or
     )
     assert done.returncode == 1
     gone, stopped = (
-        "another process of this run is gone (its own output says why)",
+        "another process of this run has stopped (its own output says why)",
         "another process of the run is gone (its own output says why)",
     )
     (said,) = [line for line in done.stderr.splitlines() if gone in line or stopped in line]

@@ -220,7 +220,7 @@ def test_folder_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert (
         complaint(source="folder")
-        == "data.source folder needs data.root: the folder that holds train/<class>/ and test/<class>/"
+        == "data.source 'folder' needs data.root, the folder that holds train/<class>/ and test/<class>/"
     )
     assert (
         said()
@@ -295,7 +295,7 @@ NAN = np.full((10, 5), np.nan)
         ({"x_train": np.zeros(10)}, "{}: x_train: one example is a single number; expected inputs of (examples, ...), they are 10 float64"),
         ({"x_train": NAN, "x_test": NAN[:4]}, "{}: x_train: 50 inputs are NaN or infinite"),
         ({"x_train": np.zeros((0, 3, 4), np.uint8), "y_train": np.zeros(0, int)}, "{}: x_train: has no examples"),
-        ({"x_test": np.zeros((4, 9, 9), np.uint8)}, "'{}': training examples are 1x3x4, test examples 1x9x9"),
+        ({"x_test": np.zeros((4, 9, 9), np.uint8)}, "'{}': training examples are 1x3x4, test examples are 1x9x9"),
         (
             {"x_train": np.zeros((10, 8, 8, 3), np.uint8)},
             "{}: x_train: images of 10x8x8x3 uint8 have their channels last; transpose them to (examples, channels, height, width)",
@@ -455,11 +455,11 @@ def test_callable_of_a_module_that_is_not_there_or_fails(
         ({"source": "digits", "root": "here"}, "data.root is not used by source 'digits'; leave it out"),
         (
             {"source": "digits", "normalize": {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}},
-            "data.normalize has 3 means; the examples of 'digits' are 1x8x8 and need 1",
+            "data.normalize has 3 means, but the examples of 'digits' are 1x8x8 and need 1",
         ),
         (
             {"source": "digits", "validation": "99.99%"},
-            "data.validation of 99.99% leaves none of the 1438 training examples to train on",
+            "data.validation 99.99% leaves none of the 1438 examples for training",
         ),
     ],
 )

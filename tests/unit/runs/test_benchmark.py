@@ -78,7 +78,7 @@ def test_what_cannot_be_timed_says_why(tmp_path: Path) -> None:
     assert complaint("run", "none.onnx") == "none.onnx: no such file or folder"
     assert (
         complaint("run", "notes.txt")
-        == "notes.txt is no run folder, no .pt2 and no .onnx file, so it cannot be timed; 'sparsify export' makes them of a run"
+        == "notes.txt is neither a run folder nor a .pt2 or .onnx file, so it cannot be timed; 'sparsify export' makes these files from a run"
     )
     assert complaint("run", "broken.onnx").startswith("broken.onnx cannot be read as an ONNX file: ")
     assert (
@@ -89,7 +89,7 @@ def test_what_cannot_be_timed_says_why(tmp_path: Path) -> None:
         complaint("cut.onnx") == "cut.onnx is one model; name a second run, .pt2 or .onnx to time it against"
     )
     assert complaint("run", "cut.onnx", on="eager") == (
-        "cut.onnx is an ONNX file, which PyTorch does not run, as target 'eager' asks; choose --on onnxruntime or --on openvino"
+        "cut.onnx is an ONNX file, but target 'eager' runs models in PyTorch; choose --on onnxruntime or --on openvino"
     )
 
 
@@ -106,7 +106,7 @@ def test_a_fixed_batch_is_said_to_be_the_trouble() -> None:
     program = torch.export.export(digits_cnn().eval(), (torch.rand(2, 1, 8, 8),))
     torch.export.save(program, "two.pt2")
     assert complaint("run", "two.pt2", on="eager") == (
-        "two.pt2 takes a batch of 2 and no other, and target 'eager' asks for 1; export the model for any batch, or name a target of batch 2 with --on"
+        "two.pt2 only takes a batch of 2, but target 'eager' asks for 1; export the model for any batch, or name a target of batch 2 with --on"
     )
     a, b = read_candidates([Path("run"), Path("two.pt2")])
     assert compare(a, b, "two", Cpu(kind="cpu", batch=2), 0.05).b_ms > 0
@@ -214,7 +214,7 @@ def test_a_number_without_dimensions_is_no_batch() -> None:
 def test_a_fixed_batch_of_an_onnx_file_is_said() -> None:
     onnx_file("four.onnx", ("x", FLOAT, [4, 1, 8, 8]))
     assert complaint("run", "four.onnx") == (
-        "four.onnx takes a batch of 4 and no other, and target 'onnxruntime' asks for 1; export the model for any batch, or name a target of batch 4 with --on"
+        "four.onnx only takes a batch of 4, but target 'onnxruntime' asks for 1; export the model for any batch, or name a target of batch 4 with --on"
     )
     a, b = read_candidates([Path("run"), Path("four.onnx")])
     assert compare(a, b, "four", EXPORTED.model_copy(update={"batch": 4}), 0.05).b_ms > 0
@@ -232,7 +232,7 @@ def test_files_that_nothing_can_be_drawn_for() -> None:
         onnx_file(f"{name}.onnx", ("x", kind, ["n", 3]))
         assert (
             complaint("cut.onnx", f"{name}.onnx")
-            == f"{name}.onnx takes 'x', which is no tensor of numbers that numpy has, so no input can be drawn to time it on"
+            == f"{name}.onnx takes 'x', which is not a tensor of a numpy data type, so no input can be drawn to time it with"
         )
     onnx_file("nothing.onnx")
     assert (
@@ -240,7 +240,7 @@ def test_files_that_nothing_can_be_drawn_for() -> None:
     )
     onnx_file("fancy.onnx", ("x", FLOAT, ["n", 1, 8, 8]), op="Fancy", domain="my.own")
     assert complaint("cut.onnx", "fancy.onnx").startswith(
-        "fancy.onnx cannot be run on target 'onnxruntime' with batch 1: "
+        "fancy.onnx cannot run on target 'onnxruntime' with batch 1: "
     )
     assert "Fancy" in complaint("cut.onnx", "fancy.onnx")
 
@@ -280,7 +280,7 @@ def test_an_archive_without_a_model_is_no_program() -> None:
     torch.save({"a": torch.zeros(3)}, "state.pt2")
     assert (
         complaint("cut.onnx", "state.pt2")
-        == "state.pt2 is no torch.export program, as it holds no model; torch.export.save makes one"
+        == "state.pt2 holds no model, so it is not a torch.export program; torch.export.save makes one"
     )
 
 
@@ -318,10 +318,10 @@ def test_nothing_in_a_program_is_executed() -> None:
     assert complaint("run", "inputs.pt2").startswith("inputs.pt2 cannot be read as a torch.export program: ")
     assert (
         complaint("run", "extra.pt2")
-        == "extra.pt2 holds data/constants/opaque_obj_0, which could execute code when it is read; export the model anew, without it"
+        == "extra.pt2 holds data/constants/opaque_obj_0, which could execute code when it is read; export the model again without it"
     )
     assert complaint("run", "weights.pt2").endswith(
-        "as a pickle, which could execute code when it is read; export the model anew"
+        "as a pickle, which could execute code when it is read; export the model again"
     )
     assert not Path("executed").exists()
 

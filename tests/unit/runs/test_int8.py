@@ -123,7 +123,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, halt: str = "", after: int = 0) -> 
 
         monkeypatch.setattr(int8, name, call)
 
-    for name in ("exported", "quantised", "_interleaved", "_accuracy"):
+    for name in ("export_onnx", "quantised", "_time_interleaved", "_measure_accuracy"):
         watch(name)
     return made
 
@@ -131,9 +131,9 @@ def counted(monkeypatch: pytest.MonkeyPatch, halt: str = "", after: int = 0) -> 
 @pytest.mark.parametrize(
     ("halt", "after", "rest"),
     [
-        ("quantised", 1, {"quantised": 1, "_interleaved": 2, "_accuracy": 8}),
-        ("_interleaved", 1, {"_interleaved": 1, "_accuracy": 8}),
-        ("_accuracy", 5, {"_accuracy": 4}),
+        ("quantised", 1, {"quantised": 1, "_time_interleaved": 2, "_measure_accuracy": 8}),
+        ("_time_interleaved", 1, {"_time_interleaved": 1, "_measure_accuracy": 8}),
+        ("_measure_accuracy", 5, {"_measure_accuracy": 4}),
     ],
 )
 def test_what_is_there_is_not_made_again(
@@ -174,7 +174,7 @@ def test_parts_of_other_models_do_not_count(parts: MeasurementCache, monkeypatch
         0,
         MeasurementCache(parts.folder, "those"),
     )
-    assert Counter(made) == {"exported": 2, "quantised": 2, "_interleaved": 1, "_accuracy": 8}
+    assert Counter(made) == {"export_onnx": 2, "quantised": 2, "_time_interleaved": 1, "_measure_accuracy": 8}
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_a_kill_in_the_middle_of_the_table_loses_nothing(
     pytest.importorskip("sklearn")
     whole = apply(RECIPE, from_scratch=True, out=tmp_path / "whole", timing=0.05)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        counted(patch, "_accuracy", 4)
+        counted(patch, "_measure_accuracy", 4)
         apply(RECIPE, from_scratch=True, out=tmp_path / "halted", timing=0.05)
     halted = tmp_path / "halted" / "digits-1"
     assert not (halted / run_folder.REPORT).exists()
@@ -198,7 +198,7 @@ def test_a_kill_in_the_middle_of_the_table_loses_nothing(
     with monkeypatch.context() as patch:
         rest = counted(patch)
         apply(resume=halted, timing=0.05)
-    assert rest == ["_accuracy"] * 4
+    assert rest == ["_measure_accuracy"] * 4
     assert not (halted / run_folder.PARTS).exists() and not (whole / run_folder.PARTS).exists()
     a, b = verify_run(whole, run_folder.QUANTISED), verify_run(halted, run_folder.QUANTISED)
     assert a.integers is not None and b.integers is not None

@@ -60,7 +60,7 @@ def test_a_damaged_part_is_refused(parts: MeasurementCache) -> None:
     Path("kept/a.bin").write_bytes(b"abd")
     assert (
         complaint(parts)
-        == "kept/a.bin is damaged: its SHA-256 is not the one in parts.json; remove it, and the run measures anew"
+        == "kept/a.bin is damaged: its SHA-256 is not the one in parts.json; delete it, and it is measured again"
     )
 
 
@@ -70,16 +70,16 @@ def test_a_damaged_record_is_refused(parts: MeasurementCache) -> None:
     record.write_text(json.dumps({**whole, "figures": {"times": [1.0]}}))
     assert (
         complaint(parts)
-        == "kept/parts.json is damaged (times: 1 numbers in place of 2); remove it, and the run measures anew"
+        == "kept/parts.json is damaged (times: 1 numbers instead of 2); delete it, and it is measured again"
     )
     record.write_text(json.dumps({**whole, "figures": [1]}))
     assert (
         complaint(parts)
-        == "kept/parts.json is damaged (figures: Input should be an object); remove it, and the run measures anew"
+        == "kept/parts.json is damaged (figures: Input should be an object); delete it, and it is measured again"
     )
     record.unlink()
     record.mkdir()
-    assert complaint(parts) == "kept/parts.json is damaged: it is no plain file"
+    assert complaint(parts) == "kept/parts.json is damaged: it is not a regular file"
 
 
 def test_a_place_that_cannot_be_written_is_named(parts: MeasurementCache) -> None:

@@ -149,7 +149,7 @@ def test_weights_that_are_zero_are_counted_and_said_to_bring_no_speed(tmp_path):
     report = verify_run(save_run(half(recipe), tmp_path / "run", timing=0.05))
     total = 16 * 9 + 32 * 16 * 9 + 2 * 32 * 32 * 9
     assert any(
-        f"{total * 3 // 4} of {total} weights stored are zero; zeros in the tensors bring no speed" in n
+        f"{total * 3 // 4} of {total} stored weights are zero; zeros in the tensors make the model neither faster" in n
         for n in report.notes
     )
     assert report.cut.params == report.dense.params
@@ -256,7 +256,7 @@ def test_a_missing_file_is_named(run, name):
 @pytest.mark.parametrize("name", [run_folder.RECIPE, run_folder.CUTS, run_folder.WEIGHTS])
 def test_a_file_that_was_cut_short_is_named(run, name):
     (run / name).write_bytes((run / name).read_bytes()[:-10])
-    with pytest.raises(RunError, match=f"{name} is not as the run left it"):
+    with pytest.raises(RunError, match=f"{name} was changed after the run"):
         load_run(run)
     assert list_runs(run.parent)[0].state == "damaged"
 
@@ -264,7 +264,7 @@ def test_a_file_that_was_cut_short_is_named(run, name):
 def test_cuts_that_were_edited_are_refused(run):
     text = (run / run_folder.CUTS).read_text()
     (run / run_folder.CUTS).write_text(text.replace('"kept"', '"kept" ').replace("1", "2", 1))
-    with pytest.raises(RunError, match=r"cuts.json is not as the run left it"):
+    with pytest.raises(RunError, match=r"cuts.json was changed after the run"):
         load_run(run)
 
 

@@ -362,17 +362,17 @@ def test_a_profile_of_something_else_is_not_gone_on_with(weights: Path, tmp_path
         profile_layers(RECIPE, weights, tmp_path / "p.json", by="taylor", examples=30)
     assert (
         str(caught.value)
-        == f"{tmp_path}/p.json is the profile of another model, other data, rules, or another method; name another file with --out, or delete it"
+        == f"{tmp_path}/p.json is a profile made with another model, data, rules or method; name another file with --out, or delete it"
     )
     (tmp_path / "p.json").write_text("{")
-    with pytest.raises(RunError, match=r"p\.json is damaged, no profile of a network \(it: Invalid JSON"):
+    with pytest.raises(RunError, match=r"p\.json is damaged or not a sensitivity profile \(it: Invalid JSON"):
         profile_layers(RECIPE, weights, tmp_path / "p.json", by="taylor", examples=20)
     with pytest.raises(DataError) as error:
         profile_layers(
             {**RECIPE, "data": {"source": "digits", "validation": "0%"}}, weights, tmp_path / "q.json"
         )
     assert (
-        str(error.value) == "there is no validation data to judge layers on; write data.validation above 0%"
+        str(error.value) == "there is no validation data to judge layers on; set data.validation above 0%"
     )
 
 

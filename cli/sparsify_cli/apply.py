@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from sparsify.events import Event, Listener, RunStarted
+from sparsify.reporting.headline import format_limit, limit_name
+from sparsify.reporting.report_file import read_report
 from sparsify_cli.render import say, show_json
 from sparsify_cli.stopping import stoppable, stopped
 
@@ -110,10 +112,9 @@ def _rank() -> int:
 
 
 def _finish(run: Path, as_json: bool) -> None:
-    from sparsify.reporting import report_tables
     from sparsify_cli.report import show_report
 
-    found = report_tables.read(run)
+    found = read_report(run)
     if _rank():
         return  # the first process speaks for all
     if as_json:
@@ -122,9 +123,7 @@ def _finish(run: Path, as_json: bool) -> None:
         show_report(found)
     say(f"saved in {run}; with plots: sparsify report {run} --open")
     missed = [
-        f"{report_tables.limit_name(m)} {report_tables.shown_limit(m, m.achieved)}, asked {m.asked}"
-        for m in found.limits
-        if not m.met
+        f"{limit_name(m)} {format_limit(m, m.achieved)}, asked {m.asked}" for m in found.limits if not m.met
     ]
     if missed:
         say(f"missed: {'; '.join(missed)}")

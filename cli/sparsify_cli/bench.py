@@ -10,7 +10,7 @@ import typer
 
 from sparsify.errors import SparsifyError
 from sparsify.recipe import presets
-from sparsify.reporting.benchmark_table import table
+from sparsify.reporting.benchmark_table import benchmark_table
 from sparsify_cli.render import say, show, show_json
 from sparsify_schemas.target import Target
 
@@ -63,7 +63,7 @@ def command(
     cores = environment().cores
     show(
         *(
-            table(timed, cores, f"Latency of {artefacts[0]}" if len(artefacts) == 1 else "Latency")
+            benchmark_table(timed, cores, f"Latency of {artefacts[0]}" if len(artefacts) == 1 else "Latency")
             for timed in pairs
         )
     )

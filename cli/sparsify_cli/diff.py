@@ -9,8 +9,8 @@ import typer
 from sparsify.errors import RunError, SparsifyError
 from sparsify.formatting.table import as_markdown as markdown
 from sparsify.recipe import load
-from sparsify.reporting import report_tables
 from sparsify.reporting.diff import Change, diff_recipes, diff_runs, resolved
+from sparsify.reporting.report_file import read_report
 from sparsify_cli.changes import tables
 from sparsify_cli.render import show, show_json
 
@@ -57,7 +57,7 @@ def _recipe(path: Path) -> dict[str, object]:
 
 
 def _runs(a: Path, b: Path, unchanged: bool) -> tuple[Change, ...]:
-    found = report_tables.read(a), report_tables.read(b)
+    found = read_report(a), read_report(b)
     for run in (a, b):
         if not (run / "recipe.yaml").is_file():
             raise RunError(f"{run / 'recipe.yaml'} is missing; the run is no longer complete")

@@ -11,7 +11,11 @@ from sparsify.errors import RunError
 from sparsify.files import read as read_file
 from sparsify.formatting.table import Table
 from sparsify.reporting import report_tables
+from sparsify.reporting.headline import headline
 from sparsify.reporting.html import to_html
+from sparsify.reporting.provenance_table import provenance_table
+from sparsify.reporting.report_file import read_report
+from sparsify.reporting.training_tables import history_table
 from sparsify.runs import run_folder
 from sparsify_cli.render import show, show_json
 from sparsify_schemas.report import Report
@@ -42,7 +46,7 @@ def command(
     ]
     if len(chosen) > 1:
         raise typer.BadParameter(f"{' and '.join(chosen)} exclude each other")
-    found = report_tables.read(run)
+    found = read_report(run)
     if as_json:
         show_json(found.model_dump(mode="json"))
     elif as_markdown:
@@ -57,12 +61,12 @@ def command(
 
 def show_report(found: Report, *, history: bool = False) -> None:
     """The report on stdout: title, headline, tables."""
-    epochs = (report_tables.history(found),) if history and found.history else ()
+    epochs = (history_table(found),) if history and found.history else ()
     show(
-        Table(found.title, (), (), (report_tables.headline(found),)),
+        Table(found.title, (), (), (headline(found),)),
         *report_tables.tables(found, every_layer=False),
         *epochs,
-        report_tables.provenance(found),
+        provenance_table(found),
     )
 
 

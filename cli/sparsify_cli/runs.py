@@ -11,7 +11,7 @@ import typer
 from sparsify.errors import RunError
 from sparsify.formatting.numbers import MISSING, accuracy, few, plural, points, share, times
 from sparsify.formatting.table import Table, columns
-from sparsify.reporting.report_tables import utc_minute
+from sparsify.reporting.provenance_table import format_minute
 from sparsify.runs.listing import RunRow, list_runs
 from sparsify.runs.seed_statistics import SeedSummary, Spread, summarize_seeds
 from sparsify_cli.render import show, show_json
@@ -51,7 +51,7 @@ def _table(folder: Path, rows: tuple[RunRow, ...]) -> Table:
         (
             row.name,
             row.state,
-            utc_minute(row.created).removesuffix(" UTC") if row.created else MISSING,
+            format_minute(row.created).removesuffix(" UTC") if row.created else MISSING,
             share(row.macs),
             share(row.params),
             accuracy(row.accuracy),

@@ -110,7 +110,9 @@ def _rebuilt(path: Path, build: Build | None) -> Callable[[Inputs], list[Tensor]
     """The model from nothing but the file, and `build` where the recipe names no builder."""
     with safe_open(path, framework="pt") as stored:
         metadata = stored.metadata()
-    model = Base.from_json({key: json.loads(metadata[key]) for key in ("model", "cuts")}).structure(build)
+    model = Base.from_json({key: json.loads(metadata[key]) for key in ("model", "cuts")}).build_structure(
+        build
+    )
     load_weights(model, path)
     return lambda inputs: outputs(model.eval(), inputs)
 

@@ -29,7 +29,10 @@ def divide(value: float, by: float) -> float | None:
 
 
 def digits(value: float, count: int = 3) -> str:
-    """At least `count` significant digits: 0.0123, 1.23, 12.3, 123, 1234; with an exponent far from one, 3e-7 or 1.23e12."""
+    """At least `count` significant digits: 0.0123, 1.23, 12.3, 123, 1234.
+
+    With an exponent far from one, 3e-7 or 1.23e12.
+    """
     if not known(value):
         return MISSING
     if abs(value) < 1e-4:

@@ -103,7 +103,10 @@ def _markdown(table: Table) -> str:
 
 
 def _widths(heads: tuple[Column, ...], rows: list[tuple[str, ...]], width: int) -> list[int]:
-    """The natural widths, narrowed to fit: first the later columns of text, then the one that names the rows, each a little before one is much."""
+    """The natural widths, narrowed to fit.
+
+    First the later columns of text, then the one that names the rows, each a little before one is much.
+    """
     widths = [max(cells(c.title), *(cells(row[i]) for row in rows)) for i, c in enumerate(heads)]
     excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
     soft = [i for i, c in enumerate(heads) if not c.number]
@@ -139,7 +142,10 @@ def _pad(text: str, width: int, right: bool) -> str:
 
 
 def _fold(text: str, width: int) -> list[str]:
-    """Lines of at most so many cells, broken at spaces; a longer word is broken after a dot, slash, comma, underscore or hyphen."""
+    """Lines of at most so many cells, broken at spaces.
+
+    A longer word is broken after a dot, slash, comma, underscore or hyphen.
+    """
     if cells(text) <= width:
         return [text]
     hanging = "  " if text.startswith("- ") else ""

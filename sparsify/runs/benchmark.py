@@ -33,7 +33,7 @@ from sparsify.forward.calls import Call, Inputs, batch_words, calls_of, tensors_
 from sparsify.forward.fresh_inputs import as_recorded, from_record, read_record
 from sparsify.modelfile.formats import check_entries
 from sparsify.pruning.fitting_inputs import inputs_for
-from sparsify.reporting import report_tables
+from sparsify.reporting.report_file import read_report
 from sparsify.runs import evaluate
 from sparsify.runs.run_folder import read_recipe
 from sparsify.runs.save_load import draw_planned_inputs, load_dense, load_run, read_planned_calls
@@ -149,7 +149,7 @@ def _read(path: Path) -> Candidate:
 
 
 def _read_run(path: Path) -> Candidate:
-    report_tables.read(path)
+    read_report(path)
     recipe = read_recipe(path)
     model = load_run(path)
     if recipe.inputs is None and recipe.calls is None and recipe.data is None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from sparsify.errors import SparsifyError
 from sparsify.formatting.numbers import divide
-from sparsify.reporting import report_tables
+from sparsify.reporting.report_file import read_report
 from sparsify.runs import run_folder
 
 State = Literal["complete", "running", "interrupted", "failed", "damaged"]
@@ -66,7 +66,7 @@ def _row(folder: Path) -> RunRow:
     if not (folder / run_folder.REPORT).exists():
         return _unfinished_row(folder)
     try:
-        found = report_tables.read(folder)
+        found = read_report(folder)
         problem = _find_problem(folder, found.files)
     except (SparsifyError, OSError) as error:
         return RunRow(name, "damaged", title=_read_title(folder), problem=str(error).splitlines()[0])

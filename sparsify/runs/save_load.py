@@ -30,6 +30,7 @@ from sparsify.pruning.planning.plan import Plan
 from sparsify.recipe import dump
 from sparsify.reporting import report_tables
 from sparsify.reporting.html import to_html
+from sparsify.reporting.report_file import read_report
 from sparsify.runs import run_folder
 from sparsify.runs.evaluate import Models, check_reloads, evaluate_run
 from sparsify.runs.run_record import RunRecord
@@ -271,7 +272,7 @@ def rebuild_baseline(folder: Path, kind: Baseline, build: Build | None = None) -
 
 def verify_run(folder: Path, *names: str) -> Report:
     """Read the report of a complete run, and compare the named files with its digests. Raises RunError."""
-    report = report_tables.read(folder)
+    report = read_report(folder)
     for name in (*names, run_folder.BASE):
         if name not in report.files:
             continue

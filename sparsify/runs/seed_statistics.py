@@ -7,7 +7,7 @@ from statistics import mean, stdev
 
 from sparsify.errors import SparsifyError
 from sparsify.formatting.numbers import divide, known
-from sparsify.reporting import report_tables
+from sparsify.reporting.report_file import read_report
 from sparsify.runs import run_folder
 from sparsify.runs.listing import list_runs
 from sparsify_schemas.report import Latency, Report, Side
@@ -70,7 +70,7 @@ def summarize_seeds(root: str | Path) -> tuple[SeedSummary, ...]:
 def _read_run(folder: Path) -> tuple[tuple[str, str], Report] | None:
     """((digest of the recipe without its seed, digest of the given model), report)."""
     try:
-        recipe, found = run_folder.read_recipe(folder), report_tables.read(folder)
+        recipe, found = run_folder.read_recipe(folder), read_report(folder)
     except (SparsifyError, OSError):
         return None
     given = "" if found.dense.epochs else found.model_digest

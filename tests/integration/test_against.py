@@ -83,7 +83,7 @@ def test_each_costs_no_more_than_the_cut_model_and_has_as_many_epochs(whole: Pat
         assert b.side.epochs == report.cut.epochs == 4
         assert b.verdict.outcome == "equal" and b.cut_accuracy is not None
         assert [t.target for t in b.latency] == ["eager"]
-    assert [row[0] for row in next(t for t in tables(report) if t.title == "Against baselines").rows] == [
+    assert [row[0] for row in next(t for t in tables(report) if t.title == "Compared with baselines").rows] == [
         "dense",
         "cut",
         *KINDS,
@@ -176,9 +176,9 @@ def test_a_given_model_is_what_the_baselines_are_cut_from() -> None:
     other = apply(by_hand, weights(), timing=0.05)
     assert read_cuts(run / run_folder.BASELINES / "magnitude")[0].widths == read_cuts(other)[0].widths
     assert own.side.epochs == 2 and own.cut_accuracy == verify_run(other).rounds[0].validation_accuracy
-    notes = next(t for t in tables(verify_run(run)) if t.title == "Against baselines").notes
+    notes = next(t for t in tables(verify_run(run)) if t.title == "Compared with baselines").notes
     assert (
-        "The cut model had more epochs of training in this run than magnitude: those before its cut." in notes
+        "The cut model was trained for more epochs in this run than magnitude: those before its cut." in notes
     )
 
 

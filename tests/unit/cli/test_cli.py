@@ -516,11 +516,11 @@ def test_a_run_without_inputs_in_its_recipe_is_timed_on_those_of_its_plan(call) 
 
 def test_a_plan_from_scratch_says_that_its_weights_are_random(call) -> None:
     assert (
-        "Cut on the present weights (they are random) it would leave"
+        "A cut by the current weights (which are random) would leave"
         in call("plan", write("a.yaml"), "--from-scratch")[1]
     )
     torch.save(digits_cnn().state_dict(), "model.pt")
-    assert "Cut on the present weights it would leave" in call("plan", "a.yaml", "model.pt")[1]
+    assert "A cut by the current weights would leave" in call("plan", "a.yaml", "model.pt")[1]
 
 
 def test_a_run_as_the_model_is_said_to_come_before_the_models_builder(call) -> None:

@@ -12,7 +12,7 @@ import sparsify
 from sparsify.errors import ModelError
 from sparsify.exporters import export
 from sparsify.forward.calls import with_batch
-from sparsify.reporting import report_tables
+from sparsify.reporting.report_file import read_report
 from sparsify.runs.benchmark import compare, read_candidates
 from sparsify_cli.app import exit_code
 from sparsify_schemas.target import Cpu
@@ -116,7 +116,7 @@ def test_a_graph_is_timed_saved_and_exported_with_the_given_inputs(stated: bool,
     run = sparsify.save_run(
         sparsify.cut(sparsify.make_plan(recipe(), model, inputs), model), tmp_path / "run", timing=0.05
     )
-    (timed,) = report_tables.read(run).latency
+    (timed,) = read_report(run).latency
     assert timed.description == (
         "cpu, eager, 1 thread, given inputs" if stated else "cpu, eager, 1 thread, given inputs (batch 7)"
     )
@@ -169,7 +169,7 @@ def test_frames_in_the_batch(tmp_path: Path) -> None:
     result = sparsify.cut(plan, model)
     assert result.verdicts[0].outcome == "equal"
     run = sparsify.save_run(result, tmp_path / "run", timing=0.05)
-    assert report_tables.read(run).latency[0].description == "cpu, eager, 1 thread, given inputs (batch 8)"
+    assert read_report(run).latency[0].description == "cpu, eager, 1 thread, given inputs (batch 8)"
     made = export(run, "pt2", tmp_path / "frames.pt2", build=Frames)
     assert made.fixed and made.batches == (8,)
 
@@ -193,7 +193,7 @@ def test_time_comes_first(tmp_path: Path) -> None:
     result = sparsify.cut(plan, model)
     assert result.verdicts[0].outcome == "equal"
     run = sparsify.save_run(result, tmp_path / "run", timing=0.05)
-    assert report_tables.read(run).latency[0].description == "cpu, eager, 1 thread, batch 1"
+    assert read_report(run).latency[0].description == "cpu, eager, 1 thread, batch 1"
     made = export(run, "pt2", tmp_path / "time.pt2", build=TimeFirst)
     assert not made.fixed and made.batches == (1, 5)
     x = torch.randn(9, 7, 6)

@@ -19,7 +19,7 @@ from sparsify.cost.measure.compare import contested, pinned
 from sparsify.errors import SparsifyError
 from sparsify.models import digits_cnn
 from sparsify.recipe import presets
-from sparsify.reporting.benchmark_table import table, words
+from sparsify.reporting.benchmark_table import benchmark_table, describe_result
 from sparsify.runs.benchmark import compare, read_candidates
 from sparsify_schemas.target import Cpu
 
@@ -347,16 +347,17 @@ def contest(
 
 def test_a_difference_is_claimed_only_beyond_what_two_copies_differ_by() -> None:
     assert (
-        words(contest(1.01, 0.98, 1.03))
+        describe_result(contest(1.01, 0.98, 1.03))
         == "no difference larger than the noise: 1.01x [0.98, 1.03]; two copies of A differ by up to 1.03x"
     )
-    assert words(contest(1.02, 1.01, 1.03)).startswith(
+    assert describe_result(contest(1.02, 1.01, 1.03)).startswith(
         "no difference"
     )  # its interval leaves 1 out, and is within the noise
-    assert words(contest(1.31, 1.28, 1.35)) == "B is 1.31x faster than A [1.28, 1.35]"
-    assert words(contest(0.5, 0.4, 0.8)) == "B is 2.00x slower than A [1.25, 2.50]"
+    assert describe_result(contest(1.31, 1.28, 1.35)) == "B is 1.31x faster than A [1.28, 1.35]"
+    assert describe_result(contest(0.5, 0.4, 0.8)) == "B is 2.00x slower than A [1.25, 2.50]"
     assert (
-        "time again on a quiet machine" in table((contest(1.3, 1.2, 1.4, load=3.0),), 2, "Latency").notes[-1]
+        "time again on an idle machine"
+        in benchmark_table((contest(1.3, 1.2, 1.4, load=3.0),), 2, "Latency").notes[-1]
     )
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 import sparsify
 from sparsify.cost.measure import availability
 from sparsify.errors import ModelError
-from sparsify.reporting.report_tables import headline, read
+from sparsify.reporting.headline import headline
+from sparsify.reporting.report_file import read_report
 from sparsify.runs import evaluate
 from sparsify.runs.apply import apply
 from sparsify.runs.evaluate import default_targets
@@ -34,7 +35,7 @@ def run(model: nn.Module, folder: Path) -> Any:
     x = torch.rand(2, 3, 8, 8)
     plan = sparsify.make_plan(RECIPE, model.eval(), (x,))
     sparsify.save_run(sparsify.cut(plan, model), folder, inputs=(x,), timing=0.05)
-    return read(folder)
+    return read_report(folder)
 
 
 def test_eager_alone_where_onnx_runtime_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,6 +214,6 @@ def test_a_kill_in_the_middle_of_the_table_loses_nothing(
         a.cut.test_accuracy
     )
     assert cut_int8.test_accuracy == pytest.approx(cut.test_accuracy, abs=0.05)
-    assert "Floats and integers" in [t.title for t in tables(a)]
+    assert "float32 and int8" in [t.title for t in tables(a)]
     assert "256 training examples" in to_markdown(a)
     assert json.loads((whole / run_folder.REPORT).read_text())["integers"]["examples"] == 256

@@ -149,7 +149,8 @@ def test_weights_that_are_zero_are_counted_and_said_to_bring_no_speed(tmp_path):
     report = verify_run(save_run(half(recipe), tmp_path / "run", timing=0.05))
     total = 16 * 9 + 32 * 16 * 9 + 2 * 32 * 32 * 9
     assert any(
-        f"{total * 3 // 4} of {total} stored weights are zero; zeros in the tensors make the model neither faster" in n
+        f"{total * 3 // 4} of {total} stored weights are zero; zeros in the tensors make the model neither faster"
+        in n
         for n in report.notes
     )
     assert report.cut.params == report.dense.params
@@ -294,7 +295,7 @@ def test_weights_that_are_no_safetensors_are_refused_even_with_a_matching_digest
 
 def test_a_run_without_a_report_is_not_complete(run):
     (run / run_folder.REPORT).unlink()
-    with pytest.raises(RunError, match="has not come to its end"):
+    with pytest.raises(RunError, match="has not finished"):
         load_run(run)
     assert list_runs(run.parent)[0].state == "interrupted"
 

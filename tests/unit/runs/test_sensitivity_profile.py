@@ -371,9 +371,7 @@ def test_a_profile_of_something_else_is_not_gone_on_with(weights: Path, tmp_path
         profile_layers(
             {**RECIPE, "data": {"source": "digits", "validation": "0%"}}, weights, tmp_path / "q.json"
         )
-    assert (
-        str(error.value) == "there is no validation data to judge layers on; set data.validation above 0%"
-    )
+    assert str(error.value) == "there is no validation data to judge layers on; set data.validation above 0%"
 
 
 def test_the_command_shows_a_table_and_leaves_the_file(

@@ -1,15 +1,10 @@
-"""How much each layer can lose.
+"""How much each layer can lose: validation loss and accuracy by the fraction of its units removed.
 
-Validation loss and accuracy against the fraction of its units that is removed.
-
-Three methods:
-- ablation: remove the units with the lowest scores of the rule's criterion from one layer at a time, and
-validate the rest.
-- taylor: predict the rise of the loss, without removing anything, as the sum over the removed units of
-  |sum over w of w * dL/dw|, averaged over batches (arXiv:1906.10771, equation 8).
-- gsm: rank the units of all layers together by that number, as global sparse momentum does in each step
-(arXiv:1909.12778),
-  and show how many units of each layer fall below the threshold.
+ablation: remove units from one layer at a time, lowest scores of the rule's criterion first, and validate.
+taylor: predict the rise of the loss, without removing anything, as the sum over the removed units of
+    |sum over w of w * dL/dw|, averaged over batches (arXiv:1906.10771, equation 8).
+gsm: rank the units of all layers together by that number, as global sparse momentum does in each step
+    (arXiv:1909.12778), and show how many units of each layer are below the threshold.
 """
 
 import hashlib

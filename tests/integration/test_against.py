@@ -83,7 +83,9 @@ def test_each_costs_no_more_than_the_cut_model_and_has_as_many_epochs(whole: Pat
         assert b.side.epochs == report.cut.epochs == 4
         assert b.verdict.outcome == "equal" and b.cut_accuracy is not None
         assert [t.target for t in b.latency] == ["eager"]
-    assert [row[0] for row in next(t for t in tables(report) if t.title == "Compared with baselines").rows] == [
+    assert [
+        row[0] for row in next(t for t in tables(report) if t.title == "Compared with baselines").rows
+    ] == [
         "dense",
         "cut",
         *KINDS,

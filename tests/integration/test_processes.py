@@ -267,7 +267,7 @@ def test_processes_validate_the_same_model(shard: bool) -> None:
 @pytest.mark.slow
 def test_sigterm_ends_the_run_with_a_message() -> None:
     ((code, _, said),) = on(1, "gradual.json", "--from-scratch", DIES_AFTER="5", DIES_BY="SIGTERM")
-    assert (code, said) == (143, "stopped by SIGTERM; go on with: sparsify apply --resume runs/two-1\n")
+    assert (code, said) == (143, "stopped by SIGTERM; continue with: sparsify apply --resume runs/two-1\n")
     assert [row.state for row in list_runs("runs")] == ["interrupted"]
 
 

@@ -105,9 +105,7 @@ def test_a_latency_limit_is_shown_as_it_was_asked_for() -> None:
 def test_what_a_table_predicts_is_not_called_measured() -> None:
     phone = timing(target="phone", measured=False, speedup=2.0, low=2.0, high=2.0, pairs=0)
     assert "2.00x faster (predicted, not measured) on phone" in headline(report(latency=(phone,)))
-    assert "1.25x slower (predicted" in headline(
-        report(latency=(phone.model_copy(update={"speedup": 0.8}),))
-    )
+    assert "1.25x slower (predicted" in headline(report(latency=(phone.model_copy(update={"speedup": 0.8}),)))
     assert latency_table((phone,), 2).rows[0][4] == "-"
 
 

@@ -410,7 +410,7 @@ def test_the_command_shows_a_table_and_leaves_the_file(
         "conv2",
         "conv3",
     ]
-    assert "limit: what of it goes when 50% of all units go;" in out
+    assert "limit: fraction below the threshold when 50% of all units are;" in out
     assert "saved in sensitivity.json and s.html" in err
     html = Path("s.html").read_text()
     assert html.count("<figure>") == 3 and "conv2 and 1 more, 32 units, limit" in html

@@ -162,7 +162,10 @@ def test_a_bar_is_as_long_as_its_figures() -> None:
 def test_widths_show_the_steps_that_the_target_rewards() -> None:
     stepped = report().latency[0].model_copy(update={"steps": Steps(convolution=16, linear=8)})
     page = Page(to_html(report(latency=(stepped,))))
-    assert "the widths that are fastest on laptop" in page.text and "multiples of 16 (linear layers 8)" in page.text
+    assert (
+        "the widths that are fastest on laptop" in page.text
+        and "multiples of 16 (linear layers 8)" in page.text
+    )
     assert [at["d"] for at in page.of("path", "step")] == [
         "M800 0V14",
         "M320 0V14M640 0V14M960 0V14",
@@ -279,7 +282,9 @@ def test_a_search_is_drawn_and_every_table_has_its_place() -> None:
     zeros = (Sparsity(what="model", group="", nominal=0.5, effective=0.6, weights=10),)
     text = to_html(report(search=Search(dense=0.97, trials=tuple(trials)), sparsities=zeros), "version: 1")
     page = Page(text)
-    assert '<h2>Search for the deepest cut</h2><div class="scroll"' in text, "its table has the width of the page"
+    assert '<h2>Search for the deepest cut</h2><div class="scroll"' in text, (
+        "its table has the width of the page"
+    )
     assert re.findall("<h2>(.*?)</h2>", page.source) == [
         "Dense and cut", "Limits", "Latency", "Search for the deepest cut", "MACs by layer", "Widths", "Protected", "Training", "Zeros", "Notes", "Recipe", "Provenance",
     ]  # fmt: skip

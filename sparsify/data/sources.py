@@ -18,8 +18,8 @@ Pair = tuple[Examples, Examples]
 def load_data(spec: Data, seed: int) -> Datasets:
     """Read the training, validation and test examples of a recipe's `data`.
 
-    The seed draws the validation set when `split` is random. Raises DataError, which says what is missing or damaged,
-    and which command downloads a built-in data set.
+    The seed draws the validation set when `split` is random. Raises DataError, which says what is missing
+    or damaged, and which command downloads a built-in data set.
     """
     train, test = _read(spec)
     _check(spec, train, test)
@@ -32,7 +32,10 @@ def load_data(spec: Data, seed: int) -> Datasets:
 
 
 def data_for_inputs(recipe: Recipe) -> Datasets | None:
-    """Read the data where example inputs are taken from it: the recipe has `data` and no `inputs` or `calls`."""
+    """Read the data where example inputs are taken from it.
+
+    The recipe has `data` and no `inputs` or `calls`.
+    """
     if recipe.data is None or recipe.inputs is not None or recipe.calls is not None:
         return None
     return load_data(recipe.data, recipe.seed)
@@ -53,7 +56,8 @@ def _read(spec: Data) -> Pair:
         case "folder":
             if spec.root is None:
                 raise DataError(
-                    "data.source 'folder' needs data.root, the folder that holds train/<class>/ and test/<class>/"
+                    "data.source 'folder' needs data.root, "
+                    "the folder that holds train/<class>/ and test/<class>/"
                 )
             return folder.read(Path(spec.root).expanduser(), spec.size)
         case source if source.endswith(".npz"):

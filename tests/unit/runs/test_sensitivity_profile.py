@@ -257,9 +257,9 @@ def test_limits_of_a_later_cut_are_of_the_dense_width() -> None:
         (
             "torn.json",
             '{"version": 1, "by":',
-            "{path} holds no profile of a network (it: Invalid JSON: EOF while parsing a value at line 1 column 20); '{make}' writes one",
+            "{path} is not a sensitivity profile (it: Invalid JSON: EOF while parsing a value at line 1 column 20); '{make}' writes one",
         ),
-        ("bare.json", by_hand(0.0).model_dump_json(), "{path} holds no limits; have them set: {make}"),
+        ("bare.json", by_hand(0.0).model_dump_json(), "{path} holds no limits; '{make}' sets them"),
     ],
 )
 def test_files_without_limits(tmp_path: Path, name: str, body: str | None, said: str) -> None:

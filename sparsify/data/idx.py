@@ -78,7 +78,9 @@ def _read(folder: Path, name: str, dims: int) -> Tensor:
         )
     expected = header + math.prod(shape)
     if len(content) != expected:
-        raise DataError(f"{path}: {len(content)} bytes where its header promises {expected}; download it again")
+        raise DataError(
+            f"{path}: {len(content)} bytes where its header promises {expected}; download it again"
+        )
     # a copy, because torch wants memory that it may write to
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())
 

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them: three digits, a unit, '-' for what is not known."""
+"""Format numbers for people: three digits, a unit, '-' for unknown values."""
 
 import math
 from decimal import Decimal
@@ -8,7 +8,7 @@ _SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _BINARY = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
 _DECIMAL = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _HUGE = 1e9
-"""numbers from here on are shown with an exponent, so that no cell holds three hundred digits"""
+"""Larger numbers are shown with an exponent, so that no cell holds hundreds of digits."""
 
 
 def known(value: float | None) -> bool:

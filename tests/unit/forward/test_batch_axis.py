@@ -241,7 +241,7 @@ def test_a_fixed_export_takes_the_place_of_one_that_fails(branching: Path, tmp_p
     assert made.fixed and made.batches == (4,)
     assert made.notes[0].startswith(
         "the file takes inputs of 4x6 and nothing else, as the model cannot be exported for any "
-        "batch: torch.export cannot follow the model with a batch of any size:"
+        "batch size: torch.export cannot follow the model with a batch of any size:"
     )
 
 

@@ -229,11 +229,11 @@ LOSSY: dict[str, tuple[Callable[[], Built], str]] = {
     ),
     "masked bias": (
         after_linear(masked("bias")),
-        "'consumer' lost 8 constant inputs that nothing could take: up to ",
+        "'consumer' lost 8 constant inputs that could not be folded anywhere: up to ",
     ),
     "functional, without a bias": (
         after_linear(lambda: nn.Parameter(torch.randn(32, 6)), run=lambda m, y: y @ m.consumer),
-        "'the model' lost 8 constant inputs that nothing could take: up to ",
+        "'the model' lost 8 constant inputs that could not be folded anywhere: up to ",
     ),
     "bilinear": (
         after_linear(
@@ -241,7 +241,7 @@ LOSSY: dict[str, tuple[Callable[[], Built], str]] = {
             run=lambda m, y: m.consumer(y, m.other(y)),
             other=lambda: nn.Linear(32, 10),
         ),
-        "'consumer' lost 8 constant inputs that nothing could take: up to ",
+        "'consumer' lost 8 constant inputs that could not be folded anywhere: up to ",
     ),
 }
 """consumers that cannot, and the note"""
@@ -311,7 +311,7 @@ def test_eight_dead_units_leave_nothing_behind(name: str) -> None:
     if not name.endswith("batch dimension"):
         assert verdict.batches == (1, 2, 5)
     assert result.notes[0].startswith(
-        "removed units emitted constants, which went exactly into the biases of "
+        "removed units had constant outputs, which were folded exactly into the biases of "
     )
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items()), (
         "the user's model stays"

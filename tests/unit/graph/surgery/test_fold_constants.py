@@ -215,17 +215,17 @@ EXACT: dict[str, Callable[[], Built]] = {
 LOSSY: dict[str, tuple[Callable[[], Built], str]] = {
     "3x3 convolution with padding": (
         after_convolution(lambda: nn.Conv2d(32, 6, 3, padding=1)),
-        "'consumer' lost 8 constant inputs, of which the mean went into a bias: beside it up to ",
+        "'consumer' lost 8 constant inputs; their mean was folded into a bias, up to ",
     ),
     "transposed convolution with strides": (
         after_convolution(lambda: nn.ConvTranspose2d(32, 6, 2, 2)),
-        "'consumer' lost 8 constant inputs, of which the mean went into a bias: beside it up to ",
+        "'consumer' lost 8 constant inputs; their mean was folded into a bias, up to ",
     ),
     "used twice, different constants": (
         after_linear(
             lambda: nn.Linear(32, 6), run=lambda m, y: m.consumer(y).relu() + m.consumer(y.square())
         ),
-        "'consumer' lost 8 constant inputs, of which the mean went into a bias: beside it up to ",
+        "'consumer' lost 8 constant inputs; their mean was folded into a bias, up to ",
     ),
     "masked bias": (
         after_linear(masked("bias")),

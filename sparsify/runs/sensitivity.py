@@ -72,9 +72,8 @@ def profile_layers(
     Args:
         by: The method; see the docstring of the module.
         tolerance: Sets a limit for each layer: the largest fraction for which it and all smaller ones stay
-        within
-            the tolerance. It is in points of accuracy by ablation, a fraction of the loss by taylor, and by
-            gsm the fraction of all units below the threshold.
+            within the tolerance. It is in points of accuracy by ablation, a fraction of the loss by taylor,
+            and by gsm the fraction of all units below the threshold.
         examples: Validation examples to judge on.
 
     Raises:
@@ -262,7 +261,10 @@ def _ablate(
     training: Batches,
     listener: Listener,
 ) -> Iterator[Profile]:
-    order = {found.name: found.order for found in candidates(plan, *scoring.scored(plan, model, training, mean_loss))}
+    order = {
+        found.name: found.order
+        for found in candidates(plan, *scoring.scored(plan, model, training, mean_loss))
+    }
     counts = [_removal_counts(curve, plan) for curve in profile.curves]
     total, done = sum(map(len, counts)), 0
     for index, curve in enumerate(profile.curves):

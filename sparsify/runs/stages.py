@@ -36,8 +36,8 @@ from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.evaluate import worst_verdict
 from sparsify.runs.repair_stage import agreement_after_cut, dense_of_run, repair_model_of_run
 from sparsify.runs.setup import Run
-from sparsify.training.optimizers import make_optimizer
 from sparsify.training.objective import evaluate, mean_loss
+from sparsify.training.optimizers import make_optimizer
 from sparsify.training.stage import Moment, derived_seed, train_stage
 from sparsify_schemas.data import Augment
 from sparsify_schemas.group import in_one_tensor

@@ -357,7 +357,9 @@ def test_places_that_cannot_be_written_are_named_before_the_work(runs, where, sa
 
 
 def test_an_unknown_format_and_a_missing_run(runs, call):
-    with pytest.raises(RunError, match="there is no format 'tflite'; known: pt2, onnx, onnx-int8, safetensors"):
+    with pytest.raises(
+        RunError, match="there is no format 'tflite'; known: pt2, onnx, onnx-int8, safetensors"
+    ):
         sparsify.export(runs["conv"], "tflite")
     code, _, err = call("export", runs["conv"], "--format", "tflite")
     assert code == 2 and "tflite" in err

@@ -123,9 +123,7 @@ def test_constants_that_vary_along_a_sequence_are_told() -> None:
     with torch.no_grad():
         model.a.weight[:4] = 0
     result = cut(model.eval(), torch.randn(1, 5, 6))
-    assert result.notes[0].startswith(
-        "'b' lost 4 constant inputs; their mean was folded into a bias, up to "
-    )
+    assert result.notes[0].startswith("'b' lost 4 constant inputs; their mean was folded into a bias, up to ")
     assert result.verdicts[0].reference == "masked model"
 
 

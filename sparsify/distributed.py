@@ -1,4 +1,4 @@
-"""What other libraries put around models, optimizers and tensors: what is inside, and which part of a tensor lies in this process."""
+"""Unwrap models, optimizers and sharded tensors of distributed training."""
 
 import math
 import sys
@@ -15,33 +15,34 @@ _WRAPPED_OPTIMIZERS = ("AcceleratedOptimizer", "LightningOptimizer", "_FabricOpt
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside torch.compile's and DDP's wrappers, whose parameters are the same. Raises ModelError for FSDP 1."""
+    """The module inside the wrappers of torch.compile and DDP. Raises ModelError for FSDP 1."""
     while type(model).__name__ in _INSIDE:
         model = getattr(model, _INSIDE[type(model).__name__])
     if type(model).__name__ == "FullyShardedDataParallel":
         raise ModelError(
-            "the model is wrapped by FullyShardedDataParallel, whose flat parameters hold no groups; shard it by "
-            "torch.distributed.fsdp.fully_shard instead"
+            "the model is wrapped by FullyShardedDataParallel, whose flat parameters hold no groups; "
+            "shard it by torch.distributed.fsdp.fully_shard instead"
         )
     return model
 
 
 def sharing(model: nn.Module) -> Any:
-    """The processes that train this model together, each on its part of a batch: DDP's, else all that there are; None for one alone."""
+    """The process group that trains this model, each process on its part of a batch.
+
+    None for a single process.
+    """
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return None
     while type(model).__name__ == "OptimizedModule":
         model = getattr(model, _INSIDE["OptimizedModule"])
-    processes = (
-        model.process_group
-        if isinstance(model, nn.parallel.DistributedDataParallel)
-        else torch.distributed.group.WORLD
-    )
+    processes = torch.distributed.group.WORLD
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        processes = model.process_group
     return processes if torch.distributed.get_world_size(processes) > 1 else None
 
 
 def bare(optimizer: Any) -> torch.optim.Optimizer:
-    """The torch optimizer inside the wrappers of Accelerate, Lightning and Fabric, which take no step hooks."""
+    """The torch optimizer inside a wrapper of Accelerate, Lightning or Fabric, which take no step hooks."""
     while type(optimizer).__name__ in _WRAPPED_OPTIMIZERS:
         optimizer = optimizer.optimizer
     found: torch.optim.Optimizer = optimizer
@@ -50,17 +51,20 @@ def bare(optimizer: Any) -> torch.optim.Optimizer:
 
 @dataclass(frozen=True)
 class Extent:
-    """Where this process's part of a sharded tensor lies along one dimension, and among which processes sums are taken."""
+    """The part of a sharded tensor in this process.
+
+    Where it is along one dimension, and its process group.
+    """
 
     dim: int
     start: int
     length: int
     processes: Any
-    """a torch.distributed process group"""
+    """A torch.distributed process group, over which sums are taken."""
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a sharded tensor (DTensor), in the same memory; any other tensor as it is."""
+    """This process's part of a sharded tensor (DTensor), in the same memory; another tensor as it is."""
     if not is_sharded(tensor):
         return tensor
     part: Tensor = tensor.to_local()  # type: ignore[attr-defined]
@@ -68,7 +72,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered, or a sum over one completed; all its processes must call."""
+    """A sharded tensor gathered, partial sums completed. All of its processes must call this."""
     if not is_sharded(tensor):
         return tensor
     full: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
@@ -76,10 +80,10 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def alike(part: Tensor, parameter: Tensor) -> Tensor:
-    """This process's part of some numbers, as a tensor that is sharded as the parameter is."""
+    """This process's part of a tensor, as a DTensor that is sharded like the parameter."""
     if not is_sharded(parameter):
         return part
-    like: Any = parameter  # a DTensor, whose class is not imported where no process shards
+    like: Any = parameter  # a DTensor; its class is imported only where tensors are sharded
     sharded: Tensor = sys.modules["torch.distributed.tensor"].DTensor.from_local(
         part,
         like.device_mesh,
@@ -92,19 +96,19 @@ def alike(part: Tensor, parameter: Tensor) -> Tensor:
 
 
 def part_of(whole: Tensor, own: Extent | None) -> Tensor:
-    """This process's part of a tensor that all have."""
+    """This process's part of a tensor that every process has."""
     return whole if own is None else whole.narrow(own.dim, own.start, own.length)
 
 
 def added(value: Tensor, processes: Any) -> Tensor:
-    """A value summed up over processes, in its own memory; as it is where there are none. All of them must call."""
+    """Sum a value over processes in place; without processes it stays. All of them must call this."""
     if processes is not None:
         torch.distributed.all_reduce(value, group=processes)
     return value
 
 
 def before_this(number: int, processes: Any) -> tuple[int, int]:
-    """(sum of the numbers of the processes before this one, sum of all); all of them must call."""
+    """(sum of the numbers of the processes before this one, sum of all). All of them must call this."""
     if processes is None:
         return 0, number
     found: list[int] = [0] * torch.distributed.get_world_size(processes)
@@ -113,7 +117,10 @@ def before_this(number: int, processes: Any) -> tuple[int, int]:
 
 
 def extent(name: str, tensor: Any) -> Extent | None:
-    """None for a tensor that is whole in this process. Raises ModelError where one is sharded over several dimensions."""
+    """The part of a sharded tensor in this process; None for a whole tensor.
+
+    Raises ModelError where it is sharded over several dimensions.
+    """
     if not is_sharded(tensor):
         return None
     mesh, placements = tensor.device_mesh, tensor.placements
@@ -122,18 +129,18 @@ def extent(name: str, tensor: Any) -> Extent | None:
         return None
     if len(shards) > 1 or any(p.is_partial() for p in placements):
         raise ModelError(
-            f"'{name}' is sharded over several dimensions ({placements}); penalties follow one, as fully_shard makes it"
+            f"'{name}' is sharded over several dimensions ({placements}); "
+            "penalties support one, as fully_shard makes it"
         )
     (axis, dim), *_ = shards
     size = tensor.shape[dim]
-    start = min(
-        mesh.get_local_rank(axis) * math.ceil(size / mesh.size(axis)), size
-    )  # as torch.chunk: the last parts may be empty
+    # As torch.chunk divides: the last parts may be empty.
+    start = min(mesh.get_local_rank(axis) * math.ceil(size / mesh.size(axis)), size)
     return Extent(dim, start, tensor.to_local().shape[dim], mesh.get_group(axis))
 
 
 def is_sharded(tensor: object) -> bool:
     """Whether a tensor is a DTensor."""
-    # Whoever has a DTensor has imported its module; everyone else is spared the second that it takes.
+    # A DTensor exists only where its module is imported, which takes a second.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)

@@ -1,4 +1,4 @@
-"""The error tree, and Problem: one complaint with its place and the next useful action."""
+"""The errors of sparsify, and Problem: one fault with its place and the next useful action."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """`file:line:column: path: message; hint`. What is not known is left out."""
+    """`file:line:column: path: message; hint`. Unknown parts are left out."""
 
     file: str
     line: int | None
@@ -24,7 +24,10 @@ class Problem:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, on one line of at most 300 characters; of a document's many faults the first, with its place."""
+    """The message of an error on one line of at most 300 characters.
+
+    The first of several faults, with its place.
+    """
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         text = f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
@@ -34,7 +37,7 @@ def first_line(error: Exception) -> str:
 
 
 class SparsifyError(Exception):
-    """Something that a user can mend; the message says how.
+    """An error that the user can correct; the message says how.
 
     The base of all errors that sparsify raises: RecipeError, ModelError, DataError, TrainingError,
     TargetError, RunError and VerificationError, in `sparsify.errors`.
@@ -52,9 +55,10 @@ class RecipeError(SparsifyError):
     """The recipe is wrong, or does not fit the model. Carries every problem found."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(
-            sorted(set(problems), key=lambda p: (p.file, p.line or 0, p.column or 0, p.path, p.message))
+        by_place = sorted(
+            set(problems), key=lambda p: (p.file, p.line or 0, p.column or 0, p.path, p.message)
         )
+        self.problems = tuple(by_place)
         super().__init__("\n".join(str(p) for p in self.problems))
 
 
@@ -67,16 +71,16 @@ class DataError(SparsifyError):
 
 
 class TrainingError(SparsifyError):
-    """Training cannot go on: the loss is no longer finite, or the model cannot take the batches."""
+    """Training cannot continue: the loss is not finite, or the model cannot take the batches."""
 
 
 class TargetError(SparsifyError):
-    """A target cannot be timed here: its runtime, its device or its table is missing or of another machine."""
+    """A target cannot be timed: its runtime, device or table is missing or belongs to another machine."""
 
 
 class RunError(SparsifyError):
-    """A run folder is missing something, damaged, or cannot be written."""
+    """A run folder is incomplete, damaged, or cannot be written."""
 
 
 class VerificationError(SparsifyError):
-    """A cut model does not compute what the masked one does, or a file not what its model does; nothing was saved."""
+    """A cut model differs from the masked one, or a file from its model; nothing was saved."""

@@ -1,4 +1,4 @@
-"""What a long call tells whoever listens, while it goes on."""
+"""Events that a long call reports to a listener."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RunStarted:
-    """The first event of `apply`: where the run lies, so that an interrupted one can be named."""
+    """The first event of `apply`: the run's folder, with which an interrupted run is resumed."""
 
     folder: str
     resumed: bool = False
@@ -19,7 +19,7 @@ class StageStarted:
     epochs: int
     steps_per_epoch: int
     done: int = 0
-    """epochs done before, in a stage that goes on"""
+    """Epochs done before, in a resumed stage."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,10 @@ class EpochDone:
     validation_accuracy: float | None
     sparsity: float
     remaining: tuple[tuple[str, float], ...]
-    """(MACs, then what is budgeted besides; share of the dense model that would remain if the dead groups left now)"""
+    """(cost, fraction of the dense model that would remain if the zero groups were removed now).
+
+    MACs first.
+    """
     seconds: float
 
 
@@ -50,7 +53,7 @@ class CutDone:
     macs: tuple[int, int]
     params: tuple[int, int]
     validation_accuracy: float | None = None
-    """of the cut model, before any fine-tuning"""
+    """Of the cut model, before any fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -72,4 +75,4 @@ Listener = Callable[[Event], None]
 
 
 def silence(event: Event) -> None:
-    """The listener of who does not want to know."""
+    """A listener that ignores every event."""

@@ -1,4 +1,4 @@
-"""Reading a whole file of a run folder, which may have come from anywhere."""
+"""Read and write whole files: bounded reads of untrusted files, atomic writes."""
 
 import json
 import os
@@ -13,16 +13,16 @@ from typing import Any
 from sparsify.errors import RunError
 
 LARGEST = 2**29
-"""bytes of a file that is read as text"""
+"""Bytes of a file that is read as text."""
 
 
 def read(path: Path) -> bytes:
-    """All of it. Raises RunError when it is missing, no plain file, or far larger than it would ever be."""
+    """Read a whole file. Raises RunError when it is missing, not a regular file, or far too large."""
     try:
         if not path.exists():
             raise RunError(f"{path} is missing")
         if not path.is_file():
-            raise RunError(f"{path} is damaged: it is no plain file")
+            raise RunError(f"{path} is damaged: it is not a regular file")
         if path.stat().st_size > LARGEST:
             raise RunError(f"{path} is damaged: it is larger than {LARGEST >> 20} MiB")
         return path.read_bytes()
@@ -36,14 +36,15 @@ def as_json(value: Any) -> bytes:
 
 @contextmanager
 def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
-    """A temporary name to write to; it becomes `path` when the block ends well: fsync, rename, fsync of the folder.
+    """Yield a temporary path to write to; it becomes `path` when the block succeeds: fsync, rename, fsync.
 
-    shared: other processes may write the same file at the same time, so that the temporary name is one of its own.
+    shared: other processes may write the same file at the same time, so the temporary name is unique.
     """
     temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp" if shared else f".{path.name}.tmp")
     try:
         try:
-            temporary.unlink(missing_ok=True)  # a link, left by whoever made the folder, would lead elsewhere
+            # A link that someone left in the folder would lead to another file.
+            temporary.unlink(missing_ok=True)
             yield temporary
             with temporary.open("r+b") as stream:
                 os.fsync(stream.fileno())
@@ -59,7 +60,7 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder. One that was there before is gone only once the new one is written."""
+    """The same for a folder. An existing folder is removed only after the new one is complete."""
     temporary, before = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -88,7 +89,7 @@ def write(path: Path, data: bytes, shared: bool = False) -> None:
 
 def _sync_folder(folder: Path) -> None:
     if sys.platform == "win32":
-        return  # folders cannot be opened there; the rename itself is journalled
+        return  # folders cannot be opened there; the file system journals the rename
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,7 @@
-"""`sparsify`: the table of commands, loaded on first use, and the one error boundary.
+"""`sparsify`: the table of commands, which are imported when they are called, and the only error boundary.
 
-Each command is a module with a function `command`, annotated for typer. It returns None when all went well, raises
-SparsifyError when the user can mend something, and `typer.Exit(3)` when a budget was missed.
+Each command is a module with a function `command`, annotated for typer. It raises SparsifyError for an
+error that the user can correct, and `typer.Exit(3)` when a budget was missed.
 """
 
 import io
@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 from sparsify.errors import SparsifyError, VerificationError
 
 LONGEST = 2000
-"""characters of a line of an error"""
+"""Characters in a line of an error message."""
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("sparsify_cli.init", "Write a commented recipe to start from, or copy one."),
     "recipes": ("sparsify_cli.recipes", "List the recipes that ship with the package."),
@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("sparsify_cli.bench", "Time the dense and the cut model of a run again, or any two artefacts."),
     "sensitivity": (
         "sparsify_cli.sensitivity",
-        "Show how much each layer bears to lose; set limits for a recipe.",
+        "Show how much each layer can lose; set limits for a recipe.",
     ),
     "export": (
         "sparsify_cli.export",
@@ -41,13 +41,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "diff": ("sparsify_cli.diff", "Compare two recipes or two runs."),
     "targets": (
         "sparsify_cli.targets",
-        "List what can be timed here; measure the widths that a target rewards.",
+        "List what can be timed here; measure which widths are fast on a target.",
     ),
     "runs": ("sparsify_cli.runs", "List the runs in a folder."),
-    "explain": ("sparsify_cli.explain", "Say what a word of the recipe language means."),
+    "explain": ("sparsify_cli.explain", "Explain a word of the recipe language."),
     "schema": ("sparsify_cli.schema", "Print the JSON Schema of recipe, cuts, report or table."),
 }
-"""name -> (module with a function `command`, line in the help)"""
+"""Name -> (module with a function `command`, line in the help)."""
 
 
 class CommandNames(TyperGroup):
@@ -71,10 +71,8 @@ class Commands(CommandNames):
     def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand:
         if cmd_name not in COMMANDS:
             near = get_close_matches(cmd_name, COMMANDS, 1)
-            ctx.fail(
-                f"no command '{cmd_name}'"
-                + (f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(COMMANDS)}")
-            )
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(COMMANDS)}"
+            ctx.fail(f"no command '{cmd_name}'; {hint}")
         module, _ = COMMANDS[cmd_name]
         single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         single.command(name=cmd_name)(import_module(module).command)
@@ -115,35 +113,38 @@ def _commands() -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command line and exit: 0 done, 1 bad recipe, model or data, 2 usage, 3 budget missed or verification failed, 130 interrupted, 143 stopped by SIGTERM."""
+    """Run a command line and exit.
+
+    0: done. 1: bad recipe, model or data. 2: wrong usage. 3: budget missed or verification failed. 130:
+    interrupted.
+    143: stopped by SIGTERM.
+    """
     sys.exit(exit_code(arguments))
 
 
 def exit_code(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line, say on stderr what went wrong, and return the exit code."""
+    """Run a command line, print errors on stderr, and return the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # a file name that is no UTF-8 must not sink its own error message
+            # A file name that is not UTF-8 must not break the message about it.
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return _dispatched(arguments)
+        return _run_command(arguments)
     except VerificationError as error:
-        return _failed(error, 3)
+        return _print_error(error, 3)
     except SparsifyError as error:
-        return _failed(error, 1)
+        return _print_error(error, 1)
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # `| head` has seen enough; no complaint at exit
+        # A reader such as `| head` is done; without this Python complains at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        return _surprised(error)
+        return _print_bug(error)
 
 
-def _dispatched(arguments: Sequence[str] | None) -> int:
+def _run_command(arguments: Sequence[str] | None) -> int:
     try:
         _commands()(args=arguments, prog_name="sparsify")
     except SystemExit as stop:
@@ -152,21 +153,25 @@ def _dispatched(arguments: Sequence[str] | None) -> int:
     return 0
 
 
-def _failed(error: SparsifyError, code: int) -> int:
-    typer.echo("\n".join(_shown(line) for line in str(error).splitlines()), err=True)
+def _print_error(error: SparsifyError, code: int) -> int:
+    typer.echo("\n".join(_escape(line) for line in str(error).splitlines()), err=True)
     return code
 
 
-def _shown(line: str) -> str:
-    """Control characters, which a name in a broken file may hold, shown instead of obeyed; and no line without end."""
-    line = line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
+def _escape(line: str) -> str:
+    """Escape control characters, which a name in a damaged file may hold, and cut off long lines."""
+    if len(line) > LONGEST:
+        line = f"{line[:LONGEST]}..."
     return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
-def _surprised(error: Exception) -> int:
+def _print_bug(error: Exception) -> int:
     typer.echo(f"sparsify: {type(error).__name__}: {error}; this is a bug", err=True)
     if os.environ.get("SPARSIFY_DEBUG"):
         typer.echo("".join(traceback.format_exception(error)), err=True, nl=False)
     else:
-        typer.echo("SPARSIFY_DEBUG=1 shows where it happened; please send that with the recipe", err=True)
+        typer.echo(
+            "run it again with SPARSIFY_DEBUG=1 to see where, and please report that with the recipe",
+            err=True,
+        )
     return 1

@@ -1,4 +1,4 @@
-"""`sparsify apply`: carry out a recipe on a model; leaves a run folder and shows its report."""
+"""`sparsify apply`: carry out a recipe on a model, write a run folder and show its report."""
 
 import os
 from collections.abc import Callable
@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from sparsify.events import Event, Listener, RunStarted
+from sparsify.reporting.headline import describe_missed
+from sparsify.reporting.report_file import read_report
 from sparsify_cli.render import say, show_json
-from sparsify_cli.stopping import stoppable, stopped
+from sparsify_cli.stopping import describe_stop, raise_on_sigterm
 
 
 def command(
@@ -52,20 +54,21 @@ def command(
         bool,
         typer.Option(
             "--strict",
-            help="A layer that would have to be protected, or that no call reaches while what it reads is narrowed, is an error.",
+            help="Make it an error where a layer must be protected, or where a layer that no call runs "
+            "would have to be narrowed.",
         ),
     ] = False,
     resume: Annotated[
         Path | None,
-        typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.", show_default=False),
+        typer.Option("--resume", metavar="RUN", help="Continue an interrupted run.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Train, cut, verify, measure. Exits with 3 when a limit of the recipe was missed.
 
-    Training takes as many threads as PyTorch chooses; set OMP_NUM_THREADS to choose yourself, such as OMP_NUM_THREADS=2.
-    Timing takes those of the recipe's targets.
+    PyTorch chooses the number of threads for training; OMP_NUM_THREADS=2 sets it, for example. Timing uses
+    the threads of the recipe's targets.
     """
     if recipe is None and resume is None:
         raise typer.BadParameter("give a recipe (and a model), or --resume RUN")
@@ -74,7 +77,7 @@ def command(
         from sparsify.runs.apply import apply
         from sparsify_cli.progress import narration
 
-        with stoppable(), narration(quiet or _rank() > 0) as listener:
+        with raise_on_sigterm(), narration(quiet or _rank() > 0) as listener:
             run = apply(
                 recipe,
                 model,
@@ -84,17 +87,18 @@ def command(
                 from_scratch=from_scratch,
                 strict=strict,
                 resume=resume,
-                listener=_remembering(folder.append, listener),
+                listener=_report_folder(folder.append, listener),
             )
     except KeyboardInterrupt as stop:
-        said, code = stopped(stop, folder[-1] if folder else None, int(os.environ.get("WORLD_SIZE", "1")) > 1)
-        say(said)
+        is_distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        message, code = describe_stop(stop, folder[-1] if folder else None, is_distributed)
+        say(message)
         raise typer.Exit(code) from None
     _finish(run, as_json)
 
 
-def _remembering(remember: Callable[[Path], None], listener: Listener) -> Listener:
-    """The listener, after noting where the run lies."""
+def _report_folder(remember: Callable[[Path], None], listener: Listener) -> Listener:
+    """A listener that also passes the run's folder on when the run starts."""
 
     def tell(event: Event) -> None:
         if isinstance(event, RunStarted):
@@ -105,27 +109,22 @@ def _remembering(remember: Callable[[Path], None], listener: Listener) -> Listen
 
 
 def _rank() -> int:
-    """This process among those that torchrun or `accelerate launch` started."""
+    """The rank of this process among those that torchrun or `accelerate launch` started."""
     return int(os.environ.get("RANK", "0"))
 
 
 def _finish(run: Path, as_json: bool) -> None:
-    from sparsify.reporting import report_tables
     from sparsify_cli.report import show_report
 
-    found = report_tables.read(run)
+    found = read_report(run)
     if _rank():
-        return  # the first process speaks for all
+        return  # only the first process prints
     if as_json:
         show_json(found.model_dump(mode="json"))
     else:
         show_report(found)
     say(f"saved in {run}; with plots: sparsify report {run} --open")
-    missed = [
-        f"{report_tables.limit_name(m)} {report_tables.shown_limit(m, m.achieved)}, asked {m.asked}"
-        for m in found.limits
-        if not m.met
-    ]
+    missed = [describe_missed(limit) for limit in found.limits if not limit.met]
     if missed:
         say(f"missed: {'; '.join(missed)}")
         raise typer.Exit(3)

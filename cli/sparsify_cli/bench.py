@@ -1,4 +1,4 @@
-"""`sparsify bench`: time two models against each other, interleaved, on this machine."""
+"""`sparsify bench`: time two models against each other, in turn, on this machine."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,7 +10,7 @@ import typer
 
 from sparsify.errors import SparsifyError
 from sparsify.recipe import presets
-from sparsify.reporting.benchmark_table import table
+from sparsify.reporting.benchmark_table import benchmark_table
 from sparsify_cli.render import say, show, show_json
 from sparsify_schemas.target import Target
 
@@ -20,7 +20,8 @@ def command(
         list[Path],
         typer.Argument(
             metavar="A [B...]",
-            help="One run: its dense against its cut model. More runs, .pt2 or .onnx files: each against the first.",
+            help="One run: its dense against its cut model. Several runs, .pt2 or .onnx files: "
+            "each against the first.",
             show_default=False,
         ),
     ],
@@ -30,7 +31,8 @@ def command(
             "--on",
             "--target",
             metavar="NAME",
-            help="A target of the first run's recipe, or a preset of `sparsify targets`. Left out: all targets of the recipe; onnxruntime where an .onnx file takes part.",
+            help="A target of the first run's recipe, or a preset of `sparsify targets`. By default all "
+            "targets of the recipe; onnxruntime where one of the files is .onnx.",
             show_default=False,
         ),
     ] = None,
@@ -40,50 +42,43 @@ def command(
     ] = 3.0,
     as_json: Annotated[bool, typer.Option("--json", help="The timings as JSON.")] = False,
 ) -> None:
-    """Time a run's dense against its cut model again, or any two artefacts against each other.
+    """Time a run's dense against its cut model again, or any two models against each other.
 
-    Both run interleaved, warmed up, pinned to as many cores as the target has threads, with a second copy of the first: what
-    does not differ by more than the two copies do is called no difference.
+    The models run in turn, warmed up and pinned to as many cores as the target has threads. A second copy
+    of the
+    first model shows the noise: a difference no larger than that between the two copies is reported as no
+    difference.
     """
     from sparsify.cost.measure import describe_environment
-    from sparsify.runs.benchmark import subjects, versus
+    from sparsify.runs.benchmark import compare, read_candidates
 
-    found = subjects(artefacts)
-    wanted = _targets([s.targets for s in found], target, any(isinstance(s.made, bytes) for s in found))
+    found = read_candidates(artefacts)
+    wanted = _choose_targets(found[0].targets, target, any(isinstance(c.model, bytes) for c in found))
     pairs = []
     for other in found[1:]:
         timed = []
         for name, spec in wanted.items():
             say(f"timing {found[0].name} against {other.name} on {name} for {seconds:g} s")
-            timed.append(versus(found[0], other, name, spec, seconds))
+            timed.append(compare(found[0], other, name, spec, seconds))
         pairs.append(tuple(timed))
     if as_json:
         show_json([{**asdict(c), "differs": c.differs} for timed in pairs for c in timed])
         return
     cores = describe_environment().cores
-    show(
-        *(
-            table(timed, cores, f"Latency of {artefacts[0]}" if len(artefacts) == 1 else "Latency")
-            for timed in pairs
-        )
-    )
+    title = f"Latency of {artefacts[0]}" if len(artefacts) == 1 else "Latency"
+    show(*(benchmark_table(timed, cores, title) for timed in pairs))
 
 
-def _targets(own: list[Mapping[str, Target]], name: str | None, onnx: bool) -> Mapping[str, Target]:
-    """What was asked for; else the targets of the first artefact, or of the one that PyTorch cannot run."""
-    known = own[0]
+def _choose_targets(known: Mapping[str, Target], name: str | None, onnx: bool) -> Mapping[str, Target]:
+    """The target that was asked for, else those of the first model, or onnxruntime for an ONNX file."""
     if name is None:
         return {"onnxruntime": presets()["onnxruntime"]} if onnx else known
     if name not in known and name in presets():
         return {name: presets()[name]}
     if name not in known:
         near = get_close_matches(name, [*known, *presets()], 1)
-        raise SparsifyError(
-            f"there is no target '{name}'; "
-            + (
-                f"did you mean '{near[0]}'?"
-                if near
-                else f"the run has {', '.join(known)}, and `sparsify targets` lists the presets"
-            )
-        )
+        hint = f"the run has {', '.join(known)}, and `sparsify targets` lists the presets"
+        if near:
+            hint = f"did you mean '{near[0]}'?"
+        raise SparsifyError(f"there is no target '{name}'; {hint}")
     return {name: known[name]}

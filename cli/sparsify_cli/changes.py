@@ -40,32 +40,24 @@ _SHARES = ("validation_accuracy", "test_accuracy", "macs_left", "params_left")
 
 
 def tables(changes: Sequence[Change]) -> tuple[Table, ...]:
-    """One table for the recipe, one for the figures, one for the widths; those without rows are left out."""
-    sorted_out: dict[str, list[tuple[str, Change]]] = {"Recipe": [], "Measured": [], "Widths": []}
+    """A table each for the recipe, the figures and the widths, without empty ones."""
+    by_title: dict[str, list[tuple[str, Change]]] = {"Recipe": [], "Measured": [], "Widths": []}
     for c in changes:
         prefix, title = next(((p, t) for p, t in _SECTIONS if c.path.startswith(p)), ("", "Recipe"))
-        sorted_out[title].append((c.path.removeprefix(prefix), c))
-    return tuple(_table(title, rows) for title, rows in sorted_out.items() if rows)
+        by_title[title].append((c.path.removeprefix(prefix), c))
+    return tuple(_table(title, rows) for title, rows in by_title.items() if rows)
 
 
 def _table(title: str, found: list[tuple[str, Change]]) -> Table:
     if title == "Recipe":
-        return Table(
-            title,
-            columns("path", "old", "new", ">change"),
-            tuple((path, flow(c.old), flow(c.new), _delta(c)) for path, c in found),
-        )
-    rows = tuple(
-        (path, _figure(path, c.old), _figure(path, c.new), "" if c.same else _figure_delta(path, c), c.remark)
-        for path, c in found
-    )
-    if not any(remark for *_, remark in rows):
-        return Table(
-            title,
-            columns("figure" if title == "Measured" else "layer", ">old", ">new", ">change"),
-            tuple(r[:4] for r in rows),
-        )
-    return Table(title, columns("figure", ">old", ">new", ">change", ""), rows)
+        paths = tuple((path, flow(c.old), flow(c.new), _delta(c)) for path, c in found)
+        return Table(title, columns("path", "old", "new", ">change"), paths)
+    rows = [(path, _figure(path, c.old), _figure(path, c.new), _figure_delta(path, c)) for path, c in found]
+    head = "figure" if title == "Measured" else "layer"
+    if not any(c.remark for _, c in found):
+        return Table(title, columns(head, ">old", ">new", ">change"), tuple(rows))
+    remarked = tuple((*row, c.remark) for row, (_, c) in zip(rows, found, strict=True))
+    return Table(title, columns(head, ">old", ">new", ">change", ""), remarked)
 
 
 def _figure(path: str, value: Any) -> str:
@@ -75,7 +67,7 @@ def _figure(path: str, value: Any) -> str:
 
 
 def _figure_delta(path: str, c: Change) -> str:
-    if c.delta is None:
+    if c.delta is None or c.same:
         return ""
     field = path.rpartition(".")[2]
     if field == "speedup":

@@ -9,35 +9,38 @@ import typer
 from sparsify.errors import RunError, SparsifyError
 from sparsify.formatting.table import as_markdown as markdown
 from sparsify.recipe import load
-from sparsify.reporting import report_tables
 from sparsify.reporting.diff import Change, diff_recipes, diff_runs, resolved
+from sparsify.reporting.report_file import read_report
 from sparsify_cli.changes import tables
 from sparsify_cli.render import show, show_json
 
 
 def command(
     a: Annotated[Path, typer.Argument(metavar="A", help="A recipe or a run's folder.", show_default=False)],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another one of the same sort.", show_default=False)],
-    unchanged: Annotated[bool, typer.Option("--all", help="What is the same as well.")] = False,
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one of the same kind.", show_default=False)],
+    unchanged: Annotated[bool, typer.Option("--all", help="Show unchanged values too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The changes as JSON.")] = False,
     as_markdown: Annotated[bool, typer.Option("--md", help="The changes as Markdown.")] = False,
 ) -> None:
-    """Compare two recipes, or two runs: recipe, figures, widths. Defaults written out are no change."""
+    """Compare two recipes, or two runs: recipe, figures, widths.
+
+    A default that is written out is no change.
+    """
     if as_json and as_markdown:
         raise typer.BadParameter("--json and --md exclude each other")
     runs = [_is_run(path) for path in (a, b)]
     if runs[0] != runs[1]:
         run, recipe = (a, b) if runs[0] else (b, a)
         raise SparsifyError(
-            f"{run} is a run and {recipe} a recipe; compare two runs, or {run / 'recipe.yaml'} with the recipe"
+            f"{run} is a run and {recipe} a recipe; "
+            f"compare two runs, or {run / 'recipe.yaml'} with the recipe"
         )
     changes = _runs(a, b, unchanged) if runs[0] else diff_recipes(_recipe(a), _recipe(b), unchanged=unchanged)
     if as_json:
-        show_json(
-            [{"changed": not c.same, **asdict(c)} for c in changes]
-            if unchanged
-            else [asdict(c) for c in changes]
-        )
+        rows = [asdict(c) for c in changes]
+        if unchanged:
+            rows = [{"changed": not c.same, **row} for c, row in zip(changes, rows, strict=True)]
+        show_json(rows)
     elif as_markdown:
         typer.echo(markdown(tables(changes)) or _same(runs[0]))
     else:
@@ -47,7 +50,8 @@ def command(
 def _is_run(path: Path) -> bool:
     if not path.exists():
         raise SparsifyError(
-            f"{path}: no such file or folder; give two recipes, or two folders of runs ('sparsify runs' lists them)"
+            f"{path}: no such file or folder; "
+            "give two recipes, or two folders of runs ('sparsify runs' lists them)"
         )
     return path.is_dir()
 
@@ -57,7 +61,7 @@ def _recipe(path: Path) -> dict[str, object]:
 
 
 def _runs(a: Path, b: Path, unchanged: bool) -> tuple[Change, ...]:
-    found = report_tables.read(a), report_tables.read(b)
+    found = read_report(a), read_report(b)
     for run in (a, b):
         if not (run / "recipe.yaml").is_file():
             raise RunError(f"{run / 'recipe.yaml'} is missing; the run is no longer complete")
@@ -65,6 +69,6 @@ def _runs(a: Path, b: Path, unchanged: bool) -> tuple[Change, ...]:
 
 
 def _same(runs: bool) -> str:
-    return (
-        "The two runs have the same recipe, figures and widths." if runs else "The two recipes mean the same."
-    )
+    if runs:
+        return "The two runs have the same recipe, figures and widths."
+    return "The two recipes mean the same."

@@ -30,7 +30,7 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
 ) -> None:
-    """Say what a word of the recipe language means: formula, keys, defaults, sources; or what a command does."""
+    """Explain a word of the recipe language (formula, keys, defaults, sources) or a command."""
     if what is None:
         _list(as_json)
     elif as_json:
@@ -45,29 +45,24 @@ def _list(as_json: bool) -> None:
         show_json({name: topic.summary for name, topic in topics.items()})
         return
     typer.echo("Keys of a recipe")
-    typer.echo(
-        "\n".join(
-            line
-            for name in [*(f.name for f in fields(Recipe)), *WITHOUT_ENTRY]
-            for line in _entry(name, topics[name].summary, 12)
-        )
-    )
-    typer.echo("\nWhat there is to choose from")
+    for name in [*(field.name for field in fields(Recipe)), *WITHOUT_ENTRY]:
+        typer.echo("\n".join(_entry(name, topics[name].summary, 12)))
+    typer.echo("\nKinds to choose from")
     for name in ("group", *FAMILIES):
         typer.echo("\n".join(_entry(name, ", ".join(member for member, _ in topics[name].members), 12)))
     typer.echo(f"\nCommands\n  {', '.join(COMMANDS)}")
-    typer.echo(
-        "\n`sparsify explain recipe`, `sparsify explain penalty`, `sparsify explain group_lasso.scope`, `sparsify explain units` say more."
-    )
+    typer.echo("\nExamples: `sparsify explain recipe`, `sparsify explain penalty`,")
+    typer.echo("`sparsify explain group_lasso.scope`, `sparsify explain units`.")
 
 
 def _page(topic: Topic) -> Iterator[str]:
     yield topic.name
     yield ""
-    yield from (line for written in _flowing(topic.text) for line in _folded(written, _indent(written)))
+    for line in _join_lines(topic.text):
+        yield from _wrap(line, _indent(line))
     if topic.key is not None:
         yield ""
-        yield from _folded(f"Takes: {_takes(topic.key)}", 7)
+        yield from _wrap(f"Takes: {_takes(topic.key)}", 7)
     if topic.keys:
         yield "\nKeys"
         broad = max(len(key.name) for key in topic.keys)
@@ -82,12 +77,12 @@ def _page(topic: Topic) -> Iterator[str]:
 
 
 def _entry(name: str, said: str, broad: int) -> list[str]:
-    """A name and what is said of it, which goes on below itself."""
-    return _folded(f"  {name:<{broad}}  {said}".rstrip(), broad + 4)
+    """A name and its text, with a hanging indent."""
+    return _wrap(f"  {name:<{broad}}  {said}".rstrip(), broad + 4)
 
 
-def _folded(line: str, indent: int) -> list[str]:
-    """As many lines as the terminal takes it in; spaces in a formula stay."""
+def _wrap(line: str, indent: int) -> list[str]:
+    """Wrap a line to the width of the terminal. Spaces inside a formula are kept."""
     return wrap(
         line,
         width(sys.stdout),
@@ -97,8 +92,11 @@ def _folded(line: str, indent: int) -> list[str]:
     ) or [""]
 
 
-def _flowing(text: str) -> list[str]:
-    """Lines, a sentence that was broken at the margin in one: those of formulas are shorter, aligned, or go on indented."""
+def _join_lines(text: str) -> list[str]:
+    """Lines, with sentences that were broken at the margin joined.
+
+    Lines of formulas are shorter, aligned, or followed by indented ones, so they stay as they are.
+    """
     lines: list[str] = []
     broken = False
     for line in text.splitlines():
@@ -117,4 +115,6 @@ def _indent(line: str) -> int:
 def _takes(key: Key) -> str:
     if key.required:
         return f"{key.takes}; required"
-    return key.takes if key.default in (None, {}, []) else f"{key.takes}; {flow(key.default)} when left out"
+    if key.default in (None, {}, []):
+        return key.takes
+    return f"{key.takes}; default {flow(key.default)}"

@@ -19,7 +19,9 @@ def command(
         Literal["pt2", "onnx", "onnx-int8", "safetensors", "huggingface"],
         typer.Option(
             "--format",
-            help="pt2: a torch.export program; onnx: needs the extra of that name; onnx-int8: the same in eight-bit integers, quantised on training examples; safetensors: weights, with the cut log as metadata; huggingface: a folder that from_pretrained loads, of a model of transformers.",
+            help="pt2: a torch.export program; onnx: needs the extra of that name; onnx-int8: the same in "
+            "int8, calibrated on training examples; safetensors: weights, with the cut log as metadata; "
+            "huggingface: a folder that from_pretrained loads, for models of transformers.",
             show_default=False,
         ),
     ],
@@ -28,21 +30,23 @@ def command(
         typer.Option(
             "--out",
             metavar="FILE",
-            help="The file to write; RUN.FORMAT (RUN.int8.onnx for onnx-int8, a folder RUN-hf for huggingface) in the current folder when left out.",
+            help="The file to write. By default RUN.FORMAT in the current folder (RUN.int8.onnx for "
+            "onnx-int8, a folder RUN-hf for huggingface).",
             show_default=False,
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     fixed: Annotated[
         bool,
         typer.Option(
             "--fixed",
-            help="For the shapes of the plan's example inputs alone, not for any batch; as is done where the model takes no other.",
+            help="Export for the shapes of the plan's example inputs only, not for any batch size; this is "
+            "automatic where the model takes no other.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="What was written and measured as JSON.")] = False,
 ) -> None:
-    """Write the cut model of a run as one file, reload it, and compare it with the model at two batch sizes."""
+    """Write the cut model of a run as a file, reload it, and compare it with the model at two batch sizes."""
     from sparsify.exporters import export
 
     say(f"exporting {run} as {format}")
@@ -56,23 +60,24 @@ def command(
 def _verdict(made: "Exported") -> str:
     if made.difference is None:
         return (
-            f"Checked by {made.checked_by} only, as onnxruntime is not installed: the file is well-formed, its results were "
-            "not compared. pip install 'sparsify-recipes[onnx]' brings onnxruntime."
+            f"Checked by {made.checked_by} only, as onnxruntime is not installed: the file is well-formed, "
+            "but its results were not compared. pip install 'sparsify-recipes[onnx]' installs onnxruntime."
         )
-    at = (
-        f"at batch {' and '.join(map(str, made.batches))}"
-        if made.batches
-        else "on inputs of the plan's shapes"
-    )
+    inputs = "on inputs of the plan's shapes"
+    if made.batches:
+        inputs = f"at batch {' and '.join(map(str, made.batches))}"
+    difference = f"largest difference {tiny(made.difference)} of the largest output"
+    compared = f"Reloaded ({made.checked_by}) and compared {inputs}: {difference}."
     own = made.quantised
-    if own is not None and own.agreement is not None:
+    if own is None:
+        return compared
+    if own.agreement is None:
         return (
-            f"Quantised on {plural(own.examples, 'training example')}. Reloaded ({made.checked_by}): it predicts the class that the model "
-            f"in floats predicts on {accuracy(own.agreement)} of {plural(own.judged, f'{own.judged_on} example')}."
+            "Calibrated on random inputs, as the recipe has no data: use the file for timing only. "
+            + compared
         )
-    if own is not None:
-        return (
-            "Quantised on random inputs, as the recipe has no data: enough to time it, not to use it. "
-            f"Reloaded ({made.checked_by}) and compared {at}: largest difference {tiny(made.difference)} of the largest output."
-        )
-    return f"Reloaded ({made.checked_by}) and compared {at}: largest difference {tiny(made.difference)} of the largest output."
+    examples = plural(own.judged, f"{own.judged_on} example")
+    return (
+        f"Calibrated on {plural(own.examples, 'training example')}. Reloaded ({made.checked_by}): "
+        f"it predicts the same class as the float32 model on {accuracy(own.agreement)} of {examples}."
+    )

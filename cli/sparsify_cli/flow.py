@@ -7,7 +7,7 @@ from sparsify.formatting.numbers import MISSING, plain
 
 
 def flow(value: Any) -> str:
-    """`{kind: magnitude, norm: 2}`; what is null is left out of mappings."""
+    """`{kind: magnitude, norm: 2}`; null values are left out of mappings."""
     if value is None:
         return MISSING
     if isinstance(value, bool):
@@ -15,15 +15,9 @@ def flow(value: Any) -> str:
     if isinstance(value, int | float):
         return plain(value) if isinstance(value, float) else str(value)
     if isinstance(value, Mapping):
-        return (
-            "{"
-            + ", ".join(
-                f"{k}: {flow(v)}"
-                for k, v in sorted(value.items(), key=lambda kv: kv[0] != "kind")
-                if v is not None
-            )
-            + "}"
-        )
+        kind_first = sorted(value.items(), key=lambda item: item[0] != "kind")
+        pairs = [f"{key}: {flow(entry)}" for key, entry in kind_first if entry is not None]
+        return f"{{{', '.join(pairs)}}}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(flow, value)) + "]"
     return str(value)

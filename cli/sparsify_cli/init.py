@@ -11,9 +11,9 @@ from sparsify_cli.shipped import RecipeCopy, copy_recipe, recipe_names
 
 SAMPLE = """\
 # yaml-language-server: $schema=recipe.schema.json
-# With that file beside this one (`sparsify schema recipe > recipe.schema.json`) an editor completes and checks as you type.
-# A recipe for sparsify. Check it with `sparsify validate {name}`, run it with `sparsify apply {name} --from-scratch`.
-# `sparsify explain rules` (or budget, group_lasso, filter, ...) says what a word means.
+# With that file beside this one (`sparsify schema recipe > recipe.schema.json`) an editor checks the recipe.
+# Check the recipe with `sparsify validate {name}`, run it with `sparsify apply {name} --from-scratch`.
+# `sparsify explain rules` (or budget, group_lasso, filter, ...) explains a word.
 version: 1
 title: Digits with fewer filters
 
@@ -25,8 +25,8 @@ model:                            # how to build the dense model, for a file of 
   args: {{classes: 10}}
 
 data:
-  source: digits                  # 8x8 images that come with scikit-learn; also mnist, cifar10, a folder, an .npz ...
-  validation: 20%                 # kept aside for every choice; the test set is read once, at the end
+  source: digits                  # 8x8 images from scikit-learn; also mnist, cifar10, a folder, an .npz ...
+  validation: 20%                 # all choices are made on this part; the test set is read once, at the end
 
 targets:                          # hardware on which dense and cut model are timed side by side
   here: {{kind: cpu, threads: 1, batch: 1}}
@@ -36,19 +36,19 @@ budget:
 
 rules:
   - layers: Conv2d                # a layer class; a glob on names such as "conv*"; or re:<regular expression>
-    group: filter                 # filters leave, with everything that depends on them
+    group: filter                 # remove filters, and everything that depends on them
     penalty: {{kind: group_lasso, strength: 3e-3}}
-    criterion: {{kind: magnitude}}  # which filters go first where the budget needs more than died
+    criterion: {{kind: magnitude}}  # which filters go first if the budget needs more than the zero ones
     keep: {{at_least: 2}}           # in every layer
 
 stages:
-  - kind: train                   # with the penalty: filters are driven to zero
+  - kind: train                   # with the penalty, which drives filters to zero
     name: learn
     epochs: ${{epochs}}
     batch: 32
     optimizer: {{kind: sgd, lr: 0.05, momentum: 0.9}}
-  - kind: cut                     # what is dead or costs least goes; the cut model is verified
-  - kind: train                   # without the penalty: what is left recovers
+  - kind: cut                     # remove zero and unimportant filters; verify the cut model
+  - kind: train                   # without the penalty, so that the remaining filters recover
     name: finetune
     epochs: 5
     batch: 32

@@ -44,12 +44,16 @@ def command(
         bool,
         typer.Option(
             "--strict",
-            help="A layer that would have to be protected, or that no call reaches while what it reads is narrowed, is an error.",
+            help="Make it an error where a layer must be protected, or where a layer that no call runs "
+            "would have to be narrowed.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON.")] = False,
 ) -> None:
-    """Show what a recipe would do to a model: what each rule reaches, what is protected and why, what the budget allows."""
+    """Show what a recipe would do to a model.
+
+    It lists what each rule reaches, what is protected and why, and what the budget allows.
+    """
     from sparsify.reporting import plan_tables
     from sparsify.runs.apply import preview
     from sparsify_cli.progress import narration

@@ -1,4 +1,4 @@
-"""What `apply` says on stderr while it works: a bar on a terminal, a line per epoch in a log, nothing when quiet."""
+"""Progress of `apply` on stderr: a bar on a terminal, a line per epoch in a log, nothing when quiet."""
 
 import sys
 import time
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 _REDRAW = 0.1
-"""seconds between two drawings within an epoch"""
+"""Seconds between two updates within an epoch."""
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def narration(quiet: bool) -> Iterator[Listener]:
 
 
 def _log(event: Event) -> None:
-    """One line for each event but the single steps."""
+    """Print one line for each event, except single steps."""
     text = _sentence(event)
     if text:
         say(text)
@@ -51,7 +51,7 @@ def _log(event: Event) -> None:
 def _sentence(event: Event) -> str:
     match event:
         case RunStarted():
-            return f"{'going on with' if event.resumed else 'run'} {event.folder}"
+            return f"{'continuing' if event.resumed else 'run'} {event.folder}"
         case StageStarted():
             return _started(event)
         case StepDone():
@@ -72,28 +72,30 @@ def _started(event: StageStarted) -> str:
     if event.kind in ("cut", "repair") or event.done == event.epochs:
         return ""
     if event.done:
-        return f"{event.name}: on from epoch {event.done + 1} of {event.epochs}"
+        return f"{event.name}: continuing at epoch {event.done + 1} of {event.epochs}"
     return f"{event.name}: {plural(event.epochs, 'epoch')} of {plural(event.steps_per_epoch, 'step')}"
 
 
 def _figures(event: EpochDone) -> str:
     parts = [f"loss {_loss(event.loss)}"]
-    measured, name = (
-        (event.train_accuracy, "train")
-        if event.validation_accuracy is None
-        else (event.validation_accuracy, "val")
-    )
-    parts.append(f"{name} {accuracy(measured)}")
+    if event.validation_accuracy is None:
+        parts.append(f"train {accuracy(event.train_accuracy)}")
+    else:
+        parts.append(f"val {accuracy(event.validation_accuracy)}")
     parts.append(f"zero {share(event.sparsity)}")
     parts += [f"{LABELS.get(what, what)} {share(left)}" for what, left in event.remaining]
     return ", ".join(parts)
 
 
 def _cut(event: CutDone) -> str:
-    equal = f"equal (difference {tiny(event.difference)})" if event.outcome == "equal" else event.outcome
-    (macs, fewer), (params, less) = event.macs, event.params
-    held = "" if event.validation_accuracy is None else f", val {accuracy(event.validation_accuracy)}"
-    return f"cut: {equal}; MACs {count(macs)} -> {count(fewer)}, parameters {count(params)} -> {count(less)}{held}"
+    outcome = event.outcome
+    if outcome == "equal":
+        outcome = f"equal (difference {tiny(event.difference)})"
+    macs, params = (" -> ".join(map(count, figures)) for figures in (event.macs, event.params))
+    text = f"cut: {outcome}; MACs {macs}, parameters {params}"
+    if event.validation_accuracy is not None:
+        text += f", val {accuracy(event.validation_accuracy)}"
+    return text
 
 
 def _loss(value: float) -> str:
@@ -102,7 +104,7 @@ def _loss(value: float) -> str:
 
 @contextmanager
 def _bars() -> Iterator[Listener]:
-    """A bar for the stage that runs; a finished stage leaves one line."""
+    """A bar for the current stage; a finished stage leaves one line."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Column
@@ -117,11 +119,14 @@ def _bars() -> Iterator[Listener]:
     with Progress(
         name, BarColumn(10), figures, TimeRemainingColumn(), console=console, transient=True, expand=True
     ) as progress:
-        yield drawing(progress, lambda text: progress.console.print(text, markup=False))
+        yield draw_events(progress, lambda text: progress.console.print(text, markup=False))
 
 
-def drawing(progress: "Progress", write: Callable[[str], None]) -> Listener:
-    """Events -> the bar. The mutable part is the bar's: which stage, how far, when it was last drawn."""
+def draw_events(progress: "Progress", write: Callable[[str], None]) -> Listener:
+    """A listener that draws events on a bar.
+
+    Its state is the stage, its progress, and the time of the last update.
+    """
     stage: list[StageStarted] = []
     task: list[TaskID] = []
     gauge: list[TaskID] = []
@@ -136,7 +141,7 @@ def drawing(progress: "Progress", write: Callable[[str], None]) -> Listener:
         last.clear()
 
     def meter(event: Measuring) -> None:
-        """A bar of its own, that goes when all is measured."""
+        """A second bar, which is removed when everything is measured."""
         if not gauge:
             gauge.append(progress.add_task(event.what, total=event.total, figures=""))
         progress.update(

@@ -19,30 +19,30 @@ _WORDS = {
     r"  interrupted  ": "yellow",
     r"  met$": "green",
 }
-"""colour is an addition: every one of these is said in words"""
+"""Colours of words. The words alone carry the meaning."""
 
 
 def show(*parts: str | Table) -> None:
-    """A result on stdout: sentences and tables, an empty line between them; tables without content are left out."""
+    """Print sentences and tables on stdout, with empty lines between them and without empty tables."""
     lines = list(_lines(parts, width(sys.stdout)))
     if sys.stdout.isatty():
-        _styled(lines)
+        _print_styled(lines)
     else:
         typer.echo("\n".join(line.text for line in lines))
 
 
 def show_json(value: Any) -> None:
-    """A result on stdout for programs; what is not a finite number is null."""
+    """Print JSON on stdout. Numbers that are not finite become null."""
     typer.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False))
 
 
 def say(text: str) -> None:
-    """Narration on stderr."""
+    """Print a line on stderr."""
     typer.echo(clean(text), err=True)
 
 
 def width(stream: TextIO) -> int:
-    """Cells in a line: the terminal's up to 120, $COLUMNS, or 100 in a pipe."""
+    """Columns of a line: those of the terminal up to 120, $COLUMNS, or 100 in a pipe."""
     if "COLUMNS" not in os.environ and not stream.isatty():
         return PIPE
     return min(WIDEST, max(NARROWEST, shutil.get_terminal_size((PIPE, 24)).columns))
@@ -56,21 +56,19 @@ def _lines(parts: tuple[str | Table, ...], cells: int) -> Iterator[Line]:
         if not first:
             yield Line("blank", "")
         first = False
-        yield from lay_out(
-            part if isinstance(part, Table) else Table("", (), (), tuple(part.splitlines())), cells
-        )
+        table = part if isinstance(part, Table) else Table("", (), (), tuple(part.splitlines()))
+        yield from lay_out(table, cells)
 
 
-def _styled(lines: list[Line]) -> None:
+def _print_styled(lines: list[Line]) -> None:
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     for line in lines:
-        text = Text(
-            line.text.replace("-", "─") if line.role == "rule" and unicode else line.text, _STYLES[line.role]
-        )
+        shown = line.text.replace("-", "─") if line.role == "rule" and unicode else line.text
+        text = Text(shown, _STYLES[line.role])
         for pattern, style in _WORDS.items():
             text.highlight_regex(pattern, style)
         console.print(text)

@@ -11,7 +11,11 @@ from sparsify.errors import RunError
 from sparsify.files import read as read_file
 from sparsify.formatting.table import Table
 from sparsify.reporting import report_tables
+from sparsify.reporting.headline import headline
 from sparsify.reporting.html import to_html
+from sparsify.reporting.provenance_table import provenance_table
+from sparsify.reporting.report_file import read_report
+from sparsify.reporting.training_tables import history_table
 from sparsify.runs import run_folder
 from sparsify_cli.render import show, show_json
 from sparsify_schemas.report import Report
@@ -22,27 +26,19 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="The whole report as JSON.")] = False,
     as_markdown: Annotated[bool, typer.Option("--md", help="The report as Markdown.")] = False,
     as_html: Annotated[
-        bool, typer.Option("--html", help="The report with its plots as one file of HTML.")
+        bool, typer.Option("--html", help="The report with its plots as one HTML file.")
     ] = False,
     in_browser: Annotated[
         bool, typer.Option("--open", help="Open the run's report.html in the browser.")
     ] = False,
-    history: Annotated[bool, typer.Option("--history", help="Every epoch as well.")] = False,
+    history: Annotated[bool, typer.Option("--history", help="Show every epoch too.")] = False,
 ) -> None:
     """Show what a run did and measured: dense and cut model side by side."""
-    chosen = [
-        name
-        for name, asked in (
-            ("--json", as_json),
-            ("--md", as_markdown),
-            ("--html", as_html),
-            ("--open", in_browser),
-        )
-        if asked
-    ]
+    options = {"--json": as_json, "--md": as_markdown, "--html": as_html, "--open": in_browser}
+    chosen = [name for name, asked in options.items() if asked]
     if len(chosen) > 1:
         raise typer.BadParameter(f"{' and '.join(chosen)} exclude each other")
-    found = report_tables.read(run)
+    found = read_report(run)
     if as_json:
         show_json(found.model_dump(mode="json"))
     elif as_markdown:
@@ -56,30 +52,31 @@ def command(
 
 
 def show_report(found: Report, *, history: bool = False) -> None:
-    """The report on stdout: title, headline, tables."""
-    epochs = (report_tables.history(found),) if history and found.history else ()
+    """Print the report: title, headline, tables."""
+    epochs = (history_table(found),) if history and found.history else ()
     show(
-        Table(found.title, (), (), (report_tables.headline(found),)),
+        Table(found.title, (), (), (headline(found),)),
         *report_tables.tables(found, every_layer=False),
         *epochs,
-        report_tables.provenance(found),
+        provenance_table(found),
     )
 
 
 def _page(run: Path, found: Report) -> str:
-    """With the recipe, where it lies beside the report."""
+    """The HTML page, with the recipe if it lies beside the report."""
     recipe = _folder(run) / run_folder.RECIPE
-    return to_html(found, read_file(recipe).decode(errors="replace") if recipe.is_file() else None)
+    text = read_file(recipe).decode(errors="replace") if recipe.is_file() else None
+    return to_html(found, text)
 
 
 def _open(run: Path, found: Report) -> None:
-    """The page as the run left it; made anew where it is missing (as in runs of earlier versions) or was changed."""
+    """Open the run's page. It is made again where it is missing (runs of earlier versions) or was changed."""
     page = _folder(run) / run_folder.HTML
     if not page.exists() or run_folder.sha256(page) != found.files.get(run_folder.HTML):
         files.write(page, _page(run, found).encode())
     typer.echo(str(page))
     if not webbrowser.open(page.resolve().as_uri()):
-        raise RunError(f"no browser could be started here; open {page} in one yourself")
+        raise RunError(f"no browser could be started; open {page} in a browser")
 
 
 def _folder(run: Path) -> Path:

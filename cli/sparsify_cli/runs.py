@@ -11,9 +11,9 @@ import typer
 from sparsify.errors import RunError
 from sparsify.formatting.numbers import MISSING, accuracy, few, plural, points, share, times
 from sparsify.formatting.table import Table, columns
-from sparsify.reporting.report_tables import utc_minute
+from sparsify.reporting.provenance_table import format_minute
 from sparsify.runs.listing import RunRow, list_runs
-from sparsify.runs.seed_statistics import Spread, Together, together
+from sparsify.runs.seed_statistics import SeedSummary, Spread, summarize_seeds
 from sparsify_cli.render import show, show_json
 
 
@@ -23,9 +23,7 @@ def command(
     ),
     seeds: Annotated[
         bool,
-        typer.Option(
-            "--seeds", help="Runs that differ in the seed alone as one: mean and standard deviation."
-        ),
+        typer.Option("--seeds", help="Mean and standard deviation over runs that differ only in the seed."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The list as JSON.")] = False,
 ) -> None:
@@ -35,7 +33,7 @@ def command(
             f"{folder}: no such folder; 'sparsify apply' makes runs in ./runs, or name another folder"
         )
     if seeds:
-        _show_together(folder, as_json)
+        _show_seeds(folder, as_json)
         return
     rows = list_runs(folder)
     if as_json:
@@ -51,7 +49,7 @@ def _table(folder: Path, rows: tuple[RunRow, ...]) -> Table:
         (
             row.name,
             row.state,
-            utc_minute(row.created).removesuffix(" UTC") if row.created else MISSING,
+            format_minute(row.created).removesuffix(" UTC") if row.created else MISSING,
             share(row.macs),
             share(row.params),
             accuracy(row.accuracy),
@@ -60,27 +58,25 @@ def _table(folder: Path, rows: tuple[RunRow, ...]) -> Table:
         )
         for row in rows
     )
-    notes = [
-        f"{row.name} {'failed' if row.state == 'failed' else 'is damaged'}: {row.problem.rstrip('.')}."
-        for row in rows
-        if row.problem
-    ]
-    notes += [f"{row.name} missed {', '.join(row.missed)}." for row in rows if row.missed]
-    notes += [
-        f"Go on with {row.name}: sparsify apply --resume {folder / row.name}"
-        for row in rows
-        if row.state in ("interrupted", "failed")
-    ]
-    return Table(
-        "",
-        columns("run", "state", "created (UTC)", ">MACs", ">params", ">accuracy", ">speed", "title"),
-        shown,
-        tuple(notes),
-    )
+    heads = columns("run", "state", "created (UTC)", ">MACs", ">params", ">accuracy", ">speed", "title")
+    return Table("", heads, shown, tuple(_notes(folder, rows)))
 
 
-def _show_together(folder: Path, as_json: bool) -> None:
-    found = together(folder)
+def _notes(folder: Path, rows: tuple[RunRow, ...]) -> Iterator[str]:
+    for row in rows:
+        if row.problem:
+            state = "failed" if row.state == "failed" else "is damaged"
+            yield f"{row.name} {state}: {row.problem.rstrip('.')}."
+    for row in rows:
+        if row.missed:
+            yield f"{row.name} missed {', '.join(row.missed)}."
+    for row in rows:
+        if row.state in ("interrupted", "failed"):
+            yield f"Continue {row.name}: sparsify apply --resume {folder / row.name}"
+
+
+def _show_seeds(folder: Path, as_json: bool) -> None:
+    found = summarize_seeds(folder)
     if as_json:
         show_json([asdict(row) for row in found])
     elif not found:
@@ -89,13 +85,13 @@ def _show_together(folder: Path, as_json: bool) -> None:
         show(*_seeds_tables(found), _left_out(found, list_runs(folder)))
 
 
-def _seeds_tables(found: tuple[Together, ...]) -> Iterator[Table]:
-    """One a recipe, and where models were given one a model; each begins with what is dense."""
+def _seeds_tables(found: tuple[SeedSummary, ...]) -> Iterator[Table]:
+    """A table for each recipe and given model; each starts with the dense model."""
     starts = [i for i, row in enumerate(found) if row.model == "dense"]
     yield from (_seeds_table(found[start:end]) for start, end in pairwise([*starts, len(found)]))
 
 
-def _seeds_table(found: tuple[Together, ...]) -> Table:
+def _seeds_table(found: tuple[SeedSummary, ...]) -> Table:
     whole = found[0]
     shown = tuple(
         (
@@ -115,19 +111,23 @@ def _seeds_table(found: tuple[Together, ...]) -> Table:
     )
 
 
-def _left_out(found: tuple[Together, ...], listed: tuple[RunRow, ...]) -> Table:
-    """What the figures are, and which runs are in none of them."""
+def _left_out(found: tuple[SeedSummary, ...], listed: tuple[RunRow, ...]) -> Table:
+    """What the columns mean, and which runs are left out."""
     note = (
-        "mean ± standard deviation over the runs. time: share of the dense model's on the first target. accuracy: on the test set, else on the validation set. "
-        "cut is ahead by: its accuracy less this one's, seed by seed."
+        "mean ± standard deviation over the runs. time: fraction of the dense model's on the first target. "
+        "accuracy: on the test set, else on the validation set. "
+        "cut is ahead by: accuracy of the cut model minus that of this model, seed by seed."
     )
     used = {name for row in found for name in row.runs}
-    left = tuple(
-        f"{row.name} ({'its seed again' if row.state == 'complete' else row.state})"
-        for row in listed
-        if row.name not in used
-    )
-    return Table("", (), (), (note, *([f"Left out: {', '.join(left)}."] if left else [])))
+    left_out = []
+    for row in listed:
+        if row.name not in used:
+            reason = "its seed again" if row.state == "complete" else row.state
+            left_out.append(f"{row.name} ({reason})")
+    notes = [note]
+    if left_out:
+        notes.append(f"Left out: {', '.join(left_out)}.")
+    return Table("", (), (), tuple(notes))
 
 
 def give_or_take(shown: Callable[[float | None], str], figure: Spread | None) -> str:
@@ -139,8 +139,8 @@ def give_or_take(shown: Callable[[float | None], str], figure: Spread | None) ->
 
 
 def _speed(row: RunRow) -> str:
-    """As in the report: an interval that holds 1 is no difference."""
+    """As in the report: an interval that contains 1 is no difference."""
     low, high = row.speedup_low, row.speedup_high
-    return (
-        "no difference" if low is not None and high is not None and low <= 1 <= high else times(row.speedup)
-    )
+    if low is not None and high is not None and low <= 1 <= high:
+        return "no difference"
+    return times(row.speedup)

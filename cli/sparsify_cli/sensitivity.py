@@ -1,4 +1,4 @@
-"""`sparsify sensitivity`: what each layer of a network bears to lose."""
+"""`sparsify sensitivity`: how much each layer of a network can lose."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +11,9 @@ from sparsify_cli.render import say, show, show_json
 from sparsify_schemas.profile import By, Curve, Profile, Tolerance, tolerance
 
 _TITLES: dict[By, str] = {
-    "ablation": "validation accuracy with this share of a layer's units removed",
-    "taylor": "validation loss, as predicted to first order, with this share of a layer's units removed",
-    "gsm": "share of a layer's units among so many of all layers that global sparse momentum would leave out",
+    "ablation": "validation accuracy with this fraction of a layer's units removed",
+    "taylor": "predicted validation loss (first order) with this fraction of a layer's units removed",
+    "gsm": "fraction of a layer's units below the threshold, by the fraction of all units below it",
 }
 
 
@@ -22,7 +22,7 @@ def command(
         Path,
         typer.Argument(
             metavar="RECIPE",
-            help="The recipe: its rules say which layers, its data on what.",
+            help="The recipe: its rules name the layers, its data the examples.",
             show_default=False,
         ),
     ],
@@ -39,7 +39,7 @@ def command(
         typer.Option(
             "--by",
             metavar="ablation|taylor|gsm",
-            help="Remove and validate; predict by first order; or rank as global sparse momentum does.",
+            help="Remove and validate; predict to first order; or rank as global sparse momentum does.",
         ),
     ] = "ablation",
     limits: Annotated[
@@ -47,14 +47,17 @@ def command(
         typer.Option(
             "--limits",
             metavar="TOLERANCE",
-            help="Set limits for a recipe: the largest share removed at which accuracy falls by no more, such as 1pp, or 1% for short (by taylor: the loss rises by no more than this share of it, 1%; by gsm: when this share of all goes).",
+            help="Set limits for a recipe: the largest fraction of each layer whose removal lowers accuracy "
+            "by no more than this, such as 1pp (1% means the same). By taylor: raises the loss by no more "
+            "than this fraction of it. By gsm: what is below the threshold when this fraction of all "
+            "units is.",
             show_default=False,
         ),
     ] = None,
     out: Annotated[
         Path,
         typer.Option(
-            "--out", metavar="FILE", help="Where the profile is written; an unfinished one is gone on with."
+            "--out", metavar="FILE", help="Where the profile is written; an unfinished one is continued."
         ),
     ] = Path("sensitivity.json"),
     plot: Annotated[
@@ -91,11 +94,11 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="The profile as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Show how much each layer bears to lose. The same command goes on where it was interrupted.
+    """Show how much each layer can lose. After an interruption, run the same command again to continue.
 
-    ablation: 10 % to 90 % of a layer's units leave, lowest scores of the rule's criterion first, and the rest is validated.
-    taylor: the loss is predicted to rise by the sum over these units of | sum over w of w * dL/dw | (arXiv:1906.10771).
-    gsm: the units of all layers are ranked together by that number, and each layer shows how many of its own would be left out.
+    ablation: remove 10 % to 90 % of a layer's units, lowest scores first, and validate.
+    taylor: predict the rise of the loss, sum over these units of | sum over w of w * dL/dw |.
+    gsm: rank the units of all layers by that number; show how many of each layer are below the threshold.
 
     A recipe uses the limits by `keep: {limits: sensitivity.json}` in its rules.
     """
@@ -103,11 +106,11 @@ def command(
     try:
         from sparsify import files
         from sparsify.reporting.html import profile_html
-        from sparsify.runs.sensitivity import profile
+        from sparsify.runs.sensitivity import profile_layers
         from sparsify_cli.progress import narration
 
         with narration(quiet) as listener:
-            found = profile(
+            found = profile_layers(
                 recipe,
                 model,
                 out,
@@ -120,7 +123,7 @@ def command(
             )
     except KeyboardInterrupt:
         say(
-            f"interrupted; the same command goes on with {out}"
+            f"interrupted; run the same command again to continue {out}"
             if out.exists()
             else "interrupted before anything was measured"
         )
@@ -147,16 +150,15 @@ def _tables(found: Profile) -> tuple[str, Table]:
     heads = columns(
         "layers", ">units", *(f">{100 * s:.0f} %" for s in shares), *([">limit"] if found.limits else [])
     )
-    whole = f"Whole model: accuracy {accuracy(found.accuracy)}, loss {digits(found.loss)} on {plural(found.examples, 'validation example')}."
-    what = (
-        f"what of it goes when {found.tolerance} of all units go"
-        if found.by == "gsm"
-        else f"largest share within {found.tolerance}"
-    )
-    notes = (
-        (f"limit: {what}; `keep: {{limits: FILE}}` in a rule holds a recipe to it.",) if found.limits else ()
-    )
-    return whole, Table(f"Sensitivity by {found.by}: {_TITLES[found.by]}", heads, rows, notes)
+    examples = plural(found.examples, "validation example")
+    whole = f"Whole model: accuracy {accuracy(found.accuracy)}, loss {digits(found.loss)} on {examples}."
+    notes = []
+    if found.limits:
+        meaning = f"largest fraction within {found.tolerance}"
+        if found.by == "gsm":
+            meaning = f"fraction below the threshold when {found.tolerance} of all units are"
+        notes.append(f"limit: {meaning}; `keep: {{limits: FILE}}` in a rule applies it.")
+    return whole, Table(f"Sensitivity by {found.by}: {_TITLES[found.by]}", heads, rows, tuple(notes))
 
 
 def _row(found: Profile, curve: Curve, shares: list[float]) -> tuple[str, ...]:

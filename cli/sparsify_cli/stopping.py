@@ -1,20 +1,20 @@
-"""Being stopped from outside: by Ctrl-C, or by SIGTERM, which launchers, schedulers and `kill` send."""
+"""Stop by Ctrl-C, or by SIGTERM, which launchers, schedulers and `kill` send."""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 INTERRUPTED, TERMINATED = 130, 143
-"""exit codes, as of a shell: 128 and the signal's number"""
+"""Exit codes, as in a shell: 128 plus the number of the signal."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised where Ctrl-C would be."""
+    """SIGTERM, raised like Ctrl-C."""
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGTERM raises Terminated here, in place of ending the process without a word."""
+def raise_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise Terminated, so that the process can say how to resume."""
 
     def stop(*_: object) -> None:
         raise Terminated
@@ -26,16 +26,22 @@ def stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def stopped(by: KeyboardInterrupt, run: object, together: bool) -> tuple[str, int]:
-    """What to say, and the exit code. run: its folder, None before it was made; together: whether other processes train it too."""
-    terminated = isinstance(by, Terminated)
-    word = "stopped by SIGTERM" if terminated else "interrupted"
-    if terminated and together:
-        word += ", which a launcher sends when another process of the run is gone (its own output says why)"
-    if run is None:
-        way = " before the run began; nothing was written"
-    else:
-        way = f"; go on with: sparsify apply --resume {run}" + (
-            ", on any number of processes" if together else ""
+def describe_stop(error: KeyboardInterrupt, run: object, is_distributed: bool) -> tuple[str, int]:
+    """The message and the exit code.
+
+    run: the folder of the run, None before it was made. is_distributed: whether other processes train it as
+    well.
+    """
+    is_terminated = isinstance(error, Terminated)
+    code = TERMINATED if is_terminated else INTERRUPTED
+    message = "stopped by SIGTERM" if is_terminated else "interrupted"
+    if is_terminated and is_distributed:
+        message += (
+            ", which a launcher sends when another process of the run has stopped (its own output says why)"
         )
-    return word + way, TERMINATED if terminated else INTERRUPTED
+    if run is None:
+        return f"{message} before the run began; nothing was written", code
+    message += f"; continue with: sparsify apply --resume {run}"
+    if is_distributed:
+        message += ", on any number of processes"
+    return message, code

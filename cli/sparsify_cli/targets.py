@@ -1,4 +1,4 @@
-"""`sparsify targets`: what can be timed here, and measuring what a target rewards and costs."""
+"""`sparsify targets`: list what can be timed here; measure which widths are fast on a target."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -50,9 +50,9 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """List the targets by name with what is installed here; `measure NAME` finds the widths that a target rewards.
+    """List the targets and what is installed here; `measure NAME` finds which widths are fast on a target.
 
-    Targets of your own go into ~/.config/sparsify/targets.yaml, or the file that $SPARSIFY_TARGETS names.
+    Add your own targets to ~/.config/sparsify/targets.yaml, or to the file that $SPARSIFY_TARGETS names.
     """
     if what == "list":
         _list(as_json)
@@ -101,10 +101,13 @@ def _list(as_json: bool) -> None:
     )
     notes = [f"{n} {s}." for n, _, s, _, _ in rows if s != "here"]
     notes.append(
-        "step: widths are rounded up to a multiple of it by `keep: {multiple_of: auto}`; ~ is what the vector instructions let expect until `sparsify targets measure NAME`."
+        "step: `keep: {multiple_of: auto}` rounds widths up to a multiple of it; ~ is an estimate from the "
+        "vector instructions, until `sparsify targets measure NAME`."
     )
     notes.append(
-        "What runs faster, on all of them: removed units (filter, channel, neuron, head, hidden, depth), smaller kernels (tap), and gathered columns (shape) where they are measured to pay; zeros inside tensors (weight, 4x1, 2:4) are multiplied like any number."
+        "Faster on every target: removed units (filter, channel, neuron, head, hidden, depth), smaller "
+        "kernels (tap), and gathered columns (shape) where timing shows a gain. Zeros inside tensors "
+        "(weight, 4x1, 2:4) are multiplied like any number."
     )
     show(
         Table(
@@ -151,10 +154,8 @@ def _target(name: str, recipe: Path | None) -> Target:
     known: dict[str, Target] = {**presets(), **(load(recipe).recipe.targets if recipe is not None else {})}
     if name not in known:
         near = get_close_matches(name, known, 1)
-        raise SparsifyError(
-            f"there is no target '{name}'; "
-            + (f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}")
-        )
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+        raise SparsifyError(f"there is no target '{name}'; {hint}")
     return known[name]
 
 
@@ -165,9 +166,11 @@ def _show(name: str, table: "Latencies", path: Path, as_json: bool) -> None:
     assert table.steps is not None
     points = sum(len(found) for found in table.layers.values())
     total = sum(ms for found in table.layers.values() for _, _, ms in found)
+    machine, steps = table.machine, table.steps
     show(
-        f"{name}: widths of convolutions count in steps of {table.steps.convolution}, of linear layers in steps of {table.steps.linear} "
-        f"({table.machine.processor}, {table.machine.vectors}, {table.machine.runtime}).\n"
-        f"The table knows {plural(len(table.layers), 'layer')} at {plural(points, 'width')} ({milliseconds(total)} in all)."
+        f"{name}: fast widths are multiples of {steps.convolution} for convolutions, of {steps.linear} for "
+        f"linear layers ({machine.processor}, {machine.vectors}, {machine.runtime}).\n"
+        f"The table has {plural(len(table.layers), 'layer')} at {plural(points, 'width')} "
+        f"({milliseconds(total)} in all)."
     )
-    say(f"kept in {path}")
+    say(f"saved in {path}")

@@ -1,4 +1,7 @@
-"""What `sparsify explain` knows: every word of the recipe language, from the docstrings of the schema itself, and the commands."""
+"""Topics of `sparsify explain`.
+
+Every word of the recipe language, from the docstrings of the schema, and the commands.
+"""
 
 import inspect
 import re
@@ -22,7 +25,7 @@ FAMILIES: Final[dict[str, tuple[ModuleType | str, Any]]] = {
     "criterion": (criterion, criterion.Criterion),
     "schedule": (schedule, schedule.Strength),
     "stage": (stage, stage.Stage),
-    "optimizer": ("Optimizers: what takes the steps of a training stage.", stage.Optimizer),
+    "optimizer": ("Optimizers of a training stage.", stage.Optimizer),
     "target": (target, target.Target),
 }
 PLURALS: Final = {
@@ -36,8 +39,15 @@ PLURALS: Final = {
     "unit": "units",
 }
 WITHOUT_ENTRY: Final = {
-    "extends": "extends: other.yaml\n\nA recipe to start from, relative to this file. Mappings are merged by key; lists, values and null replace. A circle is an error.",
-    "vars": 'vars: {epochs: 30}\n\nNames for values. "${epochs}" becomes the number, "${epochs}ep" the text 30ep; in between stands arithmetic: + - * / // % **, parentheses, min, max, round and int. `--set epochs=3` changes a variable. $${ is a plain ${.',
+    "extends": """extends: other.yaml
+
+A recipe to start from, relative to this file. Mappings are merged by key; lists, values and null replace.
+A circle is an error.""",
+    "vars": """vars: {epochs: 30}
+
+Names for values. "${epochs}" becomes the number, "${epochs}ep" the text 30ep. The braces may hold arithmetic:
++ - * / // % **, parentheses, min, max, round and int. `--set epochs=3` changes a variable.
+$${ is a plain ${.""",
 }
 
 
@@ -54,12 +64,12 @@ class Key:
 
 @dataclass(frozen=True)
 class Topic:
-    """What there is to say of one word."""
+    """The explanation of one word."""
 
     name: str
     text: str
     key: Key | None = None
-    """how it is written, where it is a key itself"""
+    """How it is written, where it is a key itself."""
     keys: tuple[Key, ...] = ()
     members: tuple[tuple[str, str], ...] = ()
     """(name, first line) of the kinds to choose from"""
@@ -76,8 +86,9 @@ def all_topics() -> dict[str, Topic]:
 
 @cache
 def _language() -> dict[str, Topic]:
-    """What can stand in a recipe."""
-    whole = f"{_doc(Recipe)}\n\nBesides these keys a file may have {' and '.join(WITHOUT_ENTRY)}, which are resolved first."
+    """Everything that a recipe may contain."""
+    extra = " and ".join(WITHOUT_ENTRY)
+    whole = f"{_doc(Recipe)}\n\nBesides these keys a file may have {extra}, which are resolved first."
     topics = [
         Topic("recipe", whole, keys=_keys(Recipe)),
         *_of_entry("", Recipe),
@@ -102,43 +113,43 @@ def _language() -> dict[str, Topic]:
 
 
 def find(word: str) -> Topic:
-    """The topic of a word, a dotted path or its end; raises SparsifyError with what was probably meant."""
+    """The topic of a word, a dotted path or the end of one. Raises SparsifyError with a suggestion."""
     topics = _language() | {
         f"command.{name}": Topic(f"command.{name}", line) for name, (_, line) in COMMANDS.items()
     }
-    found = _found(word, topics)
+    found = _find_among(word, topics)
     kind, _, name = found.name.partition(".")
     return _command(name) if kind == "command" else found
 
 
-def _found(word: str, topics: dict[str, Topic]) -> Topic:
-    name = word if word in topics else _normal(word)
+def _find_among(word: str, topics: dict[str, Topic]) -> Topic:
+    name = word if word in topics else _normalize(word)
     if name in topics:
         return topics[name]
     ends = [topics[full] for full in topics if name and full.endswith(f".{name}")]
     if ends and all((topic.text, topic.key) == (ends[0].text, ends[0].key) for topic in ends):
         return ends[0]
     if ends:
-        raise SparsifyError(
-            f"'{word}' is the name of several things; say which: {', '.join(t.name for t in ends)}"
-        )
-    words = (
-        list(topics)
-        if "." in name
-        else list(dict.fromkeys([*(full.rpartition(".")[2] for full in topics), *group.ALIASES]))
-    )
+        raise SparsifyError(f"'{word}' has several meanings; name one: {', '.join(t.name for t in ends)}")
+    words = list(topics)
+    if "." not in name:
+        last_parts = [full.rpartition(".")[2] for full in topics]
+        words = list(dict.fromkeys([*last_parts, *group.ALIASES]))
     near = get_close_matches(name, words, 1)
     hint = f"did you mean '{near[0]}'?" if near else "`sparsify explain` lists the topics"
-    raise SparsifyError(f"nothing is called '{word}'; {hint}")
+    raise SparsifyError(f"there is no topic '{word}'; {hint}")
 
 
-def _normal(word: str) -> str:
-    """`rules.0.penalty.group_lasso` -> `penalty.group_lasso`: no list indices, and from the last family on."""
-    parts = [
-        PLURALS.get(part, part) if i == 0 else part
-        for i, part in enumerate(p for p in word.strip().split(".") if p and not p.isdigit())
-    ]
-    parts = [_group(part) for part in (parts[1:] if parts[:1] == ["recipe"] else parts)]
+def _normalize(word: str) -> str:
+    """`rules.0.penalty.group_lasso` -> `penalty.group_lasso`.
+
+    Without list indices, from the last family on.
+    """
+    parts = [part for part in word.strip().split(".") if part and not part.isdigit()]
+    parts[:1] = [PLURALS.get(part, part) for part in parts[:1]]
+    if parts[:1] == ["recipe"]:
+        parts = parts[1:]
+    parts = [_group(part) for part in parts]
     starts = [i for i, part in enumerate(parts[:-1]) if part in FAMILIES or part == "group"]
     return ".".join(parts[starts[-1] :] if starts else parts)
 
@@ -193,7 +204,7 @@ def _of_groups() -> Iterator[Topic]:
 
 
 def _command(name: str) -> Topic:
-    """What a command says of itself, for which it is imported; its options are for `--help`."""
+    """The docstring of a command, which is imported for it. `--help` lists its options."""
     said = inspect.getdoc(import_module(COMMANDS[name][0]).command) or ""
     return _static(f"command.{name}", f"{said}\n\n`sparsify {name} --help` lists its options.")
 
@@ -212,5 +223,5 @@ def _keys(model: Model) -> tuple[Key, ...]:
 
 
 def _key(field: Field) -> Key:
-    meaning = field.meaning or ("says which of the kinds this is" if field.name == "kind" else "")
+    meaning = field.meaning or ("names the kind" if field.name == "kind" else "")
     return Key(field.name, in_words(field.annotation), field.required, written(field.default), meaning)

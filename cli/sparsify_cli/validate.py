@@ -1,6 +1,6 @@
 """`sparsify validate`: check recipes, without a model and without torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -88,24 +88,11 @@ def _summary(recipe: Recipe) -> list[str]:
         rows.append(("model", recipe.model.build))
     if recipe.data is not None:
         rows.append(("data", f"{recipe.data.source}, {recipe.data.validation} for validation"))
-    rows += [
-        (
-            "target",
-            f"{name}: {target.kind}, {target.runtime}, batch {target.batch}{'' if target.dtype == 'float32' else f', {target.dtype}'}",
-        )
-        for name, target in recipe.targets.items()
-    ]
-    limits = [
-        f"{name} {limit}"
-        for name, limit in written(recipe.budget).items()
-        if name not in ("latency", "accuracy_drop")
-    ]
-    limits += [
-        f"{limit} of the time on {name}" if str(limit).endswith("%") else f"{limit} on {name}"
-        for name, limit in recipe.budget.latency.items()
-    ]
-    limits += [f"accuracy_drop {recipe.budget.accuracy_drop.at_most}"] if recipe.budget.accuracy_drop else []
-    rows.append(("budget", ", ".join(limits) or "none: only groups that are zero are cut"))
+    for name, target in recipe.targets.items():
+        dtype = "" if target.dtype == "float32" else f", {target.dtype}"
+        rows.append(("target", f"{name}: {target.kind}, {target.runtime}, batch {target.batch}{dtype}"))
+    limits = ", ".join(_limits(recipe))
+    rows.append(("budget", limits or "none: only groups that are zero are removed"))
     rows += [(f"rule {number}", _rule(rule)) for number, rule in enumerate(recipe.rules)]
     rows.append(("stages", ", ".join(map(_stage, recipe.stages))))
     if recipe.baselines:
@@ -114,17 +101,28 @@ def _summary(recipe: Recipe) -> list[str]:
     return [f"  {label:<{wide}} {text}" for label, text in rows]
 
 
+def _limits(recipe: Recipe) -> Iterator[str]:
+    for name, limit in written(recipe.budget).items():
+        if name not in ("latency", "accuracy_drop"):
+            yield f"{name} {limit}"
+    for name, limit in recipe.budget.latency.items():
+        of_dense = " of the time" if str(limit).endswith("%") else ""
+        yield f"{limit}{of_dense} on {name}"
+    if recipe.budget.accuracy_drop:
+        yield f"accuracy_drop {recipe.budget.accuracy_drop.at_most}"
+
+
 def _rule(rule: Rule) -> str:
     layers = ", ".join(rule.layers)
     if rule.protect:
         return f"{layers}: protected"
-    driven = f", driven by {rule.penalty.kind}" if rule.penalty else ""
+    penalty = f", penalty {rule.penalty.kind}" if rule.penalty else ""
     removed = f", {rule.sparsity} removed" if rule.sparsity else ""
-    return f"{layers}: {rule.group}{driven}{removed}, chosen by {rule.criterion.kind}"
+    return f"{layers}: {rule.group}{penalty}{removed}, pruned by {rule.criterion.kind}"
 
 
 def _stage(stage: Stage) -> str:
     if not isinstance(stage, Train):
         return stage.name
-    cutting = ", cutting" if stage.cuts else ""
+    cutting = ", with cuts" if stage.cuts else ""
     return f"{stage.name} ({stage.epochs} epoch{'s' if stage.epochs > 1 else ''}{cutting})"

@@ -17,11 +17,18 @@ from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 from sparsify.formatting.table import Line, Table, lay_out
-from sparsify.reporting import report_tables
+from sparsify.reporting import report_tables, table_titles
+from sparsify.reporting.headline import headline
+from sparsify.reporting.report_file import read_report
 
 IMAGES = Path(__file__).parents[1] / "images"
 REPORT, PICTURE = IMAGES / "report.json", IMAGES / "report.svg"
-SHOWN = ("Dense and cut", "Asked and achieved", "Stages", "Layers")
+SHOWN = (
+    table_titles.DENSE_AND_CUT,
+    table_titles.LIMITS,
+    table_titles.STAGES,
+    table_titles.LAYERS,
+)
 """titles of the tables in the picture; times depend on the load of the machine and are left out"""
 WIDTH = 100
 MONOSPACE = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
@@ -31,8 +38,8 @@ _STYLES = {"title": "bold", "head": "dim", "rule": "dim"}
 
 def drawn(report: Path) -> str:
     """The report as a picture: title, summary and the tables in SHOWN."""
-    found = report_tables.read(report)
-    summary = Table(found.title, (), (), (report_tables.headline(found),))
+    found = read_report(report)
+    summary = Table(found.title, (), (), (headline(found),))
     chosen = [table for table in report_tables.tables(found, every_layer=False) if table.title in SHOWN]
     console = Console(record=True, width=WIDTH, file=io.StringIO(), highlight=False)
     console.print(Text("$ sparsify report runs/digits-cnn-1", style="bold green"))

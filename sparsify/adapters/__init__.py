@@ -1,1 +1,1 @@
-"""A plan's penalties in other people's trainers. Accelerate needs no adapter: `attach` takes its optimizer."""
+"""Penalties of a plan in the trainers of Lightning and transformers. Accelerate needs none: use `attach`."""

@@ -13,7 +13,9 @@ from sparsify.training.hooks import Hooks, attach, trained
 
 
 class SparsifyCallback(Callback):  # type: ignore[misc]
-    """Attaches a plan's penalties while a Trainer fits; their state goes into Lightning's checkpoints, their effect into its log.
+    """Attach a plan's penalties while a Trainer fits.
+
+    Their state is saved in checkpoints, their effect logged.
 
     Lightning makes the gradients inside the optimizer's step; hooks act after them, and after its clipping.
     """
@@ -71,5 +73,6 @@ def _holder(trainer: Trainer, model: nn.Module) -> Any:
             continue
         return optimizer
     raise ModelError(
-        "no optimizer of the Trainer holds the model's parameters; give SparsifyCallback the module that is trained"
+        "no optimizer of the Trainer holds the model's parameters; "
+        "give SparsifyCallback the module that is trained"
     )

@@ -17,7 +17,10 @@ FILE = "sparsify.pt"
 
 
 class SparsifyCallback(TrainerCallback):  # type: ignore[misc]
-    """Attaches a plan's penalties while a Trainer trains; their state goes into its checkpoints, their effect into its log."""
+    """Attach a plan's penalties while a Trainer trains.
+
+    Their state is saved in checkpoints, their effect logged.
+    """
 
     def __init__(self, plan: Plan) -> None:
         """plan: of the Trainer's model."""
@@ -27,7 +30,7 @@ class SparsifyCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        """Raises ModelError when training resumes from a checkpoint that was written without this callback."""
+        """Raises ModelError when training resumes from a checkpoint without this callback's state."""
         model: nn.Module = given["model"]
         per_epoch = max(round(state.max_steps / state.num_train_epochs), 1)
         self.hooks = attach(
@@ -71,7 +74,7 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise ModelError(
-            f"{path} is missing: the checkpoint was written without SparsifyCallback, or lies outside output_dir"
+            f"{path} is missing: the checkpoint was written without SparsifyCallback, or is not in output_dir"
         )
     found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return found

@@ -1,4 +1,4 @@
-"""Arrays from an .npz file, and whatever a user's own callable returns."""
+"""Read examples from an .npz file, or from what a user's callable returns."""
 
 import zipfile
 import zlib
@@ -19,17 +19,16 @@ _NAMES = ("x_train", "y_train", "x_test", "y_test")
 
 
 def read_npz(path: Path) -> tuple[Examples, Examples]:
-    """Training and test examples from x_train, y_train, x_test, y_test; nothing pickled is read."""
+    """Read training and test examples from x_train, y_train, x_test, y_test. Pickled arrays are refused."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected an .npz with {', '.join(_NAMES)}")
     try:
-        # opened here, because numpy leaves a broken archive open
+        # Opened here, because numpy leaves a damaged archive open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [n for n in _NAMES if n not in archive.files]
             if missing:
-                raise DataError(
-                    f"{path}: has no {', '.join(missing)} (it holds {', '.join(archive.files[:8]) or 'nothing'})"
-                )
+                held = ", ".join(archive.files[:8]) or "nothing"
+                raise DataError(f"{path}: has no {', '.join(missing)} (it holds {held})")
             x_train, y_train, x_test, y_test = (archive[n] for n in _NAMES)
     except (
         OSError,
@@ -42,38 +41,40 @@ def read_npz(path: Path) -> tuple[Examples, Examples]:
         zlib.error,
     ) as error:
         raise DataError(f"{path}: cannot be read as an .npz of plain arrays ({error})") from error
-    return _checked(x_train, y_train, f"{path}: x_train"), _checked(x_test, y_test, f"{path}: x_test")
+    return _make_examples(x_train, y_train, f"{path}: x_train"), _make_examples(
+        x_test, y_test, f"{path}: x_test"
+    )
 
 
 def read_callable(source: str) -> tuple[Examples, Examples]:
-    """What `package.module:callable` returns: (train, test), each a pair (x, y) of arrays or a Dataset of such pairs."""
+    """Call `package.module:callable`, which returns (train, test).
+
+    Each is a pair (x, y) of arrays or a Dataset of such pairs.
+    """
     try:
         function = resolve(source)
     except ImportError as error:
         raise DataError(f"data.source '{source}': {error}") from error
     if not callable(function):
-        raise DataError(f"data.source '{source}' is no callable but {_kind(function)}")
+        raise DataError(f"data.source '{source}' is {_kind(function)}, which cannot be called")
     try:
         returned = function()
     except Exception as error:
         raise DataError(f"data.source '{source}' failed: {type(error).__name__}: {error}") from error
     if not isinstance(returned, tuple | list) or len(returned) != 2:
         raise DataError(f"data.source '{source}' returned {_kind(returned)}; expected (train, test)")
-    train, test = (
-        _part(part, f"{source}: {name}") for part, name in zip(returned, ("train", "test"), strict=True)
-    )
-    return train, test
+    return _part(returned[0], f"{source}: train"), _part(returned[1], f"{source}: test")
 
 
 def _part(part: Any, name: str) -> Examples:
     if isinstance(part, Dataset):
-        return _stacked(_pairs(part, name), name)
+        return _stack(_pairs(part, name), name)
     if isinstance(part, tuple | list) and len(part) == 2:
-        return _checked(part[0], part[1], name)
+        return _make_examples(part[0], part[1], name)
     raise DataError(f"{name}: expected a pair (inputs, targets) or a torch Dataset, not {_kind(part)}")
 
 
-def _stacked(pairs: list[Any], name: str) -> Examples:
+def _stack(pairs: list[Any], name: str) -> Examples:
     strange = next((x for x, _ in pairs if not isinstance(x, Tensor | np.ndarray)), None)
     if strange is not None:
         raise DataError(f"{name}: an input of the Dataset is {_kind(strange)}; expected a tensor or an array")
@@ -81,22 +82,21 @@ def _stacked(pairs: list[Any], name: str) -> Examples:
         inputs, targets = (torch.stack([torch.as_tensor(p[i]) for p in pairs]) for i in (0, 1))
     except (RuntimeError, ValueError, TypeError) as error:
         raise DataError(f"{name}: the examples cannot be stacked ({error})") from error
-    return _checked(inputs, targets, name)
+    return _make_examples(inputs, targets, name)
 
 
 def _pairs(dataset: Dataset[Any], name: str) -> list[Any]:
-    items: Iterable[Any] = (
-        dataset if isinstance(dataset, Iterable) else (dataset[i] for i in range(_length(dataset, name)))
-    )
+    items: Iterable[Any] = dataset if isinstance(dataset, Iterable) else ()
+    if not isinstance(dataset, Iterable):
+        items = (dataset[i] for i in range(_length(dataset, name)))
     try:
         pairs = list(items)
     except Exception as error:
         raise DataError(f"{name}: reading the Dataset failed: {type(error).__name__}: {error}") from error
-    if not pairs or not all(isinstance(p, tuple | list) and len(p) == 2 for p in pairs):
-        raise DataError(
-            f"{name}: "
-            + ("has no examples" if not pairs else "the Dataset gives something else than pairs (x, y)")
-        )
+    if not pairs:
+        raise DataError(f"{name}: has no examples")
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise DataError(f"{name}: the Dataset returns something else than pairs (x, y)")
     return pairs
 
 
@@ -107,22 +107,19 @@ def _length(dataset: Any, name: str) -> int:
         raise DataError(f"{name}: the Dataset has no length") from None
 
 
-def _checked(x: Any, y: Any, name: str) -> Examples:
+def _make_examples(x: Any, y: Any, name: str) -> Examples:
     inputs, targets = _tensor(x, name), _tensor(y, f"{name} (targets)")
     if targets.ndim == 2 and targets.shape[1] == 1:
         targets = targets[:, 0]
-    if (
-        targets.ndim != 1
-        or targets.is_floating_point()
-        or targets.is_complex()
-        or targets.dtype == torch.bool
-    ):
+    is_whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
+    if targets.ndim != 1 or not is_whole:
         raise DataError(
-            f"{name}: targets must be whole numbers, one an example; they are {_described(targets)}"
+            f"{name}: targets must be whole numbers, one per example; they are {_describe(targets)}"
         )
     if inputs.ndim < 2:
         raise DataError(
-            f"{name}: one example is a single number; expected inputs of (examples, ...), they are {_described(inputs)}"
+            f"{name}: one example is a single number; "
+            f"expected inputs of (examples, ...), they are {_describe(inputs)}"
         )
     if len(inputs) != len(targets):
         raise DataError(f"{name}: {len(inputs)} inputs and {len(targets)} targets")
@@ -130,15 +127,16 @@ def _checked(x: Any, y: Any, name: str) -> Examples:
         raise DataError(f"{name}: has no examples")
     if int(targets.min()) < 0:
         raise DataError(f"{name}: target {int(targets.min())} is out of range; classes count from 0")
-    return Examples(_stored(inputs, name), targets.long())
+    return Examples(_convert(inputs, name), targets.long())
 
 
-def _stored(x: Tensor, name: str) -> Tensor:
-    """Pixels as bytes, real numbers as float32, other whole numbers as int64; gray images get their channel."""
+def _convert(x: Tensor, name: str) -> Tensor:
+    """Pixels as bytes, real numbers as float32, other whole numbers as int64; gray images get a channel."""
     if x.dtype == torch.uint8:
         if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
             raise DataError(
-                f"{name}: images of {_described(x)} have their channels last; transpose them to (examples, channels, height, width)"
+                f"{name}: images of {_describe(x)} have their channels last; "
+                "transpose them to (examples, channels, height, width)"
             )
         return x[:, None] if x.ndim == 3 else x
     if x.is_complex():
@@ -157,10 +155,10 @@ def _tensor(value: Any, name: str) -> Tensor:
     try:
         return torch.from_numpy(np.array(value))
     except (TypeError, ValueError) as error:
-        raise DataError(f"{name}: cannot be made a tensor ({error})") from error
+        raise DataError(f"{name}: cannot be converted to a tensor ({error})") from error
 
 
-def _described(x: Tensor) -> str:
+def _describe(x: Tensor) -> str:
     return f"{'x'.join(map(str, x.shape)) or 'a single number'} {str(x.dtype)[6:]}"
 
 

@@ -19,8 +19,8 @@ def read(root: Path) -> tuple[Examples, Examples]:
     missing = [name for name in (*_TRAIN, "test_batch.bin") if not (folder / name).is_file()]
     if missing:
         raise DataError(
-            f"CIFAR-10 is not there: {folder} has no {', '.join(missing)}\n"
-            f"  bring it:   mkdir -p '{root}' && curl -L {_URL} | tar xz -C '{root}'\n"
+            f"CIFAR-10 is missing: {folder} has no {', '.join(missing)}\n"
+            f"  get it:     mkdir -p '{root}' && curl -L {_URL} | tar xz -C '{root}'\n"
             "  or point data.root or $SPARSIFY_DATA at the folder that holds cifar-10-batches-bin"
         )
     return _examples([folder / name for name in _TRAIN]), _examples([folder / "test_batch.bin"])
@@ -36,10 +36,10 @@ def _records(path: Path) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error}); fetch it again") from error
+        raise DataError(f"{path}: cannot be read ({error}); download it again") from error
     if len(content) != _RECORDS * _RECORD:
         raise DataError(
-            f"{path}: {len(content)} bytes where {_RECORDS * _RECORD} were expected; fetch it again"
+            f"{path}: {len(content)} bytes where {_RECORDS * _RECORD} were expected; download it again"
         )
     records = content.reshape(_RECORDS, _RECORD)
     highest = int(records[:, 0].max())

@@ -11,13 +11,14 @@ _TEST = 0.2
 def read() -> tuple[Examples, Examples]:
     """1,438 training and 359 test examples of 1x8x8 in 0..1.
 
-    A fifth of each digit is the test set, drawn with a seed of its own: it is the same for every recipe.
+    A fifth of each digit is the test set, drawn with a fixed seed, so it is the same for every recipe.
     """
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise DataError(
-            "data source digits comes with scikit-learn, which is not installed: pip install 'sparsify-recipes[demo]'"
+            "data source digits needs scikit-learn, which is not installed: "
+            "pip install 'sparsify-recipes[demo]'"
         ) from None
     loaded = load_digits()
     inputs = torch.from_numpy(loaded.images).float().div_(16)[:, None]

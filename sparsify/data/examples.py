@@ -1,4 +1,4 @@
-"""Examples: inputs with their targets, as stored; and the three sets that a recipe speaks of."""
+"""Examples: inputs with their targets, as stored; and the three sets of a recipe's data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,9 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """N inputs and their classes. Pixels stay bytes until a batch is made of them, a quarter of the memory.
+    """N inputs and their classes. Pixels stay bytes until a batch is made, in a quarter of the memory.
 
-    `ready` gives what a model takes: uint8 becomes x / 255; then (x - mean) / std per channel if there is a mean.
+    `ready` converts to what a model takes: uint8 becomes x / 255; then (x - mean) / std per channel, if
+    given.
     """
 
     inputs: Tensor
@@ -19,19 +20,20 @@ class Examples:
     targets: Tensor
     """(N,) int64"""
     mean: tuple[float, ...] = ()
-    """per channel, of pixels in 0..1; () to leave them as they are"""
+    """Per channel, of pixels in 0..1; () for no normalisation."""
     std: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: Tensor | Sequence[int] | slice) -> "Examples":
-        """The chosen examples."""
-        at = index if isinstance(index, Tensor | slice) else torch.tensor(index, dtype=torch.int64)
-        return replace(self, inputs=self.inputs[at], targets=self.targets[at])
+        """The selected examples."""
+        if not isinstance(index, Tensor | slice):
+            index = torch.tensor(index, dtype=torch.int64)
+        return replace(self, inputs=self.inputs[index], targets=self.targets[index])
 
     def ready(self) -> Tensor:
-        """All inputs as a model takes them: float32 unless they are whole numbers that are no pixels."""
+        """All inputs as a model takes them: float32, except whole numbers that are not pixels."""
         x = self.inputs
         if x.dtype == torch.uint8:
             x = x.float().div_(255)
@@ -43,7 +45,7 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Datasets:
-    """What a recipe trains on, chooses by, and reads once at the end."""
+    """The data of a recipe: to train on, to make choices by, and to read once at the end."""
 
     train: Examples
     validation: Examples

@@ -19,15 +19,16 @@ _GRAY = {"1", "L"}
 
 
 def read(root: Path, size: int | None) -> tuple[Examples, Examples]:
-    """Training and test examples of CxHxW bytes; classes are numbered in the order of their names.
+    """Read training and test examples of CxHxW bytes. Classes are numbered in the order of their names.
 
-    One channel if every image is gray, else three. `size` resizes to size x size; without it all must have one size.
+    Images have one channel if all are gray, else three. size: resize to size x size; otherwise all images
+    must have the same size.
     """
     try:
         import PIL.Image  # noqa: F401
     except ImportError:
         raise DataError(
-            "data source folder reads images with pillow, which is not installed: pip install 'sparsify-recipes[vision]'"
+            "data source folder needs pillow, which is not installed: pip install 'sparsify-recipes[vision]'"
         ) from None
     classes = _classes(root / "train")
     if _classes(root / "test") != classes:
@@ -44,7 +45,8 @@ def _visible(folder: Path) -> list[Path]:
 def _classes(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise DataError(
-            f"data source folder: {folder} is not there; expected train/<class>/ and test/<class>/ under data.root"
+            f"data source folder: {folder} does not exist; "
+            "expected train/<class>/ and test/<class>/ under data.root"
         )
     names = [p.name for p in _visible(folder) if p.is_dir()]
     if not names:
@@ -77,13 +79,14 @@ def _examples(files: list[tuple[Path, int]], gray: bool, size: int | None) -> Ex
         pixels = _pixels(path, gray, size)
         if pixels.shape != first.shape:
             raise DataError(
-                f"{path}: is {_wide(pixels)} pixels, {files[0][0]} is {_wide(first)}; give data.size to resize all images"
+                f"{path}: is {_describe_size(pixels)} pixels, {files[0][0]} is {_describe_size(first)}; "
+                "set data.size to resize all images"
             )
         inputs[i] = pixels
     return Examples(inputs, torch.tensor([number for _, number in files]))
 
 
-def _wide(pixels: Tensor) -> str:
+def _describe_size(pixels: Tensor) -> str:
     return f"{pixels.shape[2]}x{pixels.shape[1]}"
 
 

@@ -36,7 +36,8 @@ def _places(folder: Path, name: str) -> tuple[Path, Path]:
 def _absent(root: Path, name: str, folder: Path, missing: list[str]) -> str:
     return (
         f"{name} is not there: {folder} has no {', '.join(missing)} (raw or .gz)\n"
-        f"  bring it:   python -c \"from torchvision.datasets import {name}; {name}('{root}', download=True)\"\n"
+        f"  get it:     python -c "
+        f"\"from torchvision.datasets import {name}; {name}('{root}', download=True)\"\n"
         f"  or point data.root or $SPARSIFY_DATA at the folder that holds {name}/raw"
     )
 
@@ -58,22 +59,28 @@ def _examples(folder: Path, part: str) -> Examples:
 
 
 def _read(folder: Path, name: str, dims: int) -> Tensor:
-    """One IDX file: magic number, a big-endian length per dimension, bytes. http://yann.lecun.com/exdb/mnist"""
+    """Read an IDX file: magic number, a big-endian length per dimension, bytes.
+
+    Source: http://yann.lecun.com/exdb/mnist
+    """
     path = next(p for p in _places(folder, name) if p.is_file())
     content = _content(path)
     header = 4 * (1 + dims)
     if len(content) < header:
         raise DataError(
-            f"{path}: {len(content)} bytes are too short for an IDX file of {_KIND[dims]}; fetch it again"
+            f"{path}: {len(content)} bytes are too short for an IDX file of {_KIND[dims]}; download it again"
         )
     magic, *shape = struct.unpack(f">{1 + dims}I", content[:header])
     if magic != _MAGIC[dims]:
         raise DataError(
-            f"{path}: not an IDX file of {_KIND[dims]} (starts with {magic:#010x}, expected {_MAGIC[dims]:#010x})"
+            f"{path}: not an IDX file of {_KIND[dims]} "
+            f"(starts with {magic:#010x}, expected {_MAGIC[dims]:#010x})"
         )
     expected = header + math.prod(shape)
     if len(content) != expected:
-        raise DataError(f"{path}: {len(content)} bytes where its header promises {expected}; fetch it again")
+        raise DataError(
+            f"{path}: {len(content)} bytes where its header promises {expected}; download it again"
+        )
     # a copy, because torch wants memory that it may write to
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())
 
@@ -83,4 +90,4 @@ def _content(path: Path) -> bytes:
         raw = path.read_bytes()
         return gzip.decompress(raw) if path.suffix == ".gz" else raw
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); fetch it again") from error
+        raise DataError(f"{path}: cannot be read ({error}); download it again") from error

@@ -21,9 +21,9 @@ def batches(
 ) -> DataLoader[Batch]:
     """A loader of (x, y) batches; the last one may be smaller, no example is dropped.
 
-    A seed shuffles and augments, None gives the examples in order as they are. The same seed gives the same batches
-    to the last bit, each time the loader is iterated; use another seed for each epoch. torch's global random state is
-    neither read nor changed.
+    A seed shuffles and augments, None gives the examples in order as they are. The same seed gives the same
+    batches to the last bit, each time the loader is iterated; use another seed for each epoch. torch's
+    global random state is neither read nor changed.
     """
     generator = torch.Generator().manual_seed(0 if seed is None else seed)
     order = (
@@ -41,7 +41,9 @@ def _same(batch: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class _Changes:
-    """Which change each example gets in this epoch. Drawn for all of them at once, so it does not matter in which
+    """Which change each example gets in this epoch.
+
+    Drawn for all of them at once, so it does not matter in which
     order, or in which process, batches are made."""
 
     pad: int
@@ -91,7 +93,10 @@ class _Stacked(Dataset[Batch]):
 
 
 class _Chunks(Sampler[list[int]]):
-    """A fixed order in chunks. The two attributes are those that a BatchSampler has: accelerate shards by them."""
+    """A fixed order in chunks.
+
+    The two attributes are those that a BatchSampler has: accelerate shards by them.
+    """
 
     drop_last = False
 

@@ -1,4 +1,4 @@
-"""Example inputs: what one forward call of the model takes, or several calls of its methods."""
+"""Draw example inputs for a forward call of the model, or for several calls of its methods."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,23 +20,30 @@ Entry = Input | tuple[Input | None, ...] | None
 def example_inputs(
     recipe: Recipe, datasets: Datasets | None = None, batch: int | None = 2, seed: int = 0
 ) -> Inputs:
-    """Inputs for `batch` examples: as `inputs` or `calls` of the recipe say, else the first training examples.
+    """Inputs for `batch` examples.
 
-    Random floating-point numbers are normal, integers 0 and 1 and booleans mixed where the recipe names no range. The
-    dimension that counts examples becomes `batch` long; a tensor without one keeps its shape, and None keeps every shape.
-    Raises DataError when the recipe has neither inputs nor data, or when one input does not fit the data.
+    As `inputs` or `calls` of the recipe say, else the first training examples.
+
+    Where the recipe names no range, floats are normal, integers are 0 and 1, booleans are mixed.
+
+    Args:
+        batch: Length of the dimension that counts examples, in tensors that have one; None keeps every shape.
+        seed: Of the random numbers.
+
+    Raises:
+        DataError: The recipe has neither inputs nor data, or one input does not fit the data.
     """
     if recipe.inputs is None and recipe.calls is None:
-        return _real(datasets, 2 if batch is None else batch)
+        return _take_examples(datasets, 2 if batch is None else batch)
     calls = _calls(recipe)
     if recipe.inputs is not None:
         _check([entry for _, entry in _entries(calls[0])], datasets)
     generator = torch.Generator().manual_seed(seed)
-    return simplify_inputs(tuple(_drawn(called, batch, generator) for called in calls))
+    return simplify_inputs(tuple(_draw_call(called, batch, generator) for called in calls))
 
 
 def open_integers(recipe: Recipe) -> tuple[frozenset[str], ...]:
-    """Of each call the paths of integers and booleans for which the recipe says neither values nor a range."""
+    """For each call, the paths of integers and booleans without `values` and `range` in the recipe."""
     return tuple(
         frozenset(path for path, entry in _entries(called) if _is_open(entry)) for called in _calls(recipe)
     )
@@ -58,12 +65,10 @@ def _calls(recipe: Recipe) -> tuple[Called, ...]:
 
 
 def _arguments(called: Called) -> dict[str, Entry]:
-    """Name or place -> what is written there."""
-    return (
-        dict(called.inputs)
-        if isinstance(called.inputs, Mapping)
-        else {str(at): entry for at, entry in enumerate(called.inputs)}
-    )
+    """Name or index -> entry."""
+    if isinstance(called.inputs, Mapping):
+        return dict(called.inputs)
+    return {str(index): entry for index, entry in enumerate(called.inputs)}
 
 
 def _entries(called: Called) -> Iterator[tuple[str, Input]]:
@@ -76,7 +81,7 @@ def _entries(called: Called) -> Iterator[tuple[str, Input]]:
                 yield f"{name}.{place}", entry
 
 
-def _drawn(called: Called, batch: int | None, generator: torch.Generator) -> Call:
+def _draw_call(called: Called, batch: int | None, generator: torch.Generator) -> Call:
     axes = _axes(called)
 
     def value_of(entry: Input | None, path: str) -> Any:
@@ -90,13 +95,16 @@ def _drawn(called: Called, batch: int | None, generator: torch.Generator) -> Cal
             made[name] = [value_of(entry, f"{name}.{place}") for place, entry in enumerate(argument)]
         else:
             made[name] = value_of(argument, name)
-    return Call(
-        called.method, made if isinstance(called.inputs, Mapping) else tuple(made.values()), batch=axes
-    )
+    inputs = made if isinstance(called.inputs, Mapping) else tuple(made.values())
+    return Call(called.method, inputs, batch=axes)
 
 
 def _axes(called: Called) -> dict[str, int | None]:
-    """Path of each tensor -> the dimension that counts examples: as stated, else the first of those as long as the first's."""
+    """Path of each tensor -> the dimension that counts examples.
+
+    It is the one that the recipe states, else the first dimension if it is as long as that of the first
+    tensor.
+    """
     found = {path: entry for path, entry in _entries(called) if not entry.is_plain}
     size = next((_examples(entry) for entry in found.values() if _examples(entry) is not None), None)
     axes: dict[str, int | None] = {}
@@ -110,7 +118,7 @@ def _axes(called: Called) -> dict[str, int | None]:
 
 
 def _examples(entry: Input) -> int | None:
-    """How many examples an entry says that there are."""
+    """The number of examples in an entry."""
     if entry.batch == "none" or not entry.dimensions:
         return None
     return entry.dimensions[entry.batch or 0]
@@ -120,44 +128,47 @@ def _tensor(entry: Input, axis: int | None, batch: int | None, generator: torch.
     dtype: torch.dtype = getattr(torch, entry.dtype)
     if entry.values is not None:
         given = torch.tensor(entry.values).to(dtype)
-        return (
-            given
-            if axis is None or batch is None
-            else given.index_select(axis, torch.arange(batch) % given.shape[axis])
-        )
-    shape = tuple(
-        batch if batch is not None and at == axis else size for at, size in enumerate(entry.dimensions)
-    )
-    return draw(entry, shape, dtype, generator)
+        if axis is None or batch is None:
+            return given
+        return given.index_select(axis, torch.arange(batch) % given.shape[axis])
+    shape = list(entry.dimensions)
+    if axis is not None and batch is not None:
+        shape[axis] = batch
+    return draw(entry, tuple(shape), dtype, generator)
 
 
 def draw(entry: Input, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Numbers as an entry without values says."""
-    whole = not dtype.is_floating_point
+    """Random numbers of an entry without `values`."""
+    is_whole = not dtype.is_floating_point
     if entry.range is not None:
         low, high = entry.range
-        return draw_tensor(
-            Draw("integers", low, high - 1) if whole else Draw("uniform", low, high), shape, dtype, generator
-        )
-    return draw_tensor(Draw("integers", 0, 1) if whole else Draw("normal"), shape, dtype, generator)
+        how = Draw("integers", low, high - 1) if is_whole else Draw("uniform", low, high)
+    else:
+        how = Draw("integers", 0, 1) if is_whole else Draw("normal")
+    return draw_tensor(how, shape, dtype, generator)
 
 
-def _real(datasets: Datasets | None, batch: int) -> Inputs:
+def _take_examples(datasets: Datasets | None, batch: int) -> Inputs:
     if datasets is None:
         raise DataError(
-            "the recipe has neither 'inputs' nor 'data'; say what a forward call takes, such as inputs: [{shape: [2, 3, 32, 32]}]"
+            "the recipe has neither 'inputs' nor 'data'; "
+            "say what a forward call takes, such as inputs: [{shape: [2, 3, 32, 32]}]"
         )
     return (datasets.train[torch.arange(batch) % len(datasets.train)].ready(),)
 
 
 def _check(entries: list[Input], datasets: Datasets | None) -> None:
-    """One input is fed with the examples, so its rank and channels must be theirs; height and width may differ."""
+    """A single input receives the examples, so its rank and channels must be theirs.
+
+    Height and width may differ.
+    """
     if datasets is None or len(entries) != 1 or entries[0].is_plain:
         return
     said, real = entries[0].dimensions[1:], tuple(datasets.train.inputs.shape[1:])
     if len(said) != len(real) or said[:1] != real[:1]:
         raise DataError(
-            f"inputs say that one example is {_shape(said)}, the data are {_shape(real)}; leave 'inputs' out to take the shape from the data"
+            f"an example in 'inputs' is {_shape(said)}, but in the data {_shape(real)}; "
+            "leave 'inputs' out to take the shape from the data"
         )
 
 

@@ -1,4 +1,4 @@
-"""Data of a recipe -> Datasets: reads the source, splits off the validation set, sets the preprocessing."""
+"""Read the data of a recipe: its source, the split into training and validation set, the preprocessing."""
 
 import os
 from dataclasses import replace
@@ -10,22 +10,35 @@ from sparsify.data import arrays, cifar, digits, folder, idx
 from sparsify.data.examples import Datasets, Examples
 from sparsify.errors import DataError
 from sparsify_schemas.data import Data
+from sparsify_schemas.recipe import Recipe
 
 Pair = tuple[Examples, Examples]
 
 
 def load_data(spec: Data, seed: int) -> Datasets:
-    """Training, validation and test examples of a recipe's `data`.
+    """Read the training, validation and test examples of a recipe's `data`.
 
-    The seed draws the validation set when `split` is random. Raises DataError that says what is missing or broken,
-    and the command that brings a built-in set when it is not there.
+    The seed draws the validation set when `split` is random. Raises DataError, which says what is missing
+    or damaged, and which command downloads a built-in data set.
     """
     train, test = _read(spec)
     _check(spec, train, test)
     if spec.normalize is not None:
-        train, test = (replace(e, mean=spec.normalize.mean, std=spec.normalize.std) for e in (train, test))
-    rest, validation = _split(train, spec, seed)
-    return Datasets(rest, validation, test, 1 + int(max(train.targets.max(), test.targets.max())))
+        mean, std = spec.normalize.mean, spec.normalize.std
+        train, test = replace(train, mean=mean, std=std), replace(test, mean=mean, std=std)
+    classes = 1 + int(max(train.targets.max(), test.targets.max()))
+    training, validation = _split(train, spec, seed)
+    return Datasets(training, validation, test, classes)
+
+
+def data_for_inputs(recipe: Recipe) -> Datasets | None:
+    """Read the data where example inputs are taken from it.
+
+    The recipe has `data` and no `inputs` or `calls`.
+    """
+    if recipe.data is None or recipe.inputs is not None or recipe.calls is not None:
+        return None
+    return load_data(recipe.data, recipe.seed)
 
 
 def _read(spec: Data) -> Pair:
@@ -43,7 +56,8 @@ def _read(spec: Data) -> Pair:
         case "folder":
             if spec.root is None:
                 raise DataError(
-                    "data.source folder needs data.root: the folder that holds train/<class>/ and test/<class>/"
+                    "data.source 'folder' needs data.root, "
+                    "the folder that holds train/<class>/ and test/<class>/"
                 )
             return folder.read(Path(spec.root).expanduser(), spec.size)
         case source if source.endswith(".npz"):
@@ -58,33 +72,40 @@ def _root(spec: Data) -> Path:
 
 def _check(spec: Data, train: Examples, test: Examples) -> None:
     shape = tuple(train.inputs.shape[1:])
-    shown = "x".join(map(str, shape))
+    shape_text = _describe_shape(shape)
+    dtype = train.inputs.dtype
     if spec.normalize is not None and len(spec.normalize.mean) != shape[0]:
         raise DataError(
-            f"data.normalize has {len(spec.normalize.mean)} means; the examples of '{spec.source}' are {shown} and need {shape[0]}"
+            f"data.normalize has {len(spec.normalize.mean)} means, "
+            f"but the examples of '{spec.source}' are {shape_text} and need {shape[0]}"
         )
-    if spec.normalize is not None and not (
-        train.inputs.is_floating_point() or train.inputs.dtype == torch.uint8
-    ):
+    if spec.normalize is not None and not (dtype.is_floating_point or dtype == torch.uint8):
         raise DataError(
-            f"data.normalize needs pixels or real numbers; the inputs of '{spec.source}' are {str(train.inputs.dtype)[6:]}"
+            f"data.normalize needs pixels or real numbers; "
+            f"the inputs of '{spec.source}' are {str(dtype).removeprefix('torch.')}"
         )
     if (spec.augment.flip or spec.augment.crop) and len(shape) != 3:
         raise DataError(
-            f"data.augment changes images (channels, height, width); the examples of '{spec.source}' are {shown}"
+            "data.augment changes images (channels, height, width); "
+            f"the examples of '{spec.source}' are {shape_text}"
         )
     if train.inputs.shape[1:] != test.inputs.shape[1:]:
         raise DataError(
-            f"'{spec.source}': training examples are {shown}, test examples {'x'.join(map(str, test.inputs.shape[1:]))}"
+            f"'{spec.source}': training examples are {shape_text}, "
+            f"test examples are {_describe_shape(test.inputs.shape[1:])}"
         )
 
 
+def _describe_shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
 def _split(train: Examples, spec: Data, seed: int) -> Pair:
-    """Training examples without the validation share, and that share; both keep the order of the file."""
+    """(training examples, validation examples); both keep the order of the file."""
     count = round(len(train) * spec.validation.fraction)
     if count == len(train):
         raise DataError(
-            f"data.validation of {spec.validation} leaves none of the {len(train)} training examples to train on"
+            f"data.validation {spec.validation} leaves none of the {len(train)} examples for training"
         )
     order = torch.arange(len(train))
     if spec.split == "random":

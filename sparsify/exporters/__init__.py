@@ -1,4 +1,7 @@
-"""A run's cut model as a file for other programs: torch.export, ONNX (in floats or integers), plain safetensors or a Hugging Face folder."""
+"""Write a run's cut model for other programs.
+
+Torch.export, ONNX (float32 or int8), safetensors, Hugging Face.
+"""
 
 from sparsify.exporters.formats import Format
 from sparsify.exporters.writer import BATCHES, TOLERANCE, Exported, Quantised, export

@@ -1,27 +1,27 @@
-"""Whether a file computes what the model in memory does."""
+"""Compare what an exported file computes with the model in memory."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparsify.cost.measure import copy_model
 from sparsify.cost.measure.onnx_export import short_reason
 from sparsify.data import Examples, batches
 from sparsify.errors import ModelError, VerificationError
 from sparsify.formatting.numbers import plain, tiny
 from sparsify.forward import call_model
 from sparsify.forward.calls import Inputs, count_examples, flatten_value, list_calls
+from sparsify.forward.copies import copy_model
 
 _BATCH = 64
 Read = Callable[[], Callable[[Inputs], list[Tensor]]]
-"""loads the file; what it returns computes every tensor that the file does"""
+"""Loads the file, and returns a function that computes its output tensors."""
 
 
 def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """Every tensor that a forward call of a copy returns; random numbers start from the same seed each time."""
+    """Every tensor that a forward call of a copy returns, with the same random numbers each time."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(0)
         made = call_model.call_model(copy_model(model), inputs)
@@ -32,8 +32,11 @@ def _tensors(made: Any) -> list[Tensor]:
     return [value for _, value in flatten_value(made) if isinstance(value, Tensor)]
 
 
-def in_memory(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """What the file has to compute. Raises ModelError when the model does not take the batch, or returns nothing to compare."""
+def run_in_memory(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """The outputs that the file must compute.
+
+    Raises ModelError when the model refuses the batch or returns no tensor.
+    """
     try:
         found = outputs(model, inputs)
     except Exception as error:
@@ -47,7 +50,7 @@ def in_memory(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     return found
 
 
-def compared(
+def compare_outputs(
     target: Path,
     by: str,
     read: Read,
@@ -55,7 +58,7 @@ def compared(
     expected: Mapping[int, list[Tensor]],
     tolerance: float,
 ) -> float:
-    """The largest relative difference at any batch size. Raises VerificationError when it is above the tolerance."""
+    """The largest relative difference at any batch size. Raises VerificationError above the tolerance."""
     refused = f"{target} was not written"
     try:
         run = read()
@@ -64,38 +67,46 @@ def compared(
         raise VerificationError(f"{refused}: {by} cannot run what was made: {short_reason(error)}") from error
     largest = 0.0
     for batch, wanted in expected.items():
-        shapes, got = (", ".join(str(list(t.shape)) for t in side) for side in (wanted, found[batch]))
+        shapes, got = _describe_shapes(wanted), _describe_shapes(found[batch])
         if shapes != got:
             raise VerificationError(
                 f"{refused}: at batch {batch} the model returns {shapes}, reloaded by {by} it returns {got}"
             )
-        apart = max(map(difference, wanted, found[batch]))
+        apart = max(map(relative_difference, wanted, found[batch]))
         if not apart <= tolerance:
             raise VerificationError(
-                f"{refused}: at batch {batch}, reloaded by {by}, it differs from the run's model by {tiny(apart)} "
-                f"of the largest output; at most {plain(tolerance)} is allowed"
+                f"{refused}: at batch {batch}, reloaded by {by}, it differs from the run's model "
+                f"by {tiny(apart)} of the largest output; at most {plain(tolerance)} is allowed"
             )
         largest = max(largest, apart)
     return largest
 
 
-def agreement(model: nn.Module, run: Callable[[Inputs], list[Tensor]], examples: Examples) -> float:
-    """The share of the examples for which the file's first output is largest at the same class as the model's."""
-    own, same = copy_model(model), 0
+def measure_agreement(model: nn.Module, run: Callable[[Inputs], list[Tensor]], examples: Examples) -> float:
+    """The fraction of the examples on which the first outputs of file and model predict the same class."""
+    copy, same = copy_model(model), 0
     with torch.no_grad():
         for x, _ in batches(examples, _BATCH):
-            same += int(
-                (_tensors(call_model.call_model(own, (x,)))[0].argmax(1) == run((x,))[0].argmax(1)).sum()
-            )
+            expected = _tensors(call_model.call_model(copy, (x,)))[0].argmax(1)
+            found = run((x,))[0].argmax(1)
+            same += int((expected == found).sum())
     return same / len(examples)
 
 
-def difference(expected: Tensor, found: Tensor) -> float:
-    """max|a - b| / max|a|; equal infinities, and NaN on both sides, are no difference."""
-    a, b = (t.detach().to(torch.complex128 if t.is_complex() else torch.float64) for t in (expected, found))
+def _describe_shapes(tensors: Sequence[Tensor]) -> str:
+    return ", ".join(str(list(tensor.shape)) for tensor in tensors)
+
+
+def relative_difference(expected: Tensor, found: Tensor) -> float:
+    """max|a - b| / max|a|. Equal infinities, and NaN on both sides, are no difference."""
+    a, b = _to_double(expected), _to_double(found)
     apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
     if not apart.numel() or float(apart.max()) == 0:
         return 0.0
     finite = a[a.isfinite()].abs()
     scale = float(finite.max()) if finite.numel() else 0.0
     return float(apart.max()) / scale if scale else float("inf")
+
+
+def _to_double(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64)

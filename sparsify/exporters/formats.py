@@ -1,4 +1,4 @@
-"""What each format is: how a model is written to it, and who reads it back."""
+"""How a model is written to each format, and how the file is loaded again."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -21,29 +21,41 @@ from sparsify.modelfile.weights import load_weights, save_weights
 from sparsify.runs.save_load import Base, Build
 
 Format = Literal["pt2", "onnx", "onnx-int8", "safetensors", "huggingface"]
-Fed = Sequence[Sequence[NDArray[Any]]]
-"""batches, each an array for each input"""
+Calibration = Sequence[Sequence[NDArray[Any]]]
+"""Batches, each with an array for each input."""
 CheckedBy = Literal["torch.export", "onnxruntime", "onnx.checker", "the rebuilt model", "from_pretrained"]
 
 
 def write(
-    format: Format, model: nn.Module, base: Base, traced: Inputs, other: Inputs, fed: Fed, path: Path
+    format: Format,
+    model: nn.Module,
+    base: Base,
+    traced: Inputs,
+    other: Inputs,
+    calibration: Calibration,
+    path: Path,
 ) -> None:
     """Write the model. Raises ModelError when the format cannot express it.
 
-    base: how its structure comes about. traced, other: example inputs at two batch sizes. fed: what integers find their ranges on.
+    Args:
+        base: How to rebuild the model's structure.
+        traced: Example inputs to trace.
+        other: Example inputs at another batch size.
+        calibration: Batches that the activation ranges of int8 are calibrated on.
     """
     match format:
         case "pt2":
             made, _ = export_program(model, traced, other)
-            with path.open("wb") as stream:  # given a name, torch wants it to end in .pt2
+            # An open file: a path must end in .pt2.
+            with path.open("wb") as stream:
                 torch.export.save(made, stream)
         case "onnx":
             export_onnx(model, traced, other).save(str(path), external_data=False)
         case "onnx-int8":
-            path.write_bytes(quantise(export_onnx(model, traced, other).model_proto.SerializeToString(), fed))
+            floats = export_onnx(model, traced, other).model_proto.SerializeToString()
+            path.write_bytes(quantise(floats, calibration))
         case "safetensors":
-            metadata = {key: json.dumps(value) for key, value in base.body().items()}
+            metadata = {key: json.dumps(value) for key, value in base.to_json().items()}
             save_weights(model, path, {"format": "pt", **metadata})
         case "huggingface":
             hugging_face.save(model, path)
@@ -51,33 +63,33 @@ def write(
             assert_never(format)
 
 
-def reader(
+def make_reader(
     format: Format, model: nn.Module, path: Path, build: Build | None
 ) -> tuple[CheckedBy, Read | None]:
-    """Who reads the file back, and how it is loaded; None when it cannot be run here. Raises VerificationError."""
+    """What checks the file, and how to load it; None when it cannot run here. Raises VerificationError."""
     match format:
         case "pt2":
-            return "torch.export", lambda: _reloaded(path)
+            return "torch.export", lambda: _load_program(path)
         case "onnx" | "onnx-int8" if find_spec("onnxruntime"):
-            return "onnxruntime", lambda: _session(path)
+            return "onnxruntime", lambda: _load_onnx(path)
         case "onnx" | "onnx-int8":
             _check_onnx(path)
             return "onnx.checker", None
         case "safetensors":
-            return "the rebuilt model", lambda: _rebuilt(path, build)
+            return "the rebuilt model", lambda: _load_safetensors(path, build)
         case "huggingface":
-            return "from_pretrained", lambda: _pretrained(type(model), path)
+            return "from_pretrained", lambda: _load_pretrained(type(model), path)
         case _:
             assert_never(format)
 
 
-def _reloaded(path: Path) -> Callable[[Inputs], list[Tensor]]:
+def _load_program(path: Path) -> Callable[[Inputs], list[Tensor]]:
     with path.open("rb") as stream:
         program = torch.export.load(stream)
     return lambda inputs: outputs(program.module(), inputs)
 
 
-def _session(path: Path) -> Callable[[Inputs], list[Tensor]]:
+def _load_onnx(path: Path) -> Callable[[Inputs], list[Tensor]]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -85,10 +97,8 @@ def _session(path: Path) -> Callable[[Inputs], list[Tensor]]:
 
     def run(inputs: Inputs) -> list[Tensor]:
         given = inputs if isinstance(inputs, Mapping) else dict(zip(names, inputs, strict=True))
-        return [
-            torch.from_numpy(array)
-            for array in session.run(None, {name: given[name].numpy() for name in names})
-        ]
+        outputs = session.run(None, {name: given[name].numpy() for name in names})
+        return [torch.from_numpy(array) for array in outputs]
 
     return run
 
@@ -100,19 +110,20 @@ def _check_onnx(path: Path) -> None:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
         raise VerificationError(
-            f"onnx.checker refuses the file that was made, so it was not kept: {short_reason(error)}"
+            f"onnx.checker refuses the file, so it was not kept: {short_reason(error)}"
         ) from error
 
 
-def _rebuilt(path: Path, build: Build | None) -> Callable[[Inputs], list[Tensor]]:
-    """The model from nothing but the file, and `build` where the recipe names no builder."""
+def _load_safetensors(path: Path, build: Build | None) -> Callable[[Inputs], list[Tensor]]:
+    """Rebuild the model from the file alone, and from `build` where the recipe names no builder."""
     with safe_open(path, framework="pt") as stored:
         metadata = stored.metadata()
-    model = Base.of({key: json.loads(metadata[key]) for key in ("model", "cuts")}).structure(build)
+    base = Base.from_json({key: json.loads(metadata[key]) for key in ("model", "cuts")})
+    model = base.build_structure(build)
     load_weights(model, path)
     return lambda inputs: outputs(model.eval(), inputs)
 
 
-def _pretrained(kind: type[nn.Module], path: Path) -> Callable[[Inputs], list[Tensor]]:
+def _load_pretrained(kind: type[nn.Module], path: Path) -> Callable[[Inputs], list[Tensor]]:
     model = hugging_face.load(kind, path)
     return lambda inputs: outputs(model, inputs)

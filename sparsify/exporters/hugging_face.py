@@ -1,8 +1,11 @@
-"""A folder that `from_pretrained` loads: the configuration whose freshly built model has the cut model's shapes.
+"""Write a folder that `from_pretrained` loads.
 
-No table of architectures: the numbers of the configuration are changed on trial, in the proportions in which widths
-shrank, and a model of shapes alone is built each time. Of several that fit, the one whose modules hold most of the cut
-model's own numbers (`num_heads`, `head_dim`) is taken; whether it computes the same is compared after writing.
+Find the configuration whose new model has the cut model's shapes.
+
+There is no table of architectures. Numbers of the configuration are changed on trial, in the proportions in
+which widths shrank, and a model without data (on the meta device) is built each time. Of several that fit,
+the one that has most of the cut model's own numbers (`num_heads`, `head_dim`) is taken. Its outputs are
+compared after writing.
 """
 
 import re
@@ -22,16 +25,16 @@ from torch import nn
 from sparsify.errors import ModelError
 
 Field = tuple[str | int, ...]
-"""where a number stands in a configuration: keys, and places in lists"""
+"""Path of a number in a configuration: keys, and indices of lists."""
 Change = tuple[Field, int]
 Shapes = Mapping[str, tuple[int, ...]]
 MOST = 3
-"""fields changed together"""
+"""Fields changed together."""
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """A configuration and the model of shapes that it builds."""
+    """A configuration and the shapes of the model that it builds."""
 
     changes: tuple[Change, ...]
     config: Any
@@ -49,14 +52,18 @@ def is_hugging_face(model: nn.Module) -> bool:
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """Write config.json and model.safetensors. Raises ModelError when no configuration has the model's widths."""
+    """Write config.json and model.safetensors.
+
+    Raises ModelError when no configuration has the model's widths.
+    """
     if not is_hugging_face(model):
         raise ModelError(
-            f"the run's model is a {type(model).__name__}, not a model of transformers; export it with --format pt2, onnx or safetensors"
+            f"the run's model is a {type(model).__name__}, not a model of transformers; "
+            "export it with --format pt2, onnx or safetensors"
         )
     own: Any = model
-    with torch.random.fork_rng(devices=[]), redirect_stderr(StringIO()):  # where its progress goes
-        made: Any = type(model)(fitting(own)).to(next(model.parameters()).dtype)
+    with torch.random.fork_rng(devices=[]), redirect_stderr(StringIO()):  # no progress bars
+        made: Any = type(model)(find_config(own)).to(next(model.parameters()).dtype)
         made.load_state_dict(model.state_dict())
         if own.can_generate():
             made.generation_config = own.generation_config
@@ -64,80 +71,83 @@ def save(model: nn.Module, folder: Path) -> None:
 
 
 def load(kind: type[nn.Module], folder: Path) -> nn.Module:
-    """What `from_pretrained` makes of the folder. Raises ModelError when a weight was not in it."""
+    """Load the folder by `from_pretrained`. Raises ModelError when a weight is missing or unknown."""
     loader: Any = kind
     with redirect_stderr(StringIO()):
         model, told = loader.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     absent = [*told["missing_keys"], *told["mismatched_keys"], *told["unexpected_keys"]]
     if absent:
-        raise ModelError(f"from_pretrained does not find or know {absent[0]}")
+        raise ModelError(f"from_pretrained cannot load {absent[0]}")
     made: nn.Module = model.eval()
     return made
 
 
-def fitting(model: Any) -> Any:
-    """The model's configuration, changed so that a fresh model has its shapes. Raises ModelError."""
+def find_config(model: Any) -> Any:
+    """The model's configuration, changed so that a new model has its shapes. Raises ModelError."""
     wanted = _shapes(model)
-    base = _tried(model, ())
+    base = _try(model, ())
     if base is None:
         raise ModelError(
-            f"a fresh {type(model).__name__} cannot be built from its own configuration; {_OTHERS}"
+            f"a new {type(model).__name__} cannot be built from its own configuration; {_OTHERS}"
         )
     if base.shapes.keys() != wanted.keys():
         name = min(base.shapes.keys() ^ wanted.keys())
         raise ModelError(
-            f"a fresh {type(model).__name__} and the cut model differ in '{name}', which only one of them has; {_OTHERS}"
+            f"a new {type(model).__name__} and the cut model differ in '{name}', which only one of them has; "
+            f"{_OTHERS}"
         )
-    best = min(
-        (_best(model, base, wanted, given) for given in ((), _head_size(model))),
-        key=lambda t: _off(t.shapes, wanted),
-    )
-    if _off(best.shapes, wanted):
+    candidates = [_find_best(model, base, wanted, given) for given in ((), _head_size(model))]
+    best = min(candidates, key=lambda trial: _count_mismatches(trial.shapes, wanted))
+    if _count_mismatches(best.shapes, wanted):
         raise ModelError(_obstacle(model, best, base.shapes, wanted))
     return best.config
 
 
-def _best(model: Any, base: _Trial, wanted: Shapes, given: tuple[Change, ...]) -> _Trial:
-    """The best that up to three changes besides those given can do."""
+def _find_best(model: Any, base: _Trial, wanted: Shapes, given: tuple[Change, ...]) -> _Trial:
+    """The best trial with up to three changes besides those given."""
     numbers = _numbers(model)
     singles = [
         change
         for change in _changes(model.config, base.shapes, wanted)
-        if _helps(_tried(model, (*given, change)), base, wanted)
+        if _helps(_try(model, (*given, change)), base, wanted)
     ]
-    several = (
-        c
-        for count in range(2, MOST + 1)
-        for c in combinations(singles, count)
-        if len({field for field, _ in c}) == count
-    )
-    tried = (_tried(model, (*given, *changes)) for changes in [*((c,) for c in singles), *several])
-    return min(
-        (base, *(t for t in tried if t)),
-        key=lambda t: (_off(t.shapes, wanted), sum(numbers.get(n, v) != v for n, v in t.numbers.items())),
-    )
+    sets: list[tuple[Change, ...]] = [(change,) for change in singles]
+    for count in range(2, MOST + 1):
+        for changes in combinations(singles, count):
+            if len({field for field, _ in changes}) == count:
+                sets.append(changes)
+
+    def badness(trial: _Trial) -> tuple[int, int]:
+        other_numbers = sum(numbers.get(name, value) != value for name, value in trial.numbers.items())
+        return _count_mismatches(trial.shapes, wanted), other_numbers
+
+    trials = (_try(model, (*given, *changes)) for changes in sets)
+    return min((base, *filter(None, trials)), key=badness)
 
 
 def _helps(trial: _Trial | None, base: _Trial, wanted: Shapes) -> bool:
-    return trial is not None and _off(trial.shapes, wanted) < _off(base.shapes, wanted)
+    return trial is not None and _count_mismatches(trial.shapes, wanted) < _count_mismatches(
+        base.shapes, wanted
+    )
 
 
 def _head_size(model: Any) -> tuple[Change, ...]:
-    """Many a model reads the size of its heads from a field that its configuration has only when it is given."""
-    held = {value for module in model.modules() if type(value := vars(module).get("head_dim")) is int}
-    return ((("head_dim",), held.pop()),) if len(held) == 1 and "head_dim" not in vars(model.config) else ()
+    """The head size as a change: many models read it from an optional field of their configuration."""
+    values = [vars(module).get("head_dim") for module in model.modules()]
+    sizes = {value for value in values if type(value) is int}
+    if len(sizes) != 1 or "head_dim" in vars(model.config):
+        return ()
+    return ((("head_dim",), sizes.pop()),)
 
 
-def _tried(model: Any, changes: tuple[Change, ...]) -> _Trial | None:
+def _try(model: Any, changes: tuple[Change, ...]) -> _Trial | None:
     config = deepcopy(model.config)
     try:
         for field, value in changes:
             _set(config, field, value)
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             made = type(model)(config)
-    except (
-        Exception
-    ):  # such as a width that the number of heads does not divide, or a field that is no number
+    except Exception:  # the heads do not divide the width, a field is not a number, and the like
         return None
     shapes = _shapes(made)
     return (
@@ -148,7 +158,10 @@ def _tried(model: Any, changes: tuple[Change, ...]) -> _Trial | None:
 
 
 def _changes(config: Any, before: Shapes, after: Shapes) -> Iterable[Change]:
-    """Every number of the configuration, in the proportions of the widths that changed; None, where it stands for a width."""
+    """Every number of the configuration, scaled in the proportions of the changed widths.
+
+    A field that is None may stand for a width, so the new widths are tried for it.
+    """
     ratios = dict.fromkeys(
         (a, b) for name in after for a, b in zip(before[name], after[name], strict=False) if a != b
     )
@@ -190,7 +203,7 @@ def _shapes(model: nn.Module) -> Shapes:
 
 
 def _numbers(model: nn.Module) -> Mapping[str, float]:
-    """What its modules hold as plain numbers."""
+    """The plain numbers that its modules hold."""
     return {
         f"{name}.{key}": value
         for name, m in model.named_modules()
@@ -199,8 +212,8 @@ def _numbers(model: nn.Module) -> Mapping[str, float]:
     }
 
 
-def _off(found: Shapes, wanted: Shapes) -> int:
-    """In how many dimensions of its tensors a model is not as wanted."""
+def _count_mismatches(found: Shapes, wanted: Shapes) -> int:
+    """The number of dimensions in which the tensors differ."""
     return sum(
         1 if len(shape) != len(found[name]) else sum(a != b for a, b in zip(shape, found[name], strict=True))
         for name, shape in wanted.items()
@@ -215,24 +228,22 @@ def _name(model: Any) -> str:
 
 
 def _obstacle(model: Any, best: _Trial, before: Shapes, wanted: Shapes) -> str:
-    """Which layer stands in the way, and whether it is because layers that share a number differ."""
+    """Name a layer that does not fit, and whether the cause is that layers with one shared number differ."""
     name = next(n for n in wanted if wanted[n] != best.shapes[n])
     like = re.sub(r"\d+", "#", name)
     alike = [n for n in wanted if re.sub(r"\d+", "#", n) == like and before[n] == before[name]]
     other = next((n for n in alike if wanted[n] != wanted[name]), None)
     if other is not None:
         return (
-            f"'{name}' is {_shown(wanted[name])} and '{other}' {_shown(wanted[other])}, but {_name(model)} has one number for both; "
-            f"keep: {{uniform: true}} in the rule keeps them alike, and {_OTHERS}"
+            f"'{name}' is {_format_shape(wanted[name])} and '{other}' {_format_shape(wanted[other])}, "
+            f"but {_name(model)} has one number for both; "
+            f"keep: {{uniform: true}} in the rule gives them the same width, and {_OTHERS}"
         )
     tried = " and ".join(f"{'.'.join(map(str, field))} {value}" for field, value in best.changes)
-    said = (
-        f"with {tried} it is {_shown(best.shapes[name])}"
-        if tried
-        else f"it stays {_shown(best.shapes[name])}"
-    )
-    return f"no number in {_name(model)} makes '{name}' {_shown(wanted[name])}: {said}; {_OTHERS}"
+    shape = _format_shape(best.shapes[name])
+    said = f"with {tried} it is {shape}" if tried else f"it stays {shape}"
+    return f"no number in {_name(model)} makes '{name}' {_format_shape(wanted[name])}: {said}; {_OTHERS}"
 
 
-def _shown(shape: Sequence[int]) -> str:
+def _format_shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them: three digits, a unit, '-' for what is not known."""
+"""Format numbers for people: three digits, a unit, '-' for unknown values."""
 
 import math
 from decimal import Decimal
@@ -8,7 +8,7 @@ _SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _BINARY = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
 _DECIMAL = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _HUGE = 1e9
-"""numbers from here on are shown with an exponent, so that no cell holds three hundred digits"""
+"""Larger numbers are shown with an exponent, so that no cell holds hundreds of digits."""
 
 
 def known(value: float | None) -> bool:
@@ -29,7 +29,10 @@ def divide(value: float, by: float) -> float | None:
 
 
 def digits(value: float, count: int = 3) -> str:
-    """At least `count` significant digits: 0.0123, 1.23, 12.3, 123, 1234; with an exponent far from one, 3e-7 or 1.23e12."""
+    """At least `count` significant digits: 0.0123, 1.23, 12.3, 123, 1234.
+
+    With an exponent far from one, 3e-7 or 1.23e12.
+    """
     if not known(value):
         return MISSING
     if abs(value) < 1e-4:

@@ -1,4 +1,4 @@
-"""A table as a value, and its two plain forms: aligned text and Markdown."""
+"""Tables as values, and their two plain forms: aligned text and Markdown."""
 
 import re
 import unicodedata
@@ -12,7 +12,7 @@ _SPECIAL = re.compile(r"[\\`*|<\[\]#~]|(?<![^\W_])_|_(?![^\W_])")
 
 @dataclass(frozen=True)
 class Column:
-    """A heading; numbers stand to the right and are never wrapped, though their headings may be."""
+    """A heading. Numbers are aligned to the right and never wrapped, but their headings may be."""
 
     title: str
     number: bool = False
@@ -20,7 +20,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """What is shown, apart from how. `notes` are lines of prose below the rows."""
+    """The content of a table. `notes` are sentences below the rows."""
 
     title: str
     columns: tuple[Column, ...]
@@ -30,34 +30,38 @@ class Table:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of laid-out text and what it is: title, head, rule, row, note or blank."""
+    """One line of text and its role: title, head, rule, row, note or blank."""
 
     role: str
     text: str
 
 
 def columns(*titles: str) -> tuple[Column, ...]:
-    """Columns by heading; a heading that starts with '>' holds numbers."""
+    """Columns by heading; '>' marks a column of numbers."""
     return tuple(Column(t.removeprefix(">"), t.startswith(">")) for t in titles)
 
 
 def clean(text: str) -> str:
-    """The same on one line, with control characters shown instead of obeyed."""
+    """The text on one line, with control characters escaped."""
     flat = " ".join(text.split())
     return flat if flat.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in flat)
 
 
 def cells(text: str) -> int:
-    """How many terminal cells the text takes."""
+    """The number of terminal cells that the text takes."""
     if text.isascii():
         return len(text)
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
-    )
+    return sum(map(_cell_width, text))
+
+
+def _cell_width(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def lay_out(table: Table, width: int = 100) -> Iterator[Line]:
-    """The table's lines, at most `width` cells wide as long as columns of text can be wrapped that far."""
+    """The lines of a table, at most `width` cells wide where columns of text can be wrapped that far."""
     if table.title:
         yield from (Line("title", text) for text in _fold(clean(table.title), width))
     if table.rows:
@@ -75,9 +79,11 @@ def lay_out(table: Table, width: int = 100) -> Iterator[Line]:
 
 def as_text(tables: Sequence[Table], width: int = 100) -> str:
     """Tables one below the other, with an empty line between them."""
-    return "\n\n".join(
-        "\n".join(line.text for line in lay_out(t, width)) for t in tables if t.rows or t.notes
-    )
+    blocks = []
+    for table in tables:
+        if table.rows or table.notes:
+            blocks.append("\n".join(line.text for line in lay_out(table, width)))
+    return "\n\n".join(blocks)
 
 
 def as_markdown(tables: Sequence[Table]) -> str:
@@ -86,28 +92,35 @@ def as_markdown(tables: Sequence[Table]) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that Markdown takes literally; an underscore inside a word is harmless and stays."""
+    """Escape text for Markdown. An underscore inside a word is harmless and stays."""
     return _SPECIAL.sub(r"\\\g<0>", clean(text))
 
 
 def _markdown(table: Table) -> str:
     parts = [f"## {escape(table.title)}"] if table.title else []
     if table.rows:
-        head = "| " + " | ".join(escape(c.title) for c in table.columns) + " |"
-        rule = "|" + "|".join(" ---: " if c.number else " --- " for c in table.columns) + "|"
-        parts.append(
-            "\n".join([head, rule, *("| " + " | ".join(escape(c) for c in row) + " |" for row in table.rows)])
-        )
+        rule = "|".join(" ---: " if column.number else " --- " for column in table.columns)
+        lines = [_markdown_row([column.title for column in table.columns]), f"|{rule}|"]
+        lines += [_markdown_row(row) for row in table.rows]
+        parts.append("\n".join(lines))
     parts += [escape(note) for note in table.notes]
     return "\n\n".join(parts)
 
 
+def _markdown_row(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(map(escape, texts))} |"
+
+
 def _widths(heads: tuple[Column, ...], rows: list[tuple[str, ...]], width: int) -> list[int]:
-    """The natural widths, narrowed to fit: first the later columns of text, then the one that names the rows, each a little before one is much."""
+    """The natural widths, narrowed to fit.
+
+    First the later columns of text, then the one that names the rows, each a little before one is much.
+    """
     widths = [max(cells(c.title), *(cells(row[i]) for row in rows)) for i, c in enumerate(heads)]
     excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
     soft = [i for i, c in enumerate(heads) if not c.number]
-    for i, c in enumerate(heads):  # a heading may be a path
+    # A heading over numbers may be long, such as a path: narrow it first.
+    for i, c in enumerate(heads):
         if c.number and excess > 0:
             spare = min(excess, max(0, widths[i] - max(_COMFORTABLE, *(cells(row[i]) for row in rows))))
             widths[i], excess = widths[i] - spare, excess - spare
@@ -126,7 +139,7 @@ def _widths(heads: tuple[Column, ...], rows: list[tuple[str, ...]], width: int) 
 def _row(
     row: tuple[str, ...], heads: tuple[Column, ...], widths: list[int], *, fold: bool = False
 ) -> Iterator[str]:
-    """The lines of a row; fold: numbers too."""
+    """The lines of a row. fold: wrap columns of numbers too."""
     blocks = [[c] if heads[i].number and not fold else _fold(c, widths[i]) for i, c in enumerate(row)]
     for k in range(max(len(b) for b in blocks)):
         line = [_pad(b[k] if k < len(b) else "", widths[i], heads[i].number) for i, b in enumerate(blocks)]
@@ -139,7 +152,10 @@ def _pad(text: str, width: int, right: bool) -> str:
 
 
 def _fold(text: str, width: int) -> list[str]:
-    """Lines of at most so many cells, broken at spaces; a longer word is broken after a dot, slash, comma, underscore or hyphen."""
+    """Lines of at most so many cells, broken at spaces.
+
+    A longer word is broken after a dot, slash, comma, underscore or hyphen.
+    """
     if cells(text) <= width:
         return [text]
     hanging = "  " if text.startswith("- ") else ""

@@ -1,4 +1,4 @@
-"""Verdicts and folded constants in words."""
+"""Verdicts of the equality check and folded constants in words."""
 
 from collections.abc import Iterable
 
@@ -8,36 +8,42 @@ from sparsify_schemas.report import Verdict
 
 
 def verdict_words(verdict: Verdict) -> str:
-    """What the equality check found, in words."""
+    """The outcome of the equality check in words."""
     match verdict.outcome:
         case "equal":
             return f"cut verified: equal to the {verdict.reference} (difference {tiny(verdict.difference)})"
         case "statistics change":
-            return "cut verified in shape only: it changes what a normalisation averages over"
+            return (
+                f"cut verified against the {verdict.reference} with renormalised statistics; "
+                "outputs differ from the dense model until fine-tuned"
+            )
         case "nothing cut":
             return "nothing was cut"
 
 
 def fold_notes(folds: Iterable[Fold]) -> Iterable[str]:
-    """What became of the constants that removed units emitted: where they went, and what of them is lost and how large."""
-    own = list(folds)
-    exact = [op for op in own if op.exact]
+    """Notes on the constant outputs of removed units.
+
+    Which biases they were folded into, and what was lost.
+    """
+    every = list(folds)
+    exact = [op for op in every if op.exact]
+    inexact = sorted((op for op in every if not op.exact), key=lambda op: -op.loss)
     if exact:
-        yield f"removed units emitted constants, which went exactly into the biases of {plural(len(exact), 'layer')}"
-    for op in sorted((op for op in own if not op.exact), key=lambda op: -op.loss)[:LOSSES]:
+        layers = plural(len(exact), "layer")
+        yield f"removed units had constant outputs, which were folded exactly into the biases of {layers}"
+    for op in inexact[:LOSSES]:
         inputs = plural(op.channels, "constant input")
-        size = f"{share(op.loss)} of its largest output"
+        size = f"up to {share(op.loss)} of its largest output"
         if op.into == "nothing":
-            yield f"'{op.module}' lost {inputs} that nothing could take: up to {size}"
+            yield f"'{op.module}' lost {inputs} that could not be folded anywhere: {size}"
         else:
-            yield f"'{op.module}' lost {inputs}, of which the mean went into a bias: beside it up to {size} is lost"
-    more = sum(not op.exact for op in own) - LOSSES
+            yield f"'{op.module}' lost {inputs}; their mean was folded into a bias, {size} is lost beyond it"
+    more = len(inexact) - LOSSES
     if more > 0:
-        yield f"{plural(more, 'further layer')} lost less of their constant inputs; the cut log has them all"
+        yield f"{plural(more, 'more layer')} lost smaller constant inputs; the cut log lists all"
 
 
 LOSSES = 3
-"""how many layers that lost constants are named in the notes"""
-
-
+"""Layers with lost constants that the notes name."""
 LABELS = {"macs": "MACs", "params": "parameters", "bytes": "bytes", "peak_memory": "peak memory"}

@@ -1,4 +1,4 @@
-"""Building the dense model that a recipe names."""
+"""Build the dense model that a recipe names."""
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ def build_model(spec: Model) -> nn.Module:
         raise ModelError(f"{where}: {error}") from error
     if isinstance(builder, nn.Module) or not callable(builder):
         raise ModelError(
-            f"{where} is a {type(builder).__name__}, not something that builds a model; name a function or a class"
+            f"{where} is a {type(builder).__name__}, which cannot build a model; name a function or a class"
         )
     try:
         model = builder(**spec.args)
@@ -30,7 +30,7 @@ def build_model(spec: Model) -> nn.Module:
 
 
 def build_seeded(spec: Model, seed: int) -> nn.Module:
-    """Build with torch's random numbers started from `seed`; its random state is afterwards what it was."""
+    """Build a model with torch's random numbers seeded; restore torch's random state afterwards."""
     before = torch.get_rng_state()
     try:
         torch.default_generator.manual_seed(seed)

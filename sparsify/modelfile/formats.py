@@ -1,4 +1,7 @@
-"""What lies in a model file, told by its first bytes: tensors by name, or a whole module. Nothing in it is executed."""
+"""Read a model file of any format, told by its first bytes: tensors by name or a whole module.
+
+Nothing is executed.
+"""
 
 import pickle
 import re
@@ -14,32 +17,37 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sparsify.errors import ModelError
-from sparsify.modelfile.safe_unpickle import admitted
+from sparsify.modelfile.safe_unpickle import find_admitted
 
 State = dict[str, Tensor]
 
 _ZIP = b"PK\x03\x04"
 _LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 _EXPANDED = 64
-"""bytes of tensors per byte of the file, at most"""
+"""Bytes of tensors per byte of the file, at most."""
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-SAVE_WEIGHTS = "torch.save(model.state_dict(), 'weights.pt') where the model can be loaded, and name what builds it under 'model:' in the recipe"
+SAVE_WEIGHTS = (
+    "torch.save(model.state_dict(), 'weights.pt') where the model can be loaded, "
+    "and name its builder under 'model:' in the recipe"
+)
 
 
 def read_contents(path: Path, allow: Sequence[str]) -> State | nn.Module:
-    """A state dict, taken out of its checkpoint if it is in one, or a whole module. Raises ModelError."""
+    """Read a state dict, bare or inside a checkpoint, or a whole module. Raises ModelError."""
     found = _read(path, allow)
     check_sizes(found.state_dict() if isinstance(found, nn.Module) else found, path)
     return found
 
 
 def check_sizes(found: Any, path: Path) -> None:
-    """Refuse tensors that repeat a few stored numbers many times over: a small file could exhaust the memory. Raises ModelError."""
-    claimed = sum(
-        t.numel() * t.element_size()
-        for t in pytree.tree_leaves(found)
-        if isinstance(t, Tensor) and t.layout == torch.strided and not t.is_meta
-    )
+    """Refuse tensors that expand a few stored numbers: a small file could exhaust the memory.
+
+    Raises ModelError.
+    """
+    claimed = 0
+    for leaf in pytree.tree_leaves(found):
+        if isinstance(leaf, Tensor) and leaf.layout == torch.strided and not leaf.is_meta:
+            claimed += leaf.numel() * leaf.element_size()
     if claimed > _EXPANDED * path.stat().st_size:
         raise ModelError(
             f"{path}: its tensors would take {claimed:,} bytes, many times more than the file has"
@@ -50,14 +58,15 @@ def _read(path: Path, allow: Sequence[str]) -> State | nn.Module:
     start, size = _start(path)
     if start.startswith(_ZIP):
         _check_archive(path)
-        return _unwrapped(_load(path, admitted(path, allow)), path)
+        return _unwrap(_load(path, find_admitted(path, allow)), path)
     if start.startswith(_LEGACY):
-        return _unwrapped(_load(path, []), path)
+        return _unwrap(_load(path, []), path)
     if path.suffix == ".safetensors" or _is_safetensors(start, size):
         return _safetensors(path)
     if start[:1] == b"\x80":
         raise ModelError(
-            f"{path}: a plain pickle, which runs code when it is read, so it is not; save the weights: {SAVE_WEIGHTS}"
+            f"{path}: a plain pickle, which would execute code when it is read; "
+            f"save the weights: {SAVE_WEIGHTS}"
         )
     raise ModelError(f"{path}: not a model file; expected what torch.save or safetensors writes")
 
@@ -96,17 +105,19 @@ def _safetensors(path: Path) -> State:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse what torch.save did not write, and bytes that changed since: torch itself does not look at the checksums."""
+    """Refuse archives that torch.save did not write, and changed bytes: torch does not check the CRCs."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             if any(n.endswith("constants.pkl") for n in names):
                 raise ModelError(
-                    f"{path}: a TorchScript archive, which cannot be cut; save the Python model's weights: {SAVE_WEIGHTS}"
+                    f"{path}: a TorchScript archive, which cannot be cut; "
+                    f"save the Python model's weights: {SAVE_WEIGHTS}"
                 )
             if any(n.endswith("archive_format") for n in names):
                 raise ModelError(
-                    f"{path}: a program exported by torch.export, which cannot be trained or cut; save the weights: {SAVE_WEIGHTS}"
+                    f"{path}: a torch.export program, which cannot be trained or cut; "
+                    f"save the weights: {SAVE_WEIGHTS}"
                 )
             if not any(n.endswith("data.pkl") for n in names):
                 raise ModelError(f"{path}: a zip archive, but not one that torch.save wrote")
@@ -123,13 +134,16 @@ def _check_archive(path: Path) -> None:
 
 
 def check_entries(archive: zipfile.ZipFile) -> None:
-    """Every entry stored as torch.save does, and whole. Raises what zipfile raises, BadZipFile for one."""
+    """Check that every entry is stored as torch.save does, and complete.
+
+    Raises BadZipFile and others of zipfile.
+    """
     for entry in archive.infolist():
         _check_entry(archive, entry)
 
 
 def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
-    """Read to the end, which compares the checksum; torch can be told to leave checksums out and then writes 0."""
+    """Read an entry to its end, which checks its CRC. Torch may be told to write none, which is 0."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
         raise zipfile.BadZipFile(f"{entry.filename} is compressed, which torch.save never does")
     if entry.CRC:
@@ -140,14 +154,15 @@ def _check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
 
 def _load(path: Path, known: list[Any]) -> Any:
     try:
-        # an open file: given a path, torch goes by its suffix
+        # An open file: given a path, torch decides by its suffix.
         with path.open("rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals(known):
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        # whatever a broken or hostile file makes the unpickler raise
+        # A damaged or hostile file may make the unpickler raise anything.
         raise ModelError(
-            f"{path}: damaged, or a pickled model that cannot be read without running code ({_cause(error)}); save the weights: {SAVE_WEIGHTS}"
+            f"{path}: damaged, or a pickled model that cannot be read without executing code "
+            f"({_cause(error)}); save the weights: {SAVE_WEIGHTS}"
         ) from error
 
 
@@ -159,9 +174,9 @@ def _cause(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _unwrapped(found: Any, path: Path) -> State | nn.Module:
+def _unwrap(found: Any, path: Path) -> State | nn.Module:
     if isinstance(found, nn.Module):
-        return _sound(found.module if isinstance(found, nn.DataParallel) else found, path)
+        return _check_complete(found.module if isinstance(found, nn.DataParallel) else found, path)
     if not isinstance(found, Mapping):
         raise ModelError(f"{path} holds a {type(found).__name__}, neither weights nor a model")
     if not found:
@@ -170,15 +185,15 @@ def _unwrapped(found: Any, path: Path) -> State | nn.Module:
         return {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
     for key in _WRAPPERS:
         if isinstance(found.get(key), Mapping | nn.Module):
-            return _unwrapped(found[key], path)
+            return _unwrap(found[key], path)
     shown = ", ".join(str(k) for k in list(found)[:8])
     raise ModelError(
-        f"{path}: holds no weights under {', '.join(_WRAPPERS)}, and is no state dict itself; its keys are {shown}"
+        f"{path}: is not a state dict and holds none under {', '.join(_WRAPPERS)}; its keys are {shown}"
     )
 
 
-def _sound(module: nn.Module, path: Path) -> nn.Module:
-    """A pickle may leave a module half built; better said now than in the middle of a run."""
+def _check_complete(module: nn.Module, path: Path) -> nn.Module:
+    """Refuse a module that its pickle left half built, before the run starts."""
     try:
         for part in module.modules():
             part.state_dict()

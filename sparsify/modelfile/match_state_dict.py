@@ -1,4 +1,4 @@
-"""Putting tensors from a file into a model, or saying why they do not fit."""
+"""Load tensors of a file into a model, or say why they do not fit."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,24 +13,16 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 _SHOWN = 5
 
 
-def fit(model: nn.Module, state: Mapping[str, Tensor], path: Path, build: str) -> None:
-    """Load every tensor, under the names that DataParallel, torch.compile and Lightning put a prefix to as well.
+def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path, build: str) -> None:
+    """Load every tensor, also under names with the prefix of DataParallel, torch.compile or Lightning.
 
-    Tied tensors may be stored once, and the batch counters of old BatchNorms may be missing. Raises ModelError with
-    at most five names of each sort that does not fit.
+    Tied tensors may be stored once, and the batch counters of old BatchNorms may be missing. Raises
+    ModelError with at most five names of each kind of mismatch.
     """
     wanted = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-    state = _named_alike(state, wanted)
-    faults = [
-        f
-        for f in (
-            _missing(wanted, state),
-            _unexpected(wanted, state),
-            _misshapen(wanted, state),
-            _mistyped(wanted, state),
-        )
-        if f
-    ]
+    state = _strip_prefix(state, wanted)
+    checks = (_missing, _unexpected, _misshapen, _mistyped)
+    faults = [fault for fault in (check(wanted, state) for check in checks) if fault]
     if faults:
         raise ModelError(f"{path} does not fit {build}: {'; '.join(faults)}{_hint(path)}")
     check_finite(state, str(path))
@@ -42,23 +34,21 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], path: Path, build: str) -
 
 def check_finite(state: Mapping[str, Any], name: str) -> None:
     """Refuse NaN and infinity. Raises ModelError."""
-    bad = [
-        k
-        for k, v in state.items()
-        if isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) and not _finite(v)
-    ]
+    bad = [name for name, value in state.items() if isinstance(value, Tensor) and not _is_finite(value)]
     if bad:
         raise ModelError(
-            f"{name}: NaN or infinite weights in {_some(bad)}; the training that made them went wrong"
+            f"{name}: NaN or infinite weights in {_some(bad)}; the training that made them failed"
         )
 
 
-def _finite(value: Tensor) -> bool:
-    # eight-bit floats have no isfinite
+def _is_finite(value: Tensor) -> bool:
+    if not (value.is_floating_point() or value.is_complex()):
+        return True
+    # 8-bit floats have no isfinite.
     return bool((value.float() if value.element_size() == 1 else value).isfinite().all())
 
 
-def _named_alike(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _strip_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     while state and not state.keys() & wanted.keys():
         prefix = next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None)
         if prefix is None:
@@ -69,16 +59,16 @@ def _named_alike(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> M
 
 def _missing(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     given = {_storage(wanted[k]) for k in state if k in wanted}
-    names = [
-        k
-        for k, v in wanted.items()
-        if k not in state and not k.endswith("num_batches_tracked") and _storage(v) not in given
-    ]
+    names = []
+    for name, value in wanted.items():
+        is_counter = name.endswith("num_batches_tracked")
+        if name not in state and not is_counter and _storage(value) not in given:
+            names.append(name)
     return f"{len(names)} missing ({_some(names)})" if names else ""
 
 
 def _storage(value: Tensor) -> tuple[int, tuple[int, ...]]:
-    """The same for tied tensors. Tensors without elements have no place in memory and are never taken for tied."""
+    """Equal for tied tensors. Tensors without elements have no memory and never count as tied."""
     return (value.data_ptr() or id(value), tuple(value.shape))
 
 
@@ -107,8 +97,10 @@ def _mistyped(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
 
 
 def _type(value: Tensor) -> str:
-    place = " without data" if value.is_meta else "" if value.layout == torch.strided else " sparse"
-    return str(value.dtype)[6:] + place
+    place = "" if value.layout == torch.strided else " sparse"
+    if value.is_meta:
+        place = " without data"
+    return str(value.dtype).removeprefix("torch.") + place
 
 
 def _shape(value: Tensor) -> str:

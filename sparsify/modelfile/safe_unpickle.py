@@ -1,12 +1,15 @@
-"""Which classes and functions a pickled model may name. What is not admitted is never imported, looked up or called.
+"""Which classes and functions a pickled model may name. Others are never imported, looked up or called.
 
-1. Layers and parameters (torch.nn.Module, Parameter and their subclasses) that torch.nn or sparsify.models define.
-2. The same defined in a package that the user allows; `--allow torchvision.models` covers everything below that name.
-3. Other classes defined in an allowed package, if a layer of the same file comes from that package too: a configuration
+1. Layers and parameters (torch.nn.Module, Parameter and their subclasses) that torch.nn or sparsify.models
+define. 2. The same defined in a package that the user allows; `--allow torchvision.models` covers
+everything below that name. 3. Other classes defined in an allowed package, if a layer of the same file
+comes from that package too: a configuration
    that travels with its model.
-4. Functions only when allowed by their full name, `--allow mynets.blocks.swish`, and those of torch.nn.functional
+4. Functions only when allowed by their full name, `--allow mynets.blocks.swish`, and those of
+torch.nn.functional
    under `--allow torch.nn.functional`.
-5. Never, whatever is allowed: the standard library, installers, numpy (its values take whatever bytes they are given),
+5. Never, whatever is allowed: the standard library, installers, numpy (its values take whatever bytes they
+are given),
    and torch outside of torch.nn and torch.ao.nn.
 
 "Defined in" is what counts: `os.system` imported by an allowed module stays refused.
@@ -46,20 +49,21 @@ class _Refused:
     name: str
     why: str
     flag: str = ""
-    """what would admit it, if anything"""
+    """The `--allow` that would admit it, if any."""
 
 
-def admitted(path: Path, allow: Sequence[str]) -> list[Known]:
-    """What the file names beyond tensors, as torch's `safe_globals` takes it. The file is disassembled, not run.
+def find_admitted(path: Path, allow: Sequence[str]) -> list[Known]:
+    """The classes and functions that the file names, for torch's `safe_globals`. The file is not executed.
 
-    Raises ModelError that lists what is refused, the flag that would admit it, and the other ways out.
+    Raises ModelError, which lists what is refused, the flag that would admit it, and what else to do.
     """
     _check_allowed(allow)
     try:
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception as error:
         raise ModelError(
-            f"{path}: its pickle cannot be read ({type(error).__name__}: {error}); it is damaged, or was not written by torch.save with its usual protocol"
+            f"{path}: its pickle cannot be read ({type(error).__name__}: {error}); "
+            "it is damaged, or was not written by torch.save with its usual protocol"
         ) from error
     judged = [_judge(name, allow) for name in names]
     homes = {name.partition(".")[0] for (thing, name) in _known(judged) if _is_layer(thing)}
@@ -136,14 +140,12 @@ def _judge_thing(name: str, found: Any, allowed: Sequence[str]) -> Known | _Refu
 
 
 def _at_home(judged: Known | _Refused, homes: set[str]) -> Known | _Refused:
-    if (
-        isinstance(judged, _Refused)
-        or not isinstance(judged[0], type)
-        or _is_layer(judged[0])
-        or judged[1].partition(".")[0] in homes
-    ):
+    if isinstance(judged, _Refused):
         return judged
-    return _Refused(judged[1], "no layer of the file comes from its package")
+    thing, name = judged
+    if not isinstance(thing, type) or _is_layer(thing) or name.partition(".")[0] in homes:
+        return judged
+    return _Refused(name, "no layer of the file comes from its package")
 
 
 def _is_layer(thing: Any) -> bool:
@@ -159,14 +161,14 @@ def _complaint(path: Path, refused: Sequence[_Refused]) -> str:
     wide = max(len(r.name) for r in refused[:20])
     lines = [f"{path} names classes or functions that are not admitted; nothing in the file was run:"]
     for r in refused[:20]:
-        lines.append(f"  {r.name:<{wide}}  {r.why}" + (f"; needs --allow {r.flag}" if r.flag else ""))
+        advice = f"; needs --allow {r.flag}" if r.flag else ""
+        lines.append(f"  {r.name:<{wide}}  {r.why}{advice}")
     if len(refused) > 20:
         lines.append(f"  and {len(refused) - 20} more")
-    lines.append("ways out:")
-    lines.append(
-        "  save the weights alone where the model can be loaded: torch.save(model.state_dict(), 'weights.pt'),"
-    )
-    lines.append("  and name what builds the model under 'model:' in the recipe")
+    lines.append("what to do:")
+    save = "torch.save(model.state_dict(), 'weights.pt')"
+    lines.append(f"  save only the weights where the model can be loaded: {save},")
+    lines.append("  and name the model's builder under 'model:' in the recipe")
     flags = sorted({r.flag for r in refused})
     if all(flags):
         lines.append("  or, if you trust these packages: " + " ".join(f"--allow {f}" for f in flags))

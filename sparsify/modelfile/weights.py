@@ -1,4 +1,4 @@
-"""A model's tensors in a safetensors file: no pickle, tied weights once, strict on reading."""
+"""Save and load a model's tensors as safetensors: no pickle, tied weights once, strict when loading."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from sparsify.files import replacing
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict with each stored tensor once: tied weights go by their first name. Raises ModelError."""
+    """The state dict with each stored tensor once, tied weights under their first name. Raises ModelError."""
     found: dict[str, Tensor] = {}
     seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
     for name, value in model.state_dict().items():
@@ -42,10 +42,10 @@ def save_weights(model: nn.Module, path: Path, metadata: dict[str, str] | None =
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Read them back into a model of the same structure, strictly. Raises RunError naming what is wrong."""
+    """Load them strictly into a model of the same structure. Raises RunError, which names what is wrong."""
     try:
         if path.exists() and not path.is_file():
-            raise RunError(f"{path} is damaged: it is no plain file")
+            raise RunError(f"{path} is damaged: it is not a regular file")
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise RunError(

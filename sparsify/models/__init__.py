@@ -1,4 +1,7 @@
-"""Small reference networks, and those of transformers. A builder seeds nothing: seed torch before calling it."""
+"""Small reference networks, and those of transformers.
+
+A builder seeds nothing: seed torch before calling it.
+"""
 
 from sparsify.models.cifar_resnets import (
     cifar_resnet,

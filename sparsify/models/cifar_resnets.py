@@ -1,4 +1,4 @@
-"""ResNets for CIFAR: He et al., Deep Residual Learning for Image Recognition (arXiv:1512.03385), section 4.2."""
+"""ResNets for CIFAR: He et al., Deep Residual Learning for Image Recognition (arXiv:1512.03385, sec. 4.2)."""
 
 from typing import Literal
 
@@ -83,7 +83,9 @@ def _stage(blocks: int, inputs: int, outputs: int, stride: int, shortcut: Shortc
 def cifar_resnet(
     depth: int, shortcut: Shortcut = "A", classes: int = 10, channels_last: bool = False
 ) -> CifarResNet:
-    """A CIFAR ResNet of depth 6n + 2. shortcut A pads with zeros, B is a 1x1 convolution with batch normalisation.
+    """A CIFAR ResNet of depth 6n + 2.
+
+    shortcut: A pads with zeros, B is a 1x1 convolution with batch normalisation.
 
     channels_last: weights in that order of memory; with `precision: bf16` a CPU trains about twice as fast.
     Raises ValueError for another depth or shortcut. Source: arXiv:1512.03385, section 4.2.
@@ -93,25 +95,38 @@ def cifar_resnet(
     if shortcut not in ("A", "B"):
         raise ValueError(f"shortcut is 'A' (zero padding) or 'B' (1x1 convolution), not {shortcut!r}")
     model = CifarResNet((depth - 2) // 6, shortcut, classes)
-    model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)  # type: ignore[call-overload]
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    model.to(memory_format=order)  # type: ignore[call-overload]
     return model
 
 
 def cifar_resnet20(shortcut: Shortcut = "A", classes: int = 10, channels_last: bool = False) -> CifarResNet:
-    """ResNet-20: 269,722 parameters with shortcut A and 10 classes (272,474 with B). Source: arXiv:1512.03385, table 6."""
+    """ResNet-20: 269,722 parameters with shortcut A and 10 classes (272,474 with B).
+
+    Source: arXiv:1512.03385, table 6.
+    """
     return cifar_resnet(20, shortcut, classes, channels_last)
 
 
 def cifar_resnet32(shortcut: Shortcut = "A", classes: int = 10, channels_last: bool = False) -> CifarResNet:
-    """ResNet-32: 464,154 parameters with shortcut A and 10 classes (466,906 with B). Source: arXiv:1512.03385, table 6."""
+    """ResNet-32: 464,154 parameters with shortcut A and 10 classes (466,906 with B).
+
+    Source: arXiv:1512.03385, table 6.
+    """
     return cifar_resnet(32, shortcut, classes, channels_last)
 
 
 def cifar_resnet44(shortcut: Shortcut = "A", classes: int = 10, channels_last: bool = False) -> CifarResNet:
-    """ResNet-44: 658,586 parameters with shortcut A and 10 classes (661,338 with B). Source: arXiv:1512.03385, table 6."""
+    """ResNet-44: 658,586 parameters with shortcut A and 10 classes (661,338 with B).
+
+    Source: arXiv:1512.03385, table 6.
+    """
     return cifar_resnet(44, shortcut, classes, channels_last)
 
 
 def cifar_resnet56(shortcut: Shortcut = "A", classes: int = 10, channels_last: bool = False) -> CifarResNet:
-    """ResNet-56: 853,018 parameters with shortcut A and 10 classes (855,770 with B). Source: arXiv:1512.03385, table 6."""
+    """ResNet-56: 853,018 parameters with shortcut A and 10 classes (855,770 with B).
+
+    Source: arXiv:1512.03385, table 6.
+    """
     return cifar_resnet(56, shortcut, classes, channels_last)

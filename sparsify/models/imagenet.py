@@ -30,7 +30,9 @@ class AlexNet(nn.Module):
 
 
 def alexnet(classes: int = 1000, dropout: float = 0.5) -> AlexNet:
-    """AlexNet without groups: 61,100,840 parameters and 714,188,480 MACs with 1000 classes; loads torchvision's weights.
+    """AlexNet without groups: 61,100,840 parameters and 714,188,480 MACs with 1000 classes.
+
+    Loads torchvision's weights.
 
     Source: arXiv:1404.5997; torchvision.models.alexnet.
     """

@@ -23,7 +23,7 @@ class LeNet300100(nn.Module):
 
 
 class LeNet5(nn.Module):
-    """Caffe's LeNet: two convolutions with max pooling and no activation between them, ReLU after the first Linear."""
+    """Caffe's LeNet: two convolutions with max pooling, without activation; ReLU after the first Linear."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
@@ -52,11 +52,15 @@ def lenet_300_100(classes: int = 10) -> LeNet300100:
 
 
 def lenet5(classes: int = 10, channels_last: bool = False) -> LeNet5:
-    """LeNet-5 as Caffe trains it (conv 20, conv 50, fc 500): 431,080 parameters and 2,293,000 MACs with 10 classes.
+    """LeNet-5 as Caffe trains it (conv 20, conv 50, fc 500).
 
-    channels_last: convolutions computed in that order of memory, which trains 1.5 times as fast on one thread of a CPU.
+    431,080 parameters and 2,293,000 MACs with 10 classes.
+
+    channels_last: convolutions computed in that order of memory, which trains 1.5 times as fast on one
+    thread of a CPU.
     Source: caffe/examples/mnist/lenet_train_test.prototxt; pruned in Wen et al. (arXiv:1608.03665, table 1).
     """
     model = LeNet5(classes)
-    model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)  # type: ignore[call-overload]
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    model.to(memory_format=order)  # type: ignore[call-overload]
     return model

@@ -1,4 +1,4 @@
-"""The small networks of Wen et al., Learning Structured Sparsity in Deep Neural Networks (arXiv:1608.03665)."""
+"""Small networks of Wen et al., Learning Structured Sparsity in Deep Neural Networks (arXiv:1608.03665)."""
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,11 @@ class SslMlp(nn.Module):
 
 
 class SslConvNet(nn.Module):
-    """Caffe's cifar10_full without its two normalisations (local response, within a channel): torch has no such layer,
-    and torch's own, across channels, would make the features depend on how many channels are left."""
+    """Caffe's cifar10_full without its two normalisations (local response, within a channel).
+
+    Torch has no such layer, and torch's own, across channels, depends on the number of channels that are
+    left.
+    """
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
@@ -57,12 +60,15 @@ def ssl_mlp(classes: int = 10) -> SslMlp:
 
 
 def ssl_convnet(classes: int = 10, channels_last: bool = False) -> SslConvNet:
-    """The ConvNet of the SSL paper, convolutions 32-32-64 for 32x32 images: 89,578 parameters with 10 classes.
+    """The ConvNet of the SSL paper, convolutions 32-32-64 for 32x32 images.
+
+    89,578 parameters with 10 classes.
 
     channels_last: weights in that order of memory; with `precision: bf16` a CPU trains about twice as fast.
-    Source: arXiv:1608.03665, section 4.2; caffe/examples/cifar10/cifar10_full_train_test.prototxt. The two local
-    response normalisations are left out (see the class).
+    Source: arXiv:1608.03665, section 4.2; caffe/examples/cifar10/cifar10_full_train_test.prototxt. The two
+    local response normalisations are left out (see the class).
     """
     model = SslConvNet(classes)
-    model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)  # type: ignore[call-overload]
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    model.to(memory_format=order)  # type: ignore[call-overload]
     return model

@@ -8,7 +8,7 @@ from torch import nn
 
 
 def hugging_face(architecture: str, config: Mapping[str, Any]) -> nn.Module:
-    """A class of transformers by name, such as BertForSequenceClassification, with the fields of its config.json.
+    """Build a model of transformers, such as BertForSequenceClassification, from its config.json.
 
     Raises ImportError without the library, ValueError when it has no such model.
     """
@@ -22,7 +22,7 @@ def hugging_face(architecture: str, config: Mapping[str, Any]) -> nn.Module:
     kind: Any = found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
     if kind is None or kind.config_class is None:
         raise ValueError(
-            f"transformers has no model '{architecture}'; the name stands under 'architectures' in config.json"
+            f"transformers has no model '{architecture}'; config.json has the name under 'architectures'"
         )
     made: nn.Module = kind(kind.config_class.from_dict(dict(config)))
     return made

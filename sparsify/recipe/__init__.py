@@ -1,6 +1,7 @@
-"""From recipe text to a validated Recipe, with every complaint at its line and column. Imports no torch.
+"""From recipe text to a validated Recipe, with every problem at its line and column. Imports no torch.
 
-reading -> composing -> merging -> overrides -> variables -> presets -> limits -> pydantic -> explaining -> checks
+read -> compose -> merge parents -> overrides -> variables -> presets -> limits -> pydantic -> explain ->
+check
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,10 @@ from sparsify.recipe.checks import check
 from sparsify.recipe.dump_yaml import dump
 from sparsify.recipe.extends import Merged, merge, read
 from sparsify.recipe.from_python import HERE, from_python
-from sparsify.recipe.limits_file import Origin, limited
+from sparsify.recipe.limits_file import Origin, replace_limits
 from sparsify.recipe.nodes import Node, Path, Place, Table, places, plain
 from sparsify.recipe.overrides import override
-from sparsify.recipe.target_presets import named, presets
+from sparsify.recipe.target_presets import presets, replace_presets
 from sparsify.recipe.validation_messages import explain
 from sparsify.recipe.variables import Filled, fill, unused
 from sparsify.recipe.wording import found
@@ -33,18 +34,18 @@ class Positions:
     """Where each part of a recipe is written, for messages; nowhere where it was made in Python."""
 
     file: str = HERE.file
-    """as the user named it; `<recipe>` for one made in Python"""
+    """As the user named it; `<recipe>` for a recipe made in Python."""
     places: Mapping[Path, Place] = field(default_factory=dict)
     origins: tuple[Origin, ...] = ()
-    """where limits are from, of rules that name a file"""
+    """Limits files that rules name."""
 
     def problem(self, path: str, message: str, hint: str = "") -> Problem:
-        """A complaint about `rules.0.layers`, at its line or that of the nearest entry around it."""
+        """A problem of a path such as `rules.0.layers`, at its line or that of the nearest parent."""
         known = {".".join(map(str, parts)): place for parts, place in self.places.items()}
-        around = path
-        while around not in known and around:
-            around = around.rpartition(".")[0]
-        return known.get(around, Place(self.file)).problem(path, message, hint)
+        enclosing = path
+        while enclosing not in known and enclosing:
+            enclosing = enclosing.rpartition(".")[0]
+        return known.get(enclosing, Place(self.file)).problem(path, message, hint)
 
 
 NOWHERE = Positions()
@@ -56,7 +57,7 @@ class Loaded:
 
     recipe: Recipe
     data: dict[str, Any]
-    """the resolved mapping: parents merged, variables filled in, overrides applied"""
+    """The resolved mapping: parents merged, variables filled in, overrides applied"""
     positions: Positions
 
 
@@ -89,26 +90,32 @@ def load(
     """
     if isinstance(source, Loaded) and not overrides:
         return source
-    merged = _merged(source)
-    root, refused = override(merged.root, overrides)
+    merged = _read_source(source)
+    root, override_problems = override(merged.root, overrides)
     filled = fill(root, unused(merged.root, merged.own))
-    placed, unnamed = named(filled.root)
-    whole = limited(placed, limits)
-    filled = replace(filled, root=whole.root)
-    problems = [*merged.problems, *refused, *filled.problems, *unnamed, *whole.problems]
-    recipe = _validated(filled, problems)
-    file = (
-        source.positions.file
-        if isinstance(source, Loaded)
-        else str(source)
-        if isinstance(source, str | File)
-        else HERE.file
-    )
-    known = MappingProxyType(dict(places(filled.root)))
-    return Loaded(recipe, plain(filled.root), Positions(file, known, whole.origins))
+    placed, preset_problems = replace_presets(filled.root)
+    limited = replace_limits(placed, limits)
+    filled = replace(filled, root=limited.root)
+    problems = [
+        *merged.problems,
+        *override_problems,
+        *filled.problems,
+        *preset_problems,
+        *limited.problems,
+    ]
+    recipe = _validate(filled, problems)
+    known_places = MappingProxyType(dict(places(filled.root)))
+    positions = Positions(_file_of(source), known_places, limited.origins)
+    return Loaded(recipe, plain(filled.root), positions)
 
 
-def _merged(source: str | File | Mapping[str, Any] | Recipe | Loaded) -> Merged:
+def _file_of(source: str | File | Mapping[str, Any] | Recipe | Loaded) -> str:
+    if isinstance(source, Loaded):
+        return source.positions.file
+    return str(source) if isinstance(source, str | File) else HERE.file
+
+
+def _read_source(source: str | File | Mapping[str, Any] | Recipe | Loaded) -> Merged:
     match source:
         case Loaded(data=data, positions=Positions(places=known)):
             return Merged(_table(from_python(data, literal=True, places=known)), ())
@@ -126,13 +133,17 @@ def _table(root: Node) -> Table:
     return root
 
 
-def _validated(filled: Filled, problems: list[Problem]) -> Recipe:
-    """The recipe, or every problem at once: those found before, pydantic's, and those of the whole."""
+def _validate(filled: Filled, problems: list[Problem]) -> Recipe:
+    """The recipe.
+
+    Raises RecipeError with every problem: those found before, pydantic's, and those of the whole.
+    """
     try:
         recipe = Recipe.model_validate(plain(filled.root), by_alias=True, by_name=False)
     except ValidationError as error:
-        told = {problem.path for problem in problems if problem.path}
-        raise RecipeError([*problems, *(p for p in explain(error, filled) if p.path not in told)]) from None
+        reported = {problem.path for problem in problems if problem.path}
+        problems += [problem for problem in explain(error, filled) if problem.path not in reported]
+        raise RecipeError(problems) from None
     problems += check(recipe, filled.root)
     if problems:
         raise RecipeError(problems)

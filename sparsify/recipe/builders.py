@@ -1,4 +1,7 @@
-"""Which names a module of sparsify has, read from its text: importing `sparsify.models` would import torch."""
+"""The names that a module of sparsify defines, read from its source.
+
+Importing `sparsify.models` imports torch.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -9,8 +12,13 @@ from sparsify.recipe.wording import near
 _HERE = Path(__file__).parents[1]
 
 
-def missing(build: str) -> tuple[str, str]:
-    """What is wrong with `sparsify.models.lenet6` and the hint; two empty texts when nothing is, or it is not in sparsify."""
+def find_problem(build: str) -> tuple[str, str]:
+    """(problem, hint) of a builder such as `sparsify.models.lenet6`.
+
+    Two empty texts when there is no problem.
+
+    A builder outside of sparsify is not checked.
+    """
     module, _, name = build.replace(":", ".").rpartition(".")
     if module != "sparsify" and not module.startswith("sparsify."):
         return "", ""

@@ -1,4 +1,4 @@
-"""From a recipe back to YAML that reads as the same recipe, under YAML 1.1 as well as 1.2."""
+"""Write a recipe as YAML that reads as the same recipe, under YAML 1.1 as well as 1.2."""
 
 import re
 from typing import Any
@@ -12,14 +12,14 @@ from sparsify_schemas.written import written
 
 def dump(recipe: Recipe) -> str:
     """The whole recipe as YAML, defaults included; `load(dump(recipe))` gives it back."""
-    body = _marked(written(recipe))
+    body = _mark_inline(written(recipe))
     text: str = yaml.dump(
         body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=130, default_flow_style=False
     )
     return text
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     """Text that reads back as itself where `${` would start an expression: one more dollar."""
     return text.replace("${", "$${")
 
@@ -32,20 +32,17 @@ class _Row(list[Any]):
     """A list of scalars, written in one line."""
 
 
-def _marked(value: Any) -> Any:
+def _mark_inline(value: Any) -> Any:
     match value:
         case str():
-            return escaped(value)
+            return escape(value)
         case list():
-            items = [_marked(item) for item in value]
+            items = [_mark_inline(item) for item in value]
             return _Row(items) if all(_is_scalar(item) for item in items) else items
         case dict():
-            entries = {key: _marked(item) for key, item in value.items()}
-            return (
-                _Short(entries)
-                if "kind" in entries and all(_is_scalar(item) for item in entries.values())
-                else entries
-            )
+            entries = {key: _mark_inline(item) for key, item in value.items()}
+            is_short = "kind" in entries and all(_is_scalar(item) for item in entries.values())
+            return _Short(entries) if is_short else entries
         case _:
             return value
 
@@ -55,7 +52,7 @@ def _is_scalar(value: Any) -> bool:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes whatever YAML 1.1 or our own reading of 1.2 would take for something else than text."""
+    """Quotes text that YAML 1.1 or our reader of YAML 1.2 would read as something else."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True

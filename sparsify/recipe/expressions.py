@@ -1,4 +1,7 @@
-"""The arithmetic inside `${...}`: numbers, names, + - * / // % **, parentheses, min max round int. Nothing else."""
+"""Evaluate the arithmetic inside `${...}`.
+
+Numbers, names, + - * / // % **, parentheses, min max round int.
+"""
 
 import ast
 import math
@@ -10,12 +13,12 @@ from sparsify.recipe.wording import found, near, shown
 
 Value = str | int | float | bool | None
 Look = Callable[[str], Value]
-"""the value of a name; raises ExpressionError where there is none"""
+"""Returns the value of a name. Raises ExpressionError where there is none."""
 
 LONGEST: Final = 200
-"""characters of an expression"""
+"""Characters of an expression."""
 LARGEST: Final = 10**18
-"""whole numbers stay below"""
+"""Bound of whole numbers."""
 FUNCTIONS: Final = ("int", "max", "min", "round")
 ALLOWED: Final = "only numbers, variables, + - * / // % **, parentheses, min, max, round and int"
 
@@ -30,26 +33,25 @@ class ExpressionError(Exception):
 
 
 def evaluate(text: str, look: Look) -> Value:
-    """The value of the expression; raises ExpressionError. Nothing is executed: a syntax tree is walked."""
-    value = _walk(_parsed(text), look)
+    """Evaluate an expression by walking its syntax tree; nothing is executed. Raises ExpressionError."""
+    value = _walk(_parse(text), look)
     if isinstance(value, float) and not math.isfinite(value):
         raise ExpressionError(f"{shown(text)} is not a finite number")
     return value
 
 
-def _parsed(text: str) -> ast.expr:
+def _parse(text: str) -> ast.expr:
     if not text.strip():
         raise ExpressionError("an empty expression", "write a variable's name between the braces")
     if len(text) > LONGEST:
         raise ExpressionError(f"an expression of {len(text)} characters", f"at most {LONGEST}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # "invalid decimal literal" and the like: refused below or not at all
+            # Warnings such as "invalid decimal literal" are of no use: bad syntax is refused below.
+            warnings.simplefilter("ignore")
             return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise ExpressionError(f"{shown(text)} is no expression", ALLOWED) from None
+        raise ExpressionError(f"{shown(text)} is not an expression", ALLOWED) from None
 
 
 def _walk(node: ast.expr, look: Look) -> Value:
@@ -63,9 +65,9 @@ def _walk(node: ast.expr, look: Look) -> Value:
         case ast.UnaryOp(op=ast.UAdd(), operand=operand):
             return _number(operand, look)
         case ast.BinOp(left=left, op=operator, right=right):
-            return _bounded(_combined(operator, _number(left, look), _number(right, look)))
+            return _bounded(_combine(operator, _number(left, look), _number(right, look)))
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in FUNCTIONS:
-            return _bounded(_called(name, [_number(argument, look) for argument in arguments]))
+            return _bounded(_call(name, [_number(argument, look) for argument in arguments]))
         case ast.Call(func=ast.Name(id=name)):
             raise ExpressionError(f"'{name}' cannot be called", near(name, FUNCTIONS))
     raise ExpressionError(f"{shown(ast.unparse(node))} is not allowed in an expression", ALLOWED)
@@ -78,7 +80,7 @@ def _number(node: ast.expr, look: Look) -> int | float:
     return value
 
 
-def _combined(operator: ast.operator, a: int | float, b: int | float) -> int | float:
+def _combine(operator: ast.operator, a: int | float, b: int | float) -> int | float:
     try:
         match operator:
             case ast.Add():
@@ -112,7 +114,7 @@ def _power(a: int | float, b: int | float) -> int | float:
     return value
 
 
-def _called(name: str, arguments: list[int | float]) -> int | float:
+def _call(name: str, arguments: list[int | float]) -> int | float:
     try:
         match name, arguments:
             case "int", [value]:

@@ -1,4 +1,4 @@
-"""Recipes and mappings that were made in Python, as a tree."""
+"""Turn recipes and mappings made in Python into a tree."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -7,14 +7,14 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from sparsify.errors import RecipeError
-from sparsify.recipe.dump_yaml import escaped
+from sparsify.recipe.dump_yaml import escape
 from sparsify.recipe.nodes import DEEPEST, MOST, Items, Leaf, Node, Path, Place, Table, is_text
 from sparsify.recipe.wording import found
 from sparsify_schemas.units import Quantity
 from sparsify_schemas.written import written
 
 HERE: Final = Place("<recipe>")
-"""the place of what has no file"""
+"""The place of values without a file."""
 
 
 def from_python(
@@ -22,15 +22,16 @@ def from_python(
     literal: bool = False,
     places: Mapping[Path, Place] = MappingProxyType({}),
 ) -> Node:
-    """Mappings, lists, scalars and values of the language; `literal` keeps `${` as it is, `places` tells what is known of theirs.
+    """A tree of mappings, lists, scalars and quantities.
 
-    Raises RecipeError for what a recipe cannot hold.
+    literal: keep `${` as it is. places: known places of values. Raises RecipeError for what a recipe cannot
+    hold.
     """
     return _Reader(literal, places).node(value, ())
 
 
 class _Reader:
-    """Counts as it goes, so that a value which contains itself ends in a message."""
+    """Counts values, so that a value that contains itself ends in a message."""
 
     def __init__(self, literal: bool, places: Mapping[Path, Place]) -> None:
         self.literal = literal
@@ -50,9 +51,8 @@ class _Reader:
             case Mapping():
                 return self.table(value, path)
             case list() | tuple():
-                return Items(
-                    tuple(self.node(item, (*path, i)) for i, item in enumerate(value)), self.place(path)
-                )
+                items = [self.node(item, (*path, i)) for i, item in enumerate(value)]
+                return Items(tuple(items), self.place(path))
             case Quantity():
                 return Leaf(str(value), self.place(path))
             case _:
@@ -63,14 +63,13 @@ class _Reader:
             if not isinstance(key, str):
                 raise _refused(path, f"a key must be text, found {found(key)}")
             self.leaf(key, path)
-        return Table(
-            {str(key): self.node(entry, (*path, key)) for key, entry in value.items()}, self.place(path)
-        )
+        entries = {str(key): self.node(entry, (*path, key)) for key, entry in value.items()}
+        return Table(entries, self.place(path))
 
     def leaf(self, value: Any, path: Path) -> Leaf:
         match value:
             case str() if is_text(value):
-                return Leaf(escaped(str(value)) if self.literal else str(value), self.place(path))
+                return Leaf(escape(str(value)) if self.literal else str(value), self.place(path))
             case None | bool() | float():
                 return Leaf(value, self.place(path))
             case int() if value.bit_length() <= 1000:

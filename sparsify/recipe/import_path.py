@@ -1,4 +1,4 @@
-"""What a dotted path in a recipe names: `package.module.thing` or `package.module:thing`."""
+"""Import what a dotted path in a recipe names: `package.module.thing` or `package.module:thing`."""
 
 import sys
 from collections.abc import Iterator
@@ -11,40 +11,39 @@ from typing import Any
 
 
 def resolve(path: str) -> Any:
-    """The object behind a dotted path; modules in the current folder are found as well.
+    """Import the object that a dotted path names. Modules in the current folder are found as well.
 
-    Python's own modules are refused: a recipe that came with a run must not name os.system.
-    Raises ImportError with one sentence that says which part is missing or what the module raised.
+    The standard library is refused: a recipe that came with a run must not name os.system.
+    Raises ImportError, which says which part is missing or what the module raised.
     """
     module, _, name = path.replace(":", ".").rpartition(".")
-    if _is_pythons(module):
-        raise ImportError(f"'{path}' is Python's own, and neither builds a model nor makes data")
+    if _is_standard(module):
+        raise ImportError(f"'{path}' is in the standard library and can neither build a model nor load data")
     found = load_module(module)
     try:
         thing = getattr(found, name)
-        if isinstance(thing, type | FunctionType | BuiltinFunctionType) and _is_pythons(
-            thing.__module__ or ""
-        ):
+        is_named = isinstance(thing, type | FunctionType | BuiltinFunctionType)
+        if is_named and _is_standard(thing.__module__ or ""):
             raise ImportError(
-                f"'{path}' is {thing.__module__}.{thing.__name__}, Python's own, and neither builds a model nor makes data"
+                f"'{path}' is {thing.__module__}.{thing.__name__} of the standard library and "
+                "can neither build a model nor load data"
             )
         return thing
     except AttributeError:
-        close = get_close_matches(
-            name,
-            [n for n, v in vars(found).items() if not n.startswith("_") and not isinstance(v, ModuleType)],
-            n=1,
-        )
+        public = [
+            n for n, v in vars(found).items() if not n.startswith("_") and not isinstance(v, ModuleType)
+        ]
+        close = get_close_matches(name, public, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise ImportError(f"module '{module}' has no '{name}'{hint}") from None
 
 
-def _is_pythons(module: str) -> bool:
+def _is_standard(module: str) -> bool:
     return module.partition(".")[0] in sys.stdlib_module_names
 
 
 def load_module(name: str) -> ModuleType:
-    """Import a module; the current folder is looked at last. Raises ImportError as `resolve` does."""
+    """Import a module; the current folder is searched last. Raises ImportError as `resolve` does."""
     try:
         with _current_folder():
             return import_module(name)

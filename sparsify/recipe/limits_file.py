@@ -1,4 +1,4 @@
-"""`keep: {limits: limits.json}`: what `sparsify sensitivity` wrote, in place of the file's name."""
+"""Replace `keep: {limits: limits.json}` by the limits in that file, which `sparsify sensitivity` writes."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path as File
@@ -14,16 +14,16 @@ from sparsify_schemas.profile import Profile
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a rule has its limits from."""
+    """The limits file of a rule."""
 
     rule: int
     file: str
-    """as the recipe names it"""
+    """As the recipe names it."""
     profile: Profile
 
     @property
     def command(self) -> str:
-        """What writes them anew, of another network."""
+        """The command that writes the file for another network."""
         by = "" if self.profile.by == "ablation" else f" --by {self.profile.by}"
         return _command(self.file, f"{by} --limits {self.profile.tolerance or '1pp'}")
 
@@ -34,16 +34,16 @@ def _command(file: str, asked: str = " --limits 1pp") -> str:
 
 @dataclass(frozen=True)
 class Limited:
-    """A recipe with the limits of each file in place of its name, or with none."""
+    """A recipe with the limits of each file in place of the file's name, or without limits."""
 
     root: Table
     origins: tuple[Origin, ...]
     problems: tuple[Problem, ...]
-    """what is wrong with files that were named"""
+    """Problems of the files."""
 
 
-def limited(root: Table, wanted: bool) -> Limited:
-    """What files of limits hold, in place of their names; none of it where that is not wanted."""
+def replace_limits(root: Table, wanted: bool) -> Limited:
+    """Replace the names of limits files by their limits, or remove them where limits are not wanted."""
     rules, problems, origins = root.entries.get("rules"), list[Problem](), list[Origin]()
     if not isinstance(rules, Items):
         return Limited(root, (), ())
@@ -74,8 +74,10 @@ def _rule(rule: Node, index: int, problems: list[Problem], origins: list[Origin]
 
 
 def _read(named: Leaf, path: Path, problems: list[Problem]) -> Profile | None:
-    beside = File(named.place.file)  # of a recipe that has no file: the working folder
-    file = (beside.parent if beside.is_file() else File()) / str(named.value)
+    recipe = File(named.place.file)
+    # Relative to the recipe; to the current folder for a recipe without a file.
+    folder = recipe.parent if recipe.is_file() else File()
+    file = folder / str(named.value)
     make = _command(str(named.value))
     try:
         profile = Profile.model_validate_json(read(file))
@@ -84,11 +86,11 @@ def _read(named: Leaf, path: Path, problems: list[Problem]) -> Profile | None:
     except ValidationError as error:
         problems.append(
             named.place.problem(
-                path, f"{file} holds no profile of a network ({first_line(error)})", f"'{make}' writes one"
+                path, f"{file} is not a sensitivity profile ({first_line(error)})", f"'{make}' writes one"
             )
         )
     else:
         if profile.limits:
             return profile
-        problems.append(named.place.problem(path, f"{file} holds no limits", f"have them set: {make}"))
+        problems.append(named.place.problem(path, f"{file} holds no limits", f"'{make}' sets them"))
     return None

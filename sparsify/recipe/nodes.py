@@ -1,4 +1,4 @@
-"""Recipe data that remembers where it was written: leaf, items, table. The bounds that keep any input small."""
+"""Recipe data with its place in the file: leaf, items, table; and bounds on its size."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -7,26 +7,25 @@ from typing import Any
 from sparsify.errors import Problem
 
 DEEPEST = 64
-"""levels of nesting"""
+"""Levels of nesting."""
 MOST = 20_000
-"""values in a recipe, aliases expanded"""
+"""Values in a recipe, aliases expanded."""
 
 Path = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where something is written; line and column count from 1 and are None in a value that came from Python or --set."""
+    """Where a value is written. Line and column start at 1; None for values from Python or --set."""
 
     file: str
     line: int | None = None
     column: int | None = None
 
     def problem(self, path: Path | str, message: str, hint: str = "") -> Problem:
-        """A complaint about what is written here."""
-        return Problem(
-            self.file, self.line, self.column, path if isinstance(path, str) else dotted(path), message, hint
-        )
+        """A problem of the value that is written here."""
+        name = path if isinstance(path, str) else dotted(path)
+        return Problem(self.file, self.line, self.column, name, message, hint)
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def plain(node: Node) -> Any:
 
 
 def places(node: Node, path: Path = ()) -> Iterator[tuple[Path, Place]]:
-    """Every path of the data with where it is written."""
+    """Every path of the data and its place."""
     yield path, node.place
     match node:
         case Items(items=items):
@@ -101,7 +100,7 @@ def child(node: Node | None, part: str | int) -> Node | None:
 
 
 def place_of(root: Node, path: Path) -> Place:
-    """Where the path is written, or the nearest of its ancestors that is."""
+    """The place of a path, or of its nearest ancestor that is written."""
     node = root
     for part in path:
         deeper = child(node, part)
@@ -112,5 +111,5 @@ def place_of(root: Node, path: Path) -> Place:
 
 
 def is_text(value: str) -> bool:
-    """Whether it can be written as UTF-8: no half of a surrogate pair."""
+    """Whether a text can be written as UTF-8, which has no lone surrogates."""
     return not any("\ud800" <= c <= "\udfff" for c in value)

@@ -1,4 +1,4 @@
-"""`--set path.to.key=value`: one value replaced, wherever it stands."""
+"""Apply `--set path.to.key=value`."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,24 +16,24 @@ HERE: Final = Place("--set")
 
 
 def override(root: Table, overrides: Iterable[str]) -> tuple[Table, tuple[Problem, ...]]:
-    """The tree with each override applied in turn, and what is wrong with those that could not be."""
+    """Apply the overrides in turn. Returns the tree and the problems of those that cannot be applied."""
     problems: list[Problem] = []
     for text in overrides:
         try:
-            root = _one(root, text)
+            root = _apply(root, text)
         except RecipeError as error:
             problems += error.problems
     return root, tuple(problems)
 
 
-def _one(root: Table, text: str) -> Table:
+def _apply(root: Table, text: str) -> Table:
     path, equals, value = text.partition("=")
     parts = path.strip().split(".")
     if not equals or not all(parts) or len(parts) > DEEPEST:
         raise _refused(
             "", f"expected path.to.key=value, found {shown(text)}", "such as --set stages.0.epochs=3"
         )
-    parts = _of_variable(root, parts)
+    parts = _resolve_variable(root, parts)
     changed = _put(root, parts, _value(dotted(tuple(parts)), value), ())
     assert isinstance(changed, Table)
     return changed
@@ -49,13 +49,13 @@ def _value(path: str, text: str) -> Node:
     return document.root or Leaf(None, HERE)
 
 
-def _of_variable(root: Table, parts: list[str]) -> list[str]:
+def _resolve_variable(root: Table, parts: list[str]) -> list[str]:
     """`epochs` means `vars.epochs` where there is such a variable and no such key of a recipe."""
     keys = [field.name for field in fields(Recipe)]
     variables = declared_in(root)
     match parts:
         case ["extends", *_]:
-            raise _refused("extends", "cannot be set", "write it into a recipe")
+            raise _refused("extends", "cannot be set", "write it in a recipe")
         case ["vars", name] if name in variables:
             return parts
         case ["vars", name]:
@@ -72,7 +72,7 @@ def _of_variable(root: Table, parts: list[str]) -> list[str]:
 
 
 def _put(node: Node | None, parts: list[str], value: Node, above: tuple[str, ...]) -> Node:
-    """The node with the value at that path below it; mappings on the way are made where there are none."""
+    """Put a value at a path below a node. Missing mappings on the way are made."""
     if not parts:
         return value
     part, *rest = parts
@@ -80,9 +80,8 @@ def _put(node: Node | None, parts: list[str], value: Node, above: tuple[str, ...
     match node:
         case Items(items=items):
             index = _index(part, len(items), above)
-            return replace(
-                node, items=(*items[:index], _put(items[index], rest, value, here), *items[index + 1 :])
-            )
+            changed = _put(items[index], rest, value, here)
+            return replace(node, items=(*items[:index], changed, *items[index + 1 :]))
         case Table(entries=entries):
             below = _put(child(node, part), rest, value, here)
             return replace(
@@ -102,13 +101,11 @@ def _put(node: Node | None, parts: list[str], value: Node, above: tuple[str, ...
 
 def _index(part: str, count: int, above: tuple[str, ...]) -> int:
     if not part.isdecimal() or len(part) > 6 or int(part) >= count:
-        have = (
-            f"entries {dotted((*above, 0))} to {dotted((*above, count - 1))}"
-            if count > 1
-            else f"one entry, {dotted((*above, 0))}"
-            if count
-            else "no entries"
-        )
+        have = "no entries"
+        if count == 1:
+            have = f"one entry, {dotted((*above, 0))}"
+        elif count > 1:
+            have = f"entries {dotted((*above, 0))} to {dotted((*above, count - 1))}"
         raise _refused(dotted((*above, part)), "no such entry", f"'{dotted(above)}' is a list with {have}")
     return int(part)
 

@@ -10,8 +10,12 @@ from sparsify_schemas.units import Duration
 def value(schedule: Schedule, step: int, steps_per_epoch: int, total: int) -> float:
     """The schedule's value at an optimizer step of a stage.
 
-    step: 0-based step; steps_per_epoch and total (steps of the stage) turn `5ep` and `0.5dur` into steps.
     Windows are half-open: before `start` the value is `from`, from `end` on it is `to`.
+
+    Args:
+        step: Step of the stage, counted from 0.
+        steps_per_epoch: Turns `5ep` into steps.
+        total: Steps of the stage; turns `0.5dur` into steps.
     """
     match schedule:
         case Constant():
@@ -30,13 +34,13 @@ def value(schedule: Schedule, step: int, steps_per_epoch: int, total: int) -> fl
 def risen(
     start: Duration, end: Duration, every: Duration, step: int, steps_per_epoch: int, total: int
 ) -> float:
-    """1 - (1 - t)^3 in jumps `every` apart: 0 until `start`, 1 from `end` on."""
+    """1 - (1 - t)^3 in steps of `every`: 0 until `start`, 1 from `end` on."""
     cubic = Cubic.model_validate({"kind": "cubic", "to": 1.0, "start": start, "end": end, "every": every})
     return value(cubic, step, steps_per_epoch, total)
 
 
 def needs_steps(schedule: Schedule) -> bool:
-    """Whether the schedule counts in epochs or in shares of a stage, so that their lengths must be known."""
+    """Whether the schedule counts in epochs or fractions of a stage, whose lengths must then be known."""
     match schedule:
         case Constant():
             return False
@@ -54,9 +58,8 @@ def needs_steps(schedule: Schedule) -> bool:
 def _progress(
     schedule: Linear | Cosine | Cubic | Exponential, step: int, steps_per_epoch: int, total: int
 ) -> float:
-    start, end, every = (
-        d.steps(steps_per_epoch, total) for d in (schedule.start, schedule.end, schedule.every)
-    )
+    durations = (schedule.start, schedule.end, schedule.every)
+    start, end, every = (duration.steps(steps_per_epoch, total) for duration in durations)
     if step < start:
         return 0.0
     if step >= end:

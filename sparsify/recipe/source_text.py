@@ -1,4 +1,4 @@
-"""From a file to its text: bounded, UTF-8, and never a traceback."""
+"""Read the text of a recipe file: of bounded size, in UTF-8."""
 
 import stat
 from difflib import get_close_matches
@@ -8,11 +8,11 @@ from sparsify.errors import Problem, RecipeError
 from sparsify.recipe.nodes import Place
 
 LARGEST = 256 * 1024
-"""bytes of a recipe; PyYAML reads some 200 kB a second"""
+"""Bytes of a recipe; PyYAML reads about 200 kB a second."""
 
 
 def read_file(file: str) -> str:
-    """The text of a recipe; raises RecipeError, and never reads more than the bound."""
+    """Read the text of a recipe, never more than the bound. Raises RecipeError."""
     try:
         if File(file).stat().st_size > LARGEST and stat.S_ISREG(File(file).stat().st_mode):
             raise _refused(file, f"too large for a recipe: more than {LARGEST // 1024} KiB")
@@ -21,7 +21,7 @@ def read_file(file: str) -> str:
     except OSError as error:
         raise _refused(file, _reason(error), _neighbour(file)) from None
     except ValueError as error:
-        raise _refused(file, f"no file name: {error}") from None
+        raise _refused(file, f"not a file name: {error}") from None
     if len(data) > LARGEST:
         raise _refused(file, f"too large for a recipe: more than {LARGEST // 1024} KiB")
     return _decoded(file, data)

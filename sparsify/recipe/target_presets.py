@@ -1,4 +1,4 @@
-"""Targets by name: those that ship, those of the user's own file, and putting them in place of their names in a recipe."""
+"""Presets of targets, built in or from the user's file; and replacing their names in a recipe."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -19,14 +19,20 @@ _TARGET: TypeAdapter[Target] = TypeAdapter(Target)
 
 
 def user_file() -> File:
-    """Where a user's own presets lie: $SPARSIFY_TARGETS, or sparsify/targets.yaml in the configuration folder."""
+    """The file of a user's presets.
+
+    $SPARSIFY_TARGETS, or sparsify/targets.yaml in the configuration folder.
+    """
     named = os.environ.get("SPARSIFY_TARGETS")
     config = os.environ.get("XDG_CONFIG_HOME") or File.home() / ".config"
     return File(named) if named else File(config) / "sparsify" / "targets.yaml"
 
 
 def presets() -> dict[str, Target]:
-    """Every preset by name; the user's own come last and win. Raises RecipeError naming the line of a bad one."""
+    """Every preset by name; those of the user replace built-in ones.
+
+    Raises RecipeError with the line of a bad one.
+    """
     own = user_file()
     found = _read(SHIPPED)
     return found | _read(own) if own.is_file() else found
@@ -65,8 +71,8 @@ def _said(error: ValidationError) -> str:
     return f"{where}: {said}" if where else said
 
 
-def named(root: Table) -> tuple[Table, list[Problem]]:
-    """The recipe with each preset in place of its name; a name in `budget.latency` alone makes it a target too."""
+def replace_presets(root: Table) -> tuple[Table, list[Problem]]:
+    """Replace names of presets by their targets. A name in `budget.latency` alone becomes a target too."""
     targets, budget = root.entries.get("targets"), root.entries.get("budget")
     written = dict(targets.entries) if isinstance(targets, Table) else {}
     latency = budget.entries.get("latency") if isinstance(budget, Table) else None

@@ -23,7 +23,7 @@ _OF_KEYS = ("missing", "extra_forbidden")
 def explain(error: ValidationError, filled: Filled) -> list[Problem]:
     """Problems in place of pydantic's errors; nothing is said of values that have been complained of already.
 
-    A misspelt `kind` does not hide the mistakes of the keys beside it: they are judged by the kind that was meant.
+    The keys beside a misspelt `kind` are checked too, by the kind that was probably meant.
     """
     data = plain(filled.root)
     problems = _explained(error, filled, data)
@@ -211,6 +211,10 @@ def _group(path: Path, value: Any, root: Table) -> Problem:
     )
 
 
+_OLD_BOOLEANS = ("yes", "no", "on", "off")
+"""Booleans of YAML 1.1."""
+
+
 def _said(path: Path, error: ErrorDetails, data: Any) -> tuple[str, str]:
     """Message and hint for a value that does not fit its key."""
     value, limits = error["input"], error.get("ctx", {})
@@ -225,22 +229,11 @@ def _said(path: Path, error: ErrorDetails, data: Any) -> tuple[str, str]:
         case "finite_number":
             return f"expected a finite number, found {found(value)}", ""
         case "bool_type" | "bool_parsing":
-            return (
-                f"expected true or false, found {found(value)}",
-                "YAML 1.2 has no yes, no, on and off"
-                if value
-                in (
-                    "yes",
-                    "no",
-                    "on",
-                    "off",
-                )
-                else "",
-            )
+            hint = "YAML 1.2 has no yes, no, on and off" if value in _OLD_BOOLEANS else ""
+            return f"expected true or false, found {found(value)}", hint
         case "string_type":
-            return f"expected text, found {found(value)}", "quote it" if isinstance(
-                value, int | float
-            ) else ""
+            hint = "quote it" if isinstance(value, int | float) else ""
+            return f"expected text, found {found(value)}", hint
         case "string_too_short":
             return "expected some text, found an empty one", ""
         case "string_pattern_mismatch":
@@ -272,9 +265,10 @@ def _number_hint(value: Any) -> str:
 
 
 def _no_mapping(path: Path, value: Any, data: Any) -> tuple[str, str]:
-    """A mapping was expected; where the value is what its `kind` should say, show how to write it."""
+    """A mapping was expected. Where the value is the name of a kind, the hint shows how to write it."""
     hint = f"write {{kind: {value}}}" if isinstance(value, str) and value in _kinds(path, data) else ""
-    number = any(
-        arm is float for annotation in types_at(Recipe, path, data) for arm in written_as(annotation)
-    )
-    return f"expected a {'number or a schedule' if number else 'mapping'}, found {found(value)}", hint
+    expected = "mapping"
+    for annotation in types_at(Recipe, path, data):
+        if float in written_as(annotation):
+            expected = "number or a schedule"
+    return f"expected a {expected}, found {found(value)}", hint

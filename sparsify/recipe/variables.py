@@ -1,4 +1,4 @@
-"""`vars:` and `${...}`: every variable evaluated once, every expression replaced by its value."""
+"""Evaluate each variable of `vars:` once, and replace each `${...}` by its value."""
 
 import math
 import re
@@ -12,11 +12,11 @@ from sparsify.recipe.nodes import Items, Leaf, Node, Path, Table, plain
 from sparsify.recipe.wording import found, near, shown
 
 _HOLE: Final = re.compile(r"\$(\$+)\{|\$\{([^{}]*)\}|(\$\{)")
-"""an escaped `$${`, an expression, or one that is never closed"""
+"""An escaped `$${`, an expression, or one that is never closed."""
 LONGEST_TEXT: Final = 4_000
-"""characters of a text with its variables filled in"""
+"""Characters of a text with its variables filled in."""
 LONGEST_CHAIN: Final = 50
-"""variables that refer to variables"""
+"""Variables that refer to each other in a row."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,17 @@ class Filled:
     broken: frozenset[Path] = frozenset()
     problems: tuple[Problem, ...] = ()
     texts: Mapping[Path, str] = field(default_factory=dict)
-    """what stood where an expression was replaced"""
+    """Texts whose expressions were replaced."""
 
 
 def unused(root: Table, names: Iterable[str]) -> tuple[str, ...]:
-    """Those of the variables that nothing in the recipe uses."""
+    """The variables that the recipe does not use."""
     reached = _reached(root.without("vars"), declared_in(root))
     return tuple(name for name in names if name not in reached)
 
 
 def fill(root: Table, idle: Iterable[str]) -> Filled:
-    """Replace every expression. `idle` names variables to complain of if they are still unused."""
+    """Replace every expression. idle: variables to report if they are still unused."""
     table = root.entries.get("vars", Table({}, root.place))
     if not isinstance(table, Table):
         problem = table.place.problem(
@@ -70,9 +70,8 @@ class _Scope:
             case Items(items=items):
                 return replace(node, items=tuple(self.node(item, (*path, i)) for i, item in enumerate(items)))
             case Table(entries=entries):
-                return replace(
-                    node, entries={key: self.node(entry, (*path, key)) for key, entry in entries.items()}
-                )
+                filled = {key: self.node(entry, (*path, key)) for key, entry in entries.items()}
+                return replace(node, entries=filled)
             case _:
                 return node
 
@@ -89,15 +88,14 @@ class _Scope:
             return node
 
     def look(self, name: str) -> Value:
-        """The value of a variable; a failed one is complained of once, where it is declared."""
+        """The value of a variable. An error in one is reported once, where it is declared."""
         if name not in self.table.entries:
             raise ExpressionError(
                 f"undefined variable '{name}'", near(name, self.table.entries) or "declare it under 'vars:'"
             )
         if name in self.chain:
-            raise ExpressionError(
-                f"variables refer to each other in a circle: {' -> '.join([*self.chain[self.chain.index(name) :], name])}"
-            )
+            circle = [*self.chain[self.chain.index(name) :], name]
+            raise ExpressionError(f"variables refer to each other in a circle: {' -> '.join(circle)}")
         if len(self.chain) >= LONGEST_CHAIN:
             raise ExpressionError(f"more than {LONGEST_CHAIN} variables refer to each other in a row")
         if name not in self.values and name not in self.failed:
@@ -121,7 +119,7 @@ class _Scope:
     def declared(self, name: str, node: Node) -> Value:
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise ExpressionError(
-                f"{shown(name)} is no name for a variable",
+                f"{shown(name)} is not a name for a variable",
                 "letters, digits and '_', not beginning with a digit",
             )
         if name in FUNCTIONS:
@@ -131,7 +129,7 @@ class _Scope:
         return substitute(node.value, self.look) if isinstance(node.value, str) else node.value
 
     def judge(self, idle: Iterable[str]) -> None:
-        """Complain of unused variables, and of mistakes in those that only such variables use."""
+        """Report unused variables, and errors in those that only unused variables use."""
         for name in self.table.entries:
             if name not in self.values and name not in self.failed:
                 self.declare(name)
@@ -149,11 +147,8 @@ def _reached(body: Table, declared: Mapping[str, Node]) -> frozenset[str]:
     while waiting:
         match waiting.pop():
             case Leaf(value=str(text)):
-                fresh = {
-                    name
-                    for hole in _HOLE.finditer(text)
-                    for name in re.findall(r"[A-Za-z_]\w*", hole[2] or "")
-                } - reached
+                expressions = " ".join(hole[2] or "" for hole in _HOLE.finditer(text))
+                fresh = set(re.findall(r"[A-Za-z_]\w*", expressions)) - reached
                 reached |= fresh
                 waiting += [declared[name] for name in fresh if name in declared]
             case Items(items=items):
@@ -164,7 +159,7 @@ def _reached(body: Table, declared: Mapping[str, Node]) -> frozenset[str]:
 
 
 def substitute(text: str, look: Callable[[str], Value]) -> Value:
-    """A text that is one expression becomes its value; any other has its expressions replaced by text."""
+    """The value of a text that is one expression; else the text with its expressions replaced."""
     whole = _HOLE.fullmatch(text)
     if whole and whole[2] is not None:
         return evaluate(whole[2], look)

@@ -1,31 +1,29 @@
-"""How values and near misses are worded in messages."""
+"""Wording of values and suggestions in messages."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
 LONGEST = 60
-"""characters of a text that a message repeats"""
+"""Characters of a text that a message repeats."""
 
 
 def shown(text: str) -> str:
-    """Text in quotes, shortened; what a terminal would act on is escaped."""
+    """Text in quotes, shortened, with control characters escaped."""
     return repr(text) if len(text) <= LONGEST else repr(text[:LONGEST]) + "…"
 
 
 def found(value: Any) -> str:
-    """What is there, in words: `the text 'abc'`, `the number 3`, `a list`."""
+    """A value in words: `the text 'abc'`, `the number 3`, `a list`."""
     match value:
         case None:
             return "nothing"
         case bool():
             return str(value).lower()
         case int() | float():
-            return (
-                f"the number {value}"
-                if isinstance(value, float) or value.bit_length() < 1000
-                else "a huge number"
-            )
+            if isinstance(value, int) and value.bit_length() >= 1000:
+                return "a huge number"
+            return f"the number {value}"
         case str():
             return f"the text {shown(value)}" if value else "an empty text"
         case dict():
@@ -37,7 +35,7 @@ def found(value: Any) -> str:
 
 
 def near(word: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'?`, else what there is to choose from."""
+    """`did you mean 'x'?`, else the known names."""
     choices = list(dict.fromkeys(known))
     best = meant(word, choices)
     if best:
@@ -46,5 +44,5 @@ def near(word: str, known: Iterable[str]) -> str:
 
 
 def meant(word: str, known: Iterable[str]) -> str:
-    """What a misspelt word is nearest to, '' where nothing is near."""
+    """The known word nearest to a misspelt one, '' where none is near."""
     return next(iter(get_close_matches(word, list(dict.fromkeys(known)), 1)), "")

@@ -1,4 +1,4 @@
-"""What PyYAML complains of, said so that a user knows what to change."""
+"""Explain errors of PyYAML so that a user knows what to change."""
 
 import re
 
@@ -6,11 +6,11 @@ import yaml
 from yaml.error import Mark, MarkedYAMLError
 
 Explained = tuple[int, int, str, str]
-"""line, column (from 1), message, hint"""
+"""Line, column (from 1), message, hint."""
 
 
-def explained(error: yaml.YAMLError, text: str) -> Explained:
-    """Where a YAML error is, what it is and what to do about it."""
+def explain(error: yaml.YAMLError, text: str) -> Explained:
+    """The place of a YAML error, what is wrong, and what to change."""
     if not isinstance(error, MarkedYAMLError):
         return 1, 1, f"not valid YAML: {error}", ""
     mark = error.problem_mark or error.context_mark
@@ -78,11 +78,9 @@ def _alias(error: MarkedYAMLError, opened: Mark, text: str) -> Explained | None:
 
 
 def _quote(error: MarkedYAMLError, mark: Mark, text: str) -> Explained | None:
-    """A forgotten closing quote swallows lines up to the next quote; the complaint then comes far below."""
-    if not any(
-        p in (error.problem or "")
-        for p in ("expected <block end>", "mapping values", "expected ':'", "but got")
-    ):
+    """Find a missing closing quote, which PyYAML reports only at the next quote, far below."""
+    symptoms = ("expected <block end>", "mapping values", "expected ':'", "but got")
+    if not any(symptom in (error.problem or "") for symptom in symptoms):
         return None
     for number, line in enumerate(_lines(text)[: mark.line]):
         column = _left_open(line)
@@ -112,7 +110,7 @@ def _at_mark(error: MarkedYAMLError, mark: Mark, text: str) -> Explained:
     if escape := re.search(r"found unknown escape character '(.*)'", problem):
         return _said(
             mark,
-            f"'\\{escape[1]}' is no escape in a double-quoted text",
+            f"'\\{escape[1]}' is not an escape in a double-quoted text",
             "use single quotes, which keep '\\' as it is",
         )
     if "cannot start any token" in problem:

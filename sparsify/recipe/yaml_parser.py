@@ -1,4 +1,4 @@
-"""From YAML text to a tree: composed from PyYAML's events, with duplicate keys, tags and bombs refused."""
+"""Compose a tree from PyYAML's events. Duplicate keys, tags and oversized documents are refused."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,26 +11,26 @@ from yaml.scanner import Scanner
 from sparsify.errors import Problem, RecipeError
 from sparsify.recipe.nodes import DEEPEST, MOST, Items, Leaf, Node, Path, Place, Table, is_text, plain
 from sparsify.recipe.wording import found
-from sparsify.recipe.yaml_errors import explained
+from sparsify.recipe.yaml_errors import explain
 from sparsify.recipe.yaml_scalars import scalar
 
 
 @dataclass(frozen=True)
 class Document:
-    """What a text holds, as far as it could be read, and what is wrong with it."""
+    """The content of a text, as far as it could be read, and its problems."""
 
     root: Node | None
-    """None: nothing but comments"""
+    """None where the text holds only comments."""
     problems: tuple[Problem, ...] = ()
 
 
 def read_text(text: str, file: str) -> Document:
-    """Compose one YAML document; raises RecipeError where no sense can be made of the rest."""
+    """Compose one YAML document. Raises RecipeError where the rest cannot be read."""
     return _read(text, lambda line, column: Place(file, line, column))
 
 
 def read_value(text: str, place: Place) -> Document:
-    """The same for a value on the command line, which has no lines."""
+    """Compose a value from the command line, which has no lines."""
     return _read(text, lambda line, column: place)  # noqa: ARG005
 
 
@@ -40,26 +40,21 @@ At = Callable[[int, int], Place]
 def _read(text: str, at: At) -> Document:
     odd = Reader.NON_PRINTABLE.search(text)
     if odd:
-        line, column = text.count("\n", 0, odd.start()) + 1, odd.start() - text.rfind("\n", 0, odd.start())
-        raise RecipeError(
-            [at(line, column).problem("", f"the character U+{ord(odd[0]):04X} is not allowed in YAML")]
-        )
+        line = text.count("\n", 0, odd.start()) + 1
+        column = odd.start() - text.rfind("\n", 0, odd.start())
+        message = f"the character U+{ord(odd[0]):04X} is not allowed in YAML"
+        raise RecipeError([at(line, column).problem("", message)])
     events = _Events(text)
     composer = _Composer(events, at)
     try:
         root = composer.document()
     except yaml.YAMLError as error:
-        line, column, message, hint = explained(error, text)
+        line, column, message, hint = explain(error, text)
         raise RecipeError([*composer.problems, at(line, column).problem("", message, hint)]) from None
     except (ValueError, OverflowError):  # chr() of an escape such as "\UFFFFFFFF", int() of a %YAML version
-        raise RecipeError(
-            [
-                *composer.problems,
-                at(events.line + 1, events.column + 1).problem(
-                    "", "an escape or number that YAML does not know"
-                ),
-            ]
-        ) from None
+        place = at(events.line + 1, events.column + 1)
+        problem = place.problem("", "an escape or number that YAML does not know")
+        raise RecipeError([*composer.problems, problem]) from None
     except RecipeError as error:
         raise RecipeError([*composer.problems, *error.problems]) from None
     return Document(root, tuple(composer.problems))
@@ -90,7 +85,7 @@ class _Anchored:
 
 
 class _Composer:
-    """Events -> tree. Bounds depth and size as it goes, so that nothing large is ever built."""
+    """Turns events into a tree. Depth and size are checked on the way, so nothing large is built."""
 
     def __init__(self, events: _Events, at: At) -> None:
         self.events = events

@@ -14,11 +14,11 @@ INFINITE: Final = re.compile(r"[-+]?\.(?:inf|Inf|INF)")
 NOT_A_NUMBER: Final = re.compile(r"\.(?:nan|NaN|NAN)")
 
 LONGEST_NUMBER: Final = 300
-"""characters of a number; Python itself refuses to print whole numbers beyond 4300"""
+"""Characters of a number; Python refuses to print whole numbers beyond 4300."""
 
 
 def scalar(text: str) -> str | int | float | bool | None:
-    """What an unquoted scalar means; raises ValueError for a number that is too long to be one."""
+    """The value of an unquoted scalar. Raises ValueError for a number that is too long."""
     if NULL.fullmatch(text):
         return None
     if TRUE.fullmatch(text):

@@ -1,113 +1,151 @@
-"""The cut model beside the baselines: what simpler choices came to at its cost."""
+"""Compare the cut model with the baselines: what simpler methods reach at the same cost."""
 
 from collections.abc import Iterator
 from math import nan
 
-from sparsify.formatting.numbers import accuracy, divide, few, known, milliseconds, points, share, size, times
+from sparsify.formatting.numbers import (
+    accuracy,
+    divide,
+    few,
+    known,
+    milliseconds,
+    points,
+    share,
+    size,
+    times,
+)
 from sparsify.formatting.table import Table, columns
+from sparsify.reporting import table_titles
 from sparsify_schemas.recipe import Baseline as Kind
 from sparsify_schemas.report import Baseline, Latency, Report, Side
 
 SLOWER = 1.05
-"""times what the cut model takes, from which a baseline is not called equal: two timings differ by some percent"""
-_CHOICES: dict[Kind, str] = {
-    "uniform_width": "the same share of every layer",
+"""A baseline whose time is this many times that of the cut model is called slower.
+
+Less may be noise of the timings.
+"""
+_METHODS: dict[Kind, str] = {
+    "uniform_width": "the same fraction of every layer",
     "random": "random units",
-    "magnitude": "the smallest units of all layers",
-    "by_macs": "the same criterion going by MACs",
+    "magnitude": "the units of lowest magnitude over all layers",
+    "by_macs": "the recipe's criterion per MAC",
 }
 
 
-def against_baselines(report: Report) -> Table:
-    """The dense and the cut model, and what simpler choices at the cut one's cost came to."""
-    dense, cut = report.dense, report.cut
-    after = report.rounds[0].validation_accuracy if len(report.rounds) == 1 else None
-    timed = {
-        t.target: [t.dense_ms, t.cut_ms, *(baseline_ms(b, t) for b in report.baselines)]
-        for t in report.latency
-    }
-    models = [
-        ("dense", dense, None),
-        ("cut", cut, after),
-        *((b.kind, b.side, b.cut_accuracy) for b in report.baselines),
-    ]
-    rows = tuple(
-        (
-            name,
-            share(divide(side.macs, dense.macs)),
-            share(divide(side.params, dense.params)),
-            *([size(side.peak_memory)] if cut.peak_memory else []),
-            *(milliseconds(ms[i]) for ms in timed.values()),
-            accuracy(right_after),
-            accuracy(side.validation_accuracy),
-            accuracy(side.test_accuracy),
-            str(side.epochs),
-        )
-        for i, (name, side, right_after) in enumerate(models)
-    )
+def baseline_table(report: Report) -> Table:
+    """A row for the dense model, the cut model and each baseline.
+
+    It has no rows where there are no baselines.
+    """
+    if not report.baselines:
+        return Table(table_titles.BASELINES, (), ())
+    has_peak = bool(report.cut.peak_memory)
     heads = columns(
         "model",
         ">MACs left",
         ">parameters left",
-        *([">peak memory"] if cut.peak_memory else []),
-        *(f">{target}" for target in timed),
+        *([">peak memory"] if has_peak else []),
+        *(f">{timed.target}" for timed in report.latency),
         ">right after",
         ">validation",
         ">test",
         ">epochs",
     )
+    after_cut = report.rounds[0].validation_accuracy if len(report.rounds) == 1 else None
+    dense_times = [timed.dense_ms for timed in report.latency]
+    cut_times = [timed.cut_ms for timed in report.latency]
+    rows = [
+        _model_row(report, "dense", report.dense, dense_times, None),
+        _model_row(report, "cut", report.cut, cut_times, after_cut),
+    ]
+    for baseline in report.baselines:
+        ms = [baseline_ms(baseline, timed) for timed in report.latency]
+        rows.append(_model_row(report, baseline.kind, baseline.side, ms, baseline.cut_accuracy))
+    return Table(table_titles.BASELINES, heads, tuple(rows), tuple(_baseline_notes(report)))
+
+
+def _model_row(
+    report: Report, name: str, side: Side, ms: list[float], after_cut: float | None
+) -> tuple[str, ...]:
+    peak = [size(side.peak_memory)] if report.cut.peak_memory else []
     return (
-        Table("Against baselines", heads, rows, tuple(_baseline_notes(report)))
-        if report.baselines
-        else Table("", (), ())
+        name,
+        share(divide(side.macs, report.dense.macs)),
+        share(divide(side.params, report.dense.params)),
+        *peak,
+        *map(milliseconds, ms),
+        accuracy(after_cut),
+        accuracy(side.validation_accuracy),
+        accuracy(side.test_accuracy),
+        str(side.epochs),
     )
 
 
 def baseline_ms(baseline: Baseline, timed: Latency) -> float:
-    """Milliseconds of a baseline: each was timed against the dense model, so by its ratio to that of the run's own timing."""
-    found = next(
-        (divide(timed.dense_ms, own.speedup) for own in baseline.latency if own.target == timed.target), None
-    )
-    return nan if found is None else found
+    """Milliseconds of a baseline on a target; nan where it was not timed there.
+
+    The baseline was timed against the dense model, so its ratio is applied to the dense model's own time.
+    """
+    for own in baseline.latency:
+        if own.target == timed.target:
+            ms = divide(timed.dense_ms, own.speedup)
+            return nan if ms is None else ms
+    return nan
 
 
 def _baseline_notes(report: Report) -> Iterator[str]:
-    said = "; ".join(f"{b.kind}: {_CHOICES[b.kind]}" for b in report.baselines)
-    yield f"{said}; each cut at once to at most the cost of the cut model and trained like that after its cut, without penalties. right after: validation accuracy before that training."
-    ahead = [(b.kind, by) for b in report.baselines if (by := _ahead(report.cut, b.side)) is not None]
-    if ahead:
-        yield f"The cut model against {', '.join(f'{kind} {points(by)}' for kind, by in ahead)}. One run each: a few tenths of a point may be chance."
-    fewer = [b.kind for b in report.baselines if b.side.epochs < report.cut.epochs]
+    methods = "; ".join(f"{baseline.kind}: {_METHODS[baseline.kind]}" for baseline in report.baselines)
+    yield (
+        f"What each removes: {methods}. Each is cut once, to at most the cost of the cut model, "
+        "and then trained as the cut model was after its cut, without penalties."
+    )
+    yield "right after: validation accuracy after the cut, before that training."
+    leads = []
+    for baseline in report.baselines:
+        lead = _accuracy_lead(report.cut, baseline.side)
+        if lead is not None:
+            leads.append(f"{points(lead)} over {baseline.kind}")
+    if leads:
+        yield (
+            f"Accuracy of the cut model: {', '.join(leads)}. "
+            "One run each: a few tenths of a point may be chance."
+        )
+    fewer = [baseline.kind for baseline in report.baselines if baseline.side.epochs < report.cut.epochs]
     if fewer:
-        yield f"The cut model had more epochs of training in this run than {few(tuple(fewer))}: those before its cut."
-    yield from _dearer(report)
-    yield from (
-        f"Warning: {b.kind}: nothing was cut." for b in report.baselines if b.verdict.outcome == "nothing cut"
-    )
+        yield (
+            f"The cut model was trained for more epochs in this run than {few(tuple(fewer))}: "
+            "those before its cut."
+        )
+    yield from _warn_of_slower(report)
+    for baseline in report.baselines:
+        if baseline.verdict.outcome == "nothing cut":
+            yield f"Warning: {baseline.kind}: nothing was cut."
 
 
-def _dearer(report: Report) -> Iterator[str]:
-    """Baselines that were to come to the cut model's time and did not, as no choice that was timed does."""
-    limited = next(
-        (
-            m.what.removeprefix("budget.latency.")
-            for m in report.limits
-            if m.what.startswith("budget.latency.")
-        ),
-        None,
-    )
-    cut = next((t for t in report.latency if t.target == limited), None)
-    for b in report.baselines if cut else ():
-        own = next((t for t in b.latency if t.target == limited), None)
-        if cut and own and own.high < cut.low and cut.speedup > SLOWER * own.speedup:
-            yield f"Warning: {b.kind} takes {times(divide(cut.speedup, own.speedup))} the time of the cut model on {limited}: no choice of its kind that was timed came to the same cost."
+def _warn_of_slower(report: Report) -> Iterator[str]:
+    """Baselines that could not reach the cut model's time, with any cut of theirs that was timed."""
+    prefix = "budget.latency."
+    limited = [limit.what.removeprefix(prefix) for limit in report.limits if limit.what.startswith(prefix)]
+    if not limited:
+        return
+    target = limited[0]
+    cut = next((timed for timed in report.latency if timed.target == target), None)
+    if cut is None:
+        return
+    for baseline in report.baselines:
+        own = next((timed for timed in baseline.latency if timed.target == target), None)
+        if own and own.high < cut.low and cut.speedup > SLOWER * own.speedup:
+            ratio = times(divide(cut.speedup, own.speedup))
+            yield (
+                f"Warning: {baseline.kind} takes {ratio} the time of the cut model on {target}: "
+                "none of its cuts that were timed came to the same cost."
+            )
 
 
-def _ahead(cut: Side, other: Side) -> float | None:
-    """By test accuracy, or that of validation where there is no test set."""
-    reached, theirs = (
-        (cut.test_accuracy, other.test_accuracy)
-        if known(cut.test_accuracy)
-        else (cut.validation_accuracy, other.validation_accuracy)
-    )
-    return None if reached is None or theirs is None else reached - theirs
+def _accuracy_lead(cut: Side, other: Side) -> float | None:
+    """Difference in test accuracy, or in validation accuracy where there is no test set."""
+    if known(cut.test_accuracy):
+        own, others = cut.test_accuracy, other.test_accuracy
+    else:
+        own, others = cut.validation_accuracy, other.validation_accuracy
+    return None if own is None or others is None else own - others

@@ -1,55 +1,56 @@
-"""Two models timed side by side: what came out, and whether it is more than noise. Imports no torch."""
+"""Two models timed in turn: the result, and whether it is more than noise. Imports no torch."""
 
 from sparsify.cost.benchmark_result import BenchmarkResult
 from sparsify.formatting.numbers import MISSING, divide, fixed, known, milliseconds, plain, plural, times
 from sparsify.formatting.table import Table, columns
 
 
-def words(found: BenchmarkResult) -> str:
-    """'B is 1.31x faster than A [1.28, 1.35]', or that there is no difference to speak of."""
-    figures = (found.speedup, found.low, found.high, found.noise)
+def describe_result(result: BenchmarkResult) -> str:
+    """'B is 1.31x faster than A [1.28, 1.35]', or that the difference is no larger than the noise."""
+    figures = (result.speedup, result.low, result.high, result.noise)
     if not all(known(figure) and figure > 0 for figure in figures):
         return "speed not measured"
-    if not found.differs:
-        return f"no difference larger than the noise: {times(found.speedup)} {_interval(found.low, found.high)}; two copies of {found.a} differ by up to {times(found.noise)}"
-    faster = found.speedup > 1
-    if faster:
-        return f"{found.b} is {times(found.speedup)} faster than {found.a} {_interval(found.low, found.high)}"
-    ratio, low, high = divide(1, found.speedup), divide(1, found.high), divide(1, found.low)
-    return f"{found.b} is {times(ratio)} slower than {found.a} {_interval(low, high)}"
+    interval = _format_interval(result.low, result.high)
+    if not result.differs:
+        return (
+            f"no difference larger than the noise: {times(result.speedup)} {interval}; "
+            f"two copies of {result.a} differ by up to {times(result.noise)}"
+        )
+    if result.speedup > 1:
+        return f"{result.b} is {times(result.speedup)} faster than {result.a} {interval}"
+    ratio = divide(1, result.speedup)
+    interval = _format_interval(divide(1, result.high), divide(1, result.low))
+    return f"{result.b} is {times(ratio)} slower than {result.a} {interval}"
 
 
-def table(contests: tuple[BenchmarkResult, ...], cores: int, title: str) -> Table:
-    """All targets of one pair, and what they mean in words."""
-    a, b = contests[0].a, contests[0].b
+def benchmark_table(results: tuple[BenchmarkResult, ...], cores: int, title: str) -> Table:
+    """A row for each target of one pair of models, with the results in words as notes."""
     rows = tuple(
         (
-            c.target,
-            milliseconds(c.a_ms),
-            milliseconds(c.b_ms),
-            times(c.speedup),
-            _interval(c.low, c.high),
-            times(c.noise),
-            str(c.pairs),
-            plain(round(c.load, 1)),
+            result.target,
+            milliseconds(result.a_ms),
+            milliseconds(result.b_ms),
+            times(result.speedup),
+            _format_interval(result.low, result.high),
+            times(result.noise),
+            str(result.pairs),
+            plain(round(result.load, 1)),
         )
-        for c in contests
+        for result in results
     )
-    notes = [f"{c.target}: {c.description}; {words(c)}." for c in contests]
-    notes += [
-        f"Warning: {c.target} was timed at a load average of {fixed(c.load, 1)} on {plural(cores, 'core')}; time again on a quiet machine."
-        for c in contests
-        if c.load > cores
-    ]
-    return Table(
-        title,
-        columns("target", f">{a}", f">{b}", ">speed-up", ">95 % interval", ">noise", ">rounds", ">load"),
-        rows,
-        tuple(notes),
-    )
+    notes = [f"{result.target}: {result.description}; {describe_result(result)}." for result in results]
+    for result in results:
+        if result.load > cores:
+            notes.append(
+                f"Warning: {result.target} was timed at a load average of {fixed(result.load, 1)} "
+                f"on {plural(cores, 'core')}; time again on an idle machine."
+            )
+    a, b = results[0].a, results[0].b
+    heads = columns("target", f">{a}", f">{b}", ">speed-up", ">95 % interval", ">noise", ">rounds", ">load")
+    return Table(title, heads, rows, tuple(notes))
 
 
-def _interval(low: float | None, high: float | None) -> str:
+def _format_interval(low: float | None, high: float | None) -> str:
     if low is None or high is None or not (known(low) and known(high)):
         return MISSING
     return f"[{fixed(low, 2)}, {fixed(high, 2)}]"

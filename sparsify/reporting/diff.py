@@ -1,9 +1,10 @@
-"""What changed between two recipes or two runs. Computed here, shown elsewhere."""
+"""Compute the changes between two recipes or two runs."""
 
 import math
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from sparsify.formatting.numbers import divide, known
@@ -16,26 +17,29 @@ _PLAIN_RULE = Rule(layers=("*",), group="filter").model_dump(mode="json", by_ali
 
 @dataclass(frozen=True)
 class Change:
-    """One path that differs. `delta` is new - old where both are numbers, or quantities of one unit; None is absence."""
+    """One path that differs.
+
+    `delta` is new - old where both are numbers, or quantities of one unit; None is absence.
+    """
 
     path: str
     old: Any
     new: Any
     delta: float | None = None
     remark: str = ""
-    """what a reader must know to judge it"""
+    """What a reader must know to judge the change."""
 
     @property
     def same(self) -> bool:
-        """Whether nothing changed: such rows appear only when asked for."""
+        """Whether nothing changed; such rows are listed on request only."""
         return _equal(self.old, self.new)
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
     """A recipe as a plain mapping in which equal meaning is equal text.
 
-    Every default is written out, a constant schedule is its number, and a rule's layers are in order of name (a layer
-    is selected when any of them matches).
+    Every default is written out, a constant schedule is its number, and a rule's layers are in order of
+    name (a layer is selected when any of them matches).
     """
     data: dict[str, Any] = _unfold(recipe.model_dump(mode="json", by_alias=True))
     for rule in data["rules"]:
@@ -48,8 +52,8 @@ def diff_recipes(
 ) -> tuple[Change, ...]:
     """The changes from `a` to `b`, both in the form of `resolved`; `unchanged` adds the rest.
 
-    Rules are matched by their layers and group, stages and targets by name, whatever their position; a rule or stage
-    that finds no partner is one change. diff_recipes(a, a) is empty.
+    Rules are matched by their layers and group, stages and targets by name, whatever their position; a rule
+    or stage that finds no partner is one change. diff_recipes(a, a) is empty.
     """
     return tuple(c for c in _mappings("", a, b) if unchanged or not c.same)
 
@@ -57,7 +61,7 @@ def diff_recipes(
 def diff_runs(
     a: Report, b: Report, recipe_a: Mapping[str, Any], recipe_b: Mapping[str, Any], *, unchanged: bool = False
 ) -> tuple[Change, ...]:
-    """First the recipes' changes (`recipe.`), then the figures' (`metrics.`), then the widths' (`widths.`)."""
+    """The changes from run `a` to run `b`: first `recipe.`, then `metrics.`, then `widths.`."""
     recipes = (_under("recipe.", c) for c in _mappings("", recipe_a, recipe_b))
     found = (
         *recipes,
@@ -68,7 +72,7 @@ def diff_runs(
 
 
 def change(path: str, old: Any, new: Any, remark: str = "") -> Change:
-    """A Change with its delta worked out."""
+    """Make a Change and compute its delta."""
     return Change(path, old, new, _delta(old, new), remark)
 
 
@@ -87,8 +91,13 @@ def _any(path: str, old: Any, new: Any) -> Iterator[Change]:
 
 def _mappings(path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
     for key in dict.fromkeys((*old, *new)):
-        there = f"{path}[{key}]" if path == "targets" else f"{path}.{key}" if path else str(key)
-        yield from _any(there, old.get(key), new.get(key))
+        yield from _any(_join_path(path, key), old.get(key), new.get(key))
+
+
+def _join_path(path: str, key: str) -> str:
+    if not path:
+        return str(key)
+    return f"{path}[{key}]" if path == "targets" else f"{path}.{key}"
 
 
 def _lists(path: str, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> Iterator[Change]:
@@ -115,7 +124,7 @@ def _lists(path: str, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[st
 
 _Key = Callable[[int, Mapping[str, Any]], Hashable]
 _Partners = tuple[int | None, int | None]
-"""positions in the old and in the new list; None on the side that has no such entry"""
+"""Positions in the old and in the new list; None on the side without such an entry."""
 
 
 def _layers_and_group(_: int, rule: Mapping[str, Any]) -> Hashable:
@@ -141,18 +150,19 @@ def _same_kind(index: int, stage: Mapping[str, Any]) -> Hashable:
 def _pair(
     old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], keys: tuple[_Key, ...]
 ) -> list[_Partners]:
-    """Partners by the first key that fits; without keys, by position. In order of the new list, the removed ones last."""
+    """Partners by the first key that fits; without keys, by position.
+
+    In order of the new list, the removed ones last.
+    """
     if not keys:
-        return [
-            (i if i < len(old) else None, i if i < len(new) else None) for i in range(max(len(old), len(new)))
-        ]
+        return list(zip_longest(range(len(old)), range(len(new))))
     partner: dict[int, int] = {}
     free = list(range(len(old)))
     for key in keys:
         for j, entry in enumerate(new):
-            match = (
-                next((i for i in free if key(i, old[i]) == key(j, entry)), None) if j not in partner else None
-            )
+            if j in partner:
+                continue
+            match = next((i for i in free if key(i, old[i]) == key(j, entry)), None)
             if match is not None:
                 partner[j] = match
                 free.remove(match)
@@ -162,10 +172,14 @@ def _pair(
 def _labels(
     path: str, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], pairs: list[_Partners]
 ) -> list[str]:
-    """A name for each pair that does not depend on which list came first: `conv*/filter`, `conv*/filter#2`."""
-    labels = [
-        _label(path, i, j, None if i is None else old[i], None if j is None else new[j]) for i, j in pairs
-    ]
+    """A name for each pair that does not depend on which list came first.
+
+    `conv*/filter`, `conv*/filter#2`.
+    """
+    labels = []
+    for i, j in pairs:
+        left, right = (None if i is None else old[i]), (None if j is None else new[j])
+        labels.append(_label(path, i, j, left, right))
     seen: dict[str, int] = {}
     for k in sorted(range(len(pairs)), key=lambda k: (None in pairs[k], _place(pairs[k]))):
         plain = labels[k]
@@ -181,16 +195,12 @@ def _place(partners: _Partners) -> int:
 def _label(
     path: str, i: int | None, j: int | None, left: Mapping[str, Any] | None, right: Mapping[str, Any] | None
 ) -> str:
-    """What both entries are called; the position where the names differ."""
+    """The name of both entries, or the position where their names differ."""
     names = {_entry_name(path, entry) for entry in (left, right) if entry is not None} - {None}
     if len(names) == 1:
         return str(names.pop())
-    if (
-        path == "rules"
-        and left is not None
-        and right is not None
-        and left.get("layers") == right.get("layers")
-    ):
+    is_rule_pair = path == "rules" and left is not None and right is not None
+    if is_rule_pair and left is not None and right is not None and left.get("layers") == right.get("layers"):
         return _layers_name(left)
     return str(_place((i, j)))
 
@@ -215,22 +225,23 @@ def _layers_name(rule: Mapping[str, Any]) -> str:
 
 
 def _order(path: str, pairs: list[_Partners], labels: list[str]) -> Iterator[Change]:
-    """The order of what both have, where it means something."""
-    both = [
-        (i, j, name) for (i, j), name in zip(pairs, labels, strict=True) if i is not None and j is not None
-    ]
-    before, after = [name for *_, name in sorted(both)], [name for *_, name in both]
+    """The order of the entries that both lists have, where order matters."""
+    both = []
+    for (i, j), name in zip(pairs, labels, strict=True):
+        if i is not None and j is not None:
+            both.append((i, name))
+    before, after = [name for _, name in sorted(both)], [name for _, name in both]
     if before != after:
         yield change(f"{path}.order", before, after)
 
 
 def _short(path: str, entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """An entry that only one side has, without what goes without saying."""
+    """An entry that only one side has, without default values."""
     if entry is None:
         return None
-    defaults = (
-        {k: v for k, v in _PLAIN_RULE.items() if k not in ("layers", "group")} if path == "rules" else {}
-    )
+    defaults = dict(_PLAIN_RULE) if path == "rules" else {}
+    for key in ("layers", "group"):  # these name the rule
+        defaults.pop(key, None)
     return {k: v for k, v in entry.items() if v is not None and not (k in defaults and defaults[k] == v)}
 
 
@@ -282,44 +293,37 @@ def _metrics(report: Report) -> dict[str, Any]:
     found["metrics.macs_left"] = divide(report.cut.macs, report.dense.macs)
     found["metrics.params_left"] = divide(report.cut.params, report.dense.params)
     for timing in report.latency:
-        found |= {
-            f"metrics.latency[{timing.target}].{field}": getattr(timing, field)
-            for field in ("dense_ms", "cut_ms", "speedup")
-        }
+        for field in ("dense_ms", "cut_ms", "speedup"):
+            found[f"metrics.latency[{timing.target}].{field}"] = getattr(timing, field)
     for sparsity in report.sparsities:
-        found |= {
-            f"metrics.sparsity[{sparsity.what}].{field}": getattr(sparsity, field)
-            for field in ("nominal", "effective")
-        }
+        for field in ("nominal", "effective"):
+            found[f"metrics.sparsity[{sparsity.what}].{field}"] = getattr(sparsity, field)
     found |= {f"metrics.columns[{e.module}]": e.live / e.columns for e in report.executions}
     found |= {f"metrics.met[{limit.what}]": limit.met for limit in report.limits}
-    for round in report.rounds if len(report.rounds) > 1 else ():
-        path = f"metrics.rounds[{round.stage}{f'@{round.epoch}' if round.epoch else ''}]"
-        found[f"{path}.macs_left"] = divide(round.macs, report.dense.macs)
-        found |= {
-            f"{path}.validation_accuracy": round.validation_accuracy,
-            f"{path}.verdict": round.verdict.outcome,
-        }
+    for round_ in report.rounds if len(report.rounds) > 1 else ():
+        epoch = f"@{round_.epoch}" if round_.epoch else ""
+        path = f"metrics.rounds[{round_.stage}{epoch}]"
+        found[f"{path}.macs_left"] = divide(round_.macs, report.dense.macs)
+        found[f"{path}.validation_accuracy"] = round_.validation_accuracy
+        found[f"{path}.verdict"] = round_.verdict.outcome
     found["metrics.verdict"] = report.verdict.outcome
     found["metrics.seconds"] = sum(s.seconds for s in report.stages)
     return found
 
 
 def _remarks(a: Report, b: Report) -> dict[str, str]:
-    """Where a difference in time is no difference."""
+    """Remarks on times: measured on another processor, or no measurable difference."""
     before = {t.target: t for t in a.latency}
     remarks: dict[str, str] = {}
     for timing in b.latency:
-        if timing.target in before:
-            path = f"metrics.latency[{timing.target}]"
-            other = a.environment.processor != b.environment.processor
-            overlap = _overlap(before[timing.target], timing)
-            remarks |= {
-                f"{path}.{field}": "other processor" for field in ("dense_ms", "cut_ms", "speedup") if other
-            }
-            remarks[f"{path}.speedup"] = (
-                "other processor" if other else "no measurable difference" if overlap else ""
-            )
+        if timing.target not in before:
+            continue
+        path = f"metrics.latency[{timing.target}]"
+        if a.environment.processor != b.environment.processor:
+            for field in ("dense_ms", "cut_ms", "speedup"):
+                remarks[f"{path}.{field}"] = "other processor"
+        elif _overlap(before[timing.target], timing):
+            remarks[f"{path}.speedup"] = "no measurable difference"
     return remarks
 
 
@@ -328,9 +332,8 @@ def _overlap(a: Latency, b: Latency) -> bool:
 
 
 def _widths(layers: Sequence[LayerRow]) -> dict[str, Any]:
-    return {
-        f"widths.{layer.name}": layer.outputs_after for layer in layers if layer.macs
-    }  # a normalisation has its producer's
+    # Layers without MACs, such as normalisations, have the width of the layer before them.
+    return {f"widths.{layer.name}": layer.outputs_after for layer in layers if layer.macs}
 
 
 def _figures(old: Mapping[str, Any], new: Mapping[str, Any], remarks: Mapping[str, str]) -> Iterator[Change]:

@@ -1,4 +1,4 @@
-"""How fast two models are, in words and as a table, with what was predicted and when not to trust it."""
+"""The latency of two models, in words and as a table, with predictions and warnings."""
 
 from sparsify.formatting.numbers import (
     MISSING,
@@ -13,13 +13,14 @@ from sparsify.formatting.numbers import (
     times,
 )
 from sparsify.formatting.table import Table, columns
+from sparsify.reporting import table_titles
 from sparsify_schemas.report import Latency
 
 
 def timing_words(latency: Latency, cores: int) -> str:
     """'1.90x faster (1.85 to 1.95) on laptop', or 'no measurable difference' when the interval holds 1."""
     words = f"{speed_words(latency)} on {latency.target}"
-    return f"{words} (timed under load)" if overloaded(latency, cores) else words
+    return f"{words} (timed under load)" if is_overloaded(latency, cores) else words
 
 
 def speed_words(latency: Latency) -> str:
@@ -29,19 +30,19 @@ def speed_words(latency: Latency) -> str:
     if slower is None or slower <= 0:
         return "speed not measured" if latency.measured else "speed not predicted"
     if not latency.measured:
-        faster = latency.speedup >= 1
-        return f"{times(latency.speedup if faster else slower)} {'faster' if faster else 'slower'} as predicted, not measured"
+        ratio = f"{times(latency.speedup)} faster" if latency.speedup >= 1 else f"{times(slower)} slower"
+        return f"{ratio} (predicted, not measured)"
     if not (known(low) and known(high)):
         return "speed not measured"
     if low <= 1 <= high:
-        return f"no measurable difference in speed ({_interval(low, high)})"
+        return f"no measurable difference in speed ({_format_interval(low, high)})"
     if low > 1:
-        return f"{times(latency.speedup)} faster ({_interval(low, high)})"
-    return f"{times(slower)} slower ({_interval(divide(1, high), divide(1, low))})"
+        return f"{times(latency.speedup)} faster ({_format_interval(low, high)})"
+    return f"{times(slower)} slower ({_format_interval(divide(1, high), divide(1, low))})"
 
 
-def overloaded(latency: Latency, cores: int) -> bool:
-    """Whether more processes wanted to run than there are cores."""
+def is_overloaded(latency: Latency, cores: int) -> bool:
+    """Whether more processes were waiting to run than there are cores."""
     return latency.load > cores
 
 
@@ -49,55 +50,50 @@ def latency_table(
     latency: tuple[Latency, ...],
     cores: int,
     names: tuple[str, str] = ("dense", "cut"),
-    title: str = "Latency",
+    title: str = table_titles.LATENCY,
 ) -> Table:
-    """Timings side by side; the notes say what they mean in words."""
+    """A row for each target; the notes give the results in words."""
     rows = tuple(
         (
             t.target,
             milliseconds(t.dense_ms),
             milliseconds(t.cut_ms),
             times(t.speedup),
-            _interval(t.low, t.high) if t.measured else MISSING,
+            _format_interval(t.low, t.high) if t.measured else MISSING,
             str(t.pairs),
             plain(round(t.load, 1)),
         )
         for t in latency
     )
-    what = "" if names == ("dense", "cut") else f"{names[1]} against {names[0]}: "
+    what = "" if names == ("dense", "cut") else f"{names[1]} compared with {names[0]}: "
     notes = [f"{t.target}: {t.description}; {what}{speed_words(t)}." for t in latency]
-    notes += [
-        _prediction(t)
-        for t in latency
-        if t.predicted_dense_ms is not None and t.predicted_cut_ms is not None and t.measured
-    ]
-    notes += [
-        f"Warning: {t.target} was timed at a load average of {fixed(t.load, 1)} on {plural(cores, 'core')}; do not trust it, time again on a quiet machine."
-        for t in latency
-        if overloaded(t, cores)
-    ]
-    return Table(
-        title,
-        columns("target", *(f">{n}" for n in names), ">speed-up", ">95 % interval", ">pairs", ">load"),
-        rows,
-        tuple(notes),
-    )
+    notes += filter(None, map(_describe_prediction, latency))
+    for t in latency:
+        if is_overloaded(t, cores):
+            notes.append(
+                f"Warning: {t.target} was timed at a load average of {fixed(t.load, 1)} "
+                f"on {plural(cores, 'core')}; do not trust it, time again on an idle machine."
+            )
+    heads = columns("target", *(f">{n}" for n in names), ">speed-up", ">95 % interval", ">pairs", ">load")
+    return Table(title, heads, rows, tuple(notes))
 
 
-def _prediction(t: Latency) -> str:
-    """Predicted against measured, in milliseconds and as what is left of the dense model."""
-    assert t.predicted_cut_ms is not None and t.predicted_dense_ms is not None
-    left, foretold = divide(1, t.speedup), divide(t.predicted_cut_ms, t.predicted_dense_ms)
-    ratio = None if left is None or foretold is None else divide(foretold, left)
-    off = "" if ratio is None else f"; the share is off by {signed(share(ratio - 1))}"
+def _describe_prediction(t: Latency) -> str:
+    """The predicted against the measured time, in milliseconds and as a fraction of the dense model's."""
+    if t.predicted_dense_ms is None or t.predicted_cut_ms is None or not t.measured:
+        return ""
+    measured, predicted = divide(1, t.speedup), divide(t.predicted_cut_ms, t.predicted_dense_ms)
+    ratio = None if measured is None or predicted is None else divide(predicted, measured)
+    error = "" if ratio is None else f"; the fraction is off by {signed(share(ratio - 1))}"
     return (
-        f"{t.target}: predicted {milliseconds(t.predicted_cut_ms)} ({share(foretold)} of dense), "
-        f"measured {milliseconds(t.cut_ms)} ({share(left)}){off}."
+        f"{t.target}: predicted {milliseconds(t.predicted_cut_ms)} ({share(predicted)} of dense), "
+        f"measured {milliseconds(t.cut_ms)} ({share(measured)}){error}."
     )
 
 
-def _interval(low: float | None, high: float | None) -> str:
+def _format_interval(low: float | None, high: float | None) -> str:
     if low is None or high is None or not (known(low) and known(high)):
         return MISSING
-    decimals = 3 if min(abs(low - 1), abs(high - 1)) < 0.005 else 2  # which side of 1 must show
+    is_near_one = min(abs(low - 1), abs(high - 1)) < 0.005
+    decimals = 3 if is_near_one else 2  # the side of 1 on which an end lies must show
     return f"{fixed(low, decimals)} to {fixed(high, decimals)}"

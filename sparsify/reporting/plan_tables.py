@@ -1,4 +1,4 @@
-"""A plan as tables: what each rule reaches, what it comes to, what is protected and why."""
+"""A plan as tables: what each rule reaches, the cost after a cut, what is protected and why."""
 
 from collections.abc import Iterator, Mapping
 
@@ -20,7 +20,7 @@ from sparsify_schemas.stage import Cut, Distill, Goal, Repair, Stage, Train
 
 
 def describe(plan: Plan, width: int = 100) -> str:
-    """Show a plan as text: what each rule reaches, what is protected and why, what a cut would leave today.
+    """Show a plan as text: what each rule reaches, what is protected and why, what a cut would leave now.
 
     Args:
         plan: As `make_plan` returns it.
@@ -32,45 +32,50 @@ def describe(plan: Plan, width: int = 100) -> str:
     Examples:
         >>> text = sparsify.describe(sparsify.make_plan(recipe, model, (x,)))
         >>> text.splitlines()[1]
-        'Cut on the present weights it would leave 50.0 % of the MACs and 51.1 % of the parameters.'
+        'A cut by the current weights would leave 50.0 % of the MACs and 51.1 % of the parameters.'
     """
-    return lay_out_all((Table("", (), (), tuple(summary(plan).splitlines())), *tables(plan)), width)
+    head = Table("", (), (), tuple(summary(plan).splitlines()))
+    return lay_out_all((head, *tables(plan)), width)
 
 
 def summary(plan: Plan) -> str:
-    """One sentence: how much of the model is open to the rules, and what the cut would come to today."""
+    """One or two sentences: how much of the model the rules reach, and what a cut would leave now."""
     reached = _reached(plan)
-    branches = [b.name for b in plan.map.branches if not b.group.protected]
-    whole = (
-        f", {len(reached & set(branches))} of {plural(len(branches), 'residual block')}" if branches else ""
-    )
-    text = (
-        f"{plan.recipe.title}: {plural(len(plan.recipe.rules), 'rule')}, {len(reached - set(branches))} of {len(plan.map.coupled)} coupled groups open{whole}, "
-        f"{_protected_count(plan)} protected; plan {plan.digest}"
-    )
+    branches = {branch.name for branch in plan.map.branches if not branch.group.protected}
+    groups = f"{len(reached - branches)} of {len(plan.map.coupled)} coupled groups"
+    parts = [plural(len(plan.recipe.rules), "rule"), f"{groups} reached"]
+    if branches:
+        parts.append(f"{len(reached & branches)} of {plural(len(branches), 'residual block')}")
+    parts.append(f"{_protected_count(plan)} protected")
+    text = f"{plan.recipe.title}: {', '.join(parts)}; plan {plan.digest}"
     after = costs(plan)
     if plan.preview and after["macs"] < plan.map.macs:
-        text += f"\nCut on the {_weights(plan)} it would leave {share(_part(after['macs'], plan.map.macs))} of the MACs and {share(_part(after['params'], plan.map.params))} of the parameters."
+        macs, params = (
+            share(_part(after["macs"], plan.map.macs)),
+            share(_part(after["params"], plan.map.params)),
+        )
+        text += (
+            f"\nA cut by the {_weights(plan)} would leave {macs} of the MACs and {params} of the parameters."
+        )
     return text
 
 
 def _weights(plan: Plan) -> str:
-    return "present weights (they are random)" if plan.random else "present weights"
+    return "current weights (which are random)" if plan.random else "current weights"
 
 
 def tables(plan: Plan) -> tuple[Table, ...]:
-    """What `sparsify plan` shows, in order; a table without rows is left out."""
+    """The tables that `sparsify plan` shows, in order, without empty ones."""
     rules = [_rule_table(plan, a) for a in plan.assignments if not plan.recipe.rules[a.rule].protect]
     found = [*rules, _costs_table(plan), _protected_table(plan), _stages_table(plan), _notes_table(plan)]
     return tuple(t for t in found if t.rows or t.notes)
 
 
 def costs(plan: Plan) -> dict[str, float]:
-    """MACs, params and bytes at the preview's widths; which units go makes no difference to them."""
+    """MACs, params and bytes at the preview's widths. They do not depend on which units are removed."""
     by_name = plan.map.by_name
-    return Costs(plan.map).of(
-        {name: range(units, by_name[name].width) for name, units in plan.preview if name in by_name}
-    )
+    removed = {name: range(kept, by_name[name].width) for name, kept in plan.preview if name in by_name}
+    return Costs(plan.map).of(removed)
 
 
 def _part(value: float, whole: float) -> float | None:
@@ -78,14 +83,12 @@ def _part(value: float, whole: float) -> float | None:
 
 
 def _reached(plan: Plan) -> set[str]:
-    rules = plan.recipe.rules
-    return {
-        c
-        for a in plan.assignments
-        if not rules[a.rule].protect
-        for c in a.coupled
-        if not plan.map.by_name[c].protected
-    }
+    """Coupled groups that a rule reaches and nothing protects."""
+    names: set[str] = set()
+    for assignment in plan.assignments:
+        if not plan.recipe.rules[assignment.rule].protect:
+            names.update(assignment.coupled)
+    return {name for name in names if not plan.map.by_name[name].protected}
 
 
 def _protected_count(plan: Plan) -> int:
@@ -94,35 +97,26 @@ def _protected_count(plan: Plan) -> int:
 
 def _rule_table(plan: Plan, assignment: Assignment) -> Table:
     rule = plan.recipe.rules[assignment.rule]
-    title = f"rules.{assignment.rule}: {_plural(rule)} of {', '.join(rule.layers)}"
-    deeds = f"{_capital(', '.join(_deeds(rule, assignment.multiple)))}."
+    layers = ", ".join(rule.layers)
+    title = f"rules.{assignment.rule}: {_plural(rule)} of {layers}"
+    facts = ", ".join(_rule_facts(rule, assignment.multiple))
+    notes = (f"{facts[:1].upper()}{facts[1:]}.",)
     if rule.group is not None and in_one_tensor(rule.group):
-        heads = columns("tensor", "shape", ">weights", *((">groups",) if within(rule.group) else ()))
-        return Table(title, heads, _weight_rows(plan, assignment, rule.group), (deeds,))
+        heads = ["tensor", "shape", ">weights"]
+        if within(rule.group):
+            heads.append(">groups")
+        return Table(title, columns(*heads), _weight_rows(plan, assignment, rule.group), notes)
     preview = dict(plan.preview)
     if rule.group == "depth":
-        rows = tuple(_branch_row(plan, b, preview) for b in plan.map.branches if b.name in assignment.coupled)
-        title = f"rules.{assignment.rule}: residual branches of {', '.join(rule.layers)}"
-        return Table(
-            title,
-            columns(
-                "block or branch",
-                "class",
-                ">of the MACs",
-                ">of the parameters",
-                "what takes its place",
-                "now",
-            ),
-            rows,
-            (deeds,),
-        )
-    rows = tuple(_group_row(plan, assignment, plan.map.by_name[name], preview) for name in assignment.coupled)
-    return Table(
-        title,
-        columns("layers matched", ">of the MACs", ">width", ">after", "narrowed with them"),
-        rows,
-        (deeds,),
-    )
+        branches = [branch for branch in plan.map.branches if branch.name in assignment.coupled]
+        rows = tuple(_branch_row(plan, branch, preview) for branch in branches)
+        title = f"rules.{assignment.rule}: residual branches of {layers}"
+        heads = ["block or branch", "class", ">of the MACs", ">of the parameters", "replaced by", "now"]
+        return Table(title, columns(*heads), rows, notes)
+    groups = [plan.map.by_name[name] for name in assignment.coupled]
+    rows = tuple(_group_row(plan, assignment, group, preview) for group in groups)
+    heads = ["layers matched", ">of the MACs", ">width", ">after", "narrowed with them"]
+    return Table(title, columns(*heads), rows, notes)
 
 
 def _group_row(
@@ -132,7 +126,7 @@ def _group_row(
     role = "out" if asked is None else group_type_of(asked).role
     reached = {s.tensor.rpartition(".")[0] for s in group.slices if s.role == role}
     matched = tuple(n for n in group.layers if n in reached and n in assignment.layers)
-    dragged = tuple(n for n in group.layers if n not in matched)
+    others = tuple(n for n in group.layers if n not in matched)
     macs = sum(layer.macs for layer in plan.map.layers if layer.name in matched)
     after = preview.get(group.name)
     return (
@@ -140,34 +134,36 @@ def _group_row(
         share(_part(macs, plan.map.macs)),
         str(group.width),
         MISSING if after is None else str(after),
-        few(dragged) or MISSING,
+        few(others) or MISSING,
     )
 
 
 def _branch_row(plan: Plan, branch: Branch, preview: Mapping[str, int]) -> tuple[str, ...]:
     params = sum(t.numel for t in plan.map.tensors if t.parameter and t.name in branch.tensors)
     kept = preview.get(branch.name)
+    now = MISSING
+    if kept is not None:
+        now = "kept" if kept else "removed"
     return (
         branch.name,
         branch.type,
         share(_part(branch.macs, plan.map.macs)),
         share(_part(params, plan.map.params)),
-        "zeros" if any(s.zeros for s in branch.stubs) else "its input",
-        MISSING if kept is None else "stays" if kept else "goes",
+        "zeros" if any(stub.zeros for stub in branch.stubs) else "its input",
+        now,
     )
 
 
 def _weight_rows(plan: Plan, assignment: Assignment, group: Group) -> tuple[tuple[str, ...], ...]:
-    covered = (t for t in plan.map.tensors if t.name in assignment.tensors)
-    return tuple(
-        (
-            t.name,
-            " x ".join(map(str, t.shape)),
-            count(t.numel),
-            *((count(count_inside(group, t.shape)),) if within(group) else ()),
-        )
-        for t in covered
-    )
+    rows = []
+    for tensor in plan.map.tensors:
+        if tensor.name not in assignment.tensors:
+            continue
+        row = [tensor.name, " x ".join(map(str, tensor.shape)), count(tensor.numel)]
+        if within(group):
+            row.append(count(count_inside(group, tensor.shape)))
+        rows.append(tuple(row))
+    return tuple(rows)
 
 
 def _plural(rule: Rule) -> str:
@@ -180,25 +176,30 @@ def _plural(rule: Rule) -> str:
             return f"{rule.group}s"
 
 
-def _deeds(rule: Rule, multiple: int) -> Iterator[str]:
-    yield f"penalty {_penalty(rule.penalty, in_one_tensor(rule.group))}" if rule.penalty else "no penalty"
-    yield "random ones go" if rule.criterion.kind == "random" else f"least {rule.criterion.kind} goes first"
+def _rule_facts(rule: Rule, multiple: int) -> Iterator[str]:
+    """What a rule does, in parts of a sentence."""
+    is_inner = rule.group is not None and in_one_tensor(rule.group)
+    yield f"penalty {_penalty(rule.penalty, is_inner)}" if rule.penalty else "no penalty"
+    if rule.criterion.kind == "random":
+        yield "pruned at random"
+    else:
+        yield f"pruned by lowest {rule.criterion.kind}"
     if isinstance(rule.group, Pattern):
-        yield f"{rule.group.stay} of every {rule.group.of} along the inputs stay"
+        yield f"{rule.group.stay} of every {rule.group.of} weights along the inputs are kept"
     elif rule.sparsity:
         yield f"{spaced(str(rule.sparsity))} removed"
+    elif is_inner:
+        yield "groups that are already zero are removed"
     else:
-        yield (
-            "those that are zero by then go" if in_one_tensor(rule.group) else "as many go as the budget asks"
-        )
+        yield "amount chosen to meet the budget"
     if rule.keep.at_least is not None and (rule.keep.at_least > 1 or rule.group == "depth"):
-        yield f"at least {rule.keep.at_least} stay"
+        yield f"at least {rule.keep.at_least} kept"
     if multiple > 1:
         yield f"widths are multiples of {multiple}"
     if rule.keep.limits:
-        yield f"{plural(len(rule.keep.limits), 'layer')} within limits"
+        yield f"limits for {plural(len(rule.keep.limits), 'layer')}"
     if rule.keep.uniform:
-        yield "all keep the same number"
+        yield "all layers keep the same number"
 
 
 def _penalty(penalty: Penalty, inner: bool) -> str:
@@ -206,8 +207,8 @@ def _penalty(penalty: Penalty, inner: bool) -> str:
     fields = {name: _field(getattr(penalty, name)) for name in type(penalty).model_fields}
     if facts.strength is not None:
         fields["strength"] = _scheduled(facts.strength)
-    alone = " on each layer alone" if facts.reach == "slices" and not inner else ""
-    return facts.summary.format_map(fields) + alone
+    scope = " on each layer alone" if facts.reach == "slices" and not inner else ""
+    return facts.summary.format_map(fields) + scope
 
 
 def _field(value: object) -> str:
@@ -229,63 +230,52 @@ def _scheduled(value: Strength) -> str:
 
 
 def _costs_table(plan: Plan) -> Table:
-    after = costs(plan)
     dense: dict[str, float] = {"macs": plan.map.macs, "params": plan.map.params, "bytes": plan.map.bytes}
-    dense |= {} if plan.map.lifetimes is None else {"peak_memory": Costs(plan.map).dense["peak_memory"]}
-    floors = {f.what.removeprefix("budget."): f for f in plan.floors}
+    if plan.map.lifetimes is not None:
+        dense["peak_memory"] = Costs(plan.map).dense["peak_memory"]
+    after = costs(plan)
+    floors = {floor.what.removeprefix("budget."): floor for floor in plan.floors}
     rows = []
-    for what, now in dense.items():
+    for what, value in dense.items():
         floor = floors.get(what)
         asked = getattr(plan.recipe.budget, what)
         rows.append(
             (
                 LABELS[what],
-                _amount(what, now, asked),
+                _amount(what, value, asked),
                 _amount(what, after[what], asked) if plan.preview else MISSING,
-                share(_part(after[what], now)) if plan.preview else MISSING,
+                share(_part(after[what], value)) if plan.preview else MISSING,
                 MISSING if asked is None else f"at most {spaced(str(asked))}",
                 share(_part(floor.least, floor.dense)) if floor else MISSING,
             )
         )
     rows += _latency_rows(plan)
     drop = plan.recipe.budget.accuracy_drop
-    rows += (
-        [
-            (
-                "validated accuracy",
-                MISSING,
-                MISSING,
-                MISSING,
-                f"drop at most {spaced(str(drop.at_most))}",
-                MISSING,
-            )
-        ]
-        if drop
-        else []
-    )
+    if drop:
+        limit = f"drop at most {spaced(str(drop.at_most))}"
+        rows.append(("validation accuracy", MISSING, MISSING, MISSING, limit, MISSING))
+    predicted = ", milliseconds as predicted" if plan.recipe.budget.latency else ""
     notes = (
-        f"after: cut on the {_weights(plan)}{', milliseconds as predicted' if plan.recipe.budget.latency else ''}; lowest: with everything removed that rules and protections allow.",
+        f"after: a cut by the {_weights(plan)}{predicted}; "
+        "lowest: everything removed that rules and protections allow.",
     )
-    return Table("Model", columns("", ">dense", ">after", ">left", ">budget", ">lowest"), tuple(rows), notes)
+    heads = columns("", ">dense", ">after", ">left", ">budget", ">lowest")
+    return Table("Model", heads, tuple(rows), notes)
 
 
 def _latency_rows(plan: Plan) -> Iterator[tuple[str, str, str, str, str, str]]:
     predicted = dict(plan.predicted)
-    floors = {f.what: f for f in plan.floors}
+    floors = {floor.what: floor for floor in plan.floors}
     for target, asked in plan.recipe.budget.latency.items():
         floor, after = floors.get(f"latency.{target}"), predicted.get(target)
         if floor is not None:
-            left, lowest = (
-                share(_part(after or 0.0, floor.dense)) if after else MISSING,
-                share(_part(floor.least, floor.dense)),
-            )
             yield (
                 f"time on {target}",
                 milliseconds(floor.dense),
                 milliseconds(after),
-                left,
+                share(_part(after, floor.dense)) if after else MISSING,
                 f"at most {spaced(str(asked))}",
-                lowest,
+                share(_part(floor.least, floor.dense)),
             )
 
 
@@ -302,88 +292,85 @@ def _protected_table(plan: Plan) -> Table:
     reached = _reached(plan)
     free = tuple(g.name for g in plan.map.coupled if g.protected is None and g.name not in reached)
     notes = (f"No rule reaches the width of {few(free, 8)}.",) if free else ()
-    return Table("Protected", columns("kept whole", "why"), rows, notes)
+    return Table("Protected", columns("not pruned", "why"), rows, notes)
 
 
 def _stages_table(plan: Plan) -> Table:
-    penalised = any(r.penalty for r in plan.recipe.rules)
-    rows = [(s.name, _stage(s, penalised)) for s in plan.recipe.stages]
+    has_penalties = any(rule.penalty for rule in plan.recipe.rules)
+    rows = [(stage.name, _stage(stage, has_penalties)) for stage in plan.recipe.stages]
     return Table("Stages", columns("stage", "what happens"), (*rows, *_baseline_rows(plan)))
 
 
 def _baseline_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     """What the baselines cost in epochs, besides the run itself."""
     kinds = plan.recipe.baselines
-    if kinds:
-        before, after = (sum(s.epochs for s in stages) for stages in training(plan.recipe, plan.random))
-        own = (
-            f", and {plural(before, 'epoch')} before it once, without penalties"
-            if before and not same_dense(plan.recipe)
-            else ""
-        )
-        each = (
-            f"{len(kinds)} x the {plural(after, 'epoch')} after the cut"
-            if after
-            else "no epochs after the cut"
-        )
-        yield "baselines", f"{', '.join(kinds)}, each at the cost that the cut comes to: {each}{own}"
+    if not kinds:
+        return
+    before, after = (sum(stage.epochs for stage in stages) for stages in training(plan.recipe, plan.random))
+    each = "no epochs after the cut"
+    if after:
+        each = f"{len(kinds)} x the {plural(after, 'epoch')} after the cut"
+    shared = ""
+    if before and not same_dense(plan.recipe):
+        shared = f", and {plural(before, 'epoch')} before it once, without penalties"
+    yield "baselines", f"{', '.join(kinds)}, each at the cost of the cut model: {each}{shared}"
 
 
-def _stage(stage: Stage, penalised: bool) -> str:
+def _stage(stage: Stage, has_penalties: bool) -> str:
     if isinstance(stage, Cut):
-        return f"choose, remove, verify{_goal(stage)}"
+        return f"select, remove, verify{_goal(stage)}"
     if isinstance(stage, Repair):
         words = {"least_squares": "least squares", "batch_norm": "batch-norm statistics", "mean": "means"}
-        return (
-            f"refit by {words[stage.method]} on {plural(stage.examples, 'training example')}, without labels"
-        )
-    penalties = ", penalties on" if stage.penalties and penalised else ""
-    return f"train {plural(stage.epochs, 'epoch')}, batch {stage.batch}, {stage.optimizer.kind} lr {_scheduled(stage.optimizer.lr)}{_manner(stage)}{penalties}{_cuts(stage)}"
+        examples = plural(stage.examples, "training example")
+        return f"refit by {words[stage.method]} on {examples}, without labels"
+    parts = [
+        f"train {plural(stage.epochs, 'epoch')}, batch {stage.batch}",
+        f", {stage.optimizer.kind} lr {_scheduled(stage.optimizer.lr)}",
+        _manner(stage),
+        ", penalties on" if stage.penalties and has_penalties else "",
+        _cuts(stage),
+    ]
+    return "".join(parts)
 
 
 def _manner(stage: Train) -> str:
-    """How the steps are taken, where that is not the plain way."""
+    """How a training step differs from the default."""
     parts = [f"warm-up {stage.warmup}"] if stage.warmup.value else []
     parts += [f"clipped at {plain(stage.clip)}"] if stage.clip is not None else []
     parts += [stage.precision] if stage.precision != "fp32" else []
     parts += ["sharded"] if stage.shard else []
     parts += [f"in {stage.accumulate} parts"] if stage.accumulate > 1 else []
-    parts += [_distilled(stage.distill)] if stage.distill is not None else []
+    parts += [_distillation(stage.distill)] if stage.distill is not None else []
     return "".join(f", {part}" for part in parts)
 
 
-def _distilled(spec: Distill) -> str:
-    return (
-        f"distilled from the dense model (weight {plain(spec.weight)}, temperature {plain(spec.temperature)})"
-    )
+def _distillation(spec: Distill) -> str:
+    weight, temperature = plain(spec.weight), plain(spec.temperature)
+    return f"distilled from the dense model (weight {weight}, temperature {temperature})"
 
 
 def _cuts(stage: Train) -> str:
     if stage.cuts is None:
         return ""
-    after = [epoch for epoch, _ in moments(stage.epochs, stage.cuts)]
-    shown = f"{', '.join(map(str, after[:3]))}{f', ..., {after[-1]}' if len(after) > 3 else ''}"
-    return f", cut after epoch {shown} ({stage.cuts.schedule}){_goal(stage.cuts)}"
+    after = [str(epoch) for epoch, _ in moments(stage.epochs, stage.cuts)]
+    if len(after) > 3:
+        after = [*after[:3], "...", after[-1]]
+    return f", cut after epoch {', '.join(after)} ({stage.cuts.schedule}){_goal(stage.cuts)}"
 
 
 def _goal(goal: Goal) -> str:
     """How far a cut goes, where it does not meet the recipe's budget at once."""
-    parts = [f"{goal.way} of the way"] if goal.way.fraction < 1 else []
+    parts = [f"{goal.way} of the target reduction"] if goal.way.fraction < 1 else []
     parts += [f"to {what} {limit}" for what, limit in goal.budget or () if limit is not None]
     return f", {' '.join(parts)}" if parts else ""
 
 
 def _notes_table(plan: Plan) -> Table:
+    notes = [f"- {note}" for note in plan.notes]
     drop = plan.recipe.budget.accuracy_drop
-    depth = (
-        (
-            f"- accuracy_drop: how deep to cut is found by at most {plural(drop.trials, 'trial')}; shown is the shallowest.",
+    if drop:
+        trials = plural(drop.trials, "trial")
+        notes.insert(
+            0, f"- accuracy_drop: at most {trials} find how deep to cut; this plan shows the shallowest cut"
         )
-        if drop
-        else ()
-    )
-    return Table("Notes", (), (), (*depth, *(f"- {n}" for n in plan.notes)))
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return Table("Notes", (), (), tuple(notes))

@@ -1,7 +1,9 @@
-"""The deepest cut within an accuracy_drop: each trial goes from where the first cut comes to the recipe's end.
+"""The deepest cut within a budget's accuracy_drop.
 
-What the run had come to before its first cut is kept, and so is the end of the best trial so far; the run's checkpoint says
-which trial goes on, so that a run which was stopped goes on within it.
+Each trial runs from the first cut to the end of the recipe.
+
+Two more checkpoints are kept: the run before its first cut, and the end of the best trial. The run's own
+checkpoint holds the current trial, so an interrupted run resumes within it.
 """
 
 from collections.abc import Callable
@@ -15,91 +17,100 @@ from sparsify.formatting.numbers import points, share
 from sparsify.pruning.planning.depth_search import best, next_depth
 from sparsify.runs import run_folder
 from sparsify.runs.checkpoint import Checkpoint
-from sparsify.runs.setup import Run, kept_at
+from sparsify.runs.setup import Run, load_checkpoint
 from sparsify.training.objective import evaluate
-from sparsify_schemas.budget import Budget
+from sparsify_schemas.budget import AccuracyDrop, Budget
 from sparsify_schemas.report import Search, Trial
 
-Carry = Callable[[Run, nn.Module, Checkpoint], tuple[nn.Module, Checkpoint]]
-"""goes through every stage that is left"""
+RunStages = Callable[[Run, nn.Module, Checkpoint], tuple[nn.Module, Checkpoint]]
+"""Runs every stage that is left."""
 
 
-def first_trial(run: Run, model: nn.Module, at: Checkpoint) -> Checkpoint:
-    """Where the search for the deepest cut begins; every trial comes back to here."""
-    assert run.datasets is not None  # the recipe was refused otherwise
-    whole = model if run.state.from_scratch else run.dense
-    at = replace(
-        at, weights=model.state_dict(), search=Search(dense=evaluate(whole, run.datasets.validation)[1])
-    )
-    _write(run, at, run_folder.BEFORE)
-    return _next_trial(run, at)
+def begin_search(run: Run, model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
+    """Save the state that every trial starts from, and choose the depth of the first trial."""
+    assert run.datasets is not None  # a recipe with accuracy_drop and without data was refused
+    dense = model if run.state.from_scratch else run.dense
+    accuracy = evaluate(dense, run.datasets.validation)[1]
+    checkpoint = replace(checkpoint, weights=model.state_dict(), search=Search(dense=accuracy))
+    _write(run, checkpoint, run_folder.BEFORE)
+    return _choose_depth(run, checkpoint)
 
 
-def _next_trial(run: Run, at: Checkpoint) -> Checkpoint:
-    """The checkpoint with the depth that comes next; None where the search is over, which is not yet written."""
-    asked = run.recipe.budget.accuracy_drop
-    assert asked is not None and at.search is not None
-    other = run.recipe.budget.model_copy(update={"accuracy_drop": None}) != Budget()
-    depth = next_depth(at.search, asked, other)
-    number = len(at.search.trials) + 1
-    at = replace(at, search=at.search.model_copy(update={"depth": depth}))
-    if depth is not None:
-        run.listener(
-            Note(
-                f"trial {number} of at most {asked.trials}: {share(depth)} of the way from what the budget asks for to all that can go"
-            )
-        )
-        _write(run, at)
-    return at
+def search_depth(
+    run: Run, model: nn.Module, checkpoint: Checkpoint, run_stages: RunStages
+) -> tuple[nn.Module, Checkpoint]:
+    """Run trials until the deepest cut within the accuracy drop is found; return the end of that trial.
 
-
-def searched(run: Run, model: nn.Module, at: Checkpoint, to_the_end: Carry) -> tuple[nn.Module, Checkpoint]:
-    """The deepest cut within the budget's accuracy_drop; every trial goes from the first cut to the recipe's end."""
-    while at.search is not None and at.search.depth is not None:
-        trial = _tried(run, model, at)
-        search = at.search.model_copy(update={"trials": (*at.search.trials, trial)})
-        run.listener(
-            Note(
-                f"trial {len(search.trials)}: {points(-trial.drop)} of validated accuracy, {'inside' if trial.inside else 'outside'}"
-            )
-        )
+    model, checkpoint: the end of the first trial. Without a search in the checkpoint they are returned as
+    they are.
+    """
+    while checkpoint.search is not None and checkpoint.search.depth is not None:
+        trial = _judge_trial(run, model, checkpoint)
+        search = checkpoint.search.model_copy(update={"trials": (*checkpoint.search.trials, trial)})
+        verdict = "within the budget" if trial.inside else "over the budget"
+        change = f"{points(-trial.drop)} of validation accuracy"
+        run.listener(Note(f"trial {len(search.trials)}: {change}, {verdict}"))
         if best(search) == trial:
-            _write(run, replace(at, weights=model.state_dict()), run_folder.BEST)
-        model, before = kept_at(run, run_folder.BEFORE)
-        following = _next_trial(run, replace(before, search=search))
-        if following.search is not None and following.search.depth is not None:
-            model, at = to_the_end(run, model, following)
+            _write(run, replace(checkpoint, weights=model.state_dict()), run_folder.BEST)
+        model, before = load_checkpoint(run, run_folder.BEFORE)
+        checkpoint = _choose_depth(run, replace(before, search=search))
+        if checkpoint.search is not None and checkpoint.search.depth is not None:
+            model, checkpoint = run_stages(run, model, checkpoint)
         else:
-            model, taken = kept_at(run, run_folder.BEST)
-            at = replace(taken, search=following.search)
-            _write(run, at)
-    return model, at
+            model, best_end = load_checkpoint(run, run_folder.BEST)
+            checkpoint = replace(best_end, search=checkpoint.search)
+            _write(run, checkpoint)
+    return model, checkpoint
 
 
-def _tried(run: Run, model: nn.Module, at: Checkpoint) -> Trial:
-    asked = run.recipe.budget.accuracy_drop
-    assert (
-        asked is not None
-        and at.search is not None
-        and at.search.depth is not None
-        and run.datasets is not None
-    )
-    held = evaluate(model, run.datasets.validation)[1]
-    drop, cut = at.search.dense - held, {r.stage for r in at.rounds}
-    first = next((i for i, row in enumerate(at.stages) if row.name in cut), 0)
+def _choose_depth(run: Run, checkpoint: Checkpoint) -> Checkpoint:
+    """Set the depth of the next trial and write the checkpoint.
+
+    A depth of None, not written, ends the search.
+    """
+    limit = _limit(run)
+    assert checkpoint.search is not None
+    has_other_limits = run.recipe.budget.model_copy(update={"accuracy_drop": None}) != Budget()
+    depth = next_depth(checkpoint.search, limit, has_other_limits)
+    checkpoint = replace(checkpoint, search=checkpoint.search.model_copy(update={"depth": depth}))
+    if depth is not None:
+        number = len(checkpoint.search.trials) + 1 if checkpoint.search else 1
+        run.listener(
+            Note(
+                f"trial {number} of at most {limit.trials}: "
+                f"depth {share(depth)} (0 % is what the budget asks for, 100 % is all that can be removed)"
+            )
+        )
+        _write(run, checkpoint)
+    return checkpoint
+
+
+def _judge_trial(run: Run, model: nn.Module, checkpoint: Checkpoint) -> Trial:
+    limit, search = _limit(run), checkpoint.search
+    assert search is not None and search.depth is not None and run.datasets is not None
+    accuracy = evaluate(model, run.datasets.validation)[1]
+    drop = search.dense - accuracy
+    cut_stages = {round_.stage for round_ in checkpoint.rounds}
+    first = next((i for i, row in enumerate(checkpoint.stages) if row.name in cut_stages), 0)
     return Trial(
-        depth=at.search.depth,
+        depth=search.depth,
         macs=count_macs(model, run.inputs)[0],
         params=sum(p.numel() for p in model.parameters()),
-        validation_accuracy=held,
+        validation_accuracy=accuracy,
         drop=drop,
-        inside=drop <= asked.at_most.fraction + 1e-9,
-        seconds=sum(row.seconds for row in at.stages[first:]),
+        inside=drop <= limit.at_most.fraction + 1e-9,
+        seconds=sum(row.seconds for row in checkpoint.stages[first:]),
     )
 
 
-def _write(run: Run, at: Checkpoint, name: str = run_folder.CHECKPOINT) -> None:
-    """For all processes to read."""
+def _limit(run: Run) -> AccuracyDrop:
+    limit = run.recipe.budget.accuracy_drop
+    assert limit is not None  # there is no search otherwise
+    return limit
+
+
+def _write(run: Run, checkpoint: Checkpoint, name: str = run_folder.CHECKPOINT) -> None:
+    """Write in the main process; every process may read afterwards."""
     if run.accelerator.is_main_process:
-        at.write(run.folder, name)
+        checkpoint.write(run.folder, name)
     run.accelerator.wait_for_everyone()

@@ -1,4 +1,7 @@
-"""Making a run's baselines: each in a folder of its own inside the run's, so that each goes on where it was stopped."""
+"""Train and cut a run's baselines.
+
+Each has its own folder inside the run's, so each resumes where it was interrupted.
+"""
 
 import json
 from collections.abc import Callable
@@ -31,116 +34,128 @@ from sparsify.pruning.planning.baseline_recipes import (
 from sparsify.pruning.planning.compile import compile_plan
 from sparsify.runs import run_folder
 from sparsify.runs.checkpoint import Checkpoint
-from sparsify.runs.evaluate import Rival, check_reloads
-from sparsify.runs.save_load import rebuilt_baseline, rebuilt_dense, write_cuts
+from sparsify.runs.evaluate import check_reloads
+from sparsify.runs.run_record import BaselineResult
+from sparsify.runs.save_load import rebuild_baseline, rebuild_dense, write_cuts
 from sparsify.runs.setup import Run
 from sparsify_schemas.recipe import Baseline, Recipe
 
-Carry = Callable[[Run], tuple[nn.Module, Checkpoint]]
-"""goes through the stages of a run's recipe, from where its folder says that it stands"""
+RunStages = Callable[[Run], tuple[nn.Module, Checkpoint]]
+"""Runs the stages of a run's recipe, from where its folder's checkpoint is."""
 _SECONDS = 1.5
-"""spent on timing what the cut model costs"""
+"""Spent on timing the cut model, whose latency the baselines must match."""
 
 
-def made_against(
-    run: Run, model: nn.Module, at: Checkpoint, carry: Carry
-) -> tuple[tuple[Rival, ...], tuple[str, ...]]:
-    """The baselines that the recipe asks for, and why one could not be made.
+def make_baselines(
+    run: Run, model: nn.Module, checkpoint: Checkpoint, run_stages: RunStages
+) -> tuple[tuple[BaselineResult, ...], tuple[str, ...]]:
+    """Make the baselines that the recipe asks for, each as cheap as the cut model.
 
-    model: what the run has come to. Raises what training and cutting raise; a baseline whose cost is out of its reach, or
-    whose training diverges, is left out.
+    model: the finished cut model. Returns the baselines, and for each that could not be made (it cannot be
+    cut that far, or its training diverged) a line that says why. Raises what training and cutting raise.
     """
     if not run.recipe.baselines:
         return (), ()
-    cost = _agreed_cost(run, model, at)
-    dense, epochs = _dense(run, carry)
-    made, left_out = [], []
+    cost = _shared_cost(run, model, checkpoint)
+    dense, epochs = _train_dense(run, run_stages)
+    made, failures = [], []
     for kind in run.recipe.baselines:
-        run.listener(Note(f"baseline {kind}, {_said(cost)}"))
+        run.listener(Note(f"baseline {kind}, {_describe_cost(cost)}"))
         try:
-            made.append(_made(run, kind, cost, dense, epochs, carry))
-        except RecipeError as error:  # its advice is for who writes a recipe
-            left_out.append(
-                f"baseline {kind} could not be made: {'; '.join(f'{p.path}: {p.message}' for p in error.problems)}"
-            )
+            made.append(_make_baseline(run, kind, cost, dense, epochs, run_stages))
+        except RecipeError as error:  # without its file and advice, which are for the author of a recipe
+            reasons = "; ".join(f"{problem.path}: {problem.message}" for problem in error.problems)
+            failures.append(f"baseline {kind} could not be made: {reasons}")
         except TrainingError as error:
             if isinstance(error.__cause__, RuntimeError) and run.accelerator.num_processes > 1:
-                raise  # another process may be gone
-            left_out.append(f"baseline {kind} could not be made: {first_line(error)}")
-    return tuple(made), tuple(left_out)
+                raise  # another process may have stopped
+            failures.append(f"baseline {kind} could not be made: {first_line(error)}")
+    return tuple(made), tuple(failures)
 
 
-def _said(cost: Cost) -> str:
+def _describe_cost(cost: Cost) -> str:
     target = cost.what.removeprefix("latency.")
     if target != cost.what:
         return f"{share(cost.value)} of the time on {target}"
-    return f"{LABELS[cost.what]} {size(cost.value) if cost.what in ('bytes', 'peak_memory') else count(cost.value)}"
+    in_bytes = cost.what in ("bytes", "peak_memory")
+    return f"{LABELS[cost.what]} {size(cost.value) if in_bytes else count(cost.value)}"
 
 
-def _made(run: Run, kind: Baseline, cost: Cost, dense: nn.Module, epochs: int, carry: Carry) -> Rival:
-    own = replace(
-        _within(run, kind, baseline_recipe(run.plan, kind, cost)),
+def _make_baseline(
+    run: Run, kind: Baseline, cost: Cost, dense: nn.Module, epochs: int, run_stages: RunStages
+) -> BaselineResult:
+    """Train and cut one baseline in its folder. epochs: that its dense model was trained for in this run."""
+    nested = replace(
+        _nested_run(run, kind, baseline_recipe(run.plan, kind, cost)),
         dense=dense,
         chooser=chooser(kind),
         first=first_cut(run.recipe),
     )
-    model, at = carry(own)
+    model, checkpoint = run_stages(nested)
     if run.accelerator.is_main_process:
-        write_cuts(own.folder, at.cuts)
-        save_weights(model, own.folder / run_folder.WEIGHTS)
-        check_reloads(model, rebuilt_baseline(run.folder, kind, run.build), run.inputs, f"baseline {kind}")
+        write_cuts(nested.folder, checkpoint.cuts)
+        save_weights(model, nested.folder / run_folder.WEIGHTS)
+        reloaded = rebuild_baseline(run.folder, kind, run.build)
+        check_reloads(model, reloaded, run.inputs, f"baseline {kind}")
     run.accelerator.wait_for_everyone()
-    return Rival(kind, at.cuts, at.rounds, epochs + sum(s.epochs for s in at.stages))
+    total_epochs = epochs + sum(stage.epochs for stage in checkpoint.stages)
+    return BaselineResult(kind, checkpoint.cuts, checkpoint.rounds, total_epochs)
 
 
-def _dense(run: Run, carry: Carry) -> tuple[nn.Module, int]:
-    """What the baselines are cut from, and its epochs in this run: the given model, or one trained without penalties."""
-    before, _ = training(run.recipe, run.state.from_scratch)
-    epochs = sum(s.epochs for s in before)
-    if not before:
+def _train_dense(run: Run, run_stages: RunStages) -> tuple[nn.Module, int]:
+    """The model that the baselines are cut from, and the epochs that it was trained for in this run.
+
+    It is the given model, or one that was trained without penalties.
+    """
+    before_cut, _ = training(run.recipe, run.state.from_scratch)
+    if not before_cut:
         return run.dense, 0
+    epochs = sum(stage.epochs for stage in before_cut)
     if same_dense(run.recipe):
-        return rebuilt_dense(run.folder, run.build), epochs
+        return rebuild_dense(run.folder, run.build), epochs
     run.listener(Note("dense model of the baselines: the same training without penalties"))
-    return carry(_within(run, "dense", dense_recipe(run.recipe)))[0], epochs
+    model, _ = run_stages(_nested_run(run, "dense", dense_recipe(run.recipe)))
+    return model, epochs
 
 
-def _within(run: Run, name: str, recipe: Recipe) -> Run:
-    """A run inside the run: its own folder and recipe, a given model."""
+def _nested_run(run: Run, name: str, recipe: Recipe) -> Run:
+    """A run inside the run, with its own folder and recipe, that starts from a given model."""
     folder = run.folder / run_folder.BASELINES / name
     if run.accelerator.is_main_process:
-        _make(folder)
+        _make_folder(folder)
     run.accelerator.wait_for_everyone()
-    state = replace(run.state, recipe=run_folder.recipe_json(recipe), from_scratch=False)
     return replace(
         run,
         recipe=recipe,
-        state=state,
+        state=replace(run.state, recipe=run_folder.recipe_json(recipe), from_scratch=False),
         folder=folder,
         plan=compile_plan(recipe, run.plan.map),
     )
 
 
-def _make(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make {folder}: {error.strerror or error}") from error
 
 
-def _agreed_cost(run: Run, model: nn.Module, at: Checkpoint) -> Cost:
-    """What the cut model costs, measured once and kept, as no two timings agree."""
-    found: list[Cost | None] = [None]
+def _shared_cost(run: Run, model: nn.Module, checkpoint: Checkpoint) -> Cost:
+    """The cost of the cut model, the same in every process.
+
+    It is measured once and kept in a file, as no two timings agree.
+    """
+    shared: list[Cost | None] = [None]
     if run.accelerator.is_main_process:
         path = run.folder / run_folder.BASELINES / run_folder.COST
         if not path.exists():
-            _make(path.parent)
-            cost = _cost(run, model, at)
+            _make_folder(path.parent)
+            cost = _measure_cost(run, model, checkpoint)
             files.write(path, files.as_json({"what": cost.what, "value": cost.value}))
-        found = [_read_cost(path)]
-    broadcast_object_list(found)
-    assert found[0] is not None
-    return found[0]
+        shared = [_read_cost(path)]
+    broadcast_object_list(shared)
+    assert shared[0] is not None
+    return shared[0]
 
 
 def _read_cost(path: Path) -> Cost:
@@ -148,26 +163,26 @@ def _read_cost(path: Path) -> Cost:
         body = json.loads(read(path))
         return Cost(str(body["what"]), float(body["value"]))
     except (ValueError, LookupError, TypeError) as error:
-        raise RunError(
-            f"{path} is damaged: {first_line(error)}; remove it, and the run measures anew"
-        ) from None
+        reason = first_line(error)
+        raise RunError(f"{path} is damaged: {reason}; delete it, and it is measured again") from None
 
 
-def _cost(run: Run, model: nn.Module, at: Checkpoint) -> Cost:
+def _measure_cost(run: Run, model: nn.Module, checkpoint: Checkpoint) -> Cost:
+    """What the cut model costs, in the unit that the recipe's budget counts first."""
     what = counted_in(run.recipe.budget)
     if what == "peak_memory":
-        return Cost(
-            what, measure_peak(model, run.inputs)
-        )  # as measured, since the baselines' budget is held to that
+        # Measured and not computed, as the budget of the baselines is compared with measurements.
+        return Cost(what, measure_peak(model, run.inputs))
     name = what.removeprefix("latency.")
     if name == what:
-        return Cost(what, cut.left_of(run.plan, model, at.cuts)[what])
-    target, floor = run.recipe.targets[name], next(f for f in run.plan.floors if f.what == what)
+        return Cost(what, cut.left_of(run.plan, model, checkpoint.cuts)[what])
+    target = run.recipe.targets[name]
+    floor = next(floor for floor in run.plan.floors if floor.what == what)
     allowed = floor.limit / floor.dense
     if target.table is not None:
         return Cost(what, allowed)
     timed = measure.measure_latency(
-        rebuilt_dense(run.folder, run.build),
+        rebuild_dense(run.folder, run.build),
         model,
         run.inputs,
         name,
@@ -175,6 +190,5 @@ def _cost(run: Run, model: nn.Module, at: Checkpoint) -> Cost:
         seconds=_SECONDS,
         seed=run.recipe.seed,
     )
-    return Cost(
-        what, min(1 / timed.speedup, allowed)
-    )  # no two timings agree, and nobody gets more than the recipe allows
+    # A noisy timing must not give the baselines more than the recipe allows.
+    return Cost(what, min(1 / timed.speedup, allowed))

@@ -1,4 +1,4 @@
-"""The checkpoint of an unfinished run: where it stands, in plain tensors, numbers and text."""
+"""The checkpoint of an unfinished run: how far it is, in plain tensors, numbers and text."""
 
 import zipfile
 from collections.abc import Mapping
@@ -25,32 +25,31 @@ _ROUNDS = TypeAdapter(tuple[Round, ...])
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run between two epochs, or after a cut."""
+    """The state of a run between two epochs, or after a cut."""
 
     recipe: str
-    """digest of the resolved recipe"""
+    """Digest of the resolved recipe."""
     model: str | None
-    """SHA-256 of the model file"""
+    """SHA-256 of the model file."""
     stage: int
-    """index of the stage that goes on or begins"""
+    """Index of the stage to continue or to begin."""
     weights: Mapping[str, Any] = field(repr=False)
-    """state dict of the model as it stands"""
+    """State dict of the model as it is now."""
     moment: Moment | None = None
-    """how far that stage has come; None at its beginning. Its `model` is `weights`"""
+    """Progress within that stage; None at its beginning. Its `model` is `weights`."""
     history: tuple[Epoch, ...] = ()
-    """rows of the stages before"""
+    """Rows of the epochs of earlier stages."""
     stages: tuple[StageRow, ...] = ()
-    """the stages before"""
+    """Rows of earlier stages."""
     cuts: tuple[Cuts, ...] = ()
-    """what the cuts so far did, in order"""
+    """Logs of the cuts so far, in order."""
     rounds: tuple[Round, ...] = ()
-    """a row for each of them"""
+    """A row for each cut."""
     search: Search | None = None
-    """the trials so far, where the budget limits an accuracy_drop"""
+    """Trials so far, where the budget limits the accuracy drop."""
 
     def write(self, folder: Path, name: str = CHECKPOINT) -> None:
-        """Replace the folder's checkpoint by this one, whole or not at all."""
-        moment = self.moment
+        """Replace the folder's checkpoint by this one, atomically. Raises RunError."""
         body = {
             "version": 1,
             "recipe": self.recipe,
@@ -62,52 +61,47 @@ class Checkpoint:
             "cuts": _CUTS.dump_json(self.cuts).decode(),
             "rounds": _ROUNDS.dump_json(self.rounds).decode(),
             "search": None if self.search is None else self.search.model_dump_json(),
-            "moment": None
-            if moment is None
-            else {
-                "epochs": moment.epochs,
-                "history": _HISTORY.dump_json(moment.history).decode(),
-                "seconds": (moment.seconds, moment.step_seconds, moment.penalty_seconds),
-                "optimizer": dict(moment.optimizer),
-                "hooks": dict(moment.hooks),
-                "scaler": dict(moment.scaler),
-            },
+            "moment": None if self.moment is None else _dump_moment(self.moment),
         }
         try:
             with replacing(folder / name) as temporary:
                 torch.save(body, temporary)
         except RuntimeError as error:  # how torch says that a disk is full
             raise RunError(
-                f"cannot write {folder / name}: {str(error).splitlines()[0]}; is the disk full? make room, and the run goes on with --resume"
+                f"cannot write {folder / name}: {str(error).splitlines()[0]}; "
+                "is the disk full? free some space, then continue the run with --resume"
             ) from error
 
     @classmethod
     def read(cls, folder: Path, name: str = CHECKPOINT) -> "Checkpoint | None":
-        """None when the run was stopped before its first checkpoint. Raises RunError when the file is damaged."""
+        """Read a checkpoint; None when the run stopped before its first.
+
+        Raises RunError when it is damaged.
+        """
         path = folder / name
         if not path.exists():
             return None
         try:
             if not path.is_file():
-                raise RunError("it is no plain file")
+                raise RunError("it is not a regular file")
             with zipfile.ZipFile(path) as archive:
-                check_entries(archive)  # torch itself does not look at the checksums
+                check_entries(archive)  # torch itself does not check the CRCs
             body = torch.load(path, map_location="cpu", weights_only=True)
             check_sizes(body, path)
-            return cls._parsed(body)
-        except Exception as error:  # torch, zip and pickle each have errors of their own for a damaged file
+            return cls._parse(body)
+        except Exception as error:  # torch, zipfile and pickle each raise their own errors for a damaged file
             raise RunError(
                 f"{path} is damaged ({first_line(error)}); the run cannot be resumed, start a new one"
             ) from error
 
     @classmethod
-    def _parsed(cls, body: Mapping[str, Any]) -> "Checkpoint":
+    def _parse(cls, body: Mapping[str, Any]) -> "Checkpoint":
         return cls(
             recipe=body["recipe"],
             model=body["model"],
             stage=body["stage"],
             weights=body["weights"],
-            moment=_moment(body["moment"], body["weights"]),
+            moment=_parse_moment(body["moment"], body["weights"]),
             history=_HISTORY.validate_json(body["history"]),
             stages=_STAGES.validate_json(body["stages"]),
             cuts=_CUTS.validate_json(body["cuts"]),
@@ -116,15 +110,27 @@ class Checkpoint:
         )
 
 
-def _moment(part: Mapping[str, Any] | None, weights: Mapping[str, Any]) -> Moment | None:
+def _dump_moment(moment: Moment) -> dict[str, Any]:
+    """All of a stage's progress but the weights, which the checkpoint holds already."""
+    return {
+        "epochs": moment.epochs,
+        "history": _HISTORY.dump_json(moment.history).decode(),
+        "seconds": (moment.seconds, moment.step_seconds, moment.penalty_seconds),
+        "optimizer": dict(moment.optimizer),
+        "hooks": dict(moment.hooks),
+        "scaler": dict(moment.scaler),
+    }
+
+
+def _parse_moment(part: Mapping[str, Any] | None, weights: Mapping[str, Any]) -> Moment | None:
     if part is None:
         return None
     seconds, step_seconds, penalty_seconds = map(float, part["seconds"])
     if type(part["epochs"]) is not int or part["epochs"] < 0:
-        raise ValueError(f"after {part['epochs']} epochs")
+        raise ValueError(f"{part['epochs']} is not a number of epochs")
     own = part["hooks"].get("own", {})
     if not all(isinstance(row, dict) for row in (own, *own.values())):
-        raise ValueError("penalties' state that is none")
+        raise ValueError("the state of the penalties is not a mapping")
     return Moment(
         epochs=part["epochs"],
         history=_HISTORY.validate_json(part["history"]),

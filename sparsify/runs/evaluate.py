@@ -1,12 +1,11 @@
-"""The report of a run: dense and cut model as reloaded from disk, counted, timed and compared with what was asked for."""
+"""Make the report of a run: count, time and compare the dense and the cut model as reloaded from disk."""
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,8 +20,6 @@ from sparsify.cost.measure.memory import compute_peak, measure_peak
 from sparsify.data import Datasets
 from sparsify.errors import ModelError, VerificationError
 from sparsify.files import write
-from sparsify.formatting.numbers import few, plural
-from sparsify.formatting.verdict_text import fold_notes
 from sparsify.forward import call_model
 from sparsify.forward.calls import Inputs
 from sparsify.graph import build_map
@@ -31,28 +28,25 @@ from sparsify.modelfile import weights_digest
 from sparsify.modelfile.weights import tensors
 from sparsify.pruning.planning.cut_targets import last_zeroed
 from sparsify.pruning.planning.plan import Plan
-from sparsify.runs.int8 import in_int8, integers
-from sparsify.runs.limits_met import limits
-from sparsify.runs.measurement_cache import Parts
+from sparsify.runs.int8 import compare_int8, select_int8
+from sparsify.runs.limits_met import check_limits
+from sparsify.runs.measurement_cache import MeasurementCache
+from sparsify.runs.report_notes import count_zeros, write_notes
 from sparsify.runs.run_folder import BASELINES, DENSE, PARTS, QUANTISED, WEIGHTS, recipe_digest, sha256
+from sparsify.runs.run_record import BaselineResult, RunRecord
 from sparsify.training.objective import evaluate, further_figures
-from sparsify_schemas.cuts import Cuts, Fold
-from sparsify_schemas.group import in_one_tensor
+from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.recipe import Baseline as Kind
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import (
     Baseline,
-    Epoch,
     Integers,
     Latency,
     LayerRow,
     LayerTime,
     Report,
-    Round,
-    Search,
     Side,
     Sparsity,
-    StageRow,
     Verdict,
 )
 from sparsify_schemas.target import Cpu, Target
@@ -61,149 +55,115 @@ _EAGER: Mapping[str, Target] = {"eager": Cpu(kind="cpu")}
 
 
 def default_targets() -> Mapping[str, Target]:
-    """What is timed where a recipe names no target: ONNX Runtime, where it is installed, and eager PyTorch beside it."""
-    best = Cpu(kind="cpu", runtime="onnxruntime")
-    return {"onnxruntime": best, **_EAGER} if describe_state(best) == "here" else _EAGER
+    """The targets of a recipe that names none: ONNX Runtime, where it is installed, and eager PyTorch."""
+    onnxruntime = Cpu(kind="cpu", runtime="onnxruntime")
+    if describe_state(onnxruntime) != "here":
+        return _EAGER
+    return {"onnxruntime": onnxruntime, **_EAGER}
 
 
 @dataclass(frozen=True)
-class Rival:
-    """What the run did for one baseline, besides the model."""
+class Models:
+    """The models of a run as reloaded from its folder, and what they are measured on."""
 
-    kind: Kind
-    cuts: tuple[Cuts, ...]
-    rounds: tuple[Round, ...]
-    epochs: int
-    """of training, in this run"""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a run did, besides the two models."""
-
-    plan: Plan
-    cuts: tuple[Cuts, ...]
-    """in order"""
-    verdicts: tuple[Verdict, ...]
-    rounds: tuple[Round, ...] = ()
-    """a row for each cut"""
-    stages: tuple[StageRow, ...] = ()
-    history: tuple[Epoch, ...] = ()
-    notes: tuple[str, ...] = ()
-    search: Search | None = None
-    """what was tried, where the budget limits an accuracy_drop"""
-    dense_trained: bool = False
-    """whether the training before the first cut trained the dense model as well"""
-    rivals: tuple[Rival, ...] = ()
-
-    @property
-    def epochs(self) -> tuple[int, int]:
-        """Epochs of training before the first cut and after it."""
-        names = [stage.name for stage in self.stages]
-        first = self.rounds[0] if self.rounds else None
-        earlier = self.stages[: names.index(first.stage)] if first is not None else ()
-        before = sum(s.epochs for s in earlier) + (first.epoch if first is not None else 0)
-        return before, sum(s.epochs for s in self.stages) - before
+    folder: Path
+    dense: nn.Module
+    cut: nn.Module
+    baselines: Mapping[Kind, nn.Module]
+    inputs: Inputs
+    datasets: Datasets | None
 
 
-def assess(
-    work: Work,
-    folder: Path,
-    dense: nn.Module,
-    cut: nn.Module,
-    inputs: Inputs,
-    datasets: Datasets | None,
-    seconds: float,
-    rivals: Mapping[Kind, nn.Module] = MappingProxyType({}),
-) -> Report:
-    """Measure both models and the baselines, as reloaded from `folder`, and judge the recipe's demands.
+def evaluate_run(record: RunRecord, models: Models, seconds: float) -> Report:
+    """Measure the models and compare them with the limits of the recipe.
 
-    seconds: spent on timing each target. The test set is read here and nowhere else.
+    The test set is read here and nowhere else. seconds: spent on timing each target.
     """
-    recipe = work.plan.recipe
-    before, after = work.epochs
+    recipe = record.plan.recipe
+    dense, cut = models.dense, models.cut
+    before, after = record.epochs
+    dense_epochs = before if record.dense_trained else 0
     sides = (
-        _side(dense, inputs, folder / DENSE, datasets, before if work.dense_trained else 0),
-        _side(cut, inputs, folder / WEIGHTS, datasets, before + after),
+        _measure_side(recipe, models, dense, DENSE, dense_epochs),
+        _measure_side(recipe, models, cut, WEIGHTS, before + after),
     )
-    if recipe.budget.peak_memory is not None:
-        sides = (_with_peak(sides[0], dense, inputs), _with_peak(sides[1], cut, inputs))
-    targets, timings, untimed = _timings(work, dense, cut, inputs, seconds)
+    targets, timings, failures = _time_targets(record, models, seconds)
+    baselines = [_measure_baseline(record, models, result, targets, seconds) for result in record.baselines]
+    executions = {entry.module: entry for cuts in record.cuts for entry in cuts.executions}
+    stored = _count_bytes(dense), _count_bytes(cut)
     return Report(
         title=recipe.title,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seed=recipe.seed,
         recipe_digest=recipe_digest(recipe),
-        plan_digest=work.plan.digest,
+        plan_digest=record.plan.digest,
         model_digest=weights_digest(dense),
         dense=sides[0],
         cut=sides[1],
         latency=timings,
-        integers=_integers(targets, recipe, folder, dense, cut, inputs, datasets, seconds),
-        limits=tuple(limits(work.plan, work.cuts, sides, (_bytes(dense), _bytes(cut)), timings)),
-        layers=tuple(_layers(work.plan, dense, cut, inputs)),
-        sparsities=tuple(_sparsities(work, dense, cut)),
-        executions=tuple({e.module: e for cuts in work.cuts for e in cuts.executions}.values()),
-        stages=work.stages,
-        history=work.history,
-        rounds=work.rounds,
-        baselines=tuple(
-            _baseline(work, rival, folder, dense, rivals[rival.kind], inputs, datasets, seconds, targets)
-            for rival in work.rivals
-        ),
-        search=work.search,
-        verdict=overall(work.verdicts),
-        notes=(*work.notes, *_notes(work, cut), *_untargeted(work, targets), *untimed),
+        integers=_measure_int8(recipe, models, targets, seconds),
+        limits=tuple(check_limits(record.plan, record.cuts, sides, stored, timings)),
+        layers=tuple(_list_layers(record.plan, dense, cut, models.inputs)),
+        sparsities=tuple(_measure_sparsities(record, dense, cut)),
+        executions=tuple(executions.values()),
+        stages=record.stages,
+        history=record.history,
+        rounds=record.rounds,
+        baselines=tuple(baselines),
+        search=record.search,
+        verdict=worst_verdict(record.verdicts),
+        notes=(*write_notes(record, cut, targets), *failures),
         environment=measure.describe_environment(),
     )
 
 
-def _timings(
-    work: Work, dense: nn.Module, cut: nn.Module, inputs: Inputs, seconds: float
+def _time_targets(
+    record: RunRecord, models: Models, seconds: float
 ) -> tuple[Mapping[str, Target], tuple[Latency, ...], tuple[str, ...]]:
-    """The targets and what was timed on them. Nobody asked for the default ones, so one that cannot run the models is a note."""
-    asked = work.plan.recipe.targets
-    found: dict[str, Latency] = {}
-    untimed = []
+    """The targets that were timed, their latencies, and notes on those that could not run the models.
+
+    Only a default target may fail: the recipe did not ask for it.
+    """
+    asked = record.plan.recipe.targets
     targets = asked or default_targets()
+    timed: dict[str, Latency] = {}
+    failures = []
     for name, target in targets.items():
         try:
-            found[name] = _latency(work, name, target, dense, cut, inputs, seconds)
+            timed[name] = _measure_latency(
+                record.plan, record.cuts, models, models.cut, name, target, seconds
+            )
         except ModelError as error:
             if asked or target.runtime == "eager":
                 raise
-            untimed.append(
-                f"the models could not be timed in ONNX Runtime, so in eager PyTorch alone: {error}"
-            )
-    return {name: targets[name] for name in found}, tuple(found.values()), tuple(untimed)
+            failures.append(f"the models could not be timed in ONNX Runtime, only in eager PyTorch: {error}")
+    return {name: targets[name] for name in timed}, tuple(timed.values()), tuple(failures)
 
 
-def _baseline(
-    work: Work,
-    rival: Rival,
-    folder: Path,
-    dense: nn.Module,
-    model: nn.Module,
-    inputs: Inputs,
-    datasets: Datasets | None,
-    seconds: float,
+def _measure_baseline(
+    record: RunRecord,
+    models: Models,
+    result: BaselineResult,
     targets: Mapping[str, Target],
+    seconds: float,
 ) -> Baseline:
-    own = replace(work, cuts=rival.cuts)
-    side = _side(model, inputs, folder / BASELINES / rival.kind / WEIGHTS, datasets, rival.epochs)
+    model = models.baselines[result.kind]
+    weights = f"{BASELINES}/{result.kind}/{WEIGHTS}"
+    timings = [
+        _measure_latency(record.plan, result.cuts, models, model, name, target, seconds)
+        for name, target in targets.items()
+    ]
     return Baseline(
-        kind=rival.kind,
-        side=_with_peak(side, model, inputs) if work.plan.recipe.budget.peak_memory is not None else side,
-        latency=tuple(
-            _latency(own, name, target, dense, model, inputs, seconds) for name, target in targets.items()
-        ),
-        cut_accuracy=rival.rounds[-1].validation_accuracy,
-        verdict=overall(r.verdict for r in rival.rounds),
+        kind=result.kind,
+        side=_measure_side(record.plan.recipe, models, model, weights, result.epochs),
+        latency=tuple(timings),
+        cut_accuracy=result.rounds[-1].validation_accuracy,
+        verdict=worst_verdict(round_.verdict for round_ in result.rounds),
     )
 
 
-def overall(verdicts: Iterable[Verdict]) -> Verdict:
-    """The verdict that says least for the cut."""
+def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict:
+    """The worst verdict: ordered by outcome, then by difference."""
     order = ("nothing cut", "equal", "statistics change")
     return max(
         verdicts,
@@ -213,117 +173,139 @@ def overall(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def check_reloads(model: nn.Module, reloaded: nn.Module, inputs: Inputs, what: str) -> None:
-    """Refuse an artefact that computes something else than the model saved. Raises VerificationError.
+    """Refuse a file whose model computes something else than the model that was saved.
 
-    Rounding is allowed for, as memory layout may differ; a model that is random in eval mode is passed over.
+    Raises VerificationError.
+
+    Rounding is allowed for, as the memory layout may differ. A model that is random in eval mode is not
+    checked.
     """
     model = measure.copy_model(model).cpu().eval()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        before, again, after = (
+        first, again, after = (
             list(call_model.float_tensors(call_model.call_model(m, inputs))) for m in (model, model, reloaded)
         )
-    if not _close(before, again):
-        return
-    if not _close(before, after):
+    is_deterministic = _are_close(first, again)
+    if is_deterministic and not _are_close(first, after):
         raise VerificationError(
             f"the {what} as reloaded from disk does not compute what it computed before it was saved; "
             "does `model:` in the recipe build the very model that the file was made from?"
         )
 
 
-def _close(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
-    def same(x: torch.Tensor, y: torch.Tensor) -> bool:
+def _are_close(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    def close(x: torch.Tensor, y: torch.Tensor) -> bool:
         scale = float(x.abs().max()) if x.numel() else 0.0
         return x.shape == y.shape and torch.allclose(x, y, rtol=1e-4, atol=1e-5 * scale, equal_nan=True)
 
-    return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return len(a) == len(b) and all(close(x, y) for x, y in zip(a, b, strict=True))
 
 
-def _side(model: nn.Module, inputs: Inputs, weights: Path, datasets: Datasets | None, epochs: int) -> Side:
-    side = measure.measure_side(model, inputs, weights).model_copy(update={"epochs": epochs})
-    if datasets is None:
-        return side
-    accuracies = (evaluate(model, examples)[1] for examples in (datasets.validation, datasets.test))
-    validation, test = (None if math.isnan(a) else a for a in accuracies)
-    sets = {"validation": datasets.validation, "test": datasets.test}
-    further = {
-        f"{which} {name}": value
-        for which, examples in sets.items()
-        for name, value in further_figures(model, examples).items()
-    }
-    return side.model_copy(
-        update={"validation_accuracy": validation, "test_accuracy": test, "metrics": further}
-    )
+def _measure_side(recipe: Recipe, models: Models, model: nn.Module, weights: str, epochs: int) -> Side:
+    """Count, weigh and validate one model. weights: its file in the folder.
+
+    Epochs: of its training in this run.
+    """
+    side = measure.measure_side(model, models.inputs, models.folder / weights)
+    side = side.model_copy(update={"epochs": epochs})
+    if models.datasets is not None:
+        validation = evaluate(model, models.datasets.validation)[1]
+        test = evaluate(model, models.datasets.test)[1]
+        side = side.model_copy(
+            update={
+                "validation_accuracy": None if math.isnan(validation) else validation,
+                "test_accuracy": None if math.isnan(test) else test,
+                "metrics": _measure_further_figures(model, models.datasets),
+            }
+        )
+    if recipe.budget.peak_memory is not None:
+        side = side.model_copy(
+            update={
+                "peak_memory": measure_peak(model, models.inputs),
+                "peak_memory_computed": compute_peak(model, models.inputs),
+            }
+        )
+    return side
 
 
-def _with_peak(side: Side, model: nn.Module, inputs: Inputs) -> Side:
-    return side.model_copy(
-        update={
-            "peak_memory": measure_peak(model, inputs),
-            "peak_memory_computed": compute_peak(model, inputs),
-        }
-    )
+def _measure_further_figures(model: nn.Module, datasets: Datasets) -> dict[str, float]:
+    """Figures besides accuracy, under names such as 'test loss'."""
+    figures = {}
+    for which, examples in (("validation", datasets.validation), ("test", datasets.test)):
+        for name, value in further_figures(model, examples).items():
+            figures[f"{which} {name}"] = value
+    return figures
 
 
-def _bytes(model: nn.Module) -> int:
+def _count_bytes(model: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in tensors(model).values())
 
 
-def _integers(
-    targets: Mapping[str, Target],
-    recipe: Recipe,
-    folder: Path,
-    dense: nn.Module,
-    cut: nn.Module,
-    inputs: Inputs,
-    datasets: Datasets | None,
-    seconds: float,
+def _measure_int8(
+    recipe: Recipe, models: Models, targets: Mapping[str, Target], seconds: float
 ) -> Integers | None:
-    """The four forms where a target computes in int8; the cut model in integers is kept in the folder."""
-    whole = in_int8(targets)
-    if not whole:
+    """Compare both models in float32 and in int8, where a target computes in int8.
+
+    Keep the int8 file of the cut model.
+    """
+    int8_targets = select_int8(targets)
+    if not int8_targets:
         return None
-    found, file = integers(
-        dense, cut, inputs, datasets, whole, seconds, recipe.seed, Parts(folder / PARTS, _of(recipe, folder))
+    found, file = compare_int8(
+        models.dense,
+        models.cut,
+        models.inputs,
+        models.datasets,
+        int8_targets,
+        seconds,
+        recipe.seed,
+        MeasurementCache(models.folder / PARTS, _cache_key(recipe, models.folder)),
     )
-    write(folder / QUANTISED, file)
+    write(models.folder / QUANTISED, file)
     return found
 
 
-def _of(recipe: Recipe, folder: Path) -> str:
-    """What accuracies and times in integers depend on: both models, the data, the machine and what is installed on it."""
-    text = " ".join(
-        [
-            recipe_digest(recipe),
-            sha256(folder / DENSE),
-            sha256(folder / WEIGHTS),
-            measure.describe_environment().model_dump_json(),
-        ]
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
+def _cache_key(recipe: Recipe, folder: Path) -> str:
+    """Digest of what the int8 measurements depend on: both models, the data, the machine and its software."""
+    parts = [
+        recipe_digest(recipe),
+        sha256(folder / DENSE),
+        sha256(folder / WEIGHTS),
+        measure.describe_environment().model_dump_json(),
+    ]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
-def _latency(
-    work: Work, name: str, target: Target, dense: nn.Module, cut: nn.Module, inputs: Inputs, seconds: float
+def _measure_latency(
+    plan: Plan,
+    cuts: tuple[Cuts, ...],
+    models: Models,
+    cut: nn.Module,
+    name: str,
+    target: Target,
+    seconds: float,
 ) -> Latency:
-    """Both models timed; predicted as well where the budget limits this latency, and predicted only where the target is not here."""
-    foretold = None
-    if target.table is not None or name in work.plan.recipe.budget.latency:
-        foretold = _foretold(work, calibrate.build_latency_model(name, target, dense, work.plan.map, inputs))
+    """Time the dense model and a cut one in turn.
+
+    The latency is predicted as well where the budget limits it, and only predicted where the target is
+    another machine.
+    """
+    predicted: dict[str, Any] = {}
+    if target.table is not None or name in plan.recipe.budget.latency:
+        clock = calibrate.build_latency_model(name, target, models.dense, plan.map, models.inputs)
+        predicted = _predict_latency(plan, cuts, clock)
     if target.table is None:
-        found = measure.measure_latency(
-            dense, cut, inputs, name, target, seconds=seconds, seed=work.plan.recipe.seed
+        timed = measure.measure_latency(
+            models.dense, cut, models.inputs, name, target, seconds=seconds, seed=plan.recipe.seed
         )
-        return found if foretold is None else found.model_copy(update=foretold)
-    assert foretold is not None
-    before, after = foretold["predicted_dense_ms"], foretold["predicted_cut_ms"]
-    there = tables.read_table(
-        name, target
-    ).target  # what was timed: the recipe's own target says no more than where its table is
-    what, ratio = f"{measure.describe_target(there)}, predicted from {target.table}", before / after
-    found = Latency(
+        return timed.model_copy(update=predicted)
+    before, after = predicted["predicted_dense_ms"], predicted["predicted_cut_ms"]
+    # The table knows the machine that it was timed on; the recipe's target knows only the table.
+    machine = measure.describe_target(tables.read_table(name, target).target)
+    ratio = before / after
+    return Latency(
         target=name,
-        description=what,
+        description=f"{machine}, predicted from {target.table}",
         dense_ms=before,
         cut_ms=after,
         speedup=ratio,
@@ -332,93 +314,84 @@ def _latency(
         pairs=0,
         load=0.0,
         measured=False,
-    )
-    return found.model_copy(update=foretold)
+    ).model_copy(update=predicted)
 
 
-def _foretold(work: Work, clock: LatencyModel) -> dict[str, Any]:
-    """What a clock says of the dense and the cut model, as fields of a Latency."""
-    shapes = Costs(work.plan.map).shapes
-    left = {w.group: w.kept for cuts in work.cuts for w in cuts.widths}  # the last cut has the last word
-    widths = {name: group.width for name, group in work.plan.map.by_name.items()}
-    dense, cut = (
-        shapes({}),
-        shapes({name: range(kept, widths[name]) for name, kept in left.items() if name in widths}),
-    )
+def _predict_latency(plan: Plan, cuts: tuple[Cuts, ...], clock: LatencyModel) -> dict[str, Any]:
+    """The fields of a Latency that a clock predicts for the dense and the cut model."""
+    shapes = Costs(plan.map).shapes
+    widths = {name: group.width for name, group in plan.map.by_name.items()}
+    kept = {width.group: width.kept for done in cuts for width in done.widths}  # the last cut decides
+    removed = {name: range(kept[name], widths[name]) for name in kept if name in widths}
+    dense, cut = shapes({}), shapes(removed)
     before, after = clock.by_layer(dense), clock.by_layer(cut)
-    layers = tuple(LayerTime(layer=layer, dense_ms=ms, cut_ms=after[layer]) for layer, ms in before.items())
+    layers = [LayerTime(layer=layer, dense_ms=ms, cut_ms=after[layer]) for layer, ms in before.items()]
     return {
         "predicted_dense_ms": clock.dense_ms or clock.ms(dense),
         "predicted_cut_ms": clock.ms(cut),
-        "by_layer": layers,
+        "by_layer": tuple(layers),
         "steps": clock.steps,
     }
 
 
-def zeros(model: nn.Module, names: Iterable[str]) -> tuple[int, int]:
-    """(elements that are zero, elements) of the named tensors."""
-    state = model.state_dict()
-    found = [state[name] for name in names if name in state]
-    return sum(int((t == 0).sum()) for t in found), sum(t.numel() for t in found)
-
-
-def _sparsities(work: Work, dense: nn.Module, cut: nn.Module) -> Iterable[Sparsity]:
-    """Per rule and, as 'model', over all parameters."""
-    of_rule = {a.rule: a for a in work.plan.assignments}
-    zeroed = last_zeroed(work.cuts)
+def _measure_sparsities(record: RunRecord, dense: nn.Module, cut: nn.Module) -> Iterator[Sparsity]:
+    """A row for each rule on groups inside tensors, and one named 'model' over all parameters."""
+    tensors_of = {assignment.rule: assignment.tensors for assignment in record.plan.assignments}
+    zeroed = last_zeroed(record.cuts)
     for done in zeroed.values():
-        names = of_rule[done.rule].tensors
-        total, (zero, stored) = sum(dense.get_parameter(n).numel() for n in names), zeros(cut, names)
-        effective = 1 - (stored - zero) / total if total else 0.0
+        names = tensors_of[done.rule]
+        total = sum(dense.get_parameter(name).numel() for name in names)
+        zero, stored = count_zeros(cut, names)
         yield Sparsity(
             what=f"rules.{done.rule}",
             group=done.group,
-            nominal=_share(done.zeros, done.weights),
-            effective=effective,
+            nominal=_fraction(done.zeros, done.weights),
+            effective=1 - (stored - zero) / total if total else 0.0,
             weights=total,
         )
     if zeroed:
-        total, left = (
-            sum(int(p.count_nonzero()) if m is cut else p.numel() for p in m.parameters())
-            for m in (dense, cut)
-        )
-        nominal = sum(done.zeros for done in zeroed.values())
+        total = sum(p.numel() for p in dense.parameters())
+        nonzero = sum(int(p.count_nonzero()) for p in cut.parameters())
+        zeros = sum(done.zeros for done in zeroed.values())
         yield Sparsity(
             what="model",
             group="",
-            nominal=_share(nominal, total),
-            effective=1 - _share(left, total),
+            nominal=_fraction(zeros, total),
+            effective=1 - _fraction(nonzero, total),
             weights=total,
         )
 
 
-def _share(part: float, whole: float) -> float:
+def _fraction(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def _layers(plan: Plan, dense: nn.Module, cut: nn.Module, inputs: Inputs) -> Iterable[LayerRow]:
-    before, after = (measure.count_macs(m, inputs)[1] for m in (dense, cut))
-    protected, left = _protected(plan), {b.name: b for b in build_map.list_layers(cut, after)}
-    for a in build_map.list_layers(dense, before):
-        b = left.get(a.name)
-        if b is None:
-            yield _removed(a, _count(dense.get_submodule(a.name)))
+def _list_layers(plan: Plan, dense: nn.Module, cut: nn.Module, inputs: Inputs) -> Iterator[LayerRow]:
+    macs_before, macs_after = (measure.count_macs(model, inputs)[1] for model in (dense, cut))
+    remaining = {layer.name: layer for layer in build_map.list_layers(cut, macs_after)}
+    protected = _list_protected(plan)
+    for before in build_map.list_layers(dense, macs_before):
+        params = _count_own_params(dense.get_submodule(before.name))
+        after = remaining.get(before.name)
+        if after is None:
+            yield _removed_row(before, params)
             continue
-        stored = dict(cut.get_submodule(b.name).named_parameters(recurse=False))
+        module = cut.get_submodule(after.name)
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
         yield LayerRow(
-            name=a.name,
-            type=a.type,
-            kind=_kind(a),
-            inputs=a.inputs,
-            inputs_after=b.inputs,
-            outputs=a.outputs,
-            outputs_after=b.outputs,
-            params=_count(dense.get_submodule(a.name)),
-            params_after=_count(cut.get_submodule(b.name)),
-            zeros=float((stored["weight"] == 0).float().mean()) if "weight" in stored else 0.0,
-            macs=a.macs,
-            macs_after=b.macs,
-            protected=protected.get(a.name),
+            name=before.name,
+            type=before.type,
+            kind=_kind(before),
+            inputs=before.inputs,
+            inputs_after=after.inputs,
+            outputs=before.outputs,
+            outputs_after=after.outputs,
+            params=params,
+            params_after=_count_own_params(module),
+            zeros=float((weight == 0).float().mean()) if weight is not None else 0.0,
+            macs=before.macs,
+            macs_after=after.macs,
+            protected=protected.get(before.name),
         )
 
 
@@ -426,8 +399,8 @@ def _kind(layer: Layer) -> str | None:
     return layer.kind if layer.ancestors else None
 
 
-def _removed(layer: Layer, params: int) -> LayerRow:
-    """A layer that left as a whole."""
+def _removed_row(layer: Layer, params: int) -> LayerRow:
+    """The row of a layer that was removed as a whole."""
     return LayerRow(
         name=layer.name,
         type=layer.type,
@@ -445,57 +418,16 @@ def _removed(layer: Layer, params: int) -> LayerRow:
     )
 
 
-def _count(module: nn.Module) -> int:
+def _count_own_params(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters(recurse=False))
 
 
-def _protected(plan: Plan) -> Mapping[str, str]:
+def _list_protected(plan: Plan) -> Mapping[str, str]:
     """Layer -> why its output width was kept."""
-    return {
-        s.tensor.rpartition(".")[0]: g.protected
-        for g in plan.map.coupled
-        if g.protected
-        for s in g.slices
-        if s.role == "out"
-    }
-
-
-def _unequal_training(work: Work) -> Iterable[str]:
-    """Where accuracies are compared of models that were not trained for as long."""
-    before, after = work.epochs
-    tuned = f"fine-tuned for {plural(after, 'epoch')} after the cut"
-    if before and not work.dense_trained:
-        more = f" and {tuned}" if after else ""
-        yield f"the cut model was trained for {plural(before, 'epoch')} before the cut{more}; the dense model was not"
-    elif after:
-        yield f"the cut model was {tuned}; the dense model was not"
-
-
-def _notes(work: Work, cut: nn.Module) -> Iterable[str]:
-    recipe = work.plan.recipe
-    yield from _unequal_training(work)
-    yield from (
-        note for note in work.plan.notes if "weights are set to zero" not in note
-    )  # said with numbers below
-    yield from dict.fromkeys(note for cuts in work.cuts for note in cuts.notes)
-    for assignment in work.plan.assignments:
-        if in_one_tensor(recipe.rules[assignment.rule].group):
-            count, total = zeros(cut, assignment.tensors)
-            if count:
-                yield f"rules.{assignment.rule}: {count} of {total} weights stored are zero; zeros in the tensors bring no speed and no smaller file"
-    for assignment in work.plan.assignments:
-        if recipe.rules[assignment.rule].group == "depth":
-            gone = tuple(
-                name
-                for name in assignment.coupled
-                if name in {w.group for cuts in work.cuts for w in cuts.widths if not w.keep}
-            )
-            whole = plural(len(assignment.coupled), "residual block")
-            yield f"rules.{assignment.rule}: {len(gone)} of {whole} left as a whole{': ' + few(gone, 12) if gone else ''}"
-    yield from fold_notes(op for cuts in work.cuts for op in cuts.operations if isinstance(op, Fold))
-
-
-def _untargeted(work: Work, targets: Mapping[str, Target]) -> Iterable[str]:
-    if not work.plan.recipe.targets:
-        beside = "ONNX Runtime, and eager PyTorch beside it" if "onnxruntime" in targets else "eager PyTorch"
-        yield f"the recipe names no target, so both models were timed on this machine's CPU: {beside}, 1 thread, batch 1"
+    reasons = {}
+    for group in plan.map.coupled:
+        if group.protected:
+            for part in group.slices:
+                if part.role == "out":
+                    reasons[part.tensor.rpartition(".")[0]] = group.protected
+    return reasons

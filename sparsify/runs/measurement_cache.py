@@ -1,4 +1,4 @@
-"""The finished parts of a long measurement, on disk: whoever goes on with it makes only those that are missing."""
+"""The finished parts of a long measurement, on disk: a resumed run makes only the missing ones."""
 
 import hashlib
 from collections.abc import Callable
@@ -14,11 +14,13 @@ from sparsify.runs import run_folder
 
 Figures = tuple[float | None, ...]
 RECORD = "parts.json"
+"""Name of the index file."""
+_ADVICE = "delete it, and it is measured again"
 
 
 @dataclass(frozen=True)
 class _Record:
-    """What lies in the folder."""
+    """Contents of the index file."""
 
     of: str
     files: dict[str, str]
@@ -30,49 +32,55 @@ _RECORD = TypeAdapter(_Record)
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Parts in a folder of their own. A kill at any moment costs the part that was being made, and no other."""
+class MeasurementCache:
+    """Files and numbers in a folder.
+
+    A process killed at any moment loses only the part that it was making.
+    """
 
     folder: Path
     of: str
-    """what they were measured of and on: parts of anything else do not count"""
+    """Digest of everything that the measurements depend on; parts under another digest are ignored."""
 
-    def content(self, name: str, make: Callable[[], bytes]) -> bytes:
-        """A file, made where it is missing. Raises RunError when it was damaged or cannot be written."""
-        path, known = self.folder / name, self._record()
+    def get_file(self, name: str, make: Callable[[], bytes]) -> bytes:
+        """The content of a file, made if it is missing.
+
+        Raises RunError when it is damaged or cannot be written.
+        """
+        path, known = self.folder / name, self._read_record()
         if name in known.files and path.exists():
             if run_folder.sha256(path) != known.files[name]:
-                raise RunError(f"{path} is damaged: its SHA-256 is not the one in {RECORD}; {_MEND}")
+                raise RunError(f"{path} is damaged: its SHA-256 is not the one in {RECORD}; {_ADVICE}")
             return path.read_bytes()
         made = make()
         self._write(name, made)
-        self._keep(replace(known, files=known.files | {name: sha256(made)}))
+        self._write_record(replace(known, files=known.files | {name: sha256(made)}))
         return made
 
-    def figures(self, what: str, count: int, make: Callable[[], Figures]) -> Figures:
-        """So many numbers, measured where they are missing. Raises RunError when what is known was damaged."""
-        known = self._record()
+    def get_figures(self, what: str, count: int, make: Callable[[], Figures]) -> Figures:
+        """`count` numbers, measured if they are missing. Raises RunError when the index file is damaged."""
+        known = self._read_record()
         if what not in known.figures:
             made = make()
-            self._keep(replace(known, figures=known.figures | {what: made}))
+            self._write_record(replace(known, figures=known.figures | {what: made}))
             return made
-        if len(known.figures[what]) != count:
-            raise RunError(
-                f"{self.folder / RECORD} is damaged ({what}: {len(known.figures[what])} numbers in place of {count}); {_MEND}"
-            )
-        return known.figures[what]
+        found = known.figures[what]
+        if len(found) != count:
+            reason = f"{what}: {len(found)} numbers instead of {count}"
+            raise RunError(f"{self.folder / RECORD} is damaged ({reason}); {_ADVICE}")
+        return found
 
-    def _record(self) -> _Record:
-        path, nothing = self.folder / RECORD, _Record(self.of, {}, {})
+    def _read_record(self) -> _Record:
+        path, empty = self.folder / RECORD, _Record(self.of, {}, {})
         if not path.exists():
-            return nothing
+            return empty
         try:
             found = _RECORD.validate_json(read(path))
         except ValidationError as error:
-            raise RunError(f"{path} is damaged ({first_line(error)}); {_MEND}") from None
-        return found if found.of == self.of else nothing
+            raise RunError(f"{path} is damaged ({first_line(error)}); {_ADVICE}") from None
+        return found if found.of == self.of else empty
 
-    def _keep(self, known: _Record) -> None:
+    def _write_record(self, known: _Record) -> None:
         self._write(RECORD, _RECORD.dump_json(known, indent=1) + b"\n")
 
     def _write(self, name: str, data: bytes) -> None:
@@ -83,9 +91,6 @@ class Parts:
         write_file(self.folder / name, data)
 
 
-_MEND = "remove it, and the run measures anew"
-
-
 def sha256(content: bytes) -> str:
-    """In hexadecimal digits."""
+    """The SHA-256 of bytes, in hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()

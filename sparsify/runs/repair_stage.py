@@ -13,7 +13,7 @@ from sparsify.forward.calls import Inputs
 from sparsify.pruning.repair.agreement import measure_agreement
 from sparsify.pruning.repair.repair import Repaired, collect_examples, repair_model
 from sparsify.runs.checkpoint import Checkpoint
-from sparsify.runs.save_load import rebuilt_dense
+from sparsify.runs.save_load import rebuild_dense
 from sparsify.runs.setup import Run
 from sparsify.training.objective import evaluate
 from sparsify.training.stage import derived_seed
@@ -72,7 +72,7 @@ def agreement_after_cut(
 
 def dense_of_run(run: Run, model: nn.Module) -> nn.Module:
     """The model before the first cut, on the device of `model`."""
-    dense = rebuilt_dense(run.folder, run.build) if run.state.from_scratch else run.dense
+    dense = rebuild_dense(run.folder, run.build) if run.state.from_scratch else run.dense
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return dense.to(device).eval()
 

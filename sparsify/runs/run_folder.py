@@ -1,4 +1,7 @@
-"""The run folder: its name, its files, its lock. A crash at any moment leaves each file whole, old or absent."""
+"""The run folder: its name, its files, its lock.
+
+A crash at any moment leaves each file whole, old or absent.
+"""
 
 import hashlib
 import json
@@ -40,29 +43,35 @@ CHECKPOINT = "checkpoint.pt"
 BEFORE = "before.pt"
 BEST = "best.pt"
 LOCK = "lock"
-KEPT = (RECIPE, PLAN, CUTS, BASE, WEIGHTS, DENSE, QUANTISED, PAGE, HTML, LOG)
-"""files of a complete run besides its report"""
+SAVED_FILES = (RECIPE, PLAN, CUTS, BASE, WEIGHTS, DENSE, QUANTISED, PAGE, HTML, LOG)
+"""Files of a complete run besides its report."""
 
 
 @dataclass(frozen=True)
 class State:
-    """How a run was started: all that `--resume` needs, in the first file that a run writes; and the error that ended it."""
+    """How a run was started, which is all that `--resume` needs, and the error that ended it.
+
+    state.json is the first file that a run writes.
+    """
 
     recipe: dict[str, Any]
-    """the resolved recipe, as JSON"""
+    """The resolved recipe, as JSON."""
     model_file: str | None
-    """absolute path; None when the model is built with random weights"""
+    """Absolute path; None when the model is built with random weights."""
     model_digest: str | None
-    """SHA-256 of the file, or of a run folder's report"""
+    """SHA-256 of the file, or of a run folder's report."""
     allow: tuple[str, ...] = ()
     from_scratch: bool = False
     strict: bool = False
     failure: str | None = None
-    """the error that ended the run, if one did"""
+    """The error that ended the run, if any."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Raises RunError when the folder holds no run, or state.json was damaged."""
+        """Read state.json.
+
+        Raises RunError when the folder holds no interrupted run or the file is damaged.
+        """
         path = folder / STATE
         if not path.is_file():
             raise RunError(f"{folder} holds no interrupted run: {STATE} is missing")
@@ -71,20 +80,21 @@ class State:
             state = cls(**{**values, "allow": tuple(values["allow"])})
             texts = (state.model_file, state.failure, *state.allow)
             if not all(isinstance(text, str | None) for text in texts) or None in state.allow:
-                raise TypeError("'model_file', 'failure' and 'allow' are no text")
+                raise TypeError("'model_file', 'failure' and 'allow' must be text")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RunError(
                 f"{path} is damaged ({first_line(error)}); the run cannot be resumed, start a new one"
             ) from None
         return state
 
-    def resolved(self, folder: Path) -> Recipe:
-        """The recipe. Raises RunError when this version of sparsify does not know it."""
+    def parse_recipe(self, folder: Path) -> Recipe:
+        """The recipe. Raises RunError when this version of sparsify cannot read it."""
         try:
             return Recipe.model_validate(self.recipe)
         except ValidationError as error:
             raise RunError(
-                f"{folder / STATE} holds no recipe that this version of sparsify can read: {first_line(error)}"
+                f"{folder / STATE} holds no recipe that this version of sparsify can read: "
+                f"{first_line(error)}"
             ) from None
 
     @cached_property
@@ -97,19 +107,19 @@ class State:
 
 
 def read_recipe(folder: Path) -> Recipe:
-    """The resolved recipe of a run. Raises RunError when missing, RecipeError when it was broken."""
+    """The resolved recipe of a run. Raises RunError when it is missing, RecipeError when it is invalid."""
     if not (folder / RECIPE).is_file():
         raise RunError(f"{folder / RECIPE} is missing")
     return load(folder / RECIPE).recipe
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of the resolved recipe; independent of key order and comments."""
+    """First 16 hexadecimal digits of the resolved recipe's SHA-256; key order and comments do not matter."""
     return _digest(recipe_json(recipe))
 
 
 def recipe_json(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON that `load` reads; defaults are left out."""
+    """The recipe as JSON that `load` reads, without default values."""
     return recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 
@@ -118,10 +128,13 @@ def _digest(body: dict[str, Any]) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Of a file, or of a run folder's report, which holds the digests of the rest. Raises RunError."""
+    """The SHA-256 of a file, or of a run folder's report, which holds the digests of the rest.
+
+    Raises RunError.
+    """
     file = path / REPORT if path.is_dir() else path
     if file.exists() and not file.is_file():
-        raise RunError(f"{file} is no plain file")
+        raise RunError(f"{file} is not a regular file")
     try:
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -129,21 +142,20 @@ def sha256(path: Path) -> str:
         raise RunError(f"cannot read {file}: {error.strerror}") from None
 
 
-def slug(title: str) -> str:
+def make_slug(title: str) -> str:
     """A title as a folder name: `LeNet-5 on MNIST` -> `lenet-5-on-mnist`."""
     plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain)[:48].strip("-") or "run"
 
 
-def create(root: Path, title: str) -> Path:
-    """Make `root/<slug>-<n>` with the next free n; of two processes that ask at once each gets its own."""
-    stem = slug(title)
+def create_folder(root: Path, title: str) -> Path:
+    """Make `root/<slug>-<n>` with the next free n. Two processes that ask at once get different folders."""
+    stem = make_slug(title)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        taken = [
-            int(m[1]) for p in root.iterdir() if (m := re.fullmatch(re.escape(stem) + r"-(\d{1,9})", p.name))
-        ]
-        n = max(taken, default=0)
+        pattern = re.compile(re.escape(stem) + r"-(\d{1,9})")
+        matches = [pattern.fullmatch(path.name) for path in root.iterdir()]
+        n = max((int(match[1]) for match in matches if match), default=0)
         while True:
             n += 1
             with suppress(FileExistsError):
@@ -156,20 +168,20 @@ def create(root: Path, title: str) -> Path:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the run for this process. The lock is the kernel's, so it goes with the process however that ends.
+def lock_run(folder: Path) -> Iterator[None]:
+    """Lock the run for this process. The kernel holds the lock, so it ends with the process in any case.
 
     Raises RunError when another process holds it.
     """
     path = folder / LOCK
     try:
-        stream = os.fdopen(_itself(path), "a+")
+        stream = os.fdopen(_open_without_links(path), "a+")
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}") from None
     with stream:
-        if not _take(stream):
+        if not _try_lock(stream):
             raise RunError(
-                f"{folder} is in use by process {_holder(path) or 'unknown'}; wait for it, or stop it"
+                f"{folder} is in use by process {_read_holder(path) or 'unknown'}; wait for it, or stop it"
             )
         stream.truncate(0)
         stream.write(f"{os.getpid()} {socket.gethostname()}")
@@ -183,7 +195,7 @@ def locked(folder: Path) -> Iterator[None]:
 if sys.platform == "win32":
     import msvcrt
 
-    def _take(stream: IO[str]) -> bool:
+    def _try_lock(stream: IO[str]) -> bool:
         try:
             msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError:
@@ -193,36 +205,34 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _take(stream: IO[str]) -> bool:
+    def _try_lock(stream: IO[str]) -> bool:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError:
-            return True  # a file system without locks; better an unguarded run than none
+            return True  # the file system has no locks: run without one
         return True
 
 
-def _itself(path: Path) -> int:
-    """Open to append, but never through a link, which may lead to a file outside the run."""
-    return os.open(
-        path,
-        os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0),
-        0o666,
-    )
+def _open_without_links(path: Path) -> int:
+    """Open to append, but never through a link, which may lead to a file outside of the run."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # not on Windows
+    return os.open(path, flags, 0o666)
 
 
-def _holder(lock: Path) -> str:
+def _read_holder(lock: Path) -> str:
     try:
         return lock.read_text().partition(" ")[0]
     except OSError:
         return ""
 
 
-def running(folder: Path) -> bool:
-    """Whether a live process of this machine holds the run."""
+def is_running(folder: Path) -> bool:
+    """Whether a live process of this machine has locked the run."""
     if sys.platform == "win32":
-        return False  # there, asking after a process by signal would end it
+        return False  # os.kill would end the process there
     try:
         pid, _, host = (folder / LOCK).read_text().partition(" ")
         if host != socket.gethostname():
@@ -235,25 +245,28 @@ def running(folder: Path) -> bool:
     return True
 
 
-def log(folder: Path, entry: dict[str, Any]) -> None:
-    """Append one line of JSON to log.jsonl; a line torn by a crash is closed first, so that it spoils no other. Raises RunError."""
+def append_log(folder: Path, entry: dict[str, Any]) -> None:
+    """Append one line of JSON to log.jsonl. Raises RunError.
+
+    A line that a crash left without its end is ended first, so that it damages no other.
+    """
     path = folder / LOG
     try:
-        with os.fdopen(_itself(path), "a+b") as stream:
+        with os.fdopen(_open_without_links(path), "a+b") as stream:
             end = stream.seek(0, os.SEEK_END)
             stream.seek(max(end - 1, 0))
-            torn = stream.read(1) not in (b"", b"\n")
-            stream.write((b"\n" if torn else b"") + json.dumps(entry, sort_keys=True).encode() + b"\n")
+            has_open_line = stream.read(1) not in (b"", b"\n")
+            start = b"\n" if has_open_line else b""
+            stream.write(start + json.dumps(entry, sort_keys=True).encode() + b"\n")
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def finished(folder: Path) -> None:
-    """Remove what only an unfinished run needs."""
-    for path in (
-        *(folder / BASELINES).glob(f"*/{CHECKPOINT}"),
-        *(folder / name for name in (CHECKPOINT, BEFORE, BEST, STATE, LOCK)),
-    ):
+def remove_temporary_files(folder: Path) -> None:
+    """Remove the files that only an unfinished run needs."""
+    of_baselines = (folder / BASELINES).glob(f"*/{CHECKPOINT}")
+    of_run = (folder / name for name in (CHECKPOINT, BEFORE, BEST, STATE, LOCK))
+    for path in (*of_baselines, *of_run):
         with suppress(OSError):
             path.unlink()
     with suppress(OSError):

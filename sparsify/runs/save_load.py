@@ -1,8 +1,11 @@
-"""Models in run folders: saved without pickle, rebuilt bit for bit from a builder, a log of cuts and the weights."""
+"""Save and load the models of run folders.
+
+Without pickle, rebuilt from a builder, a log of cuts and the weights.
+"""
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -27,28 +30,36 @@ from sparsify.pruning.planning.plan import Plan
 from sparsify.recipe import dump
 from sparsify.reporting import report_tables
 from sparsify.reporting.html import to_html
+from sparsify.reporting.report_file import read_report
 from sparsify.runs import run_folder
-from sparsify.runs.evaluate import Work, assess, check_reloads
+from sparsify.runs.evaluate import Models, check_reloads, evaluate_run
+from sparsify.runs.run_record import RunRecord
 from sparsify_schemas.cuts import Cuts, Rounds
 from sparsify_schemas.model import Model
-from sparsify_schemas.recipe import Baseline
+from sparsify_schemas.recipe import Baseline, Recipe
 from sparsify_schemas.report import Report
 
 Build = Callable[[], nn.Module]
-TIMING = 3.0
-"""seconds spent on timing each target"""
-UNBUILT = "the recipe has no `model:`, so the run loads only with a builder: load_run(folder, build=...)"
+"""Builds a dense model, with any weights."""
+TIMING_SECONDS = 3.0
+"""Spent on timing each target."""
+NEEDS_BUILDER = (
+    "the recipe has no `model:`, so the run loads only with a builder: load_run(folder, build=...)"
+)
 
 
 @dataclass(frozen=True)
 class Base:
-    """How the structure of a run's dense model comes about: a builder, then the cuts of earlier runs, in order."""
+    """How to rebuild the structure of a run's dense model.
+
+    A builder, then the cuts of earlier runs, in order.
+    """
 
     model: Model | None = None
     cuts: tuple[Cuts, ...] = ()
 
-    def structure(self, build: Build | None = None) -> nn.Module:
-        """The dense model with whatever weights its builder gives it. Raises RunError without a builder."""
+    def build_structure(self, build: Build | None = None) -> nn.Module:
+        """The dense model, with the weights that its builder gives it. Raises RunError without a builder."""
         with torch.random.fork_rng(devices=[]):
             if build is not None:
                 model = build()
@@ -56,27 +67,28 @@ class Base:
                 model = build_model(self.model)
             else:
                 raise RunError(
-                    "the run does not say how its model is built, as its recipe has no `model:`; pass load_run(folder, build=callable)"
+                    "the run does not say how its model is built, as its recipe has no `model:`; "
+                    "pass load_run(folder, build=callable)"
                 )
         for cuts in self.cuts:
             model = replay_cuts(model, cuts)
         return model
 
-    def body(self) -> dict[str, Any]:
-        """As JSON, which `of` reads."""
+    def to_json(self) -> dict[str, Any]:
+        """JSON that `from_json` reads."""
         return {
             "model": self.model and self.model.model_dump(mode="json"),
             "cuts": [c.model_dump(mode="json") for c in self.cuts],
         }
 
     @classmethod
-    def of(cls, body: Mapping[str, Any]) -> Self:
-        """Raises ValueError, KeyError or TypeError when it is no such body."""
+    def from_json(cls, body: Mapping[str, Any]) -> Self:
+        """Raises ValueError, KeyError or TypeError when the JSON is not of a base."""
         model = Model.model_validate(body["model"]) if body["model"] else None
         return cls(model, tuple(Cuts.model_validate(c) for c in body["cuts"]))
 
     def write(self, folder: Path) -> None:
-        files.write(folder / run_folder.BASE, files.as_json(self.body()))
+        files.write(folder / run_folder.BASE, files.as_json(self.to_json()))
 
 
 def load_run(folder: str | Path, *, build: Build | None = None) -> nn.Module:
@@ -100,15 +112,15 @@ def load_run(folder: str | Path, *, build: Build | None = None) -> nn.Module:
         True
     """
     path = Path(folder)
-    checked(path, run_folder.RECIPE, run_folder.CUTS, run_folder.WEIGHTS)
-    return rebuilt(path, build)
+    verify_run(path, run_folder.RECIPE, run_folder.CUTS, run_folder.WEIGHTS)
+    return rebuild_cut(path, build)
 
 
 def load_dense(folder: str | Path, *, build: Build | None = None) -> nn.Module:
-    """The dense model that a complete run compares with, in eval mode. As `load_run`."""
+    """Load the dense model that a complete run compares with, in eval mode. Arguments as of `load_run`."""
     path = Path(folder)
-    checked(path, run_folder.RECIPE, run_folder.DENSE)
-    return rebuilt_dense(path, build)
+    verify_run(path, run_folder.RECIPE, run_folder.DENSE)
+    return rebuild_dense(path, build)
 
 
 def save_run(
@@ -117,7 +129,7 @@ def save_run(
     *,
     inputs: Inputs | Call | Sequence[Call] | None = None,
     datasets: Datasets | None = None,
-    timing: float = TIMING,
+    timing: float = TIMING_SECONDS,
 ) -> Path:
     """Save a cut model and its dense one as a run, measured as reloaded from disk.
 
@@ -144,31 +156,21 @@ def save_run(
         >>> sorted(path.name for path in run.iterdir() if path.suffix == ".safetensors")
         ['dense.safetensors', 'model.safetensors']
     """
-    path, recipe = Path(folder), result.plan.recipe
+    path, plan = Path(folder), result.plan
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path} exists already; choose another folder")
     temporary = path.with_name(f".{path.name}.tmp")
-    given = _on_cpu(
-        apply_record(
-            result.plan.map.inputs,
-            _probes(result.plan, datasets) if inputs is None else normalize_inputs(inputs),
-        )
-    )
-    notes: tuple[str, ...] = () if recipe.model else (UNBUILT,)
-    if recipe.baselines:
-        notes = (
-            *notes,
-            f"the baselines ({', '.join(recipe.baselines)}) were not made, as only 'sparsify apply' trains them",
-        )
-    work = Work(result.plan, (result.cuts,), result.verdicts, notes=notes)
-    build = None if recipe.model else lambda: copy_model(result.dense).cpu()
+    given = _default_inputs(plan, datasets) if inputs is None else normalize_inputs(inputs)
+    given = _move_to_cpu(apply_record(plan.map.inputs, given))
+    record = RunRecord(plan, (result.cuts,), result.verdicts, notes=tuple(_describe_limits(plan.recipe)))
+    build = None if plan.recipe.model else lambda: copy_model(result.dense).cpu()
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        begin(temporary, result.plan)
+        write_start(temporary, plan)
         save_weights(result.dense, temporary / run_folder.DENSE)
-        check_reloads(result.dense, rebuilt_dense(temporary, build), given, "dense model")
-        complete(temporary, work, result.model, given, datasets, build, timing)
+        check_reloads(result.dense, rebuild_dense(temporary, build), given, "dense model")
+        complete_run(temporary, record, result.model, given, datasets, build, timing)
         temporary.rename(path)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
@@ -177,100 +179,115 @@ def save_run(
     return path
 
 
-def _probes(plan: Plan, datasets: Datasets | None) -> Inputs:
-    return (
-        draw_from_record(plan.map.inputs)
-        if datasets is None and plan.map.inputs
-        else example_inputs(plan.recipe, datasets)
-    )
+def _describe_limits(recipe: Recipe) -> Iterator[str]:
+    """Notes on what a run saved from Python lacks."""
+    if recipe.model is None:
+        yield NEEDS_BUILDER
+    if recipe.baselines:
+        names = ", ".join(recipe.baselines)
+        yield f"the baselines ({names}) were not made: only 'sparsify apply' trains them"
 
 
-def _on_cpu(inputs: Inputs) -> Inputs:
+def _default_inputs(plan: Plan, datasets: Datasets | None) -> Inputs:
+    if datasets is None and plan.map.inputs:
+        return draw_from_record(plan.map.inputs)
+    return example_inputs(plan.recipe, datasets)
+
+
+def _move_to_cpu(inputs: Inputs) -> Inputs:
     return map_tensors(inputs, lambda tensor: tensor.cpu())
 
 
-def begin(folder: Path, plan: Plan) -> None:
-    """Write what is known before anything is done: the resolved recipe and the plan."""
+def write_start(folder: Path, plan: Plan) -> None:
+    """Write what is known before the first stage: the resolved recipe and the plan."""
     files.write(folder / run_folder.RECIPE, dump(plan.recipe).encode())
     files.write(folder / run_folder.PLAN, files.as_json(plan.to_json()))
 
 
-def complete(
+def complete_run(
     folder: Path,
-    work: Work,
+    record: RunRecord,
     model: nn.Module,
     inputs: Inputs,
     datasets: Datasets | None,
     build: Build | None,
     timing: float,
 ) -> Report:
-    """Save the cut model, reload both models from disk, measure them, and write the report last of all."""
-    write_cuts(folder, work.cuts)
+    """Save the cut model, reload both models, measure them, and write the report as the last file."""
+    write_cuts(folder, record.cuts)
     save_weights(model, folder / run_folder.WEIGHTS)
-    dense, cut = rebuilt_dense(folder, build), rebuilt(folder, build)
-    check_reloads(model, cut, inputs, "cut model")
-    rivals = {rival.kind: rebuilt_baseline(folder, rival.kind, build) for rival in work.rivals}
-    found = assess(work, folder, dense, cut, inputs, datasets, timing, rivals)
-    found = found.model_copy(update={"files": _digests(folder)})
-    files.write(folder / run_folder.PAGE, report_tables.to_markdown(found).encode())
-    files.write(folder / run_folder.HTML, to_html(found, read(folder / run_folder.RECIPE).decode()).encode())
-    found = found.model_copy(update={"files": _digests(folder)})
-    files.write(folder / run_folder.REPORT, (found.model_dump_json(indent=1) + "\n").encode())
-    shutil.rmtree(folder / run_folder.PARTS, ignore_errors=True)
-    return found
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    own = tuple(
-        f"{run_folder.BASELINES}/{path.parent.name}/{path.name}"
-        for path in sorted((folder / run_folder.BASELINES).glob("*/*"))
+    models = Models(
+        folder=folder,
+        dense=rebuild_dense(folder, build),
+        cut=rebuild_cut(folder, build),
+        baselines={made.kind: rebuild_baseline(folder, made.kind, build) for made in record.baselines},
+        inputs=inputs,
+        datasets=datasets,
     )
-    return {
-        name: run_folder.sha256(folder / name)
-        for name in (*run_folder.KEPT, *own)
-        if (folder / name).exists() and not name.endswith(run_folder.CHECKPOINT)
-    }
+    check_reloads(model, models.cut, inputs, "cut model")
+    report = evaluate_run(record, models, timing)
+    report = report.model_copy(update={"files": _digest_files(folder)})
+    recipe = read(folder / run_folder.RECIPE).decode()
+    files.write(folder / run_folder.PAGE, report_tables.to_markdown(report).encode())
+    files.write(folder / run_folder.HTML, to_html(report, recipe).encode())
+    # The two pages are new since, and the report holds their digests too.
+    report = report.model_copy(update={"files": _digest_files(folder)})
+    files.write(folder / run_folder.REPORT, (report.model_dump_json(indent=1) + "\n").encode())
+    shutil.rmtree(folder / run_folder.PARTS, ignore_errors=True)
+    return report
 
 
-def rebuilt(folder: Path, build: Build | None = None) -> nn.Module:
-    """As `load_run`, for a folder that has no report yet."""
-    model = base_on(folder).structure(build)
+def _digest_files(folder: Path) -> dict[str, str]:
+    """Name -> SHA-256 of every file of a complete run, except the report."""
+    baselines = sorted((folder / run_folder.BASELINES).glob("*/*"))
+    names = [*run_folder.SAVED_FILES, *(path.relative_to(folder).as_posix() for path in baselines)]
+    digests = {}
+    for name in names:
+        if (folder / name).exists() and not name.endswith(run_folder.CHECKPOINT):
+            digests[name] = run_folder.sha256(folder / name)
+    return digests
+
+
+def rebuild_cut(folder: Path, build: Build | None = None) -> nn.Module:
+    """Load the cut model from a folder that has no report yet."""
+    model = read_cut_base(folder).build_structure(build)
     load_weights(model, folder / run_folder.WEIGHTS)
     return model.eval()
 
 
-def rebuilt_dense(folder: Path, build: Build | None = None) -> nn.Module:
-    """As `load_dense`, for a folder that has no report yet."""
-    model = read_base(folder).structure(build)
+def rebuild_dense(folder: Path, build: Build | None = None) -> nn.Module:
+    """Load the dense model from a folder that has no report yet."""
+    model = read_base(folder).build_structure(build)
     load_weights(model, folder / run_folder.DENSE)
     return model.eval()
 
 
-def rebuilt_baseline(folder: Path, kind: Baseline, build: Build | None = None) -> nn.Module:
-    """A baseline of the run in a folder, in eval mode: its dense structure, the baseline's own cuts and weights."""
+def rebuild_baseline(folder: Path, kind: Baseline, build: Build | None = None) -> nn.Module:
+    """Load a baseline of a run, in eval mode: the dense structure, the baseline's own cuts and weights."""
     own, base = folder / run_folder.BASELINES / kind, read_base(folder)
-    model = replace(base, cuts=(*base.cuts, *read_cuts(own))).structure(build)
+    model = replace(base, cuts=(*base.cuts, *read_cuts(own))).build_structure(build)
     load_weights(model, own / run_folder.WEIGHTS)
     return model.eval()
 
 
-def checked(folder: Path, *names: str) -> Report:
-    """The report of a complete run, after comparing the named files with the digests in it. Raises RunError."""
-    found = report_tables.read(folder)
+def verify_run(folder: Path, *names: str) -> Report:
+    """Read the report of a complete run, and compare the named files with its digests. Raises RunError."""
+    report = read_report(folder)
     for name in (*names, run_folder.BASE):
-        if name not in found.files:
+        if name not in report.files:
             continue
-        if not (folder / name).is_file():
-            raise RunError(f"{folder / name} is missing; the run is no longer complete")
-        if run_folder.sha256(folder / name) != found.files[name]:
+        path = folder / name
+        if not path.is_file():
+            raise RunError(f"{path} is missing; the run is no longer complete")
+        if run_folder.sha256(path) != report.files[name]:
             raise RunError(
-                f"{folder / name} is not as the run left it: its SHA-256 differs from the one in {run_folder.REPORT}"
+                f"{path} was map_tensors after the run: its SHA-256 differs from the one in {run_folder.REPORT}"
             )
-    return found
+    return report
 
 
 def write_cuts(folder: Path, cuts: tuple[Cuts, ...]) -> None:
-    """One cut as version 1 of the log; several as version 2, which a reader of version 1 refuses."""
+    """Write one cut as version 1 of the log, several as version 2, which a reader of version 1 refuses."""
     log = cuts[0] if len(cuts) == 1 else Rounds(rounds=cuts)
     files.write(folder / run_folder.CUTS, (log.model_dump_json(indent=1) + "\n").encode())
 
@@ -280,24 +297,22 @@ def read_cuts(folder: Path) -> tuple[Cuts, ...]:
     path = folder / run_folder.CUTS
     body = read(path)
     try:
-        return (
-            Rounds.model_validate_json(body).rounds
-            if _is_of_rounds(body)
-            else (Cuts.model_validate_json(body),)
-        )
+        if _is_version_2(body):
+            return Rounds.model_validate_json(body).rounds
+        return (Cuts.model_validate_json(body),)
     except ValidationError as error:
         raise RunError(f"{path} is damaged: {first_line(error)}") from None
 
 
-def _is_of_rounds(body: bytes) -> bool:
-    """Whether a cut log says that it is of version 2; what is no JSON at all is left to the reader of version 1."""
+def _is_version_2(body: bytes) -> bool:
+    """Whether a cut log is of version 2. Text that is not JSON is left to the reader of version 1."""
     try:
         return bool(json.loads(body)["version"] == 2)
     except (ValueError, LookupError, TypeError, RecursionError):
         return False
 
 
-def planned_calls(folder: Path) -> tuple[RecordedCall, ...]:
+def read_planned_calls(folder: Path) -> tuple[RecordedCall, ...]:
     """The calls that a run's plan was made with. Raises RunError."""
     path = folder / run_folder.PLAN
     try:
@@ -306,30 +321,30 @@ def planned_calls(folder: Path) -> tuple[RecordedCall, ...]:
         raise RunError(f"{path} is damaged: {first_line(error)}") from None
 
 
-def planned_inputs(folder: Path, batch: int | None = None, seed: int = 0) -> Inputs:
-    """Random inputs of the shapes that a run's plan was made with. Raises RunError.
+def draw_planned_inputs(folder: Path, batch: int | None = None, seed: int = 0) -> Inputs:
+    """Draw random inputs in the shapes that a run's plan was made with. Raises RunError.
 
-    batch: instead of the plan's, along the dimension of each tensor that counts examples.
+    batch: replaces the plan's batch size, along the dimension of each tensor that counts examples.
     """
     path = folder / run_folder.PLAN
     try:
-        return draw_from_record(planned_calls(folder), seed, batch)
+        return draw_from_record(read_planned_calls(folder), seed, batch)
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
         raise RunError(f"{path} is damaged: {first_line(error)}") from None
 
 
 def read_base(folder: Path) -> Base:
-    """Where a run's dense model comes from: base.json after a run on a run, else the recipe's `model:`."""
+    """How to rebuild a run's dense model: base.json where it was the model of another run, else `model:`."""
     path = folder / run_folder.BASE
     if not path.exists():
         return Base(run_folder.read_recipe(folder).model)
     try:
-        return Base.of(json.loads(read(path)))
+        return Base.from_json(json.loads(read(path)))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {first_line(error)}") from None
 
 
-def base_on(run: Path) -> Base:
-    """How the cut model of a run comes about: the base of a run on that run."""
-    before = read_base(run)
-    return replace(before, cuts=(*before.cuts, *read_cuts(run)))
+def read_cut_base(run: Path) -> Base:
+    """How to rebuild a run's cut model, which is the base of a run that starts from it."""
+    dense = read_base(run)
+    return replace(dense, cuts=(*dense.cuts, *read_cuts(run)))

@@ -1,4 +1,4 @@
-"""Runs whose recipes differ in the seed alone, taken together: mean and standard deviation of what each model came to."""
+"""Mean and standard deviation over runs whose recipes differ only in the seed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from statistics import mean, stdev
 
 from sparsify.errors import SparsifyError
 from sparsify.formatting.numbers import divide, known
-from sparsify.reporting import report_tables
+from sparsify.reporting.report_file import read_report
 from sparsify.runs import run_folder
 from sparsify.runs.listing import list_runs
 from sparsify_schemas.report import Latency, Report, Side
@@ -19,108 +19,115 @@ class Spread:
 
     mean: float
     deviation: float | None
-    """standard deviation over the runs (n - 1 below the sum); None of a single one"""
+    """Sample standard deviation (n - 1) over the runs; None for a single run."""
 
 
 @dataclass(frozen=True)
-class Together:
-    """One model of runs that differ in the seed alone. What a run lacks is None."""
+class SeedSummary:
+    """One model over runs that differ only in the seed. Values that a run lacks are None."""
 
     title: str
     recipe: str
-    """digest of the recipe, whatever its seed"""
+    """Digest of the recipe without its seed."""
     model: str
-    """dense, cut, or the kind of a baseline"""
+    """dense, cut, or the kind of a baseline."""
     runs: tuple[str, ...]
-    """names of those that have it"""
+    """Names of the runs that have this model."""
     seeds: tuple[int, ...]
     macs: Spread | None
-    """share of the dense model's that is left"""
+    """Remaining fraction of the dense model's."""
     params: Spread | None
-    """share of the dense model's that is left"""
+    """Remaining fraction of the dense model's."""
     time: Spread | None
-    """share of the dense model's on the first target, where all were timed on that"""
+    """Fraction of the dense model's on the first target, where all were timed on it."""
     accuracy: Spread | None
-    """on the test set, else on the validation set"""
+    """On the test set, else on the validation set."""
     behind: Spread | None
-    """accuracy of the cut model less that of this one, seed by seed"""
+    """Accuracy of the cut model minus that of this model, seed by seed."""
 
 
-def together(root: str | Path) -> tuple[Together, ...]:
-    """Every model of every recipe whose runs in a folder are complete, in the order in which the runs are listed.
+def summarize_seeds(root: str | Path) -> tuple[SeedSummary, ...]:
+    """Summarize every model of every recipe over its complete runs in a folder, in the order of the runs.
 
-    Runs belong together when their recipes are the same but for the seed, and where a model was given also that model. Of
-    runs with the same seed, which say the same, the last counts.
+    Runs are grouped when their recipes differ only in the seed and they start from the same model, if one
+    was given. Of runs with the same seed, which have the same results, the last counts.
     """
     recipes: dict[tuple[str, str], dict[int, tuple[str, Report]]] = {}
     for row in list_runs(root):
-        found = _read(Path(root) / row.name) if row.state == "complete" else None
+        found = _read_run(Path(root) / row.name) if row.state == "complete" else None
         if found is None:
             continue
-        key, own = found
+        key, report = found
         by_seed = recipes.setdefault(key, {})
-        if own.seed not in by_seed or by_seed[own.seed][1].created <= own.created:
-            by_seed[own.seed] = (row.name, own)
-    return tuple(
-        row for (digest, _), by_seed in recipes.items() for row in _rows(digest, list(by_seed.values()))
-    )
+        if report.seed not in by_seed or by_seed[report.seed][1].created <= report.created:
+            by_seed[report.seed] = (row.name, report)
+    summaries: list[SeedSummary] = []
+    for (digest, _), by_seed in recipes.items():
+        summaries.extend(_summarize_recipe(digest, list(by_seed.values())))
+    return tuple(summaries)
 
 
-def _read(folder: Path) -> tuple[tuple[str, str], Report] | None:
+def _read_run(folder: Path) -> tuple[tuple[str, str], Report] | None:
+    """((digest of the recipe without its seed, digest of the given model), report)."""
     try:
-        recipe, found = run_folder.read_recipe(folder), report_tables.read(folder)
+        recipe, found = run_folder.read_recipe(folder), read_report(folder)
     except (SparsifyError, OSError):
         return None
     given = "" if found.dense.epochs else found.model_digest
     return (run_folder.recipe_digest(recipe.model_copy(update={"seed": 0})), given), found
 
 
-def _rows(recipe: str, runs: Sequence[tuple[str, Report]]) -> Iterator[Together]:
-    """Of runs of one recipe. What a baseline came to is of those that could make it."""
-    yield _row(recipe, "dense", runs, [(r.dense, ()) for _, r in runs])
-    yield _row(recipe, "cut", runs, [(r.cut, r.latency) for _, r in runs])
-    for kind in dict.fromkeys(b.kind for _, r in runs for b in r.baselines):
-        made = [(run, b) for run in runs for b in run[1].baselines if b.kind == kind]
-        yield _row(recipe, kind, [run for run, _ in made], [(b.side, b.latency) for _, b in made])
+def _summarize_recipe(recipe: str, runs: Sequence[tuple[str, Report]]) -> Iterator[SeedSummary]:
+    """The models of runs of one recipe. A baseline counts in those runs that could make it."""
+    yield _summarize_model(recipe, "dense", runs, [(report.dense, ()) for _, report in runs])
+    yield _summarize_model(recipe, "cut", runs, [(report.cut, report.latency) for _, report in runs])
+    for kind in dict.fromkeys(made.kind for _, report in runs for made in report.baselines):
+        having = []
+        sides = []
+        for name, report in runs:
+            for made in report.baselines:
+                if made.kind == kind:
+                    having.append((name, report))
+                    sides.append((made.side, made.latency))
+        yield _summarize_model(recipe, kind, having, sides)
 
 
-def _row(
+def _summarize_model(
     recipe: str,
     model: str,
     runs: Sequence[tuple[str, Report]],
     sides: Sequence[tuple[Side, tuple[Latency, ...]]],
-) -> Together:
+) -> SeedSummary:
     reports = [report for _, report in runs]
-    return Together(
+    pairs = [(report, side) for report, (side, _) in zip(reports, sides, strict=True)]
+    behind = [_difference(_accuracy(report.cut), _accuracy(side)) for report, side in pairs]
+    return SeedSummary(
         title=reports[0].title,
         recipe=recipe,
         model=model,
         runs=tuple(name for name, _ in runs),
         seeds=tuple(r.seed for r in reports),
-        macs=_spread([divide(side.macs, r.dense.macs) for r, (side, _) in zip(reports, sides, strict=True)]),
-        params=_spread(
-            [divide(side.params, r.dense.params) for r, (side, _) in zip(reports, sides, strict=True)]
-        ),
-        time=Spread(1.0, None) if model == "dense" else _time([timed for _, timed in sides]),
+        macs=_spread([divide(side.macs, report.dense.macs) for report, side in pairs]),
+        params=_spread([divide(side.params, report.dense.params) for report, side in pairs]),
+        time=Spread(1.0, None) if model == "dense" else _time_spread([timed for _, timed in sides]),
         accuracy=_spread([_accuracy(side) for side, _ in sides]),
-        behind=_spread(
-            [_less(_accuracy(r.cut), _accuracy(side)) for r, (side, _) in zip(reports, sides, strict=True)]
-        ),
+        behind=_spread(behind),
     )
 
 
-def _time(timed: Sequence[tuple[Latency, ...]]) -> Spread | None:
-    """Of the dense model's, on the first target; None where not all have the same first one."""
-    firsts = [next(iter(own), None) for own in timed]
-    same = len({first and first.target for first in firsts}) == 1
-    return _spread([divide(1, first.speedup) if same and first else None for first in firsts])
+def _time_spread(timed: Sequence[tuple[Latency, ...]]) -> Spread | None:
+    """Fraction of the dense model's time on the first target; None where the first targets differ."""
+    firsts = [latencies[0] for latencies in timed if latencies]
+    if len(firsts) < len(timed) or len({first.target for first in firsts}) != 1:
+        return None
+    return _spread([divide(1, first.speedup) for first in firsts])
 
 
 def _accuracy(side: Side) -> float | None:
     return side.validation_accuracy if side.test_accuracy is None else side.test_accuracy
 
 
-def _less(a: float | None, b: float | None) -> float | None:
+def _difference(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
 
 
@@ -128,11 +135,11 @@ def _spread(values: Sequence[float | None]) -> Spread | None:
     found = [value for value in values if value is not None and known(value)]
     if not found or len(found) < len(values):
         return None
-    return Spread(mean(found), _deviation(found))
+    return Spread(mean(found), _standard_deviation(found))
 
 
-def _deviation(values: Sequence[float]) -> float | None:
+def _standard_deviation(values: Sequence[float]) -> float | None:
     try:
         return stdev(values) if values[1:] else None
-    except OverflowError:  # it is larger than any float
+    except OverflowError:  # larger than any float
         return None

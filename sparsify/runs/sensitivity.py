@@ -1,14 +1,15 @@
-"""What each layer bears to lose: the validation loss and accuracy against the share of its units that is gone.
+"""How much each layer can lose: validation loss and accuracy by the fraction of its units removed.
 
-By ablation units leave one layer at a time, lowest scores of the rule's criterion first, and what is left is validated. By
-taylor nothing is tried: the loss is predicted to rise by the sum over these units of | sum over w of w * dL/dw |, the mean over
-batches (arXiv:1906.10771, equation 8). By gsm the units of all layers are ranked together by that number, as global sparse
-momentum does each step (arXiv:1909.12778), and each layer shows how many of its own would be left out.
+ablation: remove units from one layer at a time, lowest scores of the rule's criterion first, and validate.
+taylor: predict the rise of the loss, without removing anything, as the sum over the removed units of
+    |sum over w of w * dL/dw|, averaged over batches (arXiv:1906.10771, equation 8).
+gsm: rank the units of all layers together by that number, as global sparse momentum does in each step
+    (arXiv:1909.12778), and show how many units of each layer are below the threshold.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import assert_never
 
@@ -17,11 +18,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from sparsify import files
-from sparsify.cost.measure import copy_model
 from sparsify.data import Datasets, Examples, batches, load_data
 from sparsify.errors import DataError, RunError, first_line
 from sparsify.events import Listener, Measuring, silence
 from sparsify.files import read
+from sparsify.forward.copies import copy_model
 from sparsify.graph.group_index import coupled_layout
 from sparsify.graph.surgery import operations
 from sparsify.pruning import scoring
@@ -33,7 +34,7 @@ from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import candidates
 from sparsify.recipe import Loaded
 from sparsify.runs import run_folder
-from sparsify.runs.setup import Job, Source, asked, dense_model
+from sparsify.runs.setup import RunRequest, Source, make_request, read_dense_model
 from sparsify.training.objective import check_trainable, evaluate, mean_loss
 from sparsify.training.stage import derived_seed
 from sparsify_schemas.budget import Budget
@@ -44,14 +45,15 @@ from sparsify_schemas.recipe import Rule
 from sparsify_schemas.units import Share
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""of a layer's units that leave"""
+"""Fractions of a layer's units to remove."""
 EXAMPLES = 1000
-"""validation examples that a layer is judged on, where there are as many"""
+"""Validation examples that a layer is judged on, where there are as many."""
 _BATCH = 100
-Training = Sequence[tuple[Tensor, Tensor]]
+"""Examples in a batch of the loss's gradients."""
+Batches = Sequence[tuple[Tensor, Tensor]]
 
 
-def profile(
+def profile_layers(
     recipe: Source,
     model_file: str | Path | None,
     out: Path,
@@ -63,86 +65,100 @@ def profile(
     allow: Sequence[str] = (),
     listener: Listener = silence,
 ) -> Profile:
-    """Judge every layer that the rules reach, and write the profile to `out` after each measurement: what was cut short goes on.
+    """Judge every layer that the rules reach.
 
-    tolerance: sets limits, the largest share within it up to which all smaller ones are as well: points of accuracy by
-    ablation, a share of the loss by taylor; by gsm the share of all units that is left out.
-    Raises a SparsifyError; RunError when `out` holds a profile of something else.
+    The profile is written to `out` after each measurement, so an interrupted call resumes.
+
+    Args:
+        by: The method; see the docstring of the module.
+        tolerance: Sets a limit for each layer: the largest fraction for which it and all smaller ones stay
+            within the tolerance. It is in points of accuracy by ablation, a fraction of the loss by taylor,
+            and by gsm the fraction of all units below the threshold.
+        examples: Validation examples to judge on.
+
+    Raises:
+        SparsifyError: The recipe, the model or the data are wrong.
+        RunError: `out` holds the profile of something else.
     """
-    job = asked(
-        recipe, model_file, overrides, allow, False, False, limits=False
-    )  # they may be what is about to be written
-    wanted = job.loaded.recipe
-    if wanted.data is None:
+    # Without limits: the file that the recipe names for them may be the one that this call writes.
+    request = make_request(recipe, model_file, overrides, allow, False, False, limits=False)
+    loaded = request.loaded.recipe
+    if loaded.data is None:
         raise DataError(
-            "the recipe has no 'data', and layers are judged on validation examples; write 'data: {source: ...}'"
+            "the recipe has no 'data', and layers are judged on validation examples; "
+            "write 'data: {source: ...}'"
         )
-    datasets = load_data(wanted.data, wanted.seed)
+    datasets = load_data(loaded.data, loaded.seed)
     if not len(datasets.validation):
-        raise DataError("there is no validation data to judge layers on; write data.validation above 0%")
-    own = _sample(datasets.validation, examples, wanted.seed)
+        raise DataError("there is no validation data to judge layers on; set data.validation above 0%")
+    validation = _draw_examples(datasets.validation, examples, loaded.seed)
     with torch.random.fork_rng(devices=[]):
-        model, _ = dense_model(job)
+        model, _ = read_dense_model(request)
         check_trainable(model, datasets)
-        plan = _plan(job.loaded, model, datasets)
-        loss, accuracy = evaluate(model, own)
-        whole = Profile(
+        plan = _plan_without_goals(request.loaded, model, datasets)
+        loss, accuracy = evaluate(model, validation)
+        empty = Profile(
             by=by,
-            digest=_digest(job, by, len(own)),
+            digest=_digest(request, by, len(validation)),
             network=plan.map.network,
-            examples=len(own),
+            examples=len(validation),
             loss=loss,
             accuracy=accuracy,
-            curves=tuple(_curves(plan)),
+            curves=tuple(_empty_curves(plan)),
         )
-        found = _going_on(out, whole)
-        train = batches(datasets.train, 64, seed=derived_seed(wanted.seed, 0, 0))
-        for longer in _judged(found, plan, model, own, scoring.taken(train, wanted), listener):
-            found = longer
-            write(found, out)
-    found = with_limits(found, tolerance)
-    write(found, out)
-    return found
+        profile = _resume(out, empty)
+        training = batches(datasets.train, 64, seed=derived_seed(loaded.seed, 0, 0))
+        taken = scoring.taken(training, loaded)
+        for longer in _measure(profile, plan, model, validation, taken, listener):
+            profile = longer
+            write(profile, out)
+    profile = set_limits(profile, tolerance)
+    write(profile, out)
+    return profile
 
 
 def read_profile(path: Path) -> Profile:
-    """A profile from its file. Raises RunError."""
+    """Read a profile from its file. Raises RunError."""
     try:
         return Profile.model_validate_json(read(path))
     except ValidationError as error:
         raise RunError(
-            f"{path} is damaged, no profile of a network ({first_line(error)}); delete it, or name another file with --out"
+            f"{path} is damaged or not a sensitivity profile ({first_line(error)}); "
+            "delete it, or name another file with --out"
         ) from None
 
 
 def write(profile: Profile, path: Path) -> None:
-    """Whole or not at all. Raises RunError."""
+    """Write a profile to its file, whole or not at all. Raises RunError."""
     files.write(path, (profile.model_dump_json(indent=1) + "\n").encode())
 
 
-def with_limits(profile: Profile, tolerance: Tolerance | None) -> Profile:
-    """The profile with the limits that a tolerance comes to; with those it has where none is given. Residual branches get none."""
+def set_limits(profile: Profile, tolerance: Tolerance | None) -> Profile:
+    """Set the limits that follow from a tolerance; keep the profile as it is without one.
+
+    Residual branches get no limit, as a branch is removed as a whole or not at all.
+    """
     if tolerance is None:
         return profile
-    found = {
-        curve.group: Share(round(100 * _most(profile, curve, tolerance.fraction), 4), "%")
-        for curve in profile.curves
-        if curve.width > 1
-    }
-    return profile.model_copy(update={"tolerance": str(tolerance), "limits": found})
+    limits = {}
+    for curve in profile.curves:
+        if curve.width > 1:
+            fraction = _largest_within(profile, curve, tolerance.fraction)
+            limits[curve.group] = Share(round(100 * fraction, 4), "%")
+    return profile.model_copy(update={"tolerance": str(tolerance), "limits": limits})
 
 
-def _most(profile: Profile, curve: Curve, tolerance: float) -> float:
-    """The largest share of a layer's units that is within the tolerance, as are all smaller ones that were judged."""
-    most = 0
+def _largest_within(profile: Profile, curve: Curve, tolerance: float) -> float:
+    """The largest fraction of a layer's units for which it and all smaller ones are within the tolerance."""
+    removed = 0
     for point in curve.points:
-        if not _within(profile, point, tolerance):
+        if not _is_within(profile, point, tolerance):
             break
-        most = max(most, point.removed)
-    return most / curve.width
+        removed = max(removed, point.removed)
+    return removed / curve.width
 
 
-def _within(profile: Profile, point: Point, tolerance: float) -> bool:
+def _is_within(profile: Profile, point: Point, tolerance: float) -> bool:
     match profile.by:
         case "ablation":
             return point.accuracy is not None and profile.accuracy - point.accuracy <= tolerance + 1e-9
@@ -154,147 +170,166 @@ def _within(profile: Profile, point: Point, tolerance: float) -> bool:
             assert_never(profile.by)
 
 
-def _sample(validation: Examples, count: int, seed: int) -> Examples:
+def _draw_examples(validation: Examples, count: int, seed: int) -> Examples:
     if count >= len(validation):
         return validation
-    return validation[torch.randperm(len(validation), generator=torch.Generator().manual_seed(seed))[:count]]
+    generator = torch.Generator().manual_seed(seed)
+    return validation[torch.randperm(len(validation), generator=generator)[:count]]
 
 
-def _plan(loaded: Loaded, model: nn.Module, datasets: Datasets) -> Plan:
-    """What the rules reach, without budget, demands and limits: these have no say in what a layer bears."""
+def _plan_without_goals(loaded: Loaded, model: nn.Module, datasets: Datasets) -> Plan:
+    """Plan what the rules reach, without budget, sparsities and limits.
+
+    A layer's sensitivity depends on none of them.
+    """
     recipe = loaded.recipe
-    rules = tuple(rule if rule.protect else _plain(rule) for rule in recipe.rules)
+    rules = tuple(rule if rule.protect else _without_goals(rule) for rule in recipe.rules)
     plain = recipe.model_copy(update={"budget": Budget(), "rules": rules})
     return plan_recipe(plain, model, inputs_for(recipe, model, datasets), positions=loaded.positions)
 
 
-def _plain(rule: Rule) -> Rule:
+def _without_goals(rule: Rule) -> Rule:
     sparsity = rule.sparsity if in_one_tensor(rule.group) else None
-    return rule.model_copy(
-        update={"penalty": None, "sparsity": sparsity, "keep": rule.keep.model_copy(update={"limits": {}})}
-    )
+    keep = rule.keep.model_copy(update={"limits": {}})
+    return rule.model_copy(update={"penalty": None, "sparsity": sparsity, "keep": keep})
 
 
-def _digest(job: Job, by: By, examples: int) -> str:
-    """Of all that a profile depends on; budget, penalties, stages and limits have no say in it."""
-    body = run_folder.recipe_json(job.loaded.recipe)
-    kept = {key: body.get(key) for key in ("model", "data", "inputs", "seed")}
-    rules = [
-        {key: rule.get(key) for key in ("layers", "group", "criterion", "protect", "override")}
-        for rule in body["rules"]
-    ]
-    text = json.dumps([kept, rules, job.state.model_digest, by, examples], sort_keys=True)
+def _digest(request: RunRequest, by: By, examples: int) -> str:
+    """Digest of all that a profile depends on. It does not depend on budget, penalties, stages and limits."""
+    body = run_folder.recipe_json(request.loaded.recipe)
+    recipe = {key: body.get(key) for key in ("model", "data", "inputs", "seed")}
+    rules = []
+    for rule in body["rules"]:
+        rules.append({key: rule.get(key) for key in ("layers", "group", "criterion", "protect", "override")})
+    text = json.dumps([recipe, rules, request.state.model_digest, by, examples], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _curves(plan: Plan) -> Iterator[Curve]:
+def _empty_curves(plan: Plan) -> Iterator[Curve]:
     matrices = {layer.name for layer in plan.map.layers if len(layer.weight) > 1}
     for assignment in plan.assignments:
         for name in assignment.coupled:
             group = plan.map.by_name[name]
-            makers = dict.fromkeys(
-                part.tensor.rpartition(".")[0] for part in group.slices if part.role == "out"
-            )
-            yield Curve(
-                group=name, layers=tuple(m for m in makers if m in matrices) or (name,), width=group.width
-            )
+            tensors = [part.tensor for part in group.slices if part.role == "out"]
+            layers = dict.fromkeys(tensor.rpartition(".")[0] for tensor in tensors)
+            named = tuple(layer for layer in layers if layer in matrices)
+            yield Curve(group=name, layers=named or (name,), width=group.width)
 
 
-def _going_on(out: Path, whole: Profile) -> Profile:
-    """What an earlier call has measured already. Raises RunError when that was of something else."""
+def _resume(out: Path, empty: Profile) -> Profile:
+    """The profile that an earlier call has begun, else the empty one.
+
+    Raises RunError when the file holds the profile of something else.
+    """
     if not out.exists():
-        return whole
+        return empty
     found = read_profile(out)
-    if found.digest != whole.digest:
+    if found.digest != empty.digest:
         raise RunError(
-            f"{out} is the profile of another model, other data, rules, or another method; name another file with --out, or delete it"
+            f"{out} is a profile made with another model, data, rules or method; "
+            "name another file with --out, or delete it"
         )
-    return found.model_copy(update={"network": whole.network})
+    return found.model_copy(update={"network": empty.network})
 
 
-def _judged(
-    found: Profile, plan: Plan, model: nn.Module, own: Examples, train: Training, listener: Listener
+def _measure(
+    profile: Profile,
+    plan: Plan,
+    model: nn.Module,
+    validation: Examples,
+    training: Batches,
+    listener: Listener,
 ) -> Iterator[Profile]:
-    """The profile, once more for each point that is added."""
-    match found.by:
+    """Yield the profile after each point that is added."""
+    match profile.by:
         case "ablation":
-            yield from _ablated(found, plan, model, own, train, listener)
+            yield from _ablate(profile, plan, model, validation, training, listener)
         case "taylor" | "gsm":
-            if not all(curve.points for curve in found.curves):
-                scores = _changes(plan, model, own)
-                yield found.model_copy(
-                    update={
-                        "curves": tuple(
-                            _predicted(found, scores) if found.by == "taylor" else _left_out(found, scores)
-                        )
-                    }
-                )
+            if not all(curve.points for curve in profile.curves):
+                scores = _score_units(plan, model, validation)
+                fill = _predict_losses if profile.by == "taylor" else _rank_globally
+                yield profile.model_copy(update={"curves": tuple(fill(profile, scores))})
         case _:
-            assert_never(found.by)
+            assert_never(profile.by)
 
 
-def _ablated(
-    found: Profile, plan: Plan, model: nn.Module, own: Examples, train: Training, listener: Listener
+def _ablate(
+    profile: Profile,
+    plan: Plan,
+    model: nn.Module,
+    validation: Examples,
+    training: Batches,
+    listener: Listener,
 ) -> Iterator[Profile]:
-    order = {c.name: c.order for c in candidates(plan, *scoring.scored(plan, model, train, mean_loss))}
-    total, done = sum(len(_counts(curve, plan)) for curve in found.curves), 0
-    for index, curve in enumerate(found.curves):
-        for share, count in _counts(curve, plan):
+    order = {
+        found.name: found.order
+        for found in candidates(plan, *scoring.scored(plan, model, training, mean_loss))
+    }
+    counts = [_removal_counts(curve, plan) for curve in profile.curves]
+    total, done = sum(map(len, counts)), 0
+    for index, curve in enumerate(profile.curves):
+        for share, count in counts[index]:
             done += 1
-            if any(point.share == share for point in found.curves[index].points):
+            if any(point.share == share for point in profile.curves[index].points):
                 continue
             listener(Measuring(f"removing units of {curve.group}", done - 1, total))
             kept = sorted(order[curve.group][count:])
-            thin = operations.cut(model, plan.map, {curve.group: kept}, "profile")[0]
-            loss, accuracy = evaluate(thin, own)
-            found = _with_point(found, index, Point(share=share, removed=count, loss=loss, accuracy=accuracy))
-            yield found
+            thinner = operations.cut(model, plan.map, {curve.group: kept}, "profile")[0]
+            loss, accuracy = evaluate(thinner, validation)
+            point = Point(share=share, removed=count, loss=loss, accuracy=accuracy)
+            profile = _add_point(profile, index, point)
+            yield profile
     listener(Measuring("removing units", total, total))
 
 
-def _counts(curve: Curve, plan: Plan) -> list[tuple[float, int]]:
-    """(share, units that go); of a layer one unit stays, a residual branch goes as a whole."""
-    if curve.group in {b.name for b in plan.map.branches}:
+def _removal_counts(curve: Curve, plan: Plan) -> list[tuple[float, int]]:
+    """(fraction, units to remove). A layer keeps one unit; a residual branch is removed as a whole."""
+    if curve.group in {branch.name for branch in plan.map.branches}:
         return [(1.0, 1)]
     found = [(share, min(curve.width - 1, round(share * curve.width))) for share in SHARES]
     return [(share, count) for share, count in found if count]
 
 
-def _with_point(found: Profile, index: int, point: Point) -> Profile:
-    curve = found.curves[index]
-    longer = curve.model_copy(update={"points": tuple(sorted((*curve.points, point), key=lambda p: p.share))})
-    return found.model_copy(update={"curves": (*found.curves[:index], longer, *found.curves[index + 1 :])})
+def _add_point(profile: Profile, index: int, point: Point) -> Profile:
+    curve = profile.curves[index]
+    points = sorted((*curve.points, point), key=lambda p: p.share)
+    longer = curve.model_copy(update={"points": tuple(points)})
+    curves = (*profile.curves[:index], longer, *profile.curves[index + 1 :])
+    return profile.model_copy(update={"curves": curves})
 
 
-def _changes(plan: Plan, model: nn.Module, own: Examples) -> dict[str, list[float]]:
-    """Coupled group -> the first-order change of the loss when each of its units goes, on the validation examples."""
+def _score_units(plan: Plan, model: nn.Module, validation: Examples) -> dict[str, list[float]]:
+    """Coupled group -> the first-order change of the validation loss when each of its units is removed."""
     copy = copy_model(model)
     parameters = dict(copy.named_parameters())
-    layout = coupled_layout(plan.map, [name for a in plan.assignments for name in a.coupled], parameters)
-    given = list(batches(own, _BATCH))
-    spec = Taylor(kind="taylor", batches=len(given))
-    scores = group_scores(spec, layout, parameters, looks(copy, spec, given, mean_loss), plan.recipe.seed)
+    names = [name for assignment in plan.assignments for name in assignment.coupled]
+    layout = coupled_layout(plan.map, names, parameters)
+    given = list(batches(validation, _BATCH))
+    taylor = Taylor(kind="taylor", batches=len(given))
+    scores = group_scores(taylor, layout, parameters, looks(copy, taylor, given, mean_loss), plan.recipe.seed)
     return {name: part.tolist() for name, part in layout.split(scores).items()}
 
 
-def _predicted(found: Profile, scores: Mapping[str, Sequence[float]]) -> Iterable[Curve]:
-    for curve in found.curves:
-        own = sorted(scores[curve.group])
-        counts = [(share, round(share * curve.width)) for share in SHARES] if curve.width > 1 else [(1.0, 1)]
-        points = (
-            Point(share=share, removed=count, loss=found.loss + sum(own[:count]))
-            for share, count in counts
-            if count
-        )
+def _predict_losses(profile: Profile, scores: Mapping[str, Sequence[float]]) -> Iterator[Curve]:
+    for curve in profile.curves:
+        ascending = sorted(scores[curve.group])
+        shares = SHARES if curve.width > 1 else (1.0,)
+        points = []
+        for share in shares:
+            count = round(share * curve.width)
+            if count:
+                loss = profile.loss + sum(ascending[:count])
+                points.append(Point(share=share, removed=count, loss=loss))
         yield curve.model_copy(update={"points": tuple(points)})
 
 
-def _left_out(found: Profile, scores: Mapping[str, Sequence[float]]) -> Iterable[Curve]:
-    every = sorted(value for curve in found.curves for value in scores[curve.group])
-    bars = [(share, every[min(len(every) - 1, round(share * len(every)))]) for share in SHARES]
-    for curve in found.curves:
-        points = (
-            Point(share=share, removed=sum(value < bar for value in scores[curve.group]))
-            for share, bar in bars
-        )
+def _rank_globally(profile: Profile, scores: Mapping[str, Sequence[float]]) -> Iterator[Curve]:
+    ascending = sorted(value for curve in profile.curves for value in scores[curve.group])
+    last = len(ascending) - 1
+    thresholds = [(share, ascending[min(last, round(share * len(ascending)))]) for share in SHARES]
+    for curve in profile.curves:
+        points = []
+        for share, threshold in thresholds:
+            removed = sum(value < threshold for value in scores[curve.group])
+            points.append(Point(share=share, removed=removed))
         yield curve.model_copy(update={"points": tuple(points)})

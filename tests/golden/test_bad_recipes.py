@@ -842,7 +842,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
         (("layers: fc2\n    protect: true", 'layers: ["conv*"]\n    group: out_channel'),),
         (
             "recipe.yaml:16:5: rules.1: claims the same layers and group 'filter' as rules.0; "
-            "remove one of the two, or write 'override: true' into the later one"
+            "remove one of the two, or write 'override: true' in the later one"
         ),
     ),
     "layers protected twice": (
@@ -854,7 +854,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
         ),
         (
             "recipe.yaml:17:5: rules.2: protects the same layers as rules.1; remove one of the two, "
-            "or write 'override: true' into the later one"
+            "or write 'override: true' in the later one"
         ),
     ),
     "two cuts": (

@@ -21,7 +21,7 @@ from sparsify.reporting.report_tables import tables
 from sparsify.runs import run_folder
 from sparsify.runs.apply import apply, preview
 from sparsify.runs.run_folder import sha256
-from sparsify.runs.save_load import checked, read_cuts, rebuilt_baseline
+from sparsify.runs.save_load import read_cuts, rebuild_baseline, verify_run
 from sparsify.training.objective import evaluate
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.recipe import Recipe
@@ -76,14 +76,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_costs_no_more_than_the_cut_model_and_has_as_many_epochs(whole: Path) -> None:
-    report = checked(whole)
+    report = verify_run(whole)
     assert tuple(b.kind for b in report.baselines) == KINDS
     for b in report.baselines:
         assert 0.75 * report.cut.macs < b.side.macs <= report.cut.macs
         assert b.side.epochs == report.cut.epochs == 4
         assert b.verdict.outcome == "equal" and b.cut_accuracy is not None
         assert [t.target for t in b.latency] == ["eager"]
-    assert [row[0] for row in next(t for t in tables(report) if t.title == "Against baselines").rows] == [
+    assert [
+        row[0] for row in next(t for t in tables(report) if t.title == "Compared with baselines").rows
+    ] == [
         "dense",
         "cut",
         *KINDS,
@@ -92,12 +94,12 @@ def test_each_costs_no_more_than_the_cut_model_and_has_as_many_epochs(whole: Pat
 
 def test_every_figure_is_of_the_model_as_it_lies_on_disk(whole: Path) -> None:
     test = load_data(Recipe.model_validate(RECIPE).data, 0).test  # type: ignore[arg-type]
-    for b in checked(whole).baselines:
-        model = rebuilt_baseline(whole, b.kind)
+    for b in verify_run(whole).baselines:
+        model = rebuild_baseline(whole, b.kind)
         assert evaluate(model, test)[1] == b.side.test_accuracy
         assert sum(p.numel() for p in model.parameters()) == b.side.params
         own = f"{run_folder.BASELINES}/{b.kind}/{run_folder.WEIGHTS}"
-        assert checked(whole).files[own] == sha256(whole / own)
+        assert verify_run(whole).files[own] == sha256(whole / own)
     left = {str(p.relative_to(whole)) for p in (whole / run_folder.BASELINES).rglob("*")}
     assert left == {
         "baselines/cost.json",
@@ -118,8 +120,8 @@ def test_uniform_width_takes_the_same_share_of_every_layer(whole: Path) -> None:
 
 def test_the_same_seed_gives_the_same_baselines(whole: Path) -> None:
     again = apply(RECIPE, from_scratch=True, out="again", timing=0.05)
-    assert {k: v for k, v in checked(again).files.items() if k.startswith("baselines/")} == {
-        k: v for k, v in checked(whole).files.items() if k.startswith("baselines/")
+    assert {k: v for k, v in verify_run(again).files.items() if k.startswith("baselines/")} == {
+        k: v for k, v in verify_run(whole).files.items() if k.startswith("baselines/")
     }
 
 
@@ -158,27 +160,27 @@ def test_killed_in_a_baseline_the_run_goes_on_to_the_same_end(whole: Path) -> No
     )
     exact = {
         k: v
-        for k, v in checked(whole).files.items()
+        for k, v in verify_run(whole).files.items()
         if k.startswith("baselines/") or k in (run_folder.WEIGHTS, run_folder.DENSE)
     }
-    assert {k: checked(run).files[k] for k in exact} == exact
+    assert {k: verify_run(run).files[k] for k in exact} == exact
 
 
 def test_a_given_model_is_what_the_baselines_are_cut_from() -> None:
     run = apply({**RECIPE, "baselines": ["magnitude"]}, weights(), timing=0.05)
-    (own,) = checked(run).baselines
+    (own,) = verify_run(run).baselines
     by_hand = {
         **SHORT,
         "baselines": [],
-        "budget": {"macs": f"{checked(run).cut.macs / 1e3!r}k"},
+        "budget": {"macs": f"{verify_run(run).cut.macs / 1e3!r}k"},
         "stages": [{"kind": "cut"}, TUNE],
     }
     other = apply(by_hand, weights(), timing=0.05)
     assert read_cuts(run / run_folder.BASELINES / "magnitude")[0].widths == read_cuts(other)[0].widths
-    assert own.side.epochs == 2 and own.cut_accuracy == checked(other).rounds[0].validation_accuracy
-    notes = next(t for t in tables(checked(run)) if t.title == "Against baselines").notes
+    assert own.side.epochs == 2 and own.cut_accuracy == verify_run(other).rounds[0].validation_accuracy
+    notes = next(t for t in tables(verify_run(run)) if t.title == "Compared with baselines").notes
     assert (
-        "The cut model had more epochs of training in this run than magnitude: those before its cut." in notes
+        "The cut model was trained for more epochs in this run than magnitude: those before its cut." in notes
     )
 
 
@@ -222,7 +224,7 @@ def test_a_baseline_that_cannot_be_made_is_named_and_the_others_stand(
         "baseline_recipe",
         lambda plan, kind, cost: real(plan, kind, Cost("params", 10.0) if kind == "random" else cost),
     )
-    report = checked(apply({**deep, "data": RECIPE["data"]}, weights(), timing=0.05))
+    report = verify_run(apply({**deep, "data": RECIPE["data"]}, weights(), timing=0.05))
     assert [b.kind for b in report.baselines] == ["uniform_width", "magnitude"]
     (note,) = [n for n in report.notes if n.startswith("baseline")]
     assert note.startswith("baseline random could not be made: budget.params: 0.01") and note.endswith(
@@ -240,7 +242,7 @@ def test_under_other_budgets_too(budget: dict[str, Any]) -> None:
         "budget": budget,
         "baselines": ["magnitude"],
     }
-    report = checked(apply(short, from_scratch=True, timing=0.05))
+    report = verify_run(apply(short, from_scratch=True, timing=0.05))
     (own,) = report.baselines
     assert own.side.epochs == 2 and own.verdict.outcome == "equal"
     if "accuracy_drop" in budget:
@@ -283,7 +285,7 @@ def test_by_macs_comes_to_the_same_time_with_widths_as_they_fall(tmp_path: Path)
     }
     assert all(width % 8 == 0 for width in kept["."] + kept["baselines/magnitude"])
     assert any(width % 8 for width in kept["baselines/by_macs"])
-    report = checked(run)
+    report = verify_run(run)
     assert (
         report.latency[0].description == "cpu, onnxruntime, 1 thread, batch 1, predicted from phone.json"
     ), "as the table says, not the recipe"
@@ -311,11 +313,9 @@ def test_no_baseline_gets_more_time_than_the_recipe_allows(
     run = SimpleNamespace(
         recipe=recipe, plan=SimpleNamespace(floors=(floor,)), folder=Path(), build=None, inputs=()
     )
-    monkeypatch.setattr(baselines, "rebuilt_dense", lambda *_: None)
-    monkeypatch.setattr(
-        baselines.measure, "measure_latency", lambda *_, **__: SimpleNamespace(speedup=speedup)
-    )
-    assert baselines._cost(run, digits_cnn(), None) == Cost("latency.eager", cost)  # type: ignore[arg-type]
+    monkeypatch.setattr(baselines, "rebuild_dense", lambda *_: None)
+    monkeypatch.setattr(baselines.measure, "latency", lambda *_, **__: SimpleNamespace(speedup=speedup))
+    assert baselines._measure_cost(run, digits_cnn(), None) == Cost("latency.eager", cost)  # type: ignore[arg-type]
 
 
 def test_a_damaged_cost_says_so() -> None:
@@ -331,7 +331,7 @@ def test_a_damaged_cost_says_so() -> None:
         apply(resume=run, timing=0.05)
     assert (
         str(caught.value)
-        == f"{run}/baselines/cost.json is damaged: 'what'; remove it, and the run measures anew"
+        == f"{run}/baselines/cost.json is damaged: 'what'; delete it, and it is measured again"
     )
 
 
@@ -350,8 +350,8 @@ def test_a_loop_of_ones_own_is_told_that_it_gets_none() -> None:
     model, x = digits_cnn(), (torch.randn(2, 1, 8, 8),)
     run = sparsify.save_run(sparsify.cut(sparsify.make_plan(SHORT, model, x), model), "mine", timing=0.05)
     assert (
-        "the baselines (uniform_width, random, magnitude) were not made, as only 'sparsify apply' trains them"
-        in checked(run).notes
+        "the baselines (uniform_width, random, magnitude) were not made: only 'sparsify apply' trains them"
+        in verify_run(run).notes
     )
 
 

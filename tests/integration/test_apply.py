@@ -15,7 +15,7 @@ from sparsify.models import digits_cnn
 from sparsify.runs import run_folder
 from sparsify.runs.apply import apply, preview
 from sparsify.runs.listing import list_runs
-from sparsify.runs.save_load import checked, load_dense, load_run, read_cuts
+from sparsify.runs.save_load import load_dense, load_run, read_cuts, verify_run
 from sparsify.training.objective import evaluate
 from sparsify_cli.app import exit_code
 from sparsify_schemas.recipe import Recipe
@@ -69,7 +69,7 @@ def test_from_scratch_trains_cuts_tunes_and_measures():
     run = go(listener=heard.append)
     assert torch.equal(before, torch.random.get_rng_state())
     assert run == Path("runs/digits-1")
-    report = checked(run)
+    report = verify_run(run)
     assert report.cut.macs <= 0.4 * report.dense.macs
     assert [m.met for m in report.limits] == [True]
     assert report.dense.test_accuracy > 0.85 and report.cut.test_accuracy > 0.8
@@ -117,7 +117,7 @@ def test_from_scratch_trains_cuts_tunes_and_measures():
 
 
 def test_the_same_seed_gives_the_same_run_and_another_one_another():
-    first, second, other = (checked(go(RECIPE, overrides=(f"seed={s}",))) for s in (3, 3, 4))
+    first, second, other = (verify_run(go(RECIPE, overrides=(f"seed={s}",))) for s in (3, 3, 4))
     same = ("recipe_digest", "plan_digest", "model_digest", "dense", "cut", "limits", "layers", "verdict")
     assert [getattr(first, f) for f in same] == [getattr(second, f) for f in same]
     assert [e.model_copy(update={"seconds": 0}) for e in first.history] == [
@@ -136,10 +136,10 @@ def test_a_given_model_is_the_dense_one_and_stays_as_it_was():
     assert path.read_bytes() == content
     given = torch.load(path)
     assert all(torch.equal(v, given[k]) for k, v in load_dense(run).state_dict().items())
-    assert any("dense model is model.pt as given" in n for n in checked(run).notes)
+    assert any("dense model is model.pt as given" in n for n in verify_run(run).notes)
     assert any(
         n.startswith("the cut model was trained for 2 epochs before the cut and fine-tuned for 1 epoch after")
-        for n in checked(run).notes
+        for n in verify_run(run).notes
     )
     assert str(Path.cwd()) not in "".join(
         (run / f).read_text() for f in (run_folder.PLAN, run_folder.REPORT, run_folder.PAGE, run_folder.HTML)
@@ -148,7 +148,7 @@ def test_a_given_model_is_the_dense_one_and_stays_as_it_was():
 
 def test_a_one_shot_recipe_needs_no_data():
     run = go(ONE_SHOT, weights())
-    report = checked(run)
+    report = verify_run(run)
     assert report.cut.macs <= 0.4 * report.dense.macs
     assert report.dense.test_accuracy is None and report.history == ()
     with torch.no_grad():
@@ -160,20 +160,20 @@ def test_taylor_sees_training_batches():
     taylor = go({**RECIPE, "rules": rules, "stages": [CUT]}, weights())
     magnitude = go({**RECIPE, "rules": [{"layers": "conv*", "group": "filter"}], "stages": [CUT]}, weights())
     assert read_cuts(taylor)[0].widths != read_cuts(magnitude)[0].widths
-    assert checked(taylor).verdict.outcome == "equal"
+    assert verify_run(taylor).verdict.outcome == "equal"
 
 
 def test_weights_stay_zero_through_the_stages_after_the_cut():
     rules = [{"layers": "conv*", "group": "weight", "sparsity": "80%"}]
     run = go({**RECIPE, "budget": {}, "rules": rules}, weights())
-    report = checked(run)
+    report = verify_run(run)
     model = load_run(run)
     zero = sum(int((m.weight == 0).sum()) for m in model.modules() if isinstance(m, nn.Conv2d))
     total = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d))
     assert abs(zero / total - 0.8) < 1e-4
     assert [(m.what, m.met) for m in report.limits] == [("rules.0.sparsity", True)]
     assert any(
-        f"{zero} of {total} weights stored are zero; zeros in the tensors bring no speed" in n
+        f"{zero} of {total} stored weights are zero; zeros in the tensors make the model neither faster" in n
         for n in report.notes
     )
     assert report.history[-1].sparsity == pytest.approx(0.8, abs=1e-3)
@@ -181,7 +181,7 @@ def test_weights_stay_zero_through_the_stages_after_the_cut():
 
 def test_penalties_may_act_after_the_cut_too():
     heard = []
-    report = checked(
+    report = verify_run(
         go({**RECIPE, "stages": [LEARN, CUT, {**TUNE, "penalties": True}]}, listener=heard.append)
     )
     (what, left), *_ = next(e for e in heard if isinstance(e, EpochDone) and e.stage == "finetune").remaining
@@ -203,13 +203,13 @@ def test_a_whole_module_without_a_builder_runs_and_says_how_it_loads():
         "stages": [CUT, TUNE],
     }
     run = go(recipe, "module.pt")
-    assert any("loads only with a builder" in n for n in checked(run).notes)
+    assert any("loads only with a builder" in n for n in verify_run(run).notes)
     with pytest.raises(RunError, match="build=callable"):
         load_run(run)
     test = load_data(Recipe.model_validate(RECIPE).data, 3).test
     assert (
         evaluate(load_run(run, build=lambda: torch.load("module.pt", weights_only=False)), test)[1]
-        == checked(run).cut.test_accuracy
+        == verify_run(run).cut.test_accuracy
     )
 
 
@@ -217,7 +217,7 @@ def test_a_run_is_a_model_for_the_next_one():
     first = go(ONE_SHOT, weights())
     second = go({**ONE_SHOT, "title": "Again", "budget": {"macs": "50%"}}, first)
     third = go({**ONE_SHOT, "title": "Again", "budget": {"macs": "60%"}}, second)
-    a, b, c = (checked(r) for r in (first, second, third))
+    a, b, c = (verify_run(r) for r in (first, second, third))
     assert (b.dense.macs, c.dense.macs) == (a.cut.macs, b.cut.macs)
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(load_dense(third)(x), load_run(second)(x))
@@ -226,7 +226,7 @@ def test_a_run_is_a_model_for_the_next_one():
 
 def test_targets_of_the_recipe_are_timed():
     recipe = {**ONE_SHOT, "targets": {"one": {"kind": "cpu"}, "eight": {"kind": "cpu", "batch": 8}}}
-    report = checked(go(recipe, weights()))
+    report = verify_run(go(recipe, weights()))
     assert [t.target for t in report.latency] == ["one", "eight"]
     assert not any("names no target" in n for n in report.notes)
 
@@ -250,7 +250,7 @@ def test_a_cut_that_fails_its_proof_is_not_saved_and_can_be_gone_on_with(monkeyp
         raise VerificationError("group 'conv1' fails by itself")
 
     with monkeypatch.context() as patched:
-        patched.setattr(sparsify.runs.apply.cut, "cut", refuse)
+        patched.setattr(sparsify.runs.stages.cut, "cut", refuse)
         with pytest.raises(VerificationError):
             go()
     run = Path("runs/digits-1")
@@ -308,7 +308,7 @@ def test_what_cannot_begin_leaves_no_folder(arguments, error, message):
 def test_a_damaged_run_is_no_model():
     run = go(ONE_SHOT, weights())
     (run / run_folder.CUTS).write_text("{}")
-    with pytest.raises(RunError, match=r"cuts.json is not as the run left it"):
+    with pytest.raises(RunError, match=r"cuts.json was changed after the run"):
         go(ONE_SHOT, run)
 
 
@@ -331,7 +331,7 @@ def test_shapes_and_taps_from_training_to_the_report(capsys):
         "stages": [LEARN, CUT, {**TUNE, "penalties": True}],
     }
     run = go(recipe)
-    report = checked(run)
+    report = verify_run(run)
     assert report.verdict.outcome == "equal" and report.verdict.difference <= 1e-9
     asked = {m.what: m for m in report.limits}
     assert asked.keys() == {"rules.1.sparsity", "rules.2.sparsity"} and all(m.met for m in asked.values())

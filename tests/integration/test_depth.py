@@ -10,7 +10,8 @@ import torch
 import sparsify
 from sparsify.cost.measure import count_macs
 from sparsify.reporting.diff import diff_runs, resolved
-from sparsify.reporting.report_tables import read, to_markdown
+from sparsify.reporting.report_file import read_report
+from sparsify.reporting.report_tables import to_markdown
 from sparsify.runs.apply import apply
 from sparsify.runs.run_folder import read_recipe
 from sparsify.runs.save_load import load_run
@@ -101,7 +102,7 @@ def go(recipe: dict) -> Path:
 
 def test_apply_trains_cuts_tunes_reports_and_reloads():
     run = go(RECIPE)
-    report, cuts = read(run), json.loads((run / "cuts.json").read_text())
+    report, cuts = read_report(run), json.loads((run / "cuts.json").read_text())
     gone = [op["module"] for op in cuts["operations"] if op["op"] == "bypass"]
     assert len(gone) == 2 and report.verdict.outcome == "equal"
     assert {m.what: m.met for m in report.limits} == {"rules.0.sparsity": True, "rules.1.sparsity": True}
@@ -114,7 +115,7 @@ def test_apply_trains_cuts_tunes_reports_and_reloads():
         for layer in report.layers
         if layer.removed
     )
-    assert f"rules.0: 2 of 4 residual blocks left as a whole: {', '.join(gone)}" in report.notes
+    assert f"rules.0: 2 of 4 residual blocks were removed: {', '.join(gone)}" in report.notes
     assert "| 8 -> removed |" in to_markdown(report)
     model = load_run(run)
     assert sum(p.numel() for p in model.parameters()) == report.cut.params < report.dense.params
@@ -126,14 +127,14 @@ def test_a_rule_that_speaks_only_of_what_left_is_done_with():
         {"layers": "blocks.1", "group": "depth", "sparsity": "100%"},
         {"layers": "blocks.1.conv*", "group": "filter", "penalty": {"kind": "l1", "strength": 1e-4}},
     ]
-    assert read(go({**RECIPE, "rules": rules})).cut.epochs == 2
+    assert read_report(go({**RECIPE, "rules": rules})).cut.epochs == 2
     again = [
         RECIPE["stages"][0],
         {"kind": "cut", "name": "first", "budget": {"params": "100%"}},
         RECIPE["stages"][2],
         {"kind": "cut"},
     ]
-    report = read(go({**RECIPE, "rules": rules, "stages": again}))
+    report = read_report(go({**RECIPE, "rules": rules, "stages": again}))
     assert [r.verdict.outcome for r in report.rounds] == ["equal", "nothing cut"]
 
 
@@ -147,13 +148,13 @@ def test_blocks_leave_round_by_round_while_training():
         "cuts": {"schedule": "linear", "end": "2ep"},
     }
     run = go({**RECIPE, "stages": [stage]})
-    report, log = read(run), json.loads((run / "cuts.json").read_text())
+    report, log = read_report(run), json.loads((run / "cuts.json").read_text())
     gone = [[op["module"] for op in cuts["operations"] if op["op"] == "bypass"] for cuts in log["rounds"]]
     assert [len(names) for names in gone] == [1, 1] and gone[0] != gone[1]
     assert [r.verdict.outcome for r in report.rounds] == ["equal", "equal"]
     assert {m.what: m.met for m in report.limits} == {"rules.0.sparsity": True, "rules.1.sparsity": True}
     assert (
-        f"rules.0: 2 of 4 residual blocks left as a whole: {', '.join(sorted(gone[0] + gone[1]))}"
+        f"rules.0: 2 of 4 residual blocks were removed: {', '.join(sorted(gone[0] + gone[1]))}"
         in report.notes
     )
     assert sum(p.numel() for p in load_run(run).parameters()) == report.cut.params
@@ -161,10 +162,12 @@ def test_blocks_leave_round_by_round_while_training():
 
 def test_a_diff_of_runs_shows_what_left():
     one, none = go(RECIPE), go({**RECIPE, "rules": [{**RECIPE["rules"][0], "sparsity": "0%"}]})
-    gone = [layer.name for layer in read(one).layers if layer.removed and layer.macs]
+    gone = [layer.name for layer in read_report(one).layers if layer.removed and layer.macs]
     changes = {
         c.path: (c.old, c.new)
-        for c in diff_runs(read(none), read(one), resolved(read_recipe(none)), resolved(read_recipe(one)))
+        for c in diff_runs(
+            read_report(none), read_report(one), resolved(read_recipe(none)), resolved(read_recipe(one))
+        )
     }
     assert len(gone) == 4 and all(changes[f"widths.{name}"] == (8, 0) for name in gone)
 

@@ -10,7 +10,7 @@ import torch
 
 import sparsify
 from sparsify.runs.apply import apply
-from sparsify.runs.save_load import checked, load_run
+from sparsify.runs.save_load import load_run, verify_run
 from sparsify_schemas import group
 
 NETS = """
@@ -184,7 +184,7 @@ def make(kind, folder):
         ],
     }
     run = apply(recipe, from_scratch=True, out=folder / "runs", timing=0.05)
-    report = checked(run)
+    report = verify_run(run)
     assert all(limit.met for limit in report.limits)
     assert report.cut.nonzero < 0.9 * report.dense.nonzero
     for form in ("pt2", "onnx", "safetensors"):

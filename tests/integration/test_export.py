@@ -24,8 +24,8 @@ from sparsify.pruning.cut import cut
 from sparsify.pruning.make_plan import make_plan
 from sparsify.runs import run_folder
 from sparsify.runs.apply import apply
-from sparsify.runs.int8 import exported, ranges
-from sparsify.runs.save_load import checked, load_run, planned_inputs, save_run
+from sparsify.runs.int8 import calibration_batches, export_onnx_bytes
+from sparsify.runs.save_load import draw_planned_inputs, load_run, save_run, verify_run
 from sparsify_cli.app import exit_code
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.data import Data
@@ -111,7 +111,7 @@ def runs(tmp_path_factory):
         patch.setattr(layer_compaction, "GAIN", 0.0)
         patch.setattr(layer_compaction, "SURE", 0.0)
         made["carved"] = where / apply(CARVED, from_scratch=True, timing=0.05)
-    assert all(checked(run).cut.params < checked(run).dense.params for run in made.values())
+    assert all(verify_run(run).cut.params < verify_run(run).dense.params for run in made.values())
     return made
 
 
@@ -221,7 +221,7 @@ def test_onnx_takes_any_batch(runs, written, name):
 
 
 def test_what_is_exported_has_cropped_and_gathered_layers(runs):
-    forms = {e.module: e.form for e in checked(runs["carved"]).executions}
+    forms = {e.module: e.form for e in verify_run(runs["carved"]).executions}
     assert forms["conv4"] == "gathered" and "cropped" in forms["conv3"]
     model = load_run(runs["carved"])
     assert {name.rpartition(".")[2] for name, _ in model.named_parameters()} == {"weight", "bias"}
@@ -279,7 +279,7 @@ def test_a_run_on_a_run_carries_both_cut_logs(runs):
 @pytest.mark.parametrize("format", FORMATS)
 def test_named_inputs_nested_outputs_and_an_input_without_batch(format):
     run = built("Two", {"x": {"shape": [4, 6]}, "mask": {"shape": [4, 1]}, "scale": {"shape": [3]}})
-    assert [tuple(v.shape) for v in planned_inputs(run, 7).values()] == [(7, 6), (7, 1), (3,)]
+    assert [tuple(v.shape) for v in draw_planned_inputs(run, 7).values()] == [(7, 6), (7, 1), (3,)]
     made = sparsify.export(run, format, "two")
     assert made.difference <= TOLERANCE
 
@@ -341,7 +341,7 @@ def test_an_existing_file_is_replaced_only_by_force(runs, call):
 def test_the_files_of_the_run_are_never_replaced(runs):
     with pytest.raises(RunError, match="is a file of the run itself"):
         sparsify.export(runs["conv"], "safetensors", runs["conv"] / run_folder.WEIGHTS, force=True)
-    checked(runs["conv"], run_folder.WEIGHTS)
+    verify_run(runs["conv"], run_folder.WEIGHTS)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_places_that_cannot_be_written_are_named_before_the_work(runs, where, sa
 
 def test_an_unknown_format_and_a_missing_run(runs, call):
     with pytest.raises(
-        RunError, match="no format 'tflite' to export to; known: pt2, onnx, onnx-int8, safetensors"
+        RunError, match="there is no format 'tflite'; known: pt2, onnx, onnx-int8, safetensors"
     ):
         sparsify.export(runs["conv"], "tflite")
     code, _, err = call("export", runs["conv"], "--format", "tflite")
@@ -429,8 +429,8 @@ def test_integers_are_those_of_the_table_and_agree_with_the_model(runs, call):
     inputs = (examples.train[:2].ready(),)
     assert (
         file
-        == quantise(exported(model, inputs), ranges(inputs, examples, 0))
-        != quantise(exported(model, inputs), ranges(inputs, None, 0))
+        == quantise(export_onnx_bytes(model, inputs), calibration_batches(inputs, examples, 0))
+        != quantise(export_onnx_bytes(model, inputs), calibration_batches(inputs, None, 0))
     )
 
 
@@ -519,7 +519,7 @@ def test_weights_that_changed_on_disk_are_not_exported(runs, tmp_path):
     for file in runs["mlp"].iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
     (copy / run_folder.WEIGHTS).write_bytes((copy / run_folder.WEIGHTS).read_bytes()[:-4] + b"\0\0\0\1")
-    with pytest.raises(RunError, match="is not as the run left it"):
+    with pytest.raises(RunError, match="was changed after the run"):
         sparsify.export(copy, "pt2")
 
 

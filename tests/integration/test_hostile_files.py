@@ -387,16 +387,16 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a folder": (
         lambda run: ((run / run_folder.CHECKPOINT).unlink(), (run / run_folder.CHECKPOINT).mkdir()),
-        "is damaged (it is no plain file)",
+        "is damaged (it is not a regular file)",
     ),
     "another recipe": (lambda run: saved(run, put("recipe", "x")), "belongs to another run; start a new one"),
     "a stage that is none": (
         lambda run: saved(run, put("stage", -1)),
-        "is damaged (it stands at stage -1 of 3)",
+        "is damaged (its stage is -1 of 3)",
     ),
     "a stage beyond the last": (
         lambda run: saved(run, put("stage", 99)),
-        "is damaged (it stands at stage 99 of 3)",
+        "is damaged (its stage is 99 of 3)",
     ),
     "weights of another model": (
         lambda run: saved(run, put("weights", torch.nn.Linear(2, 2).state_dict())),
@@ -437,7 +437,7 @@ def test_a_bit_flipped_anywhere_in_weights_is_noticed(made: Path) -> None:
                 f"{name} {at}",
                 command,
                 fails=True,
-                known=f"run/{name} is not as the run left it: its SHA-256 differs from the one in report.json",
+                known=f"run/{name} was changed after the run: its SHA-256 differs from the one in report.json",
             )
     data = (made / "halted" / run_folder.CHECKPOINT).read_bytes()
     noticed = 0
@@ -520,7 +520,7 @@ def test_a_cut_log_edited_by_hand_is_refused(made: Path, name: str) -> None:
     change(body)
     (run / run_folder.CUTS).write_text(json.dumps(body))
     for command in ("export", "bench", "plan"):
-        check(name, ON_RUN[command], fails=True, known="run/cuts.json is not as the run left it")
+        check(name, ON_RUN[command], fails=True, known="run/cuts.json was changed after the run")
     signed(run)
     for command in ("export", "bench", "plan"):
         check(name, ON_RUN[command], fails=True, known=known)

@@ -196,7 +196,7 @@ REFUSED: dict[str, tuple[list[dict[str, Any]], str]] = {
         [half("*intermediate.dense", uniform=False)],
         r"'bert\.encoder\.layer\.1\.intermediate\.dense\.weight' is \d+x48 and "
         r"'bert\.encoder\.layer\.0\.intermediate\.dense\.weight' \d+x48, but BertConfig "
-        r"has one number for both; keep: \{uniform: true\} in the rule keeps them alike, "
+        r"has one number for both; keep: \{uniform: true\} in the rule gives them the same width, "
         r"and --format pt2, onnx and safetensors take the model as it is",
     ),
     "heads of their own size": (
@@ -233,7 +233,7 @@ def test_a_folder_is_replaced_only_by_force_and_only_one_of_a_model(bert: Path) 
             sparsify.export(run, "huggingface", "mine", force=force)
         assert (
             str(caught.value)
-            == "mine is there and is no folder of a Hugging Face model; choose another place with --out"
+            == "mine exists and is not a Hugging Face folder; choose another place with --out"
         )
     assert [p.name for p in Path("mine").iterdir()] == ["precious.txt"]
     sparsify.export(run, "huggingface", "hf")

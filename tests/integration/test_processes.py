@@ -17,7 +17,7 @@ from torch import nn
 
 from sparsify.runs import run_folder
 from sparsify.runs.listing import list_runs
-from sparsify.runs.save_load import checked, load_dense, load_run, read_cuts
+from sparsify.runs.save_load import load_dense, load_run, read_cuts, verify_run
 
 NET = """
 from torch import nn
@@ -199,7 +199,7 @@ def same_end(a: Path, b: Path) -> None:
     torch.testing.assert_close(weights(load_dense(a)), weights(load_dense(b)), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(weights(load_run(a)), weights(load_run(b)), rtol=1e-4, atol=1e-6)
     assert [c.widths for c in read_cuts(a)] == [c.widths for c in read_cuts(b)]
-    for x, y in zip(checked(a).history, checked(b).history, strict=True):
+    for x, y in zip(verify_run(a).history, verify_run(b).history, strict=True):
         assert (x.epoch, x.train_accuracy, x.validation_accuracy) == (
             y.epoch,
             y.train_accuracy,
@@ -218,7 +218,7 @@ def test_two_processes_make_one_run(recipe: str, alone: Callable[[str], Path]) -
     assert "saved in two/two-1" in two[0][2] and two[1][1:] == ("", ""), "the first process speaks for all"
     assert [p.name for p in Path("two").iterdir()] == ["two-1"]
     same_end(Path("two/two-1"), one)
-    assert [{epoch.processes for epoch in checked(run).history} for run in (Path("two/two-1"), one)] == [
+    assert [{epoch.processes for epoch in verify_run(run).history} for run in (Path("two/two-1"), one)] == [
         {2},
         {1},
     ]
@@ -238,7 +238,7 @@ def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on_with_other_
     (code, _, said), (killed, *_) = on(2, recipe, "--from-scratch", DIES_AFTER="5", DYING="1")
     assert (code, killed) == (1, -9)
     assert said.strip() == (
-        "another process of this run is gone (its own output says why), and this one cannot go on alone; go on with "
+        "another process of this run has stopped (its own output says why), and this one cannot go on alone; go on with "
         "'sparsify apply --resume runs/two-1', on any number of processes"
     )
     (row,) = list_runs("runs")
@@ -267,7 +267,7 @@ def test_processes_validate_the_same_model(shard: bool) -> None:
 @pytest.mark.slow
 def test_sigterm_ends_the_run_with_a_message() -> None:
     ((code, _, said),) = on(1, "gradual.json", "--from-scratch", DIES_AFTER="5", DIES_BY="SIGTERM")
-    assert (code, said) == (143, "stopped by SIGTERM; go on with: sparsify apply --resume runs/two-1\n")
+    assert (code, said) == (143, "stopped by SIGTERM; continue with: sparsify apply --resume runs/two-1\n")
     assert [row.state for row in list_runs("runs")] == ["interrupted"]
 
 
@@ -298,7 +298,7 @@ def test_under_torchrun_a_killed_process_ends_the_run_and_it_goes_on_with_one_or
     )
     assert done.returncode == 1
     gone, stopped = (
-        "another process of this run is gone (its own output says why)",
+        "another process of this run has stopped (its own output says why)",
         "another process of the run is gone (its own output says why)",
     )
     (said,) = [line for line in done.stderr.splitlines() if gone in line or stopped in line]

@@ -10,7 +10,8 @@ import torch
 import sparsify
 from sparsify.errors import RecipeError
 from sparsify.events import Event, Note, StageStarted
-from sparsify.reporting.report_tables import read, tables
+from sparsify.reporting.report_file import read_report
+from sparsify.reporting.report_tables import tables
 from sparsify.runs.run_folder import CHECKPOINT
 
 RECIPE: dict[str, Any] = {
@@ -38,7 +39,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_repairs_after_its_cut() -> None:
     heard: list[Event] = []
     run = sparsify.apply(RECIPE, from_scratch=True, timing=0.05, listener=heard.append)
-    report = read(run)
+    report = read_report(run)
     _, cut, repair, _ = report.stages
     assert (repair.kind, repair.name) == ("repair", "repair")
     assert repair.repair is not None and repair.repair.examples == 300 and not repair.repair.reverted
@@ -75,7 +76,7 @@ def test_a_run_that_is_interrupted_around_a_repair_ends_with_the_same_bits(after
     sparsify.apply(resume=torn, timing=0.05)
     first, second = sparsify.load_run(whole).state_dict(), sparsify.load_run(torn).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert read(torn).stages[2].repair == read(whole).stages[2].repair
+    assert read_report(torn).stages[2].repair == read_report(whole).stages[2].repair
 
 
 def test_a_repair_without_data_or_without_a_cut_is_refused() -> None:

@@ -19,7 +19,7 @@ from sparsify.models import digits_cnn
 from sparsify.runs import run_folder
 from sparsify.runs.apply import apply
 from sparsify.runs.listing import list_runs
-from sparsify.runs.save_load import checked, load_run
+from sparsify.runs.save_load import load_run, verify_run
 
 SGD = {"kind": "sgd", "lr": 0.05, "momentum": 0.9}
 RULES = [
@@ -68,7 +68,7 @@ def same_end(a: Path, b: Path) -> bool:
     """Weights, cuts and history, to the last bit."""
 
     def history(run: Path) -> list[Any]:
-        return [row.model_copy(update={"seconds": 0}) for row in checked(run).history]
+        return [row.model_copy(update={"seconds": 0}) for row in verify_run(run).history]
 
     weights = all(
         (a / f).read_bytes() == (b / f).read_bytes()
@@ -223,7 +223,7 @@ def test_gates_and_noise_go_on_where_they_were(tmp_path: Path) -> None:
     ]
     recipe = {**RECIPE, "rules": rules}
     end = apply(recipe, from_scratch=True, out=tmp_path / "whole", timing=0.05)
-    history = checked(end).history
+    history = verify_run(end).history
     assert history[0].sparsity < history[3].sparsity and history[3].sparsity > 0.3
     run = interrupted(recipe, after=2)
     apply(resume=run, timing=0.05)

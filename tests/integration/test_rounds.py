@@ -14,7 +14,7 @@ from sparsify.reporting.diff import diff_runs, resolved
 from sparsify.runs import run_folder
 from sparsify.runs.apply import apply, preview
 from sparsify.runs.run_folder import read_recipe
-from sparsify.runs.save_load import checked, load_dense, load_run, read_cuts
+from sparsify.runs.save_load import load_dense, load_run, read_cuts, verify_run
 from sparsify_schemas.report import Report
 
 SGD = {"kind": "sgd", "lr": 0.05, "momentum": 0.9}
@@ -84,7 +84,7 @@ def parts(found: Report) -> list[float]:
 
 def test_each_round_goes_its_part_of_the_way(whole: dict[str, Path]) -> None:
     """Half of the way to 40 % of the MACs is 70 %; half of the way to 50 % of the filters is 25 %. All of the dense model."""
-    found = checked(whole["rounds"])
+    found = verify_run(whole["rounds"])
     assert [(r.stage, r.epoch, r.verdict.outcome) for r in found.rounds] == [
         ("first", 0, "equal"),
         ("second", 0, "equal"),
@@ -102,7 +102,7 @@ def test_each_round_goes_its_part_of_the_way(whole: dict[str, Path]) -> None:
 
 def test_gradual_cuts_follow_the_cubic_schedule(whole: dict[str, Path]) -> None:
     """way(e) = 1 - (1 - e/3)^3: 19/27 and 26/27 of the way after one and two epochs, all of it after three."""
-    found = checked(whole["gradual"])
+    found = verify_run(whole["gradual"])
     assert [(r.stage, r.epoch) for r in found.rounds] == [("shrink", 1), ("shrink", 2), ("shrink", 3)]
     for left, way in zip(parts(found), (19 / 27, 26 / 27, 1.0), strict=True):
         assert left == pytest.approx(1 - 0.6 * way, abs=0.03) and left <= 1 - 0.6 * way
@@ -148,8 +148,8 @@ def same_end(a: Path, b: Path) -> bool:
         (a / f).read_bytes() == (b / f).read_bytes()
         for f in (run_folder.WEIGHTS, run_folder.DENSE, run_folder.CUTS)
     )
-    (x, y) = ([e.model_copy(update={"seconds": 0}) for e in checked(run).history] for run in (a, b))
-    return same and x == y and checked(a).rounds == checked(b).rounds
+    (x, y) = ([e.model_copy(update={"seconds": 0}) for e in verify_run(run).history] for run in (a, b))
+    return same and x == y and verify_run(a).rounds == verify_run(b).rounds
 
 
 def nth(kind: type, n: int) -> Any:
@@ -212,7 +212,7 @@ def test_each_gradual_cut_takes_what_an_automatic_strength_has_brought_to_zero()
             kept.append(moment["hooks"]["own"])
 
     run = apply(STEERED, from_scratch=True, timing=0.02, listener=listener).resolve()
-    found = checked(run)
+    found = verify_run(run)
     rows = [row for row in found.history if row.stage == "shrink"]
     assert [row.due for row in rows] == [0.5, 1.0, 0.5, 1.0, None]
     assert all(row.reached is not None and row.reached > 0.9 for row in (rows[1], rows[3]))
@@ -257,11 +257,11 @@ def test_one_cut_is_logged_as_ever_and_several_as_version_2(whole: dict[str, Pat
 
 
 def test_report_and_diff_show_each_round(whole: dict[str, Path]) -> None:
-    found = checked(whole["rounds"])
+    found = verify_run(whole["rounds"])
     page = report_tables.to_markdown(found)
     assert "## Cuts" in page and "| first |" in page and "| second |" in page
     a, b = (resolved(read_recipe(whole[name])) for name in RECIPES)
-    paths = {c.path: (c.old, c.new) for c in diff_runs(found, checked(whole["gradual"]), a, b)}
+    paths = {c.path: (c.old, c.new) for c in diff_runs(found, verify_run(whole["gradual"]), a, b)}
     assert paths["metrics.rounds[first].macs_left"] == (parts(found)[0], None)
     assert paths["metrics.rounds[shrink@2].verdict"] == (None, "equal")
 
@@ -270,7 +270,7 @@ def test_an_intermediate_budget_holds() -> None:
     own = [{"kind": "cut", "name": "first", "budget": {"params": "80%"}}, *RECIPE["stages"][2:]]
     rules = [{"layers": "conv*", "group": "filter"}]
     run = apply(RECIPE | {"rules": rules, "stages": own}, from_scratch=True, timing=0.02)
-    found = checked(run)
+    found = verify_run(run)
     assert 0.77 < found.rounds[0].params / found.dense.params <= 0.8
     assert parts(found)[1] <= 0.4
 
@@ -317,7 +317,7 @@ def test_what_the_papers_do_is_a_list_of_stages(
         }
         for i, (kind, more) in enumerate(stages)
     ]
-    found = checked(apply(RECIPE | {"stages": spelt}, from_scratch=True, timing=0.02))
+    found = verify_run(apply(RECIPE | {"stages": spelt}, from_scratch=True, timing=0.02))
     assert len(found.rounds) == rounds and all(limit.met for limit in found.limits)
     assert parts(found) == sorted(parts(found), reverse=True)
 
@@ -343,7 +343,7 @@ def test_penalties_that_work_towards_a_goal_end_with_it() -> None:
         {**stage, "penalties": True} if stage["kind"] == "train" else stage for stage in RECIPE["stages"]
     ]
     bare = {k: v for k, v in RECIPE.items() if k != "budget"}
-    found = checked(apply(bare | {"rules": rules, "stages": stages}, from_scratch=True, timing=0.02))
+    found = verify_run(apply(bare | {"rules": rules, "stages": stages}, from_scratch=True, timing=0.02))
     assert len(found.rounds) == 2 and [limit.met for limit in found.limits] == [True] * 6
     assert found.stages[-1].penalty_share is not None and found.history[-1].sparsity > 0.3
 
@@ -361,7 +361,7 @@ def test_groups_inside_tensors_go_their_part_of_the_way(group: str, layers: str)
     ]
     bare = {k: v for k, v in RECIPE.items() if k != "budget"}
     run = apply(bare | {"rules": rules, "stages": RECIPE["stages"][1:]}, from_scratch=True, timing=0.02)
-    found = checked(run)
+    found = verify_run(run)
     assert len(found.rounds) == 2 and found.verdict.outcome in (
         "equal",
         "nothing cut",
@@ -380,7 +380,7 @@ def test_group_wise_brain_damage_as_the_documentation_has_it() -> None:
     run = apply(
         "gbd.yaml", from_scratch=True, overrides=["stages.0.epochs=6", "stages.1.epochs=1"], timing=0.02
     )
-    found = checked(run)
+    found = verify_run(run)
     assert found.verdict.outcome == "equal" and [limit.met for limit in found.limits] == [True]
     zeros = [row.sparsity for row in found.history]
     assert zeros[1] < zeros[2] < zeros[4] and zeros[-1] > 0.5

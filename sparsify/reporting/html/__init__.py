@@ -1,6 +1,7 @@
 """A report as one HTML file: tables and plots for a browser, which fetches nothing.
 
-`to_html` is the page, `profile_html` that of a profile; `markup` escapes whatever it is given, `plots` draws inline SVG, `sections` says what stands where.
+`to_html` makes the page of a report, `profile_html` that of a sensitivity profile. `markup` escapes all
+text, `plots` draws inline SVG, and `sections` fills the sections.
 """
 
 from sparsify.reporting.html.document import to_html

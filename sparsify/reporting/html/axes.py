@@ -1,12 +1,12 @@
-"""Round numbers for the ticks of an axis."""
+"""Axes with ticks at round numbers."""
 
 import math
 from dataclasses import dataclass
 
 _LARGEST = 1e308
-"""an axis ends here: the next round number would be no float"""
+"""Largest end of an axis: the next round number would be no float."""
 SMALLEST = 1e-300
-"""what is smaller is drawn as nought: a fraction of it would be no float of full precision"""
+"""Smaller values are drawn as zero: a fraction of them would not be a float of full precision."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Axis:
     ticks: tuple[float, ...]
 
     def at(self, value: float, start: float, end: float) -> float:
-        """Where a value lies between two coordinates; at the nearer end where it is beyond the axis."""
+        """The place of a value between two coordinates; the nearer end for a value beyond the axis."""
         inside = min(max(value, self.low), self.high)
         # Half of each, as high - low may be larger than any float.
         part = (inside / 2 - self.low / 2) / (self.high / 2 - self.low / 2)
@@ -26,9 +26,14 @@ class Axis:
 
 
 def axis(values: list[float], *, zero: bool = False, whole: bool = False, most: int = 4) -> Axis:
-    """An axis that holds all values, wider by no more than a step; what is not finite has no place on it.
+    """An axis that holds all finite values and is wider by at most one step.
 
-    zero: from nought on. whole: ticks at whole numbers. Numbers below 1e-300 count as nought, those above 1e308 as that.
+    Args:
+        zero: Start at zero.
+        whole: Ticks at whole numbers only.
+        most: Approximate number of ticks.
+
+    Numbers below 1e-300 count as zero, those above 1e308 as 1e308.
     """
     drawn = [_limited(value) for value in values if math.isfinite(value)]
     if zero or not drawn:
@@ -50,7 +55,7 @@ def _limited(value: float) -> float:
 
 
 def _ends(low: float, high: float) -> tuple[float, float]:
-    """The same, or with room around them where they are one number."""
+    """The same two numbers, or numbers around them where they are equal."""
     if high - low > max(1e-9 * max(abs(high), abs(low)), SMALLEST):
         return low, high
     if low == 0:
@@ -59,6 +64,7 @@ def _ends(low: float, high: float) -> tuple[float, float]:
 
 
 def _round_step(rough: float, factors: tuple[float, ...]) -> float:
-    """The next of these factors times a power of ten."""
+    """The smallest of these factors times a power of ten that is at least `rough`."""
     power = 10.0 ** math.floor(math.log10(rough))
-    return next((nice for factor in factors if (nice := factor * power) >= rough * 0.999), 10 * power)
+    candidates = (factor * power for factor in factors)
+    return next((step for step in candidates if step >= rough * 0.999), 10 * power)

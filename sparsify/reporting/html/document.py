@@ -1,95 +1,98 @@
-"""The page: what a reader sees, from the five-second headline down to the recipe and the machine."""
+"""The page of a report, from the headline down to the recipe and the machine."""
 
 from collections.abc import Iterator
 from importlib.resources import files
 
 from sparsify.formatting.table import Table
+from sparsify.reporting import table_titles as titles
+from sparsify.reporting.headline import headline
 from sparsify.reporting.html import sections
 from sparsify.reporting.html.markup import NOTHING, Html, joined, tag, verbatim
 from sparsify.reporting.html.plots import hatching
 from sparsify.reporting.html.tables import folded, table
-from sparsify.reporting.report_tables import headline, history, provenance, tables
+from sparsify.reporting.provenance_table import provenance_table
+from sparsify.reporting.report_tables import tables
+from sparsify.reporting.training_tables import history_table
 from sparsify_schemas.report import Report
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-"""the page may fetch nothing and run nothing, whatever stands in it"""
-_LATE = ("Zeros", "Layers with dead shapes or taps")
-"""tables that stand after the plots"""
-_DRAWN = ("Layers", "Stages", "Cuts")
-"""tables that stand with a plot"""
+"""The page may fetch nothing and run nothing, whatever it contains."""
+_AFTER_PLOTS = (titles.ZEROS, titles.COMPUTATION)
+"""Tables that follow the plots."""
 _EPOCHS = 60
-"""rows of the history; report.json has them all"""
+"""Rows of the history; report.json has all of them."""
 
 
 def to_html(report: Report, recipe: str | None = None) -> str:
-    """The report as one file of HTML without scripts or links; recipe: its text, shown at the end."""
+    """The report as one HTML file without scripts or links.
+
+    recipe: the text of the recipe, shown at the end.
+    """
     main = tag("main", *_sections(report, recipe))
     return whole_page(report.title, hatching(), sections.top(report, headline(report)), main)
 
 
 def whole_page(title: str, *body: Html) -> str:
-    """A document with our style that fetches and runs nothing."""
+    """A document with the style sheet that fetches and runs nothing."""
+    style = files("sparsify.reporting.html").joinpath("style.css").read_text(encoding="utf-8")
     head = (
         tag("meta", at={"charset": "utf-8"}),
         tag("meta", at={"http-equiv": "Content-Security-Policy", "content": _POLICY}),
         tag("meta", at={"name": "viewport", "content": "width=device-width, initial-scale=1"}),
         tag("meta", at={"name": "color-scheme", "content": "light dark"}),
         tag("title", f"{title} - sparsify"),
-        tag(
-            "style", Html(files("sparsify.reporting.html").joinpath("style.css").read_text(encoding="utf-8"))
-        ),
+        tag("style", Html(style)),
     )
-    return f"<!doctype html>\n{tag('html', tag('head', *head), tag('body', *body), at={'lang': 'en'}).text}\n"
+    page = tag("html", tag("head", *head), tag("body", *body), at={"lang": "en"})
+    return f"<!doctype html>\n{page.text}\n"
 
 
 def _sections(report: Report, recipe: str | None) -> Iterator[Html]:
-    """Each with its plots and its tables; a table that belongs to none of them still has its place."""
-    left = {t.title: t for t in tables(report)}
+    """The sections in order, each with its plots and tables.
+
+    A table without a section of its own gets one.
+    """
+    remaining = {made.title: made for made in tables(report)}
 
     def take(*titles: str) -> list[Html]:
-        return [table(left.pop(title), heading=False) for title in titles if title in left]
+        found = [remaining.pop(title) for title in titles if title in remaining]
+        return [table(made, heading=False) for made in found]
 
-    notes = left.pop("Notes", None)
+    notes = remaining.pop(titles.NOTES, None)
+    layers = remaining.pop(titles.LAYERS, None)
+    sides = tag("div", *take(titles.DENSE_AND_CUT))
+    yield _section(titles.DENSE_AND_CUT, tag("div.halves", sides, sections.trade_off(report)))
+    yield _section(titles.BASELINES, *take(titles.BASELINES))
+    yield _section(titles.LIMITS, *take(titles.LIMITS))
+    yield _section(titles.LATENCY, *take(titles.LATENCY), sections.predicted(report))
+    int8 = take(titles.INT8)
     yield _section(
-        "Dense and cut", tag("div.halves", tag("div", *take("Dense and cut")), sections.trade_off(report))
+        titles.INT8, tag("div.halves", tag("div", *int8), sections.int8(report)) if int8 else NOTHING
     )
-    yield _section("Against baselines", *take("Against baselines"))
-    yield _section("Asked and achieved", *take("Asked and achieved"))
-    yield _section("Latency", *take("Latency"), sections.predicted(report))
-    yield _section(
-        "Floats and integers",
-        tag("div.halves", tag("div", *both), sections.integers(report))
-        if (both := take("Floats and integers"))
-        else NOTHING,
-    )
-    yield _section(
-        "Search", *take("Search"), sections.search(report)
-    )  # its table is too wide for half a page
-    late = [left.pop(title) for title in _LATE if title in left]
-    yield from (
-        _section(title, table(other, heading=False)) for title, other in left.items() if title not in _DRAWN
-    )
-    yield from sections.where_time_went(report, _section)
-    yield _section(
-        "Widths",
-        sections.widths(report),
-        *(folded(left.pop(t), "Every layer in figures") for t in ("Layers",) if t in left),
-    )
+    # Its table is too wide for half a page.
+    yield _section(titles.SEARCH, *take(titles.SEARCH), sections.search(report))
+    stages, cuts = take(titles.STAGES), take(titles.CUTS)
+    after_plots = [remaining.pop(title) for title in _AFTER_PLOTS if title in remaining]
+    for title, other in remaining.items():
+        yield _section(title, table(other, heading=False))
+    yield from sections.time_by_layer(report, _section)
+    figures = folded(layers, "Every layer in figures") if layers else NOTHING
+    yield _section("Widths", sections.widths(report), figures)
     yield _section("Protected", sections.protected(report))
-    stages, cuts = take("Stages"), take("Cuts")
-    epochs = [folded(history(report, _EPOCHS), "Epochs in figures")] if report.history else []
-    yield _section("Training", sections.training(report), *stages, *cuts, *epochs)
-    yield from (_section(zeros.title, table(zeros, heading=False)) for zeros in late)
-    yield _section("Notes", _listed(notes) if notes else NOTHING)
+    epochs = folded(history_table(report, _EPOCHS), "Epochs in figures") if report.history else NOTHING
+    yield _section("Training", sections.training(report), *stages, *cuts, epochs)
+    for other in after_plots:
+        yield _section(other.title, table(other, heading=False))
+    yield _section(titles.NOTES, _list_notes(notes) if notes else NOTHING)
     yield _section("Recipe", verbatim(recipe) if recipe else NOTHING)
-    yield _section("Provenance", table(provenance(report), heading=False))
+    yield _section(titles.PROVENANCE, table(provenance_table(report), heading=False))
 
 
 def _section(title: str, *content: Html) -> Html:
-    """A section with a heading; none where there is nothing in it."""
+    """A section with a heading; nothing where it has no content."""
     inside = joined(content)
     return tag("section", tag("h2", title), inside) if inside.text else NOTHING
 
 
-def _listed(notes: Table) -> Html:
+def _list_notes(notes: Table) -> Html:
     return tag("ul", *(tag("li", note.removeprefix("- ")) for note in notes.notes))

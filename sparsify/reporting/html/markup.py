@@ -1,4 +1,4 @@
-"""HTML as a value: text becomes markup only by way of `tag`, which escapes it."""
+"""HTML as a value. Text becomes markup only through `tag`, which escapes it."""
 
 import html
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ _EMPTY = frozenset({"meta", "line", "rect", "path", "circle", "polyline", "br", 
 
 @dataclass(frozen=True)
 class Html:
-    """Markup that is whole and safe to put anywhere between tags."""
+    """Complete, escaped markup."""
 
     text: str
 
@@ -22,7 +22,10 @@ NOTHING = Html("")
 
 
 def tag(name: str, *content: Content, at: Attributes | None = None) -> Html:
-    """`tag("td.n", "3 < 4")` -> <td class="n">3 &lt; 4</td>; what is no Html is text, whatever it looks like."""
+    """`tag("td.n", "3 < 4")` -> <td class="n">3 &lt; 4</td>.
+
+    Content that is not Html is text and is escaped.
+    """
     kind, *classes = name.split(".")
     attributes = {**({"class": " ".join(classes)} if classes else {}), **(at or {})}
     opening = "".join(f' {key}="{html.escape(_value(value))}"' for key, value in attributes.items())
@@ -37,12 +40,12 @@ def text(words: str) -> Html:
 
 
 def joined(parts: Iterable[Html]) -> Html:
-    """One after the other."""
+    """Parts one after the other."""
     return Html("".join(part.text for part in parts))
 
 
 def verbatim(text: str) -> Html:
-    """Several lines as they are, in <pre>; control characters are shown instead of obeyed."""
+    """Lines as they are, in <pre>, with control characters escaped."""
     return tag("pre", Html("\n".join(html.escape(_line(line)) for line in text.splitlines())))
 
 
@@ -55,5 +58,5 @@ def _escaped(content: Content) -> str:
 
 
 def _value(value: str | float) -> str:
-    """A coordinate to a tenth, which no eye can tell from more."""
+    """An attribute; a coordinate is rounded to a tenth, which is finer than the eye sees."""
     return clean(value) if isinstance(value, str) else f"{value:.1f}".removesuffix(".0")

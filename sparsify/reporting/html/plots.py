@@ -1,7 +1,7 @@
-"""Plots as inline SVG, told apart by dashes, hatching and shapes first and by colour second.
+"""Plots as inline SVG. Dashes, hatching and shapes tell lines and points apart without colour.
 
-Colours come from style.css (Okabe and Ito's palette, chosen for the colour-blind), so that one drawing serves light and
-dark screens and paper.
+Colours come from style.css (Okabe and Ito's palette for the colour-blind), so a plot suits light and dark
+screens and paper.
 """
 
 import math
@@ -16,7 +16,7 @@ Show = Callable[[float], str]
 WIDTH, HEIGHT = 420, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 398, 12, 212
 _MOST = 300
-"""points of a line; more are thinned evenly"""
+"""Points of a line; more are thinned evenly."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class Mark:
     x: float
     y: float
     role: str
-    """dense, cut, or other"""
+    """dense, cut, or other."""
     said: str
-    """both figures, shown under the pointer"""
+    """Both figures, shown under the pointer."""
     span: tuple[float, float] = (math.nan, math.nan)
-    """ends of an interval of x, drawn where it is known"""
+    """Ends of an interval of x; nan where it is unknown."""
 
 
 def hatching() -> Html:
-    """The patterns that bars refer to; once on a page."""
+    """The pattern that bars refer to, once on a page."""
     stroke = tag("path", at={"d": "M0 0V5", "class": "hatch"})
     pattern = tag(
         "pattern",
@@ -64,12 +64,15 @@ def hatching() -> Html:
 
 
 def bar(before: float, after: float, steps: Sequence[float] = (), label: str = "") -> Html:
-    """Before as a hatched track and after as a solid bar on it, both in parts of the whole width; steps: ticks, alike."""
-    ticks = "".join(f"M{_cut(1000 * _part(x))} 0V14" for x in steps)
+    """A hatched track for `before` and a solid bar on it for `after`.
+
+    Both, and the ticks at `steps`, are fractions of the whole width.
+    """
+    ticks = "".join(f"M{_number(1000 * _fraction(x))} 0V14" for x in steps)
     drawn = (
-        tag("rect.dense", at={"x": 0, "y": 1, "width": 1000 * _part(before), "height": 12}),
-        tag("rect.cut", at={"x": 0, "y": 3, "width": 1000 * _part(after), "height": 8})
-        if _part(after)
+        tag("rect.dense", at={"x": 0, "y": 1, "width": 1000 * _fraction(before), "height": 12}),
+        tag("rect.cut", at={"x": 0, "y": 3, "width": 1000 * _fraction(after), "height": 8})
+        if _fraction(after)
         else NOTHING,
         tag("path.step", at={"d": ticks}) if ticks else NOTHING,
     )
@@ -90,88 +93,93 @@ def lines(
     cuts: Sequence[float] = (),
     across: str = "epoch",
 ) -> Html:
-    """Lines over epochs (or what else goes across), with a legend where there are several. ends: where stages end. cuts: where the model was cut."""
-    drawn = [
-        Series(s.name, _thinned(tuple(p for p in s.points if known(p[0]) and known(p[1])))) for s in series
-    ]
-    drawn = [s for s in drawn if s.points]
+    """Lines over epochs, or over what `across` names, with a legend where there are several.
+
+    Args:
+        show: Format of the vertical axis.
+        zero: Start the vertical axis at zero.
+        ends: Where stages end; all but the last get a vertical line.
+        cuts: Where the model was cut.
+    """
+    drawn = [finite for finite in map(_drop_unknown, series) if finite.points]
     if not drawn:
         return NOTHING
-    last = max([*filter(known, ends), *(x for s in drawn for x, _ in s.points)])
-    last = last if last > SMALLEST else 1.0  # one point at nought still needs an axis to stand on
-    xs = Axis(0.0, last, tuple(t for t in axis([0.0, last], whole=True, most=6).ticks if t <= last))
-    ys = axis([y for s in drawn for _, y in s.points], zero=zero)
-    body = (
-        _frame(xs, ys, lambda x: f"{x:g}", show, across),
-        *(
-            tag("path.end", at={"d": f"M{_cut(xs.at(x, _LEFT, _RIGHT))} {_TOP}V{_BOTTOM}"})
-            for x in ends[:-1]
-            if known(x)
-        ),
-        *(_cut_mark(xs.at(x, _LEFT, _RIGHT)) for x in cuts if known(x)),
-        *(_line(s, i, xs, ys) for i, s in enumerate(drawn)),
-    )
+    points = [point for s in drawn for point in s.points]
+    last = max([*filter(known, ends), *(x for x, _ in points)])
+    if last <= SMALLEST:
+        last = 1.0  # a single point at zero needs an axis as well
+    ticks = axis([0.0, last], whole=True, most=6).ticks
+    xs = Axis(0.0, last, tuple(tick for tick in ticks if tick <= last))
+    ys = axis([y for _, y in points], zero=zero)
+    body = [_frame(xs, ys, lambda x: f"{x:g}", show, across)]
+    body += [_end_line(xs.at(x, _LEFT, _RIGHT)) for x in ends[:-1] if known(x)]
+    body += [_cut_mark(xs.at(x, _LEFT, _RIGHT)) for x in cuts if known(x)]
+    body += [_line(s, i, xs, ys) for i, s in enumerate(drawn)]
     names = " and ".join(s.name for s in drawn)
-    return tag(
-        "figure",
-        tag("figcaption", tag("b", label), *_legend(drawn)),
-        _svg(f"{label}: {names}, by {across}", body),
-    )
+    caption = tag("figcaption", tag("b", label), *_legend(drawn))
+    return tag("figure", caption, _svg(f"{label}: {names}, by {across}", body))
+
+
+def _drop_unknown(series: Series) -> Series:
+    """The finite points of a line, thinned out."""
+    points = tuple(point for point in series.points if known(point[0]) and known(point[1]))
+    return Series(series.name, _thin_out(points))
+
+
+def _end_line(x: float) -> Html:
+    return tag("path.end", at={"d": f"M{_number(x)} {_TOP}V{_BOTTOM}"})
 
 
 def scatter(label: str, marks: Sequence[Mark], across: str, show_x: Show, show_y: Show) -> Html:
-    """Points, told apart by shape, one to each name; from the dense model a dotted line leads to the cut one.
+    """Points with a shape for each name. A dotted line leads from the dense model to the cut one.
 
-    A point whose figures are not finite has no place; nothing is drawn where no point has one.
+    Points that are not finite are left out; without any point nothing is drawn.
     """
-    marks = [m for m in marks if known(m.x) and known(m.y)]
+    marks = [mark for mark in marks if known(mark.x) and known(mark.y)]
     if not marks:
         return NOTHING
-    names = list(dict.fromkeys(m.name for m in marks))
-    xs, ys = (
-        axis([x for m in marks for x in (m.x, *m.span) if known(x)], zero=True),
-        axis([m.y for m in marks]),
-    )
-    at = [(xs.at(m.x, _LEFT, _RIGHT), ys.at(m.y, _BOTTOM, _TOP)) for m in marks]
-    ends = [place for role in ("dense", "cut") for m, place in zip(marks, at, strict=True) if m.role == role]
-    way = (
-        tag(
-            "path.way",
-            at={"d": f"M{_cut(ends[0][0])} {_cut(ends[0][1])}L{_cut(ends[1][0])} {_cut(ends[1][1])}"},
-        )
-        if len(ends) == 2
-        else NOTHING
-    )
-    spans = "".join(
-        f"M{_cut(xs.at(m.span[0], _LEFT, _RIGHT))} {_cut(y)}H{_cut(xs.at(m.span[1], _LEFT, _RIGHT))}"
-        for m, (_, y) in zip(marks, at, strict=True)
-        if all(map(known, m.span)) and m.span[0] < m.span[1]
-    )
-    whiskers = tag("path.span", at={"d": spans}) if spans else NOTHING
-    body = (
-        _frame(xs, ys, show_x, show_y, across),
-        way,
-        whiskers,
-        *(_shape(m, names.index(m.name), *place) for m, place in zip(marks, at, strict=True)),
-    )
-    first = {m.name: m for m in reversed(marks)}
-    key = (
-        tag(
-            "span.key",
-            tag(
-                "svg.swatch",
-                _shape(first[name], i, 14, 10),
-                at={"viewBox": "0 0 28 20", "aria-hidden": "true"},
-            ),
-            name,
-        )
-        for i, name in enumerate(names)
-    )
-    return tag(
-        "figure",
-        tag("figcaption", tag("b", label), *key),
-        _svg(f"{label}: {'; '.join(f'{m.name} {m.said}' for m in marks)}", body),
-    )
+    names = list(dict.fromkeys(mark.name for mark in marks))
+    xs = axis([x for mark in marks for x in (mark.x, *mark.span) if known(x)], zero=True)
+    ys = axis([mark.y for mark in marks])
+    places = [(xs.at(mark.x, _LEFT, _RIGHT), ys.at(mark.y, _BOTTOM, _TOP)) for mark in marks]
+    placed = list(zip(marks, places, strict=True))
+    shapes = [_shape(mark, names.index(mark.name), *place) for mark, place in placed]
+    body = [_frame(xs, ys, show_x, show_y, across), _dotted_line(placed), _whiskers(placed, xs), *shapes]
+    caption = tag("figcaption", tag("b", label), *_mark_legend(marks, names))
+    texts = "; ".join(f"{mark.name} {mark.said}" for mark in marks)
+    return tag("figure", caption, _svg(f"{label}: {texts}", body))
+
+
+_Placed = Sequence[tuple[Mark, tuple[float, float]]]
+
+
+def _dotted_line(placed: _Placed) -> Html:
+    """From the dense model to the cut one, where there is one of each."""
+    ends = [place for role in ("dense", "cut") for mark, place in placed if mark.role == role]
+    if len(ends) != 2:
+        return NOTHING
+    (x0, y0), (x1, y1) = ends
+    return tag("path.way", at={"d": f"M{_number(x0)} {_number(y0)}L{_number(x1)} {_number(y1)}"})
+
+
+def _whiskers(placed: _Placed, xs: Axis) -> Html:
+    parts = []
+    for mark, (_, y) in placed:
+        low, high = mark.span
+        if known(low) and known(high) and low < high:
+            left, right = xs.at(low, _LEFT, _RIGHT), xs.at(high, _LEFT, _RIGHT)
+            parts.append(f"M{_number(left)} {_number(y)}H{_number(right)}")
+    return tag("path.span", at={"d": "".join(parts)}) if parts else NOTHING
+
+
+def _mark_legend(marks: Sequence[Mark], names: Sequence[str]) -> list[Html]:
+    first = {mark.name: mark for mark in reversed(marks)}
+    box = {"viewBox": "0 0 28 20", "aria-hidden": "true"}
+    keys = []
+    for i, name in enumerate(names):
+        swatch = tag("svg.swatch", _shape(first[name], i, 14, 10), at=box)
+        keys.append(tag("span.key", swatch, name))
+    return keys
 
 
 def _svg(label: str, body: Sequence[Html]) -> Html:
@@ -179,64 +187,53 @@ def _svg(label: str, body: Sequence[Html]) -> Html:
 
 
 def _frame(xs: Axis, ys: Axis, show_x: Show, show_y: Show, across: str) -> Html:
-    grid = "".join(f"M{_LEFT} {_cut(ys.at(t, _BOTTOM, _TOP))}H{_RIGHT}" for t in ys.ticks)
-    text = [
-        tag("text.right", show_y(t), at={"x": _LEFT - 6, "y": ys.at(t, _BOTTOM, _TOP) + 4}) for t in ys.ticks
-    ]
-    text += [
-        tag("text.middle", show_x(t), at={"x": xs.at(t, _LEFT, _RIGHT), "y": _BOTTOM + 17}) for t in xs.ticks
-    ]
-    return joined(
-        (
-            tag("path.grid", at={"d": grid}),
-            *text,
-            tag("text.middle.name", across, at={"x": (_LEFT + _RIGHT) / 2, "y": HEIGHT - 4}),
-        )
-    )
+    heights = [(tick, ys.at(tick, _BOTTOM, _TOP)) for tick in ys.ticks]
+    grid = "".join(f"M{_LEFT} {_number(y)}H{_RIGHT}" for _, y in heights)
+    parts = [tag("path.grid", at={"d": grid})]
+    parts += [tag("text.right", show_y(tick), at={"x": _LEFT - 6, "y": y + 4}) for tick, y in heights]
+    for tick in xs.ticks:
+        place = {"x": xs.at(tick, _LEFT, _RIGHT), "y": _BOTTOM + 17}
+        parts.append(tag("text.middle", show_x(tick), at=place))
+    parts.append(tag("text.middle.name", across, at={"x": (_LEFT + _RIGHT) / 2, "y": HEIGHT - 4}))
+    return joined(parts)
 
 
 def _line(series: Series, place: int, xs: Axis, ys: Axis) -> Html:
     at = [(xs.at(x, _LEFT, _RIGHT), ys.at(y, _BOTTOM, _TOP)) for x, y in series.points]
     if len(at) == 1:
         return tag(f"circle.s{place}", at={"cx": at[0][0], "cy": at[0][1], "r": 4})
-    return tag(f"polyline.s{place}", at={"points": " ".join(f"{_cut(x)},{_cut(y)}" for x, y in at)})
+    points = " ".join(f"{_number(x)},{_number(y)}" for x, y in at)
+    return tag(f"polyline.s{place}", at={"points": points})
 
 
 def _legend(series: Sequence[Series]) -> list[Html]:
     if len(series) < 2:
         return []
-    swatches = (
-        tag(
-            "svg.swatch",
-            tag(f"polyline.s{i}", at={"points": "0,5 28,5"}),
-            at={"viewBox": "0 0 28 10", "aria-hidden": "true"},
-        )
-        for i in range(len(series))
-    )
-    return [tag("span.key", swatch, s.name) for swatch, s in zip(swatches, series, strict=True)]
+    box = {"viewBox": "0 0 28 10", "aria-hidden": "true"}
+    keys = []
+    for i, s in enumerate(series):
+        stroke = tag(f"polyline.s{i}", at={"points": "0,5 28,5"})
+        keys.append(tag("span.key", tag("svg.swatch", stroke, at=box), s.name))
+    return keys
 
 
 def _cut_mark(x: float) -> Html:
-    return tag(
-        "path.cutmark",
-        tag("title", "cut"),
-        at={
-            "d": f"M{_cut(x - 5)} {_TOP - 9}L{_cut(x + 5)} {_TOP - 9}L{_cut(x)} {_TOP}ZM{_cut(x)} {_TOP}V{_BOTTOM}"
-        },
-    )
+    left, middle, right = map(_number, (x - 5, x, x + 5))
+    triangle = f"M{left} {_TOP - 9}L{right} {_TOP - 9}L{middle} {_TOP}Z"
+    return tag("path.cutmark", tag("title", "cut"), at={"d": f"{triangle}M{middle} {_TOP}V{_BOTTOM}"})
 
 
 def _shape(mark: Mark, place: int, x: float, y: float) -> Html:
     """A circle for the dense model, a filled diamond for the cut one, open shapes for others."""
     outlines = {
-        "dense": f"M{_cut(x - 6)} {_cut(y)}a6 6 0 1 0 12 0a6 6 0 1 0 -12 0",
-        "cut": f"M{_cut(x)} {_cut(y - 8)}l8 8l-8 8l-8 -8Z",
+        "dense": f"M{_number(x - 6)} {_number(y)}a6 6 0 1 0 12 0a6 6 0 1 0 -12 0",
+        "cut": f"M{_number(x)} {_number(y - 8)}l8 8l-8 8l-8 -8Z",
     }
-    plus = f"M{_cut(x - 6)} {_cut(y)}h12M{_cut(x)} {_cut(y - 6)}v12"
+    plus = f"M{_number(x - 6)} {_number(y)}h12M{_number(x)} {_number(y - 6)}v12"
     others = (
-        f"M{_cut(x - 5)} {_cut(y - 5)}h10v10h-10Z",
-        f"M{_cut(x)} {_cut(y - 6)}l6 11h-12Z",
-        f"M{_cut(x)} {_cut(y + 6)}l6 -11h-12Z",
+        f"M{_number(x - 5)} {_number(y - 5)}h10v10h-10Z",
+        f"M{_number(x)} {_number(y - 6)}l6 11h-12Z",
+        f"M{_number(x)} {_number(y + 6)}l6 -11h-12Z",
         plus,
     )
     return tag(
@@ -246,15 +243,15 @@ def _shape(mark: Mark, place: int, x: float, y: float) -> Html:
     )
 
 
-def _thinned(points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+def _thin_out(points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
     if len(points) <= _MOST:
         return points
     return tuple(points[round(i * (len(points) - 1) / (_MOST - 1))] for i in range(_MOST))
 
 
-def _part(value: float) -> float:
+def _fraction(value: float) -> float:
     return min(max(value, 0.0), 1.0) if known(value) else 0.0
 
 
-def _cut(value: float) -> str:
+def _number(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")

@@ -1,4 +1,4 @@
-"""The page of a profile: a plot for each layer, of what it bears to lose."""
+"""The page of a sensitivity profile: a plot for each layer, of how much it can lose."""
 
 from collections.abc import Callable
 
@@ -10,24 +10,26 @@ from sparsify_schemas.profile import Curve, Point, Profile
 
 
 def profile_html(profile: Profile) -> str:
-    """A profile as one file of HTML that fetches nothing."""
+    """A profile as one HTML file that fetches nothing."""
     title = f"Sensitivity by {profile.by}"
-    judged = f"Whole model: accuracy {accuracy(profile.accuracy)}, loss {digits(profile.loss)} on {plural(profile.examples, 'validation example')}."
-    head = tag("header", tag("h1", title), tag("p.headline", judged))
-    plots = (_plot(profile, curve) for curve in profile.curves)
-    return whole_page(
-        title, head, tag("main", tag("section", tag("h2", _what(profile)), tag("div.figures", *plots)))
+    examples = plural(profile.examples, "validation example")
+    sentence = (
+        f"Whole model: accuracy {accuracy(profile.accuracy)}, loss {digits(profile.loss)} on {examples}."
     )
+    head = tag("header", tag("h1", title), tag("p.headline", sentence))
+    plots = (_plot(profile, curve) for curve in profile.curves)
+    section = tag("section", tag("h2", _describe_plots(profile)), tag("div.figures", *plots))
+    return whole_page(title, head, tag("main", section))
 
 
-def _what(profile: Profile) -> str:
+def _describe_plots(profile: Profile) -> str:
     if profile.by == "gsm":
-        return "Share of a layer's units that would be left out with such a share of all units"
-    return f"Validation {_measured(profile)[0]} with a share of a layer's units removed"
+        return "Fraction of a layer's units below the threshold, by the fraction of all units below it"
+    return f"Validation {_vertical_axis(profile)[0]}, by the fraction of the layer's units removed"
 
 
-def _measured(profile: Profile) -> tuple[str, float, Callable[[float], str]]:
-    """What is drawn upwards, its value for the whole model, and how it is shown."""
+def _vertical_axis(profile: Profile) -> tuple[str, float, Callable[[float], str]]:
+    """The name of the value that is drawn, its value for the whole model, and its format."""
     match profile.by:
         case "ablation":
             return "accuracy", profile.accuracy, _percent
@@ -42,21 +44,25 @@ def _percent(value: float) -> str:
 
 
 def _plot(profile: Profile, curve: Curve) -> Html:
-    name, whole, show = _measured(profile)
-    points = (
-        (0.0, whole),
-        *((100 * p.share, y) for p in curve.points if (y := _height(profile, curve, p)) is not None),
-    )
+    name, whole, show = _vertical_axis(profile)
+    points = [(0.0, whole)]
+    for point in curve.points:
+        y = _value(profile, curve, point)
+        if y is not None:
+            points.append((100 * point.share, y))
     level = Series("whole model", ((0.0, whole), (100.0, whole)))
     limit = profile.limits.get(curve.group)
     ends = () if limit is None or profile.by == "gsm" else (100 * limit.fraction, 100.0)
-    title = f"{curve.layers[0]}{f' and {len(curve.layers) - 1} more' if curve.layers[1:] else ''}, {plural(curve.width, 'unit')}"
+    more = f" and {len(curve.layers) - 1} more" if curve.layers[1:] else ""
+    title = f"{curve.layers[0]}{more}, {plural(curve.width, 'unit')}"
     allowed = "" if limit is None else f", limit {share(limit.fraction)}"
-    series = [Series(name, points), *([] if profile.by == "gsm" else [level])]
-    return lines(f"{title}{allowed}", series, show, zero=True, ends=ends, across="share removed, %")
+    series = [Series(name, tuple(points))]
+    if profile.by != "gsm":
+        series.append(level)
+    return lines(f"{title}{allowed}", series, show, zero=True, ends=ends, across="removed, %")
 
 
-def _height(profile: Profile, curve: Curve, point: Point) -> float | None:
+def _value(profile: Profile, curve: Curve, point: Point) -> float | None:
     match profile.by:
         case "ablation":
             return point.accuracy

@@ -7,38 +7,32 @@ _VERDICTS = {"MISSED": "bad", "met": "good"}
 
 
 def table(shown: Table, *, heading: bool = True) -> Html:
-    """Heading, rows, notes; wide tables scroll by themselves."""
+    """Heading, rows and notes. A wide table scrolls by itself."""
     title = tag("h3", shown.title) if heading and shown.title else NOTHING
-    return joined(
-        (
-            title,
-            tag("div.scroll", _rows(shown), at={"tabindex": "0", "role": "group", "aria-label": shown.title})
-            if shown.rows
-            else NOTHING,
-            *map(_note, shown.notes),
-        )
-    )
+    rows = NOTHING
+    if shown.rows:
+        # A region that scrolls must be reachable by keyboard.
+        region = {"tabindex": "0", "role": "group", "aria-label": shown.title}
+        rows = tag("div.scroll", _rows(shown), at=region)
+    return joined((title, rows, *map(_note, shown.notes)))
 
 
 def folded(shown: Table, summary: str) -> Html:
-    """A long table behind one line that opens it."""
+    """A long table that is opened by a click on its summary."""
     return tag("details", tag("summary", summary), table(shown, heading=False))
 
 
 def _rows(shown: Table) -> Html:
     kinds = ["td.n" if column.number else "td" for column in shown.columns]
-    head = tag(
-        "thead",
-        tag("tr", *(tag("th.n" if c.number else "th", c.title, at={"scope": "col"}) for c in shown.columns)),
-    )
-    body = tag(
-        "tbody",
-        *(
-            tag("tr", *(_cell(kind, text) for kind, text in zip(kinds, row, strict=True)))
-            for row in shown.rows
-        ),
-    )
-    return tag("table", *([head] if any(c.title for c in shown.columns) else []), body)
+    heads = [
+        tag("th.n" if column.number else "th", column.title, at={"scope": "col"}) for column in shown.columns
+    ]
+    rows = []
+    for row in shown.rows:
+        rows.append(tag("tr", *map(_cell, kinds, row)))
+    has_head = any(column.title for column in shown.columns)
+    head = tag("thead", tag("tr", *heads)) if has_head else NOTHING
+    return tag("table", head, tag("tbody", *rows))
 
 
 def _cell(kind: str, text: str) -> Html:

@@ -21,7 +21,7 @@ from sparsify.models import digits_cnn
 from sparsify.runs.run_folder import State, sha256
 from sparsify_cli import render
 from sparsify_cli.app import exit_code
-from sparsify_cli.progress import drawing
+from sparsify_cli.progress import draw_events
 from sparsify_schemas.report import Baseline, Report
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -167,7 +167,7 @@ def test_open_without_a_browser_says_where_the_page_is(call, monkeypatch: pytest
     monkeypatch.setattr("webbrowser.open", lambda uri: False)
     assert call("report", make_run("a"), "--open")[::2] == (
         1,
-        "no browser could be started here; open runs/a/report.html in one yourself\n",
+        "no browser could be started; open runs/a/report.html in a browser\n",
     )
 
 
@@ -270,7 +270,7 @@ def test_runs_lists_states_and_says_what_needs_doing(call) -> None:
         "                                                                         structured sparsity",
     ]
     assert "lenet-1 missed budget.params." in out
-    assert "Go on with lenet-3: sparsify apply --resume runs/lenet-3" in out
+    assert "Continue lenet-3: sparsify apply --resume runs/lenet-3" in out
     assert "lenet-4 is damaged: " in out
     assert [r["state"] for r in json.loads(call("runs", "--json")[1])] == [
         "complete",
@@ -287,7 +287,7 @@ def test_a_failed_run_is_listed_with_the_error_that_ended_it(call) -> None:
     out = call("runs")[1]
     assert "digits-1  failed" in out
     assert "digits-1 failed: stage 'learn', epoch 2: the loss is nan.\n" in out
-    assert "Go on with digits-1: sparsify apply --resume runs/digits-1" in out
+    assert "Continue digits-1: sparsify apply --resume runs/digits-1" in out
 
 
 def test_a_speed_up_whose_interval_holds_one_is_no_difference(call) -> None:
@@ -459,7 +459,7 @@ def test_a_missed_limit_exits_with_three(call, monkeypatch: pytest.MonkeyPatch) 
     assert json.loads(out)["seed"] == 0
     assert err.splitlines() == [
         "saved in runs/digits-1; with plots: sparsify report runs/digits-1 --open",
-        "missed: parameters 42.2 k, asked 40k",
+        "missed: parameters 42.2 k (limit 40 k)",
     ]
 
 
@@ -467,7 +467,7 @@ def test_an_interrupt_says_how_to_go_on(call, monkeypatch: pytest.MonkeyPatch) -
     fake(monkeypatch, interrupt=True)
     code, out, err = call("apply", "a.yaml", "--from-scratch")
     assert (code, out) == (130, "")
-    assert err.splitlines()[-1] == "interrupted; go on with: sparsify apply --resume runs/digits-1"
+    assert err.splitlines()[-1] == "interrupted; continue with: sparsify apply --resume runs/digits-1"
 
 
 def test_apply_without_anything_is_a_usage_error(call) -> None:
@@ -516,11 +516,11 @@ def test_a_run_without_inputs_in_its_recipe_is_timed_on_those_of_its_plan(call) 
 
 def test_a_plan_from_scratch_says_that_its_weights_are_random(call) -> None:
     assert (
-        "Cut on the present weights (they are random) it would leave"
+        "A cut by the current weights (which are random) would leave"
         in call("plan", write("a.yaml"), "--from-scratch")[1]
     )
     torch.save(digits_cnn().state_dict(), "model.pt")
-    assert "Cut on the present weights it would leave" in call("plan", "a.yaml", "model.pt")[1]
+    assert "A cut by the current weights would leave" in call("plan", "a.yaml", "model.pt")[1]
 
 
 def test_a_run_as_the_model_is_said_to_come_before_the_models_builder(call) -> None:
@@ -555,7 +555,7 @@ def test_the_bar_fits_eighty_columns_and_a_stage_leaves_one_line() -> None:
         console=console,
         auto_refresh=False,
     ) as bar:
-        listener = drawing(bar, lambda text: bar.console.print(text, markup=False))
+        listener = draw_events(bar, lambda text: bar.console.print(text, markup=False))
         for event in events():
             listener(event)
         assert not [t for t in bar.tasks if t.description == "learn"]

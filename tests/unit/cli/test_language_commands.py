@@ -202,7 +202,7 @@ class TestValidate:
         assert exit_code(["validate", "recipe.yaml"]) == 0
         out, error = capsys.readouterr()
         assert out.splitlines()[0] == "recipe.yaml: valid"
-        assert "  rule 0   conv1: filter, 50% removed, chosen by magnitude" in out
+        assert "  rule 0   conv1: filter, 50% removed, pruned by magnitude" in out
         assert error == ""
 
     def test_a_target_that_computes_in_integers_says_so(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -329,11 +329,11 @@ class TestExplain:
         assert exit_code(["explain", "group_lasso"]) == 0
         out = capsys.readouterr().out
         assert "R = sum over groups g of strength * v_g * ||w_g||_2" in out
-        assert "proximal | subgradient | half_space; proximal when left out" in out
+        assert "proximal | subgradient | half_space; default proximal" in out
 
     def test_defaults_are_shown_as_a_recipe_has_them(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert exit_code(["explain", "criterion"]) == exit_code(["explain", "rules"]) == 0
-        assert "{kind: magnitude, norm: 2, normalize: none} when left out" in " ".join(
+        assert "default {kind: magnitude, norm: 2, normalize: none}" in " ".join(
             capsys.readouterr().out.split()
         )
 
@@ -390,19 +390,19 @@ class TestExplain:
     def test_commands(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert exit_code(["explain", "sensitivity"]) == 1
         assert capsys.readouterr().err == (
-            "'sensitivity' is the name of several things; say which: penalty.sensitivity, "
+            "'sensitivity' has several meanings; name one: penalty.sensitivity, "
             "criterion.sensitivity, command.sensitivity\n"
         )
-        assert "ablation: 10 % to 90 % of a layer's units leave" in topics.find("command.sensitivity").text
+        assert "ablation: remove 10 % to 90 % of a layer's units" in topics.find("command.sensitivity").text
         assert topics.find("report").text.endswith(
             "dense and cut model side by side.\n\n`sparsify report --help` lists its options."
         )
 
     def test_unknown_and_ambiguous_words(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert exit_code(["explain", "group_laso"]) == 1
-        assert capsys.readouterr().err == "nothing is called 'group_laso'; did you mean 'group_lasso'?\n"
+        assert capsys.readouterr().err == "there is no topic 'group_laso'; did you mean 'group_lasso'?\n"
         assert exit_code(["explain", "every"]) == 1
-        assert "say which: penalty.group_lasso.every" in capsys.readouterr().err
+        assert "name one: penalty.group_lasso.every" in capsys.readouterr().err
         assert exit_code(["explain", "..."]) == 1
 
     def test_all_topics(self, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ def test_digits_split_is_the_same_for_every_seed_and_holds_a_fifth_of_each_digit
 def test_digits_without_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert complaint(source="digits") == (
-        "data source digits comes with scikit-learn, which is not installed: pip install 'sparsify-recipes[demo]'"
+        "data source digits needs scikit-learn, which is not installed: pip install 'sparsify-recipes[demo]'"
     )
 
 
@@ -93,7 +93,7 @@ def test_absent_mnist_says_where_it_looked_and_what_brings_it(tmp_path: Path, so
     (tmp_path / name / "raw" / "train-images-idx3-ubyte.gz").touch()
     assert complaint(source=source, root=str(tmp_path)) == (
         f"{name} is not there: {tmp_path}/{name}/raw has no train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte (raw or .gz)\n"
-        f"  bring it:   python -c \"from torchvision.datasets import {name}; {name}('{tmp_path}', download=True)\"\n"
+        f"  get it:     python -c \"from torchvision.datasets import {name}; {name}('{tmp_path}', download=True)\"\n"
         f"  or point data.root or $SPARSIFY_DATA at the folder that holds {name}/raw"
     )
 
@@ -101,14 +101,14 @@ def test_absent_mnist_says_where_it_looked_and_what_brings_it(tmp_path: Path, so
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("train-images-idx3-ubyte", b"", "0 bytes are too short for an IDX file of images; fetch it again"),
-        ("train-labels-idx1-ubyte", b"abc", "3 bytes are too short for an IDX file of labels; fetch it again"),
+        ("train-images-idx3-ubyte", b"", "0 bytes are too short for an IDX file of images; download it again"),
+        ("train-labels-idx1-ubyte", b"abc", "3 bytes are too short for an IDX file of labels; download it again"),
         (
             "train-images-idx3-ubyte", idx(0x801, (20, 28, 28), b""),
             "not an IDX file of images (starts with 0x00000801, expected 0x00000803)",
         ),
-        ("train-images-idx3-ubyte", idx(0x803, (20, 28, 28), b"\0" * 99), "115 bytes where its header promises 15696; fetch it again"),
-        ("train-images-idx3-ubyte", idx(0x803, (2**32 - 1,) * 3, b"\0" * 99), "115 bytes where its header promises 79228162458924105385300197391; fetch it again"),
+        ("train-images-idx3-ubyte", idx(0x803, (20, 28, 28), b"\0" * 99), "115 bytes where its header promises 15696; download it again"),
+        ("train-images-idx3-ubyte", idx(0x803, (2**32 - 1,) * 3, b"\0" * 99), "115 bytes where its header promises 79228162458924105385300197391; download it again"),
         ("t10k-labels-idx1-ubyte", idx(0x801, (10,), bytes([0] * 9 + [11])), "label 11 is out of range, expected 0 to 9"),
     ],
 )  # fmt: skip
@@ -134,7 +134,7 @@ def test_broken_gzip(tmp_path: Path) -> None:
     (folder / "train-images-idx3-ubyte.gz").write_bytes(whole[: len(whole) // 2])
     said = complaint(source="mnist", root=str(tmp_path))
     assert said.startswith(f"{folder}/train-images-idx3-ubyte.gz: cannot be read (") and said.endswith(
-        "; fetch it again"
+        "; download it again"
     )
 
 
@@ -166,15 +166,15 @@ def test_cifar10_reads_the_binary_layout_and_its_faults(tmp_path: Path) -> None:
     with (folder / "data_batch_2.bin").open("r+b") as file:
         file.truncate(30_729_999)
     assert complaint(source="cifar10", root=str(tmp_path)) == (
-        f"{folder}/data_batch_2.bin: 30729999 bytes where 30730000 were expected; fetch it again"
+        f"{folder}/data_batch_2.bin: 30729999 bytes where 30730000 were expected; download it again"
     )
 
 
 def test_absent_cifar10(tmp_path: Path) -> None:
     assert complaint(source="cifar10", root=str(tmp_path)) == (
-        f"CIFAR-10 is not there: {tmp_path}/cifar-10-batches-bin has no data_batch_1.bin, data_batch_2.bin, data_batch_3.bin, "
+        f"CIFAR-10 is missing: {tmp_path}/cifar-10-batches-bin has no data_batch_1.bin, data_batch_2.bin, data_batch_3.bin, "
         "data_batch_4.bin, data_batch_5.bin, test_batch.bin\n"
-        f"  bring it:   mkdir -p '{tmp_path}' && curl -L https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz | tar xz -C '{tmp_path}'\n"
+        f"  get it:     mkdir -p '{tmp_path}' && curl -L https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz | tar xz -C '{tmp_path}'\n"
         "  or point data.root or $SPARSIFY_DATA at the folder that holds cifar-10-batches-bin"
     )
 
@@ -220,11 +220,11 @@ def test_folder_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert (
         complaint(source="folder")
-        == "data.source folder needs data.root: the folder that holds train/<class>/ and test/<class>/"
+        == "data.source 'folder' needs data.root, the folder that holds train/<class>/ and test/<class>/"
     )
     assert (
         said()
-        == f"data source folder: {tmp_path}/train is not there; expected train/<class>/ and test/<class>/ under data.root"
+        == f"data source folder: {tmp_path}/train does not exist; expected train/<class>/ and test/<class>/ under data.root"
     )
     (tmp_path / "train").mkdir()
     assert (
@@ -238,14 +238,14 @@ def test_folder_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert said() == f"{tmp_path}/train/fish: the class has no images"
     picture(tmp_path / "train" / "fish" / "0.png", 1, size=(9, 9))
     assert said() == (
-        f"{tmp_path}/train/fish/0.png: is 9x9 pixels, {tmp_path}/train/cat/0.png is 6x4; give data.size to resize all images"
+        f"{tmp_path}/train/fish/0.png: is 9x9 pixels, {tmp_path}/train/cat/0.png is 6x4; set data.size to resize all images"
     )
     (tmp_path / "train" / "fish" / "0.png").write_text("no image")
     assert said().startswith(f"{tmp_path}/train/fish/0.png: not an image that pillow can read (")
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     assert (
         said()
-        == "data source folder reads images with pillow, which is not installed: pip install 'sparsify-recipes[vision]'"
+        == "data source folder needs pillow, which is not installed: pip install 'sparsify-recipes[vision]'"
     )
 
 
@@ -290,18 +290,18 @@ NAN = np.full((10, 5), np.nan)
     [
         ({"y_train": np.arange(9)}, "{}: x_train: 10 inputs and 9 targets"),
         ({"y_test": np.array([0, 1, -1, 0])}, "{}: x_test: target -1 is out of range; classes count from 0"),
-        ({"y_train": np.zeros(10)}, "{}: x_train: targets must be whole numbers, one an example; they are 10 float64"),
-        ({"y_train": np.zeros((10, 3), int)}, "{}: x_train: targets must be whole numbers, one an example; they are 10x3 int64"),
+        ({"y_train": np.zeros(10)}, "{}: x_train: targets must be whole numbers, one per example; they are 10 float64"),
+        ({"y_train": np.zeros((10, 3), int)}, "{}: x_train: targets must be whole numbers, one per example; they are 10x3 int64"),
         ({"x_train": np.zeros(10)}, "{}: x_train: one example is a single number; expected inputs of (examples, ...), they are 10 float64"),
         ({"x_train": NAN, "x_test": NAN[:4]}, "{}: x_train: 50 inputs are NaN or infinite"),
         ({"x_train": np.zeros((0, 3, 4), np.uint8), "y_train": np.zeros(0, int)}, "{}: x_train: has no examples"),
-        ({"x_test": np.zeros((4, 9, 9), np.uint8)}, "'{}': training examples are 1x3x4, test examples 1x9x9"),
+        ({"x_test": np.zeros((4, 9, 9), np.uint8)}, "'{}': training examples are 1x3x4, test examples are 1x9x9"),
         (
             {"x_train": np.zeros((10, 8, 8, 3), np.uint8)},
             "{}: x_train: images of 10x8x8x3 uint8 have their channels last; transpose them to (examples, channels, height, width)",
         ),
         ({"x_train": np.zeros((10, 2), complex)}, "{}: x_train: inputs are complex numbers"),
-        ({"x_train": np.array([["a"]] * 10)}, "{}: x_train: cannot be made a tensor"),
+        ({"x_train": np.array([["a"]] * 10)}, "{}: x_train: cannot be converted to a tensor"),
         ({"y_train": np.array([object()] * 10)}, "{}: cannot be read as an .npz of plain arrays (Object arrays cannot be loaded"),
     ],
 )  # fmt: skip
@@ -405,7 +405,7 @@ number = 3
         ),
         (
             "words",
-            "bad_data:words: train: cannot be made a tensor (can't convert np.ndarray of type numpy.str_.",
+            "bad_data:words: train: cannot be converted to a tensor (can't convert np.ndarray of type numpy.str_.",
         ),
         ("lists", "bad_data:lists: train: an input of the Dataset is a list; expected a tensor or an array"),
         (
@@ -414,10 +414,10 @@ number = 3
         ),
         (
             "floats",
-            "bad_data:floats: train: targets must be whole numbers, one an example; they are 3 float32",
+            "bad_data:floats: train: targets must be whole numbers, one per example; they are 3 float32",
         ),
         ("empty", "bad_data:empty: train: has no examples"),
-        ("number", "data.source 'bad_data:number' is no callable but a int"),
+        ("number", "data.source 'bad_data:number' is a int, which cannot be called"),
         (
             "stranger",
             "data.source 'bad_data:stranger': module 'bad_data' has no 'stranger'; did you mean 'strange'?",
@@ -439,7 +439,7 @@ def test_callable_of_a_module_that_is_not_there_or_fails(
     )
     assert (
         complaint(source="os:getcwd")
-        == "data.source 'os:getcwd': 'os:getcwd' is Python's own, and neither builds a model nor makes data"
+        == "data.source 'os:getcwd': 'os:getcwd' is in the standard library and can neither build a model nor load data"
     )
     assert complaint(source="failing_data:f") == (
         "data.source 'failing_data:f': importing 'failing_data' failed: No module named 'nowhere_to_be_found'"
@@ -455,11 +455,11 @@ def test_callable_of_a_module_that_is_not_there_or_fails(
         ({"source": "digits", "root": "here"}, "data.root is not used by source 'digits'; leave it out"),
         (
             {"source": "digits", "normalize": {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}},
-            "data.normalize has 3 means; the examples of 'digits' are 1x8x8 and need 1",
+            "data.normalize has 3 means, but the examples of 'digits' are 1x8x8 and need 1",
         ),
         (
             {"source": "digits", "validation": "99.99%"},
-            "data.validation of 99.99% leaves none of the 1438 training examples to train on",
+            "data.validation 99.99% leaves none of the 1438 examples for training",
         ),
     ],
 )
@@ -658,7 +658,7 @@ def test_example_inputs_faults() -> None:
         example_inputs(recipe(inputs=[{"shape": [2, 3, 8, 8]}]), load(source="digits"))
     assert (
         str(caught.value)
-        == "inputs say that one example is 3x8x8, the data are 1x8x8; leave 'inputs' out to take the shape from the data"
+        == "an example in 'inputs' is 3x8x8, but in the data 1x8x8; leave 'inputs' out to take the shape from the data"
     )
     assert example_inputs(recipe(inputs=[{"shape": [2, 1, 16, 16]}]), load(source="digits"))[0].shape == (
         2,

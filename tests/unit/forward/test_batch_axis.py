@@ -12,8 +12,8 @@ import sparsify
 from sparsify.errors import ModelError
 from sparsify.exporters import export
 from sparsify.forward.calls import resize_batch
-from sparsify.reporting import report_tables
-from sparsify.runs.benchmark import subjects, versus
+from sparsify.reporting.report_file import read_report
+from sparsify.runs.benchmark import compare, read_candidates
 from sparsify_cli.app import exit_code
 from sparsify_schemas.target import Cpu
 
@@ -116,7 +116,7 @@ def test_a_graph_is_timed_saved_and_exported_with_the_given_inputs(stated: bool,
     run = sparsify.save_run(
         sparsify.cut(sparsify.make_plan(recipe(), model, inputs), model), tmp_path / "run", timing=0.05
     )
-    (timed,) = report_tables.read(run).latency
+    (timed,) = read_report(run).latency
     assert timed.description == (
         "cpu, eager, 1 thread, given inputs" if stated else "cpu, eager, 1 thread, given inputs (batch 7)"
     )
@@ -154,8 +154,8 @@ def test_a_run_is_timed_against_its_fixed_file(
     run = sparsify.apply(recipe(**written), from_scratch=True, out=tmp_path, timing=0.05)
     made = export(run, "pt2", tmp_path / "graph.pt2")
     paths = (run, made.path)
-    a, b = subjects([paths[at] for at in order])
-    contest = versus(a, b, "here", Cpu(kind="cpu"), 0.05)
+    a, b = read_candidates([paths[at] for at in order])
+    contest = compare(a, b, "here", Cpu(kind="cpu"), 0.05)
     assert (contest.a, contest.b) == tuple(str(paths[at]) for at in order)
 
 
@@ -169,7 +169,7 @@ def test_frames_in_the_batch(tmp_path: Path) -> None:
     result = sparsify.cut(plan, model)
     assert result.verdicts[0].outcome == "equal"
     run = sparsify.save_run(result, tmp_path / "run", timing=0.05)
-    assert report_tables.read(run).latency[0].description == "cpu, eager, 1 thread, given inputs (batch 8)"
+    assert read_report(run).latency[0].description == "cpu, eager, 1 thread, given inputs (batch 8)"
     made = export(run, "pt2", tmp_path / "frames.pt2", build=Frames)
     assert made.fixed and made.batches == (8,)
 
@@ -193,7 +193,7 @@ def test_time_comes_first(tmp_path: Path) -> None:
     result = sparsify.cut(plan, model)
     assert result.verdicts[0].outcome == "equal"
     run = sparsify.save_run(result, tmp_path / "run", timing=0.05)
-    assert report_tables.read(run).latency[0].description == "cpu, eager, 1 thread, batch 1"
+    assert read_report(run).latency[0].description == "cpu, eager, 1 thread, batch 1"
     made = export(run, "pt2", tmp_path / "time.pt2", build=TimeFirst)
     assert not made.fixed and made.batches == (1, 5)
     x = torch.randn(9, 7, 6)
@@ -241,7 +241,7 @@ def test_a_fixed_export_takes_the_place_of_one_that_fails(branching: Path, tmp_p
     assert made.fixed and made.batches == (4,)
     assert made.notes[0].startswith(
         "the file takes inputs of 4x6 and nothing else, as the model cannot be exported for any "
-        "batch: torch.export cannot follow the model with a batch of any size:"
+        "batch size: torch.export cannot follow the model with a batch of any size:"
     )
 
 

@@ -494,7 +494,7 @@ def test_the_plan_says_what_goes() -> None:
     text = sparsify.describe(planned(resnet(), IMAGE, {"layers": "layer3.*", "sparsity": "50%"}))
     assert "rules.0: residual branches of layer3.*" in text and "1 of 7 residual blocks" not in text
     rows = [line.split() for line in text.splitlines() if line.startswith("layer3.")]
-    assert sorted(rows[i].pop() for i in range(2)) == ["goes", "stays"]
+    assert sorted(rows[i].pop() for i in range(2)) == ["kept", "removed"]
     assert rows == [
         [name, "BasicBlock", "11.6", "%", "27.4", "%", "its", "input"] for name in ("layer3.1", "layer3.2")
     ]

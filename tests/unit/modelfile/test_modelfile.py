@@ -22,9 +22,9 @@ from sparsify_schemas.model import Model
 from sparsify_schemas.recipe import Recipe
 
 WAYS_OUT = (
-    "ways out:\n"
-    "  save the weights alone where the model can be loaded: torch.save(model.state_dict(), 'weights.pt'),\n"
-    "  and name what builds the model under 'model:' in the recipe"
+    "what to do:\n"
+    "  save only the weights where the model can be loaded: torch.save(model.state_dict(), 'weights.pt'),\n"
+    "  and name the model's builder under 'model:' in the recipe"
 )
 
 
@@ -73,7 +73,7 @@ def test_without_a_file_the_model_has_random_weights_from_the_seed() -> None:
 def test_neither_file_nor_builder() -> None:
     assert (
         complaint(None, recipe(None))
-        == "there is no model: give a model file, or name what builds one under 'model:' in the recipe"
+        == "there is no model: give a model file, or name a builder under 'model:' in the recipe"
     )
 
 
@@ -320,7 +320,7 @@ def test_old_batchnorm_weights_without_counters_and_tied_weights_stored_once(
 def test_weights_need_a_builder(tmp_path: Path, dense: nn.Module) -> None:
     zipped(dense, tmp_path / "w.pt")
     assert complaint(tmp_path / "w.pt", recipe(None)) == (
-        f"{tmp_path}/w.pt holds weights only; name what builds the model under 'model:' in the recipe, "
+        f"{tmp_path}/w.pt holds weights only; name its builder under 'model:' in the recipe, "
         "such as model: {build: sparsify.models.lenet5}"
     )
 
@@ -388,7 +388,7 @@ def test_weights_that_are_not_finite(
     dense.get_parameter("fc2.bias").data[3] = value
     write(dense, tmp_path / "w.pt")
     assert complaint(tmp_path / "w.pt") == (
-        f"{tmp_path}/w.pt: NaN or infinite weights in fc2.bias; the training that made them went wrong"
+        f"{tmp_path}/w.pt: NaN or infinite weights in fc2.bias; the training that made them failed"
     )
 
 
@@ -452,7 +452,7 @@ def test_files_of_another_kind(tmp_path: Path) -> None:
         z.writestr("readme.txt", "hello")
     assert written(path, archive.getvalue()) == f"{path}: a zip archive, but not one that torch.save wrote"
     assert written(path, pickle.dumps({"a": 1})).startswith(
-        f"{path}: a plain pickle, which runs code when it is read, so it is not; save"
+        f"{path}: a plain pickle, which would execute code when it is read; save"
     )
 
 
@@ -633,10 +633,10 @@ def test_pickled_modules_of_the_old_format_and_of_another_protocol(tmp_path: Pat
     path = tmp_path / "m.pt"
     torch.save(nn.Linear(4, 2), path, _use_new_zipfile_serialization=False)
     assert complaint(path, recipe(None)) == (
-        f"{path}: damaged, or a pickled model that cannot be read without running code (it names "
+        f"{path}: damaged, or a pickled model that cannot be read without executing code (it names "
         "torch.nn.modules.linear.Linear); "
         "save the weights: torch.save(model.state_dict(), 'weights.pt') where the model can be loaded, "
-        "and name what builds it under 'model:' in the recipe"
+        "and name its builder under 'model:' in the recipe"
     )
     torch.save(Reduced(os.system, "true"), path, _use_new_zipfile_serialization=False)
     assert f"(it names {os.system.__module__}.system)" in complaint(path)

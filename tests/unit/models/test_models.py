@@ -10,7 +10,7 @@ from torch import nn
 from sparsify import models
 from sparsify.cost.measure import count_macs
 from sparsify.data import batches, load_data
-from sparsify.recipe.builders import missing, suggestions
+from sparsify.recipe.builders import find_problem, suggestions
 from sparsify_schemas.data import Data
 
 ROOT = Path(os.environ.get("SPARSIFY_DATA", "~/.cache/sparsify")).expanduser()
@@ -138,7 +138,13 @@ def test_published_weights_load_and_classify(
 
 
 def test_validate_knows_every_builder_without_importing_it() -> None:
-    assert [missing(f"sparsify.models.{name}") for name in models.__all__] == [("", "")] * len(models.__all__)
-    assert missing("sparsify.models.lenet:lenet5") == missing("torchvision.models.resnet18") == ("", "")
-    assert missing("sparsify.models.lenet.lenet6")[0] == "module 'sparsify.models.lenet' has no 'lenet6'"
+    assert [find_problem(f"sparsify.models.{name}") for name in models.__all__] == [("", "")] * len(
+        models.__all__
+    )
+    assert (
+        find_problem("sparsify.models.lenet:lenet5")
+        == find_problem("torchvision.models.resnet18")
+        == ("", "")
+    )
+    assert find_problem("sparsify.models.lenet.lenet6")[0] == "module 'sparsify.models.lenet' has no 'lenet6'"
     assert {name.rpartition(".")[2] for name in suggestions()} == set(models.__all__)

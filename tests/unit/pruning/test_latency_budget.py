@@ -20,7 +20,7 @@ from sparsify.events import Event, Measuring
 from sparsify.graph.model_map import ModelMap
 from sparsify.pruning import latency_budget
 from sparsify.recipe import load, presets
-from sparsify.reporting.report_tables import read as read_report
+from sparsify.reporting.report_file import read_report
 from sparsify.runs import apply
 from sparsify_schemas.report import Latency
 from sparsify_schemas.table import Machine, Network, Steps, Table

@@ -16,7 +16,7 @@ from sparsify.graph.surgery import operations
 from sparsify.models import digits_cnn
 from sparsify.pruning import memory_budget
 from sparsify.pruning.planning.depth_search import deepened
-from sparsify.reporting.report_tables import read
+from sparsify.reporting.report_file import read_report
 from sparsify_schemas.units import Size
 
 INPUTS = (torch.zeros(2, 1, 8, 8),)
@@ -94,7 +94,7 @@ def test_a_budget_holds_as_measured(share: str, tmp_path: Path) -> None:
     result = sparsify.cut(sparsify.make_plan(wanted, model, INPUTS), model, inputs=INPUTS)
     limit = 0.6 * measure_peak(model, INPUTS) if share == "60%" else 80e3
     assert 0.9 * limit < measure_peak(result.model, INPUTS) <= limit
-    report = read(sparsify.save_run(result, tmp_path / "run", inputs=INPUTS, timing=0.01))
+    report = read_report(sparsify.save_run(result, tmp_path / "run", inputs=INPUTS, timing=0.01))
     (found,) = report.limits
     assert (found.what, found.asked, found.met) == ("budget.peak_memory", share, True)
     assert report.cut.peak_memory == measure_peak(result.model, INPUTS)
@@ -164,7 +164,7 @@ def test_a_later_cut_holds_its_share_of_what_was_measured(tmp_path: Path) -> Non
         stages=[first, {"kind": "cut"}],
     )
     run = sparsify.apply(wanted, from_scratch=True, out=tmp_path, timing=0.01)
-    report = read(run)
+    report = read_report(run)
     dense, cut = report.dense.peak_memory, report.cut.peak_memory
     assert dense is not None and cut is not None and 0.52 * dense < cut <= 0.6 * dense
     assert len(report.rounds) == 2 and report.rounds[0].params > report.rounds[1].params

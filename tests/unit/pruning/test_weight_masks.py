@@ -17,7 +17,7 @@ from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.verify import equivalence
 from sparsify.pruning import layer_compaction
 from sparsify.pruning.cut import Result
-from sparsify.reporting import report_tables
+from sparsify.reporting.report_file import read_report
 from sparsify_schemas.cuts import Gather
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
@@ -67,7 +67,7 @@ def test_units_die_in_a_chain_until_no_more_die(tmp_path: Path) -> None:
         net[4].weight[:, 2] = 0
         torch.testing.assert_close(result.model(X), net(X))
     made = sparsify.save_run(result, tmp_path / "run", timing=0.1)
-    rule, model = report_tables.read(made).sparsities
+    rule, model = read_report(made).sparsities
     assert (rule.what, rule.nominal, rule.weights) == ("rules.0", 3 / 24, 24)
     assert rule.effective == pytest.approx(3 / 24)
     assert model.nominal == pytest.approx(3 / 136) and model.effective == pytest.approx(1 - left / 136)

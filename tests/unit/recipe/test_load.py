@@ -259,7 +259,7 @@ class TestVariables:
         problems = said(write('vars: {"a b": 1, max: 2}\n' + SMALL.replace("Sample", '"${max}"')))
         assert "recipe.yaml:1:23: vars.max: 'max' is a function; give the variable another name" in problems
         assert any(
-            line.startswith("recipe.yaml:1:15: vars.a b: 'a b' is no name for a variable")
+            line.startswith("recipe.yaml:1:15: vars.a b: 'a b' is not a name for a variable")
             for line in problems
         )
 
@@ -381,7 +381,7 @@ class TestOverrides:
             ("shares=3", "--set: shares: unknown key 'shares'; did you mean 'share'?"),
             ("vars.shar=3", "--set: vars.shar: no such variable; did you mean 'share'?"),
             ("vars=3", "--set: vars: one variable at a time; such as --set vars.epochs=3"),
-            ("extends=other.yaml", "--set: extends: cannot be set; write it into a recipe"),
+            ("extends=other.yaml", "--set: extends: cannot be set; write it in a recipe"),
             ("budget.mac=3%", "--set: budget.mac: unknown key; did you mean 'macs'?"),
             (
                 "rules.0.penalty.strenght=3",
@@ -548,7 +548,7 @@ class TestFiles:
         assert said("/dev/zero") == ["/dev/zero: too large for a recipe: more than 256 KiB"]
 
     def test_names_that_are_none(self) -> None:
-        assert said("a\0b")[0].startswith("a\0b: no file name")
+        assert said("a\0b")[0].startswith("a\0b: not a file name")
         assert "cannot be read" in said("x" * 5000)[0]
 
     @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads everything")

@@ -16,11 +16,13 @@ from sparsify.cost.measure import compare
 from sparsify.formatting import numbers
 from sparsify.reporting import benchmark_table
 from sparsify.reporting.diff import diff_runs
+from sparsify.reporting.headline import headline
 from sparsify.reporting.html import profile_html, to_html
 from sparsify.reporting.html.axes import axis
 from sparsify.reporting.html.plots import Mark, Series, bar, lines, scatter
 from sparsify.reporting.latency_table import speed_words
-from sparsify.reporting.report_tables import headline, read, tables, to_markdown
+from sparsify.reporting.report_file import read_report
+from sparsify.reporting.report_tables import tables, to_markdown
 from sparsify.runs import limits_met, seed_statistics
 from sparsify_cli import changes
 from sparsify_schemas.profile import Curve, Point, Profile
@@ -135,7 +137,7 @@ def test_a_report_of_one_extreme_number_everywhere(value: float, tmp_path: Path)
     assert_short([*cells(found), headline(found)])
     to_markdown(found)
     (tmp_path / "report.json").write_text(found.model_dump_json())
-    assert repr(read(tmp_path)) == repr(found), "a report is read back as it was written"
+    assert repr(read_report(tmp_path)) == repr(found), "a report is read back as it was written"
     differences = diff_runs(report(), found, {}, {})
     assert_short([cell for table in changes.tables(differences) for row in table.rows for cell in row])
 
@@ -249,7 +251,7 @@ def test_a_speed_in_words(speedup: float, low: float, high: float, said: str) ->
     timed = report().latency[0].model_copy(update={"speedup": speedup, "low": low, "high": high})
     assert speed_words(timed) == said
     foretold = speed_words(timed.model_copy(update={"measured": False}))
-    assert foretold.endswith("as predicted, not measured") or foretold == "speed not predicted"
+    assert foretold.endswith(" (predicted, not measured)") or foretold == "speed not predicted"
     assert (foretold == "speed not predicted") == (not 0 < speedup < math.inf or speedup < 1e-308)
 
 
@@ -260,10 +262,10 @@ def test_a_contest_of_extreme_numbers(field: str, value: float) -> None:
     found = compare.BenchmarkResult(
         target="cpu", description="eager", a="A", b="B", pairs=9, **{**sane, field: value}
     )
-    shown = benchmark_table.table((found,), 2, "BenchmarkResult")
+    shown = benchmark_table.benchmark_table((found,), 2, "BenchmarkResult")
     assert_short([*(cell for row in shown.rows for cell in row), *shown.notes])
     if field in ("speedup", "low", "high", "noise") and not 0 < value < math.inf:
-        assert benchmark_table.words(found) == "speed not measured"
+        assert benchmark_table.describe_result(found) == "speed not measured"
 
 
 def test_seeds_whose_figures_are_not_finite_have_no_mean() -> None:
@@ -288,7 +290,7 @@ def test_a_time_that_cannot_be_compared_misses_its_limit(speedup: float) -> None
             "budget": {"latency": {timed.target: "50%"}},
         }
     )
-    (limit,) = limits_met._latencies(recipe, (timed,))
+    (limit,) = limits_met._check_latencies(recipe, (timed,))
     assert not limit.met
 
 

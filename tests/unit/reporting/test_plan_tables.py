@@ -134,7 +134,7 @@ def test_bytes_are_shown_in_the_units_of_the_budget(limit: str, shown: str) -> N
 
 def test_random_weights_are_called_random() -> None:
     plan = replace(small_plan(), random=True)
-    assert sparsify.describe(plan).count("ut on the present weights (they are random)") == 2
+    assert sparsify.describe(plan).count("ut by the current weights (which are random)") == 2
     assert plan.digest == small_plan().digest
 
 
@@ -176,25 +176,25 @@ def test_a_model_with_many_layers_stays_readable() -> None:
             {"group": "tap", "penalty": {"kind": "group_lasso", "strength": 1e-3}},
             "rules.0: taps of layer1.conv1",
             ("layer1.conv1.weight", "16 x 16 x 3 x 3", "2.30 k", "9"),
-            "Penalty group_lasso 0.001, least magnitude goes first, those that are zero by then go.",
+            "Penalty group_lasso 0.001, pruned by lowest magnitude, groups that are already zero are removed.",
         ),
         (
             {"group": "shape", "sparsity": "50%", "keep": {"at_least": 4}},
             "rules.0: shapes of layer1.conv1",
             ("layer1.conv1.weight", "16 x 16 x 3 x 3", "2.30 k", "144"),
-            "No penalty, least magnitude goes first, 50 % removed, at least 4 stay.",
+            "No penalty, pruned by lowest magnitude, 50 % removed, at least 4 kept.",
         ),
         (
             {"group": "4x1", "sparsity": "50%"},
             "rules.0: 4x1 blocks of layer1.conv1",
             ("layer1.conv1.weight", "16 x 16 x 3 x 3", "2.30 k", "576"),
-            "No penalty, least magnitude goes first, 50 % removed.",
+            "No penalty, pruned by lowest magnitude, 50 % removed.",
         ),
         (
             {"group": "2:4"},
             "rules.0: 2:4 patterns of layer1.conv1",
             ("layer1.conv1.weight", "16 x 16 x 3 x 3", "2.30 k"),
-            "No penalty, least magnitude goes first, 2 of every 4 along the inputs stay.",
+            "No penalty, pruned by lowest magnitude, 2 of every 4 weights along the inputs are kept.",
         ),
     ],
 )

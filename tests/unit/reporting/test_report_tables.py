@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 
 from sparsify.errors import RunError
+from sparsify.reporting.headline import headline
 from sparsify.reporting.html import to_html
 from sparsify.reporting.latency_table import latency_table
-from sparsify.reporting.report_tables import headline, history, provenance, read, tables, to_markdown
+from sparsify.reporting.provenance_table import provenance_table
+from sparsify.reporting.report_file import read_report
+from sparsify.reporting.report_tables import tables, to_markdown
+from sparsify.reporting.training_tables import history_table
 from sparsify_schemas.report import Baseline, Latency, Limit, Report
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -37,7 +41,7 @@ def test_the_page_is_the_golden_one() -> None:
 def test_the_headline_says_what_came_out_and_what_was_missed() -> None:
     assert headline(report(latency=report().latency[:1])) == (
         "17.3 % of the MACs, 9.8 % of the parameters, 1.90x faster (1.85 to 1.95) on laptop, test accuracy 97.5 % (dense 97.8 %, -0.3 pp); "
-        "cut verified: equal to the masked model (difference 3e-16). Missed: parameters 42.2 k (asked 40 k)."
+        "cut verified: equal to the masked model (difference 3e-16). Missed: parameters 42.2 k (limit 40 k)."
     )
 
 
@@ -47,7 +51,7 @@ def test_an_accuracy_after_more_training_is_not_put_down_to_the_cut() -> None:
         dense=report().dense.model_copy(update={"epochs": 30}),
     )
     assert "test accuracy 97.5 % after 5 more epochs of training (dense 97.8 %, -0.3 pp)" in headline(tuned)
-    assert "The cut model had 5 more epochs of training than the dense one." in tables(tuned)[0].notes
+    assert "The cut model was trained for 5 more epochs than the dense one." in tables(tuned)[0].notes
 
 
 def test_an_interval_that_holds_one_is_no_difference() -> None:
@@ -72,7 +76,7 @@ def test_a_speed_that_was_not_measured_is_not_claimed() -> None:
 def test_predicted_stands_against_measured() -> None:
     found = timing(predicted_dense_ms=2.0, predicted_cut_ms=1.2, dense_ms=2.0, cut_ms=1.0, speedup=2.0)
     assert (
-        "laptop: predicted 1.20 ms (60.0 % of dense), measured 1.00 ms (50.0 %); the share is off by +20.0 %."
+        "laptop: predicted 1.20 ms (60.0 % of dense), measured 1.00 ms (50.0 %); the fraction is off by +20.0 %."
         in latency_table((found,), 2).notes
     )
 
@@ -94,16 +98,14 @@ def test_a_latency_limit_is_shown_as_it_was_asked_for() -> None:
     missed = Limit(what="budget.latency.laptop", asked="2.5ms", limit=2.5, achieved=3.0, met=False)
     share = missed.model_copy(update={"asked": "60%", "limit": 0.6, "achieved": 0.7})
     assert headline(report(limits=(missed, share))).endswith(
-        "Missed: time on laptop 3.00 ms (asked 2.5 ms), time on laptop 70.0 % (asked 60 %)."
+        "Missed: time on laptop 3.00 ms (limit 2.5 ms), time on laptop 70.0 % (limit 60 %)."
     )
 
 
 def test_what_a_table_predicts_is_not_called_measured() -> None:
     phone = timing(target="phone", measured=False, speedup=2.0, low=2.0, high=2.0, pairs=0)
-    assert "2.00x faster as predicted, not measured on phone" in headline(report(latency=(phone,)))
-    assert "1.25x slower as predicted" in headline(
-        report(latency=(phone.model_copy(update={"speedup": 0.8}),))
-    )
+    assert "2.00x faster (predicted, not measured) on phone" in headline(report(latency=(phone,)))
+    assert "1.25x slower (predicted" in headline(report(latency=(phone.model_copy(update={"speedup": 0.8}),)))
     assert latency_table((phone,), 2).rows[0][4] == "-"
 
 
@@ -117,17 +119,17 @@ def test_baselines_stand_beside_the_cut_model_on_one_yardstick() -> None:
             Baseline(kind="magnitude", side=own, latency=(fast,), cut_accuracy=0.5, verdict=report().verdict),
         ),
     )
-    table = next(t for t in tables(found) if t.title == "Against baselines")
+    table = next(t for t in tables(found) if t.title == "Compared with baselines")
     assert table.rows[2] == ("magnitude", "17.0 %", "9.8 %", "0.200 ms", "50.00 %", "97.60 %", "98.00 %", "5")
     assert (
-        "The cut model against magnitude -0.50 pp. One run each: a few tenths of a point may be chance."
+        "Accuracy of the cut model: -0.50 pp over magnitude. One run each: a few tenths of a point may be chance."
         in table.notes
     )
     assert (
         table.notes[-1]
-        == "The cut model had more epochs of training in this run than magnitude: those before its cut."
+        == "The cut model was trained for more epochs in this run than magnitude: those before its cut."
     )
-    assert not [t for t in tables(report()) if t.title == "Against baselines"]
+    assert not [t for t in tables(report()) if t.title == "Compared with baselines"]
 
 
 def test_a_baseline_that_did_not_come_to_the_same_time_is_warned_of() -> None:
@@ -140,15 +142,15 @@ def test_a_baseline_that_did_not_come_to_the_same_time_is_warned_of() -> None:
         )
         limit = Limit(what="budget.latency.laptop", asked="60%", limit=0.6, achieved=0.5, met=True)
         found = report(latency=(timing(speedup=2.0, low=1.99, high=2.01),), limits=(limit,), baselines=(own,))
-        return next(t for t in tables(found) if t.title == "Against baselines").notes
+        return next(t for t in tables(found) if t.title == "Compared with baselines").notes
 
     assert (
-        "Warning: by_macs takes 1.25x the time of the cut model on laptop: no choice of its kind that was timed came to the same cost."
+        "Warning: by_macs takes 1.25x the time of the cut model on laptop: none of its cuts that were timed came to the same cost."
         in notes(1.6)
     )
     assert not any("Warning" in note for note in notes(1.95))
     assert notes(1.6)[0].startswith(
-        "by_macs: the same criterion going by MACs; each cut at once to at most the cost"
+        "What each removes: by_macs: the recipe's criterion per MAC. Each is cut once, to at most the cost"
     )
 
 
@@ -173,7 +175,7 @@ def test_without_data_the_accuracy_was_not_measured() -> None:
     ("outcome", "said"),
     [
         ("equal", "equal to the masked model (difference 3e-16)"),
-        ("statistics change", "verified in shape only"),
+        ("statistics change", "verified against the masked model with renormalised statistics"),
         ("nothing cut", "nothing was cut"),
     ],
 )
@@ -217,13 +219,13 @@ def test_the_terminal_folds_many_layers_to_those_that_changed() -> None:
         next(t for t in tables(found, every_layer=e) if t.title == "Layers") for e in (False, True)
     )
     assert (len(short.rows), len(long.rows)) == (4, 34)
-    assert "30 layers that kept all weights not shown; --md and --json have them." in short.notes
+    assert "30 layers that kept all weights not shown; --md and --json show them." in short.notes
 
 
 def test_a_long_history_is_thinned_to_its_ends_and_steps_between() -> None:
-    table = history(report(), 12)
+    table = history_table(report(), 12)
     assert (table.rows[0][:2], table.rows[-1][:2], len(table.rows)) == (("learn", "1"), ("finetune", "5"), 12)
-    assert len(history(report()).rows) == 35
+    assert len(history_table(report()).rows) == 35
 
 
 def test_markdown_does_not_act_on_names() -> None:
@@ -232,22 +234,22 @@ def test_markdown_does_not_act_on_names() -> None:
 
 def test_a_run_that_is_not_there_names_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no such run; 'sparsify runs' lists them"):
-        read(tmp_path / "nowhere")
-    with pytest.raises(RunError, match=r"no report.json here, so this is no run"):
-        read(tmp_path)
+        read_report(tmp_path / "nowhere")
+    with pytest.raises(RunError, match=r"there is no report.json here, so this is not a run"):
+        read_report(tmp_path)
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("version: 1\n")
     with pytest.raises(RunError, match="sparsify apply --resume"):
-        read(tmp_path)
+        read_report(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2}', "null", "\x00"])
 def test_a_damaged_report_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "report.json").write_text(text)
     with pytest.raises(RunError, match="damaged, not a report") as caught:
-        read(tmp_path)
+        read_report(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -257,7 +259,7 @@ def test_it_says_by_how_many_processes_it_was_trained() -> None:
             epoch.model_copy(update={"processes": n})
             for epoch, n in zip(report().history, processes, strict=False)
         )
-        return dict(provenance(report(history=epochs)).rows)["machine"].removeprefix(
+        return dict(provenance_table(report(history=epochs)).rows)["machine"].removeprefix(
             "x86_64 with AVX2, 2 cores, Linux"
         )
 

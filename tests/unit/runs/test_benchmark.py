@@ -19,8 +19,8 @@ from sparsify.cost.measure.compare import compare_calls, pin_cores
 from sparsify.errors import SparsifyError
 from sparsify.models import digits_cnn
 from sparsify.recipe import presets
-from sparsify.reporting.benchmark_table import table, words
-from sparsify.runs.benchmark import subjects, versus
+from sparsify.reporting.benchmark_table import benchmark_table, describe_result
+from sparsify.runs.benchmark import compare, read_candidates
 from sparsify_schemas.target import Cpu
 
 RECIPE: dict[str, Any] = {
@@ -52,23 +52,23 @@ def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def complaint(*names: str, on: str = "onnxruntime") -> str:
     with pytest.raises(SparsifyError) as caught:
-        a, b = subjects([Path(n) for n in names])
-        versus(a, b, on, presets()[on], 0.05)
+        a, b = read_candidates([Path(n) for n in names])
+        compare(a, b, on, presets()[on], 0.05)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("pair", [("run", "cut.onnx"), ("cut.onnx", "cut.pt2"), ("cut.pt2", "run")])
 def test_any_two_artefacts_are_timed_against_each_other(pair: tuple[str, str]) -> None:
-    a, b = subjects([Path(n) for n in pair])
-    found = versus(a, b, "there", EXPORTED, 0.1)
+    a, b = read_candidates([Path(n) for n in pair])
+    found = compare(a, b, "there", EXPORTED, 0.1)
     assert (found.a, found.b, found.description) == (*pair, "cpu, onnxruntime, 1 thread, batch 1")
     assert found.low <= found.speedup <= found.high
     assert 0.2 < found.speedup < 5  # they are the same model
 
 
 def test_a_program_runs_in_pytorch() -> None:
-    a, b = subjects([Path("run"), Path("cut.pt2")])
-    assert versus(a, b, "cpu", EAGER, 0.1).a_ms > 0
+    a, b = read_candidates([Path("run"), Path("cut.pt2")])
+    assert compare(a, b, "cpu", EAGER, 0.1).a_ms > 0
 
 
 def test_what_cannot_be_timed_says_why(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_what_cannot_be_timed_says_why(tmp_path: Path) -> None:
     assert complaint("run", "none.onnx") == "none.onnx: no such file or folder"
     assert (
         complaint("run", "notes.txt")
-        == "notes.txt is no run folder, no .pt2 and no .onnx file, so it cannot be timed; 'sparsify export' makes them of a run"
+        == "notes.txt is neither a run folder nor a .pt2 or .onnx file, so it cannot be timed; 'sparsify export' makes these files from a run"
     )
     assert complaint("run", "broken.onnx").startswith("broken.onnx cannot be read as an ONNX file: ")
     assert (
@@ -89,7 +89,7 @@ def test_what_cannot_be_timed_says_why(tmp_path: Path) -> None:
         complaint("cut.onnx") == "cut.onnx is one model; name a second run, .pt2 or .onnx to time it against"
     )
     assert complaint("run", "cut.onnx", on="eager") == (
-        "cut.onnx is an ONNX file, which PyTorch does not run, as target 'eager' asks; choose --on onnxruntime or --on openvino"
+        "cut.onnx is an ONNX file, but target 'eager' runs models in PyTorch; choose --on onnxruntime or --on openvino"
     )
 
 
@@ -106,10 +106,10 @@ def test_a_fixed_batch_is_said_to_be_the_trouble() -> None:
     program = torch.export.export(digits_cnn().eval(), (torch.rand(2, 1, 8, 8),))
     torch.export.save(program, "two.pt2")
     assert complaint("run", "two.pt2", on="eager") == (
-        "two.pt2 takes a batch of 2 and no other, and target 'eager' asks for 1; export the model for any batch, or name a target of batch 2 with --on"
+        "two.pt2 only takes a batch of 2, but target 'eager' asks for 1; export the model for any batch, or name a target of batch 2 with --on"
     )
-    a, b = subjects([Path("run"), Path("two.pt2")])
-    assert versus(a, b, "two", Cpu(kind="cpu", batch=2), 0.05).b_ms > 0
+    a, b = read_candidates([Path("run"), Path("two.pt2")])
+    assert compare(a, b, "two", Cpu(kind="cpu", batch=2), 0.05).b_ms > 0
 
 
 FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
@@ -135,8 +135,8 @@ def onnx_file(name: str, *given: Given, op: str = "Identity", domain: str = "") 
 
 
 def timed(*names: str, on: str = "onnxruntime") -> BenchmarkResult:
-    a, b = subjects([Path(n) for n in names])
-    return versus(a, b, on, presets()[on], 0.05)
+    a, b = read_candidates([Path(n) for n in names])
+    return compare(a, b, on, presets()[on], 0.05)
 
 
 def test_weights_beside_an_onnx_file_are_read(
@@ -214,10 +214,10 @@ def test_a_number_without_dimensions_is_no_batch() -> None:
 def test_a_fixed_batch_of_an_onnx_file_is_said() -> None:
     onnx_file("four.onnx", ("x", FLOAT, [4, 1, 8, 8]))
     assert complaint("run", "four.onnx") == (
-        "four.onnx takes a batch of 4 and no other, and target 'onnxruntime' asks for 1; export the model for any batch, or name a target of batch 4 with --on"
+        "four.onnx only takes a batch of 4, but target 'onnxruntime' asks for 1; export the model for any batch, or name a target of batch 4 with --on"
     )
-    a, b = subjects([Path("run"), Path("four.onnx")])
-    assert versus(a, b, "four", EXPORTED.model_copy(update={"batch": 4}), 0.05).b_ms > 0
+    a, b = read_candidates([Path("run"), Path("four.onnx")])
+    assert compare(a, b, "four", EXPORTED.model_copy(update={"batch": 4}), 0.05).b_ms > 0
 
 
 def test_what_is_in_integers_already_is_timed_as_it_is() -> None:
@@ -232,7 +232,7 @@ def test_files_that_nothing_can_be_drawn_for() -> None:
         onnx_file(f"{name}.onnx", ("x", kind, ["n", 3]))
         assert (
             complaint("cut.onnx", f"{name}.onnx")
-            == f"{name}.onnx takes 'x', which is no tensor of numbers that numpy has, so no input can be drawn to time it on"
+            == f"{name}.onnx takes 'x', which is not a tensor of a numpy data type, so no input can be drawn to time it with"
         )
     onnx_file("nothing.onnx")
     assert (
@@ -240,7 +240,7 @@ def test_files_that_nothing_can_be_drawn_for() -> None:
     )
     onnx_file("fancy.onnx", ("x", FLOAT, ["n", 1, 8, 8]), op="Fancy", domain="my.own")
     assert complaint("cut.onnx", "fancy.onnx").startswith(
-        "fancy.onnx cannot be run on target 'onnxruntime' with batch 1: "
+        "fancy.onnx cannot run on target 'onnxruntime' with batch 1: "
     )
     assert "Fancy" in complaint("cut.onnx", "fancy.onnx")
 
@@ -280,15 +280,15 @@ def test_an_archive_without_a_model_is_no_program() -> None:
     torch.save({"a": torch.zeros(3)}, "state.pt2")
     assert (
         complaint("cut.onnx", "state.pt2")
-        == "state.pt2 is no torch.export program, as it holds no model; torch.export.save makes one"
+        == "state.pt2 holds no model, so it is not a torch.export program; torch.export.save makes one"
     )
 
 
 def test_more_threads_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsify.cost.measure.availability.count_cores", lambda: 2)
-    a, b = subjects([Path("run"), Path("cut.onnx")])
+    monkeypatch.setattr("sparsify.cost.measure.availability.cores", lambda: 2)
+    a, b = read_candidates([Path("run"), Path("cut.onnx")])
     with pytest.raises(SparsifyError) as caught:
-        versus(a, b, "big", EXPORTED.model_copy(update={"threads": 64}), 0.05)
+        compare(a, b, "big", EXPORTED.model_copy(update={"threads": 64}), 0.05)
     assert str(caught.value) == (
         "target 'big' asks for 64 threads, but this machine has 2 cores; lower 'threads', or give a 'table' that was measured on the target machine"
     )
@@ -318,10 +318,10 @@ def test_nothing_in_a_program_is_executed() -> None:
     assert complaint("run", "inputs.pt2").startswith("inputs.pt2 cannot be read as a torch.export program: ")
     assert (
         complaint("run", "extra.pt2")
-        == "extra.pt2 holds data/constants/opaque_obj_0, which could execute code when it is read; export the model anew, without it"
+        == "extra.pt2 holds data/constants/opaque_obj_0, which could execute code when it is read; export the model again without it"
     )
     assert complaint("run", "weights.pt2").endswith(
-        "as a pickle, which could execute code when it is read; export the model anew"
+        "as a pickle, which could execute code when it is read; export the model again"
     )
     assert not Path("executed").exists()
 
@@ -347,16 +347,17 @@ def contest(
 
 def test_a_difference_is_claimed_only_beyond_what_two_copies_differ_by() -> None:
     assert (
-        words(contest(1.01, 0.98, 1.03))
+        describe_result(contest(1.01, 0.98, 1.03))
         == "no difference larger than the noise: 1.01x [0.98, 1.03]; two copies of A differ by up to 1.03x"
     )
-    assert words(contest(1.02, 1.01, 1.03)).startswith(
+    assert describe_result(contest(1.02, 1.01, 1.03)).startswith(
         "no difference"
     )  # its interval leaves 1 out, and is within the noise
-    assert words(contest(1.31, 1.28, 1.35)) == "B is 1.31x faster than A [1.28, 1.35]"
-    assert words(contest(0.5, 0.4, 0.8)) == "B is 2.00x slower than A [1.25, 2.50]"
+    assert describe_result(contest(1.31, 1.28, 1.35)) == "B is 1.31x faster than A [1.28, 1.35]"
+    assert describe_result(contest(0.5, 0.4, 0.8)) == "B is 2.00x slower than A [1.25, 2.50]"
     assert (
-        "time again on a quiet machine" in table((contest(1.3, 1.2, 1.4, load=3.0),), 2, "Latency").notes[-1]
+        "time again on an idle machine"
+        in benchmark_table((contest(1.3, 1.2, 1.4, load=3.0),), 2, "Latency").notes[-1]
     )
 
 

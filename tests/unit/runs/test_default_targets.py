@@ -10,7 +10,8 @@ from torch import Tensor, nn
 import sparsify
 from sparsify.cost.measure import availability
 from sparsify.errors import ModelError
-from sparsify.reporting.report_tables import headline, read
+from sparsify.reporting.headline import headline
+from sparsify.reporting.report_file import read_report
 from sparsify.runs import evaluate
 from sparsify.runs.apply import apply
 from sparsify.runs.evaluate import default_targets
@@ -34,7 +35,7 @@ def run(model: nn.Module, folder: Path) -> Any:
     x = torch.rand(2, 3, 8, 8)
     plan = sparsify.make_plan(RECIPE, model.eval(), (x,))
     sparsify.save_run(sparsify.cut(plan, model), folder, inputs=(x,), timing=0.05)
-    return read(folder)
+    return read_report(folder)
 
 
 def test_eager_alone_where_onnx_runtime_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +54,7 @@ def test_both_are_timed_and_the_headline_begins_with_onnx_runtime(
         "cpu, eager, 1 thread, batch 1",
     ]
     assert headline(report).index("on onnxruntime") < headline(report).index("on eager")
-    note = "the recipe names no target, so both models were timed on this machine's CPU: ONNX Runtime, and eager PyTorch beside it, 1 thread, batch 1"
+    note = "the recipe names no target, so both models were timed on this machine's CPU: ONNX Runtime and eager PyTorch, 1 thread, batch 1"
     assert note in report.notes
 
 
@@ -67,7 +68,7 @@ def test_a_model_that_cannot_be_exported_is_timed_in_eager_pytorch(
     assert [t.target for t in report.latency] == ["eager"]
     assert any(
         n.startswith(
-            "the models could not be timed in ONNX Runtime, so in eager PyTorch alone: target 'onnxruntime' with batch 1 cannot be timed: torch.export cannot follow"
+            "the models could not be timed in ONNX Runtime, only in eager PyTorch: target 'onnxruntime' with batch 1 cannot be timed: torch.export cannot follow"
         )
         for n in report.notes
     )
@@ -100,5 +101,5 @@ def test_a_target_that_cannot_run_the_model_is_refused_before_the_first_epoch(
     assert str(caught.value).startswith(
         "target 'server' cannot run the model: torch.export cannot follow the model with "
     )
-    assert str(caught.value).endswith("; give it the runtime 'eager' or 'compile', or leave it out")
+    assert str(caught.value).endswith("; set its runtime to 'eager' or 'compile', or remove the target")
     assert not Path("runs").exists()

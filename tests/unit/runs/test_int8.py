@@ -1,4 +1,4 @@
-"""Dense and cut model in floats and in integers: what the four forms say, what they are quantised on, and
+"""Dense and cut model in floats and in integers: what the four forms say, what they are quantise on, and
 kills in between."""
 
 import json
@@ -17,8 +17,8 @@ from sparsify.errors import ModelError
 from sparsify.reporting.report_tables import tables, to_markdown
 from sparsify.runs import int8, run_folder
 from sparsify.runs.apply import apply
-from sparsify.runs.measurement_cache import Parts
-from sparsify.runs.save_load import checked
+from sparsify.runs.measurement_cache import MeasurementCache
+from sparsify.runs.save_load import verify_run
 from sparsify_schemas.report import Integers
 from sparsify_schemas.target import Cpu
 
@@ -59,14 +59,14 @@ def data(train: Tensor, other: Tensor) -> Datasets:
 
 
 @pytest.fixture
-def parts(tmp_path: Path) -> Parts:
-    return Parts(tmp_path / "int8", "these models")
+def parts(tmp_path: Path) -> MeasurementCache:
+    return MeasurementCache(tmp_path / "int8", "these models")
 
 
-def test_ranges_are_those_of_training_examples(parts: Parts) -> None:
-    """What is far outside of their range is clipped to it: the quantised model cannot tell 100 from 1."""
+def test_ranges_are_those_of_training_examples(parts: MeasurementCache) -> None:
+    """What is far outside of their range is clipped to it: the quantise model cannot tell 100 from 1."""
     train, other = torch.linspace(-1, 1, 50)[:, None], torch.linspace(-1, 1, 7)[:, None]
-    found, file = int8.integers(
+    found, file = int8.compare_int8(
         Doubling(), Doubling(), (train[:2],), data(train, other), {"int8": INT8}, 0.05, 0, parts
     )
     session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -85,15 +85,15 @@ def test_ranges_are_those_of_training_examples(parts: Parts) -> None:
     assert all(form.ms["int8"] > 0 for form in found.forms)
 
 
-def test_without_data_ranges_are_of_random_inputs(parts: Parts) -> None:
-    found, _ = int8.integers(
+def test_without_data_ranges_are_of_random_inputs(parts: MeasurementCache) -> None:
+    found, _ = int8.compare_int8(
         Doubling(), Doubling(), (torch.randn(4, 1),), None, {"int8": INT8}, 0.05, 0, parts
     )
     assert found.examples == 0 and found.forms[2].validation_accuracy is None
 
 
-def test_what_is_in_integers_stays_as_it_is(parts: Parts) -> None:
-    _, file = int8.integers(Doubling(), Doubling(), (torch.randn(4, 1),), None, {}, 0.05, 0, parts)
+def test_what_is_in_integers_stays_as_it_is(parts: MeasurementCache) -> None:
+    _, file = int8.compare_int8(Doubling(), Doubling(), (torch.randn(4, 1),), None, {}, 0.05, 0, parts)
     assert quantise(file, []) == file
 
 
@@ -103,7 +103,7 @@ def test_a_file_that_is_no_onnx_is_refused() -> None:
 
 
 def test_a_table_from_elsewhere_quantises_nothing() -> None:
-    assert int8.in_int8(
+    assert int8.select_int8(
         {"a": INT8, "b": INT8.model_copy(update={"table": "b.json"}), "c": Cpu(kind="cpu")}
     ) == {"a": INT8}
 
@@ -123,7 +123,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, halt: str = "", after: int = 0) -> 
 
         monkeypatch.setattr(int8, name, call)
 
-    for name in ("exported", "quantised", "_interleaved", "_accuracy"):
+    for name in ("export_onnx_bytes", "quantise", "_time_interleaved", "_measure_accuracy"):
         watch(name)
     return made
 
@@ -131,13 +131,13 @@ def counted(monkeypatch: pytest.MonkeyPatch, halt: str = "", after: int = 0) -> 
 @pytest.mark.parametrize(
     ("halt", "after", "rest"),
     [
-        ("quantised", 1, {"quantised": 1, "_interleaved": 2, "_accuracy": 8}),
-        ("_interleaved", 1, {"_interleaved": 1, "_accuracy": 8}),
-        ("_accuracy", 5, {"_accuracy": 4}),
+        ("quantise", 1, {"quantise": 1, "_time_interleaved": 2, "_measure_accuracy": 8}),
+        ("_time_interleaved", 1, {"_time_interleaved": 1, "_measure_accuracy": 8}),
+        ("_measure_accuracy", 5, {"_measure_accuracy": 4}),
     ],
 )
 def test_what_is_there_is_not_made_again(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch, halt: str, after: int, rest: dict[str, int]
+    parts: MeasurementCache, monkeypatch: pytest.MonkeyPatch, halt: str, after: int, rest: dict[str, int]
 ) -> None:
     """Parts: two files in floats, two in integers, times on each of two targets, accuracies on both sets
     of each of four forms."""
@@ -145,7 +145,7 @@ def test_what_is_there_is_not_made_again(
     targets = {"int8": INT8, "four": INT8.model_copy(update={"batch": 4})}
 
     def table() -> tuple[Integers, bytes]:
-        return int8.integers(Doubling(), Doubling(2.0), (x[:2],), data(x, x), targets, 0.05, 0, parts)
+        return int8.compare_int8(Doubling(), Doubling(2.0), (x[:2],), data(x, x), targets, 0.05, 0, parts)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         counted(patch, halt, after)
@@ -160,11 +160,11 @@ def test_what_is_there_is_not_made_again(
     )
 
 
-def test_parts_of_other_models_do_not_count(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_other_models_do_not_count(parts: MeasurementCache, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.linspace(-1, 1, 50)[:, None]
-    int8.integers(Doubling(), Doubling(2.0), (x[:2],), data(x, x), {"int8": INT8}, 0.05, 0, parts)
+    int8.compare_int8(Doubling(), Doubling(2.0), (x[:2],), data(x, x), {"int8": INT8}, 0.05, 0, parts)
     made = counted(monkeypatch)
-    int8.integers(
+    int8.compare_int8(
         Doubling(3.0),
         Doubling(4.0),
         (x[:2],),
@@ -172,9 +172,14 @@ def test_parts_of_other_models_do_not_count(parts: Parts, monkeypatch: pytest.Mo
         {"int8": INT8},
         0.05,
         0,
-        Parts(parts.folder, "those"),
+        MeasurementCache(parts.folder, "those"),
     )
-    assert Counter(made) == {"exported": 2, "quantised": 2, "_interleaved": 1, "_accuracy": 8}
+    assert Counter(made) == {
+        "export_onnx_bytes": 2,
+        "quantise": 2,
+        "_time_interleaved": 1,
+        "_measure_accuracy": 8,
+    }
 
 
 @pytest.mark.slow
@@ -184,7 +189,7 @@ def test_a_kill_in_the_middle_of_the_table_loses_nothing(
     pytest.importorskip("sklearn")
     whole = apply(RECIPE, from_scratch=True, out=tmp_path / "whole", timing=0.05)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        counted(patch, "_accuracy", 4)
+        counted(patch, "_measure_accuracy", 4)
         apply(RECIPE, from_scratch=True, out=tmp_path / "halted", timing=0.05)
     halted = tmp_path / "halted" / "digits-1"
     assert not (halted / run_folder.REPORT).exists()
@@ -198,9 +203,9 @@ def test_a_kill_in_the_middle_of_the_table_loses_nothing(
     with monkeypatch.context() as patch:
         rest = counted(patch)
         apply(resume=halted, timing=0.05)
-    assert rest == ["_accuracy"] * 4
+    assert rest == ["_measure_accuracy"] * 4
     assert not (halted / run_folder.PARTS).exists() and not (whole / run_folder.PARTS).exists()
-    a, b = checked(whole, run_folder.QUANTISED), checked(halted, run_folder.QUANTISED)
+    a, b = verify_run(whole, run_folder.QUANTISED), verify_run(halted, run_folder.QUANTISED)
     assert a.integers is not None and b.integers is not None
 
     def figures(report: Any) -> list[Any]:
@@ -214,6 +219,6 @@ def test_a_kill_in_the_middle_of_the_table_loses_nothing(
         a.cut.test_accuracy
     )
     assert cut_int8.test_accuracy == pytest.approx(cut.test_accuracy, abs=0.05)
-    assert "Floats and integers" in [t.title for t in tables(a)]
+    assert "float32 and int8" in [t.title for t in tables(a)]
     assert "256 training examples" in to_markdown(a)
     assert json.loads((whole / run_folder.REPORT).read_text())["integers"]["examples"] == 256

@@ -22,7 +22,7 @@ from sparsify.pruning.make_plan import make_plan
 from sparsify.runs import run_folder
 from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.listing import list_runs
-from sparsify.runs.save_load import checked, load_dense, load_run, planned_inputs, save_run
+from sparsify.runs.save_load import draw_planned_inputs, load_dense, load_run, save_run, verify_run
 from sparsify_schemas.recipe import Recipe
 
 RECIPE = {
@@ -99,7 +99,7 @@ def test_the_folder_holds_the_whole_run_and_nothing_temporary(saved):
 
 def test_the_report_counts_what_lies_on_disk(saved):
     _, folder = saved
-    report = checked(folder)
+    report = verify_run(folder)
     assert report.cut.params == sum(
         t.numel()
         for n, t in load_file(folder / run_folder.WEIGHTS).items()
@@ -131,14 +131,14 @@ def test_the_report_counts_what_lies_on_disk(saved):
     ids=["share", "count", "macs"],
 )
 def test_budgets_are_judged_in_the_units_in_which_they_were_asked(tmp_path, budget, limit, achieved):
-    report = checked(save_run(half({**RECIPE, "budget": budget}), tmp_path / "run", timing=0.05))
+    report = verify_run(save_run(half({**RECIPE, "budget": budget}), tmp_path / "run", timing=0.05))
     (found,) = report.limits
     assert (found.limit, found.achieved, found.met) == (limit, achieved(report.dense, report.cut), True)
 
 
 def test_a_budget_of_bytes_counts_tensors_not_the_file_header(tmp_path):
     folder = save_run(half({**RECIPE, "budget": {"bytes": "40KiB"}}), tmp_path / "run", timing=0.05)
-    report = checked(folder)
+    report = verify_run(folder)
     stored = sum(t.numel() * t.element_size() for t in load_file(folder / run_folder.WEIGHTS).values())
     assert report.limits[0].achieved == stored <= 40 * 1024
     assert report.cut.bytes > stored
@@ -146,10 +146,11 @@ def test_a_budget_of_bytes_counts_tensors_not_the_file_header(tmp_path):
 
 def test_weights_that_are_zero_are_counted_and_said_to_bring_no_speed(tmp_path):
     recipe = {**RECIPE, "budget": {}, "rules": [{"layers": "conv*", "group": "weight", "sparsity": "75%"}]}
-    report = checked(save_run(half(recipe), tmp_path / "run", timing=0.05))
+    report = verify_run(save_run(half(recipe), tmp_path / "run", timing=0.05))
     total = 16 * 9 + 32 * 16 * 9 + 2 * 32 * 32 * 9
     assert any(
-        f"{total * 3 // 4} of {total} weights stored are zero; zeros in the tensors bring no speed" in n
+        f"{total * 3 // 4} of {total} stored weights are zero; zeros in the tensors make the model neither faster"
+        in n
         for n in report.notes
     )
     assert report.cut.params == report.dense.params
@@ -162,7 +163,7 @@ def test_a_missed_demand_is_reported_as_missed(tmp_path):
     done = half({**RECIPE, "budget": {}, "rules": [rule]})
     asked = Recipe.model_validate({**RECIPE, "budget": {}, "rules": [{**rule, "sparsity": "90%"}]})
     done = replace(done, plan=replace(done.plan, recipe=asked))
-    report = checked(save_run(done, tmp_path / "run", timing=0.05))
+    report = verify_run(save_run(done, tmp_path / "run", timing=0.05))
     assert [(m.what, m.achieved, m.met) for m in report.limits] == [("rules.0.sparsity", 0.5, False)]
 
 
@@ -170,12 +171,12 @@ def test_without_inputs_in_the_recipe_those_of_the_plan_are_measured(tmp_path):
     recipe = {k: v for k, v in RECIPE.items() if k != "inputs"}
     model = digits_cnn().eval()
     run = save_run(cut(make_plan(recipe, model, (X,)), model), tmp_path / "run", timing=0.05)
-    report = checked(run)
-    assert report.dense.macs == checked(save_run(half(), tmp_path / "other", timing=0.05)).dense.macs
-    assert [tuple(x.shape) for x in planned_inputs(run)] == [(4, 1, 8, 8)]
+    report = verify_run(run)
+    assert report.dense.macs == verify_run(save_run(half(), tmp_path / "other", timing=0.05)).dense.macs
+    assert [tuple(x.shape) for x in draw_planned_inputs(run)] == [(4, 1, 8, 8)]
     (run / run_folder.PLAN).write_text("{}")
     with pytest.raises(RunError, match=r"plan.json is damaged"):
-        planned_inputs(run)
+        draw_planned_inputs(run)
 
 
 def test_a_protected_layer_says_why(tmp_path):
@@ -183,7 +184,7 @@ def test_a_protected_layer_says_why(tmp_path):
         **RECIPE,
         "rules": [{"layers": "conv[234]", "group": "filter"}, {"layers": "conv1", "protect": True}],
     }
-    report = checked(save_run(half(recipe), tmp_path / "run", timing=0.05))
+    report = verify_run(save_run(half(recipe), tmp_path / "run", timing=0.05))
     rows = {row.name: row for row in report.layers}
     assert "rules.1 protects 'conv1'" in rows["conv1"].protected
     assert rows["conv2"].protected is None
@@ -210,7 +211,7 @@ def test_an_empty_folder_may_be_used(tmp_path):
 
 def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        sparsify.runs.save_load, "assess", lambda *_: (_ for _ in ()).throw(VerificationError("no"))
+        sparsify.runs.save_load, "evaluate_run", lambda *_: (_ for _ in ()).throw(VerificationError("no"))
     )
     with pytest.raises(VerificationError):
         save_run(half(), tmp_path / "run")
@@ -220,7 +221,7 @@ def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
 def test_without_a_builder_in_the_recipe_a_run_loads_with_one(tmp_path):
     result = half({k: v for k, v in RECIPE.items() if k != "model"})
     folder = save_run(result, tmp_path / "run", timing=0.05)
-    assert any("loads only with a builder" in n for n in checked(folder).notes)
+    assert any("loads only with a builder" in n for n in verify_run(folder).notes)
     with pytest.raises(RunError, match=r"load_run\(folder, build=callable\)"):
         load_run(folder)
     assert torch.equal(load_run(folder, build=digits_cnn)(X), result.model.eval()(X))
@@ -256,7 +257,7 @@ def test_a_missing_file_is_named(run, name):
 @pytest.mark.parametrize("name", [run_folder.RECIPE, run_folder.CUTS, run_folder.WEIGHTS])
 def test_a_file_that_was_cut_short_is_named(run, name):
     (run / name).write_bytes((run / name).read_bytes()[:-10])
-    with pytest.raises(RunError, match=f"{name} is not as the run left it"):
+    with pytest.raises(RunError, match=f"{name} was changed after the run"):
         load_run(run)
     assert list_runs(run.parent)[0].state == "damaged"
 
@@ -264,7 +265,7 @@ def test_a_file_that_was_cut_short_is_named(run, name):
 def test_cuts_that_were_edited_are_refused(run):
     text = (run / run_folder.CUTS).read_text()
     (run / run_folder.CUTS).write_text(text.replace('"kept"', '"kept" ').replace("1", "2", 1))
-    with pytest.raises(RunError, match=r"cuts.json is not as the run left it"):
+    with pytest.raises(RunError, match=r"cuts.json was changed after the run"):
         load_run(run)
 
 
@@ -294,7 +295,7 @@ def test_weights_that_are_no_safetensors_are_refused_even_with_a_matching_digest
 
 def test_a_run_without_a_report_is_not_complete(run):
     (run / run_folder.REPORT).unlink()
-    with pytest.raises(RunError, match="has not come to its end"):
+    with pytest.raises(RunError, match="has not finished"):
         load_run(run)
     assert list_runs(run.parent)[0].state == "interrupted"
 
@@ -309,7 +310,7 @@ def test_a_report_that_is_none_is_damage(run, content):
 
 def test_listing_says_what_each_run_came_to(saved):
     (row,) = list_runs(saved[1].parent)
-    report = checked(saved[1])
+    report = verify_run(saved[1])
     assert (row.name, row.state, row.title, row.created) == (
         "half",
         "complete",
@@ -397,20 +398,20 @@ def test_state_that_is_no_tensor_is_refused(tmp_path):
     ],
 )
 def test_titles_become_folder_names(title, name):
-    assert run_folder.slug(title) == name
+    assert run_folder.make_slug(title) == name
 
 
 def test_run_folders_are_numbered_per_title(tmp_path):
-    made = [run_folder.create(tmp_path / "runs", title).name for title in ("A b", "a-b!", "other")]
+    made = [run_folder.create_folder(tmp_path / "runs", title).name for title in ("A b", "a-b!", "other")]
     assert made == ["a-b-1", "a-b-2", "other-1"]
     (tmp_path / "runs" / "a-b-7").touch()
-    assert run_folder.create(tmp_path / "runs", "a b").name == "a-b-8"
+    assert run_folder.create_folder(tmp_path / "runs", "a b").name == "a-b-8"
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "runs").touch()
     with pytest.raises(RunError, match=r"cannot make a run folder in .*runs.*--out"):
-        run_folder.create(tmp_path / "runs", "t")
+        run_folder.create_folder(tmp_path / "runs", "t")
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
@@ -442,33 +443,33 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, full_disk):
         files.write(tmp_path / run_folder.PLAN, b" " * 2000)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(RunError, match=r"cannot write .*log.jsonl: File too large"):
-        run_folder.log(tmp_path, {"text": "x" * 2000})
+        run_folder.append_log(tmp_path, {"text": "x" * 2000})
 
 
 def test_only_one_process_holds_a_run(tmp_path):
-    with run_folder.locked(tmp_path):
-        assert run_folder.running(tmp_path)
-        with pytest.raises(RunError, match=r"is in use by process \d+"), run_folder.locked(tmp_path):
+    with run_folder.lock_run(tmp_path):
+        assert run_folder.is_running(tmp_path)
+        with pytest.raises(RunError, match=r"is in use by process \d+"), run_folder.lock_run(tmp_path):
             pass
-    assert not run_folder.running(tmp_path)
-    with run_folder.locked(tmp_path):
+    assert not run_folder.is_running(tmp_path)
+    with run_folder.lock_run(tmp_path):
         pass
 
 
 def test_a_lock_left_by_a_dead_process_holds_nothing(tmp_path):
-    code = "import sys, os; from pathlib import Path; from sparsify.runs import run_folder; held = run_folder.locked(Path(sys.argv[1])); held.__enter__(); os._exit(9)"
+    code = "import sys, os; from pathlib import Path; from sparsify.runs import run_folder; held = run_folder.lock_run(Path(sys.argv[1])); held.__enter__(); os._exit(9)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert (tmp_path / run_folder.LOCK).read_text()
-    assert not run_folder.running(tmp_path)
-    with run_folder.locked(tmp_path):
+    assert not run_folder.is_running(tmp_path)
+    with run_folder.lock_run(tmp_path):
         pass
 
 
 def test_a_torn_line_spoils_no_other(tmp_path):
-    run_folder.log(tmp_path, {"a": 1})
+    run_folder.append_log(tmp_path, {"a": 1})
     with (tmp_path / run_folder.LOG).open("a") as log:
         log.write('{"b": ')
-    run_folder.log(tmp_path, {"c": 3})
+    run_folder.append_log(tmp_path, {"c": 3})
     assert (tmp_path / run_folder.LOG).read_text().splitlines() == ['{"a": 1}', '{"b": ', '{"c": 3}']
 
 

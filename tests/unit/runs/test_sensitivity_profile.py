@@ -19,7 +19,7 @@ from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import candidates, choose
 from sparsify.recipe import load
 from sparsify.runs import sensitivity
-from sparsify.runs.sensitivity import profile, read_profile, with_limits
+from sparsify.runs.sensitivity import profile_layers, read_profile, set_limits
 from sparsify.training.objective import evaluate
 from sparsify_cli.app import exit_code
 from sparsify_schemas.profile import Profile, tolerance
@@ -55,7 +55,7 @@ def trained(weights: Path) -> torch.nn.Module:
 
 
 def test_ablation_is_what_the_network_does_without_the_units(weights: Path, tmp_path: Path) -> None:
-    found = profile(RECIPE, weights, tmp_path / "p.json", examples=60)
+    found = profile_layers(RECIPE, weights, tmp_path / "p.json", examples=60)
     assert (found.examples, [c.group for c in found.curves]) == (60, ["conv1", "conv2", "conv3"])
     assert [c.layers for c in found.curves] == [("conv1",), ("conv2", "conv4"), ("conv3",)]
     assert [p.removed for p in found.curves[0].points] == [2, 3, 5, 6, 8, 10, 11, 13, 14]
@@ -67,7 +67,7 @@ def test_ablation_is_what_the_network_does_without_the_units(weights: Path, tmp_
         + model.bn3.weight**2
         + model.bn3.bias**2
     )
-    own = sensitivity._sample(load_data(load(RECIPE).recipe.data, 0).validation, 60, 0)
+    own = sensitivity._draw_examples(load_data(load(RECIPE).recipe.data, 0).validation, 60, 0)
     assert (found.loss, found.accuracy) == pytest.approx(evaluate(model, own))
     with torch.no_grad():
         model.conv4.weight[:, lost.argsort()[:16]] = 0  # its consumer no longer sees them
@@ -79,7 +79,7 @@ def test_ablation_is_what_the_network_does_without_the_units(weights: Path, tmp_
 def test_it_goes_on_where_it_was_killed(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = profile(RECIPE, weights, tmp_path / "whole.json", examples=40)
+    whole = profile_layers(RECIPE, weights, tmp_path / "whole.json", examples=40)
     calls: list[int] = []
 
     def dying(model: Any, examples: Any) -> tuple[float, float]:
@@ -90,16 +90,16 @@ def test_it_goes_on_where_it_was_killed(
 
     monkeypatch.setattr(sensitivity, "evaluate", dying)
     with pytest.raises(KeyboardInterrupt):
-        profile(RECIPE, weights, tmp_path / "p.json", examples=40)
+        profile_layers(RECIPE, weights, tmp_path / "p.json", examples=40)
     assert sum(len(c.points) for c in read_profile(tmp_path / "p.json").curves) == 10
-    assert profile(RECIPE, weights, tmp_path / "p.json", examples=40) == whole
+    assert profile_layers(RECIPE, weights, tmp_path / "p.json", examples=40) == whole
     assert len(calls) == 12 + 1 + 17, "the whole model again, then only what was missing"
 
 
 def test_taylor_predicts_by_the_products_of_weight_and_gradient(weights: Path, tmp_path: Path) -> None:
-    found = profile(RECIPE, weights, tmp_path / "p.json", by="taylor", examples=100)
+    found = profile_layers(RECIPE, weights, tmp_path / "p.json", by="taylor", examples=100)
     model = trained(weights)
-    own = sensitivity._sample(load_data(load(RECIPE).recipe.data, 0).validation, 100, 0)
+    own = sensitivity._draw_examples(load_data(load(RECIPE).recipe.data, 0).validation, 100, 0)
     ((x, y),) = batches(own, 100)
     functional.cross_entropy(model(x), y).backward()
     parts = [(w.grad * w).flatten(1).sum(1) if role == "out" and w.dim() > 1 else (w.grad * w).sum((0, 2, 3)) if role == "in" else w.grad * w for w, role in
@@ -112,18 +112,18 @@ def test_taylor_predicts_by_the_products_of_weight_and_gradient(weights: Path, t
 
 
 def test_gsm_ranks_the_units_of_all_layers_together(weights: Path, tmp_path: Path) -> None:
-    found = profile(RECIPE, weights, tmp_path / "p.json", by="gsm", examples=100)
+    found = profile_layers(RECIPE, weights, tmp_path / "p.json", by="gsm", examples=100)
     units = sum(c.width for c in found.curves)
     for at, share in enumerate(sensitivity.SHARES):
         assert sum(c.points[at].removed for c in found.curves) == round(share * units)
     assert len({c.points[4].removed / c.width for c in found.curves}) > 1, "some layers bear more than others"
-    limited = with_limits(found, Share.parse("50%"))
+    limited = set_limits(found, Share.parse("50%"))
     assert limited.limits == {c.group: Share(100 * c.points[4].removed / c.width, "%") for c in found.curves}
 
 
 def test_residual_branches_go_as_a_whole(weights: Path, tmp_path: Path) -> None:
     rules = [{"layers": "conv[34]", "group": "depth"}, {"layers": "conv1", "group": "filter"}]
-    found = profile(
+    found = profile_layers(
         {**RECIPE, "rules": rules}, weights, tmp_path / "p.json", examples=60, tolerance=Share.parse("5%")
     )
     branch = next(c for c in found.curves if c.width == 1)
@@ -131,7 +131,7 @@ def test_residual_branches_go_as_a_whole(weights: Path, tmp_path: Path) -> None:
     model = trained(weights)
     with torch.no_grad():
         model.bn4.weight.zero_(), model.bn4.bias.zero_()  # the sum's other side alone
-    own = sensitivity._sample(load_data(load(RECIPE).recipe.data, 0).validation, 60, 0)
+    own = sensitivity._draw_examples(load_data(load(RECIPE).recipe.data, 0).validation, 60, 0)
     assert (branch.points[0].loss, branch.points[0].accuracy) == pytest.approx(evaluate(model, own), rel=1e-4)
     assert found.limits.keys() == {"conv1"}
 
@@ -154,18 +154,18 @@ def by_hand(*drops: float, by: str = "ablation") -> Profile:
 
 
 def test_a_limit_is_the_largest_share_up_to_which_all_are_within_the_tolerance() -> None:
-    assert with_limits(by_hand(0.0, -0.01, 0.009, 0.02, 0.0), tolerance("ablation", "1pp")).limits == {
+    assert set_limits(by_hand(0.0, -0.01, 0.009, 0.02, 0.0), tolerance("ablation", "1pp")).limits == {
         "a": Share(30, "%")
     }
-    assert with_limits(by_hand(0.02, 0.0), Share.parse("1%")).limits == {"a": Share(0, "%")}
-    assert with_limits(by_hand(0.002, 0.004, 0.006, by="taylor"), Share.parse("1%")).limits == {
+    assert set_limits(by_hand(0.02, 0.0), Share.parse("1%")).limits == {"a": Share(0, "%")}
+    assert set_limits(by_hand(0.002, 0.004, 0.006, by="taylor"), Share.parse("1%")).limits == {
         "a": Share(20, "%")
     }, "of a loss of 0.5"
 
 
 def test_points_of_accuracy_are_written_either_way_and_a_share_of_the_loss_in_one() -> None:
     assert tolerance("ablation", "1%") == tolerance("ablation", "1pp") == Points(1.0, "pp")
-    assert with_limits(by_hand(0.0), tolerance("ablation", "1%")).tolerance == "1pp"
+    assert set_limits(by_hand(0.0), tolerance("ablation", "1%")).tolerance == "1pp"
     assert tolerance("taylor", "1%") == Share(1.0, "%") == tolerance("gsm", "1%")
     with pytest.raises(
         ValueError,
@@ -193,7 +193,9 @@ def widths(recipe: dict[str, Any]) -> dict[str, int]:
 
 
 def test_a_recipe_holds_to_the_limits_of_a_file(weights: Path, tmp_path: Path) -> None:
-    found = profile(RECIPE, weights, tmp_path / "limits.json", examples=60, tolerance=Share.parse("3%"))
+    found = profile_layers(
+        RECIPE, weights, tmp_path / "limits.json", examples=60, tolerance=Share.parse("3%")
+    )
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({**limited("limits.json"), "budget": {"macs": "70%"}}))
     loaded = load(path)
@@ -212,10 +214,10 @@ def test_limits_are_found_for_the_recipe_that_will_read_them(
 ) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(limited(limits)))
-    found = profile(
+    found = profile_layers(
         path, weights, tmp_path / "limits.json", by="taylor", examples=60, tolerance=Share.parse("3%")
     )
-    assert found == profile(
+    assert found == profile_layers(
         RECIPE, weights, tmp_path / "other.json", by="taylor", examples=60, tolerance=Share.parse("3%")
     )
 
@@ -255,9 +257,9 @@ def test_limits_of_a_later_cut_are_of_the_dense_width() -> None:
         (
             "torn.json",
             '{"version": 1, "by":',
-            "{path} holds no profile of a network (it: Invalid JSON: EOF while parsing a value at line 1 column 20); '{make}' writes one",
+            "{path} is not a sensitivity profile (it: Invalid JSON: EOF while parsing a value at line 1 column 20); '{make}' writes one",
         ),
-        ("bare.json", by_hand(0.0).model_dump_json(), "{path} holds no limits; have them set: {make}"),
+        ("bare.json", by_hand(0.0).model_dump_json(), "{path} holds no limits; '{make}' sets them"),
     ],
 )
 def test_files_without_limits(tmp_path: Path, name: str, body: str | None, said: str) -> None:
@@ -346,30 +348,30 @@ def test_limits_of_another_network(tmp_path: Path) -> None:
 
 def test_a_profile_knows_its_network(weights: Path, tmp_path: Path) -> None:
     plan = sparsify.make_plan(RECIPE, digits_cnn(), INPUTS)
-    found = profile(RECIPE, weights, tmp_path / "p.json", by="taylor", examples=20)
+    found = profile_layers(RECIPE, weights, tmp_path / "p.json", by="taylor", examples=20)
     assert found.network == plan.map.network
     (tmp_path / "p.json").write_text(found.model_copy(update={"network": None}).model_dump_json())
-    assert profile(RECIPE, weights, tmp_path / "p.json", by="taylor", examples=20) == found, (
+    assert profile_layers(RECIPE, weights, tmp_path / "p.json", by="taylor", examples=20) == found, (
         "an old file learns it"
     )
 
 
 def test_a_profile_of_something_else_is_not_gone_on_with(weights: Path, tmp_path: Path) -> None:
-    profile(RECIPE, weights, tmp_path / "p.json", by="taylor", examples=20)
+    profile_layers(RECIPE, weights, tmp_path / "p.json", by="taylor", examples=20)
     with pytest.raises(RunError) as caught:
-        profile(RECIPE, weights, tmp_path / "p.json", by="taylor", examples=30)
+        profile_layers(RECIPE, weights, tmp_path / "p.json", by="taylor", examples=30)
     assert (
         str(caught.value)
-        == f"{tmp_path}/p.json is the profile of another model, other data, rules, or another method; name another file with --out, or delete it"
+        == f"{tmp_path}/p.json is a profile made with another model, data, rules or method; name another file with --out, or delete it"
     )
     (tmp_path / "p.json").write_text("{")
-    with pytest.raises(RunError, match=r"p\.json is damaged, no profile of a network \(it: Invalid JSON"):
-        profile(RECIPE, weights, tmp_path / "p.json", by="taylor", examples=20)
+    with pytest.raises(RunError, match=r"p\.json is damaged or not a sensitivity profile \(it: Invalid JSON"):
+        profile_layers(RECIPE, weights, tmp_path / "p.json", by="taylor", examples=20)
     with pytest.raises(DataError) as error:
-        profile({**RECIPE, "data": {"source": "digits", "validation": "0%"}}, weights, tmp_path / "q.json")
-    assert (
-        str(error.value) == "there is no validation data to judge layers on; write data.validation above 0%"
-    )
+        profile_layers(
+            {**RECIPE, "data": {"source": "digits", "validation": "0%"}}, weights, tmp_path / "q.json"
+        )
+    assert str(error.value) == "there is no validation data to judge layers on; set data.validation above 0%"
 
 
 def test_the_command_shows_a_table_and_leaves_the_file(
@@ -408,7 +410,7 @@ def test_the_command_shows_a_table_and_leaves_the_file(
         "conv2",
         "conv3",
     ]
-    assert "limit: what of it goes when 50% of all units go;" in out
+    assert "limit: fraction below the threshold when 50% of all units are;" in out
     assert "saved in sensitivity.json and s.html" in err
     html = Path("s.html").read_text()
     assert html.count("<figure>") == 3 and "conv2 and 1 more, 32 units, limit" in html

@@ -8,7 +8,7 @@ import torch
 import sparsify
 from sparsify.errors import RecipeError
 from sparsify.models import digits_cnn
-from sparsify.reporting.report_tables import read
+from sparsify.reporting.report_file import read_report
 
 TRAIN = {"kind": "train", "epochs": 1, "optimizer": {"kind": "adam", "lr": 0.003}}
 RECIPE: dict[str, Any] = {
@@ -63,7 +63,7 @@ def test_a_stage_that_only_follows_the_dense_model_comes_nearer_to_it(tmp_path, 
         with torch.no_grad():
             distances.append(float((sparsify.load_run(run)(x) - dense(x)).square().mean()))
     assert distances[1] < 0.75 * distances[0]
-    assert len(read(run).stages) == 2
+    assert len(read_report(run).stages) == 2
 
 
 def test_the_plan_says_so_and_a_stage_before_the_cut_is_refused() -> None:

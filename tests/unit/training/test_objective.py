@@ -10,7 +10,8 @@ from torch import Tensor, nn
 import sparsify
 from sparsify.data import Examples
 from sparsify.models import digits_cnn
-from sparsify.reporting.report_tables import read, tables
+from sparsify.reporting.report_file import read_report
+from sparsify.reporting.report_tables import tables
 from sparsify.runs.apply import apply
 from sparsify.training import objective
 
@@ -67,7 +68,7 @@ def test_a_metric_is_measured_on_both_models_and_stands_in_the_report(
         "stages": [{"kind": "cut"}],
     }
     run = apply(recipe, tmp_path / "model.pt", out=tmp_path, timing=0.05)
-    report = read(run)
+    report = read_report(run)
     assert report.dense.metrics.keys() == {"validation top-2 accuracy", "test top-2 accuracy"}
     assert report.cut.test_accuracy is not None
     assert report.cut.metrics["test top-2 accuracy"] > report.cut.test_accuracy

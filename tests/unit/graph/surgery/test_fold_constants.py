@@ -217,25 +217,25 @@ EXACT: dict[str, Callable[[], Built]] = {
 LOSSY: dict[str, tuple[Callable[[], Built], str]] = {
     "3x3 convolution with padding": (
         after_convolution(lambda: nn.Conv2d(32, 6, 3, padding=1)),
-        "'consumer' lost 8 constant inputs, of which the mean went into a bias: beside it up to ",
+        "'consumer' lost 8 constant inputs; their mean was folded into a bias, up to ",
     ),
     "transposed convolution with strides": (
         after_convolution(lambda: nn.ConvTranspose2d(32, 6, 2, 2)),
-        "'consumer' lost 8 constant inputs, of which the mean went into a bias: beside it up to ",
+        "'consumer' lost 8 constant inputs; their mean was folded into a bias, up to ",
     ),
     "used twice, different constants": (
         after_linear(
             lambda: nn.Linear(32, 6), run=lambda m, y: m.consumer(y).relu() + m.consumer(y.square())
         ),
-        "'consumer' lost 8 constant inputs, of which the mean went into a bias: beside it up to ",
+        "'consumer' lost 8 constant inputs; their mean was folded into a bias, up to ",
     ),
     "masked bias": (
         after_linear(masked("bias")),
-        "'consumer' lost 8 constant inputs that nothing could take: up to ",
+        "'consumer' lost 8 constant inputs that could not be folded anywhere: up to ",
     ),
     "functional, without a bias": (
         after_linear(lambda: nn.Parameter(torch.randn(32, 6)), run=lambda m, y: y @ m.consumer),
-        "'the model' lost 8 constant inputs that nothing could take: up to ",
+        "'the model' lost 8 constant inputs that could not be folded anywhere: up to ",
     ),
     "bilinear": (
         after_linear(
@@ -243,7 +243,7 @@ LOSSY: dict[str, tuple[Callable[[], Built], str]] = {
             run=lambda m, y: m.consumer(y, m.other(y)),
             other=lambda: nn.Linear(32, 10),
         ),
-        "'consumer' lost 8 constant inputs that nothing could take: up to ",
+        "'consumer' lost 8 constant inputs that could not be folded anywhere: up to ",
     ),
 }
 """consumers that cannot, and the note"""
@@ -313,7 +313,7 @@ def test_eight_dead_units_leave_nothing_behind(name: str) -> None:
     if not name.endswith("batch dimension"):
         assert verdict.batches == (1, 2, 5)
     assert result.notes[0].startswith(
-        "removed units emitted constants, which went exactly into the biases of "
+        "removed units had constant outputs, which were folded exactly into the biases of "
     )
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items()), (
         "the user's model stays"

@@ -17,7 +17,7 @@ from sparsify.errors import RunError
 from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.surgery.width_names import Meaning, read_meaning
 from sparsify.pruning.cut import Result
-from sparsify.reporting import report_tables
+from sparsify.reporting.report_file import read_report
 from sparsify_schemas.cuts import Cuts, SetAttribute
 
 IMAGE = (torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0)),)
@@ -279,7 +279,7 @@ def test_numbers_with_several_explanations_are_listed_in_the_notes_and_in_the_re
     assert named(result)["first.0.width"] == 8 and result.model.first[1].width == 16
     assert result.notes == ("'channels' still says 16; the layers now have 8 and 16 channels",)
     run = sparsify.save_run(result, tmp_path / "run", inputs=ROW, timing=0.01)
-    assert [note for note in report_tables.read(run).notes if "still says" in note] == list(result.notes)
+    assert [note for note in read_report(run).notes if "still says" in note] == list(result.notes)
 
 
 def test_notes_of_numbers_alike_are_one_and_names_that_say_nothing_are_listed() -> None:

@@ -113,7 +113,7 @@ def test_a_bias_that_something_else_reads_takes_nothing() -> None:
         model.a.bias[:4] = 1
     result = cut(model.eval(), torch.randn(1, 6))
     assert torch.equal(result.model.b.bias, model.b.bias)
-    assert result.notes[0].startswith("'b' lost 4 constant inputs that nothing could take: up to ")
+    assert result.notes[0].startswith("'b' lost 4 constant inputs that could not be folded anywhere: up to ")
 
 
 def test_constants_that_vary_along_a_sequence_are_told() -> None:
@@ -123,9 +123,7 @@ def test_constants_that_vary_along_a_sequence_are_told() -> None:
     with torch.no_grad():
         model.a.weight[:4] = 0
     result = cut(model.eval(), torch.randn(1, 5, 6))
-    assert result.notes[0].startswith(
-        "'b' lost 4 constant inputs, of which the mean went into a bias: beside it up to "
-    )
+    assert result.notes[0].startswith("'b' lost 4 constant inputs; their mean was folded into a bias, up to ")
     assert result.verdicts[0].reference == "masked model"
 
 
@@ -261,7 +259,7 @@ def test_a_bias_of_which_something_else_reads_a_part_takes_nothing() -> None:
     zero_producer(model)
     result = cut(model, torch.randn(1, 6))
     assert torch.equal(result.model.b.bias, model.b.bias)
-    assert result.notes[0].startswith("'b' lost 4 constant inputs that nothing could take: up to ")
+    assert result.notes[0].startswith("'b' lost 4 constant inputs that could not be folded anywhere: up to ")
 
 
 def test_outputs_that_are_masked_with_infinities_are_compared() -> None:

@@ -12,8 +12,9 @@ from sparsify.errors import ModelError, RecipeError
 from sparsify.models import digits_cnn
 from sparsify.pruning.planning.depth_search import best, next_depth
 from sparsify.recipe import load
-from sparsify.reporting.report_tables import read
-from sparsify.runs import accuracy_search, apply
+from sparsify.reporting.report_file import read_report
+from sparsify.runs import accuracy_search
+from sparsify.runs import stages as stages_module
 from sparsify_schemas.budget import AccuracyDrop, Budget
 from sparsify_schemas.report import Report, Search, Trial
 from sparsify_schemas.units import Points
@@ -133,7 +134,7 @@ def test_by_hand_nothing_can_be_searched() -> None:
 
 
 def applied(folder: Path, **more: Any) -> Report:
-    return read(sparsify.apply({**RECIPE, **more}, from_scratch=True, out=folder, timing=0.01))
+    return read_report(sparsify.apply({**RECIPE, **more}, from_scratch=True, out=folder, timing=0.01))
 
 
 def test_the_deepest_cut_inside_is_what_the_run_leaves(tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_a_search_goes_on_after_a_kill_and_ends_alike(
     whole = applied(tmp_path / "whole", stages=stages, budget=budget)
     for kill in (2, 4):
         calls: list[int] = []
-        cut_now, tried = apply._cut_now, accuracy_search._tried
+        cut_model, judge = stages_module._cut_model, accuracy_search._judge_trial
 
         def dying(run: Any, *given: Any, real: Any, calls: list[int] = calls, kill: int = kill) -> Any:
             calls.append(1)
@@ -179,12 +180,12 @@ def test_a_search_goes_on_after_a_kill_and_ends_alike(
             return real(run, *given)
 
         with monkeypatch.context() as patch:
-            patch.setattr(apply, "_cut_now", lambda *a, real=cut_now, d=dying: d(*a, real=real))
-            patch.setattr(accuracy_search, "_tried", lambda *a, real=tried, d=dying: d(*a, real=real))
+            patch.setattr(stages_module, "_cut_model", lambda *a, real=cut_model, d=dying: d(*a, real=real))
+            patch.setattr(accuracy_search, "_judge_trial", lambda *a, real=judge, d=dying: d(*a, real=real))
             with pytest.raises(KeyboardInterrupt):
                 applied(tmp_path / str(kill), stages=stages, budget=budget)
         folder = tmp_path / str(kill) / "digits-1"
-        report = read(sparsify.apply(resume=folder, timing=0.01))
+        report = read_report(sparsify.apply(resume=folder, timing=0.01))
         assert [t.model_copy(update={"seconds": 0}) for t in report.search.trials] == [
             t.model_copy(update={"seconds": 0}) for t in whole.search.trials
         ]
@@ -212,7 +213,7 @@ def test_a_kill_at_any_write_of_the_search_is_gone_on_from(
         monkeypatch.setattr(accuracy_search, "_write", dying)
         with pytest.raises(KeyboardInterrupt):
             applied(tmp_path / str(kill), stages=stages, budget=budget)
-        report = read(sparsify.apply(resume=tmp_path / str(kill) / "digits-1", timing=0.01))
+        report = read_report(sparsify.apply(resume=tmp_path / str(kill) / "digits-1", timing=0.01))
         assert report.files["model.safetensors"] == whole.files["model.safetensors"]
         assert [t.depth for t in report.search.trials] == [t.depth for t in whole.search.trials]
 

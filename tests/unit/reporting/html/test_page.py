@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsify.formatting.table import clean
+from sparsify.reporting.headline import headline
 from sparsify.reporting.html import to_html
 from sparsify.reporting.html.axes import axis
 from sparsify.reporting.html.markup import tag
 from sparsify.reporting.html.plots import Mark, Series, bar, lines, scatter
-from sparsify.reporting.report_tables import headline, tables
+from sparsify.reporting.report_tables import tables
 from sparsify_schemas.report import Form, Integers, LayerTime, Report, Round, Search, Sparsity, Trial
 from sparsify_schemas.table import Steps
 
@@ -161,7 +162,10 @@ def test_a_bar_is_as_long_as_its_figures() -> None:
 def test_widths_show_the_steps_that_the_target_rewards() -> None:
     stepped = report().latency[0].model_copy(update={"steps": Steps(convolution=16, linear=8)})
     page = Page(to_html(report(latency=(stepped,))))
-    assert "the widths that laptop rewards" in page.text and "multiples of 16 (linear layers 8)" in page.text
+    assert (
+        "the widths that are fastest on laptop" in page.text
+        and "multiples of 16 (linear layers 8)" in page.text
+    )
     assert [at["d"] for at in page.of("path", "step")] == [
         "M800 0V14",
         "M320 0V14M640 0V14M960 0V14",
@@ -170,13 +174,13 @@ def test_widths_show_the_steps_that_the_target_rewards() -> None:
 
 
 def test_milliseconds_by_layer_where_they_are_predicted_else_macs() -> None:
-    assert "Where the MACs went" in Page(to_html(report())).text
+    assert "MACs by layer" in Page(to_html(report())).text
     spent = (
         LayerTime(layer="conv1", dense_ms=0.2, cut_ms=0.1),
         LayerTime(layer="", dense_ms=0.05, cut_ms=0.05),
     )
     found = Page(to_html(report(latency=(report().latency[0].model_copy(update={"by_layer": spent}),)))).text
-    assert "Where the milliseconds went" in found and "Where the MACs went" not in found
+    assert "Time by layer" in found and "MACs by layer" not in found
     assert "0.200 to 0.100 ms" in found and "(no layer)" in found
 
 
@@ -278,9 +282,11 @@ def test_a_search_is_drawn_and_every_table_has_its_place() -> None:
     zeros = (Sparsity(what="model", group="", nominal=0.5, effective=0.6, weights=10),)
     text = to_html(report(search=Search(dense=0.97, trials=tuple(trials)), sparsities=zeros), "version: 1")
     page = Page(text)
-    assert '<h2>Search</h2><div class="scroll"' in text, "its table has the width of the page"
+    assert '<h2>Search for the deepest cut</h2><div class="scroll"' in text, (
+        "its table has the width of the page"
+    )
     assert re.findall("<h2>(.*?)</h2>", page.source) == [
-        "Dense and cut", "Asked and achieved", "Latency", "Search", "Where the MACs went", "Widths", "Protected", "Training", "Zeros", "Notes", "Recipe", "Provenance",
+        "Dense and cut", "Limits", "Latency", "Search for the deepest cut", "MACs by layer", "Widths", "Protected", "Training", "Zeros", "Notes", "Recipe", "Provenance",
     ]  # fmt: skip
     said = [
         at["aria-label"]
@@ -288,7 +294,7 @@ def test_a_search_is_drawn_and_every_table_has_its_place() -> None:
         if str(at["aria-label"]).startswith("Validation accuracy")
     ]
     assert said == [
-        "Validation accuracy against MACs left: dense 97.00 %; inside 96.00 % at 39.2 % of the MACs; outside 91.00 % at 17.4 % of the MACs; taken 95.50 % at 26.2 % of the MACs"
+        "Validation accuracy against MACs left: dense 97.00 %; within the limit 96.00 % at 39.2 % of the MACs; over the limit 91.00 % at 17.4 % of the MACs; taken 95.50 % at 26.2 % of the MACs"
     ]
 
 

@@ -1,0 +1,87 @@
+"""The result of a run in one or two sentences."""
+
+from sparsify.formatting.numbers import (
+    accuracy,
+    brief,
+    count,
+    divide,
+    known,
+    milliseconds,
+    plural,
+    points,
+    share,
+    size,
+    spaced,
+)
+from sparsify.formatting.verdict_text import verdict_words
+from sparsify.reporting.latency_table import timing_words
+from sparsify_schemas.report import Limit, Report, Side
+
+_LABELS = {
+    "budget.macs": "MACs",
+    "budget.params": "parameters",
+    "budget.bytes": "bytes",
+    "budget.peak_memory": "peak memory",
+    "budget.accuracy_drop": "drop of validation accuracy",
+}
+
+
+def headline(report: Report) -> str:
+    """What remains of the model, its speed and accuracy, the verdict, and the missed limits."""
+    dense, cut = report.dense, report.cut
+    parts = [
+        f"{share(divide(cut.macs, dense.macs))} of the MACs",
+        f"{share(divide(cut.params, dense.params))} of the parameters",
+    ]
+    nonzero = divide(cut.nonzero, cut.params)
+    zeros = 0.0 if nonzero is None else 1 - nonzero
+    if zeros >= 0.005:
+        parts.append(f"{share(zeros)} of what remains is zero but stored")
+    parts += [timing_words(timing, report.environment.cores) for timing in report.latency]
+    parts.append(_describe_accuracy(dense, cut))
+    text = f"{', '.join(parts)}; {verdict_words(report.verdict)}."
+    missed = [describe_missed(limit) for limit in report.limits if not limit.met]
+    return f"{text} Missed: {', '.join(missed)}." if missed else text
+
+
+def describe_missed(limit: Limit) -> str:
+    """'MACs 26.1 % (limit 25 %)'."""
+    return f"{limit_name(limit)} {format_limit(limit, limit.achieved)} (limit {spaced(limit.asked)})"
+
+
+def limit_name(limit: Limit) -> str:
+    """'MACs' for budget.macs, 'time on laptop' for budget.latency.laptop; other limits keep their path."""
+    target = limit.what.removeprefix("budget.latency.")
+    if target != limit.what:
+        return f"time on {target}"
+    return _LABELS.get(limit.what, limit.what)
+
+
+def format_limit(limit: Limit, value: float) -> str:
+    """A value in the unit in which the recipe gives the limit: a percentage, a count, a size or a time."""
+    if limit.asked.endswith("%"):
+        return share(value)
+    if limit.what.startswith("budget.latency."):
+        return milliseconds(value)
+    if limit.what == "budget.accuracy_drop":
+        return points(value)
+    if limit.what in ("budget.bytes", "budget.peak_memory"):
+        return size(value, limit.asked)
+    return count(value)
+
+
+def _describe_accuracy(dense: Side, cut: Side) -> str:
+    more = cut.epochs - dense.epochs
+    for name, before, after in (
+        ("test", dense.test_accuracy, cut.test_accuracy),
+        ("validation", dense.validation_accuracy, cut.validation_accuracy),
+    ):
+        if after is None or not known(after):
+            continue
+        text = f"{name} accuracy {brief(accuracy(after))}"
+        if before is None or not known(before):
+            return text
+        trained = f" after {plural(more, 'more epoch')} of training" if more else ""
+        change = brief(points(after - before))
+        return f"{text}{trained} (dense {brief(accuracy(before))}, {change})"
+    return "accuracy not measured"

@@ -1,0 +1,37 @@
+"""Read the report of a run from its folder."""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from sparsify.errors import RunError, first_line
+from sparsify.files import read
+from sparsify_schemas.report import Report
+
+FILE = "report.json"
+
+
+def read_report(run: Path) -> Report:
+    """Read the report of a run's folder, or a report.json.
+
+    Raises RunError, which says what to do when there is none.
+    """
+    file = run if run.is_file() else run / FILE
+    if not run.exists():
+        raise RunError(f"{run}: no such run; 'sparsify runs' lists them, 'sparsify apply' makes one")
+    if not file.is_file():
+        if (run / "recipe.yaml").exists():
+            raise RunError(
+                f"{run}: this run has not finished and has no report yet; "
+                f"continue it with 'sparsify apply --resume {run}'"
+            )
+        raise RunError(
+            f"{run}: there is no {FILE} here, so this is not a run; "
+            f"'sparsify runs {run}' lists the runs in a folder"
+        )
+    try:
+        return Report.model_validate_json(read(file))
+    except ValidationError as error:
+        raise RunError(
+            f"{file}: damaged, not a report ({first_line(error)}); make it again with 'sparsify apply'"
+        ) from None

@@ -1,0 +1,196 @@
+"""Tables of a run's course: stages, cuts, the search for the deepest cut, epochs."""
+
+from collections.abc import Callable, Iterator
+
+from sparsify.formatting.numbers import (
+    MISSING,
+    accuracy,
+    divide,
+    fixed,
+    known,
+    plain,
+    plural,
+    points,
+    seconds,
+    share,
+)
+from sparsify.formatting.table import Table, columns
+from sparsify.formatting.verdict_text import verdict_words
+from sparsify.pruning.planning.depth_search import best
+from sparsify.reporting import table_titles
+from sparsify.reporting.report_file import FILE
+from sparsify_schemas.report import Epoch, RepairRow, Report, Trial
+
+_PENALTY_COLUMNS: dict[str, tuple[Callable[[float | None], str], str, str]] = {
+    "woken": (
+        share,
+        "reactivated",
+        "fraction of GSM weights that switched from inactive to active between two steps",
+    ),
+    "threshold": (
+        plain,
+        "threshold",
+        "weights up to this magnitude were set to zero at the end of the epoch",
+    ),
+    "due": (share, "due", "fraction of the goal that strength auto should have reached by now"),
+    "reached": (share, "reached", "fraction of the goal that zero weights amount to"),
+}
+"""Fields of an epoch that only some penalties fill: how a value is shown, the heading, what it means."""
+
+
+def stages_table(report: Report) -> Table:
+    """A row for each stage."""
+    rows = tuple(
+        (
+            stage.name,
+            stage.kind,
+            str(stage.epochs) if stage.epochs else MISSING,
+            seconds(stage.seconds),
+            plain(_round_loss(stage.loss)),
+            accuracy(stage.validation_accuracy),
+            share(stage.penalty_share),
+        )
+        for stage in report.stages
+    )
+    heads = columns("stage", "kind", ">epochs", ">time", ">loss", ">validation", ">in penalties")
+    return Table(table_titles.STAGES, heads, rows)
+
+
+LEAST_CORRELATION = 0.2
+"""Below this the outputs hardly follow the inputs."""
+
+
+def agreement_table(report: Report) -> Table:
+    """How far the outputs after each cut and each repair follow those of the dense model."""
+    rows = []
+    for stage in report.stages:
+        if stage.agreement is not None:
+            agreement = stage.agreement
+            correlation, error = fixed(agreement.correlation, 3), share(agreement.error)
+            rows.append((stage.name, correlation, error, share(agreement.same_prediction)))
+    heads = columns("after stage", ">correlation", ">error", ">same prediction")
+    return Table(table_titles.AGREEMENT, heads, tuple(rows), tuple(_repair_notes(report)))
+
+
+def _repair_notes(report: Report) -> Iterator[str]:
+    """Warnings of outputs that no longer follow the inputs, and what each repair did."""
+    for stage in report.stages:
+        if stage.agreement is not None and stage.agreement.correlation < LEAST_CORRELATION:
+            correlation = fixed(stage.agreement.correlation, 3)
+            yield (
+                f"Warning: after '{stage.name}' the outputs hardly follow the inputs (correlation with the "
+                f"dense outputs {correlation}); cut less, limit what each layer loses by keep.limits, or repair."
+            )
+        if stage.repair is not None:
+            yield _describe_repair(stage.name, stage.repair)
+
+
+def _describe_repair(name: str, repair: RepairRow) -> str:
+    if repair.reverted:
+        return f"{name} was undone: on held-out examples the outputs came no closer to the dense ones."
+    outcomes = [layer.outcome for layer in repair.layers]
+    layers = ""
+    if outcomes:
+        layers = f" {outcomes.count('refitted')} of {plural(len(outcomes), 'layer')} refitted;"
+    before, after = fixed(repair.before.correlation, 3), fixed(repair.after.correlation, 3)
+    examples = plural(repair.examples, "unlabelled training example")
+    return f"{name}: {repair.method} on {examples};{layers} correlation {before} -> {after} on held-out examples."
+
+
+def cuts_table(report: Report) -> Table:
+    """A row for each cut, where there was more than one."""
+    dense = report.dense
+    rows = tuple(
+        (
+            cut.stage,
+            str(cut.epoch) if cut.epoch else MISSING,
+            share(divide(cut.macs, dense.macs)),
+            share(divide(cut.params, dense.params)),
+            accuracy(cut.validation_accuracy),
+            verdict_words(cut.verdict),
+        )
+        for cut in report.rounds
+    )
+    heads = columns("stage", ">after epoch", ">MACs left", ">parameters left", ">validation", "verdict")
+    return Table(table_titles.CUTS, heads, rows if len(rows) > 1 else ())
+
+
+def search_table(report: Report) -> Table:
+    """A row for each depth that was tried for an accuracy_drop, and which one the report is of."""
+    if report.search is None:
+        return Table(table_titles.SEARCH, (), ())
+    taken = best(report.search)
+    trials = enumerate(report.search.trials, 1)
+    rows = tuple(_trial_row(report, number, trial, trial == taken) for number, trial in trials)
+    heads = columns(">trial", ">depth", ">MACs left", ">parameters left", ">validation", ">drop", "", ">time")
+    note = "depth: 0 % is what the other budgets ask for, 100 % is all that can be removed."
+    return Table(table_titles.SEARCH, heads, rows, (note,))
+
+
+def _trial_row(report: Report, number: int, trial: Trial, is_taken: bool) -> tuple[str, ...]:
+    verdict = "within the limit" if trial.inside else "over the limit"
+    return (
+        str(number),
+        share(trial.depth),
+        share(divide(trial.macs, report.dense.macs)),
+        share(divide(trial.params, report.dense.params)),
+        accuracy(trial.validation_accuracy),
+        points(trial.drop),
+        f"{verdict}, taken" if is_taken else verdict,
+        seconds(trial.seconds),
+    )
+
+
+def history_table(report: Report, most: int | None = None) -> Table:
+    """A row for each epoch, or for `most` of them, evenly spaced with the first and the last."""
+    epochs = report.history
+    if most is not None and len(epochs) > most:
+        picked = {round(i * (len(epochs) - 1) / (most - 1)) for i in range(most)}
+        epochs = tuple(epoch for i, epoch in enumerate(epochs) if i in picked)
+    extra = [
+        name for name in _PENALTY_COLUMNS if any(getattr(epoch, name) is not None for epoch in report.history)
+    ]
+    heads = columns(
+        "stage",
+        ">epoch",
+        ">loss",
+        ">train",
+        ">validation",
+        ">zero",
+        ">strength",
+        *(f">{_PENALTY_COLUMNS[name][1]}" for name in extra),
+        ">lr",
+        ">time",
+    )
+    notes = ["zero: fraction of the groups covered by rules whose norm is zero."]
+    for name in extra:
+        _, heading, meaning = _PENALTY_COLUMNS[name]
+        notes.append(f"{heading}: {meaning}.")
+    if len(epochs) < len(report.history):
+        notes.append(f"{len(epochs)} of {len(report.history)} epochs; {FILE} has all of them.")
+    rows = tuple(_epoch_row(epoch, extra) for epoch in epochs)
+    return Table(table_titles.HISTORY, heads, rows, tuple(notes))
+
+
+def _epoch_row(epoch: Epoch, extra: list[str]) -> tuple[str, ...]:
+    more = []
+    for name in extra:
+        show, _, _ = _PENALTY_COLUMNS[name]
+        more.append(show(getattr(epoch, name)))
+    return (
+        epoch.stage,
+        str(epoch.epoch),
+        plain(_round_loss(epoch.loss)),
+        accuracy(epoch.train_accuracy),
+        accuracy(epoch.validation_accuracy),
+        share(epoch.sparsity),
+        plain(epoch.strength),
+        *more,
+        plain(epoch.lr),
+        seconds(epoch.seconds),
+    )
+
+
+def _round_loss(loss: float | None) -> float | None:
+    """To three digits."""
+    return float(f"{loss:.3g}") if loss is not None and known(loss) else None

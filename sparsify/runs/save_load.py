@@ -281,7 +281,7 @@ def verify_run(folder: Path, *names: str) -> Report:
             raise RunError(f"{path} is missing; the run is no longer complete")
         if run_folder.sha256(path) != report.files[name]:
             raise RunError(
-                f"{path} was map_tensors after the run: its SHA-256 differs from the one in {run_folder.REPORT}"
+                f"{path} was changed after the run: its SHA-256 differs from the one in {run_folder.REPORT}"
             )
     return report
 

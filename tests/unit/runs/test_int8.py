@@ -1,4 +1,4 @@
-"""Dense and cut model in floats and in integers: what the four forms say, what they are quantise on, and
+"""Dense and cut model in floats and in integers: what the four forms say, what they are quantised on, and
 kills in between."""
 
 import json
@@ -64,7 +64,7 @@ def parts(tmp_path: Path) -> MeasurementCache:
 
 
 def test_ranges_are_those_of_training_examples(parts: MeasurementCache) -> None:
-    """What is far outside of their range is clipped to it: the quantise model cannot tell 100 from 1."""
+    """What is far outside of their range is clipped to it: the quantised model cannot tell 100 from 1."""
     train, other = torch.linspace(-1, 1, 50)[:, None], torch.linspace(-1, 1, 7)[:, None]
     found, file = int8.compare_int8(
         Doubling(), Doubling(), (train[:2],), data(train, other), {"int8": INT8}, 0.05, 0, parts

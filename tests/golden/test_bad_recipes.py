@@ -980,7 +980,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
     "expression that is none": (
         (("${epochs}", "${epochs +}"),),
         (
-            "recipe.yaml:19:40: stages.0.epochs: 'epochs +' is no expression; only numbers, variables, "
+            "recipe.yaml:19:40: stages.0.epochs: 'epochs +' is not an expression; only numbers, variables, "
             "+ - * / // % **, parentheses, min, max, round and int"
         ),
     ),
@@ -1049,7 +1049,7 @@ EDITED: dict[str, tuple[Edits, str]] = {
     "backslash in double quotes": (
         (('"conv*"', '"re:conv\\d"'),),
         (
-            "recipe.yaml:10:22: '\\d' is no escape in a double-quoted text; use single quotes, "
+            "recipe.yaml:10:22: '\\d' is not an escape in a double-quoted text; use single quotes, "
             "which keep '\\' as it is"
         ),
     ),

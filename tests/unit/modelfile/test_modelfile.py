@@ -177,7 +177,7 @@ def test_a_class_in_the_current_folder_builds_too(nets: Any, path: str) -> None:
             "mynets.small.instance",
             {},
             (
-                "model.build 'mynets.small.instance' is a Net, not something that builds a model; "
+                "model.build 'mynets.small.instance' is a Net, which cannot build a model; "
                 "name a function or a class"
             ),
         ),
@@ -185,21 +185,22 @@ def test_a_class_in_the_current_folder_builds_too(nets: Any, path: str) -> None:
             "mynets.small.constant",
             {},
             (
-                "model.build 'mynets.small.constant' is a int, not something that builds a model; "
+                "model.build 'mynets.small.constant' is a int, which cannot build a model; "
                 "name a function or a class"
             ),
         ),
         (
             "os.system",
             {"command": "ls"},
-            "model.build 'os.system': 'os.system' is Python's own, and neither builds a model nor makes data",
+            "model.build 'os.system': 'os.system' is in the standard library "
+            "and can neither build a model nor load data",
         ),
         (
             "sparsify.runs.run_folder.suppress",
             {},
             (
                 "model.build 'sparsify.runs.run_folder.suppress': 'sparsify.runs.run_folder.suppress' "
-                "is contextlib.suppress, Python's own, and neither builds a model nor makes data"
+                "is contextlib.suppress of the standard library and can neither build a model nor load data"
             ),
         ),
         (
@@ -465,8 +466,8 @@ def test_files_of_another_kind(tmp_path: Path) -> None:
         (
             {"epoch": 3, "weights": {"a": torch.zeros(1)}},
             (
-                ": holds no weights under state_dict, model_state_dict, model, net, "
-                "and is no state dict itself; its keys are epoch, weights"
+                ": is not a state dict and holds none under state_dict, model_state_dict, "
+                "model, net; its keys are epoch, weights"
             ),
         ),
     ],

@@ -314,7 +314,9 @@ def test_no_baseline_gets_more_time_than_the_recipe_allows(
         recipe=recipe, plan=SimpleNamespace(floors=(floor,)), folder=Path(), build=None, inputs=()
     )
     monkeypatch.setattr(baselines, "rebuild_dense", lambda *_: None)
-    monkeypatch.setattr(baselines.measure, "latency", lambda *_, **__: SimpleNamespace(speedup=speedup))
+    monkeypatch.setattr(
+        baselines.measure, "measure_latency", lambda *_, **__: SimpleNamespace(speedup=speedup)
+    )
     assert baselines._measure_cost(run, digits_cnn(), None) == Cost("latency.eager", cost)  # type: ignore[arg-type]
 
 
@@ -338,7 +340,7 @@ def test_a_damaged_cost_says_so() -> None:
 def test_the_plan_says_what_they_cost() -> None:
     shown = " ".join(sparsify.describe(preview(RECIPE, from_scratch=True)).split())
     assert (
-        "each at the cost that the cut comes to: 3 x the 2 epochs after the cut, "
+        "each at the cost of the cut model: 3 x the 2 epochs after the cut, "
         "and 2 epochs before it once, without penalties"
     ) in shown
     assert " ".join(sparsify.describe(preview(RECIPE, weights())).split()).endswith(

@@ -414,9 +414,9 @@ def test_integers_are_those_of_the_table_and_agree_with_the_model(runs, call):
     code, out, err = call("export", runs["conv"], "--format", "onnx-int8")
     assert (code, err) == (0, f"exporting {runs['conv']} as onnx-int8\n")
     said = re.fullmatch(
-        r"conv-1\.int8\.onnx: [\d.]+ KiB Quantised on 256 training examples\. Reloaded "
-        r"\(onnxruntime\): it predicts the class "
-        r"that the model in floats predicts on ([\d.]+) % of (\d+) validation examples\.",
+        r"conv-1\.int8\.onnx: [\d.]+ KiB Calibrated on 256 training examples\. Reloaded "
+        r"\(onnxruntime\): it predicts the same class "
+        r"as the float32 model on ([\d.]+) % of (\d+) validation examples\.",
         " ".join(out.split()),
     )
     examples = load_data(Data(source="digits", validation="10%"), 0)
@@ -449,8 +449,8 @@ def test_integers_without_data_are_compared_on_random_inputs(call):
     code, out, _ = call("export", run, "--format", "onnx-int8", "--out", "m.onnx")
     assert code == 0
     assert re.fullmatch(
-        r"m\.onnx: [\d.]+ KiB Quantised on random inputs, as the recipe has no data: "
-        r"enough to time it, not to use it\. "
+        r"m\.onnx: [\d.]+ KiB Calibrated on random inputs, as the recipe has no data: "
+        r"use the file for timing only\. "
         r"Reloaded \(onnxruntime\) and compared at batch 1 and 5: "
         r"largest difference \S+ of the largest output\.",
         " ".join(out.split()),
@@ -480,8 +480,10 @@ def test_integers_are_judged_on_training_examples_where_none_are_kept_for_valida
 def test_a_difference_is_exit_three_and_leaves_what_was_there(runs, call, monkeypatch, format):
     kept = Path("m")
     kept.write_text("old")
-    exact = writer.in_memory
-    monkeypatch.setattr(writer, "in_memory", lambda model, inputs: [1.0001 * t for t in exact(model, inputs)])
+    exact = writer.run_in_memory
+    monkeypatch.setattr(
+        writer, "run_in_memory", lambda model, inputs: [1.0001 * t for t in exact(model, inputs)]
+    )
     code, out, err = call("export", runs["conv"], "--format", format, "--out", kept, "--force")
     assert (code, out) == (3, "")
     assert "m was not written: at batch 1, reloaded by " in err
@@ -507,7 +509,7 @@ def test_an_interruption_leaves_nothing(runs, monkeypatch):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer, "compared", interrupted)
+    monkeypatch.setattr(writer, "compare_outputs", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sparsify.export(runs["conv"], "pt2")
     assert list(Path.cwd().iterdir()) == []
@@ -525,12 +527,12 @@ def test_weights_that_changed_on_disk_are_not_exported(runs, tmp_path):
 
 def test_the_difference_is_relative_and_knows_infinities():
     t = torch.tensor
-    assert compare.difference(t([100.0, 0.0]), t([100.0, 1.0])) == pytest.approx(0.01)
-    assert compare.difference(t([float("inf"), float("nan")]), t([float("inf"), float("nan")])) == 0
-    assert compare.difference(t([0.0]), t([1e-9])) == float("inf")
-    assert not compare.difference(t([1.0]), t([float("nan")])) <= TOLERANCE
-    assert not compare.difference(t([1.0, 2.0]), t([1.0, float("inf")])) <= TOLERANCE
-    assert compare.difference(t([1, 2]), t([1, 3])) == 0.5
+    assert compare.relative_difference(t([100.0, 0.0]), t([100.0, 1.0])) == pytest.approx(0.01)
+    assert compare.relative_difference(t([float("inf"), float("nan")]), t([float("inf"), float("nan")])) == 0
+    assert compare.relative_difference(t([0.0]), t([1e-9])) == float("inf")
+    assert not compare.relative_difference(t([1.0]), t([float("nan")])) <= TOLERANCE
+    assert not compare.relative_difference(t([1.0, 2.0]), t([1.0, float("inf")])) <= TOLERANCE
+    assert compare.relative_difference(t([1, 2]), t([1, 3])) == 0.5
 
 
 # the command

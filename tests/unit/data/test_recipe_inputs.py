@@ -259,7 +259,7 @@ def test_such_a_recipe_reads_back_as_it_is_written() -> None:
 
 
 def test_the_examples_of_the_documentation_are_recipes() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "inputs.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "how-to" / "inputs.md").read_text()
     blocks = [yaml.safe_load(part.partition("```")[0]) for part in text.split("```yaml")[1:]]
     assert [next(iter(block)) for block in blocks] == ["inputs", "calls"]
     for block in blocks:

@@ -285,7 +285,7 @@ def test_an_archive_without_a_model_is_no_program() -> None:
 
 
 def test_more_threads_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsify.cost.measure.availability.cores", lambda: 2)
+    monkeypatch.setattr("sparsify.cost.measure.availability.count_cores", lambda: 2)
     a, b = read_candidates([Path("run"), Path("cut.onnx")])
     with pytest.raises(SparsifyError) as caught:
         compare(a, b, "big", EXPORTED.model_copy(update={"threads": 64}), 0.05)

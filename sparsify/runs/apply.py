@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -140,6 +140,8 @@ def _to_the_end(run: Run, model: nn.Module, at: Checkpoint) -> tuple[nn.Module, 
                 model, at = _cut(run, stage, model, at)
             case Repair() as stage:
                 model, at = repair_model_of_run(run, stage, model, at)
+            case stage:
+                assert_never(stage)
     return model, at
 
 

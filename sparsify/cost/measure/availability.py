@@ -5,6 +5,7 @@ import os
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from typing import assert_never
 
 from sparsify.cost.measure.machine import cores
 from sparsify.errors import TargetError
@@ -47,6 +48,8 @@ def _missing(target: Target) -> str | None:
             return _no_cuda() or _no_compiler(target)
         case Cpu():
             return _no_runtime(target) or _too_many_threads(target) or _no_compiler(target)
+        case _:
+            assert_never(target)
 
 
 def _no_runtime(target: Cpu) -> str | None:

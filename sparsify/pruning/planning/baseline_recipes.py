@@ -75,10 +75,15 @@ def _plain(stages: tuple[Stage, ...]) -> tuple[Train, ...]:
 def _plain_with_repairs(stages: tuple[Stage, ...]) -> Iterator[Train | Repair]:
     """Trained without penalties, and repaired where the run is."""
     for stage in stages:
-        if isinstance(stage, Repair):
-            yield stage
-        else:
-            yield from _plain((stage,))
+        match stage:
+            case Repair():
+                yield stage
+            case Train():
+                yield from _plain((stage,))
+            case Cut():
+                pass
+            case _:
+                assert_never(stage)
 
 
 def same_dense(recipe: Recipe) -> bool:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from math import prod
+from typing import assert_never
 
 from pydantic import TypeAdapter
 
@@ -68,6 +69,8 @@ def next_target(recipe: Recipe, stage: int, epochs: int) -> Target | None:
                     return Target(way, cuts.budget)
             case Train() | Repair():
                 pass
+            case _:
+                assert_never(spec)
     return None
 
 

@@ -13,10 +13,10 @@ from sparsify.formatting.numbers import milliseconds
 from sparsify.graph.model_map import Layer, ModelMap
 from sparsify.pruning.planning.cut_targets import own_budgets
 from sparsify.pruning.planning.group_types import (
+    clashing,
     find_coupled,
     find_groups,
     find_tensors,
-    group_type,
     group_type_of,
     width_step,
 )
@@ -186,10 +186,10 @@ def _conflicts(
     first: dict[tuple[str, str], int] = {}
     for index, own in layers.items():
         group = rules[index].group
-        if group is None or not group_type_of(group).clashes:
+        if group is None:
             continue
         kind = kind_of(group)
-        clashes = group_type(kind).clashes
+        clashes = clashing(kind)
         for layer in own:
             earlier = [first[layer.name, other] for other in clashes if (layer.name, other) in first]
             rival = next(iter(earlier), None)

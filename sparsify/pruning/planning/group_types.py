@@ -6,7 +6,7 @@ from typing import Literal, assert_never
 
 from sparsify.graph.layer_types import PROJECTIONS, Family, layer_type_of
 from sparsify.graph.model_map import Coupled, Layer, ModelMap
-from sparsify_schemas.group import Group, Kind, kind_of
+from sparsify_schemas.group import KINDS, Group, Kind, kind_of
 from sparsify_schemas.table import Steps
 
 
@@ -27,8 +27,8 @@ class GroupType:
     step: Literal["convolution", "linear"] | None
     """by which width step of a target `multiple_of: auto` goes; None where no step is known to pay"""
     clashes: tuple[Kind, ...]
-    """types that another rule cannot have on the same layer: n:m patterns of other numbers, and what lies in a row where
-    columns leave"""
+    """types that another rule cannot have on the same layer, where one of the two says so: n:m patterns of other numbers,
+    and what lies in a row where columns leave"""
     zeros: Literal["stay", "columns", "kernel"] | None
     """inside one tensor: whether zeros stay, or a layer may gather its live columns, or its kernel may shrink to the live
     positions; None where units leave"""
@@ -172,6 +172,13 @@ def group_type(kind: Kind) -> GroupType:
 def group_type_of(group: Group) -> GroupType:
     """The row of a group's type, whatever its numbers."""
     return group_type(kind_of(group))
+
+
+def clashing(kind: Kind) -> list[Kind]:
+    """The types that cannot be on the same layer, whichever of the two says so."""
+    own = group_type(kind).clashes
+    others = [other for other in KINDS if other not in own and kind in group_type(other).clashes]
+    return [*own, *others]
 
 
 def find_groups(group: Group | None, map: ModelMap, layer: Layer) -> list[Coupled]:

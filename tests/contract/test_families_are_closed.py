@@ -112,8 +112,9 @@ def function_at(file: Path, line: int) -> str:
 
 def listed_places() -> dict[str, set[str]]:
     """Family -> the places in its row of the table in CONTRIBUTING."""
-    lines = (ROOT / "CONTRIBUTING.md").read_text().splitlines()
-    rows = [line.split("|")[1:] for line in lines if line.startswith("| a ")]
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    table = text.partition("| to add |")[2].partition("\n\n")[0]
+    rows = [line.split("|")[1:] for line in table.splitlines()[2:]]
     return {row[0].strip(): set(re.findall(r"`([\w/]+\.py:\w+)`", row[1])) for row in rows}
 
 

@@ -1,7 +1,9 @@
-"""Adding a member to a family: mypy names every place that must be filled, and CONTRIBUTING lists these very places.
+"""Adding a member to a family: mypy names every place that must be filled,
+and CONTRIBUTING lists these very places.
 
-In a copy of the sources each family gets an imaginary member that nothing knows of. Every place that mypy then complains
-about is a function; of a penalty or criterion also the method that its class has to have.
+In a copy of the sources each family gets an imaginary member that nothing knows of.
+Every place that mypy then complains about is a function;
+of a penalty or criterion also the method that its class has to have.
 """
 
 import ast
@@ -47,7 +49,8 @@ FAMILIES: dict[str, tuple[Edit, ...]] = {
         "target",
         "Spec",
         "Target = Annotated[",
-        '    runtime: Literal["ImaginaryTarget"]\n    batch: Positive = 1\n    dtype: Literal["float32"] = "float32"\n'
+        '    runtime: Literal["ImaginaryTarget"]\n    batch: Positive = 1\n'
+        '    dtype: Literal["float32"] = "float32"\n'
         '    layout: Layout = "contiguous"\n    table: Text | None = None\n',
     ),
     "a stage": member("stage", "Spec", "Stage = Annotated[", "    name: Text\n"),
@@ -72,7 +75,8 @@ NAMES = {
 
 
 def named_places(copy: Path) -> dict[str, set[str]]:
-    """Family -> the places, `file.py:function`, that mypy names when it has a member more. copy: an empty folder."""
+    """Family -> the places, `file.py:function`, that mypy names when it has a
+    member more. copy: an empty folder."""
     for folder in SOURCES:
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy2(ROOT / "pyproject.toml", copy)

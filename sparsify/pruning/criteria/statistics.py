@@ -22,7 +22,8 @@ _SEEN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def looks(
     model: nn.Module, spec: Criterion, batches: Sequence[Batch] | None, loss: Loss | None
 ) -> Looks | None:
-    """How a criterion looks at a model, which it leaves in eval mode; None where it needs no data or there is none."""
+    """How a criterion looks at a model, which it leaves in eval mode;
+    None where it needs no data or there is none."""
     if batches is None or loss is None or not isinstance(spec, FromData):
         return None
     own = list(islice(batches, spec.batches))
@@ -52,7 +53,8 @@ def _inputs(model: nn.Module, kind: str, batches: Sequence[Batch]) -> Iterator[N
     seen = [module for module in model.modules() if isinstance(module, _SEEN)]
     if not seen:
         raise ModelError(
-            f"criterion '{kind}' sees convolutions and Linear layers, and the model has neither; use magnitude or taylor"
+            f"criterion '{kind}' sees convolutions and Linear layers, and the model has neither; "
+            "use magnitude or taylor"
         )
     device = next(model.parameters()).device
     model.eval()

@@ -1,4 +1,5 @@
-"""Group types as planning knows them: one row a type. What the recipe language knows of them is in its `group.py`."""
+"""Group types as planning knows them: one row a type.
+What the recipe language knows of them is in its `group.py`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,11 +28,11 @@ class GroupType:
     step: Literal["convolution", "linear"] | None
     """by which width step of a target `multiple_of: auto` goes; None where no step is known to pay"""
     clashes: tuple[Kind, ...]
-    """types that another rule cannot have on the same layer, where one of the two says so: n:m patterns of other numbers,
-    and what lies in a row where columns leave"""
+    """types that another rule cannot have on the same layer, where one of the two says so:
+    n:m patterns of other numbers, and what lies in a row where columns leave"""
     zeros: Literal["stay", "columns", "kernel"] | None
-    """inside one tensor: whether zeros stay, or a layer may gather its live columns, or its kernel may shrink to the live
-    positions; None where units leave"""
+    """inside one tensor: whether zeros stay, or a layer may gather its live columns, or its kernel may shrink
+    to the live positions; None where units leave"""
     instead: str = ""
     """the type that messages suggest for layers that it does not act on, where these are all linear"""
     without: str = ""
@@ -192,7 +193,8 @@ def find_tensors(group: Group | None, map: ModelMap, layer: Layer) -> list[str]:
 
 
 def width_step(group: Group | None, steps: Steps) -> int:
-    """What the widths of a group type are multiples of where they pay on a target; 1 where no step is known."""
+    """What the widths of a group type are multiples of where they pay on a
+    target; 1 where no step is known."""
     match None if group is None else group_type_of(group).step:
         case "convolution":
             return steps.convolution
@@ -214,14 +216,15 @@ def find_coupled(map: ModelMap, layer: Layer, role: str) -> list[Coupled]:
 
 
 def bare_groups(map: ModelMap, layer: Layer) -> list[Coupled]:
-    """Groups made by a parameter that a network's own module holds without a layer; they go by the parameter's name."""
+    """Groups made by a parameter that a network's own module holds without a layer;
+    they go by the parameter's name."""
     tensors = {t.name for t in map.tensors if t.name.rpartition(".")[0] == layer.name}
     return [group for group in map.coupled if group.name in tensors]
 
 
 def _matrices(layer: Layer) -> set[str]:
-    """The weight of a layer, under the names that it may have in torch: an attention has projections, a parametrized
-    layer has what its weight is computed from."""
+    """The weight of a layer, under the names that it may have in torch: an attention has projections,
+    a parametrized layer has what its weight is computed from."""
     return {*layer.weights, *(f"{layer.name}.{name}" for name in PROJECTIONS)}
 
 

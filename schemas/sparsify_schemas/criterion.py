@@ -1,13 +1,37 @@
 """Criteria: the importance of a group when it must be decided which go."""
 
-from typing import Annotated, Literal
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, Literal, final
 
 from pydantic import Field
 
 from sparsify_schemas.base import Positive, Spec
 
+Role = Literal["in", "out", "whole"]
 
-class Magnitude(Spec):
+
+@dataclass(frozen=True)
+class Facts:
+    """What a criterion says of itself, so that nothing else needs to know which criterion it is."""
+
+    roles: frozenset[Role] = frozenset({"in", "out", "whole"})
+    """the slices by which it judges a unit: of its producers ("out"), of its consumers ("in"), of a residual branch"""
+    sees: Literal["weights", "gradients", "gradients of examples", "inputs", "model"] = "weights"
+    """what it looks at: the weights alone; the gradients of the loss on each batch, or on each example; the root mean
+    square of what arrives at each layer; or the model, in ways of its own"""
+
+
+class CriterionSpec(Spec):
+    """What every criterion has: the facts that the rest of the program asks for."""
+
+    @abstractmethod
+    def facts(self) -> Facts:
+        """What is to be known of it besides the scores, which `group_scores` and `weight_scores` of sparsify compute."""
+
+
+@final
+class Magnitude(CriterionSpec):
     """s_g = sum over w in g of |w|^p, over every slice of the group.
 
     Additive over the slices, as the cost is that a budget compares it with. `size` divides by |g|, `mean` by the mean
@@ -20,8 +44,12 @@ class Magnitude(Spec):
     normalize: Literal["none", "size", "mean"] = "none"
     """how scores of different layers are made comparable"""
 
+    def facts(self) -> Facts:
+        return Facts()
 
-class Lamp(Spec):
+
+@final
+class Lamp(CriterionSpec):
     """s_u = n_u / sum over v of the same layer with n_v >= n_u of n_v,   n = w^2, or the sum of squares of a group.
 
     Makes layers comparable without a knob: the last one standing of each layer scores 1.
@@ -30,8 +58,12 @@ class Lamp(Spec):
 
     kind: Literal["lamp"]
 
+    def facts(self) -> Facts:
+        return Facts()
 
-class BnScale(Spec):
+
+@final
+class BnScale(CriterionSpec):
     """s_g = sum of |scale| of the normalisations whose channel leaves with the group.
 
     For coupled groups that all have such a normalisation. Source: Liu et al., arXiv:1708.06519.
@@ -39,8 +71,12 @@ class BnScale(Spec):
 
     kind: Literal["bn_scale"]
 
+    def facts(self) -> Facts:
+        return Facts()
 
-class Fpgm(Spec):
+
+@final
+class Fpgm(CriterionSpec):
     """s_g = D_g / mean of D over the layer,   D_g = sum over the other filters h of the layer of ||w_g - w_h||_2.
 
     What lies near the geometric median of its layer can be replaced by the others, however large it is. Filters, neurons,
@@ -50,14 +86,18 @@ class Fpgm(Spec):
 
     kind: Literal["fpgm"]
 
+    def facts(self) -> Facts:
+        return Facts(roles=frozenset({"out"}))
 
-class FromData(Spec):
+
+class FromData(CriterionSpec):
     """What every criterion has that looks at training data."""
 
     batches: Positive = 16
     """how many training batches are looked at"""
 
 
+@final
 class Taylor(FromData):
     """s_g = mean over batches of | sum over w in g of w * dL/dw |, the first-order change of the loss when g goes.
 
@@ -66,7 +106,11 @@ class Taylor(FromData):
 
     kind: Literal["taylor"]
 
+    def facts(self) -> Facts:
+        return Facts(sees="gradients")
 
+
+@final
 class Fisher(FromData):
     """s_g = mean over examples of 1/2 * ( sum over w in g of w * dL/dw )^2, the second-order change of the loss when g goes.
 
@@ -78,7 +122,11 @@ class Fisher(FromData):
     batches: Positive = 4
     """how many training batches are looked at, example by example"""
 
+    def facts(self) -> Facts:
+        return Facts(sees="gradients of examples")
 
+
+@final
 class Sensitivity(FromData):
     """s_g = mean over batches of sum over w in g of | w * dL/dw |, what the loss feels of each weight by itself.
 
@@ -88,7 +136,11 @@ class Sensitivity(FromData):
 
     kind: Literal["sensitivity"]
 
+    def facts(self) -> Facts:
+        return Facts(sees="gradients")
 
+
+@final
 class Activation(FromData):
     """s_g = mean over the consumers' input slices of the root mean square of what arrives there: units that send little go.
 
@@ -97,7 +149,11 @@ class Activation(FromData):
 
     kind: Literal["activation"]
 
+    def facts(self) -> Facts:
+        return Facts(roles=frozenset({"in", "whole"}), sees="inputs")
 
+
+@final
 class Wanda(FromData):
     """s_g = sum over w in g of |w| * the root mean square of the input that w multiplies.
 
@@ -106,7 +162,11 @@ class Wanda(FromData):
 
     kind: Literal["wanda"]
 
+    def facts(self) -> Facts:
+        return Facts(sees="inputs")
 
+
+@final
 class Reconstruction(FromData):
     """s_u = what the layers that read unit u lose for good when it goes, after the best refit of their other inputs.
 
@@ -121,11 +181,18 @@ class Reconstruction(FromData):
     ridge: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 0.01
     """added to the diagonal of H, relative to its mean"""
 
+    def facts(self) -> Facts:
+        return Facts(sees="model")
 
-class Random(Spec):
+
+@final
+class Random(CriterionSpec):
     """s_g uniform in (0, 1) from the recipe's seed: the baseline every other criterion has to beat."""
 
     kind: Literal["random"]
+
+    def facts(self) -> Facts:
+        return Facts()
 
 
 Criterion = Annotated[

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from sparsify_schemas.base import Spec
 from sparsify_schemas.cuts import Execution
+from sparsify_schemas.recipe import Baseline as Kind
 from sparsify_schemas.table import Steps
 
 
@@ -271,7 +272,7 @@ class Round(Spec):
 class Baseline(Spec):
     """A simpler choice at the cost of the cut model, trained like it after the cut."""
 
-    kind: Literal["uniform_width", "random", "magnitude", "by_macs"]
+    kind: Kind
     side: Side
     latency: tuple[Latency, ...] = ()
     """the dense model and this one, timed interleaved on each target"""

@@ -1,6 +1,6 @@
 """Stages: train, cut, train again, in as many rounds as it takes."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, assert_never
 
 from pydantic import Field, model_validator
 
@@ -212,3 +212,5 @@ def goal(stage: Stage) -> Cut | Gradual | None:
             return stage.cuts
         case Repair():
             return None
+        case _:
+            assert_never(stage)

@@ -1,4 +1,5 @@
-"""Names of a layer's classes, by any of which rules reach it: its own, and the parents of that up to torch.nn."""
+"""Names of a layer's classes, by any of which rules reach it:
+its own, and the parents of that up to torch.nn."""
 
 from typing import Any
 
@@ -28,7 +29,8 @@ def own_class(module: nn.Module) -> type[nn.Module]:
 
 
 def class_names(module: nn.Module) -> tuple[str, ...]:
-    """The name of a module's own class, then the names of its parents, nearest first; last is the nearest of torch.nn.
+    """The name of a module's own class, then the names of its parents,
+    nearest first; last is the nearest of torch.nn.
 
     A class of torch.nn itself has no other name.
     """

@@ -1,12 +1,14 @@
 """Groups as flat indices: where each unit's weights lie, so that one pass per tensor serves all groups.
 
-A *slot* is one group in a flat vector over everything a rule covers. For each tensor and dimension a layout knows the
-slot of every index; indices of no group go to one spare slot at the end. Reductions and scalings are then a handful of
-operations per tensor, never a loop over groups. A group inside a tensor is an index along several dimensions (a kernel
-position, one position of one input channel) or a tile of the weight as a matrix.
+A *slot* is one group in a flat vector over everything a rule covers.
+For each tensor and dimension a layout knows the slot of every index;
+indices of no group go to one spare slot at the end. Reductions and scalings are then a handful of operations
+per tensor, never a loop over groups. A group inside a tensor is an index along several dimensions
+(a kernel position, one position of one input channel) or a tile of the weight as a matrix.
 
-Where tensors are sharded over processes (FSDP), each process knows the slots of its own part, and `Layout.reduce` alone
-adds up over the processes: whatever acts by group is then the same on one process or many.
+Where tensors are sharded over processes (FSDP), each process knows the slots of its own part,
+and `Layout.reduce` alone adds up over the processes:
+whatever acts by group is then the same on one process or many.
 """
 
 from collections import defaultdict
@@ -26,10 +28,11 @@ from sparsify_schemas.group import Block, Group, axes_inside, count_inside
 
 @dataclass(frozen=True)
 class Axis:
-    """The slot of every index along some dimensions, flattened: a vector, or a plain range that starts at `first`.
+    """The slot of every index along some dimensions, flattened:
+    a vector, or a plain range that starts at `first`.
 
-    tile: (rows, columns) where a group is a tile of the matrix [dimension 0, all others]; `dims` are then (0, 1) of the
-    matrix of tiles.
+    tile: (rows, columns) where a group is a tile of the matrix [dimension 0, all others];
+    `dims` are then (0, 1) of the matrix of tiles.
     """
 
     dims: tuple[int, ...]
@@ -61,7 +64,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Layout:
-    """Slots 0..count-1, one per group, and one spare slot `count`. `names` gives (coupled group or tensor, first slot, width)."""
+    """Slots 0..count-1, one per group, and one spare slot `count`.
+    `names` gives (coupled group or tensor, first slot, width)."""
 
     parts: tuple[Part, ...]
     names: tuple[tuple[str, int, int], ...]
@@ -102,7 +106,8 @@ class Layout:
 
 
 def wide(value: Tensor) -> Tensor:
-    """float32 in place of half precision, in which squares and sums over many weights overflow; of complex numbers, sizes."""
+    """float32 in place of half precision, in which squares and sums over many weights
+    overflow; of complex numbers, sizes."""
     if value.is_complex():
         return value.abs()
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
@@ -122,15 +127,16 @@ def check_fits(map: ModelMap, model: nn.Module) -> None:
     if wrong is not None:
         now = f"it is {shapes[wrong.name]} now" if wrong.name in shapes else "there is none now"
         raise ModelError(
-            f"the plan was made of another model: '{wrong.name}' was {wrong.shape}, {now}; make a plan of this model (of a cut model, after the cut)"
+            f"the plan was made of another model: '{wrong.name}' was {wrong.shape}, {now}; "
+            "make a plan of this model (of a cut model, after the cut)"
         )
 
 
 def marginals(value: Tensor, axes: Iterable[Axis]) -> list[Tensor]:
     """Sums over everything but an axis' own dimensions, flattened, for each axis.
 
-    A contiguous weight is summed as the matrix [dimension 0, all others]: sums over whole rows and columns are several
-    times faster than sums over 3 x 3 kernels.
+    A contiguous weight is summed as the matrix [dimension 0, all others]:
+    sums over whole rows and columns are several times faster than sums over 3 x 3 kernels.
     """
     flat = value.view(value.shape[0], -1) if value.dim() > 1 and value.is_contiguous() else None
     return [_marginal(value, flat, axis) for axis in axes]
@@ -199,10 +205,12 @@ def coupled_layout(
     parameters: Mapping[str, Tensor],
     roles: frozenset[str] = frozenset({"in", "out", "whole"}),
 ) -> Layout:
-    """The groups of some coupled sets over every parameter slice they reach (buffers have no norm to shrink)."""
+    """The groups of some coupled sets over every parameter slice they reach
+    (buffers have no norm to shrink)."""
     chosen = [map.by_name[name] for name in names]
     firsts, count = _numbered((c.name, c.width) for c in chosen)
-    # A tensor that leaves with a residual branch has an axis of its own: another group may have slices of the same dimension.
+    # A tensor that leaves with a residual branch has an axis of its own:
+    # another group may have slices of the same dimension.
     slots: dict[str, dict[tuple[int, bool], list[tuple[Coupled, Slice]]]] = defaultdict(
         lambda: defaultdict(list)
     )
@@ -241,7 +249,8 @@ def _repeated(first: int, end: int, times: int) -> Tensor:
 
 
 def layer_layout(tensors: Iterable[tuple[str, int]], parameters: Mapping[str, Tensor]) -> Layout:
-    """One group per index of one dimension of each tensor: the SSL paper's W[n,:,:,:] (dimension 0) or W[:,c,:,:] (1)."""
+    """One group per index of one dimension of each tensor:
+    the SSL paper's W[n,:,:,:] (dimension 0) or W[:,c,:,:] (1)."""
     chosen = [(name, dim) for name, dim in tensors if name in parameters]
     firsts, count = _numbered((f"{name}:{dim}", parameters[name].shape[dim]) for name, dim in chosen)
     parts = tuple(
@@ -311,10 +320,11 @@ def dead_units(
     parameters: Mapping[str, Tensor],
     roles: Collection[str] = ("out", "in", "whole"),
 ) -> dict[str, Tensor]:
-    """Units whose producers' weights are all zero, or whose consumers' input slices all are: nothing learnt goes with them.
+    """Units whose producers' weights are all zero, or whose consumers' input slices all
+    are: nothing learnt goes with them.
 
-    Biases and normalisation shifts do not count: what such a unit still emits is a constant. A residual branch is dead
-    when all of its parameters are zero.
+    Biases and normalisation shifts do not count: what such a unit still emits is a constant.
+    A residual branch is dead when all of its parameters are zero.
     roles: of the slices that are looked at: ("out",) for units that no weight produces.
     """
     chosen = tuple(names)
@@ -357,13 +367,15 @@ def _numbered(widths: Iterable[tuple[str, int]]) -> tuple[dict[str, int], int]:
 
 
 def _part(name: str, axes: tuple[Axis, ...], tensor: Tensor) -> Part:
-    """The axes of a whole tensor, narrowed to this process's part of it. Raises ModelError for tiles of a sharded one."""
+    """The axes of a whole tensor, narrowed to this process's part of it.
+    Raises ModelError for tiles of a sharded one."""
     own = extent(name, tensor)
     if own is None:
         return Part(name, axes)
     if any(axis.tile is not None for axis in axes):
         raise ModelError(
-            f"'{name}' is sharded over processes, and blocks may lie across two of them; train groups of blocks without FSDP"
+            f"'{name}' is sharded over processes, and blocks may lie across two of them; "
+            "train groups of blocks without FSDP"
         )
     return Part(name, tuple(_narrowed(axis, own, tensor.shape) for axis in axes), own.processes)
 

@@ -1,8 +1,8 @@
 """Layer classes: one row for each class of layer that has a width.
 
-A row is found by the name of a class, as `Layer.kind` has it, or for a module by its classes, its own first. A layer of no
-row is followed all the same; no rule names it by a group type, and its cost goes by its multiply-accumulates.
-Nothing here imports torch, so that reports and plans can look a class up by its name.
+A row is found by the name of a class, as `Layer.kind` has it, or for a module by its classes, its own first.
+A layer of no row is followed all the same; no rule names it by a group type, and its cost goes by its
+multiply-accumulates. Nothing here imports torch, so that reports and plans can look a class up by its name.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -25,7 +25,8 @@ Family = Literal[
     "activation",
     "other",
 ]
-"""what group types act by; the weight of the transposed ones is [inputs, outputs, ...], of the others [outputs, inputs, ...]"""
+"""what group types act by; the weight of the transposed ones is [inputs, outputs, ...],
+of the others [outputs, inputs, ...]"""
 Widths = dict[str, int | tuple[int, ...]]
 Timed = Literal["convolution", "linear", "attention"]
 
@@ -44,7 +45,8 @@ class LayerType:
     hidden: str | None = None
     """recurrent: the weight whose dimension 1 are the hidden units"""
     timed: Timed | None = None
-    """as what it is timed: its widths are then steps of a convolution or of a linear layer; None: by its MACs alone"""
+    """as what it is timed: its widths are then steps of a convolution or of a
+    linear layer; None: by its MACs alone"""
     foreign: Callable[[Any], bool] | None = None
     """a class that is not torch's is known by its name, and by this"""
 
@@ -58,14 +60,15 @@ WEIGHTS = (
     "weight_v",
     "weight_orig",
 )
-"""names of a layer's weight: as it is, of an attention's projections, computed from one of its own shape (weight norm), under
-a mask of torch.nn.utils.prune"""
+"""names of a layer's weight: as it is, of an attention's projections, computed from one of its own shape
+(weight norm), under a mask of torch.nn.utils.prune"""
 PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 """names of an attention's weights"""
 
 
 def layer_type(module: "nn.Module") -> LayerType:
-    """The row of a module: of the nearest of its classes that torch.nn has, else of one that is known by its name."""
+    """The row of a module: of the nearest of its classes that torch.nn has,
+    else of one that is known by its name."""
     bases = type(module).__mro__
     own = (TABLE[base.__name__] for base in bases if base.__name__ in TABLE and _is_of_torch(base))
     named = (FOREIGN[base.__name__] for base in bases if base.__name__ in FOREIGN)

@@ -14,7 +14,7 @@ from sparsify.pruning.criteria.reconstruction import reconstruction_scores
 from sparsify.pruning.criteria.scores import group_scores
 from sparsify.pruning.criteria.statistics import Loss, looks
 from sparsify.pruning.planning.plan import Plan
-from sparsify_schemas.criterion import Activation, Criterion, Fpgm, FromData, Magnitude, Reconstruction
+from sparsify_schemas.criterion import Criterion, FromData, Magnitude, Reconstruction
 from sparsify_schemas.recipe import Recipe
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -56,7 +56,7 @@ def _scored(
     scores: Scores = {}
     for assignment in plan.assignments:
         rule = plan.recipe.rules[assignment.rule]
-        layout = coupled_layout(plan.map, assignment.coupled, parameters, looked_at(rule.criterion))
+        layout = coupled_layout(plan.map, assignment.coupled, parameters, rule.criterion.facts().roles)
         if layout.count == 0:
             continue
         spec = available(rule.criterion, batches)
@@ -74,17 +74,6 @@ def _scored(
     dead = {name: flags.tolist() for name, flags in dead_units(plan.map, names, parameters).items()}
     check_scores(scores)
     return scores, dead
-
-
-def looked_at(spec: Criterion) -> frozenset[str]:
-    """Roles of the slices by which a criterion judges a unit."""
-    match spec:
-        case Activation():
-            return frozenset({"in", "whole"})
-        case Fpgm():
-            return frozenset({"out"})
-        case _:
-            return frozenset({"in", "out", "whole"})
 
 
 @torch.no_grad()

@@ -289,7 +289,8 @@ def _number(value: Any) -> tuple[float, str] | None:
 def _metrics(report: Report) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, side in (("cut", report.cut), ("dense", report.dense)):
-        found |= {f"metrics.{name}.{field}": getattr(side, field) for field in Side.model_fields}
+        fields = {field: getattr(side, field) for field in Side.model_fields if field != "metrics"}
+        found |= {f"metrics.{name}.{field}": value for field, value in (fields | side.metrics).items()}
     found["metrics.macs_left"] = divide(report.cut.macs, report.dense.macs)
     found["metrics.params_left"] = divide(report.cut.params, report.dense.params)
     for timing in report.latency:

@@ -1,6 +1,7 @@
 """A plan as tables: what each rule reaches, the cost after a cut, what is protected and why."""
 
 from collections.abc import Iterator, Mapping
+from typing import assert_never
 
 from sparsify.cost.cost_model import Costs
 from sparsify.formatting.numbers import MISSING, count, few, milliseconds, plain, plural, share, size, spaced
@@ -225,8 +226,10 @@ def _scheduled(value: Strength) -> str:
             return f"{plain(value.value)} times {plain(value.factor)} at {', '.join(map(str, value.at))}"
         case "one_shot":
             return f"{plain(value.from_)}, {plain(value.to)} from {value.at} on"
-        case _:
+        case "linear" | "cosine" | "cubic" | "exponential":
             return f"{plain(value.from_)} to {plain(value.to)} ({value.kind}, {value.start} to {value.end})"
+        case _:
+            assert_never(value)
 
 
 def _costs_table(plan: Plan) -> Table:
@@ -317,20 +320,24 @@ def _baseline_rows(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _stage(stage: Stage, has_penalties: bool) -> str:
-    if isinstance(stage, Cut):
-        return f"select, remove, verify{_goal(stage)}"
-    if isinstance(stage, Repair):
-        words = {"least_squares": "least squares", "batch_norm": "batch-norm statistics", "mean": "means"}
-        examples = plural(stage.examples, "training example")
-        return f"refit by {words[stage.method]} on {examples}, without labels"
-    parts = [
-        f"train {plural(stage.epochs, 'epoch')}, batch {stage.batch}",
-        f", {stage.optimizer.kind} lr {_scheduled(stage.optimizer.lr)}",
-        _manner(stage),
-        ", penalties on" if stage.penalties and has_penalties else "",
-        _cuts(stage),
-    ]
-    return "".join(parts)
+    match stage:
+        case Cut():
+            return f"select, remove, verify{_goal(stage)}"
+        case Train():
+            parts = [
+                f"train {plural(stage.epochs, 'epoch')}, batch {stage.batch}",
+                f", {stage.optimizer.kind} lr {_scheduled(stage.optimizer.lr)}",
+                _manner(stage),
+                ", penalties on" if stage.penalties and has_penalties else "",
+                _cuts(stage),
+            ]
+            return "".join(parts)
+        case Repair():
+            words = {"least_squares": "least squares", "batch_norm": "batch-norm statistics", "mean": "means"}
+            examples = plural(stage.examples, "training example")
+            return f"refit by {words[stage.method]} on {examples}, without labels"
+        case _:
+            assert_never(stage)
 
 
 def _manner(stage: Train) -> str:

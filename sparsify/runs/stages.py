@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -61,6 +61,8 @@ def run_remaining_stages(run: Run, model: nn.Module, checkpoint: Checkpoint) -> 
                 model, checkpoint = _run_cut_stage(run, stage, model, checkpoint)
             case Repair() as stage:
                 model, checkpoint = repair_model_of_run(run, stage, model, checkpoint)
+            case stage:
+                assert_never(stage)
     return model, checkpoint
 
 

@@ -1,4 +1,5 @@
-"""Training a model in parts: parameters, gradients and optimizer state spread over processes by FSDP 2, and gathered again."""
+"""Training a model in parts: parameters, gradients and optimizer state spread over
+processes by FSDP 2, and gathered again."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +11,8 @@ from sparsify.distributed import is_sharded, whole
 
 
 def shard(model: nn.Module, device: torch.device) -> nn.Module:
-    """Spread a model over all processes, in place: each of its parts by itself, or all at once where parts share parameters."""
+    """Spread a model over all processes, in place: each of its parts by itself,
+    or all at once where parts share parameters."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -34,7 +36,8 @@ def _parts(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def gathered(state: Any) -> Any:
-    """Nested mappings and lists with every sharded tensor gathered, all others as they are; all processes must call."""
+    """Nested mappings and lists with every sharded tensor gathered,
+    all others as they are; all processes must call."""
     match state:
         case Tensor():
             return whole(state)

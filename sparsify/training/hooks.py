@@ -4,8 +4,8 @@
         for x, y in loader:
             optimizer.zero_grad(); loss(model(x), y).backward(); optimizer.step()
 
-Gradient penalties act before the optimizer's step, proximal ones and the holding of zeros after it; neither touches the
-loss. The state is a few numbers and goes into a checkpoint.
+Gradient penalties act before the optimizer's step, proximal ones and the holding of zeros after it;
+neither touches the loss. The state is a few numbers and goes into a checkpoint.
 """
 
 import time
@@ -54,7 +54,8 @@ class Hooks:
         self._masks = dict(masks)
         self._length = (steps_per_epoch, steps)
         self._span = (0, steps if until is None else until)
-        """steps of the last cut and of the next one, or of the stage's beginning and end: from one to the other a goal is reached"""
+        """steps of the last cut and of the next one, or of the stage's beginning and end:
+        from one to the other a goal is reached"""
         self._processes = processes
         of_id = {id(p): g for g, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._group_of = {name: of_id[id(p)] for name, p in self._parameters.items()}
@@ -67,7 +68,8 @@ class Hooks:
         self._step = 0
         self._passes = 0
         self._leaves: dict[str, Tensor] = dict(self._parameters)
-        """what forward passes compute with: of a sharded parameter the whole one that FSDP has put in its place"""
+        """what forward passes compute with:
+        of a sharded parameter the whole one that FSDP has put in its place"""
         self._outputs: dict[int, Tensor] = {}
         """of forward passes whose backward pass has not come yet"""
         self._pending = [[0.0] * len(optimizer.param_groups) for _ in regularizers]
@@ -98,8 +100,8 @@ class Hooks:
         self._handles = []
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, since when there was no cut, what each proximal penalty has still to carry out, which weights are held at zero,
-        and under each rule's place in the plan what its penalty remembers."""
+        """The step, since when there was no cut, what each proximal penalty has still to carry out,
+        which weights are held at zero, and under each rule's place in the plan what its penalty remembers."""
         held = {name: mask != 0 for name, mask in self._masks.items()}
         own = {r.rule: remembered(r.action, r.layouts, self._parameters) for r in self._regularizers}
         return {
@@ -129,7 +131,8 @@ class Hooks:
         same = same and self._masks.keys() <= held.keys() <= self._parameters.keys()
         if [len(row) for row in rows] != [len(row) for row in self._pending] or None in pairs or not same:
             raise ModelError(
-                "the saved penalty state belongs to another recipe or to an optimizer with other parameter groups"
+                "the saved penalty state belongs to another recipe or to an optimizer with other parameter "
+                "groups"
             )
         self._step, self._span, self._pending = step, (since, self._span[1]), rows
         for name, mask in held.items():  # weights that a penalty has brought to zero since are free to return
@@ -143,8 +146,9 @@ class Hooks:
             here.copy_(saved)
 
     def start_at(self, step: int, own: Mapping[int, Any]) -> None:
-        """Begin at a later step of the stage, as after a cut between two epochs: schedules go on, and penalties with what the cut
-        has left of what they remembered, as far as it is that; all else is new."""
+        """Begin at a later step of the stage, as after a cut between two epochs:
+        schedules go on, and penalties with what the cut has left of what they remembered,
+        as far as it is that; all else is new."""
         self._step, self._span = step, (step, self._span[1])
         for r in self._regularizers:
             if not r.spec.facts().chooses:  # else it chooses anew, for what the next cut is to leave
@@ -168,7 +172,8 @@ class Hooks:
         self._masks |= zeros_of(self._parameters, names)
 
     def woken(self) -> float | None:
-        """Share of what gsm rules cover that was passive in one step and active in the next, mean over the steps since the last call."""
+        """Share of what gsm rules cover that was passive in one step and active in the next,
+        mean over the steps since the last call."""
         shares = [gsm.woken_share(r.action.state) for r in self._regularizers if isinstance(r.spec, Gsm)]
         return sum(shares) / len(shares) if shares else None
 
@@ -183,7 +188,8 @@ class Hooks:
         )
 
     def sparsity(self) -> float:
-        """Share of the covered groups (of single weights, for groups `weight` and n:m) that are zero now. Sharded: call on all processes."""
+        """Share of the covered groups (of single weights, for groups `weight` and n:m) that are zero now.
+        Sharded: call on all processes."""
         zero = total = 0
         for flags in self._dead().values():
             zero, total = zero + int(flags.sum()), total + flags.numel()
@@ -202,7 +208,8 @@ class Hooks:
         return zero / total if total else 0.0
 
     def remaining(self) -> dict[str, float]:
-        """MACs, then what is budgeted besides -> share of the dense model that would remain if the dead groups left now."""
+        """MACs, then what is budgeted besides -> share of the dense model that would
+        remain if the dead groups left now."""
         gone = {name: torch.nonzero(flags).flatten().tolist() for name, flags in self._dead().items()}
         now, dense = self._costs.of(gone), self._costs.dense
         return {
@@ -212,8 +219,8 @@ class Hooks:
         }
 
     def flush(self) -> None:
-        """Before the model is looked at: proximal penalties with `every` above 1 carry out the steps that they have saved up,
-        and those with noise have the model compute without it, until the next step."""
+        """Before the model is looked at: proximal penalties with `every` above 1 carry out the steps that
+        they have saved up, and those with noise have the model compute without it, until the next step."""
         with torch.no_grad():
             self._restore({}, 1.0)
             for i, regularizer in enumerate(self._regularizers):
@@ -243,7 +250,8 @@ class Hooks:
                 yield group, [name for name in assignment.tensors if name in self._parameters]
 
     def goal(self) -> tuple[float, float] | None:
-        """(part of the goal that is due, part reached) where a strength is found; None where all are given."""
+        """(part of the goal that is due, part reached) where a strength is
+        found; None where all are given."""
         if not self._steered:
             return None
         since, until = self._span
@@ -257,7 +265,8 @@ class Hooks:
         return strength(regularizer, self._step, *self._length, self._span)
 
     def _steer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Right after a proximal action: later the optimizer's momentum may have woken a dead group a little."""
+        """Right after a proximal action:
+        later the optimizer's momentum may have woken a dead group a little."""
         (since, until), (per_epoch, whole) = self._span, self._length
         moment = auto_strength.interval(
             whole, max((r.spec.facts().every for r in self._regularizers if r.steered), default=1)
@@ -286,7 +295,8 @@ class Hooks:
         self._leaves |= {name: getattr(module, attribute) for name, attribute in own}
 
     def _watch(self, model: nn.Module, _args: Any, returned: Any) -> None:
-        """In every forward pass that is trained on: have penalties look while its backward pass is at the outputs."""
+        """In every forward pass that is trained on:
+        have penalties look while its backward pass is at the outputs."""
         if not (model.training and torch.is_grad_enabled()):
             return
         outputs = sensitivity.rows_of_outputs(returned)
@@ -308,11 +318,13 @@ class Hooks:
     def _before(
         self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
     ) -> tuple[Any, dict[str, Any]] | None:
-        # step(closure) makes the gradients anew inside the step, so there the penalties act at the end of the closure.
+        # step(closure) makes the gradients anew inside the step,
+        # so there the penalties act at the end of the closure.
         held, place, parameter = self._witness
         if place >= len(held) or held[place] is not parameter:
             raise ModelError(
-                "the optimizer has gone on to a cut model, and these penalties are of the model before: detach them, "
+                "the optimizer has gone on to a cut model, and these penalties are of the model before: "
+                "detach them, "
                 "and attach a plan of the cut model"
             )
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -334,7 +346,8 @@ class Hooks:
             return  # the step will be skipped
         weights = self._weights()
         gradients = {n: local(p.grad) for n, p in self._parameters.items() if p.grad is not None}
-        # A fused optimizer under a GradScaler still holds scaled gradients here and unscales inside its kernel.
+        # A fused optimizer under a GradScaler still holds scaled gradients here
+        # and unscales them inside its kernel.
         scale = _scalar(optimizer, "grad_scale", 1.0)
         self._restore(gradients, scale)
         for regularizer in self._regularizers:
@@ -474,7 +487,8 @@ def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.
 def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
     """A hook whose numbers change at every step, kept out of a compiled optimizer step.
 
-    Decided while tracing: `disable` loads the compiler, which costs a second that a plain loop need not spend.
+    Decided while tracing: `disable` loads the compiler,
+    which costs a second that a plain loop need not spend.
     """
 
     def act(*given: Any) -> Any:

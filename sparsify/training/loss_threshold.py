@@ -18,9 +18,11 @@ def plateaued(losses: Sequence[float], patience: int) -> bool:
 
 @torch.no_grad()
 def zero_smallest(weights: Sequence[Tensor], loss: Callable[[], float], tolerance: float) -> float:
-    """Set to zero every weight with |w| <= T and return T: the largest for which loss() <= (1 + tolerance) * loss() before.
+    """Set to zero every weight with |w| <= T and return T:
+    the largest for which loss() <= (1 + tolerance) * loss() before.
 
-    By bisection on the number of weights, to a thousandth of those that are not zero yet; T = 0 where none can go.
+    By bisection on the number of weights, to a thousandth of those that are not zero yet;
+    T = 0 where none can go.
     Source: Tartaglione et al., arXiv:2011.09905.
     """
     magnitudes = torch.cat([whole(w).abs().flatten() for w in weights])

@@ -1,7 +1,8 @@
-"""The objective: the loss that training minimises and the figures that a model is judged by. Nothing else writes them.
+"""The objective: the loss that training minimises and the figures that a model is
+judged by. Nothing else writes them.
 
-Recipes train classifiers: a model returns one row of logits for each example, and a target is the number of a class. What
-is not training (criteria, thresholds) is handed the loss.
+Recipes train classifiers: a model returns one row of logits for each example, and a target is the number of a
+class. What is not training (criteria, thresholds) is handed the loss.
 """
 
 import math
@@ -114,7 +115,8 @@ def _means(model: nn.Module, examples: Examples, figures: Sequence[OfEach], batc
 
 
 def check_trainable(model: nn.Module, datasets: Datasets) -> None:
-    """That a model takes a batch of the data and has an output for every class, on a copy and before any epoch.
+    """That a model takes a batch of the data and has an output for every
+    class, on a copy and before any epoch.
 
     Raises TrainingError and DataError.
     """
@@ -128,8 +130,8 @@ def check_trainable(model: nn.Module, datasets: Datasets) -> None:
 def outputs_of(model: nn.Module, x: Tensor, classes: int, where: str = "") -> Tensor:
     """The logits of a batch: [N, outputs].
 
-    where: what messages begin with. Raises TrainingError when the model does not take the batch or returns no logits,
-    DataError when there are more classes than outputs.
+    where: what messages begin with. Raises TrainingError when the model does not take the batch or returns no
+    logits, DataError when there are more classes than outputs.
     """
     try:
         logits = model(x)
@@ -139,7 +141,8 @@ def outputs_of(model: nn.Module, x: Tensor, classes: int, where: str = "") -> Te
         ) from error
     if not isinstance(logits, Tensor):
         raise TrainingError(
-            f"{where}the model returns a {type(logits).__name__}; cross-entropy needs one row of logits per example"
+            f"{where}the model returns a {type(logits).__name__}; cross-entropy needs one row of logits per "
+            "example"
         )
     if logits.dim() != 2:
         raise TrainingError(

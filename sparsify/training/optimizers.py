@@ -10,7 +10,8 @@ from sparsify_schemas.stage import Adam, AdamW, Optimizer, Sgd
 
 
 def make_optimizer(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """The torch optimizer that a recipe names, over every parameter that takes a gradient. Raises TrainingError."""
+    """The torch optimizer that a recipe names, over every parameter that takes a
+    gradient. Raises TrainingError."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise TrainingError(

@@ -1,4 +1,5 @@
-"""Putting saved state back, after looking that it is what it should be: a run's folder may have been tampered with."""
+"""Putting saved state back, after looking that it is what it should be:
+a run's folder may have been tampered with."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +13,8 @@ from sparsify.training.fsdp import spread
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Load a state that was saved of this very optimizer. Raises RunError when it is another's, or was tampered with."""
+    """Load a state that was saved of this very optimizer.
+    Raises RunError when it is another's, or was tampered with."""
     known = (
         {"step", "exp_avg", "exp_avg_sq"}
         if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
@@ -39,7 +41,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
         sound = False
     if not sound:
         raise RunError(
-            "the saved state of the optimizer is damaged, or belongs to another model or recipe; start a new run"
+            "the saved state of the optimizer is damaged, or belongs to another model or recipe; "
+            "start a new run"
         )
     state = {
         place: {key: spread(value, parameters[place]) for key, value in own.items()}

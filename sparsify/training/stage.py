@@ -1,7 +1,8 @@
 """One training stage on Accelerate: the recipe's penalties act through the hooks of the ordinary optimizer.
 
-Everything random in an epoch derives from (seed, stage index, epoch). A stage that goes on from a checkpoint therefore
-sees the batches, flips and dropouts that it would have seen, and a checkpoint needs no generator state.
+Everything random in an epoch derives from (seed, stage index, epoch).
+A stage that goes on from a checkpoint therefore sees the batches, flips and dropouts that it would have seen,
+and a checkpoint needs no generator state.
 """
 
 import hashlib
@@ -70,7 +71,8 @@ OnEpoch = Callable[[Moment], None]
 
 
 def make_accelerator() -> Accelerator:
-    """An Accelerator whose processes share a batch, so that `batch` means examples per step on one process or many.
+    """An Accelerator whose processes share a batch,
+    so that `batch` means examples per step on one process or many.
 
     Raises RunError when the launcher asks for something else than DDP.
     """
@@ -84,7 +86,8 @@ def make_accelerator() -> Accelerator:
     )
     if asked is not None:
         raise RunError(
-            f"the launcher asks for {asked}, and apply trains by DDP, or by FSDP 2 where a train stage of the recipe says 'shard: true'; "
+            f"the launcher asks for {asked}, and apply trains by DDP, or by FSDP 2 where a train stage of "
+            "the recipe says 'shard: true'; "
             "launch it without, such as by torchrun"
         )
     # mixed precision is the recipe's to choose, stage by stage, whatever the launcher was told
@@ -124,14 +127,16 @@ def train_stage(
 ) -> Moment:
     """Train `model` in place and return how it ended; it is on the CPU afterwards.
 
-    plan: whose penalties act unless the stage says otherwise, and whose groups are counted; None for plain training.
+    plan: whose penalties act unless the stage says otherwise, and whose groups are counted;
+    None for plain training.
     hold_zeros: weights that are zero in rules on groups inside a tensor stay so.
-    restore: an earlier moment of this very stage, to go on from; right after a cut its hooks hold what that has left of `own`.
+    restore: an earlier moment of this very stage, to go on from;
+    right after a cut its hooks hold what that has left of `own`.
     until: epochs after which to stop; the whole stage when left out.
     teacher: the dense model, for a stage with `distill`.
     on_epoch: called after each epoch on every process, with a moment whose tensors are the live ones.
-    Raises TrainingError when the loss is no longer finite, before the step that would spoil the weights; DataError when
-    there are more classes than the model has outputs.
+    Raises TrainingError when the loss is no longer finite, before the step that would spoil the weights;
+    DataError when there are more classes than the model has outputs.
     """
     steps = _steps(stage, datasets, accelerator)
     listener(StageStarted(stage.name, "train", stage.epochs, steps, restore.epochs if restore else 0))
@@ -282,7 +287,8 @@ def _epoch(run: _Run, seed: int, epoch: int, before: Moment) -> Moment:
 
 
 def _thresholded(run: _Run, history: Sequence[Epoch], loss: float, *, last: bool) -> float | None:
-    """Set small weights to zero and hold them there, where a penalty asks for it and it is due; the largest that went."""
+    """Set small weights to zero and hold them there, where a penalty asks for it and
+    it is due; the largest that went."""
     assert run.hooks is not None
     asked = run.hooks.threshold()
     if asked is None:
@@ -301,7 +307,8 @@ def _thresholded(run: _Run, history: Sequence[Epoch], loss: float, *, last: bool
 
 
 def _train(run: _Run, seed: int, epoch: int) -> tuple[float, float, float]:
-    """(mean loss, share classified rightly, last learning rate) over the epoch's batches, as they were trained on."""
+    """(mean loss, share classified rightly, last learning rate) over the epoch's
+    batches, as they were trained on."""
     torch.manual_seed(seed + run.accelerator.process_index)
     loader = _shared(
         batches(run.datasets.train, run.stage.batch, seed=seed, augment=run.augment), run.accelerator
@@ -341,7 +348,8 @@ def _lr(run: _Run, step: int) -> float:
 
 
 def _passed(run: _Run, x: Tensor, y: Tensor, where: str) -> tuple[Tensor, Tensor]:
-    """Forward and backward of a batch, in parts; (loss, whether classified rightly) of each example. Gradients meet in the last part."""
+    """Forward and backward of a batch, in parts; (loss, whether classified rightly) of each example.
+    Gradients meet in the last part."""
     parts = list(zip(x.chunk(run.stage.accumulate), y.chunk(run.stage.accumulate), strict=True))
     found = []
     for i, (xs, ys) in enumerate(parts):
@@ -391,11 +399,13 @@ def _steps(stage: Train, datasets: Datasets, accelerator: Accelerator) -> int:
     """Optimizer steps of an epoch."""
     if not len(datasets.train):
         raise TrainingError(
-            f"stage '{stage.name}': there are no training examples; check data.validation and the data's files"
+            f"stage '{stage.name}': there are no training examples; check data.validation and the data's "
+            "files"
         )
     if stage.batch % accelerator.num_processes:
         raise TrainingError(
-            f"stage '{stage.name}': a batch of {stage.batch} does not divide among {accelerator.num_processes} processes; choose a multiple"
+            f"stage '{stage.name}': a batch of {stage.batch} does not divide among "
+            f"{accelerator.num_processes} processes; choose a multiple"
         )
     return math.ceil(len(datasets.train) / stage.batch)
 
@@ -404,7 +414,8 @@ def _check_weights(run: _Run, epoch: int, validation: tuple[float, float] | None
     """The last step of an epoch may spoil the weights without any training loss to show it."""
     if run.scaler.is_enabled() and run.scaler.get_scale() < 1:
         raise TrainingError(
-            f"stage '{run.stage.name}', epoch {epoch + 1}: gradients overflow in fp16 whatever the loss is scaled by; choose precision bf16 or fp32"
+            f"stage '{run.stage.name}', epoch {epoch + 1}: gradients overflow in fp16 whatever the loss is "
+            "scaled by; choose precision bf16 or fp32"
         )
     spoilt = next(
         (n for n, p in run.model.named_parameters() if not bool(whole(p.detach()).isfinite().all())), None

@@ -7,6 +7,7 @@ import os
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from typing import assert_never
 
 from sparsify.cost.measure.machine import count_cores
 from sparsify.errors import TargetError
@@ -52,6 +53,8 @@ def _why_unavailable(target: Target) -> str | None:
             return _why_no_cuda() or _why_no_compiler(target)
         case Cpu():
             return _why_no_runtime(target) or _why_too_many_threads(target) or _why_no_compiler(target)
+        case _:
+            assert_never(target)
 
 
 def _why_no_runtime(target: Cpu) -> str | None:

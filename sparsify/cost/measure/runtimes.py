@@ -118,8 +118,18 @@ def use_threads(target: Target) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _device(target: Target) -> torch.device:
+    match target:
+        case Cpu():
+            return torch.device("cpu")
+        case Cuda():
+            return torch.device("cuda")
+        case _:
+            assert_never(target)
+
+
 def _prepare_in_torch(model: nn.Module, inputs: Inputs, target: Target) -> TimedCall:
-    device = torch.device("cuda" if isinstance(target, Cuda) else "cpu")
+    device = _device(target)
     plain = device.type == "cpu" and target.dtype == "float32" and target.layout == "contiguous"
     own = _move_to_cpu(model) if plain else copy_model(model).to(device)
     if target.dtype == "bf16":

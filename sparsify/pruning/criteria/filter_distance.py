@@ -10,7 +10,8 @@ from sparsify.graph.group_index import Axis, Layout, tiles
 
 
 def distances(layout: Layout, weights: Mapping[str, Tensor]) -> Tensor:
-    """sum over the other units v of the same name of ||w_u - w_v||_2, w_u everything of unit u in tensors of two or more
+    """sum over the other units v of the same name of ||w_u - w_v||_2, w_u everything of unit u in tensors of
+    two or more
     dimensions: [count]. Raises ModelError where a name has no such tensor.
 
     Source: He et al., arXiv:1811.00250, equation 6.
@@ -21,7 +22,8 @@ def distances(layout: Layout, weights: Mapping[str, Tensor]) -> Tensor:
     for name, first, width in layout.names:
         if name not in products:
             raise ModelError(
-                f"criterion 'fpgm' compares the filters of a layer, and '{name}' has none; use magnitude there"
+                f"criterion 'fpgm' compares the filters of a layer, and '{name}' has none; "
+                "use magnitude there"
             )
         product = products[name]
         squares = product.diagonal()
@@ -44,7 +46,8 @@ def _products(layout: Layout, weights: Mapping[str, Tensor]) -> dict[str, Tensor
                 slots = axis.slots[own] - first
                 if not bool((torch.bincount(slots, minlength=width) * width == len(slots)).all()):
                     raise ModelError(
-                        f"criterion 'fpgm' cannot compare the units of '{name}', which have different numbers of weights in '{part.name}'; use magnitude there"
+                        f"criterion 'fpgm' cannot compare the units of '{name}', which have different "
+                        f"numbers of weights in '{part.name}'; use magnitude there"
                     )
                 units = rows[own[slots.argsort(stable=True)]].view(width, -1).double()
                 product = units @ units.T

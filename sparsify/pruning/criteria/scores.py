@@ -26,8 +26,9 @@ from sparsify_schemas.criterion import (
 
 Tensors = Mapping[str, Tensor]
 Looks = Callable[[], Iterable[None]]
-"""each step of the iteration leaves in the weights' `grad` what a criterion looks at: the gradient of the loss on one batch
-(fisher: on one example), or the root mean square of the inputs that the weights multiply (activation, wanda)"""
+"""each step of the iteration leaves in the weights' `grad` what a criterion looks at:
+the gradient of the loss on one batch (fisher: on one example), or the root mean square of the inputs that the
+weights multiply (activation, wanda)"""
 
 
 def group_scores(spec: Criterion, layout: Layout, weights: Tensors, looks: Looks | None, seed: int) -> Tensor:
@@ -154,7 +155,8 @@ def _scales(layout: Layout, weights: Tensors) -> Tensor:
     without = [name for name, own in layout.split(covered[:-1]).items() if not bool((own > 0).all())]
     if without:
         raise ModelError(
-            f"criterion 'bn_scale' needs a normalisation with a scale behind every channel, and '{without[0]}' has none; use magnitude there"
+            "criterion 'bn_scale' needs a normalisation with a scale behind every channel, "
+            f"and '{without[0]}' has none; use magnitude there"
         )
     return layout.reduce(lambda name: wide(weights[name].detach()).abs() if name in scales else None)[:-1]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsify.errors import ModelError
 from sparsify.pruning.criteria.scores import Looks
-from sparsify_schemas.criterion import Activation, Criterion, Fisher, FromData, Wanda
+from sparsify_schemas.criterion import Criterion, FromData
 
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -22,15 +22,21 @@ _SEEN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def looks(
     model: nn.Module, spec: Criterion, batches: Sequence[Batch] | None, loss: Loss | None
 ) -> Looks | None:
-    """How a criterion looks at a model, which it leaves in eval mode; None where it needs no data or there is none."""
+    """How a criterion looks at a model, which it leaves in eval mode;
+    None where it needs no data or there is none."""
     if batches is None or loss is None or not isinstance(spec, FromData):
         return None
     own = list(islice(batches, spec.batches))
-    if isinstance(spec, Activation | Wanda):
-        return partial(_inputs, model, spec.kind, own)
-    if isinstance(spec, Fisher):
-        own = [(x[i : i + 1], y[i : i + 1]) for x, y in own for i in range(len(x))]
-    return partial(_gradients, model, own, loss)
+    match spec.facts().sees:
+        case "inputs":
+            return partial(_inputs, model, spec.kind, own)
+        case "gradients":
+            return partial(_gradients, model, own, loss)
+        case "gradients of examples":
+            alone = [(x[i : i + 1], y[i : i + 1]) for x, y in own for i in range(len(x))]
+            return partial(_gradients, model, alone, loss)
+        case "weights" | "model":
+            return None
 
 
 def _gradients(model: nn.Module, batches: Sequence[Batch], loss: Loss) -> Iterator[None]:
@@ -47,7 +53,8 @@ def _inputs(model: nn.Module, kind: str, batches: Sequence[Batch]) -> Iterator[N
     seen = [module for module in model.modules() if isinstance(module, _SEEN)]
     if not seen:
         raise ModelError(
-            f"criterion '{kind}' sees convolutions and Linear layers, and the model has neither; use magnitude or taylor"
+            f"criterion '{kind}' sees convolutions and Linear layers, and the model has neither; "
+            "use magnitude or taylor"
         )
     device = next(model.parameters()).device
     model.eval()

@@ -1,4 +1,5 @@
-"""Baselines: the recipes by which simpler choices come to the same cost and get the same training after the cut."""
+"""Baselines: the recipes by which simpler choices come to the same cost and get
+the same training after the cut."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ def first_cut(recipe: Recipe) -> int:
 
 
 def training(recipe: Recipe, random: bool) -> tuple[tuple[Train, ...], tuple[Train, ...]]:
-    """The stages that the baselines' dense model is trained through, and those of each baseline after its cut.
+    """The stages that the baselines' dense model is trained through,
+    and those of each baseline after its cut.
 
     random: the run begins with random weights. A stage that cuts between its epochs counts as after the cut.
     """
@@ -75,10 +77,15 @@ def _plain(stages: tuple[Stage, ...]) -> tuple[Train, ...]:
 def _plain_with_repairs(stages: tuple[Stage, ...]) -> Iterator[Train | Repair]:
     """Trained without penalties, and repaired where the run is."""
     for stage in stages:
-        if isinstance(stage, Repair):
-            yield stage
-        else:
-            yield from _plain((stage,))
+        match stage:
+            case Repair():
+                yield stage
+            case Train():
+                yield from _plain((stage,))
+            case Cut():
+                pass
+            case _:
+                assert_never(stage)
 
 
 def same_dense(recipe: Recipe) -> bool:
@@ -100,9 +107,11 @@ def dense_recipe(recipe: Recipe) -> Recipe:
 
 
 def baseline_recipe(plan: Plan, kind: Baseline, cost: Cost) -> Recipe:
-    """The recipe with this choice in place of the rules' own, nothing asked for but the cost, and the cut at once.
+    """The recipe with this choice in place of the rules' own,
+    nothing asked for but the cost, and the cut at once.
 
-    Stages before the cut keep their places and are not gone through, so that after one cut examples come in the run's own order.
+    Stages before the cut keep their places and are not gone through,
+    so that after one cut examples come in the run's own order.
     """
     recipe = plan.recipe
     multiples = {a.rule: a.multiple for a in plan.assignments}
@@ -130,8 +139,8 @@ def baseline_recipe(plan: Plan, kind: Baseline, cost: Cost) -> Recipe:
 
 
 def _rule(rule: Rule, kind: Baseline, multiple: int) -> Rule:
-    """Widths that pay and floors stay; limits found by looking at accuracy are part of what is compared. Of what goes by MACs
-    the widths are part of that, and nothing else."""
+    """Widths that pay and floors stay; limits found by looking at accuracy are part of what is compared.
+    Of what goes by MACs the widths are part of that, and nothing else."""
     if rule.group == "depth":
         keep = rule.keep
     elif kind == "by_macs":

@@ -13,10 +13,10 @@ from sparsify.formatting.numbers import milliseconds
 from sparsify.graph.model_map import Layer, ModelMap
 from sparsify.pruning.planning.cut_targets import own_budgets
 from sparsify.pruning.planning.group_types import (
+    clashing,
     find_coupled,
     find_groups,
     find_tensors,
-    group_type,
     group_type_of,
     width_step,
 )
@@ -44,11 +44,13 @@ def compile_plan(
 ) -> Plan:
     """Resolve every rule against a model.
 
-    positions: where the recipe is written, for messages; clocks: of the targets whose latency the budget limits;
+    positions: where the recipe is written, for messages;
+    clocks: of the targets whose latency the budget limits;
     steps: width steps of the recipe's targets, for `multiple_of: auto`.
-    Raises RecipeError with all problems at once: a rule that matches nothing or the wrong kind of layer, two rules on
-    one layer or one coupled group, a budget below the floor, a `sparsity` above what a rule can remove; with `strict` also
-    every layer that had to be protected, and every one that no call has shown while what it reads may be narrowed.
+    Raises RecipeError with all problems at once: a rule that matches nothing or the wrong kind of layer,
+    two rules on one layer or one coupled group, a budget below the floor, a `sparsity` above what a rule can
+    remove; with `strict` also every layer that had to be protected, and every one that no call has shown
+    while what it reads may be narrowed.
     """
     problems: list[Problem] = []
     map = _protected(recipe, positions, map, problems)
@@ -86,7 +88,8 @@ def compile_plan(
 
 
 def _multiple(recipe: Recipe, rule: int, steps: Mapping[str, Steps]) -> int:
-    """What kept widths are multiples of. `auto` follows from the targets whose latency is budgeted, else from all."""
+    """What kept widths are multiples of.
+    `auto` follows from the targets whose latency is budgeted, else from all."""
     asked, group = recipe.rules[rule].keep.multiple_of, recipe.rules[rule].group
     if isinstance(asked, int):
         return asked
@@ -150,7 +153,10 @@ def _assignments(
             for group in [g for c in find_groups(rule.group, map, layer) for g in (c, *around(map, c))]:
                 before, through = owner.get(group.name, (index, layer.name))
                 if group.protected is None and before != index and first == index and not rule.override:
-                    text = f"'{layer.name}' leaves together with '{through}', which rules.{before} already has (coupled group '{group.name}')"
+                    text = (
+                        f"'{layer.name}' leaves together with '{through}', which rules.{before} already has "
+                        f"(coupled group '{group.name}')"
+                    )
                     problems.append(_taken(positions, index, text))
                     continue
                 owner[group.name] = (index, layer.name)
@@ -186,17 +192,20 @@ def _conflicts(
     first: dict[tuple[str, str], int] = {}
     for index, own in layers.items():
         group = rules[index].group
-        if group is None or not group_type_of(group).clashes:
+        if group is None:
             continue
         kind = kind_of(group)
-        clashes = group_type(kind).clashes
+        clashes = clashing(kind)
         for layer in own:
             earlier = [first[layer.name, other] for other in clashes if (layer.name, other) in first]
             rival = next(iter(earlier), None)
             first.setdefault((layer.name, kind), index)
             if rival is None or rules[rival].group == group:
                 continue
-            text = f"layer '{layer.name}' has group '{rules[rival].group}' by rules.{rival}, which group '{group}' cannot be laid over"
+            text = (
+                f"layer '{layer.name}' has group '{rules[rival].group}' by rules.{rival}, "
+                f"which group '{group}' cannot be laid over"
+            )
             yield positions.problem(f"rules.{index}.layers", text, "narrow one of the two selectors")
 
 
@@ -208,9 +217,9 @@ def _indivisible(
         group = recipe.rules[index].group
         for layer in own:
             for dim, size, of in _laid(group, layer):
-                what = f"{size} {'outputs' if dim == 0 else 'inputs' if isinstance(group, Pattern) else 'columns (inputs x kernel positions)'}"
                 if size % of:
-                    text = f"group '{group}' does not divide '{layer.name}', which has {what}"
+                    what = "outputs" if dim == 0 else _across(group)
+                    text = f"group '{group}' does not divide '{layer.name}', which has {size} {what}"
                     yield positions.problem(
                         f"rules.{index}.layers",
                         text,
@@ -218,6 +227,11 @@ def _indivisible(
                     )
                     continue
                 yield from _narrowing(recipe, positions, map, layers, index, layer, dim, of)
+
+
+def _across(group: Group | None) -> str:
+    """What lies along the second dimension that a pattern is laid over."""
+    return "inputs" if isinstance(group, Pattern) else "columns (inputs x kernel positions)"
 
 
 def _laid(group: Group | None, layer: Layer) -> Iterable[tuple[int, int, int]]:
@@ -263,7 +277,10 @@ def _narrowing(
             ]
             if any(step * multiple[other] % of for step in steps):
                 need = lcm(*(of // gcd(of, step) for step in steps))
-                text = f"rules.{other} may narrow '{layer.name}' to a width that group '{rules[index].group}' does not divide"
+                text = (
+                    f"rules.{other} may narrow '{layer.name}' to a width that group '{rules[index].group}' "
+                    "does not divide"
+                )
                 yield positions.problem(
                     f"rules.{index}.layers", text, f"write 'keep: {{multiple_of: {need}}}' in rules.{other}"
                 )
@@ -304,7 +321,10 @@ def _notes(recipe: Recipe, map: ModelMap, assignments: Sequence[Assignment]) -> 
             yield f"rules.{assignment.rule}: {_about_zeros(rule.group)}"
         changing = [n for n in assignment.coupled if map.by_name[n].statistics]
         if changing:
-            yield f"rules.{assignment.rule}: cutting {', '.join(repr(n) for n in changing)} changes the statistics of a normalisation; outputs will differ until fine-tuned"
+            yield (
+                f"rules.{assignment.rule}: cutting {', '.join(repr(n) for n in changing)} changes the "
+                "statistics of a normalisation; outputs will differ until fine-tuned"
+            )
 
 
 def _kept(recipe: Recipe, map: ModelMap, assignment: Assignment) -> Iterable[str]:
@@ -335,10 +355,12 @@ _KEEP = "protect what it reads, or run without --strict"
 def _unproven(
     recipe: Recipe, map: ModelMap, assignments: Sequence[Assignment]
 ) -> Iterator[tuple[int, str, str]]:
-    """(rule, what is said, way out) of layers that no call has shown, while what they read may be narrowed by a rule.
+    """(rule, what is said, way out) of layers that no call has shown,
+    while what they read may be narrowed by a rule.
 
-    What a layer reads is only known of those that ran. Of one that did not, it is what its like reads (another expert of
-    the mixture) where there is such; else anything of a width that its inputs are a multiple of.
+    What a layer reads is only known of those that ran.
+    Of one that did not, it is what its like reads (another expert of the mixture) where there is such;
+    else anything of a width that its inputs are a multiple of.
     """
     by_name = {layer.name: layer for layer in map.layers}
     reached = [layer for layer in map.layers if layer.name not in map.unreached]
@@ -421,7 +443,10 @@ def _strangers(recipe: Recipe, positions: Positions, map: ModelMap) -> Iterable[
                 )
     for origin in positions.origins:
         if other := _other_widths(origin, map):
-            message = f"{origin.file} has the limits of a network in which {other[0]}{f' ({len(other) - 1} more)' if other[1:] else ''}"
+            message = (
+                f"{origin.file} has the limits of a network in which "
+                f"{other[0]}{f' ({len(other) - 1} more)' if other[1:] else ''}"
+            )
             yield positions.problem(f"rules.{origin.rule}.keep.limits", message, _anew(origin))
 
 
@@ -429,7 +454,10 @@ def _elsewhere(positions: Positions, map: ModelMap) -> Iterable[str]:
     """Limits that were found for a network that only looks like this one."""
     for origin in positions.origins:
         if origin.profile.network not in (None, map.network) and not _other_widths(origin, map):
-            yield f"rules.{origin.rule}: {origin.file} has the limits of another network, with layers of the same names and widths; {_anew(origin)}"
+            yield (
+                f"rules.{origin.rule}: {origin.file} has the limits of another network, with layers of the "
+                f"same names and widths; {_anew(origin)}"
+            )
 
 
 def _other_widths(origin: Origin, map: ModelMap) -> tuple[str, ...]:
@@ -469,9 +497,15 @@ def _infeasible(
         free = [c.name for c in plan.map.coupled if c.protected is None and c.name not in covered]
         part, target = f"{100 * floor.least / floor.dense:.1f}%", floor.what.removeprefix("latency.")
         if target in budget.latency and floor.what != target:
-            message = f"{budget.latency[target]} cannot be reached: with everything removed that the rules allow, {part} of {milliseconds(floor.dense)} is predicted to remain"
+            message = (
+                f"{budget.latency[target]} cannot be reached: with everything removed that the rules allow, "
+                f"{part} of {milliseconds(floor.dense)} is predicted to remain"
+            )
         else:
-            message = f"{getattr(budget, floor.what)} cannot be reached: with everything removed that the rules allow, {part} remains"
+            message = (
+                f"{getattr(budget, floor.what)} cannot be reached: with everything removed that the rules "
+                f"allow, {part} remains"
+            )
         hint = (
             f"raise it to {_round_up(100 * floor.least / floor.dense)}%"
             if floor.least <= floor.dense
@@ -503,7 +537,8 @@ def _keeps(plan: Plan) -> tuple[tuple[str, int], tuple[str, int]]:
 
 
 def _unreachable(positions: Positions, plan: Plan) -> Iterable[Problem]:
-    """Rules that ask for more than they can remove. Half a group is rounding, as where the result is judged."""
+    """Rules that ask for more than they can remove.
+    Half a group is rounding, as where the result is judged."""
     open_groups = with_floors(plan, candidates(plan, {}, {}), lambda c: (float(c.rule),))
     shapes = {t.name: t.shape for t in plan.map.tensors}
     for together in ranked_together(plan):

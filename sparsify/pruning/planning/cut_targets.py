@@ -1,13 +1,15 @@
-"""Rounds: what each cut of a recipe is to leave, and how a recipe reads for a model that earlier cuts have narrowed.
+"""Rounds: what each cut of a recipe is to leave, and how a recipe reads for a
+model that earlier cuts have narrowed.
 
-All shares are of the dense model. For a later cut they are written anew: budgets as plain amounts, a rule's `sparsity` as
-the share of what is left.
+All shares are of the dense model. For a later cut they are written anew:
+budgets as plain amounts, a rule's `sparsity` as the share of what is left.
 """
 
 import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from math import prod
+from typing import assert_never
 
 from pydantic import TypeAdapter
 
@@ -56,7 +58,8 @@ def moments(epochs: int, cuts: Gradual) -> tuple[tuple[int, float], ...]:
 
 
 def next_target(recipe: Recipe, stage: int, epochs: int) -> Target | None:
-    """What the first cut to come is to leave, when so many epochs of the stage are done; None after the last cut."""
+    """What the first cut to come is to leave, when so many epochs of the stage
+    are done; None after the last cut."""
     for index, spec in enumerate(recipe.stages[stage:]):
         match spec:
             case Cut():
@@ -68,14 +71,17 @@ def next_target(recipe: Recipe, stage: int, epochs: int) -> Target | None:
                     return Target(way, cuts.budget)
             case Train() | Repair():
                 pass
+            case _:
+                assert_never(spec)
     return None
 
 
 def rewritten(plan: Plan, target: Target | None, cuts: Sequence[Cuts] = ()) -> Recipe:
-    """The recipe for what earlier cuts have left, so that a cut of that leaves what the target says; rules keep their places.
+    """The recipe for what earlier cuts have left, so that a cut of that leaves what the
+    target says; rules keep their places.
 
-    plan: of the dense model. Without a target no budget and no demand is left: what they asked for is done, and so is what
-    penalties did that work towards them.
+    plan: of the dense model. Without a target no budget and no demand is left: what they asked for is done,
+    and so is what penalties did that work towards them.
     """
     if target is None:
         rules = tuple(
@@ -110,7 +116,8 @@ def rewritten(plan: Plan, target: Target | None, cuts: Sequence[Cuts] = ()) -> R
 
 
 def still_there(plan: Plan, rules: Sequence[Rule], left: Set[str]) -> dict[int, Rule]:
-    """Place -> rule, without what speaks only of layers that left with a residual branch. left: names of the layers that have not."""
+    """Place -> rule, without what speaks only of layers that left with a residual branch.
+    left: names of the layers that have not."""
     found = {}
     for index, rule in enumerate(rules):
         named = [
@@ -137,7 +144,8 @@ def still_there(plan: Plan, rules: Sequence[Rule], left: Set[str]) -> dict[int, 
 
 
 def holding(rule: Rule, penalties: bool) -> Rule:
-    """A rule for training between cuts or after them: what it has set to zero inside tensors is held there."""
+    """A rule for training between cuts or after them:
+    what it has set to zero inside tensors is held there."""
     if not in_one_tensor(rule.group):
         return rule
     asked = (
@@ -168,8 +176,10 @@ def last_zeroed(cuts: Sequence[Cuts]) -> dict[int, Zeroed]:
 
 
 def left_inside(plan: Plan, together: Sequence[Assignment], cuts: Sequence[Cuts]) -> float:
-    """Share of the groups inside these rules' tensors that earlier cuts have left, of those in layers that have not left as a
-    whole: columns that are gathered or cropped away are gone, and units that died of zeros, which no rule of their own took."""
+    """Share of the groups inside these rules' tensors that earlier cuts have left,
+    of those in layers that have not left as a
+    whole: columns that are gathered or cropped away are gone, and units that died of zeros,
+    which no rule of their own took."""
     there = kept = 0.0
     narrowed = _without_dead(plan, cuts)
     branches = {w.group for done in cuts for w in done.widths if not w.keep}
@@ -241,7 +251,8 @@ def own_budgets(recipe: Recipe) -> tuple[tuple[str, Budget], ...]:
 def _amounts(plan: Plan, target: Target, cuts: Sequence[Cuts]) -> Budget:
     """The budget part of the way, as amounts; a hair above, as no budget may be missed for a rounding.
 
-    What is held as measured stays a share as long as the dense model is at hand, as both are then measured side by side.
+    What is held as measured stays a share as long as the dense model is at hand,
+    as both are then measured side by side.
     """
     asked = plan.recipe.budget if target.budget is None else target.budget
     dense = Costs(plan.map).dense | {

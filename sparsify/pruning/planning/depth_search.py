@@ -1,6 +1,7 @@
-"""How deep to cut where the budget limits the drop of accuracy: bisection between what the other budgets ask for and all there is.
+"""How deep to cut where the budget limits the drop of accuracy: bisection between what the other budgets ask
+for and all there is.
 
-limit(depth) = limit - depth * (limit - least)      of each budget named, of the MACs where none is; 0 <= depth <= 1
+    limit(depth) = limit - depth * (limit - least),   0 <= depth <= 1,   of each budget named, else of the MACs
 """
 
 from sparsify.pruning.planning.plan import Floor, Plan
@@ -10,7 +11,8 @@ from sparsify_schemas.units import Share, Size, Time
 
 
 def deepened(plan: Plan, depth: float) -> Budget:
-    """The budget of one trial: in shares of the dense model, or as bytes and milliseconds where they are what was asked."""
+    """The budget of one trial: in shares of the dense model,
+    or as bytes and milliseconds where they are what was asked."""
     asked, found = plan.recipe.budget, dict[str, Share | Size]()
     latency: dict[str, Share | Time] = {}
     for floor in plan.floors:
@@ -36,7 +38,8 @@ def _share(left: float, floor: Floor) -> Share:
 
 
 def next_depth(search: Search, asked: AccuracyDrop, other: bool) -> float | None:
-    """Where to cut next; None when the search is over. other: whether other budgets are named, which depth 0 must meet as well.
+    """Where to cut next; None when the search is over.
+    other: whether other budgets are named, which depth 0 must meet as well.
 
     Without other budgets depth 0 cuts nothing, and is tried only when nothing deeper was inside.
     """

@@ -1,4 +1,5 @@
-"""Group types as planning knows them: one row a type. What the recipe language knows of them is in its `group.py`."""
+"""Group types as planning knows them: one row a type.
+What the recipe language knows of them is in its `group.py`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +7,7 @@ from typing import Literal, assert_never
 
 from sparsify.graph.layer_types import PROJECTIONS, Family, layer_type_of
 from sparsify.graph.model_map import Coupled, Layer, ModelMap
-from sparsify_schemas.group import Group, Kind, kind_of
+from sparsify_schemas.group import KINDS, Group, Kind, kind_of
 from sparsify_schemas.table import Steps
 
 
@@ -27,11 +28,11 @@ class GroupType:
     step: Literal["convolution", "linear"] | None
     """by which width step of a target `multiple_of: auto` goes; None where no step is known to pay"""
     clashes: tuple[Kind, ...]
-    """types that another rule cannot have on the same layer: n:m patterns of other numbers, and what lies in a row where
-    columns leave"""
+    """types that another rule cannot have on the same layer, where one of the two says so:
+    n:m patterns of other numbers, and what lies in a row where columns leave"""
     zeros: Literal["stay", "columns", "kernel"] | None
-    """inside one tensor: whether zeros stay, or a layer may gather its live columns, or its kernel may shrink to the live
-    positions; None where units leave"""
+    """inside one tensor: whether zeros stay, or a layer may gather its live columns, or its kernel may shrink
+    to the live positions; None where units leave"""
     instead: str = ""
     """the type that messages suggest for layers that it does not act on, where these are all linear"""
     without: str = ""
@@ -174,6 +175,13 @@ def group_type_of(group: Group) -> GroupType:
     return group_type(kind_of(group))
 
 
+def clashing(kind: Kind) -> list[Kind]:
+    """The types that cannot be on the same layer, whichever of the two says so."""
+    own = group_type(kind).clashes
+    others = [other for other in KINDS if other not in own and kind in group_type(other).clashes]
+    return [*own, *others]
+
+
 def find_groups(group: Group | None, map: ModelMap, layer: Layer) -> list[Coupled]:
     """The coupled groups of a layer that a rule on this group chooses in."""
     return [] if group is None else group_type_of(group).reaches(map, layer)
@@ -185,7 +193,8 @@ def find_tensors(group: Group | None, map: ModelMap, layer: Layer) -> list[str]:
 
 
 def width_step(group: Group | None, steps: Steps) -> int:
-    """What the widths of a group type are multiples of where they pay on a target; 1 where no step is known."""
+    """What the widths of a group type are multiples of where they pay on a
+    target; 1 where no step is known."""
     match None if group is None else group_type_of(group).step:
         case "convolution":
             return steps.convolution
@@ -207,14 +216,15 @@ def find_coupled(map: ModelMap, layer: Layer, role: str) -> list[Coupled]:
 
 
 def bare_groups(map: ModelMap, layer: Layer) -> list[Coupled]:
-    """Groups made by a parameter that a network's own module holds without a layer; they go by the parameter's name."""
+    """Groups made by a parameter that a network's own module holds without a layer;
+    they go by the parameter's name."""
     tensors = {t.name for t in map.tensors if t.name.rpartition(".")[0] == layer.name}
     return [group for group in map.coupled if group.name in tensors]
 
 
 def _matrices(layer: Layer) -> set[str]:
-    """The weight of a layer, under the names that it may have in torch: an attention has projections, a parametrized
-    layer has what its weight is computed from."""
+    """The weight of a layer, under the names that it may have in torch: an attention has projections,
+    a parametrized layer has what its weight is computed from."""
     return {*layer.weights, *(f"{layer.name}.{name}" for name in PROJECTIONS)}
 
 

@@ -15,7 +15,8 @@ LOSSLESS = 1e-3
 
 
 def foretold(recipe: Recipe, examples: int | None) -> Iterator[str]:
-    """Notes on every stage before the cut in which gsm acts. examples: in the training set, None where that is not known."""
+    """Notes on every stage before the cut in which gsm acts.
+    examples: in the training set, None where that is not known."""
     if not any(isinstance(rule.penalty, Gsm) for rule in recipe.rules):
         return
     for index, stage in enumerate(recipe.stages):
@@ -26,7 +27,8 @@ def foretold(recipe: Recipe, examples: int | None) -> Iterator[str]:
 
 
 def decay_rate(optimizer: Optimizer) -> float | None:
-    """What a weight without a gradient loses of itself in a step, by lr: weight_decay / (1 - momentum). None where it cannot be said.
+    """What a weight without a gradient loses of itself in a step, by lr:
+    weight_decay / (1 - momentum). None where it cannot be said.
 
     AdamW's decay passes by the momentum. Adam divides the decay by its own size.
     """
@@ -42,7 +44,8 @@ def decay_rate(optimizer: Optimizer) -> float | None:
 
 
 def residual(stage: Train, steps_per_epoch: int) -> float | None:
-    """exp(-sum over steps of lr * weight_decay / (1 - momentum)): what is left of a weight whose gradient is always left out."""
+    """exp(-sum over steps of lr * weight_decay / (1 - momentum)):
+    what is left of a weight whose gradient is always left out."""
     rate, total = decay_rate(stage.optimizer), steps_per_epoch * stage.epochs
     if rate is None:
         return None
@@ -55,17 +58,29 @@ def residual(stage: Train, steps_per_epoch: int) -> float | None:
 def _note(stage: Train, examples: int | None) -> str:
     rate = decay_rate(stage.optimizer)
     if rate is None:
-        return "what adam leaves of a weight that gsm leaves out cannot be foretold, as adam divides the decay by its own size; use sgd with momentum 0.98 or 0.99"
+        return (
+            "what adam leaves of a weight that gsm leaves out cannot be foretold, as adam divides the "
+            "decay by its own size; use sgd with momentum 0.98 or 0.99"
+        )
     if rate == 0:
-        return "without weight_decay the weights that gsm leaves out never shrink, and the cut will cost what they are worth; give the optimizer a weight_decay"
+        return (
+            "without weight_decay the weights that gsm leaves out never shrink, and the cut will cost what "
+            "they are worth; give the optimizer a weight_decay"
+        )
     if examples is None:
         lr = schedules.value(stage.optimizer.lr, 0, 1, stage.epochs)
         steps = f"{math.ceil(-math.log(LOSSLESS) / (lr * rate))} steps" if lr * rate else "no number of steps"
-        return f"a weight that gsm always leaves out shrinks to {tiny(LOSSLESS)} of itself in {steps} at lr {lr:g}"
+        return (
+            f"a weight that gsm always leaves out shrinks to {tiny(LOSSLESS)} of itself in {steps} at lr "
+            f"{lr:g}"
+        )
     per_epoch = math.ceil(examples / stage.batch)
     left = residual(stage, per_epoch)
     assert left is not None
-    said = f"a weight that gsm always leaves out shrinks to {tiny(left) if left < 0.01 else digits(left, 2)} of itself in {per_epoch * stage.epochs} steps"
+    said = (
+        f"a weight that gsm always leaves out shrinks to {tiny(left) if left < 0.01 else digits(left, 2)} "
+        f"of itself in {per_epoch * stage.epochs} steps"
+    )
     return said if left <= LOSSLESS else f"{said}, so the cut will cost accuracy; {_remedy(stage, left)}"
 
 

@@ -1,4 +1,5 @@
-"""Reaching: which layers a rule names, and which coupled groups, residual branches and tensors it speaks of there."""
+"""Reaching: which layers a rule names, and which coupled groups,
+residual branches and tensors it speaks of there."""
 
 import re
 from collections.abc import Iterable, Sequence

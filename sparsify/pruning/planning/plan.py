@@ -47,12 +47,15 @@ _UNTOLD = frozenset(("lifetimes", "products", "shared"))
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe resolved against a model: what each rule reaches, what is protected and why, what a budget allows.
+    """A recipe resolved against a model:
+    what each rule reaches, what is protected and why, what a budget allows.
 
-    `preview` holds the widths (coupled group, units kept) if the cut were made now, on the present weights, which are
-    `random` where training is still to come from scratch; `predicted` (target, milliseconds) at these widths, where the budget
-    limits a latency; `prices` (target, coupled group, share of its milliseconds that goes with one unit), where a penalty
-    weighs by a latency. These, and floors in milliseconds, which no two measurements agree on, are no part of the digest.
+    `preview` holds the widths (coupled group, units kept) if the cut were made now, on the present weights,
+    which are `random` where training is still to come from scratch;
+    `predicted` (target, milliseconds) at these widths, where the budget limits a latency;
+    `prices` (target, coupled group, share of its milliseconds that goes with one unit),
+    where a penalty weighs by a latency. These, and floors in milliseconds, which no two measurements agree on,
+    are no part of the digest.
     """
 
     recipe: Recipe
@@ -67,10 +70,11 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of recipe, map and assignments; independent of key order.
+        """First 16 hexadecimal digits of the SHA-256 of recipe,
+        map and assignments; independent of key order.
 
-        Names of base classes do not count: what rules reach by them stands in the assignments. Of the inputs count methods,
-        shapes and element types, not the numbers that they are drawn by.
+        Names of base classes do not count: what rules reach by them stands in the assignments.
+        Of the inputs count methods, shapes and element types, not the numbers that they are drawn by.
         """
         body = self._body() | {
             "floors": [asdict(f) for f in self.floors if not f.what.startswith("latency.")]
@@ -111,8 +115,9 @@ class Plan:
 
 
 def _digested(calls: tuple[RecordedCall, ...]) -> list[Any]:
-    """What a digest knows of the calls: (keyword or None, shape, element type) of each tensor of one call of `forward`, as
-    it was when there was nothing else; else their descriptions without the numbers that tensors are drawn by."""
+    """What a digest knows of the calls: (keyword or None, shape, element type) of each tensor of one call of
+    `forward`, as it was when there was nothing else;
+    else their descriptions without the numbers that tensors are drawn by."""
     (only, *others) = calls or (RecordedCall("forward", ()),)
     tensors = [argument.tensor for argument in only.arguments if argument.tensor is not None]
     first = next((tensor.shape[0] for tensor in tensors if tensor.shape), None)
@@ -131,7 +136,8 @@ def _shapes(argument: Any) -> Any:
 
 
 def ranked_together(plan: Plan) -> tuple[tuple[Assignment, ...], ...]:
-    """The assignments whose groups, or weights, compete as one: those of gsm rules of one `sparsity`; any other by itself."""
+    """The assignments whose groups, or weights, compete as one:
+    those of gsm rules of one `sparsity`; any other by itself."""
     sets: dict[tuple[object, ...], list[Assignment]] = {}
     for assignment in plan.assignments:
         rule = plan.recipe.rules[assignment.rule]
@@ -146,7 +152,8 @@ def ranked_together(plan: Plan) -> tuple[tuple[Assignment, ...], ...]:
 
 
 def stays(keep: Keep, group: Coupled) -> int:
-    """Units that `keep.limits` says must stay: the strictest of its layers' limits, the share that may go rounded down."""
+    """Units that `keep.limits` says must stay: the strictest of its layers' limits,
+    the share that may go rounded down."""
     own = {group.name, *(part.tensor.rpartition(".")[0] for part in group.slices if part.role == "out")}
     return group.width - min(
         (int(share.fraction * group.width + 1e-6) for layer, share in keep.limits.items() if layer in own),

@@ -1,9 +1,11 @@
 """Choosing what goes: plan + scores -> units that stay. Pure; knows no tensors.
 
-Dead units go first, then each rule's own `sparsity`, lowest scores first over all layers of the rule; where the budgets
-could not hold that way, as many units in an order that weighs their price more. What a budget still needs is taken from the rules that leave their amount open, in the order of score per share of the budget, by
-bisection on how many go; at the end units that fit back under the budget return. Where a budget is a latency, units are
-priced by the step that their target rewards, and priced again where the first choice ended: their price is the mean of both.
+Dead units go first, then each rule's own `sparsity`, lowest scores first over all layers of the rule;
+where the budgets could not hold that way, as many units in an order that weighs their price more.
+What a budget still needs is taken from the rules that leave their amount open, in the order of score per
+share of the budget, by bisection on how many go; at the end units that fit back under the budget return.
+Where a budget is a latency, units are priced by the step that their target rewards, and priced again where
+the first choice ended: their price is the mean of both.
 """
 
 from bisect import bisect_left
@@ -35,13 +37,15 @@ POWERS = (0.0, 0.25, 0.5, 1.0, 2.0, BY_PRICE)
 
 
 LEAST_SHARE = 0.1
-"""share of its living units that a layer keeps where the recipe does not say what stays: a layer left with a sliver of its
-units lets nothing through, whatever the scores say. It gives way to budgets and demands that cannot be met otherwise"""
+"""share of its living units that a layer keeps where the recipe does not say what stays:
+a layer left with a sliver of its units lets nothing through, whatever the scores say.
+It gives way to budgets and demands that cannot be met otherwise"""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One coupled group open to choice: units in the order in which they would go, their scores, and its bounds."""
+    """One coupled group open to choice:
+    units in the order in which they would go, their scores, and its bounds."""
 
     name: str
     order: tuple[int, ...]
@@ -55,8 +59,8 @@ class Candidate:
     """units that stay in any case"""
 
     def key(self, at: int) -> float:
-        """The score by which the unit at this place of the order goes: the mean over those that must go with it for a width
-        that is allowed."""
+        """The score by which the unit at this place of the order goes:
+        the mean over those that must go with it for a width that is allowed."""
         if self.multiple == 1:
             return self.scores[self.order[at]]
         first = (len(self.order) - 1) % self.multiple + 1
@@ -65,7 +69,8 @@ class Candidate:
         return sum(self.scores[unit] for unit in units) / len(units)
 
     def gone(self, wanted: int) -> tuple[int, ...]:
-        """The units that really go when so many should: kept widths stay above the floor and are rounded up."""
+        """The units that really go when so many should:
+        kept widths stay above the floor and are rounded up."""
         width = len(self.order)
         return self.order[: width - width_kept(width, wanted, self.floor, self.multiple)]
 
@@ -119,7 +124,8 @@ def _floors(plan: Plan, assignment: Assignment) -> dict[str, int]:
 def with_floors(
     plan: Plan, groups: Sequence[Candidate], key: Callable[[Candidate], tuple[float, ...]]
 ) -> tuple[Candidate, ...]:
-    """Of each rule with group depth as many residual branches marked to stay as `at_least` says: the last by the key."""
+    """Of each rule with group depth as many residual branches marked to stay as
+    `at_least` says: the last by the key."""
     spared: set[str] = set()
     for index, rule in enumerate(plan.recipe.rules):
         if rule.group == "depth" and rule.keep.at_least is not None:
@@ -131,8 +137,8 @@ def with_floors(
 def with_least_share(plan: Plan, groups: Sequence[Candidate], part: float) -> tuple[Candidate, ...]:
     """The candidates with the default bound: each keeps `LEAST_SHARE` of its living units, rounded up.
 
-    Groups of rules that say `keep.at_least`, and residual branches, stay as they are; so do those of a rule whose own
-    `sparsity` could not be reached otherwise.
+    Groups of rules that say `keep.at_least`, and residual branches, stay as they are;
+    so do those of a rule whose own `sparsity` could not be reached otherwise.
     """
     found = tuple(_with_least_share(plan, c) for c in groups)
     unreachable = set()
@@ -178,12 +184,13 @@ def choose(
     clocks: Sequence[LatencyModel] = (),
     aim: float = 1.0,
 ) -> dict[str, list[int]]:
-    """Coupled group -> units that stay, ascending; none of a group that is wholly in residual branches that go. The result
-    never exceeds a budget that can be met at all.
+    """Coupled group -> units that stay, ascending; none of a group that is wholly in residual branches that
+    go. The result never exceeds a budget that can be met at all.
 
-    scores and dead: one number and one flag per unit of each coupled group. part: how much of the way is to be gone, as a
-    share of each rule's own `sparsity` and of what each budget takes away from the dense model. clocks: of the targets whose
-    latency the budget limits; what they predict stays below `aim` of the limit.
+    scores and dead: one number and one flag per unit of each coupled group.
+    part: how much of the way is to be gone, as a share of each rule's own `sparsity` and of what each budget
+    takes away from the dense model. clocks: of the targets whose latency the budget limits;
+    what they predict stays below `aim` of the limit.
     """
     costs = Costs(plan.map, clocks)
     allowed = _allowed(plan, costs, part, aim)
@@ -213,7 +220,8 @@ def choose_evenly(
     clocks: Sequence[LatencyModel] = (),
     aim: float = 1.0,
 ) -> dict[str, list[int]]:
-    """As `choose`, with the same share of every group's units gone: the smallest with which every budget holds."""
+    """As `choose`, with the same share of every group's units gone:
+    the smallest with which every budget holds."""
     costs, groups = Costs(plan.map, clocks), candidates(plan, scores, dead)
     allowed = _allowed(plan, costs, part, aim)
 
@@ -239,7 +247,8 @@ def choose_by_macs(
 ) -> dict[str, list[int]]:
     """As `choose` under a budget of MACs alone, lowered step by step until every budget of the recipe holds.
 
-    It is lowered towards what is left of the MACs with all gone that may go: layers that stay may take most of them.
+    It is lowered towards what is left of the MACs with all gone that may go:
+    layers that stay may take most of them.
     """
     costs = Costs(plan.map, clocks)
     allowed = _allowed(plan, costs, part, aim)
@@ -308,7 +317,8 @@ def _chosen(
 
 
 def least(plan: Plan, clocks: Sequence[LatencyModel] = ()) -> dict[str, tuple[int, ...]]:
-    """Coupled group -> units that go when a budget asks for everything: all that open rules allow, the dearest of demands."""
+    """Coupled group -> units that go when a budget asks for everything:
+    all that open rules allow, the dearest of demands."""
     costs = Costs(plan.map, clocks)
     open_groups = candidates(plan, {}, {})
     prices = _prices(open_groups, costs, absolute_limits(plan.recipe.budget, costs.dense))
@@ -323,7 +333,8 @@ def least(plan: Plan, clocks: Sequence[LatencyModel] = ()) -> dict[str, tuple[in
 def _demands(
     plan: Plan, open_groups: Sequence[Candidate], prices: Mapping[str, float], power: float, part: float = 1.0
 ) -> dict[str, int]:
-    """Coupled group -> units that should go for (that part of) every rule's own `sparsity`, besides the dead ones."""
+    """Coupled group -> units that should go for (that part of) every rule's own
+    `sparsity`, besides the dead ones."""
     wanted = {c.name: c.dead for c in open_groups}
     for together in ranked_together(plan):
         sparsity = plan.recipe.rules[together[0].rule].sparsity
@@ -364,8 +375,9 @@ def _prices(
     allowed: Mapping[str, float],
     wanted: Mapping[str, int] | None = None,
 ) -> dict[str, float]:
-    """Share of the budgeted quantities that one unit of each group frees, summed over the budgets: in the dense model, or
-    where as many as wanted are gone already. Milliseconds come in steps, so there it is the mean over a step."""
+    """Share of the budgeted quantities that one unit of each group frees, summed over the budgets:
+    in the dense model, or where as many as wanted are gone already. Milliseconds come in steps,
+    so there it is the mean over a step."""
     gone = {c.name: c.gone(wanted[c.name]) for c in groups} if wanted else {}
     now, prices = costs.of(gone, smooth=True), {}
     for c in groups:
@@ -385,7 +397,8 @@ def _prices(
 
 
 def priced(plan: Plan, clock: LatencyModel) -> dict[str, float]:
-    """Coupled group -> share of a target's milliseconds that goes with one of its units, mean over a step of the dense width."""
+    """Coupled group -> share of a target's milliseconds that goes with one of its units,
+    mean over a step of the dense width."""
     return _prices(candidates(plan, {}, {}), Costs(plan.map, (clock,)), {latency_key(clock.target): 0.0})
 
 
@@ -437,7 +450,8 @@ def _completed(
     after: dict[str, int],
     fits: Callable[[Mapping[str, int]], bool],
 ) -> dict[str, int]:
-    """The least loss with which what almost holds does: by the unit that was next in order, or by a lesser one of another group."""
+    """The least loss with which what almost holds does: by the unit that was next in order,
+    or by a lesser one of another group."""
 
     def one_more(c: Candidate) -> dict[str, int]:
         return {**before, c.name: len(c.gone(before[c.name])) + c.multiple}
@@ -454,7 +468,8 @@ def _returned(
     taken: Sequence[tuple[float, int, int]],
     fits: Callable[[Mapping[str, int]], bool],
 ) -> dict[str, int]:
-    """Give units back, dearest first and as many as a width step has, where every budget still holds without them."""
+    """Give units back, dearest first and as many as a width step has,
+    where every budget still holds without them."""
     closed: set[int] = set()
     for _, i, at in reversed(taken):
         c = free[i]

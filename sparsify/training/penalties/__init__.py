@@ -1,6 +1,7 @@
 """Penalties: what each does around a step of the optimizer, one family member a file.
 
-All are pure in everything but the tensors they are given to change and their own `state`. `amount` is lr * strength
+All are pure in everything but the tensors they are given to change and their own `state`.
+`amount` is lr * strength
 (summed over the steps since the last proximal action) per tensor; `strength` is lambda.
 """
 
@@ -50,10 +51,12 @@ def build(
     single: bool = False,
     roots: Tensor | None = None,
 ) -> Action:
-    """The action of a penalty on the groups of some layouts; those of single weights act on all of the layouts' tensors.
+    """The action of a penalty on the groups of some layouts;
+    those of single weights act on all of the layouts' tensors.
 
-    share: what a rule's `sparsity` removes; single: whether it counts single weights (group `weight`), not groups; roots: what a
-    lasso weighs each slot's norm by; sqrt(|g|), for l0 also where the layout has only a part of each group. Left out, of the layout.
+    share: what a rule's `sparsity` removes; single: whether it counts single weights (group `weight`),
+    not groups; roots: what a lasso weighs each slot's norm by;
+    sqrt(|g|), for l0 also where the layout has only a part of each group. Left out, of the layout.
     """
     names = tuple(dict.fromkeys(part.name for layout in layouts for part in layout.parts))
     match spec:
@@ -82,7 +85,8 @@ def build(
             scales = tuple(n for n in names if is_scale(n, parameters[n]))
             if not scales:
                 raise ModelError(
-                    "penalty bn_scale finds no normalisation with a scale in the rule's groups; use group_lasso there"
+                    "penalty bn_scale finds no normalisation with a scale in the rule's groups; "
+                    "use group_lasso there"
                 )
             if spec.solver == "proximal":
                 return Action(proximal=partial(l1_l2.l1_proximal, scales))

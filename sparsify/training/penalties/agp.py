@@ -12,7 +12,8 @@ from sparsify_schemas.penalty import Agp
 
 
 def action(spec: Agp, layout: Layout, parameters: Tensors, sparsity: float, single: bool) -> Action:
-    """Held at zero: the share `strength` of the weights, or groups by ||w_g|| / sqrt(|g|); chosen anew whenever the share has changed."""
+    """Held at zero: the share `strength` of the weights, or groups by ||w_g|| / sqrt(|g|);
+    chosen anew whenever the share has changed."""
     names = tuple(part.name for part in layout.parts)
     count = sum(local(parameters[n]).numel() for n in names) if single else layout.count
     device = parameters[names[0]].device

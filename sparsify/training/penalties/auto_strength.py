@@ -2,12 +2,12 @@
 
 At every control moment, a two-hundredth of the stage apart:
     part     share of the goal that is due: 0 at `start`, 1 at `end`, linear in between
-    due      what a cut would remove now, if that part were all that is asked for: it may die; nothing else may yet
+    due      what a cut would remove now, if that part were all that is asked for: it alone may die by now
     coming   what a cut would remove if the part of H steps later were asked for: on it the strength acts
     lambda   gain * z / (sum of lr over H steps), z the largest ||w_g|| / v_g of what is coming
     gain     grows while something due is alive, and falls once all of it is dead
-Without gradients a gain of 1 brings groups to zero just in time; how much they resist is what the gain finds out. All
-other groups are left alone: a strength that kills some in time would cripple the rest.
+Without gradients a gain of 1 brings groups to zero just in time; how much they resist is what the gain finds
+out. All other groups are left alone: a strength that kills some in time would cripple the rest.
 """
 
 import math
@@ -59,7 +59,8 @@ def interval(steps: int, every: int) -> int:
 
 @dataclass(frozen=True)
 class Steered:
-    """A penalty whose strength is found: the groups of a lasso, or the single weights of an l1 with the share that shall die."""
+    """A penalty whose strength is found: the groups of a lasso, or the single weights of an
+    l1 with the share that shall die."""
 
     spec: Auto
     criterion: Magnitude
@@ -151,7 +152,8 @@ def _steer_weights(s: Steered, weights: Mapping[str, Tensor], part: float, far: 
 
 
 def _set(s: Steered, lag: float | None, norm: float, now: When) -> None:
-    """lambda and gain from how far the dying lag behind (None where none should have died), and the norm that has to go within the horizon."""
+    """lambda and gain from how far the dying lag behind (None where none should have died),
+    and the norm that has to go within the horizon."""
     if lag is not None:
         s.state["gain"].mul_(
             math.exp(GROWTH * now.moment / now.whole * (max(-1.0, min(1.0, lag / LAG)) if lag else -1.0))

@@ -18,7 +18,8 @@ LOW, HIGH = 0.9, 1.1
 def action(spec: Dns, layout: Layout, parameters: Tensors) -> Action:
     """The model holds w * mask; `state` holds w, which every step of the optimizer moves, masked or not.
 
-    After a step: w <- w + (what the step has changed of w * mask); sometimes mask <- by |w|; the model gets w * mask.
+    After a step: w <- w + (what the step has changed of w * mask); sometimes mask <- by |w|;
+    the model gets w * mask.
     Source: Guo et al., arXiv:1608.04493, algorithm 1, and its published code.
     """
     names = tuple(part.name for part in layout.parts)
@@ -66,7 +67,8 @@ def _threshold(weights: Tensor, c_rate: float, processes: Any) -> Tensor:
 
 
 def _drawn(spec: Dns, step: int) -> bool:
-    """Whether masks change in this step: with probability (1 + gamma * step)^(-power), and no more from `stop` on."""
+    """Whether masks change in this step:
+    with probability (1 + gamma * step)^(-power), and no more from `stop` on."""
     if spec.stop is not None and step >= spec.stop:
         return False
     draw = torch.rand((), generator=torch.Generator().manual_seed(step))

@@ -10,7 +10,8 @@ from sparsify.training.penalties.step_action import Action, Tensors
 
 
 def found_strength(count: int, device: torch.device) -> dict[str, Tensor]:
-    """The state of `strength: auto`: lambda, gain, and the least factor of each slot in one action, 0 where the group may die."""
+    """The state of `strength: auto`: lambda, gain, and the least factor of each slot in one
+    action, 0 where the group may die."""
     return {
         "strength": torch.zeros((), dtype=torch.float64),
         "gain": torch.ones((), dtype=torch.float64),
@@ -26,7 +27,8 @@ def group_norms(layout: Layout, weights: Tensors) -> Tensor:
 def group_lasso_proximal(
     layout: Layout, roots: Tensor, weights: Tensors, amounts: Mapping[str, float], floor: Tensor | None = None
 ) -> None:
-    """w_g <- w_g * max(floor, 1 - amount * v_g / ||w_g||), v_g = roots, amount = lr * strength, floor 0 when left out.
+    """w_g <- w_g * max(floor, 1 - amount * v_g / ||w_g||), v_g = roots,
+    amount = lr * strength, floor 0 when left out.
 
     An entry of two groups takes the factors of both. Source: Parikh & Boyd, Proximal Algorithms, 6.5.4.
     """
@@ -52,7 +54,8 @@ def group_lasso_gradient(
     strength: float,
     norms: Tensor | None = None,
 ) -> None:
-    """gradient += strength * v_g * w_g / ||w_g||, v_g = roots, 0 at 0; an entry of two groups gets both terms.
+    """gradient += strength * v_g * w_g / ||w_g||, v_g = roots, 0 at 0;
+    an entry of two groups gets both terms.
 
     Source: Wen et al., arXiv:1608.03665 (without the square root there).
     """
@@ -68,9 +71,11 @@ def group_lasso_gradient(
 
 
 def half_space(layout: Layout, roots: Tensor, names: tuple[str, ...], epsilon: float) -> Action:
-    """The gradient, and w_g <- 0 after a step from w_g to w'_g with <w'_g, w_g> <= epsilon * ||w_g||^2; with strength 0 neither.
+    """The gradient, and w_g <- 0 after a step from w_g to w'_g with <w'_g,
+    w_g> <= epsilon * ||w_g||^2; with strength 0 neither.
 
-    An entry of two groups becomes zero with either. Source: Chen et al., arXiv:2004.03639, equation 9 and algorithm 3.
+    An entry of two groups becomes zero with either.
+    Source: Chen et al., arXiv:2004.03639, equation 9 and algorithm 3.
     """
     # Kept from step to step: to get so much memory anew takes longer than to fill it.
     before: dict[str, Tensor] = {}

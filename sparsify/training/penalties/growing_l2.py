@@ -9,7 +9,8 @@ from sparsify_schemas.penalty import GrowingL2
 
 
 def action(spec: GrowingL2, layout: Layout, parameters: Tensors, single: bool) -> Action:
-    """gradient += min(limit, delta * number of rises so far) * w on what `state["chosen"]` marks: single weights in the order of the layout's parts, or slots."""
+    """gradient += min(limit, delta * number of rises so far) * w on what `state["chosen"]` marks:
+    single weights in the order of the layout's parts, or slots."""
     names = tuple(part.name for part in layout.parts)
     count = sum(local(parameters[n]).numel() for n in names) if single else layout.count + 1
     chosen = torch.zeros(count, dtype=torch.bool, device=parameters[names[0]].device)

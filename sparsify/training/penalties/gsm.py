@@ -1,4 +1,5 @@
-"""Global sparse momentum: of all gradients only those of the most important weights go on; decay acts on all."""
+"""Global sparse momentum:
+of all gradients only those of the most important weights go on; decay acts on all."""
 
 from collections.abc import Sequence
 
@@ -11,17 +12,21 @@ from sparsify.training.penalties.step_action import Action, Tensors
 from sparsify.training.penalties.topk import Portions, counted, kth_largest
 
 EXACT = 1 << 20
-"""single weights up to which all are ranked; of more, every 31st is, in runs of 16 so that few cache lines are touched"""
+"""single weights up to which all are ranked;
+of more, every 31st is, in runs of 16 so that few cache lines are touched"""
 _RUN, _STRIDE = 16, 31
 _CHUNK = 1 << 18
-"""weights masked at a time on a processor: what one operation leaves is then still in its cache for the next"""
+"""weights masked at a time on a processor:
+what one operation leaves is then still in its cache for the next"""
 
 
 def action(layouts: Sequence[Layout], parameters: Tensors, share: float, single: bool) -> Action:
-    """The loss's gradient stays where T is among the Q largest of all layouts together, and becomes zero elsewhere.
+    """The loss's gradient stays where T is among the Q largest of all layouts
+    together, and becomes zero elsewhere.
 
-    single: T = |w * dL/dw| of each weight; otherwise T = |sum over w in g of w * dL/dw| of each group. Q = (1 - share) of
-    their number. `state` adds up, over all steps, the share that was passive in one and active in the next.
+    single: T = |w * dL/dw| of each weight; otherwise T = |sum over w in g of w * dL/dw| of each group.
+    Q = (1 - share) of their number. `state` adds up, over all steps, the share that was passive in one and
+    active in the next.
     Source: Ding et al., arXiv:1909.12778, algorithm 1.
     """
     return _on_weights(layouts, parameters, share) if single else _on_groups(layouts, parameters, share)
@@ -141,7 +146,8 @@ def _product(weight: Tensor, gradient: Tensor, spare: Tensor) -> Tensor:
 
 
 def woken_share(state: Tensors) -> float:
-    """Share of weights or groups that were passive in one step and active in the next, mean over the steps counted; counts anew."""
+    """Share of weights or groups that were passive in one step and active in the next,
+    mean over the steps counted; counts anew."""
     steps = int(state["steps"])
     share = float(state["woken"]) / steps if steps else 0.0
     state["woken"].zero_()

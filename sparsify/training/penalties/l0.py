@@ -16,7 +16,8 @@ LEAST = 1e-6
 
 
 def action(spec: L0, layout: Layout, sizes: Tensor, parameters: Tensors) -> Action:
-    """The model computes with w * z_g, the optimizer moves w, Adam the a_g of the gates. sizes: |g| of every slot.
+    """The model computes with w * z_g, the optimizer moves w,
+    Adam the a_g of the gates. sizes: |g| of every slot.
 
     Source: Louizos et al., arXiv:1712.01312, equations 10 to 13.
     """
@@ -66,7 +67,8 @@ def action(spec: L0, layout: Layout, sizes: Tensor, parameters: Tensors) -> Acti
 
 
 def drawn_gates(values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(z, dz/da) for a fresh u: z = min(1, max(0, s (zeta - gamma) + gamma)), s = sigmoid((log u - log(1 - u) + a) / beta)."""
+    """(z, dz/da) for a fresh u: z = min(1, max(0, s (zeta - gamma) + gamma)),
+    s = sigmoid((log u - log(1 - u) + a) / beta)."""
     u = torch.rand(len(values), generator=generator).clamp_(LEAST, 1 - LEAST).to(values)
     return _hard(torch.sigmoid((u.log() - (1 - u).log() + values) / BETA), BETA)
 

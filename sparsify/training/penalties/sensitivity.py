@@ -13,9 +13,11 @@ from sparsify_schemas.penalty import Sensitivity
 
 
 def action(spec: Sensitivity, names: tuple[str, ...], parameters: Tensors) -> Action:
-    """After every step w <- w - strength * w * max(0, 1 - S), S = sum_k a_k * |dy_k/dw| or |dL/dw| before the step.
+    """After every step w <- w - strength * w * max(0, 1 - S),
+    S = sum_k a_k * |dy_k/dw| or |dL/dw| before the step.
 
-    y is the mean of the outputs over the batch, on all processes; over several backward passes in a step, S is their mean.
+    y is the mean of the outputs over the batch, on all processes; over several backward passes in a step,
+    S is their mean.
     Source: Tartaglione et al., arXiv:1810.11764.
     """
     return (
@@ -130,6 +132,7 @@ def rows_of_outputs(outputs: object) -> Tensor:
             else f"a {type(outputs).__name__}"
         )
         raise ModelError(
-            f"sensitivity of outputs needs a model that returns one row of outputs per example, not {what}; write 'of: loss'"
+            f"sensitivity of outputs needs a model that returns one row of outputs per example, not {what}; "
+            "write 'of: loss'"
         )
     return outputs

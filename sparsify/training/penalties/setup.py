@@ -59,9 +59,11 @@ def ready(
 def strength(
     regularizer: Regularizer, step: int, steps_per_epoch: int, steps: int, span: tuple[int, int]
 ) -> float | None:
-    """Of a penalty at a step: lambda, for agp the share that is held at zero, None where there is no such thing.
+    """Of a penalty at a step: lambda, for agp the share that is held at zero,
+    None where there is no such thing.
 
-    span: steps of the last cut and of the next one, or of the stage's beginning and end; agp goes from one to the other.
+    span: steps of the last cut and of the next one, or of the stage's beginning and
+    end; agp goes from one to the other.
     """
     if regularizer.action.strength_at is not None:
         return regularizer.action.strength_at(step, span, steps_per_epoch)
@@ -159,7 +161,8 @@ def _going(
     here: Mapping[str, Tensor],
     share: float,
 ) -> Tensor:
-    """Single weights, or slots, that a cut by magnitude would remove now; the spare slot stays. here: this process's parts."""
+    """Single weights, or slots, that a cut by magnitude would remove now;
+    the spare slot stays. here: this process's parts."""
     if within(rule.group):
         norms = (group_norms(layout, here) / layout.sizes(here).sqrt())[:-1]
         return torch.cat([lowest([norms], share), torch.zeros(1, dtype=torch.bool, device=norms.device)])

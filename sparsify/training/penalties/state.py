@@ -1,4 +1,5 @@
-"""What penalties remember, by the names of tensors and groups: so it outlives a cut, and goes on on another number of processes."""
+"""What penalties remember, by the names of tensors and groups:
+so it outlives a cut, and goes on on another number of processes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,8 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 
 def remembered(action: Action, layouts: Sequence[Layout], parameters: Tensors) -> dict[str, Any]:
-    """A copy of an action's state: a tensor each, or {tensor or group: its numbers} for what `per` says it has of many."""
+    """A copy of an action's state: a tensor each, or {tensor or group:
+    its numbers} for what `per` says it has of many."""
     found: dict[str, Any] = {}
     for key, value in action.state.items():
         match action.per.get(key):
@@ -33,7 +35,8 @@ def remembered(action: Action, layouts: Sequence[Layout], parameters: Tensors) -
 
 
 def recalled(action: Action, layouts: Sequence[Layout], parameters: Tensors, saved: object) -> Pairs | None:
-    """(part of the action's state, what was saved of it), to be copied; None where something else was saved."""
+    """(part of the action's state, what was saved of it), to be copied;
+    None where something else was saved."""
     if not isinstance(saved, Mapping) or saved.keys() != action.state.keys():
         return None
     pairs: Pairs = []

@@ -8,32 +8,38 @@ from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
 Output = Callable[[Tensors, Tensor, Tensor, Any], None]
-"""(weights of the graph, outputs, gradient of the loss by them, processes that share the batch): while a backward pass is at the
-outputs, their graph still whole; the graph's weights are whole ones, where they lie spread over processes"""
+"""(weights of the graph, outputs, gradient of the loss by them, processes that share the batch):
+while a backward pass is at the outputs, their graph still whole; the graph's weights are whole ones,
+where they lie spread over processes"""
 Before = Callable[[Tensors, Tensors, float], None]
-"""(weights, gradients of the loss, what a GradScaler has multiplied them by): may change the gradients in place"""
+"""(weights, gradients of the loss, what a GradScaler has multiplied them by):
+may change the gradients in place"""
 Gradient = Callable[[Tensors, Tensors, float], None]
 """(weights, gradients, strength): add to the gradients in place"""
 After = Callable[[Tensors, float], None]
 """(weights, strength): change the weights in place, after every step"""
 Proximal = Callable[[Tensors, Mapping[str, float]], None]
-"""(weights, amounts): change the weights in place, after every n-th step; amount is lr * strength summed over the n steps"""
+"""(weights, amounts): change the weights in place, after every n-th step;
+amount is lr * strength summed over the n steps"""
 Restore = Callable[[Tensors, Tensors, float], None]
-"""(weights, gradients, what a GradScaler has multiplied them by): have the parameters hold the trained weights again, and the
-gradients be those by them; there are none where no backward pass came before"""
+"""(weights, gradients, what a GradScaler has multiplied them by):
+have the parameters hold the trained weights again, and the gradients be those by them;
+there are none where no backward pass came before"""
 Show = Callable[[Tensors, bool], None]
-"""(weights, noisy): have the parameters hold what the model shall compute with until `restore`: a draw for the next step, or,
-not noisy, what is expected"""
+"""(weights, noisy): have the parameters hold what the model shall compute with until `restore`:
+a draw for the next step, or, not noisy, what is expected"""
 StrengthAt = Callable[[int, tuple[int, int], int], float]
-"""(step, steps of the last cut and of the next one or the ends of the stage, steps of an epoch): lambda, where no schedule of the
-recipe says it"""
+"""(step, steps of the last cut and of the next one or the ends of the stage, steps of an epoch):
+lambda, where no schedule of the recipe says it"""
 
 
 @dataclass(frozen=True)
 class Action:
-    """What a penalty does; what is None it does not do. `state` holds tensors that it changes in place, for checkpoints.
+    """What a penalty does; what is None it does not do.
+    `state` holds tensors that it changes in place, for checkpoints.
 
-    per: which of them hold one number for each weight or tensor, in the order of the layouts' parts, or for each group.
+    per: which of them hold one number for each weight or tensor,
+    in the order of the layouts' parts, or for each group.
     """
 
     output: Output | None = None

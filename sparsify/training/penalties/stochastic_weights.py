@@ -1,4 +1,5 @@
-"""What gates and noise need: the trained weights, kept while the model computes with others, and steps of their own."""
+"""What gates and noise need: the trained weights, kept while the model computes with
+others, and steps of their own."""
 
 import zlib
 from collections.abc import Iterable
@@ -15,7 +16,8 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 @dataclass(frozen=True)
 class Trained:
-    """The weights that the optimizer moves. While `away` the parameters hold what the model computes with instead."""
+    """The weights that the optimizer moves.
+    While `away` the parameters hold what the model computes with instead."""
 
     flat: Tensor
     away: Tensor

@@ -1,4 +1,5 @@
-"""Which values are among the largest or the smallest: a threshold from two histograms of the numbers' bits, without a sort.
+"""Which values are among the largest or the smallest:
+a threshold from two histograms of the numbers' bits, without a sort.
 
 The values may be spread over processes (FSDP): counts add up, so all see the same threshold.
 """
@@ -16,7 +17,8 @@ from sparsify.graph.group_index import Layout
 _HIGH = 1 << 15
 
 Portions = tuple[tuple[int, Any], ...]
-"""lengths of successive pieces of a vector, each with the processes over which the piece is spread; None for one that all have"""
+"""lengths of successive pieces of a vector, each with the processes over which the piece is
+spread; None for one that all have"""
 
 
 def portions(layouts: Iterable[Layout], parameters: Mapping[str, Tensor]) -> Portions:
@@ -26,10 +28,11 @@ def portions(layouts: Iterable[Layout], parameters: Mapping[str, Tensor]) -> Por
 
 
 def kth_largest(values: Tensor, k: int, among: Portions = ()) -> Tensor:
-    """The k-th largest of values >= 0 (float32, one dimension), 1 <= k <= n; of those of all processes together.
+    """The k-th largest of values >= 0 (float32, one dimension), 1 <= k <= n;
+    of those of all processes together.
 
-    The bits of such numbers, read as integers, have the order of the numbers. Their upper 15 bits are counted first, then
-    the lower 16 in the bucket that holds the k-th.
+    The bits of such numbers, read as integers, have the order of the numbers.
+    Their upper 15 bits are counted first, then the lower 16 in the bucket that holds the k-th.
     """
     bucket, rank = _bucket(counted(values, among, _upper), k)
     digit, _ = _bucket(counted(values, among, lambda own: _lower(own, bucket)), rank)
@@ -37,7 +40,8 @@ def kth_largest(values: Tensor, k: int, among: Portions = ()) -> Tensor:
 
 
 def lowest(weights: Sequence[Tensor], share: float, among: Portions = ()) -> Tensor:
-    """Whether each single weight is among the smallest |w| of all, flat in the order of the tensors: so large a share, rounded.
+    """Whether each single weight is among the smallest |w| of all, flat in the order of the
+    tensors: so large a share, rounded.
 
     Of those that are equal the first go. among: one portion for each tensor; left out where all are whole.
     """

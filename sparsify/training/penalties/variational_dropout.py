@@ -18,7 +18,8 @@ LEAST = 1e-16
 
 
 def action(spec: VariationalDropout, layout: Layout, parameters: Tensors) -> Action:
-    """The model computes with w + sigma * eps, the optimizer moves w, Adam log sigma^2. Every weight is a slot of the layout.
+    """The model computes with w + sigma * eps, the optimizer moves w, Adam log sigma^2.
+    Every weight is a slot of the layout.
 
     Source: Molchanov et al., arXiv:1701.05369, equations 11 and 14.
     """

@@ -30,7 +30,8 @@ Y = (X[:, 0] > 0).long() + (X[:, 1] > 0)
 
 
 def train(epochs: int, folder: Path, start: int = 0) -> nn.Module:
-    """Train up to so many of 4 epochs, from the state in the folder where `start` is above 0; leave the state there."""
+    """Train up to so many of 4 epochs, from the state in the folder where `start` is above 0; leave the state
+    there."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 3))
     plan = sparsify.make_plan(RECIPE, net, (X[:2],))

@@ -1,4 +1,5 @@
-"""A plan's penalties in Hugging Face's Trainer: one callback; its state goes into the Trainer's own checkpoints.
+"""A plan's penalties in Hugging Face's Trainer: one callback; its state goes into the Trainer's own
+checkpoints.
 
 python examples/transformers_trainer.py       # needs the extra: pip install -e '.[transformers]'
 """
@@ -31,7 +32,8 @@ DATA = [{"input_ids": ids, "labels": int(ids[0] > 32)} for ids in IDS]
 
 
 def train(folder: Path, resume: Path | None = None) -> nn.Module:
-    """Four epochs of two optimizer steps with a checkpoint after each epoch, or what is left of them after `resume`."""
+    """Four epochs of two optimizer steps with a checkpoint after each epoch, or what is left of them after
+    `resume`."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=64,

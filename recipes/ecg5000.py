@@ -1,7 +1,8 @@
 """ECG5000 (UCR archive): 5,000 heartbeats of 140 samples, 5 classes, and two networks for them.
 
 The recipes beside this file name its functions; run them from this folder. The data are the archive's own
-ECG5000_TRAIN.tsv and ECG5000_TEST.tsv (label first) under $SPARSIFY_DATA/ucr, by default ~/.cache/sparsify/ucr:
+ECG5000_TRAIN.tsv and ECG5000_TEST.tsv (label first) under $SPARSIFY_DATA/ucr, by default
+~/.cache/sparsify/ucr:
 https://www.timeseriesclassification.com/description.php?Dataset=ECG5000
 """
 
@@ -16,7 +17,8 @@ Pair = tuple[Tensor, Tensor]
 
 
 def load() -> tuple[Pair, Pair]:
-    """(train, test), each (x [N, 140], y [N]). The archive's two files are joined and split anew, 4,000 to 1,000: its own
+    """(train, test), each (x [N, 140], y [N]). The archive's two files are joined and split anew, 4,000 to
+    1,000: its own
     split trains on 500 beats alone, of which 2 are of the rarest class."""
     root = Path(os.environ.get("SPARSIFY_DATA", "~/.cache/sparsify")).expanduser() / "ucr"
     rows = np.concatenate(

@@ -51,7 +51,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 class CommandNames(TyperGroup):
-    """The commands of the table by name and line alone, for shell completion: no module of a command is imported."""
+    """The commands of the table by name and line alone, for shell completion: no module of a command is
+    imported."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)

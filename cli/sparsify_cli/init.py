@@ -84,7 +84,8 @@ def command(
         ),
     ] = None,
 ) -> None:
-    """Write a commented recipe to start from, or copy one that ships with the package; never overwrites a file."""
+    """Write a commented recipe to start from, or copy one that ships with the package; never overwrites a
+    file."""
     copy = _sample(file or DEFAULT) if name is None else copy_recipe(name, file or Path(f"{name}.yaml"))
     new = {path: text for path, text in copy.texts.items() if not _holds(path, text)}
     for path in (copy.recipe, *new):

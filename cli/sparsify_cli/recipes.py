@@ -14,7 +14,8 @@ from sparsify_cli.shipped import SCHEMA_LINE, find_recipe, modules_beside, recip
 _COMMENT = re.compile(r"^# ?", re.MULTILINE)
 _SENTENCE_END = re.compile(r"(?<=\.)\s+(?=[A-Z])")
 _NOTES = (
-    "digits comes with scikit-learn. mnist and cifar10 are files; when they are missing, a run names the command "
+    "digits comes with scikit-learn. mnist and cifar10 are files; when they "
+    "are missing, a run names the command "
     "that brings them.",
     "package:function is a Python file that is copied along; its first lines name the data that it reads.",
     "Copy one: sparsify init --from NAME",

@@ -11,7 +11,8 @@ from sparsify.errors import SparsifyError
 SCHEMA_LINE = "# yaml-language-server: $schema=../schemas/recipe.schema.json\n"
 _SCHEMA_LINES = (
     "# yaml-language-server: $schema=recipe.schema.json\n"
-    "# With that file beside this one (`sparsify schema recipe > recipe.schema.json`) an editor completes and checks"
+    "# With that file beside this one (`sparsify schema recipe > "
+    "recipe.schema.json`) an editor completes and checks"
     " as you type.\n"
 )
 _APPLY = re.compile(r"(?:cd recipes && )?sparsify apply \S+\.yaml(.*)")

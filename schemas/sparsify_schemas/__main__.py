@@ -1,4 +1,5 @@
-"""`python -m sparsify_schemas [FOLDER]` writes the JSON Schemas; FOLDER is `schemas/` of the repository when left out."""
+"""`python -m sparsify_schemas [FOLDER]` writes the JSON Schemas; FOLDER is `schemas/` of the repository when
+left out."""
 
 import sys
 from pathlib import Path

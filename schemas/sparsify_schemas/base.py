@@ -13,7 +13,8 @@ class Spec(BaseModel):
         extra="forbid",
         use_attribute_docstrings=True,
         validate_by_name=True,
-        ser_json_inf_nan="strings",  # null, the default, could not be read back: a diverged loss would make a report unreadable
+        # null, the default, could not be read back: a diverged loss would make a report unreadable
+        ser_json_inf_nan="strings",
     )
 
 

@@ -30,10 +30,13 @@ TimeLimit = Annotated[Share | Time, BeforeValidator(_some(Share, Time), json_sch
 
 
 class AccuracyDrop(Spec):
-    """The deepest cut whose validated accuracy, after the recipe's own fine-tuning, stays within this of the dense model's.
+    """The deepest cut whose validated accuracy, after the recipe's own fine-tuning, stays within this of the
+    dense model's.
 
-    What comes before the first cut is done once; from there each trial cuts and goes on to the end of the recipe. How deep it
-    cuts is found by bisection between what the other budgets ask for and all that can be removed. A few points
+    What comes before the first cut is done once; from there each trial cuts and goes on to the end of the
+    recipe. How deep it
+    cuts is found by bisection between what the other budgets ask for and all that can be removed. A few
+    points
     as text mean this with its defaults.
     """
 
@@ -42,14 +45,16 @@ class AccuracyDrop(Spec):
     trials: Positive = 6
     """cuts that are tried at most"""
     within: Share = Share(5, "%")
-    """of the whole way: how near the deepest cut inside and the shallowest one outside must come to stop earlier"""
+    """of the whole way: how near the deepest cut inside and the shallowest one outside must come to stop
+    earlier"""
 
     @field_validator("within")
     @classmethod
     def _can_be_met(cls, within: Share) -> Share:
         if not within.value:
             raise ValueError(
-                "bisection comes ever nearer and never to '0%'; write a share above it, or leave 'within' out and let 'trials' end the search"
+                "bisection comes ever nearer and never to '0%'; write a share above it, "
+                "or leave 'within' out and let 'trials' end the search"
             )
         return within
 
@@ -73,8 +78,10 @@ class Budget(Spec):
     bytes: SizeLimit | None = None
     """bytes of the state dict: `25%` of the dense model, or `8MiB`"""
     peak_memory: SizeLimit | None = None
-    """bytes at the peak of one inference on one example, weights and inputs included: `60%` of the dense model's, or `2MiB`"""
+    """bytes at the peak of one inference on one example, weights and inputs included: `60%` of the dense
+    model's, or `2MiB`"""
     latency: dict[Text, TimeLimit] = {}
-    """target -> median milliseconds of a forward call: `60%` of the dense model's, or `2.5ms`; the name of a preset will do"""
+    """target -> median milliseconds of a forward call: `60%` of the dense model's, or `2.5ms`; the name of a
+    preset will do"""
     accuracy_drop: DropLimit | None = None
     """percentage points of validated accuracy that may be lost: `0.5pp`; the cut is as deep as that allows"""

@@ -16,9 +16,11 @@ class Facts:
     """What a criterion says of itself, so that nothing else needs to know which criterion it is."""
 
     roles: frozenset[Role] = frozenset({"in", "out", "whole"})
-    """the slices by which it judges a unit: of its producers ("out"), of its consumers ("in"), of a residual branch"""
+    """the slices by which it judges a unit: of its producers ("out"), of its consumers ("in"), of a residual
+    branch"""
     sees: Literal["weights", "gradients", "gradients of examples", "inputs", "model"] = "weights"
-    """what it looks at: the weights alone; the gradients of the loss on each batch, or on each example; the root mean
+    """what it looks at: the weights alone; the gradients of the loss on each batch, or on each example; the
+    root mean
     square of what arrives at each layer; or the model, in ways of its own"""
 
 
@@ -27,14 +29,16 @@ class CriterionSpec(Spec):
 
     @abstractmethod
     def facts(self) -> Facts:
-        """What is to be known of it besides the scores, which `group_scores` and `weight_scores` of sparsify compute."""
+        """What is to be known of it besides the scores, which `group_scores` and `weight_scores` of sparsify
+        compute."""
 
 
 @final
 class Magnitude(CriterionSpec):
     """s_g = sum over w in g of |w|^p, over every slice of the group.
 
-    Additive over the slices, as the cost is that a budget compares it with. `size` divides by |g|, `mean` by the mean
+    Additive over the slices, as the cost is that a budget compares it with. `size` divides by |g|, `mean` by
+    the mean
     of the layer's own scores. Source: Li et al., arXiv:1608.08710 (p = 1, the filter alone).
     """
 
@@ -50,7 +54,8 @@ class Magnitude(CriterionSpec):
 
 @final
 class Lamp(CriterionSpec):
-    """s_u = n_u / sum over v of the same layer with n_v >= n_u of n_v,   n = w^2, or the sum of squares of a group.
+    """s_u = n_u / sum over v of the same layer with n_v >= n_u of n_v,   n = w^2, or the sum of squares of a
+    group.
 
     Makes layers comparable without a knob: the last one standing of each layer scores 1.
     Source: Lee et al., arXiv:2010.07611, equation 4 (single weights).
@@ -77,9 +82,11 @@ class BnScale(CriterionSpec):
 
 @final
 class Fpgm(CriterionSpec):
-    """s_g = D_g / mean of D over the layer,   D_g = sum over the other filters h of the layer of ||w_g - w_h||_2.
+    """s_g = D_g / mean of D over the layer,   D_g = sum over the other filters h of the layer of ||w_g -
+    w_h||_2.
 
-    What lies near the geometric median of its layer can be replaced by the others, however large it is. Filters, neurons,
+    What lies near the geometric median of its layer can be replaced by the others, however large it is.
+    Filters, neurons,
     heads, hidden units by the weights that produce them; groups inside a tensor among themselves.
     Source: He et al., arXiv:1811.00250, equation 6 (the mean makes layers comparable).
     """
@@ -99,9 +106,11 @@ class FromData(CriterionSpec):
 
 @final
 class Taylor(FromData):
-    """s_g = mean over batches of | sum over w in g of w * dL/dw |, the first-order change of the loss when g goes.
+    """s_g = mean over batches of | sum over w in g of w * dL/dw |, the first-order change of the loss when g
+    goes.
 
-    Needs training data. Source: Molchanov et al., arXiv:1906.10771, equation 8 (absolute value in place of the square).
+    Needs training data. Source: Molchanov et al., arXiv:1906.10771, equation 8 (absolute value in place of
+    the square).
     """
 
     kind: Literal["taylor"]
@@ -112,9 +121,11 @@ class Taylor(FromData):
 
 @final
 class Fisher(FromData):
-    """s_g = mean over examples of 1/2 * ( sum over w in g of w * dL/dw )^2, the second-order change of the loss when g goes.
+    """s_g = mean over examples of 1/2 * ( sum over w in g of w * dL/dw )^2, the second-order change of the
+    loss when g goes.
 
-    Needs training data, one backward pass an example. Source: Theis et al., arXiv:1801.05787 (without its term of cost,
+    Needs training data, one backward pass an example. Source: Theis et al., arXiv:1801.05787 (without its
+    term of cost,
     which a budget weighs).
     """
 
@@ -128,9 +139,11 @@ class Fisher(FromData):
 
 @final
 class Sensitivity(FromData):
-    """s_g = mean over batches of sum over w in g of | w * dL/dw |, what the loss feels of each weight by itself.
+    """s_g = mean over batches of sum over w in g of | w * dL/dw |, what the loss feels of each weight by
+    itself.
 
-    Needs training data. Source: Lee et al., arXiv:1810.02340 (at initialisation); |dL/dw| alone is the sensitivity of
+    Needs training data. Source: Lee et al., arXiv:1810.02340 (at initialisation); |dL/dw| alone is the
+    sensitivity of
     Tartaglione et al., arXiv:2011.09905.
     """
 
@@ -142,9 +155,11 @@ class Sensitivity(FromData):
 
 @final
 class Activation(FromData):
-    """s_g = mean over the consumers' input slices of the root mean square of what arrives there: units that send little go.
+    """s_g = mean over the consumers' input slices of the root mean square of what arrives there: units that
+    send little go.
 
-    Needs training data, no labels. Source: as Hu et al., arXiv:1607.03250, with the mean square in place of the share above zero.
+    Needs training data, no labels. Source: as Hu et al., arXiv:1607.03250, with the mean square in place of
+    the share above zero.
     """
 
     kind: Literal["activation"]
@@ -168,10 +183,13 @@ class Wanda(FromData):
 
 @final
 class Reconstruction(FromData):
-    """s_u = what the layers that read unit u lose for good when it goes, after the best refit of their other inputs.
+    """s_u = what the layers that read unit u lose for good when it goes, after the best refit of their other
+    inputs.
 
-    With X the inputs of such a layer, H = X'X / n, W its weight and G the Gauss-Newton matrix of the model's outputs at
-    its output: e_u = tr(W_u' [(H^-1)_uu]^-1 W_u G). Units go one by one, the cheapest first, and W and H^-1 are updated;
+    With X the inputs of such a layer, H = X'X / n, W its weight and G the Gauss-Newton matrix of the model's
+    outputs at
+    its output: e_u = tr(W_u' [(H^-1)_uu]^-1 W_u G). Units go one by one, the cheapest first, and W and H^-1
+    are updated;
     s_u is the slope of the curve of errors where u goes. Made for a `repair` stage behind the cut.
     Needs training data, no labels. Sees groups that convolutions (without groups) or Linear layers read.
     Source: optimal brain surgeon (Hassibi and Stork 1993) on groups of weights.

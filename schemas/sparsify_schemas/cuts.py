@@ -58,7 +58,8 @@ def _one_place(value: tuple[bool, ...]) -> tuple[bool, ...]:
 
 
 Returns = Annotated[tuple[bool, ...], AfterValidator(_one_place)]
-"""what a module returns: () the tensor itself, else a tuple with the tensor at the place that is true and nothing elsewhere"""
+"""what a module returns: () the tensor itself, else a tuple with the tensor at the place that is true and
+nothing elsewhere"""
 
 
 class Bypass(Spec):
@@ -82,8 +83,10 @@ class Silence(Spec):
 
 
 class Replace(Spec):
-    """The module became one that computes the same from the same parameters and takes widths that its own class refuses:
-    torch's MultiheadAttention, whose inner width must be that of its inputs, became `sparsify.models.attention`'s."""
+    """The module became one that computes the same from the same parameters and takes widths that its own
+    class refuses:
+    torch's MultiheadAttention, whose inner width must be that of its inputs, became
+    `sparsify.models.attention`'s."""
 
     op: Literal["replace"] = "replace"
     module: Text
@@ -105,7 +108,8 @@ class Zero(Spec):
 
 
 class AddBias(Spec):
-    """A layer without a bias got one, which takes what removed constant units emitted; a recurrent layer got all of its biases."""
+    """A layer without a bias got one, which takes what removed constant units emitted; a recurrent layer got
+    all of its biases."""
 
     op: Literal["bias"] = "bias"
     module: Text
@@ -113,7 +117,8 @@ class AddBias(Spec):
 
 
 class Fold(Spec):
-    """Removed units emitted constants, which the weights prove; a consumer lost them and got them back. The values are in
+    """Removed units emitted constants, which the weights prove; a consumer lost them and got them back. The
+    values are in
     the weights file."""
 
     op: Literal["fold"] = "fold"
@@ -122,15 +127,19 @@ class Fold(Spec):
     channels: Positive
     """constant channels that it lost"""
     exact: bool
-    """false where the constants' effect is not one number: next to the zeros of a padding, along a sequence"""
+    """false where the constants' effect is not one number: next to the zeros of a padding, along a
+    sequence"""
     loss: float = Field(default=0.0, ge=0.0)
-    """largest deviation of the effect from what was put back, in float64, relative to the consumer's largest output"""
+    """largest deviation of the effect from what was put back, in float64, relative to the consumer's largest
+    output"""
     into: Literal["bias", "running_mean", "nothing"] = "bias"
-    """what took it: a bias, the running mean of the BatchNorm behind the consumer, or nothing, so that it is lost"""
+    """what took it: a bias, the running mean of the BatchNorm behind the consumer, or nothing, so that it is
+    lost"""
 
 
 class Crop(Spec):
-    """A convolution's kernel shrinks to the positions on a grid; padding and dilation give way, so that it computes the same."""
+    """A convolution's kernel shrinks to the positions on a grid; padding and dilation give way, so that it
+    computes the same."""
 
     op: Literal["crop"] = "crop"
     module: Text
@@ -142,7 +151,8 @@ class Crop(Spec):
 
 
 class Gather(Spec):
-    """A layer gathers the live columns of its weight as a matrix [outputs, channels * kernel positions], and computes with them alone."""
+    """A layer gathers the live columns of its weight as a matrix [outputs, channels * kernel positions], and
+    computes with them alone."""
 
     op: Literal["gather"] = "gather"
     module: str

@@ -43,7 +43,10 @@ class Data(Spec):
     """A data set, its split and its preprocessing. The test set is read once, at the end."""
 
     source: Text
-    """digits, mnist, fashion_mnist, cifar10, folder (images in train/<class>/ and test/<class>/ under `root`), a path to an .npz with x_train, y_train, x_test, y_test, or package.module:callable that takes nothing and returns (train, test), each a pair (x, y) of arrays or tensors or a torch Dataset of pairs (x, y), with classes in y counted from 0"""
+    """digits, mnist, fashion_mnist, cifar10, folder (images in train/<class>/ and test/<class>/ under
+    `root`), a path to an .npz with x_train, y_train, x_test, y_test, or package.module:callable that takes
+    nothing and returns (train, test), each a pair (x, y) of arrays or tensors or a torch Dataset of pairs (x,
+    y), with classes in y counted from 0"""
     root: Text | None = None
     """folder of the files; $SPARSIFY_DATA when left out, else ~/.cache/sparsify"""
     validation: Share = Share(10, "%")

@@ -1,4 +1,5 @@
-"""JSON Schemas (draft 2020-12) of recipe, cuts, report, table and profile, for editors and other languages."""
+"""JSON Schemas (draft 2020-12) of recipe, cuts, report, table and profile, for editors and other
+languages."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -35,7 +36,8 @@ VARS: Final[Json] = {
 
 
 def recipe_schema() -> Json:
-    """What a recipe file may hold: an expression wherever a value may stand, and only some keys where it extends another."""
+    """What a recipe file may hold: an expression wherever a value may stand, and only some keys where it
+    extends another."""
     full = _schema(Recipe, "sparsify recipe")
     for definition in full["$defs"].values():
         _take_expressions(definition)
@@ -113,7 +115,8 @@ def _schema(entry: Any, title: str) -> Json:
 
 
 def _tidy(node: Any) -> Any:
-    """Without what helps no reader: titles that repeat the key, OpenAPI's discriminators, the largest number of all."""
+    """Without what helps no reader: titles that repeat the key, OpenAPI's discriminators, the largest number
+    of all."""
     if isinstance(node, list):
         return [_tidy(item) for item in node]
     if not isinstance(node, dict):
@@ -167,7 +170,8 @@ def _is_leaf(node: Json) -> bool:
 
 
 def _loose(node: Json, definitions: Json, parts: Json) -> Json:
-    """The schema of an entry that a parent file completes: nothing is required. Lists are not merged, so they stay strict."""
+    """The schema of an entry that a parent file completes: nothing is required. Lists are not merged, so they
+    stay strict."""
     if "$ref" in node:
         return _loose_reference(node, definitions, parts)
     changed = {key: value for key, value in node.items() if key not in ("required", "oneOf")}

@@ -1,6 +1,7 @@
 """Group types: which weights live and die together.
 
-A word names the type; two types are patterns of numbers: `2:4` keeps 2 of every 4 weights, `4x1` is a block of 4 rows
+A word names the type; two types are patterns of numbers: `2:4` keeps 2 of every 4 weights, `4x1` is a block
+of 4 rows
 and 1 column.
 """
 
@@ -82,20 +83,25 @@ def _tiles(_ndim: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the recipe language knows of a group type. What planning knows of it is in `group_types.py` of sparsify."""
+    """What the recipe language knows of a group type. What planning knows of it is in `group_types.py` of
+    sparsify."""
 
     meaning: str
     """what `sparsify explain group` says of it"""
     amount: Literal["budget", "sparsity", "sparsity or penalty", "group"]
-    """what may say how much of it is removed, besides the rule's own `sparsity`: the budget; nothing; a penalty that
+    """what may say how much of it is removed, besides the rule's own `sparsity`: the budget; nothing; a
+    penalty that
     brings groups to zero; or the group itself (2:4), which then takes no `sparsity`"""
     keep: Literal["widths", "branches", "groups", "nothing"]
-    """what the rule's `keep` bounds: widths; the number of residual branches or of groups in a tensor (`at_least`
+    """what the rule's `keep` bounds: widths; the number of residual branches or of groups in a tensor
+    (`at_least`
     alone); or nothing"""
     own_slice: bool
-    """whether a group has a slice in the weight of the layer that the rule matches, on which `scope: layer` acts"""
+    """whether a group has a slice in the weight of the layer that the rule matches, on which `scope: layer`
+    acts"""
     axes: Axes | None = None
-    """groups inside one weight tensor: the dimensions of a weight of so many dimensions along which the groups are
+    """groups inside one weight tensor: the dimensions of a weight of so many dimensions along which the
+    groups are
     counted; None for groups that reach over several tensors and leave them"""
     single: bool = False
     """inside one tensor: whether each weight is a group of its own"""
@@ -282,7 +288,8 @@ class Pattern:
         stay, of = _numbers(cls, text)
         if not 0 < stay < of:
             raise ValueError(
-                f"'{stay}:{of}' keeps {'nothing' if stay == 0 else 'every weight'}; of n:m, n must lie between 0 and m"
+                f"'{stay}:{of}' keeps {'nothing' if stay == 0 else 'every weight'}; of "
+                "n:m, n must lie between 0 and m"
             )
         return cls(stay, of)
 
@@ -348,14 +355,16 @@ def facts_of(group: Word | Block | Pattern) -> Facts:
 
 
 def count_inside(group: Word | Block | Pattern, shape: Sequence[int]) -> int:
-    """How many groups a weight of this shape has. Raises ValueError for groups that reach over several tensors."""
+    """How many groups a weight of this shape has. Raises ValueError for groups that reach over several
+    tensors."""
     if isinstance(group, Block):
         return (shape[0] // group.rows) * (prod(shape[1:]) // group.columns)
     return prod(shape[dim] for dim in axes_inside(group, len(shape)))
 
 
 def axes_inside(group: Word | Block | Pattern, ndim: int) -> tuple[int, ...]:
-    """The dimensions of a weight along which groups inside it are counted; for blocks, of the matrix of tiles.
+    """The dimensions of a weight along which groups inside it are counted; for blocks, of the matrix of
+    tiles.
 
     Raises ValueError for groups that reach over several tensors.
     """

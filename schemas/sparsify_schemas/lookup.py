@@ -1,4 +1,5 @@
-"""What the language says about itself: the fields of an entry, the members of a family, the words for a type."""
+"""What the language says about itself: the fields of an entry, the members of a family, the words for a
+type."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -66,7 +67,8 @@ def family(annotation: Any) -> dict[str, Model]:
 
 
 def inside(annotation: Any, part: str | int, value: Any) -> list[Any]:
-    """The types that may stand at `part` of a value of this type; `value` tells which member of a family it is."""
+    """The types that may stand at `part` of a value of this type; `value` tells which member of a family it
+    is."""
     found: list[Any] = []
     for arm in arms(annotation):
         if isinstance(part, int):
@@ -117,7 +119,8 @@ def child(data: Any, part: str | int) -> Any:
 
 
 def in_words(annotation: Any) -> str:
-    """A type as a reader of recipes would say it: `share such as 40%`, `list of text`, `number or {kind: linear | ...}`."""
+    """A type as a reader of recipes would say it: `share such as 40%`, `list of text`, `number or {kind:
+    linear | ...}`."""
     alternatives = list(written_as(annotation))
     kinds = [kind for arm in alternatives for kind in family(arm)]
     words = [_arm_in_words(arm) for arm in alternatives if not family(arm)]
@@ -148,7 +151,8 @@ def written_as(annotation: Any) -> Iterator[Any]:
 
 
 def _inner_in_words(annotation: Any) -> str:
-    """What a list or mapping holds; in parentheses where lists are among several forms, so that it is seen where they end."""
+    """What a list or mapping holds; in parentheses where lists are among several forms, so that it is seen
+    where they end."""
     words = in_words(annotation)
     return f"({words})" if " or list of " in words else words
 

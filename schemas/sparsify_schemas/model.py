@@ -28,11 +28,15 @@ Numbers = Annotated[
 
 
 class Input(Spec):
-    """One tensor that a call takes, or one plain value; null in its place is None, and a list of entries is a list argument.
+    """One tensor that a call takes, or one plain value; null in its place is None, and a list of entries is a
+    list argument.
 
-    Without `range` and `values` floating-point numbers are normal. Integers are uniform over the rows of the table
-    (an embedding, say) that the model indexes by them, or 0 and 1 where it is none; those called `length` or `lengths` are 1
-    to the number of steps, the largest first. Booleans are mixed; those called `mask` are true for a first part of each
+    Without `range` and `values` floating-point numbers are normal. Integers are uniform over the rows of the
+    table
+    (an embedding, say) that the model indexes by them, or 0 and 1 where it is none; those called `length` or
+    `lengths` are 1
+    to the number of steps, the largest first. Booleans are mixed; those called `mask` are true for a first
+    part of each
     row, those called `padding_mask` for a last part.
     """
 
@@ -45,7 +49,8 @@ class Input(Spec):
     values: Numbers | None = None
     """the numbers themselves, in nested lists"""
     batch: Whole | Literal["none"] | None = None
-    """the dimension that counts examples, 0 the first; `none` where nothing does, as in a graph. Left out, it is the first
+    """the dimension that counts examples, 0 the first; `none` where nothing does, as in a graph. Left out, it
+    is the first
     where that is as long as the first tensor's"""
     value: Whatever | None = None
     """a plain value in place of a tensor: a number, text, true or false"""
@@ -75,7 +80,11 @@ class Input(Spec):
         if isinstance(self.batch, int) and self.batch >= len(self.dimensions):
             raise AtKey(
                 "batch",
-                f"there is no dimension {self.batch}, as the shape has {len(self.dimensions)}; the first is 0, and 'none' says that nothing counts examples",
+                (
+                    f"there is no dimension {self.batch}, as the shape has "
+                    f"{len(self.dimensions)}; the first is 0, and 'none' says that nothing "
+                    "counts examples"
+                ),
             )
         return self
 
@@ -93,7 +102,10 @@ class Input(Spec):
         if self.range is not None:
             raise AtKey(
                 "range",
-                "'range' says how numbers are drawn, and 'values' are the numbers themselves; leave one of them out",
+                (
+                    "'range' says how numbers are drawn, and 'values' are the numbers "
+                    "themselves; leave one of them out"
+                ),
             )
         try:
             found = _shape(self.values)
@@ -107,7 +119,11 @@ class Input(Spec):
             wanted = "true or false" if self.dtype == "bool" else "whole numbers" if whole else "numbers"
             raise AtKey(
                 "values",
-                f"{self.dtype} holds {wanted}, and {str(odd).lower() if isinstance(odd, bool) else odd} is none; write another 'dtype'",
+                (
+                    f"{self.dtype} holds {wanted}, and "
+                    f"{str(odd).lower() if isinstance(odd, bool) else odd} is none; write "
+                    "another 'dtype'"
+                ),
             )
 
     def _is_odd(self, value: object, whole: bool) -> bool:

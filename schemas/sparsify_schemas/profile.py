@@ -1,4 +1,5 @@
-"""The profile of a network: what each layer bears to lose. `sparsify sensitivity` writes it, a recipe's `keep.limits` reads it."""
+"""The profile of a network: what each layer bears to lose. `sparsify sensitivity` writes it, a recipe's
+`keep.limits` reads it."""
 
 from typing import Annotated, Literal, assert_never
 
@@ -43,11 +44,13 @@ class Profile(Spec):
 
     version: Literal[1] = 1
     by: By
-    """ablation: units are removed and the rest is validated; taylor: the first-order change of the loss; gsm: what global sparse momentum would leave out"""
+    """ablation: units are removed and the rest is validated; taylor: the first-order change of the loss; gsm:
+    what global sparse momentum would leave out"""
     digest: Text
     """of what it depends on: model, data, layers, criteria, seed, number of examples"""
     network: str | None = None
-    """digest of the network without its numbers: names, types and shapes of its layers and tensors; null in files of before it was written"""
+    """digest of the network without its numbers: names, types and shapes of its layers and tensors; null in
+    files of before it was written"""
     examples: Positive
     """validation examples"""
     loss: float
@@ -57,13 +60,15 @@ class Profile(Spec):
     curves: tuple[Curve, ...] = ()
     """in the order of the model's layers"""
     tolerance: str | None = None
-    """what the limits allow: `1pp` of validated accuracy; by taylor `1%` of the loss; by gsm the share of all units that goes"""
+    """what the limits allow: `1pp` of validated accuracy; by taylor `1%` of the loss; by gsm the share of all
+    units that goes"""
     limits: dict[Text, Share] = {}
     """coupled group -> largest share of its units that is within the tolerance"""
 
 
 def tolerance(by: By, text: str) -> Tolerance:
-    """What limits allow: by ablation points of accuracy, `1pp` or `1%`; by taylor a share of the loss, by gsm one of all units. Raises ValueError."""
+    """What limits allow: by ablation points of accuracy, `1pp` or `1%`; by taylor a share of the loss, by gsm
+    one of all units. Raises ValueError."""
     match by:
         case "ablation":
             return Points.parse(text)

@@ -34,7 +34,8 @@ from sparsify_schemas.units import Share
 def _no_file(value: Any) -> Any:
     if isinstance(value, str):  # `load` has put what the file holds in place of its name
         raise ValueError(
-            f"expected a mapping of layers to shares, or the name of a file that holds one; {value[:60]!r} was not read"
+            "expected a mapping of layers to shares, or the name of a file that holds "
+            f"one; {value[:60]!r} was not read"
         )
     return value
 
@@ -48,16 +49,21 @@ class Keep(Spec):
     """What a rule never goes below."""
 
     at_least: Positive | None = None
-    """groups that stay in every layer. Left out: a tenth of those that are not zero, or 1 where a budget or a sparsity cannot be
+    """groups that stay in every layer. Left out: a tenth of those that are not zero, or 1 where a budget or a
+    sparsity cannot be
     met otherwise; of group depth: blocks that stay over the whole rule, none when left out"""
     multiple_of: Positive | Literal["auto"] | None = None
-    """kept widths are multiples of this, rounded up; a layer that loses nothing keeps its width. `auto`: the width step of
-    the recipe's targets (16 with AVX-512, 8 with AVX2, never below 4 on a processor). Left out: auto where the budget names
+    """kept widths are multiples of this, rounded up; a layer that loses nothing keeps its width. `auto`: the
+    width step of
+    the recipe's targets (16 with AVX-512, 8 with AVX2, never below 4 on a processor). Left out: auto where
+    the budget names
     a latency, else 1"""
     uniform: Flag = False
-    """every layer of the rule keeps as many groups as the others, as one number in a transformer's config must say it"""
+    """every layer of the rule keeps as many groups as the others, as one number in a transformer's config
+    must say it"""
     limits: Limits = {}
-    """layer -> largest share of its groups that is removed; or the file in which `sparsify sensitivity --limits` wrote that,
+    """layer -> largest share of its groups that is removed; or the file in which `sparsify sensitivity
+    --limits` wrote that,
     relative to this recipe"""
 
 
@@ -67,7 +73,8 @@ class Rule(Spec):
     layers: Layers
     """glob on module names, re:<regular expression>, or a layer class or a parent of one; one or a list"""
     group: Group | None = None
-    """filter, channel, neuron, head, hidden, depth, shape, tap or weight; a block such as 4x1; a pattern such as 2:4"""
+    """filter, channel, neuron, head, hidden, depth, shape, tap or weight; a block such as 4x1; a pattern such
+    as 2:4"""
     penalty: Penalty | None = None
     """what drives the groups to zero while training"""
     criterion: Criterion = Magnitude(kind="magnitude")
@@ -77,7 +84,8 @@ class Rule(Spec):
     sparsity: Share | None = None
     """share of this rule's groups that is removed, whatever the budget says"""
     protect: Flag = False
-    """the matched layers keep their width; such a rule takes no group, penalty, criterion, keep or sparsity"""
+    """the matched layers keep their width; such a rule takes no group, penalty, criterion, keep or
+    sparsity"""
     override: Flag = False
     """take over groups that an earlier rule reaches as well"""
 
@@ -90,7 +98,8 @@ class Rule(Spec):
             return penalty
         if penalty.weight == "latency":
             raise ValueError(
-                f"weight 'latency' is known of groups that can leave, not of those inside a tensor; group '{kind_of(group)}' takes 'weight: macs'"
+                "weight 'latency' is known of groups that can leave, not of those inside "
+                f"a tensor; group '{kind_of(group)}' takes 'weight: macs'"
             )
         return (
             penalty if "scope" in penalty.model_fields_set else penalty.model_copy(update={"scope": "layer"})
@@ -107,19 +116,24 @@ class Rule(Spec):
                 )
         elif self.group is None:
             raise ValueError(
-                "a rule needs a 'group' (filter, channel, neuron, head, hidden, depth, shape, tap, weight, 4x1 or 2:4), or 'protect: true'"
+                "a rule needs a 'group' (filter, channel, neuron, head, hidden, depth, "
+                "shape, tap, weight, 4x1 or 2:4), or 'protect: true'"
             )
         facts = None if self.group is None else facts_of(self.group)
         alone = isinstance(self.penalty, GroupLasso) and self.penalty.scope == "layer"
         if alone and facts is not None and not facts.own_slice:
             raise ValueError(
-                f"scope 'layer' cannot act on group '{self.group}', which spans several tensors; leave out 'scope'"
+                f"scope 'layer' cannot act on group '{self.group}', which spans several "
+                "tensors; leave out 'scope'"
             )
         branches = facts is not None and facts.keep == "branches"
         if branches and self.keep.multiple_of not in (None, 1):
             raise AtKey(
                 "keep",
-                f"'multiple_of' cannot act on group '{self.group}', which has no widths; leave it out, or say how many stay with 'at_least'",
+                (
+                    f"'multiple_of' cannot act on group '{self.group}', which has no widths; "
+                    "leave it out, or say how many stay with 'at_least'"
+                ),
             )
         if isinstance(self.penalty, Gsm) and self.sparsity is None:
             raise AtKey(
@@ -141,7 +155,10 @@ class Rule(Spec):
         if isinstance(self.penalty, L0) and self.group == "depth":
             raise AtKey(
                 "penalty",
-                "l0 gates what arrives at a unit's consumers, and a residual branch has none of its own; use group_lasso on group 'depth'",
+                (
+                    "l0 gates what arrives at a unit's consumers, and a residual branch has "
+                    "none of its own; use group_lasso on group 'depth'"
+                ),
             )
         if (
             isinstance(self.penalty, L1)
@@ -150,12 +167,18 @@ class Rule(Spec):
         ):
             raise AtKey(
                 "penalty",
-                f"l1 with strength 'auto' counts single weights; use group_lasso on group '{self.group}', or give l1 a number",
+                (
+                    "l1 with strength 'auto' counts single weights; use group_lasso on group "
+                    f"'{self.group}', or give l1 a number"
+                ),
             )
         if branches and self.keep.limits:
             raise AtKey(
                 "keep",
-                f"'limits' cannot act on group '{self.group}', which has no widths; leave it out, or say how many stay with 'at_least'",
+                (
+                    f"'limits' cannot act on group '{self.group}', which has no widths; leave "
+                    "it out, or say how many stay with 'at_least'"
+                ),
             )
         if branches and self.keep.uniform:
             raise AtKey(
@@ -166,14 +189,18 @@ class Rule(Spec):
         ):
             raise AtKey(
                 "criterion",
-                f"criterion 'fpgm' cannot act on group '{self.group}': it compares the filters of a layer; use magnitude",
+                (
+                    f"criterion 'fpgm' cannot act on group '{self.group}': it compares the "
+                    "filters of a layer; use magnitude"
+                ),
             )
         if isinstance(self.criterion, Reconstruction) and (
             self.group == "depth" or in_one_tensor(self.group)
         ):
             raise AtKey(
                 "criterion",
-                f"criterion 'reconstruction' cannot act on group '{self.group}': it scores the units that other "
+                f"criterion 'reconstruction' cannot act on group '{self.group}': it scores "
+                "the units that other "
                 "layers read; use magnitude",
             )
         if in_one_tensor(self.group):
@@ -191,7 +218,8 @@ class Rule(Spec):
             )
         if isinstance(self.penalty, GroupLasso) and self.penalty.scope == "coupled":
             raise ValueError(
-                f"scope 'coupled' cannot act on group '{self.group}', which lies inside one tensor; leave out 'scope'"
+                f"scope 'coupled' cannot act on group '{self.group}', which lies inside "
+                "one tensor; leave out 'scope'"
             )
         if facts.amount == "group" and self.sparsity is not None:
             raise AtKey(
@@ -204,28 +232,39 @@ class Rule(Spec):
         if isinstance(self.criterion, BnScale):
             raise AtKey(
                 "criterion",
-                f"criterion 'bn_scale' cannot act on group '{self.group}': a scale belongs to a whole channel",
+                (
+                    f"criterion 'bn_scale' cannot act on group '{self.group}': a scale belongs "
+                    "to a whole channel"
+                ),
             )
         if isinstance(self.penalty, GroupLasso) and isinstance(self.penalty.strength, Auto):
             raise AtKey(
                 "penalty",
-                f"strength 'auto' counts groups that can leave, not those inside a tensor; give group '{self.group}' a number",
+                (
+                    "strength 'auto' counts groups that can leave, not those inside a tensor; "
+                    f"give group '{self.group}' a number"
+                ),
             )
         if isinstance(self.penalty, GrowingL2) and self.sparsity is None:
             raise AtKey(
                 "penalty",
-                f"growing_l2 on group '{self.group}' needs the rule's own 'sparsity': it says what has been chosen to go",
+                (
+                    f"growing_l2 on group '{self.group}' needs the rule's own 'sparsity': it "
+                    "says what has been chosen to go"
+                ),
             )
         chosen_in_training = isinstance(self.penalty, Dns | L0 | VariationalDropout) or (
             isinstance(self.penalty, Sensitivity) and self.penalty.threshold
         )
         if facts.amount == "sparsity" and self.sparsity is None and not chosen_in_training:
             raise ValueError(
-                f"a rule with group '{self.group}' needs its own 'sparsity': zeroed weights stay in the file, so no budget can choose for it"
+                f"a rule with group '{self.group}' needs its own 'sparsity': zeroed "
+                "weights stay in the file, so no budget can choose for it"
             )
         if facts.amount == "sparsity or penalty" and self.sparsity is None and self.penalty is None:
             raise ValueError(
-                f"a rule with group '{self.group}' needs its own 'sparsity', or a 'penalty' that brings groups to zero: no budget can choose for it"
+                f"a rule with group '{self.group}' needs its own 'sparsity', or a "
+                "'penalty' that brings groups to zero: no budget can choose for it"
             )
         if facts.keep == "nothing" and self.keep != Keep():
             raise AtKey(
@@ -244,7 +283,8 @@ def _found(rule: Rule) -> bool:
 
 
 def _check_goals(recipe: "Recipe") -> None:
-    """A strength that is found needs a goal, and a budget is the goal of all rules that leave their amount to it."""
+    """A strength that is found needs a goal, and a budget is the goal of all rules that leave their amount to
+    it."""
     left = [
         i
         for i, rule in enumerate(recipe.rules)
@@ -264,15 +304,22 @@ def _check_goals(recipe: "Recipe") -> None:
             what = (
                 "the recipe a budget"
                 if recipe.budget == Budget()
-                else "the budget macs, params, bytes or peak_memory as well (latency and accuracy_drop are held by the cut, not in training), the penalty a number"
+                else (
+                    "the budget macs, params, bytes or peak_memory as well (latency and "
+                    "accuracy_drop are held by the cut, not in training), the penalty a "
+                    "number"
+                )
             )
             raise ValueError(
-                f"rules.{i}.penalty.strength: 'auto' needs a goal; give {what}, or the rule its own 'sparsity'"
+                f"rules.{i}.penalty.strength: 'auto' needs a goal; give {what}, or the "
+                "rule its own 'sparsity'"
             )
     other = next((i for i in left if not _found(recipe.rules[i])), None)
     if other is not None and any(_found(recipe.rules[i]) for i in left):
         raise ValueError(
-            f"rules.{other} leaves its amount to the budget, which strength 'auto' of another rule aims at alone; give it strength auto as well, or its own 'sparsity'"
+            f"rules.{other} leaves its amount to the budget, which strength 'auto' of "
+            "another rule aims at alone; give it strength auto as well, or its own "
+            "'sparsity'"
         )
 
 
@@ -284,7 +331,10 @@ def _check_target(rule: int, named: str | None, targets: list[str]) -> None:
         has = f"has {len(targets)}" if targets else "has none"
         raise AtKey(
             "rules",
-            f"rules.{rule}.penalty: weight 'latency' is of one of the recipe's targets, and it {has}; write 'target'{'' if targets else ' and targets'}",
+            (
+                f"rules.{rule}.penalty: weight 'latency' is of one of the recipe's "
+                f"targets, and it {has}; write 'target'{'' if targets else ' and targets'}"
+            ),
         )
 
 
@@ -307,12 +357,14 @@ class Recipe(Spec):
     inputs: Inputs | None = None
     """what one forward call takes, in order or by keyword; taken from data when left out"""
     calls: tuple[Call, ...] | None = Field(default=None, min_length=1)
-    """calls of the model in place of `inputs`, where one of `forward` does not reach all of it: it is followed, tried, proven,
+    """calls of the model in place of `inputs`, where one of `forward` does not reach all of it: it is
+    followed, tried, proven,
     counted and timed in all of them"""
     data: Data | None = None
     """training, validation and test examples"""
     targets: dict[Text, Named] = {}
-    """named hardware on which the result is timed; a preset's name stands for what it holds (`sparsify targets` lists them)"""
+    """named hardware on which the result is timed; a preset's name stands for what it holds (`sparsify
+    targets` lists them)"""
     budget: Budget = Budget()
     """what may remain of the dense model"""
     rules: tuple[Rule, ...] = Field(min_length=1)
@@ -320,10 +372,13 @@ class Recipe(Spec):
     stages: tuple[Stage, ...] = Field(default=(Cut(kind="cut"),), min_length=1)
     """what is done, in order"""
     baselines: tuple[Baseline, ...] = ()
-    """simpler choices that the result is compared with, at its cost as measured, and trained like it after the cut, without penalties
+    """simpler choices that the result is compared with, at its cost as measured, and trained like it after
+    the cut, without penalties
 
-    uniform_width: the same share of every layer, smallest units first; random: random units; magnitude: smallest units of all
-    layers first; by_macs, with a latency budget: the rules' own criterion, chosen by MACs in place of milliseconds, widths as
+    uniform_width: the same share of every layer, smallest units first; random: random units; magnitude:
+    smallest units of all
+    layers first; by_macs, with a latency budget: the rules' own criterion, chosen by MACs in place of
+    milliseconds, widths as
     they fall. All from the weights that the penalties began with; from scratch, trained without penalties"""
 
     @field_validator("stages")
@@ -339,12 +394,14 @@ class Recipe(Spec):
         for (earlier, before), (later, after) in pairwise(cutting):
             if before.budget is None and after.budget is None and after.way.value <= before.way.value:
                 raise ValueError(
-                    f"'{later}' cuts {after.way} of the way, and '{earlier}' before it has gone {before.way}; give '{earlier}' a shorter 'way'"
+                    f"'{later}' cuts {after.way} of the way, and '{earlier}' before it has "
+                    f"gone {before.way}; give '{earlier}' a shorter 'way'"
                 )
         name, last = cutting[-1]
         if last.budget is not None or last.way.fraction < 1:
             raise ValueError(
-                f"'{name}' is the last cut and must meet the recipe's budget; leave out its 'way' and 'budget', or add a 'cut' stage"
+                f"'{name}' is the last cut and must meet the recipe's budget; leave out "
+                "its 'way' and 'budget', or add a 'cut' stage"
             )
         return stages
 
@@ -361,7 +418,10 @@ class Recipe(Spec):
         if self.inputs is not None and self.calls is not None:
             raise AtKey(
                 "inputs",
-                "'inputs' are those of one call of forward; write them as an entry of 'calls', or leave 'calls' out",
+                (
+                    "'inputs' are those of one call of forward; write them as an entry of "
+                    "'calls', or leave 'calls' out"
+                ),
             )
         return self
 
@@ -371,7 +431,10 @@ class Recipe(Spec):
         if self.baselines and not groups:
             raise AtKey(
                 "baselines",
-                "baselines remove whole units, and no rule has a group of those (filter, channel, neuron, head, hidden, depth); leave 'baselines' out",
+                (
+                    "baselines remove whole units, and no rule has a group of those (filter, "
+                    "channel, neuron, head, hidden, depth); leave 'baselines' out"
+                ),
             )
         if "uniform_width" in self.baselines and groups == {"depth"}:
             raise AtKey(
@@ -400,7 +463,10 @@ class Recipe(Spec):
         if between is not None:
             raise AtKey(
                 "stages",
-                f"the budget of '{between}' names a latency; only the recipe's own budget can, and 'way' goes part of it",
+                (
+                    f"the budget of '{between}' names a latency; only the recipe's own budget "
+                    "can, and 'way' goes part of it"
+                ),
             )
         return self
 
@@ -429,7 +495,10 @@ class Recipe(Spec):
         if gradual is not None:
             raise AtKey(
                 "budget",
-                f"accuracy_drop tries whole cuts, and '{gradual}' cuts between its epochs; write a 'cut' stage in place of its 'cuts'",
+                (
+                    f"accuracy_drop tries whole cuts, and '{gradual}' cuts between its epochs; "
+                    "write a 'cut' stage in place of its 'cuts'"
+                ),
             )
         return self
 
@@ -447,7 +516,8 @@ class Recipe(Spec):
             if isinstance(stage, Train) and stage.distill is not None and not before:
                 raise AtKey(
                     "stages",
-                    f"'{stage.name}' distils from the dense model, and no stage before it cuts; move 'distill' to a "
+                    f"'{stage.name}' distils from the dense model, and no stage before it "
+                    "cuts; move 'distill' to a "
                     "stage after a cut",
                 )
 
@@ -481,11 +551,13 @@ class Recipe(Spec):
         ]
         if asked and self.data is not None and self.data.validation.value == 0:
             raise ValueError(
-                f"rules.{asked[0][0]}.penalty.threshold needs validation data: it looks at the loss there; write data.validation above 0%"
+                f"rules.{asked[0][0]}.penalty.threshold needs validation data: it looks at "
+                "the loss there; write data.validation above 0%"
             )
         other = next((i for i, threshold in asked if threshold != asked[0][1]), None)
         if other is not None:
             raise ValueError(
-                f"rules.{asked[0][0]} and rules.{other} ask for different thresholds; weights become zero for all rules at once, write the same"
+                f"rules.{asked[0][0]} and rules.{other} ask for different thresholds; "
+                "weights become zero for all rules at once, write the same"
             )
         return self

@@ -22,7 +22,8 @@ class Side(Spec):
     bytes: int
     """size of the weights file"""
     peak_memory: int | None = None
-    """bytes at the peak of one inference on one example, as the allocator saw it, with weights and inputs; where the budget limits it"""
+    """bytes at the peak of one inference on one example, as the allocator saw it, with weights and inputs;
+    where the budget limits it"""
     peak_memory_computed: int | None = None
     """the same from the lives of the tensors, without the work space of kernels"""
     validation_accuracy: float | None = None
@@ -52,7 +53,8 @@ class Latency(Spec):
     description: str
     """kind, runtime, threads, batch"""
     dense_ms: float
-    """median milliseconds of a forward call; processor time on one thread, which other programs disturb least"""
+    """median milliseconds of a forward call; processor time on one thread, which other programs disturb
+    least"""
     cut_ms: float
     """median milliseconds of a forward call"""
     speedup: float
@@ -74,7 +76,8 @@ class Latency(Spec):
     steps: Steps | None = None
     """the widths that the target rewards, where a prediction goes by them"""
     measured: bool = True
-    """false where the target is not here and its table predicts everything; then there are no pairs and no interval"""
+    """false where the target is not here and its table predicts everything; then there are no pairs and no
+    interval"""
 
 
 class Form(Spec):
@@ -95,7 +98,8 @@ class Integers(Spec):
     """Dense and cut model in floats and in integers, quantised after the cut."""
 
     examples: int
-    """training examples that the ranges of activations were found on; 0: random inputs, as the recipe has no data"""
+    """training examples that the ranges of activations were found on; 0: random inputs, as the recipe has no
+    data"""
     forms: tuple[Form, ...]
     """dense float32, cut float32, dense int8, cut int8"""
 
@@ -162,11 +166,13 @@ class Agreement(Spec):
     error: float
     """sum of squared differences, relative to the spread of the dense outputs over the examples"""
     same_prediction: float | None = None
-    """share of the examples of which both models name the same class; null where outputs are no scores of classes"""
+    """share of the examples of which both models name the same class; null where outputs are no scores of
+    classes"""
 
 
 class LayerRepair(Spec):
-    """What a repair made of one layer. Errors are on examples held out, relative to the variance of the outputs."""
+    """What a repair made of one layer. Errors are on examples held out, relative to the variance of the
+    outputs."""
 
     layer: str
     outcome: Literal["refitted", "reverted", "unchanged", "skipped"]
@@ -225,9 +231,11 @@ class Epoch(Spec):
     """share of the groups that rules cover whose norm is zero"""
     strength: float | None = None
     woken: float | None = None
-    """share of what gsm covers that was left out in one step and followed the loss in the next, mean over the steps"""
+    """share of what gsm covers that was left out in one step and followed the loss in the next, mean over the
+    steps"""
     threshold: float | None = None
-    """weights up to so large were set to zero at the end of this epoch; the validation figures are of after that"""
+    """weights up to so large were set to zero at the end of this epoch; the validation figures are of after
+    that"""
     due: float | None = None
     """strength auto: the part of the goal that should have been reached by the end of this epoch"""
     reached: float | None = None
@@ -242,15 +250,19 @@ class Verdict(Spec):
 
     outcome: Literal["equal", "statistics change", "nothing cut"]
     difference: float
-    """largest absolute difference between cut and masked dense model in float64, relative to the largest output"""
+    """largest absolute difference between cut and masked dense model in float64, relative to the largest
+    output"""
     control: float
-    """the same between masked and unmasked dense model: zero would mean that the check could not see the cut"""
+    """the same between masked and unmasked dense model: zero would mean that the check could not see the
+    cut"""
     groups: tuple[str, ...] = ()
     """coupled groups checked"""
     reference: Literal["masked model", "dense model"] = "masked model"
-    """what the cut model was compared with: the dense model where all that left was dead and its constants went on exactly"""
+    """what the cut model was compared with: the dense model where all that left was dead and its constants
+    went on exactly"""
     batches: tuple[int, ...] = ()
-    """numbers of examples of the inputs that were drawn for the comparison after the choice; none: the given inputs"""
+    """numbers of examples of the inputs that were drawn for the comparison after the choice; none: the given
+    inputs"""
     note: str = ""
 
 
@@ -282,7 +294,8 @@ class Baseline(Spec):
 
 
 class Trial(Spec):
-    """One depth of the search for the deepest cut within an accuracy_drop, carried through to the recipe's end."""
+    """One depth of the search for the deepest cut within an accuracy_drop, carried through to the recipe's
+    end."""
 
     depth: float
     """share of the way from what the other budgets ask for (0) to all that can be removed (1)"""
@@ -322,7 +335,8 @@ class Environment(Spec):
 
 
 class Report(Spec):
-    """What a run did and measured. Every figure is counted or measured on the artefact as reloaded from disk."""
+    """What a run did and measured. Every figure is counted or measured on the artefact as reloaded from
+    disk."""
 
     version: Literal[1] = 1
     title: str

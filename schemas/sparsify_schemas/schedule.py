@@ -1,6 +1,7 @@
 """Schedules: how a number changes over a stage. Each holds in the half-open window [start, end).
 
-Before the window a schedule has its `from` value, after it its `to` value. `t` runs from 0 at `start` to 1 at `end`.
+Before the window a schedule has its `from` value, after it its `to` value. `t` runs from 0 at `start` to 1 at
+`end`.
 """
 
 from typing import Annotated, Any, Literal
@@ -117,12 +118,17 @@ Scheduled = Annotated[Schedule, BeforeValidator(_from_number, json_schema_input_
 
 
 class Auto(Spec):
-    """v rises and falls so that what has died follows the goal, linearly from nothing at `start`: for strengths alone.
+    """v rises and falls so that what has died follows the goal, linearly from nothing at `start`: for
+    strengths alone.
 
-    The goal is the rule's own `sparsity`, or else the budget of macs, params, bytes and peak_memory; a latency and an
-    accuracy_drop are held by the cut alone. Which groups go is asked of the rule's criterion two hundred times a stage
-    (magnitude where it would need data), as a cut would; the strength is what makes those die in time, and acts on them
-    alone. Where a stage is cut little by little, each cut is a goal, and what lies between two cuts is the stage.
+    The goal is the rule's own `sparsity`, or else the budget of macs, params, bytes and peak_memory; a
+    latency and an
+    accuracy_drop are held by the cut alone. Which groups go is asked of the rule's criterion two hundred
+    times a stage
+    (magnitude where it would need data), as a cut would; the strength is what makes those die in time, and
+    acts on them
+    alone. Where a stage is cut little by little, each cut is a goal, and what lies between two cuts is the
+    stage.
     The text auto means this.
     """
 

@@ -64,15 +64,18 @@ class Goal(Spec):
     """What a cut is to leave."""
 
     way: Share = Share(100, "%")
-    """how far to go from the dense model towards the budget and the rules' own sparsities; the last cut goes all the way"""
+    """how far to go from the dense model towards the budget and the rules' own sparsities; the last cut goes
+    all the way"""
     budget: Budget | None = None
     """what this cut may leave of the dense model, in place of the recipe's budget; not in the last cut"""
 
 
 class Gradual(Goal):
-    """Cuts between the epochs of a train stage, deeper each time; optimizer and penalties go on where they were.
+    """Cuts between the epochs of a train stage, deeper each time; optimizer and penalties go on where they
+    were.
 
-    after epoch e, t = (e - start) / (end - start):  way(e) = way * (1 - (1 - t)^3)      cubic  (Zhu & Gupta, arXiv:1710.01878)
+    after epoch e, t = (e - start) / (end - start):  way(e) = way * (1 - (1 - t)^3)      cubic  (Zhu & Gupta,
+    arXiv:1710.01878)
                                                      way * t                             linear
                                                      way * (1 - cos(pi t)) / 2           cosine
     """
@@ -115,7 +118,8 @@ class Distill(Spec):
 
 
 class Train(Spec):
-    """Train for some epochs by cross-entropy, with the rules' penalties attached unless `penalties: false`."""
+    """Train for some epochs by cross-entropy, with the rules' penalties attached unless `penalties:
+    false`."""
 
     kind: Literal["train"]
     name: Text = "train"
@@ -129,26 +133,34 @@ class Train(Spec):
     warmup: Duration = Duration(0, "it")
     """over which the learning rate rises evenly from zero to what `lr` says; 0it for none"""
     clip: Above | None = None
-    """largest norm of the loss' gradient over all parameters; a larger one is scaled down to it, before penalties are added"""
+    """largest norm of the loss' gradient over all parameters; a larger one is scaled down to it, before
+    penalties are added"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """of the forward pass, by autocast: bf16, or fp16 with the loss scaled so that gradients do not vanish (a step whose gradients overflow is skipped); weights and optimizer stay in float32"""
+    """of the forward pass, by autocast: bf16, or fp16 with the loss scaled so that gradients do not vanish (a
+    step whose gradients overflow is skipped); weights and optimizer stay in float32"""
     shard: Flag = False
-    """whether several processes spread parameters, gradients and optimizer state among them (FSDP 2), in place of a copy for each (DDP)"""
+    """whether several processes spread parameters, gradients and optimizer state among them (FSDP 2), in
+    place of a copy for each (DDP)"""
     accumulate: Positive = 1
-    """parts in which a batch passes through the model, for less memory; the step is that of the whole batch"""
+    """parts in which a batch passes through the model, for less memory; the step is that of the whole
+    batch"""
     penalties: Flag = True
     """whether the rules' penalties act in this stage"""
     cuts: Gradual | None = None
     """cut little by little while training"""
     distill: Distill | None = None
-    """learn from the dense model besides the labels, in a stage after a cut: `distill: {}`, or with `temperature` and `weight`"""
+    """learn from the dense model besides the labels, in a stage after a cut: `distill: {}`, or with
+    `temperature` and `weight`"""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Train":
         if self.accumulate > self.batch:
             raise AtKey(
                 "accumulate",
-                f"a batch of {self.batch} cannot pass in {self.accumulate} parts; choose at most {self.batch}",
+                (
+                    f"a batch of {self.batch} cannot pass in {self.accumulate} parts; choose "
+                    f"at most {self.batch}"
+                ),
             )
         return self
 
@@ -158,7 +170,8 @@ class Train(Spec):
             start, end = (moment.steps(1, self.epochs) for moment in (self.cuts.start, self.cuts.end))
             if not start < end <= self.epochs:
                 raise ValueError(
-                    f"the cuts start at {self.cuts.start} and end at {self.cuts.end}; 'end' must come after 'start' and within {self.epochs}ep"
+                    f"the cuts start at {self.cuts.start} and end at {self.cuts.end}; 'end' "
+                    f"must come after 'start' and within {self.epochs}ep"
                 )
         return self
 
@@ -172,16 +185,19 @@ class Cut(Goal):
 
 
 class Repair(Spec):
-    """Refit what a cut left, in closed form, so that each layer computes again what it did in the dense model.
+    """Refit what a cut left, in closed form, so that each layer computes again what it did in the dense
+    model.
 
-    Unlabelled training examples pass through the dense and the cut model side by side. With X the inputs of a layer
+    Unlabelled training examples pass through the dense and the cut model side by side. With X the inputs of a
+    layer
     of the cut model as repaired so far, and Y the outputs of the same layer of the dense model, both centred:
 
         W = W0 + (X'X + l I)^-1 X'(Y - X W0),    l = ridge * mean(diag X'X)       least_squares
         running mean and variance of each batch normalisation, taken anew         batch_norm
         b = mean(Y) - mean(X) W0                                                   mean
 
-    A layer is refitted only where that helps on examples held out, and all is taken back where the outputs of the
+    A layer is refitted only where that helps on examples held out, and all is taken back where the outputs of
+    the
     whole model do not come nearer to those of the dense model.
     """
 

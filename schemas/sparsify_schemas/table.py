@@ -1,6 +1,7 @@
 """Tables of latencies: what each layer costs on one machine, runtime and thread count, at measured widths.
 
-A table lies in the cache of the machine that measured it, or in a file that a target names: `table: phone.json`.
+A table lies in the cache of the machine that measured it, or in a file that a target names: `table:
+phone.json`.
 """
 
 from typing import Annotated, Literal
@@ -30,7 +31,8 @@ class Machine(Spec):
 
 
 class Steps(Spec):
-    """Rounding a width up to a multiple of its step costs (next to) no time: the staircase of this machine."""
+    """Rounding a width up to a multiple of its step costs (next to) no time: the staircase of this
+    machine."""
 
     convolution: Positive
     """of a convolution's channels"""
@@ -60,6 +62,7 @@ class Table(Spec):
     steps: Steps | None = None
     """widths that are rewarded; measured by `sparsify targets measure`"""
     layers: dict[Text, tuple[Point, ...]] = {}
-    """layer without its widths, such as 'conv 3x3 stride 1 pad 1 at 14x14' -> what it costs at which widths"""
+    """layer without its widths, such as 'conv 3x3 stride 1 pad 1 at 14x14' -> what it costs at which
+    widths"""
     networks: dict[Text, tuple[Network, ...]] = {}
     """digest of a network's layers -> that network and cuts of it, timed whole; the dense one first"""

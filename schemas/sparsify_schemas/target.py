@@ -1,6 +1,8 @@
-"""Targets: named hardware and what executes the model there. Dense and cut model are timed on it side by side.
+"""Targets: named hardware and what executes the model there. Dense and cut model are timed on it side by
+side.
 
-A target is written out, or named: `targets: {server: onnxruntime}` takes the preset `onnxruntime`. `sparsify targets`
+A target is written out, or named: `targets: {server: onnxruntime}` takes the preset `onnxruntime`. `sparsify
+targets`
 lists the presets and says what is installed here.
 """
 
@@ -15,21 +17,25 @@ Layout = Literal["contiguous", "channels_last"]
 
 
 class Cpu(Spec):
-    """A processor. Dense and cut model run interleaved; the report gives the median ratio and its interval."""
+    """A processor. Dense and cut model run interleaved; the report gives the median ratio and its
+    interval."""
 
     kind: Literal["cpu"]
     runtime: Literal["eager", "compile", "onnxruntime", "openvino"] = "eager"
-    """what executes the model: eager PyTorch, torch.compile, or the exported ONNX file in ONNX Runtime or OpenVINO"""
+    """what executes the model: eager PyTorch, torch.compile, or the exported ONNX file in ONNX Runtime or
+    OpenVINO"""
     threads: Threads = 1
     """intra-op threads"""
     batch: Positive = 1
     """examples per forward call"""
     dtype: Literal["float32", "bf16", "int8"] = "float32"
-    """what weights and activations are computed in; OpenVINO is held to it; with int8 the report has dense and cut model in floats and integers, quantised on training examples"""
+    """what weights and activations are computed in; OpenVINO is held to it; with int8 the report has dense
+    and cut model in floats and integers, quantised on training examples"""
     layout: Layout = "contiguous"
     """memory order of images in PyTorch; ONNX Runtime and OpenVINO choose their own"""
     table: Text | None = None
-    """measured table of a machine that is not here (`sparsify targets measure --out`); nothing is timed then, only predicted"""
+    """measured table of a machine that is not here (`sparsify targets measure --out`); nothing is timed then,
+    only predicted"""
 
     @model_validator(mode="after")
     def _can_be(self) -> "Cpu":

@@ -12,7 +12,8 @@ from sparsify_schemas.units import Quantity
 
 
 def written(value: Any) -> Any:
-    """Dicts, lists and scalars: no absent keys, `kind` first, a constant schedule as its number, a quantity as its text."""
+    """Dicts, lists and scalars: no absent keys, `kind` first, a constant schedule as its number, a quantity
+    as its text."""
     match value:
         case Constant(value=number):
             return number

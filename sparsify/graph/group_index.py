@@ -14,6 +14,7 @@ whatever acts by group is then the same on one process or many.
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -314,6 +315,11 @@ def _inner_axis(group: Group, weight: Tensor) -> Axis:
     return Axis(axes_inside(group, weight.dim()), none, None, tile)
 
 
+def find_nonzero(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """1 where this process's part of a tensor is not zero, else 0. It is made when it is asked for."""
+    return (local(tensors[name]) != 0).to(torch.float32)
+
+
 def dead_units(
     map: ModelMap,
     names: Iterable[str],
@@ -337,7 +343,7 @@ def dead_units(
         layout = coupled_layout(
             _with_shared_outputs(map) if role == "out" else map, chosen, own, frozenset({role})
         )
-        alive = layout.reduce(lambda name, own=own: (local(own[name]) != 0).to(torch.float32))  # type: ignore[misc]
+        alive = layout.reduce(partial(find_nonzero, own))
         gone = (alive == 0) & (layout.sizes(own) > 0)
         for name, flags in layout.split(gone).items():
             found[name] = flags | found.get(name, torch.zeros_like(flags))

@@ -20,7 +20,8 @@ def read_model(path: Path | None, recipe: Recipe, *, allow: Sequence[str] = ()) 
 
     Args:
         path: A state dict (.pt, bare or inside a checkpoint, or .safetensors), loaded into the recipe's
-            `model`; a whole pickled module; or None, for the recipe's `model` with random weights from its seed.
+            `model`; a whole pickled module; or None, for the recipe's `model` with random weights from its
+            seed.
         allow: Packages whose classes a pickled module may use, besides torch.nn and sparsify.models; see
             sparsify.modelfile.safe_unpickle.
 

@@ -33,7 +33,8 @@ def _slivers(cuts: Cuts, dead: Mapping[str, Sequence[bool]]) -> Iterator[str]:
             found.append(f"'{width.group}' keeps {width.kept} of {width.width} units")
     if found:
         yield (
-            f"Warning: {few(tuple(found), NAMED)}; so few may carry too little for the layers behind. Ask for less, bound the "
+            f"Warning: {few(tuple(found), NAMED)}; so few may carry too little for the "
+            "layers behind. Ask for less, bound the "
             "layers by keep.at_least, or choose by another criterion."
         )
 
@@ -51,8 +52,10 @@ def _degenerate_scores(
             quoted = few(tuple(f"'{name}'" for name in alike), NAMED)
             groups = plural(len(alike), "coupled group")
             yield (
-                f"Warning: criterion '{rule.criterion.kind}' of rules.{index} scores all units of {groups} alike "
-                f"({quoted}), so the choice among them is arbitrary; look at the data it sees, or take magnitude."
+                f"Warning: criterion '{rule.criterion.kind}' of rules.{index} scores all "
+                f"units of {groups} alike "
+                f"({quoted}), so the choice among them is arbitrary; look at the data it "
+                "sees, or take magnitude."
             )
 
 

@@ -1,4 +1,5 @@
-"""Removed units that are constant as their weights prove, and what their leaving changes where it cannot be kept."""
+"""Removed units that are constant as their weights prove, and what their leaving changes where it cannot be
+kept."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -22,7 +23,8 @@ from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.scoring import apply_masks
 
 CONTRADICTED = (
-    "a comparison contradicted what the weights say of constant units, so none of these constants were kept; this is a "
+    "a comparison contradicted what the weights say of constant units, so "
+    "none of these constants were kept; this is a "
     "bug: please report it with the recipe and the model's code"
 )
 
@@ -30,7 +32,8 @@ CONTRADICTED = (
 def constants_of(
     dense: nn.Module, map: ModelMap, keep: Mapping[str, Sequence[int]], inputs: Inputs
 ) -> Constants:
-    """What the removed units emit that no input changes, computed in float64 where the model runs in it; nothing, where
+    """What the removed units emit that no input changes, computed in float64 where the model runs in it;
+    nothing, where
     it cannot be followed."""
     given = call_model.move_inputs_to_cpu(inputs)
     double = call_model.convert_inputs(given, torch.float64)
@@ -50,7 +53,8 @@ def confirmed_constants(
 ) -> tuple[Constants, tuple[str, ...]]:
     """What the removed units emit, and a note where other inputs contradict it: then none of it is believed.
 
-    Constants that go on exactly are compared with the dense model by the proof. Of the others the proof sees the mean
+    Constants that go on exactly are compared with the dense model by the proof. Of the others the proof sees
+    the mean
     alone, so they are derived once more on other inputs, which must give the same numbers.
     """
     found = constants_of(dense, plan.map, keep, inputs)
@@ -69,7 +73,8 @@ def unfollowed_constants(
     constants: Constants,
     inputs: Inputs,
 ) -> Iterator[str]:
-    """Removed units that no weight produces, and whose constants mix with data on the way: what their leaving changes."""
+    """Removed units that no weight produces, and whose constants mix with data on the way: what their leaving
+    changes."""
     names = [
         name
         for name in keep
@@ -90,8 +95,10 @@ def unfollowed_constants(
         change = max((equivalence.measure_effect(dense, plan.map, rest, one) for one in tried), default=0.0)
         if change > NOTICED:
             yield (
-                f"{plural(len(lost), 'unit')} of '{name}' had no weights that produce them, but their constants were mixed "
-                f"with data before a layer read them: what they gave is lost, up to {share(change)} of the largest output"
+                f"{plural(len(lost), 'unit')} of '{name}' had no weights that produce "
+                "them, but their constants were mixed "
+                "with data before a layer read them: what they gave is lost, up to "
+                f"{share(change)} of the largest output"
             )
 
 

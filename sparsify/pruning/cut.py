@@ -66,7 +66,8 @@ class Result:
     followers: tuple[Any, ...] = ()
     """what was given as `follow`, of the same classes, cut alike"""
     notes: tuple[str, ...] = ()
-    """numbers of the model that still state an old width, what became of the constants that removed units emitted, and what of
+    """numbers of the model that still state an old width, what became of the constants that removed units
+    emitted, and what of
     the optimizer's state could not be carried over"""
 
     def __repr__(self) -> str:
@@ -82,7 +83,8 @@ class Result:
 
 
 def left_of(plan: Plan, model: nn.Module, rounds: Sequence[Cuts]) -> dict[str, float]:
-    """MACs, params and bytes that cuts have left: of the widths, less what columns that are no longer computed had cost.
+    """MACs, params and bytes that cuts have left: of the widths, less what columns that are no longer
+    computed had cost.
 
     plan: of the dense model. model: as the last cut left it.
     """
@@ -157,11 +159,13 @@ def cut(
     if batches is None and batches_needed(plan.recipe):
         kind = next(r.criterion.kind for r in plan.recipe.rules if isinstance(r.criterion, FromData))
         raise ModelError(
-            f"criterion '{kind}' looks at training data: pass batches, an iterable of (x, y) training batches, to cut"
+            f"criterion '{kind}' looks at training data: pass batches, an iterable of "
+            "(x, y) training batches, to cut"
         )
     if plan.recipe.budget.accuracy_drop is not None:
         raise ModelError(
-            "budget.accuracy_drop is found by going through the recipe's stages; call sparsify.apply, or leave it out of a plan that is cut by hand"
+            "budget.accuracy_drop is found by going through the recipe's stages; call "
+            "sparsify.apply, or leave it out of a plan that is cut by hand"
         )
     check_fits(plan.map, model)
     for other in follow:  # refused now, not when all is cut and proven
@@ -223,7 +227,8 @@ def _carried_out(
     constants: Constants,
     inputs: Inputs,
 ) -> _Made:
-    """Remove the units, make layers cheaper, fold constants, and prove what comes of it as rebuilt from log and weights."""
+    """Remove the units, make layers cheaper, fold constants, and prove what comes of it as rebuilt from log
+    and weights."""
     with explain_errors("cutting the model"):
         thin, cuts = cut_operations.cut(zeroed, plan.map, keep, plan.digest)
         cuts = stale_widths.follow_widths(dense, thin, cuts, inputs)
@@ -242,7 +247,8 @@ def _carried_out(
 def _followed(
     plan: Plan, other: Any, model: nn.Module, thin: nn.Module, cuts: Cuts, keep: Keep, inputs: Inputs
 ) -> Any:
-    """The same units out of a further model of the same structure, weights zero where those of the cut model are."""
+    """The same units out of a further model of the same structure, weights zero where those of the cut model
+    are."""
     name = averaged_attribute(plan.map, other, model)
     if name is not None:  # an average goes on with as many steps behind it
         inside = getattr(other, name)

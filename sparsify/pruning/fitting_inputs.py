@@ -1,4 +1,5 @@
-"""Example inputs that fit a model: integers over the vocabulary that it indexes by them, a batch that it takes."""
+"""Example inputs that fit a model: integers over the vocabulary that it indexes by them, a batch that it
+takes."""
 
 from torch import nn
 
@@ -11,9 +12,11 @@ from sparsify_schemas.recipe import Recipe
 
 
 def inputs_for(recipe: Recipe, model: nn.Module, datasets: Datasets | None = None) -> Inputs:
-    """Two examples as the recipe says, else from the data; as many as the recipe's own shapes have where the model takes no two.
+    """Two examples as the recipe says, else from the data; as many as the recipe's own shapes have where the
+    model takes no two.
 
-    Integers without `range` or `values` are drawn over the whole vocabulary that the model indexes by them, lengths are no
+    Integers without `range` or `values` are drawn over the whole vocabulary that the model indexes by them,
+    lengths are no
     longer than the sequences, masks are mixed. Raises DataError.
     """
     drawn = example_inputs(recipe, datasets)
@@ -28,6 +31,7 @@ def _fitted(recipe: Recipe, model: nn.Module, inputs: Inputs) -> Inputs:
     open_ = open_integers(recipe)
     if not any(open_):
         return inputs
-    # First by their names alone, as a length of none or an empty mask would keep the model from running; then by the tables.
+    # First by their names alone, as a length of none or an empty mask would keep the model from running; then
+    # by the tables.
     named = redraw_tensors(add_argument_names(model, inputs), 0, open_)
     return simplify_inputs(redraw_tensors(add_names_and_vocabularies(model, named), 0, open_))

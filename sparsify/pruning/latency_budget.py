@@ -1,4 +1,5 @@
-"""A latency budget held as measured: choose by prediction, time what was chosen, correct the prediction, choose again."""
+"""A latency budget held as measured: choose by prediction, time what was chosen, correct the prediction,
+choose again."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -70,9 +71,11 @@ def settled(
     listener: Listener = silence,
     chooser: Chooser = choose,
 ) -> Keep:
-    """Coupled group -> units that stay, such that every latency budget holds as measured, 94 to 98 % of it used.
+    """Coupled group -> units that stay, such that every latency budget holds as measured, 94 to 98 % of it
+    used.
 
-    Where no choice of six comes so near, the slowest that holds; where none holds, the fastest. Targets that are not here
+    Where no choice of six comes so near, the slowest that holds; where none holds, the fastest. Targets that
+    are not here
     are taken at their clock's word.
     """
     timed = [c for c in clocks if c.measured]
@@ -87,7 +90,8 @@ def settled(
         for number in range(ROUNDS):
             keep = chooser(plan, scores, dead, clocks=clocks, aim=aim)
             if any(keep == before.keep for before in tries):
-                # a prediction that was corrected and still chooses the same: ask for less, or where something holds for a little more
+                # a prediction that was corrected and still chooses the same: ask for less, or where something
+                # holds for a little more
                 aim *= 1.02 if min(t.used for t in tries) <= SURE else 0.95
                 continue
             listener(Measuring("timing what was chosen", number, ROUNDS))
@@ -106,7 +110,8 @@ def settled(
 def _achieved(
     plan: Plan, thin: nn.Module, timed: Sequence[LatencyModel], dense: Mapping[str, _Dense], inputs: Inputs
 ) -> Iterator[tuple[str, float]]:
-    """Target -> milliseconds of the cut model, in units of the dense model's as its clock has them where a share is asked."""
+    """Target -> milliseconds of the cut model, in units of the dense model's as its clock has them where a
+    share is asked."""
     with eval_mode(thin):
         for clock in timed:
             target: Target = plan.recipe.targets[clock.target]

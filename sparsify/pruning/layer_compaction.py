@@ -1,7 +1,10 @@
-"""Executing: layers with dead shapes or taps become cheaper ones, where that is exact and measured to be faster.
+"""Executing: layers with dead shapes or taps become cheaper ones, where that is exact and measured to be
+faster.
 
-A kernel is cropped whenever a smaller one holds its live positions. What is scattered beyond that is gathered only where
-this is at least 10 % faster than computing with the zeros, on the layer's own input, at every target of the recipe.
+A kernel is cropped whenever a smaller one holds its live positions. What is scattered beyond that is gathered
+only where
+this is at least 10 % faster than computing with the zeros, on the layer's own input, at every target of the
+recipe.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +39,8 @@ DEFAULT_TARGET: Mapping[str, Cpu] = {"cpu": Cpu(kind="cpu")}
 def realise(
     plan: Plan, thin: nn.Module, inputs: Inputs
 ) -> tuple[tuple[Crop | Gather, ...], tuple[Execution, ...]]:
-    """Make layers cheaper, in place: what was done, and how each layer with dead shapes or taps is computed now and why."""
+    """Make layers cheaper, in place: what was done, and how each layer with dead shapes or taps is computed
+    now and why."""
     there = {
         name: module
         for name, module in thin.named_modules()
@@ -141,7 +145,10 @@ def _judged(op: Gather, trials: Sequence[Trial]) -> tuple[bool, str]:
         return False, "it does not run in a forward call; its zeros stay"
     worst = min(trials, key=lambda trial: trial.speedup)
     live = sum(end - start for start, end in op.keep)
-    words = f"gathering {live} of {op.size} columns is {times(worst.speedup)} as fast as the zeros on {worst.target}"
+    words = (
+        f"gathering {live} of {op.size} columns is {times(worst.speedup)} as fast "
+        f"as the zeros on {worst.target}"
+    )
     if all(trial.speedup >= GAIN and trial.low > SURE for trial in trials):
         return True, words
     short = f"{times(GAIN)} is asked for" if worst.speedup < GAIN else "that is not sure"
@@ -175,7 +182,8 @@ def _targets(plan: Plan) -> Mapping[str, Cpu]:
 def _inputs(
     plan: Plan, model: nn.Module, names: Sequence[str], inputs: Inputs
 ) -> dict[str, dict[str, Tensor]]:
-    """What goes into each layer first, in one forward call at each target's batch: layer -> target -> input."""
+    """What goes into each layer first, in one forward call at each target's batch: layer -> target ->
+    input."""
     found: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for target, spec in _targets(plan).items() if names else ():
         copy = measure.copy_model(model).cpu().eval()

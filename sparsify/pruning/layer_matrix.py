@@ -31,7 +31,8 @@ _PLAIN_FORWARDS = {
 
 
 def is_product(module: nn.Module) -> bool:
-    """Whether a module multiplies its input by a weight of its own, as torch's convolutions and Linear layers do."""
+    """Whether a module multiplies its input by a weight of its own, as torch's convolutions and Linear layers
+    do."""
     if is_scripted(module):
         return False
     plain = getattr(type(module), "forward", None) in _PLAIN_FORWARDS
@@ -154,7 +155,8 @@ def _read_by_convolution(module: Conv, shape: Sequence[int], places: Places) -> 
 
 
 def _read_by_transposed(module: ConvTranspose, shape: Sequence[int], places: Places) -> tuple[Tensor, Tensor]:
-    """Flat numbers into the input, [places, taps], and which of them exist: output = input * stride - padding + tap."""
+    """Flat numbers into the input, [places, taps], and which of them exist: output = input * stride - padding
+    + tap."""
     each, inside = [], []
     for axis, at in enumerate(_coordinates(places)):
         taps = torch.arange(module.kernel_size[axis], device=at.device) * module.dilation[axis]
@@ -176,7 +178,8 @@ def _combined(each: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
 
 
 def _spread(each: Sequence[Tensor], join: Any) -> Tensor:
-    """Every combination of the taps of all dimensions: [places, product of taps], the last dimension fastest."""
+    """Every combination of the taps of all dimensions: [places, product of taps], the last dimension
+    fastest."""
     made = each[0]
     for following in each[1:]:
         made = join(made[:, :, None], following[:, None, :]).flatten(1)

@@ -148,7 +148,10 @@ def plan_recipe(
 
 def _uncounted(operators: Iterable[str]) -> Iterator[str]:
     for name in operators:
-        yield f"the MACs of '{name}' are not counted: its operands have no plain shapes, or it runs functions of its own"
+        yield (
+            f"the MACs of '{name}' are not counted: its operands have no plain shapes, "
+            "or it runs functions of its own"
+        )
 
 
 def _check_initialized(model: nn.Module) -> None:
@@ -160,7 +163,8 @@ def _check_initialized(model: nn.Module) -> None:
 
 
 def _followed_in(model: nn.Module, inputs: Inputs, macs: Mapping[str, int]) -> tuple[ModelMap, Inputs]:
-    """The structure, and the calls in which it was followed: further ones where the given calls do not reach every layer."""
+    """The structure, and the calls in which it was followed: further ones where the given calls do not reach
+    every layer."""
     map = build_map.build_map(model, inputs, macs)
     reaching = coverage.find_further_calls(model, inputs, frozenset(map.unreached))
     if len(reaching) == len(list_calls(inputs)):

@@ -1,4 +1,5 @@
-"""A budget of peak memory: what lives when, how much of it goes with each unit, and a cut that holds as measured."""
+"""A budget of peak memory: what lives when, how much of it goes with each unit, and a cut that holds as
+measured."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,9 +24,11 @@ Lives = tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]
 
 
 def with_lifetimes(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
-    """The map with the life of every tensor that one inference makes, and what of its bytes goes with each unit.
+    """The map with the life of every tensor that one inference makes, and what of its bytes goes with each
+    unit.
 
-    Each open group is narrowed on trial by a unit; where that changes which operators run, its share of these tensors is
+    Each open group is narrowed on trial by a unit; where that changes which operators run, its share of these
+    tensors is
     unknown and counted as none, so that the prediction is never below the truth there.
     """
     measured = (
@@ -77,7 +80,8 @@ def _narrowed(
 def held(
     plan: Plan, model: nn.Module, inputs: Inputs, choose: Callable[[Plan], Keep], listener: Listener = silence
 ) -> Keep:
-    """Coupled group -> units that stay, such that a budget of peak memory holds as measured; the least of six choices where none does.
+    """Coupled group -> units that stay, such that a budget of peak memory holds as measured; the least of six
+    choices where none does.
 
     choose: the choice for a plan, whose budget of memory is lowered by what the last choice took too much.
     """

@@ -28,7 +28,8 @@ from sparsify.pruning.planning.plan import Plan
 
 
 def checked_inputs(inputs: Any, model: nn.Module) -> Inputs:
-    """Copies, as a forward call may change them. Refuses what would only fail somewhere inside the model. Raises ModelError."""
+    """Copies, as a forward call may change them. Refuses what would only fail somewhere inside the model.
+    Raises ModelError."""
     if isinstance(inputs, Tensor):
         raise ModelError("inputs is a single tensor; pass a tuple, (x,), as a forward call may take several")
     given = normalize_inputs(inputs)
@@ -45,7 +46,8 @@ def _check_call(each: Call, model: nn.Module) -> None:
     for path, value in flatten_value(each.inputs):
         if not (value is None or isinstance(value, Tensor | bool | int | float | str)):
             raise ModelError(
-                f"inputs holds a {type(value).__name__} ('{path}'); an argument can be a tensor, a number, text, true, false, None, "
+                f"inputs holds a {type(value).__name__} ('{path}'); an argument can be a "
+                "tensor, a number, text, true, false, None, "
                 "or a list, tuple, mapping or dataclass of these"
             )
     found = tensors_by_path(each)
@@ -72,7 +74,10 @@ def batch_notes(inputs: Inputs) -> Iterator[str]:
     for each in list_calls(inputs):
         if each.fixed:
             what = "the model" if each.method == "forward" else f"'{each.method}'"
-            yield f"{what} takes no other batch than the {count_examples(each)} examples that it was given, so it is timed, measured and exported with these"
+            yield (
+                f"{what} takes no other batch than the {count_examples(each)} examples "
+                "that it was given, so it is timed, measured and exported with these"
+            )
 
 
 def _near(name: str, known: Sequence[str]) -> str:
@@ -104,7 +109,8 @@ EXAMPLES = (1, 2, 5)
 
 
 def fresh_inputs_of(plan: Plan, dense: nn.Module, inputs: Inputs) -> tuple[Inputs, ...]:
-    """Inputs that nothing was planned or chosen with; as many as were given where the model takes no other number."""
+    """Inputs that nothing was planned or chosen with; as many as were given where the model takes no other
+    number."""
     fresh = tuple(redraw(inputs, seed_of(plan, batch), batch) for batch in EXAMPLES)
     return fresh if any(accepts_inputs(dense, one) for one in fresh) else (redraw(inputs, seed_of(plan, 0)),)
 

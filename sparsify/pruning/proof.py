@@ -30,14 +30,17 @@ def reloaded(
     difference = compare_outputs(copy_model(thin).eval(), again, (*fresh, inputs))
     if not difference <= RELOADED:
         raise VerificationError(
-            f"the cut model rebuilt from its log and weights differs by {difference:.1e} of the largest output from the "
-            "cut model itself; this is a bug: please report it with the recipe and the model's code; nothing was saved"
+            "the cut model rebuilt from its log and weights differs by "
+            f"{difference:.1e} of the largest output from the "
+            "cut model itself; this is a bug: please report it with the recipe and "
+            "the model's code; nothing was saved"
         )
     return again
 
 
 RELOADED = 1e-5
-"""largest difference, in the model's own precision, between the cut model and its rebuilt form: rounding alone"""
+"""largest difference, in the model's own precision, between the cut model and its rebuilt form: rounding
+alone"""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,10 @@ def _culprit(plan: Plan, done: CutParts, inputs: Inputs) -> str:
             )
         except VerificationError:
             layers = ", ".join(plan.map.by_name[name].layers)
-            return f"group '{name}' fails by itself (it reaches {layers}): write a rule with 'protect: true' for '{name}'"
+            return (
+                f"group '{name}' fails by itself (it reaches {layers}): write a rule with "
+                f"'protect: true' for '{name}'"
+            )
     if done.reshaped:
         try:
             equivalence.verify_cut(

@@ -1,6 +1,7 @@
 """Zeroing: which groups inside weight tensors become zero at the cut, and which units die of it.
 
-The choice is made on the model after the structural choice, so that a pattern such as 2:4 holds in what is stored. The
+The choice is made on the model after the structural choice, so that a pattern such as 2:4 holds in what is
+stored. The
 zeros are then carried back to the dense model: with them it is what the cut model must be equal to.
 """
 
@@ -77,7 +78,8 @@ def counts(plan: Plan, thin: nn.Module) -> tuple[Zero, ...]:
 def without_dead(plan: Plan, model: nn.Module, keep: Kept) -> dict[str, list[int]]:
     """`keep` less the units that the zeros of the model leave without any effect, repeated until no more die.
 
-    A unit is dead when its producers' weights are all zero or its consumers' input slices all are. Groups that a
+    A unit is dead when its producers' weights are all zero or its consumers' input slices all are. Groups
+    that a
     normalisation takes statistics over stay whole, as do those whose units a pattern counts.
     """
     kept = {name: list(units) for name, units in keep.items()}
@@ -217,7 +219,8 @@ def _chosen(rule: Rule, seed: int, weights: Mapping[str, nn.Parameter], looks: L
 def _chosen_inside(
     rule: Rule, seed: int, weights: Mapping[str, nn.Parameter], looks: Looks | None
 ) -> _Chosen:
-    """Shapes, taps or blocks: the lowest scores over all layers of the rule, in none of them below its floor."""
+    """Shapes, taps or blocks: the lowest scores over all layers of the rule, in none of them below its
+    floor."""
     assert rule.group is not None
     layout = inner_layout(rule.group, weights, weights)
     scores = group_scores(rule.criterion, layout, weights, looks, seed).clone()
@@ -245,7 +248,8 @@ def _element_scores(rule: Rule, name: str, weight: nn.Parameter, looks: Looks | 
 
 
 def _lowest(scores: Tensor, rule: Rule) -> Tensor:
-    """Which go: what is zero (-1) in any case, and of the others the lowest, never what a floor holds (inf)."""
+    """Which go: what is zero (-1) in any case, and of the others the lowest, never what a floor holds
+    (inf)."""
     count = share_of(len(scores), rule.sparsity.fraction) if rule.sparsity is not None else 0
     gone = scores == -1.0
     gone[scores.topk(count, largest=False).indices] = True
@@ -253,7 +257,8 @@ def _lowest(scores: Tensor, rule: Rule) -> Tensor:
 
 
 def _beyond(pattern: Pattern, scores: Tensor) -> Tensor:
-    """Of every `of` weights along the input channels, all but the `stay` highest; a rest of fewer stays whole."""
+    """Of every `of` weights along the input channels, all but the `stay` highest; a rest of fewer stays
+    whole."""
     lined = scores.movedim(1, -1)
     length = lined.shape[-1] // pattern.of * pattern.of
     gone = torch.zeros(lined.shape, dtype=torch.bool, device=scores.device)
@@ -269,5 +274,6 @@ def _beyond(pattern: Pattern, scores: Tensor) -> Tensor:
 def check_scores(scores: Tensor, names: Iterable[str]) -> None:
     if not bool(scores.isfinite().all()):
         raise ModelError(
-            f"the weights of {', '.join(map(repr, names))} are not finite; restart from weights without NaN or inf"
+            f"the weights of {', '.join(map(repr, names))} are not finite; restart "
+            "from weights without NaN or inf"
         )

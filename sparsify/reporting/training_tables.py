@@ -79,7 +79,8 @@ def _repair_notes(report: Report) -> Iterator[str]:
             correlation = fixed(stage.agreement.correlation, 3)
             yield (
                 f"Warning: after '{stage.name}' the outputs hardly follow the inputs (correlation with the "
-                f"dense outputs {correlation}); cut less, limit what each layer loses by keep.limits, or repair."
+                f"dense outputs {correlation}); cut less, limit what each layer loses by "
+                "keep.limits, or repair."
             )
         if stage.repair is not None:
             yield _describe_repair(stage.name, stage.repair)
@@ -94,7 +95,10 @@ def _describe_repair(name: str, repair: RepairRow) -> str:
         layers = f" {outcomes.count('refitted')} of {plural(len(outcomes), 'layer')} refitted;"
     before, after = fixed(repair.before.correlation, 3), fixed(repair.after.correlation, 3)
     examples = plural(repair.examples, "unlabelled training example")
-    return f"{name}: {repair.method} on {examples};{layers} correlation {before} -> {after} on held-out examples."
+    return (
+        f"{name}: {repair.method} on {examples};{layers} correlation {before} -> "
+        f"{after} on held-out examples."
+    )
 
 
 def cuts_table(report: Report) -> Table:

@@ -60,4 +60,5 @@ def spread(value: Any, parameter: Tensor) -> Any:
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
+    like: Any = parameter  # a DTensor
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)

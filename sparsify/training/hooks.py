@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from sparsify.cost.cost_model import Costs, absolute_limits
 from sparsify.distributed import alike, bare, extent, is_sharded, local, part_of, sharing, unwrapped, whole
 from sparsify.errors import ModelError
-from sparsify.graph.group_index import check_fits, dead_units, inner_layout
+from sparsify.graph.group_index import check_fits, dead_units, find_nonzero, inner_layout
 from sparsify.pruning.planning.plan import Plan
 from sparsify.training.penalties import auto_strength, gsm, sensitivity
 from sparsify.training.penalties.setup import Regularizer, ready, strength
@@ -197,8 +197,7 @@ class Hooks:
             weights = {name: self._parameters[name].detach() for name in tensors}
             if within(group):
                 layout = inner_layout(group, tensors, weights)
-                nonzero = {name: (local(weight) != 0).float() for name, weight in weights.items()}
-                alive = layout.reduce(nonzero.__getitem__)[:-1]
+                alive = layout.reduce(partial(find_nonzero, weights))[:-1]
                 zero, total = zero + int((alive == 0).sum()), total + layout.count
             else:
                 zero, total = (

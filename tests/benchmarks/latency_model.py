@@ -1,13 +1,20 @@
 """How well the latency model predicts: random cuts of real architectures, predicted first and then timed.
 
-    python tests/benchmarks/latency_model.py [--networks resnet50 mobilenet_v2 alexnet vit] [--targets eager onnxruntime openvino]
-                                             [--cuts 20] [--size 224] [--widths step|any] [--json FILE] [--write docs/explanations/latency-model.md]
+    python tests/benchmarks/latency_model.py [--networks resnet50 mobilenet_v2 alexnet vit] [--targets eager
+    onnxruntime openvino]
+                                             [--cuts 20] [--size 224] [--widths step|any] [--json FILE]
+                                             [--write docs/explanations/latency-model.md]
 
-Weights are random, which makes no difference to latency. Every network is cut at random (each coupled group keeps its own share
-of its width, 15 % to 100 %), in steps of the target or to any width. The model is calibrated on the dense network and eight
-cuts of its own; none of the cuts here is among those. Cuts are timed interleaved with the dense network, processor time on one
-thread, and count as the share of its time that they take: so a machine that is busier now than it was then does not count.
-Each is prepared and timed twice, some time apart: the mean counts, and *timed again* is how far the two were apart at worst.
+Weights are random, which makes no difference to latency. Every network is cut at random (each coupled group
+keeps its own share
+of its width, 15 % to 100 %), in steps of the target or to any width. The model is calibrated on the dense
+network and eight
+cuts of its own; none of the cuts here is among those. Cuts are timed interleaved with the dense network,
+processor time on one
+thread, and count as the share of its time that they take: so a machine that is busier now than it was then
+does not count.
+Each is prepared and timed twice, some time apart: the mean counts, and *timed again* is how far the two were
+apart at worst.
 `--write` puts the table between the two marks of the page.
 """
 
@@ -48,7 +55,8 @@ MARKS = "<!-- latency_model.py -->\n", "<!-- end of latency_model.py -->\n"
 
 
 class Vit(nn.Module):
-    """A small vision transformer: 16 x 16 patches, `depth` layers of `heads` heads; queries, keys and values apart."""
+    """A small vision transformer: 16 x 16 patches, `depth` layers of `heads` heads; queries, keys and values
+    apart."""
 
     def __init__(self, size: int, width: int = 384, depth: int = 6, heads: int = 6) -> None:
         super().__init__()
@@ -114,12 +122,24 @@ def tried(name: str, target: str, count: int, size: int, any_width: bool) -> dic
     errors = np.abs(predicted / measured - 1)
     by_macs = np.abs(macs / map.macs * (clock.dense_ms or np.nan) / measured - 1)
     return {
-        "network": name, "target": target, "size": size, "widths": "any" if any_width else f"steps of {clock.steps.convolution}", "cuts": count,
-        "dense_ms": clock.dense_ms, "median": float(np.median(errors)), "worst": float(errors.max()), "rank": _rank(predicted, measured),
-        "macs_median": float(np.median(by_macs)), "macs_worst": float(by_macs.max()), "macs_rank": _rank(macs, measured),
+        "network": name,
+        "target": target,
+        "size": size,
+        "widths": "any" if any_width else f"steps of {clock.steps.convolution}",
+        "cuts": count,
+        "dense_ms": clock.dense_ms,
+        "median": float(np.median(errors)),
+        "worst": float(errors.max()),
+        "rank": _rank(predicted, measured),
+        "macs_median": float(np.median(by_macs)),
+        "macs_worst": float(by_macs.max()),
+        "macs_rank": _rank(macs, measured),
         "again": float((twice.max(axis=0) / twice.min(axis=0) - 1).max()),
-        "predicted": predicted.tolist(), "measured": twice.tolist(), "load": read_load_average(), "seconds": time.perf_counter() - started,
-    }  # fmt: skip
+        "predicted": predicted.tolist(),
+        "measured": twice.tolist(),
+        "load": read_load_average(),
+        "seconds": time.perf_counter() - started,
+    }
 
 
 def _timed(
@@ -159,13 +179,19 @@ def _said(event: Event) -> None:
 def table(found: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
     lines = [
-        "| network | target | widths | cuts | dense | median error | worst | rank | timed again | by MACs: median | worst | rank | load |",
+        (
+            "| network | target | widths | cuts | dense | median error | worst | rank "
+            "| timed again | by MACs: median | worst | rank | load |"
+        ),
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for f in found:
         lines.append(
-            f"| {f['network']} at {f['size']} | {f['target']} | {f['widths']} | {f['cuts']} | {f['dense_ms']:.2f} ms | {100 * f['median']:.1f} % | {100 * f['worst']:.1f} % | {f['rank']:.3f} | {100 * f['again']:.1f} % "
-            f"| {100 * f['macs_median']:.1f} % | {100 * f['macs_worst']:.1f} % | {f['macs_rank']:.3f} | {f['load']:.1f} |"
+            f"| {f['network']} at {f['size']} | {f['target']} | {f['widths']} | "
+            f"{f['cuts']} | {f['dense_ms']:.2f} ms | {100 * f['median']:.1f} % | "
+            f"{100 * f['worst']:.1f} % | {f['rank']:.3f} | {100 * f['again']:.1f} % "
+            f"| {100 * f['macs_median']:.1f} % | {100 * f['macs_worst']:.1f} % | "
+            f"{f['macs_rank']:.3f} | {f['load']:.1f} |"
         )
     return "\n".join(lines) + "\n"
 

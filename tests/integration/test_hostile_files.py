@@ -1,4 +1,5 @@
-"""Broken and hostile run folders: each command gives one clear error, executes nothing, overwrites nothing, and does not hang.
+"""Broken and hostile run folders: each command gives one clear error, executes nothing, overwrites nothing,
+and does not hang.
 
 Ten mutations of each file; 100 with NIGHTLY=1, 1000 with SPARSIFY_FUZZ=1000.
 """
@@ -195,10 +196,41 @@ def signed(run: Path) -> None:
 
 
 NASTY: list[Any] = [
-    None, True, -1, 0, 1, 10**6, 10**18, -(10**18), 2**63, 1e308, float("nan"), float("inf"), "", "x", "../../etc/passwd", "__class__", "__init__",
-    "weight.__dict__", "conv1.__class__", "\0", "a" * 5000, "os.system", "builtins:exec", [], {}, [[]], [[0, 10**18]], [[0, 4], [2, 3]], [[-1, 3]],
-    {"a": {"b": [1]}}, "\ud800", "nan", "1e999", "💥",
-]  # fmt: skip
+    None,
+    True,
+    -1,
+    0,
+    1,
+    10**6,
+    10**18,
+    -(10**18),
+    2**63,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "../../etc/passwd",
+    "__class__",
+    "__init__",
+    "weight.__dict__",
+    "conv1.__class__",
+    "\0",
+    "a" * 5000,
+    "os.system",
+    "builtins:exec",
+    [],
+    {},
+    [[]],
+    [[0, 10**18]],
+    [[0, 4], [2, 3]],
+    [[-1, 3]],
+    {"a": {"b": [1]}},
+    "\ud800",
+    "nan",
+    "1e999",
+    "💥",
+]
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -229,7 +261,8 @@ def edited(body: Any, rng: random.Random) -> Any:
 
 
 def bitten(data: bytes, rng: random.Random) -> bytes:
-    """Bytes cut short, flipped, overwritten, repeated or put in; more often near the beginning, where headers are."""
+    """Bytes cut short, flipped, overwritten, repeated or put in; more often near the beginning, where headers
+    are."""
     at = rng.randrange(min(len(data), rng.choice([16, 256, 4096, len(data)])) or 1)
     match rng.randrange(6):
         case 0:
@@ -437,7 +470,9 @@ def test_a_bit_flipped_anywhere_in_weights_is_noticed(made: Path) -> None:
                 f"{name} {at}",
                 command,
                 fails=True,
-                known=f"run/{name} was changed after the run: its SHA-256 differs from the one in report.json",
+                known=(
+                    f"run/{name} was changed after the run: its SHA-256 differs from the one in report.json"
+                ),
             )
     data = (made / "halted" / run_folder.CHECKPOINT).read_bytes()
     noticed = 0
@@ -487,28 +522,79 @@ CUTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "out of order": (narrow(keep=[[4, 8], [0, 2]]), BEYOND),
     "backwards": (narrow(keep=[[8, 4]]), BEYOND),
     "nothing": (narrow(keep=[]), BEYOND),
-    "negative": (narrow(keep=[[-4, 4]]), "is damaged: operations.0.narrow.keep.0.0: Input should be greater than or equal to 0"),
-    "another size": (narrow(size=10**18), "expects 'conv1.weight' to have 1000000000000000000 entries in dimension 0, this model has 16"),
+    "negative": (
+        narrow(keep=[[-4, 4]]),
+        "is damaged: operations.0.narrow.keep.0.0: Input should be greater than or equal to 0",
+    ),
+    "another size": (
+        narrow(size=10**18),
+        "expects 'conv1.weight' to have 1000000000000000000 entries in dimension 0, this model has 16",
+    ),
     "a dimension that is none": (narrow(dim=9), "entries in dimension 9, this model has None"),
-    "a negative dimension": (narrow(dim=-1), "is damaged: operations.0.narrow.dim: Input should be greater than or equal to 0"),
+    "a negative dimension": (
+        narrow(dim=-1),
+        "is damaged: operations.0.narrow.dim: Input should be greater than or equal to 0",
+    ),
     "twice": (again, "the cut log narrows dimension 0 of 'conv1.weight' twice"),
-    "a tensor that is none": (narrow(tensor="conv1.__class__"), "narrows 'conv1.__class__', which this model does not have"),
-    "a path": (narrow(tensor="../../etc/passwd"), "narrows '../../etc/passwd', which this model does not have"),
-    "an empty name": (narrow(tensor=""), "is damaged: operations.0.narrow.tensor: String should have at least 1 character"),
-    "a dunder attribute": (appended(op="set", module="conv1", attribute="__class__", value=1), "sets 'conv1.__class__', which is not a width of a Conv2d"),
-    "a method": (appended(op="set", module="conv1", attribute="forward", value=1), "sets 'conv1.forward', which is not a width of a Conv2d"),
-    "a flag": (appended(op="set", module="conv1", attribute="training", value=0), "sets 'conv1.training', which is not a width of a Conv2d"),
-    "a width that grows": (appended(op="set", module="conv1", attribute="out_channels", value=10**9), "to 1000000000, which is not a smaller width than"),
-    "a padding that exhausts the memory": (appended(op="set", module="conv1", attribute="padding", value=[10**9, 10**9]), "which is not a smaller width than (1, 1)"),
-    "a module that is none": (appended(op="set", module="conv1..x", attribute="out_channels", value=1), "names a module 'conv1..x' that this model does not have"),
-    "a module that is a method": (appended(op="set", module="conv1.forward", attribute="x", value=1), "names a module 'conv1.forward' that this model does not have"),
-    "columns that would exhaust the memory": (endless, "keeps columns of 'fc' that are out of order or beyond its"),
-    "a module removed that is none": (appended(op="silence", module="../conv1"), "removes a module '../conv1' that this model does not have"),
-    "an attention that is none": (appended(op="replace", module="conv1"), "replaces 'conv1', which is not a MultiheadAttention in this model"),
-    "a kernel beyond its size": (appended(op="crop", module="conv1", kernel=[3, 3], grids=[[0, 1, 10**18], [0, 1, 1]]), "keeps kernel positions of 'conv1' that lie beyond its 3x3"),
+    "a tensor that is none": (
+        narrow(tensor="conv1.__class__"),
+        "narrows 'conv1.__class__', which this model does not have",
+    ),
+    "a path": (
+        narrow(tensor="../../etc/passwd"),
+        "narrows '../../etc/passwd', which this model does not have",
+    ),
+    "an empty name": (
+        narrow(tensor=""),
+        "is damaged: operations.0.narrow.tensor: String should have at least 1 character",
+    ),
+    "a dunder attribute": (
+        appended(op="set", module="conv1", attribute="__class__", value=1),
+        "sets 'conv1.__class__', which is not a width of a Conv2d",
+    ),
+    "a method": (
+        appended(op="set", module="conv1", attribute="forward", value=1),
+        "sets 'conv1.forward', which is not a width of a Conv2d",
+    ),
+    "a flag": (
+        appended(op="set", module="conv1", attribute="training", value=0),
+        "sets 'conv1.training', which is not a width of a Conv2d",
+    ),
+    "a width that grows": (
+        appended(op="set", module="conv1", attribute="out_channels", value=10**9),
+        "to 1000000000, which is not a smaller width than",
+    ),
+    "a padding that exhausts the memory": (
+        appended(op="set", module="conv1", attribute="padding", value=[10**9, 10**9]),
+        "which is not a smaller width than (1, 1)",
+    ),
+    "a module that is none": (
+        appended(op="set", module="conv1..x", attribute="out_channels", value=1),
+        "names a module 'conv1..x' that this model does not have",
+    ),
+    "a module that is a method": (
+        appended(op="set", module="conv1.forward", attribute="x", value=1),
+        "names a module 'conv1.forward' that this model does not have",
+    ),
+    "columns that would exhaust the memory": (
+        endless,
+        "keeps columns of 'fc' that are out of order or beyond its",
+    ),
+    "a module removed that is none": (
+        appended(op="silence", module="../conv1"),
+        "removes a module '../conv1' that this model does not have",
+    ),
+    "an attention that is none": (
+        appended(op="replace", module="conv1"),
+        "replaces 'conv1', which is not a MultiheadAttention in this model",
+    ),
+    "a kernel beyond its size": (
+        appended(op="crop", module="conv1", kernel=[3, 3], grids=[[0, 1, 10**18], [0, 1, 1]]),
+        "keeps kernel positions of 'conv1' that lie beyond its 3x3",
+    ),
     "an operation that is none": (appended(op="exec", module="os", value="x"), "is damaged: operations."),
     "no list": (lambda body: body.update(operations=5), "is damaged: operations: "),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CUTS)

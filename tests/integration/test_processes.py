@@ -1,4 +1,5 @@
-"""apply on several processes: one run folder, the weights that one process would have trained, and what happens when one dies."""
+"""apply on several processes: one run folder, the weights that one process would have trained, and what
+happens when one dies."""
 
 import json
 import os
@@ -234,11 +235,13 @@ def test_two_processes_make_one_run(recipe: str, alone: Callable[[str], Path]) -
 def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on_with_other_numbers_of_processes(
     recipe: str, alone: Callable[[str], Path]
 ) -> None:
-    """Two processes, then one, then two; each time some are killed by kill -9, at the end the weights of a run left alone."""
+    """Two processes, then one, then two; each time some are killed by kill -9, at the end the weights of a
+    run left alone."""
     (code, _, said), (killed, *_) = on(2, recipe, "--from-scratch", DIES_AFTER="5", DYING="1")
     assert (code, killed) == (1, -9)
     assert said.strip() == (
-        "another process of this run has stopped (its own output says why), and this one cannot go on alone; go on with "
+        "another process of this run has stopped (its own output says why), and "
+        "this one cannot go on alone; go on with "
         "'sparsify apply --resume runs/two-1', on any number of processes"
     )
     (row,) = list_runs("runs")
@@ -314,7 +317,8 @@ def test_under_torchrun_a_killed_process_ends_the_run_and_it_goes_on_with_one_or
 
 
 def launched(*launcher: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """`sparsify apply` on two processes. launcher: its module, its options up to the number of processes, the arguments of the command."""
+    """`sparsify apply` on two processes. launcher: its module, its options up to the number of processes, the
+    arguments of the command."""
     flag = "--main_process_port" if launcher[0].startswith("accelerate") else "--master-port"
     count = launcher.index("2") + 1
     command = [

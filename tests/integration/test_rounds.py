@@ -83,7 +83,8 @@ def parts(found: Report) -> list[float]:
 
 
 def test_each_round_goes_its_part_of_the_way(whole: dict[str, Path]) -> None:
-    """Half of the way to 40 % of the MACs is 70 %; half of the way to 50 % of the filters is 25 %. All of the dense model."""
+    """Half of the way to 40 % of the MACs is 70 %; half of the way to 50 % of the filters is 25 %. All of the
+    dense model."""
     found = verify_run(whole["rounds"])
     assert [(r.stage, r.epoch, r.verdict.outcome) for r in found.rounds] == [
         ("first", 0, "equal"),
@@ -101,7 +102,8 @@ def test_each_round_goes_its_part_of_the_way(whole: dict[str, Path]) -> None:
 
 
 def test_gradual_cuts_follow_the_cubic_schedule(whole: dict[str, Path]) -> None:
-    """way(e) = 1 - (1 - e/3)^3: 19/27 and 26/27 of the way after one and two epochs, all of it after three."""
+    """way(e) = 1 - (1 - e/3)^3: 19/27 and 26/27 of the way after one and two epochs, all of it after
+    three."""
     found = verify_run(whole["gradual"])
     assert [(r.stage, r.epoch) for r in found.rounds] == [("shrink", 1), ("shrink", 2), ("shrink", 3)]
     for left, way in zip(parts(found), (19 / 27, 26 / 27, 1.0), strict=True):
@@ -323,7 +325,8 @@ def test_what_the_papers_do_is_a_list_of_stages(
 
 
 def test_penalties_that_work_towards_a_goal_end_with_it() -> None:
-    """In a stage after the last cut no goal is left; what they brought to zero inside tensors is held there."""
+    """In a stage after the last cut no goal is left; what they brought to zero inside tensors is held
+    there."""
     auto = {"kind": "group_lasso", "strength": "auto"}
     rules = [
         {"layers": "conv1", "group": "filter", "sparsity": "50%", "penalty": {"kind": "gsm"}},
@@ -374,7 +377,8 @@ def test_groups_inside_tensors_go_their_part_of_the_way(group: str, layers: str)
 
 
 def test_group_wise_brain_damage_as_the_documentation_has_it() -> None:
-    """Ever more filter shapes go while the strength rises; what is gone stays so, and the rule's share is met."""
+    """Ever more filter shapes go while the strength rises; what is gone stays so, and the rule's share is
+    met."""
     text = (Path(__file__).parents[2] / "docs" / "shapes.md").read_text()
     Path("gbd.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
     run = apply(

@@ -29,7 +29,8 @@ UNUSUAL = (
     "further.weight norm by hooks",
     "further.channels, then places",
 )
-"""places that are no examples, layers that run several times, parts that cannot be looked into, two outputs"""
+"""places that are no examples, layers that run several times, parts that cannot be looked into, two
+outputs"""
 EVERY = {**networks.micro(), **networks.own(), **networks.further()}
 EXAMPLES = 32
 

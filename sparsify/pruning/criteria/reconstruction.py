@@ -1,15 +1,22 @@
-"""How much the layers that read a group lose for good when its units go: what no refit of their weights can make up for.
+"""How much the layers that read a group lose for good when its units go: what no refit of their weights can
+make up for.
 
-For each layer that reads the group (a convolution or a Linear layer), X are its inputs in the dense model, H = X'X / n
-centred, W its weight as a matrix, and G = E[g g'] with g the gradient of <outputs, v> at the layer's output, v ~ N(0, I):
-the Gauss-Newton matrix of the squared error of the model's outputs, from unlabelled examples. Removing unit j and
+For each layer that reads the group (a convolution or a Linear layer), X are its inputs in the dense model, H
+= X'X / n
+centred, W its weight as a matrix, and G = E[g g'] with g the gradient of <outputs, v> at the layer's output,
+v ~ N(0, I):
+the Gauss-Newton matrix of the squared error of the model's outputs, from unlabelled examples. Removing unit j
+and
 refitting the others costs
 
     e_j = tr(W_j' [(H^-1)_jj]^-1 W_j G)
 
-after which W <- W - (H^-1)_:j [(H^-1)_jj]^-1 W_j and H^-1 is updated for the inputs that are left. Units go one by one,
-the cheapest first; the errors add up to a curve for each group, of several layers that read it to the sum of theirs. A
-unit's score is the slope of the curve's lower convex hull where the unit goes, so that taking units of all groups by
+after which W <- W - (H^-1)_:j [(H^-1)_jj]^-1 W_j and H^-1 is updated for the inputs that are left. Units go
+one by one,
+the cheapest first; the errors add up to a curve for each group, of several layers that read it to the sum of
+theirs. A
+unit's score is the slope of the curve's lower convex hull where the unit goes, so that taking units of all
+groups by
 score per cost is choosing by one Lagrange multiplier.
 
 Source: optimal brain surgeon (Hassibi and Stork 1993) on groups of weights.
@@ -97,7 +104,8 @@ def reconstruction_scores(
     for name, own in readers.items():
         if not own:
             raise ModelError(
-                f"criterion 'reconstruction' looks at the layers that read a group, and no convolution or Linear layer "
+                "criterion 'reconstruction' looks at the layers that read a group, and no "
+                "convolution or Linear layer "
                 f"without groups reads '{name}'; use magnitude or taylor there"
             )
     layers = {reader.layer for own in readers.values() for reader in own}
@@ -161,7 +169,8 @@ def _look(
 
 
 def _random_projection(output: object, generator: torch.Generator) -> Tensor:
-    """<outputs, v> with v ~ N(0, I); each output less its mean over the last dimension, as a softmax has it."""
+    """<outputs, v> with v ~ N(0, I); each output less its mean over the last dimension, as a softmax has
+    it."""
     total = torch.zeros(())
     for one in every_tensor(output):
         if one.is_floating_point() and one.dim() and one.requires_grad:

@@ -1,7 +1,8 @@
 """How deep to cut where the budget limits the drop of accuracy: bisection between what the other budgets ask
 for and all there is.
 
-    limit(depth) = limit - depth * (limit - least),   0 <= depth <= 1,   of each budget named, else of the MACs
+    limit(depth) = limit - depth * (limit - least),   0 <= depth <= 1,   of each budget named, else of the
+    MACs
 """
 
 from sparsify.pruning.planning.plan import Floor, Plan

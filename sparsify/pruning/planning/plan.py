@@ -54,7 +54,8 @@ class Plan:
     which are `random` where training is still to come from scratch;
     `predicted` (target, milliseconds) at these widths, where the budget limits a latency;
     `prices` (target, coupled group, share of its milliseconds that goes with one unit),
-    where a penalty weighs by a latency. These, and floors in milliseconds, which no two measurements agree on,
+    where a penalty weighs by a latency. These, and floors in milliseconds, which no two measurements agree
+    on,
     are no part of the digest.
     """
 

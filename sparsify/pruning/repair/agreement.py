@@ -41,7 +41,8 @@ def measure_agreement(dense: nn.Module, model: nn.Module, inputs: Inputs, exampl
 
 
 def _same_prediction(pairs: list[tuple[Tensor, Tensor]]) -> float | None:
-    """Share of the examples of which both models name the same class; None where outputs are no scores of classes."""
+    """Share of the examples of which both models name the same class; None where outputs are no scores of
+    classes."""
     if any(a.dim() != 2 or a.shape[1] < 2 for a, _ in pairs):
         return None
     same = sum(int((a.argmax(1) == b.argmax(1)).sum()) for a, b in pairs)

@@ -9,7 +9,8 @@ from sparsify.pruning.repair.agreement import CHUNK, take_examples
 
 
 def reestimate_statistics(model: nn.Module, inputs: Inputs, examples: int) -> int:
-    """Set the running mean and variance of each batch normalisation to their means over batches of `CHUNK` examples.
+    """Set the running mean and variance of each batch normalisation to their means over batches of `CHUNK`
+    examples.
 
     Everything else runs in eval mode. Returns how many normalisations there are.
 

@@ -1,7 +1,10 @@
-"""Refit every layer of a cut model, in the order they run, towards what the dense model computes at the same place.
+"""Refit every layer of a cut model, in the order they run, towards what the dense model computes at the same
+place.
 
-The dense and the cut model run the same calibration inputs side by side, one step apart: when the cut model reaches a
-layer, the dense model has just passed it. So each layer sees inputs from layers that are repaired already, and no more
+The dense and the cut model run the same calibration inputs side by side, one step apart: when the cut model
+reaches a
+layer, the dense model has just passed it. So each layer sees inputs from layers that are repaired already,
+and no more
 is kept than the outputs of one layer.
 """
 

@@ -11,13 +11,15 @@ from sparsify.forward.opaque import is_scripted
 from sparsify.pruning.repair.agreement import take_examples
 
 COPIES = 4
-"""the dense and the cut model each hold the input and the output of a module, and sampled patches take as much again"""
+"""the dense and the cut model each hold the input and the output of a module, and sampled patches take as
+much again"""
 
 
 def affordable_examples(model: nn.Module, inputs: Inputs, examples: int, memory: int) -> int:
     """The number of examples whose activations stay within `memory` bytes, at least one.
 
-    One example passes through the model. Its largest module, by bytes of inputs and outputs, counts `COPIES` times.
+    One example passes through the model. Its largest module, by bytes of inputs and outputs, counts `COPIES`
+    times.
     """
     largest = 0
 

@@ -60,7 +60,8 @@ def repair(
 ) -> Repaired:
     """Refit what a cut left, in closed form, so that it computes again what the dense model did.
 
-    With X the inputs of a layer of the cut model as repaired so far and Y the outputs of the same layer of the
+    With X the inputs of a layer of the cut model as repaired so far and Y the outputs of the same layer of
+    the
     dense model, both centred: W = W0 + (X'X + l I)^-1 X'(Y - X W0).
 
     Args:
@@ -184,7 +185,8 @@ def _inputs_of(batch: Any) -> Any:
     if isinstance(batch, Sequence) and batch:
         return _inputs_of(batch[0])
     raise ModelError(
-        f"repair takes batches that are tensors, mappings of tensors or (x, y) pairs, found {type(batch).__name__}"
+        "repair takes batches that are tensors, mappings of tensors or (x, y) "
+        f"pairs, found {type(batch).__name__}"
     )
 
 

@@ -1,6 +1,8 @@
-"""Where a model can be repaired: its layers in the order they run, the norm behind each, the sum each ends in.
+"""Where a model can be repaired: its layers in the order they run, the norm behind each, the sum each ends
+in.
 
-One forward call is watched. A *sum* is an addition of two tensors of one shape, such as that of a residual block. The
+One forward call is watched. A *sum* is an addition of two tensors of one shape, such as that of a residual
+block. The
 layer of a sum that runs last can make up for what the other addend lost, if that addend is known by then.
 """
 
@@ -30,7 +32,8 @@ class Site:
     norm: str | None
     """the batch normalisation that its output goes into, if any"""
     addend: int | None = None
-    """number of the operator that makes the other addend of the sum that this layer ends in, if it makes up for it"""
+    """number of the operator that makes the other addend of the sum that this layer ends in, if it makes up
+    for it"""
     through_norm: bool = False
     """whether the norm lies between the layer and the sum"""
 

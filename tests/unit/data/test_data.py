@@ -92,8 +92,11 @@ def test_absent_mnist_says_where_it_looked_and_what_brings_it(tmp_path: Path, so
     (tmp_path / name / "raw").mkdir(parents=True)
     (tmp_path / name / "raw" / "train-images-idx3-ubyte.gz").touch()
     assert complaint(source=source, root=str(tmp_path)) == (
-        f"{name} is not there: {tmp_path}/{name}/raw has no train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte (raw or .gz)\n"
-        f"  get it:     python -c \"from torchvision.datasets import {name}; {name}('{tmp_path}', download=True)\"\n"
+        f"{name} is not there: {tmp_path}/{name}/raw has no "
+        "train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte "
+        "(raw or .gz)\n"
+        f'  get it:     python -c "from torchvision.datasets import {name}; '
+        f"{name}('{tmp_path}', download=True)\"\n"
         f"  or point data.root or $SPARSIFY_DATA at the folder that holds {name}/raw"
     )
 
@@ -101,17 +104,38 @@ def test_absent_mnist_says_where_it_looked_and_what_brings_it(tmp_path: Path, so
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("train-images-idx3-ubyte", b"", "0 bytes are too short for an IDX file of images; download it again"),
-        ("train-labels-idx1-ubyte", b"abc", "3 bytes are too short for an IDX file of labels; download it again"),
         (
-            "train-images-idx3-ubyte", idx(0x801, (20, 28, 28), b""),
+            "train-images-idx3-ubyte",
+            b"",
+            "0 bytes are too short for an IDX file of images; download it again",
+        ),
+        (
+            "train-labels-idx1-ubyte",
+            b"abc",
+            "3 bytes are too short for an IDX file of labels; download it again",
+        ),
+        (
+            "train-images-idx3-ubyte",
+            idx(0x801, (20, 28, 28), b""),
             "not an IDX file of images (starts with 0x00000801, expected 0x00000803)",
         ),
-        ("train-images-idx3-ubyte", idx(0x803, (20, 28, 28), b"\0" * 99), "115 bytes where its header promises 15696; download it again"),
-        ("train-images-idx3-ubyte", idx(0x803, (2**32 - 1,) * 3, b"\0" * 99), "115 bytes where its header promises 79228162458924105385300197391; download it again"),
-        ("t10k-labels-idx1-ubyte", idx(0x801, (10,), bytes([0] * 9 + [11])), "label 11 is out of range, expected 0 to 9"),
+        (
+            "train-images-idx3-ubyte",
+            idx(0x803, (20, 28, 28), b"\0" * 99),
+            "115 bytes where its header promises 15696; download it again",
+        ),
+        (
+            "train-images-idx3-ubyte",
+            idx(0x803, (2**32 - 1,) * 3, b"\0" * 99),
+            "115 bytes where its header promises 79228162458924105385300197391; download it again",
+        ),
+        (
+            "t10k-labels-idx1-ubyte",
+            idx(0x801, (10,), bytes([0] * 9 + [11])),
+            "label 11 is out of range, expected 0 to 9",
+        ),
     ],
-)  # fmt: skip
+)
 def test_broken_idx_files(tmp_path: Path, file: str, content: bytes, message: str) -> None:
     folder = write_mnist(tmp_path)
     (folder / file).write_bytes(content)
@@ -172,9 +196,12 @@ def test_cifar10_reads_the_binary_layout_and_its_faults(tmp_path: Path) -> None:
 
 def test_absent_cifar10(tmp_path: Path) -> None:
     assert complaint(source="cifar10", root=str(tmp_path)) == (
-        f"CIFAR-10 is missing: {tmp_path}/cifar-10-batches-bin has no data_batch_1.bin, data_batch_2.bin, data_batch_3.bin, "
+        f"CIFAR-10 is missing: {tmp_path}/cifar-10-batches-bin has no "
+        "data_batch_1.bin, data_batch_2.bin, data_batch_3.bin, "
         "data_batch_4.bin, data_batch_5.bin, test_batch.bin\n"
-        f"  get it:     mkdir -p '{tmp_path}' && curl -L https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz | tar xz -C '{tmp_path}'\n"
+        f"  get it:     mkdir -p '{tmp_path}' && curl -L "
+        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz | tar xz -C "
+        f"'{tmp_path}'\n"
         "  or point data.root or $SPARSIFY_DATA at the folder that holds cifar-10-batches-bin"
     )
 
@@ -222,9 +249,9 @@ def test_folder_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         complaint(source="folder")
         == "data.source 'folder' needs data.root, the folder that holds train/<class>/ and test/<class>/"
     )
-    assert (
-        said()
-        == f"data source folder: {tmp_path}/train does not exist; expected train/<class>/ and test/<class>/ under data.root"
+    assert said() == (
+        f"data source folder: {tmp_path}/train does not exist; expected "
+        "train/<class>/ and test/<class>/ under data.root"
     )
     (tmp_path / "train").mkdir()
     assert (
@@ -238,7 +265,8 @@ def test_folder_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert said() == f"{tmp_path}/train/fish: the class has no images"
     picture(tmp_path / "train" / "fish" / "0.png", 1, size=(9, 9))
     assert said() == (
-        f"{tmp_path}/train/fish/0.png: is 9x9 pixels, {tmp_path}/train/cat/0.png is 6x4; set data.size to resize all images"
+        f"{tmp_path}/train/fish/0.png: is 9x9 pixels, {tmp_path}/train/cat/0.png "
+        "is 6x4; set data.size to resize all images"
     )
     (tmp_path / "train" / "fish" / "0.png").write_text("no image")
     assert said().startswith(f"{tmp_path}/train/fish/0.png: not an image that pillow can read (")
@@ -290,21 +318,45 @@ NAN = np.full((10, 5), np.nan)
     [
         ({"y_train": np.arange(9)}, "{}: x_train: 10 inputs and 9 targets"),
         ({"y_test": np.array([0, 1, -1, 0])}, "{}: x_test: target -1 is out of range; classes count from 0"),
-        ({"y_train": np.zeros(10)}, "{}: x_train: targets must be whole numbers, one per example; they are 10 float64"),
-        ({"y_train": np.zeros((10, 3), int)}, "{}: x_train: targets must be whole numbers, one per example; they are 10x3 int64"),
-        ({"x_train": np.zeros(10)}, "{}: x_train: one example is a single number; expected inputs of (examples, ...), they are 10 float64"),
+        (
+            {"y_train": np.zeros(10)},
+            "{}: x_train: targets must be whole numbers, one per example; they are 10 float64",
+        ),
+        (
+            {"y_train": np.zeros((10, 3), int)},
+            "{}: x_train: targets must be whole numbers, one per example; they are 10x3 int64",
+        ),
+        (
+            {"x_train": np.zeros(10)},
+            (
+                "{}: x_train: one example is a single number; expected inputs of "
+                "(examples, ...), they are 10 float64"
+            ),
+        ),
         ({"x_train": NAN, "x_test": NAN[:4]}, "{}: x_train: 50 inputs are NaN or infinite"),
-        ({"x_train": np.zeros((0, 3, 4), np.uint8), "y_train": np.zeros(0, int)}, "{}: x_train: has no examples"),
-        ({"x_test": np.zeros((4, 9, 9), np.uint8)}, "'{}': training examples are 1x3x4, test examples are 1x9x9"),
+        (
+            {"x_train": np.zeros((0, 3, 4), np.uint8), "y_train": np.zeros(0, int)},
+            "{}: x_train: has no examples",
+        ),
+        (
+            {"x_test": np.zeros((4, 9, 9), np.uint8)},
+            "'{}': training examples are 1x3x4, test examples are 1x9x9",
+        ),
         (
             {"x_train": np.zeros((10, 8, 8, 3), np.uint8)},
-            "{}: x_train: images of 10x8x8x3 uint8 have their channels last; transpose them to (examples, channels, height, width)",
+            (
+                "{}: x_train: images of 10x8x8x3 uint8 have their channels last; "
+                "transpose them to (examples, channels, height, width)"
+            ),
         ),
         ({"x_train": np.zeros((10, 2), complex)}, "{}: x_train: inputs are complex numbers"),
         ({"x_train": np.array([["a"]] * 10)}, "{}: x_train: cannot be converted to a tensor"),
-        ({"y_train": np.array([object()] * 10)}, "{}: cannot be read as an .npz of plain arrays (Object arrays cannot be loaded"),
+        (
+            {"y_train": np.array([object()] * 10)},
+            "{}: cannot be read as an .npz of plain arrays (Object arrays cannot be loaded",
+        ),
     ],
-)  # fmt: skip
+)
 def test_npz_faults(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
     path = tmp_path / "d.npz"
     np.savez(path, **arrays(**changed))
@@ -405,12 +457,18 @@ number = 3
         ),
         (
             "words",
-            "bad_data:words: train: cannot be converted to a tensor (can't convert np.ndarray of type numpy.str_.",
+            (
+                "bad_data:words: train: cannot be converted to a tensor (can't convert "
+                "np.ndarray of type numpy.str_."
+            ),
         ),
         ("lists", "bad_data:lists: train: an input of the Dataset is a list; expected a tensor or an array"),
         (
             "uneven",
-            "bad_data:uneven: train: the examples cannot be stacked (stack expects each tensor to be equal size",
+            (
+                "bad_data:uneven: train: the examples cannot be stacked (stack expects "
+                "each tensor to be equal size"
+            ),
         ),
         (
             "floats",
@@ -435,11 +493,12 @@ def test_callable_of_a_module_that_is_not_there_or_fails(
 ) -> None:
     write_module(tmp_path, monkeypatch, "failing_data", "import nowhere_to_be_found\n")
     assert complaint(source="no.such:f") == (
-        f"data.source 'no.such:f': there is no module 'no' (looked in the installed packages and in {tmp_path})"
+        "data.source 'no.such:f': there is no module 'no' (looked in the "
+        f"installed packages and in {tmp_path})"
     )
-    assert (
-        complaint(source="os:getcwd")
-        == "data.source 'os:getcwd': 'os:getcwd' is in the standard library and can neither build a model nor load data"
+    assert complaint(source="os:getcwd") == (
+        "data.source 'os:getcwd': 'os:getcwd' is in the standard library and can "
+        "neither build a model nor load data"
     )
     assert complaint(source="failing_data:f") == (
         "data.source 'failing_data:f': importing 'failing_data' failed: No module named 'nowhere_to_be_found'"
@@ -565,9 +624,13 @@ def test_every_augmented_image_is_a_shifted_and_perhaps_mirrored_original() -> N
     for image, n in zip(x, y.tolist(), strict=True):
         found = [
             (flip, down, right)
-            for flip in (False, True) for down in range(5) for right in range(5)
-            if torch.equal(image.flip(-1) if flip else image, padded[n, :, down : down + 6, right : right + 5])
-        ]  # fmt: skip
+            for flip in (False, True)
+            for down in range(5)
+            for right in range(5)
+            if torch.equal(
+                image.flip(-1) if flip else image, padded[n, :, down : down + 6, right : right + 5]
+            )
+        ]
         assert len(found) == 1
         seen.add(found[0])
     assert len(seen) > 20
@@ -624,8 +687,11 @@ def test_example_inputs_are_random_as_the_recipe_says() -> None:
     again = example_inputs(said, batch=3, seed=1)
     assert isinstance(inputs, tuple) and isinstance(again, tuple)
     assert [(tuple(x.shape), x.dtype) for x in inputs] == [
-        ((3, 3, 4), torch.float32), ((3, 2), torch.int64), ((5, 5), torch.bool), ((3, 1), torch.float16)
-    ]  # fmt: skip
+        ((3, 3, 4), torch.float32),
+        ((3, 2), torch.int64),
+        ((5, 5), torch.bool),
+        ((3, 1), torch.float16),
+    ]
     assert all(torch.equal(a, b) for a, b in zip(inputs, again, strict=True))
     assert set(inputs[1].flatten().tolist()) <= {0, 1}
 
@@ -656,9 +722,9 @@ def test_example_inputs_faults() -> None:
         example_inputs(recipe())
     with pytest.raises(DataError) as caught:
         example_inputs(recipe(inputs=[{"shape": [2, 3, 8, 8]}]), load(source="digits"))
-    assert (
-        str(caught.value)
-        == "an example in 'inputs' is 3x8x8, but in the data 1x8x8; leave 'inputs' out to take the shape from the data"
+    assert str(caught.value) == (
+        "an example in 'inputs' is 3x8x8, but in the data 1x8x8; leave 'inputs' "
+        "out to take the shape from the data"
     )
     assert example_inputs(recipe(inputs=[{"shape": [2, 1, 16, 16]}]), load(source="digits"))[0].shape == (
         2,

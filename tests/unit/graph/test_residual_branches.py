@@ -40,7 +40,8 @@ class Mixed(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block; `post` normalises behind the sum, so that it is no identity with its branches at zero."""
+    """A transformer block; `post` normalises behind the sum, so that it is no identity with its branches at
+    zero."""
 
     def __init__(self, post: bool = False) -> None:
         super().__init__()
@@ -124,7 +125,8 @@ def proven(model: nn.Module, inputs: Any, *rules: dict[str, Any], **more: Any) -
     """Cut, and everything that must hold of any cut by depth."""
     plan = planned(model, inputs, *rules, **more)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    sum(t.sum() for t in call_model.float_tensors(call_model.call_model(model.train(), inputs))).backward()  # type: ignore[union-attr]
+    outputs = call_model.float_tensors(call_model.call_model(model.train(), inputs))
+    torch.stack([one.sum() for one in outputs]).sum().backward()
     optimizer.step()
     result = sparsify.cut(plan, model, optimizer=optimizer, inputs=inputs)
     assert result.verdicts[0].difference <= 1e-9 and result.verdicts[0].control > 1e-6
@@ -255,9 +257,9 @@ def test_a_trial_tells_which_branches_a_model_cannot_spare() -> None:
     torch.manual_seed(0)
     reasons = found(Peeking(*(Block() for _ in range(3))), WORDS)
     assert reasons["blocks.0"] is None and reasons["blocks.2"] is None
-    assert (
-        reasons["blocks.1"]
-        == "a trial cut failed: the cut model does not run: AttributeError: 'Bypassed' object has no attribute 'norm1'"
+    assert reasons["blocks.1"] == (
+        "a trial cut failed: the cut model does not run: AttributeError: "
+        "'Bypassed' object has no attribute 'norm1'"
     )
 
 
@@ -312,7 +314,10 @@ def test_at_least_counts_blocks_over_the_rule() -> None:
     assert len(gone(result)) == 2 and sum(p.numel() for p in result.model.parameters()) <= 0.7 * 269_722
     with pytest.raises(
         RecipeError,
-        match=r"budget\.macs: 40% cannot be reached: with everything removed that the rules allow, 76.7% remains",
+        match=(
+            r"budget\.macs: 40% cannot be reached: with everything removed that the "
+            r"rules allow, 76.7% remains"
+        ),
     ):
         planned(resnet(), IMAGE, {"layers": "BasicBlock", "keep": {"at_least": 5}}, budget={"macs": "40%"})
 
@@ -405,23 +410,41 @@ def test_a_protected_layer_keeps_its_block() -> None:
 ERRORS = {
     "matches nothing": (
         [{"layers": "bn1"}],
-        "rules.0.layers: 'bn1' matches no residual block or branch of the model; those that can leave are layer1.0, layer1.1, layer1.2, layer2.1, layer2.2, layer3.1, layer3.2; their classes are BasicBlock",
+        (
+            "rules.0.layers: 'bn1' matches no residual block or branch of the model; "
+            "those that can leave are layer1.0, layer1.1, layer1.2, layer2.1, "
+            "layer2.2, layer3.1, layer3.2; their classes are BasicBlock"
+        ),
     ),
     "cannot leave": (
         [{"layers": "layer2.0", "sparsity": "50%"}],
-        "rules.0.sparsity: 50% cannot be reached: 'layer2.0' stays: its output has another shape than its input; select other layers, or leave 'sparsity' out",
+        (
+            "rules.0.sparsity: 50% cannot be reached: 'layer2.0' stays: its output "
+            "has another shape than its input; select other layers, or leave "
+            "'sparsity' out"
+        ),
     ),
     "two rules": (
         [{"layers": "layer1.*"}, {"layers": "layer*.1"}],
-        "rules.1.layers: layer 'layer1.1' already has group 'depth' by rules.0; narrow one of the two selectors, or say 'override: true' in the later rule",
+        (
+            "rules.1.layers: layer 'layer1.1' already has group 'depth' by rules.0; "
+            "narrow one of the two selectors, or say 'override: true' in the later "
+            "rule"
+        ),
     ),
     "too much": (
         [{"layers": "BasicBlock", "keep": {"at_least": 5}, "sparsity": "80%"}],
-        "rules.0.sparsity: 80% cannot be reached: with keep.at_least 5 at most 28.5% of the groups can go; lower it, or loosen 'keep'",
+        (
+            "rules.0.sparsity: 80% cannot be reached: with keep.at_least 5 at most "
+            "28.5% of the groups can go; lower it, or loosen 'keep'"
+        ),
     ),
     "a multiple": (
         [{"layers": "BasicBlock", "keep": {"multiple_of": 2}}],
-        "rules.0.keep: 'multiple_of' cannot act on group 'depth', which has no widths; leave it out, or say how many stay with 'at_least'",
+        (
+            "rules.0.keep: 'multiple_of' cannot act on group 'depth', which has no "
+            "widths; leave it out, or say how many stay with 'at_least'"
+        ),
     ),
     "uniform": (
         [{"layers": "BasicBlock", "keep": {"uniform": True}}],
@@ -447,7 +470,8 @@ def test_two_rules_that_reach_a_block_and_a_branch_of_it() -> None:
     with pytest.raises(RecipeError) as caught:
         planned(words(), WORDS, *rules)
     assert str(caught.value).splitlines()[0].partition(": ")[2] == (
-        "rules.1.layers: 'blocks.1.mixed' leaves together with 'blocks.1', which rules.0 already has (coupled group 'blocks.1'); "
+        "rules.1.layers: 'blocks.1.mixed' leaves together with 'blocks.1', which "
+        "rules.0 already has (coupled group 'blocks.1'); "
         "narrow one of the two selectors, or say 'override: true' in the later rule"
     )
     plan = planned(words(), WORDS, rules[0], {**rules[1], "override": True})
@@ -458,12 +482,18 @@ def test_a_model_without_blocks_and_one_without_weights() -> None:
     chain = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     with pytest.raises(
         RecipeError,
-        match="'\\*' matches no residual block or branch of the model; none of its branches can leave; use another group",
+        match=(
+            "'\\*' matches no residual block or branch of the model; none of its "
+            "branches can leave; use another group"
+        ),
     ):
         planned(chain, (torch.randn(2, 4),), {"layers": "*"})
     with pytest.raises(
         ModelError,
-        match=r"^group 'depth' needs a model with weights: a trial cut decides whether a residual block can be removed$",
+        match=(
+            r"^group 'depth' needs a model with weights: a trial cut decides whether a "
+            r"residual block can be removed$"
+        ),
     ):
         planned(resnet().to("meta"), (IMAGE[0].to("meta"),), {"layers": "*"})
 
@@ -473,9 +503,9 @@ def test_a_log_that_names_another_model_is_refused(kind: type[Bypass | Silence])
     log = Cuts(plan="p", operations=(kind(module="layer9.1"),))
     with pytest.raises(RunError) as caught:
         replay_cuts(resnet(), log)
-    assert (
-        str(caught.value)
-        == "the cut log removes a module 'layer9.1' that this model does not have; was it built by the same recipe?"
+    assert str(caught.value) == (
+        "the cut log removes a module 'layer9.1' that this model does not have; "
+        "was it built by the same recipe?"
     )
 
 

@@ -171,9 +171,9 @@ def test_a_log_that_replaces_something_else_is_refused() -> None:
     for name in ("fc", "nowhere"):
         with pytest.raises(RunError) as caught:
             replay_cuts(Reads(), Cuts(plan="x", operations=(Replace(module=name),)))
-        assert (
-            str(caught.value)
-            == f"the cut log replaces '{name}', which is not a MultiheadAttention in this model; was it built by the same recipe?"
+        assert str(caught.value) == (
+            f"the cut log replaces '{name}', which is not a MultiheadAttention in this "
+            "model; was it built by the same recipe?"
         )
 
 

@@ -1,4 +1,5 @@
-"""Targets, tables and the staircase: what can be timed here, what a damaged or foreign table says, and the closed loop."""
+"""Targets, tables and the staircase: what can be timed here, what a damaged or foreign table says, and the
+closed loop."""
 
 import os
 from pathlib import Path
@@ -49,11 +50,13 @@ def test_a_runtime_that_is_not_installed_names_its_extra(monkeypatch: pytest.Mon
     monkeypatch.setattr(availability, "find_spec", lambda name: None)
     here = Cpu(kind="cpu", runtime="openvino")
     assert complaint(measure.check_target, "fast", here) == (
-        "target 'fast' runs on OpenVINO, for which openvino and onnx and onnxscript are not installed: pip install 'sparsify-recipes[openvino]'"
+        "target 'fast' runs on OpenVINO, for which openvino and onnx and "
+        "onnxscript are not installed: pip install 'sparsify-recipes[openvino]'"
     )
     monkeypatch.setattr(availability, "find_spec", lambda name: None if name == "onnxruntime" else name)
     assert complaint(measure.check_target, "fast", Cpu(kind="cpu", runtime="onnxruntime")) == (
-        "target 'fast' runs on ONNX Runtime, for which onnxruntime is not installed: pip install 'sparsify-recipes[onnx]'"
+        "target 'fast' runs on ONNX Runtime, for which onnxruntime is not "
+        "installed: pip install 'sparsify-recipes[onnx]'"
     )
     measure.check_target("elsewhere", here.model_copy(update={"table": "phone.json"}))
 
@@ -62,14 +65,16 @@ def test_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(availability, "count_cores", lambda: 2)
     measure.check_target("t", Cpu(kind="cpu", threads=2))
     assert complaint(measure.check_target, "t", Cpu(kind="cpu", threads=4)) == (
-        "target 't' asks for 4 threads, but this machine has 2 cores; lower 'threads', or give a 'table' that was measured on the target machine"
+        "target 't' asks for 4 threads, but this machine has 2 cores; lower "
+        "'threads', or give a 'table' that was measured on the target machine"
     )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there() -> None:
     assert complaint(measure.check_target, "gpu", Cuda(kind="cuda")) == (
-        "target 'gpu' runs on CUDA, and torch finds no GPU here; give a 'table' measured on a machine that has one"
+        "target 'gpu' runs on CUDA, and torch finds no GPU here; give a 'table' "
+        "measured on a machine that has one"
     )
 
 
@@ -134,8 +139,14 @@ def test_names_that_are_no_presets() -> None:
     with pytest.raises(RecipeError) as caught:
         load(recipe(targets={"server": "openvin"}, budget={"latency": {"serve": "60%", "zzz": "1ms"}}))
     assert [str(p) for p in caught.value.problems] == [
-        "<recipe>: budget.latency.serve: the recipe has no target 'serve', and there is no such preset; did you mean 'server'?",
-        "<recipe>: budget.latency.zzz: the recipe has no target 'zzz', and there is no such preset; `sparsify targets` lists the presets",
+        (
+            "<recipe>: budget.latency.serve: the recipe has no target 'serve', and "
+            "there is no such preset; did you mean 'server'?"
+        ),
+        (
+            "<recipe>: budget.latency.zzz: the recipe has no target 'zzz', and there "
+            "is no such preset; `sparsify targets` lists the presets"
+        ),
         "<recipe>: targets.server: there is no preset 'openvin'; did you mean 'openvino'?",
     ]
 
@@ -190,7 +201,9 @@ def test_a_damaged_cache_says_what_to_do() -> None:
     tables.write_table(tables.read_table("t", EAGER), path)
     path.write_text("{")
     assert complaint(tables.read_table, "t", EAGER) == (
-        f"target 't': {path} is damaged and cannot be read as a table of latencies (it: Invalid JSON: EOF while parsing an object at line 1 column 1); delete it to measure it again"
+        f"target 't': {path} is damaged and cannot be read as a table of latencies "
+        "(it: Invalid JSON: EOF while parsing an object at line 1 column 1); "
+        "delete it to measure it again"
     )
 
 
@@ -201,9 +214,10 @@ def test_a_table_of_absurd_times_is_damaged() -> None:
         tables.read_table("t", EAGER).model_copy(update={"layers": {"linear": ((4, 4, 1e308),)}}), path
     )
     assert (
-        "is damaged and cannot be read as a table of latencies (layers.linear.0.2: Input should be less than or equal to 1000000000); delete it"
-        in complaint(tables.read_table, "t", EAGER)
-    )
+        "is damaged and cannot be read as a table of latencies "
+        "(layers.linear.0.2: Input should be less than or equal to 1000000000); "
+        "delete it"
+    ) in complaint(tables.read_table, "t", EAGER)
 
 
 def test_a_table_of_another_machine_is_refused_in_the_cache_and_taken_where_it_is_named() -> None:
@@ -212,7 +226,9 @@ def test_a_table_of_another_machine_is_refused_in_the_cache_and_taken_where_it_i
     said = complaint(tables.read_table, "t", EAGER)
     here = tables.describe_machine(EAGER)
     assert said == (
-        f"target 't': {path} was measured on another machine (Cortex-A76 with NEON, eager of torch 2.13; this is {here.processor} with {here.vectors}, {here.runtime}); "
+        f"target 't': {path} was measured on another machine (Cortex-A76 with "
+        f"NEON, eager of torch 2.13; this is {here.processor} with {here.vectors}, "
+        f"{here.runtime}); "
         "delete it to measure here, or name it as the target's 'table' to cut for that machine"
     )
     phone = Cpu(kind="cpu", table=str(path))
@@ -225,14 +241,17 @@ def test_a_table_of_another_machine_is_refused_in_the_cache_and_taken_where_it_i
 def test_a_table_that_is_missing_or_lacks_a_layer(tmp_path: Path) -> None:
     target = Cpu(kind="cpu", table=str(tmp_path / "phone.json"))
     assert complaint(tables.read_table, "phone", target) == (
-        f"target 'phone': there is no table {tmp_path}/phone.json; 'sparsify targets measure phone RECIPE --out phone.json' measures one; run it on the machine that the table is for"
+        f"target 'phone': there is no table {tmp_path}/phone.json; 'sparsify "
+        "targets measure phone RECIPE --out phone.json' measures one; run it on "
+        "the machine that the table is for"
     )
     tables.write_table(foreign(), tmp_path / "phone.json")
     network = convolutional()
     assert complaint(
         calibrate.build_latency_model, "phone", target, network, the_map(network), (torch.randn(2, 3, 8, 8),)
     ) == (
-        f"target 'phone': {tmp_path}/phone.json has no 'conv 3x3 pad 1 at 8x8' and 1 more; measure the network's layers on that machine: "
+        f"target 'phone': {tmp_path}/phone.json has no 'conv 3x3 pad 1 at 8x8' and "
+        "1 more; measure the network's layers on that machine: "
         f"sparsify targets measure phone RECIPE MODEL --out {tmp_path}/phone.json"
     )
 
@@ -261,12 +280,23 @@ def the_map(model: nn.Module) -> ModelMap:
 
 def test_layers_are_read_with_all_that_their_cost_depends_on() -> None:
     model = nn.Sequential(
-        nn.Conv2d(4, 8, (3, 1), 2, 1), nn.Conv2d(8, 8, 3, groups=8, padding="same"), nn.Conv2d(8, 6, 1, groups=2), nn.ConvTranspose2d(6, 5, 2), nn.Flatten(2), nn.Linear(30, 7), nn.LSTM(7, 3)
-    )  # fmt: skip
+        nn.Conv2d(4, 8, (3, 1), 2, 1),
+        nn.Conv2d(8, 8, 3, groups=8, padding="same"),
+        nn.Conv2d(8, 6, 1, groups=2),
+        nn.ConvTranspose2d(6, 5, 2),
+        nn.Flatten(2),
+        nn.Linear(30, 7),
+        nn.LSTM(7, 3),
+    )
     works, geometries = read_layers(model, (torch.randn(2, 4, 8, 8),), batch=3)
     assert [w.key for w in works] == [
-        "conv 3x1 stride 2 pad 1 at 8x8", "depthwise 3x3 pad 1 at 4x5", "conv 1x1 groups 2 at 4x5", "transposed conv 2x2 at 4x5", "linear x5", "",
-    ]  # fmt: skip
+        "conv 3x1 stride 2 pad 1 at 8x8",
+        "depthwise 3x3 pad 1 at 4x5",
+        "conv 1x1 groups 2 at 4x5",
+        "transposed conv 2x2 at 4x5",
+        "linear x5",
+        "",
+    ]
     assert all(g.key == key for key, g in geometries.items())
     assert [(w.inputs, w.outputs) for w in works[:5]] == [(4, 8), (8, 8), (8, 6), (6, 5), (30, 7)]
     assert [w.written for w in works[:5]] == [60, 60, 60, 90, 15], "elements per channel, for three examples"
@@ -314,7 +344,8 @@ def test_steps_are_read_off_a_staircase() -> None:
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, truth: Any) -> list[int]:
-    """Times are what `truth` says of the width of the first convolution, and predictions are proportional to it."""
+    """Times are what `truth` says of the width of the first convolution, and predictions are proportional to
+    it."""
     seen: list[int] = []
 
     def clock(
@@ -371,7 +402,8 @@ def test_a_gloomy_prediction_gives_units_back(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_only_just_holds_gives_way_to_what_holds_for_sure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be above the limit when it is timed again; where the next choice leaves much of the limit unused it stays."""
+    """It may be above the limit when it is timed again; where the next choice leaves much of the limit unused
+    it stays."""
     seen = fake(
         monkeypatch, lambda width: width / 10 * (1.04 if width == 16 else 1.35 if width == 12 else 1.0)
     )
@@ -392,7 +424,8 @@ def test_a_budget_that_cannot_be_met_says_so_before_anything_is_trained(
     with pytest.raises(RecipeError) as caught:
         narrowed("10%")
     assert str(caught.value) == (
-        "<recipe>: budget.latency.eager: 10% cannot be reached: with everything removed that the rules allow, 12.5% of 3.20 ms is predicted to remain; "
+        "<recipe>: budget.latency.eager: 10% cannot be reached: with everything "
+        "removed that the rules allow, 12.5% of 3.20 ms is predicted to remain; "
         "raise it to 12.6%, or loosen 'multiple_of 4' of 'keep', or let a rule reach 2 (protected: 6)"
     )
 
@@ -416,9 +449,10 @@ def test_a_phones_table_drives_a_cut_made_here(tmp_path: Path) -> None:
         )
     tables.write_table(table, tmp_path / "phone.json")
     asked = recipe(
-        rules=[{"layers": "Conv2d", "group": "filter"}], budget={"latency": {"phone": "60%"}},
+        rules=[{"layers": "Conv2d", "group": "filter"}],
+        budget={"latency": {"phone": "60%"}},
         targets={"phone": {"kind": "cpu", "table": str(tmp_path / "phone.json")}},
-    )  # fmt: skip
+    )
     plan = sparsify.make_plan(asked, network, x)
     result = sparsify.cut(plan, network, inputs=x)
     cut = result.model
@@ -440,9 +474,9 @@ def test_nothing_is_timed_on_a_machine_that_is_only_described() -> None:
     phone = Cpu(kind="cpu", table="phone.json")
     with pytest.raises(TargetError) as caught:
         measure.measure_latency(convolutional(), convolutional(), (torch.randn(2, 3, 8, 8),), "phone", phone)
-    assert (
-        str(caught.value)
-        == "target 'phone' is a machine described by phone.json, so nothing can be timed on it here; leave it out, or choose another target"
+    assert str(caught.value) == (
+        "target 'phone' is a machine described by phone.json, so nothing can be "
+        "timed on it here; leave it out, or choose another target"
     )
 
 

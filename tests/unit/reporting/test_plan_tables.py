@@ -176,7 +176,10 @@ def test_a_model_with_many_layers_stays_readable() -> None:
             {"group": "tap", "penalty": {"kind": "group_lasso", "strength": 1e-3}},
             "rules.0: taps of layer1.conv1",
             ("layer1.conv1.weight", "16 x 16 x 3 x 3", "2.30 k", "9"),
-            "Penalty group_lasso 0.001, pruned by lowest magnitude, groups that are already zero are removed.",
+            (
+                "Penalty group_lasso 0.001, pruned by lowest magnitude, groups that are "
+                "already zero are removed."
+            ),
         ),
         (
             {"group": "shape", "sparsity": "50%", "keep": {"at_least": 4}},

@@ -40,7 +40,8 @@ def test_the_page_is_the_golden_one() -> None:
 
 def test_the_headline_says_what_came_out_and_what_was_missed() -> None:
     assert headline(report(latency=report().latency[:1])) == (
-        "17.3 % of the MACs, 9.8 % of the parameters, 1.90x faster (1.85 to 1.95) on laptop, test accuracy 97.5 % (dense 97.8 %, -0.3 pp); "
+        "17.3 % of the MACs, 9.8 % of the parameters, 1.90x faster (1.85 to 1.95) "
+        "on laptop, test accuracy 97.5 % (dense 97.8 %, -0.3 pp); "
         "cut verified: equal to the masked model (difference 3e-16). Missed: parameters 42.2 k (limit 40 k)."
     )
 
@@ -76,9 +77,9 @@ def test_a_speed_that_was_not_measured_is_not_claimed() -> None:
 def test_predicted_stands_against_measured() -> None:
     found = timing(predicted_dense_ms=2.0, predicted_cut_ms=1.2, dense_ms=2.0, cut_ms=1.0, speedup=2.0)
     assert (
-        "laptop: predicted 1.20 ms (60.0 % of dense), measured 1.00 ms (50.0 %); the fraction is off by +20.0 %."
-        in latency_table((found,), 2).notes
-    )
+        "laptop: predicted 1.20 ms (60.0 % of dense), measured 1.00 ms (50.0 %); "
+        "the fraction is off by +20.0 %."
+    ) in latency_table((found,), 2).notes
 
 
 def test_one_run_has_one_share_of_the_time_that_is_left() -> None:
@@ -122,9 +123,9 @@ def test_baselines_stand_beside_the_cut_model_on_one_yardstick() -> None:
     table = next(t for t in tables(found) if t.title == "Compared with baselines")
     assert table.rows[2] == ("magnitude", "17.0 %", "9.8 %", "0.200 ms", "50.00 %", "97.60 %", "98.00 %", "5")
     assert (
-        "Accuracy of the cut model: -0.50 pp over magnitude. One run each: a few tenths of a point may be chance."
-        in table.notes
-    )
+        "Accuracy of the cut model: -0.50 pp over magnitude. One run each: a few "
+        "tenths of a point may be chance."
+    ) in table.notes
     assert (
         table.notes[-1]
         == "The cut model was trained for more epochs in this run than magnitude: those before its cut."
@@ -145,9 +146,9 @@ def test_a_baseline_that_did_not_come_to_the_same_time_is_warned_of() -> None:
         return next(t for t in tables(found) if t.title == "Compared with baselines").notes
 
     assert (
-        "Warning: by_macs takes 1.25x the time of the cut model on laptop: none of its cuts that were timed came to the same cost."
-        in notes(1.6)
-    )
+        "Warning: by_macs takes 1.25x the time of the cut model on laptop: none "
+        "of its cuts that were timed came to the same cost."
+    ) in notes(1.6)
     assert not any("Warning" in note for note in notes(1.95))
     assert notes(1.6)[0].startswith(
         "What each removes: by_macs: the recipe's criterion per MAC. Each is cut once, to at most the cost"

@@ -76,9 +76,9 @@ def test_what_cannot_be_timed_says_why(tmp_path: Path) -> None:
     Path("broken.onnx").write_bytes(b"\x08\x07no")
     Path("broken.pt2").write_bytes(b"no zip")
     assert complaint("run", "none.onnx") == "none.onnx: no such file or folder"
-    assert (
-        complaint("run", "notes.txt")
-        == "notes.txt is neither a run folder nor a .pt2 or .onnx file, so it cannot be timed; 'sparsify export' makes these files from a run"
+    assert complaint("run", "notes.txt") == (
+        "notes.txt is neither a run folder nor a .pt2 or .onnx file, so it cannot "
+        "be timed; 'sparsify export' makes these files from a run"
     )
     assert complaint("run", "broken.onnx").startswith("broken.onnx cannot be read as an ONNX file: ")
     assert (
@@ -89,7 +89,8 @@ def test_what_cannot_be_timed_says_why(tmp_path: Path) -> None:
         complaint("cut.onnx") == "cut.onnx is one model; name a second run, .pt2 or .onnx to time it against"
     )
     assert complaint("run", "cut.onnx", on="eager") == (
-        "cut.onnx is an ONNX file, but target 'eager' runs models in PyTorch; choose --on onnxruntime or --on openvino"
+        "cut.onnx is an ONNX file, but target 'eager' runs models in PyTorch; "
+        "choose --on onnxruntime or --on openvino"
     )
 
 
@@ -106,7 +107,8 @@ def test_a_fixed_batch_is_said_to_be_the_trouble() -> None:
     program = torch.export.export(digits_cnn().eval(), (torch.rand(2, 1, 8, 8),))
     torch.export.save(program, "two.pt2")
     assert complaint("run", "two.pt2", on="eager") == (
-        "two.pt2 only takes a batch of 2, but target 'eager' asks for 1; export the model for any batch, or name a target of batch 2 with --on"
+        "two.pt2 only takes a batch of 2, but target 'eager' asks for 1; export "
+        "the model for any batch, or name a target of batch 2 with --on"
     )
     a, b = read_candidates([Path("run"), Path("two.pt2")])
     assert compare(a, b, "two", Cpu(kind="cpu", batch=2), 0.05).b_ms > 0
@@ -164,13 +166,13 @@ def test_inputs_meet_by_name_else_by_order() -> None:
     onnx_file("ab.onnx", ("a", FLOAT, ["n", 6]), ("b", FLOAT, ["n", 4]))
     assert timed("xy.onnx", "yx.onnx").b_ms > 0
     assert timed("xy.onnx", "ab.onnx").b_ms > 0
-    assert (
-        complaint("yx.onnx", "ab.onnx")
-        == "ab.onnx takes 6 of float32, 4 of float32, and yx.onnx takes 4 of float32, 6 of float32, so the two cannot be compared"
+    assert complaint("yx.onnx", "ab.onnx") == (
+        "ab.onnx takes 6 of float32, 4 of float32, and yx.onnx takes 4 of "
+        "float32, 6 of float32, so the two cannot be compared"
     )
-    assert (
-        complaint("run", "xy.onnx")
-        == "xy.onnx takes 6 of float32, 4 of float32, and run takes 1x8x8 of float32, so the two cannot be compared"
+    assert complaint("run", "xy.onnx") == (
+        "xy.onnx takes 6 of float32, 4 of float32, and run takes 1x8x8 of "
+        "float32, so the two cannot be compared"
     )
 
 
@@ -195,9 +197,8 @@ def test_what_one_leaves_open_the_other_says() -> None:
         complaint("open.onnx", "open.onnx")
         == "open.onnx and open.onnx leave the sizes of their inputs open; time them against a run or a .pt2"
     )
-    assert (
-        complaint("open.onnx", "floats.onnx")
-        == "floats.onnx takes 7 of float32, and open.onnx takes length of int64, so the two cannot be compared"
+    assert complaint("open.onnx", "floats.onnx") == (
+        "floats.onnx takes 7 of float32, and open.onnx takes length of int64, so the two cannot be compared"
     )
     assert (
         complaint("cut.onnx", "flat.onnx")
@@ -214,7 +215,8 @@ def test_a_number_without_dimensions_is_no_batch() -> None:
 def test_a_fixed_batch_of_an_onnx_file_is_said() -> None:
     onnx_file("four.onnx", ("x", FLOAT, [4, 1, 8, 8]))
     assert complaint("run", "four.onnx") == (
-        "four.onnx only takes a batch of 4, but target 'onnxruntime' asks for 1; export the model for any batch, or name a target of batch 4 with --on"
+        "four.onnx only takes a batch of 4, but target 'onnxruntime' asks for 1; "
+        "export the model for any batch, or name a target of batch 4 with --on"
     )
     a, b = read_candidates([Path("run"), Path("four.onnx")])
     assert compare(a, b, "four", EXPORTED.model_copy(update={"batch": 4}), 0.05).b_ms > 0
@@ -230,9 +232,9 @@ def test_what_is_in_integers_already_is_timed_as_it_is() -> None:
 def test_files_that_nothing_can_be_drawn_for() -> None:
     for name, kind in (("text", onnx.TensorProto.STRING), ("bf16", onnx.TensorProto.BFLOAT16)):
         onnx_file(f"{name}.onnx", ("x", kind, ["n", 3]))
-        assert (
-            complaint("cut.onnx", f"{name}.onnx")
-            == f"{name}.onnx takes 'x', which is not a tensor of a numpy data type, so no input can be drawn to time it with"
+        assert complaint("cut.onnx", f"{name}.onnx") == (
+            f"{name}.onnx takes 'x', which is not a tensor of a numpy data type, so no "
+            "input can be drawn to time it with"
         )
     onnx_file("nothing.onnx")
     assert (
@@ -290,7 +292,8 @@ def test_more_threads_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(SparsifyError) as caught:
         compare(a, b, "big", EXPORTED.model_copy(update={"threads": 64}), 0.05)
     assert str(caught.value) == (
-        "target 'big' asks for 64 threads, but this machine has 2 cores; lower 'threads', or give a 'table' that was measured on the target machine"
+        "target 'big' asks for 64 threads, but this machine has 2 cores; lower "
+        "'threads', or give a 'table' that was measured on the target machine"
     )
 
 
@@ -316,9 +319,9 @@ def test_nothing_in_a_program_is_executed() -> None:
             weights.writestr(name, data.replace(b'"use_pickle": false', b'"use_pickle": true', 1))
         extra.writestr(f"{name.partition('/')[0]}/data/constants/opaque_obj_0", bad.getvalue())
     assert complaint("run", "inputs.pt2").startswith("inputs.pt2 cannot be read as a torch.export program: ")
-    assert (
-        complaint("run", "extra.pt2")
-        == "extra.pt2 holds data/constants/opaque_obj_0, which could execute code when it is read; export the model again without it"
+    assert complaint("run", "extra.pt2") == (
+        "extra.pt2 holds data/constants/opaque_obj_0, which could execute code "
+        "when it is read; export the model again without it"
     )
     assert complaint("run", "weights.pt2").endswith(
         "as a pickle, which could execute code when it is read; export the model again"

@@ -54,7 +54,10 @@ def test_both_are_timed_and_the_headline_begins_with_onnx_runtime(
         "cpu, eager, 1 thread, batch 1",
     ]
     assert headline(report).index("on onnxruntime") < headline(report).index("on eager")
-    note = "the recipe names no target, so both models were timed on this machine's CPU: ONNX Runtime and eager PyTorch, 1 thread, batch 1"
+    note = (
+        "the recipe names no target, so both models were timed on this machine's "
+        "CPU: ONNX Runtime and eager PyTorch, 1 thread, batch 1"
+    )
     assert note in report.notes
 
 
@@ -68,7 +71,9 @@ def test_a_model_that_cannot_be_exported_is_timed_in_eager_pytorch(
     assert [t.target for t in report.latency] == ["eager"]
     assert any(
         n.startswith(
-            "the models could not be timed in ONNX Runtime, only in eager PyTorch: target 'onnxruntime' with batch 1 cannot be timed: torch.export cannot follow"
+            "the models could not be timed in ONNX Runtime, only in eager PyTorch: "
+            "target 'onnxruntime' with batch 1 cannot be timed: torch.export cannot "
+            "follow"
         )
         for n in report.notes
     )
@@ -82,8 +87,10 @@ def test_a_target_that_cannot_run_the_model_is_refused_before_the_first_epoch(
     """Not when all is trained, where nothing that the user could change would bring the run to its end."""
     pytest.importorskip(preset.removesuffix("-int8"))
     (tmp_path / "looking_at_numbers.py").write_text(
-        "from torch import nn\nfrom sparsify.models import digits_cnn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.body = digits_cnn()\n\n    def forward(self, x):\n        return self.body(x if float(x.sum()) < 1e9 else x + 1)\n"
+        "from torch import nn\nfrom sparsify.models import digits_cnn\n\n\nclass "
+        "Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.body = digits_cnn()\n\n    def forward(self, x):\n        "
+        "return self.body(x if float(x.sum()) < 1e9 else x + 1)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)

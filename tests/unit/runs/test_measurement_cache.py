@@ -58,9 +58,8 @@ def test_a_kill_while_a_part_is_made_leaves_the_others(parts: MeasurementCache) 
 
 def test_a_damaged_part_is_refused(parts: MeasurementCache) -> None:
     Path("kept/a.bin").write_bytes(b"abd")
-    assert (
-        complaint(parts)
-        == "kept/a.bin is damaged: its SHA-256 is not the one in parts.json; delete it, and it is measured again"
+    assert complaint(parts) == (
+        "kept/a.bin is damaged: its SHA-256 is not the one in parts.json; delete it, and it is measured again"
     )
 
 
@@ -73,9 +72,8 @@ def test_a_damaged_record_is_refused(parts: MeasurementCache) -> None:
         == "kept/parts.json is damaged (times: 1 numbers instead of 2); delete it, and it is measured again"
     )
     record.write_text(json.dumps({**whole, "figures": [1]}))
-    assert (
-        complaint(parts)
-        == "kept/parts.json is damaged (figures: Input should be an object); delete it, and it is measured again"
+    assert complaint(parts) == (
+        "kept/parts.json is damaged (figures: Input should be an object); delete it, and it is measured again"
     )
     record.unlink()
     record.mkdir()

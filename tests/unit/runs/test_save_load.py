@@ -73,7 +73,11 @@ def test_both_models_come_back_bit_for_bit(saved):
 def test_a_fresh_process_computes_the_same_bits(saved, tmp_path):
     result, folder = saved
     torch.save(X, tmp_path / "x.pt")
-    code = "import sys, torch, sparsify; torch.set_num_threads(1); torch.save(sparsify.load_run(sys.argv[1])(torch.load(sys.argv[2])), sys.argv[3])"
+    code = (
+        "import sys, torch, sparsify; torch.set_num_threads(1); "
+        "torch.save(sparsify.load_run(sys.argv[1])(torch.load(sys.argv[2])), "
+        "sys.argv[3])"
+    )
     subprocess.run(
         [sys.executable, "-c", code, str(folder), str(tmp_path / "x.pt"), str(tmp_path / "y.pt")], check=True
     )
@@ -149,7 +153,10 @@ def test_weights_that_are_zero_are_counted_and_said_to_bring_no_speed(tmp_path):
     report = verify_run(save_run(half(recipe), tmp_path / "run", timing=0.05))
     total = 16 * 9 + 32 * 16 * 9 + 2 * 32 * 32 * 9
     assert any(
-        f"{total * 3 // 4} of {total} stored weights are zero; zeros in the tensors make the model neither faster"
+        (
+            f"{total * 3 // 4} of {total} stored weights are zero; zeros in the "
+            "tensors make the model neither faster"
+        )
         in n
         for n in report.notes
     )
@@ -231,7 +238,10 @@ def test_a_builder_of_another_model_is_refused(tmp_path):
     result = half({**RECIPE, "model": {"build": "sparsify.models.digits_cnn", "args": {"classes": 12}}})
     with pytest.raises(
         RunError,
-        match=r"does not fit the rebuilt model: 'fc.weight' is float32 \[10, 128\] in the file and float32 \[12, 128\] in the model",
+        match=(
+            r"does not fit the rebuilt model: 'fc.weight' is float32 \[10, 128\] in "
+            r"the file and float32 \[12, 128\] in the model"
+        ),
     ):
         save_run(result, tmp_path / "run")
 
@@ -457,7 +467,11 @@ def test_only_one_process_holds_a_run(tmp_path):
 
 
 def test_a_lock_left_by_a_dead_process_holds_nothing(tmp_path):
-    code = "import sys, os; from pathlib import Path; from sparsify.runs import run_folder; held = run_folder.lock_run(Path(sys.argv[1])); held.__enter__(); os._exit(9)"
+    code = (
+        "import sys, os; from pathlib import Path; from sparsify.runs import "
+        "run_folder; held = run_folder.lock_run(Path(sys.argv[1])); "
+        "held.__enter__(); os._exit(9)"
+    )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert (tmp_path / run_folder.LOCK).read_text()
     assert not run_folder.is_running(tmp_path)

@@ -1,4 +1,5 @@
-"""What each layer bears to lose: ablation, Taylor and GSM on real digits; going on after a kill; limits that a recipe reads."""
+"""What each layer bears to lose: ablation, Taylor and GSM on real digits; going on after a kill; limits that
+a recipe reads."""
 
 import json
 from pathlib import Path
@@ -102,8 +103,19 @@ def test_taylor_predicts_by_the_products_of_weight_and_gradient(weights: Path, t
     own = sensitivity._draw_examples(load_data(load(RECIPE).recipe.data, 0).validation, 100, 0)
     ((x, y),) = batches(own, 100)
     functional.cross_entropy(model(x), y).backward()
-    parts = [(w.grad * w).flatten(1).sum(1) if role == "out" and w.dim() > 1 else (w.grad * w).sum((0, 2, 3)) if role == "in" else w.grad * w for w, role in
-             ((model.conv3.weight, "out"), (model.bn3.weight, "out"), (model.bn3.bias, "out"), (model.conv4.weight, "in"))]  # fmt: skip
+    parts = [
+        (w.grad * w).flatten(1).sum(1)
+        if role == "out" and w.dim() > 1
+        else (w.grad * w).sum((0, 2, 3))
+        if role == "in"
+        else w.grad * w
+        for w, role in (
+            (model.conv3.weight, "out"),
+            (model.bn3.weight, "out"),
+            (model.bn3.bias, "out"),
+            (model.conv4.weight, "in"),
+        )
+    ]
     changes = sum(parts).detach().abs().sort().values
     assert [p.loss for p in found.curves[2].points] == pytest.approx(
         [found.loss + float(changes[: p.removed].sum()) for p in found.curves[2].points], rel=1e-4
@@ -257,7 +269,10 @@ def test_limits_of_a_later_cut_are_of_the_dense_width() -> None:
         (
             "torn.json",
             '{"version": 1, "by":',
-            "{path} is not a sensitivity profile (it: Invalid JSON: EOF while parsing a value at line 1 column 20); '{make}' writes one",
+            (
+                "{path} is not a sensitivity profile (it: Invalid JSON: EOF while parsing "
+                "a value at line 1 column 20); '{make}' writes one"
+            ),
         ),
         ("bare.json", by_hand(0.0).model_dump_json(), "{path} holds no limits; '{make}' sets them"),
     ],
@@ -283,9 +298,9 @@ def test_limits_that_fit_no_layer_or_no_group() -> None:
     )
     with pytest.raises(RecipeError) as caught:
         load({**RECIPE, "rules": [{"layers": "*", "group": "depth", "keep": {"limits": {"a": "50%"}}}]})
-    assert (
-        str(caught.value)
-        == "<recipe>: rules.0.keep: 'limits' cannot act on group 'depth', which has no widths; leave it out, or say how many stay with 'at_least'"
+    assert str(caught.value) == (
+        "<recipe>: rules.0.keep: 'limits' cannot act on group 'depth', which has "
+        "no widths; leave it out, or say how many stay with 'at_least'"
     )
 
 
@@ -328,9 +343,15 @@ def test_limits_of_another_network(tmp_path: Path) -> None:
 
     own = planned(None).map.network
     assert planned(None).notes == planned(own).notes == (), "an old file, and one of this network"
-    anew = "delete limits.json and have the limits of this network found: sparsify sensitivity RECIPE MODEL --by taylor --limits 2% --out limits.json"
+    anew = (
+        "delete limits.json and have the limits of this network found: sparsify "
+        "sensitivity RECIPE MODEL --by taylor --limits 2% --out limits.json"
+    )
     assert planned(own, by="taylor", kernel=1).notes == (
-        f"rules.0: limits.json has the limits of another network, with layers of the same names and widths; {anew}",
+        (
+            "rules.0: limits.json has the limits of another network, with layers of "
+            f"the same names and widths; {anew}"
+        ),
     )
     with pytest.raises(RecipeError) as caught:
         planned(None, by="taylor", width=20)
@@ -360,9 +381,9 @@ def test_a_profile_of_something_else_is_not_gone_on_with(weights: Path, tmp_path
     profile_layers(RECIPE, weights, tmp_path / "p.json", by="taylor", examples=20)
     with pytest.raises(RunError) as caught:
         profile_layers(RECIPE, weights, tmp_path / "p.json", by="taylor", examples=30)
-    assert (
-        str(caught.value)
-        == f"{tmp_path}/p.json is a profile made with another model, data, rules or method; name another file with --out, or delete it"
+    assert str(caught.value) == (
+        f"{tmp_path}/p.json is a profile made with another model, data, rules or "
+        "method; name another file with --out, or delete it"
     )
     (tmp_path / "p.json").write_text("{")
     with pytest.raises(RunError, match=r"p\.json is damaged or not a sensitivity profile \(it: Invalid JSON"):

@@ -148,7 +148,10 @@ NET = nn.Sequential(
     [
         (
             Crop(module="9", kernel=(3, 3), grids=((0, 1, 2), (0, 1, 2))),
-            "the cut log crops the kernel of '9', which this model does not have; was it built by the same recipe?",
+            (
+                "the cut log crops the kernel of '9', which this model does not have; was "
+                "it built by the same recipe?"
+            ),
         ),
         (
             Crop(module="2", kernel=(3, 3), grids=((0, 1, 2), (0, 1, 2))),
@@ -168,7 +171,10 @@ NET = nn.Sequential(
         ),
         (
             Gather(module="3", size=9, keep=((0, 2),)),
-            "the cut log gathers columns of '3', which is neither a plain Linear layer nor a plain convolution without groups",
+            (
+                "the cut log gathers columns of '3', which is neither a plain Linear "
+                "layer nor a plain convolution without groups"
+            ),
         ),
         (
             Gather(module="0", size=9, keep=((0, 2),)),

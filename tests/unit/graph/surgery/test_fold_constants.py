@@ -1,6 +1,8 @@
-"""Removed units that still emit constants: what they gave to their consumers stays, or the notes say how much is lost.
+"""Removed units that still emit constants: what they gave to their consumers stays, or the notes say how much
+is lost.
 
-Every network has a producer of 32 units, eight of them dead (weights of exact zeros) with biases of about 1, and one form
+Every network has a producer of 32 units, eight of them dead (weights of exact zeros) with biases of about 1,
+and one form
 of consumer. The reference is the dense model itself: nothing but dead units leaves.
 """
 
@@ -283,7 +285,8 @@ def cut(model: nn.Module, inputs: tuple[Tensor, ...], layer: str, **rule: Any) -
 
 @torch.no_grad()
 def difference(model: nn.Module, result: Result, inputs: tuple[Tensor, ...]) -> float:
-    """Between cut and dense model in float64, on fresh inputs of one and of four examples, relative to the largest output."""
+    """Between cut and dense model in float64, on fresh inputs of one and of four examples, relative to the
+    largest output."""
     generator = torch.Generator().manual_seed(1)
     worst = 0.0
     for batch in (1, 4):
@@ -394,7 +397,8 @@ def test_living_units_are_no_constants_however_flat_they_look(batch: int) -> Non
 
 
 def test_of_dead_and_living_units_only_the_dead_ones_go_on() -> None:
-    """A cut of more units than are dead: the reference is the dense model with the living ones' columns at zero."""
+    """A cut of more units than are dead: the reference is the dense model with the living ones' columns at
+    zero."""
     model, inputs, layer = build(EXACT["Linear without a bias"])
     result = cut(model, inputs, layer, sparsity="50%")
     kept = [i for start, end in result.cuts.widths[0].keep for i in range(start, end)]
@@ -441,7 +445,8 @@ def test_constants_that_data_multiply_before_a_layer_reads_them_are_told() -> No
     lost = difference(model, result, inputs)
     assert lost > 1e-3
     head = (
-        "8 units of 'lin' had no weights that produce them, but their constants were mixed with data before a layer read "
+        "8 units of 'lin' had no weights that produce them, but their constants "
+        "were mixed with data before a layer read "
         "them: what they gave is lost, up to "
     )
     assert note.startswith(head) and note.endswith(" % of the largest output")
@@ -461,12 +466,14 @@ def test_followers_keep_constants_of_their_own() -> None:
 
 
 def test_a_comparison_that_contradicts_a_constant_undoes_all_folding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Derived constants are believed only as far as the proof bears them out: here living units are taken for constant."""
+    """Derived constants are believed only as far as the proof bears them out: here living units are taken for
+    constant."""
     monkeypatch.setitem(contraction_masks.CONTRACTIONS, "addmm", lambda *found: mask_nowhere(found[-1]))
     model, inputs, layer = build(EXACT["Linear"])
     result = cut(model, inputs, layer, sparsity="50%", criterion={"kind": "random"})
     assert result.notes[0] == (
-        "a comparison contradicted what the weights say of constant units, so none of these constants were kept; this is a "
+        "a comparison contradicted what the weights say of constant units, so "
+        "none of these constants were kept; this is a "
         "bug: please report it with the recipe and the model's code"
     )
     assert result.notes[1].startswith("8 units of 'lin' had no weights that produce them"), (

@@ -266,7 +266,8 @@ def test_floats_and_integers_stand_in_one_plot() -> None:
     page = Page(to_html(report(integers=Integers(examples=100, forms=tuple(forms)))))
     (said,) = (str(at["aria-label"]) for at in page.of("svg", "plot") if "on server" in str(at["aria-label"]))
     assert said.startswith(
-        "Validation accuracy against time on server: dense, float32 97.00 % at 2.00 ms; cut, float32 96.00 % at 1.00 ms;"
+        "Validation accuracy against time on server: dense, float32 97.00 % at "
+        "2.00 ms; cut, float32 96.00 % at 1.00 ms;"
     )
 
 
@@ -286,15 +287,30 @@ def test_a_search_is_drawn_and_every_table_has_its_place() -> None:
         "its table has the width of the page"
     )
     assert re.findall("<h2>(.*?)</h2>", page.source) == [
-        "Dense and cut", "Limits", "Latency", "Search for the deepest cut", "MACs by layer", "Widths", "Protected", "Training", "Zeros", "Notes", "Recipe", "Provenance",
-    ]  # fmt: skip
+        "Dense and cut",
+        "Limits",
+        "Latency",
+        "Search for the deepest cut",
+        "MACs by layer",
+        "Widths",
+        "Protected",
+        "Training",
+        "Zeros",
+        "Notes",
+        "Recipe",
+        "Provenance",
+    ]
     said = [
         at["aria-label"]
         for at in page.of("svg", "plot")
         if str(at["aria-label"]).startswith("Validation accuracy")
     ]
     assert said == [
-        "Validation accuracy against MACs left: dense 97.00 %; within the limit 96.00 % at 39.2 % of the MACs; over the limit 91.00 % at 17.4 % of the MACs; taken 95.50 % at 26.2 % of the MACs"
+        (
+            "Validation accuracy against MACs left: dense 97.00 %; within the limit "
+            "96.00 % at 39.2 % of the MACs; over the limit 91.00 % at 17.4 % of the "
+            "MACs; taken 95.50 % at 26.2 % of the MACs"
+        )
     ]
 
 
@@ -376,7 +392,8 @@ def contrast(a: str, b: str) -> float:
 
 @pytest.mark.parametrize("mode", [0, 1, 2], ids=["light", "dark", "paper"])
 def test_what_is_written_and_drawn_stands_out_from_the_ground(mode: int) -> None:
-    """4.5 to 1 for text, 3 to 1 for drawings, as WCAG 2.2 asks; the cut model from the dense one in grey as well."""
+    """4.5 to 1 for text, 3 to 1 for drawings, as WCAG 2.2 asks; the cut model from the dense one in grey as
+    well."""
     sheet = to_html(report()).partition("<style>")[2].partition("</style>")[0]
     palettes = [
         dict(re.findall(r"--(\w+): (#\w+)", block)) for block in re.findall(r":root \{(.*?)\}", sheet, re.S)

@@ -508,7 +508,7 @@ def test_a_network_is_timed_whatever_its_recipe_wants_of_a_budget(monkeypatch: p
     timed = []
     monkeypatch.setattr(
         apply.calibrate,
-        "clock",
+        "build_latency_model",
         lambda name, target, model, map, inputs, listener: timed.append(
             (name, [group.name for group in map.coupled])
         ),

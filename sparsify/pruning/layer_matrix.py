@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsify.forward.opaque import is_scripted
 from sparsify.graph.layer_types import is_transposed_linear
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -31,6 +32,8 @@ _PLAIN_FORWARDS = {
 
 def is_product(module: nn.Module) -> bool:
     """Whether a module multiplies its input by a weight of its own, as torch's convolutions and Linear layers do."""
+    if is_scripted(module):
+        return False
     plain = getattr(type(module), "forward", None) in _PLAIN_FORWARDS
     known = plain and isinstance(module, Conv | ConvTranspose | nn.Linear)
     return (known or is_transposed_linear(module)) and isinstance(

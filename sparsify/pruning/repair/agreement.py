@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from sparsify.errors import ModelError
 from sparsify.forward.call_model import call_model, every_tensor
 from sparsify.forward.calls import Inputs, map_tensors
 from sparsify_schemas.report import Agreement
@@ -55,9 +56,11 @@ def _outputs(dense: nn.Module, model: nn.Module, inputs: Inputs) -> tuple[Tensor
 def _joined(output: object) -> Tensor:
     """The floating-point outputs, joined: the only one as it is, of several a row for each example."""
     found = [one.float() for one in every_tensor(output) if one.is_floating_point() and one.dim()]
+    if not found:
+        raise ModelError("the model returns no floating-point numbers, so its outputs cannot be compared")
     if len(found) == 1:
         return found[0]
-    return torch.cat([one.flatten(1) for one in found], dim=1)
+    return torch.cat([one.reshape(len(one), -1) for one in found if len(one) == len(found[0])], dim=1)
 
 
 def _parts(inputs: Inputs, examples: int) -> Iterator[Inputs]:

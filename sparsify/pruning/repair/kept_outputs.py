@@ -6,6 +6,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from sparsify.forward.opaque import is_scripted
 from sparsify.graph.layer_types import is_transposed_linear
 from sparsify.graph.names import canonical_names
 from sparsify_schemas.cuts import Cuts, Narrow
@@ -24,6 +25,8 @@ def kept_outputs(dense: nn.Module, rounds: Sequence[Cuts]) -> dict[str, Tensor]:
             narrowed.setdefault(operation.tensor, []).append(operation)
     found = {}
     for name, module in dense.named_modules():
+        if is_scripted(module):
+            continue
         weight = module._parameters.get("weight")
         tensor = f"{name}.weight" if name else "weight"
         operations = narrowed.get(canonical.get(tensor, tensor), [])

@@ -104,7 +104,8 @@ def refit_layers(
                 if message is None or not args:
                     repairs.append(_row(name, "skipped", reason="the dense model did not run it here"))
                     return
-                addend = watch.kept.pop(sites[name].addend or -1, None) if name in partners else None
+                number = sites[name].addend
+                addend = watch.kept.pop(number, None) if name in partners and number is not None else None
                 repairs.append(_refit(model, sites[name], args[0], message, addend, examples, settings))
 
         return hook
@@ -188,17 +189,23 @@ class _Dense:
     def _after(self, name: str, watch: OperatorCounter) -> Callable[..., None]:
         def hook(module: nn.Module, _args: Any, output: Tensor) -> None:
             with watch.pause():
+                if output.dim() < 2:
+                    return  # one number for each example, or no example dimension
                 generator = torch.Generator().manual_seed(self._seed + zlib.crc32(name.encode()))
                 places = sample_places(module, output, self._count, generator)
-                addend = (
-                    watch.kept.pop(self._sites[name].addend or -1, None) if name in self._partners else None
-                )
                 rows = self._stay(name, output_rows(module, output, places))
-                other = None if addend is None else self._stay(name, output_rows(module, addend, places))
+                addend, other = self._addend(name, watch), None
+                if addend is not None and addend.shape == output.shape:
+                    other = self._stay(name, output_rows(module, addend, places))
                 message = _Message(name, places, rows, other)
             self._put(message)
 
         return hook
+
+    def _addend(self, name: str, watch: OperatorCounter) -> Tensor | None:
+        """The other addend of the sum that the layer ends in, where both models have it."""
+        number = self._sites[name].addend
+        return watch.kept.pop(number, None) if name in self._partners and number is not None else None
 
     def _stay(self, name: str, rows: Tensor) -> Tensor:
         stay = self._outputs.get(name)
@@ -227,17 +234,20 @@ def _refit(
     """Refit one layer, and keep the old one where the new one is no better on examples that were held out."""
     layer = model.get_submodule(site.name)
     norm = model.get_submodule(site.norm) if site.norm is not None else None
+    if not _is_laid_out(layer, value, message.places):
+        return _row(site.name, "skipped", reason="its input has another shape than in the dense model")
     rows = input_rows(layer, value, message.places).float()
     targets = message.targets.float()
-    if message.addend is not None and addend is not None:
+    if len(rows) != len(targets):
+        return _row(site.name, "skipped", reason="it runs at other places than in the dense model")
+    if message.addend is not None and addend is not None and _has_places(layer, addend, message):
         own = output_rows(layer, addend, message.places)
         lost = (message.addend - own).float()
         targets = targets + (lost / _gain(norm, lost) if site.through_norm else lost)
     groups = groups_of(layer)
     targets = targets.reshape(len(targets), groups, -1)
     start = Fit(weight_matrix(layer).double(), _bias(layer, groups, targets.shape[2]))
-    places = len(message.places.index)
-    fitted = (examples - settings.held_out) * places
+    fitted = len(rows) - round(len(rows) * settings.held_out / examples)
     judged = slice(fitted, None) if fitted < len(rows) else slice(None)
     spread = float(targets[judged].var(0, correction=0).mean()) or 1.0
     before = mean_square(rows[judged], targets[judged], start) / spread
@@ -257,6 +267,24 @@ def _refit(
     set_weight(layer, fit.weight)
     _shift(layer, norm, fit.intercept.flatten())
     return _row(site.name, "refitted", before, after)
+
+
+def _is_laid_out(layer: nn.Module, value: object, places: Places) -> bool:
+    """Whether an input has the dimensions that the layer's places speak of."""
+    if not isinstance(value, Tensor):
+        return False
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        return value.dim() == 2 + len(layer.kernel_size) and len(places.shape) == len(layer.kernel_size)
+    return value.dim() > 1 and tuple(value.shape[1:-1]) == places.shape
+
+
+def _has_places(layer: nn.Module, addend: Tensor, message: _Message) -> bool:
+    """Whether the addend of the cut model lies where that of the dense model does."""
+    convolution = isinstance(layer, nn.modules.conv._ConvNd)
+    places = addend.shape[2:] if convolution else addend.shape[1:-1]
+    channels = addend.shape[1] if convolution else addend.shape[-1]
+    same = tuple(places) == message.places.shape and channels == message.targets.shape[1]
+    return same and addend.shape[0] * len(message.places.index) == len(message.targets)
 
 
 def _row(
@@ -330,7 +358,7 @@ def _skipped(
         elif name in shared:
             yield name, "its weight is shared with another module"
         elif name not in dense_sites or not is_product(dense.get_submodule(name)):
-            yield name, "the dense model has no such layer"
+            yield name, "the dense model does not call it as a layer of its own"
         else:
             rows = outputs.get(name)
             count = len(rows) if rows is not None else _width(dense.get_submodule(name))
@@ -347,7 +375,6 @@ def _shared_weights(model: nn.Module) -> frozenset[str]:
     """Modules whose weight is a parameter of another module as well."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append(name)
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
     return frozenset(name for names in owners.values() if len(names) > 1 for name in names)

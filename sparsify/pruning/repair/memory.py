@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sparsify.forward.call_model import call_model, every_tensor
 from sparsify.forward.calls import Inputs
+from sparsify.forward.opaque import is_scripted
 from sparsify.pruning.repair.agreement import take_examples
 
 COPIES = 4
@@ -27,7 +28,8 @@ def affordable_examples(model: nn.Module, inputs: Inputs, examples: int, memory:
         unique: dict[int, Tensor] = {id(tensor): tensor for tensor in tensors}
         largest = max(largest, sum(tensor.numel() * tensor.element_size() for tensor in unique.values()))
 
-    handles = [module.register_forward_hook(after) for module in model.modules()]
+    modules = [module for module in model.modules() if not is_scripted(module)]
+    handles = [module.register_forward_hook(after) for module in modules]
     try:
         with torch.no_grad():
             call_model(model, take_examples(inputs, examples, 0, 1))

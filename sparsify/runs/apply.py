@@ -22,7 +22,7 @@ from sparsify.cost.measure import count_macs
 from sparsify.data import batches, load_data
 from sparsify.errors import RunError, SparsifyError
 from sparsify.events import CutDone, EpochDone, Event, Listener, Note, StageStarted, silence
-from sparsify.forward.fresh_inputs import apply_record
+from sparsify.forward.input_records import apply_record
 from sparsify.graph.build_map import list_layers
 from sparsify.graph.surgery import transfer_state
 from sparsify.modelfile.weights import save_weights

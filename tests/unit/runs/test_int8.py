@@ -123,7 +123,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, halt: str = "", after: int = 0) -> 
 
         monkeypatch.setattr(int8, name, call)
 
-    for name in ("exported", "quantised", "_interleaved", "_accuracy"):
+    for name in ("exported", "quantise", "_interleaved", "_accuracy"):
         watch(name)
     return made
 
@@ -131,7 +131,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, halt: str = "", after: int = 0) -> 
 @pytest.mark.parametrize(
     ("halt", "after", "rest"),
     [
-        ("quantised", 1, {"quantised": 1, "_interleaved": 2, "_accuracy": 8}),
+        ("quantise", 1, {"quantise": 1, "_interleaved": 2, "_accuracy": 8}),
         ("_interleaved", 1, {"_interleaved": 1, "_accuracy": 8}),
         ("_accuracy", 5, {"_accuracy": 4}),
     ],

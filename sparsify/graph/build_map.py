@@ -9,7 +9,7 @@ from sparsify.errors import ModelError
 from sparsify.forward.call_model import check_model, move_inputs_to_meta
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
-from sparsify.forward.fresh_inputs import record_calls
+from sparsify.forward.input_records import record_calls
 from sparsify.graph.class_names import class_names
 from sparsify.graph.copy import copy_to_meta
 from sparsify.graph.coupled_groups import find_coupled_groups

@@ -19,7 +19,7 @@ from sparsify.formatting.verdict_text import LABELS, fold_notes, verdict_words
 from sparsify.forward import call_model
 from sparsify.forward.calls import Call, Inputs
 from sparsify.forward.copies import copy_object
-from sparsify.forward.fresh_inputs import apply_record
+from sparsify.forward.input_records import apply_record
 from sparsify.forward.opaque import explain_errors
 from sparsify.graph.group_index import check_fits
 from sparsify.graph.surgery import fold_constants, stale_widths, transfer_state

@@ -22,7 +22,8 @@ from sparsify.forward.calls import (
     normalize_inputs,
     tensors_by_path,
 )
-from sparsify.forward.fresh_inputs import draw_from_record, redraw
+from sparsify.forward.fresh_inputs import redraw
+from sparsify.forward.input_records import draw_from_record
 from sparsify.forward.trial_calls import accepts_inputs
 from sparsify.pruning.planning.plan import Plan
 

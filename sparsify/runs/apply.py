@@ -19,7 +19,7 @@ from sparsify.cost.latency import calibrate
 from sparsify.data import data_for_inputs
 from sparsify.errors import RunError, SparsifyError
 from sparsify.events import Listener, Note, silence
-from sparsify.forward.fresh_inputs import apply_record
+from sparsify.forward.input_records import apply_record
 from sparsify.pruning.fitting_inputs import inputs_for
 from sparsify.pruning.make_plan import plan_recipe
 from sparsify.pruning.planning.plan import Plan

@@ -30,7 +30,7 @@ from sparsify.cost.measure.runtimes import (
 from sparsify.data import data_for_inputs
 from sparsify.errors import ModelError, SparsifyError, first_line
 from sparsify.forward.calls import Call, Inputs, describe_batch, list_calls, resize_batch, tensors_by_path
-from sparsify.forward.fresh_inputs import apply_record, draw_from_record, read_record
+from sparsify.forward.input_records import apply_record, draw_from_record, read_record
 from sparsify.modelfile.formats import check_entries
 from sparsify.pruning.fitting_inputs import inputs_for
 from sparsify.reporting.report_file import read_report

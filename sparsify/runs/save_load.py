@@ -20,7 +20,7 @@ from sparsify.errors import RunError, first_line
 from sparsify.files import read
 from sparsify.forward.calls import Call, Inputs, map_tensors, normalize_inputs
 from sparsify.forward.copies import copy_model
-from sparsify.forward.fresh_inputs import apply_record, draw_from_record, read_record
+from sparsify.forward.input_records import apply_record, draw_from_record, read_record
 from sparsify.forward.recorded_calls import RecordedCall
 from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.modelfile import build_model

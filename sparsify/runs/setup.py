@@ -21,7 +21,7 @@ from sparsify.errors import ModelError, RunError, SparsifyError
 from sparsify.events import Event, Listener, RunStarted, StepDone, silence
 from sparsify.forward.calls import Inputs
 from sparsify.forward.copies import copy_model
-from sparsify.forward.fresh_inputs import apply_record
+from sparsify.forward.input_records import apply_record
 from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.modelfile.weights import save_weights
 from sparsify.pruning.fitting_inputs import inputs_for

@@ -123,7 +123,7 @@ def test_by_hand_nothing_can_be_searched() -> None:
     page = " ".join(sparsify.describe(plan).split())
     assert (
         "drop at most 3 pp" in page
-        and "accuracy_drop: how deep to cut is found by at most 4 trials; shown is the shallowest." in page
+        and "accuracy_drop: at most 4 trials find how deep to cut; shown is the shallowest." in page
     )
     with pytest.raises(ModelError) as caught:
         sparsify.cut(plan, digits_cnn())

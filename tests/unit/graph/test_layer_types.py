@@ -16,7 +16,7 @@ from sparsify.graph.layer_types import (
     layer_type_of,
     layer_widths,
 )
-from sparsify.nn.gathered import gather
+from sparsify.nn.gathered import gather_inputs
 
 Made = Callable[[], nn.Module]
 
@@ -25,7 +25,7 @@ def gathered(layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) -> nn.Module:
     columns = [0, 2]
     with torch.no_grad():
         layer.weight = nn.Parameter(layer.weight.flatten(1)[:, columns])
-    gather(layer, columns)
+    gather_inputs(layer, columns)
     return layer
 
 

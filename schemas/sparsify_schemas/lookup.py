@@ -36,7 +36,8 @@ def fields(model: Model) -> tuple[Field, ...]:
 
 def _field(name: str, annotation: Any, info: FieldInfo) -> Field:
     default = None if info.is_required() else info.get_default(call_default_factory=True, validated_data={})
-    return Field(info.alias or name, annotation, info.is_required(), default, info.description or "")
+    meaning = " ".join((info.description or "").split())  # lines of a docstring are no lines of a message
+    return Field(info.alias or name, annotation, info.is_required(), default, meaning)
 
 
 def arms(annotation: Any) -> Iterator[Any]:

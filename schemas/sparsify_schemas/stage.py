@@ -184,6 +184,10 @@ class Cut(Goal):
     """how the stage is called in the report; unique within the recipe"""
 
 
+LEAST_EXAMPLES = 10
+"""of a repair: fewer could not judge it"""
+
+
 class Repair(Spec):
     """Refit what a cut left, in closed form, so that each layer computes again what it did in the dense
     model.
@@ -206,7 +210,7 @@ class Repair(Spec):
     """how the stage is called in the report; unique within the recipe"""
     method: Literal["least_squares", "batch_norm", "mean"] = "least_squares"
     """how layers are refitted"""
-    examples: Positive = 1000
+    examples: Annotated[int, Field(strict=True, ge=LEAST_EXAMPLES)] = 1000
     """unlabelled training examples that are used at most; a tenth of them is held out"""
     ridge: Above = 0.01
     """strength of the pull towards the present weights, relative to the mean diagonal of the Gram matrix"""

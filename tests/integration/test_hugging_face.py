@@ -298,8 +298,8 @@ def test_a_builder_without_the_library_or_with_another_name_says_so(monkeypatch:
     with pytest.raises(
         ModelError,
         match=(
-            r"ValueError: transformers has no model 'BertFoo'; the name stands under 'architectures' "
-            r"in config\.json$"
+            r"ValueError: transformers has no model 'BertFoo'; config\.json has the "
+            r"name under 'architectures'$"
         ),
     ):
         apply(recipe("x", "BertFoo", {}, IDS, [half("*")]), from_scratch=True)

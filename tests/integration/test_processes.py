@@ -241,7 +241,7 @@ def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on_with_other_
     assert (code, killed) == (1, -9)
     assert said.strip() == (
         "another process of this run has stopped (its own output says why), and "
-        "this one cannot go on alone; go on with "
+        "this one cannot continue alone; run "
         "'sparsify apply --resume runs/two-1', on any number of processes"
     )
     (row,) = list_runs("runs")
@@ -306,7 +306,7 @@ def test_under_torchrun_a_killed_process_ends_the_run_and_it_goes_on_with_one_or
     )
     (said,) = [line for line in done.stderr.splitlines() if gone in line or stopped in line]
     assert re.search(
-        r"go on with:? '?sparsify apply --resume runs/two-1'?, on any number of processes$", said
+        r"(go on with:?|run) '?sparsify apply --resume runs/two-1'?, on any number of processes$", said
     )
     shutil.copytree("runs", "again")
     assert on(1, "--resume", "runs/two-1")[0][0] == 0

@@ -271,7 +271,7 @@ def test_what_cannot_be_resumed_says_why() -> None:
     RUN.rmdir()
     run = interrupted(SHORT, after=1)
     for more in ({"recipe": SHORT}, {"overrides": ("seed=1",)}):
-        with pytest.raises(RunError, match="goes on with the recipe that it began with"):
+        with pytest.raises(RunError, match="continues with its own recipe; start a new run to use another"):
             apply(resume=run, **more)
 
 

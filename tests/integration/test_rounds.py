@@ -379,7 +379,7 @@ def test_groups_inside_tensors_go_their_part_of_the_way(group: str, layers: str)
 def test_group_wise_brain_damage_as_the_documentation_has_it() -> None:
     """Ever more filter shapes go while the strength rises; what is gone stays so, and the rule's share is
     met."""
-    text = (Path(__file__).parents[2] / "docs" / "shapes.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "shapes.md").read_text()
     Path("gbd.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
     run = apply(
         "gbd.yaml", from_scratch=True, overrides=["stages.0.epochs=6", "stages.1.epochs=1"], timing=0.02

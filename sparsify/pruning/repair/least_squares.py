@@ -67,6 +67,8 @@ class _Message:
     """[rows, outputs that stay]"""
     addend: Tensor | None
     """the other addend of its sum at the same places"""
+    mean: Tensor | None
+    """what the batch normalisation right behind subtracts from the outputs that stay"""
 
 
 class _Stopped(Exception):
@@ -200,10 +202,16 @@ class _Dense:
                 addend, other = self._addend(name, watch), None
                 if addend is not None and addend.shape == output.shape:
                     other = self._stay(name, output_rows(module, addend, places))
-                message = _Message(name, places, rows, other)
+                message = _Message(name, places, rows, other, self._mean_behind(name))
             self._put(message)
 
         return hook
+
+    def _mean_behind(self, name: str) -> Tensor | None:
+        norm = self._sites[name].norm
+        mean = None if norm is None else self._model.get_submodule(norm)._buffers.get("running_mean")
+        stay = self._outputs.get(name)
+        return mean if mean is None or stay is None else mean[stay.to(mean.device)]
 
     def _addend(self, name: str, watch: OperatorCounter) -> Tensor | None:
         """The other addend of the sum that the layer ends in, where both models have it."""
@@ -249,14 +257,16 @@ def _refit(
         targets = targets + (lost / _gain(norm, lost) if site.through_norm else lost)
     groups = groups_of(layer)
     targets = targets.reshape(len(targets), groups, -1)
-    start = Fit(weight_matrix(layer).double(), _bias(layer, groups, targets.shape[2]))
+    mean = message.mean if norm is not None else None
+    start = Fit(weight_matrix(layer).double(), _bias(layer, norm, mean, groups, targets.shape[2]))
     fitted = len(rows) - round(len(rows) * settings.held_out / examples)
     judged = slice(fitted, None) if fitted < len(rows) else slice(None)
     spread = float(targets[judged].var(0, correction=0).mean()) or 1.0
     before = mean_square(rows[judged], targets[judged], start) / spread
-    if before <= UNCHANGED:
+    rounding = torch.finfo(layer.get_parameter("weight").dtype).eps ** 2
+    if before <= max(UNCHANGED, rounding):
         return _row(site.name, "unchanged", before, before)
-    shiftable = layer._parameters.get("bias") is not None or norm is not None
+    shiftable = layer._parameters.get("bias") is not None or mean is not None
     if settings.method == "least_squares":
         fit = fit_ridge(rows[:fitted], targets[:fitted], start, settings.ridge, intercept=shiftable)
     elif shiftable:
@@ -268,7 +278,7 @@ def _refit(
     if not after < before:
         return _row(site.name, "reverted", before, after)
     set_weight(layer, fit.weight)
-    _shift(layer, norm, fit.intercept.flatten())
+    _shift(layer, norm, mean, fit.intercept.flatten())
     return _row(site.name, "refitted", before, after)
 
 
@@ -310,22 +320,25 @@ def _gain(norm: nn.Module | None, like: Tensor) -> Tensor:
     return torch.where(small, torch.inf, gain).to(like.dtype)
 
 
-def _bias(layer: nn.Module, groups: int, outputs: int) -> Tensor:
+def _bias(layer: nn.Module, norm: nn.Module | None, mean: Tensor | None, groups: int, outputs: int) -> Tensor:
+    """The intercept that a layer has now: its bias, or what an earlier repair put into the mean behind it."""
     bias = layer._parameters.get("bias")
-    if bias is None:
-        weight = layer.get_parameter("weight")
-        return torch.zeros(groups, outputs, dtype=torch.float64, device=weight.device)
-    return bias.detach().double().reshape(groups, outputs)
+    if bias is not None:
+        return bias.detach().double().reshape(groups, outputs)
+    if norm is not None and mean is not None:
+        return (mean - norm.get_buffer("running_mean")).double().reshape(groups, outputs)
+    weight = layer.get_parameter("weight")
+    return torch.zeros(groups, outputs, dtype=torch.float64, device=weight.device)
 
 
-def _shift(layer: nn.Module, norm: nn.Module | None, intercept: Tensor) -> None:
-    """Into the bias; without one, into the mean that the norm behind subtracts."""
+def _shift(layer: nn.Module, norm: nn.Module | None, mean: Tensor | None, intercept: Tensor) -> None:
+    """Into the bias; without one, into the mean behind: that of the dense model, less the intercept."""
     bias = layer._parameters.get("bias")
     if bias is not None:
         bias.copy_(intercept.to(bias.dtype))
-    elif norm is not None:
-        mean = norm.get_buffer("running_mean")
-        mean.sub_(intercept.to(mean.dtype))
+    elif norm is not None and mean is not None:
+        own = norm.get_buffer("running_mean")
+        own.copy_((mean.double() - intercept).to(own.dtype))
 
 
 def _first_examples(inputs: Inputs, examples: int) -> Inputs:

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from sparsify.errors import ModelError
+from sparsify.errors import ModelError, first_line
 from sparsify.events import Listener, silence
+from sparsify.forward.call_model import named_inputs
 from sparsify.forward.calls import Inputs, map_tensors
+from sparsify.forward.opaque import explain_errors
 from sparsify.forward.trial_calls import eval_mode
 from sparsify.pruning.cut import Result
 from sparsify.pruning.repair.agreement import measure_agreement, take_examples
@@ -19,7 +22,7 @@ from sparsify.pruning.repair.least_squares import Settings, refit_layers
 from sparsify.pruning.repair.memory import affordable_examples
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.report import Agreement, LayerRepair
-from sparsify_schemas.stage import Repair
+from sparsify_schemas.stage import LEAST_EXAMPLES, Repair
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,13 @@ class Repaired:
     def __repr__(self) -> str:
         """What came out, in one line."""
         done = sum(layer.outcome == "refitted" for layer in self.layers)
-        taken_back = ", taken back" if self.reverted else ""
-        return (
-            f"<Repaired by {self.method}{taken_back}: {done} layers refitted, agreement with the dense model "
-            f"{self.before.correlation:.3f} -> {self.after.correlation:.3f}>"
-        )
+        errors = f"error of the outputs {self.before.error:.3g} -> {self.after.error:.3g}"
+        if self.layers and not done:
+            return f"<Repaired by {self.method}: no layer to refit, {errors}>"
+        if self.reverted:
+            return f"<Repaired by {self.method}: taken back, as it did not help; {errors}>"
+        layers = f"{done} layers refitted, " if self.layers else ""
+        return f"<Repaired by {self.method}: {layers}{errors}>"
 
 
 def repair(
@@ -86,11 +91,16 @@ def repair(
         >>> repaired.after.error < repaired.before.error
         True
     """
-    settings = Repair.model_validate(
-        {"kind": "repair", "method": method, "examples": examples, "ridge": ridge}
-    )
+    if not isinstance(result, Result):
+        raise ModelError(f"repair takes what sparsify.cut returned, found {type(result).__name__}")
+    wanted = {"kind": "repair", "method": method, "examples": examples, "ridge": ridge}
+    try:
+        stage = Repair.model_validate(wanted)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ModelError(f"repair: '{first['loc'][0]}': {first['msg']}") from None
     inputs, count = collect_examples(batches, examples)
-    return repair_model(result.dense, result.model, (result.cuts,), inputs, count, settings, seed)
+    return repair_model(result.dense, result.model, (result.cuts,), inputs, count, stage, seed)
 
 
 def repair_model(
@@ -114,15 +124,27 @@ def repair_model(
     started = time.perf_counter()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     inputs = map_tensors(inputs, lambda value: value.to(device))
-    with eval_mode(dense, model), torch.no_grad():
+    _check_inputs(inputs, examples)
+    precise = torch.autocast(device.type, enabled=False)
+    with explain_errors("repairing the cut model"), eval_mode(dense, model), torch.no_grad(), precise:
         count = min(examples, affordable_examples(dense, inputs, examples, int(stage.memory.count)))
+        if count < LEAST_EXAMPLES:
+            raise ModelError(
+                f"{stage.memory} of memory is enough for {count} examples, and a repair "
+                f"needs {LEAST_EXAMPLES}; "
+                "raise 'memory'"
+            )
         inputs = take_examples(inputs, examples, 0, count)
-        held_out = max(1, round(HELD_OUT * count)) if count > 1 else 0
+        held_out = max(2, round(HELD_OUT * count))
         judged = take_examples(inputs, count, count - held_out, count)
         before = measure_agreement(dense, model, judged, held_out)
         saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        layers = _repair_layers(dense, model, rounds, inputs, count, held_out, stage, seed)
-        after = measure_agreement(dense, model, judged, held_out)
+        try:
+            layers = _repair_layers(dense, model, rounds, inputs, count, held_out, stage, seed)
+            after = measure_agreement(dense, model, judged, held_out)
+        except BaseException:  # an interruption leaves the model as it was
+            model.load_state_dict(saved)
+            raise
         reverted = not after.error < before.error
         if reverted:
             model.load_state_dict(saved)
@@ -133,6 +155,18 @@ def repair_model(
 
 HELD_OUT = 0.1
 """share of the examples that is not fitted to: it judges each layer, and the whole model at the end"""
+
+
+def _check_inputs(inputs: Inputs, examples: int) -> None:
+    """Refuse too few examples, and numbers that are not finite. Raises ModelError."""
+    if examples < LEAST_EXAMPLES:
+        raise ModelError(
+            f"repair needs at least {LEAST_EXAMPLES} examples, found {examples}; pass "
+            "more unlabelled training examples"
+        )
+    for path, tensor in named_inputs(inputs):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ModelError(f"the calibration examples hold numbers that are not finite (input '{path}')")
 
 
 def _repair_layers(
@@ -159,6 +193,11 @@ def _repair_layers(
 
 def collect_examples(batches: Iterable[Any], examples: int) -> tuple[Inputs, int]:
     """Join batches into one call, and count its examples. Raises ModelError when there are none."""
+    if isinstance(batches, Tensor | str | Mapping) or not isinstance(batches, Iterable):
+        raise ModelError(
+            f"repair takes an iterable of batches, found {type(batches).__name__}; put "
+            "a single batch in a list"
+        )
     parts: list[Any] = []
     count = 0
     for batch in batches:
@@ -171,7 +210,10 @@ def collect_examples(batches: Iterable[Any], examples: int) -> tuple[Inputs, int
         raise ModelError(
             "repair needs calibration examples, and the batches held none; pass unlabelled training examples"
         )
-    joined = _join(parts)
+    try:
+        joined = _join(parts)
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise ModelError(f"the batches do not fit each other: {first_line(error)}") from None
     used = min(count, examples)
     return take_examples(joined, count, 0, used), used
 
@@ -180,9 +222,9 @@ def _inputs_of(batch: Any) -> Any:
     """The inputs of a batch: x of (x, y), what a mapping holds, a tensor as the only input."""
     if isinstance(batch, Tensor):
         return (batch,)
-    if isinstance(batch, Mapping):
+    if isinstance(batch, Mapping) and any(isinstance(value, Tensor) for value in batch.values()):
         return dict(batch)
-    if isinstance(batch, Sequence) and batch:
+    if isinstance(batch, Sequence) and batch and isinstance(batch[0], Tensor | Mapping):
         return _inputs_of(batch[0])
     raise ModelError(
         "repair takes batches that are tensors, mappings of tensors or (x, y) "

@@ -26,6 +26,10 @@ def test_no_budget_above_the_dense_model_is_advised(least: float, advice: str) -
         (torch.zeros(2, 1, 8, 8),),
     )
     (found,) = _infeasible(
-        recipe, plan, "budget", recipe.recipe.budget, [Floor("latency.onnxruntime", 1.0, 0.8, least)]
+        recipe.positions,
+        plan,
+        "budget",
+        recipe.recipe.budget,
+        [Floor("latency.onnxruntime", 1.0, 0.8, least)],
     )
     assert found.hint.startswith(advice)

@@ -333,13 +333,13 @@ def test_timing_does_not_fetch_its_memory_from_the_system_with_every_call() -> N
     code = """
 import resource
 import numpy as np, torch
-from sparsify.cost.measure.timing import interleaved
+from sparsify.cost.measure.timing import time_interleaved
 faults = []
 def call():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     blocks = [torch.zeros(2**22) for _ in range(4)]
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-interleaved([call], 0.2, np.random.default_rng(0))
+time_interleaved([call], 0.2, np.random.default_rng(0))
 print(max(faults[-8:]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

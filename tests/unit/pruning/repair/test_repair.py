@@ -211,7 +211,7 @@ def test_the_summary_of_a_repair() -> None:
     repaired: Repaired = sparsify.repair(cut_half(model, x, layers="first"), [x])
     done = sum(one.outcome == "refitted" for one in repaired.layers)
     assert repr(repaired).startswith(
-        f"<Repaired by least_squares: {done} layers refitted, agreement with the "
+        f"<Repaired by least_squares: {done} layers refitted, error of the outputs "
     )
 
 
@@ -228,3 +228,72 @@ def test_the_last_layer_of_a_branch_makes_up_for_its_shortcut() -> None:
         refit_layers(model, thin, (result.cuts,), (x,), 600, settings)
         errors.append(measure_agreement(model, thin, (draw(200, 3, 8, 8, seed=5),), 200).error)
     assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_too_few_examples_are_refused(count: int) -> None:
+    result = cut_half(Duplicated().eval(), draw(4, 6), layers="first")
+    with pytest.raises(ModelError) as caught:
+        sparsify.repair(result, [draw(count, 6)])
+    assert str(caught.value).startswith(f"repair needs at least 10 examples, found {count}; pass more ")
+
+
+def test_ten_examples_are_enough_for_the_means() -> None:
+    model, x = Residual().eval(), draw(600, 3, 8, 8)
+    rule = {"layers": "conv1", "group": "filter", "criterion": {"kind": "random"}}
+    repaired = sparsify.repair(cut_half(model, x, **rule), [x[:10]], method="mean")
+    assert repaired.examples == 10 and repaired.before.error > 0
+
+
+@pytest.mark.parametrize(
+    ("batches", "words"),
+    [
+        (draw(20, 6), "repair takes an iterable of batches, found Tensor; put a single batch in a list"),
+        (None, "repair takes an iterable of batches, found NoneType; put a single batch in a list"),
+        (["a"], "repair takes batches that are tensors, mappings of tensors or (x, y) pairs, found str"),
+        (
+            [{"x": [1, 2]}],
+            ("repair takes batches that are tensors, mappings of tensors or (x, y) pairs, found dict"),
+        ),
+        ([draw(8, 6), draw(8, 5)], "the batches do not fit each other: "),
+        (
+            [draw(20, 6) * float("nan")],
+            "the calibration examples hold numbers that are not finite (input '0')",
+        ),
+    ],
+)
+def test_batches_of_another_kind_are_told(batches: object, words: str) -> None:
+    result = cut_half(Duplicated().eval(), draw(4, 6), layers="first")
+    with pytest.raises(ModelError) as caught:
+        sparsify.repair(result, batches)  # type: ignore[arg-type]
+    assert str(caught.value).startswith(words)
+
+
+def test_an_interruption_leaves_the_model_as_it_was() -> None:
+    model, x = Residual().eval(), draw(100, 3, 8, 8)
+    result = cut_half(model, x, layers="conv1", group="filter", criterion={"kind": "random"})
+    state = {name: value.clone() for name, value in result.model.state_dict().items()}
+    seen = []
+
+    def stop_late(*_: object) -> None:
+        seen.append(1)
+        if len(seen) > 2:
+            raise KeyboardInterrupt
+
+    result.model.get_submodule("head").register_forward_pre_hook(stop_late)
+    with pytest.raises(KeyboardInterrupt):
+        sparsify.repair(result, [x])
+    assert all(torch.equal(value, state[name]) for name, value in result.model.state_dict().items())
+
+
+def test_a_second_repair_starts_where_the_first_one_ended() -> None:
+    """The intercept in the mean of a normalisation is counted once."""
+    model, x = Residual().eval(), draw(600, 3, 8, 8)
+    result = cut_half(model, x, layers="conv1", group="filter", criterion={"kind": "random"})
+    means = []
+    for _ in range(3):
+        refit_layers(model, result.model.eval(), (result.cuts,), (x,), 600, Settings(held_out=60, ridge=1e-6))
+        means.append(result.model.get_submodule("bn2").get_buffer("running_mean").clone())
+    first, last = (means[1] - means[0]).abs().max(), (means[2] - means[1]).abs().max()
+    moved = (means[0] - model.bn2.running_mean).abs().max()
+    assert float(first) < 0.2 * float(moved) and float(last) < 0.2 * float(moved)

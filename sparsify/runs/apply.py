@@ -2,7 +2,7 @@
 
 Read this first.
 
-load -> plan -> per stage: train (with cuts between epochs where the recipe asks for them) or cut
+load -> plan -> per stage: train (with cuts between epochs where the recipe asks for them), cut or repair
      -> save -> reload -> measure -> report
 A budget with `accuracy_drop` repeats the stages from the first cut on, once for each trial.
 """

@@ -1,4 +1,4 @@
-"""The stages of a run: train (with cuts between epochs where the recipe asks for them) and cut."""
+"""The stages of a run: train (with cuts between epochs where the recipe asks for them), cut and repair."""
 
 import time
 from collections.abc import Mapping, Sequence

@@ -1,11 +1,13 @@
 """Trace a model: one forward call in eval mode, and one in train mode."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from sparsify.errors import ModelError
 from sparsify.forward.call_model import call_model, every_tensor, float_tensors
-from sparsify.forward.calls import Inputs
+from sparsify.forward.calls import Inputs, count_examples, list_calls, resize_batch
 from sparsify.graph.names import walk_modules
 from sparsify.graph.trace.labels import Labels
 from sparsify.graph.trace.operators import (
@@ -41,11 +43,11 @@ def trace_model(
             model.train(training)
             mode.counting = not training
             try:
-                with decompose_operators(model), torch.random.fork_rng(devices=[]), LeavingTorch(mode), mode:
-                    output = call_model(model, inputs)
+                output = _run_traced(model, mode, inputs, training)
             except Exception:
                 if not training or not lenient:
                     raise
+                _fix_half_traced(model, mode, labels)
                 break
             if not training:
                 labels.evaluated = frozenset(labels.used | labels.ran)
@@ -56,3 +58,25 @@ def trace_model(
                     labels.fix(aspect.numpy(), "it feeds the network's output")
     model.eval()
     return labels, [(mode.products[key], times) for key, times in mode.ran.items()]
+
+
+def _run_traced(model: nn.Module, mode: Tracer, inputs: Inputs, training: bool) -> Any:
+    """What the model returns. In train mode one example is not enough for some batch normalisations (an
+    auxiliary head on a single place): then two are tried."""
+    with decompose_operators(model), torch.random.fork_rng(devices=[]), LeavingTorch(mode), mode:
+        try:
+            return call_model(model, inputs)
+        except ValueError:
+            if not training or count_examples(list_calls(inputs)[0]) != 1:
+                raise
+            return call_model(model, resize_batch(inputs, 2))
+
+
+def _fix_half_traced(model: nn.Module, mode: Tracer, labels: Labels) -> None:
+    """Protect what only a failed call in train mode has read: it is not known what else would read it."""
+    half = (labels.used | labels.ran) - labels.evaluated
+    reason = "it is read in train mode alone, and the model does not run there with these inputs"
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name in half or name.rpartition(".")[0] in half:
+            for aspect in mode.labels_of(tensor).aspects:
+                labels.fix(aspect.numpy(), reason)

@@ -83,10 +83,11 @@ def _repair_notes(report: Report) -> Iterator[str]:
                 "keep.limits, or repair."
             )
         if stage.repair is not None:
-            yield _describe_repair(stage.name, stage.repair)
+            yield describe_repair(stage.name, stage.repair)
 
 
-def _describe_repair(name: str, repair: RepairRow) -> str:
+def describe_repair(name: str, repair: RepairRow) -> str:
+    """One sentence on what a repair stage did."""
     if repair.reverted:
         return f"{name} was undone: on held-out examples the outputs came no closer to the dense ones."
     outcomes = [layer.outcome for layer in repair.layers]

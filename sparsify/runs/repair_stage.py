@@ -1,6 +1,7 @@
 """The repair stage of a run, and the agreement with the dense model that is noted after a cut."""
 
 import time
+from dataclasses import replace
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -8,10 +9,10 @@ from torch import nn
 
 from sparsify.data import batches
 from sparsify.events import Note, StageStarted
-from sparsify.formatting.numbers import plural, share
 from sparsify.forward.calls import Inputs
 from sparsify.pruning.repair.agreement import measure_agreement
 from sparsify.pruning.repair.repair import Repaired, collect_examples, repair_model
+from sparsify.reporting.training_tables import describe_repair
 from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.save_load import rebuild_dense
 from sparsify.runs.setup import Run
@@ -39,7 +40,7 @@ def repair_model_of_run(
         inputs, count = _training_examples(run, checkpoint, stage.examples)
         dense = dense_of_run(run, model)
         seed = derived_seed(run.recipe.seed, checkpoint.stage, 0)
-        found = [repair_model(dense, model, checkpoint.cuts, inputs, count, stage, seed, run.listener)]
+        found = [repair_model(dense, model, checkpoint.cuts, inputs, count, stage, seed)]
     else:
         found = []
     repair = _share(run, model, found)
@@ -67,7 +68,7 @@ def agreement_after_cut(
     if run.datasets is None:
         return None
     inputs, count = _training_examples(run, checkpoint, COMPARED)
-    return measure_agreement(dense.eval(), model.eval(), inputs, count)
+    return measure_agreement(dense, model, inputs, count)
 
 
 def dense_of_run(run: Run, model: nn.Module) -> nn.Module:
@@ -75,21 +76,6 @@ def dense_of_run(run: Run, model: nn.Module) -> nn.Module:
     dense = rebuild_dense(run.folder, run.build) if run.state.from_scratch else run.dense
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return dense.to(device).eval()
-
-
-def describe_repair(name: str, repair: RepairRow) -> str:
-    """One sentence on what a repair came to."""
-    before, after = repair.before.correlation, repair.after.correlation
-    if repair.reverted:
-        return (
-            f"{name}: taken back, as the outputs came no nearer to those of the dense model "
-            f"(correlation {before:.3f})"
-        )
-    layers = sum(layer.outcome == "refitted" for layer in repair.layers)
-    refitted = f"{plural(layers, 'layer')} refitted, " if repair.layers else ""
-    same = repair.after.same_prediction
-    predictions = "" if same is None else f", same prediction for {share(same)} of the examples held out"
-    return f"{name}: {refitted}correlation with the dense outputs {before:.3f} -> {after:.3f}{predictions}"
 
 
 def _training_examples(run: Run, checkpoint: Checkpoint, count: int) -> tuple[Inputs, int]:
@@ -132,14 +118,10 @@ def _validation_accuracy(run: Run, model: nn.Module) -> float | None:
 
 
 def _with_row(checkpoint: Checkpoint, row: StageRow, model: nn.Module) -> Checkpoint:
-    return Checkpoint(
-        recipe=checkpoint.recipe,
-        model=checkpoint.model,
+    return replace(
+        checkpoint,
         stage=checkpoint.stage + 1,
         weights=model.state_dict(),
-        history=checkpoint.history,
+        moment=None,
         stages=(*checkpoint.stages, row),
-        cuts=checkpoint.cuts,
-        rounds=checkpoint.rounds,
-        search=checkpoint.search,
     )

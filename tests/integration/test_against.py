@@ -15,7 +15,7 @@ from sparsify.data import load_data
 from sparsify.errors import RecipeError, RunError
 from sparsify.events import EpochDone, Event, StageStarted
 from sparsify.models import digits_cnn
-from sparsify.pruning.planning.baseline_recipes import Cost, counted_in, same_dense, training
+from sparsify.pruning.planning.baseline_recipes import Cost, baseline_recipe, counted_in, same_dense, training
 from sparsify.pruning.planning.plan import Floor
 from sparsify.reporting.report_tables import tables
 from sparsify.runs import run_folder
@@ -366,6 +366,18 @@ def test_what_equal_cost_means() -> None:
     assert Cost("latency.phone", 0.575).budget.latency["phone"] == Share(100 * 0.575, "%")
     found = Cost("macs", 93440.0).budget.macs
     assert found is not None and 93440.0 <= found.count < 93440.1
+
+
+def test_they_are_repaired_where_the_run_is() -> None:
+    stages = [{"kind": "cut"}, {"kind": "repair"}, TUNE]
+    recipe = {**RECIPE, "stages": stages, "inputs": [{"shape": [2, 1, 8, 8]}]}
+    plan = sparsify.make_plan(recipe, digits_cnn().eval(), (torch.zeros(2, 1, 8, 8),))
+    theirs = baseline_recipe(plan, "random", Cost("macs", 90_000.0))
+    assert [(s.kind, s.name) for s in theirs.stages] == [
+        ("cut", "random: cut"),
+        ("repair", "random: repair"),
+        ("train", "random: finetune"),
+    ]
 
 
 def test_which_stages_are_theirs() -> None:

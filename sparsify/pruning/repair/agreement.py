@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sparsify.errors import ModelError
 from sparsify.forward.call_model import call_model, every_tensor
 from sparsify.forward.calls import Inputs, map_tensors
+from sparsify.forward.trial_calls import eval_mode
 from sparsify_schemas.report import Agreement
 
 CHUNK = 64
@@ -15,7 +16,7 @@ CHUNK = 64
 
 
 def measure_agreement(dense: nn.Module, model: nn.Module, inputs: Inputs, examples: int) -> Agreement:
-    """Compare the outputs of two models on the same inputs, both in eval mode.
+    """Compare the outputs of two models on the same inputs, in eval mode; each gets its own mode back.
 
     With a and b the outputs of dense and cut model, each less its mean over the examples:
 
@@ -27,7 +28,8 @@ def measure_agreement(dense: nn.Module, model: nn.Module, inputs: Inputs, exampl
 
     A correlation near zero says that the outputs no longer follow the inputs.
     """
-    pairs = [_outputs(dense, model, part) for part in _parts(inputs, examples)]
+    with eval_mode(dense, model):
+        pairs = [_outputs(dense, model, part) for part in _parts(inputs, examples)]
     if not pairs:
         return Agreement(correlation=1.0, error=0.0)
     first = torch.cat([a for a, _ in pairs]).double()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsify.forward.call_model import call_model, restore_buffers
-from sparsify.forward.calls import Inputs, map_tensors
+from sparsify.forward.calls import Inputs
 from sparsify.pruning.layer_matrix import (
     Places,
     groups_of,
@@ -30,6 +30,7 @@ from sparsify.pruning.layer_matrix import (
     set_weight,
     weight_matrix,
 )
+from sparsify.pruning.repair.agreement import take_examples
 from sparsify.pruning.repair.kept_outputs import kept_outputs
 from sparsify.pruning.repair.regression import Fit, fit_intercept, fit_ridge, mean_square
 from sparsify.pruning.repair.sites import OperatorCounter, Site, find_sites
@@ -93,7 +94,7 @@ def refit_layers(
         examples: how many there are.
         settings: see `Settings`.
     """
-    first = _first_examples(inputs, examples)
+    first = take_examples(inputs, examples, 0, 2)  # enough to see which layers run
     (dense_sites, _), (sites, _) = find_sites(dense, first), find_sites(model, first)
     outputs = kept_outputs(dense, rounds)
     partners = _shared_addends(dense_sites, sites) if settings.shortcuts else frozenset()
@@ -339,11 +340,6 @@ def _shift(layer: nn.Module, norm: nn.Module | None, mean: Tensor | None, interc
     elif norm is not None and mean is not None:
         own = norm.get_buffer("running_mean")
         own.copy_((mean.double() - intercept).to(own.dtype))
-
-
-def _first_examples(inputs: Inputs, examples: int) -> Inputs:
-    """Two of the examples, enough to see which layers run."""
-    return map_tensors(inputs, lambda value: value[:2] if value.dim() and len(value) == examples else value)
 
 
 def _operators(sites: Mapping[str, Site], partners: frozenset[str]) -> frozenset[int]:

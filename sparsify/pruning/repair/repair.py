@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from sparsify.errors import ModelError, first_line
-from sparsify.events import Listener, silence
 from sparsify.forward.call_model import named_inputs
 from sparsify.forward.calls import Inputs, map_tensors
 from sparsify.forward.opaque import explain_errors
@@ -111,7 +110,6 @@ def repair_model(
     examples: int,
     stage: Repair,
     seed: int,
-    listener: Listener = silence,
 ) -> Repaired:
     """The same for a model that several cuts have left.
 
@@ -120,7 +118,6 @@ def repair_model(
         rounds: the logs of the cuts, in order.
         inputs: one call with all examples.
     """
-    del listener
     started = time.perf_counter()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     inputs = map_tensors(inputs, lambda value: value.to(device))

@@ -156,7 +156,7 @@ def find_sites(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Site], int]:
     for name, module in model.named_modules():
         if is_product(module):
             handles.append(module.register_forward_hook(after_layer(name)))
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             handles.append(module.register_forward_hook(after_norm(name)))
     try:
         with torch.no_grad(), restore_buffers(model), watch:

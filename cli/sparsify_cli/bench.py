@@ -44,9 +44,8 @@ def command(
 ) -> None:
     """Time a run's dense against its cut model again, or any two models against each other.
 
-    The models run in turn, warmed up and pinned to as many cores as the target has threads. A second copy
-    of the
-    first model shows the noise: a difference no larger than that between the two copies is reported as no
+    The models run in turn, warmed up and pinned to as many cores as the target has threads. A second copy of
+    the first model shows the noise: a difference no larger than that between the two copies is reported as no
     difference.
     """
     from sparsify.cost.measure import describe_environment

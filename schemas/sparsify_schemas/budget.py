@@ -34,10 +34,8 @@ class AccuracyDrop(Spec):
     dense model's.
 
     What comes before the first cut is done once; from there each trial cuts and goes on to the end of the
-    recipe. How deep it
-    cuts is found by bisection between what the other budgets ask for and all that can be removed. A few
-    points
-    as text mean this with its defaults.
+    recipe. How deep it cuts is found by bisection between what the other budgets ask for and all that can be
+    removed. A few points as text mean this with its defaults.
     """
 
     at_most: Points

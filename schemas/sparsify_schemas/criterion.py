@@ -20,8 +20,7 @@ class Facts:
     branch"""
     sees: Literal["weights", "gradients", "gradients of examples", "inputs", "model"] = "weights"
     """what it looks at: the weights alone; the gradients of the loss on each batch, or on each example; the
-    root mean
-    square of what arrives at each layer; or the model, in ways of its own"""
+    root mean square of what arrives at each layer; or the model, in ways of its own"""
 
 
 class CriterionSpec(Spec):
@@ -125,8 +124,7 @@ class Fisher(FromData):
     loss when g goes.
 
     Needs training data, one backward pass an example. Source: Theis et al., arXiv:1801.05787 (without its
-    term of cost,
-    which a budget weighs).
+    term of cost, which a budget weighs).
     """
 
     kind: Literal["fisher"]
@@ -143,8 +141,7 @@ class Sensitivity(FromData):
     itself.
 
     Needs training data. Source: Lee et al., arXiv:1810.02340 (at initialisation); |dL/dw| alone is the
-    sensitivity of
-    Tartaglione et al., arXiv:2011.09905.
+    sensitivity of Tartaglione et al., arXiv:2011.09905.
     """
 
     kind: Literal["sensitivity"]

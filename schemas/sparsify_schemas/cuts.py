@@ -84,8 +84,7 @@ class Silence(Spec):
 
 class Replace(Spec):
     """The module became one that computes the same from the same parameters and takes widths that its own
-    class refuses:
-    torch's MultiheadAttention, whose inner width must be that of its inputs, became
+    class refuses: torch's MultiheadAttention, whose inner width must be that of its inputs, became
     `sparsify.models.attention`'s."""
 
     op: Literal["replace"] = "replace"
@@ -118,8 +117,7 @@ class AddBias(Spec):
 
 class Fold(Spec):
     """Removed units emitted constants, which the weights prove; a consumer lost them and got them back. The
-    values are in
-    the weights file."""
+    values are in the weights file."""
 
     op: Literal["fold"] = "fold"
     module: Text

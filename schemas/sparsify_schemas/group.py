@@ -1,8 +1,7 @@
 """Group types: which weights live and die together.
 
 A word names the type; two types are patterns of numbers: `2:4` keeps 2 of every 4 weights, `4x1` is a block
-of 4 rows
-and 1 column.
+of 4 rows and 1 column.
 """
 
 import re
@@ -90,19 +89,16 @@ class Facts:
     """what `sparsify explain group` says of it"""
     amount: Literal["budget", "sparsity", "sparsity or penalty", "group"]
     """what may say how much of it is removed, besides the rule's own `sparsity`: the budget; nothing; a
-    penalty that
-    brings groups to zero; or the group itself (2:4), which then takes no `sparsity`"""
+    penalty that brings groups to zero; or the group itself (2:4), which then takes no `sparsity`"""
     keep: Literal["widths", "branches", "groups", "nothing"]
     """what the rule's `keep` bounds: widths; the number of residual branches or of groups in a tensor
-    (`at_least`
-    alone); or nothing"""
+    (`at_least` alone); or nothing"""
     own_slice: bool
     """whether a group has a slice in the weight of the layer that the rule matches, on which `scope: layer`
     acts"""
     axes: Axes | None = None
     """groups inside one weight tensor: the dimensions of a weight of so many dimensions along which the
-    groups are
-    counted; None for groups that reach over several tensors and leave them"""
+    groups are counted; None for groups that reach over several tensors and leave them"""
     single: bool = False
     """inside one tensor: whether each weight is a group of its own"""
 

@@ -32,12 +32,9 @@ class Input(Spec):
     list argument.
 
     Without `range` and `values` floating-point numbers are normal. Integers are uniform over the rows of the
-    table
-    (an embedding, say) that the model indexes by them, or 0 and 1 where it is none; those called `length` or
-    `lengths` are 1
-    to the number of steps, the largest first. Booleans are mixed; those called `mask` are true for a first
-    part of each
-    row, those called `padding_mask` for a last part.
+    table (an embedding, say) that the model indexes by them, or 0 and 1 where it is none; those called
+    `length` or `lengths` are 1 to the number of steps, the largest first. Booleans are mixed; those called
+    `mask` are true for a first part of each row, those called `padding_mask` for a last part.
     """
 
     shape: tuple[Positive, ...] | None = Field(default=None, min_length=1)
@@ -50,8 +47,7 @@ class Input(Spec):
     """the numbers themselves, in nested lists"""
     batch: Whole | Literal["none"] | None = None
     """the dimension that counts examples, 0 the first; `none` where nothing does, as in a graph. Left out, it
-    is the first
-    where that is as long as the first tensor's"""
+    is the first where that is as long as the first tensor's"""
     value: Whatever | None = None
     """a plain value in place of a tensor: a number, text, true or false"""
 

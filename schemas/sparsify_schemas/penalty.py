@@ -25,10 +25,9 @@ class Facts:
 
     reach: Reach
     """units: all that leaves with a unit; slices: the matched layer's own slice of each; arrivals: the
-    consumers' slices,
-    where a unit arrives; weights: the layer's weights; elements: each weight by itself. Of groups inside a
-    tensor always
-    these groups, or for single weights the weights, for arrivals and elements each by itself"""
+    consumers' slices, where a unit arrives; weights: the layer's weights; elements: each weight by itself. Of
+    groups inside a tensor always these groups, or for single weights the weights, for arrivals and elements
+    each by itself"""
     summary: str
     """what the plan says of it, names of fields in braces"""
     strength: Strength | None = None
@@ -249,8 +248,8 @@ class Threshold(Spec):
         validation loss with them zero <= (1 + tolerance) * validation loss
 
     found by bisection whenever the validation loss has not improved for `patience` epochs. Sources:
-    Tartaglione et al.,
-    arXiv:1810.11764 (a threshold); Tartaglione et al., arXiv:2011.09905 (how it is found).
+    Tartaglione et al., arXiv:1810.11764 (a threshold); Tartaglione et al., arXiv:2011.09905 (how it is
+    found).
     """
 
     tolerance: Share = Share(5.0, "%")
@@ -379,10 +378,9 @@ class Agp(PenaltySpec):
     share at zero: sparsity * (1 - (1 - t)^3),   t from 0 at `start` to 1 at `end`
 
     By |w| for group weight, by ||w_g|| / sqrt(|g|) for others, over all layers of the rule; chosen anew
-    whenever the share
-    rises, from what is not zero. It counts on the clock of its stage; where a stage is cut little by little,
-    each cut is a goal,
-    and what lies between two cuts is the stage. Source: Zhu & Gupta, arXiv:1710.01878, equation 1.
+    whenever the share rises, from what is not zero. It counts on the clock of its stage; where a stage is cut
+    little by little, each cut is a goal, and what lies between two cuts is the stage. Source: Zhu & Gupta,
+    arXiv:1710.01878, equation 1.
     """
 
     kind: Literal["agp"]

@@ -50,14 +50,12 @@ class Keep(Spec):
 
     at_least: Positive | None = None
     """groups that stay in every layer. Left out: a tenth of those that are not zero, or 1 where a budget or a
-    sparsity cannot be
-    met otherwise; of group depth: blocks that stay over the whole rule, none when left out"""
+    sparsity cannot be met otherwise; of group depth: blocks that stay over the whole rule, none when left
+    out"""
     multiple_of: Positive | Literal["auto"] | None = None
     """kept widths are multiples of this, rounded up; a layer that loses nothing keeps its width. `auto`: the
-    width step of
-    the recipe's targets (16 with AVX-512, 8 with AVX2, never below 4 on a processor). Left out: auto where
-    the budget names
-    a latency, else 1"""
+    width step of the recipe's targets (16 with AVX-512, 8 with AVX2, never below 4 on a processor). Left out:
+    auto where the budget names a latency, else 1"""
     uniform: Flag = False
     """every layer of the rule keeps as many groups as the others, as one number in a transformer's config
     must say it"""
@@ -358,8 +356,7 @@ class Recipe(Spec):
     """what one forward call takes, in order or by keyword; taken from data when left out"""
     calls: tuple[Call, ...] | None = Field(default=None, min_length=1)
     """calls of the model in place of `inputs`, where one of `forward` does not reach all of it: it is
-    followed, tried, proven,
-    counted and timed in all of them"""
+    followed, tried, proven, counted and timed in all of them"""
     data: Data | None = None
     """training, validation and test examples"""
     targets: dict[Text, Named] = {}

@@ -122,14 +122,10 @@ class Auto(Spec):
     strengths alone.
 
     The goal is the rule's own `sparsity`, or else the budget of macs, params, bytes and peak_memory; a
-    latency and an
-    accuracy_drop are held by the cut alone. Which groups go is asked of the rule's criterion two hundred
-    times a stage
-    (magnitude where it would need data), as a cut would; the strength is what makes those die in time, and
-    acts on them
-    alone. Where a stage is cut little by little, each cut is a goal, and what lies between two cuts is the
-    stage.
-    The text auto means this.
+    latency and an accuracy_drop are held by the cut alone. Which groups go is asked of the rule's criterion
+    two hundred times a stage (magnitude where it would need data), as a cut would; the strength is what makes
+    those die in time, and acts on them alone. Where a stage is cut little by little, each cut is a goal, and
+    what lies between two cuts is the stage. The text auto means this.
     """
 
     kind: Literal["auto"]

@@ -1,10 +1,8 @@
 """Which layers a rule speaks of.
 
 A selector is a glob on module names (`layer?.*.conv1`), `re:` and a regular expression that must match the
-whole name,
-or the name of a layer class (`Conv2d`): the layer's own, or one that it is derived from, up to
-the class of torch.nn.
-A rule may list several; a layer is selected when any of them matches.
+whole name, or the name of a layer class (`Conv2d`): the layer's own, or one that it is derived from, up to
+the class of torch.nn. A rule may list several; a layer is selected when any of them matches.
 """
 
 import re

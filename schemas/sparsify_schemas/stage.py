@@ -193,16 +193,15 @@ class Repair(Spec):
     model.
 
     Unlabelled training examples pass through the dense and the cut model side by side. With X the inputs of a
-    layer
-    of the cut model as repaired so far, and Y the outputs of the same layer of the dense model, both centred:
+    layer of the cut model as repaired so far, and Y the outputs of the same layer of the dense model, both
+    centred:
 
         W = W0 + (X'X + l I)^-1 X'(Y - X W0),    l = ridge * mean(diag X'X)       least_squares
         running mean and variance of each batch normalisation, taken anew         batch_norm
         b = mean(Y) - mean(X) W0                                                   mean
 
     A layer is refitted only where that helps on examples held out, and all is taken back where the outputs of
-    the
-    whole model do not come nearer to those of the dense model.
+    the whole model do not come nearer to those of the dense model.
     """
 
     kind: Literal["repair"]

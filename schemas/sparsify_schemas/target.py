@@ -2,8 +2,7 @@
 side.
 
 A target is written out, or named: `targets: {server: onnxruntime}` takes the preset `onnxruntime`. `sparsify
-targets`
-lists the presets and says what is installed here.
+targets` lists the presets and says what is installed here.
 """
 
 from typing import Annotated, Literal

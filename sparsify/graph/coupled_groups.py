@@ -33,8 +33,7 @@ def find_coupled_groups(
     Args:
         classes: classes of the labels.
         producers: (tensor, dimension) of every layer's outputs -> the layer's name. A group is named after
-            the
-            first of them that it reaches; a second group of the same first layer gets a number.
+            the first of them that it reaches; a second group of the same first layer gets a number.
         written: attributes that hold a length.
     """
     vectors = _find_vectors(labels.axes, classes)

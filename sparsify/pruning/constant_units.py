@@ -33,8 +33,7 @@ def constants_of(
     dense: nn.Module, map: ModelMap, keep: Mapping[str, Sequence[int]], inputs: Inputs
 ) -> Constants:
     """What the removed units emit that no input changes, computed in float64 where the model runs in it;
-    nothing, where
-    it cannot be followed."""
+    nothing, where it cannot be followed."""
     given = call_model.move_inputs_to_cpu(inputs)
     double = call_model.convert_inputs(given, torch.float64)
     try:
@@ -54,8 +53,7 @@ def confirmed_constants(
     """What the removed units emit, and a note where other inputs contradict it: then none of it is believed.
 
     Constants that go on exactly are compared with the dense model by the proof. Of the others the proof sees
-    the mean
-    alone, so they are derived once more on other inputs, which must give the same numbers.
+    the mean alone, so they are derived once more on other inputs, which must give the same numbers.
     """
     found = constants_of(dense, plan.map, keep, inputs)
     other = redraw(inputs, seed_of(plan, 0))

@@ -67,8 +67,7 @@ class Result:
     """what was given as `follow`, of the same classes, cut alike"""
     notes: tuple[str, ...] = ()
     """numbers of the model that still state an old width, what became of the constants that removed units
-    emitted, and what of
-    the optimizer's state could not be carried over"""
+    emitted, and what of the optimizer's state could not be carried over"""
 
     def __repr__(self) -> str:
         """What came out, in one line."""

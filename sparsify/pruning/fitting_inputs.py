@@ -16,8 +16,7 @@ def inputs_for(recipe: Recipe, model: nn.Module, datasets: Datasets | None = Non
     model takes no two.
 
     Integers without `range` or `values` are drawn over the whole vocabulary that the model indexes by them,
-    lengths are no
-    longer than the sequences, masks are mixed. Raises DataError.
+    lengths are no longer than the sequences, masks are mixed. Raises DataError.
     """
     drawn = example_inputs(recipe, datasets)
     if recipe.inputs is None and recipe.calls is None:

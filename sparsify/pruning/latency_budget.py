@@ -75,8 +75,7 @@ def settled(
     used.
 
     Where no choice of six comes so near, the slowest that holds; where none holds, the fastest. Targets that
-    are not here
-    are taken at their clock's word.
+    are not here are taken at their clock's word.
     """
     timed = [c for c in clocks if c.measured]
     if not timed:

@@ -2,9 +2,8 @@
 faster.
 
 A kernel is cropped whenever a smaller one holds its live positions. What is scattered beyond that is gathered
-only where
-this is at least 10 % faster than computing with the zeros, on the layer's own input, at every target of the
-recipe.
+only where this is at least 10 % faster than computing with the zeros, on the layer's own input, at every
+target of the recipe.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

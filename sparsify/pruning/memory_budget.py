@@ -28,8 +28,7 @@ def with_lifetimes(model: nn.Module, map: ModelMap, inputs: Inputs) -> ModelMap:
     unit.
 
     Each open group is narrowed on trial by a unit; where that changes which operators run, its share of these
-    tensors is
-    unknown and counted as none, so that the prediction is never below the truth there.
+    tensors is unknown and counted as none, so that the prediction is never below the truth there.
     """
     measured = (
         compute_peak(model, inputs)

@@ -1,8 +1,8 @@
 """Zeroing: which groups inside weight tensors become zero at the cut, and which units die of it.
 
 The choice is made on the model after the structural choice, so that a pattern such as 2:4 holds in what is
-stored. The
-zeros are then carried back to the dense model: with them it is what the cut model must be equal to.
+stored. The zeros are then carried back to the dense model: with them it is what the cut model must be equal
+to.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -79,8 +79,7 @@ def without_dead(plan: Plan, model: nn.Module, keep: Kept) -> dict[str, list[int
     """`keep` less the units that the zeros of the model leave without any effect, repeated until no more die.
 
     A unit is dead when its producers' weights are all zero or its consumers' input slices all are. Groups
-    that a
-    normalisation takes statistics over stay whole, as do those whose units a pattern counts.
+    that a normalisation takes statistics over stay whole, as do those whose units a pattern counts.
     """
     kept = {name: list(units) for name, units in keep.items()}
     canonical, left = (

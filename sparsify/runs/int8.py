@@ -62,11 +62,10 @@ def compare_int8(
     Returns the rows and the int8 cut model.
 
     The four are timed in turn on each target for about `seconds`. Activation ranges are calibrated on
-    training examples drawn by the seed, without augmentation; on `inputs` where there is no data. Each
-    file, its accuracies, and the times of all four on one target are kept in `cache`, so an interrupted
-    comparison resumes.
-    Raises ModelError where a model cannot be exported or quantized, RunError where a part of the cache is
-    damaged.
+    training examples drawn by the seed, without augmentation; on `inputs` where there is no data. Each file,
+    its accuracies, and the times of all four on one target are kept in `cache`, so an interrupted comparison
+    resumes. Raises ModelError where a model cannot be exported or quantized, RunError where a part of the
+    cache is damaged.
     """
     inputs = simplify_inputs((list_calls(inputs)[0],))  # a file holds one call
     calibration = calibration_batches(inputs, datasets, seed)

@@ -68,8 +68,8 @@ class Hooks:
         self._step = 0
         self._passes = 0
         self._leaves: dict[str, Tensor] = dict(self._parameters)
-        """what forward passes compute with:
-        of a sharded parameter the whole one that FSDP has put in its place"""
+        """what forward passes compute with: of a sharded parameter the whole one that FSDP has put in its
+        place"""
         self._outputs: dict[int, Tensor] = {}
         """of forward passes whose backward pass has not come yet"""
         self._pending = [[0.0] * len(optimizer.param_groups) for _ in regularizers]
@@ -264,8 +264,8 @@ class Hooks:
         return strength(regularizer, self._step, *self._length, self._span)
 
     def _steer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Right after a proximal action:
-        later the optimizer's momentum may have woken a dead group a little."""
+        """Right after a proximal action: later the optimizer's momentum may have woken a dead group a
+        little."""
         (since, until), (per_epoch, whole) = self._span, self._length
         moment = auto_strength.interval(
             whole, max((r.spec.facts().every for r in self._regularizers if r.steered), default=1)
@@ -294,8 +294,8 @@ class Hooks:
         self._leaves |= {name: getattr(module, attribute) for name, attribute in own}
 
     def _watch(self, model: nn.Module, _args: Any, returned: Any) -> None:
-        """In every forward pass that is trained on:
-        have penalties look while its backward pass is at the outputs."""
+        """In every forward pass that is trained on: have penalties look while its backward pass is at the
+        outputs."""
         if not (model.training and torch.is_grad_enabled()):
             return
         outputs = sensitivity.rows_of_outputs(returned)

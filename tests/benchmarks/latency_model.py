@@ -6,16 +6,12 @@
                                              [--write docs/explanations/latency-model.md]
 
 Weights are random, which makes no difference to latency. Every network is cut at random (each coupled group
-keeps its own share
-of its width, 15 % to 100 %), in steps of the target or to any width. The model is calibrated on the dense
-network and eight
-cuts of its own; none of the cuts here is among those. Cuts are timed interleaved with the dense network,
-processor time on one
-thread, and count as the share of its time that they take: so a machine that is busier now than it was then
-does not count.
-Each is prepared and timed twice, some time apart: the mean counts, and *timed again* is how far the two were
-apart at worst.
-`--write` puts the table between the two marks of the page.
+keeps its own share of its width, 15 % to 100 %), in steps of the target or to any width. The model is
+calibrated on the dense network and eight cuts of its own; none of the cuts here is among those. Cuts are
+timed interleaved with the dense network, processor time on one thread, and count as the share of its time
+that they take: so a machine that is busier now than it was then does not count. Each is prepared and timed
+twice, some time apart: the mean counts, and *timed again* is how far the two were apart at worst. `--write`
+puts the table between the two marks of the page.
 """
 
 # ruff: noqa: E402

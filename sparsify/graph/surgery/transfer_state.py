@@ -40,11 +40,10 @@ def transfer_state(
     """Give the cut model the gradients and hooks of the dense one, and the optimizer the cut model's
     parameters.
 
-    State is narrowed if each of its dimensions has the parameter's length or 1 (a moment, a factored
-    moment). Other state of a narrowed parameter is reset, and the returned notes say so. Parameters of
-    other models stay in the optimizer.
-    Raises ModelError, with nothing changed, if the optimizer holds none of the model's parameters or
-    cannot be transferred.
+    State is narrowed if each of its dimensions has the parameter's length or 1 (a moment, a factored moment).
+    Other state of a narrowed parameter is reset, and the returned notes say so. Parameters of other models
+    stay in the optimizer. Raises ModelError, with nothing changed, if the optimizer holds none of the model's
+    parameters or cannot be transferred.
     """
     ways = _changes_by_parameter(cuts)
     fresh = dict(thin.named_parameters(remove_duplicate=False))

@@ -2,22 +2,16 @@
 make up for.
 
 For each layer that reads the group (a convolution or a Linear layer), X are its inputs in the dense model, H
-= X'X / n
-centred, W its weight as a matrix, and G = E[g g'] with g the gradient of <outputs, v> at the layer's output,
-v ~ N(0, I):
-the Gauss-Newton matrix of the squared error of the model's outputs, from unlabelled examples. Removing unit j
-and
-refitting the others costs
+= X'X / n centred, W its weight as a matrix, and G = E[g g'] with g the gradient of <outputs, v> at the
+layer's output, v ~ N(0, I): the Gauss-Newton matrix of the squared error of the model's outputs, from
+unlabelled examples. Removing unit j and refitting the others costs
 
     e_j = tr(W_j' [(H^-1)_jj]^-1 W_j G)
 
 after which W <- W - (H^-1)_:j [(H^-1)_jj]^-1 W_j and H^-1 is updated for the inputs that are left. Units go
-one by one,
-the cheapest first; the errors add up to a curve for each group, of several layers that read it to the sum of
-theirs. A
-unit's score is the slope of the curve's lower convex hull where the unit goes, so that taking units of all
-groups by
-score per cost is choosing by one Lagrange multiplier.
+one by one, the cheapest first; the errors add up to a curve for each group, of several layers that read it to
+the sum of theirs. A unit's score is the slope of the curve's lower convex hull where the unit goes, so that
+taking units of all groups by score per cost is choosing by one Lagrange multiplier.
 
 Source: optimal brain surgeon (Hassibi and Stork 1993) on groups of weights.
 """

@@ -88,8 +88,8 @@ def compile_plan(
 
 
 def _multiple(recipe: Recipe, rule: int, steps: Mapping[str, Steps]) -> int:
-    """What kept widths are multiples of.
-    `auto` follows from the targets whose latency is budgeted, else from all."""
+    """What kept widths are multiples of. `auto` follows from the targets whose latency is budgeted, else from
+    all."""
     asked, group = recipe.rules[rule].keep.multiple_of, recipe.rules[rule].group
     if isinstance(asked, int):
         return asked

@@ -47,16 +47,14 @@ _UNTOLD = frozenset(("lifetimes", "products", "shared"))
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe resolved against a model:
-    what each rule reaches, what is protected and why, what a budget allows.
+    """A recipe resolved against a model: what each rule reaches, what is protected and why, what a budget
+    allows.
 
     `preview` holds the widths (coupled group, units kept) if the cut were made now, on the present weights,
-    which are `random` where training is still to come from scratch;
-    `predicted` (target, milliseconds) at these widths, where the budget limits a latency;
-    `prices` (target, coupled group, share of its milliseconds that goes with one unit),
-    where a penalty weighs by a latency. These, and floors in milliseconds, which no two measurements agree
-    on,
-    are no part of the digest.
+    which are `random` where training is still to come from scratch; `predicted` (target, milliseconds) at
+    these widths, where the budget limits a latency; `prices` (target, coupled group, share of its
+    milliseconds that goes with one unit), where a penalty weighs by a latency. These, and floors in
+    milliseconds, which no two measurements agree on, are no part of the digest.
     """
 
     recipe: Recipe

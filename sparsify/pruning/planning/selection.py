@@ -44,8 +44,8 @@ It gives way to budgets and demands that cannot be met otherwise"""
 
 @dataclass(frozen=True)
 class Candidate:
-    """One coupled group open to choice:
-    units in the order in which they would go, their scores, and its bounds."""
+    """One coupled group open to choice: units in the order in which they would go, their scores, and its
+    bounds."""
 
     name: str
     order: tuple[int, ...]

@@ -16,8 +16,7 @@ def kept_outputs(dense: nn.Module, rounds: Sequence[Cuts]) -> dict[str, Tensor]:
     """Layer -> numbers of its dense outputs that stay, in order; layers that kept all of them are left out.
 
     The operations of the log are replayed on a tensor of the weight's shape that holds, at each element, the
-    number
-    of the output that it belongs to.
+    number of the output that it belongs to.
     """
     canonical = canonical_names(dense)
     narrowed: dict[str, list[Narrow]] = {}

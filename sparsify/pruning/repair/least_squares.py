@@ -2,10 +2,8 @@
 place.
 
 The dense and the cut model run the same calibration inputs side by side, one step apart: when the cut model
-reaches a
-layer, the dense model has just passed it. So each layer sees inputs from layers that are repaired already,
-and no more
-is kept than the outputs of one layer.
+reaches a layer, the dense model has just passed it. So each layer sees inputs from layers that are repaired
+already, and no more is kept than the outputs of one layer.
 """
 
 import queue

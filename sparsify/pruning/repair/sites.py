@@ -2,8 +2,8 @@
 in.
 
 One forward call is watched. A *sum* is an addition of two tensors of one shape, such as that of a residual
-block. The
-layer of a sum that runs last can make up for what the other addend lost, if that addend is known by then.
+block. The layer of a sum that runs last can make up for what the other addend lost, if that addend is known
+by then.
 """
 
 from collections.abc import Iterator

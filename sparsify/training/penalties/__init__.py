@@ -1,8 +1,7 @@
 """Penalties: what each does around a step of the optimizer, one family member a file.
 
-All are pure in everything but the tensors they are given to change and their own `state`.
-`amount` is lr * strength
-(summed over the steps since the last proximal action) per tensor; `strength` is lambda.
+All are pure in everything but the tensors they are given to change and their own `state`. `amount` is lr *
+strength (summed over the steps since the last proximal action) per tensor; `strength` is lambda.
 """
 
 from collections.abc import Sequence

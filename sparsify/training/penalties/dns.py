@@ -67,8 +67,8 @@ def _threshold(weights: Tensor, c_rate: float, processes: Any) -> Tensor:
 
 
 def _drawn(spec: Dns, step: int) -> bool:
-    """Whether masks change in this step:
-    with probability (1 + gamma * step)^(-power), and no more from `stop` on."""
+    """Whether masks change in this step: with probability (1 + gamma * step)^(-power), and no more from
+    `stop` on."""
     if spec.stop is not None and step >= spec.stop:
         return False
     draw = torch.rand((), generator=torch.Generator().manual_seed(step))

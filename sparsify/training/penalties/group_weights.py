@@ -19,8 +19,8 @@ LEAST = 1 / 20
 
 
 def factors(spec: GroupLasso, plan: Plan, layout: Layout, parameters: Tensors) -> Tensor:
-    """v_g of every slot:
-    sqrt(|g|) * max(1/20, (price of g / |g|) / (price of all / number of all)): [count + 1]."""
+    """v_g of every slot: sqrt(|g|) * max(1/20, (price of g / |g|) / (price of all / number of all)): [count +
+    1]."""
     sizes = layout.sizes(parameters)
     match spec.weight:
         case "size":

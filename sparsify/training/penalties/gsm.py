@@ -1,5 +1,5 @@
-"""Global sparse momentum:
-of all gradients only those of the most important weights go on; decay acts on all."""
+"""Global sparse momentum: of all gradients only those of the most important weights go on; decay acts on
+all."""
 
 from collections.abc import Sequence
 
@@ -16,8 +16,8 @@ EXACT = 1 << 20
 of more, every 31st is, in runs of 16 so that few cache lines are touched"""
 _RUN, _STRIDE = 16, 31
 _CHUNK = 1 << 18
-"""weights masked at a time on a processor:
-what one operation leaves is then still in its cache for the next"""
+"""weights masked at a time on a processor: what one operation leaves is then still in its cache for the
+next"""
 
 
 def action(layouts: Sequence[Layout], parameters: Tensors, share: float, single: bool) -> Action:

@@ -16,8 +16,8 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 @dataclass(frozen=True)
 class Trained:
-    """The weights that the optimizer moves.
-    While `away` the parameters hold what the model computes with instead."""
+    """The weights that the optimizer moves. While `away` the parameters hold what the model computes with
+    instead."""
 
     flat: Tensor
     away: Tensor

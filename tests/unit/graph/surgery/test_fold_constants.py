@@ -2,8 +2,7 @@
 is lost.
 
 Every network has a producer of 32 units, eight of them dead (weights of exact zeros) with biases of about 1,
-and one form
-of consumer. The reference is the dense model itself: nothing but dead units leaves.
+and one form of consumer. The reference is the dense model itself: nothing but dead units leaves.
 """
 
 from collections.abc import Callable

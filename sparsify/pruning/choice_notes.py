@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from sparsify.formatting.numbers import few, plural
+from sparsify.pruning.planning.candidates import LEAST_SHARE
 from sparsify.pruning.planning.plan import Plan
-from sparsify.pruning.planning.selection import LEAST_SHARE
 from sparsify_schemas.criterion import Random
 from sparsify_schemas.cuts import Cuts
 

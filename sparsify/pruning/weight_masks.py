@@ -17,8 +17,9 @@ from sparsify.graph.group_index import broadcast, dead_units, inner_layout
 from sparsify.graph.names import canonical_names
 from sparsify.graph.surgery import operations
 from sparsify.pruning.criteria.scores import Looks, group_scores, weight_scores
+from sparsify.pruning.planning.candidates import width_kept
 from sparsify.pruning.planning.plan import Assignment, Plan, ranked_together
-from sparsify.pruning.planning.selection import share_of, width_kept
+from sparsify.pruning.planning.selection import share_of
 from sparsify_schemas.criterion import Criterion
 from sparsify_schemas.cuts import Zero, Zeroed
 from sparsify_schemas.group import Block, Pattern, facts_of, in_one_tensor

@@ -30,8 +30,8 @@ from sparsify.pruning.criteria.scores import group_scores
 from sparsify.pruning.criteria.statistics import looks
 from sparsify.pruning.fitting_inputs import inputs_for
 from sparsify.pruning.make_plan import plan_recipe
+from sparsify.pruning.planning.candidates import candidates
 from sparsify.pruning.planning.plan import Plan
-from sparsify.pruning.planning.selection import candidates
 from sparsify.recipe import Loaded
 from sparsify.runs import run_folder
 from sparsify.runs.setup import RunRequest, Source, make_request, read_dense_model

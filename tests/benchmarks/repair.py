@@ -6,13 +6,16 @@ end.
 
 Weights: cifar_resnet56b.pt (trained on the first 45,000 images). Calibration: 1,000 of these, without labels,
 drawn by the seed. Validation: the last 5,000 training images. `inner`: the first convolution of each block;
-`all`: every one. One thread; seconds are of the processor.
+`all`: every one. One thread; seconds are of the processor. `zoo`: the small networks of tests/zoo, half of their
+units removed at random, repaired with 32 random inputs each; what became of the error of their outputs.
 """
 
 import argparse
 import json
 import statistics
+import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,8 +32,10 @@ from sparsify.forward.copies import copy_model
 from sparsify.models import cifar_resnet56
 from sparsify.pruning.cut import Result
 from sparsify.pruning.repair.least_squares import Settings, refit_layers
+from sparsify.pruning.repair.repair import repair_model
 from sparsify.training.objective import evaluate
 from sparsify_schemas.data import Data
+from sparsify_schemas.stage import Repair
 
 WEIGHTS = Path.home() / ".cache/sparsify/weights/cifar_resnet56b.pt"
 LAYERS = {"inner": r"re:layer\d\.\d\.conv1", "all": "Conv2d"}
@@ -168,9 +173,33 @@ def ablations(datasets: Datasets) -> Iterator[tuple[str, float]]:
         yield name, 100 * evaluate(model, datasets.validation)[1]
 
 
+def count_zoo() -> Counter[str]:
+    """How many small networks came nearer to the dense one, were taken back, or could not be cut."""
+    tests = Path(__file__).parents[1]
+    sys.path[:0] = [str(tests / "zoo"), str(tests)]
+    import networks
+    import table
+
+    found: Counter[str] = Counter()
+    for entry in {**networks.micro(), **networks.own(), **networks.further()}.values():
+        torch.manual_seed(0)
+        model = entry.build().eval()
+        table.perturb(model, entry.fresh(2, 0), shift=0.0)
+        try:
+            plan = table.planned(model, entry.fresh(2, 0), "random")
+        except table.CannotBeCut:
+            found["cannot be cut"] += 1
+            continue
+        result = sparsify.cut(plan, model)
+        inputs, stage = entry.fresh(32, 3), Repair(kind="repair")
+        repaired = repair_model(model, result.model, (result.cuts,), inputs, 32, stage, seed=0)
+        found["taken back" if repaired.reverted else "nearer"] += 1
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", choices=("table", "ablations"))
+    parser.add_argument("what", choices=("table", "ablations", "zoo"))
     parser.add_argument("--criteria", nargs="*", default=["magnitude", "taylor", "reconstruction"])
     parser.add_argument("--layers", nargs="*", default=["inner"], choices=list(LAYERS))
     parser.add_argument("--shares", nargs="*", type=int, default=[70, 50, 40])
@@ -178,6 +207,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="a line for each row; what is there is not made again")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.what == "zoo":
+        print(count_zoo())
+        return
     datasets = data()
     if options.what == "ablations":
         for name, value in ablations(datasets):

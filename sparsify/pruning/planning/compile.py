@@ -11,6 +11,7 @@ from sparsify.cost.latency_model import LatencyModel
 from sparsify.errors import Problem, RecipeError
 from sparsify.formatting.numbers import milliseconds
 from sparsify.graph.model_map import Layer, ModelMap
+from sparsify.pruning.planning.candidates import candidates, with_floors
 from sparsify.pruning.planning.cut_targets import own_budgets
 from sparsify.pruning.planning.group_types import (
     clashing,
@@ -22,7 +23,7 @@ from sparsify.pruning.planning.group_types import (
 )
 from sparsify.pruning.planning.match_layers import around, matched
 from sparsify.pruning.planning.plan import Assignment, Floor, Plan, ranked_together
-from sparsify.pruning.planning.selection import candidates, least, with_floors
+from sparsify.pruning.planning.selection import least
 from sparsify.recipe import NOWHERE, Origin, Positions
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.group import Block, Group, Pattern, count_inside, facts_of, in_one_tensor, kind_of

@@ -10,7 +10,7 @@ the first choice ended: their price is the mean of both.
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil
 from typing import Protocol
 
@@ -18,9 +18,14 @@ import numpy as np
 
 from sparsify.cost.cost_model import Costs, absolute_limits, latency_key
 from sparsify.cost.latency_model import LatencyModel
-from sparsify.pruning.planning.plan import Assignment, Plan, ranked_together, stays
+from sparsify.pruning.planning.candidates import (
+    Candidate,
+    candidates,
+    with_floors,
+    with_least_share,
+)
+from sparsify.pruning.planning.plan import Plan, ranked_together
 from sparsify_schemas.budget import Budget
-from sparsify_schemas.recipe import Keep
 from sparsify_schemas.units import Share
 
 RETURNS = 64
@@ -34,130 +39,6 @@ BY_MACS = 512
 BY_PRICE = float("inf")
 POWERS = (0.0, 0.25, 0.5, 1.0, 2.0, BY_PRICE)
 """what demands go by, in turn until the budgets can hold: score / price^power, at last the dearest units"""
-
-
-LEAST_SHARE = 0.1
-"""share of its living units that a layer keeps where the recipe does not say what stays:
-a layer left with a sliver of its units lets nothing through, whatever the scores say.
-It gives way to budgets and demands that cannot be met otherwise"""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One coupled group open to choice: units in the order in which they would go, their scores, and its
-    bounds."""
-
-    name: str
-    order: tuple[int, ...]
-    scores: tuple[float, ...]
-    dead: int
-    keep: Keep
-    multiple: int
-    """what kept widths are a multiple of"""
-    rule: int
-    floor: int = 1
-    """units that stay in any case"""
-
-    def key(self, at: int) -> float:
-        """The score by which the unit at this place of the order goes:
-        the mean over those that must go with it for a width that is allowed."""
-        if self.multiple == 1:
-            return self.scores[self.order[at]]
-        first = (len(self.order) - 1) % self.multiple + 1
-        start = 0 if at < first else first + (at - first) // self.multiple * self.multiple
-        units = self.order[start : first if at < first else start + self.multiple]
-        return sum(self.scores[unit] for unit in units) / len(units)
-
-    def gone(self, wanted: int) -> tuple[int, ...]:
-        """The units that really go when so many should:
-        kept widths stay above the floor and are rounded up."""
-        width = len(self.order)
-        return self.order[: width - width_kept(width, wanted, self.floor, self.multiple)]
-
-
-def width_kept(width: int, wanted: int, floor: int, multiple: int) -> int:
-    """What stays of a width when so many units should go: at least the floor, rounded up to a multiple."""
-    kept = max(width - wanted, min(floor, width))
-    return min(width, ceil(kept / multiple) * multiple)
-
-
-def candidates(
-    plan: Plan, scores: Mapping[str, Sequence[float]], dead: Mapping[str, Sequence[bool]]
-) -> tuple[Candidate, ...]:
-    """Every coupled group that a rule chooses in, its units sorted: dead ones, then by score."""
-    found = []
-    for assignment in plan.assignments:
-        floors = _floors(plan, assignment)
-        for name in assignment.coupled:
-            width = plan.map.by_name[name].width
-            values = [float(v) for v in scores.get(name, [0.0] * width)]
-            gone = [bool(v) for v in dead.get(name, [False] * width)]
-            order = sorted(range(width), key=lambda u: (not gone[u], values[u], u))
-            keep = plan.recipe.rules[assignment.rule].keep
-            found.append(
-                Candidate(
-                    name,
-                    tuple(order),
-                    tuple(values),
-                    sum(gone),
-                    keep,
-                    assignment.multiple,
-                    assignment.rule,
-                    floors[name],
-                )
-            )
-    return tuple(found)
-
-
-def _floors(plan: Plan, assignment: Assignment) -> dict[str, int]:
-    """Coupled group -> units that stay in any case; of residual branches none yet."""
-    rule = plan.recipe.rules[assignment.rule]
-    if rule.group == "depth":
-        return dict.fromkeys(assignment.coupled, 0)
-    found = {
-        name: max(rule.keep.at_least or 1, stays(rule.keep, plan.map.by_name[name]))
-        for name in assignment.coupled
-    }
-    return dict.fromkeys(found, max(found.values(), default=1)) if rule.keep.uniform else found
-
-
-def with_floors(
-    plan: Plan, groups: Sequence[Candidate], key: Callable[[Candidate], tuple[float, ...]]
-) -> tuple[Candidate, ...]:
-    """Of each rule with group depth as many residual branches marked to stay as
-    `at_least` says: the last by the key."""
-    spared: set[str] = set()
-    for index, rule in enumerate(plan.recipe.rules):
-        if rule.group == "depth" and rule.keep.at_least is not None:
-            own = sorted((c for c in groups if c.rule == index), key=key)
-            spared |= {c.name for c in own[max(0, len(own) - rule.keep.at_least) :]}
-    return tuple(replace(c, floor=1) if c.name in spared else c for c in groups)
-
-
-def with_least_share(plan: Plan, groups: Sequence[Candidate], part: float) -> tuple[Candidate, ...]:
-    """The candidates with the default bound: each keeps `LEAST_SHARE` of its living units, rounded up.
-
-    Groups of rules that say `keep.at_least`, and residual branches, stay as they are;
-    so do those of a rule whose own `sparsity` could not be reached otherwise.
-    """
-    found = tuple(_with_least_share(plan, c) for c in groups)
-    unreachable = set()
-    for index, rule in enumerate(plan.recipe.rules):
-        own = [c for c in found if c.rule == index]
-        if rule.sparsity is not None and own:
-            width = sum(len(c.order) for c in own)
-            removable = sum(len(c.gone(len(c.order))) for c in own)
-            if removable < round(part * rule.sparsity.fraction * width):
-                unreachable.add(index)
-    return tuple(a if a.rule in unreachable else b for a, b in zip(groups, found, strict=True))
-
-
-def _with_least_share(plan: Plan, candidate: Candidate) -> Candidate:
-    rule = plan.recipe.rules[candidate.rule]
-    if rule.keep.at_least is not None or rule.group == "depth":
-        return candidate
-    living = len(candidate.order) - candidate.dead
-    return replace(candidate, floor=max(candidate.floor, ceil(LEAST_SHARE * living)))
 
 
 class Chooser(Protocol):

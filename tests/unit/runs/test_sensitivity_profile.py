@@ -15,9 +15,10 @@ from sparsify.data import batches, load_data
 from sparsify.errors import DataError, RecipeError, RunError
 from sparsify.modelfile.weights import load_weights
 from sparsify.models import digits_cnn
+from sparsify.pruning.planning.candidates import candidates
 from sparsify.pruning.planning.cut_targets import Target, rewritten
 from sparsify.pruning.planning.plan import Plan
-from sparsify.pruning.planning.selection import candidates, choose
+from sparsify.pruning.planning.selection import choose
 from sparsify.recipe import load
 from sparsify.runs import sensitivity
 from sparsify.runs.sensitivity import profile_layers, read_profile, set_limits

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from sparsify.errors import SparsifyError
     from sparsify.exporters import export
     from sparsify.forward.calls import Call
+    from sparsify.objective.distillation import distillation_losses
+    from sparsify.objective.objective import Objective, evaluate, make_objective
     from sparsify.pruning.cut import cut
     from sparsify.pruning.make_plan import make_plan
     from sparsify.pruning.repair.repair import repair as repair
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from sparsify.runs.apply import apply
     from sparsify.runs.save_load import load_run, save_run
     from sparsify.training.hooks import attach
-    from sparsify.training.objective import distillation_losses as distillation_losses
 
     __version__: str
 
@@ -37,16 +38,20 @@ _WHERE = {
     "attach": ("sparsify.training.hooks", "attach"),
     "cut": ("sparsify.pruning.cut", "cut"),
     "describe": ("sparsify.reporting.plan_tables", "describe"),
-    "distillation_losses": ("sparsify.training.objective", "distillation_losses"),
+    "distillation_losses": ("sparsify.objective.distillation", "distillation_losses"),
     "export": ("sparsify.exporters", "export"),
+    "evaluate": ("sparsify.objective.objective", "evaluate"),
     "load_recipe": ("sparsify.recipe", "load"),
     "load_run": ("sparsify.runs.save_load", "load_run"),
+    "make_objective": ("sparsify.objective.objective", "make_objective"),
     "make_plan": ("sparsify.pruning.make_plan", "make_plan"),
+    "Objective": ("sparsify.objective.objective", "Objective"),
     "repair": ("sparsify.pruning.repair.repair", "repair"),
     "save_run": ("sparsify.runs.save_load", "save_run"),
 }
 __all__ = [
     "Call",
+    "Objective",
     "SparsifyError",
     "__version__",
     "apply",
@@ -54,9 +59,11 @@ __all__ = [
     "cut",
     "describe",
     "distillation_losses",
+    "evaluate",
     "export",
     "load_recipe",
     "load_run",
+    "make_objective",
     "make_plan",
     "save_run",
 ]

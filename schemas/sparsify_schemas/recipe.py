@@ -28,6 +28,7 @@ from sparsify_schemas.schedule import Auto
 from sparsify_schemas.selector import Layers
 from sparsify_schemas.stage import Cut, Repair, Stage, Train, goal
 from sparsify_schemas.target import Named
+from sparsify_schemas.task import NamedTask, Task
 from sparsify_schemas.units import Share
 
 
@@ -359,6 +360,8 @@ class Recipe(Spec):
     followed, tried, proven, counted and timed in all of them"""
     data: Data | None = None
     """training, validation and test examples"""
+    task: NamedTask = Task()
+    """what the model is trained for and judged by: a kind, or its parts; classification when left out"""
     targets: dict[Text, Named] = {}
     """named hardware on which the result is timed; a preset's name stands for what it holds (`sparsify
     targets` lists them)"""

@@ -2,7 +2,7 @@
 
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sparsify.data.examples import Examples
+from sparsify.data.columns import Column, Varied, count_examples, leaves, map_parts, stack
+from sparsify.data.examples import Collate, Examples
+from sparsify.data.targets import convert_targets, describe, split_target
 from sparsify.errors import DataError
 from sparsify.recipe.import_path import resolve
+from sparsify_schemas.data import Data
+from sparsify_schemas.task import Task
 
 _NAMES = ("x_train", "y_train", "x_test", "y_test")
 
 
-def read_npz(path: Path) -> tuple[Examples, Examples]:
+def read_npz(path: Path, task: Task) -> tuple[Examples, Examples]:
     """Read training and test examples from x_train, y_train, x_test, y_test. Pickled arrays are refused."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected an .npz with {', '.join(_NAMES)}")
@@ -41,63 +45,138 @@ def read_npz(path: Path) -> tuple[Examples, Examples]:
         zlib.error,
     ) as error:
         raise DataError(f"{path}: cannot be read as an .npz of plain arrays ({error})") from error
-    return _make_examples(x_train, y_train, f"{path}: x_train"), _make_examples(
-        x_test, y_test, f"{path}: x_test"
+    return (
+        _make_examples(_array(x_train, f"{path}: x_train"), y_train, task, f"{path}: x_train"),
+        _make_examples(_array(x_test, f"{path}: x_test"), y_test, task, f"{path}: x_test"),
     )
 
 
-def read_callable(source: str) -> tuple[Examples, Examples]:
+def read_callable(spec: Data, task: Task) -> tuple[Examples, Examples]:
     """Call `package.module:callable`, which returns (train, test).
 
-    Each is a pair (x, y) of arrays or a Dataset of such pairs.
+    Each is a pair (x, y) of arrays, a mapping with the targets among its arrays, a tensor whose targets follow
+    from it, or a Dataset of such examples.
     """
-    try:
-        function = resolve(source)
-    except ImportError as error:
-        raise DataError(f"data.source '{source}': {error}") from error
-    if not callable(function):
-        raise DataError(f"data.source '{source}' is {_kind(function)}, which cannot be called")
+    source = spec.source
+    function = _import("data.source", source)
     try:
         returned = function()
     except Exception as error:
         raise DataError(f"data.source '{source}' failed: {type(error).__name__}: {error}") from error
     if not isinstance(returned, tuple | list) or len(returned) != 2:
         raise DataError(f"data.source '{source}' returned {_kind(returned)}; expected (train, test)")
-    return _part(returned[0], f"{source}: train"), _part(returned[1], f"{source}: test")
+    return (
+        _part(returned[0], spec, task, f"{source}: train"),
+        _part(returned[1], spec, task, f"{source}: test"),
+    )
 
 
-def _part(part: Any, name: str) -> Examples:
-    if isinstance(part, Dataset):
-        return _stack(_pairs(part, name), name)
+def read_collate(path: str) -> Collate:
+    """The callable that makes batches, whose result is checked each time. Raises DataError."""
+    function = _import("task.collate", path)
+
+    def collate(examples: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+        try:
+            made = function(examples)
+        except Exception as error:
+            raise DataError(f"task.collate '{path}' failed: {type(error).__name__}: {error}") from error
+        if isinstance(made, Mapping):
+            made = split_target(made, None)
+        if not isinstance(made, tuple | list) or len(made) != 2 or made[1] is None:
+            raise DataError(
+                f"task.collate '{path}' returned {_kind(made)}; expected a batch (inputs, targets)"
+            )
+        return made[0], made[1]
+
+    return collate
+
+
+def _import(key: str, path: str) -> Any:
+    try:
+        function = resolve(path)
+    except ImportError as error:
+        raise DataError(f"{key} '{path}': {error}") from error
+    if not callable(function):
+        raise DataError(f"{key} '{path}' is {_kind(function)}, which cannot be called")
+    return function
+
+
+def _part(part: Any, spec: Data, task: Task, name: str) -> Examples:
+    if _is_dataset(part):
+        return _from_items(_items(part, name), spec, task, name)
     if isinstance(part, tuple | list) and len(part) == 2:
-        return _make_examples(part[0], part[1], name)
+        return _make_examples(_arrays(part[0], name), part[1], task, name)
+    if isinstance(part, Mapping):
+        inputs, targets = split_target(part, spec.target)
+        return _make_examples(_arrays(inputs, name), targets, task, name)
+    if isinstance(part, Tensor | np.ndarray):
+        return _make_examples(_array(part, name), None, task, name)
     raise DataError(f"{name}: expected a pair (inputs, targets) or a torch Dataset, not {_kind(part)}")
 
 
-def _stack(pairs: list[Any], name: str) -> Examples:
-    strange = next((x for x, _ in pairs if not isinstance(x, Tensor | np.ndarray)), None)
-    if strange is not None:
-        raise DataError(f"{name}: an input of the Dataset is {_kind(strange)}; expected a tensor or an array")
+def _is_dataset(part: Any) -> bool:
+    """A torch Dataset, or one of another library with a length and examples by number."""
+    if isinstance(part, Dataset):
+        return True
+    is_plain = isinstance(part, tuple | list | Mapping | Tensor | np.ndarray | str)
+    return (
+        not is_plain
+        and callable(getattr(part, "__len__", None))
+        and callable(getattr(part, "__getitem__", None))
+    )
+
+
+def _from_items(items: list[Any], spec: Data, task: Task, name: str) -> Examples:
+    pairs = [_pair(item, spec, name) for item in items]
+    if task.collate is not None:  # it is handed the examples as they are
+        inputs, targets = (Varied(tuple(pair[place] for pair in pairs)) for place in (0, 1))
+        return Examples(inputs, targets)
+    with_targets = pairs[0][1] is not None
     try:
-        inputs, targets = (torch.stack([torch.as_tensor(p[i]) for p in pairs]) for i in (0, 1))
-    except (RuntimeError, ValueError, TypeError) as error:
+        inputs = stack([x for x, _ in pairs])
+        targets = stack([y for _, y in pairs]) if with_targets else None
+    except ValueError as error:
         raise DataError(f"{name}: the examples cannot be stacked ({error})") from error
-    return _make_examples(inputs, targets, name)
+    strange = next((leaf for leaf in leaves(inputs) if _has_strangers(leaf)), None)
+    if isinstance(strange, Varied):
+        raise DataError(
+            f"{name}: an input of the Dataset is {_kind(strange.items[0])}; expected a tensor or an array"
+        )
+    if task.kind == "classification" and isinstance(inputs, Varied):
+        sizes = sorted({describe(item) for item in inputs.items})
+        if all(isinstance(item, Tensor) and item.ndim != 1 for item in inputs.items):
+            raise DataError(f"{name}: the examples cannot be stacked (they are {', '.join(sizes[:3])})")
+    return _make_examples(inputs, targets, task, name)
 
 
-def _pairs(dataset: Dataset[Any], name: str) -> list[Any]:
-    items: Iterable[Any] = dataset if isinstance(dataset, Iterable) else ()
-    if not isinstance(dataset, Iterable):
-        items = (dataset[i] for i in range(_length(dataset, name)))
+def _has_strangers(leaf: Tensor | Varied) -> bool:
+    return isinstance(leaf, Varied) and not all(isinstance(item, Tensor) for item in leaf.items)
+
+
+def _pair(item: Any, spec: Data, name: str) -> tuple[Any, Any]:
+    if isinstance(item, tuple | list) and len(item) == 2:
+        return item[0], item[1]
+    if isinstance(item, Mapping):
+        return split_target(item, spec.target)
+    if isinstance(item, Tensor | np.ndarray):
+        return item, None
+    raise DataError(f"{name}: the Dataset returns something else than pairs (x, y)")
+
+
+def _items(dataset: Any, name: str) -> list[Any]:
+    is_iterable_only = isinstance(dataset, Iterable) and not hasattr(dataset, "__getitem__")
+    items: Iterable[Any] = dataset if is_iterable_only else ()
+    if not is_iterable_only:
+        items = (
+            dataset if isinstance(dataset, Iterable) else (dataset[i] for i in range(_length(dataset, name)))
+        )
     try:
-        pairs = list(items)
+        found = list(items)
     except Exception as error:
         raise DataError(f"{name}: reading the Dataset failed: {type(error).__name__}: {error}") from error
-    if not pairs:
+    if not found:
         raise DataError(f"{name}: has no examples")
-    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
-        raise DataError(f"{name}: the Dataset returns something else than pairs (x, y)")
-    return pairs
+    return found
 
 
 def _length(dataset: Any, name: str) -> int:
@@ -107,27 +186,60 @@ def _length(dataset: Any, name: str) -> int:
         raise DataError(f"{name}: the Dataset has no length") from None
 
 
-def _make_examples(x: Any, y: Any, name: str) -> Examples:
-    inputs, targets = _tensor(x, name), _tensor(y, f"{name} (targets)")
-    if targets.ndim == 2 and targets.shape[1] == 1:
-        targets = targets[:, 0]
-    is_whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
-    if targets.ndim != 1 or not is_whole:
-        raise DataError(
-            f"{name}: targets must be whole numbers, one per example; they are {_describe(targets)}"
-        )
-    if inputs.ndim < 2:
+def _make_examples(inputs: Column, y: Any, task: Task, name: str) -> Examples:
+    targets = None if y is None else _targets(y, f"{name} (targets)")
+    if targets is not None and task.collate is None:
+        _check_lengths(inputs, targets, name)
+    targets = convert_targets(targets, inputs, task, name)
+    if isinstance(inputs, Tensor) and inputs.ndim < 2:
         raise DataError(
             f"{name}: one example is a single number; "
-            f"expected inputs of (examples, ...), they are {_describe(inputs)}"
+            f"expected inputs of (examples, ...), they are {describe(inputs)}"
         )
-    if len(inputs) != len(targets):
-        raise DataError(f"{name}: {len(inputs)} inputs and {len(targets)} targets")
-    if not len(targets):
+    _check_lengths(inputs, targets, name)
+    return Examples(_convert_all(inputs, name), targets, pads_targets=task.kind != "own")
+
+
+def _check_lengths(inputs: Column, targets: Column, name: str) -> None:
+    counts = {len(leaf) for leaf in leaves(inputs)}
+    if len(counts) > 1:
+        raise DataError(f"{name}: the inputs have different lengths: {', '.join(map(str, sorted(counts)))}")
+    if count_examples(inputs) != count_examples(targets):
+        raise DataError(f"{name}: {count_examples(inputs)} inputs and {count_examples(targets)} targets")
+    if not count_examples(targets):
         raise DataError(f"{name}: has no examples")
-    if int(targets.min()) < 0:
-        raise DataError(f"{name}: target {int(targets.min())} is out of range; classes count from 0")
-    return Examples(_convert(inputs, name), targets.long())
+
+
+def _targets(y: Any, name: str) -> Column:
+    return y if isinstance(y, Varied) else _arrays(y, name)
+
+
+def _arrays(value: Any, name: str) -> Column:
+    """Arrays, mappings and tuples of arrays as a column; a list of arrays of different shapes as a list."""
+    if isinstance(value, Varied):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _arrays(part, f"{name}: {key}") for key, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_arrays(part, name) for part in value)
+    if isinstance(value, list) and value and isinstance(value[0], Tensor | np.ndarray | Mapping):
+        try:
+            return stack(value)
+        except ValueError as error:
+            raise DataError(f"{name}: the examples cannot be stacked ({error})") from error
+    return _array(value, name)
+
+
+def _convert_all(column: Column, name: str) -> Column:
+    if isinstance(column, Tensor):
+        return _convert(column, name)
+    if isinstance(column, Varied):
+        return Varied(tuple(_convert_item(item, name) for item in column.items))
+    return map_parts(column, lambda part: _convert_all(part, name))
+
+
+def _convert_item(item: Any, name: str) -> Any:
+    return _convert(item[None], name)[0] if isinstance(item, Tensor) else item
 
 
 def _convert(x: Tensor, name: str) -> Tensor:
@@ -135,7 +247,7 @@ def _convert(x: Tensor, name: str) -> Tensor:
     if x.dtype == torch.uint8:
         if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
             raise DataError(
-                f"{name}: images of {_describe(x)} have their channels last; "
+                f"{name}: images of {describe(x)} have their channels last; "
                 "transpose them to (examples, channels, height, width)"
             )
         return x[:, None] if x.ndim == 3 else x
@@ -149,17 +261,13 @@ def _convert(x: Tensor, name: str) -> Tensor:
     return x
 
 
-def _tensor(value: Any, name: str) -> Tensor:
+def _array(value: Any, name: str) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach().cpu()
     try:
         return torch.from_numpy(np.array(value))
     except (TypeError, ValueError) as error:
         raise DataError(f"{name}: cannot be converted to a tensor ({error})") from error
-
-
-def _describe(x: Tensor) -> str:
-    return f"{'x'.join(map(str, x.shape)) or 'a single number'} {str(x.dtype)[6:]}"
 
 
 def _kind(value: Any) -> str:

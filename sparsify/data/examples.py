@@ -1,46 +1,94 @@
 """Examples: inputs with their targets, as stored; and the three sets of a recipe's data."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparsify.data.columns import (
+    IGNORED,
+    Column,
+    Varied,
+    add_masks,
+    as_values,
+    count_examples,
+    map_parts,
+    pad,
+    select,
+)
+
+Collate = Callable[[list[tuple[Any, Any]]], tuple[Any, Any]]
+"""list of (inputs, targets) of one example each -> (inputs, targets) of a batch"""
+
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """N inputs and their classes. Pixels stay bytes until a batch is made, in a quarter of the memory.
+    """N inputs and their targets. Pixels stay bytes until a batch is made, in a quarter of the memory.
 
-    `ready` converts to what a model takes: uint8 becomes x / 255; then (x - mean) / std per channel, if
-    given.
+    `batch` converts to what a model takes: uint8 becomes x / 255; then (x - mean) / std per channel, if
+    given; sequences and images of different sizes are padded.
     """
 
-    inputs: Tensor
-    """(N, C, H, W), (N, F) or any (N, ...), as stored"""
-    targets: Tensor
-    """(N,) int64"""
+    inputs: Column
+    """(N, C, H, W), (N, F) or any (N, ...), as stored; a mapping or tuple of these for models with several
+    inputs"""
+    targets: Column
+    """(N,) int64 for classes; whatever else the task takes"""
     mean: tuple[float, ...] = ()
     """Per channel, of pixels in 0..1; () for no normalisation."""
     std: tuple[float, ...] = ()
+    collate: Collate | None = None
+    """makes a batch in place of stacking and padding"""
+    pads_targets: bool = True
+    """whether targets of different sizes are padded with -100; else a batch holds a list of them"""
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return count_examples(self.targets)
 
     def __getitem__(self, index: Tensor | Sequence[int] | slice) -> "Examples":
         """The selected examples."""
         if not isinstance(index, Tensor | slice):
             index = torch.tensor(index, dtype=torch.int64)
-        return replace(self, inputs=self.inputs[index], targets=self.targets[index])
+        return replace(self, inputs=select(self.inputs, index), targets=select(self.targets, index))
 
-    def ready(self) -> Tensor:
-        """All inputs as a model takes them: float32, except whole numbers that are not pixels."""
-        x = self.inputs
+    def ready(self) -> Any:
+        """All inputs as a model takes them: real numbers as float32, except whole numbers that are not pixels."""
+        return self.batch()[0]
+
+    def batch(self) -> tuple[Any, Any]:
+        """All examples as one batch: (inputs, targets)."""
+        if self.collate is not None:
+            pairs = zip(_items(self.inputs), _items(self.targets), strict=True)
+            return self.collate(list(pairs))
+        inputs = pad(add_masks(self.inputs), 0)
+        targets = pad(self.targets, IGNORED) if self.pads_targets else self.targets
+        return as_values(self._converted(inputs)), as_values(targets)
+
+    def _converted(self, x: Column) -> Column:
+        if isinstance(x, Varied):
+            return x
+        if not isinstance(x, Tensor):
+            return map_parts(x, self._converted)
         if x.dtype == torch.uint8:
             x = x.float().div_(255)
-        if self.mean:
+        if self.mean and x.is_floating_point():
             shape = (-1,) + (1,) * (x.ndim - 2)
             x = (x - torch.tensor(self.mean).view(shape)).div_(torch.tensor(self.std).view(shape))
         return x
+
+
+def _items(column: Column) -> list[Any]:
+    """The values of a column, one for each example."""
+    if isinstance(column, Tensor):
+        return list(column)
+    if isinstance(column, Varied):
+        return list(column.items)
+    if isinstance(column, Mapping):
+        by_name = {name: _items(part) for name, part in column.items()}
+        return [dict(zip(by_name, values, strict=True)) for values in zip(*by_name.values(), strict=True)]
+    return list(zip(*map(_items, column), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,3 +99,4 @@ class Datasets:
     validation: Examples
     test: Examples
     classes: int
+    """of a classification; 0 for other tasks"""

@@ -9,10 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from sparsify.data.columns import IGNORED, split_values
 from sparsify.data.examples import Examples
 from sparsify_schemas.data import Augment
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Any, Any]
+"""(inputs, targets): tensors [N, ...], or mappings, tuples and lists of these"""
 _NONE = Augment()
 
 
@@ -62,11 +64,13 @@ class _Changes:
         )
         return _Changes(augment.crop, flips, down, right)
 
-    def apply(self, x: Tensor, at: Tensor) -> Tensor:
+    def apply(self, x: Tensor, at: Tensor, filler: float = 0) -> Tensor:
         if self.flips is not None:
             x = torch.where(self.flips[at].view(-1, 1, 1, 1), x.flip(-1), x)
         if self.down is not None and self.right is not None:
-            windows = F.pad(x, (self.pad,) * 4).unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)
+            windows = (
+                F.pad(x, (self.pad,) * 4, value=filler).unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)
+            )
             x = windows[torch.arange(len(x)), :, self.down[at], self.right[at]]
         return x
 
@@ -82,14 +86,26 @@ class _Stacked(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         x, y = self.__getitems__([index])
-        return x[0], y[0]
+        return split_values(x, 1)[0], split_values(y, 1)[0]
 
     def __getitems__(self, indices: list[int]) -> Batch:
         at = torch.tensor(indices, dtype=torch.int64)
         chosen = self.examples[at]
-        if self.changes is not None:
-            chosen = replace(chosen, inputs=self.changes.apply(chosen.inputs, at))
-        return chosen.ready(), chosen.targets
+        if self.changes is not None and isinstance(chosen.inputs, Tensor):
+            changed = self.changes.apply(chosen.inputs, at)
+            chosen = replace(chosen, inputs=changed, targets=self._move_masks(chosen, at))
+        return chosen.batch()
+
+    def _move_masks(self, chosen: Examples, at: Tensor) -> Any:
+        """Targets with a number for each pixel move with the pixels; the border counts for nothing."""
+        masks = chosen.targets
+        if self.changes is None or chosen.inputs.dim() != 4 or not isinstance(masks, Tensor):
+            return masks
+        if masks.shape[-2:] != chosen.inputs.shape[-2:]:
+            return masks
+        by_channel = masks if masks.dim() == 4 else masks[:, None]
+        filler = 0 if masks.is_floating_point() else IGNORED
+        return self.changes.apply(by_channel, at, filler).view(masks.shape)
 
 
 class _Chunks(Sampler[list[int]]):

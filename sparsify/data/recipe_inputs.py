@@ -154,7 +154,10 @@ def _take_examples(datasets: Datasets | None, batch: int) -> Inputs:
             "the recipe has neither 'inputs' nor 'data'; "
             "say what a forward call takes, such as inputs: [{shape: [2, 3, 32, 32]}]"
         )
-    return (datasets.train[torch.arange(batch) % len(datasets.train)].ready(),)
+    drawn = datasets.train[torch.arange(batch) % len(datasets.train)].ready()
+    if isinstance(drawn, Mapping):
+        return dict(drawn)
+    return drawn if isinstance(drawn, tuple) else (drawn,)
 
 
 def _check(entries: list[Input], datasets: Datasets | None) -> None:
@@ -163,6 +166,8 @@ def _check(entries: list[Input], datasets: Datasets | None) -> None:
     Height and width may differ.
     """
     if datasets is None or len(entries) != 1 or entries[0].is_plain:
+        return
+    if not isinstance(datasets.train.inputs, Tensor):
         return
     said, real = entries[0].dimensions[1:], tuple(datasets.train.inputs.shape[1:])
     if len(said) != len(real) or said[:1] != real[:1]:

@@ -1,32 +1,43 @@
 """Read the data of a recipe: its source, the split into training and validation set, the preprocessing."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from sparsify.data import arrays, cifar, digits, folder, idx
+from sparsify.data.columns import Column, Varied
 from sparsify.data.examples import Datasets, Examples
+from sparsify.data.targets import convert_targets
 from sparsify.errors import DataError
 from sparsify_schemas.data import Data
 from sparsify_schemas.recipe import Recipe
+from sparsify_schemas.task import Task
 
 Pair = tuple[Examples, Examples]
+CLASSIFICATION = Task()
 
 
-def load_data(spec: Data, seed: int) -> Datasets:
-    """Read the training, validation and test examples of a recipe's `data`.
+def load_data(spec: Data, seed: int, task: Task = CLASSIFICATION) -> Datasets:
+    """Read the training, validation and test examples of a recipe's `data`, with targets as its task takes them.
 
     The seed draws the validation set when `split` is random. Raises DataError, which says what is missing
     or damaged, and which command downloads a built-in data set.
     """
-    train, test = _read(spec)
+    train, test = _read(spec, task)
     _check(spec, train, test)
     if spec.normalize is not None:
         mean, std = spec.normalize.mean, spec.normalize.std
         train, test = replace(train, mean=mean, std=std), replace(test, mean=mean, std=std)
-    classes = 1 + int(max(train.targets.max(), test.targets.max()))
+    if task.collate is not None:
+        collate = arrays.read_collate(task.collate)
+        train, test = replace(train, collate=collate), replace(test, collate=collate)
+    classes = 0
+    if task.kind == "classification" and isinstance(train.targets, Tensor):
+        classes = 1 + int(max(train.targets.max(), test.targets.max()))
     training, validation = _split(train, spec, seed)
     return Datasets(training, validation, test, classes)
 
@@ -38,12 +49,39 @@ def data_for_inputs(recipe: Recipe) -> Datasets | None:
     """
     if recipe.data is None or recipe.inputs is not None or recipe.calls is not None:
         return None
-    return load_data(recipe.data, recipe.seed)
+    return load_data(recipe.data, recipe.seed, recipe.task)
 
 
-def _read(spec: Data) -> Pair:
-    if spec.root is not None and (spec.source == "digits" or ":" in spec.source):
+def _read(spec: Data, task: Task) -> Pair:
+    if ":" not in spec.source and not spec.source.endswith(".npz"):
+        return _with_targets_of(task, _read_classes(spec), spec)
+    if spec.source.endswith(".npz"):
+        path = Path(spec.root or "").expanduser() / Path(spec.source).expanduser()
+        return arrays.read_npz(path, task)
+    _refuse_root(spec)
+    return arrays.read_callable(spec, task)
+
+
+def _with_targets_of(task: Task, parts: Pair, spec: Data) -> Pair:
+    """Built-in sets hold classes; where the task is regression their inputs are the targets (an autoencoder)."""
+    if task.kind == "classification" or task.kind == "own":
+        return parts
+    if task.kind != "regression":
+        raise DataError(f"data.source '{spec.source}' holds classes, which a task of {task.kind} cannot use")
+    train, test = (
+        replace(part, targets=convert_targets(None, part.inputs, task, spec.source)) for part in parts
+    )
+    return train, test
+
+
+def _refuse_root(spec: Data) -> None:
+    if spec.root is not None:
         raise DataError(f"data.root is not used by source '{spec.source}'; leave it out")
+
+
+def _read_classes(spec: Data) -> Pair:
+    if spec.source == "digits":
+        _refuse_root(spec)
     match spec.source:
         case "digits":
             return digits.read()
@@ -60,10 +98,8 @@ def _read(spec: Data) -> Pair:
                     "the folder that holds train/<class>/ and test/<class>/"
                 )
             return folder.read(Path(spec.root).expanduser(), spec.size)
-        case source if source.endswith(".npz"):
-            return arrays.read_npz(Path(spec.root or "").expanduser() / Path(source).expanduser())
         case source:
-            return arrays.read_callable(source)
+            raise DataError(f"unknown source '{source}'")
 
 
 def _root(spec: Data) -> Path:
@@ -71,33 +107,51 @@ def _root(spec: Data) -> Path:
 
 
 def _check(spec: Data, train: Examples, test: Examples) -> None:
-    shape = tuple(train.inputs.shape[1:])
-    shape_text = _describe_shape(shape)
-    dtype = train.inputs.dtype
+    if isinstance(train.inputs, Tensor):
+        _check_images(spec, train.inputs)
+    elif spec.normalize is not None or spec.augment.flip or spec.augment.crop:
+        key = "augment" if spec.normalize is None else "normalize"
+        raise DataError(
+            f"data.{key} acts on one tensor of images; "
+            f"the examples of '{spec.source}' are {describe_column(train.inputs)}"
+        )
+    if describe_column(train.inputs) != describe_column(test.inputs):
+        raise DataError(
+            f"'{spec.source}': training examples are {describe_column(train.inputs)}, "
+            f"test examples are {describe_column(test.inputs)}"
+        )
+
+
+def _check_images(spec: Data, inputs: Tensor) -> None:
+    shape, shape_text = tuple(inputs.shape[1:]), describe_column(inputs)
     if spec.normalize is not None and len(spec.normalize.mean) != shape[0]:
         raise DataError(
             f"data.normalize has {len(spec.normalize.mean)} means, "
             f"but the examples of '{spec.source}' are {shape_text} and need {shape[0]}"
         )
-    if spec.normalize is not None and not (dtype.is_floating_point or dtype == torch.uint8):
+    if spec.normalize is not None and not (inputs.dtype.is_floating_point or inputs.dtype == torch.uint8):
         raise DataError(
             f"data.normalize needs pixels or real numbers; "
-            f"the inputs of '{spec.source}' are {str(dtype).removeprefix('torch.')}"
+            f"the inputs of '{spec.source}' are {str(inputs.dtype).removeprefix('torch.')}"
         )
     if (spec.augment.flip or spec.augment.crop) and len(shape) != 3:
         raise DataError(
             "data.augment changes images (channels, height, width); "
             f"the examples of '{spec.source}' are {shape_text}"
         )
-    if train.inputs.shape[1:] != test.inputs.shape[1:]:
-        raise DataError(
-            f"'{spec.source}': training examples are {shape_text}, "
-            f"test examples are {_describe_shape(test.inputs.shape[1:])}"
-        )
 
 
-def _describe_shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
+def describe_column(column: Column) -> str:
+    """The shape of one example: '1x28x28', 'input_ids: varying, attention_mask: varying'; its type where that is
+    whole numbers."""
+    if isinstance(column, Tensor):
+        shape = "x".join(map(str, column.shape[1:])) or "a single number"
+        return f"{shape} int64" if column.dtype == torch.int64 else shape
+    if isinstance(column, Varied):
+        return "of varying shape"
+    if isinstance(column, Mapping):
+        return ", ".join(f"{name}: {describe_column(part)}" for name, part in column.items())
+    return ", ".join(map(describe_column, column))
 
 
 def _split(train: Examples, spec: Data, seed: int) -> Pair:

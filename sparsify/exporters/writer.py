@@ -232,7 +232,7 @@ def _write_checked(
 
 def _load_data(folder: Path) -> Datasets | None:
     recipe = run_folder.read_recipe(folder)
-    return None if recipe.data is None else load_data(recipe.data, recipe.seed)
+    return None if recipe.data is None else load_data(recipe.data, recipe.seed, recipe.task)
 
 
 def _judge_int8(model: nn.Module, read: Read, datasets: Datasets | None) -> Quantised:

@@ -102,6 +102,18 @@ def points(value: float | None) -> str:
     return f"{signed(number)} pp"
 
 
+def metric(value: float | None, percent: bool) -> str:
+    """A figure that models are judged by: 0.9753 -> '97.53 %' where it is a share, 35.3412 -> '35.34' otherwise."""
+    if percent:
+        return accuracy(value)
+    return MISSING if value is None or not known(value) else digits(value, 4)
+
+
+def metric_change(value: float | None, percent: bool) -> str:
+    """The signed difference of two such figures: '-0.31 pp', or '+1.204' in the figure's own unit."""
+    return points(value) if percent else signed(metric(value, percent=False))
+
+
 def brief(text: str) -> str:
     """'97.50 %' -> '97.5 %': without the zeros that a column of figures needs and a sentence does not."""
     number, space, unit = text.partition(" ")

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from sparsify.cost.cost_model import Costs
 from sparsify.cost.measure import copy_model
@@ -28,6 +27,7 @@ from sparsify.graph.surgery.constant_shifts import Constants
 from sparsify.graph.surgery.operations import Keep
 from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.trace import vocabulary
+from sparsify.objective.objective import Objective, make_objective, objective_of_loss
 from sparsify.pruning import layer_compaction, weight_masks
 from sparsify.pruning.choice_notes import choice_notes
 from sparsify.pruning.constant_units import (
@@ -36,7 +36,7 @@ from sparsify.pruning.constant_units import (
     constants_of,
     unfollowed_constants,
 )
-from sparsify.pruning.criteria.statistics import Loss, looks
+from sparsify.pruning.criteria.statistics import looks
 from sparsify.pruning.followers import averaged_attribute
 from sparsify.pruning.latency_budget import clocks_of, settled
 from sparsify.pruning.memory_budget import held
@@ -110,7 +110,8 @@ def cut(
     optimizer: torch.optim.Optimizer | None = None,
     inputs: Inputs | Call | Sequence[Call] | None = None,
     batches: Batches | None = None,
-    loss: Loss = functional.cross_entropy,
+    loss: Callable[[Any, Any], Any] | None = None,
+    objective: Objective | None = None,
     follow: Sequence[Any] = (),
     listener: Listener = silence,
     agree: Callable[[Chosen], Chosen] = lambda keep: keep,
@@ -129,8 +130,11 @@ def cut(
             the narrow shape.
         inputs: For the proof, as in `make_plan`. Left out, they are drawn at random in the shapes of the
             plan's.
-        batches: Training batches (x, y), for criteria that look at data.
-        loss: Of (outputs, y), a scalar: some of these criteria take its gradient.
+        batches: Training batches, for criteria that look at data: pairs (x, y), or mappings with the targets
+            among them. x is a tensor, or a mapping or tuple of the model's arguments.
+        loss: Of (outputs, y), in place of the recipe's task: a scalar, or a number for each example. Some of these
+            criteria take its gradient.
+        objective: The same, made by `make_objective`.
         follow: Models of the same structure that lose the same units, copied into `followers`; or objects
             that hold one as `module`, `ema_model`, `model` or `ema` (torch's AveragedModel, timm's
             ModelEmaV3), copied with the cut one inside.
@@ -176,9 +180,11 @@ def cut(
     )
     inputs = vocabulary.add_names_and_vocabularies(model, given)
     batches = None if batches is None else taken(batches, plan.recipe)
+    if objective is None:
+        objective = make_objective(plan.recipe.task) if loss is None else objective_of_loss(loss)
     dense = copy_model(model)
     clocks = clocks_of(plan.recipe, plan.recipe.budget.latency, dense, plan.map, inputs, listener)
-    scores = scored(plan, dense, batches, loss)
+    scores = scored(plan, dense, batches, objective)
     keep = agree(
         held(
             plan,
@@ -189,7 +195,9 @@ def cut(
         )
     )
     with explain_errors("cutting the model"):
-        zeroed, deeds = weight_masks.zeroed(plan, dense, keep, partial(looks, batches=batches, loss=loss))
+        zeroed, deeds = weight_masks.zeroed(
+            plan, dense, keep, partial(looks, batches=batches, objective=objective)
+        )
         keep = weight_masks.without_dead(plan, zeroed, keep)
     constants, notes = confirmed_constants(plan, zeroed, keep, inputs)
     try:

@@ -2,30 +2,51 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsify.cost.measure import copy_model
+from sparsify.data.targets import NAMES, split_target
 from sparsify.errors import ModelError
 from sparsify.forward.opaque import explain_errors, is_scripted
 from sparsify.graph.group_index import coupled_layout, dead_units
+from sparsify.objective.objective import Objective
 from sparsify.pruning.criteria.reconstruction import reconstruction_scores
 from sparsify.pruning.criteria.scores import group_scores
-from sparsify.pruning.criteria.statistics import Loss, looks
+from sparsify.pruning.criteria.statistics import looks
 from sparsify.pruning.planning.plan import Plan
 from sparsify_schemas.criterion import Criterion, FromData, Magnitude, Reconstruction
 from sparsify_schemas.recipe import Recipe
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[Any]
+"""(inputs, targets) of each batch, or mappings that hold both"""
 
 
 Scores = dict[str, list[float]]
 
 
-def taken(batches: Batches, recipe: Recipe) -> list[tuple[Tensor, Tensor]]:
-    """As many of the training batches as the recipe's criteria look at."""
-    return list(islice(batches, batches_needed(recipe)))
+def taken(batches: Batches, recipe: Recipe) -> list[tuple[Any, Any]]:
+    """As many of the training batches as the recipe's criteria look at, as (inputs, targets)."""
+    name = recipe.data.target if recipe.data is not None else None
+    return [_split_batch(batch, name) for batch in islice(batches, batches_needed(recipe))]
+
+
+def _split_batch(batch: Any, name: str | None) -> tuple[Any, Any]:
+    """(inputs, targets) of a pair, or of a mapping with the targets under a usual name.
+
+    Raises ModelError where there are no targets.
+    """
+    if isinstance(batch, Sequence) and len(batch) == 2 and not isinstance(batch, str):
+        return batch[0], batch[1]
+    inputs, targets = split_target(batch, name)
+    if targets is None:
+        raise ModelError(
+            f"a training batch is a {type(batch).__name__} without targets; pass pairs (inputs, targets), or "
+            f"mappings with one of {', '.join(NAMES)}"
+        )
+    return inputs, targets
 
 
 def batches_needed(recipe: Recipe) -> int:
@@ -33,25 +54,25 @@ def batches_needed(recipe: Recipe) -> int:
 
 
 def scored(
-    plan: Plan, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]] | None, loss: Loss | None
+    plan: Plan, model: nn.Module, batches: Sequence[tuple[Any, Any]] | None, objective: Objective | None
 ) -> tuple[Scores, dict[str, list[bool]]]:
     """What each unit of each coupled group is worth to its rule's criterion, and whether it is dead.
 
-    loss: whose gradients criteria look at; None without batches.
+    objective: whose loss' gradients criteria look at; None without batches.
     """
     copy = copy_model(model)
     apply_masks(copy)
     parameters = {name: torch.view_as_real(p) if p.is_complex() else p for name, p in copy.named_parameters()}
     with explain_errors("scoring the units that may go"):
-        return _scored(plan, copy, parameters, batches, loss)
+        return _scored(plan, copy, parameters, batches, objective)
 
 
 def _scored(
     plan: Plan,
     copy: nn.Module,
     parameters: Mapping[str, Tensor],
-    batches: Sequence[tuple[Tensor, Tensor]] | None,
-    loss: Loss | None,
+    batches: Sequence[tuple[Any, Any]] | None,
+    objective: Objective | None,
 ) -> tuple[Scores, dict[str, list[bool]]]:
     scores: Scores = {}
     for assignment in plan.assignments:
@@ -67,7 +88,11 @@ def _scored(
             scores |= {name: values.tolist() for name, values in found.items()}
             continue
         values = group_scores(
-            spec, layout, parameters, looks(copy, spec, batches, loss), plan.recipe.seed + assignment.rule
+            spec,
+            layout,
+            parameters,
+            looks(copy, spec, batches, objective),
+            plan.recipe.seed + assignment.rule,
         )
         scores |= {name: part.tolist() for name, part in layout.split(values).items()}
     names = [name for a in plan.assignments for name in a.coupled]

@@ -14,11 +14,11 @@ from torch import nn
 from sparsify.cost.measure import count_macs
 from sparsify.events import Note
 from sparsify.formatting.numbers import points, share
+from sparsify.objective.objective import evaluate
 from sparsify.pruning.planning.depth_search import best, next_depth
 from sparsify.runs import run_folder
 from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.setup import Run, load_checkpoint
-from sparsify.training.objective import evaluate
 from sparsify_schemas.budget import AccuracyDrop, Budget
 from sparsify_schemas.report import Search, Trial
 
@@ -30,7 +30,7 @@ def begin_search(run: Run, model: nn.Module, checkpoint: Checkpoint) -> Checkpoi
     """Save the state that every trial starts from, and choose the depth of the first trial."""
     assert run.datasets is not None  # a recipe with accuracy_drop and without data was refused
     dense = model if run.state.from_scratch else run.dense
-    accuracy = evaluate(dense, run.datasets.validation)[1]
+    accuracy = evaluate(dense, run.datasets.validation, run.objective).deciding
     checkpoint = replace(checkpoint, weights=model.state_dict(), search=Search(dense=accuracy))
     _write(run, checkpoint, run_folder.BEFORE)
     return _choose_depth(run, checkpoint)
@@ -88,7 +88,7 @@ def _choose_depth(run: Run, checkpoint: Checkpoint) -> Checkpoint:
 def _judge_trial(run: Run, model: nn.Module, checkpoint: Checkpoint) -> Trial:
     limit, search = _limit(run), checkpoint.search
     assert search is not None and search.depth is not None and run.datasets is not None
-    accuracy = evaluate(model, run.datasets.validation)[1]
+    accuracy = evaluate(model, run.datasets.validation, run.objective).deciding
     drop = search.dense - accuracy
     cut_stages = {round_.stage for round_ in checkpoint.rounds}
     first = next((i for i, row in enumerate(checkpoint.stages) if row.name in cut_stages), 0)

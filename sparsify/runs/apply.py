@@ -20,6 +20,7 @@ from sparsify.data import data_for_inputs
 from sparsify.errors import RunError, SparsifyError
 from sparsify.events import Listener, Note, silence
 from sparsify.forward.input_records import apply_record
+from sparsify.objective.objective import check_trainable, make_objective
 from sparsify.pruning.fitting_inputs import inputs_for
 from sparsify.pruning.make_plan import plan_recipe
 from sparsify.pruning.planning.plan import Plan
@@ -42,7 +43,6 @@ from sparsify.runs.setup import (
     resume_request,
 )
 from sparsify.runs.stages import run_remaining_stages
-from sparsify.training.objective import check_trainable
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.target import Target
@@ -178,7 +178,7 @@ def preview(
         model, _ = read_dense_model(request)
         datasets = data_for_inputs(loaded)
         if datasets is not None:
-            check_trainable(model, datasets)
+            check_trainable(model, datasets, make_objective(loaded.task, datasets.classes))
         return plan_request(request, model, inputs_for(loaded, model, datasets), datasets, listener)
 
 

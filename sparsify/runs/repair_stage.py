@@ -10,13 +10,13 @@ from torch import nn
 from sparsify.data import batches
 from sparsify.events import Note, StageStarted
 from sparsify.forward.calls import Inputs
+from sparsify.objective.objective import evaluate
 from sparsify.pruning.repair.agreement import measure_agreement
 from sparsify.pruning.repair.repair import Repaired, collect_examples, repair_model
 from sparsify.reporting.training_tables import describe_repair
 from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.save_load import rebuild_dense
 from sparsify.runs.setup import Run
-from sparsify.training.objective import evaluate
 from sparsify.training.stage import derived_seed
 from sparsify_schemas.report import Agreement, RepairRow, StageRow
 from sparsify_schemas.stage import Repair
@@ -114,7 +114,7 @@ def repair_row(repaired: Repaired) -> RepairRow:
 def _validation_accuracy(run: Run, model: nn.Module) -> float | None:
     if run.datasets is None or not len(run.datasets.validation):
         return None
-    return evaluate(model, run.datasets.validation)[1]
+    return evaluate(model, run.datasets.validation, run.objective).deciding
 
 
 def _with_row(checkpoint: Checkpoint, row: StageRow, model: nn.Module) -> Checkpoint:

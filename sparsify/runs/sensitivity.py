@@ -15,7 +15,7 @@ from typing import assert_never
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from sparsify import files
 from sparsify.data import Datasets, Examples, batches, load_data
@@ -25,6 +25,7 @@ from sparsify.files import read
 from sparsify.forward.copies import copy_model
 from sparsify.graph.group_index import coupled_layout
 from sparsify.graph.surgery import operations
+from sparsify.objective.objective import Objective, check_trainable, evaluate, make_objective
 from sparsify.pruning import scoring
 from sparsify.pruning.criteria.scores import group_scores
 from sparsify.pruning.criteria.statistics import looks
@@ -35,7 +36,6 @@ from sparsify.pruning.planning.plan import Plan
 from sparsify.recipe import Loaded
 from sparsify.runs import run_folder
 from sparsify.runs.setup import RunRequest, Source, make_request, read_dense_model
-from sparsify.training.objective import check_trainable, evaluate, mean_loss
 from sparsify.training.stage import derived_seed
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Taylor
@@ -50,7 +50,7 @@ EXAMPLES = 1000
 """Validation examples that a layer is judged on, where there are as many."""
 _BATCH = 100
 """Examples in a batch of the loss's gradients."""
-Batches = Sequence[tuple[Tensor, Tensor]]
+Batches = Sequence[tuple[Any, Any]]
 
 
 def profile_layers(
@@ -88,28 +88,30 @@ def profile_layers(
             "the recipe has no 'data', and layers are judged on validation examples; "
             "write 'data: {source: ...}'"
         )
-    datasets = load_data(loaded.data, loaded.seed)
+    datasets = load_data(loaded.data, loaded.seed, loaded.task)
     if not len(datasets.validation):
         raise DataError("there is no validation data to judge layers on; set data.validation above 0%")
     validation = _draw_examples(datasets.validation, examples, loaded.seed)
+    objective = make_objective(loaded.task, datasets.classes)
     with torch.random.fork_rng(devices=[]):
         model, _ = read_dense_model(request)
-        check_trainable(model, datasets)
+        check_trainable(model, datasets, objective)
         plan = _plan_without_goals(request.loaded, model, datasets)
-        loss, accuracy = evaluate(model, validation)
+        found = evaluate(model, validation, objective)
         empty = Profile(
             by=by,
             digest=_digest(request, by, len(validation)),
             network=plan.map.network,
             examples=len(validation),
-            loss=loss,
-            accuracy=accuracy,
+            loss=found.loss,
+            accuracy=found.deciding,
+            metric=metric_row(objective.deciding),
             curves=tuple(_empty_curves(plan)),
         )
         profile = _resume(out, empty)
         training = batches(datasets.train, 64, seed=derived_seed(loaded.seed, 0, 0))
         taken = scoring.taken(training, loaded)
-        for longer in _measure(profile, plan, model, validation, taken, listener):
+        for longer in _measure(profile, plan, model, validation, taken, objective, listener):
             profile = longer
             write(profile, out)
     profile = set_limits(profile, tolerance)
@@ -238,15 +240,16 @@ def _measure(
     model: nn.Module,
     validation: Examples,
     training: Batches,
+    objective: Objective,
     listener: Listener,
 ) -> Iterator[Profile]:
     """Yield the profile after each point that is added."""
     match profile.by:
         case "ablation":
-            yield from _ablate(profile, plan, model, validation, training, listener)
+            yield from _ablate(profile, plan, model, validation, training, objective, listener)
         case "taylor" | "gsm":
             if not all(curve.points for curve in profile.curves):
-                scores = _score_units(plan, model, validation)
+                scores = _score_units(plan, model, validation, objective)
                 fill = _predict_losses if profile.by == "taylor" else _rank_globally
                 yield profile.model_copy(update={"curves": tuple(fill(profile, scores))})
         case _:
@@ -259,11 +262,12 @@ def _ablate(
     model: nn.Module,
     validation: Examples,
     training: Batches,
+    objective: Objective,
     listener: Listener,
 ) -> Iterator[Profile]:
     order = {
         found.name: found.order
-        for found in candidates(plan, *scoring.scored(plan, model, training, mean_loss))
+        for found in candidates(plan, *scoring.scored(plan, model, training, objective))
     }
     counts = [_removal_counts(curve, plan) for curve in profile.curves]
     total, done = sum(map(len, counts)), 0
@@ -275,8 +279,8 @@ def _ablate(
             listener(Measuring(f"removing units of {curve.group}", done - 1, total))
             kept = sorted(order[curve.group][count:])
             thinner = operations.cut(model, plan.map, {curve.group: kept}, "profile")[0]
-            loss, accuracy = evaluate(thinner, validation)
-            point = Point(share=share, removed=count, loss=loss, accuracy=accuracy)
+            found = evaluate(thinner, validation, objective)
+            point = Point(share=share, removed=count, loss=found.loss, accuracy=found.deciding)
             profile = _add_point(profile, index, point)
             yield profile
     listener(Measuring("removing units", total, total))
@@ -298,7 +302,9 @@ def _add_point(profile: Profile, index: int, point: Point) -> Profile:
     return profile.model_copy(update={"curves": curves})
 
 
-def _score_units(plan: Plan, model: nn.Module, validation: Examples) -> dict[str, list[float]]:
+def _score_units(
+    plan: Plan, model: nn.Module, validation: Examples, objective: Objective
+) -> dict[str, list[float]]:
     """Coupled group -> the first-order change of the validation loss when each of its units is removed."""
     copy = copy_model(model)
     parameters = dict(copy.named_parameters())
@@ -306,7 +312,7 @@ def _score_units(plan: Plan, model: nn.Module, validation: Examples) -> dict[str
     layout = coupled_layout(plan.map, names, parameters)
     given = list(batches(validation, _BATCH))
     taylor = Taylor(kind="taylor", batches=len(given))
-    scores = group_scores(taylor, layout, parameters, looks(copy, taylor, given, mean_loss), plan.recipe.seed)
+    scores = group_scores(taylor, layout, parameters, looks(copy, taylor, given, objective), plan.recipe.seed)
     return {name: part.tolist() for name, part in layout.split(scores).items()}
 
 

@@ -24,6 +24,7 @@ from sparsify.forward.copies import copy_model
 from sparsify.forward.input_records import apply_record
 from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.modelfile.weights import save_weights
+from sparsify.objective.objective import Objective, check_trainable, make_objective
 from sparsify.pruning.fitting_inputs import inputs_for
 from sparsify.pruning.make_plan import make_plan
 from sparsify.pruning.planning.plan import Plan
@@ -41,7 +42,6 @@ from sparsify.runs.save_load import (
     rebuild_dense,
     write_start,
 )
-from sparsify.training.objective import check_trainable
 from sparsify.training.stage import make_accelerator
 from sparsify_schemas.recipe import Recipe
 
@@ -73,6 +73,8 @@ class Run:
     """The model as given."""
     build: Build | None
     """Builds the dense model's structure, where the recipe cannot."""
+    objective: Objective
+    """What training minimises and models are judged by."""
     accelerator: Accelerator
     timing: float
     listener: Listener
@@ -143,7 +145,8 @@ def open_run(request: RunRequest, out: Path, timing: float, listener: Listener) 
     A recipe that does not fit the model leaves no folder.
     """
     recipe, accelerator = request.loaded.recipe, make_accelerator()
-    datasets = load_data(recipe.data, recipe.seed) if recipe.data is not None else None
+    datasets = load_data(recipe.data, recipe.seed, recipe.task) if recipe.data is not None else None
+    objective = make_objective(recipe.task, datasets.classes if datasets is not None else 0)
     model, base = read_dense_model(request)
     inputs = inputs_for(recipe, model, datasets)
     # Before the first epoch: a target that is not here must not be found out after the training.
@@ -152,7 +155,7 @@ def open_run(request: RunRequest, out: Path, timing: float, listener: Listener) 
     plan = plan_request(request, model, inputs, datasets, listener)
     inputs = apply_record(plan.map.inputs, inputs)
     if datasets is not None:
-        check_trainable(model, datasets)
+        check_trainable(model, datasets, objective)
     if request.folder is None:
         check_targets(model, inputs, recipe.targets)
     folder = request.folder or _create_folder(accelerator, out, recipe.title)
@@ -167,6 +170,7 @@ def open_run(request: RunRequest, out: Path, timing: float, listener: Listener) 
             plan=plan,
             dense=model,
             build=None if base.model else lambda: copy_model(model),
+            objective=objective,
             accelerator=accelerator,
             timing=timing,
             listener=_log_events(listener, folder) if is_main else silence,

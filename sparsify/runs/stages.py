@@ -16,6 +16,7 @@ from sparsify.events import CutDone, EpochDone, Event, Listener, StageStarted
 from sparsify.graph.build_map import list_layers
 from sparsify.graph.surgery import transfer_state
 from sparsify.modelfile.weights import save_weights
+from sparsify.objective.objective import evaluate
 from sparsify.pruning import cut
 from sparsify.pruning.make_plan import plan_recipe
 from sparsify.pruning.planning.compile import compile_plan
@@ -36,7 +37,6 @@ from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.evaluate import worst_verdict
 from sparsify.runs.repair_stage import agreement_after_cut, dense_of_run, repair_model_of_run
 from sparsify.runs.setup import Run
-from sparsify.training.objective import evaluate, mean_loss
 from sparsify.training.optimizers import make_optimizer
 from sparsify.training.stage import Moment, derived_seed, train_stage
 from sparsify_schemas.data import Augment
@@ -285,7 +285,7 @@ def _cut_model(
         optimizer=optimizer,
         inputs=run.inputs,
         batches=batches(run.datasets.train, _BATCH, seed=seed) if run.datasets is not None else None,
-        loss=mean_loss,
+        objective=run.objective,
         listener=run.listener,
         agree=_synchronize,
         chooser=run.chooser,
@@ -296,7 +296,7 @@ def _cut_model(
     params = _count_params(model), _count_params(result.model)
     accuracy = None
     if run.datasets and len(run.datasets.validation):
-        accuracy = evaluate(result.model, run.datasets.validation)[1]
+        accuracy = evaluate(result.model, run.datasets.validation, run.objective).deciding
     run.listener(CutDone(verdict.outcome, verdict.difference, macs, params, accuracy))
     return result, Round(
         stage=stage.name,

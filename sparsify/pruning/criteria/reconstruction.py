@@ -79,7 +79,7 @@ def reconstruction_scores(
     model: nn.Module,
     model_map: ModelMap,
     names: Sequence[str],
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[tuple[Any, Any]],
     ridge: float,
     seed: int,
 ) -> dict[str, Tensor]:

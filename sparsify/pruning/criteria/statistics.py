@@ -1,51 +1,71 @@
 """What criteria look at in training data: gradients of the loss, or what arrives at the layers."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from sparsify.data.columns import batch_size, split_values
 from sparsify.errors import ModelError
+from sparsify.objective.objective import Objective, measure_batch, move
+from sparsify.objective.predictions import call_on_batch
 from sparsify.pruning.criteria.scores import Looks
 from sparsify_schemas.criterion import Criterion, FromData
 
-Batch = tuple[Tensor, Tensor]
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(outputs, targets) of a batch -> the mean of what training minimises, a scalar"""
+Batch = tuple[Any, Any]
+"""(inputs, targets)"""
 _SEEN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def looks(
-    model: nn.Module, spec: Criterion, batches: Sequence[Batch] | None, loss: Loss | None
+    model: nn.Module, spec: Criterion, batches: Sequence[Batch] | None, objective: Objective | None
 ) -> Looks | None:
     """How a criterion looks at a model, which it leaves in eval mode;
     None where it needs no data or there is none."""
-    if batches is None or loss is None or not isinstance(spec, FromData):
+    if batches is None or objective is None or not isinstance(spec, FromData):
         return None
     own = list(islice(batches, spec.batches))
     match spec.facts().sees:
         case "inputs":
             return partial(_inputs, model, spec.kind, own)
         case "gradients":
-            return partial(_gradients, model, own, loss)
+            return partial(_gradients, model, spec.kind, own, objective)
         case "gradients of examples":
-            alone = [(x[i : i + 1], y[i : i + 1]) for x, y in own for i in range(len(x))]
-            return partial(_gradients, model, alone, loss)
+            alone = [example for batch in own for example in _one_by_one(batch)]
+            return partial(_gradients, model, spec.kind, alone, objective)
         case "weights" | "model":
             return None
 
 
-def _gradients(model: nn.Module, batches: Sequence[Batch], loss: Loss) -> Iterator[None]:
+def _one_by_one(batch: Batch) -> list[Batch]:
+    x, y = batch
+    count = batch_size(y)
+    return list(zip(split_values(x, count), split_values(y, count), strict=True))
+
+
+def _gradients(model: nn.Module, kind: str, batches: Sequence[Batch], objective: Objective) -> Iterator[None]:
     device = next(model.parameters()).device
     model.eval().requires_grad_(True)
+    has_gradient = False
     for x, y in batches:
         model.zero_grad(set_to_none=True)
-        loss(model(x.to(device)), y.to(device)).backward()  # type: ignore[no-untyped-call]
+        loss = measure_batch(objective, model, move(x, device), move(y, device))
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        has_gradient = has_gradient or any(
+            p.grad is not None and bool(p.grad.any()) for p in model.parameters()
+        )
         yield
+    if batches and not has_gradient:
+        raise ModelError(
+            f"criterion '{kind}' looks at gradients of the loss, and those of the task '{objective.task.kind}' are "
+            "zero for every weight: its loss is constant or does not depend on the model; check the task's loss and "
+            "the targets"
+        )
 
 
 def _inputs(model: nn.Module, kind: str, batches: Sequence[Batch]) -> Iterator[None]:
@@ -64,7 +84,7 @@ def _inputs(model: nn.Module, kind: str, batches: Sequence[Batch]) -> Iterator[N
             for module in seen:
                 handle = module.register_forward_hook(_note)
                 stack.callback(handle.remove)
-            model(x.to(device))
+            call_on_batch(model, move(x, device))
         yield
 
 

@@ -1,0 +1,102 @@
+"""Distillation: a loss that follows a teacher besides the targets."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sparsify.data.columns import IGNORED
+from sparsify.objective.losses import Losses, classification_losses, match_numbers, match_pixels
+from sparsify_schemas.task import Task
+
+
+def distillation_losses(
+    outputs: Tensor, targets: Tensor, teacher: Tensor, temperature: float = 4.0, weight: float = 0.5
+) -> Tensor:
+    """The loss of each example, with a share that follows a teacher: [N].
+
+        (1 - weight) * cross-entropy + weight * T^2 * KL(softmax(teacher / T) || softmax(outputs / T))
+
+    Args:
+        outputs: Logits [N, classes] of the model that learns.
+        targets: Numbers of classes [N].
+        teacher: Logits [N, classes] of the teacher, without a gradient.
+        temperature: T.
+        weight: Share of the loss that follows the teacher.
+
+    Returns:
+        One loss for each example; take the mean and call `backward`.
+
+    Raises:
+        RuntimeError: The shapes do not fit each other.
+
+    Source: Hinton et al., arXiv:1503.02531.
+
+    Examples:
+        >>> logits, labels = torch.tensor([[2.0, 0.0]]), torch.tensor([0])
+        >>> sparsify.distillation_losses(logits, labels, logits, weight=1.0)
+        tensor([0.])
+    """
+    own = classification_losses(outputs, targets)
+    return mix_losses(own, _class_divergence(outputs, teacher, temperature), weight).sums
+
+
+def mix_losses(own: Losses, divergence: Tensor, weight: float) -> Losses:
+    """(1 - weight) * own + weight * divergence, both summed over what counts in each example.
+
+    divergence: [N], the mean over what counts.
+    """
+    return Losses((1 - weight) * own.sums + weight * divergence * own.weights, own.weights)
+
+
+def teacher_divergence(
+    task: Task, outputs: Tensor, targets: Tensor, teacher: Tensor, temperature: float
+) -> Tensor:
+    """How far the outputs are from the teacher's: [N], the mean over what counts in each example.
+
+    classes, pixels, tokens     T^2 * KL(softmax(teacher / T) || softmax(outputs / T))
+    labels                      the same of the two values of each label, mean over the labels
+    numbers                     (outputs - teacher)^2, mean over the numbers
+    """
+    match task.kind:
+        case "classification":
+            return _class_divergence(outputs, teacher, temperature)
+        case "multilabel":
+            return _label_divergence(outputs, teacher, temperature).mean(dim=1)
+        case "segmentation":
+            own, taught = match_pixels(outputs, targets), match_pixels(teacher, targets)
+            if own.shape[1] == 1:
+                each = _label_divergence(own, taught, temperature)[:, 0]
+            else:
+                each = _class_divergence(own, taught, temperature)
+            return _mean_where(each, targets != IGNORED)
+        case "language_model":
+            each = _class_divergence(
+                outputs[:, :-1].transpose(1, 2), teacher[:, :-1].transpose(1, 2), temperature
+            )
+            return _mean_where(each, targets[:, 1:] != IGNORED)
+        case "masked_language_model":
+            each = _class_divergence(outputs.transpose(1, 2), teacher.transpose(1, 2), temperature)
+            return _mean_where(each, targets != IGNORED)
+        case "regression" | "own":
+            own, taught = match_numbers(outputs, teacher)
+            return (own - taught).square().flatten(1).mean(dim=1)
+
+
+def _class_divergence(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 * KL over the classes, dimension 1."""
+    soft = functional.log_softmax(teacher / temperature, dim=1)
+    own = functional.log_softmax(outputs / temperature, dim=1)
+    divergence = functional.kl_div(own, soft, reduction="none", log_target=True).sum(dim=1)
+    return temperature**2 * divergence
+
+
+def _label_divergence(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 * KL over the two values of each label, [N, labels, ...]."""
+    pair = torch.stack([outputs, torch.zeros_like(outputs)], dim=1)
+    taught = torch.stack([teacher, torch.zeros_like(teacher)], dim=1)
+    return _class_divergence(pair, taught, temperature)
+
+
+def _mean_where(each: Tensor, counts: Tensor) -> Tensor:
+    total = (each * counts).flatten(1).sum(dim=1)
+    return total / counts.flatten(1).sum(dim=1).clamp(min=1)

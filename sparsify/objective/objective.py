@@ -1,0 +1,256 @@
+"""The objective of a task: the loss that training minimises and the figures that a model is judged by.
+
+Training, evaluation, criteria, thresholds and limits all take this one value.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsify.data.examples import Datasets, Examples
+from sparsify.data.loader import batches
+from sparsify.errors import DataError, TrainingError
+from sparsify.forward.copies import copy_model
+from sparsify.objective import losses
+from sparsify.objective.losses import Losses, MeasureLosses
+from sparsify.objective.metrics import Meter, Metric, make_metrics, read_meter, update_meter
+from sparsify.objective.predictions import call_on_batch, find_prediction
+from sparsify.recipe.import_path import resolve
+from sparsify_schemas.task import LOSS, Facts, Task
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a task comes to: its loss and its metrics.
+
+    Made by `make_objective`. Hand it to `sparsify.cut`, `sparsify.sensitivity` and what else takes an objective.
+    """
+
+    task: Task
+    """as the recipe says it"""
+    measure_losses: MeasureLosses
+    """(prediction, targets) -> the losses of a batch"""
+    metrics: tuple[Metric, ...]
+    """the deciding one first; none where the loss decides"""
+    classes: int = 0
+    """that a classification's data hold; 0 where nothing is known"""
+
+    @property
+    def deciding(self) -> Facts:
+        """The metric that choices are made by."""
+        return self.metrics[0].facts if self.metrics else LOSS
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model is worth on a set of examples."""
+
+    loss: float
+    """nan without examples"""
+    figures: Mapping[str, float]
+    """metric -> value, the deciding one first; nan without examples"""
+
+    @property
+    def deciding(self) -> float:
+        """The figure that choices are made by."""
+        return next(iter(self.figures.values()))
+
+
+def make_objective(task: Task | str | Mapping[str, Any] = "classification", classes: int = 0) -> Objective:
+    """The objective of a task.
+
+    Args:
+        task: A kind of task, or what stands under `task` in a recipe.
+        classes: That the data of a classification hold, for messages; 0 where that is unknown.
+
+    Returns:
+        The objective, for `sparsify.cut` and other functions that take one.
+
+    Raises:
+        DataError: A callable that the task names cannot be imported.
+        ValidationError: The task is none.
+
+    Examples:
+        >>> sparsify.make_objective("segmentation").deciding.name
+        'dice'
+    """
+    if not isinstance(task, Task):
+        task = Task.model_validate({"kind": task} if isinstance(task, str) else dict(task))
+    return Objective(task, _measure(task), make_metrics(task), classes)
+
+
+def objective_of_loss(loss: Callable[[Any, Any], Any]) -> Objective:
+    """The objective of a loss of (outputs, targets) alone, which returns a scalar or a number for each example."""
+    name = getattr(loss, "__name__", type(loss).__name__)
+    task = Task(kind="own", loss=f"given:{name}")
+    return Objective(task, losses.losses_of_function(loss, name), ())
+
+
+CLASSIFICATION = Objective(Task(), losses.classification_losses, make_metrics(Task()))
+
+
+def _measure(task: Task, smoothing: float = 0.0) -> MeasureLosses:
+    if task.loss == "model":
+        return losses.losses_of_model
+    if task.loss is not None:
+        return losses.losses_of_function(_import_loss(task.loss), task.loss)
+    match task.kind:
+        case "classification":
+            return partial(losses.classification_losses, smoothing=smoothing)
+        case "multilabel":
+            return losses.multilabel_losses
+        case "regression":
+            return losses.regression_losses
+        case "segmentation":
+            return partial(losses.segmentation_losses, smoothing=smoothing)
+        case "language_model":
+            return partial(losses.next_token_losses, smoothing=smoothing)
+        case "masked_language_model":
+            return partial(losses.masked_token_losses, smoothing=smoothing)
+        case "own":
+            raise DataError("a task of its own needs 'loss: package.module:callable'")
+
+
+def _import_loss(path: str) -> Callable[[Any, Any], Any]:
+    try:
+        found = resolve(path)
+    except ImportError as error:
+        raise DataError(f"task.loss '{path}': {error}") from error
+    if isinstance(found, type):  # such as torch.nn:SmoothL1Loss
+        found = found()
+    if not callable(found):
+        raise DataError(f"task.loss '{path}' is a {type(found).__name__}, which cannot be called")
+    function: Callable[[Any, Any], Any] = found
+    return function
+
+
+def smooth_labels(objective: Objective, smoothing: float) -> MeasureLosses:
+    """The losses with targets spread: 1 - smoothing for the true class, the rest for all classes evenly.
+
+    For training alone. Source: Szegedy et al., arXiv:1512.00567.
+    """
+    return _measure(objective.task, smoothing) if smoothing else objective.measure_losses
+
+
+def predict(objective: Objective, model: nn.Module, inputs: Any, targets: Any = None, where: str = "") -> Any:
+    """The prediction of a batch, as loss and metrics take it.
+
+    where: what messages begin with. Raises TrainingError when the model does not take the batch or returns
+    something that the task cannot use, DataError when there are more classes than outputs.
+    """
+    if objective.task.loss == "model":
+        given = inputs if isinstance(inputs, Mapping) else {}
+        if not given:
+            raise TrainingError(
+                f"{where}task.loss is 'model', which needs inputs by name; the data hold none"
+            )
+        return call_on_batch(model, {**given, "labels": targets}, where)
+    found = find_prediction(call_on_batch(model, inputs, where), objective.task, where)
+    if objective.task.kind == "classification" and objective.task.loss is None:
+        _check_logits(found, objective.classes, where)
+    return found
+
+
+def _check_logits(logits: Any, classes: int, where: str) -> None:
+    if logits.dim() != 2:
+        raise TrainingError(
+            f"{where}the model returns a tensor of shape {tuple(logits.shape)}; "
+            "cross-entropy needs one row of logits per example"
+        )
+    if logits.shape[1] < classes:
+        raise DataError(
+            f"{where}the model has {logits.shape[1]} outputs and the data {classes} classes; "
+            "build the model for as many"
+        )
+
+
+def measure_batch(objective: Objective, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
+    """The loss of a batch, a scalar with a gradient: what criteria look at."""
+    return objective.measure_losses(predict(objective, model, inputs, targets), targets).mean
+
+
+LARGE_BATCH, SMALL_BATCH = 500, 16
+"""examples in a batch of an evaluation: of one row of outputs each, or of pixels, tokens and boxes"""
+
+
+def evaluate(
+    model: nn.Module, examples: Examples, objective: Objective, batch: int | None = None
+) -> Evaluation:
+    """Loss and metrics in eval mode, over all examples.
+
+    batch: examples in a batch; 500 of one row of outputs each, 16 of anything else.
+    """
+    if not len(examples):
+        names = [metric.facts.name for metric in objective.metrics] or [LOSS.name]
+        return Evaluation(math.nan, dict.fromkeys(names, math.nan))
+    if batch is None:
+        has_rows = objective.task.kind in ("classification", "multilabel") and objective.task.loss is None
+        batch = LARGE_BATCH if has_rows else SMALL_BATCH
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    total = torch.zeros(2, dtype=torch.float64, device=device)
+    meters = [metric.make() for metric in objective.metrics]
+    with in_mode(model, training=False), torch.no_grad():
+        for x, y in batches(examples, batch):
+            total += _take_in(model, objective, meters, move(x, device), move(y, device))
+    sums, weights = total.tolist()
+    loss = sums / max(weights, 1)
+    pairs = zip(objective.metrics, meters, strict=True)
+    figures = {metric.facts.name: read_meter(metric, meter) for metric, meter in pairs}
+    return Evaluation(loss, figures or {LOSS.name: loss})
+
+
+def _take_in(
+    model: nn.Module, objective: Objective, meters: list[Meter], inputs: Any, targets: Any
+) -> Tensor:
+    """Hand a batch to every meter; (sum of the losses, how much counts)."""
+    outputs = predict(objective, model, inputs, targets)
+    found: Losses = objective.measure_losses(outputs, targets)
+    judged = outputs
+    if objective.task.loss == "model":
+        judged = find_prediction(outputs, objective.task.model_copy(update={"loss": None}))
+    for metric, meter in zip(objective.metrics, meters, strict=True):
+        update_meter(metric, meter, judged, targets)
+    return torch.stack([found.sums.sum(dtype=torch.float64), found.weights.sum(dtype=torch.float64)])
+
+
+def move(value: Any, device: torch.device) -> Any:
+    """A batch on another device: tensors in mappings, tuples and lists."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {name: move(part, device) for name, part in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(move(part, device) for part in value)
+    return value
+
+
+def check_trainable(model: nn.Module, datasets: Datasets, objective: Objective) -> None:
+    """That a model takes a batch of the data and returns what the loss takes, on a copy and before any epoch.
+
+    Raises TrainingError and DataError.
+    """
+    examples = datasets.train[:2]
+    if not len(examples):
+        return
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        inputs, targets = examples.batch()
+        found = predict(objective, copy_model(model).cpu().eval(), inputs, targets)
+        objective.measure_losses(found, targets)
+
+
+@contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put every module in train or eval mode, and each back as it was."""
+    before = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was in before.items():
+            module.training = was

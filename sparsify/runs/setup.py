@@ -31,8 +31,8 @@ from sparsify.pruning.planning.selection import Chooser, choose
 from sparsify.recipe import Loaded, load
 from sparsify.runs import run_folder
 from sparsify.runs.checkpoint import Checkpoint
-from sparsify.runs.evaluate import check_reloads
 from sparsify.runs.preflight import check_targets
+from sparsify.runs.reloaded_models import check_reloads
 from sparsify.runs.save_load import (
     Base,
     Build,
@@ -41,8 +41,8 @@ from sparsify.runs.save_load import (
     rebuild_dense,
     write_start,
 )
+from sparsify.training.accelerator import make_accelerator
 from sparsify.training.objective import check_trainable
-from sparsify.training.stage import make_accelerator
 from sparsify_schemas.recipe import Recipe
 
 Source = str | Path | Mapping[str, Any] | Recipe | Loaded

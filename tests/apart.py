@@ -15,11 +15,11 @@ from sparsify.runs import apply
 from sparsify.training import fsdp
 
 BRIEFLY = """
-from sparsify.runs import evaluate
+from sparsify.runs import timed_targets
 from sparsify.runs.apply import apply
 from sparsify_schemas.target import Cpu
 apply.__kwdefaults__["timing"] = 0.05
-evaluate.default_targets = lambda: {"eager": Cpu(kind="cpu")}
+timed_targets.default_targets = lambda: {"eager": Cpu(kind="cpu")}
 """
 """for the first lines of a process: it times as briefly as conftest.py has the tests do, and in eager PyTorch
 alone"""

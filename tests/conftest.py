@@ -103,7 +103,7 @@ def _timed_in_eager() -> Iterator[None]:
     """Recipes without targets are timed in eager PyTorch alone: what ONNX Runtime wants, an export, takes
     seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparsify.runs.evaluate.default_targets", lambda: {"eager": Cpu(kind="cpu")})
+        patch.setattr("sparsify.runs.timed_targets.default_targets", lambda: {"eager": Cpu(kind="cpu")})
         yield
 
 

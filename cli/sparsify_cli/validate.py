@@ -10,7 +10,8 @@ import typer
 from sparsify.errors import Problem, RecipeError
 from sparsify.recipe import load
 from sparsify_cli.render import show_json
-from sparsify_schemas.recipe import Recipe, Rule
+from sparsify_schemas.recipe import Recipe
+from sparsify_schemas.rule import Rule
 from sparsify_schemas.stage import Stage, Train
 from sparsify_schemas.written import written
 

@@ -101,6 +101,8 @@ class Facts:
     groups are counted; None for groups that reach over several tensors and leave them"""
     single: bool = False
     """inside one tensor: whether each weight is a group of its own"""
+    unstructured: bool = False
+    """of these, whether any weight may become zero, whichever others do"""
 
 
 def facts(kind: Kind) -> Facts:
@@ -202,6 +204,7 @@ def facts(kind: Kind) -> Facts:
                 own_slice=True,
                 axes=_elements,
                 single=True,
+                unstructured=True,
             )
         case "block":
             return Facts(
@@ -378,3 +381,13 @@ def in_one_tensor(group: Word | Block | Pattern | None) -> bool:
 def within(group: Word | Block | Pattern | None) -> bool:
     """Of these, the ones of several weights that a lasso can act on."""
     return group is not None and in_one_tensor(group) and not facts_of(group).single
+
+
+def is_unstructured(group: Word | Block | Pattern | None) -> bool:
+    """Single weights, of which any may become zero."""
+    return group is not None and facts_of(group).unstructured
+
+
+def removes_branches(group: Word | Block | Pattern | None) -> bool:
+    """Residual blocks or branches as a whole; no width follows from them."""
+    return group is not None and facts_of(group).keep == "branches"

@@ -16,6 +16,22 @@ EVERY = 8
 """steps of the optimizer for one of the proximal solver"""
 
 
+class Threshold(Spec):
+    """Weights below T become zero and stay zero, T the largest for which
+
+        validation loss with them zero <= (1 + tolerance) * validation loss
+
+    found by bisection whenever the validation loss has not improved for `patience` epochs. Sources:
+    Tartaglione et al., arXiv:1810.11764 (a threshold); Tartaglione et al., arXiv:2011.09905 (how it is
+    found).
+    """
+
+    tolerance: Share = Share(5.0, "%")
+    """how much larger the validation loss may become each time"""
+    patience: Positive = 5
+    """epochs without a better validation loss before weights are set to zero"""
+
+
 Reach = Literal["units", "slices", "weights", "arrivals", "elements"]
 
 
@@ -37,8 +53,15 @@ class Facts:
     goal: Literal["sparsity", "sparsity or budget"] | None = None
     """what it works towards: the rule's own `sparsity`, or else the budget; it does not act where there is
     none"""
+    ranks_over_rules: bool = False
+    """whether all its rules of one `sparsity` rank their groups, or weights, together"""
     chooses: bool = False
     """whether it chooses what is to go, and after a cut chooses anew"""
+    threshold: Threshold | None = None
+    """when weights below a threshold become zero during training; needs validation data"""
+    strength_is: Literal["lambda", "fraction"] = "lambda"
+    """what the strength at a step is: lambda, or the fraction that is held at zero, which the log of the
+    training does not show as a strength"""
     moments: tuple[Duration, ...] = ()
     """times besides those of `strength`; what is not in steps needs to know how long the stage is"""
 
@@ -239,23 +262,7 @@ class Gsm(PenaltySpec):
     kind: Literal["gsm"]
 
     def facts(self) -> Facts:
-        return Facts(goal="sparsity", reach="units", summary="gsm")
-
-
-class Threshold(Spec):
-    """Weights below T become zero and stay zero, T the largest for which
-
-        validation loss with them zero <= (1 + tolerance) * validation loss
-
-    found by bisection whenever the validation loss has not improved for `patience` epochs. Sources:
-    Tartaglione et al., arXiv:1810.11764 (a threshold); Tartaglione et al., arXiv:2011.09905 (how it is
-    found).
-    """
-
-    tolerance: Share = Share(5.0, "%")
-    """how much larger the validation loss may become each time"""
-    patience: Positive = 5
-    """epochs without a better validation loss before weights are set to zero"""
+        return Facts(goal="sparsity", ranks_over_rules=True, reach="units", summary="gsm")
 
 
 @final
@@ -308,6 +315,7 @@ class Sensitivity(PenaltySpec):
             summary="sensitivity ({of}) {strength}"
             if self.of == "loss"
             else "sensitivity ({of}, {mode}) {strength}",
+            threshold=self.threshold,
         )
 
 
@@ -404,6 +412,7 @@ class Agp(PenaltySpec):
             goal="sparsity",
             chooses=True,
             moments=(self.start, self.end, self.every),
+            strength_is="fraction",
             reach="units",
             summary="agp from {start} to {end}",
         )

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from sparsify_schemas.group import Block, Pattern
 from sparsify_schemas.lookup import kind_of
-from sparsify_schemas.recipe import Rule
+from sparsify_schemas.rule import Rule
 from sparsify_schemas.schedule import Constant
 from sparsify_schemas.units import Quantity
 

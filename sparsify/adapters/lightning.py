@@ -9,7 +9,8 @@ from torch import nn
 from sparsify.errors import ModelError
 from sparsify.pruning.planning.plan import Plan
 from sparsify.training.fsdp import gathered
-from sparsify.training.hooks import Hooks, attach, trained
+from sparsify.training.hooks import Hooks, attach
+from sparsify.training.optimizers import trained_parameters
 
 
 class SparsifyCallback(Callback):  # type: ignore[misc]
@@ -68,7 +69,7 @@ class SparsifyCallback(Callback):  # type: ignore[misc]
 def _holder(trainer: Trainer, model: nn.Module) -> Any:
     for optimizer in trainer.optimizers:
         try:
-            trained(model, optimizer)
+            trained_parameters(model, optimizer)
         except ModelError:
             continue
         return optimizer

@@ -14,6 +14,7 @@ from sparsify.formatting.numbers import plain, tiny
 from sparsify.forward import call_model
 from sparsify.forward.calls import Inputs, count_examples, flatten_value, list_calls
 from sparsify.forward.copies import copy_model
+from sparsify.pruning.repair.agreement import count_same_predictions
 
 _BATCH = 64
 Read = Callable[[], Callable[[Inputs], list[Tensor]]]
@@ -87,9 +88,9 @@ def measure_agreement(model: nn.Module, run: Callable[[Inputs], list[Tensor]], e
     copy, same = copy_model(model), 0
     with torch.no_grad():
         for x, _ in batches(examples, _BATCH):
-            expected = _tensors(call_model.call_model(copy, (x,)))[0].argmax(1)
-            found = run((x,))[0].argmax(1)
-            same += int((expected == found).sum())
+            expected = _tensors(call_model.call_model(copy, (x,)))[0]
+            found = run((x,))[0]
+            same += count_same_predictions(expected, found)
     return same / len(examples)
 
 

@@ -50,6 +50,11 @@ class LayerType:
     foreign: Callable[[Any], bool] | None = None
     """a class that is not torch's is known by its name, and by this"""
 
+    @property
+    def reads_indices(self) -> bool:
+        """Whether its inputs are numbers of rows, so that no width of another layer is what it reads."""
+        return self.family == "embedding"
+
 
 WEIGHTS = (
     "weight",

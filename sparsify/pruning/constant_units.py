@@ -13,7 +13,7 @@ from sparsify.forward.calls import Inputs
 from sparsify.forward.fresh_inputs import redraw
 from sparsify.forward.trial_calls import accepts_inputs
 from sparsify.graph import precision
-from sparsify.graph.group_index import dead_units
+from sparsify.graph.dead_units import find_dead_units
 from sparsify.graph.model_map import ModelMap
 from sparsify.graph.surgery import constants as proven_constants
 from sparsify.graph.surgery.constant_shifts import Constants, constants_match
@@ -80,7 +80,7 @@ def unfollowed_constants(
     ]
     own = copy_model(dense)
     apply_masks(own)
-    unmade = dead_units(plan.map, names, dict(own.named_parameters()), roles=("out",))
+    unmade = find_dead_units(plan.map, names, dict(own.named_parameters()), roles=("out",))
     for name, flags in unmade.items():
         accounted = {*keep[name], *constants.harmless.get(name, ()), *constants.accounted.get(name, ())}
         lost = [unit for unit, dead in enumerate(flags.tolist()) if dead and unit not in accounted]

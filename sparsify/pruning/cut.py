@@ -20,7 +20,7 @@ from sparsify.forward.calls import Call, Inputs
 from sparsify.forward.copies import copy_object
 from sparsify.forward.input_records import apply_record
 from sparsify.forward.opaque import explain_errors
-from sparsify.graph.group_index import check_fits
+from sparsify.graph.model_shapes import check_shapes
 from sparsify.graph.surgery import fold_constants, stale_widths, transfer_state
 from sparsify.graph.surgery import operations as cut_operations
 from sparsify.graph.surgery.constant_shifts import Constants
@@ -170,7 +170,7 @@ def cut(
             "budget.accuracy_drop is found by going through the recipe's stages; call "
             "sparsify.apply, or leave it out of a plan that is cut by hand"
         )
-    check_fits(plan.map, model)
+    check_shapes(plan.map, model)
     for other in follow:  # refused now, not when all is cut and proven
         averaged_attribute(plan.map, other, model)
     given = (

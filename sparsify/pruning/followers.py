@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparsify.errors import ModelError
-from sparsify.graph.group_index import check_fits
 from sparsify.graph.model_map import ModelMap
+from sparsify.graph.model_shapes import check_shapes
 
 ATTRIBUTES = ("module", "ema_model", "model", "ema")
 """under which a wrapper may hold the averaged model: torch and timm say `module`, others `ema_model`,
@@ -50,13 +50,13 @@ def averaged_attribute(map: ModelMap, follower: Any, model: nn.Module) -> str | 
             f"follow holds a {kind} that is no model of this plan, and none of its attributes holds one; "
             "pass the averaged model, a torch.nn.Module"
         )
-    check_fits(map, follower)  # says which tensor differs
+    check_shapes(map, follower)  # says which tensor differs
     return None
 
 
 def _fits(map: ModelMap, model: nn.Module) -> bool:
     try:
-        check_fits(map, model)
+        check_shapes(map, model)
     except ModelError:
         return False
     return True

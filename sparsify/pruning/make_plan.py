@@ -33,6 +33,7 @@ from sparsify.pruning.planning.plan import Plan
 from sparsify.pruning.planning.selection import choose, priced
 from sparsify.pruning.scoring import scored
 from sparsify.recipe import NOWHERE, Loaded, Positions, load
+from sparsify_schemas.group import removes_branches
 from sparsify_schemas.recipe import Recipe
 
 
@@ -112,7 +113,7 @@ def plan_recipe(
     with torch.random.fork_rng(devices=[]), explain_errors("trying out which layers can be cut"):
         map, reaching = _followed_in(model, inputs, macs)
         map = replace(trial_cuts.protect_failing_groups(model, map, reaching), inputs=map.inputs)
-        if any(rule.group == "depth" for rule in recipe.rules):
+        if any(removes_branches(rule.group) for rule in recipe.rules):
             map = trial_cuts.add_branches(model, map, inputs, macs)
     if any(
         budget.peak_memory is not None for budget in (recipe.budget, *(own for _, own in own_budgets(recipe)))

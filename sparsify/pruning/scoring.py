@@ -11,13 +11,14 @@ from sparsify.cost.measure import copy_model
 from sparsify.data.targets import NAMES, split_target
 from sparsify.errors import ModelError
 from sparsify.forward.opaque import explain_errors, is_scripted
-from sparsify.graph.group_index import coupled_layout, dead_units
+from sparsify.graph.dead_units import find_dead_units
+from sparsify.graph.group_layouts import coupled_layout
 from sparsify.objective.objective import Objective
-from sparsify.pruning.criteria.reconstruction import reconstruction_scores
+from sparsify.pruning.criteria.reconstruction import model_scores
 from sparsify.pruning.criteria.scores import group_scores
 from sparsify.pruning.criteria.statistics import looks
 from sparsify.pruning.planning.plan import Plan
-from sparsify_schemas.criterion import Criterion, FromData, Magnitude, Reconstruction
+from sparsify_schemas.criterion import Criterion, FromData, Magnitude
 from sparsify_schemas.recipe import Recipe
 
 Batches = Iterable[Any]
@@ -81,10 +82,9 @@ def _scored(
         if layout.count == 0:
             continue
         spec = available(rule.criterion, batches)
-        if isinstance(spec, Reconstruction):
+        if spec.facts().sees == "model":
             assert batches is not None  # magnitude stands in for it otherwise
-            given, seed = batches[: spec.batches], plan.recipe.seed
-            found = reconstruction_scores(copy, plan.map, assignment.coupled, given, spec.ridge, seed)
+            found = model_scores(spec, copy, plan.map, assignment.coupled, batches, plan.recipe.seed)
             scores |= {name: values.tolist() for name, values in found.items()}
             continue
         values = group_scores(
@@ -96,7 +96,7 @@ def _scored(
         )
         scores |= {name: part.tolist() for name, part in layout.split(values).items()}
     names = [name for a in plan.assignments for name in a.coupled]
-    dead = {name: flags.tolist() for name, flags in dead_units(plan.map, names, parameters).items()}
+    dead = {name: flags.tolist() for name, flags in find_dead_units(plan.map, names, parameters).items()}
     check_scores(scores)
     return scores, dead
 

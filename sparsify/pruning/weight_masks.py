@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from sparsify.cost.measure import copy_model
 from sparsify.errors import ModelError
-from sparsify.graph.group_index import broadcast, dead_units, inner_layout
+from sparsify.graph.dead_units import find_dead_units
+from sparsify.graph.group_index import broadcast
+from sparsify.graph.group_layouts import inner_layout
 from sparsify.graph.names import canonical_names
 from sparsify.graph.surgery import operations
 from sparsify.pruning.criteria.scores import Looks, group_scores, weight_scores
@@ -23,7 +25,7 @@ from sparsify.pruning.planning.selection import share_of
 from sparsify_schemas.criterion import Criterion
 from sparsify_schemas.cuts import Zero, Zeroed
 from sparsify_schemas.group import Block, Pattern, facts_of, in_one_tensor
-from sparsify_schemas.recipe import Rule
+from sparsify_schemas.rule import Rule
 
 Kept = Mapping[str, Sequence[int]]
 """coupled group -> units that stay"""
@@ -98,7 +100,7 @@ def without_dead(plan: Plan, model: nn.Module, keep: Kept) -> dict[str, list[int
         ]
         names = [c.name for c in open_groups if c.name not in _counted(plan)]
         leaving = {}
-        for name, flags in dead_units(plan.map, names, weights).items():
+        for name, flags in find_dead_units(plan.map, names, weights).items():
             units = _allowed(plan, name, kept.get(name), torch.nonzero(flags.cpu()).flatten().tolist())
             if units:
                 leaving[name] = units

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from sparsify.errors import Problem
 from sparsify.recipe.builders import find_problem
 from sparsify.recipe.nodes import Table, place_of
-from sparsify_schemas.recipe import Recipe, Rule
+from sparsify_schemas.recipe import Recipe
+from sparsify_schemas.rule import Rule
 
 
 def check(recipe: Recipe, root: Table) -> list[Problem]:

@@ -8,8 +8,9 @@ from itertools import zip_longest
 from typing import Any
 
 from sparsify.formatting.numbers import divide, known
-from sparsify_schemas.recipe import Recipe, Rule
+from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Latency, LayerRow, Report, Side
+from sparsify_schemas.rule import Rule
 
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)(%|pp|ep|it|dur|[kMGT]|ms|[kMG]?B|[KMG]iB)")
 _PLAIN_RULE = Rule(layers=("*",), group="filter").model_dump(mode="json", by_alias=True)

@@ -14,7 +14,7 @@ from sparsify.formatting.numbers import (
 )
 from sparsify.formatting.table import Table, columns
 from sparsify.reporting import table_titles
-from sparsify_schemas.report import Latency
+from sparsify_schemas.report import Latency, Report
 
 
 def timing_words(latency: Latency, cores: int) -> str:
@@ -97,3 +97,10 @@ def _format_interval(low: float | None, high: float | None) -> str:
     is_near_one = min(abs(low - 1), abs(high - 1)) < 0.005
     decimals = 3 if is_near_one else 2  # the side of 1 on which an end lies must show
     return f"{fixed(low, decimals)} to {fixed(high, decimals)}"
+
+
+def find_headline_latency(report: Report) -> Latency | None:
+    """The latency on the target that a budget limits, else on the first target."""
+    limited = {limit.what.removeprefix("budget.latency.") for limit in report.limits}
+    first_choice = [timed for timed in report.latency if timed.target in limited]
+    return next(iter([*first_choice, *report.latency]), None)

@@ -13,9 +13,17 @@ from sparsify.pruning.planning.baseline_recipes import same_dense, training
 from sparsify.pruning.planning.cut_targets import moments
 from sparsify.pruning.planning.group_types import group_type_of
 from sparsify.pruning.planning.plan import Assignment, Plan
-from sparsify_schemas.group import Block, Group, Pattern, count_inside, in_one_tensor, within
+from sparsify_schemas.group import (
+    Block,
+    Group,
+    Pattern,
+    count_inside,
+    in_one_tensor,
+    removes_branches,
+    within,
+)
 from sparsify_schemas.penalty import Penalty
-from sparsify_schemas.recipe import Rule
+from sparsify_schemas.rule import Rule
 from sparsify_schemas.schedule import Strength
 from sparsify_schemas.stage import Cut, Distill, Goal, Repair, Stage, Train
 
@@ -108,7 +116,7 @@ def _rule_table(plan: Plan, assignment: Assignment) -> Table:
             heads.append(">groups")
         return Table(title, columns(*heads), _weight_rows(plan, assignment, rule.group), notes)
     preview = dict(plan.preview)
-    if rule.group == "depth":
+    if removes_branches(rule.group):
         branches = [branch for branch in plan.map.branches if branch.name in assignment.coupled]
         rows = tuple(_branch_row(plan, branch, preview) for branch in branches)
         title = f"rules.{assignment.rule}: residual branches of {layers}"
@@ -193,7 +201,7 @@ def _rule_facts(rule: Rule, multiple: int) -> Iterator[str]:
         yield "groups that are already zero are removed"
     else:
         yield "amount chosen to meet the budget"
-    if rule.keep.at_least is not None and (rule.keep.at_least > 1 or rule.group == "depth"):
+    if rule.keep.at_least is not None and (rule.keep.at_least > 1 or removes_branches(rule.group)):
         yield f"at least {rule.keep.at_least} kept"
     if multiple > 1:
         yield f"widths are multiples of {multiple}"

@@ -34,7 +34,7 @@ from sparsify.pruning.planning.baseline_recipes import (
 from sparsify.pruning.planning.compile import compile_plan
 from sparsify.runs import run_folder
 from sparsify.runs.checkpoint import Checkpoint
-from sparsify.runs.evaluate import check_reloads
+from sparsify.runs.reloaded_models import check_reloads
 from sparsify.runs.run_record import BaselineResult
 from sparsify.runs.save_load import rebuild_baseline, rebuild_dense, write_cuts
 from sparsify.runs.setup import Run

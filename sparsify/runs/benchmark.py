@@ -34,7 +34,7 @@ from sparsify.forward.input_records import apply_record, draw_from_record, read_
 from sparsify.modelfile.formats import check_entries
 from sparsify.pruning.fitting_inputs import inputs_for
 from sparsify.reporting.report_file import read_report
-from sparsify.runs import evaluate
+from sparsify.runs import timed_targets
 from sparsify.runs.run_folder import read_recipe
 from sparsify.runs.save_load import draw_planned_inputs, load_dense, load_run, read_planned_calls
 from sparsify_schemas.target import Cpu, Target
@@ -157,7 +157,7 @@ def _read_run(path: Path) -> Candidate:
     else:
         given = inputs_for(recipe, model, data_for_inputs(recipe))
         inputs = apply_record(read_planned_calls(path), given)
-    targets = recipe.targets or evaluate.default_targets()
+    targets = recipe.targets or timed_targets.default_targets()
     return Candidate(str(path), model, inputs, targets, _signature(inputs))
 
 
@@ -209,7 +209,7 @@ def _read_program(path: Path) -> Candidate:
     values = inputs.values() if isinstance(inputs, Mapping) else inputs
     if not inputs or not all(isinstance(value, Tensor) for value in values):
         raise ModelError(f"{path} was exported without tensors as example inputs, so it cannot be called")
-    targets = evaluate.default_targets()
+    targets = timed_targets.default_targets()
     return Candidate(str(path), program, inputs, targets, _signature(inputs), _fixed_batch(program))
 
 

@@ -13,7 +13,7 @@ from sparsify.errors import RunError, first_line
 from sparsify.files import replacing
 from sparsify.modelfile.formats import check_entries, check_sizes
 from sparsify.runs.run_folder import CHECKPOINT
-from sparsify.training.stage import Moment
+from sparsify.training.stage_state import StageState
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.report import Epoch, Round, Search, StageRow
 
@@ -35,7 +35,7 @@ class Checkpoint:
     """Index of the stage to continue or to begin."""
     weights: Mapping[str, Any] = field(repr=False)
     """State dict of the model as it is now."""
-    moment: Moment | None = None
+    moment: StageState | None = None
     """Progress within that stage; None at its beginning. Its `model` is `weights`."""
     history: tuple[Epoch, ...] = ()
     """Rows of the epochs of earlier stages."""
@@ -110,7 +110,7 @@ class Checkpoint:
         )
 
 
-def _dump_moment(moment: Moment) -> dict[str, Any]:
+def _dump_moment(moment: StageState) -> dict[str, Any]:
     """All of a stage's progress but the weights, which the checkpoint holds already."""
     return {
         "epochs": moment.epochs,
@@ -122,7 +122,7 @@ def _dump_moment(moment: Moment) -> dict[str, Any]:
     }
 
 
-def _parse_moment(part: Mapping[str, Any] | None, weights: Mapping[str, Any]) -> Moment | None:
+def _parse_moment(part: Mapping[str, Any] | None, weights: Mapping[str, Any]) -> StageState | None:
     if part is None:
         return None
     seconds, step_seconds, penalty_seconds = map(float, part["seconds"])
@@ -131,7 +131,7 @@ def _parse_moment(part: Mapping[str, Any] | None, weights: Mapping[str, Any]) ->
     own = part["hooks"].get("own", {})
     if not all(isinstance(row, dict) for row in (own, *own.values())):
         raise ValueError("the state of the penalties is not a mapping")
-    return Moment(
+    return StageState(
         epochs=part["epochs"],
         history=_HISTORY.validate_json(part["history"]),
         seconds=seconds,

@@ -17,7 +17,7 @@ from sparsify.reporting.training_tables import describe_repair
 from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.save_load import rebuild_dense
 from sparsify.runs.setup import Run
-from sparsify.training.stage import derived_seed
+from sparsify.training.seeds import derive_seed
 from sparsify_schemas.report import Agreement, RepairRow, StageRow
 from sparsify_schemas.stage import Repair
 
@@ -39,7 +39,7 @@ def repair_model_of_run(
     if run.accelerator.is_main_process:
         inputs, count = _training_examples(run, checkpoint, stage.examples)
         dense = dense_of_run(run, model)
-        seed = derived_seed(run.recipe.seed, checkpoint.stage, 0)
+        seed = derive_seed(run.recipe.seed, checkpoint.stage, 0)
         found = [repair_model(dense, model, checkpoint.cuts, inputs, count, stage, seed)]
     else:
         found = []
@@ -81,7 +81,7 @@ def dense_of_run(run: Run, model: nn.Module) -> nn.Module:
 def _training_examples(run: Run, checkpoint: Checkpoint, count: int) -> tuple[Inputs, int]:
     """Unlabelled training examples as they are, drawn by the run's seed."""
     assert run.datasets is not None
-    seed = derived_seed(run.recipe.seed, checkpoint.stage, 0)
+    seed = derive_seed(run.recipe.seed, checkpoint.stage, 0)
     loader = batches(run.datasets.train, min(BATCH, count), seed=seed)
     return collect_examples((x for x, _ in loader), count)
 

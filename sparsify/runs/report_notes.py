@@ -8,7 +8,7 @@ from sparsify.formatting.numbers import few, plural
 from sparsify.formatting.verdict_text import fold_notes
 from sparsify.runs.run_record import RunRecord
 from sparsify_schemas.cuts import Fold
-from sparsify_schemas.group import in_one_tensor
+from sparsify_schemas.group import in_one_tensor, removes_branches
 from sparsify_schemas.target import Target
 
 
@@ -62,7 +62,7 @@ def _note_removed_blocks(record: RunRecord) -> Iterable[str]:
     rules = record.plan.recipe.rules
     removed = {width.group for cuts in record.cuts for width in cuts.widths if not width.keep}
     for assignment in record.plan.assignments:
-        if rules[assignment.rule].group != "depth":
+        if not removes_branches(rules[assignment.rule].group):
             continue
         names = tuple(name for name in assignment.coupled if name in removed)
         blocks = plural(len(assignment.coupled), "residual block")

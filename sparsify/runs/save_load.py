@@ -32,7 +32,8 @@ from sparsify.reporting import report_tables
 from sparsify.reporting.html import to_html
 from sparsify.reporting.report_file import read_report
 from sparsify.runs import run_folder
-from sparsify.runs.evaluate import Models, check_reloads, evaluate_run
+from sparsify.runs.evaluate import evaluate_run
+from sparsify.runs.reloaded_models import ReloadedModels, check_reloads
 from sparsify.runs.run_record import RunRecord
 from sparsify_schemas.cuts import Cuts, Rounds
 from sparsify_schemas.model import Model
@@ -216,7 +217,7 @@ def complete_run(
     """Save the cut model, reload both models, measure them, and write the report as the last file."""
     write_cuts(folder, record.cuts)
     save_weights(model, folder / run_folder.WEIGHTS)
-    models = Models(
+    models = ReloadedModels(
         folder=folder,
         dense=rebuild_dense(folder, build),
         cut=rebuild_cut(folder, build),

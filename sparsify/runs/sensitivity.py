@@ -23,7 +23,7 @@ from sparsify.errors import DataError, RunError, first_line
 from sparsify.events import Listener, Measuring, silence
 from sparsify.files import read
 from sparsify.forward.copies import copy_model
-from sparsify.graph.group_index import coupled_layout
+from sparsify.graph.group_layouts import coupled_layout
 from sparsify.graph.surgery import operations
 from sparsify.objective.objective import Objective, check_trainable, evaluate, make_objective
 from sparsify.pruning import scoring
@@ -36,12 +36,12 @@ from sparsify.pruning.planning.plan import Plan
 from sparsify.recipe import Loaded
 from sparsify.runs import run_folder
 from sparsify.runs.setup import RunRequest, Source, make_request, read_dense_model
-from sparsify.training.stage import derived_seed
+from sparsify.training.seeds import derive_seed
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Taylor
 from sparsify_schemas.group import in_one_tensor
 from sparsify_schemas.profile import By, Curve, Point, Profile, Tolerance
-from sparsify_schemas.recipe import Rule
+from sparsify_schemas.rule import Rule
 from sparsify_schemas.units import Share
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -109,7 +109,7 @@ def profile_layers(
             curves=tuple(_empty_curves(plan)),
         )
         profile = _resume(out, empty)
-        training = batches(datasets.train, 64, seed=derived_seed(loaded.seed, 0, 0))
+        training = batches(datasets.train, 64, seed=derive_seed(loaded.seed, 0, 0))
         taken = scoring.taken(training, loaded)
         for longer in _measure(profile, plan, model, validation, taken, objective, listener):
             profile = longer

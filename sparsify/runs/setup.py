@@ -32,8 +32,8 @@ from sparsify.pruning.planning.selection import Chooser, choose
 from sparsify.recipe import Loaded, load
 from sparsify.runs import run_folder
 from sparsify.runs.checkpoint import Checkpoint
-from sparsify.runs.evaluate import check_reloads
 from sparsify.runs.preflight import check_targets
+from sparsify.runs.reloaded_models import check_reloads
 from sparsify.runs.save_load import (
     Base,
     Build,
@@ -42,7 +42,7 @@ from sparsify.runs.save_load import (
     rebuild_dense,
     write_start,
 )
-from sparsify.training.stage import make_accelerator
+from sparsify.training.accelerator import make_accelerator
 from sparsify_schemas.recipe import Recipe
 
 Source = str | Path | Mapping[str, Any] | Recipe | Loaded

@@ -38,11 +38,14 @@ from sparsify.runs.evaluate import worst_verdict
 from sparsify.runs.repair_stage import agreement_after_cut, dense_of_run, repair_model_of_run
 from sparsify.runs.setup import Run
 from sparsify.training.optimizers import make_optimizer
-from sparsify.training.stage import Moment, derived_seed, train_stage
+from sparsify.training.seeds import derive_seed
+from sparsify.training.stage import train_stage
+from sparsify.training.stage_state import StageState
 from sparsify_schemas.data import Augment
 from sparsify_schemas.group import in_one_tensor
-from sparsify_schemas.recipe import Recipe, Rule
+from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Round, StageRow
+from sparsify_schemas.rule import Rule
 from sparsify_schemas.stage import Cut, Repair, Stage, Train
 
 _BATCH = 64
@@ -93,7 +96,7 @@ def _is_cut_done(checkpoint: Checkpoint, stage: Train, epoch: int) -> bool:
     return any((done.stage, done.epoch) == (stage.name, epoch) for done in checkpoint.rounds)
 
 
-def _summarize_training(stage: Train, progress: Moment) -> StageRow:
+def _summarize_training(stage: Train, progress: StageState) -> StageRow:
     has_share = stage.penalties and progress.step_seconds
     last = progress.history[-1]
     return StageRow(
@@ -107,12 +110,12 @@ def _summarize_training(stage: Train, progress: Moment) -> StageRow:
     )
 
 
-def _train_until(run: Run, stage: Train, model: nn.Module, checkpoint: Checkpoint, epoch: int) -> Moment:
+def _train_until(run: Run, stage: Train, model: nn.Module, checkpoint: Checkpoint, epoch: int) -> StageState:
     """Train to the end of an epoch, with a checkpoint after each."""
     assert run.datasets is not None  # a recipe that trains without data was refused
     plan = _training_plan(run, stage, model, checkpoint)
 
-    def save(progress: Moment) -> None:
+    def save(progress: StageState) -> None:
         if run.accelerator.is_main_process:
             replace(checkpoint, weights=progress.model, moment=progress).write(run.folder)
         run.accelerator.wait_for_everyone()
@@ -226,8 +229,8 @@ def _run_cut_stage(
 
 
 def _cut_between_epochs(
-    run: Run, stage: Train, model: nn.Module, checkpoint: Checkpoint, progress: Moment
-) -> tuple[nn.Module, Checkpoint, Moment]:
+    run: Run, stage: Train, model: nn.Module, checkpoint: Checkpoint, progress: StageState
+) -> tuple[nn.Module, Checkpoint, StageState]:
     """Cut between two epochs. The optimizer's state is pruned with the model; schedules continue."""
     optimizer = make_optimizer(stage.optimizer, model)
     optimizer.load_state_dict(dict(progress.optimizer))
@@ -277,7 +280,7 @@ def _cut_model(
 ) -> tuple[cut.Result, Round]:
     """Cut the model, and return the report's row of the cut as well."""
     epoch = checkpoint.moment.epochs + 1 if checkpoint.moment else 0
-    seed = derived_seed(run.recipe.seed, checkpoint.stage, epoch)
+    seed = derive_seed(run.recipe.seed, checkpoint.stage, epoch)
     plan, rules = _plan_next_cut(run, model, checkpoint)
     result = cut.cut(
         plan,

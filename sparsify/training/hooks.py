@@ -9,26 +9,28 @@ neither touches the loss. The state is a few numbers and goes into a checkpoint.
 """
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from sparsify.cost.cost_model import Costs, absolute_limits
-from sparsify.distributed import alike, bare, extent, is_sharded, local, part_of, sharing, unwrapped, whole
+from sparsify.cost.cost_model import Costs
+from sparsify.distributed import alike, bare, extent, is_sharded, local, part_of, sharing, unwrapped
 from sparsify.errors import ModelError
-from sparsify.graph.group_index import check_fits, dead_units, find_nonzero, inner_layout
+from sparsify.graph.dead_units import find_dead_units
+from sparsify.graph.model_shapes import check_shapes
 from sparsify.pruning.planning.plan import Plan
-from sparsify.training.penalties import auto_strength, gsm, sensitivity
+from sparsify.training.hooks_state import HooksState, match_state, save_penalties
+from sparsify.training.optimizers import read_scalar, trained_parameters
+from sparsify.training.output_watch import OutputWatch
+from sparsify.training.penalties import auto_strength
 from sparsify.training.penalties.setup import Regularizer, ready, strength
-from sparsify.training.penalties.state import recalled, remembered
-from sparsify_schemas.group import Group, in_one_tensor, within
-from sparsify_schemas.penalty import Agp, Gsm, Sensitivity, Threshold
+from sparsify.training.penalties.state import recalled
+from sparsify.training.zeroed_groups import mask_zeros, measure_remaining, measure_sparsity
+from sparsify_schemas.group import in_one_tensor
+from sparsify_schemas.penalty import Threshold
 
 
 class Hooks:
@@ -48,7 +50,7 @@ class Hooks:
     ) -> None:
         self._plan = plan
         self._model = model = unwrapped(model)
-        self._parameters = trained(model, optimizer)
+        self._parameters = trained_parameters(model, optimizer)
         self._regularizers = tuple(regularizers)
         self._steered = [r.steered for r in regularizers if r.steered is not None]
         self._masks = dict(masks)
@@ -56,7 +58,6 @@ class Hooks:
         self._span = (0, steps if until is None else until)
         """steps of the last cut and of the next one, or of the stage's beginning and end:
         from one to the other a goal is reached"""
-        self._processes = processes
         of_id = {id(p): g for g, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._group_of = {name: of_id[id(p)] for name, p in self._parameters.items()}
         self._witness = next(
@@ -66,22 +67,15 @@ class Hooks:
             if p.requires_grad
         )
         self._step = 0
-        self._passes = 0
-        self._leaves: dict[str, Tensor] = dict(self._parameters)
-        """what forward passes compute with: of a sharded parameter the whole one that FSDP has put in its
-        place"""
-        self._outputs: dict[int, Tensor] = {}
-        """of forward passes whose backward pass has not come yet"""
         self._pending = [[0.0] * len(optimizer.param_groups) for _ in regularizers]
         self._costs = Costs(plan.map)
-        self.seconds = 0.0
-        """time spent in the hooks so far"""
+        self._own_seconds = 0.0
         self._handles = [
-            optimizer.register_step_pre_hook(_untraced(self._before)),
-            optimizer.register_step_post_hook(_untraced(self._after)),
+            optimizer.register_step_pre_hook(_keep_untraced(self._before)),
+            optimizer.register_step_post_hook(_keep_untraced(self._after)),
         ]
-        if any(r.action.output is not None for r in regularizers):
-            self._handles += [model.register_forward_hook(self._watch), *self._watched_leaves()]
+        actions = [r.action.output for r in regularizers if r.action.output is not None]
+        self._watch = OutputWatch(model, self._parameters, actions, processes)
 
     def __enter__(self) -> Self:
         return self
@@ -98,52 +92,33 @@ class Hooks:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._watch.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """The step, since when there was no cut, what each proximal penalty has still to carry out,
-        which weights are held at zero, and under each rule's place in the plan what its penalty remembers."""
+        which weights are held at zero, and under each rule's place in the plan the state of its penalty."""
+        return self._state().to_dict()
+
+    def _state(self) -> HooksState:
         held = {name: mask != 0 for name, mask in self._masks.items()}
-        own = {r.rule: remembered(r.action, r.layouts, self._parameters) for r in self._regularizers}
-        return {
-            "step": self._step,
-            "since": self._span[0],
-            "pending": [list(row) for row in self._pending],
-            "held": held,
-            "own": own,
-        }
+        own = save_penalties(self._regularizers, self._parameters)
+        return HooksState(self._step, self._span[0], self._pending, held, own)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken. Raises ModelError when it belongs to other penalties."""
-        try:
-            step, since, own, held = (
-                int(state["step"]),
-                int(state["since"]),
-                dict(state["own"]),
-                dict(state["held"]),
-            )
-            rows = [[float(owed) for owed in row] for row in state["pending"]]
-        except (KeyError, TypeError, ValueError, OverflowError):
-            step, since, rows, own, held = 0, 0, [], {}, {}
-        pairs = [recalled(r.action, r.layouts, self._parameters, own.get(r.rule)) for r in self._regularizers]
-        same = own.keys() == {r.rule for r in self._regularizers} and all(
-            isinstance(mask, Tensor) for mask in held.values()
+        saved, pairs = match_state(
+            HooksState.read(state), self._state(), self._regularizers, self._parameters
         )
-        same = same and self._masks.keys() <= held.keys() <= self._parameters.keys()
-        if [len(row) for row in rows] != [len(row) for row in self._pending] or None in pairs or not same:
-            raise ModelError(
-                "the saved penalty state belongs to another recipe or to an optimizer with other parameter "
-                "groups"
-            )
-        self._step, self._span, self._pending = step, (since, self._span[1]), rows
-        for name, mask in held.items():  # weights that a penalty has brought to zero since are free to return
-            if (
-                mask.shape == self._parameters[name].shape
-            ):  # else of the model before a cut: what is zero now is held
-                parameter = self._parameters[name]
+        self._step, self._span, self._pending = saved.step, (saved.since, self._span[1]), saved.pending
+        for name, mask in saved.held.items():
+            # Weights that a penalty has brought to zero since are free to return. A mask of another shape
+            # is of the model before a cut: what is zero now is held.
+            parameter = self._parameters[name]
+            if mask.shape == parameter.shape:
                 part = local(mask) if is_sharded(mask) else part_of(mask, extent(name, parameter))
                 self._masks[name] = alike(part.to(local(parameter.detach())), parameter)
-        for here, saved in (pair for own_pairs in pairs for pair in own_pairs or ()):
-            here.copy_(saved)
+        for here, value in pairs:
+            here.copy_(value)
 
     def start_at(self, step: int, own: Mapping[int, Any]) -> None:
         """Begin at a later step of the stage, as after a cut between two epochs:
@@ -156,66 +131,46 @@ class Hooks:
                     here.copy_(saved)
 
     @property
+    def seconds(self) -> float:
+        """Time spent in the hooks so far."""
+        return self._own_seconds + self._watch.seconds
+
+    @property
     def strength(self) -> float | None:
         """Strength of the first penalty that has one, at the present step; None without such."""
-        return next(
-            (
-                found
-                for r in self._regularizers
-                if not isinstance(r.spec, Agp) and (found := self._strength(r)) is not None
-            ),
-            None,
-        )
+        shown = [r for r in self._regularizers if r.spec.facts().strength_is == "lambda"]
+        found = (self._strength_of(regularizer) for regularizer in shown)
+        return next((value for value in found if value is not None), None)
 
     def hold(self, names: Iterable[str]) -> None:
         """Keep what is zero now in these tensors at zero from now on."""
-        self._masks |= zeros_of(self._parameters, names)
+        self._masks |= mask_zeros(self._parameters, names)
 
-    def woken(self) -> float | None:
-        """Share of what gsm rules cover that was passive in one step and active in the next,
+    def reactivated(self) -> float | None:
+        """Fraction of the weights of gsm rules that switched from inactive to active between two steps,
         mean over the steps since the last call."""
-        shares = [gsm.woken_share(r.action.state) for r in self._regularizers if isinstance(r.spec, Gsm)]
+        measures = [r.action.reactivated for r in self._regularizers if r.action.reactivated is not None]
+        shares = [measure() for measure in measures]
         return sum(shares) / len(shares) if shares else None
 
     def threshold(self) -> tuple[Threshold, tuple[str, ...]] | None:
         """When and how small weights become zero, and in which tensors; None where no penalty asks for it."""
-        asking = [(r.spec.threshold, r.names) for r in self._regularizers if isinstance(r.spec, Sensitivity)]
-        found = [(threshold, names) for threshold, names in asking if threshold is not None]
-        return (
-            (found[0][0], tuple(dict.fromkeys(name for _, names in found for name in names)))
-            if found
-            else None
-        )
+        asking = [r for r in self._regularizers if r.spec.facts().threshold is not None]
+        threshold = asking[0].spec.facts().threshold if asking else None
+        if threshold is None:
+            return None
+        names = dict.fromkeys(name for regularizer in asking for name in regularizer.names)
+        return threshold, tuple(names)
 
     def sparsity(self) -> float:
         """Share of the covered groups (of single weights, for groups `weight` and n:m) that are zero now.
         Sharded: call on all processes."""
-        zero = total = 0
-        for flags in self._dead().values():
-            zero, total = zero + int(flags.sum()), total + flags.numel()
-        for group, tensors in self._inner():
-            weights = {name: self._parameters[name].detach() for name in tensors}
-            if within(group):
-                layout = inner_layout(group, tensors, weights)
-                alive = layout.reduce(partial(find_nonzero, weights))[:-1]
-                zero, total = zero + int((alive == 0).sum()), total + layout.count
-            else:
-                zero, total = (
-                    zero + sum(int(whole((w == 0).sum())) for w in weights.values()),
-                    total + sum(w.numel() for w in weights.values()),
-                )
-        return zero / total if total else 0.0
+        return measure_sparsity(self._plan, self._find_dead(), self._parameters)
 
     def remaining(self) -> dict[str, float]:
         """MACs, then what is budgeted besides -> share of the dense model that would
         remain if the dead groups left now."""
-        gone = {name: torch.nonzero(flags).flatten().tolist() for name, flags in self._dead().items()}
-        now, dense = self._costs.of(gone), self._costs.dense
-        return {
-            what: now[what] / dense[what]
-            for what in {"macs": 0.0, **absolute_limits(self._plan.recipe.budget, dense)}
-            if dense[what]
-        }
+        return measure_remaining(self._plan, self._costs, self._find_dead())
 
     def flush(self) -> None:
         """Before the model is looked at: proximal penalties with `every` above 1 carry out the steps that
@@ -223,8 +178,8 @@ class Hooks:
         with torch.no_grad():
             self._restore({}, 1.0)
             for i, regularizer in enumerate(self._regularizers):
-                self._proximal(i, regularizer)
-            self._show(noisy=False)
+                self._act_proximally(i, regularizer)
+            self._show_weights(noisy=False)
 
     def _restore(self, gradients: Mapping[str, Tensor], scale: float) -> None:
         """The last shown first: each finds the weights as it left them."""
@@ -232,21 +187,14 @@ class Hooks:
             if regularizer.action.restore is not None:
                 regularizer.action.restore(self._weights(), gradients, scale)
 
-    def _show(self, *, noisy: bool) -> None:
+    def _show_weights(self, *, noisy: bool) -> None:
         for regularizer in self._regularizers:
             if regularizer.action.show is not None:
                 regularizer.action.show(self._weights(), noisy)
 
-    def _dead(self) -> dict[str, Tensor]:
+    def _find_dead(self) -> dict[str, Tensor]:
         names = [name for a in self._plan.assignments for name in a.coupled]
-        return dead_units(self._plan.map, names, dict(self._model.named_parameters()))
-
-    def _inner(self) -> Iterator[tuple[Group, list[str]]]:
-        """Groups inside tensors that rules cover, and in which tensors."""
-        for assignment in self._plan.assignments:
-            group = self._plan.recipe.rules[assignment.rule].group
-            if group is not None and in_one_tensor(group):
-                yield group, [name for name in assignment.tensors if name in self._parameters]
+        return find_dead_units(self._plan.map, names, dict(self._model.named_parameters()))
 
     def goal(self) -> tuple[float, float] | None:
         """(part of the goal that is due, part reached) where a strength is
@@ -260,7 +208,7 @@ class Hooks:
         )
         return due, auto_strength.reached(self._plan, self._steered, self._weights(), self.remaining())
 
-    def _strength(self, regularizer: Regularizer) -> float | None:
+    def _strength_of(self, regularizer: Regularizer) -> float | None:
         return strength(regularizer, self._step, *self._length, self._span)
 
     def _steer(self, optimizer: torch.optim.Optimizer) -> None:
@@ -280,39 +228,6 @@ class Hooks:
                 self._weights(),
                 auto_strength.When(self._step - since, per_epoch, until - since, whole, moment, lr),
             )
-
-    def _watched_leaves(self) -> Iterator[RemovableHandle]:
-        owners: dict[str, list[tuple[str, str]]] = defaultdict(list)
-        for name, parameter in self._parameters.items():
-            if is_sharded(parameter):
-                module, _, attribute = name.rpartition(".")
-                owners[module].append((name, attribute))
-        for module, own in owners.items():
-            yield self._model.get_submodule(module).register_forward_pre_hook(partial(self._see_leaves, own))
-
-    def _see_leaves(self, own: Sequence[tuple[str, str]], module: nn.Module, _args: Any) -> None:
-        self._leaves |= {name: getattr(module, attribute) for name, attribute in own}
-
-    def _watch(self, model: nn.Module, _args: Any, returned: Any) -> None:
-        """In every forward pass that is trained on: have penalties look while its backward pass is at the
-        outputs."""
-        if not (model.training and torch.is_grad_enabled()):
-            return
-        outputs = sensitivity.rows_of_outputs(returned)
-        if outputs.requires_grad:
-            # Held here and not by the hook: a tensor whose hook holds it would never be freed.
-            self._passes += 1
-            self._outputs[self._passes] = outputs
-            outputs.register_hook(partial(self._at_outputs, self._passes))  # type: ignore[no-untyped-call]
-
-    def _at_outputs(self, key: int, gradient: Tensor) -> None:
-        started, outputs = time.perf_counter(), self._outputs.pop(key, None)
-        if outputs is None:
-            return  # a pass of a penalty's own
-        for regularizer in self._regularizers:
-            if regularizer.action.output is not None:
-                regularizer.action.output(self._leaves, outputs, gradient, self._processes)
-        self.seconds += time.perf_counter() - started
 
     def _before(
         self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
@@ -341,30 +256,32 @@ class Hooks:
     @torch.no_grad()
     def _add_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         started = time.perf_counter()
-        if _scalar(optimizer, "found_inf", 0.0):
+        if read_scalar(optimizer, "found_inf", 0.0):
             return  # the step will be skipped
         weights = self._weights()
         gradients = {n: local(p.grad) for n, p in self._parameters.items() if p.grad is not None}
         # A fused optimizer under a GradScaler still holds scaled gradients here
         # and unscales them inside its kernel.
-        scale = _scalar(optimizer, "grad_scale", 1.0)
+        scale = read_scalar(optimizer, "grad_scale", 1.0)
         self._restore(gradients, scale)
         for regularizer in self._regularizers:
             if regularizer.action.before is not None:
                 regularizer.action.before(weights, gradients, scale)
         for regularizer in self._regularizers:
             if regularizer.action.gradient is not None:
-                regularizer.action.gradient(weights, gradients, (self._strength(regularizer) or 0.0) * scale)
-        self.seconds += time.perf_counter() - started
+                regularizer.action.gradient(
+                    weights, gradients, (self._strength_of(regularizer) or 0.0) * scale
+                )
+        self._own_seconds += time.perf_counter() - started
 
     @torch.no_grad()
     def _after(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        self._outputs.clear()
-        if _scalar(optimizer, "found_inf", 0.0):
+        self._watch.forget()
+        if read_scalar(optimizer, "found_inf", 0.0):
             return  # the step was skipped
         started = time.perf_counter()
         for i, regularizer in enumerate(self._regularizers):
-            strength = self._strength(regularizer) or 0.0
+            strength = self._strength_of(regularizer) or 0.0
             if regularizer.action.after is not None:
                 regularizer.action.after(self._weights(), strength)
             if regularizer.action.proximal is None:
@@ -372,19 +289,19 @@ class Hooks:
             for g, group in enumerate(optimizer.param_groups):
                 self._pending[i][g] += float(group["lr"]) * strength
             if (self._step + 1) % regularizer.spec.facts().every == 0:
-                self._proximal(i, regularizer)
+                self._act_proximally(i, regularizer)
         for name, mask in self._masks.items():
             self._parameters[name].mul_(mask)
         self._step += 1
         self._steer(optimizer)
-        self._show(noisy=True)
-        self.seconds += time.perf_counter() - started
+        self._show_weights(noisy=True)
+        self._own_seconds += time.perf_counter() - started
 
     def _weights(self) -> dict[str, Tensor]:
         """This process's part of every parameter; a penalty changes it in place."""
         return {name: local(p.detach()) for name, p in self._parameters.items()}
 
-    def _proximal(self, i: int, regularizer: Regularizer) -> None:
+    def _act_proximally(self, i: int, regularizer: Regularizer) -> None:
         if regularizer.action.proximal is None or not any(self._pending[i]):
             return
         amounts = {name: self._pending[i][self._group_of[name]] for name in regularizer.names}
@@ -443,8 +360,8 @@ def attach(
         True
     """
     processes, model, optimizer = sharing(model), unwrapped(model), bare(optimizer)
-    check_fits(plan.map, model)
-    parameters = trained(model, optimizer)
+    check_shapes(plan.map, model)
+    parameters = trained_parameters(model, optimizer)
     regularizers = ready(plan, parameters, steps_per_epoch, steps) if penalties else []
     rules = plan.recipe.rules
     held = [
@@ -459,7 +376,7 @@ def attach(
         model,
         optimizer,
         regularizers,
-        zeros_of(parameters, held),
+        mask_zeros(parameters, held),
         steps_per_epoch or 1,
         steps or 1,
         until,
@@ -467,23 +384,7 @@ def attach(
     )
 
 
-def zeros_of(parameters: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """For each named tensor 0 where it is zero and 1 elsewhere."""
-    return {name: (parameters[name].detach() != 0).to(parameters[name].dtype) for name in names}
-
-
-def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
-    """The model's parameters that the optimizer moves; a penalty moves no others."""
-    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    found = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) in moved}
-    if not found:
-        raise ModelError(
-            "the optimizer holds none of the model's parameters; pass the optimizer that trains this model"
-        )
-    return found
-
-
-def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
+def _keep_untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
     """A hook whose numbers change at every step, kept out of a compiled optimizer step.
 
     Decided while tracing: `disable` loads the compiler,
@@ -496,8 +397,3 @@ def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
         return hook(*given)
 
     return act
-
-
-def _scalar(optimizer: torch.optim.Optimizer, name: str, default: float) -> float:
-    found = getattr(optimizer, name, None)
-    return default if found is None else float(found)

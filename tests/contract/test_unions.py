@@ -12,7 +12,8 @@ import sparsify
 from sparsify.cost import measure
 from sparsify.cost.measure import availability
 from sparsify.errors import ModelError, TargetError
-from sparsify.graph.group_index import Layout, Part, element_layout, layer_layout
+from sparsify.graph.group_index import Layout, Part
+from sparsify.graph.group_layouts import element_layout, layer_layout
 from sparsify.pruning.criteria import scores as criterion_scores
 from sparsify.recipe import schedules
 from sparsify.training import penalties

@@ -126,7 +126,7 @@ def trained(how, plan, number):
                 hooks.load_state_dict(gathered(hooks.state_dict()) if number % 2 else hooks.state_dict())
         hooks.flush()
         told = [hooks.sparsity(), *hooks.remaining().values(), *(hooks.goal() or ())]
-        told += [hooks.strength or 0.0, hooks.woken() or 0.0]
+        told += [hooks.strength or 0.0, hooks.reactivated() or 0.0]
     if how == "fsdp":
         try:
             sparsify.cut(plan, model, inputs=(x[:2],))

@@ -20,7 +20,8 @@ from sparsify_schemas.data import Augment, Data, Normalize
 from sparsify_schemas.group import Block, Pattern
 from sparsify_schemas.model import Input, Model
 from sparsify_schemas.penalty import L1, L2, GroupLasso
-from sparsify_schemas.recipe import Keep, Recipe, Rule
+from sparsify_schemas.recipe import Recipe
+from sparsify_schemas.rule import Keep, Rule
 from sparsify_schemas.schedule import Constant, Cosine, Cubic, Exponential, Linear, OneShot, Step
 from sparsify_schemas.stage import Adam, AdamW, Cut, Sgd, Train
 from sparsify_schemas.target import Cpu, Cuda

@@ -35,6 +35,7 @@ from sparsify.pruning.layer_matrix import (
     sample_places,
     weight_matrix,
 )
+from sparsify_schemas.criterion import Criterion, Reconstruction
 
 PLACES = 64
 """outputs of one example at which the inputs of a layer are sampled, at most"""
@@ -73,6 +74,19 @@ class _Moments:
         """G, summed over the places of one example."""
         assert self.curvature is not None
         return self.curvature / self.examples
+
+
+def model_scores(
+    spec: Criterion,
+    model: nn.Module,
+    model_map: ModelMap,
+    names: Sequence[str],
+    batches: Sequence[tuple[Tensor, Tensor]],
+    seed: int,
+) -> dict[str, Tensor]:
+    """Scores of a criterion that sees the model in ways of its own, of which this is the only one."""
+    assert isinstance(spec, Reconstruction)
+    return reconstruction_scores(model, model_map, names, batches[: spec.batches], spec.ridge, seed)
 
 
 def reconstruction_scores(

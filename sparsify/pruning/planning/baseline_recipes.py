@@ -10,8 +10,9 @@ from sparsify.pruning.planning.selection import Chooser, choose, choose_by_macs,
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Criterion, Magnitude
 from sparsify_schemas.criterion import Random as AtRandom
-from sparsify_schemas.group import in_one_tensor
-from sparsify_schemas.recipe import Baseline, Recipe, Rule
+from sparsify_schemas.group import in_one_tensor, removes_branches
+from sparsify_schemas.recipe import Baseline, Recipe
+from sparsify_schemas.rule import Rule
 from sparsify_schemas.stage import Cut, Repair, Stage, Train, goal
 from sparsify_schemas.units import Amount, Share, Size
 
@@ -119,7 +120,7 @@ def baseline_recipe(plan: Plan, kind: Baseline, cost: Cost) -> Recipe:
         rule if rule.protect else _rule(rule, kind, multiples.get(i, 1))
         for i, rule in enumerate(recipe.rules)
         if rule.protect
-        or not (in_one_tensor(rule.group) or (kind == "uniform_width" and rule.group == "depth"))
+        or not (in_one_tensor(rule.group) or (kind == "uniform_width" and removes_branches(rule.group)))
     )
     first = first_cut(recipe)
     before, after = recipe.stages[:first], _plain_with_repairs(recipe.stages[first:])
@@ -141,7 +142,7 @@ def baseline_recipe(plan: Plan, kind: Baseline, cost: Cost) -> Recipe:
 def _rule(rule: Rule, kind: Baseline, multiple: int) -> Rule:
     """Widths that pay and floors stay; limits found by looking at accuracy are part of what is compared.
     Of what goes by MACs the widths are part of that, and nothing else."""
-    if rule.group == "depth":
+    if removes_branches(rule.group):
         keep = rule.keep
     elif kind == "by_macs":
         own = rule.keep.multiple_of

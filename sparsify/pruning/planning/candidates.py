@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from sparsify.pruning.planning.plan import Assignment, Plan, stays
-from sparsify_schemas.recipe import Keep
+from sparsify_schemas.group import removes_branches
+from sparsify_schemas.rule import Keep
 
 LEAST_SHARE = 0.1
 """share of its living units that a layer keeps where the recipe does not say what stays:
@@ -83,7 +84,7 @@ def candidates(
 def _floors(plan: Plan, assignment: Assignment) -> dict[str, int]:
     """Coupled group -> units that stay in any case; of residual branches none yet."""
     rule = plan.recipe.rules[assignment.rule]
-    if rule.group == "depth":
+    if removes_branches(rule.group):
         return dict.fromkeys(assignment.coupled, 0)
     found = {
         name: max(rule.keep.at_least or 1, stays(rule.keep, plan.map.by_name[name]))
@@ -99,7 +100,7 @@ def with_floors(
     `at_least` says: the last by the key."""
     spared: set[str] = set()
     for index, rule in enumerate(plan.recipe.rules):
-        if rule.group == "depth" and rule.keep.at_least is not None:
+        if removes_branches(rule.group) and rule.keep.at_least is not None:
             own = sorted((c for c in groups if c.rule == index), key=key)
             spared |= {c.name for c in own[max(0, len(own) - rule.keep.at_least) :]}
     return tuple(replace(c, floor=1) if c.name in spared else c for c in groups)
@@ -125,7 +126,7 @@ def with_least_share(plan: Plan, groups: Sequence[Candidate], part: float) -> tu
 
 def _with_least_share(plan: Plan, candidate: Candidate) -> Candidate:
     rule = plan.recipe.rules[candidate.rule]
-    if rule.keep.at_least is not None or rule.group == "depth":
+    if rule.keep.at_least is not None or removes_branches(rule.group):
         return candidate
     living = len(candidate.order) - candidate.dead
     return replace(candidate, floor=max(candidate.floor, ceil(LEAST_SHARE * living)))

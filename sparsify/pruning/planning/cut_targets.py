@@ -18,8 +18,9 @@ from sparsify.pruning.planning.plan import Assignment, Plan, ranked_together, st
 from sparsify.recipe.schedules import value
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.cuts import Cuts, Zeroed
-from sparsify_schemas.group import count_inside, in_one_tensor
-from sparsify_schemas.recipe import Keep, Recipe, Rule
+from sparsify_schemas.group import count_inside, in_one_tensor, is_unstructured, removes_branches
+from sparsify_schemas.recipe import Recipe
+from sparsify_schemas.rule import Keep, Rule
 from sparsify_schemas.schedule import Schedule
 from sparsify_schemas.selector import selects
 from sparsify_schemas.stage import Cut, Gradual, Repair, Train, goal
@@ -123,9 +124,9 @@ def still_there(plan: Plan, rules: Sequence[Rule], left: Set[str]) -> dict[int, 
         named = [
             (layer.name, layer.classes, layer.name in left)
             for layer in plan.map.layers
-            if rule.group != "depth"
+            if not removes_branches(rule.group)
         ]
-        if rule.protect or rule.group == "depth":
+        if rule.protect or removes_branches(rule.group):
             named += [
                 (b.module, b.classes, any(t.rpartition(".")[0] in left for t in b.tensors))
                 for b in plan.map.branches
@@ -151,7 +152,7 @@ def holding(rule: Rule, penalties: bool) -> Rule:
     asked = (
         rule.sparsity if _has_goal(rule) else None
     )  # no cut is made here, so nothing else asks how much is to go
-    if rule.penalty is None or not penalties or rule.group == "weight":  # then only its zeros are held
+    if rule.penalty is None or not penalties or is_unstructured(rule.group):  # then only its zeros are held
         penalty = rule.penalty if penalties else None
         return rule.model_copy(
             update={

@@ -37,6 +37,9 @@ class GroupType:
     """the type that messages suggest for layers that it does not act on, where these are all linear"""
     without: str = ""
     """what the plan says of a layer without a group of this type, where that alone is no error"""
+    refused: tuple[str, str] | None = None
+    """what is said, and advised, where none of a rule's layers has a group of this type, where that is an
+    error; {layers} stands for their names"""
 
 
 def group_type(kind: Kind) -> GroupType:
@@ -88,6 +91,7 @@ def group_type(kind: Kind) -> GroupType:
                 step=None,
                 clashes=(),
                 zeros=None,
+                refused=("there are no heads in {layers}: the rows leave one by one", "use group 'neuron'"),
             )
         case "hidden":
             return GroupType(

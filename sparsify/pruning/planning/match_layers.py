@@ -9,8 +9,10 @@ from sparsify.errors import Problem
 from sparsify.graph.model_map import Branch, Coupled, Layer, ModelMap
 from sparsify.pruning.planning.group_types import bare_groups, find_groups, group_type_of
 from sparsify.recipe import Positions
+from sparsify_schemas.group import removes_branches
 from sparsify_schemas.penalty import GroupLasso
-from sparsify_schemas.recipe import Recipe, Rule
+from sparsify_schemas.recipe import Recipe
+from sparsify_schemas.rule import Rule
 from sparsify_schemas.selector import selects
 
 _MANY = 8
@@ -22,7 +24,7 @@ def matched(
 ) -> list[Layer]:
     """The layers of one rule, of the kind that its group acts on."""
     rule = recipe.rules[index]
-    if rule.group == "depth":
+    if removes_branches(rule.group):
         return _matched_branches(recipe, positions, map, index, problems)
     found: dict[str, Layer] = {}
     for _at, pattern in enumerate(rule.layers):
@@ -48,16 +50,11 @@ def matched(
                     advice,
                 )
             )
-        without = [layer for layer in fitting if rule.group == "head" and not find_groups("head", map, layer)]
-        if without and len(without) == len(fitting):
-            shown = ", ".join(layer.name for layer in without[:3])
-            problems.append(
-                positions.problem(
-                    f"rules.{index}.layers",
-                    f"there are no heads in {shown}: the rows leave one by one",
-                    "use group 'neuron'",
-                )
-            )
+        refused = None if rule.group is None else group_type_of(rule.group).refused
+        if refused and fitting and not any(find_groups(rule.group, map, layer) for layer in fitting):
+            message, advice = refused
+            shown = ", ".join(layer.name for layer in fitting[:3])
+            problems.append(positions.problem(f"rules.{index}.layers", message.format(layers=shown), advice))
         found |= {layer.name: layer for layer in fitting}
     return list(found.values())
 

@@ -10,8 +10,8 @@ from sparsify.formatting.numbers import plural
 from sparsify.forward.recorded_calls import RecordedCall
 from sparsify.graph.model_map import Coupled, ModelMap
 from sparsify_schemas.group import in_one_tensor, within
-from sparsify_schemas.penalty import Gsm
-from sparsify_schemas.recipe import Keep, Recipe
+from sparsify_schemas.recipe import Recipe
+from sparsify_schemas.rule import Keep
 
 
 @dataclass(frozen=True)
@@ -140,13 +140,10 @@ def ranked_together(plan: Plan) -> tuple[tuple[Assignment, ...], ...]:
     sets: dict[tuple[object, ...], list[Assignment]] = {}
     for assignment in plan.assignments:
         rule = plan.recipe.rules[assignment.rule]
-        one = isinstance(rule.penalty, Gsm)
-        sets.setdefault(
-            ("gsm", rule.sparsity, in_one_tensor(rule.group), within(rule.group))
-            if one
-            else (assignment.rule,),
-            [],
-        ).append(assignment)
+        key: tuple[object, ...] = (assignment.rule,)
+        if rule.penalty is not None and rule.penalty.facts().ranks_over_rules:
+            key = (rule.penalty.kind, rule.sparsity, in_one_tensor(rule.group), within(rule.group))
+        sets.setdefault(key, []).append(assignment)
     return tuple(map(tuple, sets.values()))
 
 

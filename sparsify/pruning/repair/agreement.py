@@ -47,8 +47,13 @@ def _same_prediction(pairs: list[tuple[Tensor, Tensor]]) -> float | None:
     classes."""
     if any(a.dim() != 2 or a.shape[1] < 2 for a, _ in pairs):
         return None
-    same = sum(int((a.argmax(1) == b.argmax(1)).sum()) for a, b in pairs)
+    same = sum(count_same_predictions(a, b) for a, b in pairs)
     return same / sum(len(a) for a, _ in pairs)
+
+
+def count_same_predictions(first: Tensor, second: Tensor) -> int:
+    """Of how many examples two outputs [N, classes] name the same class."""
+    return int((first.argmax(dim=1) == second.argmax(dim=1)).sum())
 
 
 def _outputs(dense: nn.Module, model: nn.Module, inputs: Inputs) -> tuple[Tensor, Tensor]:

@@ -6,10 +6,18 @@ from importlib.resources import files
 from sparsify.formatting.table import Table
 from sparsify.reporting import table_titles as titles
 from sparsify.reporting.headline import headline
-from sparsify.reporting.html import sections
+from sparsify.reporting.html.layer_bars import (
+    draw_predictions,
+    draw_protected,
+    draw_time_by_layer,
+    draw_widths,
+)
 from sparsify.reporting.html.markup import NOTHING, Html, joined, tag, verbatim
 from sparsify.reporting.html.plots import hatching
+from sparsify.reporting.html.summary import draw_summary
 from sparsify.reporting.html.tables import folded, table
+from sparsify.reporting.html.trade_off import draw_int8, draw_search, draw_trade_offs
+from sparsify.reporting.html.training_curves import draw_training
 from sparsify.reporting.provenance_table import provenance_table
 from sparsify.reporting.report_tables import tables
 from sparsify.reporting.training_tables import history_table
@@ -29,7 +37,7 @@ def to_html(report: Report, recipe: str | None = None) -> str:
     recipe: the text of the recipe, shown at the end.
     """
     main = tag("main", *_sections(report, recipe))
-    return whole_page(report.title, hatching(), sections.top(report, headline(report)), main)
+    return whole_page(report.title, hatching(), draw_summary(report, headline(report)), main)
 
 
 def whole_page(title: str, *body: Html) -> str:
@@ -61,26 +69,24 @@ def _sections(report: Report, recipe: str | None) -> Iterator[Html]:
     notes = remaining.pop(titles.NOTES, None)
     layers = remaining.pop(titles.LAYERS, None)
     sides = tag("div", *take(titles.DENSE_AND_CUT))
-    yield _section(titles.DENSE_AND_CUT, tag("div.halves", sides, sections.trade_off(report)))
+    yield _section(titles.DENSE_AND_CUT, tag("div.halves", sides, draw_trade_offs(report)))
     yield _section(titles.BASELINES, *take(titles.BASELINES))
     yield _section(titles.LIMITS, *take(titles.LIMITS))
-    yield _section(titles.LATENCY, *take(titles.LATENCY), sections.predicted(report))
+    yield _section(titles.LATENCY, *take(titles.LATENCY), draw_predictions(report))
     int8 = take(titles.INT8)
-    yield _section(
-        titles.INT8, tag("div.halves", tag("div", *int8), sections.int8(report)) if int8 else NOTHING
-    )
+    yield _section(titles.INT8, tag("div.halves", tag("div", *int8), draw_int8(report)) if int8 else NOTHING)
     # Its table is too wide for half a page.
-    yield _section(titles.SEARCH, *take(titles.SEARCH), sections.search(report))
+    yield _section(titles.SEARCH, *take(titles.SEARCH), draw_search(report))
     stages, cuts = take(titles.STAGES), take(titles.CUTS)
     after_plots = [remaining.pop(title) for title in _AFTER_PLOTS if title in remaining]
     for title, other in remaining.items():
         yield _section(title, table(other, heading=False))
-    yield from sections.time_by_layer(report, _section)
+    yield from draw_time_by_layer(report, _section)
     figures = folded(layers, "Every layer in figures") if layers else NOTHING
-    yield _section("Widths", sections.widths(report), figures)
-    yield _section("Protected", sections.protected(report))
+    yield _section("Widths", draw_widths(report), figures)
+    yield _section("Protected", draw_protected(report))
     epochs = folded(history_table(report, _EPOCHS), "Epochs in figures") if report.history else NOTHING
-    yield _section("Training", sections.training(report), *stages, *cuts, epochs)
+    yield _section("Training", draw_training(report), *stages, *cuts, epochs)
     for other in after_plots:
         yield _section(other.title, table(other, heading=False))
     yield _section(titles.NOTES, _list_notes(notes) if notes else NOTHING)

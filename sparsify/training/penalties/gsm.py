@@ -2,6 +2,7 @@
 all."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -65,7 +66,12 @@ def _on_weights(layouts: Sequence[Layout], parameters: Tensors, share: float) ->
             if name in gradients:
                 _mask(weights[name], gradients[name], below, spare)
 
-    return Action(before=mask, state=state, per={"active": "weight"} if every else {})
+    return Action(
+        before=mask,
+        reactivated=partial(measure_reactivation, state),
+        state=state,
+        per={"active": "weight"} if every else {},
+    )
 
 
 def _on_groups(layouts: Sequence[Layout], parameters: Tensors, share: float) -> Action:
@@ -92,7 +98,12 @@ def _on_groups(layouts: Sequence[Layout], parameters: Tensors, share: float) -> 
         _count(state, active, total)
         _mask_groups(layouts, gradients, active)
 
-    return Action(before=mask, state=state, per={"active": "group"})
+    return Action(
+        before=mask,
+        reactivated=partial(measure_reactivation, state),
+        state=state,
+        per={"active": "group"},
+    )
 
 
 def _state(total: int, device: torch.device) -> dict[str, Tensor]:
@@ -145,7 +156,7 @@ def _product(weight: Tensor, gradient: Tensor, spare: Tensor) -> Tensor:
     return wide(weight) * gradient
 
 
-def woken_share(state: Tensors) -> float:
+def measure_reactivation(state: Tensors) -> float:
     """Share of weights or groups that were passive in one step and active in the next,
     mean over the steps counted; counts anew."""
     steps = int(state["steps"])

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from sparsify.distributed import local
 from sparsify.errors import ModelError
-from sparsify.graph.group_index import Layout, coupled_layout, element_layout, inner_layout, layer_layout
+from sparsify.graph.group_index import Layout
+from sparsify.graph.group_layouts import coupled_layout, element_layout, inner_layout, layer_layout
 from sparsify.pruning.criteria.scores import group_scores
 from sparsify.pruning.planning.group_types import group_type_of
 from sparsify.pruning.planning.plan import Assignment, Plan, ranked_together
@@ -22,9 +23,9 @@ from sparsify.training.penalties.step_action import Action
 from sparsify.training.penalties.topk import Portions, lowest, portions
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.criterion import Magnitude
-from sparsify_schemas.group import in_one_tensor, within
-from sparsify_schemas.penalty import L0, L1, GroupLasso, GrowingL2, Penalty
-from sparsify_schemas.recipe import Rule
+from sparsify_schemas.group import in_one_tensor, is_unstructured, within
+from sparsify_schemas.penalty import GroupLasso, GrowingL2, Penalty
+from sparsify_schemas.rule import Rule
 from sparsify_schemas.schedule import Auto
 from sparsify_schemas.units import Duration
 
@@ -127,7 +128,8 @@ def _roots(
     """What a lasso weighs each slot's norm by, else sqrt(|g|) with all that leaves with the group."""
     if isinstance(rule.penalty, GroupLasso):
         return factors(rule.penalty, plan, layout, parameters)
-    if isinstance(rule.penalty, L0) and not in_one_tensor(rule.group):
+    arrives = rule.penalty is not None and rule.penalty.facts().reach == "arrivals"
+    if arrives and not in_one_tensor(rule.group):
         layout = coupled_layout(plan.map, assignment.coupled, parameters)
     return layout.sizes(parameters).sqrt()
 
@@ -180,21 +182,22 @@ def _going(
 
 
 def _steered(rule: Rule, layout: Layout, roots: Tensor, action: Action, among: Portions) -> Steered | None:
-    if not isinstance(rule.penalty, GroupLasso | L1) or not isinstance(rule.penalty.strength, Auto):
+    facts = None if rule.penalty is None else rule.penalty.facts()
+    if facts is None or not isinstance(facts.strength, Auto):
         return None
     share = None if rule.sparsity is None else rule.sparsity.fraction
     criterion = (
         rule.criterion if isinstance(rule.criterion, Magnitude) else Magnitude(kind="magnitude")
     )  # others need data
     return Steered(
-        rule.penalty.strength,
+        facts.strength,
         criterion,
-        rule.penalty.every,
+        facts.every,
         layout,
         roots,
         action.state,
         share,
-        rule.group == "weight",
+        is_unstructured(rule.group),
         among,
     )
 

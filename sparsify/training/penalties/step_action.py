@@ -50,5 +50,8 @@ class Action:
     restore: Restore | None = None
     show: Show | None = None
     strength_at: StrengthAt | None = None
+    reactivated: Callable[[], float] | None = None
+    """fraction of its weights or groups that were inactive in one step and active in the next, mean over the
+    steps since the last call"""
     state: Tensors = field(default_factory=dict)
     per: Mapping[str, Literal["weight", "group", "tensor"]] = field(default_factory=dict)

@@ -14,7 +14,8 @@ from sparsify.cost.measure import count_macs
 from sparsify.errors import ModelError, RecipeError, RunError
 from sparsify.forward import call_model
 from sparsify.graph import build_map
-from sparsify.graph.group_index import coupled_layout, dead_units
+from sparsify.graph.dead_units import find_dead_units
+from sparsify.graph.group_layouts import coupled_layout
 from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.graph.verify import trial_cuts
 from sparsify.models import cifar_resnet20
@@ -331,7 +332,7 @@ def test_dead_blocks_go_by_themselves_and_a_bias_keeps_one_alive() -> None:
         model.get_parameter("layer3.2.bn2.bias")[0] = 1e-3
     plan = planned(model, IMAGE, {"layers": "BasicBlock"})
     assert gone(sparsify.cut(plan, model, inputs=IMAGE)) == ["layer1.1"]
-    flags = dead_units(plan.map, plan.assignments[0].coupled, dict(model.named_parameters()))
+    flags = find_dead_units(plan.map, plan.assignments[0].coupled, dict(model.named_parameters()))
     assert [name for name, flag in flags.items() if flag.any()] == ["layer1.1"]
 
 

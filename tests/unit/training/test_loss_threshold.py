@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 import sparsify
 from sparsify.data import Datasets, Examples
+from sparsify.training.accelerator import make_accelerator
 from sparsify.training.loss_threshold import plateaued, zero_smallest
-from sparsify.training.stage import Moment, make_accelerator, train_stage
+from sparsify.training.stage import train_stage
+from sparsify.training.stage_state import StageState
 from sparsify_schemas.stage import Train
 
 
@@ -79,8 +81,8 @@ def data() -> Datasets:
 
 
 def trained(
-    restore: Moment | None = None, epochs_done: list[Moment] | None = None, **threshold: Any
-) -> tuple[nn.Module, Moment]:
+    restore: StageState | None = None, epochs_done: list[StageState] | None = None, **threshold: Any
+) -> tuple[nn.Module, StageState]:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
     penalty = {"kind": "sensitivity", "strength": 1e-2, "threshold": threshold}
@@ -95,11 +97,11 @@ def trained(
     }
     plan = sparsify.make_plan(recipe, net, (torch.randn(2, 6),))
 
-    def keep(moment: Moment) -> None:
+    def keep(moment: StageState) -> None:
         if epochs_done is not None:
             copied = {n: {k: v.clone() for k, v in part.items()} for n, part in (("model", moment.model),)}
             epochs_done.append(
-                Moment(
+                StageState(
                     moment.epochs,
                     moment.history,
                     0,
@@ -128,7 +130,7 @@ def trained(
 
 
 def test_weights_go_during_training_and_stay_gone() -> None:
-    moments: list[Moment] = []
+    moments: list[StageState] = []
     _, last = trained(epochs_done=moments, tolerance="10%", patience=2)
     thresholds = [row.threshold for row in last.history]
     assert thresholds[-1] is not None, "the last epoch always looks"
@@ -144,7 +146,7 @@ def test_weights_go_during_training_and_stay_gone() -> None:
 
 
 def test_a_resumed_stage_ends_the_same() -> None:
-    moments: list[Moment] = []
+    moments: list[StageState] = []
     whole, last = trained(epochs_done=moments, tolerance="10%", patience=2)
     first = next(i for i, row in enumerate(last.history) if row.threshold is not None)
     assert first < 6

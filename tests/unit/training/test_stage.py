@@ -16,9 +16,11 @@ from sparsify.errors import DataError, RunError, TrainingError
 from sparsify.events import EpochDone, StageStarted, StepDone
 from sparsify.pruning.planning.plan import Plan
 from sparsify.training import stage as stage_module
+from sparsify.training.accelerator import make_accelerator
 from sparsify.training.objective import evaluate
-from sparsify.training.optimizers import make_optimizer
-from sparsify.training.stage import Moment, derived_seed, make_accelerator, train_stage
+from sparsify.training.seeds import derive_seed
+from sparsify.training.stage import train_stage
+from sparsify.training.stage_state import StageState
 from sparsify_schemas.stage import Train
 
 SGD = {"kind": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
@@ -62,7 +64,7 @@ LASSO = {
 
 def train(
     model: nn.Module, spec: Train, plan: Plan | None = None, data: Datasets | None = None, **more: object
-) -> Moment:
+) -> StageState:
     return train_stage(
         model,
         spec,
@@ -87,7 +89,7 @@ def test_without_penalties_it_is_the_loop_that_anyone_would_write():
     by_hand.train()
     for epoch in range(2):
         losses = []
-        for x, y in batches(data.train, 16, seed=derived_seed(5, 0, epoch)):
+        for x, y in batches(data.train, 16, seed=derive_seed(5, 0, epoch)):
             optimizer.zero_grad()
             loss = F.cross_entropy(by_hand(x), y)
             loss.backward()
@@ -255,29 +257,6 @@ def test_evaluate_without_examples_is_not_a_number():
     assert all(math.isnan(v) for v in evaluate(net(), examples(0, 0)))
 
 
-def test_derived_seeds_differ_in_each_part():
-    seeds = {derived_seed(a, b, c) for a in range(5) for b in range(5) for c in range(5)}
-    assert len(seeds) == 125
-    assert all(0 <= s < 2**63 for s in seeds)
-
-
-@pytest.mark.parametrize(
-    "spec", [SGD, ADAM, {"kind": "adamw", "betas": [0.8, 0.9], "weight_decay": 0.1}], ids=lambda o: o["kind"]
-)
-def test_optimizers_are_torchs_own(spec):
-    made = make_optimizer(stage(optimizer=spec).optimizer, nn.Linear(2, 2))
-    assert type(made).__name__.lower() == spec["kind"]
-    for name in set(spec) - {"kind", "lr"}:
-        found = made.param_groups[0][name]
-        assert (list(found) if isinstance(found, tuple) else found) == spec[name]
-
-
-def test_parameters_without_gradient_are_left_out():
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    model[0].requires_grad_(False)
-    assert len(make_optimizer(stage().optimizer, model).param_groups[0]["params"]) == 2
-
-
 @pytest.mark.parametrize(("lr", "strength"), [(1e300, 0.0), (0.1, 1e300)])
 def test_a_rate_or_strength_beyond_float32_is_named(lr, strength):
     model = net()
@@ -373,18 +352,6 @@ def test_gradients_that_overflow_whatever_the_scale(monkeypatch: pytest.MonkeyPa
         ),
     ):
         train(net(), stage(2, precision="fp16"))
-
-
-@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
-def test_launchers_that_ask_for_more_than_ddp_are_refused(monkeypatch: pytest.MonkeyPatch, engine: str):
-    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
-    with pytest.raises(RunError) as caught:
-        make_accelerator()
-    assert str(caught.value) == (
-        f"the launcher asks for {engine}, and apply trains by DDP, "
-        "or by FSDP 2 where a train stage of the recipe says 'shard: true'; "
-        "launch it without, such as by torchrun"
-    )
 
 
 def test_how_a_batch_is_accumulated_is_the_recipes_to_say(monkeypatch: pytest.MonkeyPatch):

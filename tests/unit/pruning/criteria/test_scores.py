@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import sparsify
 from sparsify.errors import ModelError
-from sparsify.graph.group_index import coupled_layout, inner_layout
+from sparsify.graph.group_layouts import coupled_layout, inner_layout
 from sparsify.pruning.criteria.scores import group_scores, weight_scores
 from sparsify.pruning.criteria.statistics import looks
 from sparsify_schemas.criterion import (

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.graph.group_index import Layout, coupled_layout, layer_layout
+from sparsify.graph.group_index import Layout
+from sparsify.graph.group_layouts import coupled_layout, layer_layout
 from sparsify.pruning.planning.plan import Plan
 from sparsify.training.penalties import group_lasso
 from sparsify.training.penalties.group_weights import factors

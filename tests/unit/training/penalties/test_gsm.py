@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.graph.group_index import layer_layout
+from sparsify.graph.group_layouts import layer_layout
 from sparsify.pruning.planning.plan import Plan
 from sparsify.training.penalties.gsm import EXACT
 from sparsify.training.penalties.gsm import action as gsm_action
@@ -140,8 +140,8 @@ def test_woken_weights_are_counted() -> None:
             active.append(torch.cat([g.flatten() != 0 for g in grads if g is not None]))
         flips = sum(int((b & ~a).sum()) for a, b in pairwise(active))
         assert flips > 0, "otherwise the test says nothing"
-        assert hooks.woken() == pytest.approx(flips / (6 * 72))
-        assert hooks.woken() == 0.0, "counted anew"
+        assert hooks.reactivated() == pytest.approx(flips / (6 * 72))
+        assert hooks.reactivated() == 0.0, "counted anew"
 
 
 def test_the_cut_keeps_the_largest_of_all_rules_together() -> None:
@@ -228,7 +228,7 @@ def test_state_goes_on_where_it_was() -> None:
             hooks.load_state_dict(state)
         for _ in range(3):
             step(net, optimizer)
-        return net[0].weight.detach(), hooks.woken()
+        return net[0].weight.detach(), hooks.reactivated()
 
     (whole, woken), (parts, again) = run(False), run(True)
     assert torch.equal(whole, parts) and woken == again

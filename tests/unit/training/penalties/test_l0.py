@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.graph.group_index import element_layout, layer_layout
+from sparsify.graph.group_layouts import element_layout, layer_layout
 from sparsify.pruning.planning.plan import Plan
 from sparsify.training.hooks import Hooks
 from sparsify.training.penalties import Action, build, l0, variational_dropout

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsify.graph import build_map
-from sparsify.graph.group_index import Axis, Layout, Part, coupled_layout, inner_layout, layer_layout
+from sparsify.graph.group_index import Axis, Layout, Part
+from sparsify.graph.group_layouts import coupled_layout, inner_layout, layer_layout
 from sparsify.training import penalties
 from sparsify.training.penalties import group_lasso
 from sparsify_schemas.group import Block

@@ -12,9 +12,9 @@ from sparsify.cost.measure import availability
 from sparsify.errors import ModelError
 from sparsify.reporting.headline import headline
 from sparsify.reporting.report_file import read_report
-from sparsify.runs import evaluate
+from sparsify.runs import timed_targets
 from sparsify.runs.apply import apply
-from sparsify.runs.evaluate import default_targets
+from sparsify.runs.timed_targets import default_targets
 
 pytest.importorskip("onnxruntime")
 RECIPE: dict[str, Any] = {
@@ -47,7 +47,7 @@ def test_eager_alone_where_onnx_runtime_is_not_installed(monkeypatch: pytest.Mon
 def test_both_are_timed_and_the_headline_begins_with_onnx_runtime(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "default_targets", default_targets)
+    monkeypatch.setattr(timed_targets, "default_targets", default_targets)
     report = run(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1)), tmp_path / "run")
     assert [t.description for t in report.latency] == [
         "cpu, onnxruntime, 1 thread, batch 1",
@@ -64,7 +64,7 @@ def test_both_are_timed_and_the_headline_begins_with_onnx_runtime(
 def test_a_model_that_cannot_be_exported_is_timed_in_eager_pytorch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "default_targets", default_targets)
+    monkeypatch.setattr(timed_targets, "default_targets", default_targets)
     report = run(
         nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), Looking(), nn.Conv2d(16, 4, 1)), tmp_path / "run"
     )

@@ -5,7 +5,7 @@ import torch
 
 import sparsify
 from sparsify.models import digits_cnn
-from sparsify.pruning.planning.compile import _infeasible
+from sparsify.pruning.planning.feasibility import check_budget
 from sparsify.pruning.planning.plan import Floor
 from sparsify.recipe import load
 
@@ -25,7 +25,7 @@ def test_no_budget_above_the_dense_model_is_advised(least: float, advice: str) -
         digits_cnn(),
         (torch.zeros(2, 1, 8, 8),),
     )
-    (found,) = _infeasible(
+    (found,) = check_budget(
         recipe.positions,
         plan,
         "budget",

@@ -1,0 +1,61 @@
+"""Units that are zero already: removing them loses no trained weights."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sparsify.distributed import local
+from sparsify.graph.group_layouts import coupled_layout
+from sparsify.graph.model_map import ModelMap, Slice
+
+
+def flag_nonzero(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """1 where this process's part of a tensor is not zero, else 0. It is made when it is asked for."""
+    return (local(tensors[name]) != 0).to(torch.float32)
+
+
+def find_dead_units(
+    map: ModelMap,
+    names: Iterable[str],
+    parameters: Mapping[str, Tensor],
+    roles: Collection[str] = ("out", "in", "whole"),
+) -> dict[str, Tensor]:
+    """Units whose producers' weights are all zero, or whose consumers' input slices all
+    are: nothing learnt goes with them.
+
+    Biases and normalisation shifts do not count: what such a unit still emits is a constant.
+    A residual branch is dead when all of its parameters are zero.
+    roles: of the slices that are looked at: ("out",) for units that no weight produces.
+    """
+    chosen = tuple(names)
+    every = {n: p.detach() for n, p in parameters.items()}
+    weights = {n: p for n, p in every.items() if p.dim() > 1}
+    found: dict[str, Tensor] = {}
+    for role, own in (("out", weights), ("in", weights), ("whole", every)):
+        if role not in roles:
+            continue
+        layout = coupled_layout(
+            _with_shared_outputs(map) if role == "out" else map, chosen, own, frozenset({role})
+        )
+        alive = layout.reduce(partial(flag_nonzero, own))
+        gone = (alive == 0) & (layout.sizes(own) > 0)
+        for name, flags in layout.split(gone).items():
+            found[name] = flags | found.get(name, torch.zeros_like(flags))
+    return found
+
+
+def _with_shared_outputs(map: ModelMap) -> ModelMap:
+    """The map in which a dimension that is one layer's outputs and another one's inputs counts as outputs."""
+    if not map.shared:
+        return map
+    shared = set(map.shared)
+
+    def seen(part: Slice) -> Slice:
+        return replace(part, role="out") if part.role == "in" and (part.tensor, part.dim) in shared else part
+
+    return replace(
+        map, coupled=tuple(replace(c, slices=tuple(seen(part) for part in c.slices)) for c in map.coupled)
+    )

@@ -1,0 +1,107 @@
+"""Which rule has which layers, coupled groups and tensors, and where two rules want the same."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from sparsify.errors import Problem
+from sparsify.graph.model_map import Layer, ModelMap
+from sparsify.pruning.planning.group_types import (
+    clashing,
+    find_groups,
+    find_tensors,
+)
+from sparsify.pruning.planning.match_layers import around, matched
+from sparsify.pruning.planning.pattern_fit import check_patterns
+from sparsify.pruning.planning.plan import Assignment
+from sparsify.recipe import Positions
+from sparsify_schemas.group import in_one_tensor, kind_of
+from sparsify_schemas.recipe import Recipe
+
+
+def assign_rules(
+    recipe: Recipe, positions: Positions, map: ModelMap, problems: list[Problem]
+) -> Iterable[Assignment]:
+    rules = recipe.rules
+    layers: dict[int, list[Layer]] = {
+        i: matched(recipe, positions, map, i, problems) for i, rule in enumerate(rules) if not rule.protect
+    }
+    claimed: dict[tuple[str, str], int] = {}
+    owner: dict[str, tuple[int, str]] = {}
+    for index, own in layers.items():
+        rule = rules[index]
+        for layer in own:
+            first = claimed.setdefault((layer.name, str(rule.group)), index)
+            if first != index and not rule.override:
+                problems.append(
+                    _report_overlap(
+                        positions,
+                        index,
+                        f"layer '{layer.name}' already has group '{rule.group}' by rules.{first}",
+                    )
+                )
+                continue
+            claimed[layer.name, str(rule.group)] = index
+            for group in [g for c in find_groups(rule.group, map, layer) for g in (c, *around(map, c))]:
+                before, through = owner.get(group.name, (index, layer.name))
+                if group.protected is None and before != index and first == index and not rule.override:
+                    text = (
+                        f"'{layer.name}' leaves together with '{through}', which rules.{before} already has "
+                        f"(coupled group '{group.name}')"
+                    )
+                    problems.append(_report_overlap(positions, index, text))
+                    continue
+                owner[group.name] = (index, layer.name)
+    problems += [*_check_clashes(recipe, positions, layers), *check_patterns(recipe, positions, map, layers)]
+    for index, own in layers.items():
+        rule = rules[index]
+        mine = [layer for layer in own if claimed[layer.name, str(rule.group)] == index]
+        names = [
+            c.name
+            for layer in mine
+            for c in find_groups(rule.group, map, layer)
+            if owner[c.name][0] == index and c.protected is None
+        ]
+        tensors = [
+            name
+            for layer in mine
+            for name in find_tensors(rule.group, map, layer)
+            if in_one_tensor(rule.group)
+            or any(
+                c.protected is None and owner[c.name][0] == index for c in find_groups(rule.group, map, layer)
+            )
+        ]
+        yield Assignment(
+            index, tuple(layer.name for layer in mine), tuple(dict.fromkeys(names)), tuple(tensors)
+        )
+
+
+def _check_clashes(
+    recipe: Recipe, positions: Positions, layers: Mapping[int, Sequence[Layer]]
+) -> Iterable[Problem]:
+    """Rules on groups inside one tensor of which the later would undo what the earlier counts on."""
+    rules = recipe.rules
+    first: dict[tuple[str, str], int] = {}
+    for index, own in layers.items():
+        group = rules[index].group
+        if group is None:
+            continue
+        kind = kind_of(group)
+        clashes = clashing(kind)
+        for layer in own:
+            earlier = [first[layer.name, other] for other in clashes if (layer.name, other) in first]
+            rival = next(iter(earlier), None)
+            first.setdefault((layer.name, kind), index)
+            if rival is None or rules[rival].group == group:
+                continue
+            text = (
+                f"layer '{layer.name}' has group '{rules[rival].group}' by rules.{rival}, "
+                f"which group '{group}' cannot be laid over"
+            )
+            yield positions.problem(f"rules.{index}.layers", text, "narrow one of the two selectors")
+
+
+def _report_overlap(positions: Positions, index: int, text: str) -> Problem:
+    return positions.problem(
+        f"rules.{index}.layers",
+        text,
+        "narrow one of the two selectors, or say 'override: true' in the later rule",
+    )

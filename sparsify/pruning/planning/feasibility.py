@@ -1,0 +1,136 @@
+"""Whether budgets, sparsities and uniform widths can be met, and what to change where they cannot."""
+
+from collections.abc import Iterable, Sequence
+
+from sparsify.cost.cost_model import Costs, absolute_limits
+from sparsify.cost.latency_model import LatencyModel
+from sparsify.errors import Problem
+from sparsify.formatting.numbers import milliseconds
+from sparsify.pruning.planning.candidates import candidates, with_floors
+from sparsify.pruning.planning.plan import Floor, Plan, ranked_together
+from sparsify.pruning.planning.plan_notes import describe_kept_layers
+from sparsify.pruning.planning.selection import least
+from sparsify.recipe import Positions
+from sparsify_schemas.budget import Budget
+from sparsify_schemas.group import count_inside, facts_of, in_one_tensor
+
+
+def check_uniform_widths(positions: Positions, plan: Plan) -> Iterable[Problem]:
+    """Rules that ask for the same number in groups of different widths."""
+    for assignment in plan.assignments:
+        widths = {plan.map.by_name[name].width: name for name in reversed(assignment.coupled)}
+        if plan.recipe.rules[assignment.rule].keep.uniform and len(widths) > 1:
+            shown = ", ".join(f"'{name}' has {width}" for width, name in sorted(widths.items())[:3])
+            message = f"the layers of the rule have different numbers of groups: {shown}"
+            yield positions.problem(
+                f"rules.{assignment.rule}.keep.uniform", message, "give each width a rule of its own"
+            )
+
+
+def find_floors(plan: Plan, budget: Budget, clocks: Sequence[LatencyModel] = ()) -> Iterable[Floor]:
+    costs = Costs(plan.map, clocks)
+    allowed = absolute_limits(budget, costs.dense)
+    bottom = costs.of(least(plan, clocks))
+    for what, limit in allowed.items():
+        yield Floor(what, costs.dense[what], limit, bottom[what])
+
+
+def check_budget(
+    positions: Positions, plan: Plan, path: str, budget: Budget, floors: Iterable[Floor]
+) -> Iterable[Problem]:
+    covered = {name for a in plan.assignments for name in a.coupled}
+    for floor in floors:
+        if floor.least <= floor.limit:
+            continue
+        protected = [c.name for c in plan.map.coupled if c.protected is not None]
+        free = [c.name for c in plan.map.coupled if c.protected is None and c.name not in covered]
+        part, target = f"{100 * floor.least / floor.dense:.1f}%", floor.what.removeprefix("latency.")
+        if target in budget.latency and floor.what != target:
+            message = (
+                f"{budget.latency[target]} cannot be reached: with everything removed that the rules allow, "
+                f"{part} of {milliseconds(floor.dense)} is predicted to remain"
+            )
+        else:
+            message = (
+                f"{getattr(budget, floor.what)} cannot be reached: with everything removed that the rules "
+                f"allow, {part} remains"
+            )
+        hint = (
+            f"raise it to {_round_up(100 * floor.least / floor.dense)}%"
+            if floor.least <= floor.dense
+            else "leave it out"
+        )
+        kept = [f"'{name} {n}'" for name, n in _strictest_keep(plan) if n > 1]
+        kept += ["'limits'"] if any(rule.keep.limits for rule in plan.recipe.rules) else []
+        if kept:
+            hint += f", or loosen {' and '.join(kept)} of 'keep'"
+        fixed = [
+            f"rules.{a.rule}"
+            for a in plan.assignments
+            if plan.recipe.rules[a.rule].sparsity is not None and a.coupled
+        ]
+        if fixed:
+            hint += f", or leave the amount of {' and '.join(fixed)} to the budget in place of its 'sparsity'"
+        if free:
+            hint += f", or let a rule reach {', '.join(free[:5])}{', ...' if len(free) > 5 else ''}"
+        if protected:
+            hint += f" (protected: {', '.join(protected[:5])}{', ...' if len(protected) > 5 else ''})"
+        yield positions.problem(f"{path}.{floor.what}", message, hint)
+
+
+def _strictest_keep(plan: Plan) -> tuple[tuple[str, int], tuple[str, int]]:
+    """The strictest bounds that rules set."""
+    rules = plan.recipe.rules
+    at_least = max((rules[a.rule].keep.at_least or 1 for a in plan.assignments), default=1)
+    return ("at_least", at_least), ("multiple_of", max((a.multiple for a in plan.assignments), default=1))
+
+
+def check_sparsities(positions: Positions, plan: Plan) -> Iterable[Problem]:
+    """Rules that ask for more than they can remove.
+    Half a group is rounding, as where the result is judged."""
+    open_groups = with_floors(plan, candidates(plan, {}, {}), lambda c: (float(c.rule),))
+    shapes = {t.name: t.shape for t in plan.map.tensors}
+    for together in ranked_together(plan):
+        rule = plan.recipe.rules[together[0].rule]
+        if (
+            rule.sparsity is None
+            or rule.group is None
+            or facts_of(rule.group).keep == "nothing"
+            or not rule.sparsity.value
+        ):
+            continue
+        path, asked = f"rules.{together[0].rule}.sparsity", f"{rule.sparsity} cannot be reached"
+        own = [c for c in open_groups if c.rule in {a.rule for a in together}]
+        inside = (
+            [count_inside(rule.group, shapes[name]) for a in together for name in a.tensors if name in shapes]
+            if in_one_tensor(rule.group)
+            else []
+        )
+        total = sum(len(c.order) for c in own) + sum(inside)
+        most = sum(len(c.gone(len(c.order))) for c in own) + sum(
+            max(0, n - (rule.keep.at_least or 1)) for n in inside
+        )
+        why = [text for a in together for text in describe_kept_layers(plan.recipe, plan.map, a)]
+        if not own and not inside and why:
+            yield positions.problem(
+                path,
+                f"{asked}: {why[0]}{', and so on' if why[1:] else ''}",
+                "select other layers, or leave 'sparsity' out",
+            )
+        elif most < rule.sparsity.fraction * total - 0.5:
+            floors = [
+                f"keep.{name} {n}"
+                for name, n in (
+                    ("at_least", rule.keep.at_least or 1),
+                    ("multiple_of", max(a.multiple for a in together)),
+                )
+                if n > 1
+            ]
+            floors += ["keep.limits"] if rule.keep.limits else []
+            because = f"with {' and '.join(floors)}" if floors else "as one group stays in every layer,"
+            message = f"{asked}: {because} at most {1000 * most // total / 10:g}% of the groups can go"
+            yield positions.problem(path, message, "lower it, or loosen 'keep'" if floors else "lower it")
+
+
+def _round_up(percent: float) -> str:
+    return f"{-(-percent * 10 // 1) / 10:.1f}"

@@ -1,0 +1,80 @@
+"""Penalties that look at the outputs: called while each backward pass is at the outputs of the model."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from sparsify.distributed import is_sharded
+from sparsify.training.penalties.sensitivity import rows_of_outputs
+from sparsify.training.penalties.step_action import Output
+
+
+class OutputWatch:
+    """Hooks on the forward passes that are trained on; none where no penalty looks at the outputs."""
+
+    def __init__(
+        self, model: nn.Module, parameters: Mapping[str, Tensor], actions: Sequence[Output], processes: Any
+    ) -> None:
+        self._model = model
+        self._actions = actions
+        self._processes = processes
+        self._passes = 0
+        self._leaves = dict(parameters)
+        """what forward passes compute with: of a sharded parameter the whole one that FSDP has put in its
+        place"""
+        self._outputs: dict[int, Tensor] = {}
+        """of forward passes whose backward pass has not come yet"""
+        self.seconds = 0.0
+        """time spent here so far"""
+        self._handles: list[RemovableHandle] = []
+        if actions:
+            self._handles = [model.register_forward_hook(self._watch), *self._watch_leaves(parameters)]
+
+    def forget(self) -> None:
+        """Let go of outputs whose backward pass did not come before the optimizer's step."""
+        self._outputs.clear()
+
+    def detach(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _watch_leaves(self, parameters: Mapping[str, Tensor]) -> Iterator[RemovableHandle]:
+        owners: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for name, parameter in parameters.items():
+            if is_sharded(parameter):
+                module, _, attribute = name.rpartition(".")
+                owners[module].append((name, attribute))
+        for module, own in owners.items():
+            yield self._model.get_submodule(module).register_forward_pre_hook(partial(self._see_leaves, own))
+
+    def _see_leaves(self, own: Sequence[tuple[str, str]], module: nn.Module, _args: Any) -> None:
+        self._leaves |= {name: getattr(module, attribute) for name, attribute in own}
+
+    def _watch(self, model: nn.Module, _args: Any, returned: Any) -> None:
+        """In every forward pass that is trained on: call the penalties while its backward pass is at the
+        outputs."""
+        if not (model.training and torch.is_grad_enabled()):
+            return
+        outputs = rows_of_outputs(returned)
+        if outputs.requires_grad:
+            # Held here and not by the hook: a tensor whose hook holds it would never be freed.
+            self._passes += 1
+            self._outputs[self._passes] = outputs
+            outputs.register_hook(partial(self._act, self._passes))  # type: ignore[no-untyped-call]
+
+    def _act(self, key: int, gradient: Tensor) -> None:
+        started = time.perf_counter()
+        outputs = self._outputs.pop(key, None)
+        if outputs is None:
+            return  # a pass of a penalty's own
+        for action in self._actions:
+            action(self._leaves, outputs, gradient, self._processes)
+        self.seconds += time.perf_counter() - started

@@ -1,0 +1,62 @@
+"""A training stage as values: what stays the same through it, and how far it has come."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from sparsify.data import Datasets
+from sparsify.events import Listener
+from sparsify.training.hooks import Hooks
+from sparsify_schemas.data import Augment
+from sparsify_schemas.report import Epoch
+from sparsify_schemas.stage import Train
+
+
+@dataclass(frozen=True)
+class StageState:
+    """A stage after some epochs: what a checkpoint must hold for it to go on."""
+
+    epochs: int
+    """epochs done"""
+    history: tuple[Epoch, ...]
+    """a row for each of them"""
+    seconds: float
+    """what they took, validation included"""
+    step_seconds: float
+    """of these, spent in training steps"""
+    penalty_seconds: float
+    """of these, spent in the hooks"""
+    model: Mapping[str, Any] = field(repr=False)
+    """state dict"""
+    optimizer: Mapping[str, Any] = field(repr=False)
+    """state dict"""
+    hooks: Mapping[str, Any] = field(repr=False)
+    """state dict; empty without a plan"""
+    scaler: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """state dict of what scales the loss in fp16; empty otherwise"""
+
+
+OnEpoch = Callable[[StageState], None]
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What stays the same through a stage. `prepared` is Accelerate's wrapper of `model`."""
+
+    prepared: nn.Module
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    hooks: Hooks | None
+    stage: Train
+    datasets: Datasets
+    accelerator: Accelerator
+    augment: Augment
+    steps: int
+    listener: Listener
+    teacher: nn.Module | None = None
+    """what a stage with `distill` learns from, in eval mode"""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sparsify.exporters import export
     from sparsify.forward.calls import Call
     from sparsify.objective.distillation import distillation_losses
-    from sparsify.objective.objective import Objective, evaluate, make_objective
+    from sparsify.objective.objective import make_objective
     from sparsify.pruning.cut import cut
     from sparsify.pruning.make_plan import make_plan
     from sparsify.pruning.repair.repair import repair as repair
@@ -40,18 +40,15 @@ _WHERE = {
     "describe": ("sparsify.reporting.plan_tables", "describe"),
     "distillation_losses": ("sparsify.objective.distillation", "distillation_losses"),
     "export": ("sparsify.exporters", "export"),
-    "evaluate": ("sparsify.objective.objective", "evaluate"),
     "load_recipe": ("sparsify.recipe", "load"),
     "load_run": ("sparsify.runs.save_load", "load_run"),
     "make_objective": ("sparsify.objective.objective", "make_objective"),
     "make_plan": ("sparsify.pruning.make_plan", "make_plan"),
-    "Objective": ("sparsify.objective.objective", "Objective"),
     "repair": ("sparsify.pruning.repair.repair", "repair"),
     "save_run": ("sparsify.runs.save_load", "save_run"),
 }
 __all__ = [
     "Call",
-    "Objective",
     "SparsifyError",
     "__version__",
     "apply",
@@ -59,7 +56,6 @@ __all__ = [
     "cut",
     "describe",
     "distillation_losses",
-    "evaluate",
     "export",
     "load_recipe",
     "load_run",

@@ -3,6 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sparsify_schemas.task import Facts
+
+_ACCURACY = Facts()
+
 
 @dataclass(frozen=True)
 class RunStarted:
@@ -35,8 +39,8 @@ class EpochDone:
     stage: str
     epoch: int
     loss: float
-    train_accuracy: float
-    validation_accuracy: float | None
+    train_metric: float | None
+    validation_metric: float | None
     sparsity: float
     remaining: tuple[tuple[str, float], ...]
     """(cost, fraction of the dense model that would remain if the zero groups were removed now).
@@ -44,6 +48,8 @@ class EpochDone:
     MACs first.
     """
     seconds: float
+    judged_by: Facts = _ACCURACY
+    """What the metric is."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,10 @@ class CutDone:
     difference: float
     macs: tuple[int, int]
     params: tuple[int, int]
-    validation_accuracy: float | None = None
+    validation_metric: float | None = None
     """Of the cut model, before any fine-tuning."""
+    judged_by: Facts = _ACCURACY
+    """What the metric is."""
 
 
 @dataclass(frozen=True)

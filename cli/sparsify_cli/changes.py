@@ -20,6 +20,7 @@ from sparsify.formatting.numbers import (
 from sparsify.formatting.table import Table, columns
 from sparsify.reporting.diff import Change
 from sparsify_cli.flow import flow
+from sparsify_schemas.task import BUILT_IN
 
 _SECTIONS = (("metrics.", "Measured"), ("widths.", "Widths"), ("recipe.", "Recipe"))
 _SHOWN = {
@@ -27,8 +28,6 @@ _SHOWN = {
     "nonzero": count,
     "macs": count,
     "bytes": size,
-    "validation_accuracy": accuracy,
-    "test_accuracy": accuracy,
     "macs_left": share,
     "params_left": share,
     "dense_ms": milliseconds,
@@ -36,7 +35,7 @@ _SHOWN = {
     "speedup": times,
     "seconds": seconds,
 }
-_SHARES = ("validation_accuracy", "test_accuracy", "macs_left", "params_left")
+_SHARES = ("macs_left", "params_left")
 
 
 def tables(changes: Sequence[Change]) -> tuple[Table, ...]:
@@ -63,7 +62,18 @@ def _table(title: str, found: list[tuple[str, Change]]) -> Table:
 def _figure(path: str, value: Any) -> str:
     if value is None or isinstance(value, str | bool):
         return flow(value)
-    return _SHOWN.get(path.rpartition(".")[2], plain)(value)
+    field = path.rpartition(".")[2]
+    if _is_metric_share(field):
+        return accuracy(value)
+    return _SHOWN.get(field, plain)(value)
+
+
+def _is_metric_share(field: str) -> bool:
+    """Whether a field is a metric that is a share: 'validation_accuracy', 'test_own (%)'."""
+    which, _, name = field.partition("_")
+    if which not in ("validation", "test"):
+        return False
+    return name.endswith(" (%)") or (name in BUILT_IN and BUILT_IN[name].percent)
 
 
 def _figure_delta(path: str, c: Change) -> str:
@@ -72,7 +82,7 @@ def _figure_delta(path: str, c: Change) -> str:
     field = path.rpartition(".")[2]
     if field == "speedup":
         return signed(f"{fixed(c.delta, 2)}x")
-    return points(c.delta) if field in _SHARES else signed(_figure(path, c.delta))
+    return points(c.delta) if field in _SHARES or _is_metric_share(field) else signed(_figure(path, c.delta))
 
 
 def _delta(c: Change) -> str:

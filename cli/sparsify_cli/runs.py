@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sparsify.errors import RunError
-from sparsify.formatting.numbers import MISSING, accuracy, few, plural, points, share, times
+from sparsify.formatting.numbers import MISSING, few, metric, metric_change, plural, share, times
 from sparsify.formatting.table import Table, columns
 from sparsify.reporting.provenance_table import format_minute
 from sparsify.runs.listing import RunRow, list_runs
@@ -45,6 +46,8 @@ def command(
 
 
 def _table(folder: Path, rows: tuple[RunRow, ...]) -> Table:
+    names = {row.judged_by for row in rows if row.judged_by is not None}
+    heading = names.pop() if len(names) == 1 else "metric"
     shown = tuple(
         (
             row.name,
@@ -52,14 +55,20 @@ def _table(folder: Path, rows: tuple[RunRow, ...]) -> Table:
             format_minute(row.created).removesuffix(" UTC") if row.created else MISSING,
             share(row.macs),
             share(row.params),
-            accuracy(row.accuracy),
+            _format_metric(row, heading),
             _speed(row),
             row.title or MISSING,
         )
         for row in rows
     )
-    heads = columns("run", "state", "created (UTC)", ">MACs", ">params", ">accuracy", ">speed", "title")
+    heads = columns("run", "state", "created (UTC)", ">MACs", ">params", f">{heading}", ">speed", "title")
     return Table("", heads, shown, tuple(_notes(folder, rows)))
+
+
+def _format_metric(row: RunRow, heading: str) -> str:
+    """The figure, and its name where the column holds several metrics."""
+    text = metric(row.metric, row.percent)
+    return text if row.metric is None or row.judged_by == heading else f"{row.judged_by} {text}"
 
 
 def _notes(folder: Path, rows: tuple[RunRow, ...]) -> Iterator[str]:
@@ -93,18 +102,20 @@ def _seeds_tables(found: tuple[SeedSummary, ...]) -> Iterator[Table]:
 
 def _seeds_table(found: tuple[SeedSummary, ...]) -> Table:
     whole = found[0]
+    name, percent = whole.judged_by, whole.percent
+    figure, change = partial(metric, percent=percent), partial(metric_change, percent=percent)
     shown = tuple(
         (
             row.model if row.runs == whole.runs else f"{row.model} ({plural(len(row.runs), 'run')})",
             give_or_take(share, row.macs),
             give_or_take(share, row.params),
             give_or_take(share, row.time),
-            give_or_take(accuracy, row.accuracy),
-            give_or_take(points, row.behind) if row.model != "cut" else MISSING,
+            give_or_take(figure, row.metric),
+            MISSING if row.model == "cut" else give_or_take(change, row.behind),
         )
         for row in found
     )
-    heads = columns("model", ">MACs", ">params", ">time", ">accuracy", ">cut is ahead by")
+    heads = columns("model", ">MACs", ">params", ">time", f">{name}", ">cut is ahead by")
     seeds = few(tuple(map(str, whole.seeds)), 8)
     return Table(
         f"{whole.title}: {plural(len(whole.runs), 'run')} ({few(whole.runs)}), seed {seeds}", heads, shown
@@ -115,8 +126,8 @@ def _left_out(found: tuple[SeedSummary, ...], listed: tuple[RunRow, ...]) -> Tab
     """What the columns mean, and which runs are left out."""
     note = (
         "mean ± standard deviation over the runs. time: fraction of the dense model's on the first target. "
-        "accuracy: on the test set, else on the validation set. "
-        "cut is ahead by: accuracy of the cut model minus that of this model, seed by seed."
+        "The metric: on the test set, else on the validation set. "
+        "cut is ahead by: that of the cut model minus that of this model, seed by seed."
     )
     used = {name for row in found for name in row.runs}
     left_out = []

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from sparsify.formatting.numbers import MISSING, accuracy, digits, known, plural, share
+from sparsify.formatting.numbers import MISSING, digits, known, plural, share
 from sparsify.formatting.table import Table, columns
+from sparsify.reporting.html.sensitivity_page import describe_metric
 from sparsify_cli.render import say, show, show_json
 from sparsify_schemas.profile import By, Curve, Profile, Tolerance, tolerance
 
@@ -151,7 +152,7 @@ def _tables(found: Profile) -> tuple[str, Table]:
         "layers", ">units", *(f">{100 * s:.0f} %" for s in shares), *([">limit"] if found.limits else [])
     )
     examples = plural(found.examples, "validation example")
-    whole = f"Whole model: accuracy {accuracy(found.accuracy)}, loss {digits(found.loss)} on {examples}."
+    whole = f"Whole model: {describe_metric(found)}, loss {digits(found.loss)} on {examples}."
     notes = []
     if found.limits:
         meaning = f"largest fraction within {found.tolerance}"
@@ -164,7 +165,7 @@ def _tables(found: Profile) -> tuple[str, Table]:
 def _row(found: Profile, curve: Curve, shares: list[float]) -> tuple[str, ...]:
     known = {point.share: point for point in curve.points}
     cells = (
-        _cell(found, curve, known[s].removed, known[s].loss, known[s].accuracy) if s in known else MISSING
+        _cell(found, curve, known[s].removed, known[s].loss, known[s].metric) if s in known else MISSING
         for s in shares
     )
     more = f" and {len(curve.layers) - 1} more" if curve.layers[1:] else ""
@@ -177,9 +178,9 @@ def _row(found: Profile, curve: Curve, shares: list[float]) -> tuple[str, ...]:
     )
 
 
-def _cell(found: Profile, curve: Curve, removed: int, loss: float | None, right: float | None) -> str:
+def _cell(found: Profile, curve: Curve, removed: int, loss: float | None, figure: float | None) -> str:
     if found.by == "gsm":
         return share(removed / curve.width)
-    if right is not None and known(right):
-        return f"{100 * right:.1f}"
+    if figure is not None and known(figure):
+        return f"{100 * figure:.1f}" if found.judged_by.percent else digits(figure)
     return MISSING if loss is None else digits(loss)

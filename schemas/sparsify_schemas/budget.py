@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, field_validator
+from pydantic import BeforeValidator, PlainSerializer, PlainValidator, field_validator
 
 from sparsify_schemas.base import Positive, Spec, Text
 from sparsify_schemas.units import Amount, Points, Quantity, Share, Size, Time, first_of
@@ -29,17 +29,43 @@ SizeLimit = Annotated[Share | Size, BeforeValidator(_some(Share, Size), json_sch
 TimeLimit = Annotated[Share | Time, BeforeValidator(_some(Share, Time), json_schema_input_type=Share | Time)]
 
 
+def _parse_drop(value: Any) -> Points | Share | float:
+    if isinstance(value, str) and value.endswith("%"):
+        return Share.parse(value)
+    if isinstance(value, Share):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf"):
+        return float(value)
+    return Points.parse(value)
+
+
+Drop = Annotated[
+    Points | Share | float,
+    PlainValidator(_parse_drop, json_schema_input_type=Points | Share | float),
+    PlainSerializer(lambda value: value if isinstance(value, float) else str(value)),
+]
+
+
+def allowed_drop(drop: Points | Share | float, dense: float) -> float:
+    """How much worse the deciding metric may be, in its own unit; dense: the dense model's figure."""
+    if isinstance(drop, float):
+        return drop
+    return drop.fraction * abs(dense) if isinstance(drop, Share) else drop.fraction
+
+
 class AccuracyDrop(Spec):
-    """The deepest cut whose validated accuracy, after the recipe's own fine-tuning, stays within this of the
-    dense model's.
+    """The deepest cut whose deciding metric on the validation set, after the recipe's own fine-tuning, stays
+    within this of the dense model's.
 
     What comes before the first cut is done once; from there each trial cuts and goes on to the end of the
     recipe. How deep it cuts is found by bisection between what the other budgets ask for and all that can be
     removed. A few points as text mean this with its defaults.
     """
 
-    at_most: Points
-    """largest drop of validated accuracy: `0.5pp`"""
+    at_most: Drop
+    """how much worse the deciding metric may be on the validation set: `0.5pp` of a share such as accuracy,
+    dice or average precision; of any other metric a number in its own unit, `0.3`, or a share of the dense
+    model's figure, `5%`"""
     trials: Positive = 6
     """cuts that are tried at most"""
     within: Share = Share(5, "%")
@@ -58,11 +84,11 @@ class AccuracyDrop(Spec):
 
 
 def _from_points(value: Any) -> Any:
-    return value if isinstance(value, dict | AccuracyDrop) else AccuracyDrop(at_most=Points.parse(value))
+    return value if isinstance(value, dict | AccuracyDrop) else AccuracyDrop(at_most=_parse_drop(value))
 
 
 DropLimit = Annotated[
-    AccuracyDrop, BeforeValidator(_from_points, json_schema_input_type=Points | AccuracyDrop)
+    AccuracyDrop, BeforeValidator(_from_points, json_schema_input_type=Points | Share | float | AccuracyDrop)
 ]
 
 
@@ -82,4 +108,5 @@ class Budget(Spec):
     """target -> median milliseconds of a forward call: `60%` of the dense model's, or `2.5ms`; the name of a
     preset will do"""
     accuracy_drop: DropLimit | None = None
-    """percentage points of validated accuracy that may be lost: `0.5pp`; the cut is as deep as that allows"""
+    """how much of the task's deciding metric may be lost on the validation set: `0.5pp` of a share such as
+    accuracy, a number or `5%` of any other; the cut is as deep as that allows"""

@@ -45,9 +45,9 @@ class Data(Spec):
     source: Text
     """digits, mnist, fashion_mnist, cifar10, folder (images in train/<class>/ and test/<class>/ under
     `root`), a path to an .npz with x_train, y_train, x_test, y_test, or package.module:callable that takes
-    nothing and returns (train, test), each a pair (x, y) of arrays or tensors, a mapping of them with the targets
-    among them, or a torch Dataset of such pairs or mappings; x may be a mapping or tuple of tensors as the
-    model takes them, y is what the `task` takes: classes counted from 0 unless it says otherwise"""
+    nothing and returns (train, test), each a pair (x, y) of arrays or tensors, a mapping of them with the
+    targets among them, or a torch Dataset of such pairs or mappings; x may be a mapping or tuple of tensors
+    as the model takes them, y is what the `task` takes: classes counted from 0 unless it says otherwise"""
     target: Text | None = None
     """key of the targets in examples that are mappings; labels, label, targets, target or y when left out"""
     root: Text | None = None

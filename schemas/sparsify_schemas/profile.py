@@ -1,16 +1,24 @@
 """The profile of a network: what each layer bears to lose. `sparsify sensitivity` writes it, a recipe's
 `keep.limits` reads it."""
 
-from typing import Annotated, Literal, assert_never
+from typing import Annotated, Any, Literal, assert_never
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sparsify_schemas.base import Positive, Spec, Text, Whole
+from sparsify_schemas.task import Facts
 from sparsify_schemas.units import Points, Share
 
 By = Literal["ablation", "taylor", "gsm"]
 Tolerance = Points | Share
 Part = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+def _rename_accuracy(value: Any) -> Any:
+    """Profiles of before the deciding metric had a name call it accuracy."""
+    if not isinstance(value, dict):
+        return value
+    return {"metric" if name == "accuracy" else name: held for name, held in value.items()}
 
 
 class Point(Spec):
@@ -22,8 +30,13 @@ class Point(Spec):
     """units of the layer that it comes to"""
     loss: float | None = None
     """mean cross-entropy without them: measured, or by taylor predicted; null by gsm"""
-    accuracy: float | None = None
-    """share classified rightly without them, as measured; null where nothing is measured"""
+    metric: float | None = None
+    """the deciding metric without them, as measured; null where nothing is measured"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, value: Any) -> Any:
+        return _rename_accuracy(value)
 
 
 class Curve(Spec):
@@ -55,8 +68,10 @@ class Profile(Spec):
     """validation examples"""
     loss: float
     """of the whole model on them"""
-    accuracy: float
-    """of the whole model on them"""
+    metric: float
+    """the deciding metric of the whole model on them"""
+    judged_by: Facts = Field(default=Facts(), exclude_if=lambda found: found == Facts())
+    """what the deciding metric is"""
     curves: tuple[Curve, ...] = ()
     """in the order of the model's layers"""
     tolerance: str | None = None
@@ -64,6 +79,11 @@ class Profile(Spec):
     units that goes"""
     limits: dict[Text, Share] = {}
     """coupled group -> largest share of its units that is within the tolerance"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, value: Any) -> Any:
+        return _rename_accuracy(value)
 
 
 def tolerance(by: By, text: str) -> Tolerance:

@@ -1,16 +1,35 @@
 """The report: what a run measured, dense and cut side by side."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sparsify_schemas.base import Spec
 from sparsify_schemas.cuts import Execution
 from sparsify_schemas.recipe import Baseline as Kind
 from sparsify_schemas.table import Steps
+from sparsify_schemas.task import Facts
+
+_OLD_NAMES = {
+    "validation_accuracy": "validation_metric",
+    "test_accuracy": "test_metric",
+    "train_accuracy": "train_metric",
+    "cut_accuracy": "cut_metric",
+}
 
 
-class Side(Spec):
+class Measured(Spec):
+    """What holds figures of the deciding metric; reports of before it had a name call them accuracies."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {_OLD_NAMES.get(name, name): held for name, held in value.items()}
+
+
+class Side(Measured):
     """One model, dense or cut, as it lies on disk."""
 
     params: int
@@ -26,10 +45,10 @@ class Side(Spec):
     where the budget limits it"""
     peak_memory_computed: int | None = None
     """the same from the lives of the tensors, without the work space of kernels"""
-    validation_accuracy: float | None = None
-    """share of the validation set classified rightly; null without data"""
-    test_accuracy: float | None = None
-    """share of the test set classified rightly; read once, at the end"""
+    validation_metric: float | None = None
+    """the deciding metric on the validation set; null without data"""
+    test_metric: float | None = None
+    """the same on the test set; read once, at the end"""
     epochs: int = 0
     """epochs that the run trained this model for, or what it was cut from"""
     metrics: dict[str, float] = Field(default={}, exclude_if=lambda found: not found)
@@ -80,7 +99,7 @@ class Latency(Spec):
     interval"""
 
 
-class Form(Spec):
+class Form(Measured):
     """A model as an ONNX file, in floats or quantised."""
 
     model: Literal["dense", "cut"]
@@ -89,9 +108,9 @@ class Form(Spec):
     """size of the ONNX file"""
     ms: dict[str, float]
     """int8 target -> median milliseconds of a forward call, all forms interleaved"""
-    validation_accuracy: float | None = None
+    validation_metric: float | None = None
     """computed by ONNX Runtime"""
-    test_accuracy: float | None = None
+    test_metric: float | None = None
 
 
 class Integers(Spec):
@@ -198,7 +217,7 @@ class RepairRow(Spec):
     layers: tuple[LayerRepair, ...] = ()
 
 
-class StageRow(Spec):
+class StageRow(Measured):
     """One stage: what it took and where it ended."""
 
     name: str
@@ -207,7 +226,7 @@ class StageRow(Spec):
     epochs: int = 0
     loss: float | None = None
     """mean training loss of the last epoch"""
-    validation_accuracy: float | None = None
+    validation_metric: float | None = None
     """where the stage ended; for a cut, before any fine-tuning"""
     penalty_share: float | None = None
     """share of the stage's step time spent in penalties"""
@@ -217,15 +236,16 @@ class StageRow(Spec):
     """of a repair stage"""
 
 
-class Epoch(Spec):
+class Epoch(Measured):
     """One row of the history."""
 
     stage: str
     epoch: int
     loss: float
-    train_accuracy: float
+    train_metric: float | None = None
+    """share of the training examples classified rightly, as they were trained on; null of other tasks"""
     validation_loss: float | None = None
-    validation_accuracy: float | None = None
+    validation_metric: float | None = None
     lr: float
     sparsity: float
     """share of the groups that rules cover whose norm is zero"""
@@ -266,7 +286,7 @@ class Verdict(Spec):
     note: str = ""
 
 
-class Round(Spec):
+class Round(Measured):
     """One cut: where it came and what it left."""
 
     stage: str
@@ -276,24 +296,24 @@ class Round(Spec):
     """multiply-accumulates that it left"""
     params: int
     """parameters that it left"""
-    validation_accuracy: float | None = None
+    validation_metric: float | None = None
     """right after it"""
     verdict: Verdict
 
 
-class Baseline(Spec):
+class Baseline(Measured):
     """A simpler choice at the cost of the cut model, trained like it after the cut."""
 
     kind: Kind
     side: Side
     latency: tuple[Latency, ...] = ()
     """the dense model and this one, timed interleaved on each target"""
-    cut_accuracy: float | None = None
-    """validation accuracy right after the cut"""
+    cut_metric: float | None = None
+    """the deciding metric on the validation set right after the cut"""
     verdict: Verdict
 
 
-class Trial(Spec):
+class Trial(Measured):
     """One depth of the search for the deepest cut within an accuracy_drop, carried through to the recipe's
     end."""
 
@@ -303,10 +323,10 @@ class Trial(Spec):
     """multiply-accumulates that it left"""
     params: int
     """parameters that it left"""
-    validation_accuracy: float
+    validation_metric: float
     """at the recipe's end"""
     drop: float
-    """validated accuracy of the dense model minus that"""
+    """how much worse that is than the dense model, in the metric's own unit"""
     inside: bool
     """whether the drop is within what was asked"""
     seconds: float
@@ -317,7 +337,7 @@ class Search(Spec):
     """The search for the deepest cut within an accuracy_drop."""
 
     dense: float
-    """validated accuracy of the dense model"""
+    """the dense model's deciding metric on the validation set"""
     depth: float | None = None
     """the trial that goes on; null when the search is over"""
     trials: tuple[Trial, ...] = ()
@@ -347,6 +367,8 @@ class Report(Spec):
     plan_digest: str
     model_digest: str
     """SHA-256 of the dense weights"""
+    metric: Facts = Field(default=Facts(), exclude_if=lambda found: found == Facts())
+    """what decides: the metric of the task that all figures called `metric` are of"""
     dense: Side
     cut: Side
     latency: tuple[Latency, ...] = ()

@@ -106,7 +106,10 @@ class Gradual(Goal):
 class Distill(Spec):
     """Learn from the dense model besides the labels.
 
-    loss = (1 - weight) * cross-entropy + weight * T^2 * KL(softmax(dense / T) || softmax(outputs / T))
+    loss = (1 - weight) * the task's loss + weight * T^2 * KL(softmax(dense / T) || softmax(outputs / T))
+
+    over classes, or over the two values of each label of a multilabel task; (outputs - dense)^2 in place of
+    the second term for a regression or a task of its own.
 
     Source: Hinton et al., arXiv:1503.02531.
     """
@@ -118,7 +121,7 @@ class Distill(Spec):
 
 
 class Train(Spec):
-    """Train for some epochs by cross-entropy, with the rules' penalties attached unless `penalties:
+    """Train for some epochs by the task's loss, with the rules' penalties attached unless `penalties:
     false`."""
 
     kind: Literal["train"]
@@ -141,6 +144,9 @@ class Train(Spec):
     shard: Flag = False
     """whether several processes spread parameters, gradients and optimizer state among them (FSDP 2), in
     place of a copy for each (DDP)"""
+    label_smoothing: Unit = 0.0
+    """share of each target that is spread evenly over all classes, in training alone (Szegedy et al.,
+    arXiv:1512.00567); of tasks with classes"""
     accumulate: Positive = 1
     """parts in which a batch passes through the model, for less memory; the step is that of the whole
     batch"""

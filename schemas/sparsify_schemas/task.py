@@ -1,7 +1,6 @@
 """The task: what a model is trained for, and the figures that it is judged by."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
@@ -21,8 +20,7 @@ Kind = Literal[
 Better = Literal["higher", "lower"]
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(Spec):
     """What is known of a metric before it is measured, so that reports and limits need no torch."""
 
     name: str = "accuracy"
@@ -32,25 +30,30 @@ class Facts:
     percent: bool = True
     """whether it is a share, shown in % and compared in percentage points"""
 
+    def worse_by(self, before: float, after: float) -> float:
+        """How much worse `after` is than `before`, in the metric's own unit; below zero where it is
+        better."""
+        return before - after if self.better == "higher" else after - before
+
 
 BUILT_IN: Mapping[str, Facts] = {
     facts.name: facts
     for facts in (
-        Facts("accuracy"),
-        Facts("f1"),
-        Facts("auroc"),
-        Facts("average_precision"),
-        Facts("dice"),
-        Facts("iou"),
-        Facts("mae", "lower", False),
-        Facts("rmse", "lower", False),
-        Facts("r2", "higher", False),
-        Facts("perplexity", "lower", False),
-        Facts("token_accuracy"),
+        Facts(name="accuracy"),
+        Facts(name="f1"),
+        Facts(name="auroc"),
+        Facts(name="average_precision"),
+        Facts(name="dice"),
+        Facts(name="iou"),
+        Facts(name="mae", better="lower", percent=False),
+        Facts(name="rmse", better="lower", percent=False),
+        Facts(name="r2", percent=False),
+        Facts(name="perplexity", better="lower", percent=False),
+        Facts(name="token_accuracy"),
     )
 }
 """metrics that are called by a name alone"""
-LOSS = Facts("loss", "lower", False)
+LOSS = Facts(name="loss", better="lower", percent=False)
 """what decides where a task has no metric"""
 DEFAULTS: Mapping[Kind, tuple[str, ...]] = {
     "classification": ("accuracy",),
@@ -77,8 +80,8 @@ class Metric(Spec):
     better: Better | None = None
     """which way is better; built-in metrics know it, for others it is `higher` when left out"""
     percent: Flag | None = None
-    """whether the figure is a share, shown in % and compared in percentage points; built-in metrics know it, for
-    others it is not when left out"""
+    """whether the figure is a share, shown in % and compared in percentage points; built-in metrics know it,
+    for others it is not when left out"""
     args: dict[Text, Any] = {}
     """keyword arguments of the metric, such as {top_k: 5} or {ignore_index: 255}"""
 
@@ -98,7 +101,7 @@ class Metric(Spec):
         name = self.name or self.use.rpartition(":")[2].rpartition(".")[2]
         better = self.better or (known.better if known else "higher")
         percent = self.percent if self.percent is not None else (known is not None and known.percent)
-        return Facts(name, better, percent)
+        return Facts(name=name, better=better, percent=percent)
 
 
 def _from_name(value: Any) -> Any:
@@ -114,9 +117,10 @@ class Task(Spec):
     The loss of a batch is the mean over what counts: examples, or pixels and tokens whose target is not -100.
 
         classification         cross-entropy of logits [N, classes] and numbers of classes [N]
-        multilabel             binary cross-entropy of logits [N, labels] and 0 or 1 for each label [N, labels]
-        regression             mean squared error of outputs and targets of one shape [N, ...]
-        segmentation           cross-entropy of logits [N, classes, H, W] and a class for each pixel [N, H, W];
+        multilabel             binary cross-entropy of logits [N, labels] and 0 or 1 for each label [N,
+        labels] regression             mean squared error of outputs and targets of one shape [N, ...]
+        segmentation           cross-entropy of logits [N, classes, H, W] and a class for each pixel [N, H,
+        W];
                                binary cross-entropy where there is one channel
         language_model         cross-entropy of logits [N, T, vocabulary] at each token and the token after it
         masked_language_model  cross-entropy at the tokens whose label is not -100
@@ -129,17 +133,18 @@ class Task(Spec):
     kind: Kind = "classification"
     """what the loss and the metrics are, where nothing else is said"""
     loss: Text | None = None
-    """package.module:callable of (outputs, targets), which returns the mean over the batch or a number for each
-    example; `model` for models that take `labels` and return a loss of their own"""
+    """package.module:callable of (outputs, targets), which returns the mean over the batch or a number for
+    each example; `model` for models that take `labels` and return a loss of their own"""
     metrics: tuple[NamedMetric, ...] = ()
     """figures on the validation and the test set; the first one decides"""
     outputs: Text | Annotated[int, Field(strict=True, ge=0)] | None = None
-    """field or index of what the model returns that holds the prediction; found when left out: the tensor itself,
-    `logits` of a mapping or of a transformers output"""
+    """field or index of what the model returns that holds the prediction; found when left out: the tensor
+    itself, `logits` of a mapping or of a transformers output"""
     ignore: Annotated[int, Field(strict=True)] = -100
     """target of pixels and tokens that do not count, such as 255"""
     collate: Text | None = None
-    """package.module:callable that makes a batch (inputs, targets) of a list of examples as the data hold them"""
+    """package.module:callable that makes a batch (inputs, targets) of a list of examples as the data hold
+    them"""
 
     @model_validator(mode="before")
     @classmethod

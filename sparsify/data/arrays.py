@@ -54,8 +54,8 @@ def read_npz(path: Path, task: Task) -> tuple[Examples, Examples]:
 def read_callable(spec: Data, task: Task) -> tuple[Examples, Examples]:
     """Call `package.module:callable`, which returns (train, test).
 
-    Each is a pair (x, y) of arrays, a mapping with the targets among its arrays, a tensor whose targets follow
-    from it, or a Dataset of such examples.
+    Each is a pair (x, y) of arrays, a mapping with the targets among its arrays, a tensor whose targets
+    follow from it, or a Dataset of such examples.
     """
     source = spec.source
     function = _import("data.source", source)
@@ -129,28 +129,40 @@ def _is_dataset(part: Any) -> bool:
 def _from_items(items: list[Any], spec: Data, task: Task, name: str) -> Examples:
     pairs = [_pair(item, spec, name) for item in items]
     if task.collate is not None:  # it is handed the examples as they are
-        inputs, targets = (Varied(tuple(pair[place] for pair in pairs)) for place in (0, 1))
-        return Examples(inputs, targets)
+        return Examples(Varied(tuple(x for x, _ in pairs)), Varied(tuple(y for _, y in pairs)))
     with_targets = pairs[0][1] is not None
     try:
         inputs = stack([x for x, _ in pairs])
         targets = stack([y for _, y in pairs]) if with_targets else None
     except ValueError as error:
         raise DataError(f"{name}: the examples cannot be stacked ({error})") from error
-    strange = next((leaf for leaf in leaves(inputs) if _has_strangers(leaf)), None)
-    if isinstance(strange, Varied):
+    for leaf in leaves(inputs):
+        strange = _find_stranger(leaf)
+        if strange is None:
+            continue
+        raise DataError(f"{name}: an input of the Dataset is {_kind(strange)}; expected a tensor or an array")
+    if isinstance(inputs, Varied) and not _may_be_padded(inputs, task):
+        shapes = ", ".join(sorted({describe(item) for item in inputs.items})[:3])
         raise DataError(
-            f"{name}: an input of the Dataset is {_kind(strange.items[0])}; expected a tensor or an array"
+            f"{name}: the examples cannot be stacked (they are {shapes}); pad them, or write task.collate"
         )
-    if task.kind == "classification" and isinstance(inputs, Varied):
-        sizes = sorted({describe(item) for item in inputs.items})
-        if all(isinstance(item, Tensor) and item.ndim != 1 for item in inputs.items):
-            raise DataError(f"{name}: the examples cannot be stacked (they are {', '.join(sizes[:3])})")
     return _make_examples(inputs, targets, task, name)
 
 
-def _has_strangers(leaf: Tensor | Varied) -> bool:
-    return isinstance(leaf, Varied) and not all(isinstance(item, Tensor) for item in leaf.items)
+def _may_be_padded(inputs: Varied, task: Task) -> bool:
+    """Whether zeros at the end are harmless: of token numbers, and where a task ignores what they stand for.
+
+    A model that takes real numbers alone could not tell them from padding.
+    """
+    ignores = ("segmentation", "language_model", "masked_language_model", "own")
+    are_whole = all(isinstance(item, Tensor) and not item.is_floating_point() for item in inputs.items)
+    return task.kind in ignores or are_whole
+
+
+def _find_stranger(leaf: Tensor | Varied) -> Any:
+    """The first value of a list that is no tensor; None where all are."""
+    values = leaf.items if isinstance(leaf, Varied) else ()
+    return next((value for value in values if not isinstance(value, Tensor)), None)
 
 
 def _pair(item: Any, spec: Data, name: str) -> tuple[Any, Any]:

@@ -1,4 +1,5 @@
-"""Columns: one part of all examples, such as their inputs, as tensors, mappings and tuples of these, or lists.
+"""Columns: one part of all examples, such as their inputs, as tensors, mappings and tuples of these, or
+lists.
 
 A column of N examples is
 
@@ -126,7 +127,8 @@ def pad(column: Column, filler: float) -> Column:
     dtype = tensors[0].dtype
     padded = torch.full((len(tensors), *shape), filler, dtype=dtype)
     for place, tensor in enumerate(tensors):
-        padded[(place, *(slice(size) for size in tensor.shape))] = tensor.to(dtype)
+        corner = tuple(slice(size) for size in tensor.shape)
+        padded[place][corner] = tensor.to(dtype)
     return padded
 
 
@@ -149,7 +151,8 @@ def as_values(column: Column) -> Any:
 
 
 def split_values(value: Any, count: int) -> list[Any]:
-    """A batch in at most `count` parts, as `torch.chunk` makes them: tensors, lists, mappings and tuples alike."""
+    """A batch in at most `count` parts, as `torch.chunk` makes them: tensors, lists, mappings and tuples
+    alike."""
     if isinstance(value, Tensor):
         return list(value.chunk(count))
     if isinstance(value, list):
@@ -159,6 +162,11 @@ def split_values(value: Any, count: int) -> list[Any]:
         parts = {name: split_values(part, count) for name, part in value.items()}
         return [dict(zip(parts, chosen, strict=True)) for chosen in zip(*parts.values(), strict=True)]
     return list(zip(*(split_values(part, count) for part in value), strict=True))
+
+
+def first_of(value: Any) -> Any:
+    """The first example of a batch, without the dimension that counts them."""
+    return value[0] if isinstance(value, Tensor | list) else map_parts(value, first_of)
 
 
 def batch_size(value: Any) -> int:

@@ -54,7 +54,8 @@ class Examples:
         return replace(self, inputs=select(self.inputs, index), targets=select(self.targets, index))
 
     def ready(self) -> Any:
-        """All inputs as a model takes them: real numbers as float32, except whole numbers that are not pixels."""
+        """All inputs as a model takes them: real numbers as float32, except whole numbers that are not
+        pixels."""
         return self.batch()[0]
 
     def batch(self) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sparsify.data.columns import IGNORED, split_values
+from sparsify.data.columns import IGNORED, first_of
 from sparsify.data.examples import Examples
 from sparsify_schemas.data import Augment
 
@@ -86,7 +86,7 @@ class _Stacked(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         x, y = self.__getitems__([index])
-        return split_values(x, 1)[0], split_values(y, 1)[0]
+        return first_of(x), first_of(y)
 
     def __getitems__(self, indices: list[int]) -> Batch:
         at = torch.tensor(indices, dtype=torch.int64)

@@ -22,7 +22,8 @@ CLASSIFICATION = Task()
 
 
 def load_data(spec: Data, seed: int, task: Task = CLASSIFICATION) -> Datasets:
-    """Read the training, validation and test examples of a recipe's `data`, with targets as its task takes them.
+    """Read the training, validation and test examples of a recipe's `data`, with targets as its task takes
+    them.
 
     The seed draws the validation set when `split` is random. Raises DataError, which says what is missing
     or damaged, and which command downloads a built-in data set.
@@ -63,7 +64,8 @@ def _read(spec: Data, task: Task) -> Pair:
 
 
 def _with_targets_of(task: Task, parts: Pair, spec: Data) -> Pair:
-    """Built-in sets hold classes; where the task is regression their inputs are the targets (an autoencoder)."""
+    """Built-in sets hold classes; where the task is regression their inputs are the targets (an
+    autoencoder)."""
     if task.kind == "classification" or task.kind == "own":
         return parts
     if task.kind != "regression":
@@ -142,8 +144,8 @@ def _check_images(spec: Data, inputs: Tensor) -> None:
 
 
 def describe_column(column: Column) -> str:
-    """The shape of one example: '1x28x28', 'input_ids: varying, attention_mask: varying'; its type where that is
-    whole numbers."""
+    """The shape of one example: '1x28x28', 'input_ids: varying, attention_mask: varying'; its type where
+    that is whole numbers."""
     if isinstance(column, Tensor):
         shape = "x".join(map(str, column.shape[1:])) or "a single number"
         return f"{shape} int64" if column.dtype == torch.int64 else shape

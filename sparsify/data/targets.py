@@ -1,4 +1,5 @@
-"""Targets as a task takes them: what fits is converted, what does not is refused with the place of the fault."""
+"""Targets as a task takes them: what fits is converted, what does not is refused with the place of the
+fault."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -44,7 +45,7 @@ def convert_targets(targets: Column | None, inputs: Column, task: Task, name: st
         case "segmentation":
             return _ignore(_masks(targets, name), task)
         case "language_model" | "masked_language_model":
-            return _ignore(_tokens(targets, inputs, name), task)
+            return _ignore(_tokens(targets, name), task)
         case "own":
             return targets
 
@@ -62,8 +63,8 @@ def _from_inputs(inputs: Column, task: Task, name: str) -> Column:
     if task.kind == "regression" and isinstance(inputs, Tensor):
         return inputs.float().div(255) if inputs.dtype == torch.uint8 else inputs
     raise DataError(
-        f"{name}: has no targets; return pairs (inputs, targets), or mappings with one of {', '.join(NAMES)}, "
-        "or say in data.target which key holds them"
+        f"{name}: has no targets; return pairs (inputs, targets), or mappings with one of "
+        f"{', '.join(NAMES)}, or say in data.target which key holds them"
     )
 
 
@@ -137,7 +138,7 @@ def _mask(mask: Any, name: str, dimensions: int) -> Tensor:
     return whole
 
 
-def _tokens(targets: Column, inputs: Column, name: str) -> Column:
+def _tokens(targets: Column, name: str) -> Column:
     if isinstance(targets, Varied):
         wrong = next((item for item in targets.items if not _is_tokens(item, 1)), None)
         if wrong is None:

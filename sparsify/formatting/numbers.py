@@ -103,7 +103,8 @@ def points(value: float | None) -> str:
 
 
 def metric(value: float | None, percent: bool) -> str:
-    """A figure that models are judged by: 0.9753 -> '97.53 %' where it is a share, 35.3412 -> '35.34' otherwise."""
+    """A figure that models are judged by: 0.9753 -> '97.53 %' where it is a share, 35.3412 -> '35.34'
+    otherwise."""
     if percent:
         return accuracy(value)
     return MISSING if value is None or not known(value) else digits(value, 4)

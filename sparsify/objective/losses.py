@@ -1,7 +1,7 @@
 """Losses of each kind of task, by example: a sum over what counts, and how much counts.
 
-The loss of a batch is the sum of all sums over the sum of all weights. Kept apart by example, they add up to the
-same number however a batch is divided among parts and processes.
+The loss of a batch is the sum of all sums over the sum of all weights. Kept apart by example, they add up to
+the same number however a batch is divided among parts and processes.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from sparsify.data.columns import IGNORED, batch_size
 from sparsify.errors import DataError, TrainingError
+from sparsify_schemas.task import Kind
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,17 @@ class Losses:
     def mean(self) -> Tensor:
         """The loss of the batch, a scalar: sum of sums / sum of weights."""
         return self.sums.sum() / self.weights.sum().clamp(min=1)
+
+
+def count_targets(kind: Kind, targets: Any) -> Tensor:
+    """How much counts in each example, [N], as the weights of its losses say: tokens, pixels, or the
+    example."""
+    if kind == "language_model":
+        targets = targets[:, 1:]
+    if kind in ("language_model", "masked_language_model", "segmentation"):
+        counts: Tensor = (targets != IGNORED).flatten(1).sum(dim=1).float()
+        return counts
+    return torch.ones(batch_size(targets))
 
 
 MeasureLosses = Callable[[Any, Any], Losses]
@@ -52,13 +64,15 @@ def multilabel_losses(outputs: Any, targets: Any) -> Losses:
 def regression_losses(outputs: Any, targets: Any) -> Losses:
     """Squared error, mean over an example's numbers: outputs and targets [N, ...]; [N, 1] is [N]."""
     outputs, targets = match_numbers(outputs, targets)
-    return _per_example((outputs - targets).square().flatten(1).mean(dim=1))
+    each = functional.mse_loss(outputs, targets, reduction="none")
+    return _per_example(each.flatten(1).mean(dim=1))
 
 
 def segmentation_losses(outputs: Any, targets: Any, smoothing: float = 0.0) -> Losses:
     """Cross-entropy at each pixel that counts: outputs [N, classes, H, W], targets [N, H, W].
 
-    Binary cross-entropy where there is one channel. Outputs of another size are resized to that of the targets.
+    Binary cross-entropy where there is one channel. Outputs of another size are resized to that of the
+    targets.
     """
     outputs = match_pixels(outputs, targets)
     counts = targets != IGNORED
@@ -88,7 +102,8 @@ def masked_token_losses(outputs: Any, targets: Any, smoothing: float = 0.0) -> L
 
 
 def next_token_losses(outputs: Any, targets: Any, smoothing: float = 0.0) -> Losses:
-    """Cross-entropy of what each token says of the token after it: outputs [N, T, vocabulary], targets [N, T]."""
+    """Cross-entropy of what each token says of the token after it: outputs [N, T, vocabulary], targets [N,
+    T]."""
     check_tokens(outputs, targets)
     return masked_token_losses(*shift_tokens(outputs, targets), smoothing)
 
@@ -112,7 +127,8 @@ def losses_of_function(function: Callable[[Any, Any], Any], name: str) -> Measur
 
 
 def losses_of_model(outputs: Any, targets: Any) -> Losses:
-    """The loss that the model returns itself: `loss` of what it returns, or all entries of a mapping of losses."""
+    """The loss that the model returns itself: `loss` of what it returns, or all entries of a mapping of
+    losses."""
     value = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
     if value is None and isinstance(outputs, Mapping) and _are_scalars(outputs):
         value = sum(outputs.values())
@@ -131,7 +147,8 @@ def _are_scalars(outputs: Mapping[str, Any]) -> bool:
 def _spread(value: Any, count: int, name: str) -> Losses:
     if not isinstance(value, Tensor):
         raise TrainingError(
-            f"loss '{name}' returned a {type(value).__name__}; a loss is a tensor: one number, or one for each example"
+            f"loss '{name}' returned a {type(value).__name__}; a loss is a tensor: one number, or one for "
+            f"each example"
         )
     if value.dim() == 0:
         return _per_example(value.expand(count))
@@ -169,13 +186,15 @@ def match_pixels(outputs: Tensor, targets: Tensor) -> Tensor:
     """Logits [N, classes, H, W] in the size of the targets [N, H, W]."""
     if outputs.dim() != 4:
         raise TrainingError(
-            f"the model returns a tensor of shape {tuple(outputs.shape)}; a segmentation needs logits for each "
+            f"the model returns a tensor of shape {tuple(outputs.shape)}; a segmentation needs logits for "
+            f"each "
             "pixel, (examples, classes, height, width)"
         )
     largest = int(targets.max()) if targets.numel() else 0
     if largest >= max(2, outputs.shape[1]):
         raise DataError(
-            f"the targets hold class {largest} and the model has {outputs.shape[1]} channels; build the model for "
+            f"the targets hold class {largest} and the model has {outputs.shape[1]} channels; build the "
+            f"model for "
             "as many classes, or say in task.ignore which target does not count"
         )
     if outputs.shape[2:] == targets.shape[1:]:
@@ -189,7 +208,8 @@ def check_tokens(outputs: Tensor, targets: Tensor) -> None:
     if outputs.dim() != 3 or outputs.shape[:2] != targets.shape[:2]:
         raise TrainingError(
             f"the model returns a tensor of shape {tuple(outputs.shape)} for targets of shape "
-            f"{tuple(targets.shape)}; a language model needs logits for each token, (examples, tokens, vocabulary)"
+            f"{tuple(targets.shape)}; a language model needs logits for each token, (examples, tokens, "
+            f"vocabulary)"
         )
     largest = int(targets.max()) if targets.numel() else 0
     if largest >= outputs.shape[2]:

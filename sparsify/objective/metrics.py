@@ -67,7 +67,8 @@ class TorchMeter:
     """A metric of torchmetrics, made when the first batch shows how many classes there are."""
 
     def __init__(self, prepare: Prepare, build: Build) -> None:
-        self._prepare, self._build, self._metric = prepare, build, None
+        self._prepare, self._build = prepare, build
+        self._metric: Any = None
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take in a batch."""
@@ -160,7 +161,7 @@ def match_flat(outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
     return predictions.float().flatten(1), wanted.float().flatten(1)
 
 
-def _build_of_numbers(use: str, args: Mapping[str, Any], predictions: Tensor, _targets: Tensor) -> Any:
+def _build_of_numbers(use: str, args: Mapping[str, Any], _predictions: Tensor, _targets: Tensor) -> Any:
     metrics = torchmetrics()
     if use == "mae":
         return metrics.MeanAbsoluteError(**args)

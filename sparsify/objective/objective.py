@@ -29,7 +29,8 @@ from sparsify_schemas.task import LOSS, Facts, Task
 class Objective:
     """What a task comes to: its loss and its metrics.
 
-    Made by `make_objective`. Hand it to `sparsify.cut`, `sparsify.sensitivity` and what else takes an objective.
+    Made by `make_objective`. Hand it to `sparsify.cut`, `sparsify.sensitivity` and what else takes an
+    objective.
     """
 
     task: Task
@@ -86,7 +87,8 @@ def make_objective(task: Task | str | Mapping[str, Any] = "classification", clas
 
 
 def objective_of_loss(loss: Callable[[Any, Any], Any]) -> Objective:
-    """The objective of a loss of (outputs, targets) alone, which returns a scalar or a number for each example."""
+    """The objective of a loss of (outputs, targets) alone, which returns a scalar or a number for each
+    example."""
     name = getattr(loss, "__name__", type(loss).__name__)
     task = Task(kind="own", loss=f"given:{name}")
     return Objective(task, losses.losses_of_function(loss, name), ())

@@ -45,7 +45,8 @@ def _shape(value: Any) -> str:
 
 
 def find_prediction(returned: Any, task: Task, where: str = "") -> Any:
-    """The prediction in what a model returned: what `task.outputs` names, else the tensor itself or its `logits`.
+    """The prediction in what a model returned: what `task.outputs` names, else the tensor itself or its
+    `logits`.
 
     A loss of the user's own is handed everything that the model returned, unless `task.outputs` names a part.
 

@@ -132,7 +132,8 @@ def cut(
             plan's.
         batches: Training batches, for criteria that look at data: pairs (x, y), or mappings with the targets
             among them. x is a tensor, or a mapping or tuple of the model's arguments.
-        loss: Of (outputs, y), in place of the recipe's task: a scalar, or a number for each example. Some of these
+        loss: Of (outputs, y), in place of the recipe's task: a scalar, or a number for each example. Some of
+        these
             criteria take its gradient.
         objective: The same, made by `make_objective`.
         follow: Models of the same structure that lose the same units, copied into `followers`; or objects

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from math import nan
 
 from sparsify.formatting.numbers import (
-    accuracy,
     divide,
     few,
     known,
+    metric,
+    metric_change,
     milliseconds,
-    points,
     share,
     size,
     times,
@@ -51,7 +51,7 @@ def baseline_table(report: Report) -> Table:
         ">test",
         ">epochs",
     )
-    after_cut = report.rounds[0].validation_accuracy if len(report.rounds) == 1 else None
+    after_cut = report.rounds[0].validation_metric if len(report.rounds) == 1 else None
     dense_times = [timed.dense_ms for timed in report.latency]
     cut_times = [timed.cut_ms for timed in report.latency]
     rows = [
@@ -60,7 +60,7 @@ def baseline_table(report: Report) -> Table:
     ]
     for baseline in report.baselines:
         ms = [baseline_ms(baseline, timed) for timed in report.latency]
-        rows.append(_model_row(report, baseline.kind, baseline.side, ms, baseline.cut_accuracy))
+        rows.append(_model_row(report, baseline.kind, baseline.side, ms, baseline.cut_metric))
     return Table(table_titles.BASELINES, heads, tuple(rows), tuple(_baseline_notes(report)))
 
 
@@ -68,15 +68,16 @@ def _model_row(
     report: Report, name: str, side: Side, ms: list[float], after_cut: float | None
 ) -> tuple[str, ...]:
     peak = [size(side.peak_memory)] if report.cut.peak_memory else []
+    percent = report.metric.percent
     return (
         name,
         share(divide(side.macs, report.dense.macs)),
         share(divide(side.params, report.dense.params)),
         *peak,
         *map(milliseconds, ms),
-        accuracy(after_cut),
-        accuracy(side.validation_accuracy),
-        accuracy(side.test_accuracy),
+        metric(after_cut, percent),
+        metric(side.validation_metric, percent),
+        metric(side.test_metric, percent),
         str(side.epochs),
     )
 
@@ -99,16 +100,17 @@ def _baseline_notes(report: Report) -> Iterator[str]:
         f"What each removes: {methods}. Each is cut once, to at most the cost of the cut model, "
         "and then trained as the cut model was after its cut, without penalties."
     )
-    yield "right after: validation accuracy after the cut, before that training."
+    yield f"right after: validation {report.metric.name} after the cut, before that training."
     leads = []
     for baseline in report.baselines:
-        lead = _accuracy_lead(report.cut, baseline.side)
+        lead = _metric_lead(report.cut, baseline.side)
         if lead is not None:
-            leads.append(f"{points(lead)} over {baseline.kind}")
+            leads.append(f"{metric_change(lead, report.metric.percent)} over {baseline.kind}")
     if leads:
+        chance = "a few tenths of a point" if report.metric.percent else "a small difference"
         yield (
-            f"Accuracy of the cut model: {', '.join(leads)}. "
-            "One run each: a few tenths of a point may be chance."
+            f"{report.metric.name.capitalize()} of the cut model: {', '.join(leads)}. "
+            f"One run each: {chance} may be chance."
         )
     fewer = [baseline.kind for baseline in report.baselines if baseline.side.epochs < report.cut.epochs]
     if fewer:
@@ -142,10 +144,10 @@ def _warn_of_slower(report: Report) -> Iterator[str]:
             )
 
 
-def _accuracy_lead(cut: Side, other: Side) -> float | None:
-    """Difference in test accuracy, or in validation accuracy where there is no test set."""
-    if known(cut.test_accuracy):
-        own, others = cut.test_accuracy, other.test_accuracy
+def _metric_lead(cut: Side, other: Side) -> float | None:
+    """Difference on the test set, or on the validation set where there is no test set."""
+    if known(cut.test_metric):
+        own, others = cut.test_metric, other.test_metric
     else:
-        own, others = cut.validation_accuracy, other.validation_accuracy
+        own, others = cut.validation_metric, other.validation_metric
     return None if own is None or others is None else own - others

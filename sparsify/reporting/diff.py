@@ -11,6 +11,7 @@ from sparsify.formatting.numbers import divide, known
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Latency, LayerRow, Report, Side
 from sparsify_schemas.rule import Rule
+from sparsify_schemas.task import BUILT_IN, Facts
 
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)(%|pp|ep|it|dur|[kMGT]|ms|[kMG]?B|[KMG]iB)")
 _PLAIN_RULE = Rule(layers=("*",), group="filter").model_dump(mode="json", by_alias=True)
@@ -291,7 +292,8 @@ def _metrics(report: Report) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, side in (("cut", report.cut), ("dense", report.dense)):
         fields = {field: getattr(side, field) for field in Side.model_fields if field != "metrics"}
-        found |= {f"metrics.{name}.{field}": value for field, value in (fields | side.metrics).items()}
+        every = {_metric_path(field, report): value for field, value in fields.items()} | side.metrics
+        found |= {f"metrics.{name}.{field}": value for field, value in every.items()}
     found["metrics.macs_left"] = divide(report.cut.macs, report.dense.macs)
     found["metrics.params_left"] = divide(report.cut.params, report.dense.params)
     for timing in report.latency:
@@ -306,11 +308,23 @@ def _metrics(report: Report) -> dict[str, Any]:
         epoch = f"@{round_.epoch}" if round_.epoch else ""
         path = f"metrics.rounds[{round_.stage}{epoch}]"
         found[f"{path}.macs_left"] = divide(round_.macs, report.dense.macs)
-        found[f"{path}.validation_accuracy"] = round_.validation_accuracy
+        found[f"{path}.{_metric_path('validation_metric', report)}"] = round_.validation_metric
         found[f"{path}.verdict"] = round_.verdict.outcome
     found["metrics.verdict"] = report.verdict.outcome
     found["metrics.seconds"] = sum(s.seconds for s in report.stages)
     return found
+
+
+def _metric_path(field: str, report: Report) -> str:
+    """'validation_accuracy' for validation_metric: the metric's own name, and '(%)' behind a share of the
+    user's own."""
+    which = field.removesuffix("_metric")
+    if which == field:
+        return field
+    judged_by = report.metric
+    is_known_share = judged_by == Facts(name=judged_by.name) and judged_by.name in BUILT_IN
+    unit = " (%)" if judged_by.percent and not is_known_share else ""
+    return f"{which}_{judged_by.name}{unit}"
 
 
 def _remarks(a: Report, b: Report) -> dict[str, str]:

@@ -1,21 +1,23 @@
 """The result of a run in one or two sentences."""
 
 from sparsify.formatting.numbers import (
-    accuracy,
     brief,
     count,
     divide,
     known,
+    metric,
+    metric_change,
     milliseconds,
     plural,
     points,
     share,
+    signed,
     size,
     spaced,
 )
 from sparsify.formatting.verdict_text import verdict_words
 from sparsify.reporting.latency_table import timing_words
-from sparsify_schemas.report import Limit, Report, Side
+from sparsify_schemas.report import Limit, Report
 
 _LABELS = {
     "budget.macs": "MACs",
@@ -27,7 +29,7 @@ _LABELS = {
 
 
 def headline(report: Report) -> str:
-    """What remains of the model, its speed and accuracy, the verdict, and the missed limits."""
+    """What remains of the model, its speed and deciding metric, the verdict, and the missed limits."""
     dense, cut = report.dense, report.cut
     parts = [
         f"{share(divide(cut.macs, dense.macs))} of the MACs",
@@ -38,7 +40,7 @@ def headline(report: Report) -> str:
     if zeros >= 0.005:
         parts.append(f"{share(zeros)} of what remains is zero but stored")
     parts += [timing_words(timing, report.environment.cores) for timing in report.latency]
-    parts.append(_describe_accuracy(dense, cut))
+    parts.append(_describe_metric(report))
     text = f"{', '.join(parts)}; {verdict_words(report.verdict)}."
     missed = [describe_missed(limit) for limit in report.limits if not limit.met]
     return f"{text} Missed: {', '.join(missed)}." if missed else text
@@ -59,29 +61,30 @@ def limit_name(limit: Limit) -> str:
 
 def format_limit(limit: Limit, value: float) -> str:
     """A value in the unit in which the recipe gives the limit: a percentage, a count, a size or a time."""
+    if limit.what == "budget.accuracy_drop":
+        return points(value) if limit.asked.endswith("pp") else signed(metric(value, percent=False))
     if limit.asked.endswith("%"):
         return share(value)
     if limit.what.startswith("budget.latency."):
         return milliseconds(value)
-    if limit.what == "budget.accuracy_drop":
-        return points(value)
     if limit.what in ("budget.bytes", "budget.peak_memory"):
         return size(value, limit.asked)
     return count(value)
 
 
-def _describe_accuracy(dense: Side, cut: Side) -> str:
+def _describe_metric(report: Report) -> str:
+    dense, cut, judged_by = report.dense, report.cut, report.metric
     more = cut.epochs - dense.epochs
     for name, before, after in (
-        ("test", dense.test_accuracy, cut.test_accuracy),
-        ("validation", dense.validation_accuracy, cut.validation_accuracy),
+        ("test", dense.test_metric, cut.test_metric),
+        ("validation", dense.validation_metric, cut.validation_metric),
     ):
         if after is None or not known(after):
             continue
-        text = f"{name} accuracy {brief(accuracy(after))}"
+        text = f"{name} {judged_by.name} {brief(metric(after, judged_by.percent))}"
         if before is None or not known(before):
             return text
         trained = f" after {plural(more, 'more epoch')} of training" if more else ""
-        change = brief(points(after - before))
-        return f"{text}{trained} (dense {brief(accuracy(before))}, {change})"
-    return "accuracy not measured"
+        change = brief(metric_change(after - before, judged_by.percent))
+        return f"{text}{trained} (dense {brief(metric(before, judged_by.percent))}, {change})"
+    return f"{judged_by.name} not measured"

@@ -26,6 +26,7 @@ from sparsify_schemas.penalty import Penalty
 from sparsify_schemas.rule import Rule
 from sparsify_schemas.schedule import Strength
 from sparsify_schemas.stage import Cut, Distill, Goal, Repair, Stage, Train
+from sparsify_schemas.task import deciding_metric
 
 
 def describe(plan: Plan, width: int = 100) -> str:
@@ -264,7 +265,16 @@ def _costs_table(plan: Plan) -> Table:
     drop = plan.recipe.budget.accuracy_drop
     if drop:
         limit = f"drop at most {spaced(str(drop.at_most))}"
-        rows.append(("validation accuracy", MISSING, MISSING, MISSING, limit, MISSING))
+        rows.append(
+            (
+                f"validation {deciding_metric(plan.recipe.task).name}",
+                MISSING,
+                MISSING,
+                MISSING,
+                limit,
+                MISSING,
+            )
+        )
     predicted = ", milliseconds as predicted" if plan.recipe.budget.latency else ""
     notes = (
         f"after: a cut by the {_weights(plan)}{predicted}; "

@@ -4,15 +4,15 @@ from collections.abc import Iterator, Sequence
 
 from sparsify.formatting.numbers import (
     MISSING,
-    accuracy,
     count,
     digits,
     divide,
     few,
     known,
+    metric,
+    metric_change,
     milliseconds,
     plural,
-    points,
     share,
     signed,
     size,
@@ -95,13 +95,15 @@ def _sides_table(report: Report) -> Table:
         left = share(divide(bytes_after, bytes_before))
         change = signed(size(bytes_after - bytes_before))
         rows.append((label, size(bytes_before), size(bytes_after), left, change))
-    for label, dense_accuracy, cut_accuracy in (
-        ("validation accuracy", dense.validation_accuracy, cut.validation_accuracy),
-        ("test accuracy", dense.test_accuracy, cut.test_accuracy),
+    percent = report.metric.percent
+    for which, of_dense, of_cut in (
+        ("validation", dense.validation_metric, cut.validation_metric),
+        ("test", dense.test_metric, cut.test_metric),
     ):
-        if known(dense_accuracy) or known(cut_accuracy):
-            change = points(_difference(cut_accuracy, dense_accuracy))
-            rows.append((label, accuracy(dense_accuracy), accuracy(cut_accuracy), MISSING, change))
+        if known(of_dense) or known(of_cut):
+            change = metric_change(_difference(of_cut, of_dense), percent)
+            label = f"{which} {report.metric.name}"
+            rows.append((label, metric(of_dense, percent), metric(of_cut, percent), MISSING, change))
     for name, figure in dense.metrics.items():
         if name in cut.metrics:
             rows.append((name, digits(figure), digits(cut.metrics[name]), MISSING, MISSING))
@@ -116,8 +118,8 @@ def _difference(after: float | None, before: float | None) -> float | None:
 
 def _training_notes(dense: Side, cut: Side) -> Iterator[str]:
     more = cut.epochs - dense.epochs
-    has_accuracy = known(dense.validation_accuracy) or known(dense.test_accuracy)
-    if more and has_accuracy:
+    has_metric = known(dense.validation_metric) or known(dense.test_metric)
+    if more and has_metric:
         yield f"The cut model was trained for {plural(more, 'more epoch')} than the dense one."
 
 
@@ -182,17 +184,18 @@ def _int8_table(report: Report) -> Table:
         calibration = f"{found.examples} training examples"
     notes = (
         f"Quantized after the cut; activation ranges calibrated on {calibration}.",
-        "Accuracy as ONNX Runtime computes it; speed-up over the dense model in float32.",
+        f"{report.metric.name.capitalize()} as ONNX Runtime computes it; speed-up over the dense model in "
+        f"float32.",
     )
-    rows = tuple(_form_row(form, found.forms[0], targets) for form in found.forms)
+    rows = tuple(_form_row(form, found.forms[0], targets, report.metric.percent) for form in found.forms)
     return Table(table_titles.INT8, columns(*heads), rows, notes)
 
 
-def _form_row(form: Form, reference: Form, targets: Sequence[str]) -> tuple[str, ...]:
+def _form_row(form: Form, reference: Form, targets: Sequence[str], percent: bool) -> tuple[str, ...]:
     row = [f"{form.model}, {form.dtype}", size(form.bytes)]
     for target in targets:
         row += [milliseconds(form.ms[target]), times(divide(reference.ms[target], form.ms[target]))]
-    return (*row, accuracy(form.validation_accuracy), accuracy(form.test_accuracy))
+    return (*row, metric(form.validation_metric, percent), metric(form.test_metric, percent))
 
 
 def _layers_table(report: Report, every_layer: bool) -> Table:

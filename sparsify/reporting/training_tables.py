@@ -4,15 +4,16 @@ from collections.abc import Callable, Iterator
 
 from sparsify.formatting.numbers import (
     MISSING,
-    accuracy,
     divide,
     fixed,
     known,
+    metric,
     plain,
     plural,
     points,
     seconds,
     share,
+    signed,
 )
 from sparsify.formatting.table import Table, columns
 from sparsify.formatting.verdict_text import verdict_words
@@ -47,7 +48,7 @@ def stages_table(report: Report) -> Table:
             str(stage.epochs) if stage.epochs else MISSING,
             seconds(stage.seconds),
             plain(_round_loss(stage.loss)),
-            accuracy(stage.validation_accuracy),
+            metric(stage.validation_metric, report.metric.percent),
             share(stage.penalty_share),
         )
         for stage in report.stages
@@ -111,7 +112,7 @@ def cuts_table(report: Report) -> Table:
             str(cut.epoch) if cut.epoch else MISSING,
             share(divide(cut.macs, dense.macs)),
             share(divide(cut.params, dense.params)),
-            accuracy(cut.validation_accuracy),
+            metric(cut.validation_metric, report.metric.percent),
             verdict_words(cut.verdict),
         )
         for cut in report.rounds
@@ -139,11 +140,15 @@ def _trial_row(report: Report, number: int, trial: Trial, is_taken: bool) -> tup
         share(trial.depth),
         share(divide(trial.macs, report.dense.macs)),
         share(divide(trial.params, report.dense.params)),
-        accuracy(trial.validation_accuracy),
-        points(trial.drop),
+        metric(trial.validation_metric, report.metric.percent),
+        _format_drop(trial.drop, report.metric.percent),
         f"{verdict}, taken" if is_taken else verdict,
         seconds(trial.seconds),
     )
+
+
+def _format_drop(drop: float, percent: bool) -> str:
+    return points(drop) if percent else signed(metric(drop, percent=False))
 
 
 def history_table(report: Report, most: int | None = None) -> Table:
@@ -173,11 +178,11 @@ def history_table(report: Report, most: int | None = None) -> Table:
         notes.append(f"{heading}: {meaning}.")
     if len(epochs) < len(report.history):
         notes.append(f"{len(epochs)} of {len(report.history)} epochs; {FILE} has all of them.")
-    rows = tuple(_epoch_row(epoch, extra) for epoch in epochs)
+    rows = tuple(_epoch_row(epoch, extra, report.metric.percent) for epoch in epochs)
     return Table(table_titles.HISTORY, heads, rows, tuple(notes))
 
 
-def _epoch_row(epoch: Epoch, extra: list[str]) -> tuple[str, ...]:
+def _epoch_row(epoch: Epoch, extra: list[str], percent: bool) -> tuple[str, ...]:
     more = []
     for name in extra:
         show, _, _ = _PENALTY_COLUMNS[name]
@@ -186,8 +191,8 @@ def _epoch_row(epoch: Epoch, extra: list[str]) -> tuple[str, ...]:
         epoch.stage,
         str(epoch.epoch),
         plain(_round_loss(epoch.loss)),
-        accuracy(epoch.train_accuracy),
-        accuracy(epoch.validation_accuracy),
+        metric(epoch.train_metric, percent),
+        metric(epoch.validation_metric, percent),
         share(epoch.sparsity),
         plain(epoch.strength),
         *more,

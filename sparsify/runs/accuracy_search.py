@@ -13,13 +13,13 @@ from torch import nn
 
 from sparsify.cost.measure import count_macs
 from sparsify.events import Note
-from sparsify.formatting.numbers import points, share
+from sparsify.formatting.numbers import metric_change, share
 from sparsify.objective.objective import evaluate
 from sparsify.pruning.planning.depth_search import best, next_depth
 from sparsify.runs import run_folder
 from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.setup import Run, load_checkpoint
-from sparsify_schemas.budget import AccuracyDrop, Budget
+from sparsify_schemas.budget import AccuracyDrop, Budget, allowed_drop
 from sparsify_schemas.report import Search, Trial
 
 RunStages = Callable[[Run, nn.Module, Checkpoint], tuple[nn.Module, Checkpoint]]
@@ -30,8 +30,8 @@ def begin_search(run: Run, model: nn.Module, checkpoint: Checkpoint) -> Checkpoi
     """Save the state that every trial starts from, and choose the depth of the first trial."""
     assert run.datasets is not None  # a recipe with accuracy_drop and without data was refused
     dense = model if run.state.from_scratch else run.dense
-    accuracy = evaluate(dense, run.datasets.validation, run.objective).deciding
-    checkpoint = replace(checkpoint, weights=model.state_dict(), search=Search(dense=accuracy))
+    figure = evaluate(dense, run.datasets.validation, run.objective).deciding
+    checkpoint = replace(checkpoint, weights=model.state_dict(), search=Search(dense=figure))
     _write(run, checkpoint, run_folder.BEFORE)
     return _choose_depth(run, checkpoint)
 
@@ -48,7 +48,10 @@ def search_depth(
         trial = _judge_trial(run, model, checkpoint)
         search = checkpoint.search.model_copy(update={"trials": (*checkpoint.search.trials, trial)})
         verdict = "within the budget" if trial.inside else "over the budget"
-        change = f"{points(-trial.drop)} of validation accuracy"
+        judged_by = run.objective.deciding
+        change = (
+            f"{metric_change(_signed_change(run, trial), judged_by.percent)} of validation {judged_by.name}"
+        )
         run.listener(Note(f"trial {len(search.trials)}: {change}, {verdict}"))
         if best(search) == trial:
             _write(run, replace(checkpoint, weights=model.state_dict()), run_folder.BEST)
@@ -88,19 +91,24 @@ def _choose_depth(run: Run, checkpoint: Checkpoint) -> Checkpoint:
 def _judge_trial(run: Run, model: nn.Module, checkpoint: Checkpoint) -> Trial:
     limit, search = _limit(run), checkpoint.search
     assert search is not None and search.depth is not None and run.datasets is not None
-    accuracy = evaluate(model, run.datasets.validation, run.objective).deciding
-    drop = search.dense - accuracy
+    figure = evaluate(model, run.datasets.validation, run.objective).deciding
+    drop = run.objective.deciding.worse_by(search.dense, figure)
     cut_stages = {round_.stage for round_ in checkpoint.rounds}
     first = next((i for i, row in enumerate(checkpoint.stages) if row.name in cut_stages), 0)
     return Trial(
         depth=search.depth,
         macs=count_macs(model, run.inputs)[0],
         params=sum(p.numel() for p in model.parameters()),
-        validation_accuracy=accuracy,
+        validation_metric=figure,
         drop=drop,
-        inside=drop <= limit.at_most.fraction + 1e-9,
+        inside=drop <= allowed_drop(limit.at_most, search.dense) + 1e-9,
         seconds=sum(row.seconds for row in checkpoint.stages[first:]),
     )
+
+
+def _signed_change(run: Run, trial: Trial) -> float:
+    """The metric after the trial less that before: below zero for an accuracy that fell."""
+    return -trial.drop if run.objective.deciding.better == "higher" else trial.drop
 
 
 def _limit(run: Run) -> AccuracyDrop:

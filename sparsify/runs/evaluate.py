@@ -10,10 +10,10 @@ from torch import nn
 
 from sparsify.cost import measure
 from sparsify.cost.measure.memory import compute_peak, measure_peak
-from sparsify.data import Datasets
 from sparsify.files import write
 from sparsify.modelfile import weights_digest
 from sparsify.modelfile.weights import tensors
+from sparsify.objective.objective import Evaluation, evaluate
 from sparsify.runs.int8 import compare_int8, select_int8
 from sparsify.runs.layer_rows import list_layer_rows
 from sparsify.runs.limits_met import check_limits
@@ -24,7 +24,6 @@ from sparsify.runs.run_folder import BASELINES, DENSE, PARTS, QUANTISED, WEIGHTS
 from sparsify.runs.run_record import BaselineResult, RunRecord
 from sparsify.runs.sparsity_rows import list_sparsity_rows
 from sparsify.runs.timed_targets import measure_latency, time_targets
-from sparsify.training.objective import evaluate, further_figures
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import (
     Baseline,
@@ -34,6 +33,7 @@ from sparsify_schemas.report import (
     Verdict,
 )
 from sparsify_schemas.target import Target
+from sparsify_schemas.task import deciding_metric
 
 
 def evaluate_run(record: RunRecord, models: ReloadedModels, seconds: float) -> Report:
@@ -60,6 +60,7 @@ def evaluate_run(record: RunRecord, models: ReloadedModels, seconds: float) -> R
         recipe_digest=recipe_digest(recipe),
         plan_digest=record.plan.digest,
         model_digest=weights_digest(dense),
+        metric=deciding_metric(recipe.task),
         dense=sides[0],
         cut=sides[1],
         latency=timings,
@@ -96,7 +97,7 @@ def _measure_baseline(
         kind=result.kind,
         side=_measure_side(record.plan.recipe, models, model, weights, result.epochs),
         latency=tuple(timings),
-        cut_accuracy=result.rounds[-1].validation_accuracy,
+        cut_metric=result.rounds[-1].validation_metric,
         verdict=worst_verdict(round_.verdict for round_ in result.rounds),
     )
 
@@ -121,13 +122,13 @@ def _measure_side(
     side = measure.measure_side(model, models.inputs, models.folder / weights)
     side = side.model_copy(update={"epochs": epochs})
     if models.datasets is not None:
-        validation = evaluate(model, models.datasets.validation)[1]
-        test = evaluate(model, models.datasets.test)[1]
+        validation = evaluate(model, models.datasets.validation, models.objective)
+        test = evaluate(model, models.datasets.test, models.objective)
         side = side.model_copy(
             update={
-                "validation_accuracy": None if math.isnan(validation) else validation,
-                "test_accuracy": None if math.isnan(test) else test,
-                "metrics": _measure_further_figures(model, models.datasets),
+                "validation_metric": _known(validation.deciding),
+                "test_metric": _known(test.deciding),
+                "metrics": {**_name_further("validation", validation), **_name_further("test", test)},
             }
         )
     if recipe.budget.peak_memory is not None:
@@ -140,13 +141,14 @@ def _measure_side(
     return side
 
 
-def _measure_further_figures(model: nn.Module, datasets: Datasets) -> dict[str, float]:
-    """Figures besides accuracy, under names such as 'test loss'."""
-    figures = {}
-    for which, examples in (("validation", datasets.validation), ("test", datasets.test)):
-        for name, value in further_figures(model, examples).items():
-            figures[f"{which} {name}"] = value
-    return figures
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _name_further(which: str, found: Evaluation) -> dict[str, float]:
+    """Figures besides the deciding one, under names such as 'test iou'."""
+    further = list(found.figures.items())[1:]
+    return {f"{which} {name}": value for name, value in further if not math.isnan(value)}
 
 
 def _count_bytes(model: nn.Module) -> int:
@@ -168,6 +170,7 @@ def _measure_int8(
         models.cut,
         models.inputs,
         models.datasets,
+        models.objective,
         int8_targets,
         seconds,
         recipe.seed,

@@ -16,8 +16,8 @@ from sparsify.cost.measure.runtimes import prepare_onnx, to_arrays, use_threads
 from sparsify.cost.measure.timing import choose_clock, time_interleaved
 from sparsify.data import Datasets, Examples, batches
 from sparsify.forward.calls import Inputs, list_calls, resize_batch, simplify_inputs
+from sparsify.objective.objective import Objective, evaluate
 from sparsify.runs.measurement_cache import Figures, MeasurementCache, sha256
-from sparsify.training.objective import are_right
 from sparsify_schemas.report import Form, Integers
 from sparsify_schemas.target import Cpu, Target
 
@@ -52,6 +52,7 @@ def compare_int8(
     cut: nn.Module,
     inputs: Inputs,
     datasets: Datasets | None,
+    objective: Objective,
     targets: Mapping[str, Cpu],
     seconds: float,
     seed: int,
@@ -74,14 +75,14 @@ def compare_int8(
     ms = {name: _time_files(files, inputs, target, seconds, seed, cache) for name, target in targets.items()}
     forms = []
     for index, file in enumerate(files):
-        validation, test = _measure_accuracies(file, datasets, cache)
+        validation, test = _judge(file, datasets, objective, cache)
         form = {
             "model": file.model,
             "dtype": file.dtype,
             "bytes": len(file.content),
             "ms": {name: times[index] for name, times in ms.items()},
-            "validation_accuracy": validation,
-            "test_accuracy": test,
+            "validation_metric": validation,
+            "test_metric": test,
         }
         forms.append(Form.model_validate(form))
     examples = sum(len(batch[0]) for batch in calibration) if datasets else 0
@@ -108,7 +109,7 @@ def calibration_batches(inputs: Inputs, datasets: Datasets | None, seed: int) ->
         return [to_arrays(inputs)]
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(datasets.train), generator=generator)[:EXAMPLES].sort().values
-    return [[x.numpy()] for x, _ in batches(datasets.train[chosen], _BATCH)]
+    return [to_arrays(_as_call(x)) for x, _ in batches(datasets.train[chosen], _BATCH)]
 
 
 def export_onnx_bytes(model: nn.Module, inputs: Inputs) -> bytes:
@@ -147,29 +148,43 @@ def _time_interleaved(
     return tuple(float(s) * 1e3 for s in np.median(rounds, axis=0))
 
 
-def _measure_accuracies(file: _File, datasets: Datasets | None, cache: MeasurementCache) -> Figures:
-    """Accuracy on the validation and on the test set."""
+def _as_call(inputs: Any) -> Inputs:
+    return inputs if isinstance(inputs, tuple | Mapping) else (inputs,)
+
+
+def _judge(file: _File, datasets: Datasets | None, objective: Objective, cache: MeasurementCache) -> Figures:
+    """The deciding metric on the validation and on the test set."""
     if datasets is None:
         return None, None
-    return cache.get_figures(
-        f"accuracies {file.digest}",
-        2,
-        lambda: (_measure_accuracy(file, datasets.validation), _measure_accuracy(file, datasets.test)),
-    )
+    sets = (datasets.validation, datasets.test)
+    key = f"accuracies {file.digest}"
+    return cache.get_figures(key, 2, lambda: tuple(_judge_on(file, examples, objective) for examples in sets))
 
 
-def _measure_accuracy(file: _File, examples: Examples) -> float | None:
-    """Fraction classified correctly; None without examples."""
+def _judge_on(file: _File, examples: Examples, objective: Objective) -> float | None:
+    """The deciding metric; None without examples."""
     if not len(examples):
         return None
-    import onnxruntime
+    return evaluate(_OnnxModel(file.content), examples, objective, _BATCH).deciding
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = max(1, torch.get_num_threads()), 4
-    session = onnxruntime.InferenceSession(file.content, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    correct = 0
-    for x, y in batches(examples, _BATCH):
-        outputs = torch.from_numpy(session.run(None, {name: x.numpy()})[0])
-        correct += int(are_right(outputs, y).sum())
-    return correct / len(examples)
+
+class _OnnxModel(nn.Module):
+    """An ONNX file called as the model that it was made from."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = max(1, torch.get_num_threads()), 4
+        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The only output, or all of them by name."""
+        names = [given.name for given in self._session.get_inputs()]
+        values = [*args, *(kwargs[name] for name in names if name in kwargs)]
+        feeds = {name: value.numpy() for name, value in zip(names, values, strict=False)}
+        outputs = [torch.from_numpy(value) for value in self._session.run(None, feeds)]
+        if len(outputs) == 1:
+            return outputs[0]
+        return dict(zip((made.name for made in self._session.get_outputs()), outputs, strict=True))

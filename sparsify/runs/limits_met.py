@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from sparsify.formatting.numbers import divide
 from sparsify.pruning.planning.cut_targets import last_zeroed, left_inside
 from sparsify.pruning.planning.plan import Assignment, Plan, ranked_together
+from sparsify_schemas.budget import allowed_drop
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.report import Latency, Limit, Side
+from sparsify_schemas.task import deciding_metric
 from sparsify_schemas.units import Share
 
 
@@ -78,12 +80,13 @@ def _check_latencies(recipe: Recipe, timings: Iterable[Latency]) -> Iterable[Lim
 
 
 def _check_accuracy_drop(recipe: Recipe, sides: tuple[Side, Side]) -> Iterable[Limit]:
-    """Percentage points of validation accuracy lost, where both models were validated."""
+    """How much of the deciding metric was lost on the validation set, where both models were validated."""
     asked = recipe.budget.accuracy_drop
-    before, after = (side.validation_accuracy for side in sides)
+    before, after = (side.validation_metric for side in sides)
     if asked is None or before is None or after is None:
         return
-    limit, achieved = asked.at_most.fraction, before - after
+    limit = allowed_drop(asked.at_most, before)
+    achieved = deciding_metric(recipe.task).worse_by(before, after)
     yield Limit(
         what="budget.accuracy_drop",
         asked=str(asked.at_most),

@@ -27,8 +27,12 @@ class RunRow:
     """Remaining fraction of the dense model's MACs."""
     params: float | None = None
     """Remaining fraction of the dense model's parameters."""
-    accuracy: float | None = None
-    """Of the cut model, on the test set, else on the validation set."""
+    metric: float | None = None
+    """The deciding metric of the cut model, on the test set, else on the validation set."""
+    judged_by: str | None = None
+    """What the metric is called."""
+    percent: bool = True
+    """Whether it is a share."""
     speedup: float | None = None
     """On the first target."""
     speedup_low: float | None = None
@@ -79,7 +83,9 @@ def _row(folder: Path) -> RunRow:
         created=found.created,
         macs=divide(cut.macs, dense.macs),
         params=divide(cut.params, dense.params),
-        accuracy=cut.validation_accuracy if cut.test_accuracy is None else cut.test_accuracy,
+        metric=cut.validation_metric if cut.test_metric is None else cut.test_metric,
+        judged_by=found.metric.name,
+        percent=found.metric.percent,
         speedup=timed.speedup if timed else None,
         speedup_low=timed.low if timed else None,
         speedup_high=timed.high if timed else None,

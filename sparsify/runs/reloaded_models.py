@@ -12,6 +12,7 @@ from sparsify.data import Datasets
 from sparsify.errors import VerificationError
 from sparsify.forward import call_model
 from sparsify.forward.calls import Inputs
+from sparsify.objective.objective import Objective
 from sparsify_schemas.recipe import Baseline as Kind
 
 
@@ -25,6 +26,8 @@ class ReloadedModels:
     baselines: Mapping[Kind, nn.Module]
     inputs: Inputs
     datasets: Datasets | None
+    objective: Objective
+    """what they are judged by"""
 
 
 def check_reloads(model: nn.Module, reloaded: nn.Module, inputs: Inputs, what: str) -> None:

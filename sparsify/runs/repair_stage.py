@@ -50,7 +50,7 @@ def repair_model_of_run(
         name=stage.name,
         kind="repair",
         seconds=time.perf_counter() - started,
-        validation_accuracy=validated,
+        validation_metric=validated,
         agreement=repair.after,
         repair=repair,
     )

@@ -25,6 +25,7 @@ from sparsify.forward.recorded_calls import RecordedCall
 from sparsify.graph.surgery.replay import replay_cuts
 from sparsify.modelfile import build_model
 from sparsify.modelfile.weights import load_weights, save_weights
+from sparsify.objective.objective import make_objective
 from sparsify.pruning.cut import Result
 from sparsify.pruning.planning.plan import Plan
 from sparsify.recipe import dump
@@ -141,7 +142,7 @@ def save_run(
         folder: The folder to make. It must not exist, or be empty.
         inputs: Example inputs, as in `make_plan`. Left out, they come from the data, or are drawn at random
             in the shapes of the plan's.
-        datasets: What accuracy is measured on. Without them it stays unknown.
+        datasets: What the task's metrics are measured on. Without them they stay unknown.
         timing: Seconds spent on timing each target.
 
     Returns:
@@ -224,6 +225,7 @@ def complete_run(
         baselines={made.kind: rebuild_baseline(folder, made.kind, build) for made in record.baselines},
         inputs=inputs,
         datasets=datasets,
+        objective=make_objective(record.plan.recipe.task, datasets.classes if datasets is not None else 0),
     )
     check_reloads(model, models.cut, inputs, "cut model")
     report = evaluate_run(record, models, timing)

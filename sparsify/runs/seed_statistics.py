@@ -40,10 +40,14 @@ class SeedSummary:
     """Remaining fraction of the dense model's."""
     time: Spread | None
     """Fraction of the dense model's on the first target, where all were timed on it."""
-    accuracy: Spread | None
-    """On the test set, else on the validation set."""
+    metric: Spread | None
+    """The deciding metric on the test set, else on the validation set."""
     behind: Spread | None
-    """Accuracy of the cut model minus that of this model, seed by seed."""
+    """Metric of the cut model minus that of this model, seed by seed."""
+    judged_by: str
+    """What the metric is called."""
+    percent: bool
+    """Whether it is a share."""
 
 
 def summarize_seeds(root: str | Path) -> tuple[SeedSummary, ...]:
@@ -100,7 +104,7 @@ def _summarize_model(
 ) -> SeedSummary:
     reports = [report for _, report in runs]
     pairs = [(report, side) for report, (side, _) in zip(reports, sides, strict=True)]
-    behind = [_difference(_accuracy(report.cut), _accuracy(side)) for report, side in pairs]
+    behind = [_difference(_metric(report.cut), _metric(side)) for report, side in pairs]
     return SeedSummary(
         title=reports[0].title,
         recipe=recipe,
@@ -110,8 +114,10 @@ def _summarize_model(
         macs=_spread([divide(side.macs, report.dense.macs) for report, side in pairs]),
         params=_spread([divide(side.params, report.dense.params) for report, side in pairs]),
         time=Spread(1.0, None) if model == "dense" else _time_spread([timed for _, timed in sides]),
-        accuracy=_spread([_accuracy(side) for side, _ in sides]),
+        metric=_spread([_metric(side) for side, _ in sides]),
         behind=_spread(behind),
+        judged_by=reports[0].metric.name,
+        percent=reports[0].metric.percent,
     )
 
 
@@ -123,8 +129,8 @@ def _time_spread(timed: Sequence[tuple[Latency, ...]]) -> Spread | None:
     return _spread([divide(1, first.speedup) for first in firsts])
 
 
-def _accuracy(side: Side) -> float | None:
-    return side.validation_accuracy if side.test_accuracy is None else side.test_accuracy
+def _metric(side: Side) -> float | None:
+    return side.validation_metric if side.test_metric is None else side.test_metric
 
 
 def _difference(a: float | None, b: float | None) -> float | None:

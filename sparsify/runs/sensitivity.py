@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
 from pydantic import ValidationError
@@ -104,8 +104,8 @@ def profile_layers(
             network=plan.map.network,
             examples=len(validation),
             loss=found.loss,
-            accuracy=found.deciding,
-            metric=metric_row(objective.deciding),
+            metric=found.deciding,
+            judged_by=objective.deciding,
             curves=tuple(_empty_curves(plan)),
         )
         profile = _resume(out, empty)
@@ -163,7 +163,9 @@ def _largest_within(profile: Profile, curve: Curve, tolerance: float) -> float:
 def _is_within(profile: Profile, point: Point, tolerance: float) -> bool:
     match profile.by:
         case "ablation":
-            return point.accuracy is not None and profile.accuracy - point.accuracy <= tolerance + 1e-9
+            if point.metric is None:
+                return False
+            return profile.judged_by.worse_by(profile.metric, point.metric) <= tolerance + 1e-9
         case "taylor":
             return point.loss is not None and point.loss - profile.loss <= tolerance * profile.loss
         case "gsm":
@@ -280,7 +282,7 @@ def _ablate(
             kept = sorted(order[curve.group][count:])
             thinner = operations.cut(model, plan.map, {curve.group: kept}, "profile")[0]
             found = evaluate(thinner, validation, objective)
-            point = Point(share=share, removed=count, loss=found.loss, accuracy=found.deciding)
+            point = Point(share=share, removed=count, loss=found.loss, metric=found.deciding)
             profile = _add_point(profile, index, point)
             yield profile
     listener(Measuring("removing units", total, total))

@@ -44,6 +44,7 @@ from sparsify.runs.save_load import (
 )
 from sparsify.training.accelerator import make_accelerator
 from sparsify_schemas.recipe import Recipe
+from sparsify_schemas.task import Facts
 
 Source = str | Path | Mapping[str, Any] | Recipe | Loaded
 """What a recipe may be given as."""
@@ -290,13 +291,20 @@ def load_checkpoint(run: Run, name: str) -> tuple[nn.Module, Checkpoint]:
     return model, found
 
 
+def _as_json(event: Event) -> dict[str, Any]:
+    """The fields of an event; accuracy, the usual metric, goes without saying."""
+    fields = asdict(event)
+    judged_by = fields.pop("judged_by", None)
+    return fields if judged_by in (None, Facts()) else {**fields, "judged_by": judged_by.model_dump()}
+
+
 def _log_events(listener: Listener, folder: Path) -> Listener:
     """A listener that also appends every event, except single steps, to the run's log."""
 
     def tell(event: Event) -> None:
         if not isinstance(event, StepDone):
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            entry = {"at": now, "event": type(event).__name__, **asdict(event)}
+            entry = {"at": now, "event": type(event).__name__, **_as_json(event)}
             run_folder.append_log(folder, entry)
         listener(event)
 

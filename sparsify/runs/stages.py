@@ -105,7 +105,7 @@ def _summarize_training(stage: Train, progress: StageState) -> StageRow:
         seconds=progress.seconds,
         epochs=progress.epochs,
         loss=last.loss,
-        validation_accuracy=last.validation_accuracy,
+        validation_metric=last.validation_metric,
         penalty_share=progress.penalty_seconds / progress.step_seconds if has_share else None,
     )
 
@@ -128,6 +128,7 @@ def _train_until(run: Run, stage: Train, model: nn.Module, checkpoint: Checkpoin
         seed=run.recipe.seed,
         stage_index=checkpoint.stage,
         accelerator=run.accelerator,
+        objective=run.objective,
         augment=run.recipe.data.augment if run.recipe.data else Augment(),
         hold_zeros=bool(checkpoint.cuts),
         restore=checkpoint.moment,
@@ -221,7 +222,7 @@ def _run_cut_stage(
         name=stage.name,
         kind="cut",
         seconds=time.perf_counter() - started,
-        validation_accuracy=round_.validation_accuracy,
+        validation_metric=round_.validation_metric,
         agreement=agreement_after_cut(run, dense, result.model, checkpoint),
     )
     checkpoint = replace(checkpoint, stage=checkpoint.stage + 1, stages=(*checkpoint.stages, row))
@@ -297,16 +298,16 @@ def _cut_model(
     verdict = worst_verdict(result.verdicts)
     macs = count_macs(model, run.inputs)[0], count_macs(result.model, run.inputs)[0]
     params = _count_params(model), _count_params(result.model)
-    accuracy = None
+    figure = None
     if run.datasets and len(run.datasets.validation):
-        accuracy = evaluate(result.model, run.datasets.validation, run.objective).deciding
-    run.listener(CutDone(verdict.outcome, verdict.difference, macs, params, accuracy))
+        figure = evaluate(result.model, run.datasets.validation, run.objective).deciding
+    run.listener(CutDone(verdict.outcome, verdict.difference, macs, params, figure, run.objective.deciding))
     return result, Round(
         stage=stage.name,
         epoch=epoch,
         macs=macs[1],
         params=params[1],
-        validation_accuracy=accuracy,
+        validation_metric=figure,
         verdict=verdict,
     )
 

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 
 from sparsify.distributed import whole
 from sparsify.errors import TrainingError
+from sparsify.objective.objective import Evaluation
 from sparsify.training.stage_state import StageRun
 
 
-def check_weights(run: StageRun, epoch: int, validation: tuple[float, float] | None) -> None:
+def check_weights(run: StageRun, epoch: int, validation: Evaluation | None) -> None:
     """The last step of an epoch may spoil the weights without any training loss to show it."""
     if run.scaler.is_enabled() and run.scaler.get_scale() < 1:
         raise TrainingError(
@@ -21,8 +22,8 @@ def check_weights(run: StageRun, epoch: int, validation: tuple[float, float] | N
     )
     if spoilt is not None:
         raise make_divergence_error(run, epoch, run.steps - 1, f"'{spoilt}' holds values that are not finite")
-    if validation is not None and not math.isfinite(validation[0]):
-        raise make_divergence_error(run, epoch, run.steps - 1, f"the validation loss is {validation[0]}")
+    if validation is not None and not math.isfinite(validation.loss):
+        raise make_divergence_error(run, epoch, run.steps - 1, f"the validation loss is {validation.loss}")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -19,12 +20,12 @@ from sparsify.cost.measure import copy_model
 from sparsify.data import Datasets
 from sparsify.errors import TrainingError
 from sparsify.events import EpochDone, Listener, StageStarted, silence
+from sparsify.objective.objective import CLASSIFICATION, Evaluation, Objective, evaluate, smooth_labels
 from sparsify.pruning.planning.plan import Plan
 from sparsify.training.divergence import check_weights, refuse_overflow
 from sparsify.training.fsdp import gathered, shard
 from sparsify.training.hooks import attach
 from sparsify.training.loss_threshold import plateaued, zero_smallest
-from sparsify.training.objective import evaluate
 from sparsify.training.optimizers import make_optimizer
 from sparsify.training.restore import restore_optimizer, restore_scale
 from sparsify.training.seeds import derive_seed
@@ -48,6 +49,7 @@ def train_stage(
     seed: int,
     stage_index: int,
     accelerator: Accelerator,
+    objective: Objective = CLASSIFICATION,
     augment: Augment = _PLAIN,
     hold_zeros: bool = False,
     restore: StageState | None = None,
@@ -64,12 +66,15 @@ def train_stage(
     restore: an earlier moment of this very stage, to go on from;
     right after a cut its hooks hold what that has left of `own`.
     until: epochs after which to stop; the whole stage when left out.
+    objective: what is minimised, and what the model is validated by.
     teacher: the dense model, for a stage with `distill`.
     on_epoch: called after each epoch on every process, with a moment whose tensors are the live ones.
     Raises TrainingError when the loss is no longer finite, before the step that would spoil the weights;
     DataError when there are more classes than the model has outputs.
     """
     steps = _steps(stage, datasets, accelerator)
+    if not objective.classes:
+        objective = replace(objective, classes=datasets.classes)
     listener(StageStarted(stage.name, "train", stage.epochs, steps, restore.epochs if restore else 0))
     if restore is not None:
         model.load_state_dict(restore.model)
@@ -115,6 +120,8 @@ def train_stage(
             augment,
             steps,
             listener,
+            objective,
+            smooth_labels(objective, stage.label_smoothing),
             _frozen(teacher, accelerator.device) if stage.distill is not None else None,
         )
         moment = restore or StageState(0, (), 0.0, 0.0, 0.0, {}, {}, {})
@@ -144,24 +151,24 @@ def _epoch(run: StageRun, seed: int, epoch: int, before: StageState) -> StageSta
         with refuse_overflow(run, epoch, run.steps - 1):
             run.hooks.flush()  # so that what is validated and saved owes nothing
     trained = time.perf_counter()
-    validation = evaluate(run.model, run.datasets.validation) if len(run.datasets.validation) else None
+    validation = _validate(run)
     check_weights(run, epoch, validation)
     threshold = (
-        _thresholded(run, before.history, validation[0], last=epoch + 1 == run.stage.epochs)
+        _thresholded(run, before.history, validation.loss, last=epoch + 1 == run.stage.epochs)
         if run.hooks and validation
         else None
     )
     if threshold is not None:
-        validation = evaluate(run.model, run.datasets.validation)
+        validation = _validate(run)
     ended = time.perf_counter()
     goal = run.hooks.goal() if run.hooks else None
     row = Epoch(
         stage=run.stage.name,
         epoch=epoch + 1,
         loss=loss,
-        train_accuracy=accuracy,
-        validation_loss=validation[0] if validation else None,
-        validation_accuracy=validation[1] if validation else None,
+        train_metric=accuracy,
+        validation_loss=validation.loss if validation else None,
+        validation_metric=validation.deciding if validation else None,
         lr=lr,
         sparsity=run.hooks.sparsity() if run.hooks else 0.0,
         strength=run.hooks.strength if run.hooks else None,
@@ -179,10 +186,11 @@ def _epoch(run: StageRun, seed: int, epoch: int, before: StageState) -> StageSta
             epoch + 1,
             loss,
             accuracy,
-            row.validation_accuracy,
+            row.validation_metric,
             row.sparsity,
             remaining,
             row.seconds,
+            run.objective.deciding,
         )
     )
     return StageState(
@@ -196,6 +204,13 @@ def _epoch(run: StageRun, seed: int, epoch: int, before: StageState) -> StageSta
         hooks=gathered(run.hooks.state_dict()) if run.hooks else {},
         scaler=run.scaler.state_dict(),
     )
+
+
+def _validate(run: StageRun) -> Evaluation | None:
+    """Loss and metrics on the validation set; None without one."""
+    if not len(run.datasets.validation):
+        return None
+    return evaluate(run.model, run.datasets.validation, run.objective)
 
 
 def _thresholded(run: StageRun, history: Sequence[Epoch], loss: float, *, last: bool) -> float | None:
@@ -212,7 +227,9 @@ def _thresholded(run: StageRun, history: Sequence[Epoch], loss: float, *, last: 
         return None
     weights = [run.model.get_parameter(name).detach() for name in names]
     found = zero_smallest(
-        weights, lambda: evaluate(run.model, run.datasets.validation)[0], spec.tolerance.fraction
+        weights,
+        lambda: evaluate(run.model, run.datasets.validation, run.objective).loss,
+        spec.tolerance.fraction,
     )
     run.hooks.hold(names)
     return found

@@ -10,6 +10,8 @@ from torch import nn
 
 from sparsify.data import Datasets
 from sparsify.events import Listener
+from sparsify.objective.losses import MeasureLosses
+from sparsify.objective.objective import Objective
 from sparsify.training.hooks import Hooks
 from sparsify_schemas.data import Augment
 from sparsify_schemas.report import Epoch
@@ -58,5 +60,9 @@ class StageRun:
     augment: Augment
     steps: int
     listener: Listener
+    objective: Objective
+    """what is minimised, and what the model is validated by"""
+    measure_losses: MeasureLosses
+    """the objective's losses, with label smoothing where the stage asks for it"""
     teacher: nn.Module | None = None
     """what a stage with `distill` learns from, in eval mode"""

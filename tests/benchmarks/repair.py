@@ -30,10 +30,10 @@ from sparsify.data import load_data
 from sparsify.data.examples import Datasets
 from sparsify.forward.copies import copy_model
 from sparsify.models import cifar_resnet56
+from sparsify.objective.objective import CLASSIFICATION, evaluate
 from sparsify.pruning.cut import Result
 from sparsify.pruning.repair.least_squares import Settings, refit_layers
 from sparsify.pruning.repair.repair import repair_model
-from sparsify.training.objective import evaluate
 from sparsify_schemas.data import Data
 from sparsify_schemas.stage import Repair
 
@@ -99,7 +99,7 @@ def measure(datasets: Datasets, layers: str, criterion: str, share: int, seed: i
     cut_seconds = time.process_time() - started
 
     def percent(model: nn.Module, examples: Any) -> float:
-        return 100 * evaluate(model, examples)[1]
+        return 100 * evaluate(model, examples, CLASSIFICATION).deciding
 
     cut, test_cut = percent(result.model, datasets.validation), percent(result.model, datasets.test)
     normed = replace(result, model=copy_model(result.model).eval())
@@ -170,7 +170,7 @@ def ablations(datasets: Datasets) -> Iterator[tuple[str, float]]:
     ):
         model = copy_model(result.model).eval()
         refit_layers(dense, model, (result.cuts,), (x[:examples],), examples, settings)
-        yield name, 100 * evaluate(model, datasets.validation)[1]
+        yield name, 100 * evaluate(model, datasets.validation, CLASSIFICATION).deciding
 
 
 def count_zoo() -> Counter[str]:

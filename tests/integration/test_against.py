@@ -15,6 +15,7 @@ from sparsify.data import load_data
 from sparsify.errors import RecipeError, RunError
 from sparsify.events import EpochDone, Event, StageStarted
 from sparsify.models import digits_cnn
+from sparsify.objective.objective import CLASSIFICATION, evaluate
 from sparsify.pruning.planning.baseline_recipes import Cost, baseline_recipe, counted_in, same_dense, training
 from sparsify.pruning.planning.plan import Floor
 from sparsify.reporting.report_tables import tables
@@ -22,7 +23,6 @@ from sparsify.runs import run_folder
 from sparsify.runs.apply import apply, preview
 from sparsify.runs.run_folder import sha256
 from sparsify.runs.save_load import read_cuts, rebuild_baseline, verify_run
-from sparsify.training.objective import evaluate
 from sparsify_schemas.budget import Budget
 from sparsify_schemas.recipe import Recipe
 from sparsify_schemas.table import Machine, Steps, Table
@@ -81,7 +81,7 @@ def test_each_costs_no_more_than_the_cut_model_and_has_as_many_epochs(whole: Pat
     for b in report.baselines:
         assert 0.75 * report.cut.macs < b.side.macs <= report.cut.macs
         assert b.side.epochs == report.cut.epochs == 4
-        assert b.verdict.outcome == "equal" and b.cut_accuracy is not None
+        assert b.verdict.outcome == "equal" and b.cut_metric is not None
         assert [t.target for t in b.latency] == ["eager"]
     assert [
         row[0] for row in next(t for t in tables(report) if t.title == "Compared with baselines").rows
@@ -96,7 +96,7 @@ def test_every_figure_is_of_the_model_as_it_lies_on_disk(whole: Path) -> None:
     test = load_data(Recipe.model_validate(RECIPE).data, 0).test  # type: ignore[arg-type]
     for b in verify_run(whole).baselines:
         model = rebuild_baseline(whole, b.kind)
-        assert evaluate(model, test)[1] == b.side.test_accuracy
+        assert evaluate(model, test, CLASSIFICATION).deciding == b.side.test_metric
         assert sum(p.numel() for p in model.parameters()) == b.side.params
         own = f"{run_folder.BASELINES}/{b.kind}/{run_folder.WEIGHTS}"
         assert verify_run(whole).files[own] == sha256(whole / own)
@@ -177,7 +177,7 @@ def test_a_given_model_is_what_the_baselines_are_cut_from() -> None:
     }
     other = apply(by_hand, weights(), timing=0.05)
     assert read_cuts(run / run_folder.BASELINES / "magnitude")[0].widths == read_cuts(other)[0].widths
-    assert own.side.epochs == 2 and own.cut_accuracy == verify_run(other).rounds[0].validation_accuracy
+    assert own.side.epochs == 2 and own.cut_metric == verify_run(other).rounds[0].validation_metric
     notes = next(t for t in tables(verify_run(run)) if t.title == "Compared with baselines").notes
     assert (
         "The cut model was trained for more epochs in this run than magnitude: those before its cut." in notes

@@ -12,11 +12,11 @@ from sparsify.data import load_data
 from sparsify.errors import DataError, ModelError, RecipeError, RunError, TrainingError, VerificationError
 from sparsify.events import CutDone, EpochDone, Note, RunStarted, StageStarted, StepDone
 from sparsify.models import digits_cnn
+from sparsify.objective.objective import CLASSIFICATION, evaluate
 from sparsify.runs import run_folder
 from sparsify.runs.apply import apply, preview
 from sparsify.runs.listing import list_runs
 from sparsify.runs.save_load import load_dense, load_run, read_cuts, verify_run
-from sparsify.training.objective import evaluate
 from sparsify_cli.app import exit_code
 from sparsify_schemas.recipe import Recipe
 
@@ -72,7 +72,7 @@ def test_from_scratch_trains_cuts_tunes_and_measures():
     report = verify_run(run)
     assert report.cut.macs <= 0.4 * report.dense.macs
     assert [m.met for m in report.limits] == [True]
-    assert report.dense.test_accuracy > 0.85 and report.cut.test_accuracy > 0.8
+    assert report.dense.test_metric > 0.85 and report.cut.test_metric > 0.8
     assert report.verdict.outcome == "equal"
     assert [(s.name, s.epochs) for s in report.stages] == [("learn", 2), ("cut", 0), ("finetune", 1)]
     assert [(e.stage, e.epoch) for e in report.history] == [("learn", 1), ("learn", 2), ("finetune", 1)]
@@ -82,8 +82,8 @@ def test_from_scratch_trains_cuts_tunes_and_measures():
     assert "the cut model was fine-tuned for 1 epoch after the cut; the dense model was not" in report.notes
 
     test = load_data(Recipe.model_validate(RECIPE).data, 3).test
-    assert evaluate(load_run(run), test)[1] == report.cut.test_accuracy
-    assert evaluate(load_dense(run), test)[1] == report.dense.test_accuracy
+    assert evaluate(load_run(run), test, CLASSIFICATION).deciding == report.cut.test_metric
+    assert evaluate(load_dense(run), test, CLASSIFICATION).deciding == report.dense.test_metric
 
     assert not [e for e in heard if isinstance(e, StepDone) and e.stage == "cut"]
     told = [e for e in heard if not isinstance(e, StepDone)]
@@ -113,7 +113,7 @@ def test_from_scratch_trains_cuts_tunes_and_measures():
         run_folder.LOG,
         run_folder.REPORT,
     }
-    assert list_runs("runs")[0].accuracy == report.cut.test_accuracy
+    assert list_runs("runs")[0].metric == report.cut.test_metric
 
 
 def test_the_same_seed_gives_the_same_run_and_another_one_another():
@@ -150,7 +150,7 @@ def test_a_one_shot_recipe_needs_no_data():
     run = go(ONE_SHOT, weights())
     report = verify_run(run)
     assert report.cut.macs <= 0.4 * report.dense.macs
-    assert report.dense.test_accuracy is None and report.history == ()
+    assert report.dense.test_metric is None and report.history == ()
     with torch.no_grad():
         assert load_run(run)(torch.randn(3, 1, 8, 8)).shape == (3, 10)
 
@@ -208,8 +208,10 @@ def test_a_whole_module_without_a_builder_runs_and_says_how_it_loads():
         load_run(run)
     test = load_data(Recipe.model_validate(RECIPE).data, 3).test
     assert (
-        evaluate(load_run(run, build=lambda: torch.load("module.pt", weights_only=False)), test)[1]
-        == verify_run(run).cut.test_accuracy
+        evaluate(
+            load_run(run, build=lambda: torch.load("module.pt", weights_only=False)), test, CLASSIFICATION
+        ).deciding
+        == verify_run(run).cut.test_metric
     )
 
 

@@ -63,9 +63,9 @@ def full() -> Report:
     others = tuple(
         Baseline(
             kind=kind,
-            side=plain.cut.model_copy(update={"test_accuracy": reached}),
+            side=plain.cut.model_copy(update={"test_metric": reached}),
             latency=(laptop.model_copy(update={"speedup": speed}),),
-            cut_accuracy=0.4,
+            cut_metric=0.4,
             verdict=verdict,
         )
         for kind, reached, speed in (
@@ -76,7 +76,7 @@ def full() -> Report:
     )
     rounds = (
         Round(
-            stage="learn", epoch=20, macs=1_000_000, params=100_000, validation_accuracy=0.91, verdict=verdict
+            stage="learn", epoch=20, macs=1_000_000, params=100_000, validation_metric=0.91, verdict=verdict
         ),
         Round(stage="cut", macs=1, params=1, verdict=verdict),
     )

@@ -45,8 +45,8 @@ def test_a_run_repairs_after_its_cut() -> None:
     assert repair.repair is not None and repair.repair.examples == 300 and not repair.repair.reverted
     assert cut.agreement is not None and repair.agreement is not None
     assert repair.agreement.error < cut.agreement.error and repair.agreement == repair.repair.after
-    assert cut.validation_accuracy is not None and repair.validation_accuracy is not None
-    assert repair.validation_accuracy > cut.validation_accuracy
+    assert cut.validation_metric is not None and repair.validation_metric is not None
+    assert repair.validation_metric > cut.validation_metric
     table = next(t for t in tables(report) if t.title == "Agreement with the dense model")
     assert [row[0] for row in table.rows] == ["cut", "repair"]
     said = next(note for note in table.notes if note.startswith("repair: "))

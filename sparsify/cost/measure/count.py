@@ -33,8 +33,8 @@ def measure_side(
     inputs: Inputs,
     weights_file: Path,
     *,
-    validation_accuracy: float | None = None,
-    test_accuracy: float | None = None,
+    validation_metric: float | None = None,
+    test_metric: float | None = None,
 ) -> Side:
     """Count parameters (shared ones once), nonzero parameters, MACs and bytes on disk of a model.
 
@@ -46,8 +46,8 @@ def measure_side(
         nonzero=sum(int(p.count_nonzero()) for p in parameters),
         macs=count_macs(model, inputs)[0],
         bytes=weights_file.stat().st_size,
-        validation_accuracy=validation_accuracy,
-        test_accuracy=test_accuracy,
+        validation_metric=validation_metric,
+        test_metric=test_metric,
     )
 
 

@@ -62,8 +62,10 @@ def _gradients(model: nn.Module, kind: str, batches: Sequence[Batch], objective:
         yield
     if batches and not has_gradient:
         raise ModelError(
-            f"criterion '{kind}' looks at gradients of the loss, and those of the task '{objective.task.kind}' are "
-            "zero for every weight: its loss is constant or does not depend on the model; check the task's loss and "
+            f"criterion '{kind}' looks at gradients of the loss, and those of the task "
+            f"'{objective.task.kind}' are "
+            "zero for every weight: its loss is constant or does not depend on the model; check the task's "
+            "loss and "
             "the targets"
         )
 

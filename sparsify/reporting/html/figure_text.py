@@ -5,7 +5,9 @@ from collections.abc import Callable
 from sparsify.formatting.numbers import (
     accuracy,
     brief,
+    metric,
 )
+from sparsify_schemas.report import Report
 
 _UNITS = ("ms", "us", "s", "B", "KiB", "MiB", "GiB")
 """Units that two figures may share; the suffix of a count stays with its figure."""
@@ -13,6 +15,11 @@ _UNITS = ("ms", "us", "s", "B", "KiB", "MiB", "GiB")
 
 def format_percent(value: float) -> str:
     return brief(accuracy(value))
+
+
+def format_metric(report: Report) -> Callable[[float], str]:
+    """How the deciding metric is written."""
+    return lambda value: brief(metric(value, report.metric.percent))
 
 
 def format_pair(before: float, after: float, show: Callable[[float], str]) -> str:

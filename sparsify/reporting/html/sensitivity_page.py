@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from sparsify.formatting.numbers import accuracy, digits, plural, share
+from sparsify.formatting.numbers import digits, metric, plural, share
 from sparsify.reporting.html.document import whole_page
 from sparsify.reporting.html.markup import Html, tag
 from sparsify.reporting.html.plots import Series, lines
@@ -13,13 +13,16 @@ def profile_html(profile: Profile) -> str:
     """A profile as one HTML file that fetches nothing."""
     title = f"Sensitivity by {profile.by}"
     examples = plural(profile.examples, "validation example")
-    sentence = (
-        f"Whole model: accuracy {accuracy(profile.accuracy)}, loss {digits(profile.loss)} on {examples}."
-    )
+    sentence = f"Whole model: {describe_metric(profile)}, loss {digits(profile.loss)} on {examples}."
     head = tag("header", tag("h1", title), tag("p.headline", sentence))
     plots = (_plot(profile, curve) for curve in profile.curves)
     section = tag("section", tag("h2", _describe_plots(profile)), tag("div.figures", *plots))
     return whole_page(title, head, tag("main", section))
+
+
+def describe_metric(profile: Profile) -> str:
+    """'accuracy 97.53 %', 'perplexity 35.34'."""
+    return f"{profile.judged_by.name} {metric(profile.metric, profile.judged_by.percent)}"
 
 
 def _describe_plots(profile: Profile) -> str:
@@ -32,7 +35,9 @@ def _vertical_axis(profile: Profile) -> tuple[str, float, Callable[[float], str]
     """The name of the value that is drawn, its value for the whole model, and its format."""
     match profile.by:
         case "ablation":
-            return "accuracy", profile.accuracy, _percent
+            judged_by = profile.judged_by
+            show = _percent if judged_by.percent else digits
+            return judged_by.name, profile.metric, show
         case "taylor":
             return "loss", profile.loss, digits
         case "gsm":
@@ -65,7 +70,7 @@ def _plot(profile: Profile, curve: Curve) -> Html:
 def _value(profile: Profile, curve: Curve, point: Point) -> float | None:
     match profile.by:
         case "ablation":
-            return point.accuracy
+            return point.metric
         case "taylor":
             return point.loss
         case "gsm":

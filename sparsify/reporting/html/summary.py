@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator
 
 from sparsify.formatting.numbers import (
-    accuracy,
     brief,
     count,
     divide,
     known,
+    metric,
+    metric_change,
     milliseconds,
     plural,
-    points,
     share,
     size,
     times,
@@ -23,7 +23,7 @@ from sparsify.reporting.html.markup import NOTHING, Html, tag
 from sparsify.reporting.html.plots import bar
 from sparsify.reporting.latency_table import find_headline_latency, is_overloaded
 from sparsify.reporting.provenance_table import describe_processes, format_minute
-from sparsify_schemas.report import Latency, Report, Side
+from sparsify_schemas.report import Latency, Report
 
 
 def draw_summary(report: Report, sentence: str) -> Html:
@@ -49,7 +49,7 @@ def _list_tiles(report: Report) -> Iterator[Html]:
     yield _draw_left("MACs left", dense.macs, cut.macs, count)
     yield _draw_left("Parameters left", dense.params, cut.params, count)
     yield _draw_left("File left", dense.bytes, cut.bytes, size)
-    yield from _draw_accuracy(dense, cut)
+    yield from _draw_metric(report)
     yield _draw_verdict(report)
 
 
@@ -99,18 +99,20 @@ def _describe_speed(timed: Latency) -> tuple[str, str]:
     return f"{times(slower)} slower", ""
 
 
-def _draw_accuracy(dense: Side, cut: Side) -> Iterator[Html]:
+def _draw_metric(report: Report) -> Iterator[Html]:
+    dense, cut, judged_by = report.dense, report.cut, report.metric
     for name, before, after in (
-        ("Test accuracy", dense.test_accuracy, cut.test_accuracy),
-        ("Validation accuracy", dense.validation_accuracy, cut.validation_accuracy),
+        (f"Test {judged_by.name}", dense.test_metric, cut.test_metric),
+        (f"Validation {judged_by.name}", dense.validation_metric, cut.validation_metric),
     ):
         if after is not None and known(after):
             compared = "dense not measured"
             if before is not None and known(before):
-                compared = f"dense {brief(accuracy(before))}, {brief(points(after - before))}"
-            yield _draw_tile(name, brief(accuracy(after)), compared)
+                change = metric_change(after - before, judged_by.percent)
+                compared = f"dense {brief(metric(before, judged_by.percent))}, {brief(change)}"
+            yield _draw_tile(name, brief(metric(after, judged_by.percent)), compared)
             return
-    yield _draw_tile("Accuracy", "not measured", "the recipe has no data")
+    yield _draw_tile(judged_by.name.capitalize(), "not measured", "the recipe has no data")
 
 
 def _draw_verdict(report: Report) -> Html:

@@ -1,20 +1,21 @@
 """Plots of accuracy against cost: on each target, in int8, and of every cut that a search tried."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from math import nan
 
 from sparsify.formatting.numbers import (
-    accuracy,
     brief,
     count,
     divide,
     known,
+    metric,
     milliseconds,
     share,
 )
 from sparsify.pruning.planning.depth_search import best
 from sparsify.reporting.baseline_table import baseline_ms
-from sparsify.reporting.html.figure_text import format_percent
+from sparsify.reporting.html.figure_text import format_metric, format_percent
 from sparsify.reporting.html.markup import NOTHING, Html, joined
 from sparsify.reporting.html.plots import Mark, scatter
 from sparsify.reporting.latency_table import find_headline_latency
@@ -48,25 +49,27 @@ def _draw_trade_off(report: Report, timed: Latency | None) -> Html:
     spans = _list_time_spans(report, timed) if timed else {}
     marks = []
     for name, role, side in named:
-        reached = _get_accuracy(report, side)
+        reached = _get_metric(report, side)
         cost, low, high = spans[name] if timed else (side.macs, side.macs, side.macs)
         if reached is not None and known(reached) and known(cost):
             span = (low, high) if known(low) and known(high) else (cost, cost)
-            marks.append(Mark(name, cost, reached, role, f"{accuracy(reached)} at {show(cost)}", span))
+            said = f"{metric(reached, report.metric.percent)} at {show(cost)}"
+            marks.append(Mark(name, cost, reached, role, said, span))
     if len(marks) < 2:
         return NOTHING
     across = f"time on {timed.target}" if timed else "MACs"
     ticks = _choose_time_unit(marks) if timed else _format_count
-    return scatter(f"{_name_accuracy(report)} against {across}", marks, across, ticks, format_percent)
+    return scatter(f"{_name_metric(report)} against {across}", marks, across, ticks, format_metric(report))
 
 
-def _get_accuracy(report: Report, side: Side) -> float | None:
-    """Test accuracy where the cut model has one, else validation accuracy."""
-    return side.validation_accuracy if report.cut.test_accuracy is None else side.test_accuracy
+def _get_metric(report: Report, side: Side) -> float | None:
+    """On the test set where the cut model was tested, else on the validation set."""
+    return side.validation_metric if report.cut.test_metric is None else side.test_metric
 
 
-def _name_accuracy(report: Report) -> str:
-    return "Validation accuracy" if report.cut.test_accuracy is None else "Test accuracy"
+def _name_metric(report: Report) -> str:
+    which = "Validation" if report.cut.test_metric is None else "Test"
+    return f"{which} {report.metric.name}"
 
 
 def _format_count(value: float) -> str:
@@ -96,42 +99,42 @@ def _list_time_spans(report: Report, timed: Latency) -> dict[str, tuple[float, f
 
 
 def draw_int8(report: Report) -> Html:
-    """Accuracy against time of both models in float32 and in int8, on the first int8 target."""
+    """The deciding metric against time of both models in float32 and in int8, on the first int8 target."""
     forms = report.integers.forms if report.integers else ()
-    on_test = any(form.test_accuracy is not None for form in forms)
+    on_test = any(form.test_metric is not None for form in forms)
     targets = [target for form in forms for target in form.ms]
     marks = []
     for form in forms:
-        reached = form.test_accuracy if on_test else form.validation_accuracy
+        reached = form.test_metric if on_test else form.validation_metric
         ms = form.ms.get(targets[0]) if targets else None
         if reached is None or ms is None or not (known(reached) and known(ms)):
             continue
         role = form.model if form.dtype == "float32" else "other"
-        said = f"{accuracy(reached)} at {milliseconds(ms)}"
+        said = f"{metric(reached, report.metric.percent)} at {milliseconds(ms)}"
         marks.append(Mark(f"{form.model}, {form.dtype}", ms, reached, role, said))
     if len(marks) < 2:
         return NOTHING
     across = f"time on {targets[0]}"
-    label = f"{'Test' if on_test else 'Validation'} accuracy against {across}"
-    return scatter(label, marks, across, _choose_time_unit(marks), format_percent)
+    label = f"{'Test' if on_test else 'Validation'} {report.metric.name} against {across}"
+    return scatter(label, marks, across, _choose_time_unit(marks), format_metric(report))
 
 
 def draw_search(report: Report) -> Html:
-    """Validation accuracy of every depth that was tried, by the MACs that it left."""
+    """The validated metric of every depth that was tried, by the MACs that it left."""
     if report.search is None or not report.search.trials or not report.dense.macs:
         return NOTHING
     taken = best(report.search)
-    marks = [Mark("dense", 1.0, report.search.dense, "dense", accuracy(report.search.dense))]
+    show = partial(metric, percent=report.metric.percent)
+    marks = [Mark("dense", 1.0, report.search.dense, "dense", show(report.search.dense))]
     for trial in report.search.trials:
         left = divide(trial.macs, report.dense.macs)
         if left is None:
             continue
-        said = f"{accuracy(trial.validation_accuracy)} at {share(left)} of the MACs"
+        said = f"{show(trial.validation_metric)} at {share(left)} of the MACs"
         name = "within the limit" if trial.inside else "over the limit"
         role = "other"
         if trial == taken:
             name, role = "taken", "cut"
-        marks.append(Mark(name, left, trial.validation_accuracy, role, said))
-    return scatter(
-        "Validation accuracy against MACs left", marks, "MACs left", format_percent, format_percent
-    )
+        marks.append(Mark(name, left, trial.validation_metric, role, said))
+    label = f"Validation {report.metric.name} against MACs left"
+    return scatter(label, marks, "MACs left", format_percent, format_metric(report))

@@ -1,18 +1,18 @@
-"""Loss, accuracy, zeros and strength over all epochs."""
+"""Loss, deciding metric, zeros and strength over all epochs."""
 
 from collections.abc import Callable, Iterator
 
 from sparsify.formatting.numbers import (
     plain,
 )
-from sparsify.reporting.html.figure_text import format_percent
+from sparsify.reporting.html.figure_text import format_metric, format_percent
 from sparsify.reporting.html.markup import NOTHING, Html, joined, tag
 from sparsify.reporting.html.plots import Series, lines
 from sparsify_schemas.report import Epoch, Report
 
 
 def draw_training(report: Report) -> Html:
-    """Loss, accuracy, zeros and strength over all epochs, with the cuts marked."""
+    """Loss, deciding metric, zeros and strength over all epochs, with the cuts marked."""
     epochs = report.history
     if not epochs:
         return NOTHING
@@ -24,9 +24,10 @@ def draw_training(report: Report) -> Html:
         return Series(name, tuple((x, y) for x, y in values if y is not None))
 
     validation = (
-        series("validation", lambda e: e.validation_accuracy),
+        series("validation", lambda e: e.validation_metric),
         series("validation", lambda e: e.validation_loss),
     )
+    training = series("training", lambda e: e.train_metric)
     drawn = (
         lines(
             "Loss",
@@ -37,9 +38,9 @@ def draw_training(report: Report) -> Html:
             cuts=cuts,
         ),
         lines(
-            "Accuracy",
-            (series("training", lambda e: e.train_accuracy), validation[0]),
-            format_percent,
+            report.metric.name.capitalize(),
+            tuple(shown for shown in (training, validation[0]) if shown.points),
+            format_metric(report),
             ends=ends,
             cuts=cuts,
         ),

@@ -213,7 +213,7 @@ def test_two_runs_differ_in_recipe_figures_and_widths(call) -> None:
     b = make_run(
         "b",
         seed=7,
-        cut=other.cut.model_copy(update={"test_accuracy": 0.97}),
+        cut=other.cut.model_copy(update={"test_metric": 0.97}),
         layers=(other.layers[0].model_copy(update={"outputs_after": 6}),),
     )
     code, out, _ = call("diff", a, b)
@@ -299,10 +299,10 @@ def test_a_speed_up_whose_interval_holds_one_is_no_difference(call) -> None:
 def test_runs_that_differ_in_the_seed_alone_are_one_line_a_model(call) -> None:
     golden = Report.model_validate_json((GOLDEN / "lenet5.report.json").read_bytes())
     for seed, reached, other in ((0, 0.97, 0.95), (1, 0.98, 0.97), (2, 0.96, 0.94)):
-        cut = golden.cut.model_copy(update={"test_accuracy": reached})
+        cut = golden.cut.model_copy(update={"test_metric": reached})
         rival = Baseline(
             kind="magnitude",
-            side=golden.cut.model_copy(update={"test_accuracy": other}),
+            side=golden.cut.model_copy(update={"test_metric": other}),
             latency=golden.latency[:1],
             verdict=golden.verdict,
         )
@@ -320,7 +320,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one_line_a_model(call) -> None:
         ("Other", "dense"),
         ("Other", "cut"),
     }
-    assert rows["LeNet", "cut"]["seeds"] == [0, 1, 2] and rows["LeNet", "cut"]["accuracy"] == {
+    assert rows["LeNet", "cut"]["seeds"] == [0, 1, 2] and rows["LeNet", "cut"]["metric"] == {
         "mean": pytest.approx(0.97),
         "deviation": pytest.approx(0.01),
     }
@@ -329,7 +329,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one_line_a_model(call) -> None:
         "mean": pytest.approx((0.02 + 0.01 + 0.02) / 3),
         "deviation": pytest.approx(0.01 / 3**0.5),
     }, "seed by seed"
-    assert rows["Other", "cut"]["accuracy"]["deviation"] is None
+    assert rows["Other", "cut"]["metric"]["deviation"] is None
     table = call("runs", "--seeds")[1]
     assert "97.00 % ± 1.00" in table and "+1.67 pp ± 0.58" in table
     assert "mean ± standard deviation" in table
@@ -342,7 +342,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one_line_a_model(call) -> None:
 def test_a_seed_counts_once_and_what_is_left_out_is_said(call) -> None:
     golden = Report.model_validate_json((GOLDEN / "lenet5.report.json").read_bytes())
     rival = Baseline(kind="magnitude", side=golden.cut, latency=golden.latency[:1], verdict=golden.verdict)
-    better = golden.cut.model_copy(update={"test_accuracy": 0.99})
+    better = golden.cut.model_copy(update={"test_metric": 0.99})
     make_run("lenet-1", seed=0, baselines=(rival,), created="2026-01-02T00:00:00+00:00", cut=better)
     make_run("lenet-2", seed=0, created="2026-01-01T00:00:00+00:00")
     make_run("lenet-3", seed=1, latency=(golden.latency[0].model_copy(update={"target": "elsewhere"}),))
@@ -355,7 +355,7 @@ def test_a_seed_counts_once_and_what_is_left_out_is_said(call) -> None:
         0,
         1,
     ]
-    assert rows["cut", "lenet-1"]["accuracy"]["mean"] == pytest.approx((0.99 + golden.cut.test_accuracy) / 2)
+    assert rows["cut", "lenet-1"]["metric"]["mean"] == pytest.approx((0.99 + golden.cut.test_metric) / 2)
     assert rows["cut", "lenet-1"]["time"] is None, "one was timed on another target"
     assert rows["magnitude", "lenet-1"]["runs"] == ["lenet-1"], "of the run that could make it"
     shown = call("runs", "--seeds")[1]

@@ -320,11 +320,13 @@ NAN = np.full((10, 5), np.nan)
         ({"y_test": np.array([0, 1, -1, 0])}, "{}: x_test: target -1 is out of range; classes count from 0"),
         (
             {"y_train": np.zeros(10)},
-            "{}: x_train: targets must be whole numbers, one per example; they are 10 float64",
+            "{}: x_train: targets must be whole numbers, one per example; they are 10 float64; for "
+            "real numbers write 'task: regression'",
         ),
         (
             {"y_train": np.zeros((10, 3), int)},
-            "{}: x_train: targets must be whole numbers, one per example; they are 10x3 int64",
+            "{}: x_train: targets must be whole numbers, one per example; they are 10x3 int64; "
+            "for several labels of an example write 'task: multilabel'",
         ),
         (
             {"x_train": np.zeros(10)},
@@ -430,7 +432,7 @@ def words(): return ["a", "b"], ["a", "b"]
 def ragged(): return [(torch.zeros(2), 0)], [(torch.zeros(3), 0)]
 class Lists(torch.utils.data.Dataset):
     def __len__(self): return 3
-    def __getitem__(self, i): return [1.0, 2.0], i
+    def __getitem__(self, i): return "text", i
 def lists(): return Lists(), Lists()
 class Uneven(Lists):
     def __getitem__(self, i): return torch.zeros(i + 1), i
@@ -462,17 +464,19 @@ number = 3
                 "np.ndarray of type numpy.str_."
             ),
         ),
-        ("lists", "bad_data:lists: train: an input of the Dataset is a list; expected a tensor or an array"),
+        ("lists", "bad_data:lists: train: an input of the Dataset is a str; expected a tensor or an array"),
         (
             "uneven",
             (
-                "bad_data:uneven: train: the examples cannot be stacked (stack expects "
-                "each tensor to be equal size"
+                "bad_data:uneven: train: the examples cannot be stacked (they are 1 float32, 2 float32, "
+                "3 float32); pad them, or write task.collate"
             ),
         ),
         (
             "floats",
-            "bad_data:floats: train: targets must be whole numbers, one per example; they are 3 float32",
+            "bad_data:floats: train: targets must be whole numbers, one per example; they are 3 float64; "
+            "for real "
+            "numbers write 'task: regression'",
         ),
         ("empty", "bad_data:empty: train: has no examples"),
         ("number", "data.source 'bad_data:number' is a int, which cannot be called"),

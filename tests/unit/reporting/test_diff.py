@@ -182,7 +182,7 @@ def test_runs_alike_have_no_difference() -> None:
 
 def test_recipes_come_first_then_figures_then_widths() -> None:
     a = report()
-    cut = a.cut.model_copy(update={"macs": a.cut.macs - 1000, "test_accuracy": 0.974})
+    cut = a.cut.model_copy(update={"macs": a.cut.macs - 1000, "test_metric": 0.974})
     layers = (a.layers[0].model_copy(update={"outputs_after": 6}), *a.layers[1:])
     b = a.model_copy(update={"cut": cut, "layers": layers})
     found = diff_runs(a, b, {"seed": 0}, {"seed": 1})

@@ -68,15 +68,13 @@ def report() -> Report:
         }
     )
     trials = (
+        Trial(depth=0.5, macs=900_000, params=1, validation_metric=0.96, drop=0.01, inside=True, seconds=1.0),
         Trial(
-            depth=0.5, macs=900_000, params=1, validation_accuracy=0.96, drop=0.01, inside=True, seconds=1.0
-        ),
-        Trial(
-            depth=0.7, macs=400_000, params=1, validation_accuracy=0.91, drop=0.06, inside=False, seconds=1.0
+            depth=0.7, macs=400_000, params=1, validation_metric=0.91, drop=0.06, inside=False, seconds=1.0
         ),
     )
     forms = tuple(
-        Form(model=model, dtype=dtype, bytes=1000, ms={"server": 1.0}, validation_accuracy=0.9)
+        Form(model=model, dtype=dtype, bytes=1000, ms={"server": 1.0}, validation_metric=0.9)
         for dtype in ("float32", "int8")
         for model in ("dense", "cut")
     )

@@ -111,13 +111,13 @@ def test_what_a_table_predicts_is_not_called_measured() -> None:
 
 
 def test_baselines_stand_beside_the_cut_model_on_one_yardstick() -> None:
-    own = report().cut.model_copy(update={"macs": 390_000, "test_accuracy": 0.98, "epochs": 5})
+    own = report().cut.model_copy(update={"macs": 390_000, "test_metric": 0.98, "epochs": 5})
     fast = timing(dense_ms=0.5, cut_ms=0.25, speedup=2.0)
     found = report(
         latency=(timing(dense_ms=0.4, cut_ms=0.2),),
         cut=report().cut.model_copy(update={"epochs": 35}),
         baselines=(
-            Baseline(kind="magnitude", side=own, latency=(fast,), cut_accuracy=0.5, verdict=report().verdict),
+            Baseline(kind="magnitude", side=own, latency=(fast,), cut_metric=0.5, verdict=report().verdict),
         ),
     )
     table = next(t for t in tables(found) if t.title == "Compared with baselines")
@@ -166,7 +166,7 @@ def test_load_above_the_cores_is_a_warning() -> None:
 
 
 def test_without_data_the_accuracy_was_not_measured() -> None:
-    bare = {"validation_accuracy": None, "test_accuracy": None}
+    bare = {"validation_metric": None, "test_metric": None}
     found = report(dense=report().dense.model_copy(update=bare), cut=report().cut.model_copy(update=bare))
     assert "accuracy not measured" in headline(found)
     assert "accuracy" not in str(tables(found)[0].rows)

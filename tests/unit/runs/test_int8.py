@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sparsify.cost.measure.onnx_quantize import quantise
 from sparsify.data import Datasets, Examples
 from sparsify.errors import ModelError
+from sparsify.objective.objective import CLASSIFICATION
 from sparsify.reporting.report_tables import tables, to_markdown
 from sparsify.runs import int8, run_folder
 from sparsify.runs.apply import apply
@@ -67,7 +68,15 @@ def test_ranges_are_those_of_training_examples(parts: MeasurementCache) -> None:
     """What is far outside of their range is clipped to it: the quantised model cannot tell 100 from 1."""
     train, other = torch.linspace(-1, 1, 50)[:, None], torch.linspace(-1, 1, 7)[:, None]
     found, file = int8.compare_int8(
-        Doubling(), Doubling(), (train[:2],), data(train, other), {"int8": INT8}, 0.05, 0, parts
+        Doubling(),
+        Doubling(),
+        (train[:2],),
+        data(train, other),
+        CLASSIFICATION,
+        {"int8": INT8},
+        0.05,
+        0,
+        parts,
     )
     session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
@@ -80,20 +89,22 @@ def test_ranges_are_those_of_training_examples(parts: MeasurementCache) -> None:
         ("dense", "int8"),
         ("cut", "int8"),
     ]
-    assert [form.validation_accuracy for form in found.forms][:2] == [1.0, 1.0]
-    assert {form.test_accuracy for form in found.forms} == {None}
+    assert [form.validation_metric for form in found.forms][:2] == [1.0, 1.0]
+    assert {form.test_metric for form in found.forms} == {None}
     assert all(form.ms["int8"] > 0 for form in found.forms)
 
 
 def test_without_data_ranges_are_of_random_inputs(parts: MeasurementCache) -> None:
     found, _ = int8.compare_int8(
-        Doubling(), Doubling(), (torch.randn(4, 1),), None, {"int8": INT8}, 0.05, 0, parts
+        Doubling(), Doubling(), (torch.randn(4, 1),), None, CLASSIFICATION, {"int8": INT8}, 0.05, 0, parts
     )
-    assert found.examples == 0 and found.forms[2].validation_accuracy is None
+    assert found.examples == 0 and found.forms[2].validation_metric is None
 
 
 def test_what_is_in_integers_stays_as_it_is(parts: MeasurementCache) -> None:
-    _, file = int8.compare_int8(Doubling(), Doubling(), (torch.randn(4, 1),), None, {}, 0.05, 0, parts)
+    _, file = int8.compare_int8(
+        Doubling(), Doubling(), (torch.randn(4, 1),), None, CLASSIFICATION, {}, 0.05, 0, parts
+    )
     assert quantise(file, []) == file
 
 
@@ -123,7 +134,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, halt: str = "", after: int = 0) -> 
 
         monkeypatch.setattr(int8, name, call)
 
-    for name in ("export_onnx_bytes", "quantise", "_time_interleaved", "_measure_accuracy"):
+    for name in ("export_onnx_bytes", "quantise", "_time_interleaved", "_judge_on"):
         watch(name)
     return made
 
@@ -131,9 +142,9 @@ def counted(monkeypatch: pytest.MonkeyPatch, halt: str = "", after: int = 0) -> 
 @pytest.mark.parametrize(
     ("halt", "after", "rest"),
     [
-        ("quantise", 1, {"quantise": 1, "_time_interleaved": 2, "_measure_accuracy": 8}),
-        ("_time_interleaved", 1, {"_time_interleaved": 1, "_measure_accuracy": 8}),
-        ("_measure_accuracy", 5, {"_measure_accuracy": 4}),
+        ("quantise", 1, {"quantise": 1, "_time_interleaved": 2, "_judge_on": 8}),
+        ("_time_interleaved", 1, {"_time_interleaved": 1, "_judge_on": 8}),
+        ("_judge_on", 5, {"_judge_on": 4}),
     ],
 )
 def test_what_is_there_is_not_made_again(
@@ -145,7 +156,9 @@ def test_what_is_there_is_not_made_again(
     targets = {"int8": INT8, "four": INT8.model_copy(update={"batch": 4})}
 
     def table() -> tuple[Integers, bytes]:
-        return int8.compare_int8(Doubling(), Doubling(2.0), (x[:2],), data(x, x), targets, 0.05, 0, parts)
+        return int8.compare_int8(
+            Doubling(), Doubling(2.0), (x[:2],), data(x, x), CLASSIFICATION, targets, 0.05, 0, parts
+        )
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         counted(patch, halt, after)
@@ -156,19 +169,22 @@ def test_what_is_there_is_not_made_again(
         assert Counter(made) == rest
         assert table() == found and Counter(made) == rest
     assert all(
-        form.validation_accuracy is not None and form.ms.keys() == targets.keys() for form in found[0].forms
+        form.validation_metric is not None and form.ms.keys() == targets.keys() for form in found[0].forms
     )
 
 
 def test_parts_of_other_models_do_not_count(parts: MeasurementCache, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.linspace(-1, 1, 50)[:, None]
-    int8.compare_int8(Doubling(), Doubling(2.0), (x[:2],), data(x, x), {"int8": INT8}, 0.05, 0, parts)
+    int8.compare_int8(
+        Doubling(), Doubling(2.0), (x[:2],), data(x, x), CLASSIFICATION, {"int8": INT8}, 0.05, 0, parts
+    )
     made = counted(monkeypatch)
     int8.compare_int8(
         Doubling(3.0),
         Doubling(4.0),
         (x[:2],),
         data(x, x),
+        CLASSIFICATION,
         {"int8": INT8},
         0.05,
         0,
@@ -178,7 +194,7 @@ def test_parts_of_other_models_do_not_count(parts: MeasurementCache, monkeypatch
         "export_onnx_bytes": 2,
         "quantise": 2,
         "_time_interleaved": 1,
-        "_measure_accuracy": 8,
+        "_judge_on": 8,
     }
 
 
@@ -189,7 +205,7 @@ def test_a_kill_in_the_middle_of_the_table_loses_nothing(
     pytest.importorskip("sklearn")
     whole = apply(RECIPE, from_scratch=True, out=tmp_path / "whole", timing=0.05)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        counted(patch, "_measure_accuracy", 4)
+        counted(patch, "_judge_on", 4)
         apply(RECIPE, from_scratch=True, out=tmp_path / "halted", timing=0.05)
     halted = tmp_path / "halted" / "digits-1"
     assert not (halted / run_folder.REPORT).exists()
@@ -203,7 +219,7 @@ def test_a_kill_in_the_middle_of_the_table_loses_nothing(
     with monkeypatch.context() as patch:
         rest = counted(patch)
         apply(resume=halted, timing=0.05)
-    assert rest == ["_measure_accuracy"] * 4
+    assert rest == ["_judge_on"] * 4
     assert not (halted / run_folder.PARTS).exists() and not (whole / run_folder.PARTS).exists()
     a, b = verify_run(whole, run_folder.QUANTISED), verify_run(halted, run_folder.QUANTISED)
     assert a.integers is not None and b.integers is not None
@@ -215,10 +231,10 @@ def test_a_kill_in_the_middle_of_the_table_loses_nothing(
     assert (whole / run_folder.QUANTISED).read_bytes() == (halted / run_folder.QUANTISED).read_bytes()
     dense, cut, dense_int8, cut_int8 = a.integers.forms
     assert dense.bytes > cut.bytes > cut_int8.bytes and dense_int8.bytes < dense.bytes
-    assert dense.test_accuracy == pytest.approx(a.dense.test_accuracy) and cut.test_accuracy == pytest.approx(
-        a.cut.test_accuracy
+    assert dense.test_metric == pytest.approx(a.dense.test_metric) and cut.test_metric == pytest.approx(
+        a.cut.test_metric
     )
-    assert cut_int8.test_accuracy == pytest.approx(cut.test_accuracy, abs=0.05)
+    assert cut_int8.test_metric == pytest.approx(cut.test_metric, abs=0.05)
     assert "float32 and int8" in [t.title for t in tables(a)]
     assert "256 training examples" in to_markdown(a)
     assert json.loads((whole / run_folder.REPORT).read_text())["integers"]["examples"] == 256

@@ -110,7 +110,7 @@ def test_the_report_counts_what_lies_on_disk(saved):
         if "running" not in n and "num_batches" not in n
     )
     assert report.cut.bytes == (folder / run_folder.WEIGHTS).stat().st_size
-    assert report.dense.test_accuracy is None
+    assert report.dense.test_metric is None
     assert report.cut.macs <= 0.5 * report.dense.macs
     (limit,) = report.limits
     assert (limit.what, limit.asked, limit.limit, limit.met) == ("budget.macs", "50%", 0.5, True)
@@ -331,7 +331,7 @@ def test_listing_says_what_each_run_came_to(saved):
         report.cut.macs / report.dense.macs,
         report.cut.params / report.dense.params,
     )
-    assert (row.accuracy, row.speedup, row.problem) == (None, report.latency[0].speedup, None)
+    assert (row.metric, row.speedup, row.problem) == (None, report.latency[0].speedup, None)
 
 
 def test_listing_survives_whatever_lies_in_the_folder(tmp_path):

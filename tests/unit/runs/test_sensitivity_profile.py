@@ -15,6 +15,7 @@ from sparsify.data import batches, load_data
 from sparsify.errors import DataError, RecipeError, RunError
 from sparsify.modelfile.weights import load_weights
 from sparsify.models import digits_cnn
+from sparsify.objective.objective import CLASSIFICATION, evaluate
 from sparsify.pruning.planning.candidates import candidates
 from sparsify.pruning.planning.cut_targets import Target, rewritten
 from sparsify.pruning.planning.plan import Plan
@@ -22,7 +23,6 @@ from sparsify.pruning.planning.selection import choose
 from sparsify.recipe import load
 from sparsify.runs import sensitivity
 from sparsify.runs.sensitivity import profile_layers, read_profile, set_limits
-from sparsify.training.objective import evaluate
 from sparsify_cli.app import exit_code
 from sparsify_schemas.profile import Profile, tolerance
 from sparsify_schemas.units import Points, Share
@@ -56,6 +56,12 @@ def trained(weights: Path) -> torch.nn.Module:
     return model.eval()
 
 
+def judge(model: Any, examples: Any) -> tuple[float, float]:
+    """(loss, accuracy)"""
+    found = evaluate(model, examples, CLASSIFICATION)
+    return found.loss, found.deciding
+
+
 def test_ablation_is_what_the_network_does_without_the_units(weights: Path, tmp_path: Path) -> None:
     found = profile_layers(RECIPE, weights, tmp_path / "p.json", examples=60)
     assert (found.examples, [c.group for c in found.curves]) == (60, ["conv1", "conv2", "conv3"])
@@ -70,11 +76,11 @@ def test_ablation_is_what_the_network_does_without_the_units(weights: Path, tmp_
         + model.bn3.bias**2
     )
     own = sensitivity._draw_examples(load_data(load(RECIPE).recipe.data, 0).validation, 60, 0)
-    assert (found.loss, found.accuracy) == pytest.approx(evaluate(model, own))
+    assert (found.loss, found.metric) == pytest.approx(judge(model, own))
     with torch.no_grad():
         model.conv4.weight[:, lost.argsort()[:16]] = 0  # its consumer no longer sees them
     half = next(p for p in found.curves[2].points if p.share == 0.5)
-    assert (half.loss, half.accuracy) == pytest.approx(evaluate(model, own), rel=1e-4)
+    assert (half.loss, half.metric) == pytest.approx(judge(model, own), rel=1e-4)
     assert half.loss > found.loss
 
 
@@ -84,11 +90,11 @@ def test_it_goes_on_where_it_was_killed(
     whole = profile_layers(RECIPE, weights, tmp_path / "whole.json", examples=40)
     calls: list[int] = []
 
-    def dying(model: Any, examples: Any) -> tuple[float, float]:
+    def dying(model: Any, examples: Any, objective: Any) -> Any:
         calls.append(1)
         if len(calls) == 12:
             raise KeyboardInterrupt
-        return evaluate(model, examples)
+        return evaluate(model, examples, objective)
 
     monkeypatch.setattr(sensitivity, "evaluate", dying)
     with pytest.raises(KeyboardInterrupt):
@@ -121,7 +127,7 @@ def test_taylor_predicts_by_the_products_of_weight_and_gradient(weights: Path, t
     assert [p.loss for p in found.curves[2].points] == pytest.approx(
         [found.loss + float(changes[: p.removed].sum()) for p in found.curves[2].points], rel=1e-4
     )
-    assert all(p.accuracy is None for c in found.curves for p in c.points)
+    assert all(p.metric is None for c in found.curves for p in c.points)
 
 
 def test_gsm_ranks_the_units_of_all_layers_together(weights: Path, tmp_path: Path) -> None:
@@ -145,7 +151,7 @@ def test_residual_branches_go_as_a_whole(weights: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         model.bn4.weight.zero_(), model.bn4.bias.zero_()  # the sum's other side alone
     own = sensitivity._draw_examples(load_data(load(RECIPE).recipe.data, 0).validation, 60, 0)
-    assert (branch.points[0].loss, branch.points[0].accuracy) == pytest.approx(evaluate(model, own), rel=1e-4)
+    assert (branch.points[0].loss, branch.points[0].metric) == pytest.approx(judge(model, own), rel=1e-4)
     assert found.limits.keys() == {"conv1"}
 
 

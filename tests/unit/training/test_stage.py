@@ -14,10 +14,10 @@ import sparsify
 from sparsify.data import Datasets, Examples, batches
 from sparsify.errors import DataError, RunError, TrainingError
 from sparsify.events import EpochDone, StageStarted, StepDone
+from sparsify.objective.objective import CLASSIFICATION, evaluate
 from sparsify.pruning.planning.plan import Plan
 from sparsify.training import stage as stage_module
 from sparsify.training.accelerator import make_accelerator
-from sparsify.training.objective import evaluate
 from sparsify.training.seeds import derive_seed
 from sparsify.training.stage import train_stage
 from sparsify.training.stage_state import StageState
@@ -186,7 +186,7 @@ def test_a_listener_hears_of_every_step_and_epoch():
 
 def test_without_validation_examples_there_is_no_validation_figure():
     row = train(net(), stage(1), data=datasets(validation=0)).history[0]
-    assert row.validation_loss is None and row.validation_accuracy is None
+    assert row.validation_loss is None and row.validation_metric is None
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_spoilt():
@@ -225,7 +225,7 @@ class Pair(nn.Module):
     [
         (nn.Linear(5, 3), r"step 1: the model does not take a batch of shape \(16, 6\)"),
         (nn.Linear(6, 2), "the model has 2 outputs and the data 3 classes"),
-        (Pair(), "the model returns a tuple; cross-entropy needs one row of logits per example"),
+        (Pair(), "the model returns a tuple of 2; say in task.outputs which part is the prediction"),
         (nn.Sequential(nn.Linear(6, 3), nn.Unflatten(1, (3, 1))), r"returns a tensor of shape \(16, 3, 1\)"),
         (nn.Flatten(), "no parameter of the model takes a gradient"),
     ],
@@ -245,7 +245,8 @@ def test_evaluate_is_the_mean_over_examples_and_leaves_modes_alone():
     model, data = net(), examples(53, 4)
     model.train()
     model[1].eval()
-    loss, accuracy = evaluate(model, data, batch=10)
+    found = evaluate(model, data, CLASSIFICATION, batch=10)
+    loss, accuracy = found.loss, found.deciding
     assert (model.training, model[1].training, model[3].training) == (True, False, True)
     model.eval()
     logits = model(data.inputs)
@@ -254,7 +255,8 @@ def test_evaluate_is_the_mean_over_examples_and_leaves_modes_alone():
 
 
 def test_evaluate_without_examples_is_not_a_number():
-    assert all(math.isnan(v) for v in evaluate(net(), examples(0, 0)))
+    found = evaluate(net(), examples(0, 0), CLASSIFICATION)
+    assert math.isnan(found.loss) and math.isnan(found.deciding)
 
 
 @pytest.mark.parametrize(("lr", "strength"), [(1e300, 0.0), (0.1, 1e300)])
@@ -277,7 +279,7 @@ def test_parts_of_a_batch_make_the_step_of_the_whole():
     for x, y in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
     assert [r.loss for r in a.history] == pytest.approx([r.loss for r in b.history])
-    assert a.history[-1].train_accuracy == b.history[-1].train_accuracy
+    assert a.history[-1].train_metric == b.history[-1].train_metric
 
 
 def test_warm_up_rises_evenly_to_the_schedule():

@@ -175,9 +175,9 @@ def test_side_counts_the_model_and_its_file(tmp_path: Path) -> None:
     model[1].weight = nn.Parameter(torch.tensor([[0.0, 1.0, 2.0]] * 4))
     file = tmp_path / "w.safetensors"
     file.write_bytes(b"x" * 123)
-    side = measure.measure_side(model, (torch.zeros(2, 4),), file, validation_accuracy=0.5)
+    side = measure.measure_side(model, (torch.zeros(2, 4),), file, validation_metric=0.5)
     assert (side.params, side.nonzero, side.macs, side.bytes) == (31, 27, 24, 123)
-    assert (side.validation_accuracy, side.test_accuracy) == (0.5, None)
+    assert (side.validation_metric, side.test_metric) == (0.5, None)
 
 
 def test_shared_parameters_count_once(tmp_path: Path) -> None:

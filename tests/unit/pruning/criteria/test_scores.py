@@ -7,11 +7,11 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import sparsify
 from sparsify.errors import ModelError
 from sparsify.graph.group_layouts import coupled_layout, inner_layout
+from sparsify.objective.objective import CLASSIFICATION
 from sparsify.pruning.criteria.scores import group_scores, weight_scores
 from sparsify.pruning.criteria.statistics import looks
 from sparsify_schemas.criterion import (
@@ -74,7 +74,7 @@ def of_last(spec: Criterion) -> tuple[Net, Tensor]:
         spec,
         coupled_layout(map, [name], parameters, roles),
         parameters,
-        looks(net, spec, BATCHES, F.cross_entropy),
+        looks(net, spec, BATCHES, CLASSIFICATION),
         0,
     )
 
@@ -127,7 +127,7 @@ def test_what_the_loss_feels(spec: Criterion) -> None:
     assert scores.tolist() == pytest.approx(by_hand(spec), rel=1e-4)
     weight = model().c.weight
     net = model()
-    found = weight_scores(spec, net.c.weight, looks(net, spec, BATCHES, F.cross_entropy), 0)
+    found = weight_scores(spec, net.c.weight, looks(net, spec, BATCHES, CLASSIFICATION), 0)
     one = 0.0
     rounds = [(X[i : i + 1], Y[i : i + 1]) for i in range(8)] if isinstance(spec, Fisher) else BATCHES
     for x, y in rounds:
@@ -165,7 +165,7 @@ def test_wanda_is_the_weight_times_what_it_multiplies() -> None:
                 )
         wanted.append(total / 2)
     assert scores.tolist() == pytest.approx(wanted, rel=1e-4)
-    single = weight_scores(spec, net.c.weight, looks(net, spec, BATCHES, F.cross_entropy), 0)
+    single = weight_scores(spec, net.c.weight, looks(net, spec, BATCHES, CLASSIFICATION), 0)
     rms = sum(math.sqrt(float(seen["c"][:, 4].square().mean())) for seen in arrivals(net)) / 2
     assert float(single[1, 4]) == pytest.approx(rms * abs(float(net.c.weight.detach()[1, 4])), rel=1e-4)
 
@@ -296,7 +296,7 @@ def test_a_cut_takes_batches(kind: str) -> None:
 
 def test_a_model_without_such_layers_is_refused() -> None:
     net = nn.Sequential(nn.Embedding(5, 4), nn.Flatten())
-    own = looks(net, Wanda(kind="wanda"), [(torch.zeros(2, 3, dtype=torch.int64), Y[:2])], F.cross_entropy)
+    own = looks(net, Wanda(kind="wanda"), [(torch.zeros(2, 3, dtype=torch.int64), Y[:2])], CLASSIFICATION)
     assert own is not None
     with pytest.raises(
         ModelError,

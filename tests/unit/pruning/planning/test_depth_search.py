@@ -55,7 +55,7 @@ def searched(edge: float, *, other: bool = False, **asked: Any) -> Search:
             depth=depth,
             macs=1,
             params=1,
-            validation_accuracy=0.9,
+            validation_metric=0.9,
             drop=0.0,
             inside=depth <= edge,
             seconds=1.0,
@@ -88,9 +88,10 @@ def test_where_nothing_is_inside_nothing_is_cut() -> None:
 
 
 def test_points_may_be_written_alone() -> None:
-    assert Budget.model_validate({"accuracy_drop": "1%"}) == Budget(
-        accuracy_drop=AccuracyDrop(at_most=Points(1.0, "pp"))
-    )
+    for text in ("1%", "1pp"):
+        assert load({**RECIPE, "budget": {"accuracy_drop": text}}).recipe.budget == Budget(
+            accuracy_drop=AccuracyDrop(at_most=Points(1.0, "pp"))
+        )
     assert str(Points.parse("0.5pp")) == "0.5pp"
 
 
@@ -143,17 +144,17 @@ def test_the_deepest_cut_inside_is_what_the_run_leaves(tmp_path: Path) -> None:
     taken = best(report.search)
     assert report.search.trials[0].depth == 0.5
     assert {t.inside for t in report.search.trials} == {True, False}, "the edge lies between"
-    assert (report.cut.macs, report.cut.params, report.cut.validation_accuracy) == (
+    assert (report.cut.macs, report.cut.params, report.cut.validation_metric) == (
         taken.macs,
         taken.params,
-        taken.validation_accuracy,
+        taken.validation_metric,
     )
     (limit,) = report.limits
     assert (limit.what, limit.asked, limit.limit, limit.met) == ("budget.accuracy_drop", "3pp", 0.03, True)
     assert (
         limit.achieved
         == pytest.approx(taken.drop)
-        == pytest.approx(report.dense.validation_accuracy - report.cut.validation_accuracy)
+        == pytest.approx(report.dense.validation_metric - report.cut.validation_metric)
     )
     assert all(t.macs > taken.macs for t in report.search.trials if t.depth < taken.depth)
     assert [s.name for s in report.stages] == ["learn", "cut", "finetune"] and len(report.history) == 4, (

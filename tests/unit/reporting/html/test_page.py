@@ -255,7 +255,7 @@ def test_each_target_has_its_plot_and_macs_stand_in_for_none() -> None:
 
 def test_floats_and_integers_stand_in_one_plot() -> None:
     forms = [
-        Form(model=m, dtype=d, bytes=1, ms={"server": ms}, validation_accuracy=a, test_accuracy=None)
+        Form(model=m, dtype=d, bytes=1, ms={"server": ms}, validation_metric=a, test_metric=None)
         for m, d, ms, a in (
             ("dense", "float32", 2.0, 0.97),
             ("cut", "float32", 1.0, 0.96),
@@ -273,7 +273,7 @@ def test_floats_and_integers_stand_in_one_plot() -> None:
 
 def test_a_search_is_drawn_and_every_table_has_its_place() -> None:
     trials = [
-        Trial(depth=d, macs=m, params=1, validation_accuracy=a, drop=0.97 - a, inside=i, seconds=1.0)
+        Trial(depth=d, macs=m, params=1, validation_metric=a, drop=0.97 - a, inside=i, seconds=1.0)
         for d, m, a, i in (
             (0.5, 900_000, 0.96, True),
             (0.75, 400_000, 0.91, False),
@@ -320,8 +320,8 @@ def test_a_page_of_very_little_and_of_what_is_not_finite() -> None:
         "params": 0,
         "nonzero": 0,
         "bytes": 0,
-        "validation_accuracy": None,
-        "test_accuracy": None,
+        "validation_metric": None,
+        "test_metric": None,
     }
     none = report(
         dense=report().dense.model_copy(update=zero),

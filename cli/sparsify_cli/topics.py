@@ -163,7 +163,7 @@ def _group(part: str) -> str:
 
 def _of_entry(prefix: str, model: Model) -> Iterator[Topic]:
     for field in fields(model):
-        if field.name == "kind":
+        if field.name == "kind" and field.required:
             continue
         name = f"{prefix}.{field.name}" if prefix else field.name
         kinds = _kinds(field.annotation)
@@ -182,10 +182,15 @@ def _entries(annotation: Any) -> Iterator[Model]:
 
 
 def _kinds(annotation: Any) -> tuple[tuple[str, str], ...]:
-    members = {
-        kind: model for model in dict.fromkeys(_entries(annotation)) for kind, model in family(model).items()
-    }
+    entries = dict.fromkeys(_entries(annotation))
+    # an entry whose kind may be left out, as that of a task, is one class and no family of them
+    families = [entry for entry in entries if "kind" in entry.model_fields and _must_say_kind(entry)]
+    members = {kind: model for entry in families for kind, model in family(entry).items()}
     return tuple((kind, _doc(model).partition("\n")[0]) for kind, model in members.items())
+
+
+def _must_say_kind(entry: Model) -> bool:
+    return entry.model_fields["kind"].is_required()
 
 
 def _more(field: Field) -> list[str]:

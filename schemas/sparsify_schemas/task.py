@@ -117,10 +117,9 @@ class Task(Spec):
     The loss of a batch is the mean over what counts: examples, or pixels and tokens whose target is not -100.
 
         classification         cross-entropy of logits [N, classes] and numbers of classes [N]
-        multilabel             binary cross-entropy of logits [N, labels] and 0 or 1 for each label [N,
-        labels] regression             mean squared error of outputs and targets of one shape [N, ...]
-        segmentation           cross-entropy of logits [N, classes, H, W] and a class for each pixel [N, H,
-        W];
+        multilabel             binary cross-entropy of logits [N, labels] and 0 or 1 [N, labels]
+        regression             mean squared error of outputs and targets of one shape [N, ...]
+        segmentation           cross-entropy of logits [N, classes, H, W] and a class a pixel [N, H, W];
                                binary cross-entropy where there is one channel
         language_model         cross-entropy of logits [N, T, vocabulary] at each token and the token after it
         masked_language_model  cross-entropy at the tokens whose label is not -100

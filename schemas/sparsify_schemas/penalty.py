@@ -62,6 +62,8 @@ class Facts:
     strength_is: Literal["lambda", "fraction"] = "lambda"
     """what the strength at a step is: lambda, or the fraction that is held at zero, which the log of the
     training does not show as a strength"""
+    needs_classes: bool = False
+    """whether it looks at the output of each target's class"""
     moments: tuple[Duration, ...] = ()
     """times besides those of `strength`; what is not in steps needs to know how long the stage is"""
 
@@ -316,6 +318,7 @@ class Sensitivity(PenaltySpec):
             if self.of == "loss"
             else "sensitivity ({of}, {mode}) {strength}",
             threshold=self.threshold,
+            needs_classes=self.of == "outputs" and self.mode == "specific",
         )
 
 

@@ -306,6 +306,26 @@ class Recipe(Spec):
             raise AtKey("stages", f"'{repair.name}' repairs what a cut left, and no stage before it cuts")
 
     @model_validator(mode="after")
+    def _stages_fit_the_task(self) -> "Recipe":
+        has_classes = self.task.kind in ("classification", "segmentation") or "language" in self.task.kind
+        for index, stage in enumerate(self.stages):
+            if isinstance(stage, Train) and stage.label_smoothing and (not has_classes or self.task.loss):
+                raise AtKey(
+                    "stages",
+                    f"'{stage.name}' smooths labels, which a task with a class for each target has; leave "
+                    f"stages.{index}.label_smoothing out",
+                )
+        for index, rule in enumerate(self.rules):
+            if rule.penalty is not None and rule.penalty.facts().needs_classes and not has_classes:
+                raise AtKey(
+                    "rules",
+                    f"rules.{index}.penalty: 'mode: specific' looks at the output of the true class, and a "
+                    f"task of "
+                    f"{self.task.kind} has none; write 'mode: unspecific'",
+                )
+        return self
+
+    @model_validator(mode="after")
     def _training_needs_data(self) -> "Recipe":
         _check_goals(self)
         if self.data is None and any(isinstance(s, Train) for s in self.stages):

@@ -1,8 +1,8 @@
 """Stages: train, cut, train again, in as many rounds as it takes."""
 
-from typing import Annotated, Literal, assert_never
+from typing import Annotated, Any, Literal, assert_never
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sparsify_schemas.base import AtKey, Flag, NonNegative, Positive, Spec, Text
 from sparsify_schemas.budget import Budget
@@ -57,7 +57,27 @@ class AdamW(Spec):
     """decay decoupled from the gradient"""
 
 
-Optimizer = Annotated[Sgd | Adam | AdamW, Field(discriminator="kind")]
+class OtherOptimizer(Spec):
+    """Another optimizer of torch.optim, or one of your own."""
+
+    kind: Literal["other"]
+    use: Text
+    """name of a class of torch.optim, such as RAdam or RMSprop, or package.module:callable that takes
+    parameters and `lr` and returns a torch optimizer"""
+    lr: Scheduled = Constant(kind="constant", value=1e-3)
+    """learning rate, a number or a schedule"""
+    args: dict[Text, Any] = {}
+    """further keyword arguments, such as {alpha: 0.9, momentum: 0.9}"""
+
+    @field_validator("args")
+    @classmethod
+    def _lr_has_its_own_key(cls, args: dict[str, Any]) -> dict[str, Any]:
+        if "lr" in args:
+            raise ValueError("the learning rate is the key 'lr' beside 'args'")
+        return args
+
+
+Optimizer = Annotated[Sgd | Adam | AdamW | OtherOptimizer, Field(discriminator="kind")]
 
 
 class Goal(Spec):

@@ -25,7 +25,7 @@ from sparsify_schemas.group import (
 from sparsify_schemas.penalty import Penalty
 from sparsify_schemas.rule import Rule
 from sparsify_schemas.schedule import Strength
-from sparsify_schemas.stage import Cut, Distill, Goal, Repair, Stage, Train
+from sparsify_schemas.stage import Cut, Distill, Goal, Optimizer, OtherOptimizer, Repair, Stage, Train
 from sparsify_schemas.task import deciding_metric
 
 
@@ -337,6 +337,10 @@ def _baseline_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "baselines", f"{', '.join(kinds)}, each at the cost of the cut model: {each}{shared}"
 
 
+def _name_optimizer(optimizer: Optimizer) -> str:
+    return optimizer.use if isinstance(optimizer, OtherOptimizer) else optimizer.kind
+
+
 def _stage(stage: Stage, has_penalties: bool) -> str:
     match stage:
         case Cut():
@@ -344,7 +348,7 @@ def _stage(stage: Stage, has_penalties: bool) -> str:
         case Train():
             parts = [
                 f"train {plural(stage.epochs, 'epoch')}, batch {stage.batch}",
-                f", {stage.optimizer.kind} lr {_scheduled(stage.optimizer.lr)}",
+                f", {_name_optimizer(stage.optimizer)} lr {_scheduled(stage.optimizer.lr)}",
                 _manner(stage),
                 ", penalties on" if stage.penalties and has_penalties else "",
                 _cuts(stage),

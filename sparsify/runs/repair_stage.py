@@ -1,18 +1,18 @@
 """The repair stage of a run, and the agreement with the dense model that is noted after a cut."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from sparsify.data import batches
 from sparsify.events import Note, StageStarted
 from sparsify.forward.calls import Inputs
 from sparsify.objective.objective import evaluate
 from sparsify.pruning.repair.agreement import measure_agreement
-from sparsify.pruning.repair.repair import Repaired, collect_examples, repair_model
+from sparsify.pruning.repair.repair import Repaired, repair_model
 from sparsify.reporting.training_tables import describe_repair
 from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.save_load import rebuild_dense
@@ -23,7 +23,6 @@ from sparsify_schemas.stage import Repair
 
 COMPARED = 256
 """training examples on which a cut model is compared with the dense one"""
-BATCH = 250
 
 
 def repair_model_of_run(
@@ -44,7 +43,7 @@ def repair_model_of_run(
     else:
         found = []
     repair = _share(run, model, found)
-    validated = _validation_accuracy(run, model)
+    validated = _validate(run, model)
     run.listener(Note(describe_repair(stage.name, repair)))
     row = StageRow(
         name=stage.name,
@@ -82,8 +81,10 @@ def _training_examples(run: Run, checkpoint: Checkpoint, count: int) -> tuple[In
     """Unlabelled training examples as they are, drawn by the run's seed."""
     assert run.datasets is not None
     seed = derive_seed(run.recipe.seed, checkpoint.stage, 0)
-    loader = batches(run.datasets.train, min(BATCH, count), seed=seed)
-    return collect_examples((x for x, _ in loader), count)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(run.datasets.train), generator=generator)[:count]
+    drawn = run.datasets.train[order].ready()
+    return drawn if isinstance(drawn, tuple | Mapping) else (drawn,), len(order)
 
 
 def _share(run: Run, model: nn.Module, found: list[Repaired]) -> RepairRow:
@@ -111,7 +112,7 @@ def repair_row(repaired: Repaired) -> RepairRow:
     )
 
 
-def _validation_accuracy(run: Run, model: nn.Module) -> float | None:
+def _validate(run: Run, model: nn.Module) -> float | None:
     if run.datasets is None or not len(run.datasets.validation):
         return None
     return evaluate(model, run.datasets.validation, run.objective).deciding

@@ -1,12 +1,14 @@
 """Optimizers: the one that a recipe names, and the parameters that one moves."""
 
+from difflib import get_close_matches
 from typing import assert_never
 
 import torch
 from torch import nn
 
 from sparsify.errors import ModelError, TrainingError
-from sparsify_schemas.stage import Adam, AdamW, Optimizer, Sgd
+from sparsify.recipe.import_path import resolve
+from sparsify_schemas.stage import Adam, AdamW, Optimizer, OtherOptimizer, Sgd
 
 
 def make_optimizer(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
@@ -30,8 +32,39 @@ def make_optimizer(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
             return torch.optim.Adam(parameters, lr=0.0, betas=spec.betas, weight_decay=spec.weight_decay)
         case AdamW():
             return torch.optim.AdamW(parameters, lr=0.0, betas=spec.betas, weight_decay=spec.weight_decay)
+        case OtherOptimizer():
+            return _make_other(spec, parameters)
         case _:
             assert_never(spec)
+
+
+def _make_other(spec: OtherOptimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """An optimizer that the recipe names. Raises TrainingError, which names it."""
+    try:
+        found = resolve(spec.use) if ":" in spec.use else getattr(torch.optim, spec.use)
+    except ImportError as error:
+        raise TrainingError(f"optimizer '{spec.use}': {error}") from error
+    except AttributeError:
+        near = get_close_matches(spec.use, _names(), 1)
+        hint = f"did you mean '{near[0]}'?" if near else "write package.module:callable for one of your own"
+        raise TrainingError(f"torch.optim has no optimizer '{spec.use}'; {hint}") from None
+    try:
+        made = found(parameters, lr=0.0, **spec.args)
+    except Exception as error:
+        raise TrainingError(f"optimizer '{spec.use}': {type(error).__name__}: {error}") from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TrainingError(f"optimizer '{spec.use}' returned a {type(made).__name__}, no torch optimizer")
+    if isinstance(made, torch.optim.LBFGS):
+        raise TrainingError("optimizer 'LBFGS' evaluates the loss several times a step; take another")
+    return made
+
+
+def _names() -> list[str]:
+    """The optimizers of torch.optim."""
+    named = vars(torch.optim).items()
+    return [
+        name for name, found in named if isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
+    ]
 
 
 def trained_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sparsify.distributed import is_sharded
-from sparsify.training.penalties.sensitivity import rows_of_outputs
+from sparsify.training.penalties.sensitivity import as_rows, find_outputs
 from sparsify.training.penalties.step_action import Output
 
 
@@ -63,7 +63,7 @@ class OutputWatch:
         outputs."""
         if not (model.training and torch.is_grad_enabled()):
             return
-        outputs = rows_of_outputs(returned)
+        outputs = find_outputs(returned)
         if outputs.requires_grad:
             # Held here and not by the hook: a tensor whose hook holds it would never be freed.
             self._passes += 1
@@ -75,6 +75,8 @@ class OutputWatch:
         outputs = self._outputs.pop(key, None)
         if outputs is None:
             return  # a pass of a penalty's own
+        with torch.enable_grad():
+            rows = as_rows(outputs)
         for action in self._actions:
-            action(self._leaves, outputs, gradient, self._processes)
+            action(self._leaves, rows, as_rows(gradient), self._processes)
         self.seconds += time.perf_counter() - started

@@ -12,20 +12,25 @@ from sparsify.errors import RunError
 from sparsify.training.fsdp import spread
 
 
+def _known_state(optimizer: torch.optim.Optimizer) -> set[str] | None:
+    """What the optimizer keeps of each parameter; None of one that is not known here."""
+    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        return {"step", "exp_avg", "exp_avg_sq"}
+    return {"momentum_buffer"} if isinstance(optimizer, torch.optim.SGD) else None
+
+
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     """Load a state that was saved of this very optimizer.
     Raises RunError when it is another's, or was tampered with."""
-    known = (
-        {"step", "exp_avg", "exp_avg_sq"}
-        if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
-        else {"momentum_buffer"}
-    )
+    known = _known_state(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def plain(groups: Any) -> list[dict[str, Any]]:
         return [{key: value for key, value in group.items() if key != "lr"} for group in groups]
 
     def fits(value: Any, parameter: Tensor) -> bool:
+        if known is None and isinstance(value, int | float):
+            return math.isfinite(value)
         return value is None or (
             isinstance(value, Tensor)
             and value.is_floating_point()
@@ -34,7 +39,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
 
     try:
         sound = plain(saved["param_groups"]) == plain(optimizer.state_dict()["param_groups"]) and all(
-            set(own) in (set(), known) and all(fits(value, parameters[place]) for value in own.values())
+            (known is None or set(own) in (set(), known))
+            and all(fits(value, parameters[place]) for value in own.values())
             for place, own in saved["state"].items()
         )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):

@@ -4,6 +4,7 @@ The figures of a report are compared with the metric written out from its defini
 """
 
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import sparsify
-from sparsify.errors import SparsifyError
+from sparsify.errors import SparsifyError, TrainingError
+from sparsify.events import EpochDone
 from sparsify.runs.apply import apply
 from sparsify.runs.save_load import load_dense, load_run, verify_run
+from sparsify.runs.sensitivity import profile_layers
 
 sys.path.append(str(Path(__file__).parent))
 import task_parts
@@ -48,6 +51,7 @@ def recipe(
         "stages": [
             {"kind": "train", "name": "learn", "epochs": 3, "batch": 32, "optimizer": ADAM},
             {"kind": "cut"},
+            {"kind": "repair", "examples": 100},
             {
                 "kind": "train",
                 "name": "tune",
@@ -202,14 +206,14 @@ def test_a_task_is_trained_cut_and_judged(kind: str, tmp_path: Path) -> None:
     assert (report.dense.test_metric, report.cut.test_metric) == pytest.approx(expected, rel=1e-4)
     first, last = report.history[0], report.history[2]
     assert last.loss < 0.9 * first.loss, "nothing was learned"
+    repaired = next(row.repair for row in report.stages if row.repair is not None)
+    assert repaired.after.error < repaired.before.error
     page = (run / "report.md").read_text()
     assert f"test {name}" in page and "accuracy" not in page.replace("token_accuracy", "")
 
 
 def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     """Batches with masks and lists, after a stop between two epochs."""
-    from sparsify.events import EpochDone
-
     given, _, _ = KINDS["masked"]
     whole = verify_run(apply(given, from_scratch=True, out=tmp_path / "whole", timing=0.02))
 
@@ -244,6 +248,124 @@ def test_gradient_criteria_rank_by_the_loss_of_the_task(criterion: str) -> None:
     result = sparsify.cut(plan, model, batches=[(images / 255, masks.masked_fill(masks == 255, -100))])
     (width,) = result.cuts.widths
     assert (width.width, width.keep) == (12, ((6, 12),))
+
+
+PENALTIES = {
+    "gsm": {"kind": "gsm"},
+    "sensitivity of the loss": {"kind": "sensitivity", "strength": 1e-3},
+    "unspecific sensitivity": {"kind": "sensitivity", "of": "outputs", "strength": 1e-3},
+    "auto strength": {"kind": "group_lasso", "strength": "auto"},
+}
+
+
+@pytest.mark.parametrize("kind", ["regression", "multilabel", "segmentation", "masked", "own"])
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_penalties_act_on_every_task(penalty: str, kind: str, tmp_path: Path) -> None:
+    """Weights that the rule reaches end smaller than without the penalty."""
+    given, _, _ = KINDS[kind]
+    rule = {**given["rules"][0], "criterion": {"kind": "magnitude"}}
+    epochs = 4 if penalty == "auto strength" else 1
+    stages = [{**given["stages"][0], "epochs": epochs}, {"kind": "cut"}]
+    sizes = []
+    for acting in ({}, {"penalty": PENALTIES[penalty]}):
+        asked = {**given, "rules": [{**rule, **acting}], "stages": stages}
+        if penalty == "gsm":
+            decay = {"kind": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.05}
+            asked["stages"] = [{**stages[0], "optimizer": decay}, {"kind": "cut"}]
+        run = apply(asked, from_scratch=True, out=tmp_path, timing=0.02)
+        dense = load_dense(run)
+        layers = rule["layers"] if isinstance(rule["layers"], list) else [rule["layers"]]
+        sizes.append(sum(float(dense.get_submodule(name).weight.detach().abs().sum()) for name in layers))
+    assert sizes[1] < sizes[0]
+
+
+def test_baselines_and_sensitivity_go_by_the_metric_of_the_task(tmp_path: Path) -> None:
+    given, _, _ = KINDS["regression"]
+    asked = {**given, "rules": [{**given["rules"][0], "criterion": {"kind": "magnitude"}}]}
+    del asked["rules"][0]["sparsity"]
+    asked |= {"budget": {"params": "60%"}, "baselines": ["uniform_width", "random"]}
+    run = apply(asked, from_scratch=True, out=tmp_path, timing=0.02)
+    report = verify_run(run)
+    assert [made.kind for made in report.baselines] == ["uniform_width", "random"]
+    assert all(made.side.test_metric is not None for made in report.baselines)
+    assert "Rmse of the cut model: " in (run / "report.md").read_text()
+    profile = profile_layers(asked, run / "dense.safetensors", tmp_path / "p.json")
+    assert (profile.judged_by.name, profile.judged_by.better) == ("rmse", "lower")
+    assert profile.curves[0].points[-1].metric > profile.metric
+
+
+def test_an_optimizer_of_torch_is_named_with_its_arguments(tmp_path: Path) -> None:
+    """A run with RMSprop, stopped and resumed, ends with the weights of one that was not stopped."""
+    given, _, _ = KINDS["regression"]
+    optimizer = {"kind": "other", "use": "RMSprop", "lr": 1e-3, "args": {"alpha": 0.9, "momentum": 0.5}}
+    stages = [{**given["stages"][0], "optimizer": optimizer}, {"kind": "cut"}]
+    whole = apply({**given, "stages": stages}, from_scratch=True, out=tmp_path / "whole", timing=0.02)
+
+    def stop(event: object) -> None:
+        if isinstance(event, EpochDone) and event.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        apply({**given, "stages": stages}, from_scratch=True, out=tmp_path / "b", timing=0.02, listener=stop)
+    (folder,) = (tmp_path / "b").iterdir()
+    resumed = apply(resume=folder, timing=0.02)
+    assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        ({"use": "RMSProp"}, "torch.optim has no optimizer 'RMSProp'; did you mean 'RMSprop'?"),
+        (
+            {"use": "RMSprop", "args": {"alfa": 1}},
+            "optimizer 'RMSprop': TypeError: RMSprop.__init__() got an unexpected keyword argument 'alfa'",
+        ),
+        ({"use": "task_parts:mlp"}, "optimizer 'task_parts:mlp': TypeError: mlp() got an unexpected"),
+    ],
+)
+def test_an_optimizer_that_is_none_is_said(optimizer: Any, message: str, tmp_path: Path) -> None:
+    given, _, _ = KINDS["regression"]
+    stages = [{**given["stages"][0], "optimizer": {"kind": "other", **optimizer}}, {"kind": "cut"}]
+    with pytest.raises(TrainingError, match="^" + re.escape(message)):
+        apply({**given, "stages": stages}, from_scratch=True, out=tmp_path, timing=0.02)
+
+
+def test_distillation_follows_the_dense_model_in_every_task(tmp_path: Path) -> None:
+    """With all weight on the teacher, the outputs come nearer to the dense model's."""
+    for kind in ("regression", "multilabel", "segmentation", "one channel", "language model", "masked"):
+        given, _, _ = KINDS[kind]
+        tune = {**given["stages"][3], "epochs": 4, "distill": {"weight": 1.0}}
+        stages = [given["stages"][0], {"kind": "cut"}, tune]
+        agreement = []
+
+        def note(event: object, found: list[Any] = agreement) -> None:
+            if isinstance(event, EpochDone) and event.stage == "tune":
+                found.append(event.loss)
+
+        apply({**given, "stages": stages}, from_scratch=True, out=tmp_path, timing=0.02, listener=note)
+        assert agreement[-1] < agreement[0], kind
+
+
+def test_labels_are_smoothed_where_there_are_classes(tmp_path: Path) -> None:
+    """(1 - s) CE + s * mean over the classes of -log p: higher than the plain loss on a model that is
+    sure."""
+    given, _, _ = KINDS["masked"]
+    losses = []
+    for smoothing in (0.0, 0.2):
+        learn = {**given["stages"][0], "label_smoothing": smoothing}
+        run = apply(
+            {**given, "stages": [learn, {"kind": "cut"}]}, from_scratch=True, out=tmp_path, timing=0.02
+        )
+        losses.append(verify_run(run).history[-1].loss)
+    assert losses[1] > losses[0]
+    wrong = {**KINDS["regression"][0]}
+    wrong["stages"] = [{**wrong["stages"][0], "label_smoothing": 0.1}, {"kind": "cut"}]
+    with pytest.raises(SparsifyError) as caught:
+        sparsify.load_recipe(wrong)
+    assert str(caught.value) == (
+        "<recipe>: stages: 'learn' smooths labels, which a task with a class for each target has; leave "
+        "stages.0.label_smoothing out"
+    )
 
 
 def test_the_limit_of_a_metric_that_falls_is_in_its_own_unit(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from sparsify.formatting.numbers import digits, tiny
 from sparsify.recipe import schedules
 from sparsify_schemas.penalty import Gsm
 from sparsify_schemas.recipe import Recipe
-from sparsify_schemas.stage import Adam, AdamW, Optimizer, Sgd, Train
+from sparsify_schemas.stage import Adam, AdamW, Optimizer, OtherOptimizer, Sgd, Train
 
 LOSSLESS = 1e-3
 """a weight shrunk to so little of itself is cut without loss"""
@@ -37,7 +37,7 @@ def decay_rate(optimizer: Optimizer) -> float | None:
             return optimizer.weight_decay / (1 - optimizer.momentum)
         case AdamW():
             return optimizer.weight_decay
-        case Adam():
+        case Adam() | OtherOptimizer():
             return None
         case _:
             assert_never(optimizer)

@@ -123,16 +123,22 @@ def _shrink(weights: Tensors, sensitivities: Tensors, strength: float) -> None:
         weights[name].addcmul_(weights[name], insensitivity.to(weights[name].dtype), value=-strength)
 
 
-def rows_of_outputs(outputs: object) -> Tensor:
-    """What a model returned, if it is a row of outputs per example. Raises ModelError."""
-    if not isinstance(outputs, Tensor) or outputs.dim() != 2:
-        what = (
-            f"a tensor of shape {tuple(outputs.shape)}"
-            if isinstance(outputs, Tensor)
-            else f"a {type(outputs).__name__}"
-        )
-        raise ModelError(
-            f"sensitivity of outputs needs a model that returns one row of outputs per example, not {what}; "
-            "write 'of: loss'"
-        )
-    return outputs
+def find_outputs(returned: object) -> Tensor:
+    """The tensor of outputs in what a model returned: itself, or its `logits`. Raises ModelError."""
+    found = returned.get("logits") if isinstance(returned, Mapping) else getattr(returned, "logits", returned)
+    if isinstance(found, Tensor) and found.dim() in (2, 3, 4):
+        return found
+    what = f"a {type(returned).__name__}"
+    if isinstance(found, Tensor):
+        what = f"a tensor of shape {tuple(found.shape)}"
+    raise ModelError(
+        f"sensitivity of outputs needs a model that returns one row of outputs per example, not {what}; "
+        "write 'of: loss'"
+    )
+
+
+def as_rows(outputs: Tensor) -> Tensor:
+    """[N, K] as it is; tokens [N, T, K] and pixels [N, K, H, W] as a row of K outputs each."""
+    if outputs.dim() == 3:
+        return outputs.flatten(0, 1)
+    return outputs.permute(0, 2, 3, 1).flatten(0, 2) if outputs.dim() == 4 else outputs

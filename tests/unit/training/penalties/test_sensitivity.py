@@ -174,7 +174,7 @@ class Named(nn.Module):
         self.a = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"logits": self.a(x)}
+        return {"scores": self.a(x)}
 
 
 def test_outputs_that_are_no_rows_are_refused() -> None:

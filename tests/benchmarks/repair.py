@@ -33,7 +33,8 @@ from sparsify.forward.copies import copy_model
 from sparsify.models import cifar_resnet56
 from sparsify.objective.objective import CLASSIFICATION, evaluate
 from sparsify.pruning.cut import Result
-from sparsify.pruning.repair.least_squares import Settings, refit_layers
+from sparsify.pruning.repair.choose_fit import Settings
+from sparsify.pruning.repair.least_squares import refit_layers
 from sparsify.pruning.repair.repair import repair_model
 from sparsify_schemas.data import Data
 from sparsify_schemas.stage import Repair

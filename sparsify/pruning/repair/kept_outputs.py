@@ -1,6 +1,6 @@
 """Which outputs of each layer stayed, read from the log of the cuts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 import torch
@@ -12,6 +12,22 @@ from sparsify.graph.names import canonical_names
 from sparsify_schemas.cuts import Cuts, Narrow
 
 
+def kept_rows(dense: nn.Module, rounds: Sequence[Cuts], names: Iterable[str]) -> dict[str, Tensor]:
+    """Tensor -> numbers of its rows in the dense model that stay, in order; of the tensors named, those that
+    lost rows."""
+    canonical = canonical_names(dense)
+    narrowed = _narrowed(rounds)
+    found = {}
+    for name in names:
+        operations = [one for one in narrowed.get(canonical.get(name, name), []) if not one.dim]
+        if operations:
+            numbers = torch.arange(len(dense.get_parameter(name)))
+            for operation in operations:
+                numbers = numbers[_ranges(operation)]
+            found[name] = numbers
+    return found
+
+
 def kept_outputs(dense: nn.Module, rounds: Sequence[Cuts]) -> dict[str, Tensor]:
     """Layer -> numbers of its dense outputs that stay, in order; layers that kept all of them are left out.
 
@@ -19,10 +35,7 @@ def kept_outputs(dense: nn.Module, rounds: Sequence[Cuts]) -> dict[str, Tensor]:
     number of the output that it belongs to.
     """
     canonical = canonical_names(dense)
-    narrowed: dict[str, list[Narrow]] = {}
-    for operation in chain.from_iterable(cuts.operations for cuts in rounds):
-        if isinstance(operation, Narrow):
-            narrowed.setdefault(operation.tensor, []).append(operation)
+    narrowed = _narrowed(rounds)
     found = {}
     for name, module in dense.named_modules():
         if is_scripted(module):
@@ -35,11 +48,24 @@ def kept_outputs(dense: nn.Module, rounds: Sequence[Cuts]) -> dict[str, Tensor]:
     return found
 
 
+def _narrowed(rounds: Sequence[Cuts]) -> dict[str, list[Narrow]]:
+    """Tensor -> what was taken from it, in order."""
+    narrowed: dict[str, list[Narrow]] = {}
+    for operation in chain.from_iterable(cuts.operations for cuts in rounds):
+        if isinstance(operation, Narrow):
+            narrowed.setdefault(operation.tensor, []).append(operation)
+    return narrowed
+
+
+def _ranges(operation: Narrow) -> Tensor:
+    """What stays, as numbers."""
+    return torch.cat([torch.arange(start, end) for start, end in operation.keep])
+
+
 def _kept(module: nn.Module, weight: Tensor, operations: Sequence[Narrow]) -> Tensor:
     numbers = _output_numbers(module, weight)
     for operation in operations:
-        stay = torch.cat([torch.arange(start, end) for start, end in operation.keep])
-        numbers = numbers.index_select(operation.dim, stay)
+        numbers = numbers.index_select(operation.dim, _ranges(operation))
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         numbers = numbers.reshape(numbers.shape[0], numbers.shape[1], -1)[:, :, 0]
         unique: Tensor = torch.unique(numbers)

@@ -12,7 +12,7 @@ from sparsify.events import Note, StageStarted
 from sparsify.forward.calls import Inputs
 from sparsify.objective.objective import evaluate
 from sparsify.pruning.repair.agreement import measure_agreement
-from sparsify.pruning.repair.repair import Repaired, collect_examples, repair_model
+from sparsify.pruning.repair.repair import Repaired, collect_examples, merge_model, repair_model
 from sparsify.reporting.training_tables import describe_repair
 from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.save_load import rebuild_dense
@@ -35,14 +35,7 @@ def repair_model_of_run(
     """
     started = time.perf_counter()
     run.listener(StageStarted(stage.name, "repair", 0, 0))
-    assert run.datasets is not None  # the recipe was refused otherwise
-    if run.accelerator.is_main_process:
-        inputs, count = _training_examples(run, checkpoint, stage.examples)
-        dense = dense_of_run(run, model)
-        seed = derive_seed(run.recipe.seed, checkpoint.stage, 0)
-        found = [repair_model(dense, model, checkpoint.cuts, inputs, count, stage, seed)]
-    else:
-        found = []
+    found = [_repair(run, stage, model, checkpoint)] if run.accelerator.is_main_process else []
     repair = _share(run, model, found)
     validated = _validation_accuracy(run, model)
     run.listener(Note(describe_repair(stage.name, repair)))
@@ -59,6 +52,15 @@ def repair_model_of_run(
         checkpoint.write(run.folder)
     run.accelerator.wait_for_everyone()
     return model, checkpoint
+
+
+def _repair(run: Run, stage: Repair, model: nn.Module, checkpoint: Checkpoint) -> Repaired:
+    dense, cuts, model_map = dense_of_run(run, model), checkpoint.cuts, run.plan.map
+    if run.datasets is None:  # a recipe without data was refused unless it merges
+        return merge_model(dense, model, model_map, cuts)
+    inputs, count = _training_examples(run, checkpoint, stage.examples)
+    seed = derive_seed(run.recipe.seed, checkpoint.stage, 0)
+    return repair_model(dense, model, cuts, inputs, count, stage, seed, model_map)
 
 
 def agreement_after_cut(

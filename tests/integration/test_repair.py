@@ -90,3 +90,40 @@ def test_a_repair_without_data_or_without_a_cut_is_refused() -> None:
     with pytest.raises(RecipeError) as caught:
         sparsify.load_recipe(early)
     assert "'repair' repairs what a cut left, and no stage before it cuts" in str(caught.value)
+
+
+def test_a_run_merges_without_data(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = sparsify.models.digits_cnn()
+    with torch.no_grad():
+        for layer in (m for m in model.modules() if isinstance(m, torch.nn.Conv2d)):
+            half = layer.out_channels // 2
+            layer.weight[half : 2 * half] = 0.1 * layer.weight[:half]
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    recipe = {
+        "version": 1,
+        "title": "Digits",
+        "model": {"build": "sparsify.models.digits_cnn"},
+        "inputs": [{"shape": [2, 1, 8, 8]}],
+        "budget": {"macs": "60%"},
+        "rules": [{"layers": "Conv2d", "group": "filter"}],
+        "stages": [{"kind": "cut"}, {"kind": "repair", "method": "merge"}],
+    }
+    heard: list[Event] = []
+    run = sparsify.apply(recipe, tmp_path / "model.pt", timing=0.05, listener=heard.append)
+    repair = read_report(run).stages[1]
+    assert repair.repair is not None and repair.repair.method == "merge" and repair.agreement is None
+    merged = [row.layer for row in repair.repair.layers if row.outcome == "merged"]
+    said = next(e.text for e in heard if isinstance(e, Note) and e.text.startswith("repair: "))
+    count = len(repair.repair.layers)
+    layers = f"{count} layer" + ("s" if count > 1 else "")
+    assert merged and said == f"repair: merge, without data; {len(merged)} of {layers} changed."
+    plan = sparsify.describe(sparsify.make_plan(recipe, model, (torch.zeros(2, 1, 8, 8),)))
+    assert "add what removed units computed to those most like them, without data" in " ".join(plan.split())
+    late = {**RECIPE, "stages": [*RECIPE["stages"][:2], {"kind": "repair", "method": "merge"}]}
+    with pytest.raises(RecipeError) as caught:
+        sparsify.load_recipe(late)
+    assert (
+        "'repair' merges units into those that the cut left as they were; it must be the second stage, after "
+        "a 'cut'"
+    ) in str(caught.value)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sparsify.forward.opaque import is_scripted
 from sparsify.graph.layer_types import is_transposed_linear
 from sparsify.graph.names import canonical_names
+from sparsify.pruning.layer_matrix import groups_of, is_product, weight_matrix
 from sparsify_schemas.cuts import Cuts, Narrow
 
 
@@ -45,6 +46,28 @@ def kept_outputs(dense: nn.Module, rounds: Sequence[Cuts]) -> dict[str, Tensor]:
         operations = narrowed.get(canonical.get(tensor, tensor), [])
         if weight is not None and operations and weight.dim() > 1:
             found[name] = _kept(module, weight, operations)
+    return found
+
+
+def kept_columns(dense: nn.Module, rounds: Sequence[Cuts]) -> dict[str, Tensor]:
+    """Layer -> columns of its dense weight as a matrix that stay, in order, as `layer_matrix.weight_matrix`
+    numbers them; of layers without groups that lost some."""
+    canonical = canonical_names(dense)
+    narrowed = _narrowed(rounds)
+    found = {}
+    for name, module in dense.named_modules():
+        if not is_product(module) or groups_of(module) != 1:
+            continue
+        weight, tensor = module.get_parameter("weight"), f"{name}.weight" if name else "weight"
+        turned = is_transposed_linear(module) or isinstance(module, nn.modules.conv._ConvTransposeNd)
+        dim = 0 if turned else 1
+        operations = [one for one in narrowed.get(canonical.get(tensor, tensor), []) if one.dim == dim]
+        if operations:
+            numbers = torch.arange(weight.shape[dim])
+            for operation in operations:
+                numbers = numbers[_ranges(operation)]
+            taps = weight_matrix(module).shape[1] // weight.shape[dim]
+            found[name] = (numbers[:, None] * taps + torch.arange(taps)).flatten()
     return found
 
 

@@ -14,12 +14,14 @@ from sparsify.forward.call_model import named_inputs
 from sparsify.forward.calls import Inputs, map_tensors
 from sparsify.forward.opaque import explain_errors
 from sparsify.forward.trial_calls import eval_mode
+from sparsify.graph.model_map import ModelMap
 from sparsify.pruning.cut import Result
 from sparsify.pruning.repair.agreement import measure_agreement, take_examples
 from sparsify.pruning.repair.batch_norm import reestimate_statistics
 from sparsify.pruning.repair.choose_fit import Settings
 from sparsify.pruning.repair.least_squares import refit_layers
 from sparsify.pruning.repair.memory import affordable_examples
+from sparsify.pruning.repair.merging import merge_units
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.report import Agreement, LayerRepair
 from sparsify_schemas.stage import LEAST_EXAMPLES, Repair
@@ -34,9 +36,9 @@ class Repaired:
     method: str
     examples: int
     """calibration examples used, those held out included"""
-    before: Agreement
-    """with the dense model, on the examples held out"""
-    after: Agreement
+    before: Agreement | None
+    """with the dense model, on the examples held out; None without examples"""
+    after: Agreement | None
     layers: tuple[LayerRepair, ...]
     reverted: bool
     """whether the repair made the outputs worse and was taken back"""
@@ -44,19 +46,23 @@ class Repaired:
 
     def __repr__(self) -> str:
         """What came out, in one line."""
-        done = sum(layer.outcome == "refitted" for layer in self.layers)
+        done = sum(layer.outcome in ("refitted", "merged") for layer in self.layers)
+        if self.before is None or self.after is None:
+            return f"<Repaired by {self.method}: {done} of {len(self.layers)} layers changed, without data>"
         errors = f"error of the outputs {self.before.error:.3g} -> {self.after.error:.3g}"
         if self.layers and not done:
             return f"<Repaired by {self.method}: no layer to refit, {errors}>"
         if self.reverted:
             return f"<Repaired by {self.method}: taken back, as it did not help; {errors}>"
-        layers = f"{done} layers refitted, " if self.layers else ""
+        layers = (
+            f"{done} layers {'merged' if self.method == 'merge' else 'refitted'}, " if self.layers else ""
+        )
         return f"<Repaired by {self.method}: {layers}{errors}>"
 
 
 def repair(
     result: Result,
-    batches: Iterable[Any],
+    batches: Iterable[Any] | None = None,
     *,
     method: str = "least_squares",
     examples: int = 1000,
@@ -72,8 +78,8 @@ def repair(
     Args:
         result: Of `sparsify.cut`. Its model is repaired in place.
         batches: Unlabelled training examples, never validation data: tensors, mappings of tensors, or (x, y)
-            pairs of which x is taken.
-        method: `least_squares`, `batch_norm` or `mean`, as in the recipe's stage `repair`.
+            pairs of which x is taken. `merge` takes none; if given, they judge it.
+        method: `least_squares`, `batch_norm`, `mean` or `merge`, as in the recipe's stage `repair`.
         examples: At most so many are used; fewer where their activations would take more than 2 GiB.
         ridge: l, relative to the mean diagonal of X'X: how strongly weights are pulled to those they have.
         seed: Of the places at which outputs are sampled.
@@ -99,8 +105,27 @@ def repair(
     except ValidationError as error:
         first = error.errors()[0]
         raise ModelError(f"repair: '{first['loc'][0]}': {first['msg']}") from None
+    if batches is None and method == "merge":
+        return merge_model(result.dense, result.model, result.plan.map, (result.cuts,))
     inputs, count = collect_examples(batches, examples)
-    return repair_model(result.dense, result.model, (result.cuts,), inputs, count, stage, seed)
+    rounds, map_ = (result.cuts,), result.plan.map
+    return repair_model(result.dense, result.model, rounds, inputs, count, stage, seed, map_)
+
+
+def merge_model(dense: nn.Module, model: nn.Module, model_map: ModelMap, rounds: Sequence[Cuts]) -> Repaired:
+    """Merge removed units of a model into those that are left, without data; nothing judges it.
+
+    Args:
+        dense: The model before the cut.
+        model: The cut model; it is repaired in place.
+        model_map: Of the dense model.
+        rounds: The log of the only cut.
+    """
+    started = time.perf_counter()
+    with torch.no_grad():
+        layers = merge_units(dense, model, model_map, rounds[0])
+    seconds = time.perf_counter() - started
+    return Repaired(model, "merge", 0, None, None, layers, False, seconds)
 
 
 def repair_model(
@@ -111,6 +136,7 @@ def repair_model(
     examples: int,
     stage: Repair,
     seed: int,
+    model_map: ModelMap,
 ) -> Repaired:
     """The same for a model that several cuts have left.
 
@@ -118,6 +144,7 @@ def repair_model(
         dense: the model before the first cut.
         rounds: the logs of the cuts, in order.
         inputs: one call with all examples.
+        model_map: of the dense model.
     """
     started = time.perf_counter()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -133,12 +160,13 @@ def repair_model(
                 "raise 'memory'"
             )
         inputs = take_examples(inputs, examples, 0, count)
-        held_out = max(2, round(HELD_OUT * count))
+        # A merge is fitted to no examples, so that all may judge it.
+        held_out = count if stage.method == "merge" else max(2, round(HELD_OUT * count))
         judged = take_examples(inputs, count, count - held_out, count)
         before = measure_agreement(dense, model, judged, held_out)
         saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         try:
-            layers = _repair_layers(dense, model, rounds, inputs, count, held_out, stage, seed)
+            layers = _repair_layers(dense, model, rounds, inputs, count, held_out, stage, seed, model_map)
             after = measure_agreement(dense, model, judged, held_out)
         except BaseException:  # an interruption leaves the model as it was
             model.load_state_dict(saved)
@@ -176,8 +204,11 @@ def _repair_layers(
     held_out: int,
     stage: Repair,
     seed: int,
+    model_map: ModelMap,
 ) -> tuple[LayerRepair, ...]:
     match stage.method:
+        case "merge":
+            return merge_units(dense, model, model_map, rounds[0])
         case "batch_norm":
             fitted = examples - held_out
             reestimate_statistics(model, take_examples(inputs, examples, 0, fitted), fitted)
@@ -189,7 +220,7 @@ def _repair_layers(
             return refit_layers(dense, model, rounds, inputs, examples, settings)
 
 
-def collect_examples(batches: Iterable[Any], examples: int) -> tuple[Inputs, int]:
+def collect_examples(batches: Iterable[Any] | None, examples: int) -> tuple[Inputs, int]:
     """Join batches into one call, and count its examples. Raises ModelError when there are none."""
     if isinstance(batches, Tensor | str | Mapping) or not isinstance(batches, Iterable):
         raise ModelError(

@@ -9,7 +9,7 @@ import torch
 
 import sparsify
 from sparsify.errors import RecipeError
-from sparsify.events import Event, Note, StageStarted
+from sparsify.events import Event, Measuring, Note, StageStarted
 from sparsify.reporting.report_file import read_report
 from sparsify.reporting.report_tables import tables
 from sparsify.runs.run_folder import CHECKPOINT
@@ -54,19 +54,22 @@ def test_a_run_repairs_after_its_cut() -> None:
     assert any(isinstance(e, StageStarted) and e.kind == "repair" for e in heard)
     note = next(e.text for e in heard if isinstance(e, Note) and e.text.startswith("repair: "))
     assert note in table.notes
+    steps = [(e.done, e.total) for e in heard if isinstance(e, Measuring) and e.what == "repair: layers"]
+    total = len(repair.repair.layers)
+    assert steps == [(number, total) for number in range(total + 1)] and total > 2
     plan = sparsify.describe(sparsify.make_plan(RECIPE, sparsify.load_run(run), (torch.zeros(2, 1, 8, 8),)))
     assert "refit by least squares on 300 training examples, without labels" in " ".join(plan.split())
 
 
-@pytest.mark.parametrize("after", ["cut", "repair"])
+@pytest.mark.parametrize("after", ["cut", "two layers", "repair"])
 def test_a_run_that_is_interrupted_around_a_repair_ends_with_the_same_bits(after: str) -> None:
     whole = sparsify.apply(RECIPE, from_scratch=True, timing=0.05, out="whole")
 
     def stop(event: Event) -> None:
-        starts = isinstance(event, StageStarted) and event.kind == "repair"
-        if (after == "cut" and starts) or (
-            after == "repair" and isinstance(event, StageStarted) and event.name == "tune"
-        ):
+        starts = event.name if isinstance(event, StageStarted) else None
+        refitted = event.done if isinstance(event, Measuring) and event.what == "repair: layers" else 0
+        reached = {"cut": starts == "repair", "two layers": refitted == 2, "repair": starts == "tune"}
+        if reached[after]:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -1,12 +1,13 @@
 """Fit one layer to given outputs, and keep the fit only where it helps on examples that were held out."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from sparsify.pruning.repair.regression import Fit, fit_intercept, fit_ridge, mean_square
+from sparsify.distributed import added
+from sparsify.pruning.repair.regression import Fit, fit_intercept, fit_ridge, mean_of_all, mean_square
 from sparsify_schemas.report import LayerRepair
 
 UNCHANGED = 1e-6
@@ -27,6 +28,8 @@ class Settings:
     shortcuts: bool = True
     """whether the last layer of a sum makes up for what the other addend lost"""
     seed: int = 0
+    processes: Any = None
+    """process group, each of which has other examples; all of them refit alike"""
 
 
 def choose_fit(
@@ -52,14 +55,15 @@ def choose_fit(
         shiftable: whether the layer can take another intercept.
     """
     fitted, judged = split_rows(len(rows), examples, settings)
-    spread = spread_of(targets[judged])
-    before = mean_square(rows[judged], targets[judged], start) / spread
+    processes = settings.processes
+    spread = spread_of(targets[judged], processes)
+    before = mean_square(rows[judged], targets[judged], start, processes) / spread
     if is_unchanged(before, dtype):
         return repair_row(name, "unchanged", before, before), None
     if settings.method == "mean" and not shiftable:
         return repair_row(name, "skipped", before, before, NO_INTERCEPT), None
     fit = fit_rows(rows[fitted], targets[fitted], start, settings, shiftable=shiftable)
-    after = mean_square(rows[judged], targets[judged], fit) / spread
+    after = mean_square(rows[judged], targets[judged], fit, processes) / spread
     if not after < before:
         return repair_row(name, "reverted", before, after), None
     return repair_row(name, "refitted", before, after), fit
@@ -68,8 +72,9 @@ def choose_fit(
 def fit_rows(rows: Tensor, targets: Tensor, start: Fit, settings: Settings, *, shiftable: bool) -> Fit:
     """The fit that the settings ask for."""
     if settings.method == "least_squares":
-        return fit_ridge(rows, targets, start, settings.ridge, intercept=shiftable)
-    return fit_intercept(rows, targets, start) if shiftable else start
+        ridge, processes = settings.ridge, settings.processes
+        return fit_ridge(rows, targets, start, ridge, intercept=shiftable, processes=processes)
+    return fit_intercept(rows, targets, start, settings.processes) if shiftable else start
 
 
 def split_rows(rows: int, examples: int, settings: Settings) -> tuple[slice, slice]:
@@ -78,9 +83,13 @@ def split_rows(rows: int, examples: int, settings: Settings) -> tuple[slice, sli
     return slice(fitted), slice(fitted, None) if fitted < rows else slice(None)
 
 
-def spread_of(targets: Tensor) -> float:
-    """Mean variance of the outputs; 1 where they are all the same."""
-    return float(targets.var(0, correction=0).mean()) or 1.0
+def spread_of(targets: Tensor, processes: Any = None) -> float:
+    """Mean variance of the outputs over the rows of all processes; 1 where they are all the same."""
+    if processes is None:
+        return float(targets.var(0, correction=0).mean()) or 1.0
+    mean = added(targets.double().sum(0), processes)
+    mean /= added(targets.new_tensor(len(targets), dtype=torch.float64), processes)
+    return mean_of_all((targets - mean.to(targets.dtype)).square(), processes) or 1.0
 
 
 def is_unchanged(error: float, dtype: torch.dtype) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsify.distributed import counts_of
 from sparsify.forward.call_model import call_model, restore_buffers
 from sparsify.forward.calls import Inputs
 from sparsify.pruning.layer_matrix import (
@@ -92,6 +93,7 @@ def refit_layers(
     inputs: Inputs,
     examples: int,
     settings: Settings,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[LayerRepair, ...]:
     """Refit the layers of `model` in place.
 
@@ -102,6 +104,7 @@ def refit_layers(
         inputs: one call with all calibration examples, on the device of the models.
         examples: how many there are.
         settings: see `Settings`.
+        progress: called with the number of layers done and that of all, before the first and after each.
     """
     first = take_examples(inputs, examples, 0, 2)  # enough to see which layers run
     (dense_sites, _), (sites, _) = find_sites(dense, first), find_sites(model, first)
@@ -109,6 +112,8 @@ def refit_layers(
     partners = _shared_addends(dense_sites, sites) if settings.shortcuts else frozenset()
     skipped = dict(_skipped(model, sites, dense_sites, outputs, rows, dense))
     repairs = [repair_row(name, "skipped", reason=reason) for name, reason in skipped.items()]
+    todo = [name for name in sites if name not in skipped]
+    done: list[str] = []
     watch = OperatorCounter(_operators(sites, partners))
     run_dense = _Dense(dense, dense_sites, partners, outputs, rows, inputs, examples, settings)
 
@@ -131,14 +136,18 @@ def refit_layers(
                     case _:
                         reason = _why_not_run(module)
                         repairs.append(repair_row(name, "skipped", reason=reason))
+                done.append(name)
+                if progress is not None:
+                    progress(len(done), len(todo))
 
         return hook
 
     handles = [
         model.get_submodule(name).register_forward_pre_hook(before_layer(name), with_kwargs=True)
-        for name in sites
-        if name not in skipped
+        for name in todo
     ]
+    if progress is not None:
+        progress(0, len(todo))
     try:
         with run_dense, torch.no_grad(), watch:
             call_model(model, inputs)
@@ -164,7 +173,8 @@ class _Dense:
     ) -> None:
         self._model, self._sites, self._partners = model, sites, partners
         self._outputs, self._rows, self._inputs = outputs, rows, inputs
-        self._count = max(1, -(-settings.rows // examples))
+        everywhere = examples if settings.processes is None else sum(counts_of(examples, settings.processes))
+        self._count = max(1, -(-settings.rows // everywhere))
         self._seed = settings.seed
         self._talk: queue.Queue[_Outputs | BaseException | None] = queue.Queue(maxsize=2)
         self._stop = threading.Event()

@@ -27,7 +27,7 @@ from sparsify.pruning.repair.choose_fit import (
     spread_of,
 )
 from sparsify.pruning.repair.positions import Positions, draw_positions, keep_columns, rows_at
-from sparsify.pruning.repair.regression import Fit
+from sparsify.pruning.repair.regression import Fit, mean_of_all
 from sparsify_schemas.report import LayerRepair
 
 ODD_INPUTS = "its inputs are no batches of sequences of one length"
@@ -168,7 +168,8 @@ def _refit_direction(
     def error() -> float:
         made = rows_at(_run(single, steps, state)[1], dense.places).float()
         wanted = dense.outputs.float()
-        return float((made[judged] - wanted[judged]).square().mean()) / spread_of(wanted[judged])
+        distance = mean_of_all((made[judged] - wanted[judged]).square(), settings.processes)
+        return distance / spread_of(wanted[judged], settings.processes)
 
     before = error()
     if is_unchanged(before, single.get_parameter("weight_ih_l0").dtype):

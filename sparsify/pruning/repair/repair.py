@@ -9,7 +9,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from sparsify.distributed import counts_of, share_state
 from sparsify.errors import ModelError, first_line
+from sparsify.events import Listener, Measuring, silence
 from sparsify.forward.call_model import named_inputs
 from sparsify.forward.calls import Inputs, map_tensors
 from sparsify.forward.opaque import explain_errors
@@ -68,6 +70,8 @@ def repair(
     examples: int = 1000,
     ridge: float = 0.01,
     seed: int = 0,
+    processes: Any = None,
+    listener: Listener = silence,
 ) -> Repaired:
     """Refit what a cut left, in closed form, so that it computes again what the dense model did.
 
@@ -83,6 +87,10 @@ def repair(
         examples: At most so many are used; fewer where their activations would take more than 2 GiB.
         ridge: l, relative to the mean diagonal of X'X: how strongly weights are pulled to those they have.
         seed: Of the places at which outputs are sampled.
+        processes: A `torch.distributed` process group, such as `torch.distributed.group.WORLD`, all of whose
+            processes call this, each with its own part of the examples. Their Gram matrices are summed, so
+            that all have the same model afterwards. `examples` is then that of each.
+        listener: Called with a progress event before the first and after each layer.
 
     Returns:
         `model` (that of the result), the agreement with the dense model `before` and `after` on examples held
@@ -109,7 +117,9 @@ def repair(
         return merge_model(result.dense, result.model, result.plan.map, (result.cuts,))
     inputs, count = collect_examples(batches, examples)
     rounds, map_ = (result.cuts,), result.plan.map
-    return repair_model(result.dense, result.model, rounds, inputs, count, stage, seed, map_)
+    return repair_model(
+        result.dense, result.model, rounds, inputs, count, stage, seed, map_, processes, listener
+    )
 
 
 def merge_model(dense: nn.Module, model: nn.Module, model_map: ModelMap, rounds: Sequence[Cuts]) -> Repaired:
@@ -137,6 +147,8 @@ def repair_model(
     stage: Repair,
     seed: int,
     model_map: ModelMap,
+    processes: Any = None,
+    listener: Listener = silence,
 ) -> Repaired:
     """The same for a model that several cuts have left.
 
@@ -145,46 +157,66 @@ def repair_model(
         rounds: the logs of the cuts, in order.
         inputs: one call with all examples.
         model_map: of the dense model.
+        processes: process group, each of which has other examples.
+        listener: called with a progress event before the first and after each layer.
     """
     started = time.perf_counter()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     inputs = map_tensors(inputs, lambda value: value.to(device))
-    _check_inputs(inputs, examples)
+    _check_inputs(inputs, examples, processes)
     precise = torch.autocast(device.type, enabled=False)
     with explain_errors("repairing the cut model"), eval_mode(dense, model), torch.no_grad(), precise:
         count = min(examples, affordable_examples(dense, inputs, examples, int(stage.memory.count)))
-        if count < LEAST_EXAMPLES:
+        everywhere = count if processes is None else sum(counts_of(count, processes))
+        if everywhere < LEAST_EXAMPLES:
             raise ModelError(
-                f"{stage.memory} of memory is enough for {count} examples, and a repair "
+                f"{stage.memory} of memory is enough for {everywhere} examples, and a repair "
                 f"needs {LEAST_EXAMPLES}; "
                 "raise 'memory'"
             )
         inputs = take_examples(inputs, examples, 0, count)
         # A merge is fitted to no examples, so that all may judge it.
-        held_out = count if stage.method == "merge" else max(2, round(HELD_OUT * count))
+        held_out = count if stage.method == "merge" else held_out_of(count)
         judged = take_examples(inputs, count, count - held_out, count)
-        before = measure_agreement(dense, model, judged, held_out)
+        before = measure_agreement(dense, model, judged, held_out, processes)
         saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         try:
-            layers = _repair_layers(dense, model, rounds, inputs, count, held_out, stage, seed, model_map)
-            after = measure_agreement(dense, model, judged, held_out)
+            layers = _repair_layers(
+                dense, model, rounds, inputs, count, held_out, stage, seed, model_map, processes, listener
+            )
+            after = measure_agreement(dense, model, judged, held_out, processes)
         except BaseException:  # an interruption leaves the model as it was
             model.load_state_dict(saved)
             raise
+        share_state(model, processes)  # equal to rounding before
         reverted = not after.error < before.error
         if reverted:
             model.load_state_dict(saved)
             after = before
     seconds = time.perf_counter() - started
-    return Repaired(model, stage.method, count, before, after, layers, reverted, seconds)
+    return Repaired(model, stage.method, everywhere, before, after, layers, reverted, seconds)
 
 
+LEAST_OF_EACH = 3
+"""examples of each of several processes: two of them are held out"""
 HELD_OUT = 0.1
 """share of the examples that is not fitted to: it judges each layer, and the whole model at the end"""
 
 
-def _check_inputs(inputs: Inputs, examples: int) -> None:
+def held_out_of(examples: int) -> int:
+    """How many of the examples, the last ones, are not fitted to."""
+    return max(2, round(HELD_OUT * examples))
+
+
+def _check_inputs(inputs: Inputs, examples: int, processes: Any) -> None:
     """Refuse too few examples, and numbers that are not finite. Raises ModelError."""
+    if processes is not None:
+        counts = counts_of(examples, processes)
+        if min(counts) < LEAST_OF_EACH:
+            raise ModelError(
+                f"repair needs at least {LEAST_OF_EACH} examples of each process, found {min(counts)}"
+            )
+        examples = sum(counts)
     if examples < LEAST_EXAMPLES:
         raise ModelError(
             f"repair needs at least {LEAST_EXAMPLES} examples, found {examples}; pass "
@@ -205,19 +237,31 @@ def _repair_layers(
     stage: Repair,
     seed: int,
     model_map: ModelMap,
+    processes: Any,
+    listener: Listener,
 ) -> tuple[LayerRepair, ...]:
     match stage.method:
         case "merge":
             return merge_units(dense, model, model_map, rounds[0])
         case "batch_norm":
             fitted = examples - held_out
-            reestimate_statistics(model, take_examples(inputs, examples, 0, fitted), fitted)
+            reestimate_statistics(model, take_examples(inputs, examples, 0, fitted), fitted, processes)
             return ()
         case "least_squares" | "mean":
             settings = Settings(
-                stage.method, stage.ridge, held_out=held_out, shortcuts=stage.shortcuts, seed=seed
+                stage.method,
+                stage.ridge,
+                held_out=held_out,
+                shortcuts=stage.shortcuts,
+                seed=seed,
+                processes=processes,
             )
-            return refit_layers(dense, model, rounds, inputs, examples, settings)
+            what = f"{stage.name}: layers"
+
+            def progress(done: int, total: int) -> None:
+                listener(Measuring(what, done, total))
+
+            return refit_layers(dense, model, rounds, inputs, examples, settings, progress)
 
 
 def collect_examples(batches: Iterable[Any] | None, examples: int) -> tuple[Inputs, int]:

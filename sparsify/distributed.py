@@ -107,12 +107,27 @@ def added(value: Tensor, processes: Any) -> Tensor:
     return value
 
 
+def share_state(model: nn.Module, processes: Any) -> None:
+    """Give all processes the first one's parameters and buffers, in place. All of them must call this."""
+    if processes is None:
+        return
+    first = torch.distributed.get_global_rank(processes, 0)
+    for tensor in model.state_dict().values():
+        torch.distributed.broadcast(tensor, first, group=processes)
+
+
+def counts_of(number: int, processes: Any) -> list[int]:
+    """The numbers of all processes, in their order. All of them must call this."""
+    found: list[int] = [0] * torch.distributed.get_world_size(processes)
+    torch.distributed.all_gather_object(found, number, group=processes)
+    return found
+
+
 def before_this(number: int, processes: Any) -> tuple[int, int]:
     """(sum of the numbers of the processes before this one, sum of all). All of them must call this."""
     if processes is None:
         return 0, number
-    found: list[int] = [0] * torch.distributed.get_world_size(processes)
-    torch.distributed.all_gather_object(found, number, group=processes)
+    found = counts_of(number, processes)
     return sum(found[: torch.distributed.get_rank(processes)]), sum(found)
 
 

@@ -66,7 +66,7 @@ class CutDone:
 
 @dataclass(frozen=True)
 class Measuring:
-    """The latency model is being measured: layers one by one, then whole networks."""
+    """Something long goes on step by step: the latency model is measured, layers are refitted."""
 
     what: str
     done: int

@@ -9,6 +9,9 @@ from pydantic import Field
 from sparsify_schemas.base import Positive, Spec
 
 Role = Literal["in", "out", "whole"]
+Divisor = Literal["none", "mean", "max", "sum", "l2"]
+Normalize = Literal[Divisor, "size"]
+"""what the scores of a layer are divided by, so that those of different layers are comparable"""
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,15 @@ class CriterionSpec(Spec):
 class Magnitude(CriterionSpec):
     """s_g = sum over w in g of |w|^p, over every slice of the group.
 
-    Additive over the slices, as the cost is that a budget compares it with. `size` divides by |g|, `mean` by
-    the mean
-    of the layer's own scores. Source: Li et al., arXiv:1608.08710 (p = 1, the filter alone).
+    Additive over the slices, as the cost is that a budget compares it with. `size` divides by |g|, `mean`,
+    `max`, `sum` and `l2` by the mean, the largest, the sum and the Euclidean norm of the layer's own scores.
+    Source: Li et al., arXiv:1608.08710 (p = 1, the filter alone).
     """
 
     kind: Literal["magnitude"]
     norm: Literal[1, 2] = 2
     """p: 1 sums magnitudes, 2 sums squares"""
-    normalize: Literal["none", "size", "mean"] = "none"
+    normalize: Normalize = "none"
     """how scores of different layers are made comparable"""
 
     def facts(self) -> Facts:
@@ -108,11 +111,15 @@ class Taylor(FromData):
     """s_g = mean over batches of | sum over w in g of w * dL/dw |, the first-order change of the loss when g
     goes.
 
+    `size` divides by |g|, `mean`, `max`, `sum` and `l2` by the mean, the largest, the sum and the Euclidean
+    norm of the layer's own scores; each layer then counts alike, however much the loss feels of it.
     Needs training data. Source: Molchanov et al., arXiv:1906.10771, equation 8 (absolute value in place of
-    the square).
+    the square); `l2` is that of arXiv:1611.06440, section 2.2.
     """
 
     kind: Literal["taylor"]
+    normalize: Normalize = "none"
+    """how scores of different layers are made comparable"""
 
     def facts(self) -> Facts:
         return Facts(sees="gradients")
@@ -155,11 +162,15 @@ class Activation(FromData):
     """s_g = mean over the consumers' input slices of the root mean square of what arrives there: units that
     send little go.
 
+    `mean`, `max`, `sum` and `l2` divide by the mean, the largest, the sum and the Euclidean norm of the
+    layer's own scores.
     Needs training data, no labels. Source: as Hu et al., arXiv:1607.03250, with the mean square in place of
     the share above zero.
     """
 
     kind: Literal["activation"]
+    normalize: Divisor = "none"
+    """how scores of different layers are made comparable"""
 
     def facts(self) -> Facts:
         return Facts(roles=frozenset({"in", "whole"}), sees="inputs")
@@ -169,10 +180,14 @@ class Activation(FromData):
 class Wanda(FromData):
     """s_g = sum over w in g of |w| * the root mean square of the input that w multiplies.
 
+    `size` divides by |g|, `mean`, `max`, `sum` and `l2` by the mean, the largest, the sum and the Euclidean
+    norm of the layer's own scores.
     Needs training data, no labels; sees convolutions and Linear layers. Source: Sun et al., arXiv:2306.11695.
     """
 
     kind: Literal["wanda"]
+    normalize: Normalize = "none"
+    """how scores of different layers are made comparable"""
 
     def facts(self) -> Facts:
         return Facts(sees="inputs")

@@ -294,16 +294,25 @@ class Recipe(Spec):
 
     def _check_repairs(self) -> None:
         """A repair stage looks at training examples, and there must be a cut that it repairs."""
-        repair = next((stage for stage in self.stages if isinstance(stage, Repair)), None)
-        if repair is None:
+        repairs = [stage for stage in self.stages if isinstance(stage, Repair)]
+        if not repairs:
             return
-        if self.data is None:
+        repair = repairs[0]
+        if self.data is None and any(stage.method != "merge" for stage in repairs):
             raise ValueError(
                 "a recipe with a 'repair' stage needs 'data': it looks at training examples, not at labels"
             )
         first = self.stages.index(repair)
         if not any(goal(stage) is not None for stage in self.stages[:first]):
             raise AtKey("stages", f"'{repair.name}' repairs what a cut left, and no stage before it cuts")
+        for index, stage in enumerate(self.stages):
+            merges = isinstance(stage, Repair) and stage.method == "merge"
+            if merges and not (index == 1 and isinstance(self.stages[0], Cut)):
+                raise AtKey(
+                    "stages",
+                    f"'{stage.name}' merges units into those that the cut left as they were; it must be the "
+                    "second stage, after a 'cut'",
+                )
 
     @model_validator(mode="after")
     def _stages_fit_the_task(self) -> "Recipe":

@@ -194,24 +194,24 @@ class LayerRepair(Spec):
     outputs."""
 
     layer: str
-    outcome: Literal["refitted", "reverted", "unchanged", "skipped"]
+    outcome: Literal["refitted", "reverted", "unchanged", "skipped", "merged"]
     before: float | None = None
     """error of the layer's outputs before it was refitted, with the layers before it repaired"""
     after: float | None = None
     """error with the refitted weights; where it was no smaller, the old ones were kept"""
     reason: str = ""
-    """why it was skipped"""
+    """why it was skipped; of merged: how many units"""
 
 
 class RepairRow(Spec):
     """What a repair stage did."""
 
-    method: Literal["least_squares", "batch_norm", "mean"]
+    method: Literal["least_squares", "batch_norm", "mean", "merge"]
     examples: int
-    """calibration examples used, a tenth of them held out"""
-    before: Agreement
-    """with the dense model, on the examples held out"""
-    after: Agreement
+    """calibration examples used, a tenth of them held out; all judge a merge"""
+    before: Agreement | None
+    """with the dense model, on the examples held out; null without data"""
+    after: Agreement | None
     reverted: bool = False
     """whether all was taken back, as the outputs came no nearer to those of the dense model"""
     layers: tuple[LayerRepair, ...] = ()

@@ -225,16 +225,19 @@ class Repair(Spec):
         W = W0 + (X'X + l I)^-1 X'(Y - X W0),    l = ridge * mean(diag X'X)       least_squares
         running mean and variance of each batch normalisation, taken anew         batch_norm
         b = mean(Y) - mean(X) W0                                                   mean
+        W[:, i] += s W[:, j], unit i being most like the removed unit j            merge
 
     A layer is refitted only where that helps on examples held out, and all is taken back where the outputs of
-    the whole model do not come nearer to those of the dense model.
+    the whole model do not come nearer to those of the dense model. `merge` looks at weights alone: units are
+    alike by the cosine of their rows, and without data nothing judges it. It comes right after a cut that is
+    the first stage.
     """
 
     kind: Literal["repair"]
     name: Text = "repair"
     """how the stage is called in the report; unique within the recipe"""
-    method: Literal["least_squares", "batch_norm", "mean"] = "least_squares"
-    """how layers are refitted"""
+    method: Literal["least_squares", "batch_norm", "mean", "merge"] = "least_squares"
+    """how layers are refitted; merge needs no data"""
     examples: Annotated[int, Field(strict=True, ge=LEAST_EXAMPLES)] = 1000
     """unlabelled training examples that are used at most; a tenth of them is held out"""
     ridge: Above = 0.01

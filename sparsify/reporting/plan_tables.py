@@ -354,6 +354,8 @@ def _stage(stage: Stage, has_penalties: bool) -> str:
                 _cuts(stage),
             ]
             return "".join(parts)
+        case Repair(method="merge"):
+            return "add what removed units computed to those most like them, without data"
         case Repair():
             words = {"least_squares": "least squares", "batch_norm": "batch-norm statistics", "mean": "means"}
             examples = plural(stage.examples, "training example")

@@ -92,9 +92,14 @@ def describe_repair(name: str, repair: RepairRow) -> str:
     if repair.reverted:
         return f"{name} was undone: on held-out examples the outputs came no closer to the dense ones."
     outcomes = [layer.outcome for layer in repair.layers]
+    if repair.before is None or repair.after is None:
+        count = plural(len(outcomes), "layer")
+        return f"{name}: {repair.method}, without data; {outcomes.count('merged')} of {count} changed."
     layers = ""
     if outcomes:
-        layers = f" {outcomes.count('refitted')} of {plural(len(outcomes), 'layer')} refitted;"
+        verb = "merged" if repair.method == "merge" else "refitted"
+        unchanged = sum(outcome != verb for outcome in outcomes)
+        layers = f" {len(outcomes) - unchanged} of {plural(len(outcomes), 'layer')} {verb};"
     before, after = fixed(repair.before.correlation, 3), fixed(repair.after.correlation, 3)
     examples = plural(repair.examples, "unlabelled training example")
     return (

@@ -3,16 +3,22 @@
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from sparsify.events import Note, StageStarted
-from sparsify.forward.calls import Inputs
+from sparsify.forward.calls import Inputs, map_tensors
 from sparsify.objective.objective import evaluate
 from sparsify.pruning.repair.agreement import measure_agreement
-from sparsify.pruning.repair.repair import Repaired, repair_model
+from sparsify.pruning.repair.repair import (
+    Repaired,
+    held_out_of,
+    merge_model,
+    repair_model,
+)
 from sparsify.reporting.training_tables import describe_repair
 from sparsify.runs.checkpoint import Checkpoint
 from sparsify.runs.save_load import rebuild_dense
@@ -30,18 +36,16 @@ def repair_model_of_run(
 ) -> tuple[nn.Module, Checkpoint]:
     """Carry out a repair stage: refit the model in place, and write a checkpoint.
 
-    The main process refits; the others take its weights, so that all go on with the same bits.
+    Several processes refit by least squares or means together, each with its part of the examples; by other
+    methods the main one does. All take its weights, so that they go on with the same bits.
     """
     started = time.perf_counter()
     run.listener(StageStarted(stage.name, "repair", 0, 0))
-    assert run.datasets is not None  # the recipe was refused otherwise
-    if run.accelerator.is_main_process:
-        inputs, count = _training_examples(run, checkpoint, stage.examples)
-        dense = dense_of_run(run, model)
-        seed = derive_seed(run.recipe.seed, checkpoint.stage, 0)
-        found = [repair_model(dense, model, checkpoint.cuts, inputs, count, stage, seed)]
-    else:
-        found = []
+    together = run.accelerator.num_processes > 1 and stage.method in ("least_squares", "mean")
+    processes = torch.distributed.group.WORLD if together else None
+    found: list[Repaired] = []
+    if together or run.accelerator.is_main_process:
+        found = [_repair(run, stage, model, checkpoint, processes)]
     repair = _share(run, model, found)
     validated = _validate(run, model)
     run.listener(Note(describe_repair(stage.name, repair)))
@@ -58,6 +62,27 @@ def repair_model_of_run(
         checkpoint.write(run.folder)
     run.accelerator.wait_for_everyone()
     return model, checkpoint
+
+
+def _repair(run: Run, stage: Repair, model: nn.Module, checkpoint: Checkpoint, processes: Any) -> Repaired:
+    dense, cuts, model_map = dense_of_run(run, model), checkpoint.cuts, run.plan.map
+    if run.datasets is None:  # a recipe without data was refused unless it merges
+        return merge_model(dense, model, model_map, cuts)
+    inputs, count = _training_examples(run, checkpoint, stage.examples)
+    if processes is not None:
+        inputs, count = _part_of(inputs, count, run.accelerator.process_index, run.accelerator.num_processes)
+    seed = derive_seed(run.recipe.seed, checkpoint.stage, 0)
+    return repair_model(dense, model, cuts, inputs, count, stage, seed, model_map, processes, run.listener)
+
+
+def _part_of(inputs: Inputs, examples: int, process: int, processes: int) -> tuple[Inputs, int]:
+    """Every nth example for a process, so that all together hold out those that one process would."""
+    fitted = examples - held_out_of(examples)
+    index = [*range(fitted)[process::processes], *range(fitted, examples)[process::processes]]
+    part = map_tensors(
+        inputs, lambda value: value[index] if value.dim() and len(value) == examples else value
+    )
+    return part, len(index)
 
 
 def agreement_after_cut(

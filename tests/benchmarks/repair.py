@@ -3,6 +3,7 @@ end.
 
     python tests/benchmarks/repair.py table [--criteria NAME ...] [--shares PERCENT ...] [--seeds N ...]
     [--json FILE] python tests/benchmarks/repair.py ablations [--json FILE]
+    python tests/benchmarks/repair.py merge
 
 Weights: cifar_resnet56b.pt (trained on the first 45,000 images). Calibration: 1,000 of these, without labels,
 drawn by the seed. Validation: the last 5,000 training images. `inner`: the first convolution of each block;
@@ -33,7 +34,8 @@ from sparsify.forward.copies import copy_model
 from sparsify.models import cifar_resnet56
 from sparsify.objective.objective import CLASSIFICATION, evaluate
 from sparsify.pruning.cut import Result
-from sparsify.pruning.repair.least_squares import Settings, refit_layers
+from sparsify.pruning.repair.choose_fit import Settings
+from sparsify.pruning.repair.least_squares import refit_layers
 from sparsify.pruning.repair.repair import repair_model
 from sparsify_schemas.data import Data
 from sparsify_schemas.stage import Repair
@@ -234,6 +236,17 @@ def ablations(datasets: Datasets) -> Iterator[tuple[str, float]]:
         yield name, 100 * evaluate(model, datasets.validation, CLASSIFICATION).deciding
 
 
+def merges(datasets: Datasets) -> Iterator[tuple[int, float, float]]:
+    """Share of the MACs, and validation accuracy after a cut by magnitude and after a merge without data."""
+    dense = dense_model()
+    x, y = calibration(datasets, 0)
+    for share in (80, 70, 50):
+        result = cut_to(dense, "inner", "magnitude", share, x, y)
+        cut = 100 * evaluate(result.model, datasets.validation)[1]
+        sparsify.repair(result, method="merge")
+        yield share, cut, 100 * evaluate(result.model, datasets.validation)[1]
+
+
 def count_zoo() -> Counter[str]:
     """How many small networks came nearer to the dense one, were taken back, or could not be cut."""
     tests = Path(__file__).parents[1]
@@ -253,14 +266,16 @@ def count_zoo() -> Counter[str]:
             continue
         result = sparsify.cut(plan, model)
         inputs, stage = entry.fresh(32, 3), Repair(kind="repair")
-        repaired = repair_model(model, result.model, (result.cuts,), inputs, 32, stage, seed=0)
+        repaired = repair_model(
+            model, result.model, (result.cuts,), inputs, 32, stage, seed=0, model_map=plan.map
+        )
         found["taken back" if repaired.reverted else "nearer"] += 1
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", choices=("table", "ablations", "zoo"))
+    parser.add_argument("what", choices=("table", "ablations", "merge", "zoo"))
     parser.add_argument("--criteria", nargs="*", default=["magnitude", "taylor", "reconstruction"])
     parser.add_argument("--layers", nargs="*", default=["inner"], choices=list(LAYERS))
     parser.add_argument("--shares", nargs="*", type=int, default=[70, 50, 40])
@@ -272,6 +287,10 @@ def main() -> None:
         print(count_zoo())
         return
     datasets = data()
+    if options.what == "merge":
+        for share, cut, merged in merges(datasets):
+            print(f"| {share} % | {cut:.1f} | {merged:.1f} |", flush=True)
+        return
     if options.what == "ablations":
         for name, value in ablations(datasets):
             print(f"| {name} | {value:.2f} |", flush=True)

@@ -29,7 +29,14 @@ from sparsify_schemas.target import Target
 from sparsify_schemas.written import written
 
 EXAMPLES: dict[str, Any] = {
-    "use": "RMSprop","strength": 0.1, "value": 0.5, "from": 0.25, "to": 1.0, "at": ["2it"], "lr": 0.1}
+    "use": "RMSprop",
+    "strength": 0.1,
+    "value": 0.5,
+    "from": 0.25,
+    "to": 1.0,
+    "at": ["2it"],
+    "lr": 0.1,
+}
 
 
 def members(union: Any) -> list[type[BaseModel]]:

@@ -58,6 +58,9 @@ GRADUAL = RECIPE | {
         }
     ],
 }
+REPAIRED = RECIPE | {
+    "stages": [*RECIPE["stages"][:2], {"kind": "repair", "examples": 60}, RECIPE["stages"][2]],  # type: ignore[index,misc]
+}
 SHARDED = GRADUAL | {
     "rules": [
         {
@@ -170,6 +173,7 @@ def lay_out_files() -> None:
     Path("recipe.json").write_text(json.dumps(RECIPE))
     Path("gradual.json").write_text(json.dumps(GRADUAL))
     Path("sharded.json").write_text(json.dumps(SHARDED))
+    Path("repaired.json").write_text(json.dumps(REPAIRED))
     rng = np.random.default_rng(0)
     x = rng.standard_normal((192, 6)).astype("float32")
     y = (x[:, 0] > 0).astype("int64") + (x[:, 1] > 0)
@@ -211,7 +215,8 @@ def same_end(a: Path, b: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "recipe", ["recipe.json", "gradual.json", pytest.param("sharded.json", marks=pytest.mark.nightly)]
+    "recipe",
+    ["recipe.json", "gradual.json", "repaired.json", pytest.param("sharded.json", marks=pytest.mark.nightly)],
 )
 def test_two_processes_make_one_run(recipe: str, alone: Callable[[str], Path]) -> None:
     two, one = on(2, recipe, "--from-scratch", "--out", "two", SEES="1"), alone(recipe)
@@ -227,11 +232,23 @@ def test_two_processes_make_one_run(recipe: str, alone: Callable[[str], Path]) -
     log = [
         json.loads(line)["event"] for line in (Path("two/two-1") / run_folder.LOG).read_text().splitlines()
     ]
-    assert log.count("EpochDone") == {"recipe.json": 3, "gradual.json": 4, "sharded.json": 6}[recipe]
+    assert log.count("EpochDone") == {"gradual.json": 4, "sharded.json": 6}.get(recipe, 3)
+    repairs = [[row.repair for row in verify_run(run).stages] for run in (Path("two/two-1"), one)]
+    for two_rows, one_row in zip(*repairs, strict=True):
+        if one_row is not None and two_rows is not None:
+            assert (two_rows.examples, two_rows.reverted) == (one_row.examples, one_row.reverted)
+            assert two_rows.after.error == pytest.approx(one_row.after.error, rel=1e-3)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", [pytest.param("gradual.json", marks=pytest.mark.nightly), "sharded.json"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param("gradual.json", marks=pytest.mark.nightly),
+        "sharded.json",
+        pytest.param("repaired.json", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_killed_process_ends_the_run_with_a_message_and_it_goes_on_with_other_numbers_of_processes(
     recipe: str, alone: Callable[[str], Path]
 ) -> None:

@@ -9,7 +9,7 @@ import torch
 
 import sparsify
 from sparsify.errors import RecipeError
-from sparsify.events import Event, Note, StageStarted
+from sparsify.events import Event, Measuring, Note, StageStarted
 from sparsify.reporting.report_file import read_report
 from sparsify.reporting.report_tables import tables
 from sparsify.runs.run_folder import CHECKPOINT
@@ -54,19 +54,22 @@ def test_a_run_repairs_after_its_cut() -> None:
     assert any(isinstance(e, StageStarted) and e.kind == "repair" for e in heard)
     note = next(e.text for e in heard if isinstance(e, Note) and e.text.startswith("repair: "))
     assert note in table.notes
+    steps = [(e.done, e.total) for e in heard if isinstance(e, Measuring) and e.what == "repair: layers"]
+    total = len(repair.repair.layers)
+    assert steps == [(number, total) for number in range(total + 1)] and total > 2
     plan = sparsify.describe(sparsify.make_plan(RECIPE, sparsify.load_run(run), (torch.zeros(2, 1, 8, 8),)))
     assert "refit by least squares on 300 training examples, without labels" in " ".join(plan.split())
 
 
-@pytest.mark.parametrize("after", ["cut", "repair"])
+@pytest.mark.parametrize("after", ["cut", "two layers", "repair"])
 def test_a_run_that_is_interrupted_around_a_repair_ends_with_the_same_bits(after: str) -> None:
     whole = sparsify.apply(RECIPE, from_scratch=True, timing=0.05, out="whole")
 
     def stop(event: Event) -> None:
-        starts = isinstance(event, StageStarted) and event.kind == "repair"
-        if (after == "cut" and starts) or (
-            after == "repair" and isinstance(event, StageStarted) and event.name == "tune"
-        ):
+        starts = event.name if isinstance(event, StageStarted) else None
+        refitted = event.done if isinstance(event, Measuring) and event.what == "repair: layers" else 0
+        reached = {"cut": starts == "repair", "two layers": refitted == 2, "repair": starts == "tune"}
+        if reached[after]:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -90,3 +93,40 @@ def test_a_repair_without_data_or_without_a_cut_is_refused() -> None:
     with pytest.raises(RecipeError) as caught:
         sparsify.load_recipe(early)
     assert "'repair' repairs what a cut left, and no stage before it cuts" in str(caught.value)
+
+
+def test_a_run_merges_without_data(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = sparsify.models.digits_cnn()
+    with torch.no_grad():
+        for layer in (m for m in model.modules() if isinstance(m, torch.nn.Conv2d)):
+            half = layer.out_channels // 2
+            layer.weight[half : 2 * half] = 0.1 * layer.weight[:half]
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    recipe = {
+        "version": 1,
+        "title": "Digits",
+        "model": {"build": "sparsify.models.digits_cnn"},
+        "inputs": [{"shape": [2, 1, 8, 8]}],
+        "budget": {"macs": "60%"},
+        "rules": [{"layers": "Conv2d", "group": "filter"}],
+        "stages": [{"kind": "cut"}, {"kind": "repair", "method": "merge"}],
+    }
+    heard: list[Event] = []
+    run = sparsify.apply(recipe, tmp_path / "model.pt", timing=0.05, listener=heard.append)
+    repair = read_report(run).stages[1]
+    assert repair.repair is not None and repair.repair.method == "merge" and repair.agreement is None
+    merged = [row.layer for row in repair.repair.layers if row.outcome == "merged"]
+    said = next(e.text for e in heard if isinstance(e, Note) and e.text.startswith("repair: "))
+    count = len(repair.repair.layers)
+    layers = f"{count} layer" + ("s" if count > 1 else "")
+    assert merged and said == f"repair: merge, without data; {len(merged)} of {layers} changed."
+    plan = sparsify.describe(sparsify.make_plan(recipe, model, (torch.zeros(2, 1, 8, 8),)))
+    assert "add what removed units computed to those most like them, without data" in " ".join(plan.split())
+    late = {**RECIPE, "stages": [*RECIPE["stages"][:2], {"kind": "repair", "method": "merge"}]}
+    with pytest.raises(RecipeError) as caught:
+        sparsify.load_recipe(late)
+    assert (
+        "'repair' merges units into those that the cut left as they were; it must be the second stage, after "
+        "a 'cut'"
+    ) in str(caught.value)

@@ -50,7 +50,9 @@ def test_a_repair_never_makes_a_network_worse(name: str) -> None:
         return
     result = sparsify.cut(plan, model)
     inputs, stage = entry.fresh(EXAMPLES, 3), Repair(kind="repair")
-    repaired = repair_model(result.dense, result.model, (result.cuts,), inputs, EXAMPLES, stage, seed=0)
+    repaired = repair_model(
+        result.dense, result.model, (result.cuts,), inputs, EXAMPLES, stage, seed=0, model_map=plan.map
+    )
     assert repaired.reverted or repaired.after.error < repaired.before.error
     assert all(layer.reason for layer in repaired.layers if layer.outcome == "skipped")
     if repaired.reverted:

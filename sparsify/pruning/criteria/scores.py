@@ -17,6 +17,7 @@ from sparsify_schemas.criterion import (
     Fpgm,
     Lamp,
     Magnitude,
+    Normalize,
     Random,
     Reconstruction,
     Sensitivity,
@@ -35,29 +36,29 @@ def group_scores(spec: Criterion, layout: Layout, weights: Tensors, looks: Looks
     """The score of every slot of a layout: [count]. `looks` is needed by criteria that look at data."""
     match spec:
         case Magnitude():
-            return _normalized(
-                spec,
-                layout.reduce(lambda name: wide(weights[name].detach()).abs().pow(spec.norm)),
-                layout,
-                weights,
-            )
+            powers = layout.reduce(lambda name: wide(weights[name].detach()).abs().pow(spec.norm))[:-1]
+            return _normalized(spec.normalize, powers, layout, weights)
         case Taylor():
-            return _over_batches(
+            changes = _over_batches(
                 spec, looks, lambda: layout.reduce(lambda name: _product(weights[name]))[:-1].abs()
             )
+            return _normalized(spec.normalize, changes, layout, weights)
         case Fisher():
             return _over_batches(
                 spec, looks, lambda: layout.reduce(lambda name: _product(weights[name]))[:-1].square() / 2
             )
         case Sensitivity() | Wanda():
-            return _over_batches(
+            products = _over_batches(
                 spec, looks, lambda: layout.reduce(lambda name: _size_of_product(weights[name]))[:-1]
             )
+            how = spec.normalize if isinstance(spec, Wanda) else "none"
+            return _normalized(how, products, layout, weights)
         case Activation():
             sizes = layout.sizes(weights).clamp(min=1)
-            return _over_batches(
+            arriving = _over_batches(
                 spec, looks, lambda: (layout.reduce(lambda name: weights[name].grad) / sizes)[:-1]
             )
+            return _normalized(spec.normalize, arriving, layout, weights)
         case Lamp():
             squares = layout.reduce(lambda name: wide(weights[name].detach()).square())[:-1]
             return torch.cat([_lamp(own) for own in layout.split(squares).values()])
@@ -82,13 +83,14 @@ def weight_scores(spec: Criterion, weight: Tensor, looks: Looks | None, seed: in
 
     match spec:
         case Magnitude():
-            return weight.detach().abs()
+            return _divided(spec.normalize, weight.detach().abs())
         case Taylor() | Sensitivity() | Wanda():
-            return _over_batches(
+            products = _over_batches(
                 spec,
                 looks,
                 lambda: zeros() if weight.grad is None else (wide(weight.detach()) * weight.grad).abs(),
             )
+            return products if isinstance(spec, Sensitivity) else _divided(spec.normalize, products)
         case Fisher():
             return _over_batches(
                 spec,
@@ -98,9 +100,10 @@ def weight_scores(spec: Criterion, weight: Tensor, looks: Looks | None, seed: in
                 ),
             )
         case Activation():
-            return _over_batches(
+            arriving = _over_batches(
                 spec, looks, lambda: zeros() if weight.grad is None else weight.grad.expand_as(weight).clone()
             )
+            return _divided(spec.normalize, arriving)
         case Lamp():
             return _lamp(wide(weight.detach()).square().flatten()).view_as(weight)
         case BnScale():
@@ -115,25 +118,42 @@ def weight_scores(spec: Criterion, weight: Tensor, looks: Looks | None, seed: in
             assert_never(spec)
 
 
-def _normalized(spec: Magnitude, total: Tensor, layout: Layout, weights: Tensors) -> Tensor:
-    match spec.normalize:
-        case "none":
-            return total[:-1]
-        case "size":
-            return (total / layout.sizes(weights).clamp(min=1))[:-1]
-        case "mean":
-            scores = total[:-1].clone()
-            single = torch.ones_like(scores, dtype=torch.bool)
-            for _, first, width in layout.names:
-                if width > 1:
-                    single[first : first + width] = False
-                    scores[first : first + width] /= _mean(scores[first : first + width])
-            scores[single] /= _mean(
-                scores[single]
-            )  # residual branches, one unit each: the mean of all that the rule reaches
+def _normalized(how: Normalize, scores: Tensor, layout: Layout, weights: Tensors) -> Tensor:
+    """The scores of all slots, made comparable between layers."""
+    if how == "none":
+        return scores
+    if how == "size":
+        return scores / layout.sizes(weights).clamp(min=1)[:-1]
+    scores = scores.clone()
+    single = torch.ones_like(scores, dtype=torch.bool)
+    for _, first, width in layout.names:
+        if width > 1:
+            own = slice(first, first + width)
+            single[own] = False
+            scores[own] = _divided(how, scores[own])
+    # Residual branches have one unit each: all that the rule reaches count as one layer.
+    scores[single] = _divided(how, scores[single])
+    return scores
+
+
+def _divided(how: Normalize, scores: Tensor) -> Tensor:
+    """The scores of one layer, divided by what `how` names; a single weight has the size 1."""
+    if not scores.numel():
+        return scores
+    match how:
+        case "none" | "size":
             return scores
+        case "mean":
+            divisor = scores.mean()
+        case "max":
+            divisor = scores.max()
+        case "sum":
+            divisor = scores.sum()
+        case "l2":
+            divisor = scores.square().sum().sqrt()
         case _:
-            assert_never(spec.normalize)
+            assert_never(how)
+    return scores / divisor.clamp(min=torch.finfo(scores.dtype).tiny)
 
 
 def _mean(scores: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """How far a cut model still says what the dense model says of the same inputs."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparsify.distributed import added
 from sparsify.errors import ModelError
 from sparsify.forward.call_model import call_model, every_tensor
 from sparsify.forward.calls import Inputs, map_tensors
@@ -15,7 +17,9 @@ CHUNK = 64
 """examples of one forward call"""
 
 
-def measure_agreement(dense: nn.Module, model: nn.Module, inputs: Inputs, examples: int) -> Agreement:
+def measure_agreement(
+    dense: nn.Module, model: nn.Module, inputs: Inputs, examples: int, processes: Any = None
+) -> Agreement:
     """Compare the outputs of two models on the same inputs, in eval mode; each gets its own mode back.
 
     With a and b the outputs of dense and cut model, each less its mean over the examples:
@@ -25,6 +29,7 @@ def measure_agreement(dense: nn.Module, model: nn.Module, inputs: Inputs, exampl
     Args:
         inputs: one call with all examples along the first dimension of each tensor that has as many.
         examples: how many.
+        processes: process group, each of which has other examples.
 
     A correlation near zero says that the outputs no longer follow the inputs.
     """
@@ -34,21 +39,28 @@ def measure_agreement(dense: nn.Module, model: nn.Module, inputs: Inputs, exampl
         return Agreement(correlation=1.0, error=0.0)
     first = torch.cat([a for a, _ in pairs]).double()
     second = torch.cat([b for _, b in pairs]).double()
-    spread, other = first - first.mean(0), second - second.mean(0)
-    total = float(spread.square().sum())
-    scale = (total * float(other.square().sum())) ** 0.5
-    correlation = float((spread * other).sum()) / scale if scale else 0.0
-    error = float((second - first).square().sum()) / total if total else 0.0
-    return Agreement(correlation=correlation, error=error, same_prediction=_same_prediction(pairs))
+    count = added(first.new_tensor(len(first)), processes)
+    spread = first - added(first.sum(0), processes) / count
+    other = second - added(second.sum(0), processes) / count
+    products = (spread * spread, other * other, spread * other, (second - first).square())
+    sums = added(torch.stack([product.sum() for product in products]), processes)
+    total, of_other, joint, distance = sums.tolist()
+    scale = (total * of_other) ** 0.5
+    correlation = joint / scale if scale else 0.0
+    error = distance / total if total else 0.0
+    same = _same_prediction(pairs, processes)
+    return Agreement(correlation=correlation, error=error, same_prediction=same)
 
 
-def _same_prediction(pairs: list[tuple[Tensor, Tensor]]) -> float | None:
+def _same_prediction(pairs: list[tuple[Tensor, Tensor]], processes: Any) -> float | None:
     """Share of the examples of which both models name the same class; None where outputs are no scores of
     classes."""
     if any(a.dim() != 2 or a.shape[1] < 2 for a, _ in pairs):
         return None
     same = sum(count_same_predictions(a, b) for a, b in pairs)
-    return same / sum(len(a) for a, _ in pairs)
+    numbers = torch.tensor([same, sum(len(a) for a, _ in pairs)], dtype=torch.float64)
+    agreeing, count = added(numbers.to(pairs[0][0].device), processes).tolist()
+    return float(agreeing / count)
 
 
 def count_same_predictions(first: Tensor, second: Tensor) -> int:

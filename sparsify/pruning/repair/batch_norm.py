@@ -1,18 +1,22 @@
 """Running statistics of batch normalisation, taken anew from what a cut model computes."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
+from sparsify.distributed import added, counts_of
 from sparsify.forward.call_model import call_model
 from sparsify.forward.calls import Inputs
 from sparsify.pruning.repair.agreement import CHUNK, take_examples
 
 
-def reestimate_statistics(model: nn.Module, inputs: Inputs, examples: int) -> int:
+def reestimate_statistics(model: nn.Module, inputs: Inputs, examples: int, processes: Any = None) -> int:
     """Set the running mean and variance of each batch normalisation to their means over batches of `CHUNK`
     examples.
 
-    Everything else runs in eval mode. Returns how many normalisations there are.
+    Everything else runs in eval mode. Of several processes, each of which has other examples, the means over
+    all their batches are taken. Returns how many normalisations there are.
 
     Source: re-calibration of batch normalisation after a cut (EagleEye, arXiv:2007.02491).
     """
@@ -34,4 +38,16 @@ def reestimate_statistics(model: nn.Module, inputs: Inputs, examples: int) -> in
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.eval()
+    _average(norms, -(-examples // CHUNK), processes)
     return len(norms)
+
+
+def _average(norms: list[nn.modules.batchnorm._BatchNorm], batches: int, processes: Any) -> None:
+    """Means over the batches of all processes."""
+    if processes is None:
+        return
+    everywhere = sum(counts_of(batches, processes))
+    for norm in norms:
+        for value in (norm.running_mean, norm.running_var):
+            assert value is not None
+            value.copy_(added(value * batches, processes) / everywhere)

@@ -1,6 +1,6 @@
 """Which outputs of each layer stayed, read from the log of the cuts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 import torch
@@ -9,7 +9,24 @@ from torch import Tensor, nn
 from sparsify.forward.opaque import is_scripted
 from sparsify.graph.layer_types import is_transposed_linear
 from sparsify.graph.names import canonical_names
+from sparsify.pruning.layer_matrix import groups_of, is_product, weight_matrix
 from sparsify_schemas.cuts import Cuts, Narrow
+
+
+def kept_rows(dense: nn.Module, rounds: Sequence[Cuts], names: Iterable[str]) -> dict[str, Tensor]:
+    """Tensor -> numbers of its rows in the dense model that stay, in order; of the tensors named, those that
+    lost rows."""
+    canonical = canonical_names(dense)
+    narrowed = _narrowed(rounds)
+    found = {}
+    for name in names:
+        operations = [one for one in narrowed.get(canonical.get(name, name), []) if not one.dim]
+        if operations:
+            numbers = torch.arange(len(dense.get_parameter(name)))
+            for operation in operations:
+                numbers = numbers[_ranges(operation)]
+            found[name] = numbers
+    return found
 
 
 def kept_outputs(dense: nn.Module, rounds: Sequence[Cuts]) -> dict[str, Tensor]:
@@ -19,10 +36,7 @@ def kept_outputs(dense: nn.Module, rounds: Sequence[Cuts]) -> dict[str, Tensor]:
     number of the output that it belongs to.
     """
     canonical = canonical_names(dense)
-    narrowed: dict[str, list[Narrow]] = {}
-    for operation in chain.from_iterable(cuts.operations for cuts in rounds):
-        if isinstance(operation, Narrow):
-            narrowed.setdefault(operation.tensor, []).append(operation)
+    narrowed = _narrowed(rounds)
     found = {}
     for name, module in dense.named_modules():
         if is_scripted(module):
@@ -35,11 +49,46 @@ def kept_outputs(dense: nn.Module, rounds: Sequence[Cuts]) -> dict[str, Tensor]:
     return found
 
 
+def kept_columns(dense: nn.Module, rounds: Sequence[Cuts]) -> dict[str, Tensor]:
+    """Layer -> columns of its dense weight as a matrix that stay, in order, as `layer_matrix.weight_matrix`
+    numbers them; of layers without groups that lost some."""
+    canonical = canonical_names(dense)
+    narrowed = _narrowed(rounds)
+    found = {}
+    for name, module in dense.named_modules():
+        if not is_product(module) or groups_of(module) != 1:
+            continue
+        weight, tensor = module.get_parameter("weight"), f"{name}.weight" if name else "weight"
+        turned = is_transposed_linear(module) or isinstance(module, nn.modules.conv._ConvTransposeNd)
+        dim = 0 if turned else 1
+        operations = [one for one in narrowed.get(canonical.get(tensor, tensor), []) if one.dim == dim]
+        if operations:
+            numbers = torch.arange(weight.shape[dim])
+            for operation in operations:
+                numbers = numbers[_ranges(operation)]
+            taps = weight_matrix(module).shape[1] // weight.shape[dim]
+            found[name] = (numbers[:, None] * taps + torch.arange(taps)).flatten()
+    return found
+
+
+def _narrowed(rounds: Sequence[Cuts]) -> dict[str, list[Narrow]]:
+    """Tensor -> what was taken from it, in order."""
+    narrowed: dict[str, list[Narrow]] = {}
+    for operation in chain.from_iterable(cuts.operations for cuts in rounds):
+        if isinstance(operation, Narrow):
+            narrowed.setdefault(operation.tensor, []).append(operation)
+    return narrowed
+
+
+def _ranges(operation: Narrow) -> Tensor:
+    """What stays, as numbers."""
+    return torch.cat([torch.arange(start, end) for start, end in operation.keep])
+
+
 def _kept(module: nn.Module, weight: Tensor, operations: Sequence[Narrow]) -> Tensor:
     numbers = _output_numbers(module, weight)
     for operation in operations:
-        stay = torch.cat([torch.arange(start, end) for start, end in operation.keep])
-        numbers = numbers.index_select(operation.dim, stay)
+        numbers = numbers.index_select(operation.dim, _ranges(operation))
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         numbers = numbers.reshape(numbers.shape[0], numbers.shape[1], -1)[:, :, 0]
         unique: Tensor = torch.unique(numbers)

@@ -11,11 +11,12 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparsify.distributed import counts_of
 from sparsify.forward.call_model import call_model, restore_buffers
 from sparsify.forward.calls import Inputs
 from sparsify.pruning.layer_matrix import (
@@ -29,36 +30,36 @@ from sparsify.pruning.layer_matrix import (
     weight_matrix,
 )
 from sparsify.pruning.repair.agreement import take_examples
-from sparsify.pruning.repair.kept_outputs import kept_outputs
-from sparsify.pruning.repair.regression import Fit, fit_intercept, fit_ridge, mean_square
+from sparsify.pruning.repair.attention import ODD_INPUTS as ATTENTION_INPUTS
+from sparsify.pruning.repair.attention import (
+    AttentionOutputs,
+    is_attention,
+    projection_names,
+    refit_attention,
+    sample_attention,
+)
+from sparsify.pruning.repair.choose_fit import Settings, choose_fit, repair_row
+from sparsify.pruning.repair.kept_outputs import kept_outputs, kept_rows
+from sparsify.pruning.repair.recurrent import ODD_INPUTS as RECURRENT_INPUTS
+from sparsify.pruning.repair.recurrent import (
+    RecurrentOutputs,
+    is_recurrent,
+    refit_recurrent,
+    sample_recurrent,
+    weight_names,
+)
+from sparsify.pruning.repair.regression import Fit
 from sparsify.pruning.repair.sites import OperatorCounter, Site, find_sites
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.report import LayerRepair
 
 LEAST_GAIN = 0.01
 """a channel that the norm behind scales by less than this cannot make up for what its sum lost"""
-UNCHANGED = 1e-6
-"""error, relative to the spread of the outputs, below which a layer is as it was in the dense model"""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How layers are refitted; see `sparsify_schemas.stage.Repair`."""
-
-    method: Literal["least_squares", "mean"] = "least_squares"
-    ridge: float = 0.01
-    rows: int = 16_000
-    """outputs of a layer that are sampled, over all examples"""
-    held_out: int = 0
-    """examples at the end that are not fitted to and judge each refit; 0: all examples do both"""
-    shortcuts: bool = True
-    """whether the last layer of a sum makes up for what the other addend lost"""
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class _Message:
-    """Outputs of one layer of the dense model."""
+class _LayerOutputs:
+    """Outputs of one convolution or Linear layer of the dense model."""
 
     name: str
     places: Places
@@ -68,6 +69,17 @@ class _Message:
     """the other addend of its sum at the same places"""
     mean: Tensor | None
     """what the batch normalisation right behind subtracts from the outputs that stay"""
+
+
+@dataclass(frozen=True)
+class _NoOutputs:
+    """A layer ran in the dense model, in a way that cannot be followed."""
+
+    name: str
+
+
+_Outputs = _LayerOutputs | AttentionOutputs | RecurrentOutputs | _NoOutputs
+"""what the dense model tells of one layer"""
 
 
 class _Stopped(Exception):
@@ -81,6 +93,7 @@ def refit_layers(
     inputs: Inputs,
     examples: int,
     settings: Settings,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[LayerRepair, ...]:
     """Refit the layers of `model` in place.
 
@@ -91,34 +104,50 @@ def refit_layers(
         inputs: one call with all calibration examples, on the device of the models.
         examples: how many there are.
         settings: see `Settings`.
+        progress: called with the number of layers done and that of all, before the first and after each.
     """
     first = take_examples(inputs, examples, 0, 2)  # enough to see which layers run
     (dense_sites, _), (sites, _) = find_sites(dense, first), find_sites(model, first)
-    outputs = kept_outputs(dense, rounds)
+    outputs, rows = kept_outputs(dense, rounds), kept_rows(dense, rounds, _row_tensors(dense))
     partners = _shared_addends(dense_sites, sites) if settings.shortcuts else frozenset()
-    skipped = dict(_skipped(model, sites, dense_sites, outputs, dense))
-    repairs = [_row(name, "skipped", reason=reason) for name, reason in skipped.items()]
+    skipped = dict(_skipped(model, sites, dense_sites, outputs, rows, dense))
+    repairs = [repair_row(name, "skipped", reason=reason) for name, reason in skipped.items()]
+    todo = [name for name in sites if name not in skipped]
+    done: list[str] = []
     watch = OperatorCounter(_operators(sites, partners))
-    run_dense = _Dense(dense, dense_sites, partners, outputs, inputs, examples, settings)
+    run_dense = _Dense(dense, dense_sites, partners, outputs, rows, inputs, examples, settings)
 
     def before_layer(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: Any) -> None:
+        def hook(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
             with watch.pause():
                 message = run_dense.outputs_of(name)
-                if message is None or not args:
-                    repairs.append(_row(name, "skipped", reason="the dense model did not run it here"))
-                    return
                 number = sites[name].addend
                 addend = watch.kept.pop(number, None) if name in partners and number is not None else None
-                repairs.append(_refit(model, sites[name], args[0], message, addend, examples, settings))
+                match message:
+                    case AttentionOutputs() if is_attention(module):
+                        rows = refit_attention(module, (args, kwargs), message, addend, examples, settings)
+                        repairs.extend(rows)
+                    case RecurrentOutputs() if is_recurrent(module):
+                        repairs.extend(refit_recurrent(module, (args, kwargs), message, examples, settings))
+                    case _LayerOutputs() if args:
+                        repairs.append(
+                            _refit(model, sites[name], args[0], message, addend, examples, settings)
+                        )
+                    case _:
+                        reason = _why_not_run(module)
+                        repairs.append(repair_row(name, "skipped", reason=reason))
+                done.append(name)
+                if progress is not None:
+                    progress(len(done), len(todo))
 
         return hook
 
     handles = [
-        model.get_submodule(name).register_forward_pre_hook(before_layer(name))
-        for name in sites
-        if name not in skipped
+        model.get_submodule(name).register_forward_pre_hook(before_layer(name), with_kwargs=True)
+        for name in todo
     ]
+    if progress is not None:
+        progress(0, len(todo))
     try:
         with run_dense, torch.no_grad(), watch:
             call_model(model, inputs)
@@ -137,15 +166,17 @@ class _Dense:
         sites: Mapping[str, Site],
         partners: frozenset[str],
         outputs: Mapping[str, Tensor],
+        rows: Mapping[str, Tensor],
         inputs: Inputs,
         examples: int,
         settings: Settings,
     ) -> None:
         self._model, self._sites, self._partners = model, sites, partners
-        self._outputs, self._inputs = outputs, inputs
-        self._count = max(1, -(-settings.rows // examples))
+        self._outputs, self._rows, self._inputs = outputs, rows, inputs
+        everywhere = examples if settings.processes is None else sum(counts_of(examples, settings.processes))
+        self._count = max(1, -(-settings.rows // everywhere))
         self._seed = settings.seed
-        self._talk: queue.Queue[_Message | BaseException | None] = queue.Queue(maxsize=2)
+        self._talk: queue.Queue[_Outputs | BaseException | None] = queue.Queue(maxsize=2)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._ended = False
@@ -158,7 +189,7 @@ class _Dense:
         self._stop.set()
         self._thread.join()
 
-    def outputs_of(self, name: str) -> _Message | None:
+    def outputs_of(self, name: str) -> _Outputs | None:
         """Outputs of a layer, passing over those of layers that ran before it; None if it does not come."""
         while not self._ended:
             message = self._talk.get()
@@ -174,7 +205,7 @@ class _Dense:
     def _run(self) -> None:
         watch = OperatorCounter(_operators(self._sites, self._partners))
         handles = [
-            self._model.get_submodule(name).register_forward_hook(self._after(name, watch))
+            self._model.get_submodule(name).register_forward_hook(self._after(name, watch), with_kwargs=True)
             for name, site in self._sites.items()
             if site.calls == 1
         ]
@@ -191,20 +222,52 @@ class _Dense:
                 handle.remove()
 
     def _after(self, name: str, watch: OperatorCounter) -> Callable[..., None]:
-        def hook(module: nn.Module, _args: Any, output: Tensor) -> None:
+        def hook(module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
             with watch.pause():
-                if output.dim() < 2:
-                    return  # one number for each example, or no example dimension
+                call = args, kwargs
                 generator = torch.Generator().manual_seed(self._seed + zlib.crc32(name.encode()))
-                places = sample_places(module, output, self._count, generator)
-                rows = self._stay(name, output_rows(module, output, places))
-                addend, other = self._addend(name, watch), None
-                if addend is not None and addend.shape == output.shape:
-                    other = self._stay(name, output_rows(module, addend, places))
-                message = _Message(name, places, rows, other, self._mean_behind(name))
-            self._put(message)
+                if is_attention(module):
+                    message = self._of_attention(name, module, call, output, watch, generator)
+                elif is_recurrent(module):
+                    stay = self._rows_of(name)
+                    message = sample_recurrent(name, module, stay, call, self._count, generator)
+                else:
+                    message = self._of_layer(name, module, output, watch, generator)
+            self._put(message or _NoOutputs(name))
 
         return hook
+
+    def _of_layer(
+        self, name: str, module: nn.Module, output: Tensor, watch: OperatorCounter, generator: torch.Generator
+    ) -> _Outputs | None:
+        if output.dim() < 2:
+            return None  # one number for each example, or no example dimension
+        places = sample_places(module, output, self._count, generator)
+        rows = self._stay(name, output_rows(module, output, places))
+        addend, other = self._addend(name, watch), None
+        if addend is not None and addend.shape == output.shape:
+            other = self._stay(name, output_rows(module, addend, places))
+        return _LayerOutputs(name, places, rows, other, self._mean_behind(name))
+
+    def _of_attention(
+        self,
+        name: str,
+        module: nn.MultiheadAttention,
+        call: tuple[Any, Mapping[str, Any]],
+        result: Any,
+        watch: OperatorCounter,
+        generator: torch.Generator,
+    ) -> _Outputs | None:
+        stay, outputs_stay = self._rows_of(name), self._outputs.get(f"{name}.out_proj")
+        addend = self._addend(name, watch)
+        return sample_attention(
+            name, module, stay, outputs_stay, call, result, addend, self._count, generator
+        )
+
+    def _rows_of(self, name: str) -> dict[str, Tensor]:
+        """Tensor of a module -> numbers of its rows that stay."""
+        every = ((tensor.rpartition("."), rows) for tensor, rows in self._rows.items())
+        return {tensor: rows for (owner, _, tensor), rows in every if owner == name}
 
     def _mean_behind(self, name: str) -> Tensor | None:
         norm = self._sites[name].norm
@@ -221,7 +284,7 @@ class _Dense:
         stay = self._outputs.get(name)
         return rows if stay is None else rows[:, stay.to(rows.device)]
 
-    def _put(self, message: _Message | BaseException | None) -> None:
+    def _put(self, message: _Outputs | BaseException | None) -> None:
         while True:
             if self._stop.is_set():
                 raise _Stopped
@@ -236,7 +299,7 @@ def _refit(
     model: nn.Module,
     site: Site,
     value: Tensor,
-    message: _Message,
+    message: _LayerOutputs,
     addend: Tensor | None,
     examples: int,
     settings: Settings,
@@ -245,11 +308,11 @@ def _refit(
     layer = model.get_submodule(site.name)
     norm = model.get_submodule(site.norm) if site.norm is not None else None
     if not _is_laid_out(layer, value, message.places):
-        return _row(site.name, "skipped", reason="its input has another shape than in the dense model")
+        return repair_row(site.name, "skipped", reason="its input has another shape than in the dense model")
     rows = input_rows(layer, value, message.places).float()
     targets = message.targets.float()
     if len(rows) != len(targets):
-        return _row(site.name, "skipped", reason="it runs at other places than in the dense model")
+        return repair_row(site.name, "skipped", reason="it runs at other places than in the dense model")
     if message.addend is not None and addend is not None and _has_places(layer, addend, message):
         own = output_rows(layer, addend, message.places)
         lost = (message.addend - own).float()
@@ -258,27 +321,13 @@ def _refit(
     targets = targets.reshape(len(targets), groups, -1)
     mean = message.mean if norm is not None else None
     start = Fit(weight_matrix(layer).double(), _bias(layer, norm, mean, groups, targets.shape[2]))
-    fitted = len(rows) - round(len(rows) * settings.held_out / examples)
-    judged = slice(fitted, None) if fitted < len(rows) else slice(None)
-    spread = float(targets[judged].var(0, correction=0).mean()) or 1.0
-    before = mean_square(rows[judged], targets[judged], start) / spread
-    rounding = torch.finfo(layer.get_parameter("weight").dtype).eps ** 2
-    if before <= max(UNCHANGED, rounding):
-        return _row(site.name, "unchanged", before, before)
     shiftable = layer._parameters.get("bias") is not None or mean is not None
-    if settings.method == "least_squares":
-        fit = fit_ridge(rows[:fitted], targets[:fitted], start, settings.ridge, intercept=shiftable)
-    elif shiftable:
-        fit = fit_intercept(rows[:fitted], targets[:fitted], start)
-    else:
-        reason = "it has no bias, and no batch normalisation behind it"
-        return _row(site.name, "skipped", before, before, reason)
-    after = mean_square(rows[judged], targets[judged], fit) / spread
-    if not after < before:
-        return _row(site.name, "reverted", before, after)
-    set_weight(layer, fit.weight)
-    _shift(layer, norm, mean, fit.intercept.flatten())
-    return _row(site.name, "refitted", before, after)
+    dtype = layer.get_parameter("weight").dtype
+    row, fit = choose_fit(site.name, rows, targets, start, dtype, examples, settings, shiftable=shiftable)
+    if fit is not None:
+        set_weight(layer, fit.weight)
+        _shift(layer, norm, mean, fit.intercept.flatten())
+    return row
 
 
 def _is_laid_out(layer: nn.Module, value: object, places: Places) -> bool:
@@ -290,23 +339,13 @@ def _is_laid_out(layer: nn.Module, value: object, places: Places) -> bool:
     return value.dim() > 1 and tuple(value.shape[1:-1]) == places.shape
 
 
-def _has_places(layer: nn.Module, addend: Tensor, message: _Message) -> bool:
+def _has_places(layer: nn.Module, addend: Tensor, message: _LayerOutputs) -> bool:
     """Whether the addend of the cut model lies where that of the dense model does."""
     convolution = isinstance(layer, nn.modules.conv._ConvNd)
     places = addend.shape[2:] if convolution else addend.shape[1:-1]
     channels = addend.shape[1] if convolution else addend.shape[-1]
     same = tuple(places) == message.places.shape and channels == message.targets.shape[1]
     return same and addend.shape[0] * len(message.places.index) == len(message.targets)
-
-
-def _row(
-    layer: str,
-    outcome: Literal["refitted", "reverted", "unchanged", "skipped"],
-    before: float | None = None,
-    after: float | None = None,
-    reason: str = "",
-) -> LayerRepair:
-    return LayerRepair(layer=layer, outcome=outcome, before=before, after=after, reason=reason)
 
 
 def _gain(norm: nn.Module | None, like: Tensor) -> Tensor:
@@ -357,6 +396,7 @@ def _skipped(
     sites: Mapping[str, Site],
     dense_sites: Mapping[str, Site],
     outputs: Mapping[str, Tensor],
+    rows: Mapping[str, Tensor],
     dense: nn.Module,
 ) -> Iterator[tuple[str, str]]:
     """Layers that cannot be refitted -> why."""
@@ -367,13 +407,54 @@ def _skipped(
             yield name, f"it runs {site.calls} times in one call"
         elif name in shared:
             yield name, "its weight is shared with another module"
-        elif name not in dense_sites or not is_product(dense.get_submodule(name)):
+        elif name not in dense_sites or not _are_alike(layer, dense.get_submodule(name)):
             yield name, "the dense model does not call it as a layer of its own"
-        else:
-            rows = outputs.get(name)
-            count = len(rows) if rows is not None else _width(dense.get_submodule(name))
-            if count != _width(layer):
-                yield name, "its outputs are not those that the log says stayed"
+        elif not _is_as_logged(name, layer, dense.get_submodule(name), outputs, rows):
+            yield name, "its outputs are not those that the log says stayed"
+
+
+def _are_alike(layer: nn.Module, dense: nn.Module) -> bool:
+    """Whether both are convolutions or Linear layers, attentions, or recurrent layers."""
+    return any(kind(layer) and kind(dense) for kind in (is_product, is_attention, is_recurrent))
+
+
+def _is_as_logged(
+    name: str,
+    layer: nn.Module,
+    dense: nn.Module,
+    outputs: Mapping[str, Tensor],
+    rows: Mapping[str, Tensor],
+) -> bool:
+    """Whether a layer has as many outputs as the log of the cuts says."""
+    if is_product(layer):
+        stay = outputs.get(name)
+        return _width(layer) == (len(stay) if stay is not None else _width(dense))
+    for tensor in _tensors_with_rows(layer):
+        stay = rows.get(f"{name}.{tensor}" if name else tensor)
+        wanted = len(stay) if stay is not None else len(dense.get_parameter(tensor))
+        if len(layer.get_parameter(tensor)) != wanted:
+            return False
+    return True
+
+
+def _tensors_with_rows(module: nn.Module) -> Sequence[str]:
+    """Names of the weights of an attention or a recurrent layer whose rows are its outputs."""
+    if is_attention(module):
+        return projection_names(module)
+    return weight_names(module) if is_recurrent(module) else ()
+
+
+def _row_tensors(model: nn.Module) -> Iterator[str]:
+    for name, module in model.named_modules():
+        for tensor in _tensors_with_rows(module):
+            yield f"{name}.{tensor}" if name else tensor
+
+
+def _why_not_run(module: nn.Module) -> str:
+    """Why the dense model told nothing of a layer."""
+    if isinstance(module, nn.MultiheadAttention):
+        return ATTENTION_INPUTS
+    return RECURRENT_INPUTS if isinstance(module, nn.RNNBase) else "the dense model did not run it here"
 
 
 def _width(layer: nn.Module) -> int:

@@ -1,9 +1,12 @@
 """Ridge regression towards given outputs, pulled to the weights that a layer has."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from sparsify.distributed import added
 
 TINY = 1e-12
 """added to the ridge, so that inputs that are zero throughout leave a system that can be solved"""
@@ -20,7 +23,15 @@ class Fit:
     intercept: Tensor
 
 
-def fit_ridge(inputs: Tensor, targets: Tensor, start: Fit, ridge: float, *, intercept: bool = True) -> Fit:
+def fit_ridge(
+    inputs: Tensor,
+    targets: Tensor,
+    start: Fit,
+    ridge: float,
+    *,
+    intercept: bool = True,
+    processes: Any = None,
+) -> Fit:
     """Fit W and b of `targets = inputs W + b`, pulled towards the weights `start` has.
 
         W = W0 + (X'X + l I)^-1 X'(Y - X W0),    b = mean(Y) - mean(X) W,    l = ridge * mean(diag X'X)
@@ -34,44 +45,65 @@ def fit_ridge(inputs: Tensor, targets: Tensor, start: Fit, ridge: float, *, inte
         start: W0; its intercept is used where the layer cannot take another one.
         ridge: relative to the mean diagonal of X'X.
         intercept: whether b may change.
+        processes: process group, each of which has other rows; their Gram matrices are summed.
 
     Source: ridge regression (Hoerl and Kennard 1970), with a prior mean of W0.
     """
     x, y = inputs.transpose(0, 1), targets.transpose(0, 1)
     if intercept:
-        x_mean, y_mean = x.double().mean(1, keepdim=True), y.double().mean(1, keepdim=True)
+        x_mean, y_mean = _mean_row(x, processes), _mean_row(y, processes)
         x, y = x - x_mean.to(x.dtype), y - y_mean.to(y.dtype)
     else:
         y = y - start.intercept[:, None].to(y.dtype)
     residual = y - x @ start.weight.to(x.dtype)
     rows, columns = x.shape[1], x.shape[2]
-    solve = _from_columns if columns <= rows else _from_rows
-    change = solve(x, residual, ridge)
+    if columns <= rows or processes is not None:
+        change = _from_columns(x, residual, ridge, processes)
+    else:
+        change = _from_rows(x, residual, ridge)
     weight = start.weight + change
     if not intercept:
         return Fit(weight, start.intercept)
     return Fit(weight, (y_mean - x_mean @ weight)[:, 0])
 
 
-def fit_intercept(inputs: Tensor, targets: Tensor, start: Fit) -> Fit:
+def fit_intercept(inputs: Tensor, targets: Tensor, start: Fit, processes: Any = None) -> Fit:
     """Keep the weights and fit the intercept alone: b = mean(Y) - mean(X) W0.
 
     It puts the mean of what the removed inputs contributed back into the bias.
     """
-    x_mean, y_mean = inputs.double().mean(0), targets.double().mean(0)
-    return Fit(start.weight, y_mean - (x_mean[:, None] @ start.weight)[:, 0])
+    x_mean, y_mean = (_mean_row(rows.transpose(0, 1), processes) for rows in (inputs, targets))
+    return Fit(start.weight, (y_mean - x_mean @ start.weight)[:, 0])
 
 
-def mean_square(inputs: Tensor, targets: Tensor, fit: Fit) -> float:
-    """Mean of (Y - X W - b)^2 over rows and outputs."""
+def mean_square(inputs: Tensor, targets: Tensor, fit: Fit, processes: Any = None) -> float:
+    """Mean of (Y - X W - b)^2 over rows, of all processes, and outputs."""
     made = inputs.transpose(0, 1) @ fit.weight.to(inputs.dtype) + fit.intercept[:, None].to(inputs.dtype)
-    return float((targets.transpose(0, 1) - made).square().mean())
+    return mean_of_all((targets.transpose(0, 1) - made).square(), processes)
 
 
-def _from_columns(x: Tensor, residual: Tensor, ridge: float) -> Tensor:
+def mean_of_all(values: Tensor, processes: Any = None) -> float:
+    """Mean over the elements of the tensors of all processes."""
+    if processes is None:
+        return float(values.mean())
+    sums = torch.stack([values.double().sum(), values.new_tensor(values.numel(), dtype=torch.float64)])
+    total, count = added(sums, processes)
+    return float(total / count)
+
+
+def _mean_row(rows: Tensor, processes: Any) -> Tensor:
+    """[groups, rows, numbers] -> their mean over the rows of all processes, [groups, 1, numbers]."""
+    if processes is None:
+        return rows.double().mean(1, keepdim=True)
+    total = added(rows.double().sum(1, keepdim=True), processes)
+    count = added(rows.new_tensor(rows.shape[1], dtype=torch.float64), processes)
+    return total / count
+
+
+def _from_columns(x: Tensor, residual: Tensor, ridge: float, processes: Any) -> Tensor:
     """(X'X + l I)^-1 X'R, by a Cholesky decomposition in float64."""
-    gram = (x.transpose(1, 2) @ x).double()
-    toward = (x.transpose(1, 2) @ residual).double()
+    gram = added((x.transpose(1, 2) @ x).double(), processes)
+    toward = added((x.transpose(1, 2) @ residual).double(), processes)
     diagonal = gram.diagonal(dim1=1, dim2=2)
     strength = ridge * diagonal.mean(1) + TINY
     diagonal += strength[:, None]

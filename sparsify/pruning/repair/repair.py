@@ -9,16 +9,21 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from sparsify.distributed import counts_of, share_state
 from sparsify.errors import ModelError, first_line
+from sparsify.events import Listener, Measuring, silence
 from sparsify.forward.call_model import named_inputs
 from sparsify.forward.calls import Inputs, map_tensors
 from sparsify.forward.opaque import explain_errors
 from sparsify.forward.trial_calls import eval_mode
+from sparsify.graph.model_map import ModelMap
 from sparsify.pruning.cut import Result
 from sparsify.pruning.repair.agreement import measure_agreement, take_examples
 from sparsify.pruning.repair.batch_norm import reestimate_statistics
-from sparsify.pruning.repair.least_squares import Settings, refit_layers
+from sparsify.pruning.repair.choose_fit import Settings
+from sparsify.pruning.repair.least_squares import refit_layers
 from sparsify.pruning.repair.memory import affordable_examples
+from sparsify.pruning.repair.merging import merge_units
 from sparsify_schemas.cuts import Cuts
 from sparsify_schemas.report import Agreement, LayerRepair
 from sparsify_schemas.stage import LEAST_EXAMPLES, Repair
@@ -33,9 +38,9 @@ class Repaired:
     method: str
     examples: int
     """calibration examples used, those held out included"""
-    before: Agreement
-    """with the dense model, on the examples held out"""
-    after: Agreement
+    before: Agreement | None
+    """with the dense model, on the examples held out; None without examples"""
+    after: Agreement | None
     layers: tuple[LayerRepair, ...]
     reverted: bool
     """whether the repair made the outputs worse and was taken back"""
@@ -43,24 +48,30 @@ class Repaired:
 
     def __repr__(self) -> str:
         """What came out, in one line."""
-        done = sum(layer.outcome == "refitted" for layer in self.layers)
+        done = sum(layer.outcome in ("refitted", "merged") for layer in self.layers)
+        if self.before is None or self.after is None:
+            return f"<Repaired by {self.method}: {done} of {len(self.layers)} layers changed, without data>"
         errors = f"error of the outputs {self.before.error:.3g} -> {self.after.error:.3g}"
         if self.layers and not done:
             return f"<Repaired by {self.method}: no layer to refit, {errors}>"
         if self.reverted:
             return f"<Repaired by {self.method}: taken back, as it did not help; {errors}>"
-        layers = f"{done} layers refitted, " if self.layers else ""
+        layers = (
+            f"{done} layers {'merged' if self.method == 'merge' else 'refitted'}, " if self.layers else ""
+        )
         return f"<Repaired by {self.method}: {layers}{errors}>"
 
 
 def repair(
     result: Result,
-    batches: Iterable[Any],
+    batches: Iterable[Any] | None = None,
     *,
     method: str = "least_squares",
     examples: int = 1000,
     ridge: float = 0.01,
     seed: int = 0,
+    processes: Any = None,
+    listener: Listener = silence,
 ) -> Repaired:
     """Refit what a cut left, in closed form, so that it computes again what the dense model did.
 
@@ -71,11 +82,15 @@ def repair(
     Args:
         result: Of `sparsify.cut`. Its model is repaired in place.
         batches: Unlabelled training examples, never validation data: tensors, mappings of tensors, or (x, y)
-            pairs of which x is taken.
-        method: `least_squares`, `batch_norm` or `mean`, as in the recipe's stage `repair`.
+            pairs of which x is taken. `merge` takes none; if given, they judge it.
+        method: `least_squares`, `batch_norm`, `mean` or `merge`, as in the recipe's stage `repair`.
         examples: At most so many are used; fewer where their activations would take more than 2 GiB.
         ridge: l, relative to the mean diagonal of X'X: how strongly weights are pulled to those they have.
         seed: Of the places at which outputs are sampled.
+        processes: A `torch.distributed` process group, such as `torch.distributed.group.WORLD`, all of whose
+            processes call this, each with its own part of the examples. Their Gram matrices are summed, so
+            that all have the same model afterwards. `examples` is then that of each.
+        listener: Called with a progress event before the first and after each layer.
 
     Returns:
         `model` (that of the result), the agreement with the dense model `before` and `after` on examples held
@@ -98,8 +113,29 @@ def repair(
     except ValidationError as error:
         first = error.errors()[0]
         raise ModelError(f"repair: '{first['loc'][0]}': {first['msg']}") from None
+    if batches is None and method == "merge":
+        return merge_model(result.dense, result.model, result.plan.map, (result.cuts,))
     inputs, count = collect_examples(batches, examples)
-    return repair_model(result.dense, result.model, (result.cuts,), inputs, count, stage, seed)
+    rounds, map_ = (result.cuts,), result.plan.map
+    return repair_model(
+        result.dense, result.model, rounds, inputs, count, stage, seed, map_, processes, listener
+    )
+
+
+def merge_model(dense: nn.Module, model: nn.Module, model_map: ModelMap, rounds: Sequence[Cuts]) -> Repaired:
+    """Merge removed units of a model into those that are left, without data; nothing judges it.
+
+    Args:
+        dense: The model before the cut.
+        model: The cut model; it is repaired in place.
+        model_map: Of the dense model.
+        rounds: The log of the only cut.
+    """
+    started = time.perf_counter()
+    with torch.no_grad():
+        layers = merge_units(dense, model, model_map, rounds[0])
+    seconds = time.perf_counter() - started
+    return Repaired(model, "merge", 0, None, None, layers, False, seconds)
 
 
 def repair_model(
@@ -110,6 +146,9 @@ def repair_model(
     examples: int,
     stage: Repair,
     seed: int,
+    model_map: ModelMap,
+    processes: Any = None,
+    listener: Listener = silence,
 ) -> Repaired:
     """The same for a model that several cuts have left.
 
@@ -117,45 +156,67 @@ def repair_model(
         dense: the model before the first cut.
         rounds: the logs of the cuts, in order.
         inputs: one call with all examples.
+        model_map: of the dense model.
+        processes: process group, each of which has other examples.
+        listener: called with a progress event before the first and after each layer.
     """
     started = time.perf_counter()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     inputs = map_tensors(inputs, lambda value: value.to(device))
-    _check_inputs(inputs, examples)
+    _check_inputs(inputs, examples, processes)
     precise = torch.autocast(device.type, enabled=False)
     with explain_errors("repairing the cut model"), eval_mode(dense, model), torch.no_grad(), precise:
         count = min(examples, affordable_examples(dense, inputs, examples, int(stage.memory.count)))
-        if count < LEAST_EXAMPLES:
+        everywhere = count if processes is None else sum(counts_of(count, processes))
+        if everywhere < LEAST_EXAMPLES:
             raise ModelError(
-                f"{stage.memory} of memory is enough for {count} examples, and a repair "
+                f"{stage.memory} of memory is enough for {everywhere} examples, and a repair "
                 f"needs {LEAST_EXAMPLES}; "
                 "raise 'memory'"
             )
         inputs = take_examples(inputs, examples, 0, count)
-        held_out = max(2, round(HELD_OUT * count))
+        # A merge is fitted to no examples, so that all may judge it.
+        held_out = count if stage.method == "merge" else held_out_of(count)
         judged = take_examples(inputs, count, count - held_out, count)
-        before = measure_agreement(dense, model, judged, held_out)
+        before = measure_agreement(dense, model, judged, held_out, processes)
         saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         try:
-            layers = _repair_layers(dense, model, rounds, inputs, count, held_out, stage, seed)
-            after = measure_agreement(dense, model, judged, held_out)
+            layers = _repair_layers(
+                dense, model, rounds, inputs, count, held_out, stage, seed, model_map, processes, listener
+            )
+            after = measure_agreement(dense, model, judged, held_out, processes)
         except BaseException:  # an interruption leaves the model as it was
             model.load_state_dict(saved)
             raise
+        share_state(model, processes)  # equal to rounding before
         reverted = not after.error < before.error
         if reverted:
             model.load_state_dict(saved)
             after = before
     seconds = time.perf_counter() - started
-    return Repaired(model, stage.method, count, before, after, layers, reverted, seconds)
+    return Repaired(model, stage.method, everywhere, before, after, layers, reverted, seconds)
 
 
+LEAST_OF_EACH = 3
+"""examples of each of several processes: two of them are held out"""
 HELD_OUT = 0.1
 """share of the examples that is not fitted to: it judges each layer, and the whole model at the end"""
 
 
-def _check_inputs(inputs: Inputs, examples: int) -> None:
+def held_out_of(examples: int) -> int:
+    """How many of the examples, the last ones, are not fitted to."""
+    return max(2, round(HELD_OUT * examples))
+
+
+def _check_inputs(inputs: Inputs, examples: int, processes: Any) -> None:
     """Refuse too few examples, and numbers that are not finite. Raises ModelError."""
+    if processes is not None:
+        counts = counts_of(examples, processes)
+        if min(counts) < LEAST_OF_EACH:
+            raise ModelError(
+                f"repair needs at least {LEAST_OF_EACH} examples of each process, found {min(counts)}"
+            )
+        examples = sum(counts)
     if examples < LEAST_EXAMPLES:
         raise ModelError(
             f"repair needs at least {LEAST_EXAMPLES} examples, found {examples}; pass "
@@ -175,20 +236,35 @@ def _repair_layers(
     held_out: int,
     stage: Repair,
     seed: int,
+    model_map: ModelMap,
+    processes: Any,
+    listener: Listener,
 ) -> tuple[LayerRepair, ...]:
     match stage.method:
+        case "merge":
+            return merge_units(dense, model, model_map, rounds[0])
         case "batch_norm":
             fitted = examples - held_out
-            reestimate_statistics(model, take_examples(inputs, examples, 0, fitted), fitted)
+            reestimate_statistics(model, take_examples(inputs, examples, 0, fitted), fitted, processes)
             return ()
         case "least_squares" | "mean":
             settings = Settings(
-                stage.method, stage.ridge, held_out=held_out, shortcuts=stage.shortcuts, seed=seed
+                stage.method,
+                stage.ridge,
+                held_out=held_out,
+                shortcuts=stage.shortcuts,
+                seed=seed,
+                processes=processes,
             )
-            return refit_layers(dense, model, rounds, inputs, examples, settings)
+            what = f"{stage.name}: layers"
+
+            def progress(done: int, total: int) -> None:
+                listener(Measuring(what, done, total))
+
+            return refit_layers(dense, model, rounds, inputs, examples, settings, progress)
 
 
-def collect_examples(batches: Iterable[Any], examples: int) -> tuple[Inputs, int]:
+def collect_examples(batches: Iterable[Any] | None, examples: int) -> tuple[Inputs, int]:
     """Join batches into one call, and count its examples. Raises ModelError when there are none."""
     if isinstance(batches, Tensor | str | Mapping) or not isinstance(batches, Iterable):
         raise ModelError(

@@ -18,13 +18,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sparsify.forward.call_model import call_model, restore_buffers
 from sparsify.forward.calls import Inputs
 from sparsify.pruning.layer_matrix import is_product
+from sparsify.pruning.repair.attention import is_attention
+from sparsify.pruning.repair.recurrent import is_recurrent
 
 _ADDITIONS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 
 
 @dataclass(frozen=True)
 class Site:
-    """A layer that multiplies its input by a weight."""
+    """A layer that multiplies its input by a weight, an attention or a recurrent layer."""
 
     name: str
     calls: int
@@ -39,7 +41,7 @@ class Site:
 
 
 def main_result(result: Any) -> Tensor | None:
-    """The tensor that an operator is called for: batch normalisation returns statistics beside it."""
+    """The tensor that an operator or a layer is called for: some return statistics or states beside it."""
     first = result[0] if isinstance(result, tuple) and result else result
     return first if isinstance(first, Tensor) else None
 
@@ -136,10 +138,11 @@ def find_sites(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Site], int]:
             own = seen.setdefault(name, _Seen())
             own.calls += 1
             own.finished = watch.count
-            if isinstance(output, Tensor):
-                own.results.add(id(output))
-                made_by[id(output)] = name
-                watch.alive.append(output)
+            made = main_result(output)
+            if made is not None:
+                own.results.add(id(made))
+                made_by[id(made)] = name
+                watch.alive.append(made)
 
         return hook
 
@@ -153,8 +156,9 @@ def find_sites(model: nn.Module, inputs: Inputs) -> tuple[dict[str, Site], int]:
 
         return hook
 
+    inside = {id(one.out_proj) for one in model.modules() if is_attention(one)}
     for name, module in model.named_modules():
-        if is_product(module):
+        if is_attention(module) or is_recurrent(module) or (is_product(module) and id(module) not in inside):
             handles.append(module.register_forward_hook(after_layer(name)))
         elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             handles.append(module.register_forward_hook(after_norm(name)))

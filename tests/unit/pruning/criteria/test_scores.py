@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 import sparsify
-from sparsify.errors import ModelError
+from sparsify.errors import ModelError, RecipeError
 from sparsify.graph.group_layouts import coupled_layout, inner_layout
 from sparsify.objective.objective import CLASSIFICATION
 from sparsify.pruning.criteria.scores import group_scores, weight_scores
@@ -306,3 +306,57 @@ def test_a_model_without_such_layers_is_refused() -> None:
         ),
     ):
         next(iter(own()))
+
+
+WORKED = {
+    # x = 1, first units 1 and 2, behind them 3, 3 and 6; the last weights are 1, 2, 1
+    "wanda": ([1 + 4 * 1, 2 + 4 * 2], [3 + 1 * 3, 3 + 2 * 3, 6 + 1 * 6]),
+    "activation": ([1, 2], [3, 3, 6]),
+    "taylor": ([2 * 5, 2 * 10], [2 * 3, 2 * 6, 2 * 6]),  # each unit twice: in its row and in its column
+    "magnitude": ([1 + 6, 4 + 6], [2 + 1, 2 + 4, 8 + 1]),
+}
+DIVISORS = {
+    "none": lambda own: 1,
+    "mean": lambda own: sum(own) / len(own),
+    "max": max,
+    "sum": sum,
+    "l2": lambda own: sum(s * s for s in own) ** 0.5,
+}
+
+
+@pytest.mark.parametrize("how", [*DIVISORS, "size"])
+@pytest.mark.parametrize("kind", WORKED)
+def test_scores_of_different_layers_are_made_comparable(kind: str, how: str) -> None:
+    if (kind, how) == ("activation", "size"):
+        pytest.skip("what arrives is a mean already")
+    net = nn.Sequential(*(nn.Linear(n, m, bias=False) for n, m in ((1, 2), (2, 3), (3, 1)))).eval()
+    weights = [[[1.0], [2.0]], [[1.0, 1], [1, 1], [2, 2]], [[1.0, 2, 1]]]
+    with torch.no_grad():
+        for layer, weight in zip(net, weights, strict=True):
+            layer.weight.copy_(torch.tensor(weight))
+    spec: Criterion = TypeAdapter(Criterion).validate_python({"kind": kind, "normalize": how})
+    rule = {"layers": ["0", "1"], "group": "neuron"}
+    x = torch.ones(2, 1)
+    map = sparsify.make_plan({"version": 1, "title": "t", "rules": [rule]}, net, (x,)).map
+    parameters = dict(net.named_parameters())
+    layout = coupled_layout(map, ["0", "1"], parameters, spec.facts().roles)
+    seen = looks(net, spec, [(x, Y[:2])], lambda output, _: output.mean())
+    found = group_scores(spec, layout, parameters, seen, 0)
+    first, second = WORKED[kind]
+    if how == "size":
+        wanted = [s / 4 for s in first] + [s / 3 for s in second]  # a row and a column
+    else:
+        divide = DIVISORS[how]
+        wanted = [s / divide(first) for s in first] + [s / divide(second) for s in second]
+    assert found.tolist() == pytest.approx(wanted)
+    if how != "size":
+        own = {"activation": [3.0, 3, 6], "magnitude": [1.0, 2, 1]}.get(kind, [1.0 * 3, 2 * 3, 1 * 6])
+        single = weight_scores(spec, net[2].weight, looks(net, spec, [(x, Y[:2])], lambda o, _: o.mean()), 0)
+        assert single.flatten().tolist() == pytest.approx([s / DIVISORS[how](own) for s in own])
+
+
+def test_activation_knows_no_size() -> None:
+    with pytest.raises(RecipeError) as caught:
+        rules = [{"layers": "*", "criterion": {"kind": "activation", "normalize": "size"}}]
+        sparsify.load_recipe({"version": 1, "title": "t", "data": {"source": "digits"}, "rules": rules})
+    assert "rules.0.criterion.normalize" in str(caught.value)

@@ -10,7 +10,8 @@ from sparsify.errors import ModelError
 from sparsify.forward.copies import copy_model
 from sparsify.pruning.cut import Result
 from sparsify.pruning.repair.agreement import measure_agreement
-from sparsify.pruning.repair.least_squares import Settings, refit_layers
+from sparsify.pruning.repair.choose_fit import Settings
+from sparsify.pruning.repair.least_squares import refit_layers
 from sparsify.pruning.repair.repair import Repaired
 from sparsify.pruning.repair.sites import find_sites
 

@@ -1,0 +1,107 @@
+"""Fit one layer to given outputs, and keep the fit only where it helps on examples that were held out."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sparsify.distributed import added
+from sparsify.pruning.repair.regression import Fit, fit_intercept, fit_ridge, mean_of_all, mean_square
+from sparsify_schemas.report import LayerRepair
+
+UNCHANGED = 1e-6
+"""error, relative to the spread of the outputs, below which a layer is as it was in the dense model"""
+NO_INTERCEPT = "it has no bias, and no batch normalisation behind it"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How layers are refitted; see `sparsify_schemas.stage.Repair`."""
+
+    method: Literal["least_squares", "mean"] = "least_squares"
+    ridge: float = 0.01
+    rows: int = 16_000
+    """outputs of a layer that are sampled, over all examples"""
+    held_out: int = 0
+    """examples at the end that are not fitted to and judge each refit; 0: all examples do both"""
+    shortcuts: bool = True
+    """whether the last layer of a sum makes up for what the other addend lost"""
+    seed: int = 0
+    processes: Any = None
+    """process group, each of which has other examples; all of them refit alike"""
+
+
+def choose_fit(
+    name: str,
+    rows: Tensor,
+    targets: Tensor,
+    start: Fit,
+    dtype: torch.dtype,
+    examples: int,
+    settings: Settings,
+    *,
+    shiftable: bool,
+) -> tuple[LayerRepair, Fit | None]:
+    """What became of a layer, and its new weights where they do better than `start`.
+
+    Args:
+        name: of the layer, for the report.
+        rows: its inputs, [rows, groups, inputs], examples first.
+        targets: what it should compute of them, [rows, groups, outputs].
+        start: the weights that it has.
+        dtype: the precision of these weights.
+        examples: how many the rows come from.
+        shiftable: whether the layer can take another intercept.
+    """
+    fitted, judged = split_rows(len(rows), examples, settings)
+    processes = settings.processes
+    spread = spread_of(targets[judged], processes)
+    before = mean_square(rows[judged], targets[judged], start, processes) / spread
+    if is_unchanged(before, dtype):
+        return repair_row(name, "unchanged", before, before), None
+    if settings.method == "mean" and not shiftable:
+        return repair_row(name, "skipped", before, before, NO_INTERCEPT), None
+    fit = fit_rows(rows[fitted], targets[fitted], start, settings, shiftable=shiftable)
+    after = mean_square(rows[judged], targets[judged], fit, processes) / spread
+    if not after < before:
+        return repair_row(name, "reverted", before, after), None
+    return repair_row(name, "refitted", before, after), fit
+
+
+def fit_rows(rows: Tensor, targets: Tensor, start: Fit, settings: Settings, *, shiftable: bool) -> Fit:
+    """The fit that the settings ask for."""
+    if settings.method == "least_squares":
+        ridge, processes = settings.ridge, settings.processes
+        return fit_ridge(rows, targets, start, ridge, intercept=shiftable, processes=processes)
+    return fit_intercept(rows, targets, start, settings.processes) if shiftable else start
+
+
+def split_rows(rows: int, examples: int, settings: Settings) -> tuple[slice, slice]:
+    """The rows that are fitted to, and those that judge: of the examples held out, or all of them."""
+    fitted = rows - round(rows * settings.held_out / examples)
+    return slice(fitted), slice(fitted, None) if fitted < rows else slice(None)
+
+
+def spread_of(targets: Tensor, processes: Any = None) -> float:
+    """Mean variance of the outputs over the rows of all processes; 1 where they are all the same."""
+    if processes is None:
+        return float(targets.var(0, correction=0).mean()) or 1.0
+    mean = added(targets.double().sum(0), processes)
+    mean /= added(targets.new_tensor(len(targets), dtype=torch.float64), processes)
+    return mean_of_all((targets - mean.to(targets.dtype)).square(), processes) or 1.0
+
+
+def is_unchanged(error: float, dtype: torch.dtype) -> bool:
+    """Whether an error, relative to the spread, is no more than rounding."""
+    return error <= max(UNCHANGED, torch.finfo(dtype).eps ** 2)
+
+
+def repair_row(
+    layer: str,
+    outcome: Literal["refitted", "reverted", "unchanged", "skipped"],
+    before: float | None = None,
+    after: float | None = None,
+    reason: str = "",
+) -> LayerRepair:
+    return LayerRepair(layer=layer, outcome=outcome, before=before, after=after, reason=reason)

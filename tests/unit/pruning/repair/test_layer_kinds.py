@@ -1,0 +1,309 @@
+"""Every kind of layer that a repair refits, beside a least-squares fit that was written independently."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+import sparsify
+from sparsify.forward.copies import copy_model
+from sparsify.pruning.cut import Result
+from sparsify.pruning.repair.agreement import measure_agreement
+from sparsify.pruning.repair.choose_fit import Settings
+from sparsify.pruning.repair.least_squares import refit_layers
+from sparsify_schemas.report import LayerRepair
+
+PRECISE = Settings(ridge=1e-10, rows=10**6)
+"""all examples, all places, next to no ridge: plain least squares"""
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def cut(model: nn.Module, x: Tensor, **rule: Any) -> Result:
+    rule = {"criterion": {"kind": "random"}, **rule}
+    recipe = {"version": 1, "title": "t", "rules": [rule]}
+    return sparsify.cut(sparsify.make_plan(recipe, model.eval(), (x[:2],)), model)
+
+
+def refit(model: nn.Module, result: Result, x: Tensor, settings: Settings = PRECISE) -> list[LayerRepair]:
+    rows = refit_layers(model, result.model.eval(), (result.cuts,), (x,), len(x), settings)
+    assert all(row.outcome != "skipped" for row in rows), rows
+    return list(rows)
+
+
+def kept(result: Result, group: str) -> Tensor:
+    width = next(width for width in result.cuts.widths if width.group == group)
+    return torch.cat([torch.arange(start, end) for start, end in width.keep])
+
+
+def best_outputs(layer: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
+    """What the layer computes of x with those weights that come nearest to the targets.
+
+    A layer is linear in its weights, so a column of the system is what one weight of 1 computes by itself.
+    """
+    zeros = {name: torch.zeros_like(value) for name, value in layer.named_parameters()}
+    columns = []
+    for name, value in zeros.items():
+        for number in range(value.numel()):
+            single = torch.zeros(value.numel())
+            single[number] = 1
+            ones = {**zeros, name: single.reshape(value.shape)}
+            columns.append(functional_call(layer, ones, (x,)).flatten())
+    system = torch.stack(columns, dim=1).double().detach()
+    solution = torch.linalg.lstsq(system, targets.flatten()[:, None].double(), driver="gelsd").solution
+    return (system @ solution).reshape(targets.shape).float()
+
+
+CONVOLUTIONS: dict[str, tuple[int, Any]] = {
+    "1d": (1, nn.Conv1d(8, 3, 3, padding=1)),
+    "1d with dilation, in two groups": (1, nn.Conv1d(8, 4, 3, dilation=2, groups=2)),
+    "1d depthwise": (1, nn.Conv1d(8, 8, 3, groups=8)),
+    "1d transposed": (1, nn.ConvTranspose1d(8, 3, 4, stride=2, padding=1)),
+    "1d transposed, in two groups": (1, nn.ConvTranspose1d(8, 4, 3, stride=2, groups=2)),
+    "2d with stride": (2, nn.Conv2d(8, 3, 3, stride=2, padding=1)),
+    "2d in two groups": (2, nn.Conv2d(8, 4, (3, 2), groups=2)),
+    "2d depthwise with a multiplier": (2, nn.Conv2d(8, 16, 3, padding=1, groups=8)),
+    "2d transposed": (2, nn.ConvTranspose2d(8, 3, 3, stride=2, padding=1, output_padding=1)),
+    "2d transposed, depthwise": (2, nn.ConvTranspose2d(8, 8, 3, groups=8)),
+    "3d": (3, nn.Conv3d(8, 2, 2)),
+    "3d in two groups": (3, nn.Conv3d(8, 4, 2, groups=2)),
+    "3d depthwise": (3, nn.Conv3d(8, 8, 2, groups=8)),
+    "3d transposed": (3, nn.ConvTranspose3d(8, 2, 2, stride=2)),
+    "3d transposed, in two groups": (3, nn.ConvTranspose3d(8, 4, 2, groups=2)),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_convolution_is_fitted_as_least_squares_does(name: str) -> None:
+    dimensions, layer = CONVOLUTIONS[name][0], copy_model(CONVOLUTIONS[name][1])
+    torch.manual_seed(0)
+    pointwise: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
+    model = nn.Sequential(pointwise(3, 8, 1), nn.ReLU(), layer, pointwise(layer.out_channels, 2, 1)).eval()
+    x = draw(60, 3, *[5] * dimensions)
+    result = cut(model, x, layers="0", group="filter", sparsity="25%")
+    whole: Any = result.model
+    wanted, thin = model[:3](x).detach(), whole[2]
+    if thin.out_channels != layer.out_channels:  # depthwise: its own channels go along
+        stay = kept(result, "0")
+        each = wanted.shape[1] // 8
+        wanted = wanted[:, (stay[:, None] * each + torch.arange(each)).flatten()]
+    before = float((whole[:3](x) - wanted).square().mean().detach())
+    refit(model, result, x)
+    inputs, made = whole[:2](x).detach(), whole[:3](x).detach()
+    best = best_outputs(copy_model(thin), inputs, wanted)
+    assert torch.allclose(made, best, atol=2e-3 * float(wanted.abs().max()))
+    after = float((made - wanted).square().mean())
+    assert after <= before
+    if thin.groups < 8 - 2:  # a depthwise layer lost none of its inputs
+        assert after < 0.9 * before
+
+
+class Attending(nn.Module):
+    """Queries from one sequence, keys and values from another, added to the queries."""
+
+    def __init__(self, packed: bool, batch_first: bool = True, bias: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.queries, self.others = nn.Linear(5, 16), nn.Linear(5, 16 if packed else 12)
+        sizes = {} if packed else {"kdim": 12, "vdim": 12}
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=batch_first, bias=bias, **sizes)
+        self.head = nn.Linear(16, 3)
+        self.first = batch_first
+        if bias:
+            nn.init.normal_(self.attention.in_proj_bias)
+
+    def hidden(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return F.relu(self.queries(x)), F.relu(self.others(x.flip(1)))
+
+    def attend(self, q: Tensor, other: Tensor) -> Tensor:
+        if not self.first:
+            q, other = q.transpose(0, 1), other.transpose(0, 1)
+        made = self.attention(q, other, value=other)[0]
+        y: Tensor = made if self.first else made.transpose(0, 1)
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, other = self.hidden(x)
+        y: Tensor = self.head(self.attend(q, other) + q)
+        return y
+
+
+def heads_of(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(d)) V of each head of 4 features."""
+    split = [value.reshape(*value.shape[:2], -1, 4).transpose(1, 2) for value in (q, k, v)]
+    weights = (split[0] @ split[1].transpose(-2, -1) / 2).softmax(-1)
+    return (weights @ split[2]).transpose(1, 2).flatten(2)
+
+
+def projected(attention: Any, q: Tensor, other: Tensor) -> list[Tensor]:
+    packed = attention.in_proj_weight
+    separate = (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
+    weights = separate if packed is None else packed.chunk(3)
+    bias = attention.in_proj_bias
+    biases = (None, None, None) if bias is None else bias.chunk(3)
+    values = zip((q, other, other), weights, biases, strict=True)
+    return [F.linear(value, weight, own).detach() for value, weight, own in values]
+
+
+@pytest.mark.parametrize("rule", ["heads", "inputs"])
+@pytest.mark.parametrize(
+    ("packed", "batch_first", "bias"), [(True, True, True), (True, False, False), (False, True, True)]
+)
+def test_the_projections_of_an_attention_are_fitted_as_least_squares_does(
+    packed: bool, batch_first: bool, bias: bool, rule: str
+) -> None:
+    model = Attending(packed, batch_first, bias).eval()
+    x, fresh = draw(200, 6, 5), draw(100, 6, 5, seed=1)
+    if rule == "heads":
+        result = cut(model, x, layers="attention", group="head", sparsity="50%")
+        stay = torch.cat([torch.arange(4 * head, 4 * head + 4) for head in kept(result, "attention")])
+    else:
+        result = cut(model, x, layers="others", group="neuron", sparsity="50%")
+        stay = torch.arange(16)
+    thin: Any = result.model
+    dense_sides, thin_sides = model.hidden(x), thin.hidden(x)
+    dense_out = model.attend(*dense_sides).detach()
+    before = measure_agreement(model, thin, (fresh,), 100)
+    rows = {row.layer: row for row in refit(model, result, x)}
+    assert {name for name in rows if name.startswith("attention.")} == {
+        f"attention.{part}" for part in ("queries", "keys", "values", "out_proj")
+    }
+    assert measure_agreement(model, thin, (fresh,), 100).error < before.error
+    sides = [value.detach() for value in thin.hidden(x)]
+    assert torch.equal(sides[1], thin_sides[1]) or rule == "inputs"
+    dense_parts, parts = projected(model.attention, *dense_sides), projected(thin.attention, *sides)
+    inputs = (sides[0], sides[1], sides[1])
+    for given, part, dense_part in zip(inputs, parts, dense_parts, strict=True):
+        layer = nn.Linear(given.shape[2], len(stay), bias=bias)
+        best = best_outputs(layer, given, dense_part[..., stay])
+        assert torch.allclose(part, best, atol=1e-3 * float(best.abs().max()))
+    coupled = next((one.group for one in result.cuts.widths if len(kept(result, one.group)) == 8), "")
+    left = kept(result, coupled) if packed and rule == "inputs" else torch.arange(16)
+    wanted = (dense_out + dense_sides[0].detach())[..., left] - sides[0]
+    layer = nn.Linear(len(stay), wanted.shape[2], bias=bias)
+    best = best_outputs(layer, heads_of(*parts), wanted)
+    made = thin.attend(*sides).detach()
+    assert torch.allclose(made, best, atol=2e-3 * float(best.abs().max()))
+
+
+def test_an_encoder_of_torch_is_repaired() -> None:
+    """Its fused path calls no layer at all."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(5, 16),
+        nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), 2, enable_nested_tensor=False
+        ),
+        nn.Linear(16, 3),
+    ).eval()
+    x, fresh = draw(200, 6, 5), draw(100, 6, 5, seed=1)
+    result = cut(model, x, layers="*self_attn", group="head", sparsity="50%")
+    before = measure_agreement(model, result.model, (fresh,), 100).error
+    repaired = sparsify.repair(result, [x])
+    done = {row.layer for row in repaired.layers if row.outcome == "refitted"}
+    assert {"1.layers.0.self_attn.out_proj", "1.layers.1.self_attn.values"} <= done
+    assert measure_agreement(model, result.model, (fresh,), 100).error < 0.5 * before
+
+
+class Remembering(nn.Module):
+    def __init__(self, kind: str, **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Linear(5, 8)
+        self.rnn = getattr(nn, kind)(8, 10, **options)
+        self.head = nn.Linear(20 if options.get("bidirectional") else 10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.rnn(2 * F.relu(self.embed(x)))[0])
+        return y
+
+
+def gates(cell: Any, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """The two products that go into the gates of a layer that reads x and remembers h."""
+    read = x @ cell.weight_ih_l0.T + (cell.bias_ih_l0 if cell.bias else 0)
+    remembered = h @ cell.weight_hh_l0.T + (cell.bias_hh_l0 if cell.bias else 0)
+    return read.detach(), remembered.detach()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_recurrent_layer_is_fitted_as_least_squares_does(kind: str, bias: bool) -> None:
+    model = Remembering(kind, batch_first=True, bias=bias).eval()
+    x = draw(200, 7, 5)
+    result = cut(model, x, layers="rnn", group="hidden", sparsity="40%")
+    stay = kept(result, "rnn")
+    thin: Any = result.model
+    rows = {row.layer: row for row in refit(model, result, x)}
+    assert rows["rnn.l0"].outcome == "refitted"
+    read = 2 * F.relu(model.embed(x)).detach()
+    states = model.rnn(read)[0].detach()
+    before = torch.cat([torch.zeros(200, 1, 10), states[:, :-1]], dim=1)
+    several = (torch.arange(model.rnn.weight_ih_l0.shape[0] // 10)[:, None] * 10 + stay).flatten()
+    dense_read, dense_kept = (part[..., several] for part in gates(model.rnn, read, before))
+    own_read, own_kept = gates(thin.rnn, read, before[..., stay])
+    sides = torch.cat([read, before[..., stay]], dim=2)
+    joined, units = slice(None), len(stay)
+    if kind == "GRU":  # of its new gate the two products go in apart
+        joined, new = slice(2 * units), slice(2 * units, None)
+        for made, given, wanted in (
+            (own_read, read, dense_read),
+            (own_kept, before[..., stay], dense_kept),
+        ):
+            layer = nn.Linear(given.shape[2], units, bias=bias)
+            best = best_outputs(layer, given, wanted[..., new])
+            assert torch.allclose(made[..., new], best, atol=1e-3 * float(best.abs().max()))
+    wanted = (dense_read + dense_kept)[..., joined]
+    best = best_outputs(nn.Linear(sides.shape[2], wanted.shape[2], bias=bias), sides, wanted)
+    made = (own_read + own_kept)[..., joined]
+    assert torch.allclose(made, best, atol=1e-3 * float(best.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_deep_recurrent_layers_of_two_directions_come_nearer(kind: str) -> None:
+    model = Remembering(kind, num_layers=2, bidirectional=True).eval()
+    x, fresh = draw(200, 7, 5), draw(100, 7, 5, seed=1)
+    for rule in ({"layers": "rnn", "group": "hidden"}, {"layers": "embed", "group": "neuron"}):
+        result = cut(model, x, sparsity="30%", **rule)
+        before = measure_agreement(model, result.model, (fresh,), 100).error
+        repaired = sparsify.repair(result, [x])
+        ends = {row.layer for row in repaired.layers if row.layer.startswith("rnn.")}
+        assert ends == {"rnn.l0", "rnn.l0_reverse", "rnn.l1", "rnn.l1_reverse"}
+        assert measure_agreement(model, result.model, (fresh,), 100).error < 0.5 * before
+
+
+def test_a_recurrent_layer_whose_outputs_come_no_nearer_keeps_its_weights() -> None:
+    """The fitted examples are far from those held out, and teach nothing."""
+    model = Remembering("GRU", batch_first=True).eval()
+    x = draw(30, 7, 5)
+    result = cut(model, x, layers="rnn", group="hidden", sparsity="10%")
+    rnn = result.model.get_submodule("rnn")
+    state = {name: value.clone() for name, value in rnn.state_dict().items()}
+    misleading = torch.cat([300 * draw(8, 7, 5, seed=2), 0.1 * x[:4]])
+    rows = {row.layer: row for row in refit(model, result, misleading, Settings(ridge=1e-9, held_out=4))}
+    own = rows["rnn.l0"]
+    assert own.outcome == "reverted" and own.before is not None and own.after is not None
+    assert own.after >= own.before
+    assert all(torch.equal(value, state[name]) for name, value in rnn.state_dict().items())
+
+
+def test_packed_sequences_are_left_as_they_are() -> None:
+    class Packed(Remembering):
+        def forward(self, x: Tensor) -> Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(
+                self.embed(x), torch.full((len(x),), x.shape[1]), batch_first=True
+            )
+            made = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)[0]
+            y: Tensor = self.head(made)
+            return y
+
+    model = Packed("LSTM", batch_first=True).eval()
+    x = draw(60, 7, 5)
+    result = cut(model, x, layers="embed", group="neuron", sparsity="25%")
+    repaired = sparsify.repair(result, [x])
+    reasons = {row.layer: row.reason for row in repaired.layers if row.outcome == "skipped"}
+    assert reasons == {"rnn": "its inputs are no batches of sequences of one length"}

@@ -244,8 +244,8 @@ class L2(PenaltySpec):
 
 @final
 class Gsm(PenaltySpec):
-    """gsm: global sparse momentum. Only the most important weights follow the loss; all others decay away,
-    and may come back.
+    """gsm: global sparse momentum. Only the top-Q weights receive gradients of the loss; the rest shrink by
+    weight decay, and may become active again.
 
     T = |w * dL/dw|     of every weight that gsm rules of one `sparsity` cover, in all layers together
     (group: weight)
@@ -255,8 +255,8 @@ class Gsm(PenaltySpec):
     number, else 0
 
     Of more than a million single weights every 31st is ranked, so that Q is met within about 3 %.
-    Weight decay and momentum are the optimizer's and act on all: a weight left out for n steps shrinks by
-    exp(-n * lr * weight_decay / (1 - momentum)), which `plan` foretells. It takes a momentum of 0.98 or 0.99.
+    Weight decay and momentum are the optimizer's and act on all: a weight inactive for n steps shrinks by
+    exp(-n * lr * weight_decay / (1 - momentum)), which `plan` predicts. It takes a momentum of 0.98 or 0.99.
     Source: Ding et al., arXiv:1909.12778, algorithm 1 (single weights); on groups as Ding et al.,
     arXiv:2007.03260, mask them.
     """

@@ -62,8 +62,8 @@ class Profile(Spec):
     digest: Text
     """of what it depends on: model, data, layers, criteria, seed, number of examples"""
     network: str | None = None
-    """digest of the network without its numbers: names, types and shapes of its layers and tensors; null in
-    files of before it was written"""
+    """digest of the structure of the network, without its weights: names, types and shapes of its layers and
+    tensors; null in files of before it was written"""
     examples: Positive
     """validation examples"""
     loss: float

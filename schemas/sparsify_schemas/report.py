@@ -251,8 +251,8 @@ class Epoch(Measured):
     """share of the groups that rules cover whose norm is zero"""
     strength: float | None = None
     woken: float | None = None
-    """share of what gsm covers that was left out in one step and followed the loss in the next, mean over the
-    steps"""
+    """fraction of the weights of gsm rules that switched from inactive to active between two steps, mean over
+    the steps"""
     threshold: float | None = None
     """weights up to so large were set to zero at the end of this epoch; the validation figures are of after
     that"""
@@ -387,7 +387,7 @@ class Report(Spec):
     search: Search | None = None
     """what was tried, where the budget limits an accuracy_drop"""
     verdict: Verdict
-    """of the cut that says least for it"""
+    """the worst verdict of any cut: by outcome, then by difference"""
     notes: tuple[str, ...] = ()
     """what a reader must know, in plain words"""
     files: dict[str, str] = {}

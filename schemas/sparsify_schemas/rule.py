@@ -48,7 +48,7 @@ Limits = Annotated[
 
 
 class Keep(Spec):
-    """What a rule never goes below."""
+    """Lower bounds on the width that a rule may leave."""
 
     at_least: Positive | None = None
     """groups that stay in every layer. Left out: a tenth of those that are not zero, or 1 where a budget or a

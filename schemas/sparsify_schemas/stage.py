@@ -84,8 +84,8 @@ class Goal(Spec):
     """What a cut is to leave."""
 
     way: Share = Share(100, "%")
-    """how far to go from the dense model towards the budget and the rules' own sparsities; the last cut goes
-    all the way"""
+    """fraction of the target reduction (the budget's and the rules' own sparsities) that this cut applies,
+    measured from the dense model; the last cut must be 100%"""
     budget: Budget | None = None
     """what this cut may leave of the dense model, in place of the recipe's budget; not in the last cut"""
 

@@ -23,8 +23,8 @@ def find_dead_units(
     parameters: Mapping[str, Tensor],
     roles: Collection[str] = ("out", "in", "whole"),
 ) -> dict[str, Tensor]:
-    """Units whose producers' weights are all zero, or whose consumers' input slices all
-    are: nothing learnt goes with them.
+    """Units whose producers' weights, or whose consumers' input slices, are all zero: removing them loses no
+    trained weights.
 
     Biases and normalisation shifts do not count: what such a unit still emits is a constant.
     A residual branch is dead when all of its parameters are zero.

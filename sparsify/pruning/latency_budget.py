@@ -74,8 +74,8 @@ def settled(
     """Coupled group -> units that stay, such that every latency budget holds as measured, 94 to 98 % of it
     used.
 
-    Where no choice of six comes so near, the slowest that holds; where none holds, the fastest. Targets that
-    are not here are taken at their clock's word.
+    Where no choice of six comes so near, the slowest that holds; where none holds, the fastest. Targets
+    that cannot be timed on this machine use the predicted latency.
     """
     timed = [c for c in clocks if c.measured]
     if not timed:

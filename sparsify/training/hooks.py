@@ -182,7 +182,7 @@ class Hooks:
             self._show_weights(noisy=False)
 
     def _restore(self, gradients: Mapping[str, Tensor], scale: float) -> None:
-        """The last shown first: each finds the weights as it left them."""
+        """Undo in reverse order, so each penalty sees the weights it left."""
         for regularizer in reversed(self._regularizers):
             if regularizer.action.restore is not None:
                 regularizer.action.restore(self._weights(), gradients, scale)

@@ -421,7 +421,7 @@ def _network_by_network(by_name: Mapping[str, list[Row]]) -> Iterator[str]:
 
 
 def _outcome(rows: Iterable[Row]) -> str:
-    """Of the modes that cut living units: the one that says least for the cut."""
+    """Of the modes that cut living units: the worst verdict."""
     known = ("protected", "nothing cut", "equal", "statistics change")
     found = [r.outcome for r in rows if r.mode != "dead"] or [r.outcome for r in rows]
     worst = max(found, key=lambda o: known.index(o) if o in known else len(known))

@@ -44,8 +44,8 @@ def assign_rules(
                 before, through = owner.get(group.name, (index, layer.name))
                 if group.protected is None and before != index and first == index and not rule.override:
                     text = (
-                        f"'{layer.name}' leaves together with '{through}', which rules.{before} already has "
-                        f"(coupled group '{group.name}')"
+                        f"'{layer.name}' and '{through}' are pruned together (coupled group "
+                        f"'{group.name}'), and rules.{before} already covers that group"
                     )
                     problems.append(_report_overlap(positions, index, text))
                     continue
@@ -93,8 +93,8 @@ def _check_clashes(
             if rival is None or rules[rival].group == group:
                 continue
             text = (
-                f"layer '{layer.name}' has group '{rules[rival].group}' by rules.{rival}, "
-                f"which group '{group}' cannot be laid over"
+                f"layer '{layer.name}' has group '{rules[rival].group}' by rules.{rival}; "
+                f"group '{group}' cannot be combined with it on the same layer"
             )
             yield positions.problem(f"rules.{index}.layers", text, "narrow one of the two selectors")
 

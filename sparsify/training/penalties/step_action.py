@@ -22,12 +22,11 @@ Proximal = Callable[[Tensors, Mapping[str, float]], None]
 """(weights, amounts): change the weights in place, after every n-th step;
 amount is lr * strength summed over the n steps"""
 Restore = Callable[[Tensors, Tensors, float], None]
-"""(weights, gradients, what a GradScaler has multiplied them by):
-have the parameters hold the trained weights again, and the gradients be those by them;
-there are none where no backward pass came before"""
+"""(weights, gradients, what a GradScaler has multiplied them by): swap the trained weights back in, and turn
+the gradients into those of the trained weights; there are none where no backward pass came before"""
 Show = Callable[[Tensors, bool], None]
-"""(weights, noisy): have the parameters hold what the model shall compute with until `restore`:
-a draw for the next step, or, not noisy, what is expected"""
+"""(weights, noisy): swap in the weights for the forward pass: a sample if noisy, for the next training step,
+else the expectation. `restore` swaps back."""
 StrengthAt = Callable[[int, tuple[int, int], int], float]
 """(step, steps of the last cut and of the next one or the ends of the stage, steps of an epoch):
 lambda, where no schedule of the recipe says it"""

@@ -471,8 +471,8 @@ def test_two_rules_that_reach_a_block_and_a_branch_of_it() -> None:
     with pytest.raises(RecipeError) as caught:
         planned(words(), WORDS, *rules)
     assert str(caught.value).splitlines()[0].partition(": ")[2] == (
-        "rules.1.layers: 'blocks.1.mixed' leaves together with 'blocks.1', which "
-        "rules.0 already has (coupled group 'blocks.1'); "
+        "rules.1.layers: 'blocks.1.mixed' and 'blocks.1' are pruned together "
+        "(coupled group 'blocks.1'), and rules.0 already covers that group; "
         "narrow one of the two selectors, or say 'override: true' in the later rule"
     )
     plan = planned(words(), WORDS, rules[0], {**rules[1], "override": True})

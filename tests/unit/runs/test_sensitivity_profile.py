@@ -243,7 +243,7 @@ def test_limits_are_found_for_the_recipe_that_will_read_them(
 
 def test_limits_bound_what_a_budget_takes_and_what_a_demand_takes() -> None:
     kept = widths({**limited({"conv1": "25%", "conv4": "50%"}), "budget": {"macs": "12%"}})
-    assert kept["conv1"] >= 12 and kept["conv2"] >= 16, "conv4 leaves together with conv2"
+    assert kept["conv1"] >= 12 and kept["conv2"] >= 16, "conv4 is pruned together with conv2"
     assert widths({**limited({"conv1": "25%"}), "budget": {"macs": "12%"}})["conv2"] < 16, (
         "which that limit keeps from going further"
     )

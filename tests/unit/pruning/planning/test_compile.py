@@ -153,16 +153,16 @@ GOLDEN = {
     "two rules on one coupled group": (
         "rules:\n  - {layers: conv1, group: filter}\n  - {layers: conv3, group: filter}\n",
         [
-            "recipe.yaml:5:14: rules.1.layers: 'conv3' leaves together with 'conv1', "
-            "which rules.0 already has (coupled group 'conv1'); "
+            "recipe.yaml:5:14: rules.1.layers: 'conv3' and 'conv1' are pruned together "
+            "(coupled group 'conv1'), and rules.0 already covers that group; "
             "narrow one of the two selectors, or say 'override: true' in the later rule"
         ],
     ),
     "a channel is another layer's filter": (
         "rules:\n  - {layers: conv2, group: filter}\n  - {layers: conv3, group: channel}\n",
         [
-            "recipe.yaml:5:14: rules.1.layers: 'conv3' leaves together with 'conv2', "
-            "which rules.0 already has (coupled group 'conv2'); "
+            "recipe.yaml:5:14: rules.1.layers: 'conv3' and 'conv2' are pruned together "
+            "(coupled group 'conv2'), and rules.0 already covers that group; "
             "narrow one of the two selectors, or say 'override: true' in the later rule"
         ],
     ),
@@ -224,8 +224,8 @@ GOLDEN = {
         "rules:\n  - {layers: conv2, group: 2:4}\n  - {layers: conv2, group: 1:4}\n",
         [
             (
-                "recipe.yaml:5:14: rules.1.layers: layer 'conv2' has group '2:4' by rules.0, "
-                "which group '1:4' cannot be laid over; narrow one of the two selectors"
+                "recipe.yaml:5:14: rules.1.layers: layer 'conv2' has group '2:4' by rules.0; "
+                "group '1:4' cannot be combined with it on the same layer; narrow one of the two selectors"
             )
         ],
     ),
@@ -237,8 +237,8 @@ GOLDEN = {
         ),
         [
             (
-                "recipe.yaml:5:14: rules.1.layers: layer 'conv2' has group '2x2' by rules.0, "
-                "which group 'shape' cannot be laid over; narrow one of the two selectors"
+                "recipe.yaml:5:14: rules.1.layers: layer 'conv2' has group '2x2' by rules.0; "
+                "group 'shape' cannot be combined with it on the same layer; narrow one of the two selectors"
             )
         ],
     ),
@@ -355,8 +355,8 @@ def test_override_takes_over(tmp_path: Path) -> None:
 
 
 def test_what_is_taken_over_is_left_alone_by_the_earlier_rule(tmp_path: Path) -> None:
-    """conv3 leaves together with conv1, which the later rule takes: the earlier rule's penalty must not act
-    on it."""
+    """conv3 is pruned together with conv1, which the later rule takes: the earlier rule's penalty must not
+    act on it."""
     penalty = "penalty: {kind: l1, strength: 1e-3}"
     plan = compiled(
         tmp_path,
